@@ -1,0 +1,49 @@
+# smoothlab: every target first makes .venv with the versions pinned in constraints.txt, once.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test slow bench lint
+
+help:
+	@echo "make demo    Fig. 1a and 1b on the built-in model and data, into out/demo/ (open out/demo/index.html); about 3 minutes"
+	@echo "make test    tests, ruff, mypy, import-linter; about 4 minutes"
+	@echo "make slow    the long tests too"
+	@echo "make bench   speed against other Hessian tools"
+	@echo "make lint    ruff, mypy, import-linter only"
+	@echo "The first of them makes .venv (Python 3.11 or newer; a few minutes). Another Python: make test PYTHON=python3.12"
+
+$(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "smoothlab needs Python 3.11 or newer, and there is no '$(PYTHON)' here: install one, or name it: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "smoothlab needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) -V 2>&1). Name a newer one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@echo "Setting up .venv with $$($(PYTHON) -V) and the versions in constraints.txt (once; a few minutes) ..."
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@
+
+demo: $(STAMP)
+	@$(BIN)/smoothlab demo --out out/demo
+
+# Every check runs even if one fails; pytest is the last, so that its summary closes the output.
+define LINT
+	status=0; \
+	echo "== ruff";          $(BIN)/ruff check --quiet . || status=1; \
+	echo "== ruff format";   $(BIN)/ruff format --check --quiet . || { echo "run: $(BIN)/ruff format ."; status=1; }; \
+	echo "== mypy";          $(BIN)/mypy || status=1; \
+	echo "== import-linter"; $(BIN)/lint-imports --no-logo >.venv/lint-imports.log 2>&1 || { cat .venv/lint-imports.log; status=1; };
+endef
+
+lint: $(STAMP)
+	@$(LINT) exit $$status
+
+test: $(STAMP)
+	@$(LINT) \
+	echo "== pytest"; $(BIN)/python -m pytest || status=1; \
+	if [ $$status != 0 ]; then echo "make test: FAILED (see above)" >&2; fi; exit $$status
+
+slow: $(STAMP)
+	@$(BIN)/python -m pytest -m "not gpu and not network"
+
+bench: $(STAMP)
+	@$(BIN)/python -m pytest benchmarks/test_speed.py -m "" --benchmark-columns=median,iqr,rounds

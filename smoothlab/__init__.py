@@ -1,0 +1,51 @@
+"""smoothlab: per-block curvature of language models along their fine-tuning, with error bars.
+
+The names below are loaded when first used, so that importing the package costs nothing: neither torch nor transformers.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from smoothlab.blocks import Block
+    from smoothlab.hessian import exact_hvp, fd_hvp
+    from smoothlab.llm.callback import SmoothnessCallback
+    from smoothlab.norms import NormEstimate, block_norms
+    from smoothlab.records import load
+    from smoothlab.trajectory import SmoothnessHook
+
+__version__ = "0.1.0"
+__all__ = [
+    "Block",
+    "NormEstimate",
+    "SmoothnessCallback",
+    "SmoothnessHook",
+    "__version__",
+    "block_norms",
+    "exact_hvp",
+    "fd_hvp",
+    "load",
+]
+
+_HOMES = {
+    "Block": "blocks",
+    "NormEstimate": "norms",
+    "SmoothnessCallback": "llm.callback",
+    "SmoothnessHook": "trajectory",
+    "block_norms": "norms",
+    "exact_hvp": "hessian",
+    "fd_hvp": "hessian",
+    "load": "records",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
