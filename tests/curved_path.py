@@ -1,0 +1,74 @@
+"""Records of a training run whose every number is known in closed form, written as `smoothlab smoothness` writes them.
+
+The loss is separable, f(w) = sum_i a_i w_i^2 / 2 + b_i w_i^4 / 12, so that g_i = a_i w_i + b_i w_i^3 / 3 and
+H = diag(a_i + b_i w_i^2): gradient descent moves the Hessian, and its norm falls together with the gradient's.
+"""
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+
+BATCH, SPREAD, HVPS = 8, 0.05, {"careful": 15, "paper": 100}
+
+
+@dataclass(frozen=True)
+class Curved:
+    name: str
+    a: tuple[float, ...]
+    b: tuple[float, ...]
+    start: float = 1.0
+    lr: float = 0.02
+    dim: int = 3_494_400  # number of parameters this block is said to have: it only scales the values as printed
+
+    def path(self, steps):
+        a, b = np.array(self.a), np.array(self.b)
+        w = np.full(len(a), self.start)
+        for _ in range(steps + 1):
+            gradient = a * w + b * w**3 / 3
+            yield w, gradient, a + b * w**2
+            w = w - self.lr * gradient
+
+
+BASE = Curved("base", (2.0, 5.0, 9.0), (6.0, 3.0, 1.0))
+PEFT = Curved("peft", (0.3, 0.2), (0.1, 0.4), dim=49_152)
+HEAD = Curved("head", (0.05, 0.04), (0.02, 0.01), dim=512)
+
+
+def rows(blocks, at, protocols=("careful", "paper"), noise=1.5e-3, dims=True):
+    """Rows at the steps `at`. Paper rows carry a floor `noise * ||g|| * sqrt(d)` that adds to the truth in quadrature."""
+    for block in blocks:
+        trace = dict(enumerate(block.path(max(at) + 1)))
+        for step in at:
+            w, gradient, diagonal = trace[step]
+            w_next, next_gradient, _ = trace[step + 1]
+            norm, grad_norm = float(np.linalg.norm(diagonal)), float(np.linalg.norm(gradient))
+            common = {"kind": "row", "step": step, "block": block.name, "wrt": block.name, "dim": block.dim,
+                      "h": None, "flag": None, "loss": 0.7, "grad_norm": grad_norm, "grad_norm_total": grad_norm,
+                      "normalized": None}  # fmt: skip
+            if "careful" in protocols:
+                yield common | {"protocol": "careful", "quantity": "frobenius", "value": norm, "low": norm * (1 - SPREAD),
+                                "high": norm * (1 + SPREAD), "hvps": HVPS["careful"], "floor": 1e-6 * norm}  # fmt: skip
+                top = float(diagonal.max())
+                yield common | {"protocol": "careful", "quantity": "spectral", "value": top, "low": None,
+                                "high": top * 1.1, "hvps": 0, "floor": None}  # fmt: skip
+                yield common | {"protocol": "careful", "quantity": "gradient_lipschitz", "low": None, "high": None, "hvps": 0,
+                                "value": float(np.linalg.norm(next_gradient - gradient) / np.linalg.norm(w_next - w)),
+                                "floor": None}  # fmt: skip
+            if "paper" in protocols:
+                scale = np.sqrt(block.dim) / BATCH
+                floor = noise * grad_norm * np.sqrt(block.dim) / BATCH
+                measured = float(np.hypot(norm, floor))
+                yield common | {"protocol": "paper", "quantity": "frobenius", "value": measured / scale, "h": 1e-5,
+                                "low": 0.9 * measured / scale, "high": 1.1 * measured / scale, "normalized": measured,
+                                "hvps": HVPS["paper"], "floor": floor / scale,
+                                "flag": "below floor" if norm < floor / 4 else None}  # fmt: skip
+
+
+def write(path, found, config=None, experiment="smoothness"):
+    header = {"kind": "header", "experiment": experiment,
+              "config": {"model": "micro", "data": "sst2", "peft": "lora", "seed": 0, "batch": BATCH, **(config or {})},
+              "environment": {"python": "3.11.2", "torch": "2.13.0", "device": "cpu", "threads": 1}}  # fmt: skip
+    lines = [header, *found, {"kind": "end", "seconds": 12.5}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return path
