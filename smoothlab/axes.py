@@ -14,23 +14,20 @@ NEAR = 5  # a floor this factor under the smallest value is still shown on a log
 def axis_label(blocks: Sequence[str], quantity: str) -> str:
     """Label with unit, ``||H_base||_F (mean loss)``; without a block's name where there are several."""
     name = blocks[0] if len(blocks) == 1 else ""
-    hessian = symbol("H", name)
     signs = {
-        "frobenius": rf"$\|${hessian}$\|_F$",
-        "spectral": rf"$|\lambda|_{{\max}}$({hessian})",
-        "trace": rf"tr {hessian}",
+        "frobenius": symbol("H", name, r"\|", r"\|_F"),
+        "spectral": symbol("H", name, r"|\lambda|_{\max}(", ")"),
+        "trace": symbol("H", name, r"\mathrm{tr}\,"),
         "gradient_lipschitz": "gradient Lipschitz constant",
     }
     return f"{signs.get(quantity, quantity)} (mean loss)"
 
 
-def symbol(letter: str, block: str) -> str:
-    """Mathtext of a letter with the block's name as its index, in brackets where the name is no plain word."""
-    if not block:
-        return rf"${letter}$"
+def symbol(letter: str, block: str, left: str = "", right: str = "") -> str:
+    """Mathtext of a letter with the block's name as its index, or after it where the name is no plain word."""
     if block.isalnum():
-        return rf"${letter}_{{\mathrm{{{block}}}}}$"
-    return rf"${letter}$[" + block.replace("$", r"\$") + "]"
+        return rf"${left}{letter}_{{\mathrm{{{block}}}}}{right}$"
+    return rf"${left}{letter}{right}$" + (f" of {block}".replace("$", r"\$") if block else "")
 
 
 def floor_shows(rows: pd.DataFrame, logarithmic: bool) -> bool:

@@ -81,8 +81,7 @@ def norm_along_training(
         ax.plot([], [], "--", color="#444444", lw=0.8, label="rounding floor of each")
     if any(rows["below"].any() for rows in series.values()):
         ax.plot([], [], "o", ms=4, mfc="white", mec="#444444", label="hollow: under its floor")
-    shown = quantity if not printed else "printed"
-    ax.set(xlabel="step", ylabel=axis_label(blocks, shown))
+    ax.set(xlabel="step", ylabel="as printed in Appendix D.4" if printed else axis_label(blocks, quantity))
     step_axis(ax, pd.concat([rows["step"] for rows in series.values()]))
     if legend:
         legend_above(ax, title=title)
@@ -116,13 +115,14 @@ def norm_against_gradient(
         if floor_shows(rows, logarithmic):
             shown = ax.plot(floor["grad_norm"], floor["floor"], "--", lw=0.8, label=f"{short}: rounding floor")
             shown[0].set_color(PROTOCOL_COLORS.get(name, "black"))
+    bar = r"\|"
     norms = pd.concat([rows["grad_norm"] for rows in series.values()])
     if logarithmic:
         ax.set_xscale("log")
         room = max((norms.max() / norms.min()) ** 0.05, 1.15)
         ax.set_xlim(norms.min() / room, norms.max() * room)
         log_ticks(ax.xaxis, pd.Series(ax.get_xlim()))
-    ax.set(xlabel=rf"gradient norm $\|${symbol('g', block)}$\|$", ylabel=axis_label((block,), quantity))
+    ax.set(xlabel=f"gradient norm {symbol('g', block, bar, bar)}", ylabel=axis_label((block,), quantity))
     if legend:
         legend_above(ax, columns=1)
 

@@ -1,6 +1,7 @@
 """One self-contained HTML page from records and figures: no script, no external resource, images embedded as base64.
 
-The page reads in light and dark, prints without cut figures, and gives every image an alternative text. Text is escaped.
+The page reads in light and dark, prints without cut figures, and gives every image an alternative text. Text is
+escaped.
 """
 
 import base64
@@ -37,6 +38,17 @@ tbody tr:nth-child(even) { background: var(--row); }
 @media print {
   body { max-width: none; padding: 0; font-size: 10.5pt; } h2 { break-after: avoid; } .wide { overflow: visible; } }
 """
+
+HOW_TO_READ = (
+    "The norm of the Hessian says how fast the gradient turns when the weights move, and so how large a learning rate "
+    "they bear: the larger the norm, the smaller the rate. Each block of weights is measured by itself.",
+    "Careful: the estimate of this project, for the mean loss of a minibatch; parentheses hold 95 % intervals.",
+    "Appendix D.4: the paper's own settings, unit vectors and a forward difference with a fixed small step. Its "
+    "formula as printed sums over the batch and has no sqrt(d), d the number of weights; rescaled means times "
+    "sqrt(d)/batch, which makes it comparable.",
+    "Rounding floor: what the computer's rounding alone would show where there is no curvature at all. A value near "
+    "its floor is mostly rounding; one under it says nothing and is drawn hollow.",
+)
 
 
 @dataclass(frozen=True)
@@ -106,6 +118,7 @@ def demo_report(folder: Path, records_1a: Any, records_1b: Any) -> Path:
     a, b = records.load(records_1a), records.load(records_1b)
     headers = {**a.attrs["headers"], **b.attrs["headers"]}
     sections = [
+        Section("How to read this page", HOW_TO_READ),
         Section("Figure 1a: the base model along full fine-tuning", sentences.fig1a(a), [draw(folder / "fig1a", a)]),
         Section("Figure 1b: base model and PEFT module along joint training", sentences.fig1b(b),
                 [draw(folder / "fig1b", b)]),
@@ -144,7 +157,7 @@ def draw(stem: Path, df: pd.DataFrame, where: str = "") -> Picture:
         alt = f"Hessian norm of {block} against training step and against its gradient norm"
         caption = (
             "Left: Frobenius norm of the Hessian against the step. Right: the same against the gradient norm, "
-            "colored by step. Bars and bands are pointwise 95 % intervals, dashed lines what rounding alone can produce."
+            "colored by step. Bars and bands are pointwise 95 % intervals, dashed lines are rounding floors."
         )
     elif stem.name.startswith("fig1b"):
         fig = plots.figure(7.0, 3.9)

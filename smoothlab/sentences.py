@@ -214,7 +214,7 @@ def uncertain(df: pd.DataFrame) -> list[str]:
         if runs == 1
         else f"There are {runs} runs behind this: what differs between seeds, models and tasks shows only as far as "
         "these runs differ.",
-        f"Intervals are pointwise: of the {intervals} two-sided ones about {number(intervals / 20)} miss the true "
+        f"Intervals are pointwise: of the {intervals} two-sided ones about {intervals / 20:.1f} miss the true "
         "value even if all is right.",
     ]
     if (rows["quantity"] == "spectral").any():

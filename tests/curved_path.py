@@ -35,7 +35,7 @@ PEFT = Curved("peft", (0.3, 0.2), (0.1, 0.4), dim=49_152)
 HEAD = Curved("head", (0.05, 0.04), (0.02, 0.01), dim=512)
 
 
-def rows(blocks, at, protocols=("careful", "paper"), noise=1.5e-3, dims=True):
+def rows(blocks, at, protocols=("careful", "paper"), noise=1.5e-3):
     """Rows at the steps `at`. Paper rows carry a floor `noise * ||g|| * sqrt(d)` that adds to the truth in quadrature."""
     for block in blocks:
         trace = dict(enumerate(block.path(max(at) + 1)))
@@ -43,26 +43,35 @@ def rows(blocks, at, protocols=("careful", "paper"), noise=1.5e-3, dims=True):
             w, gradient, diagonal = trace[step]
             w_next, next_gradient, _ = trace[step + 1]
             norm, grad_norm = float(np.linalg.norm(diagonal)), float(np.linalg.norm(gradient))
-            common = {"kind": "row", "step": step, "block": block.name, "wrt": block.name, "dim": block.dim,
-                      "h": None, "flag": None, "loss": 0.7, "grad_norm": grad_norm, "grad_norm_total": grad_norm,
-                      "normalized": None}  # fmt: skip
+            common = {
+                "kind": "row", "step": step, "block": block.name, "wrt": block.name, "dim": block.dim, "h": None,
+                "flag": None, "normalized": None, "loss": 0.7, "grad_norm": grad_norm, "grad_norm_total": grad_norm,
+            }  # fmt: skip
             if "careful" in protocols:
-                yield common | {"protocol": "careful", "quantity": "frobenius", "value": norm, "low": norm * (1 - SPREAD),
-                                "high": norm * (1 + SPREAD), "hvps": HVPS["careful"], "floor": 1e-6 * norm}  # fmt: skip
+                yield common | {
+                    "protocol": "careful", "quantity": "frobenius", "hvps": HVPS["careful"], "floor": 1e-6 * norm,
+                    "value": norm, "low": norm * (1 - SPREAD), "high": norm * (1 + SPREAD),
+                }  # fmt: skip
                 top = float(diagonal.max())
-                yield common | {"protocol": "careful", "quantity": "spectral", "value": top, "low": None,
-                                "high": top * 1.1, "hvps": 0, "floor": None}  # fmt: skip
-                yield common | {"protocol": "careful", "quantity": "gradient_lipschitz", "low": None, "high": None, "hvps": 0,
-                                "value": float(np.linalg.norm(next_gradient - gradient) / np.linalg.norm(w_next - w)),
-                                "floor": None}  # fmt: skip
+                yield common | {
+                    "protocol": "careful", "quantity": "spectral", "hvps": 0, "floor": None,
+                    "value": top, "low": top, "high": top * 1.1,
+                }  # fmt: skip
+                yield common | {
+                    "protocol": "careful", "quantity": "gradient_lipschitz", "hvps": 0, "floor": None,
+                    "low": None, "high": None,
+                    "value": float(np.linalg.norm(next_gradient - gradient) / np.linalg.norm(w_next - w)),
+                }  # fmt: skip
             if "paper" in protocols:
                 scale = np.sqrt(block.dim) / BATCH
-                floor = noise * grad_norm * np.sqrt(block.dim) / BATCH
+                floor = noise * grad_norm * scale
                 measured = float(np.hypot(norm, floor))
-                yield common | {"protocol": "paper", "quantity": "frobenius", "value": measured / scale, "h": 1e-5,
-                                "low": 0.9 * measured / scale, "high": 1.1 * measured / scale, "normalized": measured,
-                                "hvps": HVPS["paper"], "floor": floor / scale,
-                                "flag": "below floor" if norm < floor / 4 else None}  # fmt: skip
+                yield common | {
+                    "protocol": "paper", "quantity": "frobenius", "hvps": HVPS["paper"], "h": 1e-5,
+                    "value": measured / scale, "low": 0.9 * measured / scale, "high": 1.1 * measured / scale,
+                    "normalized": measured, "floor": floor / scale,
+                    "flag": "below floor" if norm < floor / 4 else None,
+                }  # fmt: skip
 
 
 def write(path, found, config=None, experiment="smoothness"):
