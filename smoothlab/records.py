@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -92,6 +92,33 @@ def run(experiment: Experiment, out: Path, *, environment: Row, overwrite: bool 
                 row = next(fresh, None)
         _append(out, file, {"kind": "end", "seconds": None if keep else round(time.monotonic() - begun, 3)})
     return out
+
+
+class Writer:
+    """A record file written from somebody else's loop, where no generator can be resumed: header, rows, end.
+
+    Raises:
+        BadInput: the file cannot be written, or holds something and `overwrite` is not set.
+    """
+
+    def __init__(self, out: Path, name: str, config: Row, environment: Row, *, overwrite: bool = False) -> None:
+        self._out, self._stack, self._begun = out, ExitStack(), time.monotonic()
+        self._file = self._stack.enter_context(_opened(out))
+        if os.fstat(self._file).st_size and not overwrite:
+            self._stack.close()
+            raise BadInput(f"{out} exists; choose another file, or pass overwrite=True to replace it")
+        _cut(out, self._file, 0)
+        head = {"kind": "header", "experiment": name, "config": _plain(config), "environment": _plain(environment)}
+        _append(out, self._file, head)
+
+    def write(self, row: Row) -> None:
+        """Append one row, through to the operating system."""
+        _append(self._out, self._file, {"kind": "row", **_plain(row)})
+
+    def end(self) -> None:
+        """Append the end line and close the file."""
+        _append(self._out, self._file, {"kind": "end", "seconds": round(time.monotonic() - self._begun, 3)})
+        self._stack.close()
 
 
 def environment(**told: Any) -> Row:

@@ -1,0 +1,180 @@
+"""Blocks of parameters and losses on one fixed minibatch: everything is measured through these two.
+
+A synthetic objective and a 7B language model are the same kind of thing here: a `Loss`, which takes no argument and
+returns the mean loss of one fixed minibatch at the current parameters, and `Block`s, which name groups of them
+(x = "base" and y = "peft" in Eq. (1)). Vectors on a block are flat tensors [dim], in the order of its parameters.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from smoothlab.errors import BadInput
+
+Loss = Callable[[], Tensor]
+"""The mean loss of ONE fixed minibatch at the current parameters: deterministic, no argument, a scalar."""
+
+Law = Literal["gaussian", "rademacher", "sphere"]
+"""Law of a probe v with E vv' = I: normal, random signs, or uniform on the sphere of radius sqrt(dim)."""
+
+_RUN = 1 << 16  # entries summed in working precision before fp64 takes over; what is split so also stays in cache
+
+
+@dataclass(frozen=True)
+class Block:
+    """A named group of parameters of one dtype on one device."""
+
+    name: str
+    params: tuple[Tensor, ...]
+
+    def __post_init__(self) -> None:
+        if not self.params:
+            raise BadInput(f"block '{self.name}' has no parameters: leave it out or widen its pattern")
+        kinds = {(p.dtype, p.device) for p in self.params}
+        if len(kinds) > 1:
+            found = ", ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds))
+            raise BadInput(f"block '{self.name}' mixes {found}: split it, or convert the model to one dtype and device")
+
+    @property
+    def dim(self) -> int:
+        """Number of scalar parameters d of the block."""
+        return sum(p.numel() for p in self.params)
+
+    def views(self, flat: Tensor) -> list[Tensor]:
+        """Parts of a flat vector [dim] in the shapes of the parameters, without copying."""
+        sizes = [p.numel() for p in self.params]
+        return [part.view(p.shape) for part, p in zip(flat.split(sizes), self.params, strict=True)]
+
+
+def flatten(tensors: Iterable[Tensor]) -> Tensor:
+    """One flat vector from tensors in order."""
+    return torch.cat([t.reshape(-1) for t in tensors])
+
+
+def check_partition(blocks: Iterable[Block], parameters: Iterable[tuple[str, Tensor]]) -> None:
+    """Check that every named parameter lies in exactly one block and that no two share memory in part.
+
+    Raises:
+        BadInput: names the parameter and the blocks it is in, the parameter in none, or the two that share memory.
+    """
+    names = {id(p): name for name, p in parameters}
+    owner: dict[int, str] = {}
+    for block in blocks:
+        for p in block.params:
+            if id(p) in owner:
+                raise BadInput(
+                    f"parameter {names.get(id(p), tuple(p.shape))} is in blocks '{owner[id(p)]}' and '{block.name}': "
+                    "make the patterns exclude each other"
+                )
+            owner[id(p)] = block.name
+    for key, name in names.items():
+        if key not in owner:
+            raise BadInput(f"parameter {name} is in no block: add a pattern that matches it")
+    memory = Counter(p.untyped_storage().data_ptr() for block in blocks for p in block.params if p.numel())
+    for block in blocks:
+        for p in block.params:
+            if p.numel() and memory[p.untyped_storage().data_ptr()] > 1:
+                raise BadInput(
+                    f"parameter {names.get(id(p), tuple(p.shape))} shares its memory with another parameter: tie them "
+                    "as one nn.Parameter, or give each its own memory with p.data = p.data.clone()"
+                )
+
+
+def draw(block: Block, law: Law, seed: Sequence[int]) -> Tensor:
+    """A probe v [dim] on `block` with E vv' = I, fixed by `seed`; every tensor has its own stream.
+
+    Equal-shaped tensors get different noise, and a tensor's noise does not depend on the order of visits or threads.
+    """
+    parts = []
+    for index, p in enumerate(block.params):
+        state = np.random.SeedSequence([*seed, index]).generate_state(2, np.uint32)
+        generator = torch.Generator(p.device).manual_seed(int(state[0]) << 31 | int(state[1]) >> 1)
+        if law == "rademacher":
+            bits = torch.randint(0, 2, (p.numel(),), generator=generator, device=p.device, dtype=torch.int8)
+            parts.append(bits.to(p.dtype) * 2 - 1)
+        elif law in ("gaussian", "sphere"):
+            parts.append(torch.randn(p.numel(), generator=generator, device=p.device, dtype=p.dtype))
+        else:
+            raise BadInput(f"probe law '{law}' is unknown: use gaussian, rademacher or sphere")
+    v = torch.cat(parts)
+    return v * (block.dim**0.5 / norm(v)) if law == "sphere" else v
+
+
+def dot(a: Tensor, b: Tensor) -> float:
+    """<a, b> of flat vectors; runs of 2^16 entries in working precision, their sums in fp64.
+
+    torch's own fp32 dot product is off by up to 1 % over 1e8 entries on a CPU.
+    """
+    runs = [torch.dot(x, y) for x, y in zip(a.split(_RUN), b.split(_RUN), strict=True)]
+    return float(torch.stack(runs).double().sum())
+
+
+def norm(a: Tensor) -> float:
+    """Euclidean norm of a flat vector, summed as `dot` does."""
+    return dot(a, a) ** 0.5
+
+
+class Shift:
+    """Moves a block along a vector by pointing its parameters at other memory: its own is never written.
+
+    Costs one copy of the block. The parameters are the old ones to the bit afterwards, also after an exception.
+    """
+
+    def __init__(self, block: Block) -> None:
+        self.block = block
+        self.realized = 0.0
+        self._moved = [
+            torch.empty_like(p, requires_grad=False, memory_format=torch.contiguous_format) for p in block.params
+        ]
+
+    @contextmanager
+    def along(self, v: Tensor, h: float) -> Iterator[None]:
+        """Inside the context the block stands at fl(theta + h v).
+
+        `realized` is then <delta, v> with delta = fl(theta + h v) - theta, the move that rounding let through.
+        """
+        home = [p.data for p in self.block.params]
+        runs = []
+        for place, moved, part in zip(home, self._moved, self.block.views(v), strict=True):
+            for start, end, way in zip(*(t.reshape(-1).split(_RUN) for t in (place, moved, part)), strict=True):
+                torch.add(start, way, alpha=h, out=end)
+                runs.append(torch.dot(end - start, way))
+        self.realized = float(torch.stack(runs).double().sum())
+        try:
+            for p, moved in zip(self.block.params, self._moved, strict=True):
+                p.data = moved
+            yield
+        finally:
+            for p, place in zip(self.block.params, home, strict=True):
+                p.data = place
+
+
+def fixed_loss(compute: Loss, module: nn.Module, *, train: bool = False, seed: int = 0) -> Loss:
+    """`compute` as a deterministic Loss that leaves the module's flags and buffers and all RNG states as they were.
+
+    eval mode by default; with train=True dropout is on and its mask is the same at every call, fixed by `seed`.
+    """
+
+    def loss() -> Tensor:
+        flags = [(m, m.training) for m in module.modules()]
+        buffers = [(b, b.detach().clone()) for b in module.buffers()] if train else []
+        devices = {p.device for p in module.parameters() if p.device.type == "cuda"}
+        with torch.random.fork_rng(devices=list(devices)):
+            try:
+                module.train(train)
+                torch.manual_seed(seed)
+                return compute()
+            finally:
+                with torch.no_grad():
+                    for buffer, kept in buffers:
+                        buffer.copy_(kept)
+                for m, flag in flags:
+                    m.training = flag
+
+    return loss

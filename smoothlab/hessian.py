@@ -1,0 +1,293 @@
+"""Hessian-vector products on blocks: exact ones from a kept graph, and finite differences that know their rounding.
+
+For a loss f on blocks, `product(v, along, wrt)` returns H_bc v for v on block c = `along` and every b in `wrt`; with
+b != c this is a cross block, H_xy in the paper. Cost is counted in gradients of the loss (one forward and backward).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from smoothlab.blocks import Block, Loss, Shift, dot, flatten, norm
+from smoothlab.errors import BadInput
+
+Scheme = Literal["forward", "central"]
+
+
+class Hessian(Protocol):
+    """What the norms need: products with the Hessian of one loss at one point, blocks by name."""
+
+    blocks: dict[str, Block]
+    loss: float
+    gradients: dict[str, Tensor]
+
+    def product(self, v: Tensor, along: str, wrt: Sequence[str]) -> tuple[Tensor, ...]:
+        """H_bc v for c = `along` and each b of `wrt`, as flat vectors [b.dim]."""
+        ...
+
+    def noise(self, v: Tensor, image: Tensor, along: str) -> tuple[float, int]:
+        """Relative rounding error of the product H_cc v = `image`, and how many more products finding it took."""
+        ...
+
+
+def _finite(loss: Tensor) -> Tensor:
+    if loss.dim() != 0:
+        raise BadInput(f"the loss has shape {tuple(loss.shape)}: return the mean over the minibatch, a scalar")
+    if not torch.isfinite(loss):
+        raise BadInput(
+            f"the loss is {float(loss.detach())}: lower the learning rate, or look at the data of this batch"
+        )
+    return loss
+
+
+def _gradients(loss: Tensor, blocks: dict[str, Block], *, create_graph: bool) -> dict[str, list[Tensor]]:
+    """Gradients by block: 0 for a parameter that the loss does not reach, an error for a whole block of them."""
+    params = [p for block in blocks.values() for p in block.params]
+    found = iter(torch.autograd.grad(loss, params, create_graph=create_graph, allow_unused=True))
+    gradients = {}
+    for name, block in blocks.items():
+        parts = [next(found) for _ in block.params]
+        if all(part is None for part in parts):
+            raise BadInput(
+                f"the loss does not depend on block '{name}': leave it out, or check requires_grad and the model"
+            )
+        gradients[name] = [torch.zeros_like(p) if g is None else g for p, g in zip(block.params, parts, strict=True)]
+    return gradients
+
+
+def gradient(loss: Loss, blocks: dict[str, Block]) -> tuple[float, dict[str, Tensor]]:
+    """(f, {block: flat gradient [dim]}) at the current parameters; `.grad` is not touched."""
+    value = _finite(loss())
+    parts = _gradients(value, blocks, create_graph=False)
+    return float(value.detach()), {name: flatten(g) for name, g in parts.items()}
+
+
+class ExactHessian:
+    """Exact products by double backward: one gradient graph is kept, each product is one backward through it.
+
+    H_bc v = d/d theta_b <grad_c f, v> (Pearlmutter 1994). Scaled dot-product attention runs on its MATH kernel, the one
+    that has second derivatives; it equals the others up to rounding. Kinks (ReLU) are ignored: the product is the
+    Hessian of the smooth piece. The parameters are only read; `.grad`, buffers and flags are not touched.
+
+    Args:
+        loss: deterministic loss of one minibatch.
+        blocks: blocks to differentiate, disjoint.
+
+    Raises:
+        BadInput: the loss is not finite, does not depend on a block, or an operation has no second derivative.
+    """
+
+    def __init__(self, loss: Loss, blocks: Sequence[Block]) -> None:
+        self.blocks = {block.name: block for block in blocks}
+        with sdpa_kernel(SDPBackend.MATH):
+            value = _finite(loss())
+        self._graph = _gradients(value, self.blocks, create_graph=True)
+        self.loss = float(value.detach())
+        self.gradients = {name: flatten(g.detach() for g in parts) for name, parts in self._graph.items()}
+
+    def product(self, v: Tensor, along: str, wrt: Sequence[str]) -> tuple[Tensor, ...]:
+        """H_bc v for c = `along` and each b of `wrt`; about two gradients, whatever the number of blocks."""
+        reached = [
+            (g, part) for g, part in zip(self._graph[along], self.blocks[along].views(v), strict=True) if g.grad_fn
+        ]
+        params = [p for name in wrt for p in self.blocks[name].params]
+        try:
+            found = torch.autograd.grad(
+                [g for g, _ in reached], params, [part for _, part in reached], retain_graph=True, allow_unused=True
+            )
+        except RuntimeError as error:
+            if "derivative for" in str(error) or "double backward" in str(error).lower():
+                raise BadInput(
+                    f"no second derivative ({str(error).splitlines()[0]}): load the model with "
+                    "attn_implementation='eager', or use finite differences"
+                ) from error
+            raise
+        parts = iter(torch.zeros_like(p) if h is None else h for p, h in zip(params, found, strict=True))
+        return tuple(flatten(next(parts) for _ in self.blocks[name].params) for name in wrt)
+
+    def noise(self, v: Tensor, image: Tensor, along: str) -> tuple[float, int]:
+        """Relative rounding error of the product, from H(cv)/c against H v = `image` with c = 3/7.
+
+        Multiplying by 3/7 changes every mantissa, so the two roundings are independent: ||difference|| / sqrt(2) is
+        one.
+        """
+        other = self.product(v * (3 / 7), along, [along])[0].mul_(7 / 3).sub_(image)
+        size = dot(image, image)
+        return (dot(other, other) / (2 * size)) ** 0.5 if size else 0.0, 1
+
+
+@dataclass(frozen=True)
+class Step:
+    """A finite-difference step and what is known of its quality.
+
+    Attributes:
+        h: step along v, in units of v (the move is h v).
+        noise: ||grad noise||, the rounding error of one gradient in Euclidean norm, over all blocks.
+        error: estimated relative error of the product at h from halving it; None if not checked.
+        kinks: True when halving the step does not shrink the error as smoothness demands although rounding is small.
+    """
+
+    h: float
+    noise: float
+    error: float | None = None
+    kinks: bool = False
+
+
+class DifferenceHessian:
+    """Products by finite differences of gradients: forward (grad f(theta + hv) - grad f) / h, or central.
+
+    With delta = fl(theta + hv) - theta the move that rounding lets through, the difference is divided by
+    h' = <delta, v> / ||v||^2 (``effective=True``), not by h. Rounding leaves noise of size sqrt(2) e / h' (forward) or
+    e / (sqrt(2) h') (central), with e the rounding error of one gradient, which `choose_step` measures.
+
+    Args:
+        loss: deterministic loss of one minibatch.
+        blocks: blocks to differentiate, disjoint.
+        h: length of the move ||h v||; "auto" chooses it for each block at its first product (`choose_step`).
+        scheme: "forward" (1 gradient a product, error O(h)) or "central" (2 gradients, error O(h^2)).
+        effective: divide by the realized move h' (the default) or by h as given (Appendix D.4 to the letter).
+    """
+
+    def __init__(
+        self,
+        loss: Loss,
+        blocks: Sequence[Block],
+        *,
+        h: float | Literal["auto"] = "auto",
+        scheme: Scheme = "central",
+        effective: bool = True,
+    ) -> None:
+        if scheme not in ("forward", "central"):
+            raise BadInput(f"scheme '{scheme}' is unknown: use forward or central")
+        if h != "auto" and not h > 0:
+            raise BadInput(f"the step h = {h} must be above 0, or 'auto'")
+        self.blocks = {block.name: block for block in blocks}
+        self.scheme, self.effective = scheme, effective
+        self._loss, self._h = loss, h
+        self._shifts: dict[str, Shift] = {}
+        self.steps: dict[str, Step] = {}
+        self.loss, self.gradients = gradient(loss, self.blocks)
+
+    def _shift(self, along: str) -> Shift:
+        if along not in self._shifts:
+            self._shifts = {along: Shift(self.blocks[along])}  # one block's copy at a time
+        return self._shifts[along]
+
+    def _moved(self, v: Tensor, along: str, h: float, wrt: Sequence[str]) -> list[list[Tensor]]:
+        with self._shift(along).along(v, h):
+            value = self._loss()
+            if not torch.isfinite(value):
+                raise BadInput(f"the loss is not finite {h:g} ||v|| away from the weights: use a smaller step h")
+            parts = _gradients(value, {name: self.blocks[name] for name in wrt}, create_graph=False)
+        return [parts[name] for name in wrt]
+
+    def difference(self, v: Tensor, along: str, h: float, wrt: Sequence[str], squared: float) -> tuple[Tensor, ...]:
+        """The difference quotient at the move h v, whatever step was chosen; `squared` is ||v||^2."""
+        shift = self._shift(along)
+        plus = self._moved(v, along, h, wrt)
+        scale = shift.realized / squared if self.effective else h
+        if self.scheme == "central":
+            minus = self._moved(v, along, -h, wrt)
+            scale -= shift.realized / squared if self.effective else -h
+        else:
+            minus = [self.blocks[name].views(self.gradients[name]) for name in wrt]
+        if scale == 0.0:
+            raise BadInput(f"a step of {h:g} along v changes no weight of '{along}' in its precision: use a larger h")
+        result = []
+        for name, ends, starts in zip(wrt, plus, minus, strict=True):
+            flat = torch.empty_like(self.gradients[name])
+            for place, end, start in zip(self.blocks[name].views(flat), ends, starts, strict=True):
+                torch.sub(end, start, out=place).mul_(1 / scale)  # tensor by tensor: the second pass runs in cache
+            result.append(flat)
+        return tuple(result)
+
+    def product(self, v: Tensor, along: str, wrt: Sequence[str]) -> tuple[Tensor, ...]:
+        """H_bc v for c = `along` and each b of `wrt`: 1 gradient (forward) or 2 (central)."""
+        squared = dot(v, v)
+        if self._h != "auto":
+            length = self._h
+        else:
+            if along not in self.steps:
+                self.steps[along] = self.choose_step(v, along)
+            length = self.steps[along].h
+        return self.difference(v, along, length / squared**0.5, wrt, squared)
+
+    def gradient_noise(self, v: Tensor, along: str) -> float:
+        """Rounding error e of one gradient of block `along` (Euclidean norm), from three gradients a few ulp apart.
+
+        The second difference of g at 0, s, 2s has no first-order part and variance 6 e^2. The move s v / ||v|| is 16
+        ulp of the block's largest weight, so that truncation is far below rounding.
+        """
+        eps = torch.finfo(v.dtype).eps
+        largest = max(float(p.detach().abs().max()) for p in self.blocks[along].params)
+        s = 16 * eps * max(largest, eps) * self.blocks[along].dim ** 0.5 / norm(v)
+        first, second = (flatten(self._moved(v, along, k * s, [along])[0]) for k in (1, 2))
+        curl = self.gradients[along] - 2 * first + second
+        return norm(curl) / 6**0.5
+
+    def _floor(self, noise: float, h: float) -> float:
+        """||H_cc u|| of a unit vector u that rounding alone produces, for moves of length h."""
+        return (2**0.5 if self.scheme == "forward" else 0.5**0.5) * noise / h
+
+    def noise(self, v: Tensor, image: Tensor, along: str) -> tuple[float, int]:
+        """Relative rounding error of the product H_cc v = `image`: the chosen step's, or measured for a given h."""
+        spent = 0
+        if along not in self.steps:
+            assert self._h != "auto"
+            self.steps[along] = Step(h=self._h, noise=self.gradient_noise(v, along))
+            spent = 2 if self.scheme == "forward" else 1
+        step, size = self.steps[along], norm(image)
+        return (self._floor(step.noise, step.h) * norm(v) / size if size else 0.0), spent
+
+    def choose_step(self, v: Tensor, along: str) -> Step:
+        """The move ||h v|| with the smallest estimated error, found by halving.
+
+        Starts at ||theta_c|| times eps^(1/3) (central) or eps^(1/2) (forward) and walks down by factors of 4 from 16
+        times that, then compares the quotients: their difference is truncation, which smoothness shrinks by 4^p a step
+        (p = 2 central, 1 forward), plus rounding, which is known. Where the difference stays above rounding without
+        shrinking by 4^(p/2), the gradient has kinks and there is no right step: `kinks` is set.
+        """
+        noise = self.gradient_noise(v, along)
+        order = 1 if self.scheme == "forward" else 2
+        eps = torch.finfo(v.dtype).eps
+        scale = max(norm(flatten(p.detach() for p in self.blocks[along].params)), eps**0.5)
+        start = 16 * scale * eps ** (1 / (order + 1))
+        unit = norm(v)
+        lengths = [start / 4**i for i in range(6)]
+        products = [self.difference(v, along, h / unit, [along], unit**2)[0] / unit for h in lengths]
+        size = norm(products[-3]) or 1.0
+        gaps = [norm(a - b) for a, b in zip(products, products[1:], strict=False)]
+        floors = [self._floor(noise, h) for h in lengths]
+        # The gap between h and h/4 is the truncation error at h times (1 - 4^-order), plus both roundings.
+        errors = [gap * 4.0**-order / (1 - 4.0**-order) + floors[i + 1] for i, gap in enumerate(gaps)]
+        best = min(range(len(errors)), key=errors.__getitem__)
+        clear = [i for i, gap in enumerate(gaps) if gap > 4 * (floors[i] + floors[i + 1])]
+        shrinks = [gaps[i] / gaps[j] for i, j in zip(clear, clear[1:], strict=False) if j == i + 1]
+        kinks = (
+            bool(shrinks) and sorted(shrinks)[len(shrinks) // 2] < 4 ** (order / 2) and gaps[clear[-1]] > 0.01 * size
+        )
+        return Step(h=lengths[best + 1], noise=noise, error=errors[best] / size, kinks=kinks)
+
+
+def exact_hvp(loss: Loss, along: Block, wrt: Block, v: Tensor) -> Tensor:
+    """H_bc v, exactly, for v [along.dim] on c = `along` and b = `wrt`: flat [wrt.dim]. See `ExactHessian`."""
+    blocks = [along] if wrt is along else [along, wrt]
+    return ExactHessian(loss, blocks).product(v, along.name, [wrt.name])[0]
+
+
+def fd_hvp(
+    loss: Loss,
+    along: Block,
+    wrt: Block,
+    v: Tensor,
+    *,
+    h: float | Literal["auto"] = "auto",
+    scheme: Scheme = "central",
+) -> Tensor:
+    """H_bc v by finite differences: flat [wrt.dim]. `h` is the length of the move; see `DifferenceHessian`."""
+    blocks = [along] if wrt is along else [along, wrt]
+    return DifferenceHessian(loss, blocks, h=h, scheme=scheme).product(v, along.name, [wrt.name])[0]
