@@ -87,12 +87,13 @@ def step_axis(ax: Axes, steps: pd.Series) -> None:
 
 
 def same_limits(axes: np.ndarray) -> None:
-    """One value range for the panels of a row, so that protocols are compared by eye."""
+    """One value range for the panels of a row that holds all of theirs, so that protocols are compared by eye."""
     for row in axes:
         lows, highs = zip(*(ax.get_ylim() for ax in row), strict=True)
-        row[0].set_ylim(min(lows), max(highs))
-        if row[0].get_yscale() == "log":
-            log_ticks(row[0].yaxis, pd.Series([min(lows), max(highs)]))
+        for ax in row:
+            ax.set_ylim(min(lows), max(highs))
+            if ax.get_yscale() == "log":
+                log_ticks(ax.yaxis, pd.Series([min(lows), max(highs)]))
 
 
 def legend_above(ax: Axes, columns: int = 2, title: str | None = None) -> None:

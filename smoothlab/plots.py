@@ -111,10 +111,10 @@ def norm_against_gradient(
         short = "careful" if name == "careful" else "D.4" if name == "paper" else name
         label = f"{short}: rank corr. {found}" if found else f"{short}: too few points for a correlation"
         _scatter(ax, rows, MARKERS.get(name, "o"), PROTOCOL_COLORS.get(name, "black"), label, index == 0, colorbar)
-        floor = rows.sort_values("grad_norm")
         if floor_shows(rows, logarithmic):
-            shown = ax.plot(floor["grad_norm"], floor["floor"], "--", lw=0.8, label=f"{short}: rounding floor")
-            shown[0].set_color(PROTOCOL_COLORS.get(name, "black"))
+            look: dict[str, Any] = {"ls": "--", "lw": 0.8, "color": PROTOCOL_COLORS.get(name, "black")}
+            for run, (_, part) in enumerate(rows.sort_values("grad_norm").groupby("path")):
+                ax.plot(part["grad_norm"], part["floor"], label=None if run else f"{short}: rounding floor", **look)
     bar = r"\|"
     norms = pd.concat([rows["grad_norm"] for rows in series.values()])
     if logarithmic:
@@ -223,7 +223,7 @@ def fig1b(fig: Figure, df: pd.DataFrame, quantity: str = "frobenius") -> None:
     if pair:
         blocks = tuple(b for b in blocks if b in BLOCK_COLORS)
     with matplotlib.rc_context(STYLE):
-        axes = fig.subplots(2 if pair else 1, len(protocols), squeeze=False, sharex="col", sharey="row",
+        axes = fig.subplots(2 if pair else 1, len(protocols), squeeze=False, sharex="col",
                             height_ratios=(2.2, 1) if pair else None)  # fmt: skip
         for column, protocol in enumerate(protocols):
             title = {"paper": "settings of Appendix D.4, rescaled"}.get(protocol, protocol)
@@ -234,6 +234,7 @@ def fig1b(fig: Figure, df: pd.DataFrame, quantity: str = "frobenius") -> None:
             if column:
                 for ax in axes[:, column]:
                     ax.set_ylabel("")
+                    ax.tick_params(labelleft=False)
         same_limits(axes)
 
 
@@ -252,6 +253,7 @@ def save(fig: Figure, stem: str | Path, formats: Sequence[str] = ("png", "pdf"))
         BadInput: where a file cannot be written.
     """
     paths = [Path(f"{stem}.{name}") for name in formats]
+    layout = fig.get_layout_engine()
     for path, name in zip(paths, formats, strict=True):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -259,6 +261,8 @@ def save(fig: Figure, stem: str | Path, formats: Sequence[str] = ("png", "pdf"))
             fig.savefig(path, format=name, dpi=200, metadata=dict(told))
         except OSError as error:
             raise BadInput(f"cannot write {path}: {error.strerror or error}; give a writable folder") from None
+        fig.set_layout_engine("none")  # every format gets the same layout, found once
+    fig.set_layout_engine(layout)
     return paths
 
 

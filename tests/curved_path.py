@@ -36,7 +36,7 @@ HEAD = Curved("head", (0.05, 0.04), (0.02, 0.01), dim=512)
 
 
 def rows(blocks, at, protocols=("careful", "paper"), noise=1.5e-3):
-    """Rows at the steps `at`. Paper rows carry a floor `noise * ||g|| * sqrt(d)` that adds to the truth in quadrature."""
+    """Rows at the steps `at`; paper rows carry a floor `noise * ||g|| * sqrt(d)` that adds in quadrature."""
     for block in blocks:
         trace = dict(enumerate(block.path(max(at) + 1)))
         for step in at:

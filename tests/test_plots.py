@@ -196,6 +196,13 @@ def test_scatter_is_log_log_with_the_correlation_of_scipy(ax):
     assert "gradient norm" in ax.get_xlabel()
 
 
+def test_scatter_draws_the_floor_of_each_run_by_itself(ax):
+    runs = [table(protocols=("paper",), noise=noise).assign(path=str(noise)) for noise in (0.1, 0.2)]
+    plots.norm_against_gradient(ax, pd.concat(runs, ignore_index=True), "base")
+    floors = [line for line in ax.lines if line.get_linestyle() == "--"]
+    assert len(floors) == 2 and all(np.all(np.diff(line.get_ydata()) > 0) for line in floors)
+
+
 def test_scatter_of_one_point_says_why_there_is_no_correlation(ax):
     plots.norm_against_gradient(ax, table(at=[0], protocols=("careful",)), "base")
     assert labels(ax) == ["careful: too few points for a correlation"]
@@ -246,15 +253,27 @@ def test_figures_with_one_point_or_one_protocol(draw, protocols, tmp_path):
     fig = plots.figure()
     draw(fig, table([BASE, PEFT], at=[0], protocols=protocols))
     assert plots.save(fig, tmp_path / "one", ("png",))[0].stat().st_size > 5000
+    assert fig.get_layout_engine() is not None
     assert not any(child for ax in fig.axes for child in ax.child_axes) or protocols == ("paper",)
 
 
-def test_fig1b_ratio_panels_share_axes_and_show_what_the_missing_root_does():
+@pytest.mark.parametrize("noise", [1e-5, 0.3])  # far below the values, and above those of both blocks
+def test_fig1b_panels_share_limits_that_hold_all_points(noise):
+    fig = plots.figure(7, 3.9)
+    plots.fig1b(fig, table([BASE, PEFT], noise=noise))
+    careful, paper, ratio, ratio_paper = fig.axes
+    for ax in fig.axes:
+        low, high = ax.get_ylim()
+        drawn = np.concatenate([line.get_ydata() for marker in "os" for line in lines(ax, marker)])
+        assert low < drawn.min() and drawn.max() < high
+    assert careful.get_ylim() == paper.get_ylim() and ratio.get_ylim() == ratio_paper.get_ylim()
+
+
+def test_fig1b_ratio_panels_show_what_the_missing_root_does():
     fig = plots.figure(7, 3.9)
     plots.fig1b(fig, table([HEAD, PEFT, BASE], noise=1e-4))
     careful, paper, ratio, ratio_paper = fig.axes
     assert careful.get_yscale() == ratio.get_yscale() == "log"
-    assert careful.get_ylim() == paper.get_ylim() and ratio.get_ylim() == ratio_paper.get_ylim()
     assert [label.split(",")[0] for label in labels(careful)] == ["base", "peft", "head"]
     np.testing.assert_allclose(lines(ratio, "o")[0].get_ydata(), truth() / truth(PEFT))
     rescaled, printed = (line.get_ydata() for line in lines(ratio_paper, "s"))

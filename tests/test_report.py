@@ -256,9 +256,9 @@ def fig1():
 
 def test_fig1_draws_one_figure_a_setting_and_prints_the_reading(fig1, tmp_path, capsys):
     for seed in (0, 1):
-        write(tmp_path / f"fig1a_s{seed}.jsonl", rows([BASE], [0, 10]), {"seed": seed})
-    write(tmp_path / "fig1b_micro.jsonl", rows([BASE, PEFT], [0]))
-    write(tmp_path / "fig1b_large.jsonl", rows([BASE, PEFT], [0]), {"model": "large"})
+        write(tmp_path / f"fig1a_s{seed}.jsonl", rows([BASE], [0, 10], ("careful",)), {"seed": seed})
+    write(tmp_path / "fig1b_micro.jsonl", rows([BASE, PEFT], [0], ("careful",)))
+    write(tmp_path / "fig1b_large.jsonl", rows([BASE, PEFT], [0], ("careful",)), {"model": "large"})
     options = ["--records-1a", str(tmp_path / "fig1a_*"), "--records-1b", str(tmp_path / "fig1b_*")]
     assert fig1.main([*options, "--out", str(tmp_path / "out")]) == 0
     made = {path.name for path in (tmp_path / "out").iterdir()}
@@ -268,7 +268,7 @@ def test_fig1_draws_one_figure_a_setting_and_prints_the_reading(fig1, tmp_path, 
 
 
 def test_fig1_says_which_records_are_absent_and_draws_the_others(fig1, tmp_path, capsys):
-    write(tmp_path / "fig1b_x.jsonl", rows([BASE, PEFT], [0]))
+    write(tmp_path / "fig1b_x.jsonl", rows([BASE, PEFT], [0], ("careful",)))
     options = ["--records-1a", str(tmp_path / "none_*"), "--records-1b", str(tmp_path / "fig1b_*")]
     assert fig1.main([*options, "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
