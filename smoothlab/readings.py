@@ -61,28 +61,28 @@ def points(
     chosen = (df["block"] == block) & (df["wrt"] == block) & (df["quantity"] == quantity)
     if protocol is not None:
         chosen &= df["protocol"] == protocol
-    rows = df[chosen]
-    numbers = {
-        c: pd.to_numeric(rows[c], errors="coerce").astype(float) for c in ("value", "low", "high", "floor", "grad_norm")
-    }
-    factor = pd.Series(1.0, index=rows.index)
+    rows = pd.DataFrame({name: df[name].to_numpy()[chosen.to_numpy()] for name in df.columns})
+
+    def column(name: str) -> np.ndarray:
+        return pd.to_numeric(rows[name], errors="coerce").to_numpy(dtype=float, na_value=np.nan)
+
+    value = column("value")
+    factor: np.ndarray = np.ones(len(rows))
     if protocol == "paper" and not printed and "normalized" in rows:
-        found = pd.to_numeric(rows["normalized"], errors="coerce").astype(float) / numbers["value"].where(
-            numbers["value"] != 0
-        )
+        found = pd.Series(column("normalized") / np.where(value == 0, np.nan, value))
         # sqrt(d)/batch is one number a run: a row whose value is 0 borrows it from the others
-        factor = found.fillna(found.median()).fillna(1.0)
+        factor = found.fillna(found.median()).fillna(1.0).to_numpy()
     out = pd.DataFrame(
         {
             "path": rows["path"].astype(str) if "path" in rows else "",
             "step": rows["step"].astype(int),
-            **{c: numbers[c] * factor for c in ("value", "low", "high", "floor")},
-            "grad_norm": numbers["grad_norm"],
+            **{name: column(name) * factor for name in ("value", "low", "high", "floor")},
+            "grad_norm": column("grad_norm"),
             "flag": rows["flag"].where(rows["flag"].notna(), None),
             "factor": factor,
         }
     )
-    told = out["flag"].map(lambda flag: flag is not None and "below floor" in str(flag)).astype(bool)
+    told = np.array(["below floor" in str(flag) for flag in out["flag"]], dtype=bool)
     out["below"] = told | (out["value"].abs() <= out["floor"])
     out = out[np.isfinite(out["value"])]
     return out.sort_values(["path", "step"], kind="stable").reset_index(drop=True)

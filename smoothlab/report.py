@@ -117,23 +117,22 @@ def demo_report(folder: Path, records_1a: Any, records_1b: Any) -> Path:
     folder = Path(folder)
     a, b = records.load(records_1a), records.load(records_1b)
     headers = {**a.attrs["headers"], **b.attrs["headers"]}
+    told_a, told_b = sentences.fig1a(a), sentences.fig1b(b)
     sections = [
         Section("How to read this page", HOW_TO_READ),
-        Section("Figure 1a: the base model along full fine-tuning", sentences.fig1a(a), [draw(folder / "fig1a", a)]),
-        Section("Figure 1b: base model and PEFT module along joint training", sentences.fig1b(b),
-                [draw(folder / "fig1b", b)]),
-    ]  # fmt: skip
-    paths = [("along full fine-tuning", "path1a", a), ("along joint training", "path1b", b)]
-    paths = [(where, stem, df) for where, stem, df in paths if (df["quantity"] == "gradient_lipschitz").any()]
-    if paths:
-        told = [f"{where.capitalize()}, {line}" for where, _, df in paths for line in sentences.along_path(df)]
-        sections.append(
-            Section(
-                "Smoothness along the path of training",
-                told,
-                [draw(folder / stem, df, where) for where, stem, df in paths],
-            )
-        )
+        Section("Figure 1a: the base model along full fine-tuning", told_a, [draw(folder / "fig1a", a, told_a[0])]),
+        Section(
+            "Figure 1b: base model and PEFT module along joint training", told_b, [draw(folder / "fig1b", b, told_b[0])]
+        ),
+    ]
+    lines, pictures = [], []
+    for where, stem, df in (("Along full fine-tuning", "path1a", a), ("Along joint training", "path1b", b)):
+        if (df["quantity"] == "gradient_lipschitz").any():
+            told = [f"{where}, {line}" for line in sentences.along_path(df)]
+            pictures.append(draw(folder / stem, df, told[0]))
+            lines += told
+    if pictures:
+        sections.append(Section("Smoothness along the path of training", lines, pictures))
     uncertain = [(name, line) for name, df in (("1a", a), ("1b", b)) for line in sentences.uncertain(df)]
     shared = [line for name, line in uncertain if name == "1a" and ("1b", line) in uncertain]
     own = [f"Figure {name}: {line}" for name, line in uncertain if line not in shared]
@@ -149,8 +148,8 @@ def demo_report(folder: Path, records_1a: Any, records_1b: Any) -> Path:
     )
 
 
-def draw(stem: Path, df: pd.DataFrame, where: str = "") -> Picture:
-    """Draw what the stem's name says (fig1a, fig1b, path...), save it as PNG and PDF, and return it with its texts."""
+def draw(stem: Path, df: pd.DataFrame, told: str) -> Picture:
+    """Draw what the stem's name says (fig1a, fig1b, path...) as PNG and PDF; ``told`` ends its alternative text."""
     if stem.name.startswith("fig1a"):
         fig, block = plots.figure(7.0, 2.9), blocks_of(df)[0]
         plots.fig1a(fig, df)
@@ -168,15 +167,9 @@ def draw(stem: Path, df: pd.DataFrame, where: str = "") -> Picture:
         )
     else:
         fig = plots.path_figure(df)
-        alt = f"Gradient change per weight change of each block against training step, {where}".rstrip(", ")
-        caption = f"Change of the gradient per change of the weights, {where}, beside the largest absolute eigenvalue."
-    png = plots.save(fig, stem)[0]
-    return Picture(png.read_bytes(), f"{alt}. {' '.join(_reading(stem, df)[:1])}".strip(), caption)
-
-
-def _reading(stem: Path, df: pd.DataFrame) -> list[str]:
-    known = {"fig1a": sentences.fig1a, "fig1b": sentences.fig1b}
-    return known[stem.name[:5]](df) if stem.name[:5] in known else sentences.along_path(df)
+        alt = "Change of the gradient per change of the weights, of each block, against training step"
+        caption = "Change of the gradient per change of the weights, beside the largest absolute eigenvalue."
+    return Picture(plots.save(fig, stem)[0].read_bytes(), f"{alt}. {told}", caption)
 
 
 def settings(headers: Mapping[str, Mapping[str, Any]], part: str, caption: str) -> Table:
