@@ -1,0 +1,210 @@
+"""The command line: `smoothlab smoothness | plot | demo`; one subcommand an experiment.
+
+Exit status: 0; 1 for a failed check; 2 for bad input, told in one line; 130 when interrupted. Nothing heavy is imported
+before a command runs, so that `--help` answers at once.
+"""
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from tyro.conf import Positional, arg
+
+from smoothlab.errors import BadInput
+from smoothlab.experiments.smoothness import Smoothness
+
+# Threads that spin while they wait are many times slower where other programs want the cores too.
+QUIET_THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
+EXPERIMENTS: dict[str, type[Any]] = {"smoothness": Smoothness}
+Command = Callable[[], None]
+Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]  # no --no-flag
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (default: the process's) and return its exit status."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    for name, value in QUIET_THREADS.items():
+        os.environ.setdefault(name, value)  # read when torch is first imported
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal may not know every character of the help
+    again = "the same command" + (" without --overwrite" if "--overwrite" in argv else "") + " continues where it was"
+    try:
+        _parse(argv)()
+        sys.stdout.flush()
+        return 0
+    except BadInput as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        print(f"\nsmoothlab: stopped; {again}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output has left, as `| head` does. Nothing more can be said on stdout, not even at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        return _fail(f"out of memory; lower --batch, or take a smaller --model or smaller --blocks ({again})")
+
+
+def _fail(message: str) -> int:
+    print("smoothlab: error: " + " ".join(message.split()), file=sys.stderr)
+    return 2
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: Python's, a device's (torch.OutOfMemoryError, by name), or that of torch on the CPU."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool(names & {"MemoryError", "OutOfMemoryError"}) or "can't allocate memory" in str(error)
+
+
+def _parse(argv: list[str]) -> Command:
+    """The command that `argv` asks for; --help and mistakes end the process as usual, a mistake with one line."""
+    commands: dict[str, Callable[..., Command]] = {name: _measuring(name, kind) for name, kind in EXPERIMENTS.items()}
+    commands |= {"plot": plot, "demo": demo}
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.extras.subcommand_cli_from_dict(
+                commands,
+                prog="smoothlab",
+                description="Per-block curvature of language models along their fine-tuning, with error bars.",
+                args=argv,
+            )
+    except SystemExit as end:
+        if not end.code:
+            sys.stdout.flush()
+            raise
+        command = next((one for one in argv if one in commands), None)
+        help_for = f"smoothlab {command} --help" if command else "smoothlab --help"
+        raise BadInput(f"{_first_words(complaint.getvalue())}; see {help_for}") from None
+
+
+def _first_words(box: str) -> str:
+    """What tyro says in its box, on one line: the mistake, and the first thing that may have been meant."""
+    lines = [line.strip("│╭╮╰╯|+ ") for line in box.splitlines()]  # drawn in ASCII where the terminal is
+    title, body = lines[0].strip("─- ") if lines else "", [line for line in lines[1:] if line]
+    parts: list[list[str]] = [[]]
+    for line in body:
+        if line.strip("─-"):
+            parts[-1].append(line)
+        else:
+            parts.append([])
+    words = " ".join(next(filter(None, parts), [])).rstrip(" .").replace(" (required)", "")
+    meant = next((part[1] for part in parts if len(part) > 1 and part[0].startswith("Perhaps you meant")), None)
+    choices = next((part[0] for part in parts if part and part[0].startswith("Available")), None)
+    hint = f"; perhaps you meant {meant}" if meant else f"; {choices[0].lower()}{choices[1:]}" if choices else ""
+    return (words or title) + hint
+
+
+def _measuring(name: str, kind: type[Any]) -> Callable[..., Command]:
+    """The subcommand that runs an experiment; its options are the experiment's fields, and where the records go."""
+
+    def measure(
+        experiment: Any,
+        out: Annotated[
+            Path,
+            arg(metavar="FILE.jsonl", help="Record file; one that was stopped halfway is continued."),
+        ] = Path("out") / f"{name}.jsonl",
+        overwrite: Annotated[Flag, arg(help="Discard what the record file holds, and measure again.")] = False,
+        dry_run: Annotated[Flag, arg(help="Say what would be measured and what it costs, and stop.")] = False,
+    ) -> Command:
+        return lambda: print(experiment.plan()) if dry_run else _measure(experiment, out, overwrite)
+
+    measure.__annotations__["experiment"] = Annotated[kind, arg(name="")]
+    measure.__doc__ = kind.__doc__
+    return measure
+
+
+def _measure(experiment: Any, out: Path, overwrite: bool) -> None:
+    from smoothlab import records
+
+    records.run(experiment, out, environment=records.environment(**_machine(experiment)), overwrite=overwrite)
+    print(out)
+
+
+def _machine(experiment: Any) -> dict[str, Any]:
+    """What records cannot know by themselves: the device, and how torch computes on it."""
+    device = getattr(experiment, "device", None)
+    if device is None:
+        return {}
+    import torch
+
+    known = {"device": device, "threads": torch.get_num_threads()}
+    if device.startswith("cuda") and torch.cuda.is_available():
+        return known | {"gpu": torch.cuda.get_device_name(device)}
+    return known | {"cpu_capability": torch.backends.cpu.get_cpu_capability()}
+
+
+def plot(
+    records: Annotated[Positional[tuple[str, ...]], arg(metavar="FILE.jsonl ...")] = (),
+    kind: Literal["fig1a", "fig1b", "path"] = "fig1a",
+    quantity: str = "frobenius",
+    out: Annotated[Path | None, arg(metavar="FILE.png|pdf|svg")] = None,
+    overwrite: Flag = False,
+) -> Command:
+    """Draw a figure from record files; measures nothing.
+
+    Args:
+        records: Record files or glob patterns, e.g. 'out/*.jsonl'.
+        kind: fig1a: one block against step and gradient norm; fig1b: the blocks side by side, and their ratio;
+            path: path-based smoothness of each block.
+        quantity: Which norm fig1a and fig1b draw: frobenius or spectral (or trace).
+        out: Figure file, its ending tells the format; default: KIND.png.
+        overwrite: Replace the figure file if it exists.
+    """
+    return lambda: _plot(records, kind, quantity, out or Path(f"{kind}.png"), overwrite)
+
+
+def _plot(patterns: Sequence[str], kind: str, quantity: str, out: Path, overwrite: bool) -> None:
+    from smoothlab.records import load
+
+    if not patterns:
+        raise BadInput("no record file is named; give one, e.g. smoothlab plot out/smoothness.jsonl")
+    form = out.suffix[1:]
+    if form not in ("png", "pdf", "svg"):
+        raise BadInput(f"--out {out} does not end in .png, .pdf or .svg; give it one of these endings")
+    if out.exists() and not overwrite:
+        raise BadInput(f"{out} exists; choose another --out, or replace it with --overwrite")
+    table = load(patterns)
+
+    from smoothlab import plots
+
+    if kind == "path":
+        figure = plots.path_figure(table)
+    else:
+        figure = plots.figure(height=2.9 if kind == "fig1a" else 3.9)
+        {"fig1a": plots.fig1a, "fig1b": plots.fig1b}[kind](figure, table, quantity)
+    for path in plots.save(figure, out.with_suffix(""), (form,)):
+        print(path)
+
+
+def demo(
+    out: Annotated[Path, arg(metavar="FOLDER")] = Path("out/demo"), seed: int = 0, overwrite: Flag = False
+) -> Command:
+    """Measure and draw Fig. 1a and 1b on the built-in model and data, in about three minutes on two cores.
+
+    Args:
+        out: Where records, figures and index.html go; a run that was stopped is continued.
+        seed: Seed of data order, PEFT initialization and probes.
+        overwrite: Measure again although the records are there.
+    """
+
+    def run() -> None:
+        from smoothlab import records
+        from smoothlab.experiments.demo import measure_and_draw
+
+        told = records.environment(**_machine(Smoothness()))
+        print(measure_and_draw(out, seed=seed, environment=told, overwrite=overwrite))
+
+    return run
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,269 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import pytest
+
+from smoothlab import __main__ as command_line
+from smoothlab import records
+from smoothlab.errors import BadInput
+from smoothlab.records import Row
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named as torch names a device's."""
+
+
+@dataclass(frozen=True)
+class Squares:
+    """Squares of the first numbers."""
+
+    name: ClassVar[str] = "squares"
+
+    count: int = 5
+    """How many [numbers]."""
+    seed: int = 0
+    """Seed of nothing at all."""
+    fails: Literal["no", "bad", "memory", "device", "cpu", "bug", "interrupt"] = "no"
+    """How it goes wrong after two rows."""
+
+    def rows(self, done: Sequence[Row]) -> Iterator[Row]:
+        for number in range(len(done), self.count):
+            if number == 2 and self.fails != "no":
+                raise {
+                    "bad": BadInput("the number 2 is even;\nuse 3"),
+                    "memory": MemoryError(),
+                    "device": OutOfMemoryError("CUDA out of memory"),
+                    "cpu": RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 byte"),
+                    "bug": RuntimeError("a bug"),
+                    "interrupt": KeyboardInterrupt(),
+                }[self.fails]
+            time.sleep(float(os.environ.get("SQUARES_PAUSE", 0)))
+            yield {"number": number, "value": number**2}
+
+    def resume_at(self, done: Sequence[Row]) -> int:
+        return len(done)
+
+    def plan(self) -> str:
+        return f"{self.count} numbers"
+
+
+@pytest.fixture
+def squares(monkeypatch, tmp_path):
+    """Call `smoothlab squares ...` in this process, in a folder of its own."""
+    monkeypatch.setitem(command_line.EXPERIMENTS, "squares", Squares)
+    monkeypatch.chdir(tmp_path)
+    for name in command_line.QUIET_THREADS:
+        monkeypatch.setenv(name, "as it was")
+    return lambda *options: command_line.main(["squares", *options])
+
+
+def smoothlab(*argv: str, **options) -> subprocess.Popen[str]:
+    """A process of `smoothlab argv...` that knows the subcommand squares."""
+    code = (
+        "import sys; from tests.test_main import Squares; from smoothlab import __main__ as m; "
+        f"m.EXPERIMENTS['squares'] = Squares; sys.exit(m.main({list(argv)}))"
+    )
+    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, **(pipe | options))
+
+
+def one_line(capsys) -> str:
+    told = capsys.readouterr().err
+    assert told.startswith("smoothlab: error: ") and told.count("\n") == 1, told
+    return told
+
+
+def test_an_experiment_writes_its_records(squares, tmp_path, capsys):
+    assert squares("--count", "3", "--seed", "4", "--out", "new/s.jsonl") == 0
+    assert capsys.readouterr().out == "new/s.jsonl\n"
+    table = records.load(tmp_path / "new" / "s.jsonl")
+    assert list(table["value"]) == [0, 1, 4]
+    head = records.header(tmp_path / "new" / "s.jsonl")
+    assert head["config"] == {"count": 3, "seed": 4, "fails": "no"}
+    assert head["environment"]["python"] == sys.version.split()[0]
+
+
+def test_a_finished_file_and_another_config(squares, tmp_path, capsys):
+    out = tmp_path / "out" / "squares.jsonl"
+    assert squares() == 0
+    before = out.read_bytes()
+    assert squares() == 0 and out.read_bytes() == before
+    capsys.readouterr()
+    assert squares("--count", "6") == 2
+    assert "count = 5, this one has count = 6" in one_line(capsys)
+    assert out.read_bytes() == before
+    assert squares("--count", "6", "--overwrite") == 0
+    assert len(records.load(out)) == 6
+
+
+def test_dry_run_tells_the_plan_and_measures_nothing(squares, tmp_path, capsys):
+    assert squares("--dry-run") == 0
+    assert capsys.readouterr().out == "5 numbers\n"
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("how", "status", "told"),
+    [
+        ("bad", 2, "smoothlab: error: the number 2 is even; use 3\n"),
+        ("memory", 2, "smoothlab: error: out of memory; lower --batch"),
+        ("device", 2, "smoothlab: error: out of memory; lower --batch"),
+        ("cpu", 2, "smoothlab: error: out of memory; lower --batch"),
+        ("interrupt", 130, "smoothlab: stopped; the same command continues where it was"),
+    ],
+)
+def test_what_goes_wrong_is_one_line_and_keeps_the_rows(squares, tmp_path, capsys, how, status, told):
+    assert squares("--fails", how) == status
+    error = capsys.readouterr().err.strip("\n") + "\n"
+    assert error.startswith(told) and error.count("\n") == 1
+    assert list(records.load(tmp_path / "out" / "squares.jsonl")["value"]) == [0, 1]
+
+
+def test_a_bug_is_not_hidden(squares):
+    with pytest.raises(RuntimeError, match="a bug"):
+        squares("--fails", "bug")
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["squares", "--count", "x"], ["--count", "'x'", "see smoothlab squares --help"]),
+        (["squares", "--cuont", "3"], ["--cuont", "perhaps you meant --count INT", "see smoothlab squares --help"]),
+        (["squares", "--fails", "how"], ["'how'", "--fails", "'interrupt'"]),
+        (["squares", "--seed"], ["--seed"]),
+        (["sqares"], ["sqares", "available subcommands: smoothness", "see smoothlab --help"]),
+        ([], ["Expected one of {smoothness", "see smoothlab --help"]),
+        (["plot"], ["no record file"]),
+        (["plot", "none*.jsonl"], ["no record file matches 'none*.jsonl'"]),
+        (["plot", "a.jsonl", "--out", "a.gif"], ["a.gif", ".png"]),
+        (["plot", "a.jsonl", "--kind", "pie"], ["'pie'", "fig1a"]),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line(squares, capsys, argv, told):
+    assert command_line.main(argv) == 2
+    line = one_line(capsys)
+    assert all(words in line for words in told), line
+    assert not set(line) & set("│╭─")
+
+
+def test_plot_does_not_replace_a_file_unasked(squares, tmp_path, capsys):
+    (tmp_path / "fig1a.png").write_text("mine")
+    squares()
+    capsys.readouterr()
+    assert command_line.main(["plot", "out/squares.jsonl"]) == 2
+    assert "fig1a.png exists" in one_line(capsys)
+    assert (tmp_path / "fig1a.png").read_text() == "mine"
+
+
+SETTINGS = {"dim": 100, "wrt": "base", "block": "base", "hvps": 20, "flag": None, "h": None, "floor": 0.001}
+
+
+@pytest.mark.parametrize("kind", ["fig1a", "fig1b", "path"])
+@pytest.mark.parametrize("form", ["png", "pdf"])
+def test_plot_draws_each_kind(squares, tmp_path, capsys, kind, form):
+    rows = []
+    for step in range(4):
+        told = {**SETTINGS, "step": step, "loss": 1.0, "grad_norm": 3.0 - step / 2, "grad_norm_total": 3.0}
+        told |= {"protocol": "careful", "normalized": None}
+        rows.append({**told, "quantity": "frobenius", "value": 9.0 + step, "low": 8.0 + step, "high": 10.0 + step})
+        path = {"quantity": "gradient_lipschitz", "value": 2.0 + step, "low": None, "high": None, "hvps": 0}
+        rows.append({**told, **path})
+    head = {"kind": "header", "experiment": "smoothness", "config": {}, "environment": {}}
+    lines = [json.dumps(one) for one in (head, *({"kind": "row", **row} for row in rows))]
+    (tmp_path / "s.jsonl").write_text("\n".join(lines) + "\n")
+    assert command_line.main(["plot", "s.jsonl", "--kind", kind, "--out", f"f/x.{form}"]) == 0
+    assert capsys.readouterr().out == f"f/x.{form}\n"
+    assert (tmp_path / "f" / f"x.{form}").read_bytes()[:4] == {"png": b"\x89PNG", "pdf": b"%PDF"}[form]
+
+
+@pytest.mark.parametrize("command", [[], ["squares"], ["smoothness"], ["plot"], ["demo"]], ids=" ".join)
+def test_help_explains_every_option_with_its_default(squares, capsys, command):
+    with pytest.raises(SystemExit) as end:
+        command_line.main([*command, "--help"])
+    assert not end.value.code
+    words = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "usage: smoothlab" in words
+    if command in (["squares"], ["smoothness"]):
+        assert "--dry-run Say what would be measured" in words
+        assert "--out FILE.jsonl" in words and "--overwrite" in words and "--seed INT" in words
+        assert f"(default: out/{command[0]}.jsonl)" in words
+    if command == ["squares"]:
+        assert "--count INT How many [numbers]. (default: 5)" in words
+
+
+IMPORTED = "sorted({'torch', 'transformers', 'peft', 'pandas', 'matplotlib', 'scipy'} & set(sys.modules))"
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["smoothness", "--help"]])
+def test_help_imports_nothing_heavy(argv):
+    code = f"""
+import runpy, sys
+sys.argv = ["smoothlab", *{argv}]
+try:
+    runpy.run_module("smoothlab", run_name="__main__")
+finally:
+    print({IMPORTED}, file=sys.stderr)
+"""
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert told.returncode == 0 and "usage: smoothlab" in told.stdout
+    assert told.stderr == "[]\n"
+
+
+def test_the_package_imports_nothing_heavy_and_has_its_names():
+    code = f"import sys, smoothlab; names = dir(smoothlab); print({IMPORTED}, *names)"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT).stdout.split()
+    import smoothlab
+
+    assert told[0] == "[]" and set(smoothlab.__all__) <= set(told[1:])
+    for name in set(smoothlab.__all__) - {"__version__"}:
+        assert getattr(smoothlab, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        smoothlab.nonsense  # noqa: B018
+
+
+def test_threads_wait_quietly_unless_the_user_says_otherwise(squares, monkeypatch):
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    monkeypatch.setenv("KMP_BLOCKTIME", "7")
+    squares()
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE" and os.environ["KMP_BLOCKTIME"] == "7"
+
+
+def test_interrupted_by_the_keyboard_and_continued(tmp_path):
+    out = tmp_path / "s.jsonl"
+    argv = ["squares", "--count", "40", "--out", str(out)]
+    process = smoothlab(*argv, env={**os.environ, "SQUARES_PAUSE": "0.1"})
+    while not out.exists() or out.read_bytes().count(b"\n") < 3:
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    output, error = process.communicate()
+    assert process.returncode == 130
+    assert error == "\nsmoothlab: stopped; the same command continues where it was\n" and not output
+    assert 2 <= len(records.load(out)) < 40
+    assert smoothlab(*argv).wait() == 0
+    assert list(records.load(out)["value"]) == [number**2 for number in range(40)]
+
+
+def test_after_overwrite_the_command_that_continues_has_none(squares, capsys):
+    squares("--fails", "interrupt", "--overwrite")
+    assert "the same command without --overwrite continues" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["squares", "--dry-run"]])
+def test_a_reader_that_left_is_no_traceback(argv):
+    read, write = os.pipe()
+    os.close(read)
+    process = smoothlab(*argv, stdout=write)
+    os.close(write)
+    _, error = process.communicate()
+    assert process.returncode == 141 and error == ""
