@@ -57,6 +57,22 @@ def flatten(tensors: Iterable[Tensor]) -> Tensor:
     return torch.cat([t.reshape(-1) for t in tensors])
 
 
+def by_name(blocks: Iterable[Block]) -> dict[str, Block]:
+    """Blocks by name.
+
+    Raises:
+        BadInput: two blocks of one name, or a parameter that requires no gradient.
+    """
+    named: dict[str, Block] = {}
+    for block in blocks:
+        if block.name in named:
+            raise BadInput(f"two blocks are called '{block.name}': give each its own name")
+        if any(not p.requires_grad for p in block.params):
+            raise BadInput(f"block '{block.name}' has frozen parameters: set requires_grad_(True) to measure it")
+        named[block.name] = block
+    return named
+
+
 def check_partition(blocks: Iterable[Block], parameters: Iterable[tuple[str, Tensor]]) -> None:
     """Check that every named parameter lies in exactly one block and that no two share memory in part.
 
@@ -71,6 +87,11 @@ def check_partition(blocks: Iterable[Block], parameters: Iterable[tuple[str, Ten
                 raise BadInput(
                     f"parameter {names.get(id(p), tuple(p.shape))} is in blocks '{owner[id(p)]}' and '{block.name}': "
                     "make the patterns exclude each other"
+                )
+            if id(p) not in names:
+                raise BadInput(
+                    f"block '{block.name}' holds a parameter of shape {tuple(p.shape)} that is not among the model's: make "
+                    "the blocks after the model is complete"
                 )
             owner[id(p)] = block.name
     for key, name in names.items():
@@ -93,7 +114,7 @@ def draw(block: Block, law: Law, seed: Sequence[int]) -> Tensor:
     """
     parts = []
     for index, p in enumerate(block.params):
-        state = np.random.SeedSequence([*seed, index]).generate_state(2, np.uint32)
+        state = np.random.SeedSequence([len(seed), *seed, index]).generate_state(2, np.uint32)
         generator = torch.Generator(p.device).manual_seed(int(state[0]) << 31 | int(state[1]) >> 1)
         if law == "rademacher":
             bits = torch.randint(0, 2, (p.numel(),), generator=generator, device=p.device, dtype=torch.int8)
@@ -111,6 +132,8 @@ def dot(a: Tensor, b: Tensor) -> float:
 
     torch's own fp32 dot product is off by up to 1 % over 1e8 entries on a CPU.
     """
+    if a.dtype.itemsize == 2:  # runs would overflow in fp16
+        a, b = a.float(), b.float()
     runs = [torch.dot(x, y) for x, y in zip(a.split(_RUN), b.split(_RUN), strict=True)]
     return float(torch.stack(runs).double().sum())
 
@@ -155,6 +178,19 @@ class Shift:
                 p.data = place
 
 
+@contextmanager
+def differentiable(blocks: Iterable[Block]) -> Iterator[None]:
+    """Inside the context the blocks' parameters require gradients, also those that training keeps frozen."""
+    frozen = [p for block in blocks for p in block.params if not p.requires_grad]
+    try:
+        for p in frozen:
+            p.requires_grad_(True)
+        yield
+    finally:
+        for p in frozen:
+            p.requires_grad_(False)
+
+
 def fixed_loss(compute: Loss, module: nn.Module, *, train: bool = False, seed: int = 0) -> Loss:
     """`compute` as a deterministic Loss that leaves the module's flags and buffers and all RNG states as they were.
 
@@ -163,7 +199,9 @@ def fixed_loss(compute: Loss, module: nn.Module, *, train: bool = False, seed: i
 
     def loss() -> Tensor:
         flags = [(m, m.training) for m in module.modules()]
-        buffers = [(b, b.detach().clone()) for b in module.buffers()] if train else []
+        buffers = [(b, b.data) for b in module.buffers()] if train else []
+        for buffer, kept in buffers:
+            buffer.data = kept.clone()  # what compute() writes to, and autograd remembers, is not the module's own
         devices = {p.device for p in module.parameters() if p.device.type == "cuda"}
         with torch.random.fork_rng(devices=list(devices)):
             try:
@@ -171,9 +209,8 @@ def fixed_loss(compute: Loss, module: nn.Module, *, train: bool = False, seed: i
                 torch.manual_seed(seed)
                 return compute()
             finally:
-                with torch.no_grad():
-                    for buffer, kept in buffers:
-                        buffer.copy_(kept)
+                for buffer, kept in buffers:
+                    buffer.data = kept
                 for m, flag in flags:
                     m.training = flag
 

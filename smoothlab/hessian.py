@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from smoothlab.blocks import Block, Loss, Shift, dot, flatten, norm
+from smoothlab.blocks import Block, Loss, Shift, by_name, dot, flatten, norm
 from smoothlab.errors import BadInput
 
 Scheme = Literal["forward", "central"]
@@ -37,6 +37,8 @@ class Hessian(Protocol):
 def _finite(loss: Tensor) -> Tensor:
     if loss.dim() != 0:
         raise BadInput(f"the loss has shape {tuple(loss.shape)}: return the mean over the minibatch, a scalar")
+    if not loss.requires_grad:
+        raise BadInput("the loss has no graph: compute it with gradients on, from parameters that require them")
     if not torch.isfinite(loss):
         raise BadInput(
             f"the loss is {float(loss.detach())}: lower the learning rate, or look at the data of this batch"
@@ -82,7 +84,7 @@ class ExactHessian:
     """
 
     def __init__(self, loss: Loss, blocks: Sequence[Block]) -> None:
-        self.blocks = {block.name: block for block in blocks}
+        self.blocks = by_name(blocks)
         with sdpa_kernel(SDPBackend.MATH):
             value = _finite(loss())
         self._graph = _gradients(value, self.blocks, create_graph=True)
@@ -165,11 +167,12 @@ class DifferenceHessian:
             raise BadInput(f"scheme '{scheme}' is unknown: use forward or central")
         if h != "auto" and not h > 0:
             raise BadInput(f"the step h = {h} must be above 0, or 'auto'")
-        self.blocks = {block.name: block for block in blocks}
+        self.blocks = by_name(blocks)
         self.scheme, self.effective = scheme, effective
         self._loss, self._h = loss, h
         self._shifts: dict[str, Shift] = {}
         self.steps: dict[str, Step] = {}
+        self._spent: dict[str, int] = {}  # products that choosing or checking the steps took, not yet told
         self.loss, self.gradients = gradient(loss, self.blocks)
 
     def _shift(self, along: str) -> Shift:
@@ -208,11 +211,14 @@ class DifferenceHessian:
     def product(self, v: Tensor, along: str, wrt: Sequence[str]) -> tuple[Tensor, ...]:
         """H_bc v for c = `along` and each b of `wrt`: 1 gradient (forward) or 2 (central)."""
         squared = dot(v, v)
+        if squared == 0.0:
+            return tuple(torch.zeros_like(self.gradients[name]) for name in wrt)
         if self._h != "auto":
             length = self._h
         else:
             if along not in self.steps:
                 self.steps[along] = self.choose_step(v, along)
+                self._spent[along] = 8 if self.scheme == "forward" else 7
             length = self.steps[along].h
         return self.difference(v, along, length / squared**0.5, wrt, squared)
 
@@ -235,11 +241,11 @@ class DifferenceHessian:
 
     def noise(self, v: Tensor, image: Tensor, along: str) -> tuple[float, int]:
         """Relative rounding error of the product H_cc v = `image`: the chosen step's, or measured for a given h."""
-        spent = 0
         if along not in self.steps:
             assert self._h != "auto"
             self.steps[along] = Step(h=self._h, noise=self.gradient_noise(v, along))
-            spent = 2 if self.scheme == "forward" else 1
+            self._spent[along] = 2 if self.scheme == "forward" else 1
+        spent = self._spent.pop(along, 0)
         step, size = self.steps[along], norm(image)
         return (self._floor(step.noise, step.h) * norm(v) / size if size else 0.0), spent
 

@@ -156,13 +156,21 @@ class _Deflation:
         return image
 
     def krylov(self, steps: int) -> None:
-        """At most `steps` Lanczos steps from a uniformly random start; fewer when the Krylov space closes."""
+        """At most `steps` Lanczos steps from a uniformly random start; fewer when the Krylov space closes.
+
+        A block of at most `steps` dimensions is taken whole, from as many random starts as it needs.
+        """
         w: Tensor | None = self._draw()
-        for _ in range(steps):
-            w = self.deflate(w) if w is not None else None
-            if w is None:
-                break
-            self.lanczos += 1
+        while w is not None and self.lanczos < min(steps, self.block.dim):
+            w = self.deflate(w)
+            self.lanczos = self.basis.size
+            if w is None and self.block.dim <= steps:
+                w = self._draw()
+
+    @property
+    def complete(self) -> bool:
+        """Whether Q spans the block, so that nothing is left to probe."""
+        return self.basis.size == self.block.dim
 
     def probe(self) -> None:
         """One Gaussian probe of B: image, quadratic form, cross images."""
@@ -261,8 +269,9 @@ def _estimates(run: _Deflation, reached: bool) -> list[NormEstimate]:
     top = float(np.abs(ritz).max())
     trace = mean_of_forms(run.forms, rest.high, float(ritz.sum()))
     coupling = max(run.captured - float((t**2).sum()), 0.0) ** 0.5
-    k = max(run.lanczos, 1)
-    upper = spectral_upper(t, coupling, rest.high**0.5, k, run.block.dim, np.linalg.eigvalsh(t[:k, :k]))
+    upper = spectral_upper(
+        t, coupling, rest.high**0.5, run.block.dim, np.linalg.eigvalsh(t[: run.lanczos, : run.lanczos])
+    )
     point = run.noise * top  # rounding of a Ritz value
     name, hvps = run.name, run.hvps
     value, low, high = _root(whole, floor)
@@ -288,9 +297,7 @@ def _cross(first: _Deflation, second: _Deflation, precision: float) -> NormEstim
     squares = [*np.diag(gram), *second.cross_squares[first.name]]
     known = first.cross_known[second.name] + second.cross_known[first.name]
     whole = sum_of_squares(squares, effective_rank(gram), known)
-    floor = (
-        max(first.noise * max(first.captured, 0.0) ** 0.5, 0.0) * (known / max(first.captured, known, 1e-300)) ** 0.5
-    )
+    floor = max(first.noise, second.noise) * max(whole.value, 0.0) ** 0.5
     value, low, high = _root(whole, floor)
     reached = _half_width(whole) <= precision
     hvps = first.hvps + second.hvps
@@ -326,8 +333,10 @@ def block_norms(
     """
     names = list(hessian.blocks) if names is None else list(names)
     for name in [*names, *(name for pair in cross for name in pair)]:
-        if name not in hessian.blocks:
-            raise BadInput(f"block '{name}' is unknown: use one of {', '.join(hessian.blocks)}")
+        _check_name(hessian, name)
+    for a, b in cross:
+        if a == b:
+            raise BadInput(f"cross block ({a}, {b}): name two different blocks")
     if not 0 < precision < 1 or lanczos < 1 or budget < lanczos + _FIRST + 1:
         raise BadInput(
             f"precision {precision}, lanczos {lanczos}, budget {budget}: use a precision in (0, 1), at least one "
@@ -341,14 +350,17 @@ def block_norms(
         partners = [a if b == name else b for a, b in cross if name in (a, b)]
         others = {p: runs[p].basis if p in runs else None for p in partners}
         run = _Deflation(hessian, name, [*seed, *name.encode()], others)
-        run.krylov(min(lanczos, run.block.dim))
-        if run.block.dim <= run.basis.size:
-            run.squares, run.forms, run.gram = [0.0, 0.0], [0.0, 0.0], np.zeros((2, 2))
-        reached = run.block.dim <= run.basis.size or run.until(precision, budget)
+        run.krylov(lanczos)
+        reached = run.complete or run.until(precision, budget)
         runs[name], found[name] = run, _estimates(run, reached)
         run.images = []
     pairs = [sorted(pair, key=order.index) for pair in cross]
     return [e for name in names for e in found[name]] + [_cross(runs[a], runs[b], precision) for a, b in pairs]
+
+
+def _check_name(hessian: Hessian, name: str) -> None:
+    if name not in hessian.blocks:
+        raise BadInput(f"block '{name}' is unknown: use one of {', '.join(hessian.blocks)}")
 
 
 def plain_norms(
@@ -363,6 +375,7 @@ def plain_norms(
     least = 8 if law == "rademacher" else 2
     if probes < least:
         raise BadInput(f"{probes} probes are too few for an interval: use at least {least} with {law} vectors")
+    _check_name(hessian, name)
     block = hessian.blocks[name]
     images: list[Tensor] = []
     squares, forms, noise, spent = [], [], 0.0, 0

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from smoothlab import records
-from smoothlab.blocks import Block, Loss, draw, fixed_loss, norm
+from smoothlab.blocks import Block, Loss, differentiable, draw, fixed_loss, norm
 from smoothlab.errors import BadInput
 from smoothlab.hessian import DifferenceHessian, ExactHessian, gradient
 from smoothlab.intervals import effective_rank, sum_of_squares
@@ -211,13 +211,12 @@ class SmoothnessHook:
         if step not in self._at:
             return
         loss = fixed_loss(compute, self.model, train=self.train, seed=self.seed)
-        found = careful(
-            loss, self._blocks, cross=self.cross, product=self.product, precision=self.precision, seed=(self.seed, step)
-        )
-        for row in found:
-            self.rows.append({"step": step, **row})
-            if self._file is not None:
-                self._file.write(self.rows[-1])
+        options: dict[str, Any] = {"cross": self.cross, "product": self.product, "precision": self.precision}
+        with differentiable(self._blocks):
+            for row in careful(loss, self._blocks, seed=(self.seed, step), **options):
+                self.rows.append({"step": step, **row})
+                if self._file is not None:
+                    self._file.write(self.rows[-1])
 
     def close(self) -> None:
         """Mark the record file as finished."""

@@ -92,17 +92,22 @@ def nats_per_token(model: OPTForCausalLM, stream: np.ndarray) -> float:
             rows = np.stack([stream[j * LENGTH : (j + 1) * LENGTH + 1] for j in range(i, min(i + 64, count))])
             batch = torch.from_numpy(rows)
             logits = model(batch[:, :-1]).logits.float()
-            total += float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="sum"))
+            total += float(
+                torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="sum")
+            )
     model.train()
     return total / (count * LENGTH)
 
 
 def main() -> None:
+    """Command line; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", type=Path, required=True, help="folder with novels.txt.gz and movie_reviews.txt.gz")
     parser.add_argument("--out", type=Path, required=True, help="folder to write the model to")
     parser.add_argument("--steps", type=int, default=6000, help="training steps of 16 x 128 tokens (default 6000)")
-    parser.add_argument("--activation", default="gelu", choices=["gelu", "relu"], help="gelu is shipped, relu is OPT's own")
+    parser.add_argument(
+        "--activation", default="gelu", choices=["gelu", "relu"], help="gelu is shipped, relu is OPT's own"
+    )
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default 2)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--muon-lr", type=float, default=0.02, help="peak learning rate of the matrices")

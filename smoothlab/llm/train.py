@@ -1,0 +1,131 @@
+"""Joint fine-tuning of a classifier by SGD with random reshuffling: the trajectory that is measured.
+
+The model is x = "base" and y = "peft" (and the head), all trained by exact gradients, each block at its own rate. The
+whole trajectory is fixed by the configuration and the seed: minibatch `step` is the same whenever it is asked for.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from smoothlab.blocks import Block, Loss, check_partition, fixed_loss
+from smoothlab.errors import BadInput
+
+
+@dataclass
+class FineTuning:
+    """A model, its blocks and its data, standing before update `step`.
+
+    Attributes:
+        model: the classifier, wrapped by a PEFT method or not, with every live parameter trainable.
+        blocks: disjoint blocks that hold every trainable parameter.
+        examples: encoded minibatch for a list of example numbers.
+        count: number of examples.
+        batch: minibatch size B.
+        rates: learning rate of each block (eta_x for "base", eta_y for "peft").
+        seed: seed of the reshuffling and of dropout masks.
+        dropout: train and measure in train mode, the mask fixed by seed and step; eval mode otherwise.
+    """
+
+    model: nn.Module
+    blocks: dict[str, Block]
+    examples: Any
+    count: int
+    batch: int
+    rates: Mapping[str, float]
+    seed: int = 0
+    dropout: bool = False
+    step: int = 0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.batch <= self.count:
+            raise BadInput(f"batch {self.batch} with {self.count} examples: use 1 to {self.count}")
+        for name in self.rates:
+            if name not in self.blocks:
+                raise BadInput(f"learning rate for unknown block '{name}': use one of {', '.join(self.blocks)}")
+        check_partition(self.blocks.values(), ((n, p) for n, p in self.model.named_parameters() if p.requires_grad))
+        groups = [{"params": list(block.params), "lr": self.rates[name]} for name, block in self.blocks.items()]
+        self._optimizer = torch.optim.SGD(groups, lr=0.0)
+
+    def minibatch(self, step: int) -> list[int]:
+        """Example numbers of minibatch `step`: each epoch is a fresh permutation, cut into whole minibatches."""
+        per_epoch = self.count // self.batch
+        epoch, place = divmod(step, per_epoch)
+        generator = torch.Generator().manual_seed((self.seed << 20) + epoch)
+        order = torch.randperm(self.count, generator=generator)
+        return order[place * self.batch : (place + 1) * self.batch].tolist()
+
+    def loss(self, step: int) -> Loss:
+        """Mean loss of minibatch `step` at the current parameters."""
+        inputs: dict[str, Tensor] = self.examples(self.minibatch(step))
+        return fixed_loss(
+            lambda: self.model(**inputs).loss, self.model, train=self.dropout, seed=(self.seed << 20) + step
+        )
+
+    def update(self) -> float:
+        """One SGD step, w_b <- w_b - eta_b grad_b f, on minibatch `step`; the loss before it.
+
+        Raises:
+            BadInput: the loss is not finite; the parameters stay as they were.
+        """
+        loss = self.loss(self.step)()
+        value = float(loss.detach())
+        if not torch.isfinite(loss):
+            raise BadInput(f"the loss is {value} at step {self.step}: lower --lr or --lr-block, or use --dtype float32")
+        self._optimizer.zero_grad()
+        loss.backward()
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        self.step += 1
+        return value
+
+    def save(self, folder: Path) -> None:
+        """Write the trainable weights as folder/step-00000000.safetensors; complete or not at all."""
+        from safetensors.torch import save_file
+
+        path = weights_path(folder, self.step)
+        partial = path.with_suffix(".partial")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file(self._named(), partial, metadata={"step": str(self.step)})
+            partial.replace(path)
+        except Exception as error:
+            partial.unlink(missing_ok=True)
+            if isinstance(error, OSError) or "os error" in str(error).lower():
+                raise BadInput(f"cannot write {path}: {error}; make room, or leave --keep-weights out") from error
+            raise
+
+    def load(self, path: Path) -> None:
+        """Take the weights and the step from a file that `save` wrote for the same configuration."""
+        from safetensors.torch import load_file
+
+        try:
+            saved = load_file(path)
+        except Exception as error:
+            raise BadInput(f"cannot read weights {path}: {error}; delete the file to train to its step anew") from error
+        named = self._named()
+        if {n: t.shape for n, t in saved.items()} != {n: t.shape for n, t in named.items()}:
+            raise BadInput(f"weights {path} are of another model, PEFT method or blocks than this run's")
+        with torch.no_grad():
+            for name, tensor in named.items():
+                tensor.copy_(saved[name])
+        self.step = int(path.stem.removeprefix("step-"))
+
+    def _named(self) -> dict[str, Tensor]:
+        return {
+            f"{name}.{i}": p.detach().contiguous() for name, b in self.blocks.items() for i, p in enumerate(b.params)
+        }
+
+
+def weights_path(folder: Path, step: int) -> Path:
+    """File of the weights before update `step`."""
+    return folder / f"step-{step:08d}.safetensors"
+
+
+def saved_steps(folder: Path) -> list[int]:
+    """Steps whose weights lie in `folder`, ascending."""
+    return sorted(int(p.stem.removeprefix("step-")) for p in folder.glob("step-*.safetensors"))
