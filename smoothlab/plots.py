@@ -1,7 +1,7 @@
 """Curves of the smoothness records: functions ``(axes, DataFrame) -> None``, one a kind of curve.
 
 A plot reads records and never measures. Three rules hold in every panel. An interval is drawn wherever a row has one.
-What rounding alone can produce (``floor``) is shaded wherever it comes near the data, and a value that lies under it
+What rounding alone can produce (``floor``) is shaded wherever it comes near the data, and a value under twice its floor
 is drawn hollow. Rows of Appendix D.4 (protocol ``paper``) are drawn in the unit of the careful ones, see readings.
 
 Colors are those of Okabe and Ito (2008) and Tol's wine, which color-blind readers can tell apart.
@@ -28,6 +28,7 @@ BLOCK_COLORS = {"base": "#0072B2", "peft": "#D55E00", "head": "#7F7F7F"}
 PROTOCOL_COLORS = {"careful": "#0072B2", "paper": "#882255"}
 MARKERS = {"careful": "o", "paper": "s"}
 PROTOCOL_LABELS = {"careful": "careful", "paper": "Appendix D.4, rescaled"}
+HOLLOW = "hollow: under twice its floor"  # the square is then rounding to more than a quarter
 BAND_FROM = 13  # from this many points on intervals are a band; bars show that each stands for one point
 STYLE: Any = {
     "font.size": 8, "axes.labelsize": 8, "axes.titlesize": 8.5, "xtick.labelsize": 7, "ytick.labelsize": 7,
@@ -42,7 +43,7 @@ def norm_along_training(
     protocol: str | Sequence[str] = "careful", *, log: bool | None = None, printed: bool = False, legend: bool = True,
     title: str | None = None,
 ) -> None:  # fmt: skip
-    """Value against step with 95 % intervals, rounding floor and hollow points under it.
+    """Value against step with 95 % intervals, rounding floor and hollow points under twice that floor.
 
     One block is colored by protocol, several by block. Several runs (files) are several lines of one color.
 
@@ -80,7 +81,7 @@ def norm_along_training(
     if len(blocks) > 1 and any(floor_shows(rows, logarithmic) for rows in series.values()):
         ax.plot([], [], "--", color="#444444", lw=0.8, label="rounding floor of each")
     if any(rows["below"].any() for rows in series.values()):
-        ax.plot([], [], "o", ms=4, mfc="white", mec="#444444", label="hollow: under its floor")
+        ax.plot([], [], "o", ms=4, mfc="white", mec="#444444", label=HOLLOW)
     ax.set(xlabel="step", ylabel="as printed in Appendix D.4" if printed else axis_label(blocks, quantity))
     step_axis(ax, pd.concat([rows["step"] for rows in series.values()]))
     if legend:
@@ -149,11 +150,16 @@ def path_smoothness(
         for run, (_, part) in enumerate(rows.groupby("path")):
             ax.plot(part["step"], part["value"], "-", marker="." if len(part) < 30 else "", ms=3, color=color, lw=0.9,
                     label=None if run else block)  # fmt: skip
+        under = rows[rows["below"]]
+        if len(under):
+            ax.plot(under["step"], under["value"], "o", ms=3.5, mfc="white", mec=color, label="_under the floor")
         ax.vlines(found["step"], found["value"], found["high"].fillna(found["value"]), color=color, lw=1)
         ax.plot(found["step"], found["value"], "o", ms=4, color=color, label="_spectral")
     ax.plot([], [], "-", color="#444444", lw=0.9, label=r"line: $\|\Delta g\| / \|\Delta w\|$ of a step")
     if any(len(rows) for rows in spectral.values()):
         ax.plot([], [], "o", ms=4, color="#444444", label=r"dot: $|\lambda|_{\max}(H)$, bar to its 95 % bound")
+    if any(rows["below"].any() for rows in paths.values()):
+        ax.plot([], [], "o", ms=3.5, mfc="white", mec="#444444", label=HOLLOW)
     ax.set(xlabel="step", ylabel="gradient Lipschitz constant (mean loss)")
     step_axis(ax, pd.concat([rows["step"] for rows in paths.values()]))
     if legend:

@@ -49,8 +49,8 @@ def points(
         printed: leave paper rows as printed in Appendix D.4 (sum over the batch, no sqrt(d)) instead of rescaling them.
 
     Returns:
-        Columns path, step, value, low, high, floor, grad_norm (float), flag, below (value under its floor) and factor
-        (drawn value / recorded value; 1 unless rescaled). Rows without a finite value are dropped.
+        Columns path, step, value, low, high, floor, grad_norm (float), flag, below (under twice its floor, or flagged
+        so) and factor (drawn value / recorded value; 1 unless rescaled). Rows without a finite value are dropped.
 
     Raises:
         BadInput: where a column of the smoothness experiment is missing.
@@ -83,7 +83,7 @@ def points(
         }
     )
     told = np.array(["below floor" in str(flag) for flag in out["flag"]], dtype=bool)
-    out["below"] = told | (out["value"].abs() <= out["floor"])
+    out["below"] = told | (out["value"].abs() < 2 * out["floor"])
     out = out[np.isfinite(out["value"])]
     return out.sort_values(["path", "step"], kind="stable").reset_index(drop=True)
 
@@ -100,8 +100,8 @@ def ratio(
         log high = log(a/b) + sqrt(log(a+/a)^2 + log(b/b-)^2),   log low = log(a/b) - sqrt(log(a/a-)^2 + log(b+/b)^2).
 
     Returns:
-        Columns path, step, value, low, high, below (either block under its floor); limits are NaN where an interval
-        is missing or reaches zero, and steps where a value is not positive are left out.
+        Columns path, step, value, low, high, below (either block under twice its floor); limits are NaN where an
+        interval is missing or reaches zero, and steps where a value is not positive are left out.
     """
     a, b = (points(df, block, quantity, protocol, printed=printed) for block in (over, under))
     both = a.merge(b, on=["path", "step"], suffixes=("_a", "_b"))

@@ -47,7 +47,7 @@ HOW_TO_READ = (
     "formula as printed sums over the batch and has no sqrt(d), d the number of weights; rescaled means times "
     "sqrt(d)/batch, which makes it comparable.",
     "Rounding floor: what the computer's rounding alone would show where there is no curvature at all. A value near "
-    "its floor is mostly rounding; one under it says nothing and is drawn hollow.",
+    "its floor is mostly rounding; one under twice its floor is not to be trusted and is drawn hollow.",
 )
 
 
@@ -182,19 +182,24 @@ def settings(headers: Mapping[str, Mapping[str, Any]], part: str, caption: str) 
 
 
 def cost(df: pd.DataFrame, caption: str) -> Table:
-    """Hessian-vector products by protocol and block, as the rows state them."""
-    hvps = pd.to_numeric(df["hvps"], errors="coerce").fillna(0)
-    spent = hvps.groupby([df["protocol"], df["block"]]).sum().reset_index()
+    """Hessian-vector products by protocol and block.
+
+    Norm, eigenvalue and trace of a block at one point share their products, and so do cross blocks: they count once.
+    """
+    own = df[df["wrt"] == df["block"]]
+    hvps = pd.to_numeric(own["hvps"], errors="coerce").fillna(0)
+    point = hvps.groupby([own["path"], own["protocol"], own["block"], own["step"]]).max()
+    spent = point.groupby(["protocol", "block"]).sum().reset_index()
     rows = [
         [protocol, block, f"{int(count):,}"]
         for protocol, block, count in zip(spent["protocol"], spent["block"], spent["hvps"], strict=True)
     ]
-    return Table(f"{caption}: Hessian-vector products", ["protocol", "block", "products"],
-                 [*rows, ["all", "", f"{int(hvps.sum()):,}"]])  # fmt: skip
+    columns = ["protocol", "block", "products"]
+    return Table(f"{caption}: Hessian-vector products", columns, [*rows, ["all", "", f"{int(point.sum()):,}"]])
 
 
 def values(df: pd.DataFrame, caption: str, at_most: int = 24) -> Table:
-    """The drawn Frobenius norms by step, evenly thinned to at most 24 steps; values under their floor carry a star."""
+    """The drawn Frobenius norms by step, thinned to at most 24 steps; a star marks values under twice their floor."""
     columns = [(b, p) for b in blocks_of(df) for p in dict.fromkeys(df["protocol"]) if len(points(df, b, protocol=p))]
     found = {key: points(df, key[0], protocol=key[1]).groupby("step").first() for key in columns}
     steps = sorted({step for rows in found.values() for step in rows.index})
@@ -202,7 +207,7 @@ def values(df: pd.DataFrame, caption: str, at_most: int = 24) -> Table:
         steps = [steps[round(i * (len(steps) - 1) / (at_most - 1))] for i in range(at_most)]
     rows = [[step, *(_value(found[key], step) for key in columns)] for step in steps]
     return Table(
-        f"{caption}: Frobenius norm (95 % interval), mean loss; a star marks values under their rounding floor",
+        f"{caption}: Frobenius norm (95 % interval), mean loss; a star marks values under twice their rounding floor",
         ["step", *(f"{block}, {plots.PROTOCOL_LABELS.get(protocol, protocol)}" for block, protocol in columns)], rows,
     )  # fmt: skip
 

@@ -28,16 +28,16 @@ def number(value: float | None) -> str:
     return f"{rounded:,.{max(0, 2 - math.floor(math.log10(abs(rounded))))}f}"
 
 
-def with_interval(row: Any) -> str:
+def with_interval(row: Any, one_sided: bool = False) -> str:
     """``12.1 (11.6 to 12.7)``; a one-sided bound reads ``12.1 (at most 12.7)``; no interval, only the value."""
-    if math.isfinite(row.low) and math.isfinite(row.high) and not row.low == row.value < row.high:
+    if math.isfinite(row.low) and math.isfinite(row.high) and not one_sided:
         return f"{number(row.value)} ({number(row.low)} to {number(row.high)})"
     return f"{number(row.value)} (at most {number(row.high)})" if math.isfinite(row.high) else number(row.value)
 
 
 def along_training(df: pd.DataFrame, block: str, quantity: str = "frobenius", protocol: str = "careful") -> list[str]:
     """How one block's quantity moved, run by run; nothing where it was not measured."""
-    found = points(df, block, quantity, protocol)
+    found, bound = points(df, block, quantity, protocol), quantity == "spectral"
     told = []
     for index, (_, rows) in enumerate(found.groupby("path")):
         runs = found["path"].nunique()
@@ -45,12 +45,12 @@ def along_training(df: pd.DataFrame, block: str, quantity: str = "frobenius", pr
         what = f"{NAMES.get(quantity, quantity)} of the {OWNERS.get(block, block + ' block' + chr(39) + 's')} Hessian"
         first, last = rows.iloc[0], rows.iloc[-1]
         if len(rows) == 1:
-            told.append(f"{where}At step {first.step} the {what} was {with_interval(first)}.")
+            told.append(f"{where}At step {first.step} the {what} was {with_interval(first, bound)}.")
             continue
         least, most = rows.iloc[int(rows["value"].argmin())], rows.iloc[int(rows["value"].argmax())]
         told.append(
-            f"{where}From step {first.step} to step {last.step} the {what} went from {with_interval(first)} to "
-            f"{with_interval(last)}; over the {len(rows)} measured points it lay between {number(least.value)} "
+            f"{where}From step {first.step} to step {last.step} the {what} went from {with_interval(first, bound)} to "
+            f"{with_interval(last, bound)}; over the {len(rows)} measured points it lay between {number(least.value)} "
             f"(step {least.step}) and {number(most.value)} (step {most.step}).{_change(first, last)}"
         )
     return told
@@ -130,11 +130,10 @@ def paper_beside(df: pd.DataFrame, block: str, quantity: str = "frobenius") -> l
         told.append("These rows carry no rounding floor, so they cannot tell curvature from rounding.")
     else:
         under = int(rows["below"].sum())
-        verdict = (
-            f"of {len(rows)} point{'s' * (len(rows) > 1)} {under or 'none'} lie{'s' * (under < 2)} under the floor"
-        )
+        of = f"of {len(rows)} point{'s' * (len(rows) > 1)}"
+        verdict = f"{of} {under or 'none'} lie{'s' * (under < 2)} under twice the floor"
         if under:
-            verdict += ", which says nothing about the curvature there"
+            verdict += ", where the value cannot be trusted"
         told.append(f"Rounding alone can produce {_spread(100 * share, ' %')} of these values; {verdict}.")
     return told
 
@@ -165,7 +164,7 @@ def base_over_peft(df: pd.DataFrame, quantity: str = "frobenius") -> list[str]:
         if rescaled["below"].any():
             told.append(
                 f"At {int(rescaled['below'].sum())} of {len(rescaled)} of these points one of the two norms lies "
-                "under its floor."
+                "under twice its floor."
             )
     return told
 
@@ -217,6 +216,12 @@ def uncertain(df: pd.DataFrame) -> list[str]:
         f"Intervals are pointwise: of the {intervals} two-sided ones about {intervals / 20:.1f} miss the true "
         "value even if all is right.",
     ]
+    if any(header.get("config", {}).get("minibatch") == "step" for header in df.attrs.get("headers", {}).values()):
+        told.insert(
+            1,
+            "Each point has the minibatch of its own step: a difference between points can come from the sentences as "
+            "well as from the weights.",
+        )
     if (rows["quantity"] == "spectral").any():
         told.append(
             "A largest absolute eigenvalue is a lower bound with a one-sided 95 % upper bound; it has no "

@@ -145,16 +145,16 @@ def test_many_points_get_a_band(ax):
 
 
 def test_points_under_their_floor_are_hollow_and_explained(ax):
-    df = table(protocols=("paper",), noise=0.3)
+    df = table(protocols=("paper",), noise=0.05)
     flagged = df["flag"].notna()
     assert 0 < flagged.sum() < len(df)  # the case is a real mix
     plots.norm_along_training(ax, df, "base", protocol="paper")
     hollow = next(line for line in lines(ax, "s") if line.get_linestyle() == "None")
     np.testing.assert_array_equal(hollow.get_xdata(), df.loc[flagged, "step"])
     assert to_rgba(hollow.get_markerfacecolor()) == to_rgba("white")
-    assert labels(ax)[-1] == "hollow: under its floor"
+    assert labels(ax)[-1] == "hollow: under twice its floor"
     floor = next(line for line in ax.lines if line.get_linestyle() == "--")
-    np.testing.assert_allclose(floor.get_ydata(), 0.3 * gradients() * np.sqrt(BASE.dim) / BATCH)
+    np.testing.assert_allclose(floor.get_ydata(), 0.05 * gradients() * np.sqrt(BASE.dim) / BATCH)
     assert "Appendix D.4: rounding floor" in labels(ax)
 
 
@@ -178,7 +178,7 @@ def test_null_limits_negative_trace_and_several_runs(ax):
 
 
 def test_scatter_is_log_log_with_the_correlation_of_scipy(ax):
-    df = table(noise=0.02)
+    df = table(noise=0.002)
     plots.norm_against_gradient(ax, df, "base")
     assert ax.get_xscale() == ax.get_yscale() == "log"
     careful, paper = (c for c in ax.collections if isinstance(c, PathCollection))

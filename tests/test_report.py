@@ -83,6 +83,16 @@ def test_demo_page_tells_settings_environment_cost_and_doubt(demo):
     assert "Each point is the Hessian of the loss on one minibatch" in text and "There is one run" in text
 
 
+def test_cost_counts_products_shared_by_quantities_once():
+    df = table([BASE, PEFT])
+    df.loc[df["quantity"] == "spectral", "hvps"] = HVPS["careful"]
+    cross = df[df["quantity"] == "frobenius"].assign(wrt="other")
+    found = report.cost(pd.concat([df, cross], ignore_index=True), "Figure 1b")
+    careful, paper = (len(STEPS) * HVPS[name] for name in ("careful", "paper"))
+    assert found.rows[0] == ["careful", "base", f"{careful:,}"] and found.rows[2] == ["paper", "base", f"{paper:,}"]
+    assert found.rows[-1] == ["all", "", f"{2 * (careful + paper):,}"]
+
+
 def test_everything_given_is_escaped(tmp_path):
     bad = "<script>alert(\"x\")</script> & 'y'"
     section = report.Section(
@@ -110,7 +120,7 @@ def test_demo_of_one_careful_point_without_path_rows(tmp_path):
 
 
 def test_numbers_table_is_thinned_and_stars_values_under_their_floor():
-    df = table(at=range(60), noise=0.3)
+    df = table(at=range(60), noise=0.05)
     found = report.values(df, "Figure 1a")
     assert len(found.rows) == 24 and found.rows[0][0] == 0 and found.rows[-1][0] == 59
     assert found.rows[0][2].endswith(" *") and not found.rows[-1][2].endswith("*")
@@ -191,16 +201,17 @@ def test_paper_settings_are_told_beside_careful_with_their_floor():
     times, share = value / truth(), 100 * floor / value
     assert f"{number(times.min())} to {number(times.max())} (median {number(np.median(times))}) times" in told
     assert f"{number(share.min())} to {number(share.max())} % (median {number(np.median(share))} %)" in told
-    assert "of 6 points none lies under the floor." in told
+    assert "of 6 points 2 lie under twice the floor, where the value cannot be trusted." in told
+    assert "none lies under twice the floor." in sentences.paper_beside(table(noise=1e-3), "base")[-1]
     assert "rounding can fake this growth" in " ".join(sentences.with_gradient(df, "base"))
     assert "rounding can fake" not in " ".join(sentences.with_gradient(table(noise=1e-6), "base"))
 
 
 def test_points_under_the_floor_are_counted():
-    df = table(noise=0.3)
+    df = table(noise=0.1)
     under = int(df["flag"].notna().sum())
     told = sentences.paper_beside(df, "base")[-1]
-    assert f"of 6 points {under} lie" in told and "says nothing about the curvature there" in told
+    assert f"of 6 points {under} lie" in told and "where the value cannot be trusted" in told
     assert sentences.paper_beside(table(protocols=("careful",)), "base") == []
     assert "cannot tell curvature from rounding" in sentences.paper_beside(df.assign(floor=None), "base")[-1]
 
@@ -228,6 +239,9 @@ def test_doubts_are_counted_from_the_rows():
     told = " ".join(sentences.uncertain(df))
     both = int(((df["quantity"] == "frobenius") & df["low"].notna()).sum())
     assert "There are 2 runs" in told and f"of the {both} two-sided ones about {both / 20:.1f} miss" in told
+    assert "minibatch of its own step" not in told
+    df.attrs["headers"] = {"run.jsonl": {"config": {"minibatch": "step"}}}
+    assert "minibatch of its own step" in " ".join(sentences.uncertain(df))
     assert "3 careful rows carry the flag 'kinks'." in told and "1 value could not be measured" in told
     assert "Rounding can produce at most 0.0001 % of a careful value." in told
 
