@@ -14,12 +14,13 @@ help:
 	@echo "make lint    ruff, mypy, import-linter only"
 	@echo "The first of them makes .venv (Python 3.11 or newer; a few minutes). Another Python: make test PYTHON=python3.12"
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt tests/references.txt
 	@command -v $(PYTHON) >/dev/null || { echo "smoothlab needs Python 3.11 or newer, and there is no '$(PYTHON)' here: install one, or name it: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "smoothlab needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) -V 2>&1). Name a newer one: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@echo "Setting up .venv with $$($(PYTHON) -V) and the versions in constraints.txt (once; a few minutes) ..."
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps -r tests/references.txt
 	@touch $@
 
 demo: $(STAMP)
