@@ -169,8 +169,8 @@ def draw(stem: Path, df: pd.DataFrame, told: str) -> Picture:
         fig = plots.path_figure(df)
         alt = "Change of the gradient per change of the weights, of each block, against training step"
         caption = (
-            "Change of the gradient per change of the weights, beside the largest absolute eigenvalue of the block. The "
-            "other blocks move in the same step, so that the quotient may exceed it."
+            "Change of the gradient per change of the weights, beside the largest absolute eigenvalue of the block. "
+            "The other blocks move in the same step, so that the quotient may exceed it."
         )
     return Picture(plots.save(fig, stem)[0].read_bytes(), f"{alt}. {told}", caption)
 
