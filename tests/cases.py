@@ -1,0 +1,232 @@
+"""Cases as data: to add one is an entry here, and every test that takes its list then runs on it.
+
+PROBLEMS are tiny modules whose forward is the loss on data of their own, so that dense Hessians can be formed.
+SPECTRA are eigenvalues for the norms. `DenseHessian` is the Hessian protocol on a matrix that is known.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from smoothlab.blocks import Block
+
+
+class Quadratic(nn.Module):
+    """f = w'Aw/2 + b'w with w = (x, y) and a symmetric indefinite A."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.x, self.y = nn.Parameter(torch.randn(4)), nn.Parameter(torch.randn(3))
+        a = torch.randn(7, 7)
+        self.register_buffer("a", a + a.T)
+        self.register_buffer("b", torch.randn(7))
+
+    def forward(self) -> Tensor:
+        w = torch.cat([self.x, self.y])
+        return w @ self.a @ w / 2 + self.b @ w
+
+
+class Cubic(nn.Module):
+    """f = T[w, w, w]/6 with a symmetric T: H = T[w], and T is all that finite differences leave out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.x, self.y = nn.Parameter(torch.randn(3)), nn.Parameter(torch.randn(2))
+        t = torch.randn(5, 5, 5)
+        orders = [(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)]
+        self.register_buffer("t", sum(t.permute(order) for order in orders) / 6)
+
+    def forward(self) -> Tensor:
+        w = torch.cat([self.x, self.y])
+        return torch.einsum("ijk,i,j,k->", self.t, w, w, w) / 6
+
+
+class Classifier(nn.Module):
+    """Softmax regression of random labels on what `body` makes of random features."""
+
+    def __init__(self, body: nn.Module, features: Tensor, classes: int = 3) -> None:
+        super().__init__()
+        self.body = body
+        self.register_buffer("features", features)
+        self.register_buffer("labels", torch.randint(0, classes, (len(features),)))
+        with torch.no_grad():
+            self.head = nn.Linear(body(features).shape[-1], classes)
+
+    def forward(self) -> Tensor:
+        return functional.cross_entropy(self.head(self.body(self.features)), self.labels)
+
+
+class Attention(nn.Module):
+    """One layer of causal scaled dot-product attention with LayerNorm, mean over positions: [n, t, 4] -> [n, 4]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.qkv = nn.LayerNorm(4), nn.Linear(4, 12)
+
+    def forward(self, h: Tensor) -> Tensor:
+        q, k, v = (s.view(*s.shape[:2], 2, 2).transpose(1, 2) for s in self.qkv(self.norm(h)).split(4, dim=-1))
+        mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return (h + mixed.transpose(1, 2).flatten(2)).mean(1)
+
+
+class Tied(nn.Module):
+    """An embedding whose weight is the output layer's too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.mix = nn.Embedding(5, 3), nn.Linear(3, 3)
+        self.output = nn.Linear(3, 5, bias=False)
+        self.output.weight = self.embedding.weight
+        self.register_buffer("tokens", torch.randint(0, 5, (6,)))
+
+    def forward(self) -> Tensor:
+        return functional.cross_entropy(self.output(torch.tanh(self.mix(self.embedding(self.tokens)))), self.tokens)
+
+
+class Unused(nn.Module):
+    """A block where one parameter does not reach the loss, and a second one enters linearly."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.x, self.dead, self.y = (nn.Parameter(torch.randn(n)) for n in (3, 2, 2))
+        self.linear = nn.Parameter(torch.randn(2))
+
+    def forward(self) -> Tensor:
+        return torch.cosh(self.x).sum() * (self.y**2).sum() + self.linear.sum()
+
+
+class OptClassifier(nn.Module):
+    """A transformers OPT sequence classifier with padding; x = query and value projections, y = the score head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from transformers import OPTConfig, OPTForSequenceClassification
+
+        config = OPTConfig(
+            vocab_size=12, hidden_size=4, word_embed_proj_dim=4, num_hidden_layers=1, num_attention_heads=2,
+            ffn_dim=8, max_position_embeddings=8, activation_function="gelu", dropout=0.0, pad_token_id=1,
+            attn_implementation="sdpa",
+        )  # fmt: skip
+        self.model = OPTForSequenceClassification(config).eval()
+        tokens = torch.randint(2, 12, (3, 6))
+        tokens[0, 4:] = 1
+        self.register_buffer("tokens", tokens)
+        self.register_buffer("labels", torch.tensor([0, 1, 1]))
+
+    def forward(self) -> Tensor:
+        mask = (self.tokens != 1).long()
+        return self.model(input_ids=self.tokens, attention_mask=mask, labels=self.labels).loss
+
+
+def _mlp(activation: Callable[[], nn.Module], *, layer_norm: bool = False) -> nn.Module:
+    middle = [nn.LayerNorm(5)] if layer_norm else []
+    return Classifier(
+        nn.Sequential(nn.Linear(4, 5), *middle, activation(), nn.Linear(5, 4), activation()), torch.randn(8, 4)
+    )
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A tiny loss on two blocks, "x" and "y", whose dense Hessian can be formed.
+
+    Attributes:
+        make: makes the module; its forward is the loss.
+        in_y: a parameter is in block y if its name starts with one of these.
+        only: and in block x if it starts with one of these (all others by default).
+        kinks: the gradient has jumps.
+    """
+
+    make: Callable[[], nn.Module]
+    in_y: tuple[str, ...] = ("head",)
+    only: tuple[str, ...] = ("",)
+    kinks: bool = False
+
+    def build(self, seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, list[Block]]:
+        """The module, with weights and data fixed by `seed`, and blocks x and y."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            module = self.make().to(dtype)
+        names = [name for name, _ in module.named_parameters()]
+        y = [name for name in names if name.startswith(self.in_y)]
+        x = [name for name in names if name not in y and name.startswith(self.only)]
+        return module, [Block(b, tuple(module.get_parameter(n) for n in part)) for b, part in (("x", x), ("y", y))]
+
+
+_OPT_LAYER = "model.model.decoder.layers.0.self_attn."
+
+PROBLEMS: dict[str, Problem] = {
+    "quadratic": Problem(Quadratic, ("y",)),
+    "cubic": Problem(Cubic, ("y",)),
+    "tanh": Problem(lambda: _mlp(nn.Tanh)),
+    "gelu": Problem(lambda: _mlp(nn.GELU)),
+    "layer norm": Problem(lambda: _mlp(nn.GELU, layer_norm=True)),
+    "attention": Problem(lambda: Classifier(Attention(), torch.randn(3, 4, 4))),
+    "tied": Problem(Tied, ("mix",)),
+    "unused parameter": Problem(Unused, ("y",)),
+    "opt": Problem(OptClassifier, ("model.score",), (_OPT_LAYER + "q_proj", _OPT_LAYER + "v_proj")),
+    "relu": Problem(lambda: _mlp(nn.ReLU), kinks=True),
+}  # fmt: skip
+
+
+def wide(activation: Callable[[], nn.Module]) -> Problem:
+    """An MLP large enough (1,700 parameters, 64 examples) that its gradient crosses many kinks, if there are any."""
+
+    def make() -> nn.Module:
+        body = nn.Sequential(nn.Linear(16, 32), activation(), nn.Linear(32, 32), activation())
+        return Classifier(body, torch.randn(64, 16))
+
+    return Problem(make, kinks=activation is nn.ReLU)
+
+
+WIDE: dict[str, Problem] = {"tanh": wide(nn.Tanh), "gelu": wide(nn.GELU), "silu": wide(nn.SiLU), "relu": wide(nn.ReLU)}
+
+
+_I = np.arange(1, 81)
+SPECTRA: dict[str, np.ndarray] = {
+    "flat": np.where(_I % 2, 1.0, -1.0),
+    "power law": 1.0 / _I,
+    "one outlier": np.where(_I == 1, 1.0, 0.03),
+    "low rank": np.where(_I <= 3, -1.0 / _I, 0.0),
+    "ten equal": np.where(_I <= 10, 1.0, 0.05),
+}
+
+
+class DenseHessian:
+    """The Hessian protocol on a known symmetric matrix, cut into the blocks "a" (first rows), "b", ... by `sizes`."""
+
+    def __init__(self, matrix: np.ndarray | Tensor, *sizes: int) -> None:
+        self.matrix = torch.as_tensor(matrix, dtype=torch.float64)
+        sizes = sizes or (len(self.matrix),)
+        edges = np.cumsum([0, *sizes])
+        self.blocks = {
+            name: Block(name, (torch.zeros(n, dtype=torch.float64),)) for name, n in zip("abcdef", sizes, strict=False)
+        }
+        self.loss, self.gradients = 0.0, {name: torch.zeros(b.dim).double() for name, b in self.blocks.items()}
+        self._spans = {name: slice(*edges[i : i + 2]) for i, name in enumerate(self.blocks)}
+        self.products = 0
+
+    def part(self, wrt: str, along: str) -> Tensor:
+        """The block H_bc, b = `wrt`, c = `along`."""
+        return self.matrix[self._spans[wrt], self._spans[along]]
+
+    def product(self, v: Tensor, along: str, wrt: Sequence[str]) -> tuple[Tensor, ...]:
+        self.products += 1
+        return tuple(self.part(b, along) @ v for b in wrt)
+
+    def noise(self, v: Tensor, image: Tensor, along: str) -> tuple[float, int]:
+        return 1e-15, 0
+
+    def truth(self, quantity: str, wrt: str = "a", along: str = "a") -> float:
+        part = self.part(wrt, along)
+        if quantity == "trace":
+            return float(part.trace())
+        return float(torch.linalg.matrix_norm(part, "fro" if quantity == "frobenius" else 2))
+
+
+def diagonal(spectrum: str) -> DenseHessian:
+    """A spectrum as a matrix; probes and starts are rotation invariant, so a diagonal one serves for all."""
+    return DenseHessian(np.diag(SPECTRA[spectrum]))
