@@ -147,9 +147,14 @@ class Problem:
 
     def build(self, seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, list[Block]]:
         """The module, with weights and data fixed by `seed`, and blocks x and y."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            module = self.make().to(dtype)
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)
+        try:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                module = self.make().to(dtype)
+        finally:
+            torch.set_default_dtype(before)
         names = [name for name, _ in module.named_parameters()]
         y = [name for name in names if name.startswith(self.in_y)]
         x = [name for name in names if name not in y and name.startswith(self.only)]
