@@ -129,7 +129,7 @@ class Step:
     Attributes:
         h: step along v, in units of v (the move is h v).
         noise: ||grad noise||, the rounding error of one gradient in Euclidean norm, over all blocks.
-        error: estimated relative error of the product at h from halving it; None if not checked.
+        error: estimated relative error of the product at h from halving it; None if not checked, or with kinks.
         kinks: True when halving the step does not shrink the error as smoothness demands although rounding is small.
     """
 
@@ -216,9 +216,7 @@ class DifferenceHessian:
         if self._h != "auto":
             length = self._h
         else:
-            if along not in self.steps:
-                self.steps[along] = self.choose_step(v, along)
-                self._spent[along] = 8 if self.scheme == "forward" else 7
+            self.rounding(v, along)
             length = self.steps[along].h
         return self.difference(v, along, length / squared**0.5, wrt, squared)
 
@@ -226,57 +224,72 @@ class DifferenceHessian:
         """Rounding error e of one gradient of block `along` (Euclidean norm), from three gradients a few ulp apart.
 
         The second difference of g at 0, s, 2s has no first-order part and variance 6 e^2. The move s v / ||v|| is 16
-        ulp of the block's largest weight, so that truncation is far below rounding.
+        ulp of the block's largest weight, so that truncation is far below rounding. Never less than
+        eps ||g|| / sqrt(12), the error of storing the gradient: changes below an ulp are not seen as noise.
         """
         eps = torch.finfo(v.dtype).eps
         largest = max(float(p.detach().abs().max()) for p in self.blocks[along].params)
         s = 16 * eps * max(largest, eps) * self.blocks[along].dim ** 0.5 / norm(v)
         first, second = (flatten(self._moved(v, along, k * s, [along])[0]) for k in (1, 2))
         curl = self.gradients[along] - 2 * first + second
-        return norm(curl) / 6**0.5
+        return max(norm(curl) / 6**0.5, eps * norm(self.gradients[along]) / 12**0.5)
 
     def _floor(self, noise: float, h: float) -> float:
-        """||H_cc u|| of a unit vector u that rounding alone produces, for moves of length h."""
         return (2**0.5 if self.scheme == "forward" else 0.5**0.5) * noise / h
 
-    def noise(self, v: Tensor, image: Tensor, along: str) -> tuple[float, int]:
-        """Relative rounding error of the product H_cc v = `image`: the chosen step's, or measured for a given h."""
+    def rounding(self, v: Tensor, along: str) -> float:
+        """||H_cc u|| of a unit u that rounding alone produces at the step in use; measured along v if need be."""
         if along not in self.steps:
-            assert self._h != "auto"
-            self.steps[along] = Step(h=self._h, noise=self.gradient_noise(v, along))
-            self._spent[along] = 2 if self.scheme == "forward" else 1
-        spent = self._spent.pop(along, 0)
-        step, size = self.steps[along], norm(image)
-        return (self._floor(step.noise, step.h) * norm(v) / size if size else 0.0), spent
+            if self._h == "auto":
+                self.steps[along] = self.choose_step(v, along)
+                self._spent[along] = 8 if self.scheme == "forward" else 7
+            else:
+                self.steps[along] = Step(h=self._h, noise=self.gradient_noise(v, along))
+                self._spent[along] = 2 if self.scheme == "forward" else 1
+        return self._floor(self.steps[along].noise, self.steps[along].h)
 
-    def choose_step(self, v: Tensor, along: str) -> Step:
-        """The move ||h v|| with the smallest estimated error, found by halving.
+    def noise(self, v: Tensor, image: Tensor, along: str) -> tuple[float, int]:
+        """Relative rounding error of the product H_cc v = `image`; the chosen step's, or measured for a given h."""
+        size, floor = norm(image), self.rounding(v, along) * norm(v)
+        return (floor / size if size else 0.0), self._spent.pop(along, 0)
 
-        Starts at ||theta_c|| times eps^(1/3) (central) or eps^(1/2) (forward) and walks down by factors of 4 from 16
-        times that, then compares the quotients: their difference is truncation, which smoothness shrinks by 4^p a step
-        (p = 2 central, 1 forward), plus rounding, which is known. Where the difference stays above rounding without
-        shrinking by 4^(p/2), the gradient has kinks and there is no right step: `kinks` is set.
+    def choose_step(self, v: Tensor, along: str, longest: float | None = None) -> Step:
+        """The move ||h v|| with the smallest estimated error, found by halving twice a time.
+
+        Starts at `longest`, by default 16 ||theta_c|| eps^(1/3) (central) or 16 ||theta_c|| eps^(1/2) (forward), walks
+        down by factors of 4 and compares neighboring quotients: they differ by truncation, which smoothness shrinks by 4^p
+        a step (p = 2 central, 1 forward), and by rounding, which is known. Where most differences that stand clear of
+        rounding do not even shrink by 4^(p/2), the gradient has kinks, and there is no right step: `kinks` is set.
         """
         noise = self.gradient_noise(v, along)
         order = 1 if self.scheme == "forward" else 2
-        eps = torch.finfo(v.dtype).eps
-        scale = max(norm(flatten(p.detach() for p in self.blocks[along].params)), eps**0.5)
-        start = 16 * scale * eps ** (1 / (order + 1))
         unit = norm(v)
-        lengths = [start / 4**i for i in range(6)]
+        if longest is None:
+            eps = torch.finfo(v.dtype).eps
+            longest = 16 * self._size(along) * eps ** (1 / (order + 1))
+        lengths = [longest / 4**i for i in range(6)]
         products = [self.difference(v, along, h / unit, [along], unit**2)[0] / unit for h in lengths]
-        size = norm(products[-3]) or 1.0
         gaps = [norm(a - b) for a, b in zip(products, products[1:], strict=False)]
         floors = [self._floor(noise, h) for h in lengths]
         # The gap between h and h/4 is the truncation error at h times (1 - 4^-order), plus both roundings.
         errors = [gap * 4.0**-order / (1 - 4.0**-order) + floors[i + 1] for i, gap in enumerate(gaps)]
         best = min(range(len(errors)), key=errors.__getitem__)
-        clear = [i for i, gap in enumerate(gaps) if gap > 4 * (floors[i] + floors[i + 1])]
-        shrinks = [gaps[i] / gaps[j] for i, j in zip(clear, clear[1:], strict=False) if j == i + 1]
-        kinks = (
-            bool(shrinks) and sorted(shrinks)[len(shrinks) // 2] < 4 ** (order / 2) and gaps[clear[-1]] > 0.01 * size
-        )
-        return Step(h=lengths[best + 1], noise=noise, error=errors[best] / size, kinks=kinks)
+        size = norm(products[best + 1])
+        clear = [gap > 4 * (floors[i] + floors[i + 1]) for i, gap in enumerate(gaps)]
+        shrinks = sorted(gaps[i] / gaps[i + 1] for i in range(len(gaps) - 1) if clear[i] and clear[i + 1])
+        largest = max((gap for gap, is_clear in zip(gaps, clear, strict=True) if is_clear), default=0.0)
+        kinks = bool(shrinks) and shrinks[len(shrinks) // 2] < 4 ** (order / 2) and largest > 0.01 * size
+        error = None if kinks or not size else errors[best] / size
+        return Step(h=lengths[best + 1], noise=noise, error=error, kinks=kinks)
+
+    def _size(self, along: str) -> float:
+        """||theta_c||, or a little above 0 for a block of zeros."""
+        theta = flatten(p.detach() for p in self.blocks[along].params)
+        return max(norm(theta), torch.finfo(theta.dtype).eps ** 0.5)
+
+    def has_kinks(self, v: Tensor, along: str) -> bool:
+        """Whether moves of up to 8 % of ||theta_c|| along v, in any precision, cross kinks of the gradient (ReLU)."""
+        return self.choose_step(v, along, longest=0.08 * self._size(along)).kinks
 
 
 def exact_hvp(loss: Loss, along: Block, wrt: Block, v: Tensor) -> Tensor:

@@ -89,21 +89,20 @@ def paper(
     """
     for block in blocks:
         hessian = DifferenceHessian(loss, [block], h=h, scheme="forward", effective=False)
-        scale, squares, images = block.dim**0.5 / batch, [], []
+        squares, images = [], []
         for i in range(probes):
-            v = draw(block, "sphere", [*seed, *block.name.encode(), i])
+            v = draw(block, "sphere", [*seed, *block.name.encode(), i]).div_(block.dim**0.5)
             image = hessian.product(v, block.name, [block.name])[0]
             squares.append(norm(image) ** 2)
             if i < 16:
                 images.append(image)
-        noise, _ = hessian.noise(v, image, block.name)
         found = sum_of_squares(squares, effective_rank(gram_matrix(images)))
-        value, low, high = (max(x, 0.0) ** 0.5 / scale for x in found)
-        floor = noise * norm(image) / scale
+        value, low, high = (batch * max(x, 0.0) ** 0.5 for x in found)
+        floor = batch * hessian.rounding(v, block.name)
         yield _common("paper", hessian.loss, hessian.gradients)[block.name] | {
             "block": block.name, "wrt": block.name, "quantity": "frobenius", "value": value, "low": low, "high": high,
             "hvps": probes, "h": h, "floor": floor, "flag": "below floor" if value < 2 * floor else None,
-            "normalized": value * scale, "grad_norm_total": None,
+            "normalized": value * block.dim**0.5 / batch, "grad_norm_total": None,
         }  # fmt: skip
 
 
@@ -126,7 +125,7 @@ def _common(protocol: str, loss: float, gradients: Mapping[str, Tensor]) -> dict
 def has_kinks(loss: Loss, block: Block, seed: Sequence[int] = (0,)) -> bool:
     """Whether central differences along a random direction show kinks of the gradient (ReLU): about 14 gradients."""
     hessian = DifferenceHessian(loss, [block])
-    return hessian.choose_step(draw(block, "gaussian", [*seed, *b"kinks"]), block.name).kinks
+    return hessian.has_kinks(draw(block, "gaussian", [*seed, *b"kinks"]), block.name)
 
 
 class Quotient:
