@@ -7,7 +7,7 @@ from smoothlab.experiments.smoothness import Smoothness
 from smoothlab.records import Row, run
 
 # So few steps move the weights only with a rate well above that of Appendix D.4 (5e-5 over 5,000 steps).
-STEPS, POINTS, PROBES, RATE = 250, 6, 20, 5e-3
+STEPS, POINTS, PROBES, RATE = 200, 6, 20, 2e-2
 
 
 def runs(seed: int) -> dict[str, Smoothness]:

@@ -1,0 +1,31 @@
+import pytest
+
+from smoothlab.__main__ import main
+from smoothlab.experiments import demo
+
+
+def test_the_two_runs_differ_in_the_peft_module_alone():
+    runs = demo.runs(seed=3)
+    assert (runs["fig1a"].peft, runs["fig1b"].peft) == ("none", "lora")
+    assert all(
+        (run.model, run.data, run.protocol, run.seed) == ("micro", "builtin", "both", 3) for run in runs.values()
+    )
+
+
+@pytest.mark.slow
+def test_demo_writes_records_figures_and_one_page_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(demo, "STEPS", 2)
+    monkeypatch.setattr(demo, "POINTS", 2)
+    out = tmp_path / "demo"
+    assert main(["demo", "--out", str(out)]) == 0
+    assert capsys.readouterr().out == f"{out / 'index.html'}\n"
+    there = {path.name: path.read_bytes() for path in out.iterdir()}
+    expected = {"fig1a.jsonl", "fig1b.jsonl", "fig1a.png", "fig1a.pdf", "fig1b.png", "fig1b.pdf", "index.html"}
+    assert expected <= there.keys()
+    assert b"<img" in there["index.html"] and b'src="http' not in there["index.html"]
+    assert main(["demo", "--out", str(out)]) == 0  # nothing is measured again
+    assert {name: (out / name).read_bytes() for name in there if name.endswith("jsonl")} == {
+        name: content for name, content in there.items() if name.endswith("jsonl")
+    }
+    assert main(["demo", "--out", str(out), "--seed", "1"]) == 2
+    assert "seed = 0, this one has seed = 1" in capsys.readouterr().err
