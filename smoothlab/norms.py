@@ -297,13 +297,19 @@ def _cross(first: _Deflation, second: _Deflation, precision: float) -> NormEstim
     squares = [*np.diag(gram), *second.cross_squares[first.name]]
     known = first.cross_known[second.name] + second.cross_known[first.name]
     whole = sum_of_squares(squares, effective_rank(gram), known)
-    floor = max(first.noise, second.noise) * max(whole.value, 0.0) ** 0.5
+    floor = max(_spill(first, second), _spill(second, first))
     value, low, high = _root(whole, floor)
     reached = _half_width(whole) <= precision
     hvps = first.hvps + second.hvps
     return NormEstimate(
         first.name, second.name, "frobenius", value, low, high, hvps, floor, _flag(value, floor, reached)
     )
+
+
+def _spill(run: _Deflation, other: _Deflation) -> float:
+    """Rounding in `other`'s images of `run`'s products: that of the diagonal block, as much per coordinate."""
+    diagonal = max(run.frobenius_squared()[0].value, 0.0) ** 0.5
+    return run.noise * diagonal * (other.block.dim / run.block.dim) ** 0.5
 
 
 def block_norms(

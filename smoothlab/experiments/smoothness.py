@@ -134,7 +134,7 @@ class Smoothness:
             _say("; ".join(loaded.notes))
 
         def minibatch(numbers: list[int]) -> Any:
-            texts, labels = ([column[i] for i in numbers] for column in (examples.texts, examples.labels))
+            texts, labels = [examples.texts[i] for i in numbers], [examples.labels[i] for i in numbers]
             return encode(loaded, texts, labels, self.device)
 
         return FineTuning(

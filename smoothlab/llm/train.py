@@ -94,7 +94,8 @@ class FineTuning:
             save_file(self._named(), partial, metadata={"step": str(self.step)})
             partial.replace(path)
         except Exception as error:
-            partial.unlink(missing_ok=True)
+            if partial.exists():
+                partial.unlink()
             if isinstance(error, OSError) or "os error" in str(error).lower():
                 raise BadInput(f"cannot write {path}: {error}; make room, or leave --keep-weights out") from error
             raise

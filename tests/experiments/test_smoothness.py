@@ -1,0 +1,142 @@
+"""The smoothness experiment: its rows, its resumption, its bad inputs."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from smoothlab import records
+from smoothlab.errors import BadInput
+from tests.experiments.toy import Toy
+
+FIELDS = {
+    "step", "protocol", "block", "wrt", "quantity", "value", "low", "high", "hvps", "h", "floor", "flag", "loss",
+    "grad_norm", "grad_norm_total", "dim", "normalized",
+}  # fmt: skip
+
+
+def rows_of(path: Path) -> list[dict]:
+    return [row for line in path.read_text().splitlines() if (row := json.loads(line))["kind"] == "row"]
+
+
+def run(experiment: Toy, out: Path) -> list[dict]:
+    return rows_of(records.run(experiment, out, environment={}))
+
+
+def test_every_point_has_the_same_complete_rows(tmp_path: Path) -> None:
+    rows = run(Toy(), tmp_path / "run.jsonl")
+    assert all(FIELDS | {"kind"} == set(row) for row in rows)
+    kinds = [(r["protocol"], r["block"], r["wrt"], r["quantity"]) for r in rows]
+    per_point = kinds[: len(kinds) // 6]
+    assert kinds == per_point * 6
+    assert len(per_point) == len(set(per_point)) == 3 + 3 + 1 + 2 + 2
+    assert sorted({r["step"] for r in rows}) == [0, 8, 16, 24, 32, 40]
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_stopped_run_ends_as_an_undisturbed_one(tmp_path: Path, keep: bool) -> None:
+    """Cut after any row, even halfway through a line: the continued records are the same to the byte."""
+    toy = Toy(steps=12, points=4, keep_weights=tmp_path / "kept" if keep else None)
+    whole = tmp_path / "whole.jsonl"
+    run(toy, whole)
+    lines = whole.read_bytes().splitlines(keepends=True)
+    for cut in (1, 2, 11, 12, 13, 25, 44):
+        again = tmp_path / f"cut{cut}.jsonl"
+        again.write_bytes(b"".join(lines[:cut]) + lines[cut][:20])
+        if keep:
+            for late in sorted((tmp_path / "kept").glob("*"))[(cut - 1) // 11 + 1 :]:
+                late.unlink()
+        assert run(toy, again) == rows_of(whole), cut
+
+
+def test_killed_runs_end_as_an_undisturbed_one(tmp_path: Path) -> None:
+    """SIGKILL at three moments of a run of 30 points."""
+    command = [sys.executable, "-m", "tests.experiments.toy"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    killed, whole = tmp_path / "killed.jsonl", tmp_path / "whole.jsonl"
+    for wanted in (5, 80, 190):
+        child = subprocess.Popen([*command, str(killed), "--keep", str(tmp_path / "kept")], env=environment)
+        while child.poll() is None and (not killed.exists() or killed.read_bytes().count(b"\n") < wanted):
+            time.sleep(0.005)
+        assert child.poll() is None, "the run ended before it could be killed"
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    subprocess.run([*command, str(killed), "--keep", str(tmp_path / "kept")], env=environment, check=True)
+    subprocess.run([*command, str(whole), "--keep", str(tmp_path / "kept2")], env=environment, check=True)
+    assert rows_of(killed) == rows_of(whole)
+
+
+def test_measuring_afterwards_from_kept_weights_is_measuring_online(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    online = run(Toy(keep_weights=kept), tmp_path / "online.jsonl")
+    after = run(Toy(from_weights=kept), tmp_path / "after.jsonl")
+    assert online == after
+
+
+def test_measuring_does_not_change_the_trajectory(tmp_path: Path) -> None:
+    """The weights after 40 steps are the same to the bit whether six points or one were measured, dropout included."""
+    states = []
+    for points in (6, 2):
+        toy = Toy(points=points, dropout=True, keep_weights=tmp_path / f"{points}")
+        run(toy, tmp_path / f"{points}.jsonl")
+        tuning = toy.tuning()
+        tuning.load(tmp_path / f"{points}" / "step-00000040.safetensors")
+        states.append([p.detach().clone() for p in tuning.model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
+
+
+def test_a_fixed_minibatch_is_the_same_at_all_points(tmp_path: Path) -> None:
+    still = Toy(minibatch="fixed", lr=0.0, protocol="careful", path=False)
+    losses = {row["loss"] for row in run(still, tmp_path / "fixed.jsonl")}
+    assert len(losses) == 1
+    moving = {row["loss"] for row in run(replace(still, minibatch="step"), tmp_path / "step.jsonl")}
+    assert len(moving) == 6
+
+
+def test_a_diverging_run_keeps_what_it_measured(tmp_path: Path) -> None:
+    out = tmp_path / "run.jsonl"
+    with pytest.raises(BadInput, match=r"loss is (nan|inf) at step \d+: lower --lr"):
+        run(Toy(lr=1e308, path=False), out)
+    assert {row["step"] for row in rows_of(out)} == {0}
+
+
+def test_the_plan_names_blocks_points_and_cost() -> None:
+    plan = Toy().plan()
+    assert "base" in plan and "178 parameters" in plan and "0, 8, 16, 24, 32, 40" in plan
+    assert "altogether about" in plan and "minutes" in plan and "GiB" in plan
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"measure": ("bass",)}, "--measure bass: no such block, use some of base, peft"),
+        ({"cross": ("base-peft",)}, "--cross base-peft: write two different measured blocks as a:b"),
+        ({"cross": ("base:base",)}, "two different"),
+        ({"steps": -1}, "--steps -1 is too small"),
+        ({"probes": 1}, "--probes 1 is too small"),
+        ({"precision": 0.0}, "--precision 0.0"),
+        ({"lr": -1.0}, "--lr -1.0"),
+        ({"batch": 51}, "batch 51 with 50 examples: use 1 to 50"),
+        ({"from_weights": Path("nowhere")}, "--from-weights nowhere: no step-"),
+    ],
+)
+def test_bad_options_are_named(tmp_path: Path, change: dict, words: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        run(replace(Toy(), **change), tmp_path / "run.jsonl")
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "run.jsonl").exists()
+
+
+@pytest.mark.parametrize("text", ["base", "base=", "base=fast", "base=-1"])
+def test_bad_rates_are_named(text: str) -> None:
+    from smoothlab.experiments.smoothness import _rate
+
+    with pytest.raises(BadInput, match="name=rate"):
+        _rate(text)

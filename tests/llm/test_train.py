@@ -1,0 +1,106 @@
+"""Joint SGD with reshuffling: minibatches, updates, kept weights."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from smoothlab.blocks import Block
+from smoothlab.errors import BadInput
+from smoothlab.llm.train import saved_steps, weights_path
+from tests.experiments.toy import Toy
+
+
+def test_an_epoch_visits_every_example_once_in_a_new_order() -> None:
+    tuning = Toy(batch=10).tuning()
+    epochs = [[i for step in range(e * 5, e * 5 + 5) for i in tuning.minibatch(step)] for e in range(3)]
+    assert all(Counter(epoch) == Counter(range(50)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert tuning.minibatch(7) == tuning.minibatch(7) != Toy(batch=10, seed=1).tuning().minibatch(7)
+
+
+def test_a_last_incomplete_minibatch_is_left_out() -> None:
+    tuning = Toy(batch=8).tuning()
+    assert {len(tuning.minibatch(step)) for step in range(20)} == {8}
+    assert len({i for step in range(6) for i in tuning.minibatch(step)}) == 48
+
+
+@pytest.mark.parametrize("dropout", [False, True])
+def test_an_update_is_plain_sgd_with_a_rate_a_block(dropout: bool) -> None:
+    tuning = Toy(dropout=dropout).tuning()
+    before = {n: [p.detach().clone() for p in b.params] for n, b in tuning.blocks.items()}
+    params = [p for b in tuning.blocks.values() for p in b.params]
+    gradients = iter(torch.autograd.grad(tuning.loss(0)(), params))
+    value = tuning.update()
+    assert value == float(Toy(dropout=dropout).tuning().loss(0)().detach())
+    for name, rate in (("base", 0.2), ("peft", 0.1)):
+        for p, old in zip(tuning.blocks[name].params, before[name], strict=True):
+            torch.testing.assert_close(p.detach(), old - rate * next(gradients), rtol=1e-14, atol=1e-16)
+    assert tuning.step == 1 and all(p.grad is None for p in params)
+
+
+def test_dropout_masks_belong_to_the_step() -> None:
+    tuning = Toy(dropout=True).tuning()
+    assert float(tuning.loss(3)().detach()) == float(tuning.loss(3)().detach())
+    eval_loss = Toy().tuning().loss(3)()
+    assert float(tuning.loss(3)().detach()) != float(eval_loss.detach())
+    assert tuning.model.training
+
+
+def test_a_loss_that_is_not_finite_leaves_the_weights_alone() -> None:
+    tuning = Toy().tuning()
+    with torch.no_grad():
+        tuning.blocks["peft"].params[0].fill_(float("inf"))
+    before = [p.detach().clone() for b in tuning.blocks.values() for p in b.params]
+    with pytest.raises(BadInput, match="at step 0: lower --lr"):
+        tuning.update()
+    after = [p for b in tuning.blocks.values() for p in b.params]
+    assert all(torch.equal(p, q) for p, q in zip(before, after, strict=True)) and tuning.step == 0
+
+
+def test_weights_come_back_to_the_bit(tmp_path: Path) -> None:
+    tuning = Toy().tuning()
+    for _ in range(3):
+        tuning.update()
+    tuning.save(tmp_path)
+    assert saved_steps(tmp_path) == [3] and not list(tmp_path.glob("*.partial"))
+    other = Toy().tuning()
+    other.load(weights_path(tmp_path, 3))
+    assert other.step == 3
+    pairs = zip(tuning.model.parameters(), other.model.parameters(), strict=True)
+    assert all(torch.equal(p, q) for p, q in pairs)
+
+
+def test_weights_of_another_run_or_broken_ones_are_refused(tmp_path: Path) -> None:
+    tuning = Toy().tuning()
+    tuning.save(tmp_path)
+    path = weights_path(tmp_path, 0)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(BadInput, match="cannot read weights .*delete the file"):
+        tuning.load(path)
+    path.write_bytes(whole)
+    other = Toy().tuning()
+    other.blocks = {"base": other.blocks["base"]}
+    with pytest.raises(BadInput, match="another model"):
+        other.load(path)
+
+
+def test_weights_that_cannot_be_written_are_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadInput, match="--keep-weights"):
+        Toy().tuning().save(tmp_path / "file" / "folder")
+
+
+def test_a_rate_for_no_block_and_a_trainable_parameter_in_no_block_are_refused() -> None:
+    from smoothlab.llm.train import FineTuning
+
+    good = Toy().tuning()
+    with pytest.raises(BadInput, match="learning rate for unknown block 'bass'"):
+        FineTuning(good.model, good.blocks, good.examples, 50, 8, {"base": 0.1, "peft": 0.1, "bass": 1.0})
+    with pytest.raises(BadInput, match="peft.weight is in no block"):
+        FineTuning(good.model, {"base": good.blocks["base"]}, good.examples, 50, 8, {"base": 0.1})
+    short = {"base": good.blocks["base"], "peft": Block("peft", (good.model.peft.weight,))}  # type: ignore[union-attr]
+    with pytest.raises(BadInput, match="peft.bias is in no block"):
+        FineTuning(good.model, short, good.examples, 50, 8, {"base": 0.1, "peft": 0.1})
