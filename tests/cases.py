@@ -203,14 +203,13 @@ SPECTRA: dict[str, np.ndarray] = {
 class DenseHessian:
     """The Hessian protocol on a known symmetric matrix, cut into the blocks "a" (first rows), "b", ... by `sizes`."""
 
-    def __init__(self, matrix: np.ndarray | Tensor, *sizes: int) -> None:
-        self.matrix = torch.as_tensor(matrix, dtype=torch.float64)
+    def __init__(self, matrix: np.ndarray | Tensor, *sizes: int, dtype: torch.dtype = torch.float64) -> None:
+        self.matrix = torch.as_tensor(matrix, dtype=dtype)
         sizes = sizes or (len(self.matrix),)
         edges = np.cumsum([0, *sizes])
-        self.blocks = {
-            name: Block(name, (torch.zeros(n, dtype=torch.float64),)) for name, n in zip("abcdef", sizes, strict=False)
-        }
-        self.loss, self.gradients = 0.0, {name: torch.zeros(b.dim).double() for name, b in self.blocks.items()}
+        zeros = {name: torch.zeros(n, dtype=dtype) for name, n in zip("abcdef", sizes, strict=False)}
+        self.blocks = {name: Block(name, (values,)) for name, values in zeros.items()}
+        self.loss, self.gradients = 0.0, zeros
         self._spans = {name: slice(*edges[i : i + 2]) for i, name in enumerate(self.blocks)}
         self.products = 0
 
@@ -226,7 +225,7 @@ class DenseHessian:
         return 1e-15, 0
 
     def truth(self, quantity: str, wrt: str = "a", along: str = "a") -> float:
-        part = self.part(wrt, along)
+        part = self.part(wrt, along).double()
         if quantity == "trace":
             return float(part.trace())
         return float(torch.linalg.matrix_norm(part, "fro" if quantity == "frobenius" else 2))
