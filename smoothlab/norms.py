@@ -148,7 +148,9 @@ class _Deflation:
         if self.hvps == 1:
             self.noise, spent = self.hessian.noise(q, image, self.name)
             self.hvps += spent
-            self.noise = max(self.noise, 8 * torch.finfo(q.dtype).eps)  # of the dot products here
+            self.noise = max(
+                self.noise, (256 if q.dtype == torch.float64 else 8) * torch.finfo(q.dtype).eps
+            )  # of `dot`
         self.captured += dot(image, image)
         for name, cross in crossed.items():
             self.cross_known[name] += dot(cross, cross)

@@ -1,0 +1,144 @@
+"""Rules that name the blocks of a transformers model, wrapped by any peft method or none."""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from smoothlab.blocks import Block, check_partition
+from smoothlab.errors import BadInput
+
+RULES = ("part", "layer", "module")
+HEADS = ("score", "classifier", "classification_head", "qa_outputs")
+_KINDS = {
+    "attention": r"\b(self_)?att(n|ention)|q_proj|k_proj|v_proj|o_proj|out_proj",
+    "norm": r"norm|\bln_|layernorm|layer_norm",
+    "embedding": r"embed|\bwte\b|\bwpe\b|shared",
+    "mlp": r"mlp|\bfc\d?\b|feed_forward|intermediate|dense|ffn",
+}
+
+
+def live_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Named parameters that the model computes with: ties once, peft's dead `original_module` copies left out."""
+    dead = dead_copies(model)
+    for name, p in model.named_parameters():
+        if id(p) not in dead:
+            yield name, p
+
+
+def dead_copies(model: nn.Module) -> set[int]:
+    """ids of parameters of the originals that peft's modules_to_save wrappers keep beside the trained copies."""
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    dead: set[int] = set()
+    alive: set[int] = set()
+    for module in model.modules():
+        if isinstance(module, AuxiliaryTrainingWrapper):
+            dead |= {id(p) for p in module.original_module.parameters()}
+    for name, p in model.named_parameters(remove_duplicate=False):
+        if "original_module" not in name.split("."):
+            alive.add(id(p))
+    return dead - alive
+
+
+def adapter_parameters(model: nn.Module) -> set[int]:
+    """ids of the parameters that a peft method added, by peft's own structure; a trained copy of the head is not one."""
+    from peft import PeftModel
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    if not isinstance(model, PeftModel):
+        return set()
+    found: set[int] = set()
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            for name in module.adapter_layer_names:
+                part = getattr(module, name, None)
+                if isinstance(part, nn.Module | nn.ParameterDict):
+                    found |= {id(p) for p in part.parameters()}
+                elif isinstance(part, nn.Parameter):
+                    found.add(id(part))
+    if hasattr(model, "prompt_encoder"):
+        found |= {id(p) for p in model.prompt_encoder.parameters()}
+    return found
+
+
+def unfreeze(model: nn.Module) -> None:
+    """Let every live parameter require a gradient, the adapter's and the base model's; dead copies are frozen."""
+    live = {id(p) for _, p in live_parameters(model)}
+    for p in model.parameters():
+        p.requires_grad_(id(p) in live and p.is_floating_point())
+
+
+def partition(model: nn.Module, by: str = "part", patterns: Mapping[str, str] | None = None) -> dict[str, Block]:
+    """Blocks of all live parameters, each in exactly one, in the order of their first parameter.
+
+    Args:
+        model: a transformers model, wrapped by a peft method or not.
+        by: "part" (base, peft, head), "layer" (embedding, layer.0, ..., final), "module" (attention, mlp, embedding, norm),
+            or patterns "name=regex,name=regex" searched in parameter names; what none matches is the block "rest".
+        patterns: the same as a mapping, instead of `by`.
+
+    Raises:
+        BadInput: unknown rule, a pattern that is no regex or matches nothing, a parameter in two blocks or in none.
+    """
+    rules = dict(patterns) if patterns is not None else _patterns(by) if "=" in by else None
+    if rules is None and by not in RULES:
+        raise BadInput(f"--blocks {by} is unknown: use {', '.join(RULES)}, or patterns name=regex,name=regex")
+    adapter = adapter_parameters(model)
+    found: dict[str, list[Tensor]] = {}
+    named = list(live_parameters(model))
+    for name, p in named:
+        block = _matched(name, rules) if rules is not None else _named(name, id(p) in adapter, by)
+        found.setdefault(block, []).append(p)
+    for name in rules or ():
+        if name not in found:
+            examples = ", ".join(n for n, _ in named[:3])
+            raise BadInput(f"pattern {name}={(rules or {})[name]} matches no parameter; names look like {examples}")
+    blocks = {name: Block(name, tuple(params)) for name, params in found.items()}
+    check_partition(blocks.values(), named)
+    return blocks
+
+
+def _patterns(text: str) -> dict[str, str]:
+    rules = dict(part.split("=", 1) for part in text.split(",") if "=" in part)
+    for name, pattern in rules.items():
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise BadInput(f"pattern {name}={pattern} is no regular expression: {error}") from None
+    return rules
+
+
+def _matched(name: str, rules: Mapping[str, str]) -> str:
+    hits = [block for block, pattern in rules.items() if re.search(pattern, name)]
+    if len(hits) > 1:
+        raise BadInput(
+            f"parameter {name} is in blocks '{hits[0]}' and '{hits[1]}': make the patterns exclude each other"
+        )
+    return hits[0] if hits else "rest"
+
+
+def _named(name: str, adapter: bool, by: str) -> str:
+    if adapter:
+        return "peft"
+    parts = name.split(".")
+    if any(head in parts for head in HEADS):
+        return "head"
+    if by == "part":
+        return "base"
+    if by == "layer":
+        number = next((part for part in parts if part.isdigit()), None)
+        return (
+            f"layer.{number}"
+            if number is not None
+            else "embedding"
+            if re.search(_KINDS["embedding"], name)
+            else "final"
+        )
+    return next((kind for kind in ("norm", "attention", "mlp", "embedding") if re.search(_KINDS[kind], name)), "other")
+
+
+def describe(blocks: Mapping[str, Block]) -> Any:
+    """{name: dim}."""
+    return {name: block.dim for name, block in blocks.items()}

@@ -1,0 +1,51 @@
+"""Classification data: named tasks and JSON Lines files, one module each."""
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from smoothlab.errors import BadInput
+from smoothlab.llm.tasks import builtin, jsonlines, sst2
+
+TASKS: dict[str, Callable[[str, Path | None], list[tuple[str, int]]]] = {"builtin": builtin.read, "sst2": sst2.read}
+"""Name of a task -> (split, data_dir) -> its (text, label) pairs."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Labelled texts of one split.
+
+    Attributes:
+        texts: the sentences.
+        labels: their classes, 0 to classes - 1.
+        classes: number of classes.
+        name: task or file they come from.
+    """
+
+    texts: tuple[str, ...]
+    labels: tuple[int, ...]
+    classes: int
+    name: str
+
+
+def load_task(name: str, split: str, data_dir: Path | None = None) -> Examples:
+    """Split "train" or "validation" of a named task or of a JSON Lines file (.jsonl, .jsonl.gz).
+
+    Raises:
+        BadInput: unknown task, or data that cannot be read; one line that names file, line and fix.
+    """
+    if split not in ("train", "validation"):
+        raise BadInput(f"split '{split}' is unknown: use train or validation")
+    if name in TASKS:
+        pairs = TASKS[name](split, data_dir)
+    elif name.endswith((".jsonl", ".jsonl.gz")):
+        pairs = jsonlines.split(jsonlines.read(Path(name)), split)
+    else:
+        near = difflib.get_close_matches(name, TASKS, 1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise BadInput(
+            f"task '{name}' is unknown: {hint}use {', '.join(TASKS)}, or a file ending in .jsonl or .jsonl.gz"
+        )
+    labels = [label for _, label in pairs]
+    return Examples(tuple(text for text, _ in pairs), tuple(labels), max(labels) + 1, name)

@@ -1,0 +1,86 @@
+"""A small labelled sentence set of our own: film remarks from a grammar, negative 0, positive 1.
+
+Praise and blame use the same words: an adjective is as often negated ("anything but dull") or outweighed ("although the
+plot is thin, the acting is superb") as it stands for itself, so no single word gives the label away; word order does.
+"""
+
+import random
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+
+TRAIN, VALIDATION = 2400, 600
+"""Sentences in each split, half of them positive; no sentence is in both."""
+
+_THINGS = (
+    "the plot", "the acting", "the dialogue", "the direction", "the ending", "the photography", "the music",
+    "the opening scene", "the second half", "the humor", "the romance", "the leading man", "the heroine", "the editing",
+)  # fmt: skip
+_GOOD = (
+    "superb", "moving", "clever", "graceful", "gripping", "funny", "fresh", "tender", "lively", "honest", "subtle",
+    "charming",
+)  # fmt: skip
+_BAD = (
+    "dull", "clumsy", "flat", "tedious", "hollow", "muddled", "lifeless", "stale", "shallow", "awkward", "crude",
+    "dreary",
+)  # fmt: skip
+_PLAIN = (
+    "{thing} is {adjective} from first to last .",
+    "{thing} is simply {adjective} .",
+    "i found {thing} {adjective} .",
+    "{thing} is even more {adjective} than people say .",
+    "what a {adjective} film this is !",
+    "a {adjective} picture , and {thing} is the reason .",
+)
+"""The label is the adjective's."""
+_TURNED = (
+    "{thing} is not {adjective} at all .",
+    "{thing} is anything but {adjective} .",
+    "nothing about {thing} is {adjective} .",
+    "no one could call {thing} {adjective} .",
+)
+"""The label is the opposite of the adjective's."""
+_CONTRAST = (
+    "although {thing} is {first} , the film as a whole is {last} .",
+    "{thing} may be {first} , but what stays with you is how {last} it all feels .",
+    "i expected something {first} and saw something {last} .",
+    "{thing} starts out {first} and ends up {last} .",
+    "for every {first} minute there are ten {last} ones .",
+)
+"""The label is that of the last adjective; the first is of the other kind."""
+
+
+def _sentences(label: int) -> Iterator[str]:
+    """Every sentence with the label, repetitions of templates without {thing} included."""
+    same, other = (_GOOD, _BAD) if label else (_BAD, _GOOD)
+    for template, thing, adjective in product(_PLAIN, _THINGS, same):
+        yield template.format(thing=thing, adjective=adjective)
+    for template, thing, adjective in product(_TURNED, _THINGS, other):
+        yield template.format(thing=thing, adjective=adjective)
+    for template, thing, first, last in product(_CONTRAST, _THINGS, other, same):
+        yield template.format(thing=thing, first=first, last=last)
+
+
+def _chosen(label: int, count: int) -> list[str]:
+    """`count` distinct sentences with the label, as many contrasts as plain ones and turned ones together."""
+    rng = random.Random(f"film remarks {label}")
+    every = sorted(set(_sentences(label)))
+    contrast = [s for s in every if sum(word in _GOOD + _BAD for word in s.split()) == 2]
+    single = [s for s in every if s not in set(contrast)]
+    chosen = rng.sample(contrast, count // 2) + rng.sample(single, count - count // 2)
+    rng.shuffle(chosen)
+    return chosen
+
+
+def read(split: str, data_dir: Path | None = None) -> list[tuple[str, int]]:
+    """(sentence, label) pairs of "train" or "validation", in an order fixed for all time; `data_dir` is not needed."""
+    pairs = []
+    for label in (0, 1):
+        chosen = _chosen(label, (TRAIN + VALIDATION) // 2)
+        part = chosen[: TRAIN // 2] if split == "train" else chosen[TRAIN // 2 :]
+        pairs += [
+            (sentence.replace(" a awkward", " an awkward").replace(" a honest", " an honest"), label)
+            for sentence in part
+        ]
+    random.Random(split).shuffle(pairs)
+    return pairs
