@@ -90,7 +90,7 @@ def check_partition(blocks: Iterable[Block], parameters: Iterable[tuple[str, Ten
                 )
             if id(p) not in names:
                 raise BadInput(
-                    f"block '{block.name}' holds a parameter of shape {tuple(p.shape)} that is not among the model's: make "
+                    f"block '{block.name}' holds a parameter of shape {tuple(p.shape)} that is not the model's: make "
                     "the blocks after the model is complete"
                 )
             owner[id(p)] = block.name

@@ -54,6 +54,6 @@ def attach(model: nn.Module, method: str, *, seed: int, **options: Any) -> nn.Mo
         raise BadInput(f"--peft {method} is unknown: {hint}use none, {', '.join(ADAPTERS)}")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        wrapped = get_peft_model(model, ADAPTERS[method](**options))  # type: ignore[arg-type]
+        wrapped = get_peft_model(model, ADAPTERS[method](**options))
     unfreeze(wrapped)
     return wrapped.eval()

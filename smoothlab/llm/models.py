@@ -102,7 +102,7 @@ def encode(loaded: LoadedModel, texts: Sequence[str], labels: Sequence[int], dev
     for text, row in zip(texts, rows, strict=True):
         if len(row) > loaded.max_length:
             raise BadInput(
-                f"the sentence '{text[:40]}...' has {len(row)} tokens, {loaded.name} takes {loaded.max_length}: shorten it"
+                f"the sentence '{text[:40]}...' has {len(row)} tokens, {loaded.name} takes {loaded.max_length}: cut it"
             )
     batch = loaded.tokenizer.pad({"input_ids": rows}, return_tensors="pt")
     found = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "labels": torch.tensor(labels)}

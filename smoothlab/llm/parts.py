@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -28,7 +27,7 @@ def live_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def dead_copies(model: nn.Module) -> set[int]:
-    """ids of parameters of the originals that peft's modules_to_save wrappers keep beside the trained copies."""
+    """The ids of parameters of the originals that peft's modules_to_save wrappers keep beside the trained copies."""
     from peft.utils.other import AuxiliaryTrainingWrapper
 
     dead: set[int] = set()
@@ -43,7 +42,7 @@ def dead_copies(model: nn.Module) -> set[int]:
 
 
 def adapter_parameters(model: nn.Module) -> set[int]:
-    """ids of the parameters that a peft method added, by peft's own structure; a trained copy of the head is not one."""
+    """The ids of the parameters that a peft method added, by peft's own structure; the head's copy is not one."""
     from peft import PeftModel
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -75,8 +74,9 @@ def partition(model: nn.Module, by: str = "part", patterns: Mapping[str, str] | 
 
     Args:
         model: a transformers model, wrapped by a peft method or not.
-        by: "part" (base, peft, head), "layer" (embedding, layer.0, ..., final), "module" (attention, mlp, embedding, norm),
-            or patterns "name=regex,name=regex" searched in parameter names; what none matches is the block "rest".
+        by: "part" (base, peft, head), "layer" (embedding, layer.0, ..., final), "module" (attention, mlp,
+            embedding, norm), or patterns "name=regex,name=regex" searched in parameter
+            names; what none matches is block "rest".
         patterns: the same as a mapping, instead of `by`.
 
     Raises:
@@ -137,8 +137,3 @@ def _named(name: str, adapter: bool, by: str) -> str:
             else "final"
         )
     return next((kind for kind in ("norm", "attention", "mlp", "embedding") if re.search(_KINDS[kind], name)), "other")
-
-
-def describe(blocks: Mapping[str, Block]) -> Any:
-    """{name: dim}."""
-    return {name: block.dim for name, block in blocks.items()}

@@ -5,6 +5,7 @@ plot is thin, the acting is superb") as it stands for itself, so no single word 
 """
 
 import random
+import re
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -24,6 +25,7 @@ _BAD = (
     "dull", "clumsy", "flat", "tedious", "hollow", "muddled", "lifeless", "stale", "shallow", "awkward", "crude",
     "dreary",
 )  # fmt: skip
+_AN = re.compile(r"\ba\b(?= (?:awkward|honest)\b)")
 _PLAIN = (
     "{thing} is {adjective} from first to last .",
     "{thing} is simply {adjective} .",
@@ -78,9 +80,6 @@ def read(split: str, data_dir: Path | None = None) -> list[tuple[str, int]]:
     for label in (0, 1):
         chosen = _chosen(label, (TRAIN + VALIDATION) // 2)
         part = chosen[: TRAIN // 2] if split == "train" else chosen[TRAIN // 2 :]
-        pairs += [
-            (sentence.replace(" a awkward", " an awkward").replace(" a honest", " an honest"), label)
-            for sentence in part
-        ]
+        pairs += [(_AN.sub("an", sentence), label) for sentence in part]
     random.Random(split).shuffle(pairs)
     return pairs
