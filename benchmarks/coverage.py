@@ -1,8 +1,9 @@
 """Do the intervals cover? `python -m benchmarks.coverage` simulates `block_norms` on known spectra, stopping included.
 
-One row a spectrum and quantity: the share of simulations whose 95 % interval holds the truth, with its Clopper-Pearson
-interval, the median half-width beside the ideal one (1.96 standard deviations of the estimator itself), and the products
-spent. A diagonal matrix serves for any with its eigenvalues, since start vectors and probes are rotation invariant.
+One row a spectrum and quantity: the share of simulations whose 95 % interval holds the truth (`value`, with its
+Clopper-Pearson limits `low` and `high`), the median half-width beside the ideal one (1.96 standard deviations of the
+estimator itself), and the products spent; widths and errors are relative to the truth, but for the trace. A diagonal
+matrix serves for any with its eigenvalues, since start vectors and probes are rotation invariant.
 """
 
 import argparse

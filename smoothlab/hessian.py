@@ -258,8 +258,8 @@ class DifferenceHessian:
 
         Starts at `longest`, by default 16 ||theta_c|| eps^(1/3) (central) or 16 ||theta_c|| eps^(1/2) (forward), walks
         down by factors of 4 and compares neighboring quotients: they differ by truncation, which smoothness shrinks by
-        4^p a step (p = 2 central, 1 forward), and by rounding, which is known. Where most differences that stand clear of
-        rounding do not even shrink by 4^(p/2), the gradient has kinks, and there is no right step: `kinks` is set.
+        4^p a step (p = 2 central, 1 forward), and by rounding, which is known. Where most differences that stand clear
+        of rounding do not even shrink by 4^(p/2), the gradient has kinks, and there is no right step: `kinks` is set.
         """
         noise = self.gradient_noise(v, along)
         order = 1 if self.scheme == "forward" else 2
