@@ -15,6 +15,20 @@ from torch.nn import functional
 from smoothlab.blocks import Block
 
 
+# Methods of smoothlab.llm.adapters that the default run tests; the others are tested by `make slow`.
+QUICK_ADAPTERS = ("lora", "ia3", "ln_tuning", "prompt", "prefix", "ptuning")
+# Refused methods that peft can attach to a tiny OPT, with the config that shows the fault.
+REFUSED_CONFIGS = {
+    "hra": ("HRAConfig", {"r": 4}),
+    "shira": ("ShiraConfig", {"r": 4}),
+    "dora": ("LoraConfig", {"r": 4, "use_dora": True}),
+    "c3a": ("C3AConfig", {"block_size": 8}),
+    "frod": ("FrodConfig", {}),
+    "osf": ("OSFConfig", {}),
+    "delora": ("DeloraConfig", {"r": 4}),
+}
+
+
 class Quadratic(nn.Module):
     """f = w'Aw/2 + b'w with w = (x, y) and a symmetric indefinite A."""
 

@@ -1,59 +1,157 @@
-"""PEFT methods, attached so that the base model x and the module y train jointly."""
+"""PEFT methods, attached so that the base model x and the module y train jointly.
+
+Every accepted method passes the same test on OPT and Llama (tests/llm/test_adapters.py): gradients and exact
+Hessian-vector products of all blocks agree with differences of the loss. Those that fail it are in REFUSED.
+"""
 
 import difflib
+import warnings
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from smoothlab.errors import BadInput
-from smoothlab.llm.parts import unfreeze
+from smoothlab.llm.parts import HEADS, unfreeze
 
 REFUSED = {
-    "hra": "its base weights move the loss but get no gradient from autograd",
-    "shira": "its base weights move the loss but get no gradient from autograd",
+    "hra": "the base weights under it move the loss but get no gradient from autograd",
+    "shira": "the base weights under it move the loss but get no gradient from autograd",
+    "dora": "it holds the norm of the weights constant when it differentiates, so its gradient is not the loss's",
+    "c3a": "its backward pass is not the derivative of its forward pass",
+    "frod": "its second derivatives are not those of its forward pass",
+    "osf": "its hooks project the gradient, which is then not the loss's",
+    "delora": "its gradient and Hessian products are not finite or wrong at its initial weights",
+    "adaption_prompt": "it supports neither OPT nor joint training",
+    "bone": "peft has removed it; miss is its successor",
 }
-"""Methods whose gradients or Hessian products are not those of the loss, with the reason."""
+"""Methods whose gradients or Hessian-vector products are not those of the loss, with the reason."""
 
 
-def _lora(**options: Any) -> Any:
-    from peft import LoraConfig
+def _config(name: str, **defaults: Any) -> Callable[..., Any]:
+    """A builder of peft's `name` config for sequence classification; its options override `defaults`."""
 
-    return LoraConfig(**({"task_type": "SEQ_CLS", "r": 16, "lora_alpha": 32} | options))
+    def build(model: nn.Module, **options: Any) -> Any:
+        import peft
 
+        given: dict[str, Any] = {"task_type": "SEQ_CLS"} | defaults | options
+        if given.get("target_modules") == "auto":
+            given["target_modules"] = _targets(model)
+        elif given.get("target_modules") == "norms":
+            given["target_modules"] = _norms(model)
+        return getattr(peft, name)(**given)
 
-def _prompt(**options: Any) -> Any:
-    from peft import PromptTuningConfig
-
-    return PromptTuningConfig(**({"task_type": "SEQ_CLS", "num_virtual_tokens": 10} | options))
-
-
-def _prefix(**options: Any) -> Any:
-    from peft import PrefixTuningConfig
-
-    return PrefixTuningConfig(**({"task_type": "SEQ_CLS", "num_virtual_tokens": 5} | options))
+    return build
 
 
-ADAPTERS: dict[str, Callable[..., Any]] = {"lora": _lora, "prompt": _prompt, "prefix": _prefix}
-"""Name -> function that builds the peft config, with the paper's defaults; keyword options override them."""
+ADAPTERS: dict[str, Callable[..., Any]] = {
+    "lora": _config("LoraConfig", r=16, lora_alpha=32, target_modules="auto"),
+    "rslora": _config("LoraConfig", r=16, lora_alpha=32, use_rslora=True, target_modules="auto"),
+    "adalora": _config("AdaLoraConfig", init_r=12, target_r=8, total_step=10_000, target_modules="auto"),
+    "loha": _config("LoHaConfig", r=8, target_modules="auto"),
+    "lokr": _config("LoKrConfig", r=8, target_modules="auto"),
+    "ia3": _config("IA3Config"),
+    "oft": _config("OFTConfig", oft_block_size=4, target_modules="auto"),
+    "boft": _config("BOFTConfig", boft_block_size=4, target_modules="auto"),
+    "vera": _config("VeraConfig", r=64, target_modules="auto"),
+    "randlora": _config("RandLoraConfig", r=8, target_modules="auto"),
+    "fourierft": _config("FourierFTConfig", n_frequency=100, target_modules="auto"),
+    "waveft": _config("WaveFTConfig", n_frequency=100, target_modules="auto"),
+    "miss": _config("MissConfig", r=8, target_modules="auto"),
+    "road": _config("RoadConfig", group_size=8, target_modules="auto"),
+    "gralora": _config("GraloraConfig", r=8, target_modules="auto"),
+    "ln_tuning": _config("LNTuningConfig", target_modules="norms"),
+    "prompt": _config("PromptTuningConfig", num_virtual_tokens=10, prompt_tuning_init="SAMPLE_VOCAB"),
+    "ptuning": _config("PromptEncoderConfig", num_virtual_tokens=10, encoder_hidden_size=128),
+    "prefix": _config("PrefixTuningConfig", num_virtual_tokens=5),
+}
+"""Name -> function of the model that builds the peft config. lora has the paper's r = 16, alpha = 32 on q and v; prompt
+10 virtual tokens that start as random vocabulary embeddings; prefix 5 tokens, without re-parametrization."""
 
 
 def attach(model: nn.Module, method: str, *, seed: int, **options: Any) -> nn.Module:
-    """The model with the method's module y, initialized by `seed`; all live parameters of x and y require gradients."""
-    import torch
-    from peft import get_peft_model
+    """The model with the method's module y, initialized by `seed`; all live parameters of x and y require gradients.
 
+    Args:
+        model: a transformers sequence classifier.
+        method: a key of ADAPTERS, or "none" for the model alone.
+        seed: seed of y's initial values; the global RNG is left as it was.
+        options: of the peft config, instead of this module's defaults.
+
+    Raises:
+        BadInput: unknown or refused method, or one that peft cannot attach to this model.
+    """
     if method == "none":
         unfreeze(model)
         return model
     if method in REFUSED:
-        raise BadInput(f"--peft {method} is refused: {REFUSED[method]}; use {', '.join(ADAPTERS)}")
+        raise BadInput(f"--peft {method} is refused: {REFUSED[method]}; use one of {', '.join(ADAPTERS)}")
     if method not in ADAPTERS:
         near = difflib.get_close_matches(method, ADAPTERS, 1)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise BadInput(f"--peft {method} is unknown: {hint}use none, {', '.join(ADAPTERS)}")
-    with torch.random.fork_rng():
+        raise BadInput(f"--peft {method} is unknown: {hint}use none or one of {', '.join(ADAPTERS)}")
+    from peft import get_peft_model
+
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         torch.manual_seed(seed)
-        wrapped = get_peft_model(model, ADAPTERS[method](**options))
+        try:
+            wrapped = get_peft_model(model, ADAPTERS[method](model, **options))
+        except (ValueError, TypeError, AssertionError, NotImplementedError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise BadInput(f"--peft {method} does not fit this model ({reason}): use another method") from error
+    if wrapped.active_peft_config.is_prompt_learning:
+        _pool_at_last_token(wrapped)
     unfreeze(wrapped)
-    return wrapped.eval()
+    return wrapped.train(model.training)
+
+
+def virtual_tokens(model: nn.Module) -> int:
+    """Positions that a prompt method takes from the model's longest input."""
+    config = getattr(model, "active_peft_config", None)
+    return int(getattr(config, "num_virtual_tokens", 0) or 0)
+
+
+def _targets(model: nn.Module) -> list[str]:
+    from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as known
+
+    kind = getattr(getattr(model, "config", None), "model_type", None)
+    if kind not in known:
+        raise BadInput(f"no default target modules for model type {kind}: attach with target_modules=[...] from Python")
+    return list(known[kind])
+
+
+def _norms(model: nn.Module) -> list[str]:
+    layers = {n.rsplit(".", 1)[-1] for n, m in model.named_modules() if "norm" in type(m).__name__.lower()}
+    return sorted(layers)
+
+
+def _pool_at_last_token(wrapped: nn.Module) -> None:
+    """Let the classifier read the last real token also when it gets embeddings instead of token numbers.
+
+    With prompt methods, transformers' sequence classifiers see `inputs_embeds` alone, cannot tell padding, and read the
+    logits of the last position, a padding token in all but the longest sentence: the loss then depends on padding, and
+    the padding embedding, whose gradient torch.nn.Embedding drops, moves it. Here the score of the last position is
+    replaced by that of the last position that the attention mask holds.
+    """
+    base: Any = wrapped.base_model
+    seen: dict[str, Tensor | None] = {}
+
+    def watch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        alone = kwargs.get("inputs_embeds") is not None and kwargs.get("input_ids") is None
+        seen["mask"] = kwargs.get("attention_mask") if alone else None
+
+    def pick(module: nn.Module, args: tuple[Any, ...], scores: Tensor) -> Tensor | None:
+        mask = seen.get("mask")
+        if mask is None or scores.dim() != 3 or mask.shape != scores.shape[:2]:
+            return None
+        places = torch.arange(mask.shape[1], device=mask.device)
+        last = (mask.to(places.dtype) * places).argmax(1)
+        picked = scores[torch.arange(len(scores), device=scores.device), last]
+        return torch.cat([scores[:, :-1], picked[:, None]], 1)
+
+    base.register_forward_pre_hook(watch, with_kwargs=True)
+    for name, module in base.named_children():
+        if name in HEADS:
+            module.register_forward_hook(pick)
