@@ -80,7 +80,7 @@ def _partition(which: str) -> tuple[list[Block], list[tuple[str, Tensor]]]:
 BAD_PARTITIONS = {
     "in two": r"parameter 0\.bias is in blocks 'x' and 'y'",
     "twice in one": r"parameter 0\.bias is in blocks 'x' and 'x'",
-    "of another model": r"block 'y' holds a parameter of shape \(7,\) that is not among the model's",
+    "of another model": r"block 'y' holds a parameter of shape \(7,\) that is not the model's",
     "in none": r"parameter 1\.bias is in no block",
     "shared memory": r"parameter (0|1)\.bias shares its memory",
     "shared memory within a block": r"parameter 1\.(weight|bias) shares its memory",
