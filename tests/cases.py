@@ -14,7 +14,6 @@ from torch.nn import functional
 
 from smoothlab.blocks import Block
 
-
 # Methods of smoothlab.llm.adapters that the default run tests; the others are tested by `make slow`.
 QUICK_ADAPTERS = ("lora", "ia3", "ln_tuning", "prompt", "prefix", "ptuning")
 # Refused methods that peft can attach to a tiny OPT, with the config that shows the fault.
