@@ -225,7 +225,8 @@ class DifferenceHessian:
 
         The second difference of g at 0, s, 2s has no first-order part and variance 6 e^2. The move s v / ||v|| is 16
         ulp of the block's largest weight, so that truncation is far below rounding. Never less than
-        eps ||g|| / sqrt(12), the error of storing the gradient: changes below an ulp are not seen as noise.
+        eps ||g|| / sqrt(12), the error of storing the gradient: changes below an ulp are not seen as noise. Parts that
+        compute in fp32 whatever the weights are (RMSNorm in an fp64 Llama) do not see such moves: their rounding hides.
         """
         eps = torch.finfo(v.dtype).eps
         largest = max(float(p.detach().abs().max()) for p in self.blocks[along].params)

@@ -117,7 +117,7 @@ class Smoothness:
         """Model, blocks and data as configured, before step 0."""
         import torch
 
-        from smoothlab.llm.adapters import attach
+        from smoothlab.llm.adapters import attach, virtual_tokens
         from smoothlab.llm.models import encode, load_classifier
         from smoothlab.llm.parts import partition
         from smoothlab.llm.tasks import load_task
@@ -128,6 +128,7 @@ class Smoothness:
             self.model, examples.classes, seed=self.seed, dtype=getattr(torch, self.dtype), device=self.device
         )
         model = attach(loaded.model, self.peft, seed=self.seed)
+        loaded.max_length -= virtual_tokens(model)
         blocks = partition(model, self.blocks)
         rates = dict.fromkeys(blocks, self.lr) | dict(map(_rate, self.lr_block))
         if loaded.notes:

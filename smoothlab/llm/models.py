@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import logging
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -150,7 +151,9 @@ def _quiet() -> Iterator[None]:
     chatter.set_verbosity(logging.ERROR)
     chatter.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     finally:
         chatter.set_verbosity(level)
         if bars:

@@ -1,4 +1,8 @@
-"""Rules that name the blocks of a transformers model, wrapped by any peft method or none."""
+"""Rules that name the blocks of a transformers model, wrapped by any peft method or none.
+
+Structure decides wherever it can: classes of modules, peft's own layers and wrappers, numbered layers. Names decide
+only what a classification head is called.
+"""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -9,13 +13,8 @@ from smoothlab.blocks import Block, check_partition
 from smoothlab.errors import BadInput
 
 RULES = ("part", "layer", "module")
+# Attributes under which transformers' classifiers keep their head.
 HEADS = ("score", "classifier", "classification_head", "qa_outputs")
-_KINDS = {
-    "attention": r"\b(self_)?att(n|ention)|q_proj|k_proj|v_proj|o_proj|out_proj",
-    "norm": r"norm|\bln_|layernorm|layer_norm",
-    "embedding": r"embed|\bwte\b|\bwpe\b|shared",
-    "mlp": r"mlp|\bfc\d?\b|feed_forward|intermediate|dense|ffn",
-}
 
 
 def live_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -75,7 +74,7 @@ def partition(model: nn.Module, by: str = "part", patterns: Mapping[str, str] | 
     Args:
         model: a transformers model, wrapped by a peft method or not.
         by: "part" (base, peft, head), "layer" (embedding, layer.0, ..., final), "module" (attention, mlp,
-            embedding, norm), or patterns "name=regex,name=regex" searched in parameter
+            embedding, norm, rest), or patterns "name=regex,name=regex" searched in parameter
             names; what none matches is block "rest".
         patterns: the same as a mapping, instead of `by`.
 
@@ -89,7 +88,7 @@ def partition(model: nn.Module, by: str = "part", patterns: Mapping[str, str] | 
     found: dict[str, list[Tensor]] = {}
     named = list(live_parameters(model))
     for name, p in named:
-        block = _matched(name, rules) if rules is not None else _named(name, id(p) in adapter, by)
+        block = _block(model, name, id(p) in adapter, by) if rules is None else _matched(name, rules)
         found.setdefault(block, []).append(p)
     for name in rules or ():
         if name not in found:
@@ -119,21 +118,41 @@ def _matched(name: str, rules: Mapping[str, str]) -> str:
     return hits[0] if hits else "rest"
 
 
-def _named(name: str, adapter: bool, by: str) -> str:
-    if adapter:
-        return "peft"
+def _block(model: nn.Module, name: str, adapter: bool, by: str) -> str:
+    return "peft" if adapter else _named(name, _chain(model, name), by)
+
+
+def _named(name: str, chain: list[nn.Module], by: str) -> str:
+    """Block of a parameter of the base model or head; `chain` is the modules around it, from the outermost."""
     parts = name.split(".")
     if any(head in parts for head in HEADS):
         return "head"
     if by == "part":
         return "base"
+    number = next((part for part, module in zip(parts, chain, strict=False) if _in_stack(part, module)), None)
+    embedding = isinstance(chain[-1], nn.Embedding)
     if by == "layer":
-        number = next((part for part in parts if part.isdigit()), None)
-        return (
-            f"layer.{number}"
-            if number is not None
-            else "embedding"
-            if re.search(_KINDS["embedding"], name)
-            else "final"
-        )
-    return next((kind for kind in ("norm", "attention", "mlp", "embedding") if re.search(_KINDS[kind], name)), "other")
+        return f"layer.{number}" if number is not None else "embedding" if _before_layers(chain, embedding) else "final"
+    classes = [type(module).__name__.lower() for module in chain]
+    if "norm" in classes[-1]:
+        return "norm"
+    if any("attention" in kind or "attn" in kind for kind in classes):
+        return "attention"
+    return "embedding" if embedding else "mlp" if number is not None else "rest"
+
+
+def _in_stack(part: str, module: nn.Module) -> bool:
+    """Whether `part` numbers a layer of the stack `module`."""
+    return part.isdigit() and isinstance(module, nn.ModuleList)
+
+
+def _before_layers(chain: list[nn.Module], embedding: bool) -> bool:
+    return embedding or any("embedding" in type(module).__name__.lower() for module in chain)
+
+
+def _chain(model: nn.Module, name: str) -> list[nn.Module]:
+    """The modules that the parts of a parameter's name lead through, the model first."""
+    chain = [model]
+    for part in name.split(".")[:-1]:
+        chain.append(chain[-1].get_submodule(part))
+    return chain

@@ -33,7 +33,7 @@ def excess(model: nn.Module, kind: str, block: Block) -> float:
     """Largest deviation of gradient and Hessian product from differences of the loss, in units of its tolerance.
 
     The derivative along v is compared with central differences at h and 2h: their difference bounds the truncation
-    error, to which rounding / h is added. The product is compared with `DifferenceHessian`'s, with its own error estimate.
+    error, to which rounding / h is added. Likewise the product with difference quotients at 10 h and 20 h.
     """
     loss = fixed_loss(lambda: model(input_ids=IDS, attention_mask=MASK, labels=LABELS).loss, model)
     v = draw(block, "gaussian", [1])
@@ -44,12 +44,13 @@ def excess(model: nn.Module, kind: str, block: Block) -> float:
         with shift.along(v, length):
             values[length] = float(loss().detach())
     near, far = ((values[k * h] - values[-k * h]) / (2 * k * h) for k in (1, 2))
+    rounding = LOSS_ROUNDING[kind] * max(1.0, abs(values[h]))
     exact = ExactHessian(loss, [block])
-    slope = abs(dot(exact.gradients[block.name], v) - near) / (abs(near - far) + 10 * LOSS_ROUNDING[kind] / h)
-    difference = DifferenceHessian(loss, [block])
-    reference = difference.product(v, block.name, [block.name])[0]
-    error = difference.steps[block.name].error or 1.0
-    curve = norm(exact.product(v, block.name, [block.name])[0] - reference) / (8 * error * norm(reference) + 1e-12)
+    slope = abs(dot(exact.gradients[block.name], v) - near) / (abs(near - far) + 10 * rounding / h)
+    product = exact.product(v, block.name, [block.name])[0]
+    quotients = [DifferenceHessian(loss, [block], h=10 * k * h).product(v, block.name, [block.name])[0] for k in (1, 2)]
+    noise = 10 * rounding * (1 + norm(exact.gradients[block.name])) / (10 * h)
+    curve = norm(product - quotients[0]) / (norm(quotients[0] - quotients[1]) + noise)
     return max(slope, curve) if slope == slope and curve == curve else float("inf")
 
 

@@ -38,14 +38,15 @@ def load_task(name: str, split: str, data_dir: Path | None = None) -> Examples:
     if split not in ("train", "validation"):
         raise BadInput(f"split '{split}' is unknown: use train or validation")
     if name in TASKS:
-        pairs = TASKS[name](split, data_dir)
+        everything = pairs = TASKS[name](split, data_dir)
     elif name.endswith((".jsonl", ".jsonl.gz")):
-        pairs = jsonlines.split(jsonlines.read(Path(name)), split)
+        everything = jsonlines.read(Path(name))
+        pairs = jsonlines.split(everything, split, Path(name))
     else:
         near = difflib.get_close_matches(name, TASKS, 1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise BadInput(
             f"task '{name}' is unknown: {hint}use {', '.join(TASKS)}, or a file ending in .jsonl or .jsonl.gz"
         )
-    labels = [label for _, label in pairs]
-    return Examples(tuple(text for text, _ in pairs), tuple(labels), max(labels) + 1, name)
+    texts, labels = zip(*pairs, strict=True)
+    return Examples(texts, labels, max(label for _, label in everything) + 1, name)

@@ -50,8 +50,10 @@ def _pair(line: str, where: str) -> tuple[str, int]:
     return text.strip(), label
 
 
-def split(pairs: list[tuple[str, int]], name: str) -> list[tuple[str, int]]:
+def split(pairs: list[tuple[str, int]], name: str, path: Path) -> list[tuple[str, int]]:
     """The file's own split: "validation" is the last tenth of one seeded permutation, "train" the rest."""
+    if name == "validation" and len(pairs) < 10:
+        raise BadInput(f"{path} has {len(pairs)} examples, too few for a validation split: give at least 10")
     shuffled = random.Random(0).sample(pairs, len(pairs))
     cut = len(pairs) - len(pairs) // 10
     return shuffled[:cut] if name == "train" else shuffled[cut:]
