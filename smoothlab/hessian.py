@@ -23,7 +23,11 @@ class Hessian(Protocol):
 
     blocks: dict[str, Block]
     loss: float
-    gradients: dict[str, Tensor]
+
+    @property
+    def gradients(self) -> dict[str, Tensor]:
+        """Gradient of each block, flat [dim]."""
+        ...
 
     def product(self, v: Tensor, along: str, wrt: Sequence[str]) -> tuple[Tensor, ...]:
         """H_bc v for c = `along` and each b of `wrt`, as flat vectors [b.dim]."""
@@ -89,7 +93,11 @@ class ExactHessian:
             value = _finite(loss())
         self._graph = _gradients(value, self.blocks, create_graph=True)
         self.loss = float(value.detach())
-        self.gradients = {name: flatten(g.detach() for g in parts) for name, parts in self._graph.items()}
+
+    @property
+    def gradients(self) -> dict[str, Tensor]:
+        """Gradient of each block, flat [dim]; copied when asked for, to save memory."""
+        return {name: flatten(g.detach() for g in parts) for name, parts in self._graph.items()}
 
     def product(self, v: Tensor, along: str, wrt: Sequence[str]) -> tuple[Tensor, ...]:
         """H_bc v for c = `along` and each b of `wrt`; about two gradients, whatever the number of blocks."""
@@ -108,8 +116,16 @@ class ExactHessian:
                     "attn_implementation='eager', or use finite differences"
                 ) from error
             raise
-        parts = iter(torch.zeros_like(p) if h is None else h for p, h in zip(params, found, strict=True))
-        return tuple(flatten(next(parts) for _ in self.blocks[name].params) for name in wrt)
+        parts = list(reversed(found))
+        del found
+        images = []
+        for name in wrt:  # each part is freed as soon as it is copied
+            image = torch.empty(self.blocks[name].dim, dtype=v.dtype, device=v.device)
+            for place in self.blocks[name].views(image):
+                part = parts.pop()
+                place.zero_() if part is None else place.copy_(part)
+            images.append(image)
+        return tuple(images)
 
     def noise(self, v: Tensor, image: Tensor, along: str) -> tuple[float, int]:
         """Relative rounding error of the product, from H(cv)/c against H v = `image` with c = 3/7.

@@ -111,7 +111,7 @@ class _Deflation:
 
     def __init__(self, hessian: Hessian, name: str, seed: Sequence[int], others: Mapping[str, Basis | None]) -> None:
         self.hessian, self.name, self.block, self.others = hessian, name, hessian.blocks[name], others
-        self.basis = Basis(self.block.dim, hessian.gradients[name])
+        self.basis = Basis(self.block.dim, self.block.params[0])
         self.seed, self.draws, self.hvps, self.lanczos = seed, 0, 0, 0
         self.columns: list[np.ndarray] = []  # column j of T down to its diagonal
         self.captured = 0.0  # ||H Q'||_F^2

@@ -50,6 +50,9 @@ def load_classifier(name: str, classes: int, *, seed: int, dtype: Any = None, de
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
+    near = difflib.get_close_matches(name, NAMES, 1)
+    if near and name not in NAMES and not Path(name).exists():
+        raise BadInput(f"model '{name}' is unknown: did you mean {near[0]}? (a hub model of that name: owner/{name})")
     dtype = dtype or torch.float32
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise BadInput(f"--device {device}: torch sees no CUDA device here; use --device cpu")
@@ -71,8 +74,7 @@ def load_classifier(name: str, classes: int, *, seed: int, dtype: Any = None, de
     except (OSError, ValueError) as error:
         if isinstance(error, BadInput):
             raise
-        near = difflib.get_close_matches(name, NAMES, 1)
-        hint = f"did you mean {near[0]}? " if near else ""
+        hint = ""
         if Path(name).is_dir():
             hint = "the directory needs config.json, a tokenizer and model.safetensors (no pickled weights); "
         reason = " ".join(str(error).split())[:160]
@@ -148,6 +150,9 @@ def _quiet() -> Iterator[None]:
     from transformers.utils import logging as chatter
 
     level, bars = chatter.get_verbosity(), chatter.is_progress_bar_enabled()
+    hub = logging.getLogger("huggingface_hub")
+    hub_level = hub.level
+    hub.setLevel(logging.ERROR)
     chatter.set_verbosity(logging.ERROR)
     chatter.disable_progress_bar()
     try:
@@ -156,5 +161,6 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         chatter.set_verbosity(level)
+        hub.setLevel(hub_level)
         if bars:
             chatter.enable_progress_bar()

@@ -117,7 +117,7 @@ def test_a_missing_device_is_named() -> None:
 
 
 def test_the_125m_shape_is_counted_without_being_made() -> None:
-    """facebook/opt-125m: 125,239,296 parameters, less the tied head of its language model; the classifier adds 2 x 768."""
+    """facebook/opt-125m has 125,239,296 parameters, its output tied to the embedding; the classifier adds 2 x 768."""
     config = models._opt_125m()
     config.num_labels = 2
     assert parameter_count(config) == 125_239_296 + 2 * 768
