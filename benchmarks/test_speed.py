@@ -33,12 +33,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.coverage import Diagonal, spectra
 from smoothlab.blocks import Block, Loss, draw, fixed_loss, norm
+from smoothlab.deflation import gram_matrix
 from smoothlab.hessian import DifferenceHessian, ExactHessian, gradient
 from smoothlab.intervals import effective_rank
 from smoothlab.llm.adapters import attach
 from smoothlab.llm.models import load_classifier
 from smoothlab.llm.parts import partition
-from smoothlab.norms import block_norms, gram_matrix
+from smoothlab.norms import block_norms
 from smoothlab.records import Row, environment, load, run
 
 BATCH, LENGTH = 8, 32

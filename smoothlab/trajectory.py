@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from smoothlab import records
 from smoothlab.blocks import Block, Loss, differentiable, draw, fixed_loss, norm
+from smoothlab.deflation import gram_matrix
 from smoothlab.errors import BadInput
 from smoothlab.hessian import DifferenceHessian, ExactHessian, gradient
 from smoothlab.intervals import effective_rank, sum_of_squares
-from smoothlab.norms import block_norms, gram_matrix
+from smoothlab.norms import block_norms
 
 Row = dict[str, Any]
 Schedule = Literal["linear", "log"]

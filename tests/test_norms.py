@@ -13,11 +13,12 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from smoothlab import intervals, norms
+from smoothlab import deflation, intervals
 from smoothlab.blocks import Block, draw
+from smoothlab.deflation import Basis, Deflation
 from smoothlab.errors import BadInput
 from smoothlab.hessian import ExactHessian
-from smoothlab.norms import Basis, NormEstimate, block_norms, plain_norms
+from smoothlab.norms import NormEstimate, block_norms, plain_norms
 from tests.cases import PROBLEMS, SPECTRA, DenseHessian, diagonal
 from tests.test_hessian import dense
 
@@ -122,15 +123,15 @@ def test_the_coverage_test_sees_intervals_that_claim_too_many_degrees_of_freedom
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     honest = intervals.sum_of_squares
-    monkeypatch.setattr(norms, "sum_of_squares", lambda x, nu, known=0.0: honest(x, 9 * nu, known))
+    monkeypatch.setattr(deflation, "sum_of_squares", lambda x, nu, known=0.0: honest(x, 9 * nu, known))
     runs = 60
     # The precision is loose, so that the interval and not the deflation decides.
     assert hits(diagonal("ten equal"), runs, precision=0.2, lanczos=2)["frobenius", "a", "a"] < least(runs)
 
 
 def test_the_coverage_test_sees_a_lost_factor_two(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = norms._Deflation.projected
-    monkeypatch.setattr(norms._Deflation, "projected", lambda self: 1.1 * honest(self))
+    honest = Deflation.projected
+    monkeypatch.setattr(Deflation, "projected", lambda self: 1.1 * honest(self))
     runs = 20
     assert hits(diagonal("one outlier"), runs)["frobenius", "a", "a"] < least(runs)
 
