@@ -154,7 +154,7 @@ def block_norms(
             f"precision {precision}, lanczos {lanczos}, budget {budget}: use a precision in (0, 1), at least one "
             f"Lanczos step, and a budget of at least lanczos + {FIRST + 1}"
         )
-    needed = set(names) | {name for pair in cross for name in pair}
+    needed = dict.fromkeys([*names, *(name for pair in cross for name in pair)])
     order = sorted(needed, key=lambda name: -hessian.blocks[name].dim)  # cross images of later blocks are then short
     runs: dict[str, Deflation] = {}
     found: dict[str, list[NormEstimate]] = {}

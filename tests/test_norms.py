@@ -13,7 +13,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from smoothlab import deflation, intervals
+from smoothlab import deflation, intervals, norms
 from smoothlab.blocks import Block, draw
 from smoothlab.deflation import Basis, Deflation
 from smoothlab.errors import BadInput
