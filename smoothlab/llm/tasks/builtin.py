@@ -66,9 +66,11 @@ def _sentences(label: int) -> Iterator[str]:
 def _chosen(label: int, count: int) -> list[str]:
     """`count` distinct sentences with the label, as many contrasts as plain ones and turned ones together."""
     rng = random.Random(f"film remarks {label}")
+    words = {*_GOOD, *_BAD}
     every = sorted(set(_sentences(label)))
-    contrast = [s for s in every if sum(word in _GOOD + _BAD for word in s.split()) == 2]
-    single = [s for s in every if s not in set(contrast)]
+    judged = [sum(word in words for word in sentence.split()) for sentence in every]
+    contrast = [sentence for sentence, adjectives in zip(every, judged, strict=True) if adjectives == 2]
+    single = [sentence for sentence, adjectives in zip(every, judged, strict=True) if adjectives == 1]
     chosen = rng.sample(contrast, count // 2) + rng.sample(single, count - count // 2)
     rng.shuffle(chosen)
     return chosen
