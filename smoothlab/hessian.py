@@ -239,14 +239,14 @@ class DifferenceHessian:
     def gradient_noise(self, v: Tensor, along: str) -> float:
         """Rounding error e of one gradient of block `along` (Euclidean norm), from three gradients a few ulp apart.
 
-        The second difference of g at 0, s, 2s has no first-order part and variance 6 e^2. The move s v / ||v|| is 16
-        ulp of the block's largest weight, so that truncation is far below rounding. Never less than
-        eps ||g|| / sqrt(12), the error of storing the gradient: changes below an ulp are not seen as noise. Parts that
-        compute in fp32 whatever the weights are (RMSNorm in an fp64 Llama) do not see such moves: their rounding hides.
+        The second difference of g at 0, s, 2s has no first-order part and variance 6 e^2. The move s v is 16 ulp of the
+        block's root mean square weight per entry: truncation is far below rounding, and few kinks are crossed. Never
+        less than eps ||g|| / sqrt(12), the error of storing the gradient: changes below an ulp are not seen as noise.
+        Parts that compute in fp32 whatever the weights are (RMSNorm in an fp64 Llama) do not see such moves: their
+        rounding hides.
         """
         eps = torch.finfo(v.dtype).eps
-        largest = max(float(p.detach().abs().max()) for p in self.blocks[along].params)
-        s = 16 * eps * max(largest, eps) * self.blocks[along].dim ** 0.5 / norm(v)
+        s = 16 * eps * self._size(along) / norm(v)
         first, second = (flatten(self._moved(v, along, k * s, [along])[0]) for k in (1, 2))
         curl = self.gradients[along] - 2 * first + second
         return max(norm(curl) / 6**0.5, eps * norm(self.gradients[along]) / 12**0.5)
