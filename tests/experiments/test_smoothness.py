@@ -146,3 +146,36 @@ def test_bad_rates_are_named(text: str) -> None:
 
     with pytest.raises(BadInput, match="name=rate"):
         _rate(text)
+
+
+@pytest.mark.slow
+def test_micro_killed_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
+    """The command line itself on the packaged model, SIGKILL after the first rows of its second point."""
+    options = ["--steps", "4", "--points", "3", "--precision", "0.3", "--measure", "peft", "head"]
+    killed, whole = tmp_path / "killed.jsonl", tmp_path / "whole.jsonl"
+    command = [sys.executable, "-m", "smoothlab", "smoothness", *options, "--out"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    child = subprocess.Popen([*command, str(killed)], env=environment)
+    while child.poll() is None and (not killed.exists() or killed.read_bytes().count(b"\n") < 11):
+        time.sleep(0.01)
+    assert child.poll() is None, "the run ended before it could be killed"
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    for out in (killed, whole):
+        subprocess.run([*command, str(out)], env=environment, check=True)
+    assert len(rows_of(whole)) == 3 * 8 and rows_of(killed) == rows_of(whole)
+
+
+@pytest.mark.gpu
+def test_a_cuda_device_measures_what_the_cpu_does(tmp_path: Path) -> None:
+    from smoothlab.experiments.smoothness import Smoothness
+
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    rows = {}
+    for device in ("cpu", "cuda"):
+        experiment = Smoothness(steps=1, points=2, device=device, dtype="float64", measure=("peft", "head"))
+        path = records.run(experiment, tmp_path / f"{device}.jsonl", environment={})
+        rows[device] = [r for r in rows_of(path) if r["quantity"] == "frobenius"]
+    for cpu, cuda in zip(rows["cpu"], rows["cuda"], strict=True):  # other probes, the same Hessian
+        assert max(cpu["low"], cuda["low"]) <= min(cpu["high"], cuda["high"]), (cpu, cuda)
