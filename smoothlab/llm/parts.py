@@ -1,11 +1,13 @@
 """Rules that name the blocks of a transformers model, wrapped by any peft method or none.
 
-Structure decides wherever it can: classes of modules, peft's own layers and wrappers, numbered layers. Names decide
-only what a classification head is called.
+Structure decides wherever it can: the headless body that a transformers model declares, classes of modules, peft's own
+layers and wrappers, numbered layers. Names decide only where a model declares no body, and for projections of
+embeddings.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 
 from torch import Tensor, nn
 
@@ -13,12 +15,12 @@ from smoothlab.blocks import Block, check_partition
 from smoothlab.errors import BadInput
 
 RULES = ("part", "layer", "module")
-# Attributes under which transformers' classifiers keep their head.
+# Attributes that hold the head of a model that does not declare its headless body.
 HEADS = ("score", "classifier", "classification_head", "qa_outputs")
 
 
 def live_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Named parameters that the model computes with: ties once, peft's dead `original_module` copies left out."""
+    """Named parameters that the model computes with and can train: ties once, `dead_copies` left out."""
     dead = dead_copies(model)
     for name, p in model.named_parameters():
         if id(p) not in dead:
@@ -26,39 +28,81 @@ def live_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def dead_copies(model: nn.Module) -> set[int]:
-    """The ids of parameters of the originals that peft's modules_to_save wrappers keep beside the trained copies."""
-    from peft.utils.other import AuxiliaryTrainingWrapper
+    """The ids of parameters that peft keeps beside those in use, found by peft's structure, not by their gradients.
 
-    dead: set[int] = set()
-    alive: set[int] = set()
-    for module in model.modules():
-        if isinstance(module, AuxiliaryTrainingWrapper):
-            dead |= {id(p) for p in module.original_module.parameters()}
-    for name, p in model.named_parameters(remove_duplicate=False):
-        if "original_module" not in name.split("."):
-            alive.add(id(p))
-    return dead - alive
+    They are originals whose trained copy is in use (`modules_to_save`, norms under LN tuning), adapters that are not
+    active, and counters stored as parameters (AdaLoRA's `ranknum`). What is tied to a live parameter is alive.
+    """
+    if "peft" not in sys.modules:  # importing it takes seconds, and nothing here is of its making
+        return set()
+    idle = {(id(holder), name) for module in model.modules() for holder, name in _idle(module)}
+
+    def reach(module: nn.Module) -> Iterator[int]:
+        yield from (id(p) for name, p in module._parameters.items() if (id(module), name) not in idle)
+        for name, part in module.named_children():
+            if (id(module), name) not in idle:
+                yield from reach(part)
+
+    return {id(p) for p in model.parameters()} - set(reach(model))
+
+
+def _idle(module: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+    """(holder, attribute) of what the forward of one of peft's modules does not use, or uses as a constant."""
+    from peft.tuners.ln_tuning.layer import LNTuningLayer
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import ModulesToSaveWrapper
+
+    if not isinstance(module, ModulesToSaveWrapper | BaseTunerLayer):
+        return
+    active = [] if module.disable_adapters else module.active_adapters
+    if isinstance(module, ModulesToSaveWrapper):
+        copies: Iterable[str] = ("modules_to_save",)
+        original = "original_module"
+    else:
+        copies = module.adapter_layer_names
+        original = "base_layer" if isinstance(module, LNTuningLayer) else None
+        yield from ((module, name) for name in module.other_param_names)
+    if active and original:
+        yield module, original
+    for part in (getattr(module, name, None) for name in copies):
+        if isinstance(part, nn.ModuleDict | nn.ParameterDict):
+            yield from ((part, name) for name in part if name not in active)
 
 
 def adapter_parameters(model: nn.Module) -> set[int]:
     """The ids of the parameters that a peft method added, by peft's own structure; the head's copy is not one."""
+    if "peft" not in sys.modules:
+        return set()
     from peft import PeftModel
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    if not isinstance(model, PeftModel):
-        return set()
     found: set[int] = set()
     for module in model.modules():
         if isinstance(module, BaseTunerLayer):
             for name in module.adapter_layer_names:
                 part = getattr(module, name, None)
-                if isinstance(part, nn.Module | nn.ParameterDict):
-                    found |= {id(p) for p in part.parameters()}
-                elif isinstance(part, nn.Parameter):
+                if isinstance(part, nn.Parameter):
                     found.add(id(part))
-    if hasattr(model, "prompt_encoder"):
-        found |= {id(p) for p in model.prompt_encoder.parameters()}
+                elif isinstance(part, nn.Module):
+                    found |= {id(p) for p in part.parameters()}
+        elif isinstance(module, PeftModel) and "prompt_encoder" in module._modules:
+            found |= {id(p) for p in module.prompt_encoder.parameters()}
     return found
+
+
+def head_parameters(model: nn.Module) -> set[int]:
+    """The ids of the parameters outside the headless body (`base_model`) that a transformers model declares.
+
+    A language model has none: the weights that score its vocabulary are trained with its body, and often tied to it.
+    """
+    from transformers import PreTrainedModel
+
+    whole = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
+    if whole is not None and whole.get_output_embeddings() is not None:
+        return set()
+    if whole is not None and whole.base_model is not whole:
+        return {id(p) for p in whole.parameters()} - {id(p) for p in whole.base_model.parameters()}
+    return {id(p) for name, p in model.named_parameters() if set(HEADS) & set(name.split("."))}
 
 
 def unfreeze(model: nn.Module) -> None:
@@ -73,44 +117,63 @@ def partition(model: nn.Module, by: str = "part", patterns: Mapping[str, str] | 
 
     Args:
         model: a transformers model, wrapped by a peft method or not.
-        by: "part" (base, peft, head), "layer" (embedding, layer.0, ..., final), "module" (attention, mlp,
-            embedding, norm, rest), or patterns "name=regex,name=regex" searched in parameter
-            names; what none matches is block "rest".
+        by: "part" (base, peft, head), "layer" (embedding, layer.0, ..., final, peft, head; encoder.layer.0 and
+            decoder.layer.0 where there are two stacks), "module" (attention, mlp, embedding, norm, rest, peft, head),
+            or patterns "name=regex,name=regex" searched in parameter names; what none matches is block "rest".
         patterns: the same as a mapping, instead of `by`.
 
     Raises:
         BadInput: unknown rule, a pattern that is no regex or matches nothing, a parameter in two blocks or in none.
     """
-    rules = dict(patterns) if patterns is not None else _patterns(by) if "=" in by else None
-    if rules is None and by not in RULES:
-        raise BadInput(f"--blocks {by} is unknown: use {', '.join(RULES)}, or patterns name=regex,name=regex")
-    adapter = adapter_parameters(model)
-    found: dict[str, list[Tensor]] = {}
     named = list(live_parameters(model))
-    for name, p in named:
-        block = _block(model, name, id(p) in adapter, by) if rules is None else _matched(name, rules)
-        found.setdefault(block, []).append(p)
-    for name in rules or ():
-        if name not in found:
-            examples = ", ".join(n for n, _ in named[:3])
-            raise BadInput(f"pattern {name}={(rules or {})[name]} matches no parameter; names look like {examples}")
+    if patterns is not None or "=" in by:
+        rules = _checked(_parsed(by) if patterns is None else patterns.items())
+        found = _grouped((_matched(name, rules), p) for name, p in named)
+        for name, pattern in rules.items():
+            if name not in found:
+                examples = ", ".join(n for n, _ in named[:3])
+                raise BadInput(f"pattern {name}={pattern.pattern} matches no parameter; names look like {examples}")
+    elif by in RULES:
+        found = _grouped(_ruled(model, named, by))
+    else:
+        raise BadInput(f"--blocks {by} is unknown: use {', '.join(RULES)}, or patterns name=regex,name=regex")
     blocks = {name: Block(name, tuple(params)) for name, params in found.items()}
     check_partition(blocks.values(), named)
     return blocks
 
 
-def _patterns(text: str) -> dict[str, str]:
-    rules = dict(part.split("=", 1) for part in text.split(",") if "=" in part)
-    for name, pattern in rules.items():
+def _grouped(pairs: Iterable[tuple[str, Tensor]]) -> dict[str, list[Tensor]]:
+    found: dict[str, list[Tensor]] = {}
+    for block, p in pairs:
+        found.setdefault(block, []).append(p)
+    return found
+
+
+def _parsed(text: str) -> Iterator[tuple[str, str]]:
+    for part in re.split(r",(?=[\w.-]+=)", text):  # a comma inside a regex, as in x{1,2}, does not separate
+        name, _, pattern = part.partition("=")
+        yield name, pattern
+
+
+def _checked(pairs: Iterable[tuple[str, str]]) -> dict[str, re.Pattern[str]]:
+    rules: dict[str, re.Pattern[str]] = {}
+    for name, pattern in pairs:
+        if not name or not pattern or name == "rest" or name in rules:
+            raise BadInput(
+                f"pattern '{name}={pattern}' needs a name of its own, other than rest (what no pattern matches), and "
+                "a regular expression"
+            )
         try:
-            re.compile(pattern)
+            rules[name] = re.compile(pattern)
         except re.error as error:
             raise BadInput(f"pattern {name}={pattern} is no regular expression: {error}") from None
+    if not rules:
+        raise BadInput("no pattern is given: write name=regex,name=regex")
     return rules
 
 
-def _matched(name: str, rules: Mapping[str, str]) -> str:
-    hits = [block for block, pattern in rules.items() if re.search(pattern, name)]
+def _matched(name: str, rules: Mapping[str, re.Pattern[str]]) -> str:
+    hits = [block for block, pattern in rules.items() if pattern.search(name)]
     if len(hits) > 1:
         raise BadInput(
             f"parameter {name} is in blocks '{hits[0]}' and '{hits[1]}': make the patterns exclude each other"
@@ -118,40 +181,64 @@ def _matched(name: str, rules: Mapping[str, str]) -> str:
     return hits[0] if hits else "rest"
 
 
-def _block(model: nn.Module, name: str, adapter: bool, by: str) -> str:
-    return "peft" if adapter else _named(name, _chain(model, name), by)
+def _ruled(model: nn.Module, named: list[tuple[str, Tensor]], by: str) -> Iterator[tuple[str, Tensor]]:
+    adapter, head = adapter_parameters(model), head_parameters(model)
+    chains = {name: _chain(model, name) for name, _ in named}
+    places = {name: _place(name, chain) for name, chain in chains.items()}
+    stacks = {place[0] for name, p in named if (place := places[name]) and id(p) not in adapter}
+    for name, p in named:
+        place = places[name]
+        if id(p) in adapter:
+            yield "peft", p
+        elif id(p) in head:
+            yield "head", p
+        elif by == "part":
+            yield "base", p
+        elif by == "module":
+            yield _kind(name, chains[name]), p
+        elif place is None:
+            yield "embedding" if _embeds(name, chains[name]) else "final", p
+        else:
+            stack, number = place
+            owner = stack.split(".")[-2] + "." if len(stacks) > 1 and "." in stack else ""
+            yield f"{owner}layer.{number}", p
 
 
-def _named(name: str, chain: list[nn.Module], by: str) -> str:
-    """Block of a parameter of the base model or head; `chain` is the modules around it, from the outermost."""
-    parts = name.split(".")
-    if any(head in parts for head in HEADS):
-        return "head"
-    if by == "part":
-        return "base"
-    number = next((part for part, module in zip(parts, chain, strict=False) if _in_stack(part, module)), None)
-    embedding = isinstance(chain[-1], nn.Embedding)
-    if by == "layer":
-        return f"layer.{number}" if number is not None else "embedding" if _before_layers(chain, embedding) else "final"
-    classes = [type(module).__name__.lower() for module in chain]
-    if "norm" in classes[-1]:
+def _kind(name: str, chain: list[nn.Module]) -> str:
+    """Kind of the module that a parameter of the body or of a vocabulary head belongs to."""
+    place = _place(name, chain)
+    if "norm" in type(chain[-1]).__name__.lower():
         return "norm"
-    if any("attention" in kind or "attn" in kind for kind in classes):
+    if place is None:
+        return "embedding" if _embeds(name, chain) else "rest"
+    layer = chain[place[0].count(".") + 2]
+    if any(_attends(module) for module in chain[chain.index(layer) :]):
         return "attention"
-    return "embedding" if embedding else "mlp" if number is not None else "rest"
+    return "mlp" if any(_attends(module) for module in layer.modules()) else "rest"
 
 
-def _in_stack(part: str, module: nn.Module) -> bool:
-    """Whether `part` numbers a layer of the stack `module`."""
-    return part.isdigit() and isinstance(module, nn.ModuleList)
+def _attends(module: nn.Module) -> bool:
+    kind = type(module).__name__.lower()
+    return "attention" in kind or "attn" in kind
 
 
-def _before_layers(chain: list[nn.Module], embedding: bool) -> bool:
-    return embedding or any("embedding" in type(module).__name__.lower() for module in chain)
+def _embeds(name: str, chain: list[nn.Module]) -> bool:
+    """Whether a parameter outside the layers makes their input; only names tell for projections of embeddings."""
+    classes = (type(module).__name__.lower() for module in chain)
+    return any("embedding" in kind for kind in classes) or "embed" in name or "project_in" in name.split(".")
+
+
+def _place(name: str, chain: list[nn.Module]) -> tuple[str, str] | None:
+    """(path of the outermost stack of numbered layers, number in it) of a parameter, or None outside of stacks."""
+    parts = name.split(".")
+    for i, (part, module) in enumerate(zip(parts, chain, strict=True)):
+        if isinstance(module, nn.ModuleList):
+            return ".".join(parts[:i]), part
+    return None
 
 
 def _chain(model: nn.Module, name: str) -> list[nn.Module]:
-    """The modules that the parts of a parameter's name lead through, the model first."""
+    """The modules that the parts of a parameter's name lead through, the model first; as many as there are parts."""
     chain = [model]
     for part in name.split(".")[:-1]:
         chain.append(chain[-1].get_submodule(part))
