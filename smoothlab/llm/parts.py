@@ -7,7 +7,8 @@ embeddings.
 
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from itertools import takewhile
 
 from torch import Tensor, nn
 
@@ -57,13 +58,11 @@ def _idle(module: nn.Module) -> Iterator[tuple[nn.Module, str]]:
     active = [] if module.disable_adapters else module.active_adapters
     if isinstance(module, ModulesToSaveWrapper):
         copies: Iterable[str] = ("modules_to_save",)
-        original = "original_module"
     else:
         copies = module.adapter_layer_names
-        original = "base_layer" if isinstance(module, LNTuningLayer) else None
         yield from ((module, name) for name in module.other_param_names)
-    if active and original:
-        yield module, original
+    if active and isinstance(module, ModulesToSaveWrapper | LNTuningLayer):
+        yield module, "original_module" if isinstance(module, ModulesToSaveWrapper) else "base_layer"
     for part in (getattr(module, name, None) for name in copies):
         if isinstance(part, nn.ModuleDict | nn.ParameterDict):
             yield from ((part, name) for name in part if name not in active)
@@ -95,6 +94,8 @@ def head_parameters(model: nn.Module) -> set[int]:
 
     A language model has none: the weights that score its vocabulary are trained with its body, and often tied to it.
     """
+    if "transformers" not in sys.modules:
+        return _called_head(model)
     from transformers import PreTrainedModel
 
     whole = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
@@ -102,6 +103,10 @@ def head_parameters(model: nn.Module) -> set[int]:
         return set()
     if whole is not None and whole.base_model is not whole:
         return {id(p) for p in whole.parameters()} - {id(p) for p in whole.base_model.parameters()}
+    return _called_head(model)
+
+
+def _called_head(model: nn.Module) -> set[int]:
     return {id(p) for name, p in model.named_parameters() if set(HEADS) & set(name.split("."))}
 
 
@@ -184,10 +189,10 @@ def _matched(name: str, rules: Mapping[str, re.Pattern[str]]) -> str:
 def _ruled(model: nn.Module, named: list[tuple[str, Tensor]], by: str) -> Iterator[tuple[str, Tensor]]:
     adapter, head = adapter_parameters(model), head_parameters(model)
     chains = {name: _chain(model, name) for name, _ in named}
-    places = {name: _place(name, chain) for name, chain in chains.items()}
-    stacks = {place[0] for name, p in named if (place := places[name]) and id(p) not in adapter}
+    depths = {name: _depth(chain) for name, chain in chains.items()}
+    owners = _owners({_stack(name, d) for name, p in named if (d := depths[name]) is not None and id(p) not in adapter})
     for name, p in named:
-        place = places[name]
+        depth = depths[name]
         if id(p) in adapter:
             yield "peft", p
         elif id(p) in head:
@@ -195,24 +200,38 @@ def _ruled(model: nn.Module, named: list[tuple[str, Tensor]], by: str) -> Iterat
         elif by == "part":
             yield "base", p
         elif by == "module":
-            yield _kind(name, chains[name]), p
-        elif place is None:
+            yield _kind(name, chains[name], depth), p
+        elif depth is None:
             yield "embedding" if _embeds(name, chains[name]) else "final", p
         else:
-            stack, number = place
-            owner = stack.split(".")[-2] + "." if len(stacks) > 1 and "." in stack else ""
-            yield f"{owner}layer.{number}", p
+            yield f"{owners[_stack(name, depth)]}layer.{name.split('.')[depth]}", p
 
 
-def _kind(name: str, chain: list[nn.Module]) -> str:
+def _stack(name: str, depth: int) -> tuple[str, ...]:
+    return tuple(name.split(".")[:depth])
+
+
+def _owners(stacks: Collection[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
+    """What tells each stack of layers from the others, as "encoder." and "decoder."; "" where there is one."""
+
+    def shared(paths: list[tuple[str, ...]]) -> int:
+        together = takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False))
+        return sum(1 for _ in together) if len(paths) > 1 else max(map(len, paths), default=0)
+
+    start = shared(list(stacks))
+    ends = {stack: stack[start:] for stack in stacks}
+    same = shared([end[::-1] for end in ends.values()])
+    return {stack: "".join(f"{part}." for part in end[: len(end) - same]) for stack, end in ends.items()}
+
+
+def _kind(name: str, chain: list[nn.Module], depth: int | None) -> str:
     """Kind of the module that a parameter of the body or of a vocabulary head belongs to."""
-    place = _place(name, chain)
     if "norm" in type(chain[-1]).__name__.lower():
         return "norm"
-    if place is None:
+    if depth is None:
         return "embedding" if _embeds(name, chain) else "rest"
-    layer = chain[place[0].count(".") + 2]
-    if any(_attends(module) for module in chain[chain.index(layer) :]):
+    layer, *inside = chain[depth + 1 :]
+    if any(_attends(module) for module in inside):
         return "attention"
     return "mlp" if any(_attends(module) for module in layer.modules()) else "rest"
 
@@ -228,17 +247,13 @@ def _embeds(name: str, chain: list[nn.Module]) -> bool:
     return any("embedding" in kind for kind in classes) or "embed" in name or "project_in" in name.split(".")
 
 
-def _place(name: str, chain: list[nn.Module]) -> tuple[str, str] | None:
-    """(path of the outermost stack of numbered layers, number in it) of a parameter, or None outside of stacks."""
-    parts = name.split(".")
-    for i, (part, module) in enumerate(zip(parts, chain, strict=True)):
-        if isinstance(module, nn.ModuleList):
-            return ".".join(parts[:i]), part
-    return None
+def _depth(chain: list[nn.Module]) -> int | None:
+    """Where in the chain the outermost stack of numbered layers is; None outside of stacks."""
+    return next((i for i, module in enumerate(chain) if isinstance(module, nn.ModuleList)), None)
 
 
 def _chain(model: nn.Module, name: str) -> list[nn.Module]:
-    """The modules that the parts of a parameter's name lead through, the model first; as many as there are parts."""
+    """The modules that the parts of a parameter's name lead through from the model on, one for each part."""
     chain = [model]
     for part in name.split(".")[:-1]:
         chain.append(chain[-1].get_submodule(part))
