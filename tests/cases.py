@@ -4,8 +4,9 @@ PROBLEMS are tiny modules whose forward is the loss on data of their own, so tha
 SPECTRA are eigenvalues for the norms. `DenseHessian` is the Hessian protocol on a matrix that is known.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,10 +15,57 @@ from torch.nn import functional
 
 from smoothlab.blocks import Block
 
-# Methods of smoothlab.llm.adapters that the default run tests; the others are tested by `make slow`.
-QUICK_ADAPTERS = ("lora", "ia3", "ln_tuning", "prompt", "prefix", "ptuning")
-# Refused methods that peft can attach to a tiny OPT, with the config that shows the fault.
-REFUSED_CONFIGS = {
+
+@dataclass(frozen=True)
+class AdapterCase:
+    """How an accepted PEFT method is tested.
+
+    Attributes:
+        quick: in the default run; the others run under the slow marker.
+        single: peft computes a part of it in fp32 whatever the weights are, so it agrees to fp32's rounding only.
+        options: of peft's config, for a hidden size of 16.
+    """
+
+    quick: bool = False
+    single: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+ADAPTER_CASES: dict[str, AdapterCase] = {
+    "lora": AdapterCase(quick=True),
+    "rslora": AdapterCase(),
+    "adalora": AdapterCase(),
+    "loha": AdapterCase(),
+    "lokr": AdapterCase(),
+    "ia3": AdapterCase(quick=True),
+    "oft": AdapterCase(),
+    "boft": AdapterCase(),
+    "vera": AdapterCase(),
+    "randlora": AdapterCase(),
+    "fourierft": AdapterCase(single=True),
+    "waveft": AdapterCase(),
+    "miss": AdapterCase(),
+    "road": AdapterCase(),
+    "gralora": AdapterCase(),
+    "hira": AdapterCase(),
+    "glora": AdapterCase(),
+    "pvera": AdapterCase(),
+    "vblora": AdapterCase(),
+    "unilora": AdapterCase(),
+    "tinylora": AdapterCase(),
+    "psoft": AdapterCase(),
+    "peanut": AdapterCase(),
+    "deft": AdapterCase(single=True),
+    "supertuning": AdapterCase(options={"sparsity": 0.9}),
+    "beft": AdapterCase(),
+    "ln_tuning": AdapterCase(quick=True),
+    "prompt": AdapterCase(quick=True),
+    "ptuning": AdapterCase(quick=True),
+    "prefix": AdapterCase(quick=True),
+    "cartridge": AdapterCase(),
+}
+# Refused methods whose derivatives are not the loss's, with the config that shows it on a tiny OPT.
+WRONG_DERIVATIVES: dict[str, tuple[str, dict[str, Any]]] = {
     "hra": ("HRAConfig", {"r": 4}),
     "shira": ("ShiraConfig", {"r": 4}),
     "dora": ("LoraConfig", {"r": 4, "use_dora": True}),

@@ -1,7 +1,8 @@
 """PEFT methods, attached so that the base model x and the module y train jointly.
 
 Every accepted method passes the same test on OPT and Llama (tests/llm/test_adapters.py): gradients and exact
-Hessian-vector products of all blocks agree with differences of the loss. Those that fail it are in REFUSED.
+Hessian-vector products of all blocks agree with differences of the loss. Those that fail it, and those that peft cannot
+attach to a sequence classifier as they are, are in REFUSED.
 """
 
 import difflib
@@ -13,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from smoothlab.errors import BadInput
-from smoothlab.llm.parts import HEADS, unfreeze
+from smoothlab.llm.parts import unfreeze
 
 REFUSED = {
+    # Gradients or Hessian-vector products that are not those of the loss:
     "hra": "the base weights under it move the loss but get no gradient from autograd",
     "shira": "the base weights under it move the loss but get no gradient from autograd",
     "dora": "it holds the norm of the weights constant when it differentiates, so its gradient is not the loss's",
@@ -23,10 +25,19 @@ REFUSED = {
     "frod": "its second derivatives are not those of its forward pass",
     "osf": "its hooks project the gradient, which is then not the loss's",
     "delora": "its gradient and Hessian products are not finite or wrong at its initial weights",
-    "adaption_prompt": "it supports neither OPT nor joint training",
+    "lily": "its routing averages over the batch, so that padding, which gets no gradient, moves the loss",
+    # Nothing that could be attached to a sequence classifier and trained with it:
+    "adaption_prompt": "peft does not support it on OPT",
+    "adamss": "peft needs scikit-learn for it, which smoothlab does not install",
+    "cpt": "peft supports it for causal language models only",
+    "poly": "its forward pass needs the number of a task beside the sentence",
+    "multitask_prompt": "its forward pass needs the number of a task beside the sentence",
+    "xlora": "it mixes LoRA modules that were trained before, and brings none of its own",
+    "shadow": "it adds a second model beside the base, with parameters that never reach the loss",
+    "trainable_tokens": "it trains rows of the embedding, which are the base model's own",
     "bone": "peft has removed it; miss is its successor",
 }
-"""Methods whose gradients or Hessian-vector products are not those of the loss, with the reason."""
+"""Methods that cannot be trained and measured jointly with the base model, with the reason."""
 
 
 def _config(name: str, **defaults: Any) -> Callable[..., Any]:
@@ -61,10 +72,22 @@ ADAPTERS: dict[str, Callable[..., Any]] = {
     "miss": _config("MissConfig", r=8, target_modules="auto"),
     "road": _config("RoadConfig", group_size=8, target_modules="auto"),
     "gralora": _config("GraloraConfig", r=8, target_modules="auto"),
+    "hira": _config("HiraConfig", r=8, target_modules="auto"),
+    "glora": _config("GloraConfig", target_modules="auto"),
+    "pvera": _config("PveraConfig", r=64, target_modules="auto"),
+    "vblora": _config("VBLoRAConfig", r=4, num_vectors=64, vector_length=8, target_modules="auto"),
+    "unilora": _config("UniLoraConfig", target_modules="auto"),
+    "tinylora": _config("TinyLoraConfig", target_modules="auto"),
+    "psoft": _config("PsoftConfig", r=8, target_modules="auto"),
+    "peanut": _config("PeanutConfig", target_modules="auto"),
+    "deft": _config("DeftConfig", target_modules="auto"),
+    "supertuning": _config("SupertuningConfig", target_modules="auto"),
+    "beft": _config("BeftConfig"),
     "ln_tuning": _config("LNTuningConfig", target_modules="norms"),
     "prompt": _config("PromptTuningConfig", num_virtual_tokens=10, prompt_tuning_init="SAMPLE_VOCAB"),
     "ptuning": _config("PromptEncoderConfig", num_virtual_tokens=10, encoder_hidden_size=128),
     "prefix": _config("PrefixTuningConfig", num_virtual_tokens=5),
+    "cartridge": _config("CartridgeConfig", num_virtual_tokens=5, num_frozen_tokens=0),
 }
 """Name -> function of the model that builds the peft config. lora has the paper's r = 16, alpha = 32 on q and v; prompt
 10 virtual tokens that start as random vocabulary embeddings; prefix 5 tokens, without re-parametrization."""
@@ -102,7 +125,7 @@ def attach(model: nn.Module, method: str, *, seed: int, **options: Any) -> nn.Mo
             reason = " ".join(str(error).split())[:160]
             raise BadInput(f"--peft {method} does not fit this model ({reason}): use another method") from error
     if wrapped.active_peft_config.is_prompt_learning:
-        _pool_at_last_token(wrapped)
+        pool_at_last_token(wrapped)
     unfreeze(wrapped)
     return wrapped.train(model.training)
 
@@ -127,13 +150,14 @@ def _norms(model: nn.Module) -> list[str]:
     return sorted(layers)
 
 
-def _pool_at_last_token(wrapped: nn.Module) -> None:
-    """Let the classifier read the last real token also when it gets embeddings instead of token numbers.
+def pool_at_last_token(wrapped: nn.Module) -> None:
+    """Let a classifier under a prompt method read the last real token; `attach` does it, a reloaded model needs it.
 
     With prompt methods, transformers' sequence classifiers see `inputs_embeds` alone, cannot tell padding, and read the
     logits of the last position, a padding token in all but the longest sentence: the loss then depends on padding, and
     the padding embedding, whose gradient torch.nn.Embedding drops, moves it. Here the score of the last position is
-    replaced by that of the last position that the attention mask holds.
+    replaced by that of the last position that the attention mask holds. Classifiers that keep their head elsewhere than
+    in `score` read the first token, or find the last one by other means, and are left as they are.
     """
     base: Any = wrapped.base_model
     seen: dict[str, Tensor | None] = {}
@@ -143,15 +167,14 @@ def _pool_at_last_token(wrapped: nn.Module) -> None:
         seen["mask"] = kwargs.get("attention_mask") if alone else None
 
     def pick(module: nn.Module, args: tuple[Any, ...], scores: Tensor) -> Tensor | None:
-        mask = seen.get("mask")
-        if mask is None or scores.dim() != 3 or mask.shape != scores.shape[:2]:
+        mask = seen.pop("mask", None)
+        if mask is None or mask.shape != scores.shape[:2]:
             return None
         places = torch.arange(mask.shape[1], device=mask.device)
         last = (mask.to(places.dtype) * places).argmax(1)
         picked = scores[torch.arange(len(scores), device=scores.device), last]
         return torch.cat([scores[:, :-1], picked[:, None]], 1)
 
-    base.register_forward_pre_hook(watch, with_kwargs=True)
-    for name, module in base.named_children():
-        if name in HEADS:
-            module.register_forward_hook(pick)
+    if "score" in base._modules:
+        base.register_forward_pre_hook(watch, with_kwargs=True)
+        base.score.register_forward_hook(pick)

@@ -9,7 +9,7 @@ from torch import nn
 from smoothlab.errors import BadInput
 from smoothlab.llm.adapters import attach
 from smoothlab.llm.parts import dead_copies, live_parameters, partition, unfreeze
-from tests.llm.tiny import tiny
+from tests.llm.tiny import IDS, LABELS, MASK, tiny
 
 
 def _build(name: str) -> nn.Module:
@@ -28,11 +28,28 @@ def _build(name: str) -> nn.Module:
         "t5": lambda: t.T5ForConditionalGeneration(
             t.T5Config(d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, vocab_size=60)
         ),
+        "t5-classifier": lambda: t.T5ForSequenceClassification(
+            t.T5Config(d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, vocab_size=60)
+        ),
+        "distilbert": lambda: t.DistilBertForSequenceClassification(
+            t.DistilBertConfig(dim=16, n_layers=2, n_heads=2, hidden_dim=32, vocab_size=60)
+        ),
+        "llama-lm": lambda: t.LlamaForCausalLM(t.LlamaConfig(**small, intermediate_size=32, tie_word_embeddings=False)),
+        "gpt2-lm": lambda: t.GPT2LMHeadModel(t.GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=60)),
+        "opt-projected": lambda: t.OPTForSequenceClassification(
+            t.OPTConfig(**small, word_embed_proj_dim=8, ffn_dim=32)
+        ),
+        "mamba": lambda: t.MambaForCausalLM(
+            t.MambaConfig(hidden_size=16, num_hidden_layers=1, state_size=4, vocab_size=60)
+        ),
     }
     return makers[name]()
 
 
-MODELS = ("opt", "llama", "opt-lm", "bert", "albert", "gpt2", "t5")
+MODELS = (
+    "opt", "llama", "opt-lm", "bert", "albert", "gpt2", "t5", "t5-classifier", "distilbert", "llama-lm", "gpt2-lm",
+    "opt-projected", "mamba",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("by", ["part", "layer", "module", r"first=\.0\.,rest2=NOT-THERE"])
@@ -63,6 +80,17 @@ def test_every_parameter_is_in_one_block(name: str, by: str) -> None:
         ("llama", "module", {"embedding", "attention", "mlp", "norm", "head"}),
         ("bert", "module", {"embedding", "attention", "mlp", "norm", "rest", "head"}),  # rest: the pooler
         ("t5", "module", {"embedding", "attention", "mlp", "norm"}),
+        ("t5", "part", {"base"}),
+        ("t5-classifier", "part", {"base", "head"}),
+        ("llama-lm", "part", {"base"}),
+        ("gpt2-lm", "module", {"embedding", "attention", "mlp", "norm"}),
+        ("albert", "layer", {"embedding", "layer.0", "final", "head"}),  # its layers share their weights
+        (
+            "t5-classifier",
+            "layer",
+            {"embedding", "encoder.layer.0", "encoder.layer.1", "decoder.layer.0", "decoder.layer.1", "final", "head"},
+        ),
+        ("mamba", "module", {"embedding", "norm", "rest"}),  # no attention, so no mlp beside it
     ],
 )
 def test_blocks_have_the_expected_names(name: str, by: str, expected: set[str]) -> None:
@@ -97,6 +125,22 @@ KINDS = {
         "classifier.weight": "head",
     },
     "gpt2": {"h.0.attn.c_attn.weight": "attention", "h.1.mlp.c_fc.weight": "mlp", "ln_f.weight": "norm"},
+    "distilbert": {"pre_classifier.weight": "head", "classifier.bias": "head", "ffn.lin1.weight": "mlp"},
+    "albert": {
+        "embedding_hidden_mapping_in.weight": "embedding",
+        "albert_layers.0.attention.query.weight": "attention",
+        "albert_layers.0.ffn_output.weight": "mlp",
+        "pooler.weight": "rest",
+    },
+    "t5": {
+        "decoder.block.1.layer.1.EncDecAttention.q.weight": "attention",
+        "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight": "attention",
+        "encoder.block.0.layer.0.layer_norm.weight": "norm",
+        "decoder.block.0.layer.2.DenseReluDense.wi.weight": "mlp",
+        "shared.weight": "embedding",
+    },
+    "opt-projected": {"project_in.weight": "embedding", "project_out.weight": "rest"},
+    "llama-lm": {"lm_head.weight": "rest"},
 }
 
 
@@ -143,6 +187,92 @@ def test_a_live_parameter_without_gradient_stays_in_its_block() -> None:
     assert all(p.requires_grad for _, p in live_parameters(model))
 
 
+def test_replaced_norms_and_counters_are_dead() -> None:
+    """LN tuning computes with its copies of the norms; AdaLoRA keeps a counter as a parameter: neither is trained."""
+    plain, replaced, counted = (
+        tiny("opt"),
+        attach(tiny("opt"), "ln_tuning", seed=0),
+        attach(tiny("opt"), "adalora", seed=0),
+    )
+    norms = partition(plain, "module")["norm"].dim
+    base = partition(plain)["base"].dim
+    assert {n: b.dim for n, b in partition(replaced).items()} == {"base": base - norms, "peft": norms, "head": 32}
+    assert partition(counted)["base"].dim == base
+    dead = dead_copies(counted)
+    assert {n.split(".")[-2] for n, p in counted.named_parameters() if id(p) in dead} == {"ranknum", "original_module"}
+
+
+def test_only_the_active_adapter_is_live() -> None:
+    import peft
+
+    model = attach(tiny("opt"), "lora", seed=0)
+    one = {id(p) for p in partition(model)["peft"].params}
+    model.add_adapter("second", peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["q_proj"]))  # type: ignore[operator]
+    assert {id(p) for p in partition(model)["peft"].params} == one
+    model.set_adapter("second")  # type: ignore[operator]
+    blocks = partition(model)
+    assert blocks["peft"].dim == 2 * 2 * 2 * 16 and blocks["head"].dim == 32
+    unfreeze(model)
+    model(input_ids=IDS, attention_mask=MASK, labels=LABELS).loss.backward()
+    assert all(p.grad is not None for _, p in live_parameters(model))
+
+
+@pytest.mark.parametrize(
+    ("targets", "layers"),
+    [(["embed_tokens"], 60 + 16), (["lm_head"], 16 + 60), (["embed_tokens", "q_proj"], 60 + 16 + 2 * 32)],
+)
+def test_modules_on_an_embedding_or_a_vocabulary_head(targets: list[str], layers: int) -> None:
+    """LoRA keeps bare parameters in a ParameterDict there; the tied base weight counts once."""
+    import peft
+
+    bare = _build("opt-lm")
+    dim = sum(p.numel() for p in bare.parameters())
+    model = peft.get_peft_model(bare, peft.LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM"))
+    unfreeze(model)
+    assert {n: b.dim for n, b in partition(model).items()} == {"base": dim, "peft": 4 * layers}
+
+
+def test_adapters_injected_without_a_wrapper_are_found() -> None:
+    import peft
+
+    model = peft.inject_adapter_in_model(peft.LoraConfig(r=4, target_modules=["q_proj"]), tiny("opt"))
+    assert partition(model)["peft"].dim == 2 * 4 * 32
+
+
+def test_a_copied_embedding_is_no_head() -> None:
+    """What modules_to_save keeps is named by where it stands: an embedding is base, the score is head."""
+    import peft
+
+    config = peft.LoraConfig(task_type="SEQ_CLS", target_modules=["q_proj"], modules_to_save=["embed_tokens"])
+    model = peft.get_peft_model(tiny("opt"), config)
+    assert {n: b.dim for n, b in partition(model).items() if n != "peft"} == {"base": 6496, "head": 32}
+    assert {"embedding", "layer.0", "layer.1", "final", "peft", "head"} == set(partition(model, "layer"))
+
+
+@pytest.mark.parametrize("method", ["none", "lora", "ln_tuning", "prompt", "prefix"])
+@pytest.mark.parametrize("by", ["part", "layer", "module"])
+def test_blocks_of_the_base_are_the_same_under_any_module(method: str, by: str) -> None:
+    bare = {n: b.dim for n, b in partition(tiny("llama"), by).items()}
+    wrapped = {n: b.dim for n, b in partition(attach(tiny("llama"), method, seed=0), by).items()}
+    wrapped.pop("peft", None)
+    if method == "ln_tuning":  # its copies are the norms
+        bare = {n: dim for n, dim in bare.items() if n != "norm"}
+        assert set(bare) == set(wrapped) - {"norm"} or by == "layer"
+    else:
+        assert wrapped == bare
+
+
+def test_a_plain_module_has_a_head_by_name() -> None:
+    model = nn.ModuleDict({"body": nn.Linear(3, 3), "classifier": nn.Linear(3, 2)})
+    assert {n: b.dim for n, b in partition(model).items()} == {"base": 12, "head": 8}
+
+
+def test_patterns_may_hold_commas() -> None:
+    model = tiny("opt")
+    blocks = partition(model, r"ends=(embed|score).{1,12},norms=layer_norm\.(weight|bias)")
+    assert set(blocks) == {"ends", "norms", "rest"} and blocks["norms"].dim == 5 * 32
+
+
 def test_patterns_name_blocks_and_the_rest() -> None:
     model = tiny("opt")
     blocks = partition(model, "query=q_proj,value=v_proj")
@@ -157,6 +287,10 @@ def test_patterns_name_blocks_and_the_rest() -> None:
     [
         ("layers", "--blocks layers is unknown: use part, layer, module, or patterns name=regex"),
         ("q=(", "q=( is no regular expression"),
+        ("=q_proj", "pattern '=q_proj' needs a name of its own"),
+        ("a=q_proj,a=v_proj", "pattern 'a=v_proj' needs a name of its own"),
+        ("rest=q_proj", "pattern 'rest=q_proj' needs a name of its own, other than rest"),
+        ("a=", "pattern 'a=' needs a name of its own, other than rest (what no pattern matches), and a regular"),
         ("a=q_proj,b=proj.weight", "is in blocks 'a' and 'b': make the patterns exclude each other"),
     ],
 )
@@ -166,12 +300,17 @@ def test_bad_rules_are_named(by: str, words: str) -> None:
     assert words in str(caught.value)
 
 
+@pytest.mark.parametrize(("patterns", "words"), [({}, "no pattern is given"), ({"q": "("}, "is no regular expression")])
+def test_bad_mappings_are_named(patterns: dict[str, str], words: str) -> None:
+    with pytest.raises(BadInput, match=words):
+        partition(tiny("opt"), patterns=patterns)
+
+
 def test_modules_are_measured_jointly_on_a_wrapped_classifier() -> None:
     """Where general Hessian tools fail: base and LoRA unfrozen together, the dead copy of the head beside them."""
     from smoothlab.blocks import fixed_loss
     from smoothlab.hessian import ExactHessian
     from smoothlab.norms import block_norms
-    from tests.llm.tiny import IDS, LABELS, MASK
 
     model = attach(tiny("opt"), "lora", seed=0)
     loss = fixed_loss(lambda: model(input_ids=IDS, attention_mask=MASK, labels=LABELS).loss, model)
