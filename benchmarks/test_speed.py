@@ -32,8 +32,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.coverage import Diagonal, spectra
-from smoothlab.blocks import Block, Loss, draw, fixed_loss, norm
+from smoothlab.blocks import Block, Loss, fixed_loss, norm
 from smoothlab.deflation import gram_matrix
+from smoothlab.directions import draw
 from smoothlab.hessian import DifferenceHessian, ExactHessian, gradient
 from smoothlab.intervals import effective_rank
 from smoothlab.llm.adapters import attach

@@ -9,9 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,9 +17,6 @@ from smoothlab.errors import BadInput
 
 Loss = Callable[[], Tensor]
 """The mean loss of ONE fixed minibatch at the current parameters: deterministic, no argument, a scalar."""
-
-Law = Literal["gaussian", "rademacher", "sphere"]
-"""Law of a probe v with E vv' = I: normal, random signs, or uniform on the sphere of radius sqrt(dim)."""
 
 _RUN = 1 << 16  # entries summed in working precision before fp64 takes over; what is split so also stays in cache
 
@@ -105,26 +100,6 @@ def check_partition(blocks: Iterable[Block], parameters: Iterable[tuple[str, Ten
                     f"parameter {names.get(id(p), tuple(p.shape))} shares its memory with another parameter: tie them "
                     "as one nn.Parameter, or give each its own memory with p.data = p.data.clone()"
                 )
-
-
-def draw(block: Block, law: Law, seed: Sequence[int]) -> Tensor:
-    """A probe v [dim] on `block` with E vv' = I, fixed by `seed`; every tensor has its own stream.
-
-    Equal-shaped tensors get different noise, and a tensor's noise does not depend on the order of visits or threads.
-    """
-    parts = []
-    for index, p in enumerate(block.params):
-        state = np.random.SeedSequence([len(seed), *seed, index]).generate_state(2, np.uint32)
-        generator = torch.Generator(p.device).manual_seed(int(state[0]) << 31 | int(state[1]) >> 1)
-        if law == "rademacher":
-            bits = torch.randint(0, 2, (p.numel(),), generator=generator, device=p.device, dtype=torch.int8)
-            parts.append(bits.to(p.dtype) * 2 - 1)
-        elif law in ("gaussian", "sphere"):
-            parts.append(torch.randn(p.numel(), generator=generator, device=p.device, dtype=p.dtype))
-        else:
-            raise BadInput(f"probe law '{law}' is unknown: use gaussian, rademacher or sphere")
-    v = torch.cat(parts)
-    return v * (block.dim**0.5 / norm(v)) if law == "sphere" else v
 
 
 def dot(a: Tensor, b: Tensor) -> float:

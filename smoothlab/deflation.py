@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from smoothlab.blocks import dot, draw, norm
+from smoothlab.blocks import dot, norm
+from smoothlab.directions import draw
 from smoothlab.hessian import Hessian
 from smoothlab.intervals import Interval, effective_rank, sum_of_squares
 

@@ -16,8 +16,9 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
-from smoothlab.blocks import Law, dot, draw
+from smoothlab.blocks import dot
 from smoothlab.deflation import FIRST, IMAGES, Deflation, gram_matrix, half_width
+from smoothlab.directions import Law, draw
 from smoothlab.errors import BadInput
 from smoothlab.hessian import Hessian
 from smoothlab.intervals import Interval, effective_rank, mean_of_forms, spectral_upper, sum_of_squares

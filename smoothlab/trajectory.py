@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from smoothlab import records
-from smoothlab.blocks import Block, Loss, differentiable, draw, fixed_loss, norm
+from smoothlab.blocks import Block, Loss, differentiable, fixed_loss, norm
 from smoothlab.deflation import gram_matrix
+from smoothlab.directions import draw
 from smoothlab.errors import BadInput
 from smoothlab.hessian import DifferenceHessian, ExactHessian, gradient
 from smoothlab.intervals import effective_rank, sum_of_squares

@@ -1,15 +1,14 @@
 """Blocks, probes, shifts and fixed losses."""
 
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
-from scipy import stats
 from torch import Tensor, nn
 
 from smoothlab import blocks as module_under_test
-from smoothlab.blocks import Block, Shift, check_partition, dot, draw, fixed_loss, flatten, norm
+from smoothlab.blocks import Block, Shift, check_partition, dot, fixed_loss, flatten, norm
+from smoothlab.directions import draw
 from smoothlab.errors import BadInput
 
 LAWS = ("gaussian", "rademacher", "sphere")
@@ -101,83 +100,6 @@ def test_partitions_pass_and_a_tied_parameter_counts_once() -> None:
     check_partition([Block("x", tuple(model.parameters()))], twice)
     empty = block((0,), (3,), (0,))  # parameters without entries have no memory to share
     check_partition([empty], [(str(i), p) for i, p in enumerate(empty.params)])
-
-
-# Probes
-
-
-@pytest.mark.parametrize("law", LAWS)
-def test_probes_have_the_identity_as_second_moment_and_their_laws_fourth(law: str) -> None:
-    b, n = block((2, 2), (2,)), 3000
-    v = torch.stack([draw(b, law, [7, i]) for i in range(n)])
-    d = b.dim
-    products = torch.einsum("ni,nj->nij", v, v).reshape(n, -1)
-    spread = products.std(0) / n**0.5
-    exact = spread < 1e-9  # v_i^2 = 1 for signs
-    mean, eye = products.mean(0), torch.eye(d).double().reshape(-1)
-    z = ((mean - eye) / spread)[~exact]
-    assert torch.allclose(mean[exact], eye[exact])
-    assert z.abs().max() < stats.norm.isf(1e-4 / d**2)
-    fourth = {"gaussian": 3.0, "rademacher": 1.0, "sphere": 3 * d / (d + 2)}[law]
-    kurtosis = v**4
-    assert ((kurtosis.mean() - fourth).abs() < 4 * kurtosis.mean(1).std() / n**0.5 + 1e-12).all()
-    assert (v.mean(0).abs() * n**0.5).max() < stats.norm.isf(1e-4 / d)
-
-
-@pytest.mark.parametrize("law", LAWS)
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_a_probe_is_fixed_by_its_seed_and_equal_shapes_get_different_noise(law: str, dtype: torch.dtype) -> None:
-    b = block((50,), (50,), dtype=dtype)
-    v = draw(b, law, [1, 2])
-    assert v.dtype == dtype and v.shape == (100,)
-    assert torch.equal(v, draw(b, law, [1, 2]))
-    first, second = b.views(v)
-    others = [draw(b, law, seed) for seed in ([1, 3], [2, 2], [2, 1])]
-    for other in (second, *(b.views(o)[0] for o in others)):
-        z = float(torch.dot(first, other)) / 50**0.5  # standard normal if independent
-        assert abs(z) < 4.5
-
-
-def test_a_tensors_noise_depends_on_its_place_and_on_no_other_tensor() -> None:
-    one, other = block((5,), (4, 3)), block((9, 9), (4, 3), (2,))
-    for law in ("gaussian", "rademacher"):
-        v, w = draw(one, law, [3]), draw(other, law, [3])
-        assert torch.equal(one.views(v)[1], other.views(w)[1])
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize("law", LAWS)
-def test_probes_and_global_rng_do_not_know_each_other_nor_the_threads(law: str, threads: None) -> None:
-    b = block((300, 500), dtype=torch.float32)
-    found = []
-    for count in (1, 2):
-        torch.set_num_threads(count)
-        torch.manual_seed(count)
-        before = torch.get_rng_state()
-        found.append(draw(b, law, [0]))
-        assert torch.equal(before, torch.get_rng_state())
-    # The radius of the sphere is a sum, which threads may split differently: rounding only.
-    assert torch.equal(*found) if law != "sphere" else torch.allclose(*found, rtol=3e-7, atol=0)
-
-
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-14)])
-@pytest.mark.parametrize("law", ["sphere", "rademacher"])
-def test_sphere_and_signs_have_length_sqrt_d(law: str, dtype: torch.dtype, tolerance: float) -> None:
-    for shape in ((1,), (7,), (300, 1000)):
-        b = block(shape, dtype=dtype)
-        length = float(draw(b, law, [5]).double().norm())
-        assert length == pytest.approx(b.dim**0.5, rel=tolerance)
-
-
-def test_an_unknown_law_is_refused() -> None:
-    with pytest.raises(BadInput, match="probe law 'cauchy' is unknown: use gaussian"):
-        draw(block((2,)), "cauchy", [0])  # type: ignore[arg-type]
 
 
 # Sums

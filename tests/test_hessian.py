@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from smoothlab.blocks import Block, draw, fixed_loss, flatten, norm
+from smoothlab.blocks import Block, fixed_loss, flatten, norm
+from smoothlab.directions import draw
 from smoothlab.errors import BadInput
 from smoothlab.hessian import DifferenceHessian, ExactHessian, exact_hvp, fd_hvp, gradient
 from tests.cases import PROBLEMS, WIDE, Cubic, Problem, Quadratic

@@ -14,8 +14,9 @@ from scipy import stats
 from torch import Tensor
 
 from smoothlab import deflation, intervals, norms
-from smoothlab.blocks import Block, draw
+from smoothlab.blocks import Block
 from smoothlab.deflation import Basis, Deflation
+from smoothlab.directions import draw
 from smoothlab.errors import BadInput
 from smoothlab.hessian import ExactHessian
 from smoothlab.norms import NormEstimate, block_norms, plain_norms

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from smoothlab.blocks import Block, Shift, dot, draw, fixed_loss, norm
+from smoothlab.blocks import Block, Shift, dot, fixed_loss, norm
+from smoothlab.directions import draw
 from smoothlab.errors import BadInput
 from smoothlab.hessian import DifferenceHessian, ExactHessian
 from smoothlab.llm.adapters import ADAPTERS, REFUSED, attach, pool_at_last_token, virtual_tokens
