@@ -1,196 +1,24 @@
-"""Random directions v on a block: their laws, and the streams of numbers that they are made of.
+"""Laws of random directions v on a block.
 
-A direction is a law and a seed, nothing else: O(1) memory, O(1) to send. Its numbers come in pieces of at most CHUNK
-entries of one tensor. The generator of a piece is seeded by (seed, tensor, piece), so a piece can be drawn at any time,
-in any order and by any thread, and equal-shaped tensors get different noise. The bits are those of one kind of
-generator: torch's differ between devices, between versions, and on a CPU between instruction sets; `stream_name` says
-which one is in use, for records and seed logs.
-
-Every law has E vv' = I (for `Masked` and `Preconditioned`: E vv' = S^2, as their docstrings say), so that
-E <g, v> v = g; the laws differ in their fourth moments, from which the variance of zeroth-order estimators comes
-(`smoothlab.moments`).
+Every law has E vv' = I (`Masked` and `Preconditioned`: E vv' = S^2, as they say), so that E <g, v> v = g. Laws differ
+in their fourth moments, from which the variance of zeroth-order estimators comes (`smoothlab.moments`).
 """
 
 import math
-import threading
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
+from smoothlab.streams import SHARED, Directions, Piece, Stream, chunk_of, cut
 
-Seed = tuple[int, ...]
 Law = Literal["gaussian", "rademacher", "sphere"]
 """Law of a probe: normal, random signs, or uniform on the sphere of radius sqrt(dim)."""
-
-CHUNK = 1 << 17  # entries of a piece on a CPU: it stays in cache, and the cost of a call is small beside it
-DEVICE_CHUNK = 1 << 26  # elsewhere a piece is one launch
-_PIECES = 1 << 16  # of one tensor, and tensors of one block: the numbers of both make one key of 32 bits
-_SHARED = _PIECES - 1  # number of the stream that all pieces of a tensor share (LowRank)
-
-T = TypeVar("T")
-
-
-class Piece(NamedTuple):
-    """Entries start to stop of tensor number `tensor` of a block, in the order of its memory."""
-
-    tensor: int
-    number: int
-    start: int
-    stop: int
-
-
-def stream_name(device: torch.device | str = "cpu") -> str:
-    """The generator that seeds are bound to: device, torch version and, on a CPU, its instruction set."""
-    kind = torch.device(device).type
-    detail = torch.backends.cpu.get_cpu_capability() if kind == "cpu" else "philox"
-    return f"{kind}/{detail}/torch-{torch.__version__.partition('+')[0]}/chunk-{_chunk(torch.device(device))}"
-
-
-def _chunk(device: torch.device) -> int:
-    return CHUNK if device.type == "cpu" else DEVICE_CHUNK
-
-
-_local = threading.local()
-
-
-def _generator(device: torch.device) -> torch.Generator:
-    """This thread's generator for the device: making one costs as much as drawing a thousand numbers."""
-    known: dict[torch.device, torch.Generator] = _local.__dict__.setdefault("generators", {})
-    if device not in known:
-        known[device] = torch.Generator(device)
-    return known[device]
-
-
-class Stream:
-    """The numbers of one direction on one block.
-
-    Attributes:
-        law: the law they follow.
-        block: the block they are for; only its shapes, dtype and device matter.
-        seed: any tuple of non-negative integers.
-        words: 64 random bits for laws that choose once for the whole direction.
-        scale: factor common to all entries that only the whole direction tells (the sphere's radius), else 1.
-    """
-
-    def __init__(self, law: "Directions", block: Block, seed: Sequence[int]) -> None:
-        self.law, self.block, self.seed = law, block, tuple(seed)
-        self.device = block.params[0].device
-        state = np.random.SeedSequence([len(self.seed), *self.seed]).generate_state(4, np.uint32)
-        self._odd, self._shift, self.words = int(state[0]) | 1, int(state[1]), (int(state[2]), int(state[3]))
-        self.scale = 1.0
-        self.scale = law.radius(self)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Working precision of the numbers: fp64 for an fp64 block, else fp32."""
-        return torch.float64 if self.block.params[0].dtype == torch.float64 else torch.float32
-
-    def generator(self, tensor: int, number: int) -> torch.Generator:
-        """The generator of one piece.
-
-        torch's Mersenne twister takes 32 bits of a seed. (tensor, number) -> key is one-to-one within a direction, so
-        no two of its pieces are the same; pieces of different directions coincide with probability 2^-32 each.
-        """
-        key = ((tensor << 16 | number) * self._odd + self._shift) & 0xFFFFFFFF
-        key = ((key ^ key >> 16) * 0x85EBCA6B) & 0xFFFFFFFF  # the finalizer of MurmurHash3: a bijection that mixes
-        key = ((key ^ key >> 13) * 0xC2B2AE35) & 0xFFFFFFFF
-        return _generator(self.device).manual_seed(key ^ key >> 16)
-
-    def fill(self, piece: Piece, out: Tensor) -> Tensor:
-        """Write the entries of `piece` into `out` [stop - start], of working precision, and return it."""
-        self.law.fill(self, piece, out)
-        return out if self.scale == 1.0 else out.mul_(self.scale)
-
-    def pieces(self) -> list[Piece]:
-        """All pieces in order."""
-        return self.law.pieces(self.block)
-
-    def each(self, work: Callable[[Piece, Tensor], T]) -> list[T]:
-        """work(piece, its numbers) for all pieces, in threads on a CPU; the numbers live in scratch memory."""
-        pieces = self.pieces()
-        longest = max((p.stop - p.start for p in pieces), default=0)
-
-        def several(mine: Sequence[Piece]) -> list[T]:
-            scratch = torch.empty(longest, dtype=self.dtype, device=self.device)
-            with torch.no_grad():
-                return [work(p, self.fill(p, scratch[: p.stop - p.start])) for p in mine]
-
-        return spread(several, pieces, self.device)
-
-    def dense(self) -> Tensor:
-        """The whole direction as a flat vector [dim] of the block's dtype."""
-        out = torch.empty(self.block.dim, dtype=self.block.params[0].dtype, device=self.device)
-        parts = out.split([p.numel() for p in self.block.params])
-
-        def place(piece: Piece, numbers: Tensor) -> None:
-            parts[piece.tensor][piece.start : piece.stop] = numbers
-
-        self.each(place)
-        return out
-
-
-@cache
-def _threads(count: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(count, thread_name_prefix="smoothlab")
-
-
-def spread(work: Callable[[Sequence[Piece]], list[T]], pieces: list[Piece], device: torch.device) -> list[T]:
-    """work(pieces) in as many threads as torch uses on a CPU, each with a run of them; results in order."""
-    count = min(torch.get_num_threads(), len(pieces)) if device.type == "cpu" else 1
-    if count < 2:
-        return work(pieces)
-    cuts = [len(pieces) * i // count for i in range(count + 1)]
-    runs = _threads(count).map(work, [pieces[a:b] for a, b in zip(cuts, cuts[1:], strict=False)])
-    return [result for run in runs for result in run]
-
-
-@dataclass(frozen=True)
-class Directions(ABC):
-    """A law of directions on a block. Laws differ in `fill`; those below are complete, a user's own is a subclass."""
-
-    @property
-    def name(self) -> str:
-        """Name for records."""
-        return type(self).__name__.lower()
-
-    def stream(self, block: Block, seed: Sequence[int]) -> Stream:
-        """The direction that `seed` fixes on `block`."""
-        return Stream(self, block, seed)
-
-    def draw(self, block: Block, seed: Sequence[int]) -> Tensor:
-        """That direction as a flat vector [dim]."""
-        return self.stream(block, seed).dense()
-
-    def pieces(self, block: Block) -> list[Piece]:
-        """How the block is cut."""
-        return [piece for i, p in enumerate(block.params) for piece in _cut(i, p.numel(), _chunk(p.device))]
-
-    def radius(self, stream: Stream) -> float:
-        """`Stream.scale`."""
-        return 1.0
-
-    @abstractmethod
-    def fill(self, stream: Stream, piece: Piece, out: Tensor) -> None:
-        """Write the numbers of one piece into `out` [stop - start], of working precision."""
-
-
-def _cut(tensor: int, length: int, chunk: int) -> Iterator[Piece]:
-    if tensor >= _PIECES or length > chunk * _SHARED:
-        raise BadInput(
-            f"tensor {tensor} of a block has {length} entries: a block may hold {_PIECES} tensors of up to "
-            f"{chunk * _SHARED} entries; split it"
-        )
-    for number, start in enumerate(range(0, length, chunk)):
-        yield Piece(tensor, number, start, min(start + chunk, length))
 
 
 @dataclass(frozen=True)
@@ -212,11 +40,10 @@ class Sphere(Gaussian):
 
     def draw(self, block: Block, seed: Sequence[int]) -> Tensor:
         """As the stream has it to the bit, drawn once."""
-        if block.params[0].dtype.itemsize == 2:  # rounded already: its length tells the radius no more
-            return super().draw(block, seed)
-        v = Gaussian().draw(block, seed)
+        v = Gaussian().stream(block, seed).numbers()
         parts = v.split([p.numel() for p in block.params])
-        return v.mul_(_radius(block.dim, [_square(parts[t][a:b]) for t, _, a, b in self.pieces(block)]))
+        radius = _radius(block.dim, [_square(parts[t][a:b]) for t, _, a, b in self.pieces(block)])
+        return v.mul_(radius).to(block.params[0].dtype)
 
 
 def _square(g: Tensor) -> float:
@@ -353,8 +180,8 @@ class LowRank(Directions):
         """Whole rows of matrices, as many as fit a chunk."""
         found: list[Piece] = []
         for i, p in enumerate(block.params):
-            rows = max(1, _chunk(p.device) // p[0].numel()) * p[0].numel() if p.dim() == 2 else _chunk(p.device)
-            found += _cut(i, p.numel(), rows)
+            rows = max(1, chunk_of(p.device) // p[0].numel()) * p[0].numel() if p.dim() == 2 else chunk_of(p.device)
+            found += cut(i, p.numel(), rows)
         return found
 
     def fill(self, stream: Stream, piece: Piece, out: Tensor) -> None:
@@ -364,7 +191,7 @@ class LowRank(Directions):
             out.normal_(generator=stream.generator(piece.tensor, piece.number))
             return
         n = p.shape[1]
-        w = out.new_empty(n, self.rank).normal_(generator=stream.generator(piece.tensor, _SHARED))
+        w = out.new_empty(n, self.rank).normal_(generator=stream.generator(piece.tensor, SHARED))
         u = out.new_empty(len(out) // n, self.rank)
         u.normal_(generator=stream.generator(piece.tensor, piece.number))
         torch.mm(u, w.T, out=out.view(-1, n)).mul_(self.rank**-0.5)

@@ -8,25 +8,22 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from smoothlab import directions
+from smoothlab import streams
 from smoothlab.blocks import Block
 from smoothlab.directions import (
     Coordinate,
-    Directions,
     Gaussian,
     Given,
     LowRank,
     Masked,
-    Piece,
     Preconditioned,
     Rademacher,
     Sparse,
     Sphere,
-    Stream,
     draw,
-    stream_name,
 )
 from smoothlab.errors import BadInput
+from smoothlab.streams import Directions, Piece, Stream, stream_name
 
 DTYPES = (torch.float32, torch.float64)
 
@@ -115,16 +112,16 @@ def test_a_tensors_noise_depends_on_its_place_and_on_no_other_tensor() -> None:
 
 @pytest.mark.parametrize("name", ["gaussian", "rademacher", "sphere", "sparse", "low rank", "coordinate"])
 def test_pieces_can_be_drawn_in_any_order_and_make_the_whole(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(directions, "CHUNK", 50)
+    monkeypatch.setattr(streams, "CHUNK", 50)
     b = block((7, 30), (101,), (3,), dtype=torch.float32)
     stream = LAWS[name].law.stream(b, [5])
-    whole = [x.reshape(-1) for x in b.views(stream.dense())]
+    whole = [x.reshape(-1) for x in b.views(stream.numbers())]
     pieces = stream.pieces()
     assert len(pieces) > 6 and sum(p.stop - p.start for p in pieces) == b.dim
     for piece in reversed(pieces):
         numbers = stream.fill(piece, torch.empty(piece.stop - piece.start))
         assert torch.equal(numbers, whole[piece.tensor][piece.start : piece.stop])
-    assert torch.equal(stream.dense(), LAWS[name].law.draw(b, [5]))
+    assert torch.equal(stream.numbers(), LAWS[name].law.draw(b, [5]))
 
 
 def test_no_two_pieces_of_a_direction_share_their_key() -> None:
@@ -203,7 +200,7 @@ def test_a_users_law_is_one_method() -> None:
 def test_the_streams_name_says_what_decides_its_bits() -> None:
     kind, capability, version, chunk = stream_name().split("/")
     assert kind == "cpu" and capability == torch.backends.cpu.get_cpu_capability()
-    assert version.startswith("torch-2.") and chunk == f"chunk-{directions.CHUNK}"
+    assert version.startswith("torch-2.") and chunk == f"chunk-{streams.CHUNK}"
 
 
 BAD = {

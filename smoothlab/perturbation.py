@@ -1,0 +1,211 @@
+"""Perturbation: a block moved along a direction and back, its own weights never written.
+
+Two ways, both bit-exact afterwards, also after an exception:
+- a copy (the default): the parameters point at other memory that holds fl(theta + h z). Memory: one copy of the block.
+- by layers: inside the forward call of each module its own parameters point at such a copy, and no longer than that.
+  Memory: the largest module. Weights that are read outside their module's forward call are not moved so; a parameter
+  whose module is not called at all is an error.
+Directions are drawn again for each pass, or kept (`keep`): one more copy of the block for each.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from smoothlab.blocks import Block
+from smoothlab.errors import BadInput
+from smoothlab.streams import Directions, Mixture, Piece, Seed, Stream, Terms
+
+LEAST_SHARE, ENOUGH_SHARE = 0.5, 0.95  # of mu z that rounding must let through, and that makes a step sensible
+
+Mover = Callable[[Mapping[int, tuple[Tensor, Tensor]]], None]
+
+
+@contextmanager
+def standing_at(block: Block, tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Inside the context the parameters point at `tensors`; their own memory is neither read nor written."""
+    home = [p.data for p in block.params]
+    try:
+        for p, tensor in zip(block.params, tensors, strict=True):
+            p.data = tensor
+        yield
+    finally:
+        for p, place in zip(block.params, home, strict=True):
+            p.data = place
+
+
+class Perturbation:
+    """Moves one block along directions of a law, in memory that is taken once.
+
+    Attributes:
+        share: <delta, z> / (h ||z||^2) of the first direction, delta = fl(theta + h z) - theta: what rounding let
+            through; None before `measure_share`.
+        kept: the directions in memory by seed, working precision; empty without `keep`.
+    """
+
+    def __init__(self, block: Block, *, keep: bool = False, layers: nn.Module | None = None) -> None:
+        self.block, self.device = block, block.params[0].device
+        self.share: float | None = None
+        self.kept: dict[Seed, Tensor] = {}
+        self._keep, self._sizes = keep, [p.numel() for p in block.params]
+        self._owners = None if layers is None else _owners(block, layers)
+        self._moved: list[Tensor] = []
+        self._spare: list[Tensor] = []
+
+    def forget(self) -> None:
+        """Leave the memory of kept directions to the next ones; who holds `kept` sees that they are gone."""
+        self._spare += self.kept.values()
+        self.kept.clear()
+
+    @contextmanager
+    def along(self, law: Directions, direction: Terms, h: float) -> Iterator[None]:
+        """Inside the context the block stands at fl(theta + h z), z the direction's sum of the law's."""
+        move = self._mover(law, direction, h)
+        if self._owners is not None:
+            with self._by_layers(move, self._owners):
+                yield
+            return
+        if not self._moved:
+            self._moved = [_like(p) for p in self.block.params]
+        move({i: (p.data, out) for i, (p, out) in enumerate(zip(self.block.params, self._moved, strict=True))})
+        with standing_at(self.block, self._moved):
+            yield
+
+    def measure_share(self, law: Directions, direction: Terms, h: float) -> None:
+        """Set `share`.
+
+        Raises:
+            BadInput: less than half of the step survives rounding; says how much, and the smallest sensible step.
+        """
+        stream = stream_of(law, self.block, direction)
+        share = self._share(stream, h)
+        if share < LEAST_SHARE:
+            enough = next((h * 2.0**k for k in range(1, 60) if self._share(stream, h * 2.0**k) >= ENOUGH_SHARE), None)
+            dtype = str(self.block.params[0].dtype).removeprefix("torch.")
+            fix = f"use mu of at least {enough:.1e}" if enough else "use wider numbers"
+            raise BadInput(
+                f"mu = {h:g} on block '{self.block.name}' in {dtype}: rounding lets {100 * share:.0f} % of the step "
+                f"through; {fix}, or keep the weights in a wider type"
+            )
+        self.share = share
+
+    def _share(self, stream: Stream, h: float) -> float:
+        homes = [p.data.reshape(-1) for p in self.block.params]
+
+        def products(piece: Piece, numbers: Tensor) -> tuple[float, float]:
+            home = homes[piece.tensor][piece.start : piece.stop]
+            moved = torch.empty_like(home)
+            _shifted(home, numbers, h, moved)
+            z = numbers.double()
+            return float(torch.dot(moved.double() - home.double(), z)), float(torch.dot(z, z))
+
+        realized, squared = (sum(x) for x in zip(*stream.each(products), strict=True))
+        return realized / (h * squared) if squared else 1.0
+
+    def _mover(self, law: Directions, direction: Terms, h: float) -> Mover:
+        """What writes fl(home + h z) for some parameters, given as number -> (home, out)."""
+        if self._keep:
+            z = self._known(law, direction)
+            scale = h * direction[0][1] if len(direction) == 1 else h
+
+            def copy(places: Mapping[int, tuple[Tensor, Tensor]]) -> None:
+                for i, (home, out) in places.items():
+                    _shifted(home.reshape(-1), z[i], scale, out.view(-1))
+
+            return copy
+        stream, scale = stream_of(law, self.block, direction), h
+        if len(direction) == 1:  # the weight joins h, as for a kept direction: the same bits
+            stream, scale = law.stream(self.block, direction[0][0]), h * direction[0][1]
+        pieces = stream.pieces()
+
+        def draw(places: Mapping[int, tuple[Tensor, Tensor]]) -> None:
+            flats = {i: (home.reshape(-1), out.view(-1)) for i, (home, out) in places.items()}
+
+            def write(piece: Piece, numbers: Tensor) -> None:
+                part = slice(piece.start, piece.stop)
+                home, out = flats[piece.tensor]
+                _shifted(home[part], numbers, scale, out[part])
+
+            stream.each(write, [piece for piece in pieces if piece.tensor in flats])
+
+        return draw
+
+    def _known(self, law: Directions, direction: Terms) -> Sequence[Tensor]:
+        """The direction by parameters, from those in memory; a single one without its weight."""
+        for seed, _ in direction:
+            if seed not in self.kept:
+                spare = self._spare.pop() if self._spare else None
+                self.kept[seed] = law.stream(self.block, seed).numbers(spare)
+        if len(direction) == 1:
+            return self.kept[direction[0][0]].split(self._sizes)
+        return sum(self.kept[seed] * weight for seed, weight in direction).split(self._sizes)  # type: ignore[union-attr]
+
+    @contextmanager
+    def _by_layers(self, move: Mover, owners: Mapping[nn.Module, Sequence[int]]) -> Iterator[None]:
+        home = [p.data for p in self.block.params]
+        standing: set[int] = set()  # numbers of the parameters that are moved at this moment
+        moved: set[int] = set()  # or have been
+        mine: dict[nn.Module, list[int]] = {}
+
+        def enter(module: nn.Module, args: Any) -> None:
+            mine[module] = [i for i in owners[module] if i not in standing]  # tied ones may be moved already
+            places = {i: (home[i], _like(home[i])) for i in mine[module]}
+            move(places)
+            for i, (_, place) in places.items():
+                self.block.params[i].data = place
+            standing.update(places)
+            moved.update(places)
+
+        def leave(module: nn.Module, args: Any, output: Any) -> None:
+            for i in mine.pop(module):
+                self.block.params[i].data = home[i]
+                standing.discard(i)
+
+        with ExitStack() as stack:
+            stack.enter_context(standing_at(self.block, home))  # puts everything back, also after an exception
+            for module in owners:
+                stack.callback(module.register_forward_pre_hook(enter).remove)
+                stack.callback(module.register_forward_hook(leave).remove)
+            yield
+        if missed := set(range(len(home))) - moved:
+            shape = tuple(home[min(missed)].shape)
+            raise BadInput(
+                f"block '{self.block.name}': its parameter of shape {shape} is not used inside a forward call of its "
+                "module, so it cannot be moved layer by layer: leave layers out, or the parameter out of the block"
+            )
+
+
+def stream_of(law: Directions, block: Block, direction: Terms) -> Stream:
+    """The numbers of a direction that is a weighted sum of the law's."""
+    if len(direction) == 1 and direction[0][1] == 1.0:
+        return law.stream(block, direction[0][0])
+    return Mixture(law, block, direction)
+
+
+def _like(p: Tensor) -> Tensor:
+    return torch.empty_like(p, requires_grad=False, memory_format=torch.contiguous_format)
+
+
+def _shifted(home: Tensor, z: Tensor, h: float, out: Tensor) -> None:
+    """Out = fl(home + h z), the sum in the precision of z."""
+    with torch.no_grad():
+        if home.dtype == z.dtype:
+            torch.add(home, z, alpha=h, out=out)
+        else:
+            out.copy_(home.to(z.dtype).add_(z, alpha=h))
+
+
+def _owners(block: Block, module: nn.Module) -> dict[nn.Module, list[int]]:
+    """Modules that hold parameters of the block directly, with their numbers in it; a tied one has several owners."""
+    numbers = {id(p): i for i, p in enumerate(block.params)}
+    found = {m: [numbers[id(p)] for p in m._parameters.values() if id(p) in numbers] for m in module.modules()}
+    owners = {m: held for m, held in found.items() if held}
+    held = {i for numbers in owners.values() for i in numbers}
+    if len(held) < len(block.params):
+        raise BadInput(
+            f"block '{block.name}' holds parameters that are not the given module's: pass the module that the loss runs"
+        )
+    return owners
