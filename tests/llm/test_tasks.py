@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,12 @@ GOOD = {"sentence": "fine", "label": 0}
         (b'{"sentence": "fine", "label": 5000}\n', "data.jsonl:1 has label 5000"),
         (b'{"sentence": "fine", "label": 0}\n{"sentence": "bad", "label": 2}\n', "no example with label 1"),
         (b'{"sentence": "f\xff\xfe", "label": 0}\n', "UTF-8"),
+        (b'{"sentence": "fine", "label": NaN}\n', "data.jsonl:1 has label NaN"),
+        (b'{"sentence": "fine", "label": ' + b"1" * 5000 + b"}\n", "data.jsonl:1 is not JSON (a number too long"),
+        (b"[" * 100_000 + b"\n", "data.jsonl:1 is not JSON"),
+        (b'{"sentence": "fine", "label": ' + str([0] * 99).encode() + b"}\n", "[0, 0, 0, 0, 0, 0, 0: labels"),
+        (b'{"sentence": "f \\ud800", "label": 0}\n', "data.jsonl:1 has half of a \\u pair"),
+        (b'{"sentence": "fine", "label": 0}\n' * 30, "data.jsonl has no label but 0: a classifier needs"),
     ],
 )
 def test_bad_files_name_file_line_and_fix(tmp_path: Path, content: bytes, words: str) -> None:
@@ -110,6 +117,67 @@ def test_files_that_cannot_be_opened(tmp_path: Path) -> None:
     (tmp_path / "plain.jsonl.gz").write_text("not gzip")
     with pytest.raises(BadInput, match="cannot read .*plain.jsonl.gz: Not a gzipped file"):
         load_task(str(tmp_path / "plain.jsonl.gz"), "train")
+
+
+@pytest.mark.parametrize("name", ["bits.jsonl.gz", "tail.jsonl.gz", "crc.jsonl.gz"])
+def test_broken_archives_are_told(tmp_path: Path, name: str) -> None:
+    """A flipped run of bytes in the middle, garbage behind the end, a checksum that does not hold."""
+    path = write(tmp_path / name, [{"sentence": f"fine {i * 7919 % 1000}", "label": i % 2} for i in range(2000)])
+    whole = bytearray(path.read_bytes())
+    if name == "bits.jsonl.gz":
+        whole[200:260] = bytes(byte ^ 0xFF for byte in whole[200:260])
+    elif name == "tail.jsonl.gz":
+        whole += b"garbage"
+    else:
+        whole[-6] ^= 0xFF
+    path.write_bytes(whole)
+    with pytest.raises(BadInput, match=f"cannot read .*{name}.*; give a whole gzip file of UTF-8 JSON Lines"):
+        load_task(str(path), "train")
+
+
+@pytest.mark.parametrize("name", ["mark.jsonl", "mark.jsonl.gz"])
+def test_a_byte_order_mark_and_windows_line_ends_are_read(tmp_path: Path, name: str) -> None:
+    text = b"\xef\xbb\xbf" + b'{"sentence": "fine", "label": 0}\r\n{"sentence": "dull", "label": 1}\r\n' * 20
+    (tmp_path / name).write_bytes(gzip.compress(text) if name.endswith("gz") else text)
+    assert set(load_task(str(tmp_path / name), "train").texts) == {"fine", "dull"}
+
+
+def test_a_training_split_of_one_class_is_refused(tmp_path: Path) -> None:
+    """The only example with label 1 falls into the validation split."""
+    for place in range(20):
+        rows = [{"sentence": f"{i}", "label": int(i == place)} for i in range(20)]
+        path = write(tmp_path / "one.jsonl", rows)
+        if 1 in load_task(str(path), "validation").labels:
+            break
+    with pytest.raises(BadInput, match="the training split of .*one.jsonl has no label but 0"):
+        load_task(str(path), "train")
+
+
+def test_a_data_folder_that_is_not_read_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="--data-dir .* is not read for 'builtin', only for sst2: leave it out"):
+        load_task("builtin", "train", tmp_path)
+
+
+def test_sst2_has_two_labels(tmp_path: Path) -> None:
+    write(tmp_path / "validation.jsonl", [{"sentence": "fine", "label": i} for i in range(3)])
+    with pytest.raises(BadInput, match="validation.jsonl has label 2: those of SST-2 are 0 and 1"):
+        load_task("sst2", "validation", tmp_path)
+
+
+def test_sst2_from_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line within seconds, instead of the retries of `datasets`."""
+    from types import SimpleNamespace
+
+    from huggingface_hub import constants
+
+    def read(*_: object, **__: object) -> None:
+        raise AssertionError("asked although nobody answers")
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=read))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(BadInput, match="sst2 is read from the hub, which cannot be reached: give --data-dir"):
+        load_task("sst2", "train")
 
 
 def test_a_file_too_small_to_split_says_so(tmp_path: Path) -> None:

@@ -11,6 +11,9 @@ from smoothlab.llm.tasks import builtin, jsonlines, sst2
 TASKS: dict[str, Callable[[str, Path | None], list[tuple[str, int]]]] = {"builtin": builtin.read, "sst2": sst2.read}
 """Name of a task -> (split, data_dir) -> its (text, label) pairs."""
 
+FROM_FILES = ("sst2",)
+"""Tasks that are read from a folder, or from the hub."""
+
 
 @dataclass(frozen=True)
 class Examples:
@@ -33,10 +36,14 @@ def load_task(name: str, split: str, data_dir: Path | None = None) -> Examples:
     """Split "train" or "validation" of a named task or of a JSON Lines file (.jsonl, .jsonl.gz).
 
     Raises:
-        BadInput: unknown task, or data that cannot be read; one line that names file, line and fix.
+        BadInput: unknown task, data that cannot be read, or of one class only; one line that names file, line and fix.
     """
     if split not in ("train", "validation"):
         raise BadInput(f"split '{split}' is unknown: use train or validation")
+    if data_dir is not None and name not in FROM_FILES:
+        raise BadInput(
+            f"--data-dir {data_dir} is not read for '{name}', only for {', '.join(FROM_FILES)}: leave it out"
+        )
     if name in TASKS:
         everything = pairs = TASKS[name](split, data_dir)
     elif name.endswith((".jsonl", ".jsonl.gz")):
@@ -49,4 +56,7 @@ def load_task(name: str, split: str, data_dir: Path | None = None) -> Examples:
             f"task '{name}' is unknown: {hint}use {', '.join(TASKS)}, or a file ending in .jsonl or .jsonl.gz"
         )
     texts, labels = zip(*pairs, strict=True)
+    for part, found in ((name, {label for _, label in everything}), (f"the training split of {name}", set(labels))):
+        if len(found) < 2 and split == "train":
+            raise BadInput(f"{part} has no label but {min(found)}: a classifier needs examples of at least two classes")
     return Examples(texts, labels, max(label for _, label in everything) + 1, name)

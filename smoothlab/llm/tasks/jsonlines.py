@@ -3,6 +3,7 @@
 import gzip
 import json
 import random
+import zlib
 from pathlib import Path
 
 from smoothlab.errors import BadInput
@@ -18,15 +19,16 @@ def read(path: Path) -> list[tuple[str, int]]:
         raise BadInput(f"{path} is a folder: name a .jsonl or .jsonl.gz file in it")
     pairs = []
     number = 0
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as file:
+    form = "gzip file of UTF-8 JSON Lines" if path.suffix == ".gz" else "UTF-8 JSON Lines file"
+    try:  # utf-8-sig: some editors begin a file with a byte order mark
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     pairs.append(_pair(line, f"{path}:{number}"))
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         what = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         where = f" after line {number}" if number else ""
-        raise BadInput(f"cannot read {path}{where}: {what}; give a UTF-8 JSON Lines file") from None
+        raise BadInput(f"cannot read {path}{where}: {what}; give a whole {form}") from None
     if not pairs:
         raise BadInput(f'{path} is empty: give lines like {{"sentence": "fine", "label": 1}}')
     missing = set(range(max(label for _, label in pairs) + 1)) - {label for _, label in pairs}
@@ -38,15 +40,18 @@ def read(path: Path) -> list[tuple[str, int]]:
 def _pair(line: str, where: str) -> tuple[str, int]:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise BadInput(f"{where} is not JSON ({error.msg}): mend or delete the line") from None
+    except (ValueError, RecursionError) as error:  # thousands of digits, or of brackets, raise others than its own
+        why = getattr(error, "msg", "a number too long, or too many brackets")
+        raise BadInput(f"{where} is not JSON ({why}): mend or delete the line") from None
     if not isinstance(row, dict):
         raise BadInput(f'{where} is not a JSON object: write {{"sentence": ..., "label": 0}}')
     text, label = row.get("sentence", row.get("text")), row.get("label")
     if not isinstance(text, str) or not text.strip():
         raise BadInput(f'{where} has no text: give a non-empty string in the field "sentence"')
+    if any(0xD800 <= ord(character) < 0xE000 for character in text):
+        raise BadInput(f"{where} has half of a \\u pair, which no tokenizer takes: mend or delete the line")
     if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label < 1000:
-        raise BadInput(f"{where} has label {json.dumps(label)}: labels are whole numbers from 0, below 1000")
+        raise BadInput(f"{where} has label {json.dumps(label)[:20]}: labels are whole numbers from 0, below 1000")
     return text.strip(), label
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from smoothlab.errors import BadInput
+from smoothlab.llm import hub
 from smoothlab.llm.tasks import jsonlines
 
 FILES = {"train": "train.jsonl.gz", "validation": "validation.jsonl"}
@@ -18,7 +19,10 @@ def read(split: str, data_dir: Path | None) -> list[tuple[str, int]]:
     places = [folder / file for folder in (data_dir / "sst2", data_dir) for file in (name, name.removesuffix(".gz"))]
     for place in places:
         if place.exists():
-            return jsonlines.read(place)
+            pairs = jsonlines.read(place)
+            if other := {label for _, label in pairs} - {0, 1}:
+                raise BadInput(f"{place} has label {max(other)}: those of SST-2 are 0 and 1")
+            return pairs
     raise BadInput(f"no sst2/{name} in {data_dir}: give --data-dir the folder that holds sst2/")
 
 
@@ -28,6 +32,11 @@ def _from_hub(split: str) -> list[tuple[str, int]]:
     except ImportError:
         raise BadInput("sst2 without --data-dir is read from the hub by `datasets`: pip install datasets, or give "
                        f"--data-dir a folder with sst2/{FILES['train']}") from None  # fmt: skip
+    if not hub.kept_offline() and not hub.reachable():  # `datasets` would retry for long
+        raise BadInput(
+            "sst2 is read from the hub, which cannot be reached: give --data-dir a folder with its files, or set "
+            "HF_HUB_OFFLINE=1 if `datasets` has them in its cache"
+        )
     try:
         rows = load_dataset("nyu-mll/glue", "sst2", split=split)
     except Exception as error:

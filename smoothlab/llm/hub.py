@@ -1,0 +1,53 @@
+"""The Hugging Face hub: whether it answers, asked once and briefly, so that no network means one line, not retries."""
+
+import contextlib
+import threading
+
+from smoothlab.errors import BadInput
+
+PATIENCE = 4.0
+"""Seconds to wait for the hub's first answer."""
+
+
+def kept_offline() -> bool:
+    """Whether the hub's client was told to ask nobody (HF_HUB_OFFLINE)."""
+    from huggingface_hub import constants
+
+    return bool(constants.is_offline_mode())
+
+
+def reachable(patience: float = PATIENCE) -> bool:
+    """Whether the hub answers; False at once where its client is kept offline."""
+    from huggingface_hub import constants, get_session
+
+    if kept_offline():
+        return False
+    answers: list[bool] = []
+
+    def ask() -> None:
+        with contextlib.suppress(Exception):  # whatever goes wrong here, the hub did not answer
+            answers.append(get_session().head(constants.ENDPOINT, timeout=patience).status_code < 500)
+
+    # In a thread that is left behind: looking up a host name obeys no timeout.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(patience)
+    return any(answers)
+
+
+def cached(name: str) -> str:
+    """The folder where the hub's client keeps a model it has fetched before.
+
+    Raises:
+        BadInput: it has not.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return str(snapshot_download(name, local_files_only=True))
+    except LocalEntryNotFoundError:
+        raise BadInput(
+            f"cannot load model '{name}': the hub cannot be reached, and its cache has no such model; connect, or use "
+            "micro, random:opt-125m or a local directory"
+        ) from None
