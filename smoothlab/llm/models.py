@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import logging
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -11,8 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from smoothlab.errors import BadInput
+from smoothlab.llm import hub
+from smoothlab.llm.checkpoints import (
+    UNLIMITED,
+    check_tokenizer,
+    check_vocabulary,
+    check_weights,
+    longest_input,
+    prepare,
+)  # fmt: skip
+from smoothlab.llm.memory import check_device, check_memory
 
 NAMES = ("micro", "random:opt-125m")
+_CHOICES = "micro, random:opt-125m, a local directory or a hub name"
+_SPECIAL = 8  # special tokens around a text, at most
 
 
 @dataclass
@@ -37,60 +50,91 @@ class LoadedModel:
 def load_classifier(name: str, classes: int, *, seed: int, dtype: Any = None, device: str = "cpu") -> LoadedModel:
     """A sequence classifier with a new head, seeded; the global RNG is left as it was.
 
+    A checkpoint that has a head for as many classes keeps it; `notes` then says so.
+
     Args:
         name: "micro", "random:opt-125m", a local directory, or a hub name (safetensors only, no remote code).
-        classes: number of classes.
+        classes: number of classes, at least 2.
         seed: seed of the head (and of random weights).
         dtype: precision of the weights, torch.float32 by default.
-        device: "cpu" or "cuda".
+        device: "cpu", "cuda" or "cuda:N".
 
     Raises:
-        BadInput: no such model, no safetensors, no device, or not enough memory; one line that names the fix.
+        BadInput: no such model, weights of another model, no tokenizer that fits them, no device, or not enough
+            memory; one line that names the fix.
     """
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-    near = difflib.get_close_matches(name, NAMES, 1)
-    if near and name not in NAMES and not Path(name).exists():
-        raise BadInput(f"model '{name}' is unknown: did you mean {near[0]}? (a hub model of that name: owner/{name})")
+    if classes < 2:
+        raise BadInput(f"{classes} class(es) for model '{name}': a classifier needs at least 2")
     dtype = dtype or torch.float32
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise BadInput(f"--device {device}: torch sees no CUDA device here; use --device cpu")
-    micro = str(resources.files("smoothlab.llm.micro"))
-    place = micro if name in NAMES else name
-    try:
-        with _quiet(), torch.random.fork_rng():
-            torch.manual_seed(seed)
-            config = _opt_125m() if name == "random:opt-125m" else AutoConfig.from_pretrained(place)
-            config.num_labels = classes
+    check_device(device)
+    place, options = _place(name)
+    notes: list[str] = []
+    with _quiet(), torch.random.fork_rng():
+        torch.manual_seed(seed)
+        with _reading("configuration", name):
+            config = _opt_125m() if name == "random:opt-125m" else AutoConfig.from_pretrained(place, **options)
+            notes += prepare(config, classes, name)
             check_memory(config, dtype, device, name)
-            tokenizer = AutoTokenizer.from_pretrained(place)
+        with _reading("tokenizer", name):
+            tokenizer = AutoTokenizer.from_pretrained(place, **options)
+            notes += check_tokenizer(tokenizer, name)
+        with _reading("weights", name):
             if name == "random:opt-125m":
                 model = AutoModelForSequenceClassification.from_config(config, dtype=dtype)
-            else:
-                model = AutoModelForSequenceClassification.from_pretrained(
-                    place, config=config, dtype=dtype, use_safetensors=True
-                )
-    except (OSError, ValueError) as error:
-        if isinstance(error, BadInput):
-            raise
-        hint = ""
-        if Path(name).is_dir():
-            hint = "the directory needs config.json, a tokenizer and model.safetensors (no pickled weights); "
-        reason = " ".join(str(error).split())[:160]
-        raise BadInput(
-            f"cannot load model '{name}': {hint}use micro, random:opt-125m, a local directory or a hub name ({reason})"
-        ) from error
-    notes = []
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-        notes.append(f"{name} has no padding token: its end-of-text token pads")
+            else:  # mismatches are not raised but reported, and then refused outside the head
+                model, report = AutoModelForSequenceClassification.from_pretrained(
+                    place, config=config, dtype=dtype, use_safetensors=True, ignore_mismatched_sizes=True,
+                    output_loading_info=True, **options,
+                )  # fmt: skip
+                notes += check_weights(model, report, name)
+    check_vocabulary(model, tokenizer, name)
     model.config.pad_token_id = tokenizer.pad_token_id
     tokenizer.padding_side = "right"
-    longest = int(getattr(model.config, "max_position_embeddings", 0) or tokenizer.model_max_length)
     if getattr(model.config, "_attn_implementation", None) == "sdpa":
         notes.append("attention: sdpa, on its MATH kernel where second derivatives are taken (equal up to rounding)")
+    longest = longest_input(model, tokenizer)
+    if longest == UNLIMITED:
+        notes.append(f"{name} states no longest input: sentences of any length are taken")
     return LoadedModel(model.to(device).eval(), tokenizer, name, longest, notes)
+
+
+def _place(name: str) -> tuple[str, dict[str, Any]]:
+    """Where a model's files are, and how transformers is to read them; a hub that does not answer is left alone."""
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    options: dict[str, Any] = {"trust_remote_code": False}  # without it transformers asks on the terminal
+    if name in NAMES:
+        return str(resources.files("smoothlab.llm.micro")), options
+    if Path(name).is_dir():
+        return name, options
+    near = [] if "/" in name else difflib.get_close_matches(name.lower(), NAMES, 1)
+    if near and not Path(name).exists():
+        raise BadInput(f"model '{name}' is unknown: did you mean {near[0]}? (a hub model of that name: owner/{name})")
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        what = "a file" if Path(name).is_file() else "no directory, and cannot be a hub name"
+        raise BadInput(f"cannot load model '{name}': it is {what}; use {_CHOICES}") from None
+    return name if hub.reachable() else hub.cached(name), options
+
+
+@contextlib.contextmanager
+def _reading(what: str, name: str) -> Iterator[None]:
+    """One line about whatever the libraries raise on files that are not theirs; running out of memory is left alone."""
+    try:
+        yield
+    except Exception as error:
+        memory = isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__
+        if isinstance(error, BadInput) or memory or "can't allocate memory" in str(error):
+            raise
+        why = f"its {what} cannot be had ({type(error).__name__}: {' '.join(str(error).split())}"[:200] + ")"
+        hint = f"use {_CHOICES}"
+        if Path(name).is_dir():
+            hint = "the directory needs config.json, a tokenizer and model.safetensors (no pickled weights)"
+        raise BadInput(f"cannot load model '{name}': {why}; {hint}") from error
 
 
 def encode(loaded: LoadedModel, texts: Sequence[str], labels: Sequence[int], device: str) -> dict[str, Any]:
@@ -101,41 +145,49 @@ def encode(loaded: LoadedModel, texts: Sequence[str], labels: Sequence[int], dev
     """
     import torch
 
-    rows = [loaded.tokenizer(text)["input_ids"] for text in texts]
-    for text, row in zip(texts, rows, strict=True):
-        if len(row) > loaded.max_length:
-            raise BadInput(
-                f"the sentence '{text[:40]}...' has {len(row)} tokens, {loaded.name} takes {loaded.max_length}: cut it"
-            )
+    rows = [_tokens(loaded, text) for text in texts]
     batch = loaded.tokenizer.pad({"input_ids": rows}, return_tensors="pt")
     found = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "labels": torch.tensor(labels)}
     return {key: value.to(device) for key, value in found.items()}
 
 
-def parameter_count(config: Any) -> int:
-    """Parameters of the model that a config describes, counted without allocating it."""
+def check_lengths(loaded: LoadedModel, texts: Sequence[str]) -> None:
+    """Refuse texts longer than the model allows before anything is measured, not when their minibatch comes.
+
+    A token stands for a byte at least, beside the special ones: short texts need no tokenizing. `encode` checks again.
+
+    Raises:
+        BadInput: names the first text that is too long.
+    """
+    for text in texts:
+        if len(text.encode()) + _SPECIAL > loaded.max_length:
+            _tokens(loaded, text)
+
+
+def check_loss(loaded: LoadedModel, model: Any, inputs: dict[str, Any]) -> None:
+    """Refuse a model, wrapped by a PEFT method or not, that has no finite loss on a minibatch, before anything else.
+
+    Raises:
+        BadInput: the loss cannot be computed, or is not finite as the weights are.
+    """
     import torch
-    from transformers import AutoModelForSequenceClassification
 
-    with torch.device("meta"):
-        return sum(p.numel() for p in AutoModelForSequenceClassification.from_config(config).parameters())
+    with _reading("loss", loaded.name), torch.no_grad():
+        value = float(model(**inputs).loss)
+    if not math.isfinite(value):
+        raise BadInput(f"the loss of '{loaded.name}' is {value} before training: its weights are broken, use others")
 
 
-def check_memory(config: Any, dtype: Any, device: str, name: str) -> None:
-    """Refuse a model whose weights, gradient, one perturbed copy and 20 probe vectors do not fit in free memory."""
-    import psutil
-    import torch
-
-    width = torch.tensor([], dtype=dtype).element_size()
-    needed = 24 * parameter_count(config) * width
-    free = torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else psutil.virtual_memory().available
-    if needed > free:
-        shapes = {"micro": 3.5e6, "opt-125m": 125e6, "opt-350m": 331e6, "opt-1.3b": 1.3e9, "opt-2.7b": 2.65e9}
-        fits = [n for n, d in shapes.items() if 24 * d * width <= free]
+def _tokens(loaded: LoadedModel, text: str) -> list[int]:
+    row: list[int] = loaded.tokenizer(text)["input_ids"]
+    start = " ".join(text.split())[:40]
+    if len(row) > loaded.max_length:
         raise BadInput(
-            f"{name} needs about {needed / 2**30:.1f} GiB to be measured and {free / 2**30:.1f} GiB are free: "
-            + (f"{fits[-1]} would fit" if fits else "free some memory")
+            f"the sentence '{start}...' has {len(row)} tokens, {loaded.name} takes {loaded.max_length}: cut it"
         )
+    if not row:
+        raise BadInput(f"the sentence '{start}...' has no token that {loaded.name} knows: delete it")
+    return row
 
 
 def _opt_125m() -> Any:

@@ -1,13 +1,18 @@
 """Loading classifiers: what comes out, what is left alone, and what is said when it cannot be done."""
 
+import json
+import shutil
+import socket
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from smoothlab.errors import BadInput
-from smoothlab.llm import models
-from smoothlab.llm.models import encode, load_classifier, parameter_count
+from smoothlab.llm import hub, models
+from smoothlab.llm.memory import parameter_count
+from smoothlab.llm.models import check_lengths, check_loss, encode, load_classifier
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +96,9 @@ def test_local_directories_load(tmp_path: Path, kind: str) -> None:
     ("name", "words"),
     [
         ("micros", "did you mean micro?"),
+        ("MICRO", "did you mean micro?"),
+        ("a/b/c", "it is no directory, and cannot be a hub name"),
+        (__file__, "it is a file"),
         ("./nowhere/model", "cannot load model './nowhere/model'"),
     ],
 )
@@ -114,6 +122,191 @@ def test_a_missing_device_is_named() -> None:
         pytest.skip("needs a machine without CUDA")
     with pytest.raises(BadInput, match="--device cuda: torch sees no CUDA device here; use --device cpu"):
         load_classifier("micro", 2, seed=0, device="cuda")
+
+
+def test_devices_that_are_not_there_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for device in ("tpu", "mps", "meta", "cpu:3", "cuda:", "cuda:-1", ""):
+        with pytest.raises(BadInput, match=f"--device {device} is unknown: use cpu, cuda or cuda:0"):
+            load_classifier("micro", 2, seed=0, device=device)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(BadInput, match="--device cuda:9: torch sees CUDA devices 0 to 1 here; use cuda:0"):
+        load_classifier("micro", 2, seed=0, device="cuda:9")
+
+
+def edited(folder: Path, **changes: object) -> Path:
+    """A directory whose config.json is changed."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    return folder
+
+
+def refused(folder: Path) -> str:
+    with pytest.raises(BadInput) as caught:
+        load_classifier(str(folder), 2, seed=0)
+    assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 20, 0.5])
+def test_cut_weights_are_refused(tmp_path: Path, keep: float) -> None:
+    path = saved(tmp_path, "opt") / "model.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(keep if keep >= 1 else keep * len(whole))])
+    assert "its weights cannot be had (SafetensorError" in refused(tmp_path)
+
+
+def test_weights_of_another_body_are_refused(tmp_path: Path) -> None:
+    """Of another architecture, too few layers, and another width: nothing is made up for the body."""
+    foreign = saved(tmp_path / "foreign", "opt")
+    shutil.copy(saved(tmp_path / "llama", "llama") / "model.safetensors", foreign)
+    assert "20 of 21 weights" in refused(foreign)
+    assert "32 of 53 weights" in refused(edited(saved(tmp_path / "deep", "opt"), num_hidden_layers=3))
+    assert "3 of 21 weights" in refused(edited(saved(tmp_path / "wide", "opt"), ffn_dim=64))
+
+
+def test_a_checkpoints_own_head_is_kept_or_replaced_and_told(tmp_path: Path) -> None:
+    import transformers as t
+
+    trained = load_classifier(str(saved(tmp_path / "lm", "opt")), 3, seed=1)
+    trained.model.save_pretrained(tmp_path)
+    trained.tokenizer.save_pretrained(tmp_path)
+    same, other = (load_classifier(str(tmp_path), classes, seed=0) for classes in (3, 2))
+    assert torch.equal(same.model.score.weight, trained.model.score.weight)
+    assert any("the head is that of" in note for note in same.notes)
+    assert other.model.score.weight.shape == (2, 16)
+    assert any("another shape than 2 classes need: a new one" in note for note in other.notes)
+    assert isinstance(other.model, t.OPTForSequenceClassification) and not any("head" in n for n in trained.notes)
+    bert = load_classifier(str(saved(tmp_path / "bert", "bert")), 2, seed=0)
+    assert any("bert.pooler.dense.weight is not in the weights" in note for note in bert.notes)
+
+
+@pytest.mark.parametrize("problem", ["regression", "multi_label_classification"])
+def test_other_problem_types_become_classification(tmp_path: Path, problem: str) -> None:
+    loaded = load_classifier(str(edited(saved(tmp_path, "opt"), problem_type=problem)), 2, seed=0)
+    inputs = encode(loaded, ["fine", "a dull film"], [0, 1], "cpu")
+    found = loaded.model(**inputs)
+    torch.testing.assert_close(found.loss, torch.nn.functional.cross_entropy(found.logits, inputs["labels"]))
+    assert any(f"was made for {problem}: it is trained with the cross-entropy of 2 classes" in n for n in loaded.notes)
+
+
+def test_one_class_is_no_classifier() -> None:
+    with pytest.raises(BadInput, match="a classifier needs at least 2"):
+        load_classifier("micro", 1, seed=0)
+
+
+@pytest.mark.parametrize("kind", ["opt", "bert", "llama"])
+def test_a_missing_tokenizer_is_not_made_up(tmp_path: Path, kind: str) -> None:
+    for file in saved(tmp_path, kind).glob("*token*"):
+        file.unlink()
+    assert "tokenizer" in refused(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("tokenizer.json", "{}", "its tokenizer cannot be had"),
+        ("config.json", "{", "its configuration cannot be had"),
+        ("config.json", '{"model_type": "opt", "hidden_size": "wide"}', "its configuration cannot be had"),
+        ("config.json", '{"model_type": "opt", "hidden_size": -16}', "its configuration cannot be had"),
+        ("config.json", '{"model_type": "opt", "activation_function": "sigh"}', "its configuration cannot be had"),
+        ("config.json", '{"model_type": "opt", "dtype": "float12"}', "its configuration cannot be had"),
+    ],
+)
+def test_broken_files_are_named(tmp_path: Path, file: str, content: str, words: str) -> None:
+    (saved(tmp_path, "opt") / file).write_text(content)
+    assert words in refused(tmp_path)
+
+
+def test_a_tokenizer_larger_than_the_embedding_is_refused(tmp_path: Path) -> None:
+    shutil.copytree(saved(tmp_path / "good", "opt"), tmp_path / "small")
+    small = edited(tmp_path / "small", vocab_size=1000)
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(small / "model.safetensors")
+    embedding = "model.decoder.embed_tokens.weight"
+    weights[embedding] = weights[embedding][:1000].clone()
+    save_file(weights, small / "model.safetensors", metadata={"format": "pt"})
+    assert "numbers its tokens up to 4095, its embedding has 1000 rows" in refused(small)
+
+
+def test_a_tokenizer_that_cannot_pad_is_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path, "llama") / "tokenizer_config.json"
+    said = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in said.items() if k not in ("pad_token", "eos_token")}))
+    assert "neither a padding nor an end-of-text token" in refused(tmp_path)
+
+
+def test_positions_numbered_from_the_padding_token_on_are_left_out(tmp_path: Path) -> None:
+    """RoBERTa's 52 positions take 50 tokens, and not one more."""
+    import transformers as t
+
+    config = t.RobertaConfig(
+        vocab_size=4096, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=52, pad_token_id=1,
+    )  # fmt: skip
+    t.RobertaForMaskedLM(config).save_pretrained(tmp_path)
+    shutil.copy(saved(tmp_path / "other", "opt") / "tokenizer.json", tmp_path)
+    shutil.copy(tmp_path / "other" / "tokenizer_config.json", tmp_path)
+    loaded = load_classifier(str(tmp_path), 2, seed=0)
+    assert loaded.max_length == 50
+    longest = encode(loaded, [" ".join(["fine"] * 48)], [0], "cpu")
+    assert longest["input_ids"].shape == (1, 50) and torch.isfinite(loaded.model(**longest).loss)
+    with pytest.raises(BadInput, match="has 51 tokens, .* takes 50"):
+        encode(loaded, [" ".join(["fine"] * 49)], [0], "cpu")
+
+
+def test_a_model_without_positions_takes_what_its_tokenizer_does_or_anything(tmp_path: Path) -> None:
+    import transformers as t
+
+    t.BloomForCausalLM(t.BloomConfig(vocab_size=4096, hidden_size=16, n_layer=1, n_head=2)).save_pretrained(tmp_path)
+    shutil.copy(saved(tmp_path / "other", "opt") / "tokenizer.json", tmp_path)
+    said = json.loads((tmp_path / "other" / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(said))
+    assert load_classifier(str(tmp_path), 2, seed=0).max_length == 256
+    said.pop("model_max_length")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(said))
+    loaded = load_classifier(str(tmp_path), 2, seed=0)
+    assert any("states no longest input" in note for note in loaded.notes)
+    assert torch.isfinite(loaded.model(**encode(loaded, ["fine " * 999], [0], "cpu")).loss)
+
+
+def test_long_sentences_are_found_before_their_minibatch(micro: models.LoadedModel) -> None:
+    check_lengths(micro, ["fine " * 10, "word " * 200])
+    with pytest.raises(BadInput, match=r"the sentence 'word word .*' has 30. tokens, micro takes 256"):
+        check_lengths(micro, ["fine"] * 3 + ["word " * 300])
+
+
+def test_broken_weights_are_found_before_training() -> None:
+    loaded = load_classifier("micro", 2, seed=0)
+    inputs = encode(loaded, ["fine"], [0], "cpu")
+    check_loss(loaded, loaded.model, inputs)
+    with pytest.raises(BadInput, match="cannot load model 'micro': its loss cannot be had .IndexError"):
+        check_loss(loaded, loaded.model, inputs | {"labels": torch.tensor([2])})
+    with torch.no_grad():
+        loaded.model.score.weight[0, 0] = float("nan")
+    with pytest.raises(BadInput, match="the loss of 'micro' is nan before training: its weights are broken"):
+        check_loss(loaded, loaded.model, inputs)
+
+
+def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A refused connection, and one that is taken and never answered; a model in the cache loads all the same."""
+    from huggingface_hub import constants
+
+    saved(tmp_path / "models--owner--cached" / "snapshots" / "1", "opt")
+    (tmp_path / "models--owner--cached" / "refs").mkdir()
+    (tmp_path / "models--owner--cached" / "refs" / "main").write_text("1")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(hub.reachable, "__defaults__", (0.3,))
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        for port in (9, silent.getsockname()[1]):
+            monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{port}")
+            begun = time.monotonic()
+            with pytest.raises(BadInput, match="'owner/model': the hub cannot be reached, .* connect, or use micro"):
+                load_classifier("owner/model", 2, seed=0)
+            assert load_classifier("owner/cached", 2, seed=0).max_length == 50
+            assert time.monotonic() - begun < 3  # twice the patience, and loading; retries alone take 23 s
 
 
 def test_the_125m_shape_is_counted_without_being_made() -> None:

@@ -1,0 +1,83 @@
+"""What a checkpoint must be to be measured: a body whose weights are all there, and a tokenizer that fits it.
+
+transformers goes on with random weights where some are missing, with an empty tokenizer where there is none, and with a
+regressor's loss where the configuration names it; a measured curve would not show it.
+"""
+
+from typing import Any
+
+from torch import nn
+
+from smoothlab.errors import BadInput
+from smoothlab.llm.parts import head_parameters
+
+UNLIMITED = 10**9
+"""Longest input of a model that states none (relative positions)."""
+
+
+def prepare(config: Any, classes: int, name: str) -> list[str]:
+    """Let the config describe a classifier of `classes`; what a reader should know of it."""
+    stated = getattr(config, "problem_type", None)
+    config.num_labels = classes
+    config.problem_type = "single_label_classification"  # else a regressor's squared loss would be trained silently
+    if stated in (None, config.problem_type):
+        return []
+    return [f"{name} was made for {stated}: it is trained with the cross-entropy of {classes} classes instead"]
+
+
+def check_tokenizer(tokenizer: Any, name: str) -> list[str]:
+    """Refuse a tokenizer that knows no words, which transformers makes up where the files are missing; let it pad."""
+    if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
+        raise BadInput(f"cannot load model '{name}': it has no tokenizer; put its tokenizer.json beside config.json")
+    if tokenizer.pad_token is not None:
+        return []
+    if tokenizer.eos_token is None:
+        raise BadInput(f"the tokenizer of '{name}' has neither a padding nor an end-of-text token: set its pad_token")
+    tokenizer.pad_token = tokenizer.eos_token
+    return [f"{name} has no padding token: its end-of-text token pads"]
+
+
+def check_weights(model: Any, report: dict[str, Any], name: str) -> list[str]:
+    """Refuse weights that are not this body's: transformers would go on with random ones; only a head may be new."""
+    outside = head_parameters(model)
+    named = dict(model.named_parameters())
+    other = {mismatch[0] for mismatch in report["mismatched_keys"]}
+    new = [n for n in named if n in other or n in report["missing_keys"]]
+    body = [n for n in new if id(named[n]) not in outside and "pooler" not in n.split(".")]
+    if body:
+        raise BadInput(
+            f"cannot load model '{name}': {len(body)} of {len(named)} weights, {body[0]} the first, are not in its "
+            "safetensors or of another shape; give the weights and the config.json of one model"
+        )
+    notes = [f"{n} is not in the weights of {name}: new, as the head is" for n in new if id(named[n]) not in outside]
+    if other:
+        notes.append(f"the head of {name} has another shape than {model.config.num_labels} classes need: a new one")
+    elif outside and not any(id(named[n]) in outside for n in new):
+        notes.append(f"the head is that of {name}, not a new one")
+    return notes
+
+
+def check_vocabulary(model: Any, tokenizer: Any, name: str) -> None:
+    """Refuse a tokenizer with tokens that the embedding has no row for."""
+    try:
+        rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    except NotImplementedError:  # a few models have no table of tokens
+        rows = None
+    last = max(tokenizer.get_vocab().values())
+    if rows is not None and last >= rows:
+        raise BadInput(
+            f"the tokenizer of '{name}' numbers its tokens up to {last}, its embedding has {rows} rows: give the "
+            "tokenizer of these weights, or resize the embedding and save it"
+        )
+
+
+def longest_input(model: Any, tokenizer: Any) -> int:
+    """Longest input in tokens: positions the model has, else what its tokenizer states, else UNLIMITED."""
+    stated = getattr(model.config, "max_position_embeddings", None)
+    if isinstance(stated, int) and stated > 0:  # XLNet says -1
+        tables = (m for n, m in model.named_modules() if n.endswith("position_embeddings"))
+        for table in tables:  # RoBERTa and its kin number positions from padding_idx + 1
+            if isinstance(table, nn.Embedding) and table.padding_idx is not None and table.num_embeddings == stated:
+                return stated - table.padding_idx - 1
+        return stated
+    return int(min(tokenizer.model_max_length, UNLIMITED))

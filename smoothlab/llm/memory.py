@@ -1,0 +1,69 @@
+"""Whether a model fits: the devices there are, and the memory it takes, estimated before weights are read."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from smoothlab.errors import BadInput
+
+VECTORS = 24
+"""Copies of all weights that measuring holds: the weights, a gradient, a moved copy and about 20 probe vectors."""
+SHAPES = {"micro": 3.5e6, "opt-125m": 125e6, "opt-350m": 331e6, "opt-1.3b": 1.3e9, "opt-2.7b": 2.65e9}
+"""Parameters of models that may be named as one that would fit."""
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that is not there.
+
+    Raises:
+        BadInput: neither "cpu", "cuda" nor "cuda:N" with N one of the devices that torch sees.
+    """
+    if device == "cpu":
+        return
+    if not re.fullmatch(r"cuda(:\d+)?", device):
+        raise BadInput(f"--device {device} is unknown: use cpu, cuda or cuda:0")
+    import torch
+
+    if not torch.cuda.is_available():
+        raise BadInput(f"--device {device}: torch sees no CUDA device here; use --device cpu")
+    count = torch.cuda.device_count()
+    if ":" in device and int(device.removeprefix("cuda:")) >= count:
+        raise BadInput(f"--device {device}: torch sees CUDA devices 0 to {count - 1} here; use cuda:0")
+
+
+def parameter_count(config: Any) -> int:
+    """Parameters of the model that a config describes, counted without allocating it."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    with torch.device("meta"):
+        return sum(p.numel() for p in AutoModelForSequenceClassification.from_config(config).parameters())
+
+
+def check_memory(config: Any, dtype: Any, device: str, name: str) -> None:
+    """Refuse a model whose weights, gradient, one perturbed copy and 20 probe vectors do not fit in free memory."""
+    import torch
+
+    width = torch.tensor([], dtype=dtype).element_size()
+    needed, free = VECTORS * parameter_count(config) * width, _free(device)
+    if needed > free:
+        fits = [n for n, d in SHAPES.items() if VECTORS * d * width <= free]
+        raise BadInput(
+            f"{name} needs about {needed / 2**30:.1f} GiB to be measured and {free / 2**30:.1f} GiB are free: "
+            + (f"{fits[-1]} would fit" if fits else "free some memory")
+        )
+
+
+def _free(device: str, groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Free bytes: the device's, or the machine's, less if the process's group (a container) is allowed less."""
+    import psutil
+    import torch
+
+    if device.startswith("cuda"):
+        return int(torch.cuda.mem_get_info(torch.device(device))[0])
+    free = int(psutil.virtual_memory().available)
+    try:
+        allowed, used = ((groups / f"memory.{what}").read_text().strip() for what in ("max", "current"))
+        return max(min(free, int(allowed) - int(used)), 0)
+    except (OSError, ValueError):  # no groups here, or "max": no limit
+        return free
