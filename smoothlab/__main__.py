@@ -137,8 +137,14 @@ def _machine(experiment: Any) -> dict[str, Any]:
         return {}
     import torch
 
+    from smoothlab.llm.memory import check_device
+
     known = {"device": device, "threads": torch.get_num_threads()}
-    if device.startswith("cuda") and torch.cuda.is_available():
+    try:
+        check_device(device)
+    except BadInput:  # the experiment says so, unless its records are finished
+        return known
+    if device.startswith("cuda"):
         return known | {"gpu": torch.cuda.get_device_name(device)}
     return known | {"cpu_capability": torch.backends.cpu.get_cpu_capability()}
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from smoothlab.errors import BadInput
+from smoothlab.experiments.options import check, rates
 
 if TYPE_CHECKING:
     from smoothlab.blocks import Block
@@ -86,13 +87,14 @@ class Smoothness:
         """Train to each point that is not done, measure there, yield its rows."""
         from smoothlab.trajectory import has_kinks
 
-        self._check()
+        check(self)
+        points = self._points()
         tuning = self.tuning()
         blocks = self._measured(tuning)
+        self._pairs(blocks)
         rough = any(has_kinks(tuning.loss(0), block) for block in blocks if block.name != "head")
         if rough:
             _say("the gradient has kinks (ReLU): exact products ignore them, finite differences have no right step")
-        points = self._points()
         behind = {row["step"] for row in done}
         ahead = [step for step in points if step not in behind]
         if behind and self.keep_weights is not None and ahead:
@@ -104,21 +106,12 @@ class Smoothness:
             progress.update()
         progress.close()
 
-    def _check(self) -> None:
-        for field, value, least in (("steps", self.steps, 0), ("points", self.points, 1), ("probes", self.probes, 2)):
-            if value < least:
-                raise BadInput(f"--{field} {value} is too small: use at least {least}")
-        if self.lr < 0 or not 0 < self.precision < 1:
-            raise BadInput(
-                f"--lr {self.lr} --precision {self.precision}: use a rate of at least 0, a precision in (0, 1)"
-            )
-
     def tuning(self) -> "FineTuning":
         """Model, blocks and data as configured, before step 0."""
         import torch
 
         from smoothlab.llm.adapters import attach, virtual_tokens
-        from smoothlab.llm.models import encode, load_classifier
+        from smoothlab.llm.models import check_lengths, check_loss, encode, load_classifier
         from smoothlab.llm.parts import partition
         from smoothlab.llm.tasks import load_task
         from smoothlab.llm.train import FineTuning
@@ -129,8 +122,9 @@ class Smoothness:
         )
         model = attach(loaded.model, self.peft, seed=self.seed)
         loaded.max_length -= virtual_tokens(model)
+        check_lengths(loaded, examples.texts)
         blocks = partition(model, self.blocks)
-        rates = dict.fromkeys(blocks, self.lr) | dict(map(_rate, self.lr_block))
+        given = dict.fromkeys(blocks, self.lr) | rates(self.lr_block)
         if loaded.notes:
             _say("; ".join(loaded.notes))
 
@@ -138,8 +132,9 @@ class Smoothness:
             texts, labels = [examples.texts[i] for i in numbers], [examples.labels[i] for i in numbers]
             return encode(loaded, texts, labels, self.device)
 
+        check_loss(loaded, model, minibatch([0]))
         return FineTuning(
-            model, blocks, minibatch, len(examples.texts), self.batch, rates, seed=self.seed, dropout=self.dropout
+            model, blocks, minibatch, len(examples.texts), self.batch, given, seed=self.seed, dropout=self.dropout
         )
 
     def _measured(self, tuning: "FineTuning") -> list["Block"]:
@@ -220,9 +215,10 @@ class Smoothness:
         """What a run would measure and cost: blocks, points, gradients, minutes and memory, from one timed gradient."""
         from smoothlab.hessian import gradient
 
-        self._check()
+        check(self)
+        points = self._points()
         tuning = self.tuning()
-        blocks, points = self._measured(tuning), self._points()
+        blocks = self._measured(tuning)
         loss = tuning.loss(0)
         gradient(loss, tuning.blocks)
         begun = time.perf_counter()
@@ -258,17 +254,6 @@ def _plan(
         f"  memory: about {memory:.2f} GiB for weights, gradients and probes, and 2 to 3 times its activations",
     ]
     return lines
-
-
-def _rate(text: str) -> tuple[str, float]:
-    name, equals, rate = text.partition("=")
-    try:
-        value = float(rate)
-    except ValueError:
-        value = -1.0
-    if not equals or value < 0:
-        raise BadInput(f"--lr-block {text}: write name=rate with a rate of at least 0, e.g. base=1e-6")
-    return name, value
 
 
 def _say(text: str) -> None:

@@ -43,10 +43,13 @@ class FineTuning:
 
     def __post_init__(self) -> None:
         if not 1 <= self.batch <= self.count:
-            raise BadInput(f"batch {self.batch} with {self.count} examples: use 1 to {self.count}")
+            raise BadInput(f"--batch {self.batch} with {self.count} examples: use 1 to {self.count}")
         for name in self.rates:
             if name not in self.blocks:
                 raise BadInput(f"learning rate for unknown block '{name}': use one of {', '.join(self.blocks)}")
+        for name, block in self.blocks.items():
+            if not 0 <= self.rates[name] <= torch.finfo(kind := block.params[0].dtype).max:
+                raise BadInput(f"learning rate {self.rates[name]} of block '{name}': use a rate of {kind}, at least 0")
         check_partition(self.blocks.values(), ((n, p) for n, p in self.model.named_parameters() if p.requires_grad))
         groups = [{"params": list(block.params), "lr": self.rates[name]} for name, block in self.blocks.items()]
         self._optimizer = torch.optim.SGD(groups, lr=0.0)
@@ -107,10 +110,12 @@ class FineTuning:
         try:
             saved = load_file(path)
         except Exception as error:
-            raise BadInput(f"cannot read weights {path}: {error}; delete the file to train to its step anew") from error
+            raise BadInput(f"cannot read weights {path}: {error}; delete the file, and go on") from error
         named = self._named()
         if {n: t.shape for n, t in saved.items()} != {n: t.shape for n, t in named.items()}:
-            raise BadInput(f"weights {path} are of another model, PEFT method or blocks than this run's")
+            raise BadInput(
+                f"weights {path} are of another model, PEFT method or blocks than this run: name another folder"
+            )
         with torch.no_grad():
             for name, tensor in named.items():
                 tensor.copy_(saved[name])
@@ -129,4 +134,5 @@ def weights_path(folder: Path, step: int) -> Path:
 
 def saved_steps(folder: Path) -> list[int]:
     """Steps whose weights lie in `folder`, ascending."""
-    return sorted(int(p.stem.removeprefix("step-")) for p in folder.glob("step-*.safetensors"))
+    found = (p.stem.removeprefix("step-") for p in folder.glob("step-*.safetensors"))
+    return sorted(int(number) for number in found if number.isascii() and number.isdigit())  # others are not ours

@@ -113,6 +113,16 @@ def test_a_diverging_run_keeps_what_it_measured(tmp_path: Path) -> None:
     assert {row["step"] for row in rows_of(out)} == {0}
 
 
+@pytest.mark.parametrize("protocol", ["careful", "paper"])
+def test_a_loss_that_is_nan_at_a_point_keeps_what_was_measured(tmp_path: Path, protocol: str) -> None:
+    """The only update leads to weights of 1e308, where the second and last point finds no finite loss."""
+    out = tmp_path / "run.jsonl"
+    with pytest.raises(BadInput, match=r"loss is (nan|inf)"):
+        run(Toy(steps=1, points=2, lr=1e308, protocol=protocol, path=False), out)
+    rows = rows_of(out)
+    assert rows and {row["step"] for row in rows} == {0} and all(row["loss"] is not None for row in rows)
+
+
 def test_the_plan_names_blocks_points_and_cost() -> None:
     plan = Toy().plan()
     assert "base" in plan and "178 parameters" in plan and "0, 8, 16, 24, 32, 40" in plan
@@ -129,7 +139,26 @@ def test_the_plan_names_blocks_points_and_cost() -> None:
         ({"probes": 1}, "--probes 1 is too small"),
         ({"precision": 0.0}, "--precision 0.0"),
         ({"lr": -1.0}, "--lr -1.0"),
-        ({"batch": 51}, "batch 51 with 50 examples: use 1 to 50"),
+        ({"batch": 51}, "--batch 51 with 50 examples: use 1 to 50"),
+        ({"batch": 0}, "--batch 0 is too small: use at least 1"),
+        ({"steps": 10**26}, f"--steps {10**26} is too large: use at most 1000000000"),
+        ({"points": 10**11}, "--points 100000000000 is too large: use at most 1000000"),
+        ({"probes": 10**11}, "--probes 100000000000 is too large: use at most 1000000"),
+        ({"seed": -1}, "--seed -1 is too small: use at least 0"),
+        ({"seed": 2**70}, f"--seed {2**70} is too large: use at most 4294967295"),
+        ({"precision": 1.0}, "--precision 1.0: use a number between 0 and 1"),
+        ({"precision": float("nan")}, "--precision nan: use a number between 0 and 1"),
+        ({"lr": float("nan")}, "--lr nan: use a finite rate"),
+        ({"lr": float("inf")}, "--lr inf: use a finite rate"),
+        ({"lr_block": ("base=nan",)}, "--lr-block base=nan: write name=rate with a finite rate"),
+        ({"lr_block": ("base=inf",)}, "--lr-block base=inf: write name=rate with a finite rate"),
+        ({"lr_block": ("base=1", "base=2")}, "--lr-block base=2: block 'base' has a rate already"),
+        ({"cross": ("base:peft", "base:peft")}, "--cross base:peft is given twice"),
+        ({"device": "tpu"}, "--device tpu is unknown: use cpu, cuda or cuda:0"),
+        ({"product": "exakt"}, "--product exakt is unknown: use one of exact, central, forward"),
+        ({"minibatch": "steps"}, "--minibatch steps is unknown: use one of step, fixed"),
+        ({"keep_weights": Path("k"), "from_weights": Path("f")}, "--keep-weights k with --from-weights f: nothing is"),
+        ({"keep_weights": Path(__file__)}, "test_smoothness.py is a file: name a folder"),
         ({"from_weights": Path("nowhere")}, "--from-weights nowhere: no step-"),
     ],
 )
@@ -140,12 +169,39 @@ def test_bad_options_are_named(tmp_path: Path, change: dict, words: str) -> None
     assert not (tmp_path / "run.jsonl").exists()
 
 
-@pytest.mark.parametrize("text", ["base", "base=", "base=fast", "base=-1"])
+@pytest.mark.parametrize("text", ["base", "base=", "base=fast", "base=-1", "=1"])
 def test_bad_rates_are_named(text: str) -> None:
-    from smoothlab.experiments.smoothness import _rate
+    from smoothlab.experiments.options import rates
 
     with pytest.raises(BadInput, match="name=rate"):
-        _rate(text)
+        rates([text])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--batch 8 --data few.jsonl", "--batch 8 with 2 examples: use 1 to 2"),
+        ("--data long.jsonl", "'word word word word word word word word ...' has 302 tokens, micro takes 256: cut it"),
+        ("--data long.jsonl --batch 1 --peft prompt --data short.jsonl", "has 252 tokens, micro takes 246: cut it"),
+        ("--lr 1e300", "learning rate 1e+300 of block 'base': use a rate of torch.float32"),
+        ("--cross a:b", "--cross a:b: write two different measured blocks"),
+    ],
+)
+def test_the_command_line_says_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: str, words: str
+) -> None:
+    """With micro itself; the record file is not made."""
+    from smoothlab.__main__ import main
+
+    monkeypatch.chdir(tmp_path)
+    texts = {"few": ["fine", "dull"], "long": ["fine", "word " * 300] * 10, "short": ["fine", "word " * 250] * 10}
+    for name, sentences in texts.items():
+        rows = ({"sentence": text, "label": i % 2} for i, text in enumerate(sentences))
+        Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["smoothness", *options.split()]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("smoothlab: error: ") and words in last
+    assert not Path("out/smoothness.jsonl").exists()
 
 
 @pytest.mark.slow

@@ -93,6 +93,38 @@ def test_weights_that_cannot_be_written_are_told(tmp_path: Path) -> None:
         Toy().tuning().save(tmp_path / "file" / "folder")
 
 
+def test_a_full_disk_is_told_and_leaves_no_half_written_weights(tmp_path: Path) -> None:
+    """Files of this process may not grow beyond 1 KiB while the weights are written, as on a disk with no more room."""
+    resource = pytest.importorskip("resource")
+    tuning, usual = Toy().tuning(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, usual[1]))
+    try:
+        with pytest.raises(BadInput, match="cannot write .*step-00000000.safetensors: .*; make room"):
+            tuning.save(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+    assert not any(tmp_path.iterdir())
+
+
+def test_other_files_beside_kept_weights_are_passed_over(tmp_path: Path) -> None:
+    Toy().tuning().save(tmp_path)
+    for name in ("step-.safetensors", "step-last.safetensors", "step-3.partial", "notes.txt"):
+        (tmp_path / name).touch()
+    assert saved_steps(tmp_path) == [0]
+
+
+@pytest.mark.parametrize("rate", [1e39, float("nan"), float("inf"), -1.0])
+def test_a_rate_that_the_weights_cannot_be_moved_by_is_refused(rate: float) -> None:
+    """1e39 is beyond fp32; torch itself raises only at the first update."""
+    from smoothlab.llm.train import FineTuning
+
+    toy = Toy().tuning()
+    model = toy.model.float()
+    blocks = {name: Block(name, block.params) for name, block in toy.blocks.items()}
+    with pytest.raises(BadInput, match="learning rate .* of block 'peft': use a rate of torch.float32, at least 0"):
+        FineTuning(model, blocks, toy.examples, 50, 8, {"base": 0.1, "peft": rate})
+
+
 def test_a_rate_for_no_block_and_a_trainable_parameter_in_no_block_are_refused() -> None:
     from smoothlab.llm.train import FineTuning
 
