@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.coverage import Diagonal, spectra
+from benchmarks.timing import ratio_row, timed
 from smoothlab.blocks import Block, Loss, fixed_loss, norm
 from smoothlab.deflation import gram_matrix
 from smoothlab.directions import draw
@@ -134,24 +135,9 @@ def others(bench: Bench) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
         yield "PyHessian", product
 
 
-def _timed(job: Callable[[], Any]) -> float:
-    begun = time.perf_counter()
-    job()
-    return time.perf_counter() - begun
-
-
 def _row(what: str, ratios: Sequence[float], seconds: Sequence[float], **more: Any) -> Row:
-    quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else [ratios[0]] * 3
-    blank = {"unit": "gradients", "target": TARGETS.get(what), "error": None, "hvps": None, "plain_hvps": None}
-    spread = {"value": statistics.median(ratios), "low": quartiles[0], "high": quartiles[2]}
-    return {
-        "what": what,
-        **blank,
-        **spread,
-        "seconds": statistics.median(seconds) if seconds else None,
-        "raw": list(ratios),
-        **more,
-    }
+    blank = {"target": TARGETS.get(what), "error": None, "hvps": None, "plain_hvps": None}
+    return ratio_row(what, ratios, seconds, **blank | more)
 
 
 def _products(repetitions: int) -> Iterator[Row]:
@@ -187,9 +173,9 @@ def _products(repetitions: int) -> Iterator[Row]:
     gradients: list[float] = []
     for _ in range(repetitions):
         for name, way in ways.items():
-            around = [_timed(lambda: gradient(bench.loss, bench.blocks))]
-            times[name].append(_timed(lambda way=way: way(v)))  # type: ignore[misc]
-            around.append(_timed(lambda: gradient(bench.loss, bench.blocks)))
+            around = [timed(lambda: gradient(bench.loss, bench.blocks))]
+            times[name].append(timed(lambda way=way: way(v)))  # type: ignore[misc]
+            around.append(timed(lambda: gradient(bench.loss, bench.blocks)))
             ratios[name].append(times[name][-1] / statistics.mean(around))
             gradients += around
     yield _row("gradient", [1.0], gradients)
@@ -209,9 +195,9 @@ def _point(repetitions: int) -> Row:
             hessian = ExactHessian(bench.loss, list(blocks.values()))
             found += block_norms(hessian, cross=[("base", "peft")], seed=(seed,))
 
-        before = [_timed(lambda: gradient(bench.loss, blocks)) for _ in range(3)]
-        times.append(_timed(point))
-        after = [_timed(lambda: gradient(bench.loss, blocks)) for _ in range(3)]
+        before = [timed(lambda: gradient(bench.loss, blocks)) for _ in range(3)]
+        times.append(timed(point))
+        after = [timed(lambda: gradient(bench.loss, blocks)) for _ in range(3)]
         ratios.append(times[-1] / statistics.median(before + after))
         hvps.append(found[-1].hvps)
     return _row("measuring point, base + LoRA + cross", ratios, times, hvps=statistics.median(hvps))

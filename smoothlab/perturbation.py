@@ -107,41 +107,49 @@ class Perturbation:
 
     def _mover(self, law: Directions, direction: Terms, h: float) -> Mover:
         """What writes fl(home + h z) for some parameters, given as number -> (home, out)."""
-        if self._keep:
-            z = self._known(law, direction)
-            scale = h * direction[0][1] if len(direction) == 1 else h
-
-            def copy(places: Mapping[int, tuple[Tensor, Tensor]]) -> None:
-                for i, (home, out) in places.items():
-                    _shifted(home.reshape(-1), z[i], scale, out.view(-1))
-
-            return copy
         stream, scale = stream_of(law, self.block, direction), h
-        if len(direction) == 1:  # the weight joins h, as for a kept direction: the same bits
+        if len(direction) == 1:  # the weight joins h: a direction and its opposite are drawn once
             stream, scale = law.stream(self.block, direction[0][0]), h * direction[0][1]
-        pieces = stream.pieces()
 
-        def draw(places: Mapping[int, tuple[Tensor, Tensor]]) -> None:
+        def move(places: Mapping[int, tuple[Tensor, Tensor]]) -> None:
             flats = {i: (home.reshape(-1), out.view(-1)) for i, (home, out) in places.items()}
 
             def write(piece: Piece, numbers: Tensor) -> None:
-                part = slice(piece.start, piece.stop)
                 home, out = flats[piece.tensor]
-                _shifted(home[part], numbers, scale, out[part])
+                _shifted(home[piece.start : piece.stop], numbers, scale, out[piece.start : piece.stop])
 
-            stream.each(write, [piece for piece in pieces if piece.tensor in flats])
+            whole = len(places) == len(self.block.params)
+            if self._keep and whole and len(direction) == 1 and direction[0][0] not in self.kept:
+                z = self.kept[direction[0][0]] = self._memory()
+                stream.each(write, out=z)  # moved while the numbers are still in cache
+            elif self._keep:
+                for i, part in enumerate(self._known(law, direction).split(self._sizes)):
+                    if i in flats:
+                        _shifted(flats[i][0], part, scale, flats[i][1])
+            else:
+                stream.each(write, [piece for piece in stream.pieces() if piece.tensor in flats])
 
-        return draw
+        return move
 
-    def _known(self, law: Directions, direction: Terms) -> Sequence[Tensor]:
-        """The direction by parameters, from those in memory; a single one without its weight."""
+    def _memory(self) -> Tensor:
+        if self._spare:
+            return self._spare.pop()
+        dtype = torch.promote_types(torch.float32, self.block.params[0].dtype)
+        return torch.empty(self.block.dim, dtype=dtype, device=self.device)
+
+    def _known(self, law: Directions, direction: Terms) -> Tensor:
+        """The direction from those in memory, which it joins; a single one without its weight."""
         for seed, _ in direction:
             if seed not in self.kept:
-                spare = self._spare.pop() if self._spare else None
-                self.kept[seed] = law.stream(self.block, seed).numbers(spare)
+                z = self.kept[seed] = self._memory()
+                law.stream(self.block, seed).each(lambda piece, numbers: None, out=z)
         if len(direction) == 1:
-            return self.kept[direction[0][0]].split(self._sizes)
-        return sum(self.kept[seed] * weight for seed, weight in direction).split(self._sizes)  # type: ignore[union-attr]
+            return self.kept[direction[0][0]]
+        seed, weight = direction[0]
+        total = self.kept[seed] * weight
+        for seed, weight in direction[1:]:
+            total.add_(self.kept[seed], alpha=weight)
+        return total
 
     @contextmanager
     def _by_layers(self, move: Mover, owners: Mapping[nn.Module, Sequence[int]]) -> Iterator[None]:

@@ -109,27 +109,35 @@ class Stream:
         """All pieces in order."""
         return self.law.pieces(self.block)
 
-    def each(self, work: Callable[[Piece, Tensor], T], pieces: list[Piece] | None = None) -> list[T]:
-        """work(piece, its numbers) for all pieces or those given, in threads on a CPU; the numbers are scratch."""
+    def each(
+        self,
+        work: Callable[[Piece, Tensor], T],
+        pieces: list[Piece] | None = None,
+        out: Tensor | None = None,
+    ) -> list[T]:
+        """work(piece, its numbers) for all pieces or those given, in threads on a CPU.
+
+        The numbers are written to `out` [dim] if it is given, else to scratch memory.
+        """
         pieces = self.pieces() if pieces is None else pieces
-        longest = max((p.stop - p.start for p in pieces), default=0)
+        parts = None if out is None else out.split([p.numel() for p in self.block.params])
+        longest = 0 if parts else max((p.stop - p.start for p in pieces), default=0)
 
         def several(mine: Sequence[Piece]) -> list[T]:
             scratch = torch.empty(longest, dtype=self.dtype, device=self.device)
+            results = []
             with torch.no_grad():
-                return [work(p, self.fill(p, scratch[: p.stop - p.start])) for p in mine]
+                for p in mine:
+                    place = parts[p.tensor][p.start : p.stop] if parts else scratch[: p.stop - p.start]
+                    results.append(work(p, self.fill(p, place)))
+            return results
 
         return spread(several, pieces, self.device)
 
-    def numbers(self, out: Tensor | None = None) -> Tensor:
-        """The whole direction as a flat vector [dim], in working precision; written to `out` if given."""
-        out = torch.empty(self.block.dim, dtype=self.dtype, device=self.device) if out is None else out
-        parts = out.split([p.numel() for p in self.block.params])
-
-        def place(piece: Piece, numbers: Tensor) -> None:
-            parts[piece.tensor][piece.start : piece.stop] = numbers
-
-        self.each(place)
+    def numbers(self) -> Tensor:
+        """The whole direction as a flat vector [dim], in working precision."""
+        out = torch.empty(self.block.dim, dtype=self.dtype, device=self.device)
+        self.each(lambda piece, numbers: None, out=out)
         return out
 
 

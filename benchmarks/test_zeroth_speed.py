@@ -1,0 +1,224 @@
+"""What zeroth-order passes and steps cost, in forwards, at OPT-125M's shape, beside MeZO's literal loop.
+
+`make bench` runs it and writes benchmarks/results/speed_zeroth.jsonl; `python -m benchmarks.test_zeroth_speed
+--repetitions 2 --out FILE` is a short look. Everything is a ratio within one run: one repetition times every item once
+between two forwards, and the medians of the ratios are reported with their quartiles. Times are held against nothing.
+"""
+
+import argparse
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from benchmarks.timing import ratio_row, timed
+from smoothlab.blocks import Block, Loss
+from smoothlab.directions import Gaussian, LowRank, Rademacher, Sphere
+from smoothlab.perturbation import Perturbation
+from smoothlab.records import Row, environment, load, run
+from smoothlab.streams import Directions, Terms, stream_name
+from smoothlab.zeroth import Directional, ZerothOrder
+
+BATCH, LENGTH = 8, 32
+MU, ETA = 1e-3, 1e-7
+PASSES = {"pass, regenerated": 1.1, "pass, kept z": 0.1, "pass, Rademacher": 0.25}
+"""Largest ratios allowed to a forward's time."""
+STEPS = {"step, regenerated": 2.0, "step, kept z": 3.0, "step, Rademacher": 3.5}
+"""Least speedups over MeZO's literal loop of a two-sided step."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """OPT of a given shape with its language-model head, random weights, on one batch of random tokens."""
+
+    model: nn.Module
+    loss: Loss
+    block: Block
+
+    @classmethod
+    def load(cls, hidden: int = 768, layers: int = 12, vocabulary: int = 50272) -> "Bench":
+        """OPT-125M's shape by default."""
+        from transformers import OPTConfig, OPTForCausalLM
+
+        torch.manual_seed(0)
+        config = OPTConfig(
+            hidden_size=hidden, word_embed_proj_dim=hidden, num_hidden_layers=layers, ffn_dim=4 * hidden,
+            num_attention_heads=hidden // 64, vocab_size=vocabulary,
+        )  # fmt: skip
+        model = OPTForCausalLM(config).eval()
+        tokens = torch.randint(3, vocabulary, (BATCH, LENGTH))
+        params = tuple({id(p): p for p in model.parameters()}.values())
+        return cls(model, lambda: model(input_ids=tokens, labels=tokens).loss, Block("base", params))
+
+
+def mezo_step(loss: Loss, params: Sequence[Tensor], seed: int, mu: float, eta: float) -> float:
+    """A two-sided step as MeZO's paper describes it (Malladi et al. 2023, Algorithm 1), literally.
+
+    One global seed; +mu z, -2 mu z, +mu z and the update each draw every tensor's z anew, out of place. The projected
+    gradient is returned.
+    """
+
+    def perturb(scale: float) -> None:
+        torch.manual_seed(seed)
+        for p in params:
+            z = torch.normal(mean=0.0, std=1.0, size=p.size(), dtype=p.dtype)
+            p.data = p.data + scale * z
+
+    with torch.no_grad():
+        perturb(mu)
+        plus = float(loss())
+        perturb(-2 * mu)
+        minus = float(loss())
+        perturb(mu)
+        slope = (plus - minus) / (2 * mu)
+        perturb(-eta * slope)
+    return slope
+
+
+def _step(bench: Bench, estimator: ZerothOrder) -> Callable[[int], Any]:
+    return lambda seed: estimator(bench.loss, bench.block, (0, seed)).add_to(bench.block, -ETA)
+
+
+def _passes(bench: Bench) -> dict[str, Callable[[int], Any]]:
+    """One move of the whole block along a direction, the loss left out; and one update in place."""
+
+    def move(place: Perturbation, law: Directions, fresh: bool = True) -> Callable[[int], Any]:
+        def pass_(seed: int) -> None:
+            direction: Terms = (((0, seed if fresh else 0), 1.0),)
+            with place.along(law, direction, MU):
+                pass
+
+        return pass_
+
+    copy, kept = Perturbation(bench.block), Perturbation(bench.block, keep=True)
+    estimator = ZerothOrder(MU, keep=True)
+    gradient = Directional(Gaussian(), (((0, 0), 1.0),))
+    held = estimator(bench.loss, bench.block, (1,))
+    return {
+        "pass, regenerated": move(copy, Gaussian()),
+        "pass, kept z": move(kept, Gaussian(), fresh=False),
+        "pass, Rademacher": move(copy, Rademacher()),
+        "pass, sphere": move(copy, Sphere()),
+        "pass, low rank 4": move(copy, LowRank(4)),
+        "update in place, regenerated": lambda seed: gradient.add_to(bench.block, ETA),
+        "update in place, kept z": lambda seed: held.add_to(bench.block, ETA),
+    }
+
+
+def _ways(bench: Bench) -> dict[str, Callable[[int], Any]]:
+    params = list(bench.block.params)
+    one_sided = ZerothOrder(MU, sides=1)
+    return _passes(bench) | {
+        "step, MeZO's literal loop": lambda seed: mezo_step(bench.loss, params, seed, MU, ETA),
+        "step, regenerated": _step(bench, ZerothOrder(MU)),
+        "step, kept z": _step(bench, ZerothOrder(MU, keep=True)),
+        "step, Rademacher": _step(bench, ZerothOrder(MU, law=Rademacher())),
+        "step, layer by layer": _step(bench, ZerothOrder(MU, layers=bench.model)),
+        "step, one-sided, f(x) given": lambda seed: one_sided(bench.loss, bench.block, (0, seed), value=0.0).add_to(
+            bench.block, -ETA
+        ),
+    }
+
+
+@dataclass(frozen=True)
+class ZerothSpeed:
+    """Cost of zeroth-order passes and steps.
+
+    Attributes:
+        repetitions: interleaved repetitions of every item.
+        hidden: hidden size of the OPT.
+        layers: its layers.
+        vocabulary: its vocabulary.
+    """
+
+    name: ClassVar[str] = "speed_zeroth"
+    repetitions: int = 7
+    hidden: int = 768
+    layers: int = 12
+    vocabulary: int = 50272
+
+    def resume_at(self, done: Sequence[Row]) -> int:
+        """Ratios belong to one run: a stopped one starts again."""
+        return 0
+
+    def rows(self, done: Sequence[Row]) -> Iterator[Row]:
+        """Each item in forwards; then each step's speedup over MeZO's literal loop."""
+        bench = Bench.load(self.hidden, self.layers, self.vocabulary)
+
+        def forward() -> None:
+            with torch.no_grad():
+                bench.loss()
+
+        ways = _ways(bench)
+        for way in ways.values():
+            way(0)  # memory is taken, and the checks of a first call are made, before the clock runs
+        times: dict[str, list[float]] = {name: [] for name in ways}
+        ratios: dict[str, list[float]] = {name: [] for name in ways}
+        forwards: list[float] = []
+        for repetition in range(1, self.repetitions + 1):
+            before = timed(forward)
+            for name, way in ways.items():
+                times[name].append(timed(partial(way, repetition)))
+                after = timed(forward)
+                ratios[name].append(times[name][-1] / statistics.mean((before, after)))
+                forwards.append(before)
+                before = after
+        told = {"unit": "forwards", "dim": bench.block.dim}
+        yield ratio_row("forward", [1.0], forwards, **told)
+        for name in ways:
+            yield ratio_row(name, ratios[name], times[name], target=PASSES.get(name), **told)
+        literal = times["step, MeZO's literal loop"]
+        for name, least in STEPS.items():
+            speedups = [a / b for a, b in zip(literal, times[name], strict=True)]
+            yield ratio_row(f"speedup of {name}", speedups, [], target=least, unit="times MeZO's loop", dim=told["dim"])
+
+
+def table(path: Path) -> str:
+    """The records as a table for reading."""
+    lines = [f"{'':36s} {'median':>8s} {'quartiles':>17s} {'target':>7s}  unit"]
+    for row in load(path).astype(object).where(lambda x: x.notna(), None).to_dict("records"):
+        target = "" if row["target"] is None else f"{row['target']:g}"
+        numbers = f"{row['value']:8.3f} {row['low']:8.3f} {row['high']:8.3f}"
+        lines.append(f"{row['what']:36s} {numbers} {target:>7s}  {row['unit']}")
+    return "\n".join(lines)
+
+
+def measure(experiment: ZerothSpeed, out: Path) -> str:
+    """Run, record, and return the table."""
+    told = environment(device="cpu", dtype="float32", threads=torch.get_num_threads(), batch=[BATCH, LENGTH])
+    run(experiment, out, environment=told | {"stream": stream_name()}, overwrite=True)
+    return table(out)
+
+
+@pytest.mark.slow
+def test_passes_and_steps_stay_within_their_targets(capsys: pytest.CaptureFixture[str]) -> None:
+    out = Path(__file__).with_name("results") / "speed_zeroth.jsonl"
+    text = measure(ZerothSpeed(), out)
+    with capsys.disabled():
+        print("\n" + text)
+    rows = {row["what"]: row["value"] for row in load(out).to_dict("records")}
+    missed = {name: rows[name] for name, most in PASSES.items() if not rows[name] <= most}
+    missed |= {name: x for name, least in STEPS.items() if not (x := rows[f"speedup of {name}"]) >= least}
+    assert not missed, f"missed: {missed}"
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repetitions", type=int, default=ZerothSpeed.repetitions)
+    parser.add_argument("--small", action="store_true", help="a tiny model, to try it out")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/speed_zeroth.jsonl"))
+    args = parser.parse_args()
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    small = {"hidden": 64, "layers": 2, "vocabulary": 500} if args.small else {}
+    print(measure(ZerothSpeed(args.repetitions, **small), args.out))
+
+
+if __name__ == "__main__":
+    main()

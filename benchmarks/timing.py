@@ -1,0 +1,23 @@
+"""Ratios of times within one run: what else the machine does then meets all items alike."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from smoothlab.records import Row
+
+
+def timed(job: Callable[[], Any]) -> float:
+    """Seconds that the job takes."""
+    begun = time.perf_counter()
+    job()
+    return time.perf_counter() - begun
+
+
+def ratio_row(what: str, ratios: Sequence[float], seconds: Sequence[float], **more: Any) -> Row:
+    """A record of ratios: their median with its quartiles, and the median time if there is one."""
+    quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else [ratios[0]] * 3
+    spread = {"value": statistics.median(ratios), "low": quartiles[0], "high": quartiles[2]}
+    told = {"seconds": statistics.median(seconds) if seconds else None, "raw": list(ratios)}
+    return {"what": what, "unit": "gradients", "target": None, **spread, **told, **more}
