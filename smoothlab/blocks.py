@@ -18,7 +18,9 @@ from smoothlab.errors import BadInput
 Loss = Callable[[], Tensor]
 """The mean loss of ONE fixed minibatch at the current parameters: deterministic, no argument, a scalar."""
 
-_RUN = 1 << 16  # entries summed in working precision before fp64 takes over; what is split so also stays in cache
+_RUN = 1 << 16  # entries summed in working precision before fp64 takes over
+_PASS = 1 << 18  # entries that a pass over several vectors handles at a time: they stay in cache
+_SMALL = 1 << 13  # below that many entries a call costs more than its work
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,11 @@ class Block:
 
     def views(self, flat: Tensor) -> list[Tensor]:
         """Parts of a flat vector [dim] in the shapes of the parameters, without copying."""
-        sizes = [p.numel() for p in self.params]
-        return [part.view(p.shape) for part, p in zip(flat.split(sizes), self.params, strict=True)]
+        return [part.view(p.shape) for part, p in zip(self.split(flat), self.params, strict=True)]
+
+    def split(self, flat: Tensor) -> Sequence[Tensor]:
+        """Parts of a flat vector [dim], one a parameter and flat themselves, without copying."""
+        return flat.split([p.numel() for p in self.params])
 
 
 def flatten(tensors: Iterable[Tensor]) -> Tensor:
@@ -118,6 +123,40 @@ def norm(a: Tensor) -> float:
     return dot(a, a) ** 0.5
 
 
+def in_passes(work: Callable[..., None], out: Sequence[Tensor], *vectors: Sequence[Tensor]) -> None:
+    """Calls work(place, *pieces) until every entry of `out` was a place once; pieces are the same entries of `vectors`.
+
+    All are given as flat tensors, one a parameter; `work` is entrywise, and writes to its place. Large tensors are cut,
+    so that a piece stays in cache whatever is done with it; small ones, of which transformers have many, are gathered.
+    """
+    small: list[int] = []
+
+    def gathered() -> None:
+        sizes = [out[i].numel() for i in small]
+        place = out[0].new_empty(sum(sizes))
+        work(place, *(torch.cat([vector[i] for i in small]) for vector in vectors))
+        torch.split_with_sizes_copy(place, sizes, out=[out[i] for i in small])
+        small.clear()
+
+    waiting = 0
+    for i, place in enumerate(out):
+        size = place.numel()
+        if size < _SMALL:
+            if waiting + size > _PASS:
+                gathered()
+                waiting = 0
+            small.append(i)
+            waiting += size
+        elif size <= _PASS:
+            work(place, *(vector[i] for vector in vectors))
+        else:
+            cut = -(-size // -(-size // _PASS))  # pieces of equal size
+            for pieces in zip(place.split(cut), *(vector[i].split(cut) for vector in vectors), strict=True):
+                work(*pieces)
+    if small:
+        gathered()
+
+
 class Shift:
     """Moves a block along a vector by pointing its parameters at other memory: its own is never written.
 
@@ -127,9 +166,11 @@ class Shift:
     def __init__(self, block: Block) -> None:
         self.block = block
         self.realized = 0.0
+        # A tensor each, not one flat vector: matrix products want memory that is aligned.
         self._moved = [
             torch.empty_like(p, requires_grad=False, memory_format=torch.contiguous_format) for p in block.params
         ]
+        self._flat = [moved.view(-1) for moved in self._moved]
 
     @contextmanager
     def along(self, v: Tensor, h: float) -> Iterator[None]:
@@ -138,12 +179,17 @@ class Shift:
         `realized` is then <delta, v> with delta = fl(theta + h v) - theta, the move that rounding let through.
         """
         home = [p.data for p in self.block.params]
-        runs = []
-        for place, moved, part in zip(home, self._moved, self.block.views(v), strict=True):
-            for start, end, way in zip(*(t.reshape(-1).split(_RUN) for t in (place, moved, part)), strict=True):
-                torch.add(start, way, alpha=h, out=end)
-                runs.append(torch.dot(end - start, way))
-        self.realized = float(torch.stack(runs).double().sum())
+        products = []
+
+        def move(end: Tensor, start: Tensor, way: Tensor) -> None:
+            torch.add(start, way, alpha=h, out=end)
+            if way.dtype.itemsize == 2:  # products would leave the range of fp16
+                end, start, way = end.float(), start.float(), way.float()
+            # Not torch.dot: where tensors of odd sizes leave a piece unaligned, it loses 6 bits over 2^16 entries.
+            products.append((end - start).mul_(way).sum())
+
+        in_passes(move, self._flat, [place.reshape(-1) for place in home], self.block.split(v))
+        self.realized = float(torch.stack(products).double().sum())
         try:
             for p, moved in zip(self.block.params, self._moved, strict=True):
                 p.data = moved

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from smoothlab.blocks import Block, Loss, Shift, by_name, dot, flatten, norm
+from smoothlab.blocks import Block, Loss, Shift, by_name, dot, flatten, in_passes, norm
 from smoothlab.errors import BadInput
 
 Scheme = Literal["forward", "central"]
@@ -202,7 +202,7 @@ class DifferenceHessian:
             if not torch.isfinite(value):
                 raise BadInput(f"the loss is not finite {h:g} ||v|| away from the weights: use a smaller step h")
             parts = _gradients(value, {name: self.blocks[name] for name in wrt}, create_graph=False)
-        return [parts[name] for name in wrt]
+        return [[g.reshape(-1) for g in parts[name]] for name in wrt]
 
     def difference(self, v: Tensor, along: str, h: float, wrt: Sequence[str], squared: float) -> tuple[Tensor, ...]:
         """The difference quotient at the move h v, whatever step was chosen; `squared` is ||v||^2."""
@@ -213,15 +213,17 @@ class DifferenceHessian:
             minus = self._moved(v, along, -h, wrt)
             scale -= shift.realized / squared if self.effective else -h
         else:
-            minus = [self.blocks[name].views(self.gradients[name]) for name in wrt]
+            minus = [self.blocks[name].split(self.gradients[name]) for name in wrt]
         if scale == 0.0:
             raise BadInput(f"a step of {h:g} along v changes no weight of '{along}' in its precision: use a larger h")
+
+        def quotient(place: Tensor, end: Tensor, start: Tensor) -> None:
+            torch.sub(end, start, out=place).mul_(1 / scale)
+
         result = []
         for name, ends, starts in zip(wrt, plus, minus, strict=True):
-            flat = torch.empty_like(self.gradients[name])
-            for place, end, start in zip(self.blocks[name].views(flat), ends, starts, strict=True):
-                torch.sub(end, start, out=place).mul_(1 / scale)  # tensor by tensor: the second pass runs in cache
-            result.append(flat)
+            result.append(torch.empty_like(self.gradients[name]))
+            in_passes(quotient, self.blocks[name].split(result[-1]), ends, starts)
         return tuple(result)
 
     def product(self, v: Tensor, along: str, wrt: Sequence[str]) -> tuple[Tensor, ...]:

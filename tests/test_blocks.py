@@ -1,13 +1,12 @@
 """Blocks, probes, shifts and fixed losses."""
 
-
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from smoothlab import blocks as module_under_test
-from smoothlab.blocks import Block, Shift, check_partition, dot, fixed_loss, flatten, norm
+from smoothlab.blocks import Block, Shift, check_partition, dot, fixed_loss, flatten, in_passes, norm
 from smoothlab.directions import draw
 from smoothlab.errors import BadInput
 
@@ -126,12 +125,45 @@ def test_dot_takes_any_length_and_norm_is_its_root() -> None:
         assert norm(a) == pytest.approx(float(a.norm()), rel=1e-14)
 
 
+# Passes over blocks
+
+
+LAYOUTS = {
+    "one": [1],
+    "large": [1003],
+    "large among small": [0, 3, 7, 1003, 5, 99, 100, 2, 250, 251, 1],
+    "small ones that fill more than a pass": [9] * 100,
+    "no entries": [0, 0],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_pass_visits_every_entry_once_in_few_pieces(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module_under_test, "_PASS", 100)
+    monkeypatch.setattr(module_under_test, "_SMALL", 10)
+    sizes = LAYOUTS[layout]
+    a, b, found = (normal(sum(sizes), seed=seed) for seed in (1, 2, 3))
+    visited = []
+
+    def work(place: Tensor, x: Tensor, y: Tensor) -> None:
+        visited.append(place.numel())
+        torch.sub(x, y, out=place)
+
+    in_passes(work, found.split(sizes), a.split(sizes), b.split(sizes))
+    assert torch.equal(found, a - b)
+    assert sum(visited) == sum(sizes) and max(visited) <= 100
+    large = sum(-(-size // 100) for size in sizes if size >= 10)
+    assert len(visited) <= large + 1 + sum(size for size in sizes if size < 10) // (100 - 10)
+
+
 # Shifts
 
 
 def _odd_block(kind: str) -> Block:
     if kind == "plain":
         tensors = [normal(70_001, seed=1), normal(3, 4, seed=2)]
+    elif kind == "large among small":
+        tensors = [normal(size, seed=size).float() for size in (3, 600_000, 1, 40_000, *range(100, 140), 8192, 8191)]
     elif kind == "not contiguous":
         tensors = [normal(30, 20, seed=1).t(), normal(10, 8, seed=2)[:, ::2]]
     elif kind == "views of one storage":
@@ -145,7 +177,10 @@ def _odd_block(kind: str) -> Block:
     return Block("x", parameters)
 
 
-@pytest.mark.parametrize("kind", ["plain", "not contiguous", "views of one storage", "fp32 and a scalar"])
+ODD = ["plain", "large among small", "not contiguous", "views of one storage", "fp32 and a scalar"]
+
+
+@pytest.mark.parametrize("kind", ODD)
 def test_shift_moves_and_brings_back_the_very_same_memory(kind: str) -> None:
     b = _odd_block(kind)
     home = [(p.data_ptr(), p.stride(), p.detach().clone()) for p in b.params]
