@@ -2,10 +2,12 @@
 
 PROBLEMS are tiny modules whose forward is the loss on data of their own, so that dense Hessians can be formed.
 SPECTRA are eigenvalues for the norms. `DenseHessian` is the Hessian protocol on a matrix that is known.
+ESTIMATORS are zeroth-order estimators on blocks of any shapes, `Polynomial` a loss whose derivatives are known.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from smoothlab.blocks import Block
+from smoothlab.directions import Coordinate, Gaussian, LowRank, Masked, Preconditioned, Rademacher, Sparse, Sphere
+from smoothlab.moments import Taylor
+from smoothlab.streams import Directions
+from smoothlab.zeroth import Average, Sides, ZerothOrder
 
 
 @dataclass(frozen=True)
@@ -295,3 +301,118 @@ class DenseHessian:
 def diagonal(spectrum: str) -> DenseHessian:
     """A spectrum as a matrix; probes and starts are rotation invariant, so a diagonal one serves for all."""
     return DenseHessian(np.diag(SPECTRA[spectrum]))
+
+
+Shapes = tuple[tuple[int, ...], ...]
+
+
+class Part(nn.Module):
+    """Holds one parameter, and reads it in its own forward call, as layers do."""
+
+    def __init__(self, shape: tuple[int, ...], rng: np.random.Generator) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.from_numpy(rng.normal(size=shape)))
+
+    def forward(self) -> Tensor:
+        return self.weight.reshape(-1).clone()
+
+
+class Polynomial(nn.Module):
+    """f(x + s) = g's + A[s, s]/2 + T[s, s, s]/6 + Q[s, s, s, s]/24 with random g, A, T, Q about a random x.
+
+    Attributes:
+        taylor: g, A, T, Q and the shapes.
+        block: the parameters, one a shape; fp64.
+    """
+
+    def __init__(self, shapes: Shapes, degree: int, seed: int, scale: float = 1.0) -> None:
+        super().__init__()
+        rng = np.random.default_rng([seed, degree])
+        self.parts = nn.ModuleList(Part(shape, rng) for shape in shapes)
+        self.block = Block("polynomial", tuple(self.parameters()))
+        d = self.block.dim
+        derivatives = [scale * symmetric(rng, d, k) for k in range(1, degree + 1)]
+        self.taylor = Taylor(*derivatives, *([None] * (4 - degree)), shapes=shapes)
+        self._derivatives = [torch.from_numpy(t) for t in derivatives]
+        self._home = self._position().detach()
+
+    def _position(self) -> Tensor:
+        return torch.cat([part() for part in self.parts])
+
+    def forward(self) -> Tensor:
+        s, value, factorial = self._position() - self._home, torch.zeros((), dtype=torch.float64), 1
+        for k, tensor in enumerate(self._derivatives, 1):
+            factorial *= k
+            for _ in range(k):
+                tensor = tensor @ s
+            value = value + tensor / factorial
+        return value
+
+
+def symmetric(rng: np.random.Generator, dim: int, order: int) -> np.ndarray:
+    """A random symmetric array [dim, ..., dim] with entries of size dim^((1 - order)/2): all derivatives act."""
+    t = rng.normal(size=(dim,) * order) * dim ** ((1 - order) / 2)
+    orders = list(permutations(range(order)))
+    return sum(t.transpose(p) for p in orders) / len(orders)
+
+
+@dataclass(frozen=True)
+class EstimatorCase:
+    """A zeroth-order estimator for a block of any shapes of at least `q` entries."""
+
+    law: Directions | Callable[[Shapes], Directions] = Gaussian()
+    sides: Sides = 2
+    q: int = 1
+    average: Average = "plain"
+    keep: bool = False
+    layers: bool = False
+
+    def build(self, shapes: Shapes, mu: float, module: nn.Module | None = None, **more: Any) -> ZerothOrder:
+        """The estimator; `module` is what runs the loss, for those that move layer by layer."""
+        law = self.law if isinstance(self.law, Directions) else self.law(shapes)
+        layers = module if self.layers else None
+        settings = {"keep": self.keep, "layers": layers, **more}
+        return ZerothOrder(mu, self.sides, law, self.q, self.average, **settings)
+
+
+def _masked(shapes: Shapes) -> Masked:
+    return Masked(tuple(torch.arange(np.prod(s)).reshape(s) % 3 != 1 for s in shapes))
+
+
+def _preconditioned(shapes: Shapes) -> Preconditioned:
+    return Preconditioned(
+        tuple(
+            torch.tensor(1.5) if t % 2 else torch.linspace(0.5, 2, int(np.prod(s))).reshape(s)
+            for t, s in enumerate(shapes)
+        )
+    )
+
+
+ESTIMATORS: dict[str, EstimatorCase] = {
+    "two-sided gaussian": EstimatorCase(),
+    "one-sided gaussian": EstimatorCase(sides=1),
+    "two-sided sphere": EstimatorCase(Sphere()),
+    "one-sided sphere": EstimatorCase(Sphere(), 1),
+    "two-sided rademacher": EstimatorCase(Rademacher()),
+    "one-sided rademacher": EstimatorCase(Rademacher(), 1),
+    "two-sided coordinate": EstimatorCase(Coordinate()),
+    "one-sided coordinate": EstimatorCase(Coordinate(), 1),
+    "two-sided sparse": EstimatorCase(Sparse(0.6)),
+    "one-sided sparse": EstimatorCase(Sparse(0.6), 1),
+    "two-sided masked": EstimatorCase(_masked),
+    "one-sided masked": EstimatorCase(_masked, 1),
+    "two-sided preconditioned": EstimatorCase(_preconditioned),
+    "one-sided preconditioned": EstimatorCase(_preconditioned, 1),
+    "two-sided low rank": EstimatorCase(LowRank(1)),
+    "one-sided low rank": EstimatorCase(LowRank(2), 1),
+    "three averaged": EstimatorCase(q=3),
+    "three averaged, one-sided rademacher": EstimatorCase(Rademacher(), 1, 3),
+    "antithetic": EstimatorCase(sides=1, q=4, average="antithetic"),
+    "antithetic sphere": EstimatorCase(Sphere(), 1, 2, "antithetic"),
+    "orthogonal": EstimatorCase(q=3, average="orthogonal"),
+    "orthogonal, one-sided": EstimatorCase(sides=1, q=2, average="orthogonal"),
+    "kept": EstimatorCase(keep=True),
+    "kept, two averaged": EstimatorCase(sides=1, q=2, keep=True),
+    "layers": EstimatorCase(layers=True),
+    "layers, kept orthogonal": EstimatorCase(q=2, average="orthogonal", keep=True, layers=True),
+}
