@@ -5,23 +5,38 @@ Let Q [k, d] be an orthonormal basis, T = Q H Q' and B = (I - Q'Q) H (I - Q'Q). 
 """
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from smoothlab.blocks import dot, norm
+from smoothlab.blocks import dot
 from smoothlab.directions import draw
 from smoothlab.hessian import Hessian
 from smoothlab.intervals import Interval, effective_rank, sum_of_squares
 
 _COLUMNS = 1 << 16  # columns of Q handled at once: a chunk of Q and of the vector stays in cache
+_AGAIN = 0.25  # share of its square that a vector must keep for one projection to be enough
+_PYTHAGORAS = 0.01  # share of its square that a vector must keep for its norm to follow from its coefficients
 FIRST = 5  # probes before the first look at the interval
 IMAGES = 16  # images kept: enough for the effective rank, and a bound on memory
 
 
+class Projection(NamedTuple):
+    """What projecting w out of Q told: Q w [k] in fp64, and the norms of w before and after."""
+
+    coefficients: np.ndarray
+    before: float
+    after: float
+
+
 class Basis:
-    """Orthonormal rows Q [k, d] in growing memory, with projections in cache-sized chunks summed in fp64."""
+    """Orthonormal rows Q [k, d] in growing memory, with projections in cache-sized chunks summed in fp64.
+
+    Projecting leaves an error along Q of about eps times the norm that w had before. It is repeated only where little
+    of w is left, so that this is much of what is left (Daniel, Gragg, Kaufman and Stewart 1976; "twice is enough").
+    """
 
     def __init__(self, dim: int, like: Tensor) -> None:
         self.dim, self.size = dim, 0
@@ -32,37 +47,67 @@ class Basis:
         """Q [k, d]."""
         return self._rows[: self.size]
 
-    def project_out(self, w: Tensor) -> np.ndarray:
-        """W -= Q'Q w in place, twice over for accuracy; the coefficients Q w [k] in fp64."""
-        total = np.zeros(self.size)
-        if not self.size:
-            return total
-        chunks = [(self.rows[:, i : i + _COLUMNS], w[i : i + _COLUMNS]) for i in range(0, self.dim, _COLUMNS)]
-        coefficients = torch.stack([q @ x for q, x in chunks]).double().sum(0)
-        for _ in range(2):  # the second pass finds what rounding left in the first
-            total += coefficients.cpu().numpy()
-            step = coefficients.to(w.dtype)
-            left = []
-            for q, x in chunks:
-                x.addmv_(q.T, step, alpha=-1)
-                left.append(q @ x)
-            coefficients = torch.stack(left).double().sum(0)
-        return total
-
-    def add(self, w: Tensor) -> bool:
-        """Append w, orthogonalized (in place) and normalized; False when w lies in the span up to rounding."""
-        before = norm(w)
-        self.project_out(w)
-        after = norm(w)
-        if not after > 100 * torch.finfo(w.dtype).eps * before:
-            return False
-        if self.size == len(self._rows):
-            grown = torch.empty(max(4, 3 * self.size // 2), self.dim, dtype=w.dtype, device=w.device)
+    def reserve(self, more: int) -> None:
+        """Memory for `more` rows beyond those there: growing copies Q, and first writes to new memory are slow."""
+        if self.size + more > len(self._rows):
+            grown = self._rows.new_empty(self.size + more, self.dim)
             grown[: self.size] = self.rows
             self._rows = grown
-        torch.mul(w, 1 / after, out=self._rows[self.size])
+
+    def _sweep(self, w: Tensor, step: np.ndarray | None = None, *, look: bool = True) -> tuple[np.ndarray, float]:
+        """W -= Q' step in place where a step is given; then Q w [k], or nothing without `look`, and ||w||^2."""
+        down = None if step is None else torch.as_tensor(step, dtype=w.dtype, device=w.device)
+        seen, squares = [], []
+        for i in range(0, self.dim, _COLUMNS):
+            q, x = self.rows[:, i : i + _COLUMNS], w[i : i + _COLUMNS]
+            if down is not None:
+                x.addmv_(q.T, down, alpha=-1)
+            if look:
+                seen.append(q @ x)
+            x = x.float() if x.dtype.itemsize == 2 else x  # fp16 squares would overflow
+            squares.append(torch.dot(x, x))
+        coefficients = torch.stack(seen).double().sum(0).cpu().numpy() if look else np.zeros(0)
+        return coefficients, float(torch.stack(squares).double().sum())
+
+    def project_out(self, w: Tensor) -> Projection:
+        """W -= Q'Q w in place, until what is left is orthogonal to Q up to rounding of its own norm, or is rounding."""
+        total, more = np.zeros(self.size), self.size > 0
+        left, square = self._sweep(w, look=more)
+        before = square**0.5
+        while more:
+            total += left
+            more = square - float(left @ left) < _AGAIN * square  # Pythagoras: what this subtraction will leave
+            left, square = self._sweep(w, left, look=more)
+            more = more and square**0.5 > _rounding(w, before)
+        return Projection(total, before, square**0.5)
+
+    def outside(self, w: Tensor) -> float:
+        """||w - Q'Q w||^2, from Q w and ||w||^2 where enough is left, which spares the subtraction; w may be spoilt."""
+        if not self.size:
+            return dot(w, w)
+        seen, square = self._sweep(w)
+        left = square - float(seen @ seen)
+        return left if left >= _PYTHAGORAS * square else self.project_out(w).after ** 2
+
+    def add(self, w: Tensor, seen: Projection | None = None) -> bool:
+        """Append w, orthogonalized (in place) and normalized; False when w lies in the span up to rounding.
+
+        `seen` is what w's earlier projection told. On this very Q it need not be repeated; and how much of w is
+        rounding is judged by the norm before it.
+        """
+        now = self.project_out(w) if seen is None or len(seen.coefficients) < self.size else seen
+        if not now.after > _rounding(w, now.before if seen is None else seen.before):
+            return False
+        if self.size == len(self._rows):
+            self.reserve(max(4, self.size // 2))
+        torch.mul(w, 1 / now.after, out=self._rows[self.size])
         self.size += 1
         return True
+
+
+def _rounding(w: Tensor, before: float) -> float:
+    """The norm up to which what a projection leaves of w is taken for rounding."""
+    return 100 * torch.finfo(w.dtype).eps * before
 
 
 class Deflation:
@@ -84,7 +129,7 @@ class Deflation:
         self._clear()
 
     def _clear(self) -> None:
-        self.images: list[Tensor] = []
+        self.images: list[tuple[Tensor, Projection]] = []
         self.gram = np.zeros((0, 0))
         self.squares: list[float] = []
         self.forms: list[float] = []
@@ -98,14 +143,19 @@ class Deflation:
     def _product(self, v: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         image, *crossed = self.hessian.product(v, self.name, [self.name, *self.others])
         self.hvps += 1
-        for basis, cross in zip(self.others.values(), crossed, strict=True):
-            if basis is not None:
-                basis.project_out(cross)
         return image, dict(zip(self.others, crossed, strict=True))
 
-    def deflate(self, w: Tensor) -> Tensor | None:
-        """Add the direction w to Q (w is overwritten): (I - Q'Q) H q, or None when w lies in the span of Q already."""
-        if not self.basis.add(w):
+    def _outside(self, name: str, cross: Tensor) -> float:
+        """The square of a cross image, of its part outside Q_b where that is known already; the image may be spoilt."""
+        basis = self.others[name]
+        return dot(cross, cross) if basis is None else basis.outside(cross)
+
+    def deflate(self, w: Tensor, seen: Projection | None = None) -> tuple[Tensor, Projection] | None:
+        """Add the direction w to Q (w is overwritten): (I - Q'Q) H q, or None when w lies in the span of Q already.
+
+        `seen` is what w's earlier projection told, see `Basis.add`; that of the result comes with it.
+        """
+        if not self.basis.add(w, seen):
             return None
         q = self.basis.rows[-1]
         image, crossed = self._product(q)
@@ -115,23 +165,24 @@ class Deflation:
             self.noise = max(
                 self.noise, (256 if q.dtype == torch.float64 else 8) * torch.finfo(q.dtype).eps
             )  # of `dot`
-        self.captured += dot(image, image)
         for name, cross in crossed.items():
-            self.cross_known[name] += dot(cross, cross)
-        self.columns.append(self.basis.project_out(image))
-        return image
+            self.cross_known[name] += self._outside(name, cross)
+        told = self.basis.project_out(image)
+        self.captured += told.before**2
+        self.columns.append(told.coefficients)
+        return image, told
 
     def krylov(self, steps: int) -> None:
-        """At most `steps` Lanczos steps from a uniformly random start; fewer when the Krylov space closes.
+        """Lanczos steps from a uniformly random start, and from another one wherever the Krylov space closes.
 
-        A block of at most `steps` dimensions is taken whole, from as many random starts as it needs.
+        At most as many as the block has dimensions: a block of at most `steps` is taken whole.
         """
-        w: Tensor | None = self._draw()
-        while w is not None and self.lanczos < min(steps, self.block.dim):
-            w = self.deflate(w)
-            self.lanczos = self.basis.size
-            if w is None and self.block.dim <= steps:
-                w = self._draw()
+        most = min(steps, self.block.dim)
+        self.basis.reserve(most)
+        found: tuple[Tensor, Projection] | None = None
+        while self.basis.size < most:
+            found = self.deflate(*found) if found else self.deflate(self._draw())
+        self.lanczos = self.basis.size
 
     @property
     def complete(self) -> bool:
@@ -144,14 +195,14 @@ class Deflation:
         self.basis.project_out(g)
         image, crossed = self._product(g)
         self.forms.append(dot(g, image))
-        self.basis.project_out(image)
-        self.squares.append(dot(image, image))
+        told = self.basis.project_out(image)
+        self.squares.append(told.after**2)
         if len(self.images) < IMAGES:
-            row = np.array([dot(image, other) for other in self.images])
+            row = np.array([dot(image, other) for other, _ in self.images])
             self.gram = np.block([[self.gram, row[:, None]], [row[None, :], np.array([[self.squares[-1]]])]])
-            self.images.append(image)
+            self.images.append((image, told))
         for name, cross in crossed.items():
-            self.cross_squares[name].append(dot(cross, cross))
+            self.cross_squares[name].append(self._outside(name, cross))
             if self.others[name] is None:
                 self.cross_images[name].append(cross)
 
@@ -159,8 +210,9 @@ class Deflation:
         """The images of the probes so far join Q; probing starts anew."""
         images = self.images
         self._clear()
-        for image in images:
-            self.deflate(image)
+        self.basis.reserve(len(images))
+        for image, told in images:
+            self.deflate(image, told)
 
     def projected(self) -> np.ndarray:
         """T = Q H Q' [k, k], from its columns' upper parts by symmetry."""

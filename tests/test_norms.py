@@ -371,7 +371,7 @@ def test_the_basis_stays_orthonormal_through_growth_and_many_chunks(dtype: torch
     assert float((gram.diag() - 1).abs().max()) < 300 * eps  # the accuracy of a sum of 2^16 entries in fp64
     w = torch.randn(dim, generator=generator, dtype=dtype)
     expected, kept = q @ w.double(), w.double()
-    coefficients = basis.project_out(w)
+    coefficients = basis.project_out(w).coefficients
     assert np.abs(coefficients - expected.numpy()).max() < 100 * eps * float(kept.norm()) / 10
     assert float((q @ w.double()).abs().max()) < 10 * eps * float(kept.norm())
     assert not basis.add(q[3].to(dtype) * 7.0 + q[5].to(dtype)), "in the span already"
@@ -382,3 +382,113 @@ def test_the_basis_refuses_a_zero_vector() -> None:
     basis = Basis(10, torch.zeros(0))
     assert not basis.add(torch.zeros(10)) and basis.size == 0
     assert basis.add(Block("b", (torch.ones(10),)).params[0].clone()) and basis.size == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("share", [1.0, 0.8, 0.55, 0.4, 0.1, 1e-2, 1e-4, 0.0])
+@pytest.mark.parametrize("dim", [20, 1000, 150_000])
+def test_projections_agree_with_fp64_however_little_they_leave(dim: int, share: float, dtype: torch.dtype) -> None:
+    eps, generator = torch.finfo(dtype).eps, torch.Generator().manual_seed(0)
+    basis = Basis(dim, torch.zeros(0, dtype=dtype))
+    while basis.size < 6:
+        assert basis.add(torch.randn(dim, generator=generator, dtype=dtype))
+    q = basis.rows.double()
+    exact = torch.linalg.qr(q.T)[0]
+    inside, beyond = q[1] - q[4], torch.randn(dim, generator=generator, dtype=torch.float64)
+    for _ in range(2):
+        beyond -= exact @ (exact.T @ beyond)
+    w = ((1 - share**2) ** 0.5 * inside / inside.norm() + share * beyond / beyond.norm()).to(dtype)
+    coefficients, left = q @ w.double(), w.double() - exact @ (exact.T @ w.double())
+    size = float(left.norm())
+    square = basis.outside(w.clone())
+    assert square == pytest.approx(size**2, rel=300 * eps, abs=120 * eps * size + (60 * eps) ** 2)
+    told = basis.project_out(w)
+    assert np.abs(told.coefficients - coefficients.numpy()).max() < 60 * eps
+    assert float((w.double() - left).norm()) < 60 * eps
+    assert told.before == pytest.approx(1, rel=100 * eps) and told.after == pytest.approx(float(w.double().norm()))
+    if share:
+        assert float((q @ w.double()).abs().max()) < 20 * eps * told.after, "relative to what is left"
+    assert basis.add(w, told) == (share > 0), "rank is told by the norm before any projection"
+    gram = basis.rows.double() @ basis.rows.double().T
+    assert float((gram - gram.diag().diag()).abs().max()) < 20 * eps
+
+
+def test_what_is_orthogonal_already_is_not_projected_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    sweeps, honest = [], Basis._sweep
+    monkeypatch.setattr(Basis, "_sweep", lambda self, *args, **more: sweeps.append(1) or honest(self, *args, **more))
+
+    def spent() -> int:
+        count = len(sweeps)
+        sweeps.clear()
+        return count
+
+    basis, generator = Basis(4000, torch.zeros(0)), torch.Generator().manual_seed(0)
+    draws = [torch.randn(4000, generator=generator) for _ in range(4)]
+    assert basis.add(draws[0]) and basis.add(draws[1])
+    spent()
+    told = basis.project_out(draws[2])
+    assert spent() == 2, "a fresh probe loses little: one look, one subtraction"
+    basis.outside(draws[3].clone())
+    assert spent() == 1, "its norm needs no subtraction"
+    assert basis.add(draws[2], told) and spent() == 0
+    inside = 0.3 * basis.rows[0] + 0.7 * basis.rows[1]
+    rounding, stale = basis.project_out(inside), basis.project_out(draws[3])
+    spent()
+    assert basis.add(draws[3] + basis.rows[2], None) and basis.size == 4
+    assert spent() == 2
+    # Q has grown since: what was told then is no longer enough.
+    parallel = basis.rows[3] + 1e-3 * torch.randn(4000, generator=generator)
+    assert basis.add(parallel, stale) and spent() == 3, "little is left, hence twice"
+    assert 0 < float(inside.norm()) and not basis.add(inside, rounding), "what is left of it is rounding, whatever Q"
+    gram = (basis.rows @ basis.rows.T).double()
+    assert float((gram - torch.eye(5)).abs().max()) < 1e-5
+
+
+_I80 = np.arange(1, 81)
+RUNS = {
+    **SPECTRA,
+    "clustered": 1 + 1e-9 * _I80,
+    "one outlier of a million": np.where(_I80 == 1, 1e6, 1.0 / _I80),
+    "fast decay": 10.0 ** -(_I80 / 2.0),
+    "zero": np.zeros(80),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("spectrum", RUNS)
+def test_a_run_is_the_dense_computation_on_its_own_directions(spectrum: str, dtype: torch.dtype) -> None:
+    eps = torch.finfo(dtype).eps
+    rotation = np.linalg.qr(np.random.default_rng(0).standard_normal((90, 90)))[0]
+    h = rotation[:, :80] @ np.diag(RUNS[spectrum]) @ rotation[:, :80].T
+    hessian = DenseHessian((h + h.T) / 2, 80, 10, dtype=dtype)
+    first = Deflation(hessian, "a", [5], {"b": None})
+    first.krylov(12)
+    for _ in range(7):
+        first.probe()
+    first.extend()
+    first.probe()
+    second = Deflation(hessian, "b", [6], {"a": first.basis})
+    second.krylov(4)
+    second.probe()
+
+    part, cross = hessian.part("a", "a").double(), hessian.part("a", "b").double()
+    size = max(float(torch.linalg.matrix_norm(part, 2)), 1e-30)
+    q = first.basis.rows.double()
+    assert float((q @ q.T - torch.eye(len(q))).abs().max()) < 20 * eps
+    assert np.abs(first.projected() - (q @ part @ q.T).numpy()).max() < 50 * eps * size
+    assert first.captured == pytest.approx(float((q @ part).square().sum()), rel=100 * eps)
+
+    def beyond(rows: Tensor) -> Tensor:
+        return torch.eye(rows.shape[1]) - torch.linalg.pinv(rows) @ rows
+
+    noise = 20 * eps * size  # of a norm, for a direction of length one
+    g = draw(hessian.blocks["a"], "gaussian", [5, first.draws]).double()
+    image = beyond(q) @ part @ beyond(q) @ g
+    assert first.squares[-1] ** 0.5 == pytest.approx(float(image.norm()), rel=100 * eps, abs=noise * float(g.norm()))
+    assert first.forms[-1] == pytest.approx(float(g @ image), abs=noise * float(g @ g))
+    p = second.basis.rows.double()
+    known, seen = beyond(q) @ cross @ p.T, beyond(q) @ cross @ beyond(p)
+    assert second.cross_known["a"] ** 0.5 == pytest.approx(float(known.norm()), rel=100 * eps, abs=noise)
+    g = draw(hessian.blocks["b"], "gaussian", [6, second.draws]).double()
+    found = second.cross_squares["a"][-1] ** 0.5
+    assert found == pytest.approx(float((seen @ g).norm()), rel=100 * eps, abs=noise * float(g.norm()))
