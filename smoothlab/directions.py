@@ -122,7 +122,7 @@ class Masked(Directions):
     """v = m g: Gaussian g on the entries that a fixed mask keeps, so E vv' = diag(m) and the others get gradient 0.
 
     Attributes:
-        masks: one boolean tensor a parameter of the block, in its shape; True moves.
+        masks: one boolean tensor a parameter of the block, in its shape or a single entry for all; True moves.
     """
 
     masks: tuple[Tensor, ...] = field(compare=False)
@@ -131,7 +131,7 @@ class Masked(Directions):
         """Normal numbers where the mask is set."""
         mask = _fitting(self.masks, stream.block, piece, "mask")
         out.normal_(generator=stream.generator(piece.tensor, piece.number))
-        out.mul_(mask.reshape(-1)[piece.start : piece.stop])
+        out.mul_(mask)
 
 
 @dataclass(frozen=True)
@@ -148,16 +148,17 @@ class Preconditioned(Directions):
         """Normal numbers times S."""
         scale = _fitting(self.scales, stream.block, piece, "scale")
         out.normal_(generator=stream.generator(piece.tensor, piece.number))
-        out.mul_(scale if scale.numel() == 1 else scale.reshape(-1)[piece.start : piece.stop])
+        out.mul_(scale)
 
 
 def _fitting(given: tuple[Tensor, ...], block: Block, piece: Piece, what: str) -> Tensor:
-    """The mask or scale of the piece's tensor."""
+    """The mask or scale of the piece, [stop - start] or a single number for all of the tensor."""
     shapes, params = [tuple(t.shape) for t in given], [tuple(p.shape) for p in block.params]
     if len(given) != len(params) or (given[piece.tensor].numel() != 1 and shapes[piece.tensor] != params[piece.tensor]):
         raise BadInput(f"{what}s of shapes {shapes} do not fit block '{block.name}': give one tensor a parameter, "
                        f"of shapes {params}")  # fmt: skip
-    return given[piece.tensor]
+    found = given[piece.tensor]
+    return found.reshape(()) if found.numel() == 1 else found.reshape(-1)[piece.start : piece.stop]
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,7 @@ class Perturbation:
 
     def __init__(self, block: Block, *, keep: bool = False, layers: nn.Module | None = None) -> None:
         self.block, self.device = block, block.params[0].device
+        self._kind = (block.params[0].dtype, self.device)
         self.share: float | None = None
         self.kept: dict[Seed, Tensor] = {}
         self._keep, self._sizes = keep, [p.numel() for p in block.params]
@@ -55,10 +56,17 @@ class Perturbation:
         self._moved: list[Tensor] = []
         self._spare: list[Tensor] = []
 
+    @property
+    def fits(self) -> bool:
+        """Whether the block still has the dtype, device and sizes that memory was taken for."""
+        p = self.block.params[0]
+        return (p.dtype, p.device) == self._kind and [p.numel() for p in self.block.params] == self._sizes
+
     def forget(self) -> None:
-        """Leave the memory of kept directions to the next ones; who holds `kept` sees that they are gone."""
+        """Leave the memory of kept directions to the next ones; who holds `kept` sees that they are gone for good."""
         self._spare += self.kept.values()
         self.kept.clear()
+        self.kept = {}  # not the old one: there, given directions of another step would pass for its own
 
     @contextmanager
     def along(self, law: Directions, direction: Terms, h: float) -> Iterator[None]:

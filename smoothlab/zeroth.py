@@ -46,7 +46,12 @@ class Directional:
     kept: dict[Seed, Tensor] = field(default_factory=dict, compare=False, repr=False)
 
     def dense(self, block: Block) -> Tensor:
-        """The gradient as a flat vector [dim] of the block's dtype (fp32 for 16-bit blocks)."""
+        """The gradient as a flat vector [dim] of the block's dtype (fp32 for 16-bit blocks).
+
+        Raises:
+            BadInput: the seeds are bound to another generator than this machine's.
+        """
+        self._check_generator(block)
         out = self._stream(block).numbers()
         for place, part in zip(out.split(_sizes(block)), self._anchors(block), strict=True):
             if part is not None:
@@ -59,12 +64,7 @@ class Directional:
         Raises:
             BadInput: the seeds are bound to another generator than this machine's.
         """
-        here = stream_name(block.params[0].device)
-        if self.stream not in ("", here) and not all(seed in self.kept for seed, _ in self.terms):
-            raise BadInput(
-                f"the gradient's seeds are of generator {self.stream}, this is {here}: its directions cannot be drawn "
-                "here; go on where it was made"
-            )
+        self._check_generator(block)
         anchors, flats = self._anchors(block), [p.data.reshape(-1) for p in block.params]
         single = len(self.terms) == 1 and self.anchor is None
         scale = alpha * self.terms[0][1] if single else alpha
@@ -89,8 +89,23 @@ class Directional:
                 if not p.data.is_contiguous():
                     p.data.copy_(flat.view(p.shape))
 
+    def _check_generator(self, block: Block) -> None:
+        here = stream_name(block.params[0].device)
+        if self.stream not in ("", here) and not self._in_memory:
+            raise BadInput(
+                f"the gradient's seeds are of generator {self.stream}, this is {here}: its directions cannot be drawn "
+                "here; go on where it was made"
+            )
+
+    @property
+    def _in_memory(self) -> bool:
+        return all(seed in self.kept for seed, _ in self.terms)
+
     def _stream(self, block: Block) -> Stream:
-        return Mixture(self.law, block, self.terms)
+        if not self._in_memory:
+            return Mixture(self.law, block, self.terms)
+        kept = Given(tuple(self.kept[seed] for seed, _ in self.terms))
+        return Mixture(kept, block, tuple(((j,), c) for j, (_, c) in enumerate(self.terms)))
 
     def _anchors(self, block: Block) -> Sequence[Tensor | None]:
         """The anchor by parameters, flat."""
@@ -213,7 +228,8 @@ class ZerothOrder:
                 slope = (plus - center) / self.mu
             for key, weight in direction:
                 terms[key] = terms.get(key, 0.0) + slope * weight / self.q
-        return Directional(law, tuple(terms.items()), stream=stream_name(place.device), kept=place.kept)
+        stream = stream_name(place.device) if given is None else ""  # given ones are bound to no generator
+        return Directional(law, tuple(terms.items()), stream=stream, kept=place.kept)
 
     def _frame(self, block: Block, seed: Sequence[int], given: Sequence[Tensor] | None) -> list[Terms]:
         """The q directions, each as (seed, weight) pairs of the law's."""
@@ -237,7 +253,7 @@ class ZerothOrder:
         return orthogonal(self.law, block, keys)
 
     def _place(self, block: Block) -> Perturbation:
-        if block not in self._places:
+        if block not in self._places or not self._places[block].fits:
             if any(not p.is_floating_point() for p in block.params):
                 raise BadInput(
                     f"block '{block.name}' holds {block.params[0].dtype} parameters: zeroth-order steps need "
@@ -277,11 +293,9 @@ def evaluate(loss: Loss, block: Block) -> float:
     """
     with torch.no_grad():
         value = loss()
-    if value.dim() != 0:
-        raise BadInput(
-            f"the loss on block '{block.name}' has shape {tuple(value.shape)}: return the mean over the minibatch, "
-            "a scalar"
-        )
+    if not isinstance(value, Tensor) or value.dim() != 0:
+        what = f"has shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"is a {type(value).__name__}"
+        raise BadInput(f"the loss on block '{block.name}' {what}: return the mean over the minibatch, a scalar")
     number = float(value)
     if not np.isfinite(number):
         raise BadInput(
@@ -328,6 +342,7 @@ class ControlVariate:
         """The estimate from the loss of one minibatch at the present values of `block`."""
         here = self.estimator(loss, block, seed)
         with standing_at(block, self._anchor):
-            there = dict(self.estimator(loss, block, seed).terms)
-        terms = tuple((key, c - there[key]) for key, c in here.terms)
-        return Directional(here.law, terms, self.gradient, here.stream, here.kept)
+            there = self.estimator(loss, block, seed)
+        at_anchor = dict(there.terms)
+        terms = tuple((key, c - at_anchor[key]) for key, c in here.terms)
+        return Directional(here.law, terms, self.gradient, here.stream, there.kept)
