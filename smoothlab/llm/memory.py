@@ -63,7 +63,9 @@ def _free(device: str, groups: Path = Path("/sys/fs/cgroup")) -> int:
         return int(torch.cuda.mem_get_info(torch.device(device))[0])
     free = int(psutil.virtual_memory().available)
     try:
-        allowed, used = ((groups / f"memory.{what}").read_text().strip() for what in ("max", "current"))
-        return max(min(free, int(allowed) - int(used)), 0)
-    except (OSError, ValueError):  # no groups here, or "max": no limit
+        allowed, used = (int((groups / f"memory.{what}").read_text()) for what in ("max", "current"))
+        told = dict(line.split() for line in (groups / "memory.stat").read_text().splitlines())
+        used -= int(told["active_file"]) + int(told["inactive_file"])  # cached files make room
+    except (OSError, ValueError, KeyError):  # no groups here, or "max": no limit
         return free
+    return max(min(free, allowed - used), 0)
