@@ -7,6 +7,9 @@ and Gaussian probes orthogonal to Q estimate ||B||_F^2 and tr B without bias (th
 If one direction dominates, as in small trained nets, Q takes it and little is left to probe; if the spectrum is broad,
 as in large pretrained nets, B is broad and few probes are enough. Between the two, e.g. ten equal eigenvalues of which
 a Krylov space sees one, the images of the probes already made join Q, and probing starts anew on the smaller rest.
+Ten equal eigenvalues cannot do with the 20 products of other spectra: the Krylov space of the Lanczos steps holds one
+vector of their eigenspace, so nine more starts must be imaged; to know an image exactly takes a second product; and
+what is left is certified only by probes that Q does not depend on.
 """
 
 from collections.abc import Sequence
