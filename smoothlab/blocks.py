@@ -47,9 +47,9 @@ class Block:
         """Parts of a flat vector [dim] in the shapes of the parameters, without copying."""
         return [part.view(p.shape) for part, p in zip(self.split(flat), self.params, strict=True)]
 
-    def split(self, flat: Tensor) -> Sequence[Tensor]:
+    def split(self, flat: Tensor) -> list[Tensor]:
         """Parts of a flat vector [dim], one a parameter and flat themselves, without copying."""
-        return flat.split([p.numel() for p in self.params])
+        return list(flat.split([p.numel() for p in self.params]))
 
 
 def flatten(tensors: Iterable[Tensor]) -> Tensor:

@@ -147,6 +147,7 @@ class Step:
         noise: ||grad noise||, the rounding error of one gradient in Euclidean norm, over all blocks.
         error: estimated relative error of the product at h from halving it; None if not checked, or with kinks.
         kinks: True when halving the step does not shrink the error as smoothness demands although rounding is small.
+            Looked for where the step is chosen; beside a given h, ask `DifferenceHessian.has_kinks`.
     """
 
     h: float
@@ -188,6 +189,7 @@ class DifferenceHessian:
         self._loss, self._h = loss, h
         self._shifts: dict[str, Shift] = {}
         self.steps: dict[str, Step] = {}
+        self._gradients_taken = 0  # away from the weights, or of a scaled loss
         self._spent: dict[str, int] = {}  # products that choosing or checking the steps took, not yet told
         self.loss, self.gradients = gradient(loss, self.blocks)
 
@@ -197,6 +199,7 @@ class DifferenceHessian:
         return self._shifts[along]
 
     def _moved(self, v: Tensor, along: str, h: float, wrt: Sequence[str]) -> list[list[Tensor]]:
+        self._gradients_taken += 1
         with self._shift(along).along(v, h):
             value = self._loss()
             if not torch.isfinite(value):
@@ -239,19 +242,37 @@ class DifferenceHessian:
         return self.difference(v, along, length / squared**0.5, wrt, squared)
 
     def gradient_noise(self, v: Tensor, along: str) -> float:
-        """Rounding error e of one gradient of block `along` (Euclidean norm), from three gradients a few ulp apart.
+        """Rounding error e of one gradient of block `along` (Euclidean norm), from gradients a few ulp apart.
 
         The second difference of g at 0, s, 2s has no first-order part and variance 6 e^2. The move s v is 16 ulp of the
-        block's root mean square weight per entry: truncation is far below rounding, and few kinks are crossed. Never
-        less than eps ||g|| / sqrt(12), the error of storing the gradient: changes below an ulp are not seen as noise.
-        Parts that compute in fp32 whatever the weights are (RMSNorm in an fp64 Llama) do not see such moves: their
-        rounding hides.
+        block's root mean square weight per entry, which decorrelates all roundings, but may cross kinks (ReLU), one of
+        which outweighs the rounding of a whole model a hundredfold, and in bf16 is long. So it is held against the
+        rounding of the backward pass alone, which crosses nothing: the gradient of 3/7 f has other mantissas and the
+        same forward pass. Beyond 4 times that, the move is shortened, to 1/16 ulp in the end, and its sign turned. If
+        no move misses the kinks, then rounding itself meets them (at OPT-125M's shape e = 2e-4 ||g||, against fp64
+        too, hundreds of times the backward pass's), and e is the root mean square over the three moves of an ulp and
+        less.
+
+        Never less than the backward pass's rounding, nor than eps ||g|| / sqrt(12), the error of storing the gradient.
         """
-        eps = torch.finfo(v.dtype).eps
-        s = 16 * eps * self._size(along) / norm(v)
-        first, second = (flatten(self._moved(v, along, k * s, [along])[0]) for k in (1, 2))
-        curl = self.gradients[along] - 2 * first + second
-        return max(norm(curl) / 6**0.5, eps * norm(self.gradients[along]) / 12**0.5)
+        start, eps = self.gradients[along], torch.finfo(v.dtype).eps
+        backward = norm(self._scaled(3 / 7, along).mul_(7 / 3).sub_(start)) / 2**0.5
+        ulp = eps * self._size(along) / norm(v)
+        found: list[float] = []
+        for length in (16.0, -1.0, 1 / 4, -1 / 16):
+            curl = flatten(self._moved(v, along, length * ulp, [along])[0]).mul_(-2).add_(start)
+            curl.add_(flatten(self._moved(v, along, 2 * length * ulp, [along])[0]))
+            found.append(norm(curl) / 6**0.5)
+            if found[-1] <= 4 * backward:
+                break
+        else:
+            found[-1] = (sum(x**2 for x in found[1:]) / len(found[1:])) ** 0.5
+        return max(found[-1], backward, eps * norm(start) / 12**0.5)
+
+    def _scaled(self, factor: float, along: str) -> Tensor:
+        """The gradient of `factor` times the loss, at the weights themselves."""
+        self._gradients_taken += 1
+        return flatten(_gradients(self._loss() * factor, {along: self.blocks[along]}, create_graph=False)[along])
 
     def _floor(self, noise: float, h: float) -> float:
         return (2**0.5 if self.scheme == "forward" else 0.5**0.5) * noise / h
@@ -259,12 +280,13 @@ class DifferenceHessian:
     def rounding(self, v: Tensor, along: str) -> float:
         """||H_cc u|| of a unit u that rounding alone produces at the step in use; measured along v if need be."""
         if along not in self.steps:
+            before = self._gradients_taken
             if self._h == "auto":
                 self.steps[along] = self.choose_step(v, along)
-                self._spent[along] = 8 if self.scheme == "forward" else 7
             else:
                 self.steps[along] = Step(h=self._h, noise=self.gradient_noise(v, along))
-                self._spent[along] = 2 if self.scheme == "forward" else 1
+            each = 1 if self.scheme == "forward" else 2
+            self._spent[along] = -(-(self._gradients_taken - before) // each)
         return self._floor(self.steps[along].noise, self.steps[along].h)
 
     def noise(self, v: Tensor, image: Tensor, along: str) -> tuple[float, int]:

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from smoothlab.blocks import Block, fixed_loss, flatten, norm
+from smoothlab.blocks import Block, Shift, fixed_loss, flatten, norm
 from smoothlab.directions import draw
 from smoothlab.errors import BadInput
 from smoothlab.hessian import DifferenceHessian, ExactHessian, exact_hvp, fd_hvp, gradient
-from tests.cases import PROBLEMS, WIDE, Cubic, Problem, Quadratic
+from tests.cases import PROBLEMS, WIDE, Classifier, Cubic, Problem, Quadratic
 
 SMOOTH = [name for name, problem in PROBLEMS.items() if not problem.kinks]
 NETWORKS = [name for name in SMOOTH if name not in ("quadratic", "cubic")]
@@ -296,19 +296,89 @@ def test_the_chosen_step_tells_its_error_and_smooth_networks_have_no_kinks(
     assert step.error < expected[scheme, dtype.itemsize] * (8 if name == "opt" else 1)  # its gradients are tiny
     assert float((cross - cross_truth).norm()) < 4 * step.error * (norm(truth) + norm(cross_truth))
     least, spent = hessian.noise(v, image, "x")
-    assert 0 < least < 4 * error and spent == (8 if scheme == "forward" else 7)
+    assert 0 < least < 4 * error and spent in ((9, 15) if scheme == "forward" else (8, 11))
 
 
+def _sized(activation: Callable[[], nn.Module], width: int) -> Problem:
+    def make() -> nn.Module:
+        body = nn.Sequential(nn.Linear(width, 2 * width), activation(), nn.Linear(2 * width, width), activation())
+        return Classifier(body, torch.randn(64, width))
+
+    return Problem(make, kinks=activation is nn.ReLU)
+
+
+SIZED = {
+    f"{activation.__name__} {width}": _sized(activation, width)
+    for activation in (nn.Tanh, nn.GELU, nn.ReLU)
+    for width in (8, 64, 160)
+}
+
+
+def noise_of_a_difference(hessian: DifferenceHessian, reference: nn.Module, exact: Block, v: Tensor, h: float) -> float:
+    """Rounding error of one gradient, from a difference at the move h v / ||v|| and fp64 at the very same weights."""
+    block = hessian.blocks[exact.name]
+    start = gradient(reference, {"b": exact})[1]["b"]
+    with Shift(block).along(v, h / norm(v)):
+        moved = gradient(hessian._loss, {"b": block})[1]["b"]
+        home = [p.detach().clone() for p in exact.params]
+        with torch.no_grad():
+            for p, at in zip(exact.params, block.params, strict=True):
+                p.copy_(at)
+    end = gradient(reference, {"b": exact})[1]["b"]
+    with torch.no_grad():
+        for p, at in zip(exact.params, home, strict=True):
+            p.copy_(at)
+    found = moved.double() - hessian.gradients[exact.name].double()
+    return norm(found - (end - start)) / 2**0.5
+
+
+# The truth is two draws of the rounding error, and the estimate is a root mean square of others. Over these 26 cases
+# their ratio on x has a mean of 1.03 and a standard deviation of .06: a factor of 1.5 is more than 6 of them.
 @pytest.mark.parametrize("seed", [0, 1])
-@pytest.mark.parametrize("name", WIDE)
+@pytest.mark.parametrize("name", [*WIDE, *SIZED])
 def test_measured_gradient_noise_is_that_against_fp64(name: str, seed: int) -> None:
-    module, blocks, reference, exact = pair(WIDE[name], seed)
+    module, blocks, reference, exact = pair({**WIDE, **SIZED}[name], seed)
+    hessian = DifferenceHessian(module, blocks)
+    for block, same in zip(blocks, exact, strict=True):
+        v = draw(block, "gaussian", [seed])
+        real = noise_of_a_difference(hessian, reference, same, v, 1e-5)
+        # The head's moves of 1e-5 change few roundings below it; more of them count at longer moves.
+        above = 1.5 if block.name == "x" else 3
+        assert real / 1.5 < hessian.gradient_noise(v, block.name) < above * real
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_kink_a_few_ulp_away_is_no_rounding_noise(seed: int) -> None:
+    module, (x, _), reference, (exact, _) = pair(WIDE["relu"], seed)
+    v = draw(x, "gaussian", [seed])
+    move = 16 * torch.finfo(v.dtype).eps * norm(flatten(p.detach() for p in x.params)) / norm(v) * v
+    first = module.body[0]
+    parts = dict(zip((id(p) for p in x.params), x.views(move), strict=True))
+    example = module.features[0].double()
+    change = parts[id(first.weight)].double() @ example + parts[id(first.bias)]
+    unit = int(change.abs().argmax())
+    with torch.no_grad():  # one unit's kink half-way along the first move, 8 ulp away
+        first.bias[unit] = -(first.weight[unit].double() @ example) - change[unit] / 2
+        reference.body[0].bias.copy_(first.bias)
+    hessian = DifferenceHessian(module, [x])
+    real = norm(hessian.gradients["x"].double() - gradient(reference, {"x": exact})[1]["x"])
+    near, far = (flatten(hessian._moved(v, "x", k * norm(move) / norm(v), ["x"])[0]) for k in (1, 2))
+    assert norm(hessian.gradients["x"] - 2 * near + far) > 30 * real, "the kink is met, and outweighs rounding"
+    assert real / 2.5 < hessian.gradient_noise(v, "x") < 2.5 * real
+
+
+# In bf16 16 ulp are far, and rounding itself meets kinks: of a few tens of jumps some may be the largest part.
+@pytest.mark.parametrize("name", WIDE)
+def test_gradient_noise_in_bf16_has_the_size_of_that_against_fp64(name: str) -> None:
+    module, blocks = WIDE[name].build(0, torch.bfloat16)
+    reference, exact = WIDE[name].build(0)
+    reference.load_state_dict(module.state_dict())
     hessian = DifferenceHessian(module, blocks)
     truth = gradient(reference, {b.name: b for b in exact})[1]
     for block in blocks:
-        measured = hessian.gradient_noise(draw(block, "gaussian", [seed]), block.name)
+        measured = hessian.gradient_noise(draw(block, "gaussian", [0]), block.name)
         real = norm(hessian.gradients[block.name].double() - truth[block.name])
-        assert real / 2.5 < measured < 2.5 * real
+        assert real / 4 < measured < 4 * real
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -323,7 +393,7 @@ def test_a_given_step_below_rounding_tells_its_noise(h: float, scheme: str) -> N
     told, spent = hessian.noise(v, image, "x")
     assert excess > 0.05, "the setting is one where rounding matters"
     assert excess / 2 < told < 2 * excess
-    assert spent == (2 if scheme == "forward" else 1)
+    assert spent == (3 if scheme == "forward" else 2)
     assert hessian.noise(v, image, "x")[1] == 0
 
 
