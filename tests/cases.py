@@ -318,7 +318,7 @@ class Part(nn.Module):
 
 
 class Polynomial(nn.Module):
-    """f(x + s) = g's + A[s, s]/2 + T[s, s, s]/6 + Q[s, s, s, s]/24 with random g, A, T, Q about a random x.
+    """f(x + s) = 1 + g's + A[s, s]/2 + T[s, s, s]/6 + Q[s, s, s, s]/24 with random g, A, T, Q about a random x.
 
     Attributes:
         taylor: g, A, T, Q and the shapes.
@@ -340,13 +340,21 @@ class Polynomial(nn.Module):
         return torch.cat([part() for part in self.parts])
 
     def forward(self) -> Tensor:
-        s, value, factorial = self._position() - self._home, torch.zeros((), dtype=torch.float64), 1
+        s, value, factorial = self._position() - self._home, torch.ones((), dtype=torch.float64), 1
         for k, tensor in enumerate(self._derivatives, 1):
             factorial *= k
             for _ in range(k):
                 tensor = tensor @ s
             value = value + tensor / factorial
         return value
+
+
+def moved(f: Taylor, s: np.ndarray) -> Taylor:
+    """The same cubic about x + s."""
+    if f.third is None:
+        return Taylor(f.gradient + f.hessian @ s, f.hessian, shapes=f.shapes)
+    bent = f.third @ s
+    return Taylor(f.gradient + f.hessian @ s + bent @ s / 2, f.hessian + bent, f.third, shapes=f.shapes)
 
 
 def symmetric(rng: np.random.Generator, dim: int, order: int) -> np.ndarray:
