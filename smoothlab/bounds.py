@@ -2,9 +2,9 @@
 
 Lemma B.5 asks for an L-Lipschitz gradient "at x". That has to mean everywhere: Gaussian directions go arbitrarily far.
 f = exp(x^4) satisfies Definition 2.1 with ell(u) = 80 + 3 u^1.5 (theory.md B.5), yet E |ghat| is infinite for every
-mu > 0, one- or two-sided:
+mu > 0, one-sided everywhere and two-sided at every x but 0, where the two values cancel. One-sided at x = 0:
 
-    E |ghat(0)| = sqrt(2/pi) int_0^inf (exp(mu^4 z^4) - 1) (z/mu) exp(-z^2/2) dz      (one-sided, at x = 0)
+    E |ghat(0)| = sqrt(2/pi) int_0^inf (exp(mu^4 z^4) - 1) (z/mu) exp(-z^2/2) dz
 
 and the integrand itself grows without limit, as mu^4 z^4 - z^2/2 does for z > 1/(2 mu^2). Every sample of any size has
 a finite mean, which says nothing: with mu = 0.1 the integrand turns upwards at z = 50.
