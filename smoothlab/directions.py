@@ -181,7 +181,9 @@ class LowRank(Directions):
         """Whole rows of matrices, as many as fit a chunk."""
         found: list[Piece] = []
         for i, p in enumerate(block.params):
-            rows = max(1, chunk_of(p.device) // p[0].numel()) * p[0].numel() if p.dim() == 2 else chunk_of(p.device)
+            rows = chunk_of(p.device)
+            if p.dim() == 2 and p.numel():
+                rows = max(1, rows // p.shape[1]) * p.shape[1]
             found += cut(i, p.numel(), rows)
         return found
 

@@ -212,6 +212,10 @@ class ZerothOrder:
             _check_deterministic(loss, block)
             place.measure_share(law, frame[0], self.mu)
         place.forget()
+        if value is not None and not np.isfinite(value):
+            raise BadInput(
+                f"the given value of the loss on block '{block.name}' is {value}: leave it out, or look at the data"
+            )
         center = value
         if self.sides == 1 and center is None:
             center = evaluate(loss, block)

@@ -173,6 +173,16 @@ def test_a_low_rank_direction_has_its_rank() -> None:
     assert singular[2] > 1 and singular[3] < 1e-12
 
 
+def test_tensors_without_entries_and_masks_of_one_entry_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "CHUNK", 4)  # so that a tensor has several pieces
+    b = block((0, 3), (3, 0), (2, 5))
+    for law in (LowRank(2), Gaussian(), Rademacher()):
+        assert law.draw(b, [0]).shape == (10,)
+    both, one = block((10,), (7,)), (torch.tensor([True]), torch.tensor([False]))
+    v = Masked(one).draw(both, [0])
+    assert torch.equal(v[:10], Gaussian().draw(both, [0])[:10]) and not v[10:].any()
+
+
 def test_every_sign_bit_is_used() -> None:
     b = block((64 * 500 + 3,), dtype=torch.float32)  # a word has 64 bits; the last one is used in part
     v = torch.stack([Rademacher().draw(b, [i]) for i in range(4)])

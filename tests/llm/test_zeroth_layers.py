@@ -1,7 +1,7 @@
 """Moving transformers layer by layer, inside their forward calls: the same estimates as a moved copy, to the bit."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -12,6 +12,14 @@ from smoothlab.directions import Gaussian, LowRank, Rademacher, Sphere
 from smoothlab.streams import Directions
 from smoothlab.zeroth import ZerothOrder
 from tests.llm.tiny import IDS, LABELS, MASK, tiny
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def classifier(kind: str, dtype: torch.dtype) -> tuple[nn.Module, Callable[[], Tensor]]:
