@@ -1,4 +1,4 @@
-"""Exact moments of zeroth-order estimators, beside them: mean, second moment, and (from `smoothlab.bounds`) bounds.
+"""Exact moments of zeroth-order estimators, beside them; where only bounds are known, see `smoothlab.bounds`.
 
 Let f(x + s) = f(x) + g's + A[s, s]/2 + T[s, s, s]/6 + Q[s, s, s, s]/24. One direction z gives ghat = c(z) z with
 
@@ -28,12 +28,6 @@ from math import prod
 
 import numpy as np
 
-from smoothlab.bounds import bias_bound as bias_bound
-from smoothlab.bounds import error_bound as error_bound
-from smoothlab.bounds import generalized_bias_bound as generalized_bias_bound
-from smoothlab.bounds import log_truncated_mean as log_truncated_mean
-from smoothlab.bounds import printed_bias_bound as printed_bias_bound
-from smoothlab.bounds import printed_error_bound as printed_error_bound
 from smoothlab.directions import Coordinate, LowRank, Masked, Preconditioned, Rademacher, Sphere
 from smoothlab.errors import BadInput
 from smoothlab.expectations import Array, Shapes, expectation, fourth, scales
