@@ -1,0 +1,196 @@
+"""Parts "bias", "variance" and "curve" of the estimators experiment: functions whose closed forms are known.
+
+How each is measured, over N directions that `ZerothOrder` would draw from these seeds:
+
+- bias: the mean of ghat - <g, z> z, and with one side also - (mu/2) A[z, z] z. What is subtracted is known to have the
+  mean g (and 0, as z and -z are alike), so that the mean stays that of ghat - g while the variance falls from that of
+  the estimate to that of its bias: a control variate. Told is its component along the closed form of the bias (an
+  unbiased number, as a norm would not be), over ||g||, with a t interval; `p_value` is that of Hotelling's test that
+  the whole vector is the closed form. All mu of a curve share their directions.
+- variance: the mean of ||ghat - g||^2 / ||g||^2, as it comes, with the interval of `samples.mean_square`. One side and
+  two, and all q, share their directions.
+- curve: the root mean square of D(mu) - <g, z> over ||g||, see `smoothlab.experiments.ucurve`.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from scipy import stats
+
+from smoothlab import samples
+from smoothlab.directions import Coordinate, Gaussian, LowRank, Rademacher, Sparse, Sphere
+from smoothlab.experiments import ucurve
+from smoothlab.experiments.synthetic import Ridges, directions, frames, slopes
+from smoothlab.intervals import Interval
+from smoothlab.moments import second_moment
+from smoothlab.streams import Directions, stream_name
+from smoothlab.zeroth import ZerothOrder
+
+if TYPE_CHECKING:
+    from smoothlab.experiments.estimators import Estimators
+
+Row = dict[str, Any]
+
+LAWS: dict[str, Directions] = {
+    "gaussian": Gaussian(), "sphere": Sphere(), "rademacher": Rademacher(), "coordinate": Coordinate(),
+    "sparse": Sparse(0.25), "lowrank": LowRank(2),
+}  # fmt: skip
+CURVE, CURVE_DIM = "cosh", 64  # the function of the U-curve and its dimension
+AVERAGE_DIM = 64  # d of the averages over q directions
+DIGITS = 7  # significant ones in records
+ALWAYS = ("measured", "low", "high", "reference", "predicted")  # null where there is none; others are left out
+
+
+def rounded(value: float | None) -> float | None:
+    """What a record keeps of a number."""
+    return None if value is None else float(f"{value:.{DIGITS}g}")
+
+
+def row(
+    setting: str, quantity: str, found: Interval, estimator: ZerothOrder, *, dtype: str, d: int, draws: int,
+    reference: float | None = None, predicted: float | None = None, device: str = "cpu", **more: Any,
+) -> Row:  # fmt: skip
+    """One flat row; `setting` is what a stopped run repeats as a whole, "part/..."."""
+    told: Row = {
+        "part": setting.split("/")[0], "setting": setting, "quantity": quantity,
+        "estimator": estimator.name, "law": estimator.law.name, "sides": estimator.sides, "q": estimator.q,
+        "average": estimator.average, "mu": estimator.mu, "dtype": dtype, "d": d, "draws": draws,
+        "measured": rounded(found.value), "low": rounded(found.low), "high": rounded(found.high),
+        "reference": rounded(reference), "predicted": rounded(predicted),
+        "stream": stream_name(device),
+    }  # fmt: skip
+    told |= {name: rounded(value) if isinstance(value, float) else value for name, value in more.items()}
+    return {name: value for name, value in told.items() if value is not None or name in ALWAYS}
+
+
+def bias(run: "Estimators", setting: str) -> Iterator[Row]:
+    """Setting "bias/FUNCTION/LAW": two sides in fp64; for Gaussian directions also one side, and fp32."""
+    _, function, name = setting.split("/")
+    f, law = Ridges.random(function, run.dim, run.seed), LAWS[name]
+    taylor = f.taylor(2)
+    g, size = taylor.gradient, float(np.linalg.norm(taylor.gradient))
+    series = [("float64", 2)] + ([("float64", 1), ("float32", 2)] if name == "gaussian" else [])
+    for dtype in dict.fromkeys(kind for kind, _ in series):
+        kind = getattr(torch, dtype)
+        drawn = directions(law, f.block(kind), (run.seed, 1), run.draws)
+        for sides in [s for t, s in series if t == dtype]:
+            for mu in run.mus:
+                estimator = ZerothOrder(mu, sides=sides, law=law)  # type: ignore[arg-type]
+                c, z = slopes(f, mu, sides, drawn, kind)
+                c, z = c[:, 0] - z[:, 0] @ g, z[:, 0]
+                if sides == 1:
+                    c = c - mu / 2 * ((z @ taylor.hessian) * z).sum(1)
+                expected = f.mean(estimator) - g
+                found = _along(c[:, None] * z, expected, size)
+                yield row(
+                    setting, "bias", found[0], estimator, dtype=dtype, d=f.dim, draws=run.draws, function=function,
+                    block="theta", reference=float(np.linalg.norm(expected)) / size, p_value=found[1],
+                    exact=f.exact(law),
+                )  # fmt: skip
+
+
+def _along(vectors: np.ndarray, expected: np.ndarray, size: float) -> tuple[Interval, float]:
+    """Interval of the mean's component along `expected`, over `size`, and Hotelling's p-value of the whole."""
+    n = len(vectors)
+    way = expected / np.linalg.norm(expected)
+    off = vectors.mean(0) - expected
+    scale = vectors.std(0, ddof=1) + 1e-300  # the covariance would underflow at small mu
+    values, axes = np.linalg.eigh(np.cov(vectors / scale, rowvar=False))
+    free = values > 1e-9 * values[-1]  # one sum of a coordinate estimate's components does not vary
+    rank = int(free.sum())
+    statistic = float(n * ((off / scale @ axes[:, free]) ** 2 / values[free]).sum())
+    p = float(stats.f.sf(statistic * (n - rank) / (rank * (n - 1)), rank, n - rank))
+    return samples.mean(vectors @ way / size), p
+
+
+def variance(run: "Estimators", setting: str) -> Iterator[Row]:
+    """Setting "variance/LAW": one direction, against d."""
+    law = LAWS[setting.split("/")[1]]
+    for d in run.dims:
+        f = Ridges.random("quadratic", d, run.seed)
+        drawn = directions(law, f.block(torch.float64), (run.seed, 2, d), run.draws)
+        for sides in (2, 1):
+            yield _error(setting, f, ZerothOrder(run.mu, sides=sides, law=law), drawn)
+
+
+def averages(run: "Estimators", setting: str) -> Iterator[Row]:
+    """Setting "averages/AVERAGE": q directions, plain (one side and two), in antithetic pairs, orthogonal."""
+    average = setting.split("/")[1]
+    f = Ridges.random("quadratic", AVERAGE_DIM, run.seed)
+    drawn = directions(Gaussian(), f.block(torch.float64), (run.seed, 3), max(run.draws // 8, 20), max(run.qs))
+    for sides in (2, 1):
+        for q in run.qs:
+            if average == "antithetic" and (sides == 2 or q % 2):
+                continue
+            estimator = ZerothOrder(run.mu, sides=sides, q=q, average=average)  # type: ignore[arg-type]
+            yield _error(setting, f, estimator, drawn)
+
+
+def _error(setting: str, f: Ridges, estimator: ZerothOrder, drawn: torch.Tensor) -> Row:
+    taylor = f.taylor(2)
+    g, square = taylor.gradient, float(taylor.gradient @ taylor.gradient)
+    found = slopes(f, estimator.mu, estimator.sides, frames(estimator, drawn), torch.float64).estimates
+    reference = (second_moment(estimator, taylor) - square) / square  # E ghat = g on quadratics
+    measured = samples.mean_square(((found - g) ** 2).sum(1) / square)
+    return row(
+        setting, "error", measured, estimator, dtype="float64", d=f.dim, draws=len(drawn), function=f.shape,
+        reference=reference, exact=True, block="theta",
+    )  # fmt: skip
+
+
+def curve(run: "Estimators", setting: str) -> Iterator[Row]:
+    """Setting "curve/DTYPE": errors of directional derivatives on `CURVE`, noise, and the best mu."""
+    dtype = setting.split("/")[1]
+    kind = getattr(torch, dtype)
+    f = Ridges.random(CURVE, CURVE_DIM, run.seed)
+    taylor = f.taylor(3)
+    assert taylor.third is not None
+    drawn = directions(Gaussian(), f.block(kind), (run.seed, 4), run.curve_draws)[:, 0]
+    theta = torch.tensor(f.point, dtype=kind).to(drawn.dtype)
+
+    def at(h: float) -> np.ndarray:
+        return np.asarray(f.values(torch.add(theta, drawn, alpha=h).to(kind)).double())
+
+    found = ucurve.errors(at, float(at(0.0)[0]), drawn.double().numpy() @ taylor.gradient, run.curve_mus)
+    near = ucurve.spacing(dtype, float(np.square(f.point).mean() ** 0.5))
+    noise = ucurve.noise(np.stack([at(place * near) for place in ucurve.PLACES], 1))
+    spreads = ucurve.gaussian_spread(taylor.hessian, taylor.third)
+    size = float(np.linalg.norm(taylor.gradient))
+    yield from curve_rows(setting, found, run.curve_mus, noise, spreads, size, seed=run.seed, dtype=dtype, d=f.dim,
+                          function=CURVE, block="theta")  # fmt: skip
+
+
+def curve_rows(
+    setting: str, found: dict[int, np.ndarray], mus: Sequence[float], noise: Interval, spreads: Sequence[float],
+    size: float, *, seed: int, dtype: str, **more: Any,
+) -> Iterator[Row]:  # fmt: skip
+    """Rows of a U-curve: its points, the noise it is predicted from, and the best mu, by sides.
+
+    Args:
+        setting: of the rows.
+        found: `ucurve.errors`.
+        mus: the steps, ascending.
+        noise: of the loss.
+        spreads: kappa and tau.
+        size: ||g||, which errors are divided by.
+        seed: of the resampling for the best mu's interval.
+        dtype: precision.
+        more: what the rows tell besides.
+    """
+    for sides, off in found.items():
+        spread, n = spreads[sides - 1], len(off)
+        expected = ucurve.predicted(mus, sides, spread, noise.value) / size
+        for i, mu in enumerate(mus):
+            estimator = ZerothOrder(mu, sides=sides)  # type: ignore[arg-type]
+            measured = samples.root_mean_square(off[:, i] / size)
+            yield row(setting, "derivative error", measured, estimator, dtype=dtype, draws=n,
+                      predicted=float(expected[i]), **more)  # fmt: skip
+        lowest = samples.lowest(mus, off**2, seed=seed)
+        estimator = ZerothOrder(lowest.value, sides=sides)  # type: ignore[arg-type]
+        best = ucurve.best(sides, spread, noise.value) if spread > 0 and noise.value > 0 else None
+        edge = lowest.value in (mus[0], mus[-1])  # it may lie beyond
+        yield row(setting, "best mu", lowest, estimator, dtype=dtype, draws=n, predicted=best, edge=edge, **more)
+    estimator = ZerothOrder()
+    yield row(setting, "noise", noise, estimator, dtype=dtype, draws=len(found[2]), **more)

@@ -1,0 +1,258 @@
+"""Zeroth-order estimators against their closed forms: bias, variance, rounding and cost."""
+
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+
+from smoothlab.errors import BadInput
+
+if TYPE_CHECKING:
+    from smoothlab.experiments.estimators_model import Measured
+
+Row = dict[str, Any]
+Part = Literal["bias", "variance", "averages", "curve", "model-curve", "model-variance", "model-cost"]
+Function = Literal["cubic", "quartic", "cosh"]
+Law = Literal["gaussian", "sphere", "rademacher", "coordinate", "sparse", "lowrank"]
+Precision = Literal["float64", "float32", "bfloat16"]
+Kind = Literal["gaussian", "sphere", "rademacher", "sparse", "lowrank", "one-sided", "plain4", "orthogonal4"]
+SYNTHETIC: tuple[Part, ...] = ("bias", "variance", "averages", "curve")
+ON_MODEL: tuple[Part, ...] = ("model-curve", "model-variance", "model-cost")
+AVERAGES = ("plain", "antithetic", "orthogonal")
+COSTS = ("gaussian", "kept", "rademacher", "sphere", "sparse", "lowrank")
+STEPS = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
+RANGES: dict[str, tuple[float, float]] = {
+    "draws": (100, 10**7), "curve_draws": (6, 10**6), "model_draws": (6, 10**6), "model_curve_draws": (6, 10**6),
+    "rounds": (6, 10**4), "batch": (1, 10**9), "seed": (0, 2**32 - 1), "dim": (2, 40), "dims": (2, 1024),
+    "qs": (1, 64), "mu": (1e-12, 10), "mus": (1e-12, 10), "curve_mus": (1e-12, 10), "model_mu": (1e-12, 10),
+    "model_mus": (1e-12, 10),
+}  # fmt: skip
+"""Least and greatest value of numbers, or of each of several. Third derivatives grow with dim^3, and cosh overflows
+single precision beyond mu = 10."""
+
+
+@dataclass(frozen=True)
+class Estimators:
+    """Measure zeroth-order gradient estimators beside their closed forms: bias, variance, rounding and cost.
+
+    Attributes:
+        parts: what to measure. On functions whose derivatives are known: bias (against mu), variance (against d),
+            averages (variance against q), curve (error of a directional derivative against mu in each precision). On
+            blocks of a model: model-curve, model-variance, model-cost (seconds of a pass against a forward).
+        functions: functions of the bias.
+        laws: laws of directions of bias and variance: gaussian, sphere, rademacher, coordinate, sparse (a quarter of
+            the entries), lowrank (rank 2).
+        draws: directions of each bias and variance; an eighth of that for averages.
+        dim: dimension d of the bias.
+        dims: dimensions d of the variance.
+        qs: numbers of directions q of averages.
+        mu: step of variance and averages.
+        mus: steps of the bias, ascending.
+        curve_mus: steps of the curve, ascending.
+        precisions: precisions of curve and model-curve.
+        curve_draws: directions of the curve.
+        model: hub name, local directory, or "micro" (in the package).
+        data: task (sst2, builtin) or a JSON Lines file with the fields sentence and label.
+        data_dir: folder with the task's files; without it a task is read from the hub.
+        peft: PEFT method whose block is measured too, or "none".
+        measure: blocks of the model-curve (base, peft, head), all by default; variance and cost take the first.
+        batch: sentences in the minibatch.
+        kinds: estimators of the model-variance.
+        model_mu: step of the model's variance and cost.
+        model_mus: steps of the model-curve, ascending.
+        model_draws: estimates of each model-variance (half as many where q is 4).
+        model_curve_draws: directions of the model-curve.
+        rounds: repetitions of each timing.
+        device: "cpu" or "cuda", for the model.
+        seed: seed of functions, minibatch, head, PEFT module and directions.
+    """
+
+    name: ClassVar[str] = "estimators"
+    parts: tuple[Part, ...] = SYNTHETIC + ON_MODEL
+    functions: tuple[Function, ...] = ("cubic", "quartic", "cosh")
+    laws: tuple[Law, ...] = ("gaussian", "sphere", "rademacher", "coordinate", "sparse", "lowrank")
+    draws: int = 20_000
+    dim: int = 9
+    dims: tuple[int, ...] = (4, 16, 64, 256)
+    qs: tuple[int, ...] = (1, 2, 4, 8, 16)
+    mu: float = 0.1
+    mus: tuple[float, ...] = STEPS
+    precisions: tuple[Precision, ...] = ("float64", "float32", "bfloat16")
+    curve_mus: tuple[float, ...] = (1e-9, 1e-8, 1e-7, *STEPS)
+    curve_draws: int = 2000
+    model: str = "micro"
+    data: str = "builtin"
+    data_dir: Path | None = None
+    peft: str = "lora"
+    measure: tuple[str, ...] = ()
+    batch: int = 8
+    kinds: tuple[Kind, ...] = get_args(Kind)
+    model_mu: float = 1e-3
+    model_mus: tuple[float, ...] = STEPS[2:11]
+    model_draws: int = 100
+    model_curve_draws: int = 16
+    rounds: int = 15
+    device: str = "cpu"
+    seed: int = 0
+
+    def resume_at(self, done: Sequence[Row]) -> int:
+        """Rows of whole settings stand: all but those of the last one, which may have stopped halfway."""
+        last = done[-1]["setting"]
+        return next(i for i, row in enumerate(done) if row["setting"] == last)
+
+    def rows(self, done: Sequence[Row]) -> Iterator[Row]:
+        """Yield the rows of each setting that is not done, in the order of `parts`."""
+        self.check()
+        behind = {row["setting"] for row in done}
+        synthetic = [setting for setting in self.settings() if setting not in behind]
+        model = self._model() if self._on_model() else None
+        settings = synthetic + [one for one in self.model_settings(model) if one not in behind] if model else synthetic
+        progress = _progress(len(settings))
+        for setting in settings:
+            progress.set_postfix_str(setting)
+            yield from self._measured(setting, model)
+            progress.update()
+        progress.close()
+
+    def settings(self) -> list[str]:
+        """What is measured on synthetic functions, "part/what"."""
+        found = []
+        for part in self.parts:
+            if part == "bias":
+                found += [f"bias/{function}/{law}" for function in self.functions for law in self.laws]
+            elif part == "variance":
+                found += [f"variance/{law}" for law in self.laws]
+            elif part == "averages":
+                found += [f"averages/{average}" for average in AVERAGES]
+            elif part == "curve":
+                found += [f"curve/{precision}" for precision in self.precisions]
+        return found
+
+    def model_settings(self, model: "Measured") -> list[str]:
+        """What is measured on the model."""
+        found = []
+        for part in self.parts:
+            if part == "model-curve":
+                found += [f"{part}/{block}/{precision}" for block in model.names for precision in self.precisions]
+            elif part == "model-variance":
+                found += [f"{part}/{kind}" for kind in self.kinds]
+            elif part == "model-cost":
+                found += [f"{part}/{kind}" for kind in COSTS]
+        return found
+
+    def _on_model(self) -> bool:
+        return bool(set(self.parts) & set(ON_MODEL))
+
+    def _model(self) -> "Measured":
+        from smoothlab.experiments.estimators_model import Measured
+
+        return Measured(self)
+
+    def _measured(self, setting: str, model: "Measured | None") -> Iterator[Row]:
+        part = setting.split("/")[0]
+        if model is not None and part in ON_MODEL:
+            from smoothlab.experiments import estimators_model
+
+            of_model = {"model-curve": estimators_model.curve, "model-variance": estimators_model.variance,
+                        "model-cost": estimators_model.cost}  # fmt: skip
+            return of_model[part](model, setting)
+        from smoothlab.experiments import bias_variance
+
+        known = {"bias": bias_variance.bias, "variance": bias_variance.variance, "averages": bias_variance.averages,
+                 "curve": bias_variance.curve}  # fmt: skip
+        return known[part](self, setting)
+
+    def check(self) -> None:
+        """Refuse values out of range, names that are none of the choices, and a device that is not there.
+
+        Raises:
+            BadInput: names the first option that is wrong, and what it may be.
+        """
+        from smoothlab.llm.memory import check_device
+
+        for field, kind in get_type_hints(type(self)).items():
+            if kind == ClassVar[str]:
+                continue
+            option, value = "--" + field.replace("_", "-"), getattr(self, field)
+            values = value if isinstance(value, tuple) else (value,)
+            if isinstance(value, tuple) and field != "measure" and not value:
+                raise BadInput(f"{option} names nothing: give at least one, or leave the option out")
+            if len(set(values)) < len(values):
+                raise BadInput(f"{option} {_listed(values)} names one twice: name each once")
+            if isinstance(value, tuple) and get_origin(choices := get_args(kind)[0]) is Literal:
+                for one in values:
+                    if one not in get_args(choices):
+                        raise BadInput(f"{option} {one} is unknown: use some of {_listed(get_args(choices))}")
+            if field in RANGES:
+                _check_range(option, values, *RANGES[field])
+            if field.endswith("mus") and (list(values) != sorted(values) or len(values) < 2):
+                raise BadInput(f"{option} {_listed(values)}: give two or more steps, ascending")
+        check_device(self.device)
+
+    def plan(self) -> str:
+        """What a run would measure and cost, from one timed direction and one timed forward."""
+        import time
+
+        from smoothlab.experiments.synthetic import Ridges, directions
+
+        self.check()
+        lines, seconds = ["zeroth-order estimators, measured beside their closed forms"], 0.0
+        if settings := self.settings():
+            import torch
+
+            from smoothlab.directions import Gaussian
+
+            begun = time.perf_counter()
+            directions(Gaussian(), Ridges.random("cubic", self.dim, 0).block(torch.float64), (0,), 200)
+            each = 2 * (time.perf_counter() - begun) / 200  # drawing, and about as long again for what is done with it
+            drawn = {
+                "bias": len(self.functions) * (len(self.laws) + ("gaussian" in self.laws)) * self.draws,
+                "variance": len(self.laws) * len(self.dims) * self.draws,
+                "averages": len(AVERAGES) * self.draws // 8 * max(self.qs),
+                "curve": len(self.precisions) * self.curve_draws,
+            }
+            directions_ = sum(count for part, count in drawn.items() if part in self.parts)
+            seconds += directions_ * each
+            lines.append(f"  synthetic: {len(settings)} settings, {directions_:,} directions")
+        if self._on_model():
+            from smoothlab.zeroth import evaluate
+
+            model = self._model()
+            block = model.blocks[model.names[0]]
+            evaluate(model.loss, block)
+            begun = time.perf_counter()
+            evaluate(model.loss, block)
+            forward = time.perf_counter() - begun
+            curve = self.model_curve_draws * (2 * len(self.model_mus) + 5) * len(model.names) * len(self.precisions)
+            kinds = sum(4 if kind.endswith("4") else 2 for kind in self.kinds) * self.model_draws
+            cost = len(COSTS) * self.rounds * 5
+            passes = {"model-curve": curve, "model-variance": kinds, "model-cost": cost}
+            forwards = sum(count for part, count in passes.items() if part in self.parts)
+            lines += [f"  block {name:12s} {model.blocks[name].dim:12,d} parameters" for name in model.names]
+            count = len(self.model_settings(model))
+            lines.append(f"  {self.model} on {self.data}, {self.peft}: {count} settings, about {forwards:,} forwards "
+                         f"of {forward:.3f} s and as many moves of a block")  # fmt: skip
+            seconds += 2.5 * forwards * forward
+        return "\n".join([*lines, f"  about {max(seconds / 60, 0.1):.1f} minutes"])
+
+
+def _listed(values: Sequence[Any]) -> str:
+    return ", ".join(map(str, values))
+
+
+def _check_range(option: str, values: Sequence[float], least: float, most: float) -> None:
+    for value in values:
+        if not math.isfinite(value):
+            raise BadInput(f"{option} {value}: use a finite number from {least:g} to {most:.10g}")
+        if value < least:
+            raise BadInput(f"{option} {value} is too small: use at least {least:g}")
+        if value > most:
+            raise BadInput(f"{option} {value} is too large: use at most {most:.10g}")
+
+
+def _progress(settings: int) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(total=settings, desc="settings", unit="setting", disable=not sys.stderr.isatty())
