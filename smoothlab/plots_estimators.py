@@ -47,6 +47,11 @@ def rows_of(df: pd.DataFrame, part: str, quantity: str, **chosen: Any) -> pd.Dat
     return found
 
 
+def at_edge(row: Any) -> bool:
+    """Whether a best mu lies at the end of the grid, so that the true one may lie beyond."""
+    return str(row.get("edge")) == "True"  # absent or NaN in other rows
+
+
 def bias(ax: Axes, df: pd.DataFrame, function: str | None = None) -> None:
     """|bias| / ||g|| against mu for one function, with the closed form of each law and a line of slope 2."""
     found = _bias_rows(df, function)
@@ -133,7 +138,7 @@ def curve(
     step = (found["low"].min() / bottom) ** 0.2
     for place, (dtype, rows) in enumerate(_by(best, "dtype", tuple(PRECISION_COLORS))):
         row, color, height = rows.iloc[0], PRECISION_COLORS[dtype], bottom * step ** (place + 0.8)
-        if row.get("edge") is not True:
+        if not at_edge(row):
             ends = [row["low"], row["high"]]
             ax.plot(ends, [height, height], "-", color=color, lw=2.6, alpha=0.45, solid_capstyle="butt")
             ax.plot(row["measured"], height, "o", ms=3, color=color)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from smoothlab.plots_estimators import LAWS, NAMES, PRECISION_COLORS, SHORT, rows_of
+from smoothlab.plots_estimators import LAWS, NAMES, PRECISION_COLORS, SHORT, at_edge, rows_of
 from smoothlab.sentences import number
 
 HOW_TO_READ = (
@@ -155,8 +155,9 @@ def uncertain(df: pd.DataFrame) -> list[str]:
         "Estimates: intervals of squared errors of few draws rest on the draws' own skewness; where tails are heavy "
         "(sparse and low-rank directions, small d) they are the least certain.",
     ]
-    if len(best := rows_of(df, "curve", "best mu")) or len(best := rows_of(df, "model-curve", "best mu")):
-        edge = int((best["edge"] == True).sum()) if "edge" in best else 0  # noqa: E712
+    best = pd.concat([rows_of(df, part, "best mu") for part in ("curve", "model-curve")])
+    if len(best):
+        edge = sum(at_edge(row) for _, row in best.iterrows())
         told.append(
             "Estimates: a best mu is read off a grid, and its interval is no finer than half a step of it"
             + (f"; {edge} of {len(best)} lie at the grid's edge." if edge else ".")
@@ -185,7 +186,7 @@ def _pair(row: Any) -> str:
 
 def _best(row: pd.Series, curve: pd.DataFrame) -> str:
     predicted = f"predicted {number(row['predicted'])}" if math.isfinite(row["predicted"]) else "not predicted"
-    if row.get("edge") is True:
+    if at_edge(row):
         return f"beyond the grid, {predicted}"
     lowest = number(100 * curve["measured"].min())
     return f"{number(row['measured'])} ({number(row['low'])} to {number(row['high'])}), {predicted}, error {lowest} %"

@@ -155,15 +155,15 @@ def curve(run: "Estimators", setting: str) -> Iterator[Row]:
 
     found = ucurve.errors(at, float(at(0.0)[0]), drawn.double().numpy() @ taylor.gradient, run.curve_mus)
     near = ucurve.spacing(dtype, float(np.square(f.point).mean() ** 0.5))
-    noise = ucurve.noise(np.stack([at(place * near) for place in ucurve.PLACES], 1))
+    nearby = np.stack([at(place * near) for place in ucurve.PLACES], 1)
     spreads = ucurve.gaussian_spread(taylor.hessian, taylor.third)
     size = float(np.linalg.norm(taylor.gradient))
-    yield from curve_rows(setting, found, run.curve_mus, noise, spreads, size, seed=run.seed, dtype=dtype, d=f.dim,
+    yield from curve_rows(setting, found, run.curve_mus, nearby, spreads, size, seed=run.seed, dtype=dtype, d=f.dim,
                           function=CURVE, block="theta")  # fmt: skip
 
 
 def curve_rows(
-    setting: str, found: dict[int, np.ndarray], mus: Sequence[float], noise: Interval, spreads: Sequence[float],
+    setting: str, found: dict[int, np.ndarray], mus: Sequence[float], nearby: np.ndarray, spreads: Sequence[float],
     size: float, *, seed: int, dtype: str, **more: Any,
 ) -> Iterator[Row]:  # fmt: skip
     """Rows of a U-curve: its points, the noise it is predicted from, and the best mu, by sides.
@@ -172,13 +172,14 @@ def curve_rows(
         setting: of the rows.
         found: `ucurve.errors`.
         mus: the steps, ascending.
-        noise: of the loss.
+        nearby: values of the loss at `ucurve.PLACES` along some directions, for its noise.
         spreads: kappa and tau.
         size: ||g||, which errors are divided by.
         seed: of the resampling for the best mu's interval.
         dtype: precision.
         more: what the rows tell besides.
     """
+    noise = ucurve.noise(nearby)
     for sides, off in found.items():
         spread, n = spreads[sides - 1], len(off)
         expected = ucurve.predicted(mus, sides, spread, noise.value) / size
@@ -192,5 +193,4 @@ def curve_rows(
         best = ucurve.best(sides, spread, noise.value) if spread > 0 and noise.value > 0 else None
         edge = lowest.value in (mus[0], mus[-1])  # it may lie beyond
         yield row(setting, "best mu", lowest, estimator, dtype=dtype, draws=n, predicted=best, edge=edge, **more)
-    estimator = ZerothOrder()
-    yield row(setting, "noise", noise, estimator, dtype=dtype, draws=len(found[2]), **more)
+    yield row(setting, "noise", noise, ZerothOrder(), dtype=dtype, draws=len(nearby), **more)

@@ -140,9 +140,9 @@ def curve(measured: Measured, setting: str) -> Iterator[Row]:
     at = {**dict(zip(mus, plus.T, strict=True)), **dict(zip(-mus, minus.T, strict=True))}
     found = ucurve.errors(at.__getitem__, center, np.array(exact), run.model_mus)
     near = ucurve.spacing(dtype, size_of(block))
-    noise = ucurve.noise(values_along(loss, block, (run.seed, 7), max(count // 3, 4), near * ucurve.PLACES))
+    nearby = values_along(loss, block, (run.seed, 7), max(count // 2, 4), near * ucurve.PLACES)
     measured.model.float()
-    yield from curve_rows(setting, found, run.model_mus, noise, spreads, float(np.linalg.norm(g)), seed=run.seed,
+    yield from curve_rows(setting, found, run.model_mus, nearby, spreads, float(np.linalg.norm(g)), seed=run.seed,
                           dtype=dtype, d=block.dim, block=name, function=run.model, device=measured.device)  # fmt: skip
 
 
