@@ -200,7 +200,7 @@ def _plot(patterns: Sequence[str], kind: str, quantity: str, out: Path, overwrit
 def demo(
     out: Annotated[Path, arg(metavar="FOLDER")] = Path("out/demo"), seed: int = 0, overwrite: Flag = False
 ) -> Command:
-    """Measure and draw Fig. 1a and 1b on the built-in model and data, in about three minutes on two cores.
+    """Measure and draw Fig. 1a, 1b and the estimators with the built-in model and data, in about three minutes.
 
     Args:
         out: Where records, figures and index.html go; a run that was stopped is continued.

@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from smoothlab import plots, records, sentences
+from smoothlab import plots, plots_estimators, records, sentences, sentences_estimators
 from smoothlab.errors import BadInput
 from smoothlab.readings import blocks_of, points
 
@@ -100,13 +100,14 @@ def write_report(path: Path, *, title: str, sections: Sequence[Section]) -> Path
     return path
 
 
-def demo_report(folder: Path, records_1a: Any, records_1b: Any) -> Path:
-    """Figures 1a and 1b (PNG and PDF) and ``index.html`` from the records of the two runs, all in ``folder``.
+def demo_report(folder: Path, records_1a: Any, records_1b: Any, records_estimators: Any = None) -> Path:
+    """Figures (PNG and PDF) and ``index.html`` from the records of the runs, all in ``folder``.
 
     Args:
         folder: where to write; made if it is not there.
         records_1a: record file, glob pattern or several of them: full fine-tuning.
         records_1b: the same for joint training of base model and PEFT module.
+        records_estimators: the same of ``smoothlab estimators``; without them their section is left out.
 
     Returns:
         The path of ``index.html``.
@@ -133,11 +134,17 @@ def demo_report(folder: Path, records_1a: Any, records_1b: Any) -> Path:
             lines += told
     if pictures:
         sections.append(Section("Smoothness along the path of training", lines, pictures))
+    doubts: list[str] = []
+    if records_estimators is not None:
+        c = records.load(records_estimators)
+        headers |= c.attrs["headers"]
+        sections.append(estimators(folder / "estimators", c))
+        doubts = sentences_estimators.uncertain(c)
     uncertain = [(name, line) for name, df in (("1a", a), ("1b", b)) for line in sentences.uncertain(df)]
     shared = [line for name, line in uncertain if name == "1a" and ("1b", line) in uncertain]
     own = [f"Figure {name}: {line}" for name, line in uncertain if line not in shared]
     sections += [
-        Section("What is uncertain", shared + own),
+        Section("What is uncertain", shared + own + doubts),
         Section("The numbers", tables=[values(a, "Figure 1a"), values(b, "Figure 1b")]),
         Section("Settings", tables=[settings(headers, "config", "How the runs were configured")]),
         Section("Cost", tables=[cost(a, "Figure 1a"), cost(b, "Figure 1b")]),
@@ -146,6 +153,21 @@ def demo_report(folder: Path, records_1a: Any, records_1b: Any) -> Path:
     return write_report(
         folder / "index.html", title="Smoothness of a text classifier along its training", sections=sections
     )
+
+
+def estimators(stem: Path, df: pd.DataFrame) -> Section:
+    """The section of the zeroth-order estimators, its figure as PNG and PDF."""
+    told = sentences_estimators.reading(df)
+    alt = f"Zeroth-order gradient estimators: bias, variance, error against the step, cost. {told[0]}"
+    caption = (
+        "Points are measurements with 95 % intervals, lines are closed forms (for errors of derivatives: predictions). "
+        "On cosh the closed form of the bias is exact but for sparse and low-rank directions, where it is the leading "
+        "term in mu. Hollow: the interval holds zero. At the foot of the derivatives' panels: the best mu, measured with its "
+        "interval, and predicted (black). A dotted line at 1 is an error as large as the derivative."
+    )
+    picture = Picture(plots.save(plots_estimators.estimators_figure(df), stem)[0].read_bytes(), alt, caption)
+    title = "Zeroth-order estimators: bias, variance, rounding, cost"
+    return Section(title, [*sentences_estimators.HOW_TO_READ, *told], [picture])
 
 
 def draw(stem: Path, df: pd.DataFrame, told: str) -> Picture:

@@ -78,5 +78,5 @@ def lowest(grid: ArrayLike, squares: NDArray[np.float64], *, seed: int = 0, time
     low, high = (int(n) for n in np.quantile(found, [_TAIL, 1 - _TAIL], method="nearest"))
     middles = (points[1:] + points[:-1]) / 2
     edges = np.concatenate([[2 * points[0] - middles[0]], middles, [2 * points[-1] - middles[-1]]])
-    ends = [points[lowest_one], edges[min(low, lowest_one)], edges[max(high, lowest_one) + 1]]
-    return Interval(*(float(np.exp(end)) for end in ends))
+    ends = np.exp([edges[min(low, lowest_one)], edges[max(high, lowest_one) + 1]])
+    return Interval(float(np.asarray(grid, dtype=float)[lowest_one]), float(ends[0]), float(ends[1]))

@@ -36,6 +36,8 @@ def fitted_slope(rows: pd.DataFrame) -> tuple[float, float, float] | None:
 def of_bias(df: pd.DataFrame) -> Iterator[str]:
     """Slope, agreement with the closed form, and where rounding takes over."""
     found = rows_of(df, "bias", "bias")
+    if found.empty:
+        return
     for function, rows in found.groupby("function", sort=False):
         main = rows[(rows["dtype"] == "float64") & (rows["sides"] == 2)]
         fits = [fit for _, law in main.groupby("law") if (fit := fitted_slope(law))]

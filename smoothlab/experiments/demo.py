@@ -1,13 +1,23 @@
-"""Fig. 1a and 1b in small: the built-in model on the built-in sentences, measured, drawn and read out on one page."""
+"""Fig. 1a and 1b and the estimators in small, with the built-in model and sentences: measured, drawn, and one page."""
 
 from dataclasses import replace
 from pathlib import Path
 
+from smoothlab.experiments.estimators import Estimators
 from smoothlab.experiments.smoothness import Smoothness
-from smoothlab.records import Row, run
+from smoothlab.records import Experiment, Row, run
 
 # So few steps move the weights only with a rate well above that of Appendix D.4 (5e-5 over 5,000 steps).
 STEPS, POINTS, PROBES, RATE = 150, 6, 20, 2e-2
+
+
+# Estimators: few enough directions for half a minute.
+SMALL = Estimators(
+    functions=("cosh",), laws=("gaussian", "rademacher", "lowrank"), draws=3000, dims=(4, 16, 64), qs=(1, 2, 4, 8),
+    mus=(1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0), curve_draws=400, measure=("base",), model_draws=12,
+    kinds=("gaussian", "rademacher", "one-sided"), model_mus=(1e-5, 1e-4, 1e-3, 1e-2, 1e-1), model_curve_draws=6,
+    rounds=6,
+)  # fmt: skip
 
 
 def runs(seed: int) -> dict[str, Smoothness]:
@@ -20,7 +30,7 @@ def runs(seed: int) -> dict[str, Smoothness]:
 
 
 def measure_and_draw(folder: Path, *, seed: int, environment: Row, overwrite: bool) -> Path:
-    """Measure both runs into `folder` (continuing what was stopped), draw the figures, and write the page.
+    """Measure the three runs into `folder` (continuing what was stopped), draw the figures, and write the page.
 
     Returns:
         The path of `index.html`.
@@ -28,11 +38,12 @@ def measure_and_draw(folder: Path, *, seed: int, environment: Row, overwrite: bo
     Raises:
         BadInput: `folder` cannot be written, or holds records of other settings.
     """
+    every: dict[str, Experiment] = {**runs(seed), "estimators": replace(SMALL, seed=seed)}
     records = {
         figure: run(experiment, folder / f"{figure}.jsonl", environment=environment, overwrite=overwrite)
-        for figure, experiment in runs(seed).items()
+        for figure, experiment in every.items()
     }
 
     from smoothlab.report import demo_report
 
-    return demo_report(folder, records["fig1a"], records["fig1b"])
+    return demo_report(folder, records["fig1a"], records["fig1b"], records["estimators"])

@@ -243,6 +243,13 @@ def test_a_models_rows(toy: None, tmp_path: Path) -> None:
     assert abs(beyond[2]["measured"]) < 1e-2
 
 
+def test_a_best_mu_at_the_end_of_the_grid_is_told(toy: None, tmp_path: Path) -> None:
+    """In fp64 the error of this grid still falls at its least mu."""
+    experiment = replace(TOY, parts=("model-curve",), measure=("base",), precisions=("float64",))
+    best = [row for row in run(experiment, tmp_path / "run.jsonl") if row["quantity"] == "best mu"]
+    assert [(row["measured"], row["edge"]) for row in best] == [(1e-5, True), (1e-5, True)]
+
+
 def test_a_models_gradient_and_derivatives_are_those_of_its_rounded_weights(toy: None) -> None:
     model = estimators_model.Measured(TOY)
     before = [p.detach().clone() for p in model.model.parameters()]

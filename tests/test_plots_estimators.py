@@ -1,0 +1,250 @@
+"""Figure, reading and page of the estimators, from records whose every number is made up."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.collections import LineCollection
+from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
+
+from smoothlab import plots_estimators as plots
+from smoothlab import report
+from smoothlab import sentences_estimators as sentences
+from smoothlab.__main__ import main
+from smoothlab.errors import BadInput
+
+from .curved_path import BASE, PEFT, rows, write
+from .test_report import Page
+
+MUS = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1)
+
+
+def row(part, setting, quantity, measured, spread=0.1, **told):
+    name = told.get("estimator", "two-sided gaussian")
+    return {
+        "kind": "row", "part": part, "setting": f"{part}/{setting}", "quantity": quantity, "estimator": name,
+        "law": "gaussian", "sides": 2, "q": 1, "average": "plain", "mu": 0.1, "dtype": "float64", "d": 9, "draws": 100,
+        "measured": measured, "low": measured * (1 - spread), "high": measured * (1 + spread), "reference": None,
+        "predicted": None, "stream": "cpu/AVX512/torch-2.13.0/chunk-131072", "function": "cosh", "block": "theta",
+    } | told  # fmt: skip
+
+
+def bias_rows():
+    for law, factor in (("gaussian", 1.0), ("rademacher", 0.5)):
+        for mu in MUS:
+            found = row("bias", f"cosh/{law}", "bias", 1.05 * factor * mu**2, law=law, mu=mu, exact=True,
+                        reference=factor * mu**2)  # fmt: skip
+            yield found | ({"measured": -3e-12, "low": -8e-12, "high": 2e-12} if mu == 1e-6 else {})
+            if law == "gaussian":
+                yield row("bias", f"cosh/{law}", "bias", mu**2, 2.0, mu=mu, dtype="float32", reference=mu**2)
+
+
+def variance_rows():
+    for d in (4, 16):
+        for sides in (2, 1):
+            exact = d + 1 + (sides == 1) * d**2 / 40
+            yield row("variance", "gaussian", "error", 1.02 * exact, d=d, sides=sides, reference=exact)
+    for average, sides, exact in (("plain", 2, 65), ("antithetic", 1, 130), ("orthogonal", 2, 63)):
+        for q in (2, 8):
+            yield row("averages", average, "error", exact / q, average=average, sides=sides, q=q, d=64,
+                      reference=exact / q)  # fmt: skip
+
+
+def curve_rows(part, block, dtypes):
+    for dtype, noise in dtypes.items():
+        for sides in (1, 2):
+            for mu in MUS:
+                predicted = float(np.hypot(mu**sides, noise / mu))
+                yield row(part, f"{block}/{dtype}", "derivative error", 1.1 * predicted, dtype=dtype, sides=sides,
+                          block=block, mu=mu, predicted=predicted)  # fmt: skip
+            yield row(part, f"{block}/{dtype}", "best mu", 1e-3, 0.5, dtype=dtype, sides=sides, block=block,
+                      predicted=2e-3, edge=dtype == "float64")  # fmt: skip
+
+
+def model_rows():
+    for kind, estimator in (("gaussian", "two-sided gaussian"), ("one-sided", "one-sided gaussian")):
+        told = {"estimator": estimator, "d": 1000, "block": "base", "function": "micro", "mu": 1e-3}
+        yield row("model-variance", kind, "error", 900.0, 0.2, reference=1001.0, **told)
+        yield row("model-variance", kind, "share beyond linear", 0.02, 0.5 if kind == "gaussian" else 2, **told)
+    for kind, cost in (("gaussian", 0.62), ("kept", 0.31)):
+        told = {"block": "base", "function": "micro", "d": 1000}
+        yield row("model-cost", kind, "pass in forwards", cost, **told)
+        yield row("model-cost", kind, "share of a step", cost / (1 + cost), **told)
+
+
+def all_rows():
+    yield from bias_rows()
+    yield from variance_rows()
+    yield from curve_rows("curve", "theta", {"float64": 1e-16, "float32": 1e-7})
+    for block in ("base", "peft"):
+        yield from curve_rows("model-curve", block, {"float32": 1e-7, "bfloat16": 1e-3})
+    yield from model_rows()
+
+
+def table(found=None):
+    return pd.DataFrame(all_rows() if found is None else found).drop(columns="kind").assign(path="run.jsonl")
+
+
+@pytest.fixture
+def ax():
+    return Figure(figsize=(3.5, 2.6)).subplots()
+
+
+def lines(ax, marker=None, style=None):
+    drawn = [line for line in ax.lines if len(line.get_xdata())]
+    return [line for line in drawn if (marker is None or line.get_marker() == marker)
+            and (style is None or line.get_linestyle() == style)]  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------ panels
+
+
+def test_bias_is_drawn_with_closed_form_and_hollow_where_it_may_be_zero(ax):
+    plots.bias(ax, table())
+    first = lines(ax, "o")[0]
+    np.testing.assert_allclose(first.get_ydata(), [3e-12, *(1.05 * np.square(MUS[1:]))])
+    hollow = [line for line in lines(ax, "o") if to_rgba(line.get_markerfacecolor()) == to_rgba("white")]
+    np.testing.assert_allclose(np.concatenate([line.get_xdata() for line in hollow]), [1e-6, 1e-6])
+    straight = lines(ax, style="-")[0]
+    np.testing.assert_allclose(straight.get_ydata(), np.square(MUS))
+    dotted = next(line for line in ax.lines if line.get_label() == "slope 2")
+    x, y = np.log(dotted.get_xdata()), np.log(dotted.get_ydata())
+    assert (y[1] - y[0]) / (x[1] - x[0]) == pytest.approx(2)
+    bars = [one for one in ax.collections if isinstance(one, LineCollection)][0].get_segments()
+    np.testing.assert_allclose([bar[:, 1] for bar in bars[1:]], [[0.945 * m**2, 1.155 * m**2] for m in MUS[1:]])
+
+
+def test_bias_over_its_closed_form_has_the_interval(ax):
+    plots.bias_over_closed_form(ax, table())
+    np.testing.assert_allclose(lines(ax, "o")[0].get_ydata()[1:], 1.05)
+    assert ax.get_yscale() == "linear"
+
+
+def test_errors_are_drawn_over_d_plus_1_and_times_q(ax):
+    plots.against_dimension(ax, table())
+    two, one = lines(ax, "o")[0], lines(ax, "s")[0]
+    np.testing.assert_allclose(two.get_ydata(), 1.02)
+    np.testing.assert_allclose(one.get_ydata(), [1.02 * (5 + 0.4) / 5, 1.02 * (17 + 6.4) / 17])
+    fresh = Figure().subplots()
+    plots.against_directions(fresh, table())
+    heights = {line.get_label(): line.get_ydata() for line in fresh.lines if line.get_label() in plots.AVERAGE_COLORS}
+    np.testing.assert_allclose(heights["antithetic"], 2.0)
+    np.testing.assert_allclose(heights["orthogonal"], 63 / 65)
+
+
+def test_curves_mark_the_best_mu_measured_and_predicted(ax):
+    plots.curve(ax, table())
+    black = [line.get_xdata()[0] for line in lines(ax, "|")]
+    assert black == [2e-3, 2e-3]
+    thick = [line for line in lines(ax) if line.get_linewidth() == 2.6]
+    assert len(thick) == 1, "the fp64 one lies at the grid's edge"
+    np.testing.assert_allclose(thick[0].get_xdata(), [5e-4, 1.5e-3])
+    assert thick[0].get_color() == plots.PRECISION_COLORS["float32"]
+
+
+def test_a_figure_has_a_panel_for_each_part_there_is():
+    def labels(found):
+        return [ax.get_xlabel() for ax in plots.estimators_figure(table(found)).axes]
+
+    every = labels(None)
+    assert len(every) == 6 + 2 + 2 and every[2] == "dimension $d$"
+    assert len(labels(bias_rows())) == 2 and len(labels(model_rows())) == 2
+    assert len(labels(curve_rows("model-curve", "head", {"bfloat16": 1e-3}))) == 1
+
+
+def test_no_legend_or_title_covers_data_or_leaves_the_figure():
+    figure = plots.estimators_figure(table())
+    figure.draw_without_rendering()
+    whole = figure.bbox
+    for ax in figure.axes:
+        box = ax.get_tightbbox()
+        assert box.x0 >= whole.x0 - 1 and box.x1 <= whole.x1 + 1 and box.y0 >= whole.y0 - 1 and box.y1 <= whole.y1 + 1
+        if (legend := ax.get_legend()) is not None:
+            assert legend.get_window_extent().y0 >= ax.get_window_extent().y1 - 1
+
+
+def test_other_records_are_refused():
+    with pytest.raises(BadInput, match="lack part, setting.*give records of `smoothlab estimators`"):
+        plots.estimators_figure(pd.DataFrame(rows([BASE], [0])))
+    with pytest.raises(BadInput, match="hold no rows of an estimator"):
+        plots.estimators_figure(table([row("other", "x", "error", 1.0)]))
+
+
+# ------------------------------------------------------------------------------------------------ sentences
+
+
+def test_the_reading_is_of_the_numbers():
+    told = "\n".join(sentences.reading(table()))
+    assert "On the cosh function (d = 9) the bias grows with mu to the power 2.00 (2 laws" in told
+    assert "8 of 8 intervals of the bias" in told and "these are 2 independent looks" in told
+    assert "In fp64 rounding hides the bias of two-sided Gaussian directions up to mu = 1e-06" in told
+    assert "10 of 10 intervals of squared errors" in told
+    assert "At d = 16 the squared error of a two-sided estimate" in told
+    assert "gaussian 17.3 (15.6 to 19.1; closed form 17.0)" in told
+    assert "Averaged over q = 8 directions (d = 64): plain 8.12 (7.31 to 8.94; closed form 8.12)" in told
+    assert "fp32 0.00100 (0.0005 to 0.00150), predicted 0.00200" in told
+    assert "fp64 beyond the grid, predicted 0.00200" in told
+    assert "On micro base" in told or "On cosh base" in told
+    assert "squared error over (d + 1) times the squared gradient is: gaussian 0.899; one-sided gaussian 0.899" in told
+    assert "2 of 2 intervals hold the closed form of a quadratic" in told
+    assert "change the two-sided gaussian second moment by 2.00 % (1.00 to 3.00 %)" in told
+    assert "change the one-sided" not in told, "its interval holds zero"
+    assert "gaussian kept for the step 0.310 (0.279 to 0.341) forwards, 24 % of a two-sided step" in told
+
+
+def test_a_bias_that_is_not_the_closed_form_is_not_counted():
+    df = table(bias_rows())
+    df.loc[df["law"] == "rademacher", "reference"] *= 1.3
+    assert "4 of 8 intervals of the bias" in "\n".join(sentences.reading(df))
+
+
+def test_precision_that_loses_the_derivative_is_named():
+    told = "\n".join(sentences.reading(table(curve_rows("model-curve", "base", {"bfloat16": 1e-3}))))
+    assert "base in bf16 a two-sided derivative is off by half of itself or more up to mu = 0.00100" in told
+
+
+def test_doubts_name_what_was_measured():
+    told = " ".join(sentences.uncertain(table()))
+    assert "2 of 12 lie at the grid's edge" in told and "before training" in told and "this machine" in told
+    assert "before training" not in " ".join(sentences.uncertain(table(bias_rows())))
+
+
+# ------------------------------------------------------------------------------------------------ page and scripts
+
+
+def test_the_demo_page_has_the_estimators_as_a_section(tmp_path):
+    smooth = write(tmp_path / "a.jsonl", rows([BASE, PEFT], [0, 10], ("careful",)))
+    found = write(tmp_path / "c.jsonl", list(all_rows()), {"draws": 4321}, "estimators")
+    page = Page(report.demo_report(tmp_path / "out", smooth, smooth, found).read_text(encoding="utf-8"))
+    text = "\n".join(page.text)
+    assert "Zeroth-order estimators: bias, variance, rounding, cost" in page.text and "4321" in text
+    assert "grows with mu to the power 2.00" in text and "a best mu is read off a grid" in text
+    assert {"estimators.png", "estimators.pdf"} < {path.name for path in (tmp_path / "out").iterdir()}
+    alts = [value for tag, name, value in page.attributes if name == "alt"]
+    assert any("Zeroth-order gradient estimators" in alt for alt in alts)
+
+
+def test_figures_script_draws_and_reads(tmp_path, capsys):
+    path = Path(__file__).parents[1] / "figures" / "estimators.py"
+    spec = importlib.util.spec_from_file_location("estimators_figure", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    write(tmp_path / "c.jsonl", list(all_rows()), experiment="estimators")
+    assert module.main(["--records", str(tmp_path / "*.jsonl"), "--out", str(tmp_path / "out")]) == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"estimators.png", "estimators.pdf"}
+    assert "grows with mu to the power 2.00" in capsys.readouterr().out
+    assert module.main(["--records", str(tmp_path / "none*")]) == 2
+    assert re.fullmatch(r"estimators: no record file matches .*\n", capsys.readouterr().err)
+
+
+def test_the_command_line_plots_estimators(tmp_path, capsys):
+    path = write(tmp_path / "c.jsonl", list(bias_rows()), experiment="estimators")
+    assert main(["plot", str(path), "--kind", "estimators", "--out", str(tmp_path / "e.png")]) == 0
+    assert (tmp_path / "e.png").read_bytes()[:4] == b"\x89PNG"
+    other = write(tmp_path / "s.jsonl", rows([BASE], [0]))
+    assert main(["plot", str(other), "--kind", "estimators", "--out", str(tmp_path / "f.png")]) == 2
+    assert "give records of `smoothlab estimators`" in capsys.readouterr().err
