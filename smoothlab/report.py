@@ -162,8 +162,8 @@ def estimators(stem: Path, df: pd.DataFrame) -> Section:
     caption = (
         "Points are measurements with 95 % intervals, lines are closed forms (for errors of derivatives: predictions). "
         "On cosh the closed form of the bias is exact but for sparse and low-rank directions, where it is the leading "
-        "term in mu. Hollow: the interval holds zero. At the foot of the derivatives' panels: the best mu, measured with its "
-        "interval, and predicted (black). A dotted line at 1 is an error as large as the derivative."
+        "term in mu. Hollow: the interval holds zero. At the foot of the derivatives' panels: the best mu, measured "
+        "with its interval, and predicted (black). A dotted line at 1 is an error as large as the derivative."
     )
     picture = Picture(plots.save(plots_estimators.estimators_figure(df), stem)[0].read_bytes(), alt, caption)
     title = "Zeroth-order estimators: bias, variance, rounding, cost"

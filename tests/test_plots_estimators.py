@@ -217,7 +217,8 @@ def test_doubts_name_what_was_measured():
 
 
 def test_the_demo_page_has_the_estimators_as_a_section(tmp_path):
-    smooth = write(tmp_path / "a.jsonl", rows([BASE, PEFT], [0, 10], ("careful",)))
+    norms = [one for one in rows([BASE, PEFT], [0, 10], ("careful",)) if one["quantity"] == "frobenius"]
+    smooth = write(tmp_path / "a.jsonl", norms)
     found = write(tmp_path / "c.jsonl", list(all_rows()), {"draws": 4321}, "estimators")
     page = Page(report.demo_report(tmp_path / "out", smooth, smooth, found).read_text(encoding="utf-8"))
     text = "\n".join(page.text)

@@ -33,6 +33,9 @@ RANGES: dict[str, tuple[float, float]] = {
 single precision beyond mu = 10."""
 
 
+MOST_ENTRIES = 2 * 10**8  # of the directions that are in memory together; about four times as much is used
+
+
 @dataclass(frozen=True)
 class Estimators:
     """Measure zeroth-order gradient estimators beside their closed forms: bias, variance, rounding and cost.
@@ -189,6 +192,12 @@ class Estimators:
                 _check_range(option, values, *RANGES[field])
             if field.endswith("mus") and (list(values) != sorted(values) or len(values) < 2):
                 raise BadInput(f"{option} {_listed(values)}: give two or more steps, ascending")
+        entries = self.draws * max(*self.dims, self.dim, max(self.qs) * 64 // 8)
+        if entries > MOST_ENTRIES:
+            raise BadInput(
+                f"--draws {self.draws} with --dims {_listed(self.dims)} and --qs {_listed(self.qs)} would hold "
+                f"{entries:.1e} numbers at once: use at most {self.draws * MOST_ENTRIES // entries} draws"
+            )
         check_device(self.device)
 
     def plan(self) -> str:
