@@ -1,0 +1,223 @@
+"""Couplings between the blocks: functions of (x, y) with their minimum 0 at 0, and what they add to ell_x and ell_y.
+
+With f = psi_x(x) + psi_y(y) + coupling(x, y), block x satisfies Definition 2.1 with
+
+    ell_x(u) = ell of psi_x at (u + shift_x(u)) + own_x(u) + cross,
+
+shift_x bounding ||grad_x coupling|| where ||grad f|| <= u, own_x its Hessian's block H_xx, and cross = ||H_xy||: with
+a = ||H_xy||, 2 a ||s_x|| ||s_y|| <= a ||s_x||^2 + a ||s_y||^2. Block y likewise. For a ridge with w = (p, -q) this is
+c |p| (|p| + |q|) and c |q| (|p| + |q|) (theory.md E).
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from smoothlab.objectives.psi import Array, Psi, Quadratic, positive
+
+Side = Literal["x", "y"]
+
+
+@dataclass(frozen=True)
+class Around:
+    """The blocks that a coupling couples: families and dimensions of x and y."""
+
+    x: Psi
+    y: Psi
+    d_x: int
+    d_y: int
+
+    def psi(self, side: Side) -> Psi:
+        """The family of a block."""
+        return self.x if side == "x" else self.y
+
+    def dim(self, side: Side) -> int:
+        """The dimension of a block."""
+        return self.d_x if side == "x" else self.d_y
+
+
+@dataclass(frozen=True)
+class Coupling(ABC):
+    """A function of x [..., d_x] and y [..., d_y], d = d_x + d_y."""
+
+    @abstractmethod
+    def value(self, x: Tensor, y: Tensor) -> Tensor:
+        """[...]."""
+
+    @abstractmethod
+    def gradient(self, x: Tensor, y: Tensor) -> Tensor:
+        """[..., d]."""
+
+    @abstractmethod
+    def hessian(self, x: Tensor, y: Tensor) -> Tensor:
+        """[..., d, d]."""
+
+    @abstractmethod
+    def shift(self, u: Array, side: Side, around: Around) -> Array:
+        """A bound of ||grad_x coupling|| that psi's own gradient may hide, where ||grad f|| <= u."""
+
+    @abstractmethod
+    def curvature(self, u: Array, side: Side, around: Around) -> Array:
+        """A bound of ||H_xx|| + ||H_xy|| of the coupling there."""
+
+    def ell(self, u: ArrayLike, side: Side, around: Around) -> Array:
+        """Ell of the whole objective for a block."""
+        u = np.asarray(u, dtype=float)
+        return around.psi(side).ell(u + self.shift(u, side, around)) + self.curvature(u, side, around)
+
+
+@dataclass(frozen=True)
+class Ridge(Coupling):
+    """c phi(w.z) with w = (p e_x, -q e_y), e_x and e_y the unit vectors along (1, ..., 1): |w| is the same in any d.
+
+    Attributes:
+        c: strength.
+        p: length of w's part in x.
+        q: length of w's part in y.
+    """
+
+    c: float
+    p: float = 1.0
+    q: float = 1.0
+
+    def __post_init__(self) -> None:
+        positive("the strength c of a coupling", self.c)
+        positive("the length p of a coupling", self.p)
+        positive("the length q of a coupling", self.q)
+
+    def w(self, d_x: int, d_y: int, like: Tensor) -> Tensor:
+        """[d]."""
+        ones = like.new_ones
+        return torch.cat([ones(d_x) * (self.p / math.sqrt(d_x)), ones(d_y) * (-self.q / math.sqrt(d_y))])
+
+    @abstractmethod
+    def phi(self, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Phi, phi', phi''; |phi''| <= 1."""
+
+    def _product(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return x.mean(-1) * (self.p * x.shape[-1] ** 0.5) - y.mean(-1) * (self.q * y.shape[-1] ** 0.5), self.w(
+            x.shape[-1], y.shape[-1], x
+        )
+
+    def value(self, x: Tensor, y: Tensor) -> Tensor:
+        """C phi(w.z)."""
+        return self.phi(self._product(x, y)[0])[0] * self.c
+
+    def gradient(self, x: Tensor, y: Tensor) -> Tensor:
+        """C phi'(w.z) w."""
+        s, w = self._product(x, y)
+        return (self.phi(s)[1] * self.c).unsqueeze(-1) * w
+
+    def hessian(self, x: Tensor, y: Tensor) -> Tensor:
+        """C phi''(w.z) ww'."""
+        s, w = self._product(x, y)
+        return (self.phi(s)[2] * self.c)[..., None, None] * torch.outer(w, w)
+
+    def _length(self, side: Side) -> float:
+        return self.p if side == "x" else self.q
+
+    def shift(self, u: Array, side: Side, around: Around) -> Array:
+        """C |p|, as |phi'| <= 1."""
+        return np.full_like(u, self.c * self._length(side))
+
+    def curvature(self, u: Array, side: Side, around: Around) -> Array:
+        """C |p| (|p| + |q|)."""
+        return np.full_like(u, self.c * self._length(side) * (self.p + self.q))
+
+
+@dataclass(frozen=True)
+class CosineCoupling(Ridge):
+    """c (1 - cos(w.z)): not convex."""
+
+    def phi(self, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """1 - cos s = 2 sin^2(s/2)."""
+        return 2 * torch.sin(s / 2).square(), torch.sin(s), torch.cos(s)
+
+
+@dataclass(frozen=True)
+class LogCoshCoupling(Ridge):
+    """c log cosh(w.z): convex, linear far out."""
+
+    def phi(self, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Near 0 log(1 + 2 sinh^2(s/2)), far out |s| + log(1 + e^(-2|s|)) - log 2: no digits lost, no overflow."""
+        far = s.abs().clamp(min=1)
+        near = torch.log1p(2 * torch.sinh(s.clamp(-1, 1) / 2).square())
+        value = torch.where(s.abs() < 1, near, far + torch.log1p(torch.exp(-2 * far)) - math.log(2))
+        tanh = torch.tanh(s)
+        return value, tanh, 1 - tanh.square()
+
+
+@dataclass(frozen=True)
+class QuadraticCoupling(Ridge):
+    """c (w.z)^2/2: convex.
+
+    Its gradient is unbounded: <grad f, z> = <grad psi, z> + c (w.z)^2 >= m ||z||^2 - K + c (w.z)^2 with m the smaller
+    floor and K the deficits' sum, so that c (w.z)^2 <= u ||z|| - m ||z||^2 + K <= u^2/(4m) + K where ||grad f|| <= u.
+    """
+
+    def phi(self, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """s^2/2."""
+        return s.square() / 2, s, torch.ones_like(s)
+
+    def shift(self, u: Array, side: Side, around: Around) -> Array:
+        """C |p| |w.z|, and none where psi's ell is constant."""
+        if isinstance(around.psi(side), Quadratic):
+            return np.zeros_like(u)
+        m = min(around.x.floor, around.y.floor)
+        k = around.x.deficit(around.d_x) + around.y.deficit(around.d_y)
+        return math.sqrt(self.c) * self._length(side) * np.hypot(u / math.sqrt(4 * m), math.sqrt(k))
+
+
+@dataclass(frozen=True)
+class ProductCoupling(Coupling):
+    """c (X Y - 1), X = sqrt(1 + ||x||^2), Y = sqrt(1 + ||y||^2): curvature in x grows without limit along y.
+
+    grad_x is c x Y/X, of the signs of grad psi_x entry by entry, so that ||grad psi_x|| <= u without a shift, and
+    ||y|| <= reach(u). H_xx = (c Y/X)(I - xx'/X^2) is at most c Y, H_xy = c xy'/(XY) at most c.
+    """
+
+    c: float
+
+    def __post_init__(self) -> None:
+        positive("the strength c of a coupling", self.c)
+
+    def _roots(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return (1 + x.square().sum(-1)).sqrt(), (1 + y.square().sum(-1)).sqrt()
+
+    def value(self, x: Tensor, y: Tensor) -> Tensor:
+        """XY - 1 = (|x|^2 + |y|^2 + |x|^2 |y|^2)/(XY + 1), which keeps its digits near 0."""
+        a, b = x.square().sum(-1), y.square().sum(-1)
+        return (a + b + a * b) / ((1 + a).sqrt() * (1 + b).sqrt() + 1) * self.c
+
+    def gradient(self, x: Tensor, y: Tensor) -> Tensor:
+        """C (x Y/X, y X/Y)."""
+        a, b = self._roots(x, y)
+        return torch.cat([x * (b / a).unsqueeze(-1), y * (a / b).unsqueeze(-1)], -1) * self.c
+
+    def hessian(self, x: Tensor, y: Tensor) -> Tensor:
+        """See the class."""
+        a, b = (root[..., None, None] for root in self._roots(x, y))
+        cross = x.unsqueeze(-1) * y.unsqueeze(-2) / (a * b)
+        top = torch.cat([_curved(x, a) * b, cross], -1)
+        return torch.cat([top, torch.cat([cross.mT, _curved(y, b) * a], -1)], -2) * self.c
+
+    def shift(self, u: Array, side: Side, around: Around) -> Array:
+        """None."""
+        return np.zeros_like(u)
+
+    def curvature(self, u: Array, side: Side, around: Around) -> Array:
+        """C + c sqrt(1 + reach(u)^2), the reach of the other block."""
+        other: Side = "y" if side == "x" else "x"
+        return self.c + self.c * np.hypot(1.0, around.psi(other).reach(u, around.dim(other)))
+
+
+def _curved(x: Tensor, root: Tensor) -> Tensor:
+    """Hessian of sqrt(1 + ||x||^2): (I - xx'/X^2)/X."""
+    eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+    return (eye - x.unsqueeze(-1) * x.unsqueeze(-2) / root.square()) / root

@@ -1,0 +1,274 @@
+"""Synthetic finite sums f_i(z) = psi_x(x) + psi_y(y) + coupling(x, y) + <c_i, z> with everything known in closed form.
+
+z = (x, y) is a flat vector [d], x first. The shifts c_i sum to 0, so that f, the mean of the f_i, has none of them:
+its minimum f* = 0 is at 0, and (1/n) sum ||grad f_i - grad f||^2 = mean ||c_i||^2 = sigma^2 at every z, exactly
+(Assumption 3.3). Hess f_i = Hess f, hence L_{x,max} = L_x on a sublevel set of f, and ell_i(u) = ell(u + ||c_i||).
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor, nn
+
+from smoothlab.blocks import Block, Loss, flatten
+from smoothlab.errors import BadInput
+from smoothlab.objectives.couplings import Around, Coupling, QuadraticCoupling
+from smoothlab.objectives.psi import Array, Moments, Psi, Quadratic
+from smoothlab.theory import Constants, constants
+
+
+@dataclass(frozen=True)
+class Ray:
+    """A quadratic along z + h v: f(z + h v) = value + h slope + h^2 curvature/2, for every h exactly. All [...]."""
+
+    value: Tensor
+    slope: Tensor
+    curvature: Tensor
+
+    def at(self, h: float | Tensor) -> Tensor:
+        """f(z + h v)."""
+        return self.value + h * (self.slope + self.curvature * h / 2)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A finite sum. `objective` makes one.
+
+    Attributes:
+        name: for records.
+        x: family of block x.
+        y: family of block y.
+        coupling: between them, or None.
+        d_x: dimension of x.
+        d_y: dimension of y.
+        n: number of components.
+        shifts: c_i [n, d] fp64, of sum 0.
+        f_star: the minimum, at z = 0.
+    """
+
+    name: str
+    x: Psi
+    y: Psi
+    coupling: Coupling | None
+    d_x: int
+    d_y: int
+    n: int
+    shifts: Tensor = field(repr=False, compare=False)
+    f_star: float = 0.0
+
+    # The function
+
+    def value(self, z: Tensor) -> Tensor:
+        """F at z [..., d]: [...]; infinite outside the domain."""
+        x, y = self._parts(z)
+        f = self.x.value(x).sum(-1) + self.y.value(y).sum(-1)
+        return f if self.coupling is None else f + self.coupling.value(x, y)
+
+    def gradient(self, z: Tensor) -> Tensor:
+        """Grad f [..., d]; nan outside the domain."""
+        x, y = self._parts(z)
+        g = torch.cat([self.x.slope(x), self.y.slope(y)], -1)
+        return g if self.coupling is None else g + self.coupling.gradient(x, y)
+
+    def hessian(self, z: Tensor) -> Tensor:
+        """Hess f [..., d, d], of every component too; nan outside the domain."""
+        x, y = self._parts(z)
+        h = torch.diag_embed(torch.cat([self.x.curvature(x), self.y.curvature(y)], -1))
+        return h if self.coupling is None else h + self.coupling.hessian(x, y)
+
+    def _parts(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        if z.shape[-1:] != (self.dim,):
+            raise BadInput(f"z has shape {tuple(z.shape)}: its last dimension must be d_x + d_y = {self.dim}")
+        return z[..., : self.d_x], z[..., self.d_x :]
+
+    @property
+    def dim(self) -> int:
+        """D = d_x + d_y."""
+        return self.d_x + self.d_y
+
+    @property
+    def quadratic(self) -> bool:
+        """Whether f is quadratic, so that `ray` gives values without going there."""
+        return all(isinstance(psi, Quadratic) for psi in (self.x, self.y)) and (
+            self.coupling is None or isinstance(self.coupling, QuadraticCoupling)
+        )
+
+    def ray(self, z: Tensor, v: Tensor) -> Ray:
+        """F along z + h v from inner products.
+
+        Args:
+            z: points [..., d].
+            v: directions [..., d], or [..., d_x] for those in block x.
+
+        Raises:
+            BadInput: f is not quadratic.
+        """
+        if not (isinstance(self.x, Quadratic) and isinstance(self.y, Quadratic) and self.quadratic):
+            raise BadInput(f"'{self.name}' is not quadratic: evaluate it at z + h v instead of along a ray")
+        v_x, v_y = (v, None) if v.shape[-1] == self.d_x else self._parts(v)
+        slope, curvature = (self.gradient(z)[..., : v.shape[-1]] * v).sum(-1), self.x.L * v_x.square().sum(-1)
+        if v_y is not None:
+            curvature = curvature + self.y.L * v_y.square().sum(-1)
+        if isinstance(self.coupling, QuadraticCoupling):
+            w = self.coupling.w(self.d_x, self.d_y, v)[: v.shape[-1]]
+            curvature = curvature + self.coupling.c * (v @ w).square()
+        return Ray(self.value(z), slope, curvature)
+
+    # What is known of it
+
+    @property
+    def sigma2(self) -> float:
+        """sigma^2 = mean ||c_i||^2."""
+        return self.sigma2_x + self.sigma2_y
+
+    @property
+    def sigma2_x(self) -> float:
+        """The part of sigma^2 in block x."""
+        return float(self.shifts[:, : self.d_x].square().sum(-1).mean())
+
+    @property
+    def sigma2_y(self) -> float:
+        """The part of sigma^2 in block y."""
+        return float(self.shifts[:, self.d_x :].square().sum(-1).mean())
+
+    @property
+    def _around(self) -> Around:
+        return Around(self.x, self.y, self.d_x, self.d_y)
+
+    def ell_x(self, u: ArrayLike) -> Array:
+        """-diag(ell_x, ell_y) <= Hess f <= diag(ell_x, ell_y) where ||grad f|| <= u (Definition 2.1, two-sided)."""
+        return self.x.ell(u) if self.coupling is None else self.coupling.ell(u, "x", self._around)
+
+    def ell_y(self, u: ArrayLike) -> Array:
+        """See `ell_x`."""
+        return self.y.ell(u) if self.coupling is None else self.coupling.ell(u, "y", self._around)
+
+    def constants(self, F: float) -> Constants:  # noqa: N803
+        """G, L_x and L_y of the sublevel set f - f* <= F, by T1 and by the printed Lemma B.3."""
+        return constants(self.ell_x, self.ell_y, F)
+
+    @property
+    def gaussian_moments(self) -> Moments:
+        """Whether E f stays finite when block x moves by zeroth-order steps with Gaussian directions."""
+        return self.x.gaussian_moments
+
+    @property
+    def gaussian_reason(self) -> str:
+        """Why not, and what to do; empty where it does."""
+        if self.gaussian_moments == "finite":
+            return ""
+        return f"block x of '{self.name}': {self.x.reason}; use Sphere directions, or swap the blocks"
+
+    def inside(self, z: Tensor) -> Tensor:
+        """Whether z [..., d] is in the domain: [...]."""
+        x, y = self._parts(z)
+        return (x.abs() < self.x.half_width).all(-1) & (y.abs() < self.y.half_width).all(-1)
+
+    def at_level(self, direction: Tensor, level: float | Tensor) -> Tensor:
+        """The point z = s direction, s > 0, with f(z) - f* = level: [..., d], to rounding.
+
+        Args:
+            direction: [..., d], not 0.
+            level: not negative; a number or [...].
+        """
+        way = direction.double()
+        x, y = self._parts(way)
+        tops = [p.abs().amax(-1) / psi.half_width for p, psi in ((x, self.x), (y, self.y))]
+        level = torch.as_tensor(level, dtype=torch.float64).expand(way.shape[:-1])
+        low, high = torch.zeros_like(level), torch.ones_like(level)
+        limit = 1 / torch.maximum(*tops)  # of s in the domain; infinite without barriers
+        for _ in range(2000):
+            short = (self.value(high.unsqueeze(-1) * way) < level) & (high < limit)
+            if not short.any():
+                break
+            high = torch.where(short, 2 * high, high)
+        for _ in range(120):
+            middle = (low + high) / 2
+            over = ~(self.value(middle.unsqueeze(-1) * way) < level)
+            low, high = torch.where(over, low, middle), torch.where(over, middle, high)
+        return low.unsqueeze(-1) * way
+
+    # As a Loss on Blocks
+
+    def blocks(self, z0: Tensor | None = None) -> dict[str, Block]:
+        """Blocks "x" and "y" of one fp64 parameter each, at z0 [d], by default 1/2 everywhere.
+
+        Raises:
+            BadInput: z0 is not in the domain, or not of this dimension.
+        """
+        z = torch.full((self.dim,), 0.5, dtype=torch.float64) if z0 is None else torch.as_tensor(z0).detach()
+        x, y = self._parts(z)
+        if z.dim() != 1 or not bool(self.inside(z)):
+            raise BadInput(f"z0 must be one point [{self.dim}] inside the domain of '{self.name}'")
+        return {name: Block(name, (nn.Parameter(part.clone()),)) for name, part in (("x", x), ("y", y))}
+
+    def loss(self, blocks: Mapping[str, Block], i: int | None = None) -> Loss:
+        """Component f_i at the blocks' parameters, or f for i = None.
+
+        Raises:
+            BadInput: there is no component i.
+        """
+        if i is not None and not 0 <= i < self.n:
+            raise BadInput(f"there is no component {i}: n = {self.n}")
+
+        def loss() -> Tensor:
+            z = flatten([*blocks["x"].params, *blocks["y"].params])
+            f = self.value(z)
+            return f if i is None else f + z @ self.shifts[i].to(z)
+
+        return loss
+
+
+def objective(
+    x: Psi,
+    y: Psi,
+    coupling: Coupling | None = None,
+    *,
+    d_x: int = 3,
+    d_y: int = 2,
+    n: int = 1,
+    sigma: float | tuple[float, float] = 0.0,
+    seed: int = 0,
+    name: str = "",
+) -> Objective:
+    """Any family in block x, any in block y, and a coupling.
+
+    Args:
+        x: family of block x.
+        y: family of block y.
+        coupling: between them.
+        d_x: dimension of x.
+        d_y: dimension of y.
+        n: number of components.
+        sigma: of Assumption 3.3, exact; a pair gives sigma_x and sigma_y apart, sigma^2 = sigma_x^2 + sigma_y^2.
+        seed: of the shifts c_i: Gaussian, centered, and scaled to sigma.
+        name: for records; by default the families.
+
+    Raises:
+        BadInput: a number out of range.
+    """
+    for what, value in (("d_x", d_x), ("d_y", d_y), ("n", n)):
+        if not isinstance(value, int) or value < 1:
+            raise BadInput(f"{what} is {value}: give an integer of at least 1")
+    sigmas = sigma if isinstance(sigma, tuple) else (sigma,)
+    if any(not 0 <= s < math.inf for s in sigmas) or len(sigmas) > 2:
+        raise BadInput(f"sigma is {sigma}: give a finite number that is not negative, or a pair (sigma_x, sigma_y)")
+    if n == 1 and any(sigmas):
+        raise BadInput(f"sigma is {sigma} with n = 1: one component is the sum itself, so sigma must be 0")
+    drawn = torch.from_numpy(np.random.default_rng(seed).normal(size=(n, d_x + d_y)))
+    drawn -= drawn.mean(0)
+    parts = drawn.split([d_x, d_y], 1) if len(sigmas) == 2 else (drawn,)
+    shifts = torch.cat([_scaled(part, s) for part, s in zip(parts, sigmas, strict=True)], 1)
+    title = name or " + ".join(str(part) for part in (x, y, coupling) if part is not None)
+    return Objective(title, x, y, coupling, d_x, d_y, n, shifts)
+
+
+def _scaled(shifts: Tensor, sigma: float) -> Tensor:
+    """Rows of mean square sigma^2."""
+    if sigma == 0:
+        return torch.zeros_like(shifts)
+    return shifts * (sigma / float(shifts.square().sum(-1).mean().sqrt()))

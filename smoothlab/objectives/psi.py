@@ -1,0 +1,400 @@
+"""Families of block functions: psi(x) = sum_j psi(x_j), with closed-form derivatives and ell.
+
+A family is one even function psi of one number with its minimum 0 at 0. Its Hessian is diag(psi''(x_j)), and
+|psi''(t)| <= ell(|psi'(t)|) for every t makes Definition 2.1 hold on the block with the same ell in any dimension:
+max_j ell(|psi'(x_j)|) <= ell(||grad psi(x)||), as ell does not decrease (theory.md E).
+
+What couplings need is how far a point can be where the gradient is small. All families have psi'(t) t >= 0, and
+
+    psi'(t) t summed over a block >= floor ||x||^2 - deficit,       ||x|| <= reach(||grad psi(x)||).
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from smoothlab.errors import BadInput
+
+Array = NDArray[np.float64]
+Moments = Literal["finite", "infinite"]
+
+
+def positive(what: str, value: float, below: float = math.inf) -> None:
+    """Refuse a parameter that is not in (0, below).
+
+    Raises:
+        BadInput: names the parameter and its range.
+    """
+    if not 0 < value < below:
+        end = "positive and finite" if below == math.inf else f"between 0 and {below:g}"
+        raise BadInput(f"{what} is {value}: give a number that is {end}")
+
+
+@dataclass(frozen=True)
+class Psi(ABC):
+    """One family. `value`, `slope` and `curvature` act on every entry of a tensor of any shape.
+
+    Attributes:
+        gaussian_moments: whether E f stays finite after steps of a zeroth-order estimate with Gaussian directions.
+        reason: why not, in one line.
+        half_width: the domain is (-half_width, half_width); f is infinite and has no gradient outside.
+    """
+
+    @property
+    def gaussian_moments(self) -> Moments:
+        """Polynomial growth keeps all moments finite for any finite number of steps."""
+        return "finite"
+
+    @property
+    def reason(self) -> str:
+        """Empty where moments are finite."""
+        return ""
+
+    @property
+    def half_width(self) -> float:
+        """Infinite except for barriers."""
+        return math.inf
+
+    @abstractmethod
+    def value(self, t: Tensor) -> Tensor:
+        """Psi."""
+
+    @abstractmethod
+    def slope(self, t: Tensor) -> Tensor:
+        """Psi'."""
+
+    @abstractmethod
+    def curvature(self, t: Tensor) -> Tensor:
+        """Psi''."""
+
+    @abstractmethod
+    def ell(self, u: ArrayLike) -> Array:
+        """A non-decreasing, sub-quadratic bound of |psi''| where |psi'| <= u."""
+
+    @property
+    @abstractmethod
+    def floor(self) -> float:
+        """See the module."""
+
+    def deficit(self, dim: int) -> float:
+        """See the module."""
+        return 0.0
+
+    def reach(self, u: ArrayLike, dim: int) -> Array:
+        """See the module; psi'(t)/t >= floor gives ||x|| <= u/floor."""
+        return np.asarray(u, dtype=float) / self.floor
+
+    @abstractmethod
+    def edge(self, level: float) -> float:
+        """The largest t with psi(t) <= level, or more."""
+
+    def sublevel_curvature(self, level: float) -> float:
+        """Sup |psi''| where psi <= level: of ||Hess|| on a block's sublevel set too, in any dimension.
+
+        Exact, as psi'' is even and grows with |t| in all families but one.
+        """
+        return float(self.curvature(torch.tensor(self.edge(level), dtype=torch.float64)))
+
+
+@dataclass(frozen=True)
+class Quadratic(Psi):
+    """L t^2/2, with ell = L."""
+
+    L: float
+
+    def __post_init__(self) -> None:
+        positive("the curvature L of a quadratic", self.L)
+
+    def value(self, t: Tensor) -> Tensor:
+        """L t^2/2."""
+        return t.square() * (self.L / 2)
+
+    def slope(self, t: Tensor) -> Tensor:
+        """L t."""
+        return t * self.L
+
+    def curvature(self, t: Tensor) -> Tensor:
+        """L."""
+        return torch.full_like(t, self.L)
+
+    def ell(self, u: ArrayLike) -> Array:
+        """L."""
+        return np.full_like(np.asarray(u, dtype=float), self.L)
+
+    @property
+    def floor(self) -> float:
+        """L."""
+        return self.L
+
+    def edge(self, level: float) -> float:
+        """sqrt(2F/L)."""
+        return math.sqrt(2 * level / self.L)
+
+
+@dataclass(frozen=True)
+class Cosh(Psi):
+    """(L0/L1^2)(cosh(L1 t) - 1), with ell = sqrt(L0^2 + L1^2 u^2) <= L0 + L1 u: equality in one dimension."""
+
+    L0: float
+    L1: float
+
+    def __post_init__(self) -> None:
+        positive("L0 of a cosh", self.L0)
+        positive("L1 of a cosh", self.L1)
+
+    @property
+    def gaussian_moments(self) -> Moments:
+        """E f is infinite after one step: a double exponential of a Gaussian."""
+        return "infinite"
+
+    @property
+    def reason(self) -> str:
+        """One line."""
+        return "cosh grows exponentially: after one step with Gaussian directions E f is infinite"
+
+    def value(self, t: Tensor) -> Tensor:
+        """Written as 2 sinh^2(L1 t/2), which keeps its digits near 0."""
+        return torch.sinh(t * (self.L1 / 2)).square() * (2 * self.L0 / self.L1**2)
+
+    def slope(self, t: Tensor) -> Tensor:
+        """(L0/L1) sinh(L1 t)."""
+        return torch.sinh(t * self.L1) * (self.L0 / self.L1)
+
+    def curvature(self, t: Tensor) -> Tensor:
+        """L0 cosh(L1 t)."""
+        return torch.cosh(t * self.L1) * self.L0
+
+    def ell(self, u: ArrayLike) -> Array:
+        """sqrt(L0^2 + L1^2 u^2)."""
+        with np.errstate(over="ignore"):
+            return np.hypot(self.L0, self.L1 * np.asarray(u, dtype=float))
+
+    @property
+    def floor(self) -> float:
+        """L0."""
+        return self.L0
+
+    def edge(self, level: float) -> float:
+        """arccosh(1 + F L1^2/L0)/L1; the sublevel constant is L0 + L1^2 F."""
+        return 2 * math.asinh(self.L1 * math.sqrt(level / (2 * self.L0))) / self.L1
+
+
+@dataclass(frozen=True)
+class Power(Psi):
+    """c |t|^p / p with p > 2, and ell = (p - 1) c^(1/(p - 1)) u^((p - 2)/(p - 1)): ell(0) = 0."""
+
+    c: float
+    p: float
+
+    def __post_init__(self) -> None:
+        positive("the factor c of a power", self.c)
+        if not 2 < self.p < math.inf:
+            raise BadInput(f"the exponent p of a power is {self.p}: give one above 2 (2 is Quadratic)")
+
+    def value(self, t: Tensor) -> Tensor:
+        """C |t|^p / p."""
+        return t.abs().pow(self.p) * (self.c / self.p)
+
+    def slope(self, t: Tensor) -> Tensor:
+        """C |t|^(p - 1) sign t."""
+        return t.abs().pow(self.p - 1) * t.sign() * self.c
+
+    def curvature(self, t: Tensor) -> Tensor:
+        """(p - 1) c |t|^(p - 2)."""
+        return t.abs().pow(self.p - 2) * (self.c * (self.p - 1))
+
+    def ell(self, u: ArrayLike) -> Array:
+        """(p - 1) c^(1/(p - 1)) u^((p - 2)/(p - 1))."""
+        q = 1 / (self.p - 1)
+        return (self.p - 1) * self.c**q * np.asarray(u, dtype=float) ** (1 - q)
+
+    @property
+    def floor(self) -> float:
+        """c, at the price of a deficit: sum_j |t_j|^p >= d^(1 - p/2) ||t||^p >= ||t||^2 - deficit/c."""
+        return self.c
+
+    def deficit(self, dim: int) -> float:
+        """C max_r (r^2 - d^(1 - p/2) r^p), at r^2 = d (2/p)^(2/(p - 2))."""
+        return self.c * dim * (2 / self.p) ** (2 / (self.p - 2)) * (1 - 2 / self.p)
+
+    def reach(self, u: ArrayLike, dim: int) -> Array:
+        """sqrt(d) (u / (c sqrt(d)))^(1/(p - 1)): all entries alike, as t_j^2 is a concave function of psi'(t_j)^2."""
+        return math.sqrt(dim) * (np.asarray(u, dtype=float) / (self.c * math.sqrt(dim))) ** (1 / (self.p - 1))
+
+    def edge(self, level: float) -> float:
+        """(p F/c)^(1/p); the sublevel constant of p = 4 is 6 sqrt(c F)."""
+        return (self.p * level / self.c) ** (1 / self.p)
+
+
+@dataclass(frozen=True)
+class Oscillating(Psi):
+    """t^2/2 + A (1 - cos(r^m - 1)) with r = sqrt(1 + t^2), 1 <= m < 2, A m < 1: not convex.
+
+    ell = 1 + A m + A m^2 (u/(1 - A m))^(2m - 2): |t| <= u/(1 - A m), and psi'' - 1 is A times
+    cos(r^m - 1) (m r^(m - 2) t)^2, at most m^2 |t|^(2m - 2), plus sin(r^m - 1) m r^(m - 2) (1 + (m - 2) t^2/r^2).
+    """
+
+    A: float
+    m: float
+
+    def __post_init__(self) -> None:
+        positive("the amplitude A of an oscillating function", self.A)
+        if not 1 <= self.m < 2:
+            raise BadInput(f"the exponent m of an oscillating function is {self.m}: give 1 <= m < 2")
+        if not self.A * self.m < 1:
+            raise BadInput(
+                f"A m of an oscillating function is {self.A * self.m:g}: it must be below 1, or f has other minima"
+            )
+
+    def _phase(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """r^2 and r^m - 1."""
+        return 1 + t.square(), torch.expm1(torch.log1p(t.square()) * (self.m / 2))
+
+    def value(self, t: Tensor) -> Tensor:
+        """1 - cos w = 2 sin^2(w/2)."""
+        return t.square() / 2 + 2 * self.A * torch.sin(self._phase(t)[1] / 2).square()
+
+    def slope(self, t: Tensor) -> Tensor:
+        """T (1 + A m r^(m - 2) sin(r^m - 1))."""
+        square, w = self._phase(t)
+        return t * (1 + self.A * self.m * square.pow(self.m / 2 - 1) * torch.sin(w))
+
+    def curvature(self, t: Tensor) -> Tensor:
+        """See the class."""
+        square, w = self._phase(t)
+        bend = square.pow(self.m / 2 - 1) * (1 + (self.m - 2) * t.square() / square) * self.m
+        return 1 + self.A * (torch.cos(w) * (self.m * t).square() * square.pow(self.m - 2) + torch.sin(w) * bend)
+
+    def ell(self, u: ArrayLike) -> Array:
+        """See the class."""
+        slack = 1 - self.A * self.m
+        with np.errstate(over="ignore"):
+            return 1 + self.A * self.m + self.A * self.m**2 * (np.asarray(u, dtype=float) / slack) ** (2 * self.m - 2)
+
+    @property
+    def floor(self) -> float:
+        """1 - A m."""
+        return 1 - self.A * self.m
+
+    def edge(self, level: float) -> float:
+        """sqrt(2F), where psi is between F and F + 2A."""
+        return math.sqrt(2 * level)
+
+    def sublevel_curvature(self, level: float) -> float:
+        """On a grid of 2^16 points: to about 1e-6 from below (psi'' has no closed-form maximum)."""
+        t = torch.linspace(0, self.edge(level), 1 << 16, dtype=torch.float64)
+        return float(self.curvature(t[self.value(t) <= level]).abs().max())
+
+
+@dataclass(frozen=True)
+class Exponential(Psi):
+    """e^(t^2) - 1, with ell = 6e + u (1 + 2 sqrt(log(1 + u))): grows faster than every power, ell than every line.
+
+    psi'' = (2 + 4t^2) e^(t^2) is below 6e for |t| <= 1; beyond, psi''/|psi'| = 1/|t| + 2|t| and t^2 <= log(1 + |psi'|).
+    """
+
+    @property
+    def gaussian_moments(self) -> Moments:
+        """E exp(mu^2 v^2) is infinite from mu^2 = 1/2 on, and E f after one step for every mu."""
+        return "infinite"
+
+    @property
+    def reason(self) -> str:
+        """One line."""
+        return "exp(t^2) has no Gaussian mean: E f is infinite after one step, and for mu^2 >= 1/2 so is E f(x + mu v)"
+
+    def value(self, t: Tensor) -> Tensor:
+        """e^(t^2) - 1."""
+        return torch.expm1(t.square())
+
+    def slope(self, t: Tensor) -> Tensor:
+        """2t e^(t^2)."""
+        return 2 * t * torch.exp(t.square())
+
+    def curvature(self, t: Tensor) -> Tensor:
+        """(2 + 4t^2) e^(t^2)."""
+        return (2 + 4 * t.square()) * torch.exp(t.square())
+
+    def ell(self, u: ArrayLike) -> Array:
+        """6e + u (1 + 2 sqrt(log(1 + u)))."""
+        u = np.asarray(u, dtype=float)
+        with np.errstate(over="ignore"):
+            return 6 * math.e + u * (1 + 2 * np.sqrt(np.log1p(u)))
+
+    @property
+    def floor(self) -> float:
+        """psi'(t)/t >= 2."""
+        return 2.0
+
+    def edge(self, level: float) -> float:
+        """sqrt(log(1 + F))."""
+        return math.sqrt(math.log1p(level))
+
+
+@dataclass(frozen=True)
+class Barrier(Psi):
+    """(1 - t^2)^(-p) - 1 on (-1, 1), with ell = 4p(p + 1)[(4/3)^(p + 2) + (u/p)^((p + 2)/(p + 1))].
+
+    psi'' = 2p (1 - t^2)^(-p - 2)(1 + (2p + 1) t^2) is below 4p(p + 1)(1 - t^2)^(-p - 2), and from |t| = 1/2 on
+    |psi'| >= p (1 - t^2)^(-p - 1). The domain is open (the setting of Li et al.), so Assumption 3.2 does not hold on all of R^d.
+    """
+
+    p: float = 1.0
+
+    def __post_init__(self) -> None:
+        positive("the exponent p of a barrier", self.p)
+
+    @property
+    def gaussian_moments(self) -> Moments:
+        """Gaussian directions leave every bounded domain."""
+        return "infinite"
+
+    @property
+    def reason(self) -> str:
+        """One line."""
+        return "Gaussian directions leave the barrier's domain (-1, 1), where f is infinite"
+
+    @property
+    def half_width(self) -> float:
+        """1."""
+        return 1.0
+
+    def _gap(self, t: Tensor) -> Tensor:
+        """1 - t^2, without the cancellation of t^2; nan outside the domain."""
+        gap = (1 - t) * (1 + t)
+        return torch.where(gap > 0, gap, math.nan)
+
+    def value(self, t: Tensor) -> Tensor:
+        """Infinite outside the domain."""
+        inside = t.abs() < 1
+        values = torch.expm1(torch.log1p(-torch.where(inside, t, 0.0).square()) * -self.p)
+        return torch.where(inside, values, torch.where(t.isnan(), t, math.inf))
+
+    def slope(self, t: Tensor) -> Tensor:
+        """2p t (1 - t^2)^(-p - 1); nan outside the domain."""
+        return 2 * self.p * t * self._gap(t).pow(-self.p - 1)
+
+    def curvature(self, t: Tensor) -> Tensor:
+        """See the class."""
+        return 2 * self.p * self._gap(t).pow(-self.p - 2) * (1 + (2 * self.p + 1) * t.square())
+
+    def ell(self, u: ArrayLike) -> Array:
+        """See the class."""
+        with np.errstate(over="ignore"):
+            grown = (np.asarray(u, dtype=float) / self.p) ** ((self.p + 2) / (self.p + 1))
+            return 4 * self.p * (self.p + 1) * ((4 / 3) ** (self.p + 2) + grown)
+
+    @property
+    def floor(self) -> float:
+        """psi'(t)/t >= 2p."""
+        return 2 * self.p
+
+    def edge(self, level: float) -> float:
+        """sqrt(1 - (1 + F)^(-1/p))."""
+        return math.sqrt(-math.expm1(-math.log1p(level) / self.p))

@@ -1,0 +1,176 @@
+"""From ell to constants: gradient bounds on sublevel sets, the steps of Theorem C.1, and those of what holds instead.
+
+Notation: u = ||grad f||, lM = max(ell_x, ell_y), Delta = f(z_0) - f*, G_F = {f - f* <= F}. theory.md A has the paper's
+statements with the readings of what the scan lost, theory.md B what is proven, false and open. Pure functions of ell.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import integrate, optimize
+
+from smoothlab.errors import BadInput
+
+Array = NDArray[np.float64]
+Ell = Callable[[ArrayLike], ArrayLike]
+"""ell(u) for u >= 0, entry by entry: not negative, non-decreasing, ell(u)/u^2 -> 0."""
+
+_HUGE = 1e150  # gradients beyond: their squares leave the range of fp64
+_OCTAVES = 80  # below the printed G, after which nothing is left of Phi
+_RELATIVE = 1e-9  # the error of Phi that is accepted
+
+
+def largest(ell_x: Ell, ell_y: Ell) -> Ell:
+    """The function lM = max(ell_x, ell_y)."""
+    return lambda u: np.maximum(ell_x(u), ell_y(u))
+
+
+def phi(ell: Ell, u: float) -> float:
+    """Phi(u) = int_0^u v/ell(v) dv, by adaptive quadrature octave by octave, relative error at most 1e-9.
+
+    T1 (theory.md B.2): Phi(||grad f||) <= f - f* wherever Hess f <= ell(||grad f||) I, with ell = lM for two blocks;
+    equality for f = cosh. It implies ||grad f||^2 <= 2 ell(||grad f||)(f - f*), as Phi(u) >= u^2/(2 ell(u)).
+
+    Raises:
+        BadInput: ell is not a number or negative somewhere, or the quadrature does not reach its accuracy.
+    """
+    return float(sum(_octaves(ell, u)))
+
+
+def _octaves(ell: Ell, u: float) -> list[float]:
+    """Parts of Phi(u) between 0, u 2^-80, ..., u/2, u."""
+    cuts = [0.0, *(u * 2.0**-k for k in range(_OCTAVES, -1, -1))] if u > 0 else [0.0, 0.0]
+    parts = [_part(ell, a, b) for a, b in zip(cuts, cuts[1:], strict=False)]
+    values, errors = [value for value, _ in parts], sum(error for _, error in parts)
+    if errors > _RELATIVE * sum(values):
+        raise BadInput(f"int_0^{u:g} v/ell(v) dv has an error of {errors:.1g}: ell oscillates too much for quadrature")
+    return values
+
+
+def _part(ell: Ell, a: float, b: float) -> tuple[float, float]:
+    """int_a^b v/ell(v) dv and its error."""
+
+    def integrand(v: float) -> float:
+        bound = float(np.asarray(ell(v)))
+        if not bound >= 0:
+            raise BadInput(f"ell({v:g}) is {bound}: ell must be a non-negative number everywhere")
+        return v / bound if bound else math.inf
+
+    if a == b:
+        return 0.0, 0.0
+    (value, error), *_ = [integrate.quad(integrand, a, b, epsabs=0, epsrel=_RELATIVE / 100, limit=200)[:2]]
+    if not math.isfinite(value):
+        raise BadInput(f"ell is 0 between {a:g} and {b:g}: only ell(0) may be")
+    return float(value), float(error)
+
+
+def gradient_bound_printed(ell: Ell, level: float, stretch: float = 1.0) -> float:
+    """Lemma B.3: G = sup{u: u^2 <= 2 ell(u) F}, the largest root, which T1 proves; its own proof has ell(2u).
+
+    Args:
+        ell: lM.
+        level: F.
+        stretch: 1 for ell(u), 2 for ell(2u).
+
+    Raises:
+        BadInput: u^2 <= 2 ell(u) F up to u = 1e150.
+    """
+    if level < 0 or not math.isfinite(level):
+        raise BadInput(f"the level F is {level}: give f - f*, a finite number that is not negative")
+    if level == 0:
+        return 0.0
+
+    def excess(u: ArrayLike) -> Array:
+        with np.errstate(over="ignore", divide="ignore"):
+            bound = np.asarray(ell(np.asarray(u) * stretch), dtype=float)
+            return 2 * np.log(u) - np.log(2 * bound) - math.log(level)
+
+    grid = np.geomspace(1e-150, _HUGE, 8001)  # 27 points a decade
+    below = np.flatnonzero(excess(grid) <= 0)
+    if not len(below):
+        return 0.0
+    if below[-1] == len(grid) - 1:
+        raise BadInput(
+            f"u^2 <= 2 ell(u) F for all u up to {_HUGE:g} with F = {level:g}: ell is quadratic, or F too large"
+        )
+    a, b = grid[below[-1]], grid[below[-1] + 1]
+    return float(math.exp(optimize.brentq(lambda s: float(excess(math.exp(s))), math.log(a), math.log(b), xtol=1e-14)))
+
+
+def gradient_bound(ell: Ell, level: float) -> float:
+    """G = Phi^-1(F), the sharp bound of ||grad f|| where f - f* <= F by T1; relative error about 1e-9.
+
+    (L0, L1): Phi(u) = u/L1 - (L0/L1^2) log(1 + L1 u/L0), which Lemma B.3 bounds by L1 F + sqrt(L1^2 F^2 + 2 L0 F).
+    sqrt(L0^2 + L1^2 u^2), cosh: Phi(u) = (sqrt(L0^2 + L1^2 u^2) - L0)/L1^2, so that ell(G) = L0 + L1^2 F.
+
+    Raises:
+        BadInput: as `phi` and `gradient_bound_printed`.
+    """
+    top = gradient_bound_printed(ell, level)
+    if top == 0:
+        return 0.0
+    cuts = [0.0, *(top * 2.0**-k for k in range(_OCTAVES, -1, -1))]
+    reached = np.cumsum(_octaves(ell, top))  # Phi at cuts[1:]; Phi(top) >= F
+    k = min(int(np.searchsorted(reached, level)), len(reached) - 1)
+    below = float(reached[k - 1]) if k else 0.0
+    a, b = cuts[k], cuts[k + 1]
+
+    def excess(u: float) -> float:
+        return below + _part(ell, a, u)[0] - level
+
+    return b if excess(b) <= 0 else float(optimize.brentq(excess, a, b, xtol=1e-15 * b, rtol=1e-12))
+
+
+@dataclass(frozen=True)
+class Constants:
+    """What ell says about the sublevel set f - f* <= F.
+
+    Attributes:
+        F: the level.
+        G: bound of ||grad f|| by T1, the sharp one.
+        G_printed: by Lemma B.3 with ell(u), as printed.
+        G_doubled: by Lemma B.3 with ell(2u), as its own proof supports.
+        L_x: ell_x(G): ||H_xx|| <= L_x on the set.
+        L_y: ell_y(G).
+        L_x_near: ell_x(2G), which holds in a neighborhood of the set (B.1 corrected).
+        L_y_near: ell_y(2G).
+    """
+
+    F: float
+    G: float
+    G_printed: float
+    G_doubled: float
+    L_x: float
+    L_y: float
+    L_x_near: float
+    L_y_near: float
+
+    @property
+    def L_max(self) -> float:  # noqa: N802
+        """max(L_x, L_y)."""
+        return max(self.L_x, self.L_y)
+
+    @property
+    def radius(self) -> float:
+        """G/sqrt(max(L_x_near, L_y_near)): how far the near constants hold, in the norm ||s||_D.
+
+        B.1 corrected: D = diag(L_x_near, L_y_near); where L_x_near ||s_x||^2 + L_y_near ||s_y||^2 <= radius^2 from a
+        point of the set, ||grad f|| <= 2G and -D <= Hess f <= D.
+        """
+        return self.G / math.sqrt(max(self.L_x_near, self.L_y_near)) if self.G else 0.0
+
+
+def constants(ell_x: Ell, ell_y: Ell, level: float) -> Constants:
+    """Constants of the sublevel set f - f* <= level.
+
+    Raises:
+        BadInput: a level that is negative, or an ell that is not sub-quadratic.
+    """
+    both = largest(ell_x, ell_y)
+    g = gradient_bound(both, level)
+    l_x, l_y, near_x, near_y = (float(np.asarray(ell(u))) for u in (g, 2 * g) for ell in (ell_x, ell_y))
+    printed, doubled = gradient_bound_printed(both, level), gradient_bound_printed(both, level, 2.0)
+    return Constants(level, g, printed, doubled, l_x, l_y, near_x, near_y)
