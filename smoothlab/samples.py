@@ -52,10 +52,8 @@ def median(values: ArrayLike) -> Interval:
     """Interval for the median of n >= 6 draws of any law, from two order statistics; exact, by counting signs."""
     x = np.sort(np.asarray(values, dtype=float))
     n = len(x)
-    k = int(stats.binom.ppf(_TAIL, n, 0.5))  # P(fewer than k of n lie below the median) <= 2.5 %
-    if k and stats.binom.cdf(k - 1, n, 0.5) > _TAIL:
-        k -= 1
-    return Interval(float(np.median(x)), float(x[max(k - 1, 0)]), float(x[min(n - k, n - 1)]))
+    k = int(stats.binom.ppf(_TAIL, n, 0.5))  # fewer than k of n lie below the median with probability under 2.5 %
+    return Interval(float(np.median(x)), float(x[k - 1]), float(x[n - k]))
 
 
 def lowest(grid: ArrayLike, squares: NDArray[np.float64], *, seed: int = 0, times: int = 400) -> Interval:

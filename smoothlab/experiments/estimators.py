@@ -2,7 +2,8 @@
 
 import math
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
@@ -201,9 +202,7 @@ class Estimators:
         check_device(self.device)
 
     def plan(self) -> str:
-        """What a run would measure and cost, from one timed direction and one timed forward."""
-        import time
-
+        """What a run would measure and cost, from timed directions and forwards."""
         from smoothlab.experiments.synthetic import Ridges, directions
 
         self.check()
@@ -213,9 +212,9 @@ class Estimators:
 
             from smoothlab.directions import Gaussian
 
-            begun = time.perf_counter()
-            directions(Gaussian(), Ridges.random("cubic", self.dim, 0).block(torch.float64), (0,), 200)
-            each = 2 * (time.perf_counter() - begun) / 200  # drawing, and about as long again for what is done with it
+            block = Ridges.random("cubic", self.dim, 0).block(torch.float64)
+            # drawing, and half as long again for what is done with it
+            each = 1.5 * _least_seconds(lambda: directions(Gaussian(), block, (0,), 100)) / 100
             drawn = {
                 "bias": len(self.functions) * (len(self.laws) + ("gaussian" in self.laws)) * self.draws,
                 "variance": len(self.laws) * len(self.dims) * self.draws,
@@ -229,11 +228,8 @@ class Estimators:
             from smoothlab.zeroth import evaluate
 
             model = self._model()
-            block = model.blocks[model.names[0]]
-            evaluate(model.loss, block)
-            begun = time.perf_counter()
-            evaluate(model.loss, block)
-            forward = time.perf_counter() - begun
+            first = model.blocks[model.names[0]]
+            forward = _least_seconds(lambda: evaluate(model.loss, first))
             curve = self.model_curve_draws * (2 * len(self.model_mus) + 5) * len(model.names) * len(self.precisions)
             kinds = sum(4 if kind.endswith("4") else 2 for kind in self.kinds) * self.model_draws
             cost = len(COSTS) * self.rounds * 5
@@ -243,8 +239,20 @@ class Estimators:
             count = len(self.model_settings(model))
             lines.append(f"  {self.model} on {self.data}, {self.peft}: {count} settings, about {forwards:,} forwards "
                          f"of {forward:.3f} s and as many moves of a block")  # fmt: skip
-            seconds += 2.5 * forwards * forward
+            seconds += 2 * forwards * forward
         return "\n".join([*lines, f"  about {max(seconds / 60, 0.1):.1f} minutes"])
+
+
+def _least_seconds(work: Callable[[], Any]) -> float:
+    """The least of five, after one that warms up: what the work takes when nothing else runs."""
+
+    def once() -> float:
+        begun = time.perf_counter()
+        work()
+        return time.perf_counter() - begun
+
+    once()
+    return min(once() for _ in range(5))
 
 
 def _listed(values: Sequence[Any]) -> str:
