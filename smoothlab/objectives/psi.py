@@ -342,7 +342,7 @@ class Barrier(Psi):
     """(1 - t^2)^(-p) - 1 on (-1, 1), with ell = 4p(p + 1)[(4/3)^(p + 2) + (u/p)^((p + 2)/(p + 1))].
 
     psi'' = 2p (1 - t^2)^(-p - 2)(1 + (2p + 1) t^2) is below 4p(p + 1)(1 - t^2)^(-p - 2), and from |t| = 1/2 on
-    |psi'| >= p (1 - t^2)^(-p - 1). The domain is open (the setting of Li et al.), so Assumption 3.2 does not hold on all of R^d.
+    |psi'| >= p (1 - t^2)^(-p - 1). The domain is open (the setting of Li et al.): Assumption 3.2 asks for all of R^d.
     """
 
     p: float = 1.0
