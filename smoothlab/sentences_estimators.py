@@ -168,6 +168,11 @@ def uncertain(df: pd.DataFrame) -> list[str]:
             "Estimates: a one-sided derivative shares the rounding error of f(x) among all directions; that is one "
             "number, so that its curve may lie off the prediction, which takes it as random."
         )
+    if len(rows_of(df, "model-variance", "error")):
+        told.append(
+            "Estimates: on the model gaussian, sphere, sparse and one-sided estimates are made from the same normal "
+            "numbers, so that they lie off their closed forms together."
+        )
     if len(rows_of(df, "model-cost", "pass in forwards")):
         told.append("Estimates: costs are of this machine and of what else ran on it, as ratios within each round.")
     if len(rows_of(df, "model-curve", "best mu")) or len(rows_of(df, "model-variance", "error")):
