@@ -210,6 +210,7 @@ class _Group:
         self, how: Algorithm1, objective: Objective, draws: Draws, z: Tensor, live: Tensor, result: Result
     ) -> None:
         self.how, self.objective, self.draws, self.result = how, objective, draws, result
+        self.places = {epoch: number for number, epoch in enumerate(how.keep)}
         self.shifts = objective.shifts.double() if objective.shifts.any() else None
         self.diagonal: Tensor | None = None  # of a Hessian that is diagonal and the same everywhere
         if objective.quadratic and objective.coupling is None:
@@ -226,11 +227,11 @@ class _Group:
         """Epochs until all have stopped, at most T."""
         how = self.how
         for t in range(how.epochs + 1):
-            seen = self._stop(t, self._observe(how.above is not None or t in how.keep or t == how.epochs))
+            seen = self._stop(t, self._observe(how.above is not None or t in self.places or t == how.epochs))
             if not len(self.live):
                 return
-            if t in how.keep:
-                self._keep(how.keep.index(t), seen)
+            if t in self.places:
+                self._keep(self.places[t], seen)
             self.sum_x += seen.square_x
             self.sum_y += seen.square_y
             first: Tensor | None = seen.gradient  # the epoch begins where it was taken
@@ -324,7 +325,7 @@ class _Group:
         result.average_x[members] = _or_infinite(self.sum_x[stops] / t, lost)
         result.average_y[members] = _or_infinite(self.sum_y[stops] / t, lost)
         result.gap[members] = _or_infinite(self.objective.value(z) - self.objective.f_star, lost)
-        for number, epoch in enumerate(self.how.keep):
+        for epoch, number in self.places.items():
             if epoch >= t:
                 result.kept_gap[number, members] = result.gap[members]
                 result.kept_x[number, members] = _or_infinite(seen.square_x[stops], lost)
