@@ -10,7 +10,7 @@ help:
 	@echo "make demo    Fig. 1a and 1b on the built-in model and data, into out/demo/ (open out/demo/index.html); about 3 minutes"
 	@echo "make test    tests, ruff, mypy, import-linter; about 4 minutes"
 	@echo "make slow    the long tests too"
-	@echo "make bench   speed against other Hessian tools"
+	@echo "make bench   speed against other Hessian tools and against a literal zeroth-order loop; about 20 minutes"
 	@echo "make lint    ruff, mypy, import-linter only"
 	@echo "The first of them makes .venv (Python 3.11 or newer; a few minutes). Another Python: make test PYTHON=python3.12"
 
@@ -47,4 +47,4 @@ slow: $(STAMP)
 	@$(BIN)/python -m pytest -m "not gpu and not network"
 
 bench: $(STAMP)
-	@$(BIN)/python -m pytest benchmarks/test_speed.py -m "" --benchmark-columns=median,iqr,rounds
+	@$(BIN)/python -m pytest benchmarks -m "" -s

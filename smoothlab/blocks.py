@@ -157,6 +157,19 @@ def in_passes(work: Callable[..., None], out: Sequence[Tensor], *vectors: Sequen
         gathered()
 
 
+@contextmanager
+def standing_at(block: Block, tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Inside the context the parameters point at `tensors`; their own memory is neither read nor written."""
+    home = [p.data for p in block.params]
+    try:
+        for p, tensor in zip(block.params, tensors, strict=True):
+            p.data = tensor
+        yield
+    finally:
+        for p, place in zip(block.params, home, strict=True):
+            p.data = place
+
+
 class Shift:
     """Moves a block along a vector by pointing its parameters at other memory: its own is never written.
 
@@ -190,13 +203,8 @@ class Shift:
 
         in_passes(move, self._flat, [place.reshape(-1) for place in home], self.block.split(v))
         self.realized = float(torch.stack(products).double().sum())
-        try:
-            for p, moved in zip(self.block.params, self._moved, strict=True):
-                p.data = moved
+        with standing_at(self.block, self._moved):
             yield
-        finally:
-            for p, place in zip(self.block.params, home, strict=True):
-                p.data = place
 
 
 @contextmanager

@@ -15,26 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from smoothlab.blocks import Block
+from smoothlab.blocks import Block, standing_at
 from smoothlab.errors import BadInput
 from smoothlab.streams import Directions, Mixture, Piece, Seed, Stream, Terms
 
 LEAST_SHARE, ENOUGH_SHARE = 0.5, 0.95  # of mu z that rounding must let through, and that makes a step sensible
 
 Mover = Callable[[Mapping[int, tuple[Tensor, Tensor]]], None]
-
-
-@contextmanager
-def standing_at(block: Block, tensors: Sequence[Tensor]) -> Iterator[None]:
-    """Inside the context the parameters point at `tensors`; their own memory is neither read nor written."""
-    home = [p.data for p in block.params]
-    try:
-        for p, tensor in zip(block.params, tensors, strict=True):
-            p.data = tensor
-        yield
-    finally:
-        for p, place in zip(block.params, home, strict=True):
-            p.data = place
 
 
 class Perturbation:

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from smoothlab.blocks import Block, Loss
+from smoothlab.blocks import Block, Loss, standing_at
 from smoothlab.directions import Gaussian, Given
 from smoothlab.errors import BadInput
-from smoothlab.perturbation import Perturbation, standing_at
+from smoothlab.perturbation import Perturbation
 from smoothlab.streams import Directions, Mixture, Piece, Seed, Stream, Terms, stream_name
 
 Sides = Literal[1, 2]

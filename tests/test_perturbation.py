@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from smoothlab.blocks import Block
+from smoothlab.blocks import Block, standing_at
 from smoothlab.directions import Coordinate, Gaussian, Masked, Rademacher
 from smoothlab.errors import BadInput
-from smoothlab.perturbation import ENOUGH_SHARE, Perturbation, standing_at
+from smoothlab.perturbation import ENOUGH_SHARE, Perturbation
 from smoothlab.streams import Terms
 from smoothlab.zeroth import ZerothOrder
 
