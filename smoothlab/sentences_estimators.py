@@ -54,6 +54,14 @@ def of_bias(df: pd.DataFrame) -> Iterator[str]:
             f"{_held(exact)} intervals of the bias at mu of at least 0.0001 in fp64 hold the closed form; all mu of a "
             f"curve share their directions, so that these are {series['setting'].nunique()} independent looks."
         )
+    small = found[(found["exact"] == True) & (found["dtype"] == "float64") & (found["mu"] < 1e-4)]  # noqa: E712
+    off = small[(small["low"] > small["reference"]) | (small["high"] < small["reference"])]
+    if len(off):
+        yield (
+            f"At smaller mu {len(small) - len(off)} of {len(small)} do; the others are of "
+            f"{', '.join(NAMES.get(law, law) for law in LAWS if law in set(off['law']))} directions, up to mu = "
+            f"{number(off['mu'].max())}: there rounding has a mean of its own."
+        )
     for dtype, rows in found[found["law"] == "gaussian"].groupby("dtype", sort=False):
         hidden = rows[(rows["low"] <= 0) & (rows["high"] >= 0) & (rows["sides"] == 2)]
         if len(hidden):

@@ -200,6 +200,9 @@ def test_a_bias_that_is_not_the_closed_form_is_not_counted():
     df = table(bias_rows())
     df.loc[df["law"] == "rademacher", "reference"] *= 1.3
     assert "4 of 8 intervals of the bias" in "\n".join(sentences.reading(df))
+    df.loc[(df["law"] == "rademacher") & (df["mu"] == 1e-6), "low"] = 1e-12
+    told = "\n".join(sentences.reading(df))
+    assert "At smaller mu 1 of 2 do; the others are of rademacher directions, up to mu = 1e-06" in told
 
 
 def test_precision_that_loses_the_derivative_is_named():
