@@ -68,8 +68,9 @@ def _parts(ell: Ell, a: Array, b: Array) -> Array:
     errors = np.abs(values - by(_COARSE))
     for i in np.flatnonzero(errors > _RELATIVE / 100 * values.sum()):
         values[i], errors[i], *_ = integrate.quad(
-            lambda v: float(_integrand(ell, np.asarray(v))), a[i], b[i], epsabs=0, epsrel=_RELATIVE / 100, limit=500
-        )
+            lambda v: float(_integrand(ell, np.asarray(v))), a[i], b[i],
+            epsabs=0, epsrel=_RELATIVE / 100, limit=100, full_output=1,
+        )  # fmt: skip
     if not errors.sum() <= _RELATIVE * values.sum():
         raise BadInput(f"int v/ell(v) dv up to {b[-1]:g} is off by {errors.sum():.1g}: ell is too rough for quadrature")
     return values
@@ -77,12 +78,18 @@ def _parts(ell: Ell, a: Array, b: Array) -> Array:
 
 def _integrand(ell: Ell, v: Array) -> Array:
     """v/ell(v)."""
-    bound = np.asarray(ell(v), dtype=float)
-    wrong = ~(bound > 0) & (v > 0)
+    return v / np.where(v > 0, _positive(ell, v), 1.0)
+
+
+def _positive(ell: Ell, u: Array) -> Array:
+    """ell(u), which may be 0 at 0 only."""
+    with np.errstate(over="ignore"):
+        bound = np.asarray(ell(u), dtype=float)
+    wrong = ~(bound > 0) & (u > 0)
     if wrong.any():
-        where = float(v[wrong].flat[0])
-        raise BadInput(f"ell({where:g}) is {float(bound[wrong].flat[0])}: ell must be a positive number for u > 0")
-    return v / np.where(v > 0, bound, 1.0)
+        u, bound = np.broadcast_arrays(u, bound)
+        raise BadInput(f"ell({u[wrong][0]:g}) is {bound[wrong][0]}: ell must be a positive number for u > 0")
+    return bound
 
 
 def gradient_bound_printed(ell: Ell, level: float, stretch: float = 1.0) -> float:
@@ -101,10 +108,8 @@ def gradient_bound_printed(ell: Ell, level: float, stretch: float = 1.0) -> floa
     if level == 0:
         return 0.0
 
-    def excess(u: ArrayLike) -> Array:
-        with np.errstate(over="ignore", divide="ignore"):
-            bound = np.asarray(ell(np.asarray(u) * stretch), dtype=float)
-            return 2 * np.log(u) - np.log(2 * bound) - math.log(level)
+    def excess(u: Array) -> Array:
+        return 2 * np.log(u) - np.log(2 * _positive(ell, u * stretch)) - math.log(level)
 
     grid = np.geomspace(1e-150, _HUGE, 8001)  # 27 points a decade
     below = np.flatnonzero(excess(grid) <= 0)
@@ -115,7 +120,7 @@ def gradient_bound_printed(ell: Ell, level: float, stretch: float = 1.0) -> floa
             f"u^2 <= 2 ell(u) F for all u up to {_HUGE:g} with F = {level:g}: ell is quadratic, or F too large"
         )
     a, b = grid[below[-1]], grid[below[-1] + 1]
-    return float(math.exp(optimize.brentq(lambda s: float(excess(math.exp(s))), math.log(a), math.log(b), xtol=1e-14)))
+    return float(math.exp(optimize.brentq(lambda s: float(excess(np.exp(s))), math.log(a), math.log(b), xtol=1e-14)))
 
 
 def gradient_bound(ell: Ell, level: float) -> float:

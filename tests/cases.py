@@ -3,6 +3,7 @@
 PROBLEMS are tiny modules whose forward is the loss on data of their own, so that dense Hessians can be formed.
 SPECTRA are eigenvalues for the norms. `DenseHessian` is the Hessian protocol on a matrix that is known.
 ESTIMATORS are zeroth-order estimators on blocks of any shapes, `Polynomial` a loss whose derivatives are known.
+OBJECTIVES are synthetic finite sums, E1 to E9 those of theory.md E; FAMILIES and COUPLINGS is what they are made of.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,22 @@ from torch.nn import functional
 from smoothlab.blocks import Block
 from smoothlab.directions import Coordinate, Gaussian, LowRank, Masked, Preconditioned, Rademacher, Sparse, Sphere
 from smoothlab.moments import Taylor
+from smoothlab.objectives import (
+    Barrier,
+    Cosh,
+    CosineCoupling,
+    Coupling,
+    Exponential,
+    LogCoshCoupling,
+    Objective,
+    Oscillating,
+    Power,
+    ProductCoupling,
+    Psi,
+    QuadraticCoupling,
+    objective,
+)
+from smoothlab.objectives import Quadratic as QuadraticPsi
 from smoothlab.streams import Directions
 from smoothlab.zeroth import Average, Sides, ZerothOrder
 
@@ -423,4 +440,46 @@ ESTIMATORS: dict[str, EstimatorCase] = {
     "kept, two averaged": EstimatorCase(sides=1, q=2, keep=True),
     "layers": EstimatorCase(layers=True),
     "layers, kept orthogonal": EstimatorCase(q=2, average="orthogonal", keep=True, layers=True),
+}
+
+
+FAMILIES: dict[str, Psi] = {
+    "quadratic": QuadraticPsi(2.0),
+    "cosh": Cosh(1.0, 0.5),
+    "power": Power(1.0, 4.0),
+    "low power": Power(0.7, 2.5),
+    "oscillating": Oscillating(0.3, 1.75),
+    "exponential": Exponential(),
+    "barrier": Barrier(1.3),
+}
+COUPLINGS: dict[str, Coupling | None] = {
+    "none": None,
+    "cosine": CosineCoupling(1.5, 1.0, 2.0),
+    "log cosh": LogCoshCoupling(1.5, 1.0, 2.0),
+    "quadratic": QuadraticCoupling(2.0, 1.0, 0.5),
+    "product": ProductCoupling(1.0),
+}
+
+
+def _sum(x: Psi, y: Psi, coupling: Coupling | None = None, **more: Any) -> Objective:
+    return objective(x, y, coupling, **{"n": 8, "sigma": 2.0, **more})
+
+
+_E3, _E4 = (Cosh(1.0, 0.5), QuadraticPsi(3.0)), (Cosh(1.0, 0.5), Cosh(0.1, 2.0))
+OBJECTIVES: dict[str, Objective] = {
+    "E1": _sum(QuadraticPsi(10.0), QuadraticPsi(0.5)),
+    "E2": _sum(QuadraticPsi(10.0), QuadraticPsi(0.5), QuadraticCoupling(2.0)),
+    "E3": _sum(*_E3),
+    "E4": _sum(*_E4),
+    "E5": _sum(Power(1.0, 4.0), Cosh(1.0, 0.5)),
+    "E5b": _sum(Power(1.0, 2.5), QuadraticPsi(3.0)),
+    "E6": _sum(Oscillating(0.3, 1.75), QuadraticPsi(3.0)),
+    "E6b": _sum(Exponential(), Cosh(1.0, 0.5)),
+    "E7": _sum(*_E3, CosineCoupling(1.5)),
+    "E8": _sum(*_E4, LogCoshCoupling(1.5)),
+    "E9": _sum(QuadraticPsi(2.0), QuadraticPsi(0.5), ProductCoupling(1.0)),
+    "barrier": _sum(Barrier(1.0), Cosh(1.0, 0.5), LogCoshCoupling(1.5), sigma=(1.0, 0.5)),
+    "powers, coupled": _sum(Power(1.0, 4.0), Power(0.5, 3.0), QuadraticCoupling(2.0), d_x=2, d_y=3),
+    "powers, product": _sum(Power(1.0, 4.0), Power(0.5, 3.0), ProductCoupling(0.5), d_x=1, d_y=1),
+    "cosh alone": _sum(Cosh(1.0, 1.0), Cosh(1.0, 1.0), n=1, sigma=0.0, d_x=1, d_y=1),
 }

@@ -1,5 +1,6 @@
 """Synthetic objectives with closed-form ell_x, ell_y, f*, gradients, Hessians and sigma."""
 
+from smoothlab.objectives.checks import Check, Function, Witness, check_all
 from smoothlab.objectives.couplings import (
     CosineCoupling,
     Coupling,
@@ -9,15 +10,20 @@ from smoothlab.objectives.couplings import (
 )
 from smoothlab.objectives.finite_sum import Objective, Ray, objective
 from smoothlab.objectives.psi import Barrier, Cosh, Exponential, Oscillating, Power, Psi, Quadratic
+from smoothlab.objectives.sublevel import Claim, Extremes, extremes
 from smoothlab.theory import Constants
 
 __all__ = [
     "Barrier",
+    "Check",
+    "Claim",
     "Constants",
     "Cosh",
     "CosineCoupling",
     "Coupling",
     "Exponential",
+    "Extremes",
+    "Function",
     "LogCoshCoupling",
     "Objective",
     "Oscillating",
@@ -27,5 +33,8 @@ __all__ = [
     "Quadratic",
     "QuadraticCoupling",
     "Ray",
+    "Witness",
+    "check_all",
+    "extremes",
     "objective",
 ]

@@ -18,6 +18,8 @@ from smoothlab.blocks import Block, Loss, flatten
 from smoothlab.errors import BadInput
 from smoothlab.objectives.couplings import Around, Coupling, QuadraticCoupling
 from smoothlab.objectives.psi import Array, Moments, Psi, Quadratic
+from smoothlab.objectives.sublevel import at_level
+from smoothlab.theorems import Setting
 from smoothlab.theory import Constants, constants
 
 
@@ -91,6 +93,11 @@ class Objective:
         return self.d_x + self.d_y
 
     @property
+    def center(self) -> Tensor:
+        """Where the minimum is: 0 [d]."""
+        return self.shifts.new_zeros(self.dim)
+
+    @property
     def quadratic(self) -> bool:
         """Whether f is quadratic, so that `ray` gives values without going there."""
         return all(isinstance(psi, Quadratic) for psi in (self.x, self.y)) and (
@@ -151,6 +158,11 @@ class Objective:
         """G, L_x and L_y of the sublevel set f - f* <= F, by T1 and by the printed Lemma B.3."""
         return constants(self.ell_x, self.ell_y, F)
 
+    def setting(self, gap: float) -> Setting:
+        """What the theorems are given, from f(z_0) - f* = gap on."""
+        spread = float(self.shifts.norm(dim=-1).max())
+        return Setting(self.ell_x, self.ell_y, gap, self.n, self.d_x, self.sigma2_x, self.sigma2_y, spread)
+
     @property
     def gaussian_moments(self) -> Moments:
         """Whether E f stays finite when block x moves by zeroth-order steps with Gaussian directions."""
@@ -169,28 +181,13 @@ class Objective:
         return (x.abs() < self.x.half_width).all(-1) & (y.abs() < self.y.half_width).all(-1)
 
     def at_level(self, direction: Tensor, level: float | Tensor) -> Tensor:
-        """The point z = s direction, s > 0, with f(z) - f* = level: [..., d], to rounding.
+        """A point z = s direction, s > 0, with f(z) - f* = level: [..., d], to rounding.
 
         Args:
             direction: [..., d], not 0.
             level: not negative; a number or [...].
         """
-        way = direction.double()
-        x, y = self._parts(way)
-        tops = [p.abs().amax(-1) / psi.half_width for p, psi in ((x, self.x), (y, self.y))]
-        level = torch.as_tensor(level, dtype=torch.float64).expand(way.shape[:-1])
-        low, high = torch.zeros_like(level), torch.ones_like(level)
-        limit = 1 / torch.maximum(*tops)  # of s in the domain; infinite without barriers
-        for _ in range(2000):
-            short = (self.value(high.unsqueeze(-1) * way) < level) & (high < limit)
-            if not short.any():
-                break
-            high = torch.where(short, 2 * high, high)
-        for _ in range(120):
-            middle = (low + high) / 2
-            over = ~(self.value(middle.unsqueeze(-1) * way) < level)
-            low, high = torch.where(over, low, middle), torch.where(over, middle, high)
-        return low.unsqueeze(-1) * way
+        return at_level(self, direction, level)
 
     # As a Loss on Blocks
 

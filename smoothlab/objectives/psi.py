@@ -373,7 +373,10 @@ class Barrier(Psi):
     def value(self, t: Tensor) -> Tensor:
         """Infinite outside the domain."""
         inside = t.abs() < 1
-        values = torch.expm1(torch.log1p(-torch.where(inside, t, 0.0).square()) * -self.p)
+        s = torch.where(inside, t, 0.0)
+        # 1 - t^2 rounds too coarsely near 1, and (1 - t)(1 + t) near 0.
+        log = torch.where(s.abs() < 0.5, torch.log1p(-s.square()), torch.log1p(-s) + torch.log1p(s))
+        values = torch.expm1(log * -self.p)
         return torch.where(inside, values, torch.where(t.isnan(), t, math.inf))
 
     def slope(self, t: Tensor) -> Tensor:
