@@ -14,7 +14,7 @@ import numpy as np
 from scipy import optimize
 
 from smoothlab.errors import BadInput
-from smoothlab.theory import Ell, constants
+from smoothlab.theory import Ell, constants, gradient_bound, gradient_bound_printed, largest
 
 Reading = Literal["printed", "doubled", "sharp"]
 """G and L: by Lemma B.3 with ell(u), L = ell(G); with ell(2u), L = ell(2G) as the proofs use; G by T1, L = ell(G)."""
@@ -59,10 +59,10 @@ class Setting:
 
     def smoothness(self, level: float, reading: Reading) -> tuple[float, float, float]:
         """G, L_x, L_y on f - f* <= level."""
-        c = constants(self.ell_x, self.ell_y, level)
-        g = {"printed": c.G_printed, "doubled": c.G_doubled, "sharp": c.G}[reading]
-        u = 2 * g if reading == "doubled" else g
-        return g, float(np.asarray(self.ell_x(u))), float(np.asarray(self.ell_y(u)))
+        both = largest(self.ell_x, self.ell_y)
+        stretch = 2.0 if reading == "doubled" else 1.0
+        g = gradient_bound(both, level) if reading == "sharp" else gradient_bound_printed(both, level, stretch)
+        return g, float(np.asarray(self.ell_x(stretch * g))), float(np.asarray(self.ell_y(stretch * g)))
 
 
 @dataclass(frozen=True)
@@ -270,8 +270,13 @@ def in_expectation(setting: Setting, eps: float, smoothness: float) -> Horizon:
         setting: the problem; its ell are not used.
         eps: accuracy.
         smoothness: L.
+
+    Raises:
+        BadInput: eps or L is not positive and finite.
     """
     _accuracy(eps, 0.5)
+    if not 0 < smoothness < math.inf:
+        raise BadInput(f"the smoothness L is {smoothness}: give a positive number")
     s, L = setting, smoothness
     eta = min(1 / (8 * s.n * L), 1 / (64 * L * (s.d + 1)))
     if s.sigma2:
