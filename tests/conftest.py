@@ -1,8 +1,14 @@
 """What several test files need."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+from smoothlab.__main__ import QUIET_THREADS
+
+for name, value in QUIET_THREADS.items():  # before torch is imported: threads that spin make tests wait for each other
+    os.environ.setdefault(name, value)
 
 
 @pytest.fixture(scope="session")
