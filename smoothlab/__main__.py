@@ -17,12 +17,13 @@ from tyro.conf import Positional, arg
 
 from smoothlab.errors import BadInput
 from smoothlab.experiments.estimators import Estimators
+from smoothlab.experiments.quadratic import QuadraticExample
 from smoothlab.experiments.smoothness import Smoothness
 
 # Threads that spin long while they wait are many times slower where other programs want the cores too; threads that
 # sleep at once halve the speed of small models. GNU's OpenMP counts spins, Intel's milliseconds.
 QUIET_THREADS = {"GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "1"}
-EXPERIMENTS: dict[str, type[Any]] = {"smoothness": Smoothness, "estimators": Estimators}
+EXPERIMENTS: dict[str, type[Any]] = {"smoothness": Smoothness, "estimators": Estimators, "quadratic": QuadraticExample}
 Command = Callable[[], None]
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]  # no --no-flag
 
@@ -129,6 +130,8 @@ def _measure(experiment: Any, out: Path, overwrite: bool) -> None:
 
     records.run(experiment, out, environment=records.environment(**_machine(experiment)), overwrite=overwrite)
     print(out)
+    if hasattr(experiment, "reading"):
+        print("\n".join(experiment.reading(out)))
 
 
 def _machine(experiment: Any) -> dict[str, Any]:
@@ -152,7 +155,7 @@ def _machine(experiment: Any) -> dict[str, Any]:
 
 def plot(
     records: Annotated[Positional[tuple[str, ...]], arg(metavar="FILE.jsonl ...")] = (),
-    kind: Literal["fig1a", "fig1b", "path", "estimators"] = "fig1a",
+    kind: Literal["fig1a", "fig1b", "path", "estimators", "quadratic"] = "fig1a",
     quantity: str = "frobenius",
     out: Annotated[Path | None, arg(metavar="FILE.png|pdf|svg")] = None,
     overwrite: Flag = False,
@@ -162,7 +165,8 @@ def plot(
     Args:
         records: Record files or glob patterns, e.g. 'out/*.jsonl'.
         kind: fig1a: one block against step and gradient norm; fig1b: the blocks side by side, and their ratio;
-            path: path-based smoothness of each block; estimators: all that `smoothlab estimators` measured.
+            path: path-based smoothness of each block; estimators: all that `smoothlab estimators` measured;
+            quadratic: all that `smoothlab quadratic` measured.
         quantity: Which norm fig1a and fig1b draw: frobenius or spectral (or trace).
         out: Figure file, its ending tells the format; default: KIND.png.
         overwrite: Replace the figure file if it exists.
@@ -190,6 +194,10 @@ def _plot(patterns: Sequence[str], kind: str, quantity: str, out: Path, overwrit
         from smoothlab.plots_estimators import estimators_figure
 
         figure = estimators_figure(table)
+    elif kind == "quadratic":
+        from smoothlab.plots_quadratic import quadratic_figure
+
+        figure = quadratic_figure(table)
     else:
         figure = plots.figure(height=2.9 if kind == "fig1a" else 3.9)
         {"fig1a": plots.fig1a, "fig1b": plots.fig1b}[kind](figure, table, quantity)
