@@ -147,7 +147,8 @@ def quadratic_figure(df: pd.DataFrame) -> Figure:
         BadInput: the records are not those of ``smoothlab quadratic``.
     """
     rows_of(df, "rates", "factor")
-    drawn = [panel for part, panels in PANELS.items() if (df["part"] == part).any() for panel in panels]
+    there = set(df.loc[df["quantity"].notna(), "part"])  # a setting that failed has none
+    drawn = [panel for part, panels in PANELS.items() if part in there for panel in panels]
     if not drawn:
         raise BadInput(
             "these records hold none of the parts rates, noise and hybrid: give those of `smoothlab quadratic`"

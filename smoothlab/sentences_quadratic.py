@@ -86,9 +86,9 @@ def _noise(df: pd.DataFrame) -> list[str]:
 def _hybrid(df: pd.DataFrame) -> list[str]:
     found = rows_of(df, "hybrid", "steps")
     wide = found.pivot_table(index=["d", "ratio"], columns="rule", values="reference")
-    gain = (wide["best"] / wide["two"]).dropna()
-    if gain.empty:
+    if not {"best", "two"} <= set(wide.columns):
         return []
+    gain = (wide["best"] / wide["two"]).dropna()
     d, ratio = gain.index[-1]
     return [
         "With x zeroth-order and y exact two rates take the same steps at every a/b; one best rate takes "

@@ -289,7 +289,8 @@ def _listed(values: Sequence[Any]) -> str:
 
 
 def _exactly(value: float, closed: float) -> Row:
-    return {"measured": value, "low": value - ROUNDING, "high": value + ROUNDING, "reference": closed}
+    room = ROUNDING * max(1.0, value)
+    return {"measured": value, "low": value - room, "high": value + room, "reference": closed}
 
 
 def _widened(found: Sequence[float]) -> Sequence[float]:

@@ -1,0 +1,235 @@
+"""Example 2.3: closed forms against brute force, rows against closed forms, coverage, resumption, figure, bad input."""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from figures import quadratic as figure_script
+from smoothlab import plots, plots_quadratic, records, sentences_quadratic
+from smoothlab.__main__ import main
+from smoothlab.errors import BadInput
+from smoothlab.experiments import quadratic_forms as forms
+from smoothlab.experiments.quadratic import QuadraticExample
+
+SMALL = QuadraticExample(
+    ratios=(1.5, 2.0, 3.0, 30.0), hybrid_ratios=(1.0, 3.0, 30.0), dims=(1, 10), hybrid_dims=(10,), scales=(0.5, 1.0),
+    replicas=100, steps=20, eps=0.1, longest=150,
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Tasks this small only wait for a second thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    path = tmp_path_factory.mktemp("quadratic") / "run.jsonl"
+    records.run(SMALL, path, environment={})
+    return SimpleNamespace(path=path, rows=rows_of(path), table=records.load(path))
+
+
+def rows_of(path: Path) -> list[dict]:
+    return [row for line in path.read_text().splitlines() if (row := json.loads(line))["kind"] == "row"]
+
+
+# ------------------------------------------------------------------------------------------------ closed forms
+
+
+def test_steps_are_those_of_a_loop() -> None:
+    for square_x, square_y, eps in [(0.81, 0.0, 0.1), (0.5, 0.5, 1e-3), (0.98, 0.9, 1e-2), (0.0, 0.3, 0.2)]:
+        k, x, y = 0, 1.0, 1.0
+        while (x + y) / 2 > eps**2:
+            k, x, y = k + 1, x * square_x, y * square_y
+        assert forms.steps(square_x, square_y, eps) == k
+    assert forms.steps(1.0, 0.0, 0.1) == math.inf and forms.steps(0.0, 0.0, 0.1) == 1
+
+
+def test_the_best_single_rates_are_best() -> None:
+    for a in (1.0, 3.0, 50.0):
+        etas = np.linspace(1e-4, 1, 20_001)
+        worst = np.maximum(abs(1 - 2 * a * etas), abs(1 - 2 * etas))
+        best = max(forms.factors(a, 1.0, *forms.rates("best", a, 1.0)))
+        assert worst.min() >= best - 1e-12 and best == pytest.approx((a - 1) / (a + 1))
+        for m in (3, 12):
+            found = forms.best_single(a, 1.0, m)
+            squares = np.maximum(1 - 4 * a * etas + (2 * a * etas) ** 2 * m, (1 - 2 * etas) ** 2)
+            assert max(forms.mean_square(2 * a * found, m), (1 - 2 * found) ** 2) <= squares.min() + 1e-9
+
+
+def test_a_zeroth_order_step_has_the_mean_square_of_all_signs() -> None:
+    x, every = np.array([0.3, -1.0, 2.0]), np.array(list(product((-1.0, 1.0), repeat=3)))
+    after = x - 0.2 * (every @ x)[:, None] * every
+    quotient = (after**2).sum(1).mean() / (x @ x)
+    assert quotient == pytest.approx(forms.mean_square(0.2, forms.moment(3, "rademacher")))
+
+
+@pytest.mark.parametrize("d", [1, 2, 10])
+def test_gaussian_quotients_have_the_moments_of_the_quadrature(d: int) -> None:
+    s, n = 2.2 / (d + 2), 400_000
+    v = np.random.default_rng(d).standard_normal((n, d))
+    quotients = 1 - 2 * s * v[:, 0] ** 2 + s**2 * v[:, 0] ** 2 * (v**2).sum(1)
+    logs = np.log(np.maximum(quotients, 1e-300))
+    assert abs(logs.mean() - forms.typical(s, d)) < 4 * logs.std() / n**0.5
+    w, r, weights = forms._normal_parts(d)
+    assert (weights * w * (w + r)).sum() == pytest.approx(d + 2, rel=1e-6)  # m
+    squares = quotients**2
+    expected = (forms.spread(s, d, 1) + 1) * forms.mean_square(s, d + 2) ** 2
+    assert abs(squares.mean() - expected) < 4 * squares.std() / n**0.5
+    assert forms.spread(s, d, 3) == pytest.approx((forms.spread(s, d, 1) + 1) ** 3 - 1)
+    assert abs(forms.typical(forms.typical_limit(d), d)) < 1e-4
+
+
+# ------------------------------------------------------------------------------------------------ rows
+
+
+def test_exact_rows_are_their_closed_forms(small: SimpleNamespace) -> None:
+    rows = [row for row in small.rows if row["part"] == "rates"]
+    assert len(rows) == 4 * 4 * 4 and all(row["failed"] is None for row in rows)
+    for row in rows:
+        if row["quantity"] == "steps" and row["reference"] is not None:
+            assert row["measured"] == row["reference"]
+        elif row["quantity"] != "steps":
+            assert row["low"] <= row["reference"] <= row["high"] and row["measured"] == pytest.approx(
+                row["reference"], rel=1e-12, abs=1e-12
+            )
+    large = {row["ratio"]: row for row in rows if row["rule"] == "large" and row["quantity"] == "factor x"}
+    assert {a: row["found"] for a, row in large.items()} == {
+        1.5: "converges", 2.0: "neither", 3.0: "diverges", 30.0: "diverges"
+    }  # fmt: skip
+    assert {row["printed"] for row in large.values()} == {"diverges"}
+    never = {row["ratio"] for row in rows if row["quantity"] == "steps" and row["note"] == "diverges"}
+    assert never == {2.0, 3.0, 30.0}
+
+
+def test_rows_tell_what_was_not_run(small: SimpleNamespace) -> None:
+    notes = {(row["ratio"], row["rule"]): row["note"] for row in small.rows if row["part"] == "hybrid"}
+    assert notes.pop((30.0, "best")) == "more than 150 steps: not run" and set(notes.values()) == {None}
+    carried = replace(SMALL, parts=("hybrid",), longest=10**4, hybrid_ratios=(30.0,))
+    (row,) = [row for row in carried.measured(carried.points()[0]) if row["rule"] == "best"]
+    assert row["note"] == "the mean is carried by rare runs: not run" and row["measured"] is None
+
+
+def test_noise_intervals_cover() -> None:
+    held, count = {}, 50
+    for seed in range(count):
+        experiment = replace(SMALL, parts=("noise",), laws=("gaussian", "rademacher"), dims=(1, 10), replicas=40,
+                             seed=seed)  # fmt: skip
+        for point in experiment.points():
+            for row in experiment.measured(point):
+                if row["measured"] is not None:
+                    key = (point["law"], point["d"], row["quantity"], row["scale"])
+                    held.setdefault(key, []).append(row["low"] <= row["reference"] <= row["high"])
+    shares = {key: np.mean(one) for key, one in held.items()}
+    assert len(shares) == 4 * 3 + 4 * 2 and all(len(one) == count for one in held.values())
+    assert min(shares.values()) > 0.95 - 4 * (0.95 * 0.05 / count) ** 0.5, shares
+    tight = [share for (law, d, *_), share in shares.items() if (law, d) == ("gaussian", 10)]
+    assert np.mean(tight) < 0.995  # intervals that always hold would say nothing
+
+
+def test_hybrid_intervals_cover() -> None:
+    held = []
+    for seed in range(25):
+        experiment = replace(SMALL, parts=("hybrid",), hybrid_ratios=(3.0,), replicas=60, seed=seed)
+        for row in experiment.measured(experiment.points()[0]):
+            held.append(row["low"] <= row["reference"] <= row["high"])
+            assert row["low"] <= row["measured"] <= row["high"]
+    assert len(held) == 50 and np.mean(held) > 0.95 - 4 * (0.95 * 0.05 / 50) ** 0.5
+
+
+def test_a_stopped_run_goes_on_to_the_same_rows(small: SimpleNamespace, tmp_path: Path) -> None:
+    again = tmp_path / "again.jsonl"
+    again.write_bytes(b"".join(small.path.read_bytes().splitlines(keepends=True)[:70]))
+    records.run(SMALL, again, environment={})
+    assert rows_of(again) == small.rows
+
+
+def test_a_setting_that_fails_does_not_lose_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> float:
+        raise FloatingPointError("no best rate")
+
+    monkeypatch.setattr(forms, "best_single", fail)
+    path = records.run(replace(SMALL, parts=("hybrid", "rates")), tmp_path / "run.jsonl", environment={})
+    rows = rows_of(path)
+    assert [row["failed"] for row in rows[:3]] == ["FloatingPointError: no best rate"] * 3
+    assert len(rows) == 3 + 64 and all(row["failed"] is None for row in rows[3:])
+    table = records.load(path)
+    assert any(
+        "hybrid/30/10/gaussian failed: FloatingPointError" in line for line in sentences_quadratic.reading(table)
+    )
+    plots_quadratic.quadratic_figure(table)
+
+
+# ------------------------------------------------------------------------------------------------ figure, command line
+
+
+def test_the_figure_draws_what_is_there(small: SimpleNamespace, tmp_path: Path) -> None:
+    fig = plots_quadratic.quadratic_figure(small.table)
+    assert len([ax for ax in fig.axes if ax.axison]) == 6
+    (path,) = plots.save(fig, tmp_path / "q", ("png",))
+    assert path.stat().st_size > 50_000
+    noise = small.table[small.table["part"] == "noise"]
+    assert len([ax for ax in plots_quadratic.quadratic_figure(noise).axes if ax.axison]) == 3
+    points = [line for line in fig.axes[0].get_lines() if line.get_label() == plots_quadratic.RULES["large"][0]]
+    assert list(points[0].get_xdata()) == [1.5, 2.0] and list(points[0].get_ydata()) == [0.5, 1.0]
+    with pytest.raises(BadInput, match="these records lack rule"):
+        plots_quadratic.quadratic_figure(small.table.drop(columns="rule"))
+    with pytest.raises(BadInput, match="hold none of the parts"):
+        plots_quadratic.quadratic_figure(small.table[:0])
+
+
+def test_the_reading_gives_verdicts(small: SimpleNamespace) -> None:
+    text = "\n".join(sentences_quadratic.reading(small.table))
+    assert (
+        "at a/b = 1.5 the factor of |x| is 0.5 and it converges, at a/b = 2 the factor of |x| is 1 and it keeps" in text
+    )
+    assert "the least that diverges is 3." in text and "one rate 1/(2b) never" in text
+    assert "3.6" in text and "two rates take the same steps at every a/b" in text and "nan" not in text
+
+
+def test_the_command_line_measures_draws_and_reads(
+    small: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["quadratic", "--parts", "rates", "--ratios", "1.5", "3", "--out", "a.jsonl"]) == 0
+    assert "false: at a/b = 1.5" in capsys.readouterr().out
+    assert main(["plot", "a.jsonl", "--kind", "quadratic", "--out", "a.png"]) == 0 and Path("a.png").exists()
+    assert figure_script.main(["--records", str(small.path), "--out", "f"]) == 0 and Path("f/quadratic.pdf").exists()
+    assert figure_script.main(["--records", "nothing.jsonl"]) == 2
+    capsys.readouterr()
+    for options in (["--eps", "0"], ["--parts", "pie"], ["--dims", "0"], ["--ratios", "0.5"], ["--replicas", "3"]):
+        assert main(["quadratic", *options]) == 2
+        told = capsys.readouterr().err
+        assert told.startswith("smoothlab: error: ") and told.count("\n") == 1
+    assert main(["quadratic", "--dry-run"]) == 0
+    assert "31 settings" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"parts": ("pie",)}, "--parts pie is unknown: use some of rates, noise, hybrid"),
+        ({"laws": ("cauchy",)}, "--laws cauchy is unknown"),
+        ({"ratios": ()}, "--ratios names nothing"),
+        ({"dims": (3, 3)}, "--dims 3, 3 names one twice"),
+        ({"eps": float("nan")}, "--eps nan: use a number from 1e-12 to 0.5"),
+        ({"scales": (-1.0,)}, "--scales -1.0: use a number from 0.001 to 10"),
+        ({"seed": -1}, "--seed -1: use a number from 0 to 4294967295"),
+    ],
+)
+def test_bad_options_are_named(tmp_path: Path, change: dict, words: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        records.run(replace(SMALL, **change), tmp_path / "run.jsonl", environment={})
+    assert words in str(caught.value) and not (tmp_path / "run.jsonl").exists()
