@@ -105,6 +105,9 @@ def test_exact_rows_are_their_closed_forms(small: SimpleNamespace) -> None:
             assert row["low"] <= row["reference"] <= row["high"] and row["measured"] == pytest.approx(
                 row["reference"], rel=1e-12, abs=1e-12
             )
+    printed = {"small": lambda a: (1 / (2 * a), 1 / (2 * a)), "large": lambda a: (0.5, 0.5),
+               "best": lambda a: (1 / (a + 1), 1 / (a + 1)), "two": lambda a: (1 / (2 * a), 0.5)}  # fmt: skip
+    assert all((row["eta_x"], row["eta_y"]) == printed[row["rule"]](row["ratio"]) for row in rows)
     large = {row["ratio"]: row for row in rows if row["rule"] == "large" and row["quantity"] == "factor x"}
     assert {a: row["found"] for a, row in large.items()} == {
         1.5: "converges", 2.0: "neither", 3.0: "diverges", 30.0: "diverges"
