@@ -57,7 +57,7 @@ class Perturbation:
 
     @contextmanager
     def along(self, law: Directions, direction: Terms, h: float) -> Iterator[None]:
-        """Inside the context the block stands at fl(theta + h z), z the direction's sum of the law's."""
+        """Inside the context the block stands at theta + delta = fl(theta + h z), z the sum of the law's directions."""
         move = self._mover(law, direction, h)
         if self._owners is not None:
             with self._by_layers(move, self._owners):
@@ -66,6 +66,29 @@ class Perturbation:
         if not self._moved:
             self._moved = [_like(p) for p in self.block.params]
         move({i: (p.data, out) for i, (p, out) in enumerate(zip(self.block.params, self._moved, strict=True))})
+        with standing_at(self.block, self._moved):
+            yield
+
+    @contextmanager
+    def against(self, law: Directions, direction: Terms, h: float) -> Iterator[None]:
+        """Inside the context the block stands at fl(theta - delta), right after `along` of the same arguments.
+
+        The step that rounding let through, mirrored: no direction is drawn again, and what differs from
+        fl(theta - h z) is rounding.
+        """
+        if self._owners is not None:
+            move = self._mover(law, direction, h)
+
+            def mirrored(places: Mapping[int, tuple[Tensor, Tensor]]) -> None:
+                move(places)
+                for home, out in places.values():
+                    _mirror(home, out)
+
+            with self._by_layers(mirrored, self._owners):
+                yield
+            return
+        for p, out in zip(self.block.params, self._moved, strict=True):
+            _mirror(p.data, out)
         with standing_at(self.block, self._moved):
             yield
 
@@ -199,6 +222,12 @@ def _shifted(home: Tensor, z: Tensor, h: float, out: Tensor) -> None:
             torch.add(home, z, alpha=h, out=out)
         else:
             out.copy_(home.to(z.dtype).add_(z, alpha=h))
+
+
+def _mirror(home: Tensor, out: Tensor) -> None:
+    """Out = home - (out - home); the difference is exact where the step is shorter than half of the entry."""
+    with torch.no_grad():
+        out.lerp_(home, 2.0)
 
 
 def _owners(block: Block, module: nn.Module) -> dict[nn.Module, list[int]]:

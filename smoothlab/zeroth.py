@@ -224,7 +224,7 @@ class ZerothOrder:
             with place.along(law, direction, self.mu):
                 plus = evaluate(loss, block)
             if self.sides == 2:
-                with place.along(law, direction, -self.mu):
+                with place.against(law, direction, self.mu):
                     minus = evaluate(loss, block)
                 slope = (plus - minus) / (2 * self.mu)
             else:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from smoothlab.blocks import Block, standing_at
+from smoothlab.blocks import Block, flatten, standing_at
 from smoothlab.directions import Coordinate, Gaussian, Masked, Rademacher
 from smoothlab.errors import BadInput
 from smoothlab.perturbation import ENOUGH_SHARE, Perturbation
@@ -140,6 +140,7 @@ def test_the_check_sees_a_drift_and_a_move_that_stays(monkeypatch: pytest.Monkey
             p.data.sub_(z, alpha=h)
 
     monkeypatch.setattr(Perturbation, "along", drifting)
+    monkeypatch.setattr(Perturbation, "against", lambda self, law, direction, h: drifting(self, law, direction, -h))
     for fails_at in (0, 4):
         with pytest.raises(AssertionError):
             check_exceptions(fails_at, torch.bfloat16, False, False)
@@ -288,3 +289,21 @@ def test_a_block_that_changed_its_dtype_is_moved_in_the_new_one(keep: bool) -> N
     net.data = net.data.double()
     now = estimator(net, block, [0])
     assert now == ZerothOrder(0.25)(net, block, [0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_step_back_is_the_realized_step_mirrored(dtype: torch.dtype) -> None:
+    """Within rounding: |theta - delta - found| is at most an ulp of the result, or of delta where that is larger."""
+    net = Net(dtype)
+    block, seen = net.block(), []
+    place, by_layers = Perturbation(block), Perturbation(block, layers=net)
+    home = flatten(p.detach().double() for p in block.params)
+    for way in ("along", "against"):
+        with getattr(place, way)(Gaussian(), ONE, 0.25):
+            seen.append(flatten(p.detach().double() for p in block.params))
+            found = net()
+        with getattr(by_layers, way)(Gaussian(), ONE, 0.25):
+            assert torch.equal(net(), found)
+    delta, back = seen[0] - home, seen[1]
+    assert (delta != 0).double().mean() > 0.8, "bf16 rounds a few moves away"
+    assert ((home - delta - back).abs() <= torch.finfo(dtype).eps * torch.maximum(back.abs(), delta.abs())).all()

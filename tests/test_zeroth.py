@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor, nn
 
-from smoothlab import directions, zeroth
+from smoothlab import directions, perturbation, zeroth
 from smoothlab.blocks import Block, flatten
 from smoothlab.directions import Coordinate, Gaussian, LowRank, Masked, Preconditioned, Rademacher, Sparse, Sphere
 from smoothlab.errors import BadInput
@@ -376,7 +376,7 @@ MUTATIONS: dict[str, tuple[tuple[Any, str], str, str, Check]] = {
     "forgets 1/q": (CALL, LOOP, "slope * weight", moments_of("three averaged, one-sided rademacher")),
     "1/sqrt(q)": (CALL, LOOP, "slope * weight / self.q**0.5", moments_of("three averaged, one-sided rademacher")),
     "forgets f(x)": (CALL, "(plus - center)", "plus", moments_of("one-sided rademacher", mu=0.1)),
-    "another step back": (CALL, "direction, -self.mu", "direction, -0.9 * self.mu", moments_of("two-sided sphere")),
+    "another step back": ((perturbation, "_mirror"), "home, 2.0", "home, 1.9", moments_of("two-sided sphere")),
     "orthogonal without sqrt(d)": (
         (zeroth, "orthogonal"), "block.dim**0.5 * ", "", lambda: check_frame("orthogonal", 0)
     ),
@@ -426,7 +426,10 @@ MUTATIONS: dict[str, tuple[tuple[Any, str], str, str, Check]] = {
         (zeroth, "evaluate"), "number = float(value)", "number = float(value.float())",
         lambda: check_linearity("two-sided gaussian", 0),
     ),
-    "a step of its own": (CALL, "direction, self.mu)", "direction, self.mu + 1e-6)", lambda: check_scaling("kept", 0)),
+    "a step of its own": (
+        CALL, "along(law, direction, self.mu)", "along(law, direction, self.mu + 1e-6)",
+        lambda: check_scaling("kept", 0),
+    ),
     "given directions are not used": (
         CALL, "self.law if given is None else Given(tuple(given))", "self.law", lambda: check_given("kept", 0)
     ),
