@@ -22,8 +22,9 @@ import torch
 from benchmarks.timing import ratio_row, timed
 from smoothlab.draws import BLOCK
 from smoothlab.objectives import Objective, Oscillating, Quadratic, objective
+from smoothlab.one_replica import one_replica
 from smoothlab.records import Row, environment, load, run
-from smoothlab.reshuffling import Algorithm1, one_replica
+from smoothlab.reshuffling import Algorithm1
 
 SPEEDUP, SHARE = 25.0, 0.45  # least over `one_replica`, and least share of what the generator alone allows
 DIMS = (10, 100, 1000)

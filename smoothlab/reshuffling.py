@@ -9,7 +9,7 @@ their orders and directions only, and are independent. The state is fp64; memory
 epochs. Replicas go in groups whose state stays in cache; where the objective is quadratic along rays (`ray`) an
 estimate costs a gradient's inner product with v, which the step in y needs anyway, and no value of f.
 
-`one_replica` is the same algorithm written plainly; tests/test_reshuffling.py holds the two to the same draws.
+`smoothlab.one_replica` is the same algorithm written plainly; tests/test_reshuffling.py holds both to the same draws.
 """
 
 import math
@@ -41,18 +41,6 @@ class Observed(NamedTuple):
     gradient: Tensor
 
 
-class Plain(NamedTuple):
-    """What became of one replica; see `Result`."""
-
-    epochs: int
-    average_x: float
-    average_y: float
-    z: Tensor
-    left: int
-    reached: int
-    diverged: bool
-
-
 @dataclass(frozen=True)
 class Result:
     """What became of R replicas; tau is where one stopped, at most T.
@@ -63,8 +51,8 @@ class Result:
         average_y: the same of grad_y.
         gap: f(z_tau) - f*, [R]; infinite where the replica diverged.
         z: z_tau, [R, d].
-        left: first t with f(z_t) - f* above `Algorithm1.above` (if that is asked for), diverged ones too; -1 if there is
-            none, int [R].
+        left: first t with f(z_t) - f* above `Algorithm1.above`, or where it diverged; -1 if there is none or none
+            was asked for, int [R].
         reached: first t >= 1 with (1/t) sum_{s < t} ||grad f(z_s)||^2 at most `Algorithm1.below`, or -1.
         diverged: whether the gradient (or f where it was asked for) was not finite any more, bool [R].
         kept_gap: f(z_t) - f* at the epochs `Algorithm1.keep`, [len(keep), R]; after tau it stays what it was there.
@@ -255,41 +243,61 @@ class _Group:
         """One step of each replica on its summand; `gradient` is grad f(z) where that is known."""
         how, d_x = self.how, self.objective.d_x
         x, y = self.z[:, :d_x], self.z[:, d_x:]
-        g, shift = gradient, None
+        shift = None
         if self.shifts is not None:
             shift = torch.index_select(self.shifts, 0, members, out=self.work)
-            if g is None and self.diagonal is not None:
-                g = torch.addcmul(shift, self.z, self.diagonal, out=self.g)
-            else:
-                g = (self._gradient() if g is None else g).add_(shift)
-        elif g is None:
-            g = self._gradient()
         if how.oracle == "exact":
+            g = self._component(gradient, shift)
             x.add_(g[:, :d_x], alpha=-how.eta_x)
+            y.add_(g[:, d_x:], alpha=-how.eta_y)
+            return
+        v = self.draws.direction(t, step, self.live)
+        if how.mu == 0 or self.objective.quadratic:
+            g = self._component(gradient, shift)
+            slope, g_y = self._along(g[:, :d_x], v), g[:, d_x:]
         else:
-            v = self.draws.direction(t, step, self.live)
-            x_slope = self._slope(g, shift, v)
-            x.addcmul_(x_slope.unsqueeze(1), v, value=-how.eta_x)
-        y.add_(g[:, d_x:], alpha=-how.eta_y)
+            g_y = self._gradient_y() if gradient is None else gradient[:, d_x:]
+            slope = self._quotient(v)
+            if shift is not None:  # <shift, z> has the same difference quotient at every mu
+                slope += torch.linalg.vecdot(shift[:, :d_x], v)
+                g_y = g_y + shift[:, d_x:]
+        x.addcmul_(slope.unsqueeze(1), v, value=-how.eta_x)
+        y.add_(g_y, alpha=-how.eta_y)
 
-    def _slope(self, g: Tensor, shift: Tensor | None, v: Tensor) -> Tensor:
-        """The coefficient of v in the estimate, [A]; <shift, z> has the same difference quotient at every mu."""
+    def _component(self, gradient: Tensor | None, shift: Tensor | None) -> Tensor:
+        """Grad f_i(z), in memory that may be written to."""
+        if shift is not None and gradient is None and self.diagonal is not None:
+            return torch.addcmul(shift, self.z, self.diagonal, out=self.g)
+        g = self._gradient() if gradient is None else gradient
+        return g if shift is None else g.add_(shift)
+
+    def _gradient_y(self) -> Tensor:
+        """Grad_y f(z) alone, where x has no part in it."""
+        y = self.z[:, self.objective.d_x :]
+        if self.objective.coupling is None:
+            return self.objective.y.slope(y)
+        return self.objective.gradient(self.z)[:, self.objective.d_x :]
+
+    def _along(self, g_x: Tensor, v: Tensor) -> Tensor:
+        """The coefficient of v in the estimate for a quadratic f_i, or for mu = 0, from g_x, which is used up; [A]."""
+        bend = self.how.mu / 2 if self.how.oracle == "one-sided" else 0.0
+        if bend and self.diagonal is not None:  # <g, v> + (mu/2) <v, H v> in one pass
+            g_x.addcmul_(v, self.diagonal[: g_x.shape[1]], value=bend)
+        slope = torch.mul(g_x, v, out=self.products[:, : g_x.shape[1]]).sum(-1)
+        if bend and self.diagonal is None:
+            slope += self.objective.ray(self.z, v).curvature * bend
+        return slope
+
+    def _quotient(self, v: Tensor) -> Tensor:
+        """The difference quotient of f along v, [A]."""
         how, objective, d_x = self.how, self.objective, self.objective.d_x
-        if how.mu == 0 or objective.quadratic:
-            along, bend = g[:, :d_x], how.mu / 2 if how.oracle == "one-sided" else 0.0
-            if bend and self.diagonal is not None:  # <g, v> + (mu/2) <v, H v> in one pass; g_x is not needed any more
-                along.addcmul_(v, self.diagonal[:d_x], value=bend)
-            slope = torch.mul(along, v, out=self.products[:, :d_x]).sum(-1)
-            return slope + objective.ray(self.z, v).curvature * bend if bend and self.diagonal is None else slope
         moved = self.products.copy_(self.z)
         moved[:, :d_x].add_(v, alpha=how.mu)
         plus = objective.value(moved)
         if how.oracle == "one-sided":
-            slope = (plus - objective.value(self.z)) / how.mu
-        else:
-            torch.add(self.z[:, :d_x], v, alpha=-how.mu, out=moved[:, :d_x])
-            slope = (plus - objective.value(moved)) / (2 * how.mu)
-        return slope if shift is None else slope + torch.linalg.vecdot(shift[:, :d_x], v)
+            return (plus - objective.value(self.z)) / how.mu
+        torch.add(self.z[:, :d_x], v, alpha=-how.mu, out=moved[:, :d_x])
+        return (plus - objective.value(moved)) / (2 * how.mu)
 
     def _stop(self, t: int, seen: Observed) -> Observed:
         """Take out those whose time it is at the start of epoch t, all of them at T; what was seen of the others."""
@@ -342,48 +350,3 @@ class _Group:
 def _or_infinite(values: Tensor, lost: Tensor) -> Array:
     found: Array = values.masked_fill(lost, math.inf).numpy()
     return found
-
-
-def one_replica(how: Algorithm1, objective: Objective, z0: Tensor, orders: Tensor, directions: Tensor) -> Plain:
-    """Algorithm 1 as the paper prints it, one replica, step by step: slow, and what `Algorithm1.run` must equal.
-
-    Args:
-        how: options; `keep` is left out.
-        objective: the finite sum.
-        z0: where it starts, [d].
-        orders: [T, n].
-        directions: fp64 [T, n, d_x].
-    """
-
-    def f(z: Tensor, i: int) -> float:
-        return float(objective.value(z) + objective.shifts[i] @ z)
-
-    z, d_x, mu = z0.double().clone(), objective.d_x, how.mu
-    total_x, total_y, left, reached = 0.0, 0.0, -1, -1
-    for t in range(how.epochs + 1):
-        g = objective.gradient(z)
-        square_x, square_y = float(g[:d_x] @ g[:d_x]), float(g[d_x:] @ g[d_x:])
-        if not math.isfinite(square_x + square_y):
-            left = t if how.above is not None and left < 0 else left
-            return Plain(t, math.inf, math.inf, z, left, reached, True)
-        if how.below is not None and t and reached < 0 and total_x + total_y <= how.below * t:
-            reached = t
-        if how.above is not None and left < 0 and float(objective.value(z)) - objective.f_star > how.above:
-            left = t
-        if t == how.epochs or (how.halt and max(left, reached) >= 0):
-            return Plain(t, total_x / t if t else math.nan, total_y / t if t else math.nan, z, left, reached, False)
-        total_x, total_y = total_x + square_x, total_y + square_y
-        for i, v in zip(orders[t].tolist(), directions[t], strict=True):
-            g = objective.gradient(z) + objective.shifts[i]
-            step = torch.zeros_like(z)
-            step[:d_x] = mu * v
-            if how.oracle == "exact":
-                ghat = g[:d_x]
-            elif mu == 0:
-                ghat = (g[:d_x] @ v) * v
-            elif how.oracle == "one-sided":
-                ghat = (f(z + step, i) - f(z, i)) / mu * v
-            else:
-                ghat = (f(z + step, i) - f(z - step, i)) / (2 * mu) * v
-            z = torch.cat([z[:d_x] - how.eta_x * ghat, z[d_x:] - how.eta_y * g[d_x:]])
-    raise AssertionError("unreachable: epoch T returns")

@@ -24,7 +24,8 @@ from smoothlab.objectives import (
     QuadraticCoupling,
     objective,
 )
-from smoothlab.reshuffling import Algorithm1, Result, one_replica
+from smoothlab.one_replica import one_replica
+from smoothlab.reshuffling import Algorithm1, Result
 from smoothlab.zeroth import ZerothOrder
 
 OBJECTIVES = {
