@@ -71,6 +71,8 @@ def _parts(ell: Ell, a: Array, b: Array) -> Array:
             lambda v: float(_integrand(ell, np.asarray(v))), a[i], b[i],
             epsabs=0, epsrel=_RELATIVE / 100, limit=100, full_output=1,
         )  # fmt: skip
+        if not errors[i] <= _RELATIVE * values.sum():
+            break
     if not errors.sum() <= _RELATIVE * values.sum():
         raise BadInput(f"int v/ell(v) dv up to {b[-1]:g} is off by {errors.sum():.1g}: ell is too rough for quadrature")
     return values

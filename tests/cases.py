@@ -481,5 +481,8 @@ OBJECTIVES: dict[str, Objective] = {
     "barrier": _sum(Barrier(1.0), Cosh(1.0, 0.5), LogCoshCoupling(1.5), sigma=(1.0, 0.5)),
     "powers, coupled": _sum(Power(1.0, 4.0), Power(0.5, 3.0), QuadraticCoupling(2.0), d_x=2, d_y=3),
     "powers, product": _sum(Power(1.0, 4.0), Power(0.5, 3.0), ProductCoupling(0.5), d_x=1, d_y=1),
+    # Where the coupling's gradient hides psi's own: far out along y, at a small ||grad f||.
+    "log cosh, hidden": _sum(Cosh(1.0, 5.0), QuadraticPsi(0.01), LogCoshCoupling(2.0, 1.0, 0.1), d_x=1, d_y=1),
+    "quadratic, hidden": _sum(Cosh(1.0, 5.0), QuadraticPsi(0.01), QuadraticCoupling(1.0, 1.0, 0.1), d_x=1, d_y=1),
     "cosh alone": _sum(Cosh(1.0, 1.0), Cosh(1.0, 1.0), n=1, sigma=0.0, d_x=1, d_y=1),
 }

@@ -75,7 +75,10 @@ def shrunk(f: Objective, factor: float) -> Shrunk:
     return Shrunk(f.name, f.x, f.y, f.coupling, f.d_x, f.d_y, f.n, f.shifts, f.f_star, factor)
 
 
-@names
+QUICK = ("E3", "E6b", "E8", "E9", "quadratic, hidden")
+
+
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in OBJECTIVES])
 def test_an_ell_one_percent_too_small_is_refuted_by_the_point_shown(name: str) -> None:
     f = OBJECTIVES[name]
     z = sample(f, LEVEL, 2000)
@@ -90,7 +93,7 @@ def test_an_ell_one_percent_too_small_is_refuted_by_the_point_shown(name: str) -
     assert "FALSE" in str(check) and "||grad f||" in str(check) and "ell_x" in str(check)
 
 
-@pytest.mark.parametrize("name", ["E1", "E3", "E4", "E5", "E6", "cosh alone"])
+@pytest.mark.parametrize("name", ["E3", "E4", "E5", "cosh alone"])
 def test_an_ell_halved_is_refuted(name: str) -> None:
     checks = by_name(check_all(shrunk(OBJECTIVES[name], 0.5), LEVEL, 2000))
     assert not checks["definition 2.1, Hess f <= D (as printed)"].passed
@@ -165,7 +168,7 @@ def test_the_one_sided_definition_alone_lets_a_false_claim_pass() -> None:
     """theory.md B: ell = 1 satisfies Definition 2.1 as printed, and the gradient is not 1-Lipschitz."""
     one = lambda u: np.ones_like(np.asarray(u, dtype=float))  # noqa: E731
     claim = Function("dented", dented, one, one, 1, 1)
-    checks = by_name(check_all(claim, LEVEL, 4000))
+    checks = by_name(check_all(claim, LEVEL, 2000))
     assert checks["definition 2.1, Hess f <= D (as printed)"].passed
     below = checks["definition 2.1, Hess f >= -D"]
     assert not below.passed and below.witness is not None

@@ -61,6 +61,11 @@ def test_each_bound_is_non_decreasing_sub_quadratic_and_quiet(name: str) -> None
     with np.errstate(all="raise", under="ignore"):
         values = psi.ell(u)
     assert values.shape == u.shape and psi.ell(2.0).shape == () and (values[1:] >= values[:-1] * (1 - 1e-12)).all()
+    for coupling in COUPLINGS.values():
+        f = objective(psi, psi, coupling)
+        with np.errstate(all="raise", under="ignore"):
+            for ell in (f.ell_x, f.ell_y):
+                assert (ell(u)[1:] >= ell(u)[:-1] * (1 - 1e-12)).all() and (ell(u) >= values).all()
     far = np.geomspace(1e20, 1e120, 11)
     with np.errstate(over="ignore"):
         assert (np.diff(np.log(psi.ell(far)) - 2 * np.log(far)) < 0).all()
