@@ -57,28 +57,28 @@ def _radius(dim: int, squares: Sequence[float]) -> float:
     return float((dim / math.fsum(squares)) ** 0.5)
 
 
-_SIGNS = ((torch.arange(256)[:, None] >> torch.arange(8)) & 1).float() * 2 - 1  # the 8 signs in a byte
+_SIGN, _ONE = -(1 << 31), 0x3F800000  # the sign bit of an fp32 number, and the bits of 1.0
 
 
 @dataclass(frozen=True)
 class Rademacher(Directions):
-    """Independent random signs, unpacked from random bits: an eighth of a Gaussian's cost."""
+    """Independent random signs from packed bits: a third of a Gaussian's cost."""
 
     def fill(self, stream: Stream, piece: Piece, out: Tensor) -> None:
-        """One bit an entry."""
+        """Each random bit, moved to the place of the sign, makes +-1.0."""
         words = torch.empty(-(-len(out) // 64), dtype=torch.int64, device=out.device)
         words.random_(-(1 << 63), None, generator=stream.generator(piece.tensor, piece.number))
-        table = _signs(out.dtype, out.device)
-        packed = words.view(torch.uint8).int()
-        if len(out) % 64 == 0:
-            torch.index_select(table, 0, packed, out=out.view(-1, 8))
-        else:
-            out.copy_(table[packed].view(-1)[: len(out)])
+        fits = out.dtype == torch.float32 and len(out) % 64 == 0
+        bits = out.view(torch.int32).view(-1, 32) if fits else words.new_empty(2 * len(words), 32, dtype=torch.int32)
+        torch.bitwise_left_shift(words.view(torch.int32)[:, None], _shifts(out.device), out=bits)
+        bits.bitwise_and_(_SIGN).bitwise_or_(_ONE)
+        if not fits:
+            out.copy_(bits.view(torch.float32).view(-1)[: len(out)])
 
 
 @cache
-def _signs(dtype: torch.dtype, device: torch.device) -> Tensor:
-    return _SIGNS.to(device, dtype)
+def _shifts(device: torch.device) -> Tensor:
+    return torch.arange(31, -1, -1, dtype=torch.int32, device=device)
 
 
 @dataclass(frozen=True)

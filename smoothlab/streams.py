@@ -25,7 +25,7 @@ from smoothlab.errors import BadInput
 Seed = tuple[int, ...]
 Terms = tuple[tuple[Seed, float], ...]
 """(seed, weight) pairs: a direction made of a law's, or a gradient."""
-CHUNK = 1 << 17  # entries of a piece on a CPU: it stays in cache, and the cost of a call is small beside it
+CHUNK = 1 << 18  # entries of a piece on a CPU: it stays in cache, and the cost of a call is small beside it
 DEVICE_CHUNK = 1 << 26  # elsewhere a piece is one launch
 _PIECES = 1 << 16  # of one tensor, and tensors of one block: the numbers of both make one key of 32 bits
 SHARED = _PIECES - 1  # number of the stream that all pieces of a tensor share (LowRank)
@@ -166,13 +166,24 @@ class Mixture(Stream):
 
 @cache
 def _threads(count: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(count, thread_name_prefix="smoothlab")
+    """Threads in which torch computes alone: threads of its own under each would wait for one another."""
+    pool, started = ThreadPoolExecutor(count, "smoothlab", _compute_alone), threading.Barrier(count + 1)
+    for _ in range(count):
+        pool.submit(started.wait)
+    started.wait()
+    torch.set_num_threads(count)  # for threads to come: `_compute_alone` has set the default too
+    return pool
+
+
+def _compute_alone() -> None:
+    torch.get_num_threads()  # a thread's first question would overwrite its number by the default
+    torch.set_num_threads(1)
 
 
 def spread(work: Callable[[Sequence[Piece]], list[T]], pieces: list[Piece], device: torch.device) -> list[T]:
     """work(pieces) in as many threads as torch uses on a CPU, each with a run of them; results in order."""
-    count = min(torch.get_num_threads(), len(pieces)) if device.type == "cpu" else 1
-    if count < 2:
+    count = torch.get_num_threads() if device.type == "cpu" else 1
+    if min(count, len(pieces)) < 2:
         return work(pieces)
     cuts = [len(pieces) * i // count for i in range(count + 1)]
     runs = _threads(count).map(work, [pieces[a:b] for a, b in zip(cuts, cuts[1:], strict=False)])

@@ -1,5 +1,6 @@
 """Laws of directions and the streams they come from."""
 
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -230,3 +231,14 @@ def test_impossible_laws_are_refused(case: str) -> None:
     make, message = BAD[case]
     with pytest.raises(BadInput, match=message):
         make()
+
+
+def test_drawing_in_threads_leaves_torchs_own_threads_as_they_were(threads: None) -> None:
+    torch.set_num_threads(2)
+    Gaussian().draw(block((3, streams.CHUNK), dtype=torch.float32), [0])
+    found: list[int] = []
+    other = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+    other.start()
+    other.join()
+    assert found == [2] and torch.get_num_threads() == 2
+    assert {f.result() for f in [streams._threads(2).submit(torch.get_num_threads) for _ in range(8)]} == {1}

@@ -398,7 +398,7 @@ MUTATIONS: dict[str, tuple[tuple[Any, str], str, str, Check]] = {
         (Stream, "__init__"), "*self.seed", "self.seed[-1]", lambda: check_seeds("two-sided gaussian", 0)
     ),
     "a stuck bit": (
-        (Rademacher, "fill"), ".view(torch.uint8).int()", ".view(torch.uint8).int() | 1",
+        (Rademacher, "fill"), ".bitwise_or_(_ONE)", ".bitwise_or_(_ONE | _SIGN)",
         moments_of("one-sided rademacher", mu=2.0),
     ),
     "coordinates without a sign": (
