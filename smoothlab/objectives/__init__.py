@@ -9,7 +9,8 @@ from smoothlab.objectives.couplings import (
     QuadraticCoupling,
 )
 from smoothlab.objectives.finite_sum import Objective, Ray, objective
-from smoothlab.objectives.psi import Barrier, Cosh, Exponential, Oscillating, Power, Psi, Quadratic
+from smoothlab.objectives.psi import Oscillating, Power, Psi, Quadratic
+from smoothlab.objectives.steep import Barrier, Cosh, Exponential
 from smoothlab.objectives.sublevel import Claim, Extremes, extremes
 from smoothlab.theory import Constants
 
