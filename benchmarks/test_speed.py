@@ -311,7 +311,7 @@ class Speed:
     """
 
     name: ClassVar[str] = "speed"
-    repetitions: int = 15
+    repetitions: int = 45
 
     def resume_at(self, done: Sequence[Row]) -> int:
         """Ratios belong to one run: a stopped one starts again."""

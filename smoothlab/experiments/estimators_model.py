@@ -181,7 +181,8 @@ def cost(measured: Measured, setting: str) -> Iterator[Row]:
         key = (run.seed, 8, i)
         forward = sum(_seconds(partial(evaluate, measured.loss, block), block) for _ in range(2)) / 2
         place.forget()
-        moves = sum(_seconds(partial(_move, place, law, ((key, 1.0),), side * run.model_mu), block) for side in (1, -1))
+        step = (law, ((key, 1.0),), run.model_mu)
+        moves = sum(_seconds(partial(_enter, way, *step), block) for way in (place.along, place.against))
         update = Directional(law, ((key, 0.0),), kept=place.kept)
         moves += _seconds(partial(update.add_to, block, 0.0), block)
         if i:  # the first round warms up
@@ -194,8 +195,8 @@ def cost(measured: Measured, setting: str) -> Iterator[Row]:
     yield row(setting, "share of a step", samples.median(shares), estimator, **told)
 
 
-def _move(place: Perturbation, law: Any, direction: Any, h: float) -> None:
-    with place.along(law, direction, h):
+def _enter(context: Callable[..., AbstractContextManager[None]], *arguments: Any) -> None:
+    with context(*arguments):
         pass
 
 
