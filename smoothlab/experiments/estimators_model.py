@@ -14,6 +14,7 @@ the same gradient and derivatives, which are taken in fp64.
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
