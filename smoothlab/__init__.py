@@ -13,13 +13,17 @@ if TYPE_CHECKING:
     from smoothlab.norms import NormEstimate, block_norms
     from smoothlab.records import load
     from smoothlab.trajectory import SmoothnessHook
+    from smoothlab.zeroth import ControlVariate, Directional, ZerothOrder
 
 __version__ = "0.1.0"
 __all__ = [
     "Block",
+    "ControlVariate",
+    "Directional",
     "NormEstimate",
     "SmoothnessCallback",
     "SmoothnessHook",
+    "ZerothOrder",
     "__version__",
     "block_norms",
     "exact_hvp",
@@ -29,9 +33,12 @@ __all__ = [
 
 _HOMES = {
     "Block": "blocks",
+    "ControlVariate": "zeroth",
+    "Directional": "zeroth",
     "NormEstimate": "norms",
     "SmoothnessCallback": "llm.callback",
     "SmoothnessHook": "trajectory",
+    "ZerothOrder": "zeroth",
     "block_norms": "norms",
     "exact_hvp": "hessian",
     "fd_hvp": "hessian",
