@@ -9,8 +9,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from smoothlab import plots, plots_estimators, records, sentences_estimators
+from smoothlab import records
 from smoothlab.errors import BadInput
+from smoothlab.pages import plots, plots_estimators, sentences_estimators
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from smoothlab import plots, records, sentences
+from smoothlab import records
 from smoothlab.errors import BadInput
+from smoothlab.pages import plots, sentences
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ("seed", "protocol", "out", "overwrite")  # runs may differ in these and still belong in one figure

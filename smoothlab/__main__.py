@@ -186,16 +186,16 @@ def _plot(patterns: Sequence[str], kind: str, quantity: str, out: Path, overwrit
         raise BadInput(f"{out} exists; choose another --out, or replace it with --overwrite")
     table = load(patterns)
 
-    from smoothlab import plots
+    from smoothlab.pages import plots
 
     if kind == "path":
         figure = plots.path_figure(table)
     elif kind == "estimators":
-        from smoothlab.plots_estimators import estimators_figure
+        from smoothlab.pages.plots_estimators import estimators_figure
 
         figure = estimators_figure(table)
     elif kind == "quadratic":
-        from smoothlab.plots_quadratic import quadratic_figure
+        from smoothlab.pages.plots_quadratic import quadratic_figure
 
         figure = quadratic_figure(table)
     else:

@@ -44,6 +44,6 @@ def measure_and_draw(folder: Path, *, seed: int, environment: Row, overwrite: bo
         for figure, experiment in every.items()
     }
 
-    from smoothlab.report import demo_report
+    from smoothlab.pages.report import demo_report
 
     return demo_report(folder, records["fig1a"], records["fig1b"], records["estimators"])

@@ -92,8 +92,8 @@ class QuadraticExample:
 
     def reading(self, out: Path) -> list[str]:
         """What the records say, verdicts first."""
+        from smoothlab.pages.sentences_quadratic import reading
         from smoothlab.records import load
-        from smoothlab.sentences_quadratic import reading
 
         return reading(load(out))
 

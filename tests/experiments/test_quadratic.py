@@ -13,11 +13,12 @@ import pytest
 import torch
 
 from figures import quadratic as figure_script
-from smoothlab import plots, plots_quadratic, records, sentences_quadratic
+from smoothlab import records
 from smoothlab.__main__ import main
 from smoothlab.errors import BadInput
 from smoothlab.experiments import quadratic_forms as forms
 from smoothlab.experiments.quadratic import QuadraticExample
+from smoothlab.pages import plots, plots_quadratic, sentences_quadratic
 
 SMALL = QuadraticExample(
     ratios=(1.5, 2.0, 3.0, 30.0), hybrid_ratios=(1.0, 3.0, 30.0), dims=(1, 10), hybrid_dims=(10,), scales=(0.5, 1.0),

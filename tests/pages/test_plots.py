@@ -6,8 +6,9 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from scipy import stats
 
-from smoothlab import plots, readings, records
+from smoothlab import records
 from smoothlab.errors import BadInput
+from smoothlab.pages import plots, readings
 
 from .curved_path import BASE, BATCH, HEAD, PEFT, SPREAD, rows, write
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from smoothlab.plots_estimators import LAWS, NAMES, PRECISION_COLORS, SHORT, at_edge, rows_of
-from smoothlab.sentences import number
+from smoothlab.pages.plots_estimators import LAWS, NAMES, PRECISION_COLORS, SHORT, at_edge, rows_of
+from smoothlab.pages.sentences import number
 
 HOW_TO_READ = (
     "A zeroth-order estimate takes a gradient from values of the loss alone: the loss is evaluated a step mu to either "

@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from smoothlab import records, report, sentences
+from smoothlab import records
 from smoothlab.errors import BadInput
+from smoothlab.pages import report, sentences
 
 from .curved_path import BASE, BATCH, HEAD, HVPS, PEFT, SPREAD, rows, write
 from .test_plots import STEPS, gradients, table, truth
@@ -261,7 +262,7 @@ def test_path_sentence_names_the_largest_quotient():
 
 @pytest.fixture(scope="module")
 def fig1():
-    path = Path(__file__).parents[1] / "figures" / "fig1.py"
+    path = Path(__file__).parents[2] / "figures" / "fig1.py"
     spec = importlib.util.spec_from_file_location("fig1", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

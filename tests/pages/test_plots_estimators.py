@@ -11,11 +11,11 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
-from smoothlab import plots_estimators as plots
-from smoothlab import report
-from smoothlab import sentences_estimators as sentences
 from smoothlab.__main__ import main
 from smoothlab.errors import BadInput
+from smoothlab.pages import plots_estimators as plots
+from smoothlab.pages import report
+from smoothlab.pages import sentences_estimators as sentences
 
 from .curved_path import BASE, PEFT, rows, write
 from .test_report import Page
@@ -233,7 +233,7 @@ def test_the_demo_page_has_the_estimators_as_a_section(tmp_path):
 
 
 def test_figures_script_draws_and_reads(tmp_path, capsys):
-    path = Path(__file__).parents[1] / "figures" / "estimators.py"
+    path = Path(__file__).parents[2] / "figures" / "estimators.py"
     spec = importlib.util.spec_from_file_location("estimators_figure", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -19,9 +19,18 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, to_hex
 from matplotlib.figure import Figure
 
-from smoothlab.axes import axis_label, floor_shows, legend_above, log_ticks, same_limits, step_axis, symbol, value_axis
 from smoothlab.errors import BadInput
-from smoothlab.readings import blocks_of, nothing, points, protocols_of, ratio, spearman
+from smoothlab.pages.axes import (
+    axis_label,
+    floor_shows,
+    legend_above,
+    log_ticks,
+    same_limits,
+    step_axis,
+    symbol,
+    value_axis,
+)
+from smoothlab.pages.readings import blocks_of, nothing, points, protocols_of, ratio, spearman
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 BLOCK_COLORS = {"base": "#0072B2", "peft": "#D55E00", "head": "#7F7F7F"}

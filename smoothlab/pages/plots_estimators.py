@@ -14,9 +14,9 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from smoothlab.axes import legend_above, log_ticks
 from smoothlab.errors import BadInput
-from smoothlab.plots import COLORS, STYLE
+from smoothlab.pages.axes import legend_above, log_ticks
+from smoothlab.pages.plots import COLORS, STYLE
 
 LAWS = ("gaussian", "sphere", "rademacher", "coordinate", "sparse", "lowrank")
 LAW_COLORS = dict(zip(LAWS, COLORS, strict=False))

@@ -13,9 +13,9 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from smoothlab.axes import legend_above
 from smoothlab.errors import BadInput
-from smoothlab.plots import COLORS, STYLE, figure
+from smoothlab.pages.axes import legend_above
+from smoothlab.pages.plots import COLORS, STYLE, figure
 
 RULES = {
     "small": ("one rate $1/(2a)$", "#0072B2"),

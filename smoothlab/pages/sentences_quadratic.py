@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from smoothlab.plots_quadratic import rows_of
+from smoothlab.pages.plots_quadratic import rows_of
 
 
 def reading(df: pd.DataFrame) -> list[str]:

@@ -13,9 +13,10 @@ from typing import Any
 
 import pandas as pd
 
-from smoothlab import plots, plots_estimators, records, sentences, sentences_estimators
+from smoothlab import records
 from smoothlab.errors import BadInput
-from smoothlab.readings import blocks_of, points
+from smoothlab.pages import plots, plots_estimators, sentences, sentences_estimators
+from smoothlab.pages.readings import blocks_of, points
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --soft: #57606a; --line: #d0d7de; --page: #fff; --row: #f6f8fa; }

@@ -1,7 +1,7 @@
 """Plain-language reading of the smoothness records: every sentence is generated from the numbers.
 
 A sentence claims a change, a growth or a difference only where the 95 % intervals say so, and says "open" where they do
-not. Values of Appendix D.4 are read in the unit of the careful ones (``smoothlab.readings``) and as printed.
+not. Values of Appendix D.4 are read in the unit of the careful ones (``smoothlab.pages.readings``) and as printed.
 """
 
 import math
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from smoothlab.readings import Correlation, blocks_of, points, protocols_of, ratio, spearman
+from smoothlab.pages.readings import Correlation, blocks_of, points, protocols_of, ratio, spearman
 
 NAMES = {"frobenius": "Frobenius norm", "spectral": "largest absolute eigenvalue", "trace": "trace"}
 OWNERS = {"base": "base model's", "peft": "PEFT module's", "head": "classification head's"}
