@@ -79,6 +79,8 @@ class Stream:
     def __init__(self, law: "Directions", block: Block, seed: Sequence[int]) -> None:
         self.law, self.block, self.seed = law, block, tuple(seed)
         self.device = block.params[0].device
+        if any(number < 0 for number in self.seed):
+            raise BadInput(f"seed {self.seed} of block '{block.name}': use numbers of at least 0")
         state = np.random.SeedSequence([len(self.seed), *self.seed]).generate_state(4, np.uint32)
         self._odd, self._shift, self.words = int(state[0]) | 1, int(state[1]), (int(state[2]), int(state[3]))
         self.scale = 1.0

@@ -27,7 +27,7 @@ Sides = Literal[1, 2]
 Average = Literal["plain", "antithetic", "orthogonal"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Directional:
     """A gradient on one block: sum_j c_j z_j, z_j the direction of `law` with seed j, plus `anchor` where there is one.
 

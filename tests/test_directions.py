@@ -217,6 +217,7 @@ def test_the_streams_name_says_what_decides_its_bits() -> None:
 BAD = {
     "law": (lambda: draw(block((2,)), "cauchy", [0]), "probe law 'cauchy' is unknown: use gaussian"),
     "share": (lambda: Sparse(0.0), r"the share of entries that move is 0.0: use a number in \(0, 1\]"),
+    "seed": (lambda: Gaussian().draw(block((2,)), [1, -1]), r"seed \(1, -1\) of block 'b': use numbers of at least 0"),
     "rank": (lambda: LowRank(0), "rank 0: use at least 1"),
     "masks": (
         lambda: Masked((torch.ones(2).bool(),)).draw(block((2,), (3,)), [0]),

@@ -175,7 +175,12 @@ class Smoothness:
         assert self.keep_weights is not None
         kept = [s for s in saved_steps(self.keep_weights) if s <= step]
         if kept:
-            tuning.load(weights_path(self.keep_weights, kept[-1]))
+            tuning.load(weights_path(self.keep_weights, kept[-1]), self._training())
+
+    def _training(self) -> str:
+        """What the weights along the run depend on, in one line."""
+        fields = ("model", "data", "data_dir", "peft", "batch", "lr", "lr_block", "dropout", "dtype", "seed")
+        return ", ".join(f"{field}={getattr(self, field)}" for field in fields)
 
     def _go_to(self, tuning: "FineTuning", step: int, progress: Any) -> None:
         if self.from_weights is not None:
@@ -188,7 +193,7 @@ class Smoothness:
             if tuning.step % 10 == 0:
                 progress.set_postfix_str(f"step {tuning.step}, loss {value:.3f}")
         if self.keep_weights is not None:
-            tuning.save(self.keep_weights)
+            tuning.save(self.keep_weights, self._training())
 
     def _point(self, tuning: "FineTuning", blocks: Sequence["Block"], rough: bool) -> Iterator[Row]:
         """Rows of the point where the model stands; the update of this step is made on the way if `path` asks."""

@@ -86,15 +86,15 @@ class FineTuning:
         self.step += 1
         return value
 
-    def save(self, folder: Path) -> None:
-        """Write the trainable weights as folder/step-00000000.safetensors; complete or not at all."""
+    def save(self, folder: Path, run: str = "") -> None:
+        """Write the trainable weights of `run` as folder/step-00000000.safetensors; complete or not at all."""
         from safetensors.torch import save_file
 
         path = weights_path(folder, self.step)
         partial = path.with_suffix(".partial")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            save_file(self._named(), partial, metadata={"step": str(self.step)})
+            save_file(self._named(), partial, metadata={"step": str(self.step), "run": run})
             partial.replace(path)
         except Exception as error:
             if partial.exists():
@@ -103,14 +103,24 @@ class FineTuning:
                 raise BadInput(f"cannot write {path}: {error}; make room, or leave --keep-weights out") from error
             raise
 
-    def load(self, path: Path) -> None:
-        """Take the weights and the step from a file that `save` wrote for the same configuration."""
-        from safetensors.torch import load_file
+    def load(self, path: Path, run: str | None = None) -> None:
+        """Take the weights and the step from a file that `save` wrote for these blocks, and for `run` if it is given.
+
+        Raises:
+            BadInput: the file cannot be read, or is of other blocks or of another run.
+        """
+        from safetensors import safe_open
 
         try:
-            saved = load_file(path)
+            with safe_open(path, "pt") as file:
+                kept = (file.metadata() or {}).get("run")
+                saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
         except Exception as error:
             raise BadInput(f"cannot read weights {path}: {error}; delete the file, and go on") from error
+        if run is not None and kept != run:
+            raise BadInput(
+                f"weights {path} were kept by another run ({kept}, this one is {run}): name another --keep-weights"
+            )
         named = self._named()
         if {n: t.shape for n, t in saved.items()} != {n: t.shape for n, t in named.items()}:
             raise BadInput(

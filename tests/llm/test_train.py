@@ -136,3 +136,13 @@ def test_a_rate_for_no_block_and_a_trainable_parameter_in_no_block_are_refused()
     short = {"base": good.blocks["base"], "peft": Block("peft", (good.model.peft.weight,))}  # type: ignore[union-attr]
     with pytest.raises(BadInput, match="peft.bias is in no block"):
         FineTuning(good.model, short, good.examples, 50, 8, {"base": 0.1, "peft": 0.1})
+
+
+def test_weights_of_another_run_do_not_pass_for_this_ones(tmp_path: Path) -> None:
+    tuning = Toy().tuning()
+    tuning.save(tmp_path, "lr=0.1")
+    path = weights_path(tmp_path, 0)
+    tuning.load(path, "lr=0.1")
+    tuning.load(path)
+    with pytest.raises(BadInput, match=r"kept by another run \(lr=0.1, this one is lr=0.2\): name another"):
+        tuning.load(path, "lr=0.2")
