@@ -42,6 +42,7 @@ class Perturbation:
         self._owners = None if layers is None else _owners(block, layers)
         self._moved: list[Tensor] = []
         self._spare: list[Tensor] = []
+        self._busy = False
 
     @property
     def fits(self) -> bool:
@@ -54,6 +55,27 @@ class Perturbation:
         self._spare += self.kept.values()
         self.kept.clear()
         self.kept = {}  # not the old one: there, given directions of another step would pass for its own
+
+    def release(self) -> None:
+        """Free the copies; who holds `kept` keeps its directions."""
+        self._moved, self._spare, self.kept = [], [], {}
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Inside the context nobody else may move the block with this memory.
+
+        Raises:
+            BadInput: somebody does: a loss that calls the estimator that evaluates it.
+        """
+        if self._busy:
+            raise BadInput(
+                f"block '{self.block.name}' is being moved by this estimator: its loss must not call it again"
+            )
+        self._busy = True
+        try:
+            yield
+        finally:
+            self._busy = False
 
     @contextmanager
     def along(self, law: Directions, direction: Terms, h: float) -> Iterator[None]:
@@ -74,8 +96,13 @@ class Perturbation:
         """Inside the context the block stands at fl(theta - delta), right after `along` of the same arguments.
 
         The step that rounding let through, mirrored: no direction is drawn again, and what differs from
-        fl(theta - h z) is rounding.
+        fl(theta - h z) is rounding. 16-bit blocks stand at fl(theta - h z): the spacing of their numbers doubles at
+        powers of two, where many weights lie, and a mirrored step would be rounded once more on the coarser side.
         """
+        if self.block.params[0].dtype.itemsize == 2:
+            with self.along(law, direction, -h):
+                yield
+            return
         if self._owners is not None:
             move = self._mover(law, direction, h)
 
@@ -174,11 +201,11 @@ class Perturbation:
         home = [p.data for p in self.block.params]
         standing: set[int] = set()  # numbers of the parameters that are moved at this moment
         moved: set[int] = set()  # or have been
-        mine: dict[nn.Module, list[int]] = {}
+        mine: dict[nn.Module, list[list[int]]] = {module: [] for module in owners}  # by calls, which may be nested
 
         def enter(module: nn.Module, args: Any) -> None:
-            mine[module] = [i for i in owners[module] if i not in standing]  # tied ones may be moved already
-            places = {i: (home[i], _like(home[i])) for i in mine[module]}
+            mine[module].append([i for i in owners[module] if i not in standing])  # tied ones may be moved already
+            places = {i: (home[i], _like(home[i])) for i in mine[module][-1]}
             move(places)
             for i, (_, place) in places.items():
                 self.block.params[i].data = place
@@ -186,7 +213,7 @@ class Perturbation:
             moved.update(places)
 
         def leave(module: nn.Module, args: Any, output: Any) -> None:
-            for i in mine.pop(module):
+            for i in mine[module].pop():
                 self.block.params[i].data = home[i]
                 standing.discard(i)
 

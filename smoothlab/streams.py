@@ -7,6 +7,7 @@ generator: torch's differ between devices, between versions, and on a CPU betwee
 which one is in use, for records and seed logs.
 """
 
+import os
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -71,7 +72,7 @@ class Stream:
     Attributes:
         law: the law they follow.
         block: the block they are for; only its shapes, dtype and device matter.
-        seed: any tuple of non-negative integers.
+        seed: a tuple of integers from 0 to 2^32 - 1.
         words: 64 random bits for laws that choose once for the whole direction.
         scale: factor common to all entries that only the whole direction tells (the sphere's radius), else 1.
     """
@@ -79,8 +80,8 @@ class Stream:
     def __init__(self, law: "Directions", block: Block, seed: Sequence[int]) -> None:
         self.law, self.block, self.seed = law, block, tuple(seed)
         self.device = block.params[0].device
-        if any(number < 0 for number in self.seed):
-            raise BadInput(f"seed {self.seed} of block '{block.name}': use numbers of at least 0")
+        if any(not 0 <= number < 1 << 32 for number in self.seed):  # larger ones would run into their neighbors
+            raise BadInput(f"seed {self.seed} of block '{block.name}': use numbers from 0 to 2^32 - 1")
         state = np.random.SeedSequence([len(self.seed), *self.seed]).generate_state(4, np.uint32)
         self._odd, self._shift, self.words = int(state[0]) | 1, int(state[1]), (int(state[2]), int(state[3]))
         self.scale = 1.0
@@ -166,8 +167,17 @@ class Mixture(Stream):
         return out
 
 
-@cache
+_starting = threading.Lock()
+
+
 def _threads(count: int) -> ThreadPoolExecutor:
+    """This process's threads for drawing."""
+    with _starting:
+        return _started(count)
+
+
+@cache
+def _started(count: int) -> ThreadPoolExecutor:
     """Threads in which torch computes alone: threads of its own under each would wait for one another."""
     pool, started = ThreadPoolExecutor(count, "smoothlab", _compute_alone), threading.Barrier(count + 1)
     for _ in range(count):
@@ -175,6 +185,15 @@ def _threads(count: int) -> ThreadPoolExecutor:
     started.wait()
     torch.set_num_threads(count)  # for threads to come: `_compute_alone` has set the default too
     return pool
+
+
+def _forget_threads() -> None:
+    global _starting
+    _starting = threading.Lock()
+    _started.cache_clear()
+
+
+os.register_at_fork(after_in_child=_forget_threads)  # a child has none of its parent's threads, and would wait for them
 
 
 def _compute_alone() -> None:

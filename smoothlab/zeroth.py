@@ -27,7 +27,7 @@ Sides = Literal[1, 2]
 Average = Literal["plain", "antithetic", "orthogonal"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Directional:
     """A gradient on one block: sum_j c_j z_j, z_j the direction of `law` with seed j, plus `anchor` where there is one.
 
@@ -221,15 +221,17 @@ class ZerothOrder:
             center = evaluate(loss, block)
         terms: dict[Seed, float] = {}
         for direction in frame:
-            with place.along(law, direction, self.mu):
+            with place.alone(), place.along(law, direction, self.mu):
                 plus = evaluate(loss, block)
             if self.sides == 2:
-                with place.against(law, direction, self.mu):
+                with place.alone(), place.against(law, direction, self.mu):
                     minus = evaluate(loss, block)
                 slope = (plus - minus) / (2 * self.mu)
             else:
                 assert center is not None
                 slope = (plus - center) / self.mu
+            if slope == 0.0:  # have the weights outgrown the step since the first call?
+                place.measure_share(law, direction, self.mu)
             for key, weight in direction:
                 terms[key] = terms.get(key, 0.0) + slope * weight / self.q
         stream = stream_name(place.device) if given is None else ""  # given ones are bound to no generator
@@ -263,8 +265,10 @@ class ZerothOrder:
                     f"block '{block.name}' holds {block.params[0].dtype} parameters: zeroth-order steps need "
                     "floating-point ones; leave quantized or integer weights out"
                 )
-            self._places.clear()  # one block's copy at a time
             self._places[block] = Perturbation(block, keep=self.keep, layers=self.layers)
+        for other in self._places.values():
+            if other is not self._places[block]:
+                other.release()  # one block's copy at a time
         return self._places[block]
 
 
@@ -344,6 +348,10 @@ class ControlVariate:
 
     def __call__(self, loss: Loss, block: Block, seed: Sequence[int]) -> Directional:
         """The estimate from the loss of one minibatch at the present values of `block`."""
+        if [id(p) for p in block.params] != [id(p) for p in self.block.params]:
+            raise BadInput(
+                f"block '{block.name}' is not the anchor's, '{self.block.name}': make a ControlVariate for it"
+            )
         here = self.estimator(loss, block, seed)
         with standing_at(block, self._anchor):
             there = self.estimator(loss, block, seed)

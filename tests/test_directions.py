@@ -1,5 +1,7 @@
 """Laws of directions and the streams they come from."""
 
+import os
+import select
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -217,7 +219,7 @@ def test_the_streams_name_says_what_decides_its_bits() -> None:
 BAD = {
     "law": (lambda: draw(block((2,)), "cauchy", [0]), "probe law 'cauchy' is unknown: use gaussian"),
     "share": (lambda: Sparse(0.0), r"the share of entries that move is 0.0: use a number in \(0, 1\]"),
-    "seed": (lambda: Gaussian().draw(block((2,)), [1, -1]), r"seed \(1, -1\) of block 'b': use numbers of at least 0"),
+    "seed": (lambda: Gaussian().draw(block((2,)), [1, -1]), r"seed \(1, -1\) of block 'b': use numbers from 0"),
     "rank": (lambda: LowRank(0), "rank 0: use at least 1"),
     "masks": (
         lambda: Masked((torch.ones(2).bool(),)).draw(block((2,), (3,)), [0]),
@@ -243,3 +245,24 @@ def test_drawing_in_threads_leaves_torchs_own_threads_as_they_were(threads: None
     other.join()
     assert found == [2] and torch.get_num_threads() == 2
     assert {f.result() for f in [streams._threads(2).submit(torch.get_num_threads) for _ in range(8)]} == {1}
+
+
+def test_a_forked_child_draws_with_threads_of_its_own(threads: None) -> None:
+    torch.set_num_threads(2)
+    b = block((3, streams.CHUNK), dtype=torch.float32)
+    expected = float(Gaussian().draw(b, [0])[-1])
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:  # one thread for torch itself, whose threads do not outlive a fork either
+        try:
+            found = streams.spread(lambda pieces: [p.number for p in pieces], Gaussian().pieces(b), torch.device("cpu"))
+            os.write(writer, str(len(found)).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    ready, _, _ = select.select([reader], [], [], 20)
+    if not ready:
+        os.kill(child, 9)
+    os.waitpid(child, 0)
+    assert ready and int(os.read(reader, 10)) == len(Gaussian().pieces(b))
+    assert float(Gaussian().draw(b, [0])[-1]) == expected

@@ -6,9 +6,7 @@ the same gradient and derivatives, which are taken in fp64.
 - model-curve: as "curve"; kappa and tau come from fp64 values of the loss along directions of their own
   (`ucurve.derivatives`), the noise from values in the precision itself.
 - model-variance: the mean of ||ghat - g||^2 / ||g||^2 in fp32 beside E ||ghat||^2 / ||g||^2 - 1 of a linear function
-  (`moments.linear_factor`), which is what two sides give on a quadratic. What curvature, third derivative and rounding
-  add is measured apart, sharper: the mean of (c^2 - <g, z>^2) ||z||^2, c the quotient along z, as a share of the
-  closed form.
+  (`moments.linear_factor`), which is what two sides give on a quadratic.
 - model-cost: seconds of moving the block and of the update, in seconds of a forward pass of the same round; medians.
 """
 
@@ -156,19 +154,14 @@ def variance(measured: Measured, setting: str) -> Iterator[Row]:
     shapes = tuple(tuple(p.shape) for p in block.params)
     factor = linear_factor(estimator, block.dim, shapes, gradient=g)
     count = max(run.model_draws // (1 if estimator.q == 1 else 2), 2)
-    errors, beyond = [], []
+    own = list(ESTIMATORS).index(setting.split("/")[1])  # directions of its own for each, so that each is new evidence
+    errors = []
     for i in range(count):
-        found = estimator(measured.loss, block, (run.seed, 5, i))
-        dense = found.dense(block)
+        dense = estimator(measured.loss, block, (run.seed, 5, own, i)).dense(block)
         errors.append(float((dense - truth).double().square().sum()) / square)
-        if estimator.q == 1 and (c := found.terms[0][1]):
-            slope, length = float(dense.double() @ truth.double()) / c, float(dense.double().square().sum()) / c**2
-            beyond.append((c**2 - slope**2) * length / (square * factor))
     told: dict[str, Any] = {"dtype": "float32", "d": block.dim, "draws": count, "block": name, "function": run.model,
             "device": measured.device}  # fmt: skip
     yield row(setting, "error", samples.mean_square(errors), estimator, reference=factor - 1, **told)
-    if len(beyond) > 1:
-        yield row(setting, "share beyond linear", samples.mean(beyond), estimator, **told)
 
 
 def cost(measured: Measured, setting: str) -> Iterator[Row]:

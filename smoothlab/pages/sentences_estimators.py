@@ -133,13 +133,6 @@ def of_model(df: pd.DataFrame) -> Iterator[str]:
             f"squared error over (d + 1) times the squared gradient is: {'; '.join(told)}. {_held(rows)} intervals "
             "hold the closed form of a quadratic."
         )
-    beyond = rows_of(df, "model-variance", "share beyond linear")
-    clear: Iterable[Any] = beyond[(beyond["low"] > 0) | (beyond["high"] < 0)].itertuples()
-    for row in clear:
-        yield (
-            f"Curvature and rounding change the {row.estimator} second moment by {number(100 * row.measured)} % "
-            f"({number(100 * row.low)} to {number(100 * row.high)} %)."
-        )
     passes = rows_of(df, "model-cost", "pass in forwards")
     shares = rows_of(df, "model-cost", "share of a step").set_index("setting")
     if len(passes):
