@@ -186,8 +186,10 @@ def _plot(patterns: Sequence[str], kind: str, quantity: str, out: Path, overwrit
         raise BadInput(f"{out} exists; choose another --out, or replace it with --overwrite")
     table = load(patterns)
 
-    from smoothlab.pages import plots
+    from smoothlab.pages import plots, readings
 
+    if kind in ("fig1a", "fig1b", "path"):
+        readings.check(table)
     if kind == "path":
         figure = plots.path_figure(table)
     elif kind == "estimators":

@@ -185,8 +185,8 @@ class SmoothnessHook:
         overwrite: replace a record file that exists.
     """
 
-    model: nn.Module
-    blocks: Mapping[str, Block] | Sequence[Block]
+    model: nn.Module = field(repr=False)
+    blocks: Mapping[str, Block] | Sequence[Block] = field(repr=False)
     at: Sequence[int]
     out: str | Path | None = None
     cross: Sequence[tuple[str, str]] = ()
@@ -200,6 +200,10 @@ class SmoothnessHook:
     def __post_init__(self) -> None:
         named = list(self.blocks.values()) if isinstance(self.blocks, Mapping) else list(self.blocks)
         self._blocks, self._at, self._file = named, set(self.at), None
+        names = [block.name for block in named]
+        for name in (name for pair in self.cross for name in pair):
+            if name not in names:
+                raise BadInput(f"cross names block '{name}': use two of {', '.join(names)}, or leave cross out")
         if self.out is not None:
             config = {k: getattr(self, k) for k in ("at", "cross", "product", "precision", "seed", "train")}
             config |= {"blocks": {b.name: b.dim for b in named}}

@@ -187,7 +187,7 @@ class ZerothOrder:
         self,
         loss: Loss,
         block: Block,
-        seed: Sequence[int],
+        seed: Sequence[int] | int,
         *,
         value: float | None = None,
         given: Sequence[Tensor] | None = None,
@@ -197,7 +197,7 @@ class ZerothOrder:
         Args:
             loss: deterministic loss of one minibatch.
             block: the block to estimate the gradient of.
-            seed: seed of the directions, e.g. (run seed, step).
+            seed: seed of the directions, e.g. (run seed, step), or a number.
             value: f(x) if it is known, which saves the one-sided estimator an evaluation.
             given: q flat vectors [dim] to use as directions instead of drawing them.
 
@@ -205,6 +205,7 @@ class ZerothOrder:
             BadInput: the loss is no scalar, not finite or not deterministic; rounding swallows more than half of mu z;
                 q > dim orthogonal directions; parameters that are not floating-point numbers.
         """
+        seed = (seed,) if isinstance(seed, int) else tuple(seed)
         law = self.law if given is None else Given(tuple(given))
         frame = self._frame(block, seed, given)
         place = self._place(block)

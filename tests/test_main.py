@@ -165,6 +165,14 @@ def test_plot_does_not_replace_a_file_unasked(squares, tmp_path, capsys):
     assert (tmp_path / "fig1a.png").read_text() == "mine"
 
 
+@pytest.mark.parametrize("kind", ["fig1a", "fig1b", "path", "estimators", "quadratic"])
+def test_plot_refuses_records_of_another_experiment(squares, capsys, kind):
+    squares()
+    capsys.readouterr()
+    assert command_line.main(["plot", "out/squares.jsonl", "--kind", kind]) == 2
+    assert "these records lack" in (told := one_line(capsys)) and "give records of `smoothlab" in told
+
+
 SETTINGS = {"dim": 100, "wrt": "base", "block": "base", "hvps": 20, "flag": None, "h": None, "floor": 0.001}
 
 

@@ -204,3 +204,11 @@ def test_difference_products_name_their_step() -> None:
     rows = list(careful(model.loss, model.blocks, product="central"))
     hessian = DifferenceHessian(model.loss, model.blocks)
     assert all(row["h"] > 0 for row in rows) and hessian.steps == {}
+
+
+def test_a_hook_refuses_cross_blocks_that_are_not_there() -> None:
+    model = nn.Linear(2, 2)
+    blocks = [Block("base", tuple(model.parameters()))]
+    with pytest.raises(BadInput, match="cross names block 'peft': use two of base, or leave cross out"):
+        SmoothnessHook(model, blocks, at=[0], cross=[("base", "peft")])
+    assert "weight" not in repr(SmoothnessHook(model, blocks, at=[0]))

@@ -18,6 +18,17 @@ from smoothlab.errors import BadInput
 NEEDED = ("step", "protocol", "block", "wrt", "quantity", "value", "low", "high", "floor", "flag", "grad_norm")
 
 
+def check(df: pd.DataFrame) -> None:
+    """Refuse rows of other experiments.
+
+    Raises:
+        BadInput: where a column of the smoothness experiment is missing.
+    """
+    missing = [name for name in NEEDED if name not in df.columns]
+    if missing:
+        raise BadInput(f"these records lack {', '.join(missing)}: give records of `smoothlab smoothness`")
+
+
 class Correlation(NamedTuple):
     """Spearman's rank correlation of n points with its 95 % interval."""
 
@@ -55,9 +66,7 @@ def points(
     Raises:
         BadInput: where a column of the smoothness experiment is missing.
     """
-    missing = [name for name in NEEDED if name not in df.columns]
-    if missing:
-        raise BadInput(f"these records lack {', '.join(missing)}: give records of `smoothlab smoothness`")
+    check(df)
     chosen = (df["block"] == block) & (df["wrt"] == block) & (df["quantity"] == quantity)
     if protocol is not None:
         chosen &= df["protocol"] == protocol

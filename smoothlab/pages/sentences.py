@@ -163,8 +163,8 @@ def base_over_peft(df: pd.DataFrame, quantity: str = "frobenius") -> list[str]:
         )
         if rescaled["below"].any():
             told.append(
-                f"At {int(rescaled['below'].sum())} of {len(rescaled)} of these points one of the two norms lies "
-                "under twice its floor."
+                f"At {int(rescaled['below'].sum())} of {len(rescaled)} of these points at least one of the two "
+                "norms lies under twice its floor."
             )
     return told
 

@@ -17,7 +17,8 @@ HOW_TO_READ = (
     "A zeroth-order estimate takes a gradient from values of the loss alone: the loss is evaluated a step mu to either "
     "side along a random direction (two-sided), or on one side and at the weights themselves (one-sided).",
     "Bias: how far the mean of many estimates is off the gradient; it grows with mu squared. Variance: how far one "
-    "estimate is off, in squares; for d weights it is about d times the squared gradient, whatever mu is.",
+    "estimate is off, in squares; for d weights and two sides it is about d times the squared gradient, while mu is "
+    "small.",
     "Rounding: the smaller mu, the more of the difference of two losses is rounding; so there is a best mu. It is "
     "measured, and predicted from the loss's third (one-sided: second) derivative and its rounding noise.",
 )
@@ -66,8 +67,9 @@ def of_bias(df: pd.DataFrame) -> Iterator[str]:
         hidden = rows[(rows["low"] <= 0) & (rows["high"] >= 0) & (rows["sides"] == 2)]
         if len(hidden):
             yield (
-                f"In {SHORT[str(dtype)]} rounding hides the bias of two-sided Gaussian directions up to mu = "
-                f"{number(hidden['mu'].max())}: its interval from {int(hidden['draws'].max()):,} directions holds 0."
+                f"In {SHORT[str(dtype)]} rounding hides the bias of two-sided Gaussian directions from mu = "
+                f"{number(hidden['mu'].min())} to {number(hidden['mu'].max())}: its interval from "
+                f"{int(hidden['draws'].max()):,} directions holds 0."
             )
 
 

@@ -180,7 +180,7 @@ def test_the_reading_is_of_the_numbers():
     told = "\n".join(sentences.reading(table()))
     assert "On the cosh function (d = 9) the bias grows with mu to the power 2.00 (2 laws" in told
     assert "8 of 8 intervals of the bias" in told and "these are 2 independent looks" in told
-    assert "In fp64 rounding hides the bias of two-sided Gaussian directions up to mu = 1e-06" in told
+    assert "In fp64 rounding hides the bias of two-sided Gaussian directions from mu = 1e-06 to 1e-06" in told
     assert "10 of 10 intervals of squared errors" in told
     assert "At d = 16 the squared error of a two-sided estimate" in told
     assert "gaussian 17.3 (15.6 to 19.1; closed form 17.0)" in told
