@@ -40,11 +40,11 @@ lint: $(STAMP)
 
 test: $(STAMP)
 	@$(LINT) \
-	echo "== pytest"; $(BIN)/python -m pytest || status=1; \
+	echo "== pytest"; $(BIN)/python -m pytest -n auto --maxprocesses 2 --dist worksteal || status=1; \
 	if [ $$status != 0 ]; then echo "make test: FAILED (see above)" >&2; fi; exit $$status
 
 slow: $(STAMP)
-	@$(BIN)/python -m pytest -m "not gpu and not network"
+	@$(BIN)/python -m pytest -n auto --maxprocesses 2 --dist worksteal -m "not gpu and not network"
 
 bench: $(STAMP)
 	@$(BIN)/python -m pytest benchmarks -m "" -s
