@@ -5,34 +5,14 @@
 Draws bias, variance, rounding and cost in one figure, and prints its reading.
 """
 
-import argparse
 import sys
-from pathlib import Path
+from functools import partial
 
-from smoothlab import records
-from smoothlab.errors import BadInput
-from smoothlab.pages import plots, plots_estimators, sentences_estimators
+from smoothlab.pages.plots_estimators import estimators_figure
+from smoothlab.pages.script import figure_script
+from smoothlab.pages.sentences_estimators import reading
 
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Draw the figure; 2 where records are missing or cannot be drawn."""
-    parser = argparse.ArgumentParser(description="Draw what `smoothlab estimators` measured.")
-    default = str(ROOT / "benchmarks" / "results" / "estimators_*.jsonl")
-    parser.add_argument("--records", nargs="+", default=[default], metavar="PATTERN",
-                        help="record files (default: benchmarks/results/estimators_*.jsonl)")  # fmt: skip
-    parser.add_argument("--out", type=Path, default=ROOT / "figures" / "out", help="folder (default: figures/out)")
-    given = parser.parse_args(arguments)
-    try:
-        table = records.load(given.records)
-        files = plots.save(plots_estimators.estimators_figure(table), given.out / "estimators")
-        print("\n  ".join([", ".join(map(str, files)), *sentences_estimators.reading(table)]))
-    except BadInput as error:
-        print(f"estimators: {error}", file=sys.stderr)
-        return 2
-    return 0
-
+main = partial(figure_script, __file__, "estimators_*.jsonl", estimators_figure, reading)
 
 if __name__ == "__main__":
     sys.exit(main())
