@@ -36,7 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal may not know every character of the help
-    again = "the same command" + (" without --overwrite" if "--overwrite" in argv else "") + " continues where it was"
+    again = (
+        "the same command" + (" without --overwrite" if "--overwrite" in argv else "") + " goes on from what is on disk"
+    )
     try:
         _parse(argv)()
         sys.stdout.flush()
@@ -185,6 +187,9 @@ def _plot(patterns: Sequence[str], kind: str, quantity: str, out: Path, overwrit
     if out.exists() and not overwrite:
         raise BadInput(f"{out} exists; choose another --out, or replace it with --overwrite")
     table = load(patterns)
+    several = sorted(set(table["experiment"].replace("hook", "smoothness")))  # whose rows are the same
+    if len(several) > 1:
+        raise BadInput(f"these records are of {' and '.join(several)}: draw the records of one experiment at a time")
 
     from smoothlab.pages import plots, readings
 

@@ -119,7 +119,7 @@ def test_dry_run_tells_the_plan_and_measures_nothing(squares, tmp_path, capsys):
         ("memory", 2, "smoothlab: error: out of memory; lower --batch"),
         ("device", 2, "smoothlab: error: out of memory; lower --batch"),
         ("cpu", 2, "smoothlab: error: out of memory; lower --batch"),
-        ("interrupt", 130, "smoothlab: stopped; the same command continues where it was"),
+        ("interrupt", 130, "smoothlab: stopped; the same command goes on from what is on disk"),
     ],
 )
 def test_what_goes_wrong_is_one_line_and_keeps_the_rows(squares, tmp_path, capsys, how, status, told):
@@ -171,6 +171,16 @@ def test_plot_refuses_records_of_another_experiment(squares, capsys, kind):
     capsys.readouterr()
     assert command_line.main(["plot", "out/squares.jsonl", "--kind", kind]) == 2
     assert "these records lack" in (told := one_line(capsys)) and "give records of `smoothlab" in told
+
+
+def test_plot_refuses_to_mix_experiments(squares, tmp_path, capsys):
+    squares()
+    head = {"kind": "header", "experiment": "cubes", "config": {}, "environment": {}}
+    other = tmp_path / "out" / "cubes.jsonl"
+    other.write_text(json.dumps(head) + "\n" + json.dumps({"kind": "row", "value": 8}) + "\n")
+    capsys.readouterr()
+    assert command_line.main(["plot", "out/squares.jsonl", str(other)]) == 2
+    assert "these records are of cubes and squares: draw the records of one experiment" in one_line(capsys)
 
 
 SETTINGS = {"dim": 100, "wrt": "base", "block": "base", "hvps": 20, "flag": None, "h": None, "floor": 0.001}
@@ -256,7 +266,7 @@ def test_interrupted_by_the_keyboard_and_continued(tmp_path):
     process.send_signal(signal.SIGINT)
     output, error = process.communicate()
     assert process.returncode == 130
-    assert error == "\nsmoothlab: stopped; the same command continues where it was\n" and not output
+    assert error == "\nsmoothlab: stopped; the same command goes on from what is on disk\n" and not output
     assert 2 <= len(records.load(out)) < 40
     assert smoothlab(*argv).wait() == 0
     assert list(records.load(out)["value"]) == [number**2 for number in range(40)]
@@ -264,7 +274,7 @@ def test_interrupted_by_the_keyboard_and_continued(tmp_path):
 
 def test_after_overwrite_the_command_that_continues_has_none(squares, capsys):
     squares("--fails", "interrupt", "--overwrite")
-    assert "the same command without --overwrite continues" in capsys.readouterr().err
+    assert "the same command without --overwrite goes on" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("argv", [["--help"], ["squares", "--dry-run"]])

@@ -161,7 +161,10 @@ class Smoothness:
         from smoothlab.trajectory import schedule
 
         if self.from_weights is None:
-            return schedule(self.steps, self.points, self.schedule)
+            points = schedule(self.steps, self.points, self.schedule)
+            if len(points) < self.points and self.steps:
+                _say(f"{len(points)} points, not {self.points}: {self.steps} steps have no more distinct ones")
+            return points
         if not (found := saved_steps(self.from_weights)):
             raise BadInput(
                 f"--from-weights {self.from_weights}: no step-*.safetensors there; make them with --keep-weights"

@@ -18,7 +18,7 @@ def axis_label(blocks: Sequence[str], quantity: str) -> str:
         "frobenius": symbol("H", name, r"\|", r"\|_F"),
         "spectral": symbol("H", name, r"|\lambda|_{\max}(", ")"),
         "trace": symbol("H", name, r"\mathrm{tr}\,"),
-        "gradient_lipschitz": "gradient Lipschitz constant",
+        "gradient_lipschitz": "change of the gradient over change of the weights",
     }
     return f"{signs.get(quantity, quantity)} (mean loss)"
 

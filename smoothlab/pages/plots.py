@@ -169,7 +169,7 @@ def path_smoothness(
         ax.plot([], [], "o", ms=4, color="#444444", label=r"dot: $|\lambda|_{\max}(H)$, bar to its 95 % bound")
     if any(rows["below"].any() for rows in paths.values()):
         ax.plot([], [], "o", ms=3.5, mfc="white", mec="#444444", label=HOLLOW)
-    ax.set(xlabel="step", ylabel="gradient Lipschitz constant (mean loss)")
+    ax.set(xlabel="step", ylabel="change of the gradient over change of the weights")
     step_axis(ax, pd.concat([rows["step"] for rows in paths.values()]))
     if legend:
         legend_above(ax)

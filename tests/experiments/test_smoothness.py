@@ -129,6 +129,13 @@ def test_the_plan_names_blocks_points_and_cost() -> None:
     assert "altogether about" in plan and "minutes" in plan and "GiB" in plan
 
 
+def test_fewer_points_than_asked_for_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    Toy(steps=3, points=500).plan()
+    assert "4 points, not 500: 3 steps have no more distinct ones" in capsys.readouterr().err
+    Toy().plan()
+    assert "points, not" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
