@@ -1,18 +1,36 @@
-"""Classification data: named tasks and JSON Lines files, one module each."""
+"""Data: named tasks and JSON Lines files, one module each; texts for classifiers, choices for language models."""
 
 import difflib
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from smoothlab.errors import BadInput
-from smoothlab.llm.tasks import builtin, jsonlines, sst2
+from smoothlab.llm.tasks import builtin, copa, jsonlines, published, sst2, wic, winogrande, wsc
+from smoothlab.llm.tasks.choices import Choice, Kind, Splits, Task
+
+__all__ = [
+    "CHOICES",
+    "FROM_FILES",
+    "TASKS",
+    "Choice",
+    "Examples",
+    "Kind",
+    "Splits",
+    "Task",
+    "load_choices",
+    "load_task",
+]
 
 TASKS: dict[str, Callable[[str, Path | None], list[tuple[str, int]]]] = {"builtin": builtin.read, "sst2": sst2.read}
 """Name of a task -> (split, data_dir) -> its (text, label) pairs."""
 
+CHOICES: dict[str, Task] = {task.name: task for task in (sst2.TASK, copa.TASK, winogrande.TASK, wic.TASK, wsc.TASK)}
+"""Published tasks of language models, by name."""
+
 FROM_FILES = ("sst2",)
-"""Tasks that are read from a folder, or from the hub."""
+"""Tasks of classifiers that are read from a folder, or from the hub."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +68,77 @@ def load_task(name: str, split: str, data_dir: Path | None = None) -> Examples:
         everything = jsonlines.read(Path(name))
         pairs = jsonlines.split(everything, split, Path(name))
     else:
-        near = difflib.get_close_matches(name, TASKS, 1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise BadInput(
-            f"task '{name}' is unknown: {hint}use {', '.join(TASKS)}, or a file ending in .jsonl or .jsonl.gz"
-        )
+        raise BadInput(_unknown(name, TASKS))
     texts, labels = zip(*pairs, strict=True)
     for part, found in ((name, {label for _, label in everything}), (f"the training split of {name}", set(labels))):
         if len(found) < 2 and split == "train":
             raise BadInput(f"{part} has no label but {min(found)}: a classifier needs examples of at least two classes")
     return Examples(texts, labels, max(label for _, label in everything) + 1, name)
+
+
+def load_choices(
+    name: str,
+    data_dir: Path | None = None,
+    seed: int = 0,
+    sizes: tuple[int, int, int] = (1000, 100, 1000),
+    *,
+    template: str = jsonlines.TEMPLATE,
+    verbalizers: Sequence[str] = (),
+) -> Splits:
+    """Training, selection and test items of a task for a language model.
+
+    Training and dev items are the head and the tail of one permutation of the training split, by `seed`; test items are
+    the published validation split, or the same sample of it for every seed where it is larger. A small set gives at
+    most a quarter of its training split to dev. A file, which has no published split, gives a tenth of itself to test,
+    the same tenth for every seed.
+
+    Args:
+        name: one of CHOICES, "builtin", or a file ending in .jsonl or .jsonl.gz.
+        data_dir: folder that holds the published sets; read from the hub without.
+        seed: of the permutation.
+        sizes: numbers of training, dev and test items, as far as the set reaches.
+        template: prompt of a labelled sentence of a file, with {sentence} in it.
+        verbalizers: word of each class of such a file; "terrible" and "great" for two classes by default.
+
+    Raises:
+        BadInput: unknown task, data that cannot be read, or of one class only; one line that names file, line and fix.
+    """
+    if min(sizes) < 1:
+        raise BadInput(f"sizes {sizes} of train, dev and test: use at least 1 each")
+    if data_dir is not None and name not in CHOICES:
+        raise BadInput(f"--data-dir {data_dir} is not read for '{name}', only for {', '.join(CHOICES)}: leave it out")
+    kind: Kind = "verbalizer"
+    if name in CHOICES:
+        kind = CHOICES[name].kind
+        (pool, source), (test, served) = (published.items(CHOICES[name], s, data_dir) for s in ("train", "validation"))
+    elif name == "builtin":
+        pool, test = (
+            jsonlines.sentences(builtin.read(part, None), jsonlines.TEMPLATE, (), name)
+            for part in ("train", "validation")
+        )
+        source, served = "builtin's training sentences", "builtin's own validation sentences"
+    elif name.endswith((".jsonl", ".jsonl.gz")):
+        everything, kind = jsonlines.choices(Path(name), template, verbalizers)
+        pool, test = (jsonlines.split(everything, part, Path(name)) for part in ("train", "validation"))
+        source, served = name, f"a tenth of {name}, set apart by a fixed permutation"
+    else:
+        raise BadInput(_unknown(name, ["builtin", *CHOICES]))
+    order = random.Random(seed).sample(pool, len(pool))
+    dev = max(1, min(sizes[1], len(order) // 4))
+    train = order[: min(sizes[0], len(order) - dev)]
+    if len(test) > sizes[2]:
+        served = f"{sizes[2]} of the {len(test)} items of {served}"
+        test = random.Random(0).sample(test, sizes[2])
+    labels = {item.label for item in train}
+    if kind == "verbalizer" and len(labels) < 2:
+        raise BadInput(
+            f"the training items of {name} have no label but {min(labels)}: give examples of at least two classes"
+        )
+    told = f"train and dev: {source}; test: {served}"
+    return Splits(tuple(train), tuple(order[-dev:]), tuple(test), kind, told, name)
+
+
+def _unknown(name: str, names: Collection[str]) -> str:
+    near = difflib.get_close_matches(name, names, 1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return f"task '{name}' is unknown: {hint}use {', '.join(names)}, or a file ending in .jsonl or .jsonl.gz"

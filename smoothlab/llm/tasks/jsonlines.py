@@ -1,12 +1,60 @@
-"""JSON Lines files of labelled sentences: {"sentence": ..., "label": 0} a line, gzip too."""
+"""JSON Lines files, gzip too: labelled sentences, or prompts with their candidates.
+
+A line is {"sentence": ..., "label": 0}, of a classifier or of a task with verbalizers, or
+{"prompt": ..., "candidates": [..., ...], "label": 0}.
+"""
 
 import gzip
 import json
 import random
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from smoothlab.errors import BadInput
+from smoothlab.llm.tasks.choices import Choice, Kind, Row, label, text
+
+TEMPLATE = "{sentence} It was"
+"""Prompt made of a sentence, by default."""
+VERBALIZERS = (" terrible", " great")
+"""Words of the classes 0 and 1, by default."""
+
+
+def rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """All objects of the file, each with its place "file:line" for messages.
+
+    Raises:
+        BadInput: names the file, the line and what is wrong with it.
+    """
+    if path.is_dir():
+        raise BadInput(f"{path} is a folder: name a .jsonl or .jsonl.gz file in it")
+    found = []
+    number = 0
+    form = "gzip file of UTF-8 JSON Lines" if path.suffix == ".gz" else "UTF-8 JSON Lines file"
+    try:  # utf-8-sig: some editors begin a file with a byte order mark
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    found.append((f"{path}:{number}", _object(line, f"{path}:{number}")))
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
+        what = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        where = f" after line {number}" if number else ""
+        raise BadInput(f"cannot read {path}{where}: {what}; give a whole {form}") from None
+    if not found:
+        raise BadInput(f'{path} is empty: give lines like {{"sentence": "fine", "label": 1}}')
+    return found
+
+
+def _object(line: str, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:  # thousands of digits, or of brackets, raise others than its own
+        why = getattr(error, "msg", "a number too long, or too many brackets")
+        raise BadInput(f"{where} is not JSON ({why}): mend or delete the line") from None
+    if not isinstance(row, dict):
+        raise BadInput(f'{where} is not a JSON object: write {{"sentence": ..., "label": 0}}')
+    return row
 
 
 def read(path: Path) -> list[tuple[str, int]]:
@@ -15,47 +63,76 @@ def read(path: Path) -> list[tuple[str, int]]:
     Raises:
         BadInput: names the file, the line and what is wrong with it.
     """
-    if path.is_dir():
-        raise BadInput(f"{path} is a folder: name a .jsonl or .jsonl.gz file in it")
-    pairs = []
-    number = 0
-    form = "gzip file of UTF-8 JSON Lines" if path.suffix == ".gz" else "UTF-8 JSON Lines file"
-    try:  # utf-8-sig: some editors begin a file with a byte order mark
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    pairs.append(_pair(line, f"{path}:{number}"))
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
-        what = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        where = f" after line {number}" if number else ""
-        raise BadInput(f"cannot read {path}{where}: {what}; give a whole {form}") from None
-    if not pairs:
-        raise BadInput(f'{path} is empty: give lines like {{"sentence": "fine", "label": 1}}')
+    pairs = [_pair(row, where) for where, row in rows(path)]
     missing = set(range(max(label for _, label in pairs) + 1)) - {label for _, label in pairs}
     if missing:
         raise BadInput(f"{path} has no example with label {min(missing)}: number the classes 0, 1, ... without gaps")
     return pairs
 
 
-def _pair(line: str, where: str) -> tuple[str, int]:
+def _pair(row: Row, where: str) -> tuple[str, int]:
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:  # thousands of digits, or of brackets, raise others than its own
-        why = getattr(error, "msg", "a number too long, or too many brackets")
-        raise BadInput(f"{where} is not JSON ({why}): mend or delete the line") from None
-    if not isinstance(row, dict):
-        raise BadInput(f'{where} is not a JSON object: write {{"sentence": ..., "label": 0}}')
-    text, label = row.get("sentence", row.get("text")), row.get("label")
-    if not isinstance(text, str) or not text.strip():
-        raise BadInput(f'{where} has no text: give a non-empty string in the field "sentence"')
-    if any(0xD800 <= ord(character) < 0xE000 for character in text):
-        raise BadInput(f"{where} has half of a \\u pair, which no tokenizer takes: mend or delete the line")
-    if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label < 1000:
-        raise BadInput(f"{where} has label {json.dumps(label)[:20]}: labels are whole numbers from 0, below 1000")
-    return text.strip(), label
+        sentence = text(row, "text" if "text" in row and "sentence" not in row else "sentence")
+    except ValueError as error:
+        raise BadInput(f"{where} {error}") from None
+    number = row.get("label")
+    if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < 1000:
+        raise BadInput(f"{where} has label {json.dumps(number)[:20]}: labels are whole numbers from 0, below 1000")
+    return sentence, number
 
 
-def split(pairs: list[tuple[str, int]], name: str, path: Path) -> list[tuple[str, int]]:
+def choices(path: Path, template: str, verbalizers: Sequence[str]) -> tuple[list[Choice], Kind]:
+    """All choices of the file, and how they are trained: as verbalizers where all items have the same candidates.
+
+    Args:
+        path: the file.
+        template: the prompt of a labelled sentence, with {sentence} in it.
+        verbalizers: word of each class of labelled sentences; for two classes "terrible" and "great" by default.
+
+    Raises:
+        BadInput: names the file, the line and what is wrong with it, or the class that has no verbalizer.
+    """
+    found = rows(path)
+    if not any("candidates" in row for _, row in found):
+        return [*sentences(read(path), template, verbalizers, str(path))], "verbalizer"
+    items = []
+    for where, row in found:
+        try:
+            items.append(_choice(row))
+        except ValueError as error:
+            raise BadInput(f"{where} {error}") from None
+    return items, "verbalizer" if len({item.candidates for item in items}) == 1 else "multiple choice"
+
+
+def sentences(pairs: Sequence[tuple[str, int]], template: str, verbalizers: Sequence[str], name: str) -> list[Choice]:
+    """Labelled sentences as choices between the verbalizers of their classes."""
+    if "{sentence}" not in template:
+        raise BadInput(f"the prompt '{template[:40]}' has no place for the text: write {{sentence}} where it goes")
+    classes = max(number for _, number in pairs) + 1
+    words = tuple(verbalizers) or (VERBALIZERS if classes == 2 else ())
+    if len(words) != classes or len(set(words)) != classes or not all(word.strip() for word in words):
+        raise BadInput(
+            f"{name} has {classes} classes and {len(set(words))} different verbalizers: give each class its own word"
+        )
+    after = "" if template[-1:].isspace() else " "
+    words = tuple(word if word[0].isspace() else after + word for word in words)
+    return [Choice(template.replace("{sentence}", sentence), words, number) for sentence, number in pairs]
+
+
+def _choice(row: Row) -> Choice:
+    """A line's choice, to the letter: no space is added or taken away between prompt and candidate."""
+    text(row, "prompt")
+    candidates = row.get("candidates")
+    if not isinstance(candidates, list) or len(candidates) < 2:
+        raise ValueError('has no candidates: give a list of at least two strings in the field "candidates"')
+    for candidate in candidates:
+        text({"candidates": candidate}, "candidates")
+    if len(set(candidates)) < len(candidates):
+        raise ValueError("has a candidate twice: no score could part them")
+    return Choice(row["prompt"], tuple(candidates), label(row, len(candidates)))
+
+
+def split(pairs: list[Any], name: str, path: Path) -> list[Any]:
     """The file's own split: "validation" is the last tenth of one seeded permutation, "train" the rest."""
     if name == "validation" and len(pairs) < 10:
         raise BadInput(f"{path} has {len(pairs)} examples, too few for a validation split: give at least 10")

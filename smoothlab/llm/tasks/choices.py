@@ -1,0 +1,94 @@
+"""What a language model is asked: a prompt, the candidates that may follow it, and which of them is right."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Kind = Literal["verbalizer", "multiple choice"]
+"""Which loss trains a task; `smoothlab.llm.evaluate.choice_loss` has both."""
+Row = Mapping[str, Any]
+"""One line of a data set."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One item.
+
+    Attributes:
+        prompt: what is read; it ends in no space, which belongs to the candidates.
+        candidates: what may follow, beginning with the space that parts it from the prompt; at least two.
+        label: place of the right candidate.
+    """
+
+    prompt: str
+    candidates: tuple[str, ...]
+    label: int
+
+    def __post_init__(self) -> None:
+        ends = len(self.prompt.rstrip(" "))
+        if ends < len(self.prompt):  # "so " + "he": tokenizers take the space and the word as one
+            object.__setattr__(self, "candidates", tuple(self.prompt[ends:] + c for c in self.candidates))
+            object.__setattr__(self, "prompt", self.prompt[:ends])
+
+
+@dataclass(frozen=True)
+class Task:
+    """A published set: its files, its place on the hub, and how a row of it becomes a choice.
+
+    Attributes:
+        name: as on the command line, and of its folder.
+        kind: "verbalizer": the same few words may follow every prompt, and the loss is the cross entropy over their
+            length-normalized log-probabilities; "multiple choice": that of the right candidate's tokens.
+        choice: a row's choice; raises ValueError that says what the row lacks.
+        train: names that the file of the training split may have.
+        validation: the same for the published validation split, which is the test set here.
+        hub: repository and configuration of the set on the Hugging Face hub.
+        note: what to say beside a number of the files named "validation", where they are not the published ones.
+    """
+
+    name: str
+    kind: Kind
+    choice: Callable[[Row], Choice]
+    train: tuple[str, ...]
+    validation: tuple[str, ...]
+    hub: tuple[str, str]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The three parts of a task; no item of one is an item of another.
+
+    Attributes:
+        train: items to train on.
+        dev: items to select by.
+        test: items to be looked at once.
+        kind: which loss trains the task.
+        served: which file each part came from, in words for a report.
+        name: task or file.
+    """
+
+    train: tuple[Choice, ...]
+    dev: tuple[Choice, ...]
+    test: tuple[Choice, ...]
+    kind: Kind
+    served: str
+    name: str
+
+
+def text(row: Row, field: str) -> str:
+    """The row's text in a field, stripped; ValueError says that there is none."""
+    found = row.get(field)
+    if not isinstance(found, str) or not found.strip():
+        raise ValueError(f'has no text: give a non-empty string in the field "{field}"')
+    if any(0xD800 <= ord(character) < 0xE000 for character in found):
+        raise ValueError("has half of a \\u pair, which no tokenizer takes: mend or delete the line")
+    return found.strip()
+
+
+def label(row: Row, count: int, field: str = "label") -> int:
+    """The row's label, 0 to count - 1; ValueError says what it is instead."""
+    found = row.get(field)
+    if not isinstance(found, int) or isinstance(found, bool) or not 0 <= found < count:
+        raise ValueError(f'has {field} {str(found)[:20]!r}: give a whole number, 0 to {count - 1}, in "{field}"')
+    return found

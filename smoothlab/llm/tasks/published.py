@@ -1,0 +1,77 @@
+"""Published sets: found in a folder, or fetched from the Hugging Face hub by `datasets`."""
+
+from pathlib import Path
+from typing import Any
+
+from smoothlab.errors import BadInput
+from smoothlab.llm import hub
+from smoothlab.llm.tasks import jsonlines
+from smoothlab.llm.tasks.choices import Choice, Task
+
+
+def place(task: Task, split: str, folder: Path) -> Path:
+    """The file of a split, in the task's own folder inside `folder` or in `folder` itself, packed or not.
+
+    Raises:
+        BadInput: there is no such file.
+    """
+    names = task.train if split == "train" else task.validation
+    if not folder.is_dir():
+        raise BadInput(f"--data-dir {folder} is no folder: give the one that holds {task.name}/{names[0]}")
+    packed = [form for name in names for form in (name, name.removesuffix(".gz"), f"{name.removesuffix('.gz')}.gz")]
+    for candidate in (where / name for name in packed for where in (folder / task.name, folder)):
+        if candidate.exists():
+            return candidate
+    raise BadInput(f"no {task.name}/{names[0]} in {folder}: give --data-dir the folder that holds {task.name}/")
+
+
+def from_hub(task: Task, split: str) -> list[dict[str, Any]]:
+    """The rows of a split from the hub.
+
+    Raises:
+        BadInput: `datasets` is not installed, the hub cannot be reached, or the download fails.
+    """
+    folder = f"a folder with {task.name}/{task.train[0]}"
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        raise BadInput(
+            f"{task.name} without --data-dir is read from the hub by `datasets`: pip install datasets, or give "
+            f"--data-dir {folder}"
+        ) from None
+    if not hub.kept_offline() and not hub.reachable():  # `datasets` would retry for long
+        raise BadInput(
+            f"{task.name} is read from the hub, which cannot be reached: give --data-dir {folder}, or set "
+            "HF_HUB_OFFLINE=1 if `datasets` has it in its cache"
+        )
+    try:
+        return [dict(row) for row in load_dataset(*task.hub, split=split)]
+    except Exception as error:  # whatever the network, the disk or the set's own format brings
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise BadInput(
+            f"cannot read {task.name} from the hub ({reason}): try again, or give --data-dir {folder}"
+        ) from None
+
+
+def items(task: Task, split: str, folder: Path | None) -> tuple[list[Choice], str]:
+    """All choices of a split, and where they came from.
+
+    Raises:
+        BadInput: no such file, or a row that is no item of the task; it names file, line and fix.
+    """
+    if folder is None:
+        where = f"the {split} split of {'/'.join(task.hub)}"
+        rows = [(f"row {i} of {where}", row) for i, row in enumerate(from_hub(task, split))]
+    else:
+        path = place(task, split, folder)
+        rows = jsonlines.rows(path)
+        where = f"{path.parent.name}/{path.name}"
+        if split == "validation" and task.note and path.name.startswith("validation"):
+            where += f" ({task.note})"
+    found = []
+    for line, row in rows:
+        try:
+            found.append(task.choice(row))
+        except ValueError as error:
+            raise BadInput(f"{line} {error}") from None
+    return found, where
