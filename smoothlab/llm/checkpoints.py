@@ -25,6 +25,20 @@ def prepare(config: Any, classes: int, name: str) -> list[str]:
     return [f"{name} was made for {stated}: it is trained with the cross-entropy of {classes} classes instead"]
 
 
+def causal(config: Any, name: str) -> list[str]:
+    """Refuse what transformers would load as a language model although it does not read from left to right."""
+    from transformers.models.auto import modeling_auto as known
+
+    kind = config.model_type
+    fills_gaps = kind in known.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
+    if kind not in known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or fills_gaps or config.is_encoder_decoder:
+        raise BadInput(
+            f"model '{name}' is of type {kind}, which generates no text from left to right: use micro, or a causal "
+            "language model as those of the OPT and Llama families are"
+        )
+    return []
+
+
 def check_tokenizer(tokenizer: Any, name: str) -> list[str]:
     """Refuse a tokenizer that knows no words, which transformers makes up where the files are missing; let it pad."""
     if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):

@@ -2,7 +2,7 @@
 
 A candidate's score is the mean log-probability of its tokens after the prompt,
 
-    s_c = 1/|o_c| sum_k log p(o_ck | prompt, o_c1 .. o_c,k-1),      o_c = tokens of prompt + candidate past the prompt's,
+    s_c = 1/|o_c| sum_k log p(o_ck | prompt, o_c1 .. o_c,k-1),     o_c = tokens that the candidate adds to the prompt's,
 
 and the prediction is the candidate with the largest score. The loss of an item is -log softmax(s)_label for tasks with
 verbalizers and -s_label for multiple choice; the loss of a batch is its mean over items. (The public code that the
@@ -26,9 +26,9 @@ from smoothlab.intervals import LEVEL
 from smoothlab.llm.tasks import Choice, Kind
 
 MULTIPLE = 8
-"""Rows are padded, on the left, to a multiple of this many tokens."""
-TOKENS = 2048
-"""Tokens, padding included, of one batch of an evaluation."""
+"""Rows of a training batch are padded, on the left, to a multiple of this many tokens."""
+TOKENS = {"cpu": 1024, "cuda": 16384}
+"""Tokens, padding included, of an evaluation's batch: what stays in a CPU's cache, and what keeps a GPU busy."""
 
 Tokens = tuple[int, ...]
 
@@ -167,8 +167,12 @@ def _short(words: str) -> str:
     return " ".join(words.split())[:40]
 
 
-def batch(encoded: Encoded, indices: Sequence[int], device: Any = "cpu", *, every: bool = False) -> dict[str, Tensor]:
+def batch(
+    encoded: Encoded, indices: Sequence[int], device: Any = "cpu", *, every: bool = False, multiple: int = MULTIPLE
+) -> dict[str, Tensor]:
     """The minibatch of some items for `choice_loss`: what it scores, and no more unless `every` candidate is asked for.
+
+    Rows are padded on the left to a `multiple` of tokens.
 
     Returns:
         input_ids and attention_mask [R, T], padded on the left; row and back [P], the places whose next token is
@@ -187,7 +191,7 @@ def batch(encoded: Encoded, indices: Sequence[int], device: Any = "cpu", *, ever
             backs = ((row, len(tail) - k) for k in range(len(tail)))
             scored.append([(places.setdefault(b, len(places)), t) for b, t in zip(backs, tail, strict=True)])
     longest = max(len(tokens) for _, tokens in rows)
-    width = -(-longest // MULTIPLE) * MULTIPLE
+    width = -(-longest // multiple) * multiple
     lead = [width - len(tokens) for _, tokens in rows]
     size = max(map(len, scored))
     filled = [line + [(0, 0)] * (size - len(line)) for line in scored]
@@ -225,23 +229,23 @@ def choice_loss(model: nn.Module, minibatch: Mapping[str, Tensor]) -> Tensor:
     return nn.functional.cross_entropy(found.view(len(labels), -1), labels)
 
 
-def accuracy(model: nn.Module, encoded: Encoded, *, device: Any = None, tokens: int = TOKENS) -> Accuracy:
+def accuracy(model: nn.Module, encoded: Encoded, *, tokens: int | None = None) -> Accuracy:
     """Accuracy in eval mode, without gradients, in batches of like lengths; the model's modes are left as they were.
 
     Args:
         model: a causal language model, wrapped by a PEFT method or not.
         encoded: the items.
-        device: the model's by default.
-        tokens: size of a batch, padding included; it moves time and memory, and scores by rounding only.
+        tokens: size of a batch, padding included, TOKENS by default; it moves time and memory, and scores by rounding.
 
     Raises:
         BadInput: a score is not finite.
     """
-    device = device or next(model.parameters()).device
+    device = next(model.parameters()).device
+    tokens = tokens or TOKENS.get(device.type, TOKENS["cuda"])
     found: dict[int, tuple[float, ...]] = {}
     with _evaluating(model):
         for indices in _buckets(encoded, tokens):
-            flat = iter(scores(model, batch(encoded, indices, device, every=True)).tolist())
+            flat = iter(scores(model, batch(encoded, indices, device, every=True, multiple=1)).tolist())
             for number in indices:
                 found[number] = tuple(next(flat) for _ in encoded.options[number])
     return _accuracy([found[number] for number in range(len(encoded))], encoded.labels)
@@ -250,7 +254,7 @@ def accuracy(model: nn.Module, encoded: Encoded, *, device: Any = None, tokens: 
 def _buckets(encoded: Encoded, tokens: int) -> Iterator[list[int]]:
     """Items by length, cut into batches of at most `tokens` tokens, or of one item."""
     rows = [{c + tail[:-1] for tail in tails} for c, tails in zip(encoded.contexts, encoded.options, strict=True)]
-    widths = [-(-max(map(len, each)) // MULTIPLE) * MULTIPLE for each in rows]
+    widths = [max(map(len, each)) for each in rows]
     bucket: list[int] = []
     count = 0
     for number in sorted(range(len(rows)), key=lambda i: widths[i]):
@@ -306,7 +310,7 @@ def _logits(model: nn.Module, minibatch: Mapping[str, Tensor]) -> Tensor:
 
     A hook on the head gathers, so that whatever a model does to its logits afterwards is done here too.
     """
-    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     row, back = minibatch["row"], minibatch["back"]
 
     def gather(head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:

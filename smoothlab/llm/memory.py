@@ -8,6 +8,8 @@ from smoothlab.errors import BadInput
 
 VECTORS = 24
 """Copies of all weights that measuring holds: the weights, a gradient, a moved copy and about 20 probe vectors."""
+TRAINED = 2
+"""Copies that training holds at least: the weights, and a moved copy or a gradient."""
 SHAPES = {"micro": 3.5e6, "opt-125m": 125e6, "opt-350m": 331e6, "opt-1.3b": 1.3e9, "opt-2.7b": 2.65e9}
 """Parameters of models that may be named as one that would fit."""
 
@@ -31,25 +33,26 @@ def check_device(device: str) -> None:
         raise BadInput(f"--device {device}: torch sees CUDA devices 0 to {count - 1} here; use cuda:0")
 
 
-def parameter_count(config: Any) -> int:
-    """Parameters of the model that a config describes, counted without allocating it."""
+def parameter_count(config: Any, kind: Any = None) -> int:
+    """Parameters of the model that a config describes, counted without allocating it; a classifier's by default."""
     import torch
     from transformers import AutoModelForSequenceClassification
 
     with torch.device("meta"):
-        return sum(p.numel() for p in AutoModelForSequenceClassification.from_config(config).parameters())
+        return sum(p.numel() for p in (kind or AutoModelForSequenceClassification).from_config(config).parameters())
 
 
-def check_memory(config: Any, dtype: Any, device: str, name: str) -> None:
-    """Refuse a model whose weights, gradient, one perturbed copy and 20 probe vectors do not fit in free memory."""
+def check_memory(config: Any, dtype: Any, device: str, name: str, kind: Any = None, copies: int = VECTORS) -> None:
+    """Refuse a model of which `copies` do not fit in free memory: weights, gradient, moved copy, probe vectors."""
     import torch
 
     width = torch.tensor([], dtype=dtype).element_size()
-    needed, free = VECTORS * parameter_count(config) * width, _free(device)
+    needed, free = copies * parameter_count(config, kind) * width, _free(device)
     if needed > free:
-        fits = [n for n, d in SHAPES.items() if VECTORS * d * width <= free]
+        fits = [n for n, d in SHAPES.items() if copies * d * width <= free]
+        work = "measured" if copies == VECTORS else "trained"
         raise BadInput(
-            f"{name} needs about {needed / 2**30:.1f} GiB to be measured and {free / 2**30:.1f} GiB are free: "
+            f"{name} needs about {needed / 2**30:.1f} GiB to be {work} and {free / 2**30:.1f} GiB are free: "
             + (f"{fits[-1]} would fit" if fits else "free some memory")
         )
 

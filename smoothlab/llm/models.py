@@ -15,13 +15,14 @@ from smoothlab.errors import BadInput
 from smoothlab.llm import hub
 from smoothlab.llm.checkpoints import (
     UNLIMITED,
+    causal,
     check_tokenizer,
     check_vocabulary,
     check_weights,
     longest_input,
     prepare,
 )  # fmt: skip
-from smoothlab.llm.memory import check_device, check_memory
+from smoothlab.llm.memory import TRAINED, VECTORS, check_device, check_memory
 
 NAMES = ("micro", "random:opt-125m")
 _CHOICES = "micro, random:opt-125m, a local directory or a hub name"
@@ -30,11 +31,11 @@ _SPECIAL = 8  # special tokens around a text, at most
 
 @dataclass
 class LoadedModel:
-    """A classifier with its tokenizer.
+    """A model with its tokenizer.
 
     Attributes:
-        model: sequence classifier (transformers), eval mode.
-        tokenizer: its tokenizer, padding on the right.
+        model: sequence classifier or causal language model (transformers), eval mode.
+        tokenizer: its tokenizer, padding on the right for classifiers, on the left for language models.
         name: as asked for.
         max_length: longest input in tokens; virtual tokens of prompt methods count too.
         notes: what a reader should know of how it was loaded.
@@ -63,11 +64,40 @@ def load_classifier(name: str, classes: int, *, seed: int, dtype: Any = None, de
         BadInput: no such model, weights of another model, no tokenizer that fits them, no device, or not enough
             memory; one line that names the fix.
     """
-    import torch
-    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
-
     if classes < 2:
         raise BadInput(f"{classes} class(es) for model '{name}': a classifier needs at least 2")
+    loaded = _load(name, classes, seed, dtype, device)
+    loaded.tokenizer.padding_side = "right"
+    if getattr(loaded.model.config, "_attn_implementation", None) == "sdpa":
+        loaded.notes.append(
+            "attention: sdpa, on its MATH kernel where second derivatives are taken (equal up to rounding)"
+        )
+    return loaded
+
+
+def load_lm(name: str, *, seed: int, dtype: Any = None, device: str = "cpu") -> LoadedModel:
+    """A causal language model with all its weights as they were saved; `micro` is one, its head tied to its embedding.
+
+    Args:
+        name: "micro", "random:opt-125m", a local directory, or a hub name (safetensors only, no remote code).
+        seed: seed of random weights; the global RNG is left as it was.
+        dtype: precision of the weights, torch.float32 by default.
+        device: "cpu", "cuda" or "cuda:N".
+
+    Raises:
+        BadInput: as `load_classifier`, and where the model generates no text from left to right.
+    """
+    loaded = _load(name, None, seed, dtype, device)
+    loaded.tokenizer.padding_side = "left"
+    return loaded
+
+
+def _load(name: str, classes: int | None, seed: int, dtype: Any, device: str) -> LoadedModel:
+    """A classifier of `classes`, or a causal language model where that is None."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+    kind: Any = AutoModelForCausalLM if classes is None else AutoModelForSequenceClassification
     dtype = dtype or torch.float32
     check_device(device)
     place, options = _place(name)
@@ -76,25 +106,22 @@ def load_classifier(name: str, classes: int, *, seed: int, dtype: Any = None, de
         torch.manual_seed(seed)
         with _reading("configuration", name):
             config = _opt_125m() if name == "random:opt-125m" else AutoConfig.from_pretrained(place, **options)
-            notes += prepare(config, classes, name)
-            check_memory(config, dtype, device, name)
+            notes += causal(config, name) if classes is None else prepare(config, classes, name)
+            check_memory(config, dtype, device, name, kind, TRAINED if classes is None else VECTORS)
         with _reading("tokenizer", name):
             tokenizer = AutoTokenizer.from_pretrained(place, **options)
             notes += check_tokenizer(tokenizer, name)
         with _reading("weights", name):
             if name == "random:opt-125m":
-                model = AutoModelForSequenceClassification.from_config(config, dtype=dtype)
+                model = kind.from_config(config, dtype=dtype)
             else:  # mismatches are not raised but reported, and then refused outside the head
-                model, report = AutoModelForSequenceClassification.from_pretrained(
+                model, report = kind.from_pretrained(
                     place, config=config, dtype=dtype, use_safetensors=True, ignore_mismatched_sizes=True,
                     output_loading_info=True, **options,
                 )  # fmt: skip
                 notes += check_weights(model, report, name)
     check_vocabulary(model, tokenizer, name)
     model.config.pad_token_id = tokenizer.pad_token_id
-    tokenizer.padding_side = "right"
-    if getattr(model.config, "_attn_implementation", None) == "sdpa":
-        notes.append("attention: sdpa, on its MATH kernel where second derivatives are taken (equal up to rounding)")
     longest = longest_input(model, tokenizer)
     if longest == UNLIMITED:
         notes.append(f"{name} states no longest input: sentences of any length are taken")
