@@ -1,8 +1,9 @@
 """PEFT methods, attached so that the base model x and the module y train jointly.
 
-Every accepted method passes the same test on OPT and Llama (tests/llm/test_adapters.py): gradients and exact
-Hessian-vector products of all blocks agree with differences of the loss. Those that fail it, and those that peft cannot
-attach to a sequence classifier as they are, are in REFUSED.
+Every accepted method passes the same tests on OPT and Llama, as sequence classifiers and as causal language models
+(tests/llm/test_adapters.py, test_adapters_lm.py): gradients and exact Hessian-vector products of all blocks agree with
+differences of the loss. Those that fail, and those that peft cannot attach as they are, are in REFUSED; some of these
+may be trained all the same, where no curvature is measured: TRAINED_ONLY.
 """
 
 import difflib
@@ -40,13 +41,18 @@ REFUSED = {
 """Methods that cannot be trained and measured jointly with the base model, with the reason."""
 
 
-def _config(name: str, **defaults: Any) -> Callable[..., Any]:
-    """A builder of peft's `name` config for sequence classification; its options override `defaults`."""
+def _config(name: str, *, lm: dict[str, Any] | None = None, **defaults: Any) -> Callable[..., Any]:
+    """A builder of peft's `name` config; options override `defaults`, as does `lm` for causal language models."""
 
     def build(model: nn.Module, **options: Any) -> Any:
         import peft
 
-        given: dict[str, Any] = {"task_type": "SEQ_CLS"} | defaults | options
+        speaks = generates(model)
+        given: dict[str, Any] = {"task_type": "CAUSAL_LM" if speaks else "SEQ_CLS"} | defaults
+        given |= (lm or {} if speaks else {}) | options
+        if given.get("adapter_layers") == "all":
+            config: Any = model.config
+            given["adapter_layers"] = config.num_hidden_layers
         if given.get("target_modules") == "auto":
             given["target_modules"] = _targets(model)
         elif given.get("target_modules") == "norms":
@@ -56,9 +62,10 @@ def _config(name: str, **defaults: Any) -> Callable[..., Any]:
     return build
 
 
+LORA = {"r": 8, "lora_alpha": 16}
 ADAPTERS: dict[str, Callable[..., Any]] = {
-    "lora": _config("LoraConfig", r=16, lora_alpha=32, target_modules="auto"),
-    "rslora": _config("LoraConfig", r=16, lora_alpha=32, use_rslora=True, target_modules="auto"),
+    "lora": _config("LoraConfig", lm=LORA, r=16, lora_alpha=32, target_modules="auto"),
+    "rslora": _config("LoraConfig", lm=LORA, r=16, lora_alpha=32, use_rslora=True, target_modules="auto"),
     "adalora": _config("AdaLoraConfig", init_r=12, target_r=8, total_step=10_000, target_modules="auto"),
     "loha": _config("LoHaConfig", r=8, target_modules="auto"),
     "lokr": _config("LoKrConfig", r=8, target_modules="auto"),
@@ -89,17 +96,35 @@ ADAPTERS: dict[str, Callable[..., Any]] = {
     "prefix": _config("PrefixTuningConfig", num_virtual_tokens=5),
     "cartridge": _config("CartridgeConfig", num_virtual_tokens=5, num_frozen_tokens=0),
 }
-"""Name -> function of the model that builds the peft config. lora has the paper's r = 16, alpha = 32 on q and v; prompt
-10 virtual tokens that start as random vocabulary embeddings; prefix 5 tokens, without re-parametrization."""
+"""Name -> function of the model that builds the peft config. lora has the paper's r = 16, alpha = 32 on q and v for the
+classifiers of Fig. 1 and r = 8, alpha = 16 for language models; prompt 10 virtual tokens that start as random
+vocabulary embeddings; prefix 5 tokens, without re-parametrization, which start as keys and values of random tokens in
+language models."""
+
+TRAINED_ONLY: dict[str, Callable[..., Any]] = {
+    "dora": _config("LoraConfig", lm=LORA, r=16, lora_alpha=32, use_dora=True, target_modules="auto"),
+    "delora": _config("DeloraConfig", r=8, target_modules="auto"),
+    "hra": _config("HRAConfig", r=8, target_modules="auto"),
+    "shira": _config("ShiraConfig", r=8, target_modules="auto"),
+    "adaption_prompt": _config("AdaptionPromptConfig", adapter_len=10, adapter_layers="all"),
+}
+"""Refused where curvature is measured, and good for training language models. DoRA's gradient takes the norms of the
+weights as constants, by its authors' design; DeLoRA's is right, but very large at its initial weights; those of HRA and
+SHiRA are right for the module, and the base gets none under them (ONE_SIDED); AdaptionPrompt fits Llama only."""
+
+ONE_SIDED = ("hra", "shira")
+"""Methods under which some base weights get no gradient from autograd: they can be trained by zeroth order or not at
+all."""
 
 
-def attach(model: nn.Module, method: str, *, seed: int, **options: Any) -> nn.Module:
+def attach(model: nn.Module, method: str, *, seed: int, measured: bool = True, **options: Any) -> nn.Module:
     """The model with the method's module y, initialized by `seed`; all live parameters of x and y require gradients.
 
     Args:
-        model: a transformers sequence classifier.
+        model: a transformers sequence classifier or causal language model.
         method: a key of ADAPTERS, or "none" for the model alone.
         seed: seed of y's initial values; the global RNG is left as it was.
+        measured: whether curvature is to be measured; the methods of TRAINED_ONLY are taken too where it is not.
         options: of the peft config, instead of this module's defaults.
 
     Raises:
@@ -108,26 +133,54 @@ def attach(model: nn.Module, method: str, *, seed: int, **options: Any) -> nn.Mo
     if method == "none":
         unfreeze(model)
         return model
-    if method in REFUSED:
-        raise BadInput(f"--peft {method} is refused: {REFUSED[method]}; use one of {', '.join(ADAPTERS)}")
-    if method not in ADAPTERS:
-        near = difflib.get_close_matches(method, ADAPTERS, 1)
+    known = ADAPTERS if measured else ADAPTERS | TRAINED_ONLY
+    if method in REFUSED and method not in known:
+        raise BadInput(f"--peft {method} is refused: {REFUSED[method]}; use one of {', '.join(known)}")
+    if method not in known:
+        near = difflib.get_close_matches(method, known, 1)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise BadInput(f"--peft {method} is unknown: {hint}use none or one of {', '.join(ADAPTERS)}")
+        raise BadInput(f"--peft {method} is unknown: {hint}use none or one of {', '.join(known)}")
     from peft import get_peft_model
 
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(seed)
         try:
-            wrapped = get_peft_model(model, ADAPTERS[method](model, **options))
-        except (ValueError, TypeError, AssertionError, NotImplementedError) as error:
+            wrapped = get_peft_model(model, known[method](model, **options))
+            if method == "prefix" and generates(model):
+                start_as_real_tokens(wrapped)
+        except (ValueError, TypeError, AssertionError, NotImplementedError, RuntimeError, KeyError) as error:
+            if "out of memory" in str(error) or "can't allocate memory" in str(error):
+                raise
             reason = " ".join(str(error).split())[:160]
             raise BadInput(f"--peft {method} does not fit this model ({reason}): use another method") from error
-    if wrapped.active_peft_config.is_prompt_learning:
+    if wrapped.active_peft_config.is_prompt_learning and not generates(model):
         pool_at_last_token(wrapped)
     unfreeze(wrapped)
     return wrapped.train(model.training)
+
+
+def generates(model: nn.Module) -> bool:
+    """Whether the model is a language model: it has a head that scores its vocabulary."""
+    head = getattr(model, "get_output_embeddings", None)
+    return head is not None and head() is not None
+
+
+def start_as_real_tokens(wrapped: nn.Module) -> None:
+    """Let a prefix start as the keys and values of random vocabulary tokens at the first positions.
+
+    The model then computes what it would behind a text of these tokens, as Li and Liang (2021) start it with words.
+    """
+    base: Any = wrapped.get_base_model()  # type: ignore[operator]
+    weight = wrapped.prompt_encoder[wrapped.active_adapter].embedding.weight  # type: ignore[union-attr, index]
+    rows = base.get_input_embeddings().weight
+    tokens = torch.randint(0, len(rows), (1, len(weight))).to(rows.device)
+    mode = base.training
+    with torch.no_grad():
+        kept = base.eval()(input_ids=tokens, use_cache=True).past_key_values
+        pairs = [part[0] for layer in kept.layers for part in (layer.keys, layer.values)]  # each [heads, tokens, size]
+        weight.copy_(torch.stack(pairs).permute(2, 0, 1, 3).reshape(weight.shape))
+    base.train(mode)
 
 
 def virtual_tokens(model: nn.Module) -> int:

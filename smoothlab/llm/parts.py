@@ -73,6 +73,7 @@ def adapter_parameters(model: nn.Module) -> set[int]:
     if "peft" not in sys.modules:
         return set()
     from peft import PeftModel
+    from peft.tuners.adaption_prompt.layer import _BaseAdaptedAttention
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     found: set[int] = set()
@@ -84,6 +85,8 @@ def adapter_parameters(model: nn.Module) -> set[int]:
                     found.add(id(part))
                 elif isinstance(part, nn.Module):
                     found |= {id(p) for p in part.parameters()}
+        elif isinstance(module, _BaseAdaptedAttention):
+            found |= {id(p) for p in module._parameters.values()}
         elif isinstance(module, PeftModel) and "prompt_encoder" in module._modules:
             found |= {id(p) for p in module.prompt_encoder.parameters()}
     return found

@@ -1,0 +1,61 @@
+"""AdaLoRA's schedule of ranks (Zhang et al. 2023), which peft leaves to the training loop.
+
+Every module starts with rank init_r. From a tenth of the steps on, the singular values that matter least are set to
+zero, more and more of them, until at half of the steps target_r are left on average; these are then trained alone. What
+matters is judged by running means of |value times gradient|. The penalty that keeps its factors orthogonal is not part
+of the loss that is trained here.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_MEANS = ("ipt", "exp_avg_ipt", "exp_avg_unc")
+
+
+def _adalora(model: nn.Module) -> Any:
+    """AdaLoRA around the model, or None for every other method."""
+    inner = model._modules.get("base_model")
+    return inner if hasattr(inner, "rankallocator") else None
+
+
+def after_step(model: nn.Module, step: int, total: int) -> None:
+    """AdaLoRA's part of a step: judge, and set singular values to zero; nothing for every other method.
+
+    To be called after the optimizer's update number `step`, counted from 1, of `total`, while the gradients are there.
+    """
+    inner = _adalora(model)
+    if inner is None:
+        return
+    config = inner.peft_config[inner.trainable_adapter_name]
+    config.total_step, config.tinit, config.tfinal = total, total // 10, total - total // 2
+    config.deltaT = max(1, total // 100)
+    inner.update_and_allocate(step)
+
+
+def state(model: nn.Module) -> dict[str, Tensor]:
+    """What `after_step` remembers beside the parameters, to go on from a checkpoint to the bit; empty for others."""
+    inner = _adalora(model)
+    if inner is None:
+        return {}
+    means = {f"{kind}/{n}": t for kind in _MEANS for n, t in getattr(inner.rankallocator, kind).items()}
+    pattern = inner.peft_config[inner.trainable_adapter_name].rank_pattern or {}
+    return means | {f"pattern/{name}": torch.tensor(kept) for name, kept in pattern.items()}
+
+
+def restore(model: nn.Module, saved: Mapping[str, Tensor]) -> None:
+    """Take back what `state` gave."""
+    inner = _adalora(model)
+    if inner is None:
+        return
+    device = next(model.parameters()).device
+    parts: dict[str, dict[str, Tensor]] = {kind: {} for kind in (*_MEANS, "pattern")}
+    for key, tensor in saved.items():
+        kind, _, name = key.partition("/")
+        parts[kind][name] = tensor
+    for kind in _MEANS:
+        setattr(inner.rankallocator, kind, {name: t.to(device) for name, t in parts[kind].items()})
+    pattern = {name: kept.tolist() for name, kept in parts["pattern"].items()}
+    inner.peft_config[inner.trainable_adapter_name].rank_pattern = pattern or None
