@@ -18,12 +18,15 @@ from tyro.conf import Positional, arg
 from smoothlab.errors import BadInput
 from smoothlab.experiments.estimators import Estimators
 from smoothlab.experiments.quadratic import QuadraticExample
+from smoothlab.experiments.rates import Rates
 from smoothlab.experiments.smoothness import Smoothness
 
 # Threads that spin long while they wait are many times slower where other programs want the cores too; threads that
 # sleep at once halve the speed of small models. GNU's OpenMP counts spins, Intel's milliseconds.
 QUIET_THREADS = {"GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "1"}
-EXPERIMENTS: dict[str, type[Any]] = {"smoothness": Smoothness, "estimators": Estimators, "quadratic": QuadraticExample}
+EXPERIMENTS: dict[str, type[Any]] = {
+    "smoothness": Smoothness, "estimators": Estimators, "quadratic": QuadraticExample, "rates": Rates,
+}  # fmt: skip
 Command = Callable[[], None]
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]  # no --no-flag
 
@@ -157,7 +160,7 @@ def _machine(experiment: Any) -> dict[str, Any]:
 
 def plot(
     records: Annotated[Positional[tuple[str, ...]], arg(metavar="FILE.jsonl ...")] = (),
-    kind: Literal["fig1a", "fig1b", "path", "estimators", "quadratic"] = "fig1a",
+    kind: Literal["fig1a", "fig1b", "path", "estimators", "quadratic", "rates"] = "fig1a",
     quantity: str = "frobenius",
     out: Annotated[Path | None, arg(metavar="FILE.png|pdf|svg")] = None,
     overwrite: Flag = False,
@@ -168,7 +171,7 @@ def plot(
         records: Record files or glob patterns, e.g. 'out/*.jsonl'.
         kind: fig1a: one block against step and gradient norm; fig1b: the blocks side by side, and their ratio;
             path: path-based smoothness of each block; estimators: all that `smoothlab estimators` measured;
-            quadratic: all that `smoothlab quadratic` measured.
+            quadratic, rates: all that `smoothlab quadratic` and `smoothlab rates` measured.
         quantity: Which norm fig1a and fig1b draw: frobenius or spectral (or trace).
         out: Figure file, its ending tells the format; default: KIND.png.
         overwrite: Replace the figure file if it exists.
@@ -205,6 +208,10 @@ def _plot(patterns: Sequence[str], kind: str, quantity: str, out: Path, overwrit
         from smoothlab.pages.plots_quadratic import quadratic_figure
 
         figure = quadratic_figure(table)
+    elif kind == "rates":
+        from smoothlab.pages.plots_rates import rates_figure
+
+        figure = rates_figure(table)
     else:
         figure = plots.figure(height=2.9 if kind == "fig1a" else 3.9)
         {"fig1a": plots.fig1a, "fig1b": plots.fig1b}[kind](figure, table, quantity)

@@ -1,0 +1,125 @@
+"""The quadratic of `smoothlab rates`: as blocks of the exact recursion, and run with Algorithm 1."""
+
+import math
+import zlib
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from smoothlab.experiments.exact_recursion import Block, Order, moment
+
+if TYPE_CHECKING:
+    from smoothlab.reshuffling import Result
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Quadratics:
+    """L_x ||x||^2/2 + L_y y^2/2 + <c_i, z>, x [d] by zeroth-order or exact gradients, y [1] by exact ones.
+
+    Attributes:
+        d: dimension of x.
+        n: number of components.
+        L_x: curvature of x.
+        L_y: curvature of y.
+        sigma2_x: sigma_x^2.
+        sigma2_y: sigma_y^2.
+        start_x: ||grad_x f(z_0)||^2.
+        start_y: ||grad_y f(z_0)||^2.
+        order: how an epoch goes through the components.
+        oracle: gradient of x, "exact" or "two-sided".
+        law: law of the directions.
+        q: directions a step, averaged.
+    """
+
+    d: int
+    n: int
+    L_x: float = 1.0
+    L_y: float = 1.0
+    sigma2_x: float = 0.0
+    sigma2_y: float = 0.0
+    start_x: float = 0.5
+    start_y: float = 0.5
+    order: Order = "reshuffle"
+    oracle: str = "two-sided"
+    law: str = "gaussian"
+    q: int = 1
+
+    @property
+    def x(self) -> Block:
+        """Block x for the recursion."""
+        m = moment(self.d, "exact" if self.oracle == "exact" else self.law, self.q)
+        return Block(self.L_x, self.start_x, self.n, self.sigma2_x, m, self.order)
+
+    @property
+    def y(self) -> Block:
+        """Block y."""
+        return Block(self.L_y, self.start_y, self.n, self.sigma2_y, 1, self.order)
+
+    def average(self, eta_x: float, eta_y: float, epochs: int) -> float:
+        """(1/T) sum_{t < T} E ||grad f(z_t)||^2."""
+        return float(self.x.average(eta_x, epochs) + self.y.average(eta_y, epochs))
+
+    def at(self, eta_x: float, eta_y: float, epochs: int | Array) -> Array:
+        """E ||grad f(z_T)||^2."""
+        return self.x.at(eta_x, epochs) + self.y.at(eta_y, epochs)
+
+    def run(
+        self, eta_x: float, eta_y: float, epochs: int, replicas: int, seed: tuple[int, str], *,
+        keep: tuple[int, ...] = (), below: float | None = None,
+    ) -> "Result":  # fmt: skip
+        """Algorithm 1 from that start; see `smoothlab.reshuffling` for `keep` and `below`."""
+        import torch
+
+        from smoothlab.objectives import Quadratic, objective
+        from smoothlab.reshuffling import Algorithm1
+
+        if self.q > 1:
+            raise ValueError("Algorithm 1 takes one direction a step: see `several_directions`")
+        sigma = (math.sqrt(self.sigma2_x), math.sqrt(self.sigma2_y))
+        f = objective(Quadratic(self.L_x), Quadratic(self.L_y), d_x=self.d, d_y=1, n=self.n, sigma=sigma)
+        z0 = torch.full((self.d + 1,), math.sqrt(self.start_x / self.d) / self.L_x, dtype=torch.float64)
+        z0[-1] = math.sqrt(self.start_y) / self.L_y
+        how = Algorithm1(
+            eta_x, eta_y, epochs, order=self.order, oracle=self.oracle, law=self.law, keep=keep,  # type: ignore[arg-type]
+            below=below,
+        )  # fmt: skip
+        return how.run(f, z0, replicas, seed=seeded(seed))
+
+    def running(self, eta_x: float, eta_y: float, epochs: int, replicas: int, seed: tuple[int, str]) -> Array:
+        """(1/t) sum_{s < t} ||grad f(z_s)||^2 for t = 1, ..., T: [T, R]."""
+        found = self.run(eta_x, eta_y, epochs, replicas, seed, keep=tuple(range(epochs)))
+        return (found.kept_x + found.kept_y).cumsum(0) / np.arange(1, epochs + 1)[:, None]
+
+    def several_directions(self, eta_x: float, keep: range, replicas: int, seed: tuple[int, str]) -> Array:
+        """||grad_x f(z_t)||^2 at the epochs `keep`, [len(keep), R]: q Gaussian directions a step, block x alone."""
+        rng = np.random.default_rng(seeded(seed))
+        shifts = rng.normal(size=(self.n, self.d))
+        shifts -= shifts.mean(0)
+        shifts *= math.sqrt(self.sigma2_x / (shifts**2).sum(1).mean())
+        x = np.full((replicas, self.d), math.sqrt(self.start_x / self.d) / self.L_x)
+        kept = []
+        for t in range(keep.stop):
+            if t in keep:
+                kept.append((x**2).sum(1) * self.L_x**2)
+            if self.order == "replace":
+                orders = rng.integers(self.n, size=(replicas, self.n))
+            else:
+                orders = rng.permuted(np.broadcast_to(np.arange(self.n), (replicas, self.n)), axis=1)
+            for i in orders.T:
+                v = rng.standard_normal((replicas, self.q, self.d))
+                slopes = np.einsum("rqd,rd->rq", v, self.L_x * x + shifts[i])
+                x -= eta_x / self.q * np.einsum("rq,rqd->rd", slopes, v)
+        return np.array(kept)
+
+    def ordered(self, order: Order) -> "Quadratics":
+        """The same in another order."""
+        return replace(self, order=order)
+
+
+def seeded(seed: tuple[int, str]) -> tuple[int, int]:
+    """Numbers for a generator, from the experiment's seed and what is run."""
+    return seed[0], zlib.crc32(seed[1].encode())
