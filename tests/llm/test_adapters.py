@@ -15,20 +15,10 @@ from smoothlab.hessian import DifferenceHessian, ExactHessian
 from smoothlab.llm.adapters import ADAPTERS, REFUSED, attach, pool_at_last_token, virtual_tokens
 from smoothlab.llm.parts import live_parameters, partition, unfreeze
 from tests.cases import ADAPTER_CASES, WRONG_DERIVATIVES
-from tests.llm.tiny import IDS, LABELS, MASK, tiny
+from tests.llm.tiny import IDS, LABELS, MASK, exact_norms, tiny
 
 METHODS = [pytest.param(m, marks=() if case.quick else pytest.mark.slow) for m, case in ADAPTER_CASES.items()]
 DOUBLE, SINGLE = 1e-6, 1e-2  # bounds of the relative discrepancy; it is 1e-12 to 1e-8, and 1e-4 to 1e-3
-
-
-def exact_norms(model: nn.Module) -> nn.Module:
-    """The model with torch's RMSNorm, on the same weights, for Llama's own, which computes in fp32."""
-    for name, module in list(model.named_modules()):
-        if type(module).__name__ == "LlamaRMSNorm":
-            norm_ = nn.RMSNorm(module.weight.shape, eps=module.variance_epsilon)  # type: ignore[arg-type]
-            norm_.weight = module.weight  # type: ignore[assignment]
-            model.set_submodule(name, norm_)
-    return model
 
 
 def attached(kind: str, method: str) -> nn.Module:
