@@ -106,9 +106,10 @@ def encode(tokenizer: Any, items: Sequence[Choice], max_length: int, kind: Kind)
         raise BadInput("there are no items to encode: give at least one")
     texts = [item.prompt + tail for item in items for tail in ("", *item.candidates)]
     rows = iter(tokenizer(texts)["input_ids"])
-    start = tokenizer("")["input_ids"]
     first = next((t for t in (tokenizer.bos_token_id, tokenizer.eos_token_id) if t is not None), None)
     ends = _endings(tokenizer)
+    empty = tokenizer("")["input_ids"]
+    start = tuple(empty[: len(empty) - ends])
     contexts, options, cut, merged = [], [], 0, 0
     for item in items:
         prompt, *wholes = (tuple(next(rows)) for _ in range(1 + len(item.candidates)))
@@ -120,7 +121,7 @@ def encode(tokenizer: Any, items: Sequence[Choice], max_length: int, kind: Kind)
             context = (first,)
         longest = max(map(len, tails))
         _check(item, context, tails)
-        kept = len(context) if context == tuple(start[: len(context)]) else _shared(context, tuple(start))
+        kept = _shared(context, start)
         room = max_length + 1 - longest  # the last token of a candidate is not read
         if len(context) > room:
             if room < kept + 1:
@@ -140,10 +141,8 @@ def encode(tokenizer: Any, items: Sequence[Choice], max_length: int, kind: Kind)
 def _endings(tokenizer: Any) -> int:
     """How many tokens the tokenizer puts behind every text, as T5's does: no candidate is to be judged by them."""
     empty, letter = tokenizer("")["input_ids"], tokenizer("a")["input_ids"]
-    special, count = set(tokenizer.all_special_ids), 0
-    while count < len(empty) and count < len(letter) and empty[-1 - count] == letter[-1 - count]:
-        if letter[-1 - count] not in special:
-            break
+    count = 0
+    while count < min(len(empty), len(letter)) and empty[-1 - count] == letter[-1 - count]:
         count += 1
     return count
 
