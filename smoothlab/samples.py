@@ -3,14 +3,17 @@
 All are at `smoothlab.intervals.LEVEL` (95 %); numpy and scipy only. Simulated coverage: tests/test_samples.py.
 """
 
+import math
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special, stats
 
 from smoothlab.intervals import LEVEL, Interval
 
 _TAIL = (1 - LEVEL) / 2
-_FEW = 100  # up to here a sample tells too little of its own spread
+ENOUGH = 24
+"""Draws from which on `mean_square` covered all that it was tried on; with fewer, heavy tails may be missed."""
 
 
 def mean(values: ArrayLike) -> Interval:
@@ -24,23 +27,45 @@ def mean(values: ArrayLike) -> Interval:
 def mean_square(squares: ArrayLike) -> Interval:
     """Interval for the mean of n >= 2 draws that are not negative and may be far off at times, as squares are.
 
-    Satterthwaite: n nu xbar / E x is taken as chi-square with n nu degrees of freedom, nu = 2 / c^2 for draws of
-    coefficient of variation c; exact for squares of normal numbers, where c^2 = 2. A sample of heavy tails understates
-    c, the more so the more skewed it is: c^2 (1 + 6 s^2 / n) is used, s the sample's skewness, and at least 2 where n
-    is at most 100. Without it squares of cubes of normal numbers are covered 88 % of the time with n = 400, with it
-    96 %.
+    The mean is taken as log-normal: xbar exp(v/2 -+ t sqrt(v)) with v = log(1 + c^2/n), c a draw's coefficient of
+    variation and t Student's quantile of n - 1 degrees; the lower end stays where v has passed t^2 and it would rise. A
+    sample of heavy tails understates c, so the larger of two values is taken:
+
+    - the sample's c^2 (1 + 20 s^2/n), s its skewness;
+    - that of a power |g|^(2p) of a normal number, p told by the logarithms, which see a heavy tail before its rare
+      large values come: sd(log x) = 2 p sd(log |g|) = pi p/sqrt(2); its upper limit p (1 + 2/sqrt(n)) is taken.
+
+    Simulated coverage (2,000 samples each of squares of normal numbers, of their powers 2 to 8, of products of 2 and 3,
+    of sinh, cosh - 1, cubic forms and sparse estimates): 95 to 100 % with 24 (`ENOUGH`) to 4,000 draws. With 16 it is
+    92 % for the eighth power, at least 94 % up to the seventh; with 8 at least 94 % up to the fourth, 86 % for the
+    eighth (85 % for sparse ones, which are often 0 all).
     """
     x = np.asarray(squares, dtype=float)
     n, middle = len(x), float(x.mean())
-    spread = float(x.var(ddof=1)) / middle**2 if middle else 0.0
+    away = x / middle - 1 if middle else np.zeros(n)
+    spread = float(away.var(ddof=1))
     if spread < 1e-20:  # all alike: what this mean varies by cannot be seen
         return Interval(middle, middle, middle)
-    spread *= 1 + 6 * float(stats.skew(x)) ** 2 / n
-    if n <= _FEW:
-        spread = max(spread, 2.0)
-    dof = max(2 * n / spread, 0.5)
-    low, high = (float(dof * middle / stats.chi2.ppf(q, dof)) for q in (1 - _TAIL, _TAIL))
-    return Interval(middle, low, high)
+    skewness = float((away**3).mean() / (away**2).mean() ** 1.5)
+    spread = max(spread * (1 + 20 * skewness**2 / n), _spread_of_power(x))
+    v, t = math.log1p(spread / n), float(special.stdtrit(n - 1, 1 - _TAIL))
+    low = middle * math.exp(v / 2 - t * v**0.5 if v < t * t else -t * t / 2)
+    return Interval(middle, low, middle * math.exp(v / 2 + t * v**0.5))
+
+
+def _spread_of_power(x: NDArray[np.float64]) -> float:
+    """Squared coefficient of variation of c |g|^(2p), g normal, p the upper limit from the logarithms of x.
+
+    Draws that are 0 are none of it: where a share w is not, E x^2 / (E x)^2 is that of the others over w. A single draw
+    that is not 0 tells no p: infinity.
+    """
+    logs = np.log(x[x > 0])
+    k = len(logs)
+    if k < 2:
+        return math.inf
+    p = min(float(logs.std(ddof=1)) * 2**0.5 / math.pi * (1 + 2 / k**0.5), 15.0)  # c^2 = 1e33 at 15
+    first, second = (float(special.gammaln(power + 0.5) - special.gammaln(0.5)) for power in (p, 2 * p))
+    return math.exp(second - 2 * first) * len(x) / k - 1
 
 
 def root_mean_square(values: ArrayLike) -> Interval:
@@ -57,10 +82,13 @@ def median(values: ArrayLike) -> Interval:
 
 
 def lowest(grid: ArrayLike, squares: NDArray[np.float64], *, seed: int = 0, times: int = 400) -> Interval:
-    """Where on a grid of positive numbers a mean of squares is lowest, from draws that share their directions.
+    """Where a mean of squares is lowest, from its draws on a grid of positive numbers; rows share their direction.
 
-    The interval is that of the lowest point over resampled directions (bootstrap), and half a step of the grid (on the
-    log scale) to either side, as the true lowest point need not lie on the grid.
+    The interval is that of the grid's lowest point over resampled directions, half as many as there are (few show too
+    little of their own spread), and on to the next point of the grid: a curve that falls and then rises is lowest
+    between the neighbors of its lowest point on the grid. Past an end of the grid there is none, and the interval is
+    open, 0 or infinity. Simulated coverage (U-curves of one side and two, errors normal and cubes of normal, 1 to 8
+    points a decade): 97 to 100 % from 12 directions on, at least 93 % with 6.
 
     Args:
         grid: ascending, [m], m at least 2.
@@ -68,13 +96,11 @@ def lowest(grid: ArrayLike, squares: NDArray[np.float64], *, seed: int = 0, time
         seed: of the resampling.
         times: how often to resample.
     """
-    points = np.log(np.asarray(grid, dtype=float))
-    rng = np.random.default_rng(seed)
-    weights = rng.multinomial(len(squares), np.full(len(squares), 1 / len(squares)), size=times)
+    points = np.asarray(grid, dtype=float)
+    rng, n = np.random.default_rng(seed), len(squares)
+    weights = rng.multinomial(max(n // 2, 3), np.full(n, 1 / n), size=times)
     found = (weights @ squares).argmin(1)
-    lowest_one = int(squares.mean(0).argmin())
-    low, high = (int(n) for n in np.quantile(found, [_TAIL, 1 - _TAIL], method="nearest"))
-    middles = (points[1:] + points[:-1]) / 2
-    edges = np.concatenate([[2 * points[0] - middles[0]], middles, [2 * points[-1] - middles[-1]]])
-    ends = np.exp([edges[min(low, lowest_one)], edges[max(high, lowest_one) + 1]])
-    return Interval(float(np.asarray(grid, dtype=float)[lowest_one]), float(ends[0]), float(ends[1]))
+    best = int(squares.mean(0).argmin())
+    first, last = (int(k) for k in np.quantile(found, [_TAIL, 1 - _TAIL], method="nearest"))
+    neighbors = [0.0, *map(float, points), math.inf]
+    return Interval(float(points[best]), neighbors[min(first, best)], neighbors[max(last, best) + 2])
