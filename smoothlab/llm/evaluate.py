@@ -105,7 +105,7 @@ def encode(tokenizer: Any, items: Sequence[Choice], max_length: int, kind: Kind)
     if not items:
         raise BadInput("there are no items to encode: give at least one")
     texts = [item.prompt + tail for item in items for tail in ("", *item.candidates)]
-    rows = iter(tokenizer(texts)["input_ids"])
+    rows = iter(tokenizer(texts, verbose=False)["input_ids"])  # long texts are cut here, and counted
     first = next((t for t in (tokenizer.bos_token_id, tokenizer.eos_token_id) if t is not None), None)
     ends = _endings(tokenizer)
     empty = tokenizer("")["input_ids"]

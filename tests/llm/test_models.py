@@ -12,7 +12,7 @@ import torch
 from smoothlab.errors import BadInput
 from smoothlab.llm import hub, models
 from smoothlab.llm.memory import parameter_count
-from smoothlab.llm.models import check_lengths, check_loss, encode, load_classifier
+from smoothlab.llm.models import check_lengths, check_loss, encode, load_classifier, load_lm
 
 
 @pytest.fixture(scope="module")
@@ -338,3 +338,55 @@ def test_too_large_a_model_is_refused_before_it_is_made(monkeypatch: pytest.Monk
         BadInput, match=r"random:opt-125m needs about 11.2 GiB .* and 2.0 GiB are free: micro would fit"
     ):
         load_classifier("random:opt-125m", 2, seed=0)
+
+
+def test_micro_is_a_language_model_with_tied_embeddings() -> None:
+    """It tells words from noise as its card says: about 4 nats a token of English, log 4096 = 8.3 without knowledge."""
+    loaded = load_lm("micro", seed=0)
+    model = loaded.model
+    assert type(model).__name__ == "OPTForCausalLM" and not model.training and loaded.max_length == 256
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    assert sum(p.numel() for p in model.parameters()) == 3_505_536 and loaded.tokenizer.padding_side == "left"
+    text = "she looked at the window and said that she had not seen him for a long time ."
+    ids = loaded.tokenizer(text, return_tensors="pt").input_ids
+    with torch.no_grad():
+        assert float(model(input_ids=ids, labels=ids).loss) < 5
+
+
+@pytest.mark.parametrize("kind", ["opt", "llama", "gpt2"])
+def test_language_models_load_from_directories(tmp_path: Path, kind: str) -> None:
+    loaded = load_lm(str(saved(tmp_path, kind)), seed=0, dtype=torch.bfloat16)
+    assert loaded.max_length == 50 and {p.dtype for p in loaded.model.parameters()} == {torch.bfloat16}
+    assert torch.isfinite(loaded.model(**loaded.tokenizer("fine", return_tensors="pt")).logits).all()
+
+
+def test_what_reads_both_ways_is_no_language_model(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="is of type bert, which generates no text from left to right: use micro, or"):
+        load_lm(str(saved(tmp_path, "bert")), seed=0)
+
+
+def test_language_models_are_whole_and_not_pickled(tmp_path: Path) -> None:
+    """A classifier's weights without a vocabulary head, pickled weights, and cut ones."""
+    trained = load_classifier(str(saved(tmp_path / "lm", "llama")), 2, seed=1)
+    trained.model.save_pretrained(tmp_path / "lm")
+    with pytest.raises(BadInput, match="1 of 12 weights, lm_head.weight the first, are not in its safetensors"):
+        load_lm(str(tmp_path / "lm"), seed=0)
+    with pytest.raises(BadInput, match="no pickled weights"):
+        load_lm(str(saved(tmp_path / "bin", "opt", pickled=True)), seed=0)
+    path = saved(tmp_path / "cut", "opt") / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(BadInput, match="its weights cannot be had .SafetensorError"):
+        load_lm(str(tmp_path / "cut"), seed=0)
+
+
+def test_a_language_model_needs_less_memory_to_be_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    import psutil
+
+    class Memory:
+        available = 900 << 20
+
+    monkeypatch.setattr(psutil, "virtual_memory", Memory)
+    with pytest.raises(
+        BadInput, match=r"random:opt-125m needs about 0.9 GiB to be trained and 0.9 GiB are free: micro"
+    ):
+        load_lm("random:opt-125m", seed=0)
