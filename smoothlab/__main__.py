@@ -17,6 +17,7 @@ from tyro.conf import Positional, arg
 
 from smoothlab.errors import BadInput
 from smoothlab.experiments.estimators import Estimators
+from smoothlab.experiments.finetune import Finetune
 from smoothlab.experiments.quadratic import QuadraticExample
 from smoothlab.experiments.rates import Rates
 from smoothlab.experiments.smoothness import Smoothness
@@ -26,6 +27,7 @@ from smoothlab.experiments.smoothness import Smoothness
 QUIET_THREADS = {"GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "1"}
 EXPERIMENTS: dict[str, type[Any]] = {
     "smoothness": Smoothness, "estimators": Estimators, "quadratic": QuadraticExample, "rates": Rates,
+    "finetune": Finetune,
 }  # fmt: skip
 Command = Callable[[], None]
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]  # no --no-flag
@@ -133,10 +135,18 @@ def _measuring(name: str, kind: type[Any]) -> Callable[..., Command]:
 def _measure(experiment: Any, out: Path, overwrite: bool) -> None:
     from smoothlab import records
 
-    records.run(experiment, out, environment=records.environment(**_machine(experiment)), overwrite=overwrite)
-    print(out)
-    if hasattr(experiment, "reading"):
-        print("\n".join(experiment.reading(out)))
+    def lead() -> None:
+        records.run(experiment, out, environment=records.environment(**_machine(experiment)), overwrite=overwrite)
+        print(out)
+        if hasattr(experiment, "reading"):
+            print("\n".join(experiment.reading(out)))
+
+    if isinstance(experiment, Finetune) and int(os.environ.get("WORLD_SIZE", "1")) > 1:  # torchrun
+        from smoothlab.llm import processes
+
+        processes.run(lead, lambda: list(experiment.rows([])), experiment.device)
+    else:
+        lead()
 
 
 def _machine(experiment: Any) -> dict[str, Any]:
@@ -160,7 +170,7 @@ def _machine(experiment: Any) -> dict[str, Any]:
 
 def plot(
     records: Annotated[Positional[tuple[str, ...]], arg(metavar="FILE.jsonl ...")] = (),
-    kind: Literal["fig1a", "fig1b", "path", "estimators", "quadratic", "rates"] = "fig1a",
+    kind: Literal["fig1a", "fig1b", "path", "estimators", "quadratic", "rates", "finetune"] = "fig1a",
     quantity: str = "frobenius",
     out: Annotated[Path | None, arg(metavar="FILE.png|pdf|svg")] = None,
     overwrite: Flag = False,
@@ -171,7 +181,8 @@ def plot(
         records: Record files or glob patterns, e.g. 'out/*.jsonl'.
         kind: fig1a: one block against step and gradient norm; fig1b: the blocks side by side, and their ratio;
             path: path-based smoothness of each block; estimators: all that `smoothlab estimators` measured;
-            quadratic, rates: all that `smoothlab quadratic` and `smoothlab rates` measured.
+            quadratic, rates: all that `smoothlab quadratic` and `smoothlab rates` measured;
+            finetune: training curves and accuracies of the runs.
         quantity: Which norm fig1a and fig1b draw: frobenius or spectral (or trace).
         out: Figure file, its ending tells the format; default: KIND.png.
         overwrite: Replace the figure file if it exists.
@@ -204,6 +215,10 @@ def _plot(patterns: Sequence[str], kind: str, quantity: str, out: Path, overwrit
         from smoothlab.pages.plots_estimators import estimators_figure
 
         figure = estimators_figure(table)
+    elif kind == "finetune":
+        from smoothlab.pages.plots_finetune import finetune_figure
+
+        figure = finetune_figure(table)
     elif kind == "quadratic":
         from smoothlab.pages.plots_quadratic import quadratic_figure
 

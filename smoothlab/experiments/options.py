@@ -1,7 +1,7 @@
 """Whether the options of an experiment make sense together, told before anything is loaded."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -28,16 +28,7 @@ def check(experiment: Any) -> None:
     """
     from smoothlab.llm.memory import check_device
 
-    for field, kind in get_type_hints(type(experiment)).items():
-        if get_origin(kind) is Literal and getattr(experiment, field) not in get_args(kind):
-            choices = ", ".join(map(str, get_args(kind)))
-            raise BadInput(f"{_option(field)} {getattr(experiment, field)} is unknown: use one of {choices}")
-    for field, (least, most) in RANGES.items():
-        value = getattr(experiment, field)
-        if value < least:
-            raise BadInput(f"{_option(field)} {value} is too small: use at least {least}")
-        if value > most:
-            raise BadInput(f"{_option(field)} {value} is too large: use at most {most}")
+    check_fields(experiment, RANGES)
     if not (math.isfinite(experiment.lr) and experiment.lr >= 0):
         raise BadInput(f"--lr {experiment.lr}: use a finite rate of at least 0")
     if not 0 < experiment.precision < 1:
@@ -48,6 +39,24 @@ def check(experiment: Any) -> None:
             raise BadInput(f"--cross {text} is given twice: name each pair once")
     check_device(experiment.device)
     _check_folders(experiment.keep_weights, experiment.from_weights)
+
+
+def check_fields(experiment: Any, ranges: Mapping[str, tuple[int, int]]) -> None:
+    """Refuse names that are none of their field's choices, and whole numbers out of range.
+
+    Raises:
+        BadInput: names the first option that is wrong, and what it may be.
+    """
+    for field, kind in get_type_hints(type(experiment)).items():
+        if get_origin(kind) is Literal and getattr(experiment, field) not in get_args(kind):
+            choices = ", ".join(map(str, get_args(kind)))
+            raise BadInput(f"{option(field)} {getattr(experiment, field)} is unknown: use one of {choices}")
+    for field, (least, most) in ranges.items():
+        value = getattr(experiment, field)
+        if value < least:
+            raise BadInput(f"{option(field)} {value} is too small: use at least {least}")
+        if value > most:
+            raise BadInput(f"{option(field)} {value} is too large: use at most {most}")
 
 
 def rates(texts: Sequence[str]) -> dict[str, float]:
@@ -80,5 +89,6 @@ def _check_folders(keep: Path | None, read: Path | None) -> None:
         raise BadInput(f"--from-weights {read}: no step-*.safetensors there; make them with --keep-weights")
 
 
-def _option(field: str) -> str:
+def option(field: str) -> str:
+    """How a field is written on the command line."""
     return "--" + field.replace("_", "-")

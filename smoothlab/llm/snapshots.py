@@ -53,11 +53,16 @@ def write(path: Path, snapshot: Snapshot) -> None:
     except (OSError, SafetensorError) as error:
         with contextlib.suppress(OSError):
             partial.unlink()
-        why = error.strerror if isinstance(error, OSError) else str(error).partition("I/O error: ")[2] or str(error)
         raise BadInput(
-            f"cannot write {path}: {why}; make room and start the same command again: it goes on from the last "
-            "checkpoint, which is whole"
+            f"cannot write {path}: {reason(error)}; make room and start the same command again: it goes on from the "
+            "last checkpoint, which is whole"
         ) from None
+
+
+def reason(error: Exception) -> str:
+    """Why the operating system did not write, in its words, from Python or from safetensors."""
+    said = getattr(error, "strerror", None) or str(error)
+    return said.partition("I/O error: ")[2].partition(" (os error")[0] or said
 
 
 def read(path: Path) -> Snapshot:

@@ -55,12 +55,8 @@ class FineTuning:
         self._optimizer = torch.optim.SGD(groups, lr=0.0)
 
     def minibatch(self, step: int) -> list[int]:
-        """Example numbers of minibatch `step`: each epoch is a fresh permutation, cut into whole minibatches."""
-        per_epoch = self.count // self.batch
-        epoch, place = divmod(step, per_epoch)
-        generator = torch.Generator().manual_seed((self.seed << 20) + epoch)
-        order = torch.randperm(self.count, generator=generator)
-        return order[place * self.batch : (place + 1) * self.batch].tolist()
+        """Example numbers of minibatch `step`."""
+        return reshuffled(self.count, self.batch, self.seed, step)
 
     def loss(self, step: int) -> Loss:
         """Mean loss of minibatch `step` at the current parameters."""
@@ -135,6 +131,14 @@ class FineTuning:
         return {
             f"{name}.{i}": p.detach().contiguous() for name, b in self.blocks.items() for i, p in enumerate(b.params)
         }
+
+
+def reshuffled(count: int, batch: int, seed: int, step: int) -> list[int]:
+    """Example numbers of minibatch `step`: each epoch is a fresh permutation, cut into whole minibatches."""
+    epoch, place = divmod(step, count // batch)
+    generator = torch.Generator().manual_seed((seed << 20) + epoch)
+    order = torch.randperm(count, generator=generator)
+    return order[place * batch : (place + 1) * batch].tolist()
 
 
 def weights_path(folder: Path, step: int) -> Path:

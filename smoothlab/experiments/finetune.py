@@ -1,0 +1,270 @@
+"""Fine-tuning a language model: zeroth-order, first-order, or hybrid (Algorithm 1; Tables 1 and 2, Fig. 2 and 3)."""
+
+import itertools
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
+
+from smoothlab.errors import BadInput
+from smoothlab.experiments.options_finetune import ZEROTH, check, grid
+
+if TYPE_CHECKING:
+    from smoothlab.blocks import Block
+    from smoothlab.experiments.course import Course, Setup
+    from smoothlab.llm.snapshots import Folder
+    from smoothlab.llm.tuning import Rates
+    from smoothlab.optim import HybridSGD
+
+Row = dict[str, Any]
+Method = Literal["hybrid", "zo", "fo-peft", "fo-full"]
+ELSEWHERE = ("checkpoint", "save", "tensorboard")
+"""Options that the weights do not depend on."""
+LAWS = {
+    "gaussian": "Gaussian", "sphere": "Sphere", "rademacher": "Rademacher", "sparse": "Sparse", "lowrank": "LowRank"
+}  # fmt: skip
+"""Names of the laws of smoothlab.directions, which imports torch."""
+
+
+@dataclass(frozen=True)
+class Finetune:
+    """Fine-tune a language model on a task, select on dev, test once (Algorithm 1; Tables 1 and 2, Fig. 2 and 3).
+
+    Attributes:
+        model: hub name, local directory, or "micro" (in the package).
+        data: task (builtin, sst2, copa, winogrande, wic, wsc) or a JSON Lines file (.gz too) with the fields sentence
+            and label, or prompt, candidates and label.
+        data_dir: folder with the task's files; without it a task is read from the hub.
+        train: items to train on, at most.
+        dev: items to select by.
+        test: items to test on, at most.
+        method: hybrid: base model by zeroth-order, PEFT module by first-order gradients, both at the same point; zo:
+            base model alone, zeroth-order; fo-peft: PEFT module alone, first-order; fo-full: base model alone,
+            first-order.
+        peft: PEFT method (lora, prompt, prefix, ...); "auto" is lora, and none for zo and fo-full.
+        eta_x: learning rate of the base model.
+        eta_y: learning rate of the PEFT module.
+        mu: step of the zeroth-order differences along directions with entries of variance 1.
+        q: directions averaged in a zeroth-order gradient.
+        sides: 1: f(x + mu z) - f(x), which shares f(x) with the first-order part; 2: f(x + mu z) - f(x - mu z).
+        law: law of the directions.
+        steps: steps of training, at most.
+        batch: items in a minibatch, of all processes together.
+        eval_every: steps between evaluations on dev.
+        patience: evaluations without a better one (more right answers on dev, or as many at a lower loss) after which
+            training stops; 0: never.
+        schedule: both rates over the steps.
+        search: values to try, each "name=a,b,..." with name eta_x, eta_y or mu; all combinations are trained for
+            --steps, and the best on dev is tested.
+        dtype: precision of the weights.
+        device: "cpu" or "cuda".
+        checkpoint: folder for checkpoints, one after each evaluation; a stopped run then goes on from them.
+        save: folder for the best weights: adapter/ for peft, model/ for transformers where the base model was trained.
+        tensorboard: folder for TensorBoard's curves.
+        seed: seed of splits, minibatches, PEFT module and directions.
+    """
+
+    name: ClassVar[str] = "finetune"
+    model: str = "micro"
+    data: str = "builtin"
+    data_dir: Path | None = None
+    train: int = 1000
+    dev: int = 100
+    test: int = 1000
+    method: Method = "hybrid"
+    peft: str = "auto"
+    eta_x: float = 1e-4
+    eta_y: float = 1e-1
+    mu: float = 1e-3
+    q: int = 1
+    sides: Literal[1, 2] = 2
+    law: Literal["gaussian", "sphere", "rademacher", "sparse", "lowrank"] = "gaussian"
+    steps: int = 300
+    batch: int = 16
+    eval_every: int = 50
+    patience: int = 10
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    search: tuple[str, ...] = ()
+    dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
+    device: str = "cpu"
+    checkpoint: Path | None = None
+    save: Path | None = None
+    tensorboard: Path | None = None
+    seed: int = 0
+
+    @property
+    def module(self) -> str:
+        """The PEFT method, or none."""
+        if self.peft == "auto":
+            return "lora" if self.method in ("hybrid", "fo-peft") else "none"
+        return self.peft
+
+    def resume_at(self, done: Sequence[Row]) -> int:
+        """As many rows stand as there were when the newest checkpoint was taken; without one, none."""
+        check(self)
+        if (folder := self._folder()) is None:
+            _say("without --checkpoint a stopped run starts again")
+            return 0
+        taken = folder.rows()
+        stand = [rows for rows in taken if rows <= len(done)]
+        if taken and not stand:
+            self._refuse(taken[-1])
+        return stand[-1] if stand else 0
+
+    def rows(self, done: Sequence[Row]) -> Iterator[Row]:
+        """Train, evaluate on dev on the way, and test once at the end."""
+        from smoothlab.llm import processes
+
+        check(self)
+        folder = self._folder()
+        if not done and folder is not None and processes.number() == 0 and (taken := folder.rows()):
+            self._refuse(taken[-1])
+        stands = processes.begin(len(done))
+        setup = self.setup()
+        course = self._course(setup, folder)
+        if stands:
+            course.resume(stands)
+        try:
+            yield from course.rows()
+        finally:
+            course.watcher.close()
+        if processes.number() == 0:
+            best = course.stand_at_best()
+            yield {"part": "test", **best, "forwards": setup.tuning.forwards, **setup.test_row()}
+            if self.save is not None:
+                setup.save(self.save)
+
+    def plan(self) -> str:
+        """What a run would train and cost, from two timed steps and one timed evaluation."""
+        check(self)
+        setup, trials = self.setup(), grid(self)
+        tuning = setup.tuning
+        tuning.start(trials[0])
+        tuning.update()
+        marks = [time.perf_counter()]
+        for do in (tuning.update, setup.score_dev):
+            do()
+            marks.append(time.perf_counter())
+        step, evaluation = (end - start for start, end in itertools.pairwise(marks))
+        looks = 1 + -(-self.steps // self.eval_every)
+        seconds = len(trials) * (self.steps * step + looks * evaluation)
+        seconds += evaluation * len(setup.test) / len(setup.dev)
+        sizes = [f"  block {b.name:5s} {b.dim:13,d} parameters, {self._told(b.name)}" for b in tuning.blocks.values()]
+        each = ", ".join(f"eta_x {r.eta_x:g} eta_y {r.eta_y:g} mu {r.mu:g}" for r in trials[:4])
+        return "\n".join([
+            f"{self.model} on {self.data}, {self.method}, PEFT method {self.module}, {self.dtype} on {self.device}",
+            *sizes,
+            f"  {tuning.count} training items in minibatches of {self.batch}, {len(setup.dev)} to select by, "
+            f"{len(setup.test)} to test on; {setup.served}",
+            f"  {len(trials)} trial(s) of {self.steps} steps and {looks} evaluations: {each}"
+            + (", ..." if len(trials) > 4 else ""),
+            f"  a step takes {step:.2f} s here, an evaluation {evaluation:.2f} s: about {seconds / 60:.1f} minutes",
+        ])  # fmt: skip
+
+    def _told(self, block: str) -> str:
+        if block == "base" and self.method in ZEROTH:
+            return f"zeroth-order: {'one' if self.sides == 1 else 'two'}-sided {self.law}, q = {self.q}"
+        return "first-order"
+
+    def reading(self, out: Path) -> list[str]:
+        """What the records of this run say, in sentences."""
+        from smoothlab.pages.sentences_finetune import reading
+        from smoothlab.records import load
+
+        return reading(load(out))
+
+    def setup(self) -> "Setup":
+        """Model, blocks and data as configured, before step 0."""
+        import torch
+
+        from smoothlab.experiments.course import Setup
+        from smoothlab.llm import processes
+        from smoothlab.llm.adapters import attach, virtual_tokens
+        from smoothlab.llm.evaluate import accuracy, batch, choice_loss, encode
+        from smoothlab.llm.models import load_lm
+        from smoothlab.llm.parts import partition
+        from smoothlab.llm.saving import save
+        from smoothlab.llm.tasks import load_choices
+        from smoothlab.llm.tuning import Tuning
+
+        splits = load_choices(self.data, self.data_dir, self.seed, (self.train, self.dev, self.test))
+        device = processes.place(self.device)
+        loaded = load_lm(self.model, seed=self.seed, dtype=getattr(torch, self.dtype), device=device)
+        model = attach(loaded.model, self.module, seed=self.seed, measured=False)
+        longest = loaded.max_length - virtual_tokens(model)
+        train, dev, test = (
+            encode(loaded.tokenizer, items, longest, splits.kind) for items in (splits.train, splits.dev, splits.test)
+        )
+        every = partition(model)
+        names = {"hybrid": ("base", "peft"), "fo-peft": ("peft",)}.get(self.method, ("base",))
+        trained = {name: every[name] for name in names}
+        mine = {id(p) for block in trained.values() for p in block.params}
+        for p in model.parameters():
+            p.requires_grad_(id(p) in mine)
+        tuning = Tuning(
+            model, trained, lambda numbers: batch(train, numbers, device), choice_loss, self._optimizer, len(train),
+            self.batch, self.steps, self.schedule, self.seed,
+        )  # fmt: skip
+        notes = [*loaded.notes, splits.served]
+        if cut := train.cut + dev.cut + test.cut:
+            notes.append(f"{cut} prompts are longer than the model takes and lost words at their start")
+        base = self.method != "fo-peft"
+        return Setup(
+            tuning, partial(accuracy, model), dev, test, splits.served, notes,
+            lambda folder: save(model, loaded.tokenizer, folder, base=base),
+        )  # fmt: skip
+
+    def _optimizer(self, blocks: Mapping[str, "Block"], rates: "Rates") -> "HybridSGD":
+        """Algorithm 1's optimizer: x by the estimator of Eq. (2) where the method says so, y by exact gradients."""
+        from smoothlab import directions
+        from smoothlab.llm import processes
+        from smoothlab.optim import HybridSGD
+        from smoothlab.zeroth import ZerothOrder
+
+        oracle = None
+        if self.method in ZEROTH:
+            law = getattr(directions, LAWS[self.law])()
+            oracle = ZerothOrder(mu=rates.mu, sides=self.sides, law=law, q=self.q)
+        oracles = {"base": oracle, "peft": None}
+        eta = {"base": rates.eta_x, "peft": rates.eta_y}
+        groups = [
+            {"params": list(block.params), "lr": eta[name], "oracle": oracles[name], "name": name}
+            for name, block in blocks.items()
+        ]
+        for name, block in blocks.items():
+            if oracles[name] is None:
+                processes.sum_gradients(block.params)
+        return HybridSGD(groups, seed=self.seed)
+
+    def _course(self, setup: "Setup", folder: "Folder | None") -> "Course":
+        from smoothlab.experiments.course import Course
+        from smoothlab.experiments.watchers import Bar, TensorBoard
+        from smoothlab.llm import processes
+
+        trials, lead = grid(self), processes.number() == 0
+        bar: Any = Bar(len(trials), silent=not lead)
+        watcher = TensorBoard(self.tensorboard, bar) if self.tensorboard is not None and lead else bar
+        if lead and setup.notes:
+            _say("; ".join(setup.notes))
+        return Course(
+            setup.tuning, trials, self.steps, self.eval_every, self.patience, setup.score_dev, watcher, folder
+        )
+
+    def _folder(self) -> "Folder | None":
+        from smoothlab.llm.snapshots import Folder
+
+        told = ", ".join(f"{f.name}={getattr(self, f.name)}" for f in fields(self) if f.name not in ELSEWHERE)
+        return None if self.checkpoint is None else Folder(self.checkpoint, told)
+
+    def _refuse(self, rows: int) -> NoReturn:
+        raise BadInput(
+            f"--checkpoint {self.checkpoint} holds this run after {rows} rows, which are in no record file given here: "
+            "give the --out that has them, or delete the folder to start again"
+        )
+
+
+def _say(text: str) -> None:
+    print(f"smoothlab: {text}", file=sys.stderr)

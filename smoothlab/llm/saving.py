@@ -1,0 +1,35 @@
+"""A trained model as others load it: the adapter by plain peft, the base model by plain transformers."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from smoothlab.errors import BadInput
+from smoothlab.llm.snapshots import reason
+
+
+def save(model: nn.Module, tokenizer: Any, folder: Path, *, base: bool) -> None:
+    """Write folder/adapter where a PEFT method is attached, and folder/model with the tokenizer where `base` says so.
+
+    `AutoModelForCausalLM.from_pretrained(folder/model)` is then the base model, without the adapter, and
+    `PeftModel.from_pretrained(that, folder/adapter)` both together. The adapter is taken off the model.
+
+    Raises:
+        BadInput: the folder cannot be written.
+    """
+    from safetensors import SafetensorError
+
+    whole: Any = model
+    try:
+        if hasattr(whole, "peft_config"):
+            whole.save_pretrained(str(folder / "adapter"))
+            prompts = whole.active_peft_config.is_prompt_learning
+            whole = whole.get_base_model() if prompts or not base else whole.unload()
+        if base:
+            whole.save_pretrained(str(folder / "model"))
+            tokenizer.save_pretrained(str(folder / "model"))
+    except (OSError, SafetensorError) as error:
+        raise BadInput(
+            f"cannot write --save {folder}: {reason(error)}; name another folder, the records are whole"
+        ) from None

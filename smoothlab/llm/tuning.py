@@ -1,0 +1,197 @@
+"""Fine-tuning of a language model by Algorithm 1: epochs by random reshuffling, at every step both oracles at (x, y).
+
+The trajectory is a function of the configuration and the seed alone: minibatch `step`, the directions of step `step`
+and its rates are the same whenever they are asked for, and nothing else is random. That is why a snapshot needs the
+weights, the optimizer's state and a few counts to go on to the bit.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from smoothlab.blocks import Block, check_partition, fixed_loss, norm
+from smoothlab.errors import BadInput
+from smoothlab.llm import processes, ranks
+from smoothlab.llm.snapshots import Snapshot, pack, unpack
+from smoothlab.llm.train import reshuffled
+
+Schedule = Literal["constant", "linear", "cosine"]
+RISE = 2.0, 1.0
+"""A mean training loss above 2 first + 1, first that of the first minibatch, has diverged."""
+
+
+class Rates(NamedTuple):
+    """Learning rates of x and y, and the step mu of the zeroth-order differences."""
+
+    eta_x: float
+    eta_y: float
+    mu: float
+
+
+class Diverged(BadInput):
+    """The loss is not finite, or far above that of the first minibatch; says which rate to lower."""
+
+
+@dataclass
+class Tuning:
+    """A model, its blocks and its data, standing before update `step`.
+
+    Attributes:
+        model: the language model, wrapped by a PEFT method or not; eval mode.
+        blocks: what is trained, by name: "base" (x), "peft" (y).
+        examples: minibatch for a list of example numbers.
+        loss: mean loss of a minibatch.
+        optimizer: makes HybridSGD for the blocks at given rates.
+        count: number of training examples.
+        batch: minibatch size B, of all processes together.
+        steps: length of the schedule.
+        schedule: factor of both rates: constant 1, linear 1 - t/T, cosine (1 + cos(pi t/T))/2.
+        seed: seed of the reshuffling.
+    """
+
+    model: nn.Module
+    blocks: dict[str, Block]
+    examples: Callable[[Sequence[int]], Any]
+    loss: Callable[[nn.Module, Any], Tensor]
+    optimizer: Callable[[Mapping[str, Block], Rates], torch.optim.Optimizer]
+    count: int
+    batch: int
+    steps: int
+    schedule: Schedule = "constant"
+    seed: int = 0
+    step: int = field(default=0, init=False)
+    forwards: int = field(default=0, init=False)
+    first: float | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.batch <= self.count:
+            raise BadInput(f"--batch {self.batch} with {self.count} training examples: use 1 to {self.count}")
+        if self.batch % processes.count():
+            raise BadInput(
+                f"--batch {self.batch} with {processes.count()} processes: use a multiple of {processes.count()}"
+            )
+        check_partition(self.blocks.values(), ((n, p) for n, p in self.model.named_parameters() if p.requires_grad))
+        self._names = {id(p): name for name, p in self.model.named_parameters()}
+        self._sizes = {name: _size(block) for name, block in self.blocks.items()}
+        self._home: dict[str, Tensor] | None = None
+
+    @property
+    def device(self) -> str:
+        """Where the model is."""
+        return str(next(iter(self.blocks.values())).params[0].device)
+
+    def start(self, rates: Rates) -> None:
+        """Stand before step 0 with these rates, at the weights that the model was loaded with."""
+        if self._home is not None:
+            self.stand_at(self._home)
+            ranks.restore(self.model, {})
+        self.rates, self.step, self.forwards, self.first = rates, 0, 0, None
+        self._optimizer = self.optimizer(self.blocks, rates)
+        self._lrs = [group["lr"] for group in self._optimizer.param_groups]
+
+    def remember_start(self) -> None:
+        """Keep a copy of the weights, so that `start` can be called again after steps."""
+        self._home = self.weights()
+
+    def factor(self, step: int) -> float:
+        """What the rates of update `step` are multiplied with."""
+        if self.schedule == "constant":
+            return 1.0
+        gone = step / self.steps
+        return 1 - gone if self.schedule == "linear" else (1 + math.cos(math.pi * gone)) / 2
+
+    def update(self) -> float:
+        """One step of Algorithm 1 on minibatch `step`; the loss before it.
+
+        Raises:
+            Diverged: the loss is not finite; the parameters stay as they were.
+            BadInput: what the optimizer refuses: a frozen base, mu below rounding.
+        """
+        inputs = self.examples(processes.share(reshuffled(self.count, self.batch, self.seed, self.step)))
+
+        def loss() -> Tensor:
+            self.forwards += 1
+            value = processes.average(self.loss(self.model, inputs))
+            if not torch.isfinite(value):
+                raise self.diverged(float(value))
+            return value
+
+        for group, lr in zip(self._optimizer.param_groups, self._lrs, strict=True):
+            group["lr"] = lr * self.factor(self.step)
+        value = float(self._optimizer.step(fixed_loss(loss, self.model, seed=(self.seed << 20) + self.step)))  # type: ignore[arg-type]
+        self.first = value if self.first is None else self.first
+        self.step += 1
+        ranks.after_step(self.model, self.step, self.steps)
+        return value
+
+    def check(self, loss: float) -> None:
+        """Refuse a mean loss over some steps that is far above the loss of the first minibatch.
+
+        Raises:
+            Diverged: it is, or is not finite.
+        """
+        factor, more = RISE
+        if not math.isfinite(loss) or (self.first is not None and loss > factor * self.first + more):
+            raise self.diverged(loss)
+
+    def diverged(self, loss: float) -> Diverged:
+        """What to say of such a loss; names the rate of the block whose weights have grown most."""
+        if self.first is None:
+            return Diverged(
+                f"the loss is {loss:.3g} before training: its weights are broken, use others, or a wider --dtype"
+            )
+        grown = {name: _size(block) / (self._sizes[name] or 1.0) for name, block in self.blocks.items()}
+        worst = max(grown, key=lambda name: grown[name] if math.isfinite(grown[name]) else math.inf)
+        option, rate = ("--eta-x", self.rates.eta_x) if worst == "base" else ("--eta-y", self.rates.eta_y)
+        told = f"the loss is {loss:.3g} at step {self.step}, and was {self.first:.3g} at first"
+        sizes = ", ".join(f"{name} {size:.4g}" for name, size in grown.items())
+        return Diverged(f"{told}: lower {option} ({rate:g}); size of the weights, times that at the start: {sizes}")
+
+    def weights(self) -> dict[str, Tensor]:
+        """A copy of what is trained, on the CPU, by the parameters' names."""
+        return {name: p.detach().to("cpu", copy=True) for name, p in self._named()}
+
+    def stand_at(self, weights: Mapping[str, Tensor]) -> None:
+        """Take such weights.
+
+        Raises:
+            BadInput: they are of another model, PEFT method or method.
+        """
+        named = dict(self._named())
+        if {n: t.shape for n, t in weights.items()} != {n: p.shape for n, p in named.items()}:
+            raise BadInput("the checkpoint's weights are of another model or PEFT method than this run's")
+        with torch.no_grad():
+            for name, p in named.items():
+                p.copy_(weights[name])
+
+    def snapshot(self) -> Snapshot:
+        """Where the run stands, for `restore`; tensors are not copied."""
+        tensors = {f"weights/{name}": p.detach() for name, p in self._named()}
+        tensors |= {f"ranks/{name}": tensor for name, tensor in ranks.state(self.model).items()}
+        state = {"step": self.step, "forwards": self.forwards, "first": self.first}
+        state["optimizer"] = pack(self._optimizer.state_dict(), tensors, "optimizer")
+        return Snapshot(tensors, state)
+
+    def restore(self, found: Snapshot) -> None:
+        """Go on, to the bit, from where `snapshot` was taken; `start` was called with the same rates."""
+        self.stand_at(part(found, "weights"))
+        ranks.restore(self.model, part(found, "ranks"))
+        self._optimizer.load_state_dict(unpack(found.state["optimizer"], found.tensors))
+        self.step, self.forwards, self.first = (found.state[name] for name in ("step", "forwards", "first"))
+
+    def _named(self) -> list[tuple[str, Tensor]]:
+        return [(self._names[id(p)], p) for block in self.blocks.values() for p in block.params]
+
+
+def part(found: Snapshot, name: str) -> dict[str, Tensor]:
+    """The tensors of a snapshot whose names begin with name/, without it."""
+    return {key.removeprefix(f"{name}/"): t for key, t in found.tensors.items() if key.startswith(f"{name}/")}
+
+
+def _size(block: Block) -> float:
+    """Euclidean norm of the block's weights."""
+    return math.sqrt(sum(norm(p.detach().reshape(-1)) ** 2 for p in block.params))

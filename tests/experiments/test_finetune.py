@@ -1,0 +1,344 @@
+"""Fine-tuning: selection, early stopping, search, resuming, and what goes wrong in one line."""
+
+import json
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from smoothlab import records
+from smoothlab.errors import BadInput
+from smoothlab.experiments.finetune import Finetune
+from smoothlab.llm.snapshots import read
+from tests.experiments.toy_finetune import Toy
+from tests.llm.test_snapshots import files_of_at_most
+
+Row = dict[str, Any]
+CLOCK = ("seconds", "steps_per_second")
+
+
+def rows_of(path: Path) -> list[Row]:
+    """Rows without what a clock says."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in CLOCK} for row in lines if row["kind"] == "row"]
+
+
+def run(toy: Finetune, out: Path) -> list[Row]:
+    records.run(toy, out, environment={})
+    return rows_of(out)
+
+
+METHODS = {
+    "hybrid": Toy(), "one-sided": Toy(sides=1, q=2, law="rademacher"), "zo": Toy(method="zo", eta_x=0.03, q=32),
+    "fo-peft": Toy(method="fo-peft"), "fo-full": Toy(method="fo-full", eta_x=0.2), "linear": Toy(schedule="linear"),
+    "search": Toy(search=("eta_y=0.05,0.2", "mu=1e-3,1e-2"), steps=12),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_has_its_rows_and_tests_the_best_weights_once(tmp_path: Path, method: str) -> None:
+    toy = METHODS[method]
+    rows = run(toy, tmp_path / "run.jsonl")
+    dev, test = [row for row in rows if row["part"] == "dev"], [row for row in rows if row["part"] == "test"]
+    trials = 4 if method == "search" else 1
+    assert len(rows) == len(dev) + 1 and rows[-1] is test[0]
+    assert [row["step"] for row in dev] == [*range(0, toy.steps + 1, 4)] * trials
+    assert [row["trial"] for row in dev] == [n for n in range(trials) for _ in range(toy.steps // 4 + 1)]
+    best = max(dev, key=lambda row: (row["correct"], -row["dev_loss"]))
+    assert {k: test[0][k] for k in ("trial", "step", "eta_x", "eta_y", "mu")} == {k: best[k] for k in test[0].keys() & {
+        "trial", "step", "eta_x", "eta_y", "mu"}}  # fmt: skip
+    assert test[0]["dev_accuracy"] == best["accuracy"] == max(row["accuracy"] for row in dev)
+    first = next(r["step"] for r in dev if r["trial"] == best["trial"] and r["correct"] == best["correct"])
+    assert test[0]["steps_to_best"] == first <= best["step"]
+    assert len(test[0]["right"]) == 100 and test[0]["right"].count("1") == test[0]["correct"]
+    assert test[0]["low"] < test[0]["accuracy"] < test[0]["high"]
+    assert dev[0]["train_loss"] is None and all(row["train_loss"] > 0 for row in dev if row["step"])
+    assert best["dev_loss"] < dev[0]["dev_loss"] and best["correct"] > dev[0]["correct"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_stopped_run_ends_as_an_undisturbed_one(tmp_path: Path, method: str) -> None:
+    """Stopped after any row, before or after its snapshot, halfway through a line: rows and snapshots are the same."""
+    whole = replace(METHODS[method], checkpoint=tmp_path / "whole")
+    wanted = run(whole, tmp_path / "whole.jsonl")
+    assert wanted == run(METHODS[method], tmp_path / "without.jsonl")
+    for stop in range(1, len(wanted)):
+        again = replace(whole, checkpoint=tmp_path / f"{stop}")
+        out = tmp_path / f"{stop}.jsonl"
+        stopped = replace(again)
+        course = stopped.rows([])
+        writer = records.Writer(out, "toy", records._plain(stopped.__dict__), {})
+        for _ in range(stop):
+            writer.write(next(course))
+        if stop % 2:
+            next(course)  # the snapshot of the last row is there as well
+        course.close()
+        writer._stack.close()
+        with open(out, "a") as file:
+            file.write('{"kind": "row", "pa')
+        assert run(again, out) == wanted, stop
+        for path in (tmp_path / "whole").iterdir():
+            there, here = read(path), read(again.checkpoint / path.name)  # type: ignore[operator]
+            assert all(torch.equal(t, here.tensors[n]) for n, t in there.tensors.items()), path
+
+
+def toy_process(out: Path, *options: str, **more: str) -> subprocess.Popen:
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"} | more
+    command = [sys.executable, "-m", "tests.experiments.toy_finetune", str(out), *options]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def test_killed_runs_end_as_an_undisturbed_one(tmp_path: Path) -> None:
+    """SIGKILL within a step, then right after a row (while its snapshot is written), then within a step again."""
+    options = {"steps": 120, "eval_every": 4}
+    out, kept = tmp_path / "killed.jsonl", tmp_path / "kept"
+    wanted = run(Toy(**options, checkpoint=tmp_path / "whole"), tmp_path / "whole.jsonl")  # type: ignore[arg-type]
+    for lines, wait in ((4, 0.013), (12, 0.0), (20, 0.004)):
+        told = [f"{name}={value}" for name, value in options.items()]
+        child = toy_process(out, *told, f"checkpoint={kept}", "pause=0.003")
+        while child.poll() is None and (not out.exists() or out.read_bytes().count(b"\n") < lines):
+            pass
+        time.sleep(wait)
+        assert child.poll() is None, "the run ended before it could be killed"
+        child.send_signal(signal.SIGKILL)
+        child.communicate()
+        assert list(kept.glob("after-*.safetensors"))
+    assert run(Toy(**options, checkpoint=kept), out) == wanted  # type: ignore[arg-type]
+    assert sorted(p.name for p in kept.iterdir()) == sorted(p.name for p in (tmp_path / "whole").iterdir())
+
+
+def test_a_full_disk_is_one_line_and_the_last_checkpoint_is_gone_on_from(tmp_path: Path) -> None:
+    toy, out = Toy(checkpoint=tmp_path / "kept"), tmp_path / "run.jsonl"
+    wanted = run(Toy(), tmp_path / "whole.jsonl")
+    rows = toy.rows([])
+    writer = records.Writer(out, "toy", records._plain(toy.__dict__), {})
+    for _ in range(3):
+        writer.write(next(rows))
+    words = r"cannot write .*kept.*File too large; make room"
+    with files_of_at_most(1000), pytest.raises(BadInput, match=words) as told:
+        next(rows)
+    assert "\n" not in str(told.value)
+    rows.close()
+    writer._stack.close()
+    assert {p.name for p in (tmp_path / "kept").iterdir()} >= {"after-00000002.safetensors"}
+    assert not list((tmp_path / "kept").glob("*.partial"))
+    assert run(toy, out) == wanted
+
+
+def test_patience_ends_a_trial(tmp_path: Path) -> None:
+    """Rates so small that nothing but rounding changes: the lowest dev loss may wander, the answers do not."""
+    rows = run(Toy(method="fo-full", eta_x=1.0, steps=400, patience=3), tmp_path / "run.jsonl")
+    dev = rows[:-1]
+    best = max(range(len(dev)), key=lambda i: (dev[i]["correct"], -dev[i]["dev_loss"]))
+    assert len(dev) == best + 1 + 3 < 101
+    assert rows[-1]["step"] == dev[best]["step"]
+
+
+@pytest.mark.parametrize(
+    ("toy", "words"),
+    [
+        (Toy(eta_x=1e3), "lower --eta-x (1000)"),
+        (Toy(eta_y=1e6), "lower --eta-y (1e+06)"),
+        (Toy(method="fo-peft", eta_y=1e200), "lower --eta-y (1e+200)"),
+        (Toy(method="zo", eta_x=30.0), "lower --eta-x (30)"),
+    ],
+)
+def test_a_diverging_run_stops_at_the_last_checkpoint(tmp_path: Path, toy: Toy, words: str) -> None:
+    """The rate that is too large by far is the one that is named; the same command says the same again."""
+    toy, out = replace(toy, checkpoint=tmp_path / "kept"), tmp_path / "run.jsonl"
+    for _ in range(2):
+        with pytest.raises(BadInput, match=r"the loss is .* at step \d+, and was .* at first") as told:
+            run(toy, out)
+        assert words in str(told.value) and "kept" in str(told.value) and "\n" not in str(told.value)
+        assert [row["step"] for row in rows_of(out)] == [0]
+        assert (tmp_path / "kept" / "after-00000001.safetensors").exists()
+
+
+def test_a_diverging_trial_of_a_search_is_a_row(tmp_path: Path) -> None:
+    toy = Toy(search=("eta_y=1e6,0.2",))
+    rows = run(toy, tmp_path / "run.jsonl")
+    stopped = [row for row in rows if row["part"] == "stopped"]
+    assert len(stopped) == 1 and stopped[0]["trial"] == 0 and "lower --eta-y (1e+06)" in stopped[0]["why"]
+    alone = run(Toy(), tmp_path / "alone.jsonl")
+    assert [{**row, "trial": 0} for row in rows if row["trial"] == 1] == alone
+
+
+def test_checkpoints_are_not_lost_to_another_record_file(tmp_path: Path) -> None:
+    toy = Toy(checkpoint=tmp_path / "kept")
+    run(toy, tmp_path / "a.jsonl")
+    before = {p.name: p.read_bytes() for p in (tmp_path / "kept").iterdir()}
+    with pytest.raises(BadInput, match="holds this run after 7 rows, which are in no record file given here"):
+        run(toy, tmp_path / "b.jsonl")
+    with pytest.raises(BadInput, match=r"is of another run \(seed=0, this one has seed=1\): name another --checkpoint"):
+        run(replace(toy, seed=1), tmp_path / "b.jsonl")
+    assert not (tmp_path / "b.jsonl").exists()
+    assert before == {p.name: p.read_bytes() for p in (tmp_path / "kept").iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"method": "sgd"}, "--method sgd is unknown: use one of hybrid, zo, fo-peft, fo-full"),
+        ({"method": "fo-full", "peft": "lora"}, "--peft lora with --method fo-full, which trains the base model alone"),
+        ({"method": "zo", "peft": "lora"}, "--peft lora with --method zo, which trains the base model alone"),
+        ({"peft": "none"}, "--peft none with --method hybrid: name a PEFT method"),
+        ({"method": "zo", "eta_x": 0.0}, "--eta-x 0 with --method zo trains nothing"),
+        ({"method": "fo-peft", "eta_y": 0.0}, "--eta-y 0 with --method fo-peft trains nothing"),
+        ({"eta_x": -1.0}, "--eta-x -1: use a finite rate of at least 0"),
+        ({"eta_y": math.nan}, "--eta-y nan: use a finite rate"),
+        ({"mu": 0.0}, "--mu 0: use a finite step above 0"),
+        ({"batch": 65}, "--batch 65 with 64 training examples: use 1 to 64"),
+        ({"batch": 0}, "--batch 0 is too small: use at least 1"),
+        ({"steps": -1}, "--steps -1 is too small: use at least 0"),
+        ({"patience": -1}, "--patience -1 is too small"),
+        ({"eval_every": 0}, "--eval-every 0 is too small"),
+        ({"seed": 2**40}, "--seed 1099511627776 is too large"),
+        ({"sides": 3}, "--sides 3 is unknown: use one of 1, 2"),
+        ({"schedule": "step"}, "--schedule step is unknown: use one of constant, linear, cosine"),
+        ({"search": ("eta=1",)}, "--search eta=1: write name=a,b,... with a name of eta_x, eta_y, mu"),
+        ({"search": ("eta_x=1,x",)}, "--search eta_x=1,x: write eta_x=a,b,... with numbers"),
+        ({"search": ("eta_x=1,1",)}, "--search eta_x=1,1: a value is there twice"),
+        ({"search": ("mu=1", "mu=2")}, "--search mu=2: mu has values already"),
+        ({"search": ("mu=1e-3,0",)}, "--mu 0: use a finite step above 0"),
+        ({"search": ("mu=1e-3",), "method": "fo-peft"}, "--search mu=1e-3: --method fo-peft uses no mu"),
+        ({"search": ("eta_y=1",), "method": "zo"}, "--search eta_y=1: --method zo uses no eta_y"),
+        ({"device": "tpu"}, "--device tpu is unknown"),
+        ({"checkpoint": Path(__file__)}, "test_finetune.py is a file: name a folder"),
+        ({"tensorboard": Path("/dev/null")}, "--tensorboard /dev/null"),
+    ],
+)
+def test_bad_options_are_named(tmp_path: Path, change: Row, words: str) -> None:
+    with pytest.raises(BadInput) as told:
+        run(replace(Toy(), **change), tmp_path / "run.jsonl")
+    assert words in str(told.value) and "\n" not in str(told.value)
+    assert not (tmp_path / "run.jsonl").exists()
+
+
+def two_processes(out: Path, *options: str) -> list[tuple[int, str]]:
+    """Exit status and stderr of each of two processes, started as torchrun starts them."""
+    with socket.socket() as some:
+        some.bind(("127.0.0.1", 0))
+        port = str(some.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    children = [toy_process(out, *options, RANK=str(n), LOCAL_RANK=str(n), **shared) for n in range(2)]
+    return [(child.wait(60), child.communicate()[1]) for child in children]
+
+
+@pytest.mark.parametrize("options", [(), ("sides=1", "q=2", "search=eta_y=0.05,0.2")])
+def test_two_processes_make_the_steps_of_one(tmp_path: Path, options: tuple[str, ...]) -> None:
+    """Zeroth- and first-order parts from shared scalars and summed gradients: equal up to the order of summation."""
+    toy = Toy(checkpoint=tmp_path / "one")
+    if options:
+        toy = replace(toy, sides=1, q=2, search=("eta_y=0.05,0.2",))
+    wanted = run(toy, tmp_path / "one.jsonl")
+    for status, said in two_processes(tmp_path / "two.jsonl", *options, f"checkpoint={tmp_path / 'two'}"):
+        assert status == 0, said
+    found = rows_of(tmp_path / "two.jsonl")
+    assert len(found) == len(wanted)
+    for one, two in zip(wanted, found, strict=True):
+        assert one.keys() == two.keys()
+        for name, value in one.items():
+            assert two[name] == (pytest.approx(value, rel=1e-9) if isinstance(value, float) else value), name
+    for path in (tmp_path / "one").iterdir():
+        one_end, two_end = read(path), read(tmp_path / "two" / path.name)
+        for name, tensor in one_end.tensors.items():
+            assert torch.allclose(tensor, two_end.tensors[name], rtol=1e-9, atol=1e-12), name
+
+
+def test_processes_that_have_nothing_to_do_end(tmp_path: Path) -> None:
+    """The records are finished, or the options are wrong: process 0 says so, the other one does not wait."""
+    out = tmp_path / "run.jsonl"
+    run(Toy(), out)
+    assert [status for status, _ in two_processes(out)] == [0, 0]
+    (first, said), (second, _) = two_processes(tmp_path / "new.jsonl", "method=none")
+    assert "--method none is unknown" in said and first and not second
+
+
+MICRO = Finetune(train=24, dev=8, test=8, batch=4, steps=3, eval_every=2, eta_x=1e-3)
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        replace(MICRO, peft="lora"), replace(MICRO, peft="prefix", sides=1), replace(MICRO, peft="prompt"),
+        replace(MICRO, method="fo-peft", peft="ia3"), replace(MICRO, method="zo"),
+    ],
+    ids=lambda run: f"{run.method}-{run.peft}",
+)  # fmt: skip
+def test_saved_weights_load_in_plain_peft_and_transformers(tmp_path: Path, run: Finetune) -> None:
+    """What was trained and what others load from --save give every candidate the same score."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from smoothlab.llm.evaluate import accuracy
+    from smoothlab.llm.tuning import Rates
+
+    setup = run.setup()
+    setup.tuning.start(Rates(run.eta_x, run.eta_y, run.mu))
+    before = setup.judge(setup.test).scores
+    for _ in range(run.steps):
+        setup.tuning.update()
+    scores = setup.judge(setup.test).scores
+    setup.save(tmp_path / "saved")
+    micro = Path(records.__file__).parent / "llm" / "micro"
+    trained = tmp_path / "saved" / "model" if run.method != "fo-peft" else micro
+    model = AutoModelForCausalLM.from_pretrained(trained, dtype=torch.float32).eval()
+    assert AutoTokenizer.from_pretrained(trained)("fine")["input_ids"]
+    if run.method != "zo":
+        model = PeftModel.from_pretrained(model, tmp_path / "saved" / "adapter").eval()
+    else:
+        assert not (tmp_path / "saved" / "adapter").exists()
+    assert torch.allclose(torch.tensor(accuracy(model, setup.test).scores), torch.tensor(scores), atol=2e-5)
+    assert not torch.allclose(torch.tensor(before), torch.tensor(scores), atol=2e-4)
+
+
+def test_the_command_line_trains_micro_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from smoothlab.__main__ import main
+
+    out, kept = tmp_path / "run.jsonl", tmp_path / "kept"
+    command = ["finetune", *"--train 24 --dev 8 --test 8 --batch 4 --steps 4 --eval-every 2 --eta-x 1e-3".split(),
+               "--out", str(out), "--checkpoint", str(kept)]  # fmt: skip
+    assert main([*command, "--dry-run"]) == 0
+    assert "zeroth-order: two-sided gaussian, q = 1" in capsys.readouterr().out and not out.exists()
+    assert main(command) == 0
+    said = capsys.readouterr()
+    assert "Hybrid-LoRA (eta_x 0.001, eta_y" in said.out and "8 test items" in said.out
+    assert "builtin's own validation sentences" in said.err
+    wanted = rows_of(out)
+    out.write_text("".join(line + "\n" for line in out.read_text().splitlines()[:4]))
+    assert main(command) == 0
+    assert rows_of(out) == wanted
+    assert main(["plot", str(out), "--kind", "finetune", "--out", str(tmp_path / "curves.png")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--data sst3", "task 'sst3' is unknown: did you mean sst2?"),
+        ("--peft lorra", "--peft lorra is unknown: did you mean lora?"),
+        ("--batch 25", "--batch 25 with 24 training examples: use 1 to 24"),
+        ("--mu 1e-12", "mu = 1e-12 on block 'base' in float32: rounding lets"),
+        ("--mu 1e-4 --dtype bfloat16", "rounding lets"),
+        ("--model nowhere", "nowhere"),
+    ],
+)
+def test_the_command_line_says_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: str, words: str
+) -> None:
+    from smoothlab.__main__ import main
+
+    out = tmp_path / "run.jsonl"
+    sizes = "--train 24 --dev 8 --test 8 --batch 4 --steps 2 --out".split()
+    assert main(["finetune", *sizes, str(out), *options.split()]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("smoothlab: error: ") and words in last
+    assert not out.exists() or [row["step"] for row in rows_of(out)] == [0]  # what mu is too small for begins behind it

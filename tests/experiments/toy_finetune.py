@@ -1,0 +1,102 @@
+"""Fine-tuning on a small torch network; `python -m tests.experiments.toy_finetune OUT [name=value ...]` runs it."""
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from smoothlab import records
+from smoothlab.blocks import Block
+from smoothlab.experiments.course import Setup
+from smoothlab.experiments.finetune import Finetune
+from smoothlab.llm import processes
+from smoothlab.llm.evaluate import Accuracy, Encoded
+from smoothlab.llm.tuning import Tuning
+from tests.experiments.toy import Network
+
+
+@dataclass(frozen=True)
+class Toy(Finetune):
+    """Finetune with `Network` on 240 points in place of a language model."""
+
+    name: ClassVar[str] = "toy"
+    pause: ClassVar[float] = 0.0  # seconds that a loss takes longer
+    train: int = 64
+    eta_x: float = 2e-3
+    eta_y: float = 0.2
+    steps: int = 24
+    batch: int = 8
+    eval_every: int = 4
+    patience: int = 0
+
+    def setup(self) -> Setup:
+        model = Network()
+        generator = torch.Generator().manual_seed(1)
+        x = torch.randn(240, 8, generator=generator, dtype=torch.float64)
+        labels = (x[:, 0] + 0.5 * x[:, 1] > 0).long()
+        places = {"train": range(self.train), "dev": range(100, 140), "test": range(140, 240)}
+        splits = {n: Encoded(((),) * len(p), (((0,), (1,)),) * len(p), tuple(labels[p.start : p.stop].tolist()),
+                             "verbalizer", 0) for n, p in places.items()}  # fmt: skip
+        names = {"hybrid": ("base", "peft"), "fo-peft": ("peft",)}.get(self.method, ("base",))
+        for name in ("base", "peft"):
+            getattr(model, name).requires_grad_(name in names)
+        blocks = {n: Block(n, tuple(getattr(model, n).parameters())) for n in names}
+
+        def examples(numbers: list[int]) -> tuple[Tensor, Tensor]:
+            return x[numbers], labels[numbers]
+
+        def loss(model: Any, inputs: tuple[Tensor, Tensor]) -> Tensor:
+            time.sleep(self.pause)
+            return model(*inputs).loss
+
+        def judge(part: Encoded) -> Accuracy:
+            place = places["dev" if part is splits["dev"] else "test"]
+            some = x[place.start : place.stop]
+            with torch.no_grad():
+                logs = (model.base(some) + model.peft(some)).log_softmax(-1)
+            found = logs.argmax(1).tolist()
+            right = sum(int(a == b) for a, b in zip(found, part.labels, strict=True))
+            return Accuracy(right, len(found), tuple(found), tuple(map(tuple, logs.tolist())))
+
+        def save(folder: Path) -> None:
+            folder.mkdir()
+            torch.save(nn.Module.state_dict(model), folder / "model.pt")
+
+        model.eval()
+        tuning = Tuning(
+            model, blocks, examples, loss, self._optimizer, self.train, self.batch, self.steps, self.schedule, self.seed
+        )
+        return Setup(tuning, judge, splits["dev"], splits["test"], "made up", [], save)
+
+
+def main() -> None:
+    options: dict[str, Any] = dict(text.split("=", 1) for text in sys.argv[2:])
+    for name in ("steps", "eval_every", "sides", "q"):
+        if name in options:
+            options[name] = int(options[name])
+    for name in ("eta_x", "eta_y"):
+        if name in options:
+            options[name] = float(options[name])
+    if "search" in options:
+        options["search"] = tuple(options["search"].split())
+    if "checkpoint" in options:
+        options["checkpoint"] = Path(options["checkpoint"])
+    Toy.pause = float(options.pop("pause", 0.0))
+    torch.set_num_threads(1)
+    toy = Toy(**options)
+
+    def lead() -> None:
+        records.run(toy, Path(sys.argv[1]), environment={})
+
+    if processes.count() > 1:
+        processes.run(lead, lambda: list(toy.rows([])), "cpu")
+    else:
+        lead()
+
+
+if __name__ == "__main__":
+    main()
