@@ -14,7 +14,7 @@ their row, and one forward pass serves all of them. The vocabulary head runs at 
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import signature
 from typing import Any
 
@@ -240,28 +240,36 @@ def accuracy(model: nn.Module, encoded: Encoded, *, tokens: int | None = None) -
         BadInput: a score is not finite.
     """
     device = next(model.parameters()).device
-    tokens = tokens or TOKENS.get(device.type, TOKENS["cuda"])
-    found: dict[int, tuple[float, ...]] = {}
+    rows, owners = _rows(encoded)
+    found: list[list[float]] = [[0.0] * len(options) for options in encoded.options]
     with _evaluating(model):
-        for indices in _buckets(encoded, tokens):
-            flat = iter(scores(model, batch(encoded, indices, device, every=True, multiple=1)).tolist())
-            for number in indices:
-                found[number] = tuple(next(flat) for _ in encoded.options[number])
-    return _accuracy([found[number] for number in range(len(encoded))], encoded.labels)
+        for indices in _buckets(rows, tokens or TOKENS.get(device.type, TOKENS["cuda"])):
+            flat = iter(scores(model, batch(rows, indices, device, every=True, multiple=1)).tolist())
+            for number, place in (owner for index in indices for owner in owners[index]):
+                found[number][place] = next(flat)
+    return _accuracy([tuple(each) for each in found], encoded.labels)
 
 
-def _buckets(encoded: Encoded, tokens: int) -> Iterator[list[int]]:
-    """Items by length, cut into batches of at most `tokens` tokens, or of one item."""
-    rows = [{c + tail[:-1] for tail in tails} for c, tails in zip(encoded.contexts, encoded.options, strict=True)]
-    widths = [max(map(len, each)) for each in rows]
+def _rows(encoded: Encoded) -> tuple[Encoded, list[list[tuple[int, int]]]]:
+    """Items of one row each, and of which candidates of which items their scores are: candidates differ in length."""
+    found: dict[tuple[int, Tokens], list[tuple[int, int]]] = {}
+    for number, (context, tails) in enumerate(zip(encoded.contexts, encoded.options, strict=True)):
+        for place, tail in enumerate(tails):
+            found.setdefault((number, context + tail[:-1]), []).append((number, place))
+    contexts = tuple(encoded.contexts[number] for number, _ in found)
+    options = tuple(tuple(encoded.options[i][place] for i, place in owners) for owners in found.values())
+    return replace(encoded, contexts=contexts, options=options, labels=(0,) * len(found)), list(found.values())
+
+
+def _buckets(rows: Encoded, tokens: int) -> Iterator[list[int]]:
+    """Rows by length, cut into batches of at most `tokens` tokens, or of one row."""
+    lengths = [len(c) + len(tails[0]) - 1 for c, tails in zip(rows.contexts, rows.options, strict=True)]
     bucket: list[int] = []
-    count = 0
-    for number in sorted(range(len(rows)), key=lambda i: widths[i]):
-        if bucket and (count + len(rows[number])) * widths[number] > tokens:
+    for number in sorted(range(len(rows)), key=lengths.__getitem__):
+        if bucket and (len(bucket) + 1) * lengths[number] > tokens:
             yield bucket
-            bucket, count = [], 0
+            bucket = []
         bucket.append(number)
-        count += len(rows[number])
     yield bucket
 
 
