@@ -13,7 +13,8 @@ of all epochs before do too, and E <x_k, c> goes to its limit as R^t, R = r^n. H
 
     q_{t+1} = A q_t + B - C R^t,   A = (1 - 2 eta L + eta^2 m L^2)^n,   C = 0 but for "once",
 
-at any mu of the two-sided estimate, and for mu -> 0 of the one-sided one.
+at any mu of the two-sided estimate. The one-sided one adds (mu/2) L ||v||^2 v, which is odd in v: of mean 0 and not
+correlated with <g, v> v, so that eta^2 (mu^2/4) L^2 E ||v||^6/q is added to each step (d (d + 2)(d + 4) or d^3).
 """
 
 import math
@@ -47,6 +48,7 @@ class Block:
         sigma2: sigma^2 of the block.
         moment: m.
         order: how an epoch goes through the components.
+        extra: what the one-sided estimate adds to E ||ghat||^2.
     """
 
     L: float
@@ -55,6 +57,7 @@ class Block:
     sigma2: float
     moment: float
     order: Order = "reshuffle"
+    extra: float = 0.0
 
     def coefficients(self, eta: ArrayLike) -> tuple[Array, Array, Array, Array]:
         """A, B, C and R of the module's text at each rate, for the squared gradient L^2 q_t."""
@@ -62,7 +65,7 @@ class Block:
         L, n, m, order = self.L, self.n, self.moment, self.order
         r, step = 1 - eta * L, 1 - 2 * eta * L + (eta * L) ** 2 * m
         other = 0.0 if order == "replace" or n == 1 else -self.sigma2 / (n - 1)
-        bend, fresh = 2 * eta**2 * m * L - 2 * eta, eta**2 * m * self.sigma2
+        bend, fresh = 2 * eta**2 * m * L - 2 * eta, eta**2 * (m * self.sigma2 + self.extra)
         powers = r[..., None] ** np.arange(n)
         sums = np.concatenate([np.zeros((*eta.shape, 1)), np.cumsum(powers, -1)], -1)  # [..., k]: 1 + ... + r^(k - 1)
         b, c = np.zeros_like(eta), np.zeros_like(eta)

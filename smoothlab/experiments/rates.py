@@ -30,7 +30,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "replicas": (20, 10**6), "longest": (0, 10**12), "seed": (0, 2**32 - 1),
 }  # fmt: skip
 """Least and greatest value of numbers, or of each of several."""
-STAR = ("eps", "n", "d", "delta", "ratio", "sigma", "family", "order", "oracle", "rule")  # what a theorem's row varies
+STAR = ("eps", "n", "d", "delta", "ratio", "sigma", "family", "order", "oracle", "rule", "given")
+"""What the rows of theorem vary; given: T, or 0 for what the theorem asks for."""
 SHUFFLED = 8  # components of reshuffling on its other axes
 SHUFFLE_SCALE = 0.3  # eta n there
 
@@ -56,7 +57,7 @@ class Rates:
         oracles: gradient of x.
         rules: two learning rates, or the smaller one for both.
         every: all combinations of these, instead of one at a time.
-        epochs: T of Theorem C.1 (default: the smallest its condition allows).
+        epochs: T of Theorem C.1, besides the smallest its condition allows.
         mu: perturbation in Theorem C.1 (default: the largest Eq. (3) allows).
         law: of the directions; fitting: Gaussian, but sphere where Gaussian moments are infinite and where the
             high-probability theorem asks for it.
@@ -83,13 +84,13 @@ class Rates:
     dims: tuple[int, ...] = (2, 5)
     deltas: tuple[float, ...] = (0.5, 0.3)
     ratios: tuple[float, ...] = (1.0, 10.0)
-    sigmas: tuple[float, ...] = (0.2,)
+    sigmas: tuple[float, ...] = (0.2, 30.0)
     families: tuple[Family, ...] = ("quadratic", "cosh-y", "cosh-x", "cosine")
     orders: tuple[Order, ...] = ("reshuffle", "replace", "once")
     oracles: tuple[Oracle, ...] = ("two-sided", "exact")
     rules: tuple[Rule, ...] = ("two", "one")
     every: bool = False
-    epochs: int | None = None
+    epochs: tuple[int, ...] = ()
     mu: float | None = None
     law: Law = "fitting"
     fit_eps: tuple[float, ...] = (0.4, 0.3, 0.2, 0.14)
@@ -154,7 +155,7 @@ class Rates:
 
         how = (self.replicas, self.longest, self.seed)
         if point["part"] == "theorem":
-            return rates_theorem.measured(point, *how, self.law, self.mu, self.epochs)
+            return rates_theorem.measured(point, *how, self.law, self.mu)
         if point["part"] == "exponents":
             if point["axis"] is None:
                 series = point["series"]
@@ -168,7 +169,7 @@ class Rates:
 
     def _theorem(self) -> list[Row]:
         values = dict(zip(STAR, (self.eps, self.ns, self.dims, self.deltas, self.ratios, self.sigmas, self.families,
-                                 self.orders, self.oracles, self.rules), strict=True))  # fmt: skip
+                                 self.orders, self.oracles, self.rules, (0, *self.epochs)), strict=True))  # fmt: skip
         if self.every:
             return [dict(zip(STAR, one, strict=True)) for one in product(*values.values())]
         base = {key: several[0] for key, several in values.items()}
@@ -208,7 +209,7 @@ class Rates:
         """
         for field, value in asdict(self).items():
             option, values = "--" + field.replace("_", "-"), value if isinstance(value, tuple) else (value,)
-            if not values:
+            if not values and field != "epochs":
                 raise BadInput(f"{option} names nothing: give at least one, or leave the option out")
             if len(set(values)) < len(values):
                 raise BadInput(f"{option} {', '.join(map(str, values))} names one twice: name each once")

@@ -146,7 +146,7 @@ def measured(point: Row, replicas: int, longest: int, seed: int) -> list[Row]:
     weights.
     """
     series, axis = point["series"], point["axis"]
-    rows, found, places, exact = [], [], [], []
+    rows, found, places, exact, units = [], [], [], [], []
     for value in point["values"]:
         this, eps = _moved(series, axis, value)
         best = tuned(eps**2, this.x, this.y, "two")
@@ -172,10 +172,11 @@ def measured(point: Row, replicas: int, longest: int, seed: int) -> list[Row]:
             found.append(Interval(*ends))
             places.append(value)
             exact.append(expected)
+            units.append(float(this.n))
     if len(found) < 2:
         note = "fewer than two values were measured"
         return [*rows, {"quantity": "exponent", "measured": None, "low": None, "high": None, "note": note}]
-    slope, reference = intervals.exponent(places, found, exact)
+    slope, reference = intervals.exponent(places, found, exact, units)
     judged = _judged(slope, axis, EXPECTED[series].get(axis))
     last: Row = {"quantity": "exponent", "measured": slope.value, "low": slope.low, "high": slope.high, "note": None,
                  "reference": None if axis == "delta" else reference, **judged}  # fmt: skip

@@ -65,21 +65,25 @@ def first_time(running: Array, level: float) -> Interval:
     return Interval(first(middle), first(middle - half), last if last <= len(running) else math.inf)
 
 
-def exponent(x: ArrayLike, found: list[Interval], also: ArrayLike) -> tuple[Interval, float]:
+def exponent(x: ArrayLike, found: list[Interval], also: ArrayLike, unit: ArrayLike = 1.0) -> tuple[Interval, float]:
     """Slope of log y against log x by weighted least squares, and that of other values with the same weights.
 
-    Every y has an independent error, of the width that its interval has on the log scale, at least that of counting
-    by whole numbers.
+    Every y has an independent error: the longer half of its interval on the log scale, with half a unit of counting.
 
     Args:
         x: positive, at least two of them.
         found: positive, with finite ends.
         also: exact values [len(x)] that the line is compared with: where the relation is no power, the slope of the
             best line depends on the weights.
+        unit: y is counted in multiples of it, [len(x)] or one number.
     """
     X, Y = np.log(np.asarray(x, dtype=float)), np.log([one.value for one in found])  # noqa: N806
-    errors = np.array([math.log(one.high / one.low) / (2 * _Z) for one in found])
-    errors = np.maximum(errors, [0.5 / one.value / _Z for one in found])
+    units = np.broadcast_to(np.asarray(unit, dtype=float), len(found))
+    sides = [
+        (math.log((one.high + half) / one.value), -math.log(max(one.low - half, one.low / 2) / one.value))
+        for one, half in zip(found, units / 2, strict=True)
+    ]
+    errors = np.array([max(both) / _Z for both in sides])
     w = errors**-2
     X = X - (w @ X) / w.sum()  # noqa: N806
     spread = float(w @ X**2)

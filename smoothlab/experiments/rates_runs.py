@@ -30,9 +30,10 @@ class Quadratics:
         start_x: ||grad_x f(z_0)||^2.
         start_y: ||grad_y f(z_0)||^2.
         order: how an epoch goes through the components.
-        oracle: gradient of x, "exact" or "two-sided".
+        oracle: gradient of x, "exact", "two-sided" or "one-sided".
         law: law of the directions.
         q: directions a step, averaged.
+        mu: perturbation; the two-sided estimate does not depend on it.
     """
 
     d: int
@@ -47,12 +48,17 @@ class Quadratics:
     oracle: str = "two-sided"
     law: str = "gaussian"
     q: int = 1
+    mu: float = 0.0
 
     @property
     def x(self) -> Block:
         """Block x for the recursion."""
         m = moment(self.d, "exact" if self.oracle == "exact" else self.law, self.q)
-        return Block(self.L_x, self.start_x, self.n, self.sigma2_x, m, self.order)
+        extra = 0.0
+        if self.oracle == "one-sided":
+            sixth = self.d * (self.d + 2) * (self.d + 4) if self.law == "gaussian" else self.d**3
+            extra = (self.mu * self.L_x) ** 2 / 4 * sixth / self.q
+        return Block(self.L_x, self.start_x, self.n, self.sigma2_x, m, self.order, extra)
 
     @property
     def y(self) -> Block:
@@ -84,7 +90,7 @@ class Quadratics:
         z0 = torch.full((self.d + 1,), math.sqrt(self.start_x / self.d) / self.L_x, dtype=torch.float64)
         z0[-1] = math.sqrt(self.start_y) / self.L_y
         how = Algorithm1(
-            eta_x, eta_y, epochs, order=self.order, oracle=self.oracle, law=self.law, keep=keep,  # type: ignore[arg-type]
+            eta_x, eta_y, epochs, order=self.order, oracle=self.oracle, law=self.law, mu=self.mu, keep=keep,  # type: ignore[arg-type]
             below=below,
         )  # fmt: skip
         return how.run(f, z0, replicas, seed=seeded(seed))

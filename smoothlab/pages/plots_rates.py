@@ -30,7 +30,7 @@ SERIES = {
     "fo-reshuffle": ("best, exact, reshuffled", "#CC79A7"),
     "fo-replace": ("best, exact, replaced", "#56B4E9"),
 }
-VARIED = ("eps", "n", "d", "delta", "ratio", "sigma", "family", "order", "oracle", "rule")
+VARIED = ("eps", "n", "d", "delta", "ratio", "sigma", "family", "order", "oracle", "rule", "given")
 AXES = {"eps": r"$\varepsilon$", "n": "$n$", "d": "$d$", "delta": r"$\delta$"}
 GRAY = "#7F7F7F"
 NUMBERS = (
@@ -73,7 +73,8 @@ def _varied(key: str, value: Any) -> str:
              "once": "shuffled once", "reshuffle": "reshuffled"}  # fmt: skip
     if isinstance(value, str):
         return words.get(value, value)
-    return f"{'L_x/L_y' if key == 'ratio' else key} {value:g}"
+    name = {"ratio": "L_x/L_y", "given": "T"}.get(key, key)
+    return f"{name} {value:g}"
 
 
 def averages(ax: Axes, df: pd.DataFrame) -> None:

@@ -1,0 +1,408 @@
+"""The rates of Theorem 3.4: recursion against enumeration and the engine, intervals by simulation, rows, bad input."""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import permutations, product
+from pathlib import Path
+from types import SimpleNamespace
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+
+from smoothlab import records
+from smoothlab.__main__ import main
+from smoothlab.errors import BadInput
+from smoothlab.experiments import exact_recursion, rates_comparisons, rates_fits, rates_theorem
+from smoothlab.experiments import rates_intervals as intervals
+from smoothlab.experiments.exact_recursion import Block, epochs_to, gain_exact, moment, tuned
+from smoothlab.experiments.rates import Rates
+from smoothlab.experiments.rates_runs import Quadratics
+from smoothlab.intervals import Interval
+
+TINY = Rates(
+    eps=(1.4,), ns=(2,), dims=(2,), deltas=(0.5,), ratios=(1.0,), sigmas=(0.2,), families=("quadratic", "cosh-x"),
+    orders=("reshuffle", "once"), oracles=("two-sided",), rules=("two", "one"), epochs=(20,), fit_eps=(0.5, 0.3),
+    fit_ns=(2, 4), fit_dims=(2, 10), fit_deltas=(0.5, 0.2), buy_ratios=(1.0, 30.0), shuffle_ns=(2,),
+    shuffle_scales=(0.3,), shuffle_dims=(2, 30), shuffle_qs=(4,), replicas=40, longest=3500,
+)  # fmt: skip
+NOISY = Quadratics(4, 3, 1.3, 0.5, 0.8, 0.4)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Tasks this small only wait for a second thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    path = tmp_path_factory.mktemp("rates") / "run.jsonl"
+    records.run(TINY, path, environment={})
+    return SimpleNamespace(path=path, rows=rows_of(path))
+
+
+def rows_of(path: Path) -> list[dict]:
+    return [row for line in path.read_text().splitlines() if (row := json.loads(line))["kind"] == "row"]
+
+
+# ------------------------------------------------------------------------------------------------ the recursion
+
+
+def enumerated(
+    order: str, shifts: np.ndarray, x0: np.ndarray, L: float, eta: float, epochs: int, q: int, mu: float = 0.0
+) -> float:
+    """E ||grad f(z_T)||^2 over all orders and all signs of q directions a step."""
+    n, d = shifts.shape
+    every = [sum(one, ()) for one in product(permutations(range(n)), repeat=epochs)]
+    if order == "once":
+        every = [one * epochs for one in permutations(range(n))]
+    if order == "replace":
+        every = list(product(range(n), repeat=n * epochs))
+    signs = np.array(list(product((-1.0, 1.0), repeat=d * q))).reshape(-1, q, d)
+    total = 0.0
+    for sequence in every:
+        x = x0[None]
+        for i in sequence:
+            slopes = np.einsum("sd,vqd->svq", L * x + shifts[i], signs) + mu / 2 * L * d  # ||v||^2 = d
+            x = (x[:, None] - eta / q * np.einsum("svq,vqd->svd", slopes, signs)).reshape(-1, d)
+        total += float((x**2).sum(1).mean())
+    return L**2 * total / len(every)
+
+
+@pytest.mark.parametrize("order", ["reshuffle", "once", "replace"])
+@pytest.mark.parametrize(("n", "d", "epochs", "q", "mu"), [(2, 2, 2, 1, 0.0), (3, 1, 2, 1, 0.0), (2, 1, 3, 2, 0.0),
+                                                           (2, 2, 2, 1, 0.7), (2, 2, 1, 2, 0.7)])  # fmt: skip
+def test_the_recursion_is_the_mean_over_all_orders_and_signs(
+    order: str, n: int, d: int, epochs: int, q: int, mu: float
+) -> None:
+    rng, L, eta = np.random.default_rng(n), 1.3, 0.17  # noqa: N806
+    shifts = rng.normal(size=(n, d))
+    shifts -= shifts.mean(0)
+    x0 = rng.normal(size=d)
+    extra = (mu * L) ** 2 / 4 * d**3 / q
+    sigma2 = float((shifts**2).sum(1).mean())
+    block = Block(L, L**2 * float(x0 @ x0), n, sigma2, moment(d, "rademacher", q), order, extra)  # type: ignore[arg-type]
+    assert float(block.at(eta, epochs)) == pytest.approx(
+        enumerated(order, shifts, x0, L, eta, epochs, q, mu), rel=1e-12
+    )
+    every = [float(block.at(eta, t)) for t in range(epochs)]
+    assert float(block.average(eta, epochs)) == pytest.approx(sum(every) / epochs, rel=1e-12)
+
+
+@pytest.mark.parametrize("order", ["reshuffle", "once", "replace"])
+@pytest.mark.parametrize(("oracle", "law", "mu"), [("exact", "gaussian", 0.0), ("two-sided", "gaussian", 0.0),
+                                                   ("two-sided", "sphere", 0.0),
+                                                   ("one-sided", "gaussian", 0.9)])  # fmt: skip
+def test_algorithm_1_has_the_means_of_the_recursion(order: str, oracle: str, law: str, mu: float) -> None:
+    this = replace(NOISY, order=order, oracle=oracle, law=law, mu=mu)
+    eta, T = (0.03, 0.2), 25  # noqa: N806
+    found = this.run(*eta, T, 1500, (0, f"{order}/{oracle}"), keep=(T,))
+
+    def score(values: np.ndarray, truth: float) -> float:
+        return abs(values.mean() - truth) / values.std(ddof=1) * len(values) ** 0.5
+
+    last = (found.kept_x + found.kept_y)[0]
+    assert score(found.average, this.average(*eta, T)) < 4.5, "one in 150,000 of normal means is beyond"
+    assert score(last, float(this.at(*eta, T))) < 4.5
+    if oracle != "exact":
+        other = replace(this, law="sphere" if law == "gaussian" else "gaussian", mu=0.0)
+        assert score(last, float(other.at(*eta, T))) > 4.5, "other moments are seen not to be those"
+
+
+def test_several_directions_have_the_means_of_the_recursion() -> None:
+    for order in ("reshuffle", "replace"):
+        this = replace(NOISY, q=3, order=order)
+        found = this.several_directions(0.05, range(10, 12), 2000, (1, order))
+        for t, values in zip((10, 11), found, strict=True):
+            truth = float(this.x.at(0.05, t))
+            assert abs(values.mean() - truth) / values.std(ddof=1) * len(values) ** 0.5 < 4.5
+        assert not found.mean() == pytest.approx(float(replace(this, q=1).x.at(0.05, 10)), rel=0.05)
+
+
+def test_long_runs_keep_their_digits() -> None:
+    """The 32 million epochs of theory.md's instance against 60 digits."""
+    one = rates_theorem.INSTANCES["recursion"]
+    h, block = one.printed(), one.quadratics.x
+    with mpmath.workdps(60):
+        eta, d, s2 = mpmath.mpf(h.eta_x), one.d, mpmath.mpf(one.sigma) ** 2
+        step = 1 - 2 * eta + eta**2 * (d + 2)
+        fresh = eta**2 * (d + 2) * s2
+        b = step * fresh + fresh + (2 * eta**2 * (d + 2) - 2 * eta) * eta * s2
+        end, start = b / (1 - step**2), 2 * mpmath.mpf(one.gap)
+        truth = end + (start - end) * (1 - step ** (2 * h.T)) / (h.T * (1 - step**2))
+    assert float(block.average(h.eta_x, h.T)) == pytest.approx(float(truth), rel=1e-9)
+    assert float(block._powers(h.eta_x, h.T)[0]) / h.T == pytest.approx(float(truth), rel=1e-6)
+
+
+def test_smallest_t_and_best_rates_are_those_of_brute_force() -> None:
+    x, y = NOISY.x, NOISY.y
+    for eta_x, eta_y in [(0.02, 0.1), (0.05, 0.02), (0.1, 0.4)]:
+        T = float(epochs_to(0.45, x, y, eta_x, eta_y))  # noqa: N806
+        values = [float(x.average(eta_x, t) + y.average(eta_y, t)) for t in range(1, 400)]
+        met = [t for t, value in enumerate(values, 1) if value <= 0.45]
+        assert (met[0] if met else math.inf) == T
+    etas = np.geomspace(1e-4, 1, 20_001)
+    assert tuned(0.1, x, y, "one").T == epochs_to(0.1, x, y, etas, etas).min()
+    grid = np.geomspace(1e-3, 1, 301)
+    best = epochs_to(0.1, x, y, grid[:, None], grid[None]).min()
+    assert tuned(0.1, x, y, "two").T <= 1.01 * best and tuned(0.1, x, y, "two").T <= tuned(0.1, x, y, "one").T
+    assert math.isinf(tuned(0.0, x, y, "two").T)
+
+
+def test_what_two_rates_buy_has_its_closed_form() -> None:
+    assert gain_exact(1.0) == pytest.approx(1) and gain_exact(1e4) == pytest.approx(1e4 / 8 + 25, rel=1e-3)
+    for kappa in (3.0, 100.0):
+        problem = Quadratics(1, 1, 1.0, 1 / kappa, oracle="exact")
+        one, two = (tuned(1e-6, problem.x, problem.y, rule) for rule in ("one", "two"))  # type: ignore[arg-type]
+        assert one.T / two.T == pytest.approx(gain_exact(kappa), rel=1e-3)
+
+
+def test_a_reshuffled_floor_is_cubic_in_the_rate() -> None:
+    for n in (4, 16):
+        block, eta = Block(1.0, 0.0, n, 1.0, 1.0), 1e-3 / n
+        assert float(block.floor(eta)) == pytest.approx(eta**3 * n * (n + 1) / 24, rel=0.01)
+        assert float(replace(block, order="replace").floor(eta)) == pytest.approx(eta / 2, rel=0.01)
+
+
+# ------------------------------------------------------------------------------------------------ intervals
+
+
+def test_shares_cover_by_exact_enumeration() -> None:
+    from scipy import stats
+
+    for n, p in product((5, 30), (0.02, 0.3, 0.9)):
+        inside = [intervals.share(k, n).low <= p <= intervals.share(k, n).high for k in range(n + 1)]
+        assert stats.binom.pmf(np.arange(n + 1), n, p) @ inside >= 0.95
+    assert intervals.share(0, 30).high == pytest.approx(1 - 0.025 ** (1 / 30))
+
+
+def test_quantiles_cover() -> None:
+    rng, p, truth = np.random.default_rng(0), 0.9, -math.log(0.1)
+    held = [one.low <= truth <= one.high for one in (intervals.quantile(rng.exponential(size=100), p)
+                                                     for _ in range(2000))]  # fmt: skip
+    assert 0.95 - 4 * (0.95 * 0.05 / 2000) ** 0.5 < np.mean(held) < 0.99
+    assert intervals.quantile([3.0, 1.0, 2.0], 0.5) == Interval(2.0, -math.inf, math.inf)
+
+
+def test_quotients_cover() -> None:
+    rng, held = np.random.default_rng(1), []
+    from smoothlab import samples
+
+    for _ in range(1000):
+        top, bottom = rng.chisquare(3, 100), 2 * rng.chisquare(5, 100)
+        found = intervals.quotient(samples.mean_square(top), samples.mean_square(bottom))
+        held.append(found.low <= 0.3 <= found.high)
+    assert 0.95 - 4 * (0.95 * 0.05 / 1000) ** 0.5 < np.mean(held) < 0.99
+
+
+def test_first_times_and_exponents_cover() -> None:
+    """Of runs of Algorithm 1, whose true times the recursion knows."""
+    places, eps = (2, 4, 8), 0.42
+    problems = [Quadratics(d, 2, sigma2_x=0.3, sigma2_y=0.3) for d in places]
+    best = [tuned(eps**2, one.x, one.y, "two") for one in problems]
+    truths, held, slopes, count = [one.T for one in best], [], [], 80
+    for seed in range(count):
+        found = []
+        for problem, one in zip(problems, best, strict=True):
+            running = problem.running(one.eta_x, one.eta_y, math.ceil(1.8 * one.T), 40, (seed, str(problem.d)))
+            found.append(intervals.first_time(running, eps**2))
+        held += [one.low <= truth <= one.high for one, truth in zip(found, truths, strict=True)]
+        slope, truth = intervals.exponent(places, found, truths)
+        slopes.append(slope.low <= truth <= slope.high)
+    assert np.mean(held) > 0.95 - 4 * (0.95 * 0.05 / (3 * count)) ** 0.5, np.mean(held)
+    assert np.mean(slopes) > 0.95 - 4 * (0.95 * 0.05 / count) ** 0.5, np.mean(slopes)
+    assert max(one.high / one.low for one in found) < 2  # an interval that holds everything would say nothing
+
+
+def test_a_run_too_short_has_no_end() -> None:
+    running = np.full((5, 10), 2.0) + np.linspace(0, 0.1, 10)
+    assert intervals.first_time(running, 1.0) == Interval(math.inf, math.inf, math.inf)
+    assert intervals.first_time(running, 3.0) == Interval(1.0, 1.0, 1.0)
+
+
+def test_verdicts() -> None:
+    found = Interval(1.0, 0.9, 1.1)
+    assert [intervals.verdict(found, b) for b in (1.2, 1.0, 0.8)] == ["holds", "open", "fails"]
+    assert [intervals.verdict(found, b, at_most=False) for b in (1.2, 1.0, 0.8)] == ["fails", "open", "holds"]
+
+
+def test_means_of_the_theorem_rows_cover() -> None:
+    point = {"family": "quadratic", "ratio": 1.0, "d": 2, "n": 2, "sigma": 0.5, "eps": 1.4, "delta": 0.5, "given": 200,
+             "order": "reshuffle", "oracle": "two-sided", "rule": "two", "setting": "s"}  # fmt: skip
+    held = []
+    for seed in range(40):
+        average, success = rates_theorem.measured(point, 25, 1000, seed, "fitting", None)
+        held.append(average["low"] <= average["reference"] <= average["high"])
+        assert success["low"] <= success["measured"] <= success["high"]
+    assert np.mean(held) > 0.95 - 4 * (0.95 * 0.05 / 40) ** 0.5
+
+
+# ------------------------------------------------------------------------------------------------ rows
+
+
+def test_rows_hold_the_recursions_values(tiny: SimpleNamespace) -> None:
+    assert all(row["failed"] is None for row in tiny.rows)
+    assert {row["part"] for row in tiny.rows} == set(TINY.parts)
+    both = [row for row in tiny.rows if row["measured"] is not None and row.get("reference") is not None
+            and row["quantity"] != "trajectory" and row["low"] is not None]  # fmt: skip
+    held = [row["low"] * (1 - 1e-9) <= row["reference"] <= row["high"] * (1 + 1e-9) for row in both]
+    assert len(held) > 25 and np.mean(held) > 0.95 - 4 * (0.95 * 0.05 / len(held)) ** 0.5
+
+
+def test_theorem_rows(tiny: SimpleNamespace) -> None:
+    rows = [row for row in tiny.rows if row["part"] == "theorem"]
+    assert len({row["setting"] for row in rows}) == 5
+    printed = [row for row in rows if row["theorem"] == "printed" and row["quantity"] == "average"]
+    assert {row["meets"] for row in printed} == {True, False} and [row["given"] for row in printed].count(20) == 1
+    known = [row for row in rows if row["quantity"] == "average" and row["verdict"] and row["meets"]]
+    assert len(known) > 8 and all(row["verdict"] == "holds" for row in known)
+    for row in rows:
+        if row["quantity"] == "average" and row["measured"] is not None and row.get("proven"):
+            assert row["high"] <= row["proven"] * (1 + 1e-9), "B.6' summed is a bound"
+    one = [row for row in rows if row["rule"] == "one" and row["theorem"] == "printed"]
+    assert all(row["eta_x"] == row["eta_y"] for row in one)
+    cosh = {row["theorem"]: row for row in rows if row["family"] == "cosh-x" and row["quantity"] == "average"}
+    assert "not global" in cosh["expectation"]["note"] and cosh["printed"]["law"] == "sphere"
+    assert all(row["note"].endswith("not run") for row in rows if row["measured"] is None and row.get("steps"))
+
+
+def test_families_are_what_they_are_called() -> None:
+    for family in ("oscillating", "cosine"):
+        f = rates_theorem.problem(family, 1.0, 2, 2, 0.2)
+        level = 4 / 0.3
+        z = torch.from_numpy(np.random.default_rng(0).normal(size=(20_000, f.dim))) * 4
+        z = z[f.value(z) <= level]
+        assert float(torch.linalg.eigvalsh(f.hessian(z)).min()) < -0.01, "not convex below F"
+    assert rates_theorem.problem("cosh-x", 1.0, 2, 2, 0.2).gaussian_moments == "infinite"
+    assert rates_theorem.problem("quadratic", 1.0, 2, 1, 0.2).sigma2 == 0
+
+
+def test_the_printed_theorem_fails_pathwise_and_by_the_recursion(tiny: SimpleNamespace) -> None:
+    rows = [row for row in tiny.rows if row["part"] == "counterexample"]
+    for row in rows:
+        if row["quantity"] == "average":
+            assert row["meets"] and row["reference"] > 15 * row["bound"] and row["verdict"] == "fails"
+    least = {row["n"]: row["reference"] for row in rows if row["quantity"] == "smallest d that fails"}
+    assert least == {2: 6, 8: 25, 32: 102}
+    (average, success, *path) = rates_theorem.counterexample({"instance": "small", "setting": "s"}, 20_000, 1)
+    assert average["low"] <= average["reference"] <= average["high"] and average["least"] > average["bound"]
+    assert success["measured"] == 0 and success["high"] < success["bound"] and success["verdict"] == "fails"
+    held = [row["low"] <= row["reference"] <= row["high"] for row in path if row["epoch"] > 0]
+    assert np.mean(held) > 0.8 and len(path) > 30  # of one run: not independent
+    h = rates_theorem.INSTANCES["pathwise"].printed()
+    assert h.T == 320_288 and h.holds
+
+
+def test_exponents_asked_for_and_needed(tiny: SimpleNamespace) -> None:
+    rows = {(row["series"], row["axis"], row["regime"], row["ell"]): row for row in tiny.rows
+            if row["quantity"] == "exponent asked"}  # fmt: skip
+
+    def slope(series: str, axis: str, regime: str = "small eps", ell: str = "constant") -> float:
+        return rows[series, axis, regime, ell]["reference"]
+
+    assert slope("printed", "n") == pytest.approx(1, abs=0.01) and slope("printed", "d") == pytest.approx(0, abs=0.01)
+    assert rows["printed", "n", "small eps", "constant"]["verdict"] == "inconsistent"
+    assert slope("printed", "delta", ell="affine") == pytest.approx(-2, abs=0.05)
+    assert slope("printed", "d", "moderate eps") == pytest.approx(1, abs=0.01)
+    for series, axis, expected in (("zo", "eps", -4), ("zo", "d", 1), ("zo", "n", 0), ("fo-replace", "eps", -4),
+                                   ("fo-reshuffle", "eps", -8 / 3), ("fo-reshuffle", "n", 2 / 3)):  # fmt: skip
+        assert slope(series, axis) == pytest.approx(expected, abs=0.06)
+    measured = {(row["series"], row["axis"]): row for row in tiny.rows if row["quantity"] == "exponent"}
+    assert measured.pop(("zo", "delta"))["note"] == "fewer than two values were measured"
+    assert len(measured) == 6 and all(row["low"] < row["measured"] < row["high"] for row in measured.values())
+
+
+def test_zeroth_order_hides_reshuffling(tiny: SimpleNamespace) -> None:
+    rows = {(row["axis"], row["d"], row["q"]): row for row in tiny.rows if row["quantity"] == "error ratio"}
+    assert rows["rate", 10, 1]["verdict"] == "better" and rows["d", 30, 1]["verdict"] == "hidden"
+    assert rows["q", 10, 4]["reference"] < rows["d", 30, 1]["reference"]
+
+
+def test_replicas_that_diverge_are_counted() -> None:
+    found = Quadratics(3, 2, sigma2_x=1.0).run(0.9, 0.1, 900, 30, (0, "x"))
+    row = rates_theorem.of_mean(found.average, 0.5, found.diverged)
+    assert 0 < row["diverged"] <= 30 and row["verdict"] == "fails" and "replicas diverged" in row["note"]
+    assert rates_theorem.of_share(found.average, 0.5, 0.1)["measured"] == 0
+
+
+def test_a_setting_that_fails_does_not_lose_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> float:
+        raise FloatingPointError("no best rate")
+
+    monkeypatch.setattr(rates_comparisons, "gain_exact", fail)
+    path = records.run(
+        replace(TINY, parts=("buys", "reshuffling"), buy_ratios=(1.0,)), tmp_path / "run.jsonl", environment={}
+    )
+    failed = [row for row in rows_of(path) if row["failed"]]
+    assert [row["failed"] for row in failed] == ["FloatingPointError: no best rate"]
+    assert {row["part"] for row in rows_of(path) if not row["failed"]} == {"buys", "reshuffling"}
+
+
+def test_a_stopped_run_goes_on_to_the_same_rows(tmp_path: Path) -> None:
+    short = replace(TINY, parts=("reshuffling",))
+    path, again = tmp_path / "one.jsonl", tmp_path / "again.jsonl"
+    records.run(short, path, environment={})
+    again.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:5]))
+    records.run(short, again, environment={})
+    assert rows_of(again) == rows_of(path)
+
+
+# ------------------------------------------------------------------------------------------------ bad input
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--dims", "0"], "--dims 0: use a number from 1 to 10000"),
+        (["--ns", "0"], "--ns 0: use a number from 1 to 4096"),
+        (["--epochs", "0"], "--epochs 0: use a number from 1"),
+        (["--mu", "-1"], "--mu -1.0: use a number from 0"),
+        (["--mu", "nan"], "--mu nan: use a number from 0"),
+        (["--eps", "0"], "--eps 0.0: use a number from 1e-06"),
+        (["--deltas", "1"], "--deltas 1.0: use a number from 1e-06 to 0.999"),
+        (["--ratios", "0"], "--ratios 0.0: use a number"),
+        (["--sigmas", "-1"], "--sigmas -1.0: use a number"),
+        (["--replicas", "3"], "--replicas 3: use a number from 20"),
+        (["--dims", "3", "3"], "--dims 3, 3 names one twice"),
+        (["--shuffle-scales", "2"], "--shuffle-scales 2.0: use a number from 0.001 to 1"),
+        (["--law", "gaussian", "--families", "cosh-x"], "E f is infinite; use --law sphere, or cosh-y"),
+    ],
+)
+def test_bad_options_are_named(
+    options: list[str], words: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["rates", *options]) == 2
+    told = capsys.readouterr().err
+    assert words in told and told.startswith("smoothlab: error: ") and told.count("\n") == 1
+    assert not (tmp_path / "out" / "rates.jsonl").exists()
+
+
+def test_bad_values_from_python_are_named() -> None:
+    for change, words in (({"parts": ("pie",)}, "--parts pie is unknown"), ({"families": ()}, "names nothing"),
+                          ({"oracles": ("zo",)}, "--oracles zo is unknown: use some of two-sided, one-sided, exact"),
+                          ({"seed": -1}, "--seed -1")):  # fmt: skip
+        with pytest.raises(BadInput, match=words):
+            replace(TINY, **change).check()  # type: ignore[arg-type]
+
+
+def test_a_mu_beyond_eq_3_is_told_in_its_row() -> None:
+    point = next(one for one in TINY.points() if one["part"] == "theorem")
+    rows = replace(TINY, mu=0.5).measured(point)
+    assert "mu is 0.5: Eq. (3) allows 0 to" in rows[0]["note"] and rows[1]["measured"] is not None
+
+
+def test_the_plan_tells_settings_and_minutes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["rates", "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    assert f"{len(Rates().points())} settings" in told and "minutes" in told
+    assert len(replace(TINY, every=True, parts=("theorem",)).points()) == 2 * 2 * 2 * 2
+    assert exact_recursion.BUDGET == math.isqrt(exact_recursion.BUDGET) ** 2, "pairs have the budget of single rates"
+    assert set(rates_fits.SERIES) == {"zo", "fo-reshuffle", "fo-replace"}
