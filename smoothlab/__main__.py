@@ -16,6 +16,7 @@ import tyro
 from tyro.conf import Positional, arg
 
 from smoothlab.errors import BadInput
+from smoothlab.experiments.complaints import plain
 from smoothlab.experiments.estimators import Estimators
 from smoothlab.experiments.finetune import Finetune
 from smoothlab.experiments.quadratic import QuadraticExample
@@ -110,7 +111,7 @@ def _first_words(box: str) -> str:
     meant = next((part[1] for part in parts if len(part) > 1 and part[0].startswith("Perhaps you meant")), None)
     choices = next((part[0] for part in parts if part and part[0].startswith("Available")), None)
     hint = f"; perhaps you meant {meant}" if meant else f"; {choices[0].lower()}{choices[1:]}" if choices else ""
-    return (words or title) + hint
+    return plain(words or title) + hint
 
 
 def _measuring(name: str, kind: type[Any]) -> Callable[..., Command]:

@@ -137,16 +137,16 @@ def test_a_bug_is_not_hidden(squares):
 @pytest.mark.parametrize(
     ("argv", "told"),
     [
-        (["squares", "--count", "x"], ["--count", "'x'", "see smoothlab squares --help"]),
+        (["squares", "--count", "x"], ["--count x: use a whole number", "see smoothlab squares --help"]),
         (["squares", "--cuont", "3"], ["--cuont", "perhaps you meant --count INT", "see smoothlab squares --help"]),
-        (["squares", "--fails", "how"], ["'how'", "--fails", "'interrupt'"]),
+        (["squares", "--fails", "how"], ["--fails how is unknown: use no", "interrupt"]),
         (["squares", "--seed"], ["--seed"]),
         (["sqares"], ["sqares", "available subcommands: smoothness", "see smoothlab --help"]),
         ([], ["Expected one of {smoothness", "see smoothlab --help"]),
         (["plot"], ["no record file"]),
         (["plot", "none*.jsonl"], ["no record file matches 'none*.jsonl'"]),
         (["plot", "a.jsonl", "--out", "a.gif"], ["a.gif", ".png"]),
-        (["plot", "a.jsonl", "--kind", "pie"], ["'pie'", "fig1a"]),
+        (["plot", "a.jsonl", "--kind", "pie"], ["--kind pie is unknown: use fig1a"]),
     ],
 )
 def test_a_mistake_on_the_command_line_is_one_line(squares, capsys, argv, told):
