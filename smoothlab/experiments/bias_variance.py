@@ -6,14 +6,17 @@ How each is measured, over N directions that `ZerothOrder` would draw from these
   mean g (and 0, as z and -z are alike), so that the mean stays that of ghat - g while the variance falls from that of
   the estimate to that of its bias: a control variate. Told is its component along the closed form of the bias (an
   unbiased number, as a norm would not be), over ||g||, with a t interval; `p_value` is that of Hotelling's test that
-  the whole vector is the closed form. All mu of a curve share their directions.
+  the whole vector is the closed form. All mu of a curve share their directions. Signs and coordinates repeat the same
+  few moves, so that the rounding errors r of their quotients do not average out: by Cauchy-Schwarz with E zz' = I their
+  mean E r z is at most sqrt(E r^2) long in any direction. This `floor`, from the noise that
+  `smoothlab.experiments.ucurve` measures, is added to the interval on both sides.
 - variance: the mean of ||ghat - g||^2 / ||g||^2, as it comes, with the interval of `samples.mean_square`. One side and
-  two, and all q, share their directions.
+  two, and all q of one average, share their directions.
 - curve: the root mean square of D(mu) - <g, z> over ||g||, see `smoothlab.experiments.ucurve`.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import torch
@@ -22,11 +25,11 @@ from scipy import stats
 from smoothlab import samples
 from smoothlab.directions import Coordinate, Gaussian, LowRank, Rademacher, Sparse, Sphere
 from smoothlab.experiments import ucurve
-from smoothlab.experiments.synthetic import Ridges, directions, frames, slopes
+from smoothlab.experiments.synthetic import SHAPES, Ridges, directions, frames, slopes
 from smoothlab.intervals import Interval
 from smoothlab.moments import second_moment
 from smoothlab.streams import Directions, stream_name
-from smoothlab.zeroth import ZerothOrder
+from smoothlab.zeroth import Average, ZerothOrder
 
 if TYPE_CHECKING:
     from smoothlab.experiments.estimators import Estimators
@@ -37,6 +40,8 @@ LAWS: dict[str, Directions] = {
     "gaussian": Gaussian(), "sphere": Sphere(), "rademacher": Rademacher(), "coordinate": Coordinate(),
     "sparse": Sparse(0.25), "lowrank": LowRank(2),
 }  # fmt: skip
+REPEATING = ("rademacher", "coordinate")  # laws that move a weight by few different numbers
+NEARBY = 50  # directions along which rounding is measured
 CURVE, CURVE_DIM = "cosh", 64  # the function of the U-curve and its dimension
 AVERAGE_DIM = 64  # d of the averages over q directions
 DIGITS = 7  # significant ones in records
@@ -74,7 +79,8 @@ def bias(run: "Estimators", setting: str) -> Iterator[Row]:
     series = [("float64", 2)] + ([("float64", 1), ("float32", 2)] if name == "gaussian" else [])
     for dtype in dict.fromkeys(kind for kind, _ in series):
         kind = getattr(torch, dtype)
-        drawn = directions(law, f.block(kind), (run.seed, 1), run.draws)
+        drawn = directions(law, f.block(kind), (run.seed, 1, list(SHAPES).index(function)), run.draws)
+        noise = ucurve.noise(_nearby(f, drawn[:NEARBY, 0], kind)).high if name in REPEATING else 0.0
         for sides in [s for t, s in series if t == dtype]:
             for mu in run.mus:
                 estimator = ZerothOrder(mu, sides=sides, law=law)  # type: ignore[arg-type]
@@ -83,26 +89,42 @@ def bias(run: "Estimators", setting: str) -> Iterator[Row]:
                 if sides == 1:
                     c = c - mu / 2 * ((z @ taylor.hessian) * z).sum(1)
                 expected = f.mean(estimator) - g
-                found = _along(c[:, None] * z, expected, size)
+                floor = ucurve.rounding(mu, sides, noise) / size
+                found = _along(c[:, None] * z, expected, size, floor)
                 yield row(
                     setting, "bias", found[0], estimator, dtype=dtype, d=f.dim, draws=run.draws, function=function,
                     block="theta", reference=float(np.linalg.norm(expected)) / size, p_value=found[1],
-                    exact=f.exact(law),
+                    floor=floor or None, exact=f.exact(law),
                 )  # fmt: skip
 
 
-def _along(vectors: np.ndarray, expected: np.ndarray, size: float) -> tuple[Interval, float]:
-    """Interval of the mean's component along `expected`, over `size`, and Hotelling's p-value of the whole."""
+def _nearby(f: Ridges, drawn: torch.Tensor, kind: torch.dtype) -> np.ndarray:
+    """Values of F in this precision at `ucurve.PLACES` along directions [n, d], which show its rounding errors."""
+    theta = torch.tensor(f.point, dtype=kind).to(drawn.dtype)
+    near = ucurve.spacing(str(kind).removeprefix("torch."), float(np.square(f.point).mean() ** 0.5))
+    nearby = [f.values(torch.add(theta, drawn, alpha=float(place * near)).to(kind)).double() for place in ucurve.PLACES]
+    return np.asarray(torch.stack(nearby, 1))
+
+
+def _along(vectors: np.ndarray, expected: np.ndarray, size: float, floor: float = 0.0) -> tuple[Interval, float | None]:
+    """Interval of the mean's component along `expected`, over `size`, and Hotelling's p-value of the whole.
+
+    Both allow for rounding with a mean of up to `floor` (over `size`): the test looks at what has ten times that as its
+    standard error, and where nothing has, there is no p-value.
+    """
     n = len(vectors)
     way = expected / np.linalg.norm(expected)
     off = vectors.mean(0) - expected
     scale = vectors.std(0, ddof=1) + 1e-300  # the covariance would underflow at small mu
     values, axes = np.linalg.eigh(np.cov(vectors / scale, rowvar=False))
-    free = values > 1e-9 * values[-1]  # one sum of a coordinate estimate's components does not vary
-    rank = int(free.sum())
+    rounded_away = n * (10 * floor * size / scale.min()) ** 2
+    free = values > max(1e-9 * values[-1], rounded_away)  # one sum of a coordinate estimate's components does not vary
+    found = samples.mean(vectors @ way / size)
+    interval = Interval(found.value, found.low - floor, found.high + floor)
+    if not (rank := int(free.sum())):
+        return interval, None
     statistic = float(n * ((off / scale @ axes[:, free]) ** 2 / values[free]).sum())
-    p = float(stats.f.sf(statistic * (n - rank) / (rank * (n - 1)), rank, n - rank))
-    return samples.mean(vectors @ way / size), p
+    return interval, float(stats.f.sf(statistic * (n - rank) / (rank * (n - 1)), rank, n - rank))
 
 
 def variance(run: "Estimators", setting: str) -> Iterator[Row]:
@@ -119,7 +141,8 @@ def averages(run: "Estimators", setting: str) -> Iterator[Row]:
     """Setting "averages/AVERAGE": q directions, plain (one side and two), in antithetic pairs, orthogonal."""
     average = setting.split("/")[1]
     f = Ridges.random("quadratic", AVERAGE_DIM, run.seed)
-    drawn = directions(Gaussian(), f.block(torch.float64), (run.seed, 3), max(run.draws // 8, 20), max(run.qs))
+    seed = (run.seed, 3, get_args(Average).index(average))
+    drawn = directions(Gaussian(), f.block(torch.float64), seed, max(run.draws // 8, 20), max(run.qs))
     for sides in (2, 1):
         for q in run.qs:
             if average == "antithetic" and (sides == 2 or q % 2):
@@ -154,10 +177,9 @@ def curve(run: "Estimators", setting: str) -> Iterator[Row]:
         return np.asarray(f.values(torch.add(theta, drawn, alpha=h).to(kind)).double())
 
     found = ucurve.errors(at, float(at(0.0)[0]), drawn.double().numpy() @ taylor.gradient, run.curve_mus)
-    near = ucurve.spacing(dtype, float(np.square(f.point).mean() ** 0.5))
-    nearby = np.stack([at(place * near) for place in ucurve.PLACES], 1)
     spreads = ucurve.gaussian_spread(taylor.hessian, taylor.third)
     size = float(np.linalg.norm(taylor.gradient))
+    nearby = _nearby(f, drawn, kind)
     yield from curve_rows(setting, found, run.curve_mus, nearby, spreads, size, seed=run.seed, dtype=dtype, d=f.dim,
                           function=CURVE, block="theta")  # fmt: skip
 
@@ -191,6 +213,6 @@ def curve_rows(
         lowest = samples.lowest(mus, off**2, seed=seed)
         estimator = ZerothOrder(lowest.value, sides=sides)  # type: ignore[arg-type]
         best = ucurve.best(sides, spread, noise.value) if spread > 0 and noise.value > 0 else None
-        edge = lowest.value in (mus[0], mus[-1])  # it may lie beyond
+        edge = lowest.value in (mus[0], mus[-1])  # the lowest one may lie beyond
         yield row(setting, "best mu", lowest, estimator, dtype=dtype, draws=n, predicted=best, edge=edge, **more)
     yield row(setting, "noise", noise, ZerothOrder(), dtype=dtype, draws=len(nearby), **more)

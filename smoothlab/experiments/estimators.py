@@ -67,7 +67,7 @@ class Estimators:
         model_mu: step of the model's variance and cost.
         model_mus: steps of the model-curve, ascending.
         model_draws: estimates of each model-variance (half as many where q is 4).
-        model_curve_draws: directions of the model-curve.
+        model_curve_draws: directions of the model-curve; below 24 intervals may miss errors of heavy tails.
         rounds: repetitions of each timing.
         device: "cpu" or "cuda", for the model.
         seed: seed of functions, minibatch, head, PEFT module and directions.
@@ -94,9 +94,9 @@ class Estimators:
     batch: int = 8
     kinds: tuple[Kind, ...] = get_args(Kind)
     model_mu: float = 1e-3
-    model_mus: tuple[float, ...] = STEPS[2:11]
+    model_mus: tuple[float, ...] = STEPS[2:12]
     model_draws: int = 100
-    model_curve_draws: int = 16
+    model_curve_draws: int = 24
     rounds: int = 15
     device: str = "cpu"
     seed: int = 0

@@ -58,6 +58,11 @@ def derivatives(values: ArrayLike, step: float) -> tuple[Array, Array]:
     return (b - 2 * c + d) / step**2, (e - 2 * d + 2 * b - a) / (2 * step**3)
 
 
+def rounding(mu: ArrayLike, sides: int, noise: float) -> Array:
+    """Root mean square of what rounding adds to D(mu)."""
+    return noise * (2**-0.5 if sides == 2 else 2**0.5) / np.asarray(mu, dtype=float)
+
+
 def predicted(mu: ArrayLike, sides: int, spread: float, noise: float) -> Array:
     """Root mean square error of D(mu).
 
@@ -68,9 +73,8 @@ def predicted(mu: ArrayLike, sides: int, spread: float, noise: float) -> Array:
         noise: e.
     """
     mu = np.asarray(mu, dtype=float)
-    if sides == 2:
-        return np.hypot(mu**2 * spread / 6, noise / (2**0.5 * mu))
-    return np.hypot(mu * spread / 2, 2**0.5 * noise / mu)
+    curved = mu**2 * spread / 6 if sides == 2 else mu * spread / 2
+    return np.hypot(curved, rounding(mu, sides, noise))
 
 
 def best(sides: int, spread: float, noise: float) -> float:
