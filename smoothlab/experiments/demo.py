@@ -1,9 +1,10 @@
-"""Fig. 1a and 1b and the estimators in small, with the built-in model and sentences: measured, drawn, and one page."""
+"""Fig. 1a and 1b, the estimators and the rates in small, with built-in model and sentences: measured, drawn, one page."""
 
 from dataclasses import replace
 from pathlib import Path
 
 from smoothlab.experiments.estimators import Estimators
+from smoothlab.experiments.rates import Rates
 from smoothlab.experiments.smoothness import Smoothness
 from smoothlab.records import Experiment, Row, run
 
@@ -19,6 +20,12 @@ SMALL = Estimators(
     rounds=6,
 )  # fmt: skip
 
+# Rates: every part, in half a minute.
+SMALL_RATES = Rates(
+    eps=(1.0,), deltas=(0.5,), families=("quadratic", "cosh-y"), orders=("reshuffle", "replace"),
+    fit_eps=(0.4, 0.3, 0.2), fit_ns=(2, 4, 8), fit_deltas=(0.5, 0.2), replicas=60, longest=13_000,
+)  # fmt: skip
+
 
 def runs(seed: int) -> dict[str, Smoothness]:
     """The two runs by the figure they are for: full fine-tuning (1a); base and LoRA jointly (1b)."""
@@ -30,7 +37,7 @@ def runs(seed: int) -> dict[str, Smoothness]:
 
 
 def measure_and_draw(folder: Path, *, seed: int, environment: Row, overwrite: bool) -> Path:
-    """Measure the three runs into `folder` (continuing what was stopped), draw the figures, and write the page.
+    """Measure the four runs into `folder` (continuing what was stopped), draw the figures, and write the page.
 
     Returns:
         The path of `index.html`.
@@ -38,7 +45,9 @@ def measure_and_draw(folder: Path, *, seed: int, environment: Row, overwrite: bo
     Raises:
         BadInput: `folder` cannot be written, or holds records of other settings.
     """
-    every: dict[str, Experiment] = {**runs(seed), "estimators": replace(SMALL, seed=seed)}
+    every: dict[str, Experiment] = {
+        **runs(seed), "estimators": replace(SMALL, seed=seed), "rates": replace(SMALL_RATES, seed=seed),
+    }  # fmt: skip
     records = {
         figure: run(experiment, folder / f"{figure}.jsonl", environment=environment, overwrite=overwrite)
         for figure, experiment in every.items()
@@ -46,4 +55,4 @@ def measure_and_draw(folder: Path, *, seed: int, environment: Row, overwrite: bo
 
     from smoothlab.pages.report import demo_report
 
-    return demo_report(folder, records["fig1a"], records["fig1b"], records["estimators"])
+    return demo_report(folder, records["fig1a"], records["fig1b"], records["estimators"], records["rates"])

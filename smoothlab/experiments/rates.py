@@ -16,11 +16,12 @@ Family = Literal["quadratic", "cosh-y", "cosh-x", "oscillating", "cosine"]
 Order = Literal["reshuffle", "once", "replace"]
 Oracle = Literal["two-sided", "one-sided", "exact"]
 Rule = Literal["two", "one"]
+Instance = Literal["small", "large"]
 Law = Literal["fitting", "gaussian", "sphere", "rademacher"]
 PARTS: tuple[Part, ...] = get_args(Part)
 CHOICES: dict[str, tuple[str, ...]] = {
     "parts": PARTS, "families": get_args(Family), "orders": get_args(Order), "oracles": get_args(Oracle),
-    "rules": get_args(Rule), "law": get_args(Law),
+    "rules": get_args(Rule), "law": get_args(Law), "instances": get_args(Instance),
 }  # fmt: skip
 RANGES: dict[str, tuple[float, float]] = {
     "eps": (1e-6, 1e3), "ns": (1, 4096), "dims": (1, 10**4), "deltas": (1e-6, 0.999), "ratios": (1e-6, 1e6),
@@ -61,6 +62,7 @@ class Rates:
         mu: perturbation in Theorem C.1 (default: the largest Eq. (3) allows).
         law: of the directions; fitting: Gaussian, but sphere where Gaussian moments are infinite and where the
             high-probability theorem asks for it.
+        instances: of the counterexample that are run besides their recursion; large: d = 100, 640,576 steps.
         fit_eps: accuracies of the measured exponents, in ||grad f(z_0)||.
         fit_ns: numbers of components of theirs.
         fit_dims: dimensions of theirs.
@@ -93,6 +95,7 @@ class Rates:
     epochs: tuple[int, ...] = ()
     mu: float | None = None
     law: Law = "fitting"
+    instances: tuple[Instance, ...] = ("small",)
     fit_eps: tuple[float, ...] = (0.4, 0.3, 0.2, 0.14)
     fit_ns: tuple[int, ...] = (2, 4, 8, 16)
     fit_dims: tuple[int, ...] = (5, 10, 20)
@@ -164,7 +167,7 @@ class Rates:
         if point["part"] == "counterexample":
             if point["instance"] == "any":
                 return rates_theorem.failing(point)
-            return rates_theorem.counterexample(point, self.longest, self.seed)
+            return rates_theorem.counterexample(point, self.seed)
         return (rates_comparisons.buys if point["part"] == "buys" else rates_comparisons.reshuffling)(point, *how)
 
     def _theorem(self) -> list[Row]:
@@ -183,8 +186,9 @@ class Rates:
         return points
 
     def _counterexample(self) -> list[Row]:
-        named: list[Row] = [{"instance": one, "n": 2} for one in ("small", "pathwise", "recursion")]
-        return named + [{"instance": "any", "n": n} for n in (2, 8, 32)]
+        named: list[Row] = [{"instance": one, "n": 2, "pathwise": one in self.instances}
+                            for one in ("small", "large", "long")]  # fmt: skip
+        return named + [{"instance": "any", "n": n, "pathwise": False} for n in (2, 8, 32)]
 
     def _buys(self) -> list[Row]:
         oracles: list[Row] = [{"oracle": "exact", "d": 1}, *({"oracle": "two-sided", "d": d} for d in self.buy_dims)]
@@ -209,7 +213,7 @@ class Rates:
         """
         for field, value in asdict(self).items():
             option, values = "--" + field.replace("_", "-"), value if isinstance(value, tuple) else (value,)
-            if not values and field != "epochs":
+            if not values and field not in ("epochs", "instances"):
                 raise BadInput(f"{option} names nothing: give at least one, or leave the option out")
             if len(set(values)) < len(values):
                 raise BadInput(f"{option} {', '.join(map(str, values))} names one twice: name each once")

@@ -15,7 +15,7 @@ import pandas as pd
 
 from smoothlab import records
 from smoothlab.errors import BadInput
-from smoothlab.pages import plots, plots_estimators, sentences, sentences_estimators
+from smoothlab.pages import plots, plots_estimators, plots_rates, sentences, sentences_estimators, sentences_rates
 from smoothlab.pages.readings import blocks_of, points
 
 STYLE = """
@@ -101,7 +101,9 @@ def write_report(path: Path, *, title: str, sections: Sequence[Section]) -> Path
     return path
 
 
-def demo_report(folder: Path, records_1a: Any, records_1b: Any, records_estimators: Any = None) -> Path:
+def demo_report(
+    folder: Path, records_1a: Any, records_1b: Any, records_estimators: Any = None, records_rates: Any = None
+) -> Path:
     """Figures (PNG and PDF) and ``index.html`` from the records of the runs, all in ``folder``.
 
     Args:
@@ -109,6 +111,7 @@ def demo_report(folder: Path, records_1a: Any, records_1b: Any, records_estimato
         records_1a: record file, glob pattern or several of them: full fine-tuning.
         records_1b: the same for joint training of base model and PEFT module.
         records_estimators: the same of ``smoothlab estimators``; without them their section is left out.
+        records_rates: the same of ``smoothlab rates``.
 
     Returns:
         The path of ``index.html``.
@@ -141,6 +144,10 @@ def demo_report(folder: Path, records_1a: Any, records_1b: Any, records_estimato
         headers |= c.attrs["headers"]
         sections.append(estimators(folder / "estimators", c))
         doubts = sentences_estimators.uncertain(c)
+    if records_rates is not None:
+        e = records.load(records_rates)
+        headers |= e.attrs["headers"]
+        sections.append(rates(folder / "rates", e))
     uncertain = [(name, line) for name, df in (("1a", a), ("1b", b)) for line in sentences.uncertain(df)]
     shared = [line for name, line in uncertain if name == "1a" and ("1b", line) in uncertain]
     own = [f"Figure {name}: {line}" for name, line in uncertain if line not in shared]
@@ -169,6 +176,19 @@ def estimators(stem: Path, df: pd.DataFrame) -> Section:
     picture = Picture(plots.save(plots_estimators.estimators_figure(df), stem)[0].read_bytes(), alt, caption)
     title = "Zeroth-order estimators: bias, variance, rounding, cost"
     return Section(title, [*sentences_estimators.HOW_TO_READ, *told], [picture])
+
+
+def rates(stem: Path, df: pd.DataFrame) -> Section:
+    """The section of the rates of Theorem 3.4, its figure as PNG and PDF."""
+    told = sentences_rates.reading(df)
+    alt = f"The rates of Theorem 3.4: bounds, counterexample, exponents, two rates, reshuffling. {told[0]}"
+    caption = (
+        "Points are measurements with 95 % intervals on synthetic objectives, lines are exact recursions of quadratics "
+        "or what a theorem asks for. Hollow: the recursion alone, where a run would be too long. Each line of the "
+        "first row varies one option of the base."
+    )
+    picture = Picture(plots.save(plots_rates.rates_figure(df), stem)[0].read_bytes(), alt, caption)
+    return Section("Theorem 3.4: does its rate hold, and where does it stop?", told, [picture])
 
 
 def draw(stem: Path, df: pd.DataFrame, told: str) -> Picture:

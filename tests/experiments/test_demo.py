@@ -5,6 +5,7 @@ import pytest
 from smoothlab.__main__ import main
 from smoothlab.experiments import demo
 from smoothlab.experiments.estimators import Estimators
+from smoothlab.experiments.rates import Rates
 
 
 def test_the_two_runs_differ_in_the_peft_module_alone():
@@ -21,17 +22,23 @@ def test_the_estimators_are_measured_in_small_but_in_every_part():
     assert demo.SMALL.draws * 5 <= Estimators().draws
 
 
+def test_the_rates_are_measured_in_small_but_in_every_part():
+    demo.SMALL_RATES.check()
+    assert demo.SMALL_RATES.parts == Rates().parts and len(demo.SMALL_RATES.points()) < len(Rates().points())
+
+
 @pytest.mark.slow
 def test_demo_writes_records_figures_and_one_page_once(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, "STEPS", 2)
     monkeypatch.setattr(demo, "POINTS", 2)
     monkeypatch.setattr(demo, "SMALL", replace(demo.SMALL, parts=("bias", "curve"), draws=200))
+    monkeypatch.setattr(demo, "SMALL_RATES", replace(demo.SMALL_RATES, parts=("reshuffling",), shuffle_dims=(2,)))
     out = tmp_path / "demo"
     assert main(["demo", "--out", str(out)]) == 0
     assert capsys.readouterr().out == f"{out / 'index.html'}\n"
     there = {path.name: path.read_bytes() for path in out.iterdir()}
     expected = {"fig1a.jsonl", "fig1b.jsonl", "fig1a.png", "fig1a.pdf", "fig1b.png", "fig1b.pdf", "index.html"}
-    expected |= {"estimators.jsonl", "estimators.png", "estimators.pdf"}
+    expected |= {f"{name}.{kind}" for name in ("estimators", "rates") for kind in ("jsonl", "png", "pdf")}
     assert expected <= there.keys()
     assert b"<img" in there["index.html"] and b'src="http' not in there["index.html"]
     assert main(["demo", "--out", str(out)]) == 0  # nothing is measured again

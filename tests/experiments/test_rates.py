@@ -27,7 +27,7 @@ TINY = Rates(
     eps=(1.4,), ns=(2,), dims=(2,), deltas=(0.5,), ratios=(1.0,), sigmas=(0.2,), families=("quadratic", "cosh-x"),
     orders=("reshuffle", "once"), oracles=("two-sided",), rules=("two", "one"), epochs=(20,), fit_eps=(0.5, 0.3),
     fit_ns=(2, 4), fit_dims=(2, 10), fit_deltas=(0.5, 0.2), buy_ratios=(1.0, 30.0), shuffle_ns=(2,),
-    shuffle_scales=(0.3,), shuffle_dims=(2, 30), shuffle_qs=(4,), replicas=40, longest=3500,
+    shuffle_scales=(0.3,), shuffle_dims=(2, 30), shuffle_qs=(4,), replicas=40, longest=3500, instances=(),
 )  # fmt: skip
 NOISY = Quadratics(4, 3, 1.3, 0.5, 0.8, 0.4)
 
@@ -128,7 +128,7 @@ def test_several_directions_have_the_means_of_the_recursion() -> None:
 
 def test_long_runs_keep_their_digits() -> None:
     """The 32 million epochs of theory.md's instance against 60 digits."""
-    one = rates_theorem.INSTANCES["recursion"]
+    one = rates_theorem.INSTANCES["long"]
     h, block = one.printed(), one.quadratics.x
     with mpmath.workdps(60):
         eta, d, s2 = mpmath.mpf(h.eta_x), one.d, mpmath.mpf(one.sigma) ** 2
@@ -291,12 +291,12 @@ def test_the_printed_theorem_fails_pathwise_and_by_the_recursion(tiny: SimpleNam
             assert row["meets"] and row["reference"] > 15 * row["bound"] and row["verdict"] == "fails"
     least = {row["n"]: row["reference"] for row in rows if row["quantity"] == "smallest d that fails"}
     assert least == {2: 6, 8: 25, 32: 102}
-    (average, success, *path) = rates_theorem.counterexample({"instance": "small", "setting": "s"}, 20_000, 1)
+    (average, success, *path) = rates_theorem.counterexample({"instance": "small", "pathwise": True, "setting": "s"}, 1)
     assert average["low"] <= average["reference"] <= average["high"] and average["least"] > average["bound"]
     assert success["measured"] == 0 and success["high"] < success["bound"] and success["verdict"] == "fails"
     held = [row["low"] <= row["reference"] <= row["high"] for row in path if row["epoch"] > 0]
     assert np.mean(held) > 0.8 and len(path) > 30  # of one run: not independent
-    h = rates_theorem.INSTANCES["pathwise"].printed()
+    h = rates_theorem.INSTANCES["large"].printed()
     assert h.T == 320_288 and h.holds
 
 
