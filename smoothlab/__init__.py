@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from smoothlab.hessian import exact_hvp, fd_hvp
     from smoothlab.llm.callback import SmoothnessCallback
     from smoothlab.norms import NormEstimate, block_norms
+    from smoothlab.optim import HybridSGD
     from smoothlab.records import load
+    from smoothlab.seedlog import SeedLog
     from smoothlab.trajectory import SmoothnessHook
     from smoothlab.zeroth import ControlVariate, Directional, ZerothOrder
 
@@ -20,7 +22,9 @@ __all__ = [
     "Block",
     "ControlVariate",
     "Directional",
+    "HybridSGD",
     "NormEstimate",
+    "SeedLog",
     "SmoothnessCallback",
     "SmoothnessHook",
     "ZerothOrder",
@@ -35,7 +39,9 @@ _HOMES = {
     "Block": "blocks",
     "ControlVariate": "zeroth",
     "Directional": "zeroth",
+    "HybridSGD": "optim",
     "NormEstimate": "norms",
+    "SeedLog": "seedlog",
     "SmoothnessCallback": "llm.callback",
     "SmoothnessHook": "trajectory",
     "ZerothOrder": "zeroth",

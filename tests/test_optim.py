@@ -1,0 +1,360 @@
+"""HybridSGD against a dense reference, the plain loop of Algorithm 1, torch's optimizers, and what users do wrong."""
+
+import warnings
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from smoothlab.blocks import Block
+from smoothlab.errors import BadInput
+from smoothlab.one_replica import one_replica
+from smoothlab.optim import HybridSGD
+from smoothlab.reshuffling import Algorithm1
+from smoothlab.seedlog import SeedLog
+from smoothlab.zeroth import ZerothOrder
+from tests.cases import ESTIMATORS, OBJECTIVES
+
+
+def reference(
+    loss: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor, zs: Sequence[Tensor], mu: float, sides: int,
+    eta_x: float, eta_y: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """One step of Algorithm 1, dense: Eq. (2) along each z, and the exact gradient of y, at the same (x, y)."""
+    ghat = torch.zeros_like(x)
+    for z in zs:
+        back = loss(x - mu * z, y) if sides == 2 else loss(x, y)
+        ghat += (loss(x + mu * z, y) - back) / (sides * mu) * z / len(zs)
+    leaf = y.clone().requires_grad_()
+    (g_y,) = torch.autograd.grad(loss(x, leaf), leaf)
+    return x - eta_x * ghat, y - eta_y * g_y
+
+
+def net(dtype: torch.dtype = torch.float64) -> tuple[nn.Module, Callable[[], Tensor]]:
+    """A small net of two layers, and a loss of it."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)).to(dtype)
+    data, labels = torch.randn(7, 3).to(dtype), torch.arange(7) % 2
+    return module, lambda: nn.functional.cross_entropy(module(data).float(), labels)
+
+
+def halves(module: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    return list(module[0].parameters()), list(module[2].parameters())  # type: ignore[index]
+
+
+def flat(params: Sequence[Tensor]) -> Tensor:
+    return torch.cat([p.detach().reshape(-1).clone() for p in params])
+
+
+@pytest.mark.parametrize("sides", [1, 2])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_iterates_are_the_dense_references(name: str, sides: int) -> None:
+    f = OBJECTIVES[name]
+    blocks = f.blocks(0.1 * torch.arange(1, f.dim + 1, dtype=torch.float64) / f.dim)
+    x, y = (flat(blocks[part].params) for part in "xy")
+    estimator = ZerothOrder(1e-3, sides=sides, q=2)  # type: ignore[arg-type]
+    groups = [
+        {"params": blocks["x"].params, "lr": 1e-4, "oracle": estimator},
+        {"params": blocks["y"].params, "lr": 1e-3},
+    ]
+    optimizer = HybridSGD(groups, seed=3)
+    for step in range(5):
+        i = step % f.n
+        expected = float(f.value(torch.cat([x, y])) + f.shifts[i] @ torch.cat([x, y]))
+        zs = [estimator.law.draw(blocks["x"], (3, step, 0, j)) for j in range(2)]
+
+        def dense(x: Tensor, y: Tensor, i: int = i) -> Tensor:
+            z = torch.cat([x, y])
+            return f.value(z) + z @ f.shifts[i]
+
+        x, y = reference(dense, x, y, zs, 1e-3, sides, 1e-4, 1e-3)
+        value = optimizer.step(f.loss(blocks, i))
+        assert float(value) == pytest.approx(expected, rel=1e-6)
+        torch.testing.assert_close(flat(blocks["x"].params), x, rtol=1e-9, atol=1e-12)  # rounding of f over mu
+        torch.testing.assert_close(flat(blocks["y"].params), y, rtol=1e-13, atol=1e-15)
+
+
+@pytest.mark.parametrize("oracle", ["one-sided", "two-sided"])
+@pytest.mark.parametrize("name", ["E2", "E6", "E7"])
+def test_iterates_are_algorithm_1s(name: str, oracle: str) -> None:
+    f = OBJECTIVES[name]
+    how = Algorithm1(1e-3, 1e-2, epochs=3, oracle=oracle, mu=1e-2, law="sphere")  # type: ignore[arg-type]
+    generator = torch.Generator().manual_seed(1)
+    orders = torch.stack([torch.randperm(f.n, generator=generator) for _ in range(3)])
+    directions = torch.randn(3, f.n, f.d_x, dtype=torch.float64, generator=generator)
+    z0 = torch.full((f.dim,), 0.3, dtype=torch.float64)
+    plain = one_replica(how, f, z0, orders, directions)
+    blocks, upcoming = f.blocks(z0), iter(directions.flatten(0, 1))
+    zeroth = ZerothOrder(1e-2, sides=1 if oracle == "one-sided" else 2)
+    optimizer = HybridSGD(
+        [
+            {
+                "params": blocks["x"].params,
+                "lr": 1e-3,
+                "oracle": lambda f, b, s: zeroth(f, b, s, given=[next(upcoming)]),
+            },
+            {"params": blocks["y"].params, "lr": 1e-2},
+        ]
+    )
+    for i in orders.flatten().tolist():
+        optimizer.step(f.loss(blocks, i))
+    torch.testing.assert_close(flat([*blocks["x"].params, *blocks["y"].params]), plain.z, rtol=1e-10, atol=1e-12)
+
+
+def test_both_oracles_see_the_same_point() -> None:
+    """With x updated first, the gradient of y would be that at another x: the reference tells."""
+    module, loss = net()
+    x, y = halves(module)
+    before = flat(x)
+    for p in module.parameters():
+        p.grad = None
+    loss().backward()
+    expected = flat(y) - 0.1 * torch.cat([p.grad.reshape(-1) for p in y])  # type: ignore[union-attr]
+    optimizer = HybridSGD([{"params": x, "lr": 1.0, "oracle": ZerothOrder()}, {"params": y, "lr": 0.1}])
+    optimizer.step(loss)
+    torch.testing.assert_close(flat(y), expected, rtol=1e-14, atol=1e-15)
+    assert not torch.equal(flat(x), before)
+
+
+@pytest.mark.parametrize(("sides", "forwards"), [(1, 2), (2, 3)])
+def test_a_one_sided_estimate_takes_f_from_the_first_order_part(sides: int, forwards: int) -> None:
+    module, loss = net()
+    x, y = halves(module)
+    count = 0
+
+    def counted() -> Tensor:
+        nonlocal count
+        count += 1
+        return loss()
+
+    optimizer = HybridSGD([{"params": x, "oracle": ZerothOrder(sides=sides)}, {"params": y}])  # type: ignore[arg-type]
+    optimizer.step(counted)  # its first call looks at the loss twice more
+    count = 0
+    optimizer.step(counted)
+    assert count == forwards
+
+
+def test_the_backward_pass_differentiates_exact_groups_alone() -> None:
+    module, loss = net()
+    x, y = halves(module)
+    seen: list[bool] = []
+
+    def watched() -> Tensor:
+        if torch.is_grad_enabled():
+            seen.extend(p.requires_grad for p in x)
+        return loss()
+
+    HybridSGD([{"params": x, "oracle": ZerothOrder()}, {"params": y}]).step(watched)
+    assert seen == [False] * len(x)
+    assert all(p.grad is None and p.requires_grad for p in x) and all(p.grad is not None for p in y)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_rates_of_zero_leave_every_bit(name: str, dtype: torch.dtype) -> None:
+    module, loss = net(dtype)
+    x, y = halves(module)
+    mu = 0.05 if dtype.itemsize == 2 else 1e-3
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        oracle = ESTIMATORS[name].build([tuple(p.shape) for p in x], mu, module)
+        optimizer = HybridSGD([{"params": x, "lr": 0.0, "oracle": oracle}, {"params": y, "lr": 0.0}])
+        before = [p.detach().clone() for p in module.parameters()]
+        for _ in range(3):
+            optimizer.step(loss)
+    assert all(torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("exact", ["sgd", "adamw"])
+def test_exact_groups_are_torchs_optimizers(exact: str) -> None:
+    makers: dict[str, Callable[..., torch.optim.Optimizer]] = {
+        "sgd": lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9, weight_decay=0.01),
+        "adamw": lambda params: torch.optim.AdamW(params, lr=0.1, weight_decay=0.3),
+    }
+    (mine, mine_loss), (theirs, their_loss) = net(), net()
+    if exact == "sgd":
+        optimizer = HybridSGD([{"params": mine.parameters()}], 0.1, momentum=0.9, weight_decay=0.01, clip=0.5)
+    else:
+        optimizer = HybridSGD(
+            [{"params": mine.parameters()}], 0.1, clip=0.5, exact=lambda g: torch.optim.AdamW(g, weight_decay=0.3)
+        )
+    reference = makers[exact](theirs.parameters())
+    schedulers = [torch.optim.lr_scheduler.LinearLR(each, 1.0, 0.1, 5) for each in (optimizer, reference)]
+    for _ in range(6):
+        optimizer.step(mine_loss)
+        reference.zero_grad()
+        their_loss().backward()
+        torch.nn.utils.clip_grad_norm_(theirs.parameters(), 0.5)
+        reference.step()
+        for scheduler in schedulers:
+            scheduler.step()
+    for a, b in zip(mine.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_weight_decay_of_zeroth_order_groups_is_the_gradients() -> None:
+    module, loss = net()
+    params = list(module.parameters())
+    before = flat(params)
+    optimizer = HybridSGD([{"params": params, "lr": 0.1, "oracle": ZerothOrder(), "weight_decay": 0.5}])
+    optimizer.step(loss)
+    (ghat,) = optimizer.last.gradients.values()  # type: ignore[union-attr]
+    expected = before - 0.1 * (ghat.dense(Block("x", tuple(params))) + 0.5 * before)
+    torch.testing.assert_close(flat(params), expected, rtol=1e-13, atol=1e-14)
+
+
+def test_accumulation_is_the_mean_minibatch() -> None:
+    torch.manual_seed(1)
+    data, labels = torch.randn(8, 3, dtype=torch.float64), torch.arange(8) % 2
+    found = []
+    for parts in (1, 4):
+        module, _ = net()
+        x, y = halves(module)
+        optimizer = HybridSGD([{"params": x, "lr": 0.01, "oracle": ZerothOrder(sides=1)}, {"params": y, "lr": 0.1}])
+        closures = [
+            lambda part=part: nn.functional.cross_entropy(module(data[part]), labels[part])
+            for part in torch.arange(8).chunk(parts)
+        ]
+        for _ in range(3):
+            optimizer.step(closures if parts > 1 else closures[0])
+        found.append(flat(list(module.parameters())))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("exact", [None, torch.optim.AdamW])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_loaded_state_goes_on_to_the_bit(
+    dtype: torch.dtype, exact: Callable[..., torch.optim.Optimizer] | None
+) -> None:
+    def made(module: nn.Module) -> HybridSGD:
+        x, y = halves(module)
+        groups = [{"params": x, "lr": 1e-3, "oracle": ZerothOrder(0.05), "name": "x"}, {"params": y, "name": "y"}]
+        return HybridSGD(groups, 0.05, momentum=0.0 if exact else 0.9, exact=exact)
+
+    (one, loss), (two, loss_two) = net(dtype), net(dtype)
+    whole, first = made(one), made(two)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(whole, 0.9), torch.optim.lr_scheduler.ExponentialLR(first, 0.9)
+    for _ in range(3):
+        whole.step(loss), first.step(loss_two)
+        scheduler[0].step(), scheduler[1].step()
+    again = made(two)
+    again.load_state_dict(first.state_dict())
+    for _ in range(3):
+        whole.step(loss), again.step(loss_two)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+    with pytest.raises(BadInput, match="is of other groups than x, y"):
+        again.load_state_dict({**first.state_dict(), "groups": []})
+
+
+def test_masters_hold_steps_that_bf16_would_lose() -> None:
+    moved = {}
+    for masters in (True, False):
+        module, loss = net(torch.bfloat16)
+        x, _ = halves(module)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            optimizer = HybridSGD([{"params": x, "lr": 2e-4, "oracle": ZerothOrder(0.05)}], masters=masters)
+        assert any("without masters" in str(one.message) for one in told) == (not masters)
+        before = flat(x)
+        for _ in range(60):
+            optimizer.step(loss)
+        moved[masters] = float((flat(x).float() - before.float()).norm())
+        if masters:
+            assert all(torch.equal(p, m.bfloat16()) for p, m in zip(x, optimizer._masters[0].params, strict=True))
+    assert moved[False] < moved[True]
+
+
+def test_fp16_warns_and_the_share_of_mu_z_is_told() -> None:
+    module, loss = net(torch.float16)
+    x, _ = halves(module)
+    with pytest.warns(UserWarning, match="block 'x' is fp16"):
+        optimizer = HybridSGD([{"params": x, "lr": 1e-5, "oracle": ZerothOrder(0.05), "name": "x"}])
+    optimizer.step(loss)
+    assert 0.9 < optimizer.last.shares["x"] < 1.1  # type: ignore[union-attr]
+
+
+def test_a_loss_that_is_not_finite_leaves_weights_and_gradients() -> None:
+    module, loss = net()
+    x, y = halves(module)
+    optimizer = HybridSGD([{"params": x, "oracle": ZerothOrder()}, {"params": y}])
+    optimizer.step(loss)
+    before = [p.detach().clone() for p in module.parameters()]
+    for broken in (lambda: loss() * float("nan"), lambda: loss() * (1 if torch.is_grad_enabled() else float("inf"))):
+        with pytest.raises(BadInput, match="is (nan|inf): lower"):
+            optimizer.step(broken)
+    assert all(torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True))
+    assert all(p.requires_grad for p in module.parameters())
+
+
+def wrong(what: str) -> list[dict]:  # type: ignore[type-arg]
+    module, _ = net()
+    x, y = halves(module)
+    zo = ZerothOrder()
+    if what == "frozen":
+        x[0].requires_grad_(False)
+    return {
+        "none": [],
+        "empty": [{"params": [], "name": "x"}],
+        "two": [{"params": x, "oracle": zo, "name": "x"}, {"params": [*y, x[0]], "name": "y"}],
+        "tied": [{"params": x, "oracle": zo, "name": "x"}, {"params": [nn.Parameter(x[0].data)], "name": "y"}],
+        "frozen": [{"params": x, "name": "x"}],
+        "oracle": [{"params": x, "oracle": "zo", "name": "x"}],
+        "integer": [{"params": [torch.ones(2, dtype=torch.int8)], "oracle": zo, "name": "x"}],
+        "rate": [{"params": x, "lr": -1.0, "name": "x"}],
+        "decay": [{"params": x, "weight_decay": -1.0, "oracle": zo, "name": "x"}],
+        "names": [{"params": x, "name": "x"}, {"params": y, "name": "x"}],
+    }[what]
+
+
+@pytest.mark.parametrize(
+    ("what", "told"),
+    [
+        ("none", "no groups: give at least one"),
+        ("empty", "group 'x' has no parameters: leave it out"),
+        ("two", "is in groups 'x' and 'y' (a tie, or the same one twice): keep it in one"),
+        ("tied", "is in groups 'x' and 'y' (a tie, or the same one twice): keep it in one"),
+        ("frozen", "frozen (requires_grad = False): give the group an estimator, or let"),
+        ("oracle", "oracle 'zo' of group 'x': use None (exact), or an estimator"),
+        ("integer", "holds torch.int8 parameters: leave quantized or integer ones out"),
+        ("rate", "lr = -1.0 of group 'x': use a finite rate of at least 0"),
+        ("decay", "weight_decay = -1.0 of group 'x'"),
+        ("names", "two groups are named 'x'"),
+    ],
+)
+def test_wrong_groups_are_refused(what: str, told: str) -> None:
+    with pytest.raises(BadInput) as error:
+        HybridSGD(wrong(what))
+    assert told in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_loss_without_exact_parameters_and_a_mu_below_rounding_are_refused() -> None:
+    module, loss = net(torch.float32)
+    x, y = halves(module)
+    with pytest.raises(BadInput, match="depends on no parameter of an exact group"):
+        HybridSGD([{"params": x, "oracle": ZerothOrder()}, {"params": [nn.Parameter(torch.ones(2))]}]).step(
+            lambda: loss().detach() if torch.is_grad_enabled() else loss()
+        )
+    with pytest.raises(BadInput, match="rounding lets"):
+        HybridSGD([{"params": x, "oracle": ZerothOrder(1e-9)}, {"params": y}]).step(loss)
+
+
+def test_a_logged_run_replays_to_the_bit(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    from smoothlab.seedlog import replay
+
+    for dtype in (torch.float32, torch.bfloat16):
+        (module, loss), (fresh, _) = net(dtype), net(dtype)
+        oracle = ZerothOrder(0.05, q=3, average="orthogonal")
+        x, _ = halves(module)
+        path = tmp_path / f"{dtype}.log"
+        log = SeedLog(path, 4, {0: Block("x", tuple(x))}, {0: oracle.law})
+        group = {"params": x, "lr": 1e-2, "oracle": oracle, "weight_decay": 0.1, "name": "x"}
+        optimizer = HybridSGD([group], seed=4, log=log)
+        scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+        for _ in range(5):
+            optimizer.step(loss)
+            scheduler.step()
+        log.close()
+        block = Block("x", tuple(halves(fresh)[0]))
+        assert replay(path, {0: block}, {0: oracle.law}) == 5
+        assert all(torch.equal(a, b) for a, b in zip(block.params, x, strict=True))

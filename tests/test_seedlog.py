@@ -1,0 +1,102 @@
+"""Seed logs: size, cuts, continuation, and whom they refuse."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from smoothlab.blocks import Block
+from smoothlab.directions import Gaussian, Rademacher
+from smoothlab.errors import BadInput
+from smoothlab.seedlog import ENTRY, SeedLog, replay
+from smoothlab.zeroth import Directional
+
+LAW = Gaussian()
+
+
+def block(size: int = 5) -> Block:
+    return Block("x", (nn.Parameter(torch.arange(float(size))), nn.Parameter(torch.ones(2, 3))))
+
+
+def step(t: int, count: int = 1, seed: int = 7) -> Directional:
+    return Directional(LAW, tuple(((seed, t, 0, j), 0.1 * (t + j)) for j in range(count)))
+
+
+def written(path: Path, steps: int, count: int = 1) -> Path:
+    log = SeedLog(path, 7, {0: block()}, {0: LAW})
+    for t in range(steps):
+        log.append(t, 0, step(t, count), 1e-3, 0.0)
+    log.close()
+    return path
+
+
+def weights(path: Path, until: int | None = None) -> torch.Tensor:
+    b = block()
+    replay(path, {0: b}, {0: LAW}, until)
+    return torch.cat([p.detach().reshape(-1) for p in b.params])
+
+
+def test_twenty_thousand_steps_take_less_than_a_megabyte(tmp_path: Path) -> None:
+    assert written(tmp_path / "log", 3).stat().st_size < 1000 + 3 * ENTRY.size
+    assert 20_000 * ENTRY.size + 1000 < 1_000_000
+
+
+def test_every_cut_leaves_the_whole_steps(tmp_path: Path) -> None:
+    content = written(tmp_path / "log", 3, count=2).read_bytes()
+    head = content.index(b"\n") + 1
+    expected = [weights(written(tmp_path / f"log{t}", t, count=2)) for t in range(4)]
+    for size in range(head, len(content) + 1):
+        (tmp_path / "cut").write_bytes(content[:size])
+        assert torch.equal(weights(tmp_path / "cut"), expected[(size - head) // (2 * ENTRY.size)])
+
+
+@pytest.mark.parametrize("keep", [None, 2])
+def test_a_cut_log_goes_on_as_an_undisturbed_one(tmp_path: Path, keep: int | None) -> None:
+    whole = written(tmp_path / "whole", 5, count=2)
+    path = written(tmp_path / "log", 3, count=2)
+    path.write_bytes(path.read_bytes()[:-5])  # the third step is cut off
+    log = SeedLog(path, 7, {0: block()}, {0: LAW}, keep=keep)
+    for t in range(2, 5):
+        log.append(t, 0, step(t, 2), 1e-3, 0.0)
+    log.close()
+    assert path.read_bytes() == whole.read_bytes()
+
+
+def test_until_stops_before_a_step(tmp_path: Path) -> None:
+    assert torch.equal(weights(written(tmp_path / "log", 5), 3), weights(written(tmp_path / "three", 3)))
+
+
+def test_other_runs_are_refused_in_one_line(tmp_path: Path) -> None:
+    path = written(tmp_path / "log", 2)
+    cases = [
+        ({0: block(6)}, {0: LAW}, "is of another run (groups differ)"),
+        ({0: block()}, {0: Rademacher()}, "is of another run (groups differ)"),
+        ({1: block()}, {1: LAW}, "is of another run (groups differ)"),
+    ]
+    for blocks, laws, told in cases:
+        with pytest.raises(BadInput) as error:
+            replay(path, blocks, laws)
+        assert told in str(error.value) and "\n" not in str(error.value)
+    with pytest.raises(BadInput, match="seed differ"):
+        SeedLog(path, 8, {0: block()}, {0: LAW})
+    first, _, rest = path.read_bytes().partition(b"\n")
+    head = json.loads(first) | {"stream": "cuda/philox/torch-9/chunk-1"}
+    path.write_bytes(json.dumps(head).encode() + b"\n" + rest)
+    with pytest.raises(BadInput, match="its seeds are of generator cuda/philox/torch-9/chunk-1, this is cpu"):
+        replay(path, {0: block()}, {0: LAW})
+    for content in (b"", b"{}\n", b"\x00\xff", first[:20]):
+        path.write_bytes(content)
+        with pytest.raises(BadInput, match="is no seed log of smoothlab, or its first line is broken"):
+            replay(path, {0: block()}, {0: LAW})
+    with pytest.raises(BadInput, match="cannot read"):
+        replay(tmp_path / "none", {0: block()}, {0: LAW})
+
+
+def test_what_no_seed_says_is_not_logged(tmp_path: Path) -> None:
+    log = SeedLog(tmp_path / "log", 7, {0: block()}, {0: LAW})
+    for gradient in (step(0, seed=8), Directional(LAW, step(0).terms, anchor=torch.zeros(11))):
+        with pytest.raises(BadInput, match="holds plain zeroth-order steps"):
+            log.append(0, 0, gradient, 1e-3, 0.0)
+    log.close()
