@@ -185,7 +185,7 @@ class HybridSGD(torch.optim.Optimizer):
         for closure in closures:
             with torch.enable_grad():
                 loss = closure()
-            value = evaluate(lambda loss=loss: loss.detach() if isinstance(loss, Tensor) else loss, self._first_block())
+            value = evaluate(_constant(loss), self._first_block())
             if not loss.requires_grad:
                 raise BadInput("the loss depends on no parameter of an exact group: look at what is in the groups")
             (loss / len(closures)).backward()
@@ -217,6 +217,11 @@ class HybridSGD(torch.optim.Optimizer):
         if target is not block:
             for p, master in zip(block.params, target.params, strict=True):
                 p.copy_(master)
+
+
+def _constant(loss: Tensor) -> Closure:
+    """What was computed, as a closure without a graph; what is no tensor stays so, to be refused."""
+    return lambda: loss.detach() if isinstance(loss, Tensor) else loss
 
 
 def _checked(groups: Iterable[Group], lr: float, weight_decay: float) -> list[Group]:

@@ -213,7 +213,7 @@ def test_accumulation_is_the_mean_minibatch() -> None:
         x, y = halves(module)
         optimizer = HybridSGD([{"params": x, "lr": 0.01, "oracle": ZerothOrder(sides=1)}, {"params": y, "lr": 0.1}])
         closures = [
-            lambda part=part: nn.functional.cross_entropy(module(data[part]), labels[part])
+            lambda part=part, module=module: nn.functional.cross_entropy(module(data[part]), labels[part])
             for part in torch.arange(8).chunk(parts)
         ]
         for _ in range(3):
