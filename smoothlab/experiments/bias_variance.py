@@ -89,7 +89,7 @@ def bias(run: "Estimators", setting: str) -> Iterator[Row]:
                 if sides == 1:
                     c = c - mu / 2 * ((z @ taylor.hessian) * z).sum(1)
                 expected = f.mean(estimator) - g
-                floor = ucurve.rounding(mu, sides, noise) / size
+                floor = float(ucurve.rounding(mu, sides, noise)) / size
                 found = _along(c[:, None] * z, expected, size, floor)
                 yield row(
                     setting, "bias", found[0], estimator, dtype=dtype, d=f.dim, draws=run.draws, function=function,

@@ -2,6 +2,7 @@
 
 In every panel a point is a measurement with its 95 % interval and a line is a closed form (or, in U-curves, the
 prediction); a bar that leaves the panel at the bottom belongs to an interval that holds zero, and its point is hollow.
+A bar that leaves it elsewhere is of an interval that is open there.
 """
 
 from collections.abc import Callable, Sequence
@@ -44,6 +45,7 @@ def rows_of(df: pd.DataFrame, part: str, quantity: str, **chosen: Any) -> pd.Dat
     found = df[keep].copy()
     for name in ("measured", "low", "high", "reference", "predicted", "mu"):
         found[name] = pd.to_numeric(found[name], errors="coerce").astype(float)
+    found["high"] = found["high"].where(found["high"].notna() | found["low"].isna(), np.inf)  # records know no infinity
     return found
 
 
@@ -56,7 +58,7 @@ def bias(ax: Axes, df: pd.DataFrame, function: str | None = None) -> None:
     """|bias| / ||g|| against mu for one function, with the closed form of each law and a line of slope 2."""
     found = _bias_rows(df, function)
     double = found[found["dtype"] == "float64"]
-    bottom, top = float(double["reference"].min()) / 30, float(found["high"].abs().max()) * 5
+    bottom, top = float(double["reference"].min()) / 30, _top(found) * 5
     for law, rows in _by(double, "law", LAWS):
         _points(ax, rows, "mu", LAW_COLORS[law], "o", NAMES.get(law, law), bottom)
         ax.plot(rows["mu"], rows["reference"], "-", lw=0.8, color=LAW_COLORS[law], zorder=1)
@@ -101,7 +103,7 @@ def against_dimension(ax: Axes, df: pd.DataFrame) -> None:
             ax.plot(part["d"], part["reference"], LINES[sides], lw=0.8, color=LAW_COLORS[law], zorder=1)
     _sides_key(ax)
     _powers_of_2(ax, found["d"])
-    ax.set_ylim(0, float(found["high"].max()) * 1.05)
+    ax.set_ylim(0, _top(found) * 1.05)
     ax.set(xlabel="dimension $d$", ylabel=r"$E\|\hat g - g\|^2 \,/\, ((d+1) \|g\|^2)$")
     legend_above(ax, 4, f"Variance: quadratic, $\\mu$ = {found['mu'].iloc[0]:g}, lines: closed form")
 
@@ -119,7 +121,7 @@ def against_directions(ax: Axes, df: pd.DataFrame) -> None:
             ax.plot(part["q"], part["reference"], LINES[sides], lw=0.8, color=color, zorder=1)
     _sides_key(ax)
     _powers_of_2(ax, found["q"])
-    ax.set_ylim(0, float(found["high"].max()) * 1.05)
+    ax.set_ylim(0, _top(found) * 1.05)
     ax.set(xlabel="evaluated directions $q$", ylabel=r"$q\, E\|\hat g - g\|^2 \,/\, ((d+1) \|g\|^2)$")
     legend_above(ax, 3, f"Averages: gaussian, {_title(found)}, $\\mu$ = {found['mu'].iloc[0]:g}")
 
@@ -129,7 +131,7 @@ def curve(
 ) -> None:
     """Error of a directional derivative against mu by precision: measured, predicted, and the best mu of both."""
     found = rows_of(df, part, "derivative error", block=block, sides=sides)
-    top, bottom = min(float(found["high"].max()) * 2, 100.0), float(found["low"].min()) / 60
+    top, bottom = min(_top(found) * 2, 100.0), float(found["low"].min()) / 60
     for dtype, rows in _by(found, "dtype", tuple(PRECISION_COLORS)):
         color = PRECISION_COLORS[dtype]
         _points(ax, rows, "mu", color, MARKS[sides], SHORT[dtype], bottom)
@@ -138,18 +140,18 @@ def curve(
     step = (found["low"].min() / bottom) ** 0.2
     for place, (dtype, rows) in enumerate(_by(best, "dtype", tuple(PRECISION_COLORS))):
         row, color, height = rows.iloc[0], PRECISION_COLORS[dtype], bottom * step ** (place + 0.8)
+        ends = [max(row["low"], found["mu"].min() / 10), min(row["high"], found["mu"].max() * 10)]
+        ax.plot(ends, [height, height], "-", color=color, lw=2.6, alpha=0.45, solid_capstyle="butt")
         if not at_edge(row):
-            ends = [row["low"], row["high"]]
-            ax.plot(ends, [height, height], "-", color=color, lw=2.6, alpha=0.45, solid_capstyle="butt")
             ax.plot(row["measured"], height, "o", ms=3, color=color)
         ax.plot(row["predicted"], height, "|", ms=6, mew=1.3, color="black")
     ax.axhline(1, color="black", lw=0.6, ls=":", zorder=0)
     _logs(ax, (found["mu"].min(), found["mu"].max()), (bottom, top))
     ax.set(xlabel=r"step $\mu$", ylabel=r"RMS error of $D(\mu)$ $/ \, \|g\|$")
     if legend:
-        ax.plot([], [], LINES[sides], lw=0.8, color=GRAY, label="predicted")
+        ax.plot([], [], LINES[sides], lw=0.8, color=GRAY, label="error, predicted")
         ax.plot([], [], "-o", ms=3, lw=2.6, color="#B0B0B0", label=r"best $\mu$")
-        ax.plot([], [], "|", ms=6, mew=1.3, color="black", label="predicted")
+        ax.plot([], [], "|", ms=6, mew=1.3, color="black", label=r"best $\mu$, predicted")
         legend_above(ax, 3, f"{'Two' if sides == 2 else 'One'}-sided derivative: {_title(found)}")
 
 
@@ -157,11 +159,11 @@ def model_error(ax: Axes, df: pd.DataFrame) -> None:
     """Squared error of each estimator on a model's block over (d + 1) ||g||^2, beside its closed form."""
     found = _over(rows_of(df, "model-variance", "error"))[::-1]
     places = np.arange(len(found))
-    ax.hlines(places, found["low"], found["high"], color=COLORS[0], lw=1.4)
+    ax.hlines(places, found["low"], _ends(found), color=COLORS[0], lw=1.4)
     ax.plot(found["measured"], places, "o", ms=4, color=COLORS[0], label="measured")
     ax.plot(found["reference"], places, "|", ms=11, mew=1.5, color="black", label="closed form")
     ax.set_yticks(places, [_short(name) for name in found["estimator"]])
-    ax.set_xlim(0, float(found["high"].max()) * 1.05)
+    ax.set_xlim(0, _top(found) * 1.05)
     ax.set_xlabel(r"$E\|\hat g - g\|^2 \,/\, ((d+1) \|g\|^2)$")
     legend_above(ax, 2, f"Variance: {found['function'].iloc[0]} {found['block'].iloc[0]}, {_size(found)}")
 
@@ -250,16 +252,27 @@ def _points(
     size: float = 3.0,
 ) -> None:  # fmt: skip
     """Points with interval bars; on a log axis (`bottom`) sizes, and hollow where the interval holds zero."""
-    low, high, value = rows["low"], rows["high"], rows["measured"]
+    low, high, value = rows["low"], _ends(rows), rows["measured"]
     holds = pd.Series(False, index=rows.index)
     if bottom is not None:
         holds = (low <= 0) & (high >= 0)
-        ends = rows[["low", "high"]].abs()
+        ends = pd.concat([low, high], axis=1).abs()
         value, low, high = value.abs(), ends.min(axis=1).where(~holds, bottom / 10), ends.max(axis=1)
     ax.vlines(rows[x], low, high, color=color, lw=1.0, zorder=2)
     ax.plot(rows[x], value, linestyle="", marker=marker, ms=size, color=color, label=label, zorder=3)
     under = rows[holds]
     ax.plot(under[x], value[holds], linestyle="", marker=marker, ms=size, mfc="white", mec=color, zorder=3.1)
+
+
+def _ends(rows: pd.DataFrame) -> pd.Series:
+    """Upper ends; open ones far outside of the panel."""
+    return rows["high"].where(np.isfinite(rows["high"]), 1e6 * rows["measured"].abs())
+
+
+def _top(rows: pd.DataFrame) -> float:
+    """The largest value or finite end."""
+    seen = rows[["measured", "low", "high"]].abs().to_numpy()
+    return float(seen[np.isfinite(seen)].max())
 
 
 def _sides_key(ax: Axes) -> None:

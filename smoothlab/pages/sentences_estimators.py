@@ -12,6 +12,7 @@ import pandas as pd
 
 from smoothlab.pages.plots_estimators import LAWS, NAMES, PRECISION_COLORS, SHORT, at_edge, rows_of
 from smoothlab.pages.sentences import number
+from smoothlab.samples import ENOUGH
 
 HOW_TO_READ = (
     "A zeroth-order estimate takes a gradient from values of the loss alone: the loss is evaluated a step mu to either "
@@ -48,20 +49,18 @@ def of_bias(df: pd.DataFrame) -> Iterator[str]:
                 f"{_span(f'{fit[0]:.2f}' for fit in fits)} ({main['law'].nunique()} laws of directions, fp64, mu from "
                 f"{number(min(fit[1] for fit in fits))} to {number(max(fit[2] for fit in fits))})."
             )
-    exact = found[(found["exact"] == True) & (found["dtype"] == "float64") & (found["mu"] >= 1e-4)]  # noqa: E712
+    exact = found[(found["exact"] == True) & (found["dtype"] == "float64")]  # noqa: E712
     if len(exact):
-        series = exact[np.isclose(exact["mu"], exact["mu"].iloc[len(exact) // 2])]
+        looks = exact["setting"].nunique()
         yield (
-            f"{_held(exact)} intervals of the bias at mu of at least 0.0001 in fp64 hold the closed form; all mu of a "
-            f"curve share their directions, so that these are {series['setting'].nunique()} independent looks."
+            f"{_held(exact)} intervals of the bias in fp64 hold the closed form; all mu of a curve and both sides "
+            f"share their directions, so that these are {looks} independent looks."
         )
-    small = found[(found["exact"] == True) & (found["dtype"] == "float64") & (found["mu"] < 1e-4)]  # noqa: E712
-    off = small[(small["low"] > small["reference"]) | (small["high"] < small["reference"])]
-    if len(off):
+    if "floor" in exact and len(under := exact[exact["floor"] > exact["reference"]]):
+        names = [NAMES.get(law, law) for law in LAWS if law in set(under["law"])]
         yield (
-            f"At smaller mu {len(small) - len(off)} of {len(small)} do; the others are of "
-            f"{', '.join(NAMES.get(law, law) for law in LAWS if law in set(off['law']))} directions, up to mu = "
-            f"{number(off['mu'].max())}: there rounding has a mean of its own."
+            f"Up to mu = {number(under['mu'].max())} the intervals of {' and '.join(names)} directions are mostly "
+            "rounding: these repeat the same few moves, so that its errors do not average out."
         )
     for dtype, rows in found[found["law"] == "gaussian"].groupby("dtype", sort=False):
         hidden = rows[(rows["low"] <= 0) & (rows["high"] >= 0) & (rows["sides"] == 2)]
@@ -77,7 +76,12 @@ def of_variance(df: pd.DataFrame) -> Iterator[str]:
     """Squared errors beside their closed forms, against d and against q."""
     found = pd.concat([rows_of(df, part, "error") for part in ("variance", "averages")])
     if len(found):
-        yield f"{_held(found)} intervals of squared errors on quadratics hold the closed form."
+        looks = len(found[found["part"] == "variance"][["law", "d"]].drop_duplicates())
+        looks += found[found["part"] == "averages"]["average"].nunique()
+        yield (
+            f"{_held(found)} intervals of squared errors on quadratics hold the closed form; sides and q share their "
+            f"directions, so that these are {looks} independent looks."
+        )
     rows = found[found["part"] == "variance"]
     if len(rows):
         top = rows[rows["d"] == rows["d"].max()]
@@ -157,24 +161,24 @@ def uncertain(df: pd.DataFrame) -> list[str]:
     told = [
         "Estimates: intervals are pointwise 95 % ones over random directions; points of one curve share their "
         "directions and so err together.",
-        "Estimates: intervals of squared errors of few draws rest on the draws' own skewness; where tails are heavy "
-        "(sparse and low-rank directions, small d) they are the least certain.",
     ]
+    squared = pd.concat([rows_of(df, part, "error") for part in ("variance", "averages", "model-variance")]
+                        + [rows_of(df, part, "derivative error") for part in ("curve", "model-curve")])  # fmt: skip
+    if few := int((squared["draws"] < ENOUGH).sum()):
+        told.append(
+            f"Estimates: {few} of {len(squared)} intervals of squared errors have fewer than {ENOUGH} draws "
+            f"({int(squared['draws'].min())} at least), too few to be sure of 95 % where tails are heavy."
+        )
     best = pd.concat([rows_of(df, part, "best mu") for part in ("curve", "model-curve")])
     if len(best):
         edge = sum(at_edge(row) for _, row in best.iterrows())
         told.append(
-            "Estimates: a best mu is read off a grid, and its interval is no finer than half a step of it"
-            + (f"; {edge} of {len(best)} lie at the grid's edge." if edge else ".")
+            "Estimates: a best mu is read off a grid, and its interval is no finer than a step of it to "
+            "either side" + (f"; {edge} of {len(best)} lie at the grid's edge, or beyond." if edge else ".")
         )
         told.append(
             "Estimates: a one-sided derivative shares the rounding error of f(x) among all directions; that is one "
             "number, so that its curve may lie off the prediction, which takes it as random."
-        )
-    if len(rows_of(df, "model-variance", "error")):
-        told.append(
-            "Estimates: on the model gaussian, sphere, sparse and one-sided estimates are made from the same normal "
-            "numbers, so that they lie off their closed forms together."
         )
     if len(rows_of(df, "model-cost", "pass in forwards")):
         told.append("Estimates: costs are of this machine and of what else ran on it, as ratios within each round.")
@@ -197,9 +201,18 @@ def _pair(row: Any) -> str:
 def _best(row: pd.Series, curve: pd.DataFrame) -> str:
     predicted = f"predicted {number(row['predicted'])}" if math.isfinite(row["predicted"]) else "not predicted"
     if at_edge(row):
-        return f"beyond the grid, {predicted}"
+        return f"{_between(row)}, at the grid's edge or beyond, {predicted}"
     lowest = number(100 * curve["measured"].min())
-    return f"{number(row['measured'])} ({number(row['low'])} to {number(row['high'])}), {predicted}, error {lowest} %"
+    return f"{number(row['measured'])} ({_between(row)}), {predicted}, error {lowest} %"
+
+
+def _between(row: pd.Series) -> str:
+    """The interval of a best mu, which may be open."""
+    if row["low"] > 0 and math.isfinite(row["high"]):
+        return f"{number(row['low'])} to {number(row['high'])}"
+    if row["low"] > 0:
+        return f"above {number(row['low'])}"
+    return f"below {number(row['high'])}" if math.isfinite(row["high"]) else "anywhere"
 
 
 def _span(values: Iterator[str]) -> str:

@@ -61,8 +61,9 @@ def curve_rows(part, block, dtypes):
                 predicted = float(np.hypot(mu**sides, noise / mu))
                 yield row(part, f"{block}/{dtype}", "derivative error", 1.1 * predicted, dtype=dtype, sides=sides,
                           block=block, mu=mu, predicted=predicted)  # fmt: skip
-            yield row(part, f"{block}/{dtype}", "best mu", 1e-3, 0.5, dtype=dtype, sides=sides, block=block,
-                      predicted=2e-3, edge=dtype == "float64")  # fmt: skip
+            best = row(part, f"{block}/{dtype}", "best mu", 1e-3, 0.5, dtype=dtype, sides=sides, block=block,
+                       predicted=2e-3, edge=dtype == "float64")  # fmt: skip
+            yield best | ({"low": 0.0} if dtype == "float64" else {})
 
 
 def model_rows():
@@ -140,9 +141,13 @@ def test_curves_mark_the_best_mu_measured_and_predicted(ax):
     black = [line.get_xdata()[0] for line in lines(ax, "|")]
     assert black == [2e-3, 2e-3]
     thick = [line for line in lines(ax) if line.get_linewidth() == 2.6]
-    assert len(thick) == 1, "the fp64 one lies at the grid's edge"
-    np.testing.assert_allclose(thick[0].get_xdata(), [5e-4, 1.5e-3])
-    assert thick[0].get_color() == plots.PRECISION_COLORS["float32"]
+    assert [line.get_color() for line in thick] == [plots.PRECISION_COLORS[name] for name in ("float64", "float32")]
+    np.testing.assert_allclose(thick[1].get_xdata(), [5e-4, 1.5e-3])
+    assert thick[0].get_xdata()[0] < ax.get_xlim()[0] and thick[0].get_xdata()[1] == 1.5e-3, "open below"
+    points = [line for line in lines(ax, "o") if line.get_ydata()[0] == thick[0].get_ydata()[0]]
+    assert not points, "at the grid's edge none is the best"
+    labels = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert len(set(labels)) == len(labels) == 5
 
 
 def test_a_figure_has_a_panel_for_each_part_there_is():
@@ -179,14 +184,14 @@ def test_other_records_are_refused():
 def test_the_reading_is_of_the_numbers():
     told = "\n".join(sentences.reading(table()))
     assert "On the cosh function (d = 9) the bias grows with mu to the power 2.00 (2 laws" in told
-    assert "8 of 8 intervals of the bias" in told and "these are 2 independent looks" in told
+    assert "10 of 10 intervals of the bias" in told and "these are 2 independent looks" in told
     assert "In fp64 rounding hides the bias of two-sided Gaussian directions from mu = 1e-06 to 1e-06" in told
-    assert "10 of 10 intervals of squared errors" in told
+    assert "10 of 10 intervals of squared errors" in told and "these are 5 independent looks" in told
     assert "At d = 16 the squared error of a two-sided estimate" in told
     assert "gaussian 17.3 (15.6 to 19.1; closed form 17.0)" in told
     assert "Averaged over q = 8 directions (d = 64): plain 8.12 (7.31 to 8.94; closed form 8.12)" in told
     assert "fp32 0.00100 (0.0005 to 0.00150), predicted 0.00200" in told
-    assert "fp64 beyond the grid, predicted 0.00200" in told
+    assert "fp64 below 0.00150, at the grid's edge or beyond, predicted 0.00200" in told
     assert "On micro base" in told or "On cosh base" in told
     assert "squared error over (d + 1) times the squared gradient is: gaussian 0.899; one-sided gaussian 0.899" in told
     assert "2 of 2 intervals hold the closed form of a quadratic" in told
@@ -196,10 +201,31 @@ def test_the_reading_is_of_the_numbers():
 def test_a_bias_that_is_not_the_closed_form_is_not_counted():
     df = table(bias_rows())
     df.loc[df["law"] == "rademacher", "reference"] *= 1.3
-    assert "4 of 8 intervals of the bias" in "\n".join(sentences.reading(df))
+    assert "6 of 10 intervals of the bias" in "\n".join(sentences.reading(df))
     df.loc[(df["law"] == "rademacher") & (df["mu"] == 1e-6), "low"] = 1e-12
+    assert "5 of 10 intervals of the bias" in "\n".join(sentences.reading(df))
+
+
+def test_a_bias_under_the_floor_of_rounding_is_told():
+    df = table(bias_rows()).assign(floor=np.nan)
+    df.loc[df["law"] == "rademacher", "floor"] = 1e-10
     told = "\n".join(sentences.reading(df))
-    assert "At smaller mu 1 of 2 do; the others are of rademacher directions, up to mu = 1e-06" in told
+    assert "Up to mu = 1e-06 the intervals of rademacher directions are mostly rounding" in told
+
+
+def test_open_intervals_are_drawn_to_the_edge_and_told(ax):
+    found = [row("variance", "gaussian", "error", 5.0, d=d, reference=5.0) for d in (4, 16)]
+    found[0]["high"] = None  # as records hold infinity
+    df = table(found)
+    plots.against_dimension(ax, df)
+    assert 0 < ax.get_ylim()[1] < 10
+    (bars, *_) = [one.get_segments() for one in ax.collections if isinstance(one, LineCollection)]
+    assert bars[0][1, 1] > 1e5 and bars[1][1, 1] < 10
+    assert "2 of 2 intervals of squared errors" in "\n".join(sentences.reading(df))
+    curve = table(curve_rows("curve", "theta", {"float32": 1e-7}))
+    for low, high, words in ((0.0, None, "anywhere"), (1e-4, None, "above 0.0001"), (0.0, 1e-2, "below 0.0100")):
+        curve.loc[curve["quantity"] == "best mu", ["low", "high"]] = low, np.nan if high is None else high
+        assert f"fp32 0.00100 ({words}), predicted" in "\n".join(sentences.reading(curve))
 
 
 def test_precision_that_loses_the_derivative_is_named():
@@ -209,8 +235,17 @@ def test_precision_that_loses_the_derivative_is_named():
 
 def test_doubts_name_what_was_measured():
     told = " ".join(sentences.uncertain(table()))
-    assert "2 of 12 lie at the grid's edge" in told and "before training" in told and "this machine" in told
+    assert (
+        "2 of 12 lie at the grid's edge, or beyond" in told
+        and "fewer than 24" not in told
+        and "before training" in told
+        and "this machine" in told
+    )
     assert "before training" not in " ".join(sentences.uncertain(table(bias_rows())))
+    few = table([{**one, "draws": 6} for one in model_rows()])
+    assert "2 of 2 intervals of squared errors have fewer than 24 draws (6 at least)" in " ".join(
+        sentences.uncertain(few)
+    )
 
 
 # ------------------------------------------------------------------------------------------------ page and scripts
