@@ -242,7 +242,8 @@ class Course:
         self.at.over = 0 < self.patience <= self.at.waited
         return {
             "part": "dev", **self._place(), "train_loss": loss, "dev_loss": score.loss, **score.row(),
-            "steps_per_second": speed, "forwards": self.tuning.forwards, "seconds": round(self.at.seconds, 3),
+            "steps_per_second": speed, "forwards": self.tuning.step * self.tuning.evaluations,
+            "seconds": round(self.at.seconds, 3),
         }  # fmt: skip
 
     def _place(self) -> Row:

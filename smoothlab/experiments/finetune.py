@@ -45,6 +45,7 @@ class Finetune:
             base model alone, zeroth-order; fo-peft: PEFT module alone, first-order; fo-full: base model alone,
             first-order.
         peft: PEFT method (lora, prompt, prefix, ...); "auto" is lora, and none for zo and fo-full.
+        rule: what is done with exact gradients: sgd, as Algorithm 1 does, or adam. Zeroth-order ones are always sgd.
         eta_x: learning rate of the base model.
         eta_y: learning rate of the PEFT module.
         mu: step of the zeroth-order differences along directions with entries of variance 1.
@@ -76,15 +77,16 @@ class Finetune:
     test: int = 1000
     method: Method = "hybrid"
     peft: str = "auto"
+    rule: Literal["sgd", "adam"] = "adam"
     eta_x: float = 1e-4
-    eta_y: float = 1e-1
+    eta_y: float = 5e-3
     mu: float = 1e-3
     q: int = 1
     sides: Literal[1, 2] = 2
     law: Literal["gaussian", "sphere", "rademacher", "sparse", "lowrank"] = "gaussian"
-    steps: int = 300
+    steps: int = 200
     batch: int = 16
-    eval_every: int = 50
+    eval_every: int = 25
     patience: int = 10
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     search: tuple[str, ...] = ()
@@ -101,6 +103,12 @@ class Finetune:
         if self.peft == "auto":
             return "lora" if self.method in ("hybrid", "fo-peft") else "none"
         return self.peft
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of the loss in a step; a one-sided estimate shares f(x, y) with the exact gradient."""
+        shared = self.method != "zo" or self.sides == 1
+        return shared + (self.sides * self.q if self.method in ZEROTH else 0)
 
     def resume_at(self, done: Sequence[Row]) -> int:
         """As many rows stand as there were when the newest checkpoint was taken; without one, none."""
@@ -133,7 +141,7 @@ class Finetune:
             course.watcher.close()
         if processes.number() == 0:
             best = course.stand_at_best()
-            yield {"part": "test", **best, "forwards": setup.tuning.forwards, **setup.test_row()}
+            yield {"part": "test", **best, **setup.test_row()}
             if self.save is not None:
                 setup.save(self.save)
 
@@ -206,7 +214,7 @@ class Finetune:
             p.requires_grad_(id(p) in mine)
         tuning = Tuning(
             model, trained, lambda numbers: batch(train, numbers, device), choice_loss, self._optimizer, len(train),
-            self.batch, self.steps, self.schedule, self.seed,
+            self.batch, self.steps, self.evaluations, self.schedule, self.seed,
         )  # fmt: skip
         notes = [*loaded.notes, splits.served]
         if cut := train.cut + dev.cut + test.cut:
@@ -219,8 +227,9 @@ class Finetune:
 
     def _optimizer(self, blocks: Mapping[str, "Block"], rates: "Rates") -> "HybridSGD":
         """Algorithm 1's optimizer: x by the estimator of Eq. (2) where the method says so, y by exact gradients."""
+        import torch
+
         from smoothlab import directions
-        from smoothlab.llm import processes
         from smoothlab.optim import HybridSGD
         from smoothlab.zeroth import ZerothOrder
 
@@ -234,10 +243,8 @@ class Finetune:
             {"params": list(block.params), "lr": eta[name], "oracle": oracles[name], "name": name}
             for name, block in blocks.items()
         ]
-        for name, block in blocks.items():
-            if oracles[name] is None:
-                processes.sum_gradients(block.params)
-        return HybridSGD(groups, seed=self.seed)
+        exact = partial(torch.optim.AdamW, weight_decay=0.0) if self.rule == "adam" else None
+        return HybridSGD(groups, seed=self.seed, exact=exact)
 
     def _course(self, setup: "Setup", folder: "Folder | None") -> "Course":
         from smoothlab.experiments.course import Course

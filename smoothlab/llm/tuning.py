@@ -49,6 +49,7 @@ class Tuning:
         count: number of training examples.
         batch: minibatch size B, of all processes together.
         steps: length of the schedule.
+        evaluations: of the loss in a step.
         schedule: factor of both rates: constant 1, linear 1 - t/T, cosine (1 + cos(pi t/T))/2.
         seed: seed of the reshuffling.
     """
@@ -61,10 +62,10 @@ class Tuning:
     count: int
     batch: int
     steps: int
+    evaluations: int = 1
     schedule: Schedule = "constant"
     seed: int = 0
     step: int = field(default=0, init=False)
-    forwards: int = field(default=0, init=False)
     first: float | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -77,6 +78,7 @@ class Tuning:
         check_partition(self.blocks.values(), ((n, p) for n, p in self.model.named_parameters() if p.requires_grad))
         self._names = {id(p): name for name, p in self.model.named_parameters()}
         self._sizes = {name: _size(block) for name, block in self.blocks.items()}
+        processes.sum_gradients(p for block in self.blocks.values() for p in block.params)
         self._home: dict[str, Tensor] | None = None
 
     @property
@@ -89,7 +91,7 @@ class Tuning:
         if self._home is not None:
             self.stand_at(self._home)
             ranks.restore(self.model, {})
-        self.rates, self.step, self.forwards, self.first = rates, 0, 0, None
+        self.rates, self.step, self.first = rates, 0, None
         self._optimizer = self.optimizer(self.blocks, rates)
         self._lrs = [group["lr"] for group in self._optimizer.param_groups]
 
@@ -114,7 +116,6 @@ class Tuning:
         inputs = self.examples(processes.share(reshuffled(self.count, self.batch, self.seed, self.step)))
 
         def loss() -> Tensor:
-            self.forwards += 1
             value = processes.average(self.loss(self.model, inputs))
             if not torch.isfinite(value):
                 raise self.diverged(float(value))
@@ -122,7 +123,12 @@ class Tuning:
 
         for group, lr in zip(self._optimizer.param_groups, self._lrs, strict=True):
             group["lr"] = lr * self.factor(self.step)
-        value = float(self._optimizer.step(fixed_loss(loss, self.model, seed=(self.seed << 20) + self.step)))  # type: ignore[arg-type]
+        try:
+            value = float(self._optimizer.step(fixed_loss(loss, self.model, seed=(self.seed << 20) + self.step)))
+        except BadInput as error:
+            if self.step == 0 or isinstance(error, Diverged):
+                raise
+            raise Diverged(f"{error} ({self._grown()})") from None  # it went well before the weights moved
         self.first = value if self.first is None else self.first
         self.step += 1
         ranks.after_step(self.model, self.step, self.steps)
@@ -144,12 +150,21 @@ class Tuning:
             return Diverged(
                 f"the loss is {loss:.3g} before training: its weights are broken, use others, or a wider --dtype"
             )
-        grown = {name: _size(block) / (self._sizes[name] or 1.0) for name, block in self.blocks.items()}
+        grown = self._growth()
         worst = max(grown, key=lambda name: grown[name] if math.isfinite(grown[name]) else math.inf)
         option, rate = ("--eta-x", self.rates.eta_x) if worst == "base" else ("--eta-y", self.rates.eta_y)
-        told = f"the loss is {loss:.3g} at step {self.step}, and was {self.first:.3g} at first"
-        sizes = ", ".join(f"{name} {size:.4g}" for name, size in grown.items())
-        return Diverged(f"{told}: lower {option} ({rate:g}); size of the weights, times that at the start: {sizes}")
+        return Diverged(
+            f"the loss is {loss:.3g} at step {self.step}, and was {self.first:.3g} at first: lower {option} "
+            f"({rate:g}); {self._grown()}"
+        )
+
+    def _growth(self) -> dict[str, float]:
+        """Norm of each block's weights, times that at the start."""
+        return {name: _size(block) / (self._sizes[name] or 1.0) for name, block in self.blocks.items()}
+
+    def _grown(self) -> str:
+        sizes = ", ".join(f"{name} {size:.4g}" for name, size in self._growth().items())
+        return f"size of the weights, times that at the start: {sizes}"
 
     def weights(self) -> dict[str, Tensor]:
         """A copy of what is trained, on the CPU, by the parameters' names."""
@@ -172,7 +187,7 @@ class Tuning:
         """Where the run stands, for `restore`; tensors are not copied."""
         tensors = {f"weights/{name}": p.detach() for name, p in self._named()}
         tensors |= {f"ranks/{name}": tensor for name, tensor in ranks.state(self.model).items()}
-        state = {"step": self.step, "forwards": self.forwards, "first": self.first}
+        state = {"step": self.step, "first": self.first}
         state["optimizer"] = pack(self._optimizer.state_dict(), tensors, "optimizer")
         return Snapshot(tensors, state)
 
@@ -181,7 +196,7 @@ class Tuning:
         self.stand_at(part(found, "weights"))
         ranks.restore(self.model, part(found, "ranks"))
         self._optimizer.load_state_dict(unpack(found.state["optimizer"], found.tensors))
-        self.step, self.forwards, self.first = (found.state[name] for name in ("step", "forwards", "first"))
+        self.step, self.first = found.state["step"], found.state["first"]
 
     def _named(self) -> list[tuple[str, Tensor]]:
         return [(self._names[id(p)], p) for block in self.blocks.values() for p in block.params]

@@ -26,6 +26,7 @@ class Toy(Finetune):
     name: ClassVar[str] = "toy"
     pause: ClassVar[float] = 0.0  # seconds that a loss takes longer
     train: int = 64
+    rule: str = "sgd"  # type: ignore[assignment]
     eta_x: float = 2e-3
     eta_y: float = 0.2
     steps: int = 24
@@ -68,8 +69,9 @@ class Toy(Finetune):
 
         model.eval()
         tuning = Tuning(
-            model, blocks, examples, loss, self._optimizer, self.train, self.batch, self.steps, self.schedule, self.seed
-        )
+            model, blocks, examples, loss, self._optimizer, self.train, self.batch, self.steps, self.evaluations,
+            self.schedule, self.seed,
+        )  # fmt: skip
         return Setup(tuning, judge, splits["dev"], splits["test"], "made up", [], save)
 
 
