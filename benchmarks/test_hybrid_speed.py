@@ -1,0 +1,172 @@
+"""What a hybrid step costs on `micro`, in first-order steps of its PEFT module, beside the parts it is made of.
+
+`make bench` runs it and writes benchmarks/results/speed_hybrid.jsonl; `python -m benchmarks.test_hybrid_speed
+--repetitions 3 --out FILE` is a short look. Everything is a ratio within one run: a repetition times every item once
+between two first-order steps, which are torch's own: backward, then SGD. "parts" is what a one-sided step is made of:
+one first-order step, one forward pass and two passes over the weights, each timed alone.
+"""
+
+import argparse
+import os
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.timing import ratio_row, timed
+from smoothlab.directions import Gaussian, Rademacher
+from smoothlab.llm.adapters import attach
+from smoothlab.llm.evaluate import batch, choice_loss, encode
+from smoothlab.llm.models import load_lm
+from smoothlab.llm.parts import partition
+from smoothlab.llm.tasks import load_choices
+from smoothlab.optim import HybridSGD
+from smoothlab.perturbation import Perturbation
+from smoothlab.records import Row, environment, load, run
+from smoothlab.streams import stream_name
+from smoothlab.zeroth import Directional, ZerothOrder
+
+MU = 1e-3
+PARTS = 1.15
+"""Largest ratio of a one-sided hybrid step to the sum of its parts."""
+
+
+@dataclass(frozen=True)
+class HybridSpeed:
+    """Cost of hybrid steps.
+
+    Attributes:
+        repetitions: interleaved repetitions of every item.
+        peft: method of the PEFT module.
+        batch: items in the minibatch.
+    """
+
+    name: ClassVar[str] = "speed_hybrid"
+    repetitions: int = 15
+    peft: str = "lora"
+    batch: int = 16
+
+    def resume_at(self, done: Sequence[Row]) -> int:
+        """Ratios belong to one run: a stopped one starts again."""
+        return 0
+
+    def rows(self, done: Sequence[Row]) -> Iterator[Row]:
+        """Each item in first-order steps, then the one-sided step in its parts."""
+        loaded = load_lm("micro", seed=0)
+        splits = load_choices("builtin", None, sizes=(self.batch, 4, 4))
+        items = encode(loaded.tokenizer, splits.train, loaded.max_length, splits.kind)
+        model = attach(loaded.model, self.peft, seed=0, measured=False)
+        blocks, inputs = partition(model), batch(items, range(self.batch), "cpu")
+        base, peft = blocks["base"], list(blocks["peft"].params)
+        for p in base.params:
+            p.requires_grad_(False)
+
+        def loss() -> Tensor:
+            return choice_loss(model, inputs)
+
+        plain = torch.optim.SGD(peft, lr=1e-9)  # rates so small that all items see the same weights
+
+        def first_order() -> None:
+            plain.zero_grad()
+            loss().backward()
+            plain.step()
+
+        def forward() -> None:
+            with torch.no_grad():
+                loss()
+
+        def hybrid(oracle: ZerothOrder | None) -> Callable[[], Any]:
+            groups = (
+                [{"params": peft}] if oracle is None else [{"params": base.params, "oracle": oracle}, {"params": peft}]
+            )
+            optimizer = HybridSGD(groups, 1e-9)
+            return lambda: optimizer.step(loss)
+
+        place, gradient = Perturbation(base), Directional(Gaussian(), (((0,), 1.0),))
+
+        def passes() -> None:
+            with place.along(Gaussian(), (((0,), 1.0),), MU):
+                pass
+            gradient.add_to(base, 1e-9)
+
+        ways = {
+            "forward": forward,
+            "two passes over the weights": passes,
+            "first-order, HybridSGD": hybrid(None),
+            "hybrid, one-sided": hybrid(ZerothOrder(MU, 1)),
+            "hybrid, two-sided": hybrid(ZerothOrder(MU, 2)),
+            "hybrid, one-sided, z kept": hybrid(ZerothOrder(MU, 1, keep=True)),
+            "hybrid, one-sided, Rademacher": hybrid(ZerothOrder(MU, 1, Rademacher())),
+        }
+        for way in (first_order, *ways.values()):
+            way()  # memory is taken, and the checks of a first call are made, before the clock runs
+        times: dict[str, list[float]] = {name: [] for name in ways}
+        ratios: dict[str, list[float]] = {name: [] for name in (*ways, "one-sided, in its parts")}
+        steps: list[float] = []
+        for _ in range(self.repetitions):
+            before = timed(first_order)
+            around: list[float] = []
+            for name, way in ways.items():
+                times[name].append(timed(way))
+                after = timed(first_order)
+                around.append(statistics.mean((before, after)))
+                ratios[name].append(times[name][-1] / around[-1])
+                steps.append(before)
+                before = after
+            parts = 1 + ratios["forward"][-1] + ratios["two passes over the weights"][-1]
+            ratios["one-sided, in its parts"].append(ratios["hybrid, one-sided"][-1] / parts)
+        told = {"dim_x": base.dim, "dim_y": blocks["peft"].dim, "load": list(os.getloadavg())}
+        yield ratio_row("first-order", [1.0], steps, **(told | {"unit": "first-order steps"}))
+        for name, found in ratios.items():
+            whole = name == "one-sided, in its parts"
+            unit = "parts" if whole else "first-order steps"
+            yield ratio_row(
+                name, found, times.get(name, []), **(told | {"unit": unit, "target": PARTS if whole else None})
+            )
+
+
+def table(path: Path) -> str:
+    """The records as a table for reading."""
+    lines = [f"{'':32s} {'median':>8s} {'quartiles':>17s} {'target':>7s}  unit"]
+    for row in load(path).astype(object).where(lambda x: x.notna(), None).to_dict("records"):
+        target = "" if row["target"] is None else f"{row['target']:g}"
+        numbers = f"{row['value']:8.3f} {row['low']:8.3f} {row['high']:8.3f}"
+        lines.append(f"{row['what']:32s} {numbers} {target:>7s}  {row['unit']}")
+    return "\n".join(lines)
+
+
+def measure(experiment: HybridSpeed, out: Path) -> str:
+    """Run, record, and return the table."""
+    told = environment(device="cpu", dtype="float32", threads=torch.get_num_threads(), load=list(os.getloadavg()))
+    run(experiment, out, environment=told | {"stream": stream_name()}, overwrite=True)
+    return table(out)
+
+
+@pytest.mark.slow
+def test_a_one_sided_step_costs_its_parts(capsys: pytest.CaptureFixture[str]) -> None:
+    out = Path(__file__).with_name("results") / "speed_hybrid.jsonl"
+    text = measure(HybridSpeed(), out)
+    with capsys.disabled():
+        print("\n" + text)
+    rows = {row["what"]: row["value"] for row in load(out).to_dict("records")}
+    assert rows["one-sided, in its parts"] <= PARTS
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repetitions", type=int, default=HybridSpeed.repetitions)
+    parser.add_argument("--peft", default=HybridSpeed.peft)
+    parser.add_argument("--batch", type=int, default=HybridSpeed.batch)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/speed_hybrid.jsonl"))
+    args = parser.parse_args()
+    print(measure(HybridSpeed(args.repetitions, args.peft, args.batch), args.out))
+
+
+if __name__ == "__main__":
+    main()
