@@ -238,7 +238,7 @@ def _plot(patterns: Sequence[str], kind: str, quantity: str, out: Path, overwrit
 def demo(
     out: Annotated[Path, arg(metavar="FOLDER")] = Path("out/demo"), seed: int = 0, overwrite: Flag = False
 ) -> Command:
-    """Measure and draw Fig. 1a, 1b, the estimators and the rates with built-in model and data, in three to four minutes.
+    """Measure and draw Fig. 1a, 1b, the estimators and the rates with built-in model and data, in under four minutes.
 
     Args:
         out: Where records, figures and index.html go; a run that was stopped is continued.

@@ -1,4 +1,4 @@
-"""Fig. 1a and 1b, the estimators and the rates in small, with built-in model and sentences: measured, drawn, one page."""
+"""Fig. 1a and 1b, the estimators and the rates in small, of built-in model and sentences: measured, drawn, one page."""
 
 from dataclasses import replace
 from pathlib import Path
