@@ -9,10 +9,11 @@ from scipy import stats
 from torch import nn
 
 from smoothlab.errors import BadInput
+from smoothlab.llm.adapters import attach
 from smoothlab.llm.evaluate import Accuracy, Encoded, accuracy, accuracy_one_by_one, batch, choice_loss, encode
 from smoothlab.llm.models import load_lm
 from smoothlab.llm.tasks import CHOICES, Choice, Kind, load_choices
-from tests.llm.tiny import encoded, tiny_lm, tokenizer
+from tests.llm.tiny import encoded, tiny, tiny_lm, tokenizer
 
 KINDS: tuple[Kind, ...] = ("verbalizer", "multiple choice")
 EPS = torch.finfo(torch.float32).eps
@@ -204,3 +205,29 @@ def test_micro_scores_the_published_tasks_as_one_by_one(name: str, shared_data: 
     if splits.kind == "verbalizer":
         assert all(len(option) == 1 for options in items.options for option in options)
     assert items.merged == 0 == items.cut
+
+
+@pytest.mark.parametrize("family", ["opt", "llama"])
+@pytest.mark.parametrize("method", ["none", "lora", "prompt", "prefix"])
+def test_classifiers_are_scored_by_their_classes(method: str, family: str) -> None:
+    """The loss is transformers' own; batches score as single sentences do; to 1e-5 where Llama's norms are in fp32."""
+    model = attach(tiny(family), method, seed=0).double().eval()
+    rows = encoded("verbalizer").contexts
+    items = Encoded(rows, (((0,), (1,)),) * 6, (0, 1, 0, 1, 1, 0), "classifier", 1)
+    minibatch = batch(items, range(6))
+    assert minibatch["input_ids"].shape == (6, 16) and minibatch["input_ids"][0, 3:].tolist() == [1] * 13
+    inputs = {name: minibatch[name] for name in ("input_ids", "attention_mask", "labels")}
+    torch.testing.assert_close(choice_loss(model, minibatch), model(**inputs).loss, rtol=1e-12, atol=1e-12)
+    fast, slow = (torch.tensor(f(model, items).scores) for f in (accuracy, accuracy_one_by_one))
+    torch.testing.assert_close(fast, slow, rtol=1e-5, atol=1e-5)
+    assert torch.allclose(fast.exp().sum(1), torch.ones(6))
+
+
+def test_classifiers_read_prompts_cut_on_the_left() -> None:
+    items = [Choice("fine " * 40 + "film", (" bad", " good"), 1), Choice("dull", (" bad", " good"), 0)]
+    found = encode(tokenizer(), items, 20, "classifier")
+    assert found.cut == 1 and [len(row) for row in found.contexts] == [20, len(tokenizer()("dull")["input_ids"])]
+    assert found.contexts[0][0] == 2 and words(found.contexts[0]).endswith("fine film")
+    assert found.options == (((0,), (1,)),) * 2 and found.labels == (1, 0)
+    with pytest.raises(BadInput, match="rows of 1 tokens hold nothing but special ones"):
+        encode(tokenizer(), items, 1, "classifier")

@@ -1,0 +1,144 @@
+"""Accuracy of `micro` in batches, beside one candidate at a time: how much faster, and what arithmetic leaves to gain.
+
+`make bench` runs it and writes benchmarks/results/speed_evaluate.jsonl; `python -m benchmarks.test_evaluate_speed
+--repetitions 2 --items 50 --out FILE` is a short look. Everything is a ratio within one run: a repetition times the
+ways one after another on the same items, the batches before and after. The slow ways are `accuracy_one_by_one`, on
+tokens that are there, and the same with prompts and candidates tokenized on the way, as public code does each time.
+"arithmetic" is the most that batches could gain over the first if they ran at the speed of one large matrix product.
+"""
+
+import argparse
+import os
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+
+from benchmarks.timing import ratio_row, timed
+from smoothlab.llm.evaluate import accuracy, accuracy_one_by_one, encode
+from smoothlab.llm.models import load_lm
+from smoothlab.llm.tasks import CHOICES, load_choices
+from smoothlab.records import Row, environment, load, run
+
+SPEEDUP = 10.0  # asked for, over one candidate at a time
+
+
+@dataclass(frozen=True)
+class EvaluateSpeed:
+    """Speed of evaluation.
+
+    Attributes:
+        repetitions: interleaved repetitions of every way.
+        items: test items of each task.
+        data_dir: folder of the published tasks; builtin alone without.
+    """
+
+    name: ClassVar[str] = "speed_evaluate"
+    repetitions: int = 7
+    items: int = 100
+    data_dir: str | None = None
+
+    def resume_at(self, done: Sequence[Row]) -> int:
+        """Ratios belong to one run: a stopped one starts again."""
+        return 0
+
+    def rows(self, done: Sequence[Row]) -> Iterator[Row]:
+        """For each task how many times faster batches are."""
+        loaded = load_lm("micro", seed=0)
+        for name in ("builtin", *(CHOICES if self.data_dir else ())):
+            folder = Path(self.data_dir) if self.data_dir and name in CHOICES else None
+            yield from self._task(name, folder, loaded)
+
+    def _task(self, name: str, folder: Path | None, loaded: Any) -> Iterator[Row]:
+        splits = load_choices(name, folder, sizes=(8, 4, self.items))
+        model, tokenizer = loaded.model, loaded.tokenizer
+        items = encode(tokenizer, splits.test, loaded.max_length, splits.kind)
+
+        def tokenizing() -> None:
+            for item in splits.test:
+                for candidate in item.candidates:  # of every candidate the prompt too, to know where it ends
+                    tokenizer(item.prompt), tokenizer(item.prompt + candidate)
+            accuracy_one_by_one(model, items)
+
+        slow = {"one by one": lambda: accuracy_one_by_one(model, items), "one by one, tokenizing": tokenizing}
+        ratios: dict[str, list[float]] = {way: [] for way in (*slow, "arithmetic")}
+        seconds: list[float] = []
+        fast, truth = accuracy(model, items), accuracy_one_by_one(model, items)
+        error = max(
+            abs(a - b) for p, q in zip(fast.scores, truth.scores, strict=True) for a, b in zip(p, q, strict=True)
+        )
+        for _ in range(self.repetitions):
+            ends = [timed(lambda: accuracy(model, items))]
+            times = {way: timed(job) for way, job in slow.items()}
+            ends.append(timed(lambda: accuracy(model, items)))
+            seconds += ends
+            for way, spent in times.items():
+                ratios[way].append(spent / statistics.mean(ends))
+            ratios["arithmetic"].append(times["one by one"] / self._least(model, items))
+        told = {"task": name, "loss": splits.kind, "items": len(items), "error": error, "load": list(os.getloadavg())}
+        for way, found in ratios.items():
+            target = SPEEDUP if way == "one by one" else None
+            yield ratio_row(way, found, seconds, target=target, unit="times", **told)
+
+    def _least(self, model: Any, items: Any) -> float:
+        """Seconds for 2 d operations a token of every different row, d the weights of the layers, at full speed."""
+        layers = sum(p.numel() for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n)
+        rows = {
+            (i, c + t[:-1]) for i, (c, ts) in enumerate(zip(items.contexts, items.options, strict=True)) for t in ts
+        }
+        a = torch.randn(1024, 1024)
+        speed = 2 * 1024**3 / min(timed(lambda: a @ a) for _ in range(5))
+        return sum(2 * layers * len(row) for _, row in rows) / speed
+
+
+def table(path: Path) -> str:
+    """The records as a table for reading."""
+    lines = [f"{'':12s} {'over':24s} {'median':>8s} {'quartiles':>17s} {'target':>7s} {'seconds':>8s} {'error':>8s}"]
+    for row in load(path).astype(object).where(lambda x: x.notna(), None).to_dict("records"):
+        target = "" if row["target"] is None else f"{row['target']:g}"
+        numbers = f"{row['value']:8.2f} {row['low']:8.2f} {row['high']:8.2f}"
+        lines.append(
+            f"{row['task']:12s} {row['what']:24s} {numbers} {target:>7s} {row['seconds']:8.3f} {row['error']:8.1e}"
+        )
+    return "\n".join(lines)
+
+
+def measure(experiment: EvaluateSpeed, out: Path) -> str:
+    """Run, record, and return the table."""
+    threads = torch.get_num_threads()
+    told = environment(device="cpu", dtype="float32", threads=threads, load=list(os.getloadavg()))
+    run(experiment, out, environment=told, overwrite=True)
+    return table(out)
+
+
+@pytest.mark.slow
+def test_batches_are_faster_where_arithmetic_allows_it(capsys: pytest.CaptureFixture[str]) -> None:
+    """Ten times, or half of what arithmetic leaves where that is less: a batch saves overhead, not products."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "data"
+    out = Path(__file__).with_name("results") / "speed_evaluate.jsonl"
+    text = measure(EvaluateSpeed(data_dir=str(folder) if folder.is_dir() else None), out)
+    with capsys.disabled():
+        print("\n" + text)
+    rows = {(row["task"], row["what"]): row["value"] for row in load(out).to_dict("records")}
+    for task in {task for task, _ in rows}:
+        assert rows[task, "one by one"] >= min(SPEEDUP, 0.5 * rows[task, "arithmetic"]), task
+    assert all(row["error"] < 1e-4 for row in load(out).to_dict("records"))
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repetitions", type=int, default=EvaluateSpeed.repetitions)
+    parser.add_argument("--items", type=int, default=EvaluateSpeed.items)
+    parser.add_argument("--data-dir")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/speed_evaluate.jsonl"))
+    args = parser.parse_args()
+    print(measure(EvaluateSpeed(args.repetitions, args.items, args.data_dir), args.out))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+"""Items as tokens: what of a row is read, and at which places the next token is scored.
+
+Every row is prompt + candidate less its last token, which is scored but read by nothing: candidates of one token share
+their row, and one forward pass serves all of them. A classifier reads the prompt alone, and its classes stand for the
+candidates.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from smoothlab.errors import BadInput
+from smoothlab.llm.tasks import Choice, Kind
+
+MULTIPLE = 8
+"""Rows of a training batch are padded to a multiple of this many tokens."""
+
+Tokens = tuple[int, ...]
+Loss = Kind | Literal["classifier"]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Tokenized items.
+
+    Attributes:
+        contexts: tokens of each item's prompt.
+        options: tokens of each item's candidates, those that the candidate adds to the prompt's.
+        labels: place of the right candidate of each item.
+        kind: which loss trains them.
+        pad: the token that fills rows: on the left, on the right for classifiers.
+        cut: items whose prompt lost tokens on its left, being too long for the model.
+        merged: items where a candidate's first letters and the prompt's last ones make one token, which is then scored
+            as the candidate's.
+    """
+
+    contexts: tuple[Tokens, ...]
+    options: tuple[tuple[Tokens, ...], ...]
+    labels: tuple[int, ...]
+    kind: Loss
+    pad: int
+    cut: int = 0
+    merged: int = 0
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def encode(tokenizer: Any, items: Sequence[Choice], max_length: int, kind: Loss) -> Encoded:
+    """Tokenize once. What the tokenizer puts at the start of a text, as OPT's does, is kept where a prompt is cut.
+
+    Args:
+        tokenizer: of the model; transformers.
+        items: at least one.
+        max_length: longest row in tokens, the model's less the virtual tokens of a prompt method.
+        kind: which loss trains them, as `load_choices` says; "classifier" for a model whose classes are the candidates.
+
+    Raises:
+        BadInput: no items, a candidate that adds no token, or that is too long by itself.
+    """
+    if not items:
+        raise BadInput("there are no items to encode: give at least one")
+    if kind == "classifier":
+        return _prompts(tokenizer, items, max_length)
+    texts = [item.prompt + tail for item in items for tail in ("", *item.candidates)]
+    rows = iter(tokenizer(texts, verbose=False)["input_ids"])  # long texts are cut here, and counted
+    first = next((t for t in (tokenizer.bos_token_id, tokenizer.eos_token_id) if t is not None), None)
+    ends = _endings(tokenizer)
+    empty = tokenizer("")["input_ids"]
+    start = tuple(empty[: len(empty) - ends])
+    contexts, options, cut, merged = [], [], 0, 0
+    for item in items:
+        prompt, *wholes = (tuple(next(rows)) for _ in range(1 + len(item.candidates)))
+        prompt, *wholes = (row[: len(row) - ends] for row in (prompt, *wholes))
+        shared = min(_shared(prompt, whole) for whole in wholes)
+        merged += shared < len(prompt)
+        context, tails = prompt[:shared], tuple(whole[shared:] for whole in wholes)
+        if not context and first is not None:  # the first token of a text has no probability without one before it
+            context = (first,)
+        longest = max(map(len, tails))
+        _check(item, context, tails)
+        kept = _shared(context, start)
+        room = max_length + 1 - longest  # the last token of a candidate is not read
+        if len(context) > room:
+            if room < kept + 1:
+                raise BadInput(
+                    f"the candidate '{_short(max(item.candidates, key=len))}' has {longest} tokens, and rows of "
+                    f"{max_length} leave no room for its prompt: shorten it, or use a model with more positions"
+                )
+            context = context[:kept] + context[len(context) - room + kept :]
+            cut += 1
+        contexts.append(context)
+        options.append(tails)
+    pad = tokenizer.pad_token_id
+    labels = tuple(item.label for item in items)
+    return Encoded(tuple(contexts), tuple(options), labels, kind, 0 if pad is None else pad, cut, merged)
+
+
+def _prompts(tokenizer: Any, items: Sequence[Choice], max_length: int) -> Encoded:
+    """What a classifier reads. A prompt that is too long loses its beginning, less the special tokens around it."""
+    special = tokenizer.num_special_tokens_to_add()
+    if special >= max_length:
+        raise BadInput(f"rows of {max_length} tokens hold nothing but special ones: use a model with more positions")
+    contexts, cut = [], 0
+    for item, row in zip(items, tokenizer([item.prompt for item in items], verbose=False)["input_ids"], strict=True):
+        if len(row) > max_length:
+            side, tokenizer.truncation_side = tokenizer.truncation_side, "left"
+            row = tokenizer(item.prompt, truncation=True, max_length=max_length)["input_ids"]
+            tokenizer.truncation_side = side
+            cut += 1
+        if not row:
+            raise BadInput(f"the item '{_short(item.prompt)}' has no token that the tokenizer knows: delete it")
+        contexts.append(tuple(row))
+    classes = tuple(tuple((k,) for k in range(len(item.candidates))) for item in items)
+    labels = tuple(item.label for item in items)
+    return Encoded(tuple(contexts), classes, labels, "classifier", tokenizer.pad_token_id or 0, cut)
+
+
+def _endings(tokenizer: Any) -> int:
+    """How many tokens the tokenizer puts behind every text, as T5's does: no candidate is to be judged by them."""
+    empty, letter = tokenizer("")["input_ids"], tokenizer("a")["input_ids"]
+    count = 0
+    while count < min(len(empty), len(letter)) and empty[-1 - count] == letter[-1 - count]:
+        count += 1
+    return count
+
+
+def _shared(a: Tokens, b: Tokens) -> int:
+    """Length of the longest common start."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def _check(item: Choice, context: Tokens, tails: Sequence[Tokens]) -> None:
+    for candidate, tail in zip(item.candidates, tails, strict=True):
+        if not tail:
+            raise BadInput(f"the candidate '{_short(candidate)}' adds no token that the tokenizer knows: reword it")
+    if len(set(tails)) < len(tails):
+        raise BadInput(f"the candidates of '{_short(item.prompt)}' are the same tokens to this tokenizer: reword them")
+    if not context:
+        raise BadInput(f"the item '{_short(item.candidates[0])}' begins with its candidate: put a word before it")
+
+
+def _short(words: str) -> str:
+    return " ".join(words.split())[:40]
+
+
+def batch(
+    encoded: Encoded, indices: Sequence[int], device: Any = "cpu", *, every: bool = False, multiple: int = MULTIPLE
+) -> dict[str, Tensor]:
+    """The minibatch of some items for `choice_loss`: what it scores, and no more unless `every` candidate is asked for.
+
+    Rows are padded to a `multiple` of tokens, on the left, for classifiers on the right.
+
+    Returns:
+        input_ids and attention_mask [R, T]; row and back [P], the places whose next token is
+        scored, the last of a row having back = 1; place and token [C, L], for each candidate which of the P places
+        tells of each of its tokens, and mask [C, L], 1 where it has one; labels [B] but for multiple choice, where the
+        B items have C / B candidates each.
+    """
+    chosen = encoded.kind == "multiple choice" and not every
+    rows: dict[tuple[int, Tokens], int] = {}
+    places: dict[tuple[int, int], int] = {}
+    scored: list[list[tuple[int, int]]] = []
+    for number in indices:
+        context, tails = encoded.contexts[number], encoded.options[number]
+        for tail in tails[encoded.labels[number] :][:1] if chosen else tails:
+            row = rows.setdefault((number if not chosen else len(scored), context + tail[:-1]), len(rows))
+            backs = ((row, len(tail) - k) for k in range(len(tail)))
+            scored.append([(places.setdefault(b, len(places)), t) for b, t in zip(backs, tail, strict=True)])
+    longest = max(len(tokens) for _, tokens in rows)
+    width = -(-longest // multiple) * multiple
+    lead = [width - len(tokens) for _, tokens in rows]
+    size = max(map(len, scored))
+    filled = [line + [(0, 0)] * (size - len(line)) for line in scored]
+    right = encoded.kind == "classifier"
+
+    def padded(fill: int, n: int, tokens: list[int]) -> list[int]:
+        return tokens + [fill] * n if right else [fill] * n + tokens
+
+    found = {
+        "input_ids": [padded(encoded.pad, n, list(tokens)) for n, (_, tokens) in zip(lead, rows, strict=True)],
+        "attention_mask": [padded(0, n, [1] * (width - n)) for n in lead],
+        "row": [row for row, _ in places],
+        "back": [back for _, back in places],
+        "place": [[place for place, _ in line] for line in filled],
+        "token": [[token for _, token in line] for line in filled],
+        "mask": [[1] * len(line) + [0] * (size - len(line)) for line in scored],
+    }
+    if encoded.kind != "multiple choice":
+        found["labels"] = [encoded.labels[number] for number in indices]
+    return {key: torch.tensor(value, device=device) for key, value in found.items()}
