@@ -82,6 +82,7 @@ def test_splits_are_one_permutation_and_the_test_set_never_moves(name: str, tmp_
     assert len({*one.train, *one.dev, *one.test}) == 52 and one.test == two.test
     assert set(one.train + one.dev) == set(two.train + two.dev) and one.dev != two.dev
     few = load_choices(name, tmp_path, 0, (8, 4, 6))
+    assert few.test == load_choices(name, tmp_path, 1, (8, 4, 6)).test
     assert few.train == one.train[:8] and few.dev == one.dev[-4:]
     assert len(few.test) == 6 and set(few.test) < set(one.test) and "6 of the 12 items of" in few.served
     assert f"{name}/{task.validation[0]}" in one.served
