@@ -33,7 +33,7 @@ def _families() -> dict[str, Callable[[float], Row]]:
         "quadratic": lambda ratio: {"x": Quadratic(1.0), "y": Quadratic(1 / ratio)},
         "cosh-y": lambda ratio: {"x": Quadratic(1.0), "y": Cosh(1 / ratio, 0.2)},
         "cosh-x": lambda ratio: {"x": Cosh(1.0, 0.2), "y": Quadratic(1 / ratio)},
-        "oscillating": lambda ratio: {"x": Oscillating(0.3, 1.5), "y": Quadratic(1 / ratio)},
+        "oscillating": lambda ratio: {"x": Oscillating(0.3, 1.4), "y": Quadratic(1 / ratio)},
         "cosine": lambda ratio: {"x": Quadratic(1.0), "y": Quadratic(1 / ratio), "coupling": coupling},
     }
 
