@@ -3,8 +3,8 @@
 Two ways, both bit-exact afterwards, also after an exception:
 - a copy (the default): the parameters point at other memory that holds fl(theta + h z). Memory: one copy of the block.
 - by layers: inside the forward call of each module its own parameters point at such a copy, and no longer than that.
-  Memory: the largest module. Weights that are read outside their module's forward call are not moved so; a parameter
-  whose module is not called at all is an error.
+  Memory: the largest module. Weights that are read outside their module's forward call would not be moved so:
+  `check_layers` refuses them, and a parameter whose module is not called at all is an error.
 Directions are drawn again for each pass, or kept (`keep`): one more copy of the block for each.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from smoothlab.blocks import Block, standing_at
+from smoothlab.blocks import Block, Loss, standing_at
 from smoothlab.errors import BadInput
 from smoothlab.streams import Directions, Mixture, Piece, Seed, Stream, Terms
 
@@ -119,6 +119,38 @@ class Perturbation:
         with standing_at(self.block, self._moved):
             yield
 
+    def check_layers(self, loss: Loss) -> None:
+        """One evaluation with NaN in place of the weights, but inside the forward calls of their own modules.
+
+        Takes no memory for the NaNs; does nothing where the block is moved by a copy.
+
+        Raises:
+            BadInput: the loss reads a weight of the block elsewhere, as `F.linear(h, embedding.weight)` does.
+        """
+        if self._owners is None or self._survives(loss, range(len(self.block.params))):
+            return
+        read = (tuple(p.shape) for i, p in enumerate(self.block.params) if not self._survives(loss, [i]))
+        shape = next(read, "?")
+        raise BadInput(
+            f"block '{self.block.name}': its parameter of shape {shape} is read outside a forward call of its "
+            "module (tied weights?), so it cannot be moved layer by layer: leave layers out, or the parameter out of "
+            "the block"
+        )
+
+    def _survives(self, loss: Loss, numbers: Sequence[int]) -> bool:
+        """Whether the loss is finite although these parameters are NaN outside of their modules."""
+        assert self._owners is not None
+        rest = [p.data for p in self.block.params]
+        for i in numbers:
+            rest[i] = torch.full((), torch.nan, dtype=rest[i].dtype, device=self.device).expand(rest[i].shape)
+
+        def stay(places: Mapping[int, tuple[Tensor, Tensor]]) -> None:
+            for home, out in places.values():
+                out.copy_(home)
+
+        with torch.no_grad(), self._by_layers(stay, self._owners, rest):
+            return bool(torch.isfinite(loss()))
+
     def measure_share(self, law: Directions, direction: Terms, h: float) -> None:
         """Set `share`.
 
@@ -197,8 +229,12 @@ class Perturbation:
         return total
 
     @contextmanager
-    def _by_layers(self, move: Mover, owners: Mapping[nn.Module, Sequence[int]]) -> Iterator[None]:
+    def _by_layers(
+        self, move: Mover, owners: Mapping[nn.Module, Sequence[int]], rest: Sequence[Tensor] | None = None
+    ) -> Iterator[None]:
+        """`rest`: what parameters point at outside of their modules, if not at home."""
         home = [p.data for p in self.block.params]
+        rest = home if rest is None else rest
         standing: set[int] = set()  # numbers of the parameters that are moved at this moment
         moved: set[int] = set()  # or have been
         mine: dict[nn.Module, list[list[int]]] = {module: [] for module in owners}  # by calls, which may be nested
@@ -214,11 +250,11 @@ class Perturbation:
 
         def leave(module: nn.Module, args: Any, output: Any) -> None:
             for i in mine[module].pop():
-                self.block.params[i].data = home[i]
+                self.block.params[i].data = rest[i]
                 standing.discard(i)
 
         with ExitStack() as stack:
-            stack.enter_context(standing_at(self.block, home))  # puts everything back, also after an exception
+            stack.enter_context(standing_at(self.block, rest))  # puts everything back, also after an exception
             for module in owners:
                 stack.callback(module.register_forward_pre_hook(enter).remove)
                 stack.callback(module.register_forward_hook(leave).remove)

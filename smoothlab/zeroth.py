@@ -132,8 +132,8 @@ class ZerothOrder:
     """The estimator of Eq. (2) for any law of directions, averaged over q of them.
 
     Costs q + 1 (one-sided; q when f(x) is given) or 2q (two-sided) evaluations, and as many passes over the weights
-    less one. Its first call on a block evaluates f(x) twice more, to see that the loss is deterministic, and measures
-    how much of the step rounding lets through.
+    less one. Its first call on a block evaluates f(x) twice more, to see that the loss is deterministic (with `layers`
+    once more, to see that no weight is read elsewhere), and measures how much of the step rounding lets through.
 
     Attributes:
         mu: length of the step along a direction, whose entries have variance 1.
@@ -202,8 +202,9 @@ class ZerothOrder:
             given: q flat vectors [dim] to use as directions instead of drawing them.
 
         Raises:
-            BadInput: the loss is no scalar, not finite or not deterministic; rounding swallows more than half of mu z;
-                q > dim orthogonal directions; parameters that are not floating-point numbers.
+            BadInput: the loss is no scalar, not finite or not deterministic, or reads a weight outside its layer;
+                rounding swallows more than half of mu z; q > dim orthogonal directions; parameters that are not
+                floating-point numbers.
         """
         seed = (seed,) if isinstance(seed, int) else tuple(seed)
         law = self.law if given is None else Given(tuple(given))
@@ -211,6 +212,7 @@ class ZerothOrder:
         place = self._place(block)
         if place.share is None:
             _check_deterministic(loss, block)
+            place.check_layers(loss)
             place.measure_share(law, frame[0], self.mu)
         place.forget()
         if value is not None and not np.isfinite(value):

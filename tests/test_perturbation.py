@@ -110,7 +110,7 @@ def test_an_exception_in_the_loss_leaves_everything_as_it_was(
 
 
 def check_exceptions(fails_at: int, dtype: torch.dtype, layers: bool, keep: bool) -> None:
-    """The estimator makes 6 evaluations here; with `fails_at` = 0 none of them fails."""
+    """The estimator makes 6 evaluations here, by layers 7; with `fails_at` = 0 none of them fails."""
     net = Net(dtype)
     block, net.fails_at = net.block(), fails_at
     before, hooks = state(block), len(net.first._forward_hooks)
@@ -121,7 +121,7 @@ def check_exceptions(fails_at: int, dtype: torch.dtype, layers: bool, keep: bool
         assert net.calls == fails_at
     else:
         estimator(net, block, [1])
-        assert net.calls == 6
+        assert net.calls == 6 + layers
     check_restored(block, before)
     assert len(net.first._forward_hooks) == len(net.first._forward_pre_hooks) == hooks == 0
 
@@ -183,6 +183,44 @@ def test_a_weight_used_outside_its_modules_call_is_refused() -> None:
     ):
         ZerothOrder(0.1, layers=net)(loss, block, [0])
     check_restored(block, before)
+
+
+class TiedByHand(nn.Module):
+    """An embedding whose weight is the output layer's too, without a module for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        rng = torch.Generator().manual_seed(0)
+        self.embedding, self.mix = nn.Embedding(5, 3), nn.Linear(3, 3)
+        for p in self.parameters():
+            p.data = torch.randn(p.shape, generator=rng).double()
+
+    def forward(self) -> Tensor:
+        h = torch.tanh(self.mix(self.embedding(torch.arange(4))))
+        return nn.functional.linear(h, self.embedding.weight).square().mean()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_weight_used_inside_and_outside_its_modules_call_is_refused(dtype: torch.dtype) -> None:
+    net = TiedByHand().to(dtype)
+    block = Block("net", tuple(net.parameters()))
+    before = state(block)
+    message = r"block 'net': its parameter of shape \(5, 3\) is read outside a forward call.*: leave layers out"
+    with pytest.raises(BadInput, match=message) as error:
+        ZerothOrder(0.1, layers=net)(net, block, [0])
+    assert "\n" not in str(error.value)
+    check_restored(block, before)
+    rest = Block("mix", tuple(net.mix.parameters()))
+    assert ZerothOrder(0.1, layers=net)(net, rest, [0]) == ZerothOrder(0.1)(net, rest, [0])
+
+
+def test_without_the_check_it_would_get_a_wrong_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Perturbation, "check_layers", lambda *a: None)
+    net = TiedByHand()
+    block = Block("net", tuple(net.parameters()))
+    ((_, wrong),) = ZerothOrder(0.1, layers=net)(net, block, [0]).terms
+    ((_, right),) = ZerothOrder(0.1)(net, block, [0]).terms
+    assert abs(wrong - right) > 0.05 * abs(right)
 
 
 def test_parameters_of_another_module_are_refused() -> None:
