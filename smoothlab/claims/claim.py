@@ -1,0 +1,160 @@
+"""What a claim is, and the two kinds of evidence for or against it, which are never mixed.
+
+A *certificate* settles something: exact arithmetic, an enclosure in interval arithmetic, or a proof with a dense check
+of every inequality that it uses. A *search* tries to break an inequality, on random members of families and by
+optimization from them; where it breaks nothing it says so, with the number of cases and the smallest slack, and proves
+nothing. The verdict follows from the evidence (`Finding.verdict`); nobody writes it down but as the one to be held.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, get_args
+
+from smoothlab.errors import BadInput
+
+Verdict = Literal["holds", "holds once corrected", "false as printed", "open"]
+About = Literal["printed", "corrected"]
+How = Literal["exact", "interval", "proof and dense check", "records"]
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+Facts = Mapping[str, float | str]
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """One thing that is settled.
+
+    Attributes:
+        what: it, in plain mathematics.
+        about: whether it speaks of the statement as printed or of the corrected one.
+        supports: whether it supports that statement, or refutes it.
+        how: exact or interval arithmetic, a proof whose inequalities were checked on a dense grid, or records of
+            measurements with their intervals.
+        facts: the numbers, by name.
+    """
+
+    what: str
+    about: About
+    supports: bool
+    how: How
+    facts: Facts = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Search:
+    """One attempt to break an inequality measured <= allowed.
+
+    Attributes:
+        what: the inequality, and where it was looked for.
+        about: the statement as printed, or the corrected one.
+        cases: random members and points tried.
+        evaluations: of the optimizations that started from the worst of them.
+        slack: smallest 1 - measured/allowed; negative where it is broken.
+        at: the parameters of that case, by name.
+        known: largest measured/allowed that is known, for a true inequality; None for one that is to be broken.
+        unreachable: why random members do not reach the known counterexample; empty if they do.
+    """
+
+    what: str
+    about: About
+    cases: int
+    evaluations: int
+    slack: float
+    at: Facts
+    known: float | None = None
+    unreachable: str = ""
+
+    @property
+    def broken(self) -> bool:
+        """Whether a violation was found, beyond rounding."""
+        return self.slack < -1e-8
+
+    def __str__(self) -> str:
+        tried = f"{self.cases:,} cases and {self.evaluations:,} steps of optimization"
+        if not self.broken:
+            told = f"no violation in {tried}, smallest slack {self.slack:.3g}"
+            return f"{told}; out of reach: {self.unreachable}" if self.unreachable else told
+        point = ", ".join(f"{name} = {_told(value)}" for name, value in self.at.items())
+        return f"violated within {tried}: measured is {1 - self.slack:.4g} times what is allowed, at {point}"
+
+
+Evidence = Certificate | Search
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check found: certificates and searches, in the order in which they are read."""
+
+    evidence: tuple[Evidence, ...]
+
+    @property
+    def certificates(self) -> list[Certificate]:
+        """Of the evidence."""
+        return [one for one in self.evidence if isinstance(one, Certificate)]
+
+    @property
+    def searches(self) -> list[Search]:
+        """Of the evidence."""
+        return [one for one in self.evidence if isinstance(one, Search)]
+
+    @property
+    def verdict(self) -> Verdict:
+        """What certificates say. A search settles nothing, but one that breaks what is said to be certain opens it.
+
+        false as printed: a certificate refutes the printed statement. holds once corrected: and another one supports
+        the corrected statement. holds: one supports the printed statement and none refutes it. open: the rest.
+        """
+        supported = {(c.about, c.supports) for c in self.certificates}
+        broken = {s.about for s in self.searches if s.broken}
+        if ("printed", False) in supported:
+            if ("printed", True) in supported:
+                return "open"
+            corrected = ("corrected", True) in supported and ("corrected", False) not in supported
+            return "holds once corrected" if corrected and "corrected" not in broken else "false as printed"
+        return "holds" if ("printed", True) in supported and "printed" not in broken else "open"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One statement with the check that decides it.
+
+    Attributes:
+        name: how it is asked for.
+        statement: in plain mathematics.
+        place: where the paper has it.
+        hypotheses: what it assumes.
+        verdict: the one that is held; `smoothlab audit` fails if the check finds another.
+        correction: what holds instead; empty if the statement holds, or nothing is known.
+        test: the test that holds it.
+        check: looks at it, seconds at most; its argument is the seed of the searches.
+        records: asks for record files of `smoothlab smoothness`: the check then also takes their paths.
+    """
+
+    name: str
+    statement: str
+    place: str
+    hypotheses: str
+    verdict: Verdict
+    correction: str
+    test: str
+    check: Callable[..., Finding] = field(repr=False)
+    records: bool = False
+
+    def __post_init__(self) -> None:
+        if self.verdict not in VERDICTS:
+            raise BadInput(f"claim '{self.name}' stores the verdict '{self.verdict}': use one of {', '.join(VERDICTS)}")
+
+    def found(self, seed: int = 0, records: Sequence[Path] = ()) -> Finding:
+        """Run the check.
+
+        Raises:
+            BadInput: it returned something that is no Finding.
+        """
+        finding = self.check(seed, records) if self.records else self.check(seed)
+        if not isinstance(finding, Finding):
+            raise BadInput(f"the check of claim '{self.name}' returned {type(finding).__name__}: return a Finding")
+        return finding
+
+
+def _told(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.6g}"

@@ -1,0 +1,190 @@
+"""Definition 2.1 and L-smoothness, Eq. (2), Example 2.3."""
+
+import math
+from fractions import Fraction
+
+import numpy as np
+from scipy import special
+
+from smoothlab.claims import exact
+from smoothlab.claims.claim import Certificate, Claim, Finding
+from smoothlab.claims.search import Array, Statement, falsify
+
+TESTS = "tests/claims/test_definitions.py::"
+
+# Proposition 2.2
+
+
+def _largest_scaled(p: Array) -> Array:
+    """Of D^(-1/2) H D^(-1/2), D = ||H|| I, H = [[a, c], [c, b]]: its largest eigenvalue."""
+    a, b, c = p.T
+    middle, half = (a + b) / 2, np.hypot((a - b) / 2, c)
+    return (middle + half) / (np.abs(middle) + half)
+
+
+SMOOTH_IS_HYBRID = Statement(
+    "Hess f <= diag(L, L) for quadratics with ||Hess f|| = L", ("H_xx", "H_yy", "H_xy"), ((-10, 10),) * 3,
+    _largest_scaled, known=1.0, cases=5000, starts=1,
+)  # fmt: skip
+
+
+def _proposition(seed: int) -> Finding:
+    matrices = [(L, [[L * (i == j) for j in range(3)] for i in range(3)]) for L in (1, 7)]
+    same = exact.equal(
+        "diag(ell_x I, ell_y I) with ell_x = ell_y = L is L I: both conditions are the same matrix inequality",
+        [m for _, m in matrices],
+        [np.diag([L, L, L]).tolist() for L, _ in matrices],
+    )
+    return Finding((same, *falsify([SMOOTH_IS_HYBRID], seed)))
+
+
+# One-sided bounds of the Hessian. f''(x) = 1 - A exp(-(x - 3)^2/(2 w^2)) is at most 1, and f is coercive.
+
+
+def dip_slopes(height: Array, width: Array, a: Array, b: Array) -> Array:
+    """F'(b) - f'(a) of the dip at 3."""
+    ends = (special.erf((t - 3) / (math.sqrt(2) * width)) for t in (b, a))
+    return b - a - height * width * math.sqrt(math.pi / 2) * (next(ends) - next(ends))
+
+
+def _dip(p: Array) -> Array:
+    height, width, a, length = p.T
+    return np.abs(dip_slopes(height, width, a, a + length)) / length
+
+
+ONE_SIDED = Statement(
+    "|f'(a) - f'(b)| <= |a - b| where f'' = 1 - A exp(-(x - 3)^2/(2 w^2)) <= 1", ("A", "w", "a", "b - a"),
+    ((0, 20), (1e-2, 1), (0, 6), (1e-2, 1)), _dip, log=(False, True, False, True), cases=5000,
+)  # fmt: skip
+TWO_SIDED = Statement(
+    "|f'(a) - f'(b)| <= L |a - b| where f'' is within [-L, L], L = max(1, A - 1)", ("A", "w", "a", "b - a"),
+    ((0, 20), (1e-2, 1), (0, 6), (1e-2, 1)),
+    lambda p: _dip(p) / np.maximum(1, np.abs(1 - p[:, 0])), "corrected", (False, True, False, True), known=1.0,
+    cases=5000,
+)  # fmt: skip
+
+
+def one_sided_counterexample(what: str) -> tuple[Certificate, ...]:
+    """The dip of A = 10, w = 0.1 between 2.95 and 3.05: exp is at least e^(-1/8) there, so |f'| moves by more."""
+    gap = exact.enclosed("0.1")
+    least = 10 * gap * exact.exp(exact.enclosed(Fraction(-1, 8))) - gap
+    return exact.refutes(what, least, gap, function="f'' = 1 - 10 exp(-(x - 3)^2/0.02)", points="2.95 and 3.05")
+
+
+def _lipschitz_dense() -> Certificate:
+    a, b = np.meshgrid(np.linspace(2, 4, 201), np.linspace(2, 4, 201))
+    differ = a != b
+    ratios = np.abs(dip_slopes(np.array(10.0), np.array(0.1), a[differ], b[differ]))
+    return exact.dense(
+        "grad f(z) - grad f(z') = int Hess f (z - z'), so -L I <= Hess f <= L I gives L ||z - z'||; the converse by "
+        "z' -> z; on the dip with L = 9",
+        ratios / (9 * np.abs(a - b)[differ]),
+        "corrected",
+    )
+
+
+def _equivalently(seed: int) -> Finding:
+    refuted = one_sided_counterexample("L I >= Hess f with L = 1, yet the gradient is not 1-Lipschitz")
+    return Finding((*refuted, _lipschitz_dense(), *falsify([ONE_SIDED, TWO_SIDED], seed)))
+
+
+def _one_sided(seed: int) -> Finding:
+    refuted = one_sided_counterexample("Definition 2.1 with ell = 1 as printed, yet Lemma B.1 (1) fails")
+    return Finding((*refuted, _lipschitz_dense(), *falsify([ONE_SIDED, TWO_SIDED], seed)))
+
+
+# Eq. (2)
+
+
+def estimate_mean(coefficients: tuple[int, ...], x: Fraction, mu: Fraction, back: int, over: int) -> Fraction:
+    """E [f(x + mu v) - f(x - back mu v)] v/(over mu), v normal, f = sum_k c_k x^k: exact, E v^(2k) = (2k - 1)!!."""
+    total = Fraction(0)
+    for k, c in enumerate(coefficients):
+        for j in range(1, k + 1):
+            if j % 2:  # only even powers of v survive v^j v
+                moment = math.prod(range(1, j + 1, 2))
+                total += c * math.comb(k, j) * x ** (k - j) * mu**j * moment * (1 + back)
+    return total / (over * mu)
+
+
+def _eq2(seed: int) -> Finding:
+    rng = np.random.default_rng(seed)
+    left, right, doubled = [], [], []
+    for _ in range(50):
+        c = tuple(int(v) for v in rng.integers(-9, 10, 5))
+        x, mu = (Fraction(int(v), 7) for v in rng.integers(1, 20, 2))
+        slope = sum(k * c[k] * x ** (k - 1) for k in range(1, 5))
+        third = 6 * c[3] + 24 * c[4] * x
+        left += [estimate_mean(c, x, mu, 0, 1), estimate_mean(c, x, mu, 1, 2)]
+        right += [slope + mu**2 / 2 * third] * 2
+        doubled.append(estimate_mean(c, x, mu, 1, 1) == 2 * (slope + mu**2 / 2 * third))
+    same = exact.equal(
+        "one side over mu and two sides over 2 mu both have the mean f' + (mu^2/2) f''' on quartics: f' as mu -> 0",
+        left,
+        right,
+    )
+    note = exact.equal("over mu instead of 2 mu the two-sided estimate has twice that mean", all(doubled), True)
+    return Finding((same, note))
+
+
+# Example 2.3
+
+
+def _factor(p: Array) -> Array:
+    return 1 / np.abs(1 - p[:, 0])
+
+
+DIVERGES = Statement(
+    "1 <= |1 - a/b|, the factor of x at the rate 1/(2b), for a > b", ("a/b",), ((1.0001, 10),), _factor, cases=1000
+)
+DIVERGES_BEYOND = Statement(
+    "1 <= |1 - a/b| for a > 2b", ("a/b",), ((2, 10),), _factor, "corrected", known=1.0, cases=1000
+)
+
+
+def _example(seed: int) -> Finding:
+    a, b = Fraction(3, 2), Fraction(1)
+    x = Fraction(1)
+    for _ in range(10):
+        x -= 1 / (2 * b) * 2 * a * x
+    contracts = exact.equal(
+        "x after 10 steps at the rate 1/(2b), a = 3/2, b = 1, x_0 = 1, is not of size >= 1 but 2^-10",
+        abs(x), Fraction(1, 1024), supports=False,
+    )  # fmt: skip
+    ratios = [Fraction(k, 20) for k in range(21, 200)]
+    told = exact.equal("|1 - a/b| > 1 exactly if a/b > 2, for 179 fractions a/b > 1 (1 - r < -1)",
+                       [abs(1 - r) > 1 for r in ratios], [r > 2 for r in ratios], "corrected")  # fmt: skip
+    return Finding((contracts, told, *falsify([DIVERGES, DIVERGES_BEYOND], seed)))
+
+
+_DIP = "f'' = 1 - 10 exp(-(x - 3)^2/0.02), ell = 1"
+CLAIMS = (
+    Claim(
+        "prop-2.2", "If Hess f <= L I everywhere, Definition 2.1 holds with ell_x = ell_y = L.", "Proposition 2.2",
+        "f C^2", "holds", "", TESTS + "test_verdicts[prop-2.2]", _proposition,
+    ),
+    Claim(
+        "equivalently", "L I >= Hess f everywhere if and only if ||grad f(z) - grad f(z')|| <= L ||z - z'||.",
+        "Section 2.1", "f C^2", "holds once corrected",
+        "-L I <= Hess f <= L I everywhere if and only if the gradient is L-Lipschitz.",
+        TESTS + "test_verdicts[equivalently]", _equivalently,
+    ),
+    Claim(
+        "definition-2.1",
+        "Hess f <= diag(ell_x(u) I, ell_y(u) I), u = ||grad f||, bounds differences of gradients (B.1).",
+        "Definition 2.1, used in Lemma B.1", "f C^2, coercive", "holds once corrected",
+        "Two-sided, -D <= Hess f <= D; counterexample to the one-sided form: " + _DIP,
+        TESTS + "test_verdicts[definition-2.1]", _one_sided,
+    ),
+    Claim(
+        "eq-2", "Both estimates have the mean grad f as mu -> 0 (two sides over 2 mu: the scan has lost denominators).",
+        "Eq. (2)", "f a polynomial, v normal", "holds", "", TESTS + "test_verdicts[eq-2]", _eq2,
+    ),
+    Claim(
+        "example-2.3", "f = a x^2 + b y^2, a > b: with one rate 1/(2b) x diverges, as a/b > 1.",
+        "Example 2.3", "a > b > 0",
+        "holds once corrected", "It diverges if and only if a/b > 2; at a/b = 2 it neither grows nor falls.",
+        TESTS + "test_verdicts[example-2.3]", _example,
+    ),
+)  # fmt: skip
+STATEMENTS = (SMOOTH_IS_HYBRID, ONE_SIDED, TWO_SIDED, DIVERGES, DIVERGES_BEYOND)

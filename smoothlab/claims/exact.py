@@ -1,0 +1,100 @@
+"""Counterexamples in interval and high-precision arithmetic: rounding cannot be what refutes a claim.
+
+`mpmath.iv` encloses: every result is an interval that holds the true value, so that a comparison of the ends is
+certain. Numbers are given as text or integers ("0.1" is one tenth, not its nearest double).
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
+
+import mpmath
+import numpy as np
+
+from smoothlab.claims.claim import About, Certificate
+
+DIGITS = 40
+
+
+def enclosed(number: str | int | Fraction | float) -> Any:
+    """The interval of a number: of a fraction or a text the smallest one, of a double the double itself."""
+    _ready()
+    if isinstance(number, Fraction):
+        return mpmath.iv.mpf(number.numerator) / mpmath.iv.mpf(number.denominator)
+    return mpmath.iv.mpf(number)
+
+
+def exp(x: Any) -> Any:
+    """Of an interval."""
+    return mpmath.iv.exp(x)
+
+
+def cosh(x: Any) -> Any:
+    """Of an interval that is not negative, where cosh grows: from its ends."""
+    return (mpmath.iv.exp(x) + mpmath.iv.exp(-x)) / 2
+
+
+def sinh(x: Any) -> Any:
+    """Of a narrow interval."""
+    return (mpmath.iv.exp(x) - mpmath.iv.exp(-x)) / 2
+
+
+def sqrt(x: Any) -> Any:
+    """Of an interval."""
+    return mpmath.iv.sqrt(x)
+
+
+def ends(x: Any) -> tuple[float, float]:
+    """Both ends as doubles, rounded outwards by one ulp."""
+    return math.nextafter(float(mpmath.mpf(x.a)), -math.inf), math.nextafter(float(mpmath.mpf(x.b)), math.inf)
+
+
+def refutes(
+    what: str, measured: Any, allowed: Any, about: About = "printed", **facts: float | str
+) -> tuple[Certificate, ...]:
+    """A certificate against measured <= allowed if the least that is measured exceeds the most that is allowed."""
+    (least, _), (_, most) = ends(measured), ends(allowed)
+    if not least > most:
+        return ()
+    told = {"measured, at least": least, "allowed, at most": most, **facts}
+    return (Certificate(what, about, False, "interval", told),)
+
+
+def dense(
+    what: str, ratios: Any, about: About = "printed", *, rounding: float = 1e-9, **facts: float | str
+) -> Certificate:
+    """A proof's inequality at points of a grid, as quotients left/right; one above 1 refutes it."""
+    values = np.asarray(ratios, dtype=float)
+    largest = float(values.max()) if values.size and np.isfinite(values).all() else math.inf
+    told = {"points": float(values.size), "largest left/right": largest, **facts}
+    return Certificate(what, about, largest <= 1 + rounding, "proof and dense check", told)
+
+
+def equal(
+    what: str, left: Any, right: Any, about: About = "printed", *, supports: bool = True, **facts: float | str
+) -> Certificate:
+    """Exact arithmetic: fractions, integers or booleans on both sides, or lists of them, are the same.
+
+    If they are, this supports the statement, or refutes it for `supports` False; if not, the opposite.
+    """
+    told: dict[str, float | str] = dict(facts)
+    if isinstance(left, list):
+        told["cases"] = float(len(left))
+    else:
+        told["value"] = str(left)
+    if left != right:
+        told["instead of"] = str(right)[:200]
+    return Certificate(what, about, (left == right) is supports, "exact", told)
+
+
+@functools.cache
+def _ready() -> None:
+    mpmath.iv.dps = DIGITS
+
+
+def integral(f: Callable[[Any], Any], *points: Any) -> Any:
+    """High precision, not an enclosure: mpmath's tanh-sinh rule with 40 digits."""
+    with mpmath.workdps(DIGITS):
+        return mpmath.quad(f, list(points))
