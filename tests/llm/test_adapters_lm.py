@@ -99,6 +99,35 @@ def test_batches_score_as_single_candidates_do(method: str, kind: str) -> None:
         torch.testing.assert_close(padded, choice_loss(model, batch(items, range(6))), rtol=1e-12, atol=1e-12)
 
 
+def other_family(name: str) -> nn.Module:
+    import transformers as t
+
+    shape = {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    ends = {"bos_token_id": 2, "eos_token_id": 2, "pad_token_id": 1}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = {
+            "gpt2": lambda: t.GPT2Config(vocab_size=60, n_embd=16, n_layer=2, n_head=2, n_positions=64, **ends),
+            "bloom": lambda: t.BloomConfig(vocab_size=60, hidden_size=16, n_layer=2, n_head=2, **ends),
+            "gemma2": lambda: t.Gemma2Config(**shape, **ends, intermediate_size=32, num_key_value_heads=1, head_dim=8),
+            "qwen2": lambda: t.Qwen2Config(**shape, **ends, intermediate_size=32, num_key_value_heads=1),
+        }[name]()
+        return t.AutoModelForCausalLM.from_config(config).eval()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["gpt2", "bloom", "gemma2", "qwen2"])
+@pytest.mark.parametrize("method", ["none", "lora", "prompt", "prefix"])
+def test_other_families_are_scored_alike(method: str, family: str) -> None:
+    """Models that take no positions, that bound their logits, that share keys among heads: to fp32's rounding."""
+    model = attach(other_family(family), method, seed=0)
+    for items in ITEMS.values():
+        truth = torch.tensor(accuracy_one_by_one(model, items).scores)
+        torch.testing.assert_close(torch.tensor(accuracy(model, items).scores), truth, rtol=0, atol=100 * EPS)
+        padded = choice_loss(model, batch(items, range(6), multiple=32))
+        torch.testing.assert_close(padded, choice_loss(model, batch(items, range(6))), rtol=0, atol=100 * EPS)
+
+
 @pytest.mark.parametrize("method", [*TRAINED_ONLY])
 def test_gradients_of_trained_only_methods(method: str) -> None:
     """Right for the module, but for DoRA's, which is right where the norms of its weights are held constant."""
