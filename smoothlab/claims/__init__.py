@@ -16,10 +16,10 @@ A search alone leaves it open; certificates settle it: `exact.refutes` for a cou
 `exact.equal` for exact arithmetic, `exact.dense` for a proof whose inequalities are checked on a grid.
 """
 
+from smoothlab.claims import definitions, lemma_b1, lemma_b2
 from smoothlab.claims.claim import Certificate, Claim, Evidence, Finding, Search, Verdict
-from smoothlab.claims.definitions import CLAIMS as _DEFINITIONS
 from smoothlab.claims.search import Statement
 
-CLAIMS: dict[str, Claim] = {claim.name: claim for claim in (*_DEFINITIONS,)}
+CLAIMS: dict[str, Claim] = {claim.name: claim for part in (definitions, lemma_b1, lemma_b2) for claim in part.CLAIMS}
 
 __all__ = ["CLAIMS", "Certificate", "Claim", "Evidence", "Finding", "Search", "Statement", "Verdict"]

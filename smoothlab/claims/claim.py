@@ -27,7 +27,7 @@ class Certificate:
     Attributes:
         what: it, in plain mathematics.
         about: whether it speaks of the statement as printed or of the corrected one.
-        supports: whether it supports that statement, or refutes it.
+        supports: whether it supports that statement, or refutes it; None: it leaves it open.
         how: exact or interval arithmetic, a proof whose inequalities were checked on a dense grid, or records of
             measurements with their intervals.
         facts: the numbers, by name.
@@ -35,7 +35,7 @@ class Certificate:
 
     what: str
     about: About
-    supports: bool
+    supports: bool | None
     how: How
     facts: Facts = field(default_factory=dict)
 
