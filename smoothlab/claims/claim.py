@@ -111,7 +111,8 @@ class Finding:
                 return "open"
             corrected = ("corrected", True) in supported and ("corrected", False) not in supported
             return "holds once corrected" if corrected and "corrected" not in broken else "false as printed"
-        return "holds" if ("printed", True) in supported and "printed" not in broken else "open"
+        settled = ("printed", True) in supported and ("printed", None) not in supported
+        return "holds" if settled and "printed" not in broken else "open"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,131 @@
+"""What Section 2.1 and Figure 1 say of real training, read from records of `smoothlab smoothness`; no model is loaded.
+
+Points of one run are not independent: intervals over points describe the run. A claim holds where the intervals of all
+runs say so, is false where one says the opposite, and is left open where an interval holds both.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from smoothlab import samples
+from smoothlab.claims.claim import About, Certificate, Claim, Finding
+from smoothlab.claims.search import Array
+from smoothlab.intervals import Interval
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TESTS = "tests/claims/test_figure_1.py::"
+DEPENDENT = "points of one run are dependent"
+BLOCK, TIMES = 4, 1000  # of the bootstrap: consecutive points that are drawn together, and how often
+
+
+def rank_correlation(x: Array, y: Array, seed: int = 0) -> Interval:
+    """Spearman's, with the wider ends of Fisher's interval and of a moving-block bootstrap, which keeps neighbors."""
+    from scipy import stats
+
+    from smoothlab.pages.readings import spearman
+
+    found = spearman(x, y)  # type: ignore[arg-type]
+    if found is None:
+        return Interval(float("nan"), -1.0, 1.0)
+    n, rng = len(x), np.random.default_rng(seed)
+    starts = rng.integers(0, n - BLOCK + 1, (TIMES, -(-n // BLOCK)))
+    picks = (starts[..., None] + np.arange(BLOCK)).reshape(TIMES, -1)[:, :n]
+    ranks = stats.rankdata(x[picks], axis=1), stats.rankdata(y[picks], axis=1)
+    a, b = (one - one.mean(1, keepdims=True) for one in ranks)
+    again = (a * b).sum(1) / np.sqrt((a**2).sum(1) * (b**2).sum(1))
+    low, high = np.nanquantile(again, [0.025, 0.975])
+    return Interval(found.rho, min(found.low, float(low)), max(found.high, float(high)))
+
+
+def given_step(x: Array, y: Array, step: Array) -> float:
+    """Rank correlation without the part of both ranks that is linear in the step's; NaN if nothing is left."""
+    from scipy import stats
+
+    both, a, b = (float(stats.spearmanr(*pair).statistic) for pair in ((x, y), (x, step), (y, step)))
+    left = (1 - a**2) * (1 - b**2)
+    return (both - a * b) / left**0.5 if left > 1e-12 else float("nan")
+
+
+def _grows(seed: int, records: Sequence[Path]) -> Finding:
+    from smoothlab.pages.readings import points
+    from smoothlab.records import load
+
+    found = []
+    for path in records:
+        for quantity, name in (("frobenius", "||H||_F"), ("spectral", "largest |eigenvalue|")):
+            rows = points(load(path), "base", quantity)
+            if len(rows) <= 2 * BLOCK:
+                continue
+            x, y, step = (rows[column].to_numpy(dtype=float) for column in ("grad_norm", "value", "step"))
+            rho = rank_correlation(x, y, seed)
+            supports = True if rho.low > 0 else False if rho.high < 0 else None
+            slope = float(np.polyfit(np.log(x), np.log(y), 1)[0])
+            about: About = "printed" if quantity == "frobenius" else "corrected"
+            facts: dict[str, float | str] = {
+                "rank correlation": rho.value, "low": rho.low, "high": rho.high,
+                "given the step": given_step(x, y, step),
+                "exponent of the gradient norm (1: linear)": slope, "least gradient norm": float(x.min()),
+                "largest": float(x.max()), "points": float(len(x)), "note": DEPENDENT, "records": path.name,
+            }  # fmt: skip
+            found.append(
+                Certificate(f"{name} of the base model grows with its gradient norm", about, supports, "records", facts)
+            )
+    return Finding(tuple(found))
+
+
+def _smaller(seed: int, records: Sequence[Path]) -> Finding:
+    from smoothlab.pages.readings import points, ratio
+    from smoothlab.records import load
+
+    found = []
+    for path in records:
+        table = load(path)
+        rows = ratio(table)
+        if len(rows) < 6:
+            continue
+        median = samples.median(rows["value"])
+        above, below = int((rows["low"] > 1).sum()), int((rows["high"] < 1).sum())
+        base, peft = (_dimension(table, block) for block in ("base", "peft"))
+        facts = {
+            "median base/LoRA": median.value, "low": median.low, "high": median.high,
+            "least ratio": float(rows["value"].min()), "its interval's low end at least": float(rows["low"].min()),
+            "largest ratio": float(rows["value"].max()), "points": float(len(rows)), "above 1": float(above),
+            "median of ||H||_F/sqrt(d)": median.value * (peft / base) ** 0.5, "note": DEPENDENT, "records": path.name,
+        }  # fmt: skip
+        supports = True if above == len(rows) else False if below == len(rows) else None
+        found.append(Certificate("||H||_F of the base model exceeds LoRA's at every point, intervals apart", "printed",
+                                 supports, "records", facts))  # fmt: skip
+        a, b = (points(table, block, "spectral") for block in ("base", "peft"))
+        both = a.merge(b, on=["path", "step"], suffixes=("_a", "_b"))
+        if both.empty:
+            continue
+        least = (both["low_a"] / both["high_b"]).to_numpy()
+        supports = True if (least > 1).all() else None
+        facts = {"least (lower bound of base)/(upper bound of LoRA)": float(least.min()), "points": float(len(both)),
+                 "records": path.name}  # fmt: skip
+        found.append(Certificate("so does the largest |eigenvalue|, by its 95 % bounds", "printed", supports, "records",
+                                 facts))  # fmt: skip
+    return Finding(tuple(found))
+
+
+def _dimension(table: "pd.DataFrame", block: str) -> float:
+    return float(table.loc[table["block"] == block, "dim"].iloc[0])
+
+
+CLAIMS = (
+    Claim(
+        "l-grows", "Along training L grows with the gradient norm (L as in Fig. 1a: the base model's ||H||_F).",
+        "Section 2.1 (1), Figure 1a", "`micro` on SST-2, the runs of these records", "holds", "",
+        TESTS + "test_verdicts[l-grows]", _grows, records=True,
+    ),
+    Claim(
+        "lora-smaller", "LoRA has a substantially smaller L than the base model.", "Section 2.1 (2), Figure 1b",
+        "`micro` on SST-2 with LoRA of rank 16, the runs of these records", "holds", "",
+        TESTS + "test_verdicts[lora-smaller]", _smaller, records=True,
+    ),
+)  # fmt: skip
