@@ -9,8 +9,9 @@ frozen. The backward pass differentiates exact groups alone. A one-sided estimat
 then costs one first-order step, one forward pass and two passes over x.
 """
 
+import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from smoothlab.blocks import Block
+from smoothlab.blocks import Block, standing_at
 from smoothlab.errors import BadInput
 from smoothlab.seedlog import SeedLog, descend, widened
 from smoothlab.zeroth import Directional, ZerothOrder, evaluate
@@ -89,9 +90,27 @@ class HybridSGD(torch.optim.Optimizer):
         self._masters = {k: wide for k, b in self._blocks.items() if masters and (wide := widened(b)) is not b}
         for block in self._blocks.values():
             _warn_short(block, masters)
+        self._check_log(masters)
         first = [group for group in self.param_groups if group["oracle"] is None]
         make = exact or (lambda those: torch.optim.SGD(those, momentum=momentum))
         self._exact = make(first) if first else None  # holds the same dicts: a scheduler writes to both
+
+    def add_param_group(self, param_group: Group) -> None:
+        """Refused after the start: seeds, blocks and masters go by the numbers of the groups."""
+        if hasattr(self, "seed"):
+            raise BadInput("groups cannot be added to HybridSGD: make a new one of all groups")
+        super().add_param_group(param_group)
+
+    def _check_log(self, masters: bool) -> None:
+        if self.log is None:
+            return
+        if (self.log.seed, self.log.groups) != (self.seed, tuple(self._blocks)):
+            raise BadInput(
+                f"{self.log.path} is of seed {self.log.seed} and groups {list(self.log.groups)}, the zeroth-order ones "
+                f"here are {list(self._blocks)}, of seed {self.seed}: make the log for them"
+            )
+        if not masters and any(block.params[0].dtype.itemsize == 2 for block in self._blocks.values()):
+            raise BadInput("a seed log of 16-bit weights needs masters: a replay adds steps up in fp32, as they do")
 
     def step(self, closure: Closure | Sequence[Closure]) -> Tensor:  # type: ignore[override]
         """One step of Algorithm 1.
@@ -107,24 +126,31 @@ class HybridSGD(torch.optim.Optimizer):
             BadInput: the loss is no scalar, not finite or not deterministic, or depends on no parameter of an exact
                 group; all weights are then as they were.
         """
-        closures = [closure] if callable(closure) else list(closure)
+        closures = [closure] if callable(closure) else list(closure or ())
+        if not closures:
+            raise BadInput("step() got no closure: give a function that computes the loss, or several")
         values: list[float] = []
 
         def mean() -> Tensor:
             losses = [one() for one in closures]
-            loss = losses[0] if len(losses) == 1 else torch.stack(losses).mean()
+            loss = losses[0] if len(losses) == 1 else torch.stack(losses).double().mean()
             values.append(float(loss.detach()))
             return loss
 
         with self._frozen():
             try:
                 loss, norm = self._differentiate(closures) if self._exact else (None, None)
+                if loss is None and not all(_sides(group["oracle"]) == 2 for _, group in self._zeroth):
+                    loss = evaluate(mean, next(iter(self._blocks.values())))
                 found = {k: self._estimate(k, group, mean, loss) for k, group in self._zeroth}
+                loss = sum(values[-2:]) / 2 if loss is None else loss  # of the last direction, both sides
+                if self.last is None:
+                    for k, gradient in found.items():
+                        _check_depends(mean, self._blocks[k], gradient)
             except BaseException:
                 self.zero_grad()
                 raise
-        if loss is None:
-            loss = sum(values[-2:]) / len(values[-2:]) if values else 0.0
+        self._note(found)
         for k, group in self._zeroth:
             self._move(k, group, found[k])
         if self._exact is not None:
@@ -135,7 +161,7 @@ class HybridSGD(torch.optim.Optimizer):
         }
         self.last = Step(loss, {names[k]: one for k, one in found.items()}, norm, shares)
         self.steps += 1
-        return torch.tensor(loss)
+        return torch.tensor(loss, dtype=torch.float64)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next steps depend on beside the parameters."""
@@ -149,7 +175,7 @@ class HybridSGD(torch.optim.Optimizer):
         """Go on, to the bit, from where `state_dict` was called on an optimizer of the same groups.
 
         Raises:
-            BadInput: it is of other groups.
+            BadInput: it is of other groups, or the seed log ends before.
         """
         names = [group["name"] for group in self.param_groups]
         if [group.get("name") for group in state_dict["groups"]] != names:
@@ -164,6 +190,8 @@ class HybridSGD(torch.optim.Optimizer):
         for k, block in self._masters.items():
             for p, saved in zip(block.params, state_dict["masters"][str(k)], strict=True):
                 p.copy_(saved)
+        if self.log is not None:
+            self.log.cut(self.steps)
 
     @contextmanager
     def _frozen(self) -> Iterator[None]:
@@ -181,16 +209,18 @@ class HybridSGD(torch.optim.Optimizer):
         """The mean loss, and the norm of its exact gradient, which is left in the parameters."""
         assert self._exact is not None
         self._exact.zero_grad()
-        total = 0.0
+        total, params = 0.0, [p for group in self._exact.param_groups for p in group["params"]]
         for closure in closures:
             with torch.enable_grad():
                 loss = closure()
             value = evaluate(_constant(loss), self._first_block())
-            if not loss.requires_grad:
-                raise BadInput("the loss depends on no parameter of an exact group: look at what is in the groups")
-            (loss / len(closures)).backward()
+            if loss.requires_grad:
+                (loss / len(closures)).backward(inputs=params)  # what is in no group is frozen, whatever its flag says
             total += value / len(closures)
-        params = [p for group in self._exact.param_groups for p in group["params"]]
+        if all(p.grad is None for p in params):
+            raise BadInput("the loss depends on no parameter of an exact group: look at what is in the groups")
+        if all(p.grad is None for p in params):
+            raise BadInput("the loss depends on no parameter of an exact group: look at what is in the groups")
         norm = float(torch.nn.utils.clip_grad_norm_(params, self.clip if self.clip is not None else float("inf")))
         if not norm < float("inf"):
             raise BadInput(f"the exact gradient's norm is {norm} at step {self.steps}: lower the learning rates")
@@ -203,15 +233,25 @@ class HybridSGD(torch.optim.Optimizer):
 
     def _estimate(self, k: int, group: Group, mean: Closure, loss: float | None) -> Directional:
         oracle, block, seed = group["oracle"], self._blocks[k], (self.seed, self.steps, k)
-        if loss is not None and isinstance(oracle, ZerothOrder) and oracle.sides == 1:
+        if loss is not None and _sides(oracle) == 1:
             return oracle(mean, block, seed, value=loss)
         return oracle(mean, block, seed)
+
+    def _note(self, found: Mapping[int, Directional]) -> None:
+        """Write the step to the log, all of it or nothing, before any weight moves."""
+        if self.log is None:
+            return
+        try:
+            for k, group in self._zeroth:
+                self.log.append(self.steps, k, found[k], group["lr"], group["weight_decay"])
+        except BadInput:
+            if self.log.steps == self.steps:
+                self.log.cut(self.steps)
+            raise
 
     @torch.no_grad()
     def _move(self, k: int, group: Group, gradient: Directional) -> None:
         block, lr, decay = self._blocks[k], group["lr"], group["weight_decay"]
-        if self.log is not None:
-            self.log.append(self.steps, k, gradient, lr, decay)
         target = self._masters.get(k, block)
         descend(target, gradient, lr, decay)
         if target is not block:
@@ -265,6 +305,25 @@ def _checked(groups: Iterable[Group], lr: float, weight_decay: float) -> list[Gr
     if not found:
         raise BadInput("no groups: give at least one, a dict with params")
     return found
+
+
+def _check_depends(loss: Closure, block: Block, gradient: Directional) -> None:
+    """Differences that are all 0 at first: is the loss a function of the block at all, or could it hold NaNs?"""
+    if gradient.anchor is not None or any(c for _, c in gradient.terms):
+        return
+    with torch.no_grad(), standing_at(block, [torch.full_like(p, math.nan) for p in block.params]):
+        try:
+            free = bool(torch.isfinite(loss()))
+        except BadInput:  # a loss that looks at itself
+            return
+    if free:
+        raise BadInput(
+            f"the loss does not depend on group '{block.name}': leave it out, or look at what the closure computes"
+        )
+
+
+def _sides(oracle: Any) -> int | None:
+    return oracle.sides if isinstance(oracle, ZerothOrder) else None
 
 
 def _warn_short(block: Block, masters: bool) -> None:

@@ -52,8 +52,11 @@ class SeedLog:
         laws: laws of their directions, likewise.
         keep: entries of steps from this one on are cut off (a run that goes on from an earlier checkpoint).
 
+    Attributes:
+        steps: whole steps that it holds; a step is one move of every group.
+
     Raises:
-        BadInput: the file cannot be written, or is of another run.
+        BadInput: the file cannot be written, is of another run, or ends before step `keep`.
     """
 
     def __init__(
@@ -64,38 +67,73 @@ class SeedLog:
         laws: Mapping[int, Directions],
         keep: int | None = None,
     ) -> None:
-        self.path, self.seed = path, seed
+        self.path, self.seed, self.groups, self._laws = path, seed, tuple(blocks), dict(laws)
         head = _head(seed, blocks, laws)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.exists() and path.stat().st_size:
-                there, moves, size = _read(path)
+                there, moves, _ = _read(path)
                 _same(path, there, head)
-                if keep is not None:
-                    whole = sum(len(move.terms) for move in moves if move.step < keep)
-                    size = len(_line(there)) + whole * ENTRY.size
                 self._file = os.open(path, os.O_WRONLY)
-                os.ftruncate(self._file, size)
-                os.lseek(self._file, size, os.SEEK_SET)
+                self.cut(len(moves) // len(self.groups) if keep is None else keep)
             else:
                 self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
                 _write(self._file, _line(head))
+                self._moves = 0
+                self.cut(keep or 0)
         except OSError as error:
             raise BadInput(f"cannot write {path}: {error.strerror}; choose another folder, or make room") from None
+
+    @property
+    def steps(self) -> int:
+        """See `SeedLog`."""
+        return self._moves // len(self.groups)
+
+    def cut(self, step: int) -> None:
+        """Stand before a step: what is there of it and of later ones is cut off.
+
+        Raises:
+            BadInput: the log ends before.
+        """
+        there, moves, _ = _read(self.path)
+        self._moves = step * len(self.groups)
+        if self._moves > len(moves):
+            raise BadInput(
+                f"{self.path} ends before step {len(moves) // len(self.groups)}, the run goes on from step {step}: "
+                "give the log that was written along with that checkpoint"
+            )
+        size = len(_line(there)) + ENTRY.size * sum(len(move.terms) for move in moves[: self._moves])
+        os.ftruncate(self._file, size)
+        os.lseek(self._file, size, os.SEEK_SET)
 
     def append(self, step: int, group: int, gradient: Directional, lr: float, weight_decay: float) -> None:
         """Add what one step does to one group, through to the operating system.
 
         Raises:
-            BadInput: the gradient is more than directions of this run's seeds (control variates); no space.
+            BadInput: the gradient is more than directions of this run's law and seeds (control variates); the log does
+                not stand before this step of this group; no space, and then the log is as it was before.
         """
+        due = (self.steps, self.groups[self._moves % len(self.groups)])
+        if (step, group) != due:
+            raise BadInput(
+                f"{self.path} stands before step {due[0]} of group {due[1]}, not before step {step} of group {group}: "
+                "load the checkpoint that belongs to it, or name a new file"
+            )
         if gradient.anchor is not None or any(seed[:3] != (self.seed, step, group) for seed, _ in gradient.terms):
             raise BadInput("a seed log holds plain zeroth-order steps: leave control variates or given directions out")
+        if gradient.law != self._laws[group]:
+            raise BadInput(
+                f"{self.path} is for directions {self._laws[group]}, these are {gradient.law}: name a new file"
+            )
         count = len(gradient.terms)
         entries = [ENTRY.pack(step, group, count, seed[3], c, lr, weight_decay) for seed, c in gradient.terms]
+        stood = os.lseek(self._file, 0, os.SEEK_CUR)
         try:
             _write(self._file, b"".join(entries))
+            self._moves += 1
         except OSError as error:
+            os.ftruncate(self._file, stood)
+            os.lseek(self._file, stood, os.SEEK_SET)
             raise BadInput(f"cannot write {self.path}: {error.strerror}; make room, and go on from here") from None
 
     def close(self) -> None:
@@ -119,6 +157,7 @@ def replay(path: Path, blocks: Mapping[int, Block], laws: Mapping[int, Direction
     """
     there, moves, _ = _read(path)
     _same(path, there, _head(there["seed"], blocks, laws))
+    moves = moves[: len(moves) // len(blocks) * len(blocks)]  # a step that was cut off between two groups is left out
     stands = {k: widened(block) for k, block in blocks.items()}
     steps = 0
     for move in moves:

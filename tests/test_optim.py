@@ -1,7 +1,10 @@
 """HybridSGD against a dense reference, the plain loop of Algorithm 1, torch's optimizers, and what users do wrong."""
 
+import resource
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +15,7 @@ from smoothlab.errors import BadInput
 from smoothlab.one_replica import one_replica
 from smoothlab.optim import HybridSGD
 from smoothlab.reshuffling import Algorithm1
-from smoothlab.seedlog import SeedLog
+from smoothlab.seedlog import ENTRY, SeedLog, replay
 from smoothlab.zeroth import ZerothOrder
 from tests.cases import ESTIMATORS, OBJECTIVES
 
@@ -339,9 +342,7 @@ def test_a_loss_without_exact_parameters_and_a_mu_below_rounding_are_refused() -
         HybridSGD([{"params": x, "oracle": ZerothOrder(1e-9)}, {"params": y}]).step(loss)
 
 
-def test_a_logged_run_replays_to_the_bit(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    from smoothlab.seedlog import replay
-
+def test_a_logged_run_replays_to_the_bit(tmp_path: Path) -> None:
     for dtype in (torch.float32, torch.bfloat16):
         (module, loss), (fresh, _) = net(dtype), net(dtype)
         oracle = ZerothOrder(0.05, q=3, average="orthogonal")
@@ -358,3 +359,118 @@ def test_a_logged_run_replays_to_the_bit(tmp_path) -> None:  # type: ignore[no-u
         block = Block("x", tuple(halves(fresh)[0]))
         assert replay(path, {0: block}, {0: oracle.law}) == 5
         assert all(torch.equal(a, b) for a, b in zip(block.params, x, strict=True))
+
+
+def test_what_is_in_no_group_gets_no_gradient() -> None:
+    module, loss = net()
+    x, y = halves(module)
+    HybridSGD([{"params": [x[0]], "oracle": ZerothOrder()}, {"params": [y[0]]}]).step(loss)
+    assert [p.grad is not None for p in module.parameters()] == [False, False, True, False]
+
+
+def test_one_sided_groups_alone_evaluate_f_once_and_tell_it() -> None:
+    module, loss = net()
+    x, y = halves(module)
+    count, oracle = 0, ZerothOrder(0.1, sides=1)
+
+    def counted() -> Tensor:
+        nonlocal count
+        count += 1
+        return loss()
+
+    optimizer = HybridSGD([{"params": x, "oracle": oracle}, {"params": y, "oracle": oracle}])
+    optimizer.step(counted)
+    count, expected = 0, float(loss().detach())
+    assert float(optimizer.step(counted)) == expected and count == 3
+
+
+def test_a_loss_that_does_not_depend_on_a_group_is_refused() -> None:
+    module, loss = net()
+    dead = nn.Parameter(torch.ones(3))
+    even = nn.Parameter(torch.zeros(1, dtype=torch.float64))  # both sides are equal there, and yet it counts
+    groups = [{"params": [dead], "oracle": ZerothOrder(), "name": "x"}, {"params": module.parameters()}]
+    with pytest.raises(BadInput, match="does not depend on group 'x': leave it out, or look at what the closure"):
+        HybridSGD(groups).step(loss)
+    optimizer = HybridSGD([{"params": [even], "oracle": ZerothOrder(), "name": "x"}, {"params": module.parameters()}])
+    assert float(optimizer.step(lambda: loss() + even.square().sum())) == float(loss().detach()) or optimizer.steps == 1
+
+
+def test_calls_that_cannot_be_meant_are_refused() -> None:
+    module, loss = net()
+    optimizer = HybridSGD([{"params": module.parameters()}])
+    for nothing in (None, []):
+        with pytest.raises(BadInput, match="got no closure: give a function"):
+            optimizer.step(nothing)  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match="groups cannot be added to HybridSGD: make a new one"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))]})
+    with pytest.raises(BadInput, match="has shape"):
+        optimizer.step(lambda: loss() * torch.ones(2))
+
+
+def logged(x: list[Tensor], path: Path, oracle: ZerothOrder, seed: int = 0, **more: Any) -> HybridSGD:
+    log = SeedLog(path, seed, {0: Block("x", tuple(x))}, {0: oracle.law})
+    return HybridSGD([{"params": x, "lr": 0.1, "oracle": oracle, "name": "x"}], log=log, **more)
+
+
+def test_a_run_that_goes_on_from_a_checkpoint_cuts_its_log_there(tmp_path: Path) -> None:
+    (module, loss), (fresh, _), oracle = net(torch.float32), net(torch.float32), ZerothOrder(0.05)
+    x, _ = halves(module)
+    optimizer = logged(x, tmp_path / "log", oracle)
+    for _ in range(3):
+        optimizer.step(loss)
+    state, stood = optimizer.state_dict(), [p.detach().clone() for p in x]
+    for _ in range(2):
+        optimizer.step(loss)
+    with torch.no_grad():
+        for p, value in zip(x, stood, strict=True):
+            p.copy_(value)
+    with pytest.raises(BadInput, match="stands before step 5 of group 0, not before step 0 of group 0: load"):
+        logged(x, tmp_path / "log", oracle).step(loss)
+    assert all(torch.equal(a, b) for a, b in zip(x, stood, strict=True))
+    again = logged(x, tmp_path / "log", oracle)
+    again.load_state_dict(state)
+    for _ in range(4):
+        again.step(loss)
+    block = Block("x", tuple(halves(fresh)[0]))
+    assert replay(tmp_path / "log", {0: block}, {0: oracle.law}) == 7
+    assert all(torch.equal(a, b) for a, b in zip(block.params, x, strict=True))
+    with pytest.raises(BadInput, match="ends before step 0, the run goes on from step 3"):
+        logged(x, tmp_path / "new", oracle).load_state_dict(state)
+
+
+def test_logs_that_would_not_replay_are_refused(tmp_path: Path) -> None:
+    (module, _), (short, _), oracle = net(), net(torch.bfloat16), ZerothOrder(0.05)
+    x, (some, _) = halves(module)[0], halves(short)
+    log = SeedLog(tmp_path / "log", 1, {0: Block("x", tuple(x))}, {0: oracle.law})
+    with pytest.raises(
+        BadInput, match=r"is of seed 1 and groups \[0\], the zeroth-order ones here are \[0\], of seed 2"
+    ):
+        HybridSGD([{"params": x, "oracle": oracle}], seed=2, log=log)
+    with pytest.raises(BadInput, match=r"the zeroth-order ones here are \[1\], of seed 1: make the log for them"):
+        HybridSGD([{"params": halves(module)[1]}, {"params": x, "oracle": oracle}], seed=1, log=log)
+    with pytest.raises(BadInput, match="needs masters"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logged(some, tmp_path / "short", oracle, masters=False)
+
+
+def test_a_full_disk_leaves_weights_and_log_as_they_were(tmp_path: Path) -> None:
+    """The second of two groups does not fit any more: neither has moved, and the step can be made again."""
+    module, loss = net(torch.float32)
+    x, y = halves(module)
+    path, oracle = tmp_path / "log", ZerothOrder(0.05)
+    blocks = {0: Block("x", tuple(x)), 1: Block("y", tuple(y))}
+    groups = [{"params": x, "lr": 0.1, "oracle": oracle}, {"params": y, "lr": 0.1, "oracle": oracle}]
+    optimizer = HybridSGD(groups, log=SeedLog(path, 0, blocks, {0: oracle.law, 1: oracle.law}))
+    optimizer.step(loss)
+    before, content = [p.detach().clone() for p in module.parameters()], path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(content) + ENTRY.size + 5, limits[1]))
+    try:
+        with pytest.raises(BadInput, match="cannot write .*: File too large; make room, and go on"):
+            optimizer.step(loss)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == content
+    assert all(torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True))
+    optimizer.step(loss)
+    assert len(path.read_bytes()) == len(content) + 2 * ENTRY.size and optimizer.steps == 2

@@ -100,3 +100,30 @@ def test_what_no_seed_says_is_not_logged(tmp_path: Path) -> None:
         with pytest.raises(BadInput, match="holds plain zeroth-order steps"):
             log.append(0, 0, gradient, 1e-3, 0.0)
     log.close()
+
+
+def test_steps_out_of_order_and_other_directions_are_not_logged(tmp_path: Path) -> None:
+    log = SeedLog(written(tmp_path / "log", 2), 7, {0: block()}, {0: LAW})
+    assert log.steps == 2
+    with pytest.raises(BadInput, match="stands before step 2 of group 0, not before step 4 of group 0: load"):
+        log.append(4, 0, step(4), 1e-3, 0.0)
+    with pytest.raises(BadInput, match="is for directions Gaussian"):
+        log.append(2, 0, Directional(Rademacher(), step(2).terms), 1e-3, 0.0)
+    with pytest.raises(BadInput, match="ends before step 2, the run goes on from step 3: give the log"):
+        log.cut(3)
+    assert (tmp_path / "log").read_bytes() == written(tmp_path / "other", 2).read_bytes()
+
+
+def test_a_step_that_was_cut_off_between_two_groups_is_left_out(tmp_path: Path) -> None:
+    blocks, laws, path = {0: block(), 1: block(3)}, {0: LAW, 1: LAW}, tmp_path / "log"
+    log = SeedLog(path, 7, blocks, laws)
+    for t in range(2):
+        for k in blocks:
+            log.append(t, k, Directional(LAW, (((7, t, k, 0), 0.5),)), 1e-3, 0.0)
+    path.write_bytes(path.read_bytes()[: -ENTRY.size])
+    stood = [p.detach().clone() for b in blocks.values() for p in b.params]
+    assert replay(path, blocks, laws) == 1 == SeedLog(path, 7, blocks, laws).steps
+    for k, b in blocks.items():
+        Directional(LAW, (((7, 0, k, 0), -0.5),)).add_to(b, -1e-3)
+    moved = [p.detach() for b in blocks.values() for p in b.params]
+    torch.testing.assert_close(stood, moved, rtol=0, atol=1e-6)
