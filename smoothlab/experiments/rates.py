@@ -234,10 +234,9 @@ class Rates:
         """What a run would measure and cost."""
         self.check()
         points = self.points()
-        runs = sum({"theorem": 2, "exponents": 3, "counterexample": 1, "buys": 1, "reshuffling": 1}[p["part"]]
-                   for p in points)  # fmt: skip
-        minutes = runs * (0.1 + min(self.longest, 20_000) / 4 * (6e-5 + self.replicas * 4e-7)) / 60
-        return f"The rates of Theorem 3.4, {len(points)} settings\n  about {math.ceil(minutes)} minutes, one process"
+        steps = len(points) * min(self.longest, 200_000) * 0.55 + 8e5 * ("large" in self.instances)
+        minutes = max(steps * (6e-5 + self.replicas * 2e-7) / 60, 0.1)
+        return f"The rates of Theorem 3.4, {len(points)} settings\n  about {minutes:.1f} minutes, one process"
 
 
 def _short(value: Any) -> str:

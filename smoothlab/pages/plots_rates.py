@@ -107,7 +107,8 @@ def successes(ax: Axes, df: pd.DataFrame) -> None:
         ax.hlines(y, rows["low"], rows["high"], color=color, lw=0.9)
         ax.plot(rows["measured"], y, "o", ms=3, color=color, clip_on=False)
         label = r"promised: $1 - \delta$" if theorem == "printed" else None
-        ax.plot(rows["bound"], y, "|", ms=6, mew=1.2, color="black", label=label)
+        promised = rows["meets"].astype(bool)
+        ax.plot(rows["bound"][promised], y[promised], "|", ms=6, mew=1.2, color="black", label=label)
     _name(ax, df, places)
     ax.set_yticklabels([])
     ax.set(xlim=(-0.03, 1.03), xlabel=r"probability of $\frac{1}{T}\sum\|\nabla f\|^2 \leq \varepsilon^2$")
@@ -125,7 +126,11 @@ def _name(ax: Axes, df: pd.DataFrame, places: dict[str, int]) -> None:
     for setting, rows in rows_of(df, "counterexample", "average").groupby("setting"):
         one = rows.iloc[0]
         names[str(setting)] = f"fails: d {one['d']:g}, sigma {one['sigma']:g}"
-    ax.set_yticks(list(places.values()), [names[setting] for setting in places])
+    if len(places) > MOST:
+        ax.set_yticks([])
+        ax.set_ylabel(f"{len(places)} settings")
+    else:
+        ax.set_yticks(list(places.values()), [names[setting] for setting in places])
     ax.set_ylim(min(places.values()) - 0.6, 0.6)
 
 
@@ -280,6 +285,7 @@ PANELS = {
     "buys": (epochs, gains), "reshuffling": (reshuffled, hidden),
 }  # fmt: skip
 ROW = 2.7  # inches
+MOST = 45  # settings whose names are drawn
 LINE = 0.2  # inches of a setting of theorem
 SHIFT = 0.24  # of a line: one theorem from the next
 
@@ -295,7 +301,7 @@ def rates_figure(df: pd.DataFrame) -> Figure:
     parts = [part for part in PANELS if part in there]
     if not parts:
         raise BadInput(f"these records hold none of the parts {', '.join(PANELS)}: give those of `smoothlab rates`")
-    tall = max(ROW, 1.2 + LINE * len(_places(df, "average")))
+    tall = max(ROW, 1.2 + LINE * min(len(_places(df, "average")), MOST))
     heights = [tall if part == "theorem" else ROW for part in parts]
     fig = figure(7.0, sum(heights))
     with matplotlib.rc_context(STYLE):

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from smoothlab.pages.plots_rates import rows_of, settings_of
+from smoothlab.pages.plots_rates import VARIED, rows_of, settings_of
 
 NAMES = {
     "printed": "Theorem C.1 as printed",
@@ -11,8 +11,8 @@ NAMES = {
 }
 SERIES = {
     "printed": "Theorem C.1 asks for",
-    "expectation": "the corrected theorem in expectation",
-    "probability": "the one with high probability",
+    "expectation": "the corrected theorem in expectation asks for",
+    "probability": "the one with high probability asks for",
     "zo": "zeroth-order needs",
     "fo-reshuffle": "exact gradients, reshuffled, need",
     "fo-replace": "exact gradients, with replacement, need",
@@ -70,7 +70,10 @@ def _fails(df: pd.DataFrame) -> list[str]:
 
 def _theorem(df: pd.DataFrame) -> list[str]:
     found, shares = rows_of(df, "theorem", "average"), rows_of(df, "theorem", "success")
-    names, lines = settings_of(df), []
+    names = settings_of(df)
+    first = df[df["part"] == "theorem"].iloc[0]
+    told = ", ".join(_option(key, first[key]) for key in VARIED if key != "given" and key in first)
+    lines = [f"The base is {told}; f - f* = 1 at the start."]
     for theorem, name in NAMES.items():
         rows = found[(found["theorem"] == theorem) & found["verdict"].notna() & found["meets"].astype(bool)]
         if rows.empty:
@@ -87,7 +90,7 @@ def _theorem(df: pd.DataFrame) -> list[str]:
         if len(success):
             line += (
                 f"; the share of replicas that meet it is at least {success['low'].min():.3f} (95 %), promised "
-                f"{success['bound'].min():g} to {success['bound'].max():g}"
+                + " to ".join(f"{bound:g}" for bound in dict.fromkeys([success["bound"].min(), success["bound"].max()]))
             )
         bad = rows[rows["verdict"] == "fails"]["setting"]
         lines.append(line + ("; it fails at " + "; ".join(names[one] for one in bad) if len(bad) else "") + ".")
@@ -136,13 +139,15 @@ def _buys(df: pd.DataFrame) -> list[str]:
         name = "exact gradients" if oracle == "exact" else f"zeroth order in x, d = {d:g}"
         each = []
         for _, row in rows.sort_values("ratio").iterrows():
-            seen = f" ({row['low']:.3g} to {row['high']:.3g})" if pd.notna(row["measured"]) else " (recursion)"
-            value = row["measured"] if pd.notna(row["measured"]) else row["reference"]
-            each.append(f"{value:.3g}{seen} at {row['ratio']:g}")
+            value, seen = row["reference"], " (recursion)"
+            if pd.notna(row["measured"]):
+                value = row["measured"]
+                seen = "" if row["low"] == row["high"] else f" ({_plain(row['low'])} to {_plain(row['high'])})"
+            each.append(f"{_plain(value)}{seen} at {row['ratio']:,.0f}")
         line = f"Epochs with one best rate over those with two, {name}, sigma = {sigma:g}: {', '.join(each)} = L_x/L_y"
         last = rows[rows["ratio"] == rows["ratio"].max()].iloc[0]
         if pd.notna(last["closed_form"]):
-            line += f"; as eps -> 0 {last['closed_form']:.4g} at {last['ratio']:g}, about L_x/(8 L_y)"
+            line += f"; as eps -> 0 {_plain(last['closed_form'])} at {last['ratio']:,.0f}, about L_x/(8 L_y)"
         lines.append(line + ".")
     ran = epochs.dropna(subset=["measured", "reference"])
     if len(ran):
@@ -173,6 +178,15 @@ def _reshuffling(df: pd.DataFrame) -> list[str]:
     if len(ran):
         lines.append(f"{_inside(ran)} measured 95 % intervals of these quotients hold the exact recursion's value.")
     return lines
+
+
+def _plain(value: float) -> str:
+    """Three digits, and all of those before the point."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def _option(key: str, value: object) -> str:
+    return f"{key} {value:g}" if isinstance(value, float | int) else str(value)
 
 
 def _power(row: pd.Series) -> str:

@@ -406,3 +406,14 @@ def test_the_plan_tells_settings_and_minutes(capsys: pytest.CaptureFixture[str])
     assert len(replace(TINY, every=True, parts=("theorem",)).points()) == 2 * 2 * 2 * 2
     assert exact_recursion.BUDGET == math.isqrt(exact_recursion.BUDGET) ** 2, "pairs have the budget of single rates"
     assert set(rates_fits.SERIES) == {"zo", "fo-reshuffle", "fo-replace"}
+
+
+@pytest.mark.slow
+def test_two_processes_measure_the_same(tmp_path: Path) -> None:
+    import joblib
+
+    short = replace(TINY, parts=("reshuffling", "buys"))
+    one = records.run(short, tmp_path / "one.jsonl", environment={})
+    with joblib.parallel_config(n_jobs=2):
+        two = records.run(short, tmp_path / "two.jsonl", environment={})
+    assert rows_of(one) == rows_of(two)
