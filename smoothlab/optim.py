@@ -7,6 +7,9 @@ With groups x (an estimator of `smoothlab.zeroth` as its oracle) and y (oracle N
 ghat_x as in Eq. (2). ZO-FT, FO-PEFT, hybrid, layer-wise and frozen parts are lists of groups: what is in none is
 frozen. The backward pass differentiates exact groups alone. A one-sided estimate takes f(x, y) from it, and the step
 then costs one first-order step, one forward pass and two passes over x.
+
+Several processes take the same step where the closure's value is the mean over them and gradients of exact groups are
+summed: `smoothlab.llm.processes` does both, from outside.
 """
 
 import math
@@ -61,7 +64,7 @@ class HybridSGD(torch.optim.Optimizer):
         exact: makes the torch optimizer of the exact groups from their list, e.g. torch.optim.AdamW, instead of SGD.
         masters: add steps up in fp32 copies of 16-bit zeroth-order weights (2 more bytes for each of theirs), which
             single steps would not move; False warns.
-        log: file that every zeroth-order step is appended to.
+        log: file that every zeroth-order step is appended to; of several processes, one has it.
 
     Raises:
         BadInput: no groups, parameters in two of them (ties too), exact ones that are frozen, numbers out of range.
@@ -90,7 +93,7 @@ class HybridSGD(torch.optim.Optimizer):
         self._masters = {k: wide for k, b in self._blocks.items() if masters and (wide := widened(b)) is not b}
         for block in self._blocks.values():
             _warn_short(block, masters)
-        self._check_log(masters)
+        self._check_log()
         first = [group for group in self.param_groups if group["oracle"] is None]
         make = exact or (lambda those: torch.optim.SGD(those, momentum=momentum))
         self._exact = make(first) if first else None  # holds the same dicts: a scheduler writes to both
@@ -101,7 +104,7 @@ class HybridSGD(torch.optim.Optimizer):
             raise BadInput("groups cannot be added to HybridSGD: make a new one of all groups")
         super().add_param_group(param_group)
 
-    def _check_log(self, masters: bool) -> None:
+    def _check_log(self) -> None:
         if self.log is None:
             return
         if (self.log.seed, self.log.groups) != (self.seed, tuple(self._blocks)):
@@ -109,15 +112,17 @@ class HybridSGD(torch.optim.Optimizer):
                 f"{self.log.path} is of seed {self.log.seed} and groups {list(self.log.groups)}, the zeroth-order ones "
                 f"here are {list(self._blocks)}, of seed {self.seed}: make the log for them"
             )
-        if not masters and any(block.params[0].dtype.itemsize == 2 for block in self._blocks.values()):
+        if any(block.params[0].dtype.itemsize == 2 and k not in self._masters for k, block in self._blocks.items()):
             raise BadInput("a seed log of 16-bit weights needs masters: a replay adds steps up in fp32, as they do")
 
     def step(self, closure: Closure | Sequence[Closure]) -> Tensor:  # type: ignore[override]
         """One step of Algorithm 1.
 
         Args:
-            closure: computes the loss of one minibatch, a deterministic scalar, and nothing else; several of them
-                are averaged (accumulation), one graph in memory at a time.
+            closure: computes the loss of one minibatch, a scalar, and nothing else. It is called two or three times,
+                and must give the same at the same weights: dropout off, or its mask fixed
+                (`smoothlab.blocks.fixed_loss`). Several of them are averaged (accumulation), one graph in memory at a
+                time.
 
         Returns:
             The loss at (x, y), see `Step.loss`.
@@ -180,7 +185,11 @@ class HybridSGD(torch.optim.Optimizer):
         names = [group["name"] for group in self.param_groups]
         if [group.get("name") for group in state_dict["groups"]] != names:
             raise BadInput(f"the optimizer's state is of other groups than {', '.join(names)}: make it with the same")
+        exact, masters = state_dict["exact"] is not None, {int(k) for k in state_dict["masters"]}
+        if (exact, masters) != (self._exact is not None, set(self._masters)):
+            raise BadInput("the optimizer's state is of other oracles or masters: make it with the same")
         self.steps, self.seed = state_dict["steps"], state_dict["seed"]
+        self._check_log()
         if self._exact is not None:
             mine = self._exact.param_groups
             self._exact.load_state_dict(state_dict["exact"])
@@ -217,8 +226,6 @@ class HybridSGD(torch.optim.Optimizer):
             if loss.requires_grad:
                 (loss / len(closures)).backward(inputs=params)  # what is in no group is frozen, whatever its flag says
             total += value / len(closures)
-        if all(p.grad is None for p in params):
-            raise BadInput("the loss depends on no parameter of an exact group: look at what is in the groups")
         if all(p.grad is None for p in params):
             raise BadInput("the loss depends on no parameter of an exact group: look at what is in the groups")
         norm = float(torch.nn.utils.clip_grad_norm_(params, self.clip if self.clip is not None else float("inf")))

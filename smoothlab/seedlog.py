@@ -95,14 +95,14 @@ class SeedLog:
         Raises:
             BadInput: the log ends before.
         """
-        there, moves, _ = _read(self.path)
-        self._moves = step * len(self.groups)
-        if self._moves > len(moves):
+        _, moves, start = _read(self.path)
+        kept = step * len(self.groups)
+        if kept > len(moves):
             raise BadInput(
                 f"{self.path} ends before step {len(moves) // len(self.groups)}, the run goes on from step {step}: "
                 "give the log that was written along with that checkpoint"
             )
-        size = len(_line(there)) + ENTRY.size * sum(len(move.terms) for move in moves[: self._moves])
+        self._moves, size = kept, start + ENTRY.size * sum(len(move.terms) for move in moves[:kept])
         os.ftruncate(self._file, size)
         os.lseek(self._file, size, os.SEEK_SET)
 
@@ -122,9 +122,8 @@ class SeedLog:
         if gradient.anchor is not None or any(seed[:3] != (self.seed, step, group) for seed, _ in gradient.terms):
             raise BadInput("a seed log holds plain zeroth-order steps: leave control variates or given directions out")
         if gradient.law != self._laws[group]:
-            raise BadInput(
-                f"{self.path} is for directions {self._laws[group]}, these are {gradient.law}: name a new file"
-            )
+            there, here = self._laws[group].name, gradient.law.name
+            raise BadInput(f"{self.path} is for {there} directions, these are other ones ({here}): name a new file")
         count = len(gradient.terms)
         entries = [ENTRY.pack(step, group, count, seed[3], c, lr, weight_decay) for seed, c in gradient.terms]
         stood = os.lseek(self._file, 0, os.SEEK_CUR)
@@ -175,6 +174,8 @@ def replay(path: Path, blocks: Mapping[int, Block], laws: Mapping[int, Direction
 
 def descend(block: Block, gradient: Directional, lr: float, weight_decay: float = 0.0) -> None:
     """W <- (1 - lr lambda) w - lr ghat, in place: what a step does, and its replay."""
+    if lr == 0:
+        return  # adding 0 would turn -0.0 into 0.0
     with torch.no_grad():
         if weight_decay:
             for p in block.params:
@@ -224,7 +225,7 @@ def _same(path: Path, there: Mapping[str, object], here: Mapping[str, object]) -
 
 
 def _read(path: Path) -> tuple[dict[str, Any], list[Move], int]:
-    """Head, whole moves, and the length up to the last of them."""
+    """Head, whole moves, and where they start."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -237,7 +238,7 @@ def _read(path: Path) -> tuple[dict[str, Any], list[Move], int]:
     if not isinstance(head, dict) or head.get("format") != FORMAT or not {"seed", "stream", "groups"} <= head.keys():
         raise BadInput(f"{path} is no seed log of smoothlab, or its first line is broken: name another file")
     moves = list(_moves(head["seed"], rest[: len(rest) // ENTRY.size * ENTRY.size]))
-    return head, moves, len(first) + 1 + ENTRY.size * sum(len(move.terms) for move in moves)
+    return head, moves, len(first) + 1
 
 
 def _moves(seed: int, entries: bytes) -> Iterator[Move]:

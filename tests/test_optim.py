@@ -153,11 +153,37 @@ def test_the_backward_pass_differentiates_exact_groups_alone() -> None:
     assert all(p.grad is None and p.requires_grad for p in x) and all(p.grad is not None for p in y)
 
 
+def test_no_activation_is_kept_for_the_zeroth_order_part() -> None:
+    """The graph holds what that of the exact part alone holds, and less than that of both."""
+
+    def held(make: Callable[[list[Tensor], list[Tensor]], list[dict[str, Any]]]) -> int:
+        module, loss = net()
+        sizes: list[int] = []
+
+        def counted() -> Tensor:
+            with torch.autograd.graph.saved_tensors_hooks(lambda t: (sizes.append(t.numel()), t)[1], lambda t: t):
+                return loss()
+
+        HybridSGD(make(*halves(module))).step(counted)
+        return sum(sizes)
+
+    hybrid = held(lambda x, y: [{"params": x, "oracle": ZerothOrder()}, {"params": y}])
+    assert hybrid < held(lambda x, y: [{"params": [*x, *y]}])
+
+    def frozen(x: list[Tensor], y: list[Tensor]) -> list[dict[str, Any]]:
+        for p in x:
+            p.requires_grad_(False)
+        return [{"params": y}]
+
+    assert hybrid == held(frozen)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_rates_of_zero_leave_every_bit(name: str, dtype: torch.dtype) -> None:
     module, loss = net(dtype)
     x, y = halves(module)
+    x[0].data[0] = -0.0
     mu = 0.05 if dtype.itemsize == 2 else 1e-3
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -167,6 +193,7 @@ def test_rates_of_zero_leave_every_bit(name: str, dtype: torch.dtype) -> None:
         for _ in range(3):
             optimizer.step(loss)
     assert all(torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True))
+    assert x[0][0].signbit().all(), "-0.0 is -0.0"
 
 
 @pytest.mark.parametrize("exact", ["sgd", "adamw"])
@@ -248,6 +275,8 @@ def test_a_loaded_state_goes_on_to_the_bit(
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
     with pytest.raises(BadInput, match="is of other groups than x, y"):
         again.load_state_dict({**first.state_dict(), "groups": []})
+    with pytest.raises(BadInput, match="is of other oracles or masters"):
+        again.load_state_dict({**first.state_dict(), "exact": None})
 
 
 def test_masters_hold_steps_that_bf16_would_lose() -> None:
@@ -442,9 +471,7 @@ def test_logs_that_would_not_replay_are_refused(tmp_path: Path) -> None:
     (module, _), (short, _), oracle = net(), net(torch.bfloat16), ZerothOrder(0.05)
     x, (some, _) = halves(module)[0], halves(short)
     log = SeedLog(tmp_path / "log", 1, {0: Block("x", tuple(x))}, {0: oracle.law})
-    with pytest.raises(
-        BadInput, match=r"is of seed 1 and groups \[0\], the zeroth-order ones here are \[0\], of seed 2"
-    ):
+    with pytest.raises(BadInput, match=r"is of seed 1 and groups \[0\], the .* here are \[0\], of seed 2"):
         HybridSGD([{"params": x, "oracle": oracle}], seed=2, log=log)
     with pytest.raises(BadInput, match=r"the zeroth-order ones here are \[1\], of seed 1: make the log for them"):
         HybridSGD([{"params": halves(module)[1]}, {"params": x, "oracle": oracle}], seed=1, log=log)

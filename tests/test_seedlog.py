@@ -107,7 +107,7 @@ def test_steps_out_of_order_and_other_directions_are_not_logged(tmp_path: Path) 
     assert log.steps == 2
     with pytest.raises(BadInput, match="stands before step 2 of group 0, not before step 4 of group 0: load"):
         log.append(4, 0, step(4), 1e-3, 0.0)
-    with pytest.raises(BadInput, match="is for directions Gaussian"):
+    with pytest.raises(BadInput, match="is for gaussian directions, these are other ones .rademacher.: name"):
         log.append(2, 0, Directional(Rademacher(), step(2).terms), 1e-3, 0.0)
     with pytest.raises(BadInput, match="ends before step 2, the run goes on from step 3: give the log"):
         log.cut(3)
