@@ -1,4 +1,4 @@
-"""The command line: `smoothlab smoothness | plot | demo`; one subcommand an experiment.
+"""The command line: `smoothlab smoothness | plot | audit | demo`; one subcommand an experiment.
 
 Exit status: 0; 1 for a failed check; 2 for bad input, told in one line; 130 when interrupted. Nothing heavy is imported
 before a command runs, so that `--help` answers at once.
@@ -30,7 +30,7 @@ EXPERIMENTS: dict[str, type[Any]] = {
     "smoothness": Smoothness, "estimators": Estimators, "quadratic": QuadraticExample, "rates": Rates,
     "finetune": Finetune,
 }  # fmt: skip
-Command = Callable[[], None]
+Command = Callable[[], int | None]
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]  # no --no-flag
 
 
@@ -46,9 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "the same command" + (" without --overwrite" if "--overwrite" in argv else "") + " goes on from what is on disk"
     )
     try:
-        _parse(argv)()
+        status = _parse(argv)()
         sys.stdout.flush()
-        return 0
+        return status or 0
     except BadInput as error:
         return _fail(str(error))
     except KeyboardInterrupt:
@@ -78,7 +78,7 @@ def _out_of_memory(error: BaseException) -> bool:
 def _parse(argv: list[str]) -> Command:
     """The command that `argv` asks for; --help and mistakes end the process as usual, a mistake with one line."""
     commands: dict[str, Callable[..., Command]] = {name: _measuring(name, kind) for name, kind in EXPERIMENTS.items()}
-    commands |= {"plot": plot, "demo": demo}
+    commands |= {"plot": plot, "audit": audit, "demo": demo}
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
@@ -233,6 +233,64 @@ def _plot(patterns: Sequence[str], kind: str, quantity: str, out: Path, overwrit
         {"fig1a": plots.fig1a, "fig1b": plots.fig1b}[kind](figure, table, quantity)
     for path in plots.save(figure, out.with_suffix(""), (form,)):
         print(path)
+
+
+def audit(
+    claims: Annotated[Positional[tuple[str, ...]], arg(metavar="CLAIM ...")] = (),
+    records: Annotated[tuple[Path, ...], arg(metavar="FILE.jsonl ...")] = (),
+    add: Annotated[tuple[Path, ...], arg(metavar="FILE.py ...")] = (),
+    seed: int = 0,
+    json: Flag = False,
+    html: Annotated[Path | None, arg(metavar="FILE")] = None,
+    out: Annotated[Path | None, arg(metavar="FILE.jsonl")] = None,
+    overwrite: Flag = False,
+) -> Command:
+    """Check the paper's claims: does each hold as printed, what breaks it, what holds instead. Two minutes for all.
+
+    Exit status 1 means that a verdict differs from the stored one.
+
+    Args:
+        claims: Names of claims, whose evidence is printed in full; all verdicts in short by default.
+        records: Record files of `smoothlab smoothness`, for the claims on measurements.
+        add: Python files that define claims of yours, CLAIM or CLAIMS (`pydoc smoothlab.claims` tells how); they run.
+        seed: Seed of the searches.
+        json: Print verdicts and evidence as one JSON list.
+        html: Write a page with every claim.
+        out: Record file; one that was stopped halfway is continued.
+        overwrite: Discard what the record file holds, and check again.
+    """
+    return lambda: _audit((claims, records, add, seed), json, html, out, overwrite)
+
+
+def _audit(given: tuple[Any, ...], as_json: bool, html: Path | None, out: Path | None, overwrite: bool) -> int:
+    import json
+
+    from smoothlab import records
+    from smoothlab.experiments.audit import Audit, differs, lines, loaded, machine_readable, warn
+
+    experiment = Audit(*given)
+    rows: list[dict[str, Any]] = []
+    experiment.chosen()  # a mistake is told before anything is written
+    if out is not None:
+        records.run(experiment, out, environment=records.environment(), overwrite=overwrite)
+        rows = loaded(out)
+    for row in rows if out is not None else experiment.rows([]):
+        if out is None:
+            rows.append(row)
+        if not as_json:
+            print("\n".join(lines(row, evidence=bool(given[0]))), flush=True)
+    if as_json:
+        print(json.dumps(machine_readable(rows), indent=1))
+    if html is not None:
+        from smoothlab.pages.audit_page import page  # type: ignore[import-not-found,unused-ignore]
+
+        try:
+            html.parent.mkdir(parents=True, exist_ok=True)
+            html.write_text(page(rows), encoding="utf-8")
+        except OSError as error:
+            raise BadInput(f"cannot write {html}: {error.strerror}; choose another --html") from None
+    warn(rows)
+    return int(any(differs(row) for row in rows))
 
 
 def demo(

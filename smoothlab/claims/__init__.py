@@ -2,7 +2,9 @@
 
 A claim of your own is one Python file that `smoothlab audit --add FILE.py` reads:
 
-    from smoothlab.claims import Certificate, Claim, Finding, Statement
+    import numpy as np
+
+    from smoothlab.claims import Claim, Finding, Statement
 
     # parameters of a member, drawn from their ranges -> measured/allowed
     SEARCH = Statement("cosh x <= 1 + x^2", ("x",), ((-5, 5),), lambda p: np.cosh(p[:, 0]) / (1 + p[:, 0] ** 2))
@@ -16,10 +18,11 @@ A search alone leaves it open; certificates settle it: `exact.refutes` for a cou
 `exact.equal` for exact arithmetic, `exact.dense` for a proof whose inequalities are checked on a grid.
 """
 
-from smoothlab.claims import definitions, lemma_b1, lemma_b2
+from smoothlab.claims import definitions, figure_1, lemma_b1, lemma_b2, measuring
 from smoothlab.claims.claim import Certificate, Claim, Evidence, Finding, Search, Verdict
 from smoothlab.claims.search import Statement
 
-CLAIMS: dict[str, Claim] = {claim.name: claim for part in (definitions, lemma_b1, lemma_b2) for claim in part.CLAIMS}
+PARTS = (definitions, lemma_b1, lemma_b2, measuring, figure_1)
+CLAIMS: dict[str, Claim] = {claim.name: claim for part in PARTS for claim in part.CLAIMS}
 
 __all__ = ["CLAIMS", "Certificate", "Claim", "Evidence", "Finding", "Search", "Statement", "Verdict"]

@@ -1,0 +1,180 @@
+"""The audit: each claim of the paper is checked, and its verdict compared with the one that is stored."""
+
+import dataclasses
+import difflib
+import importlib.util
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from smoothlab.claims import CLAIMS, Claim, Evidence, Finding, Search
+from smoothlab.errors import BadInput
+from smoothlab.records import Row, header, load
+
+ROOT = Path(__file__).resolve().parents[2]
+RECORDS = tuple(ROOT / "benchmarks/results" / f"{name}_micro_sst2.jsonl" for name in ("fig1b", "fast_1b"))
+MISSING = "no records"
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Check claims of the paper: verdict, counterexample, what holds instead, and how that was found."""
+
+    name: ClassVar[str] = "audit"
+
+    claims: tuple[str, ...] = ()
+    """Names; all of them if none is given."""
+    records: tuple[Path, ...] = ()
+    """Record files of `smoothlab smoothness` for the claims on measurements; by default those of this checkout."""
+    add: tuple[Path, ...] = ()
+    """Python files with claims of the user's, CLAIM or CLAIMS; see `smoothlab.claims`."""
+    seed: int = 0
+    """Of the searches."""
+
+    def chosen(self) -> list[Claim]:
+        """The claims that are asked for; with --add and no names, the added ones.
+
+        Raises:
+            BadInput: an unknown name, or a file of --add that cannot be used.
+        """
+        added = [claim for path in self.add for claim in added_claims(path)]
+        known = dict(CLAIMS)
+        for claim in added:
+            if claim.name in known:
+                raise BadInput(f"--add: a claim named '{claim.name}' is there already; give it another name")
+            known[claim.name] = claim
+        for name in self.claims:
+            if name not in known:
+                lower = {one.lower(): one for one in known}
+                near = [lower[one] for one in difflib.get_close_matches(name.lower(), lower, cutoff=0.4)] or sorted(
+                    known
+                )
+                raise BadInput(f"claim '{name}' is unknown; perhaps you meant {', '.join(near)}")
+        if self.claims:
+            return [known[name] for name in dict.fromkeys(self.claims)]
+        return added or list(known.values())
+
+    def rows(self, done: Sequence[Row]) -> Iterator[Row]:
+        """One row a claim."""
+        paths = self._records()
+        for claim in self.chosen()[len(done) :]:
+            begun = time.monotonic()
+            finding = claim.found(self.seed, paths)
+            row: Row = {
+                **{key: getattr(claim, key) for key in ("statement", "place", "hypotheses", "correction", "test")},
+                "claim": claim.name, "verdict": finding.verdict, "stored": claim.verdict,
+                "evidence": [_told(one) for one in finding.evidence],
+            }  # fmt: skip
+            if claim.records and not paths and finding.verdict != claim.verdict:
+                row |= {"verdict": "open", "note": MISSING}
+            yield row | {"seconds": round(time.monotonic() - begun, 3)}
+
+    def resume_at(self, done: Sequence[Row]) -> int:
+        """Claims do not depend on each other."""
+        return len(done)
+
+    def plan(self) -> str:
+        """What would be checked."""
+        return "\n".join(f"{claim.name}: {claim.statement}" for claim in self.chosen())
+
+    def _records(self) -> tuple[Path, ...]:
+        if not self.records:
+            return tuple(path for path in RECORDS if path.exists())
+        for path in self.records:
+            if header(path)["experiment"] not in ("smoothness", "hook"):
+                raise BadInput(f"{path} does not hold records of smoothlab smoothness: give such a file to --records")
+        return self.records
+
+
+def added_claims(path: Path) -> list[Claim]:
+    """The claims of a user's Python file, which is run: its CLAIM or its CLAIMS.
+
+    Raises:
+        BadInput: the file cannot be read or run, or defines neither.
+    """
+    if path.suffix != ".py" or not path.is_file():
+        raise BadInput(f"--add {path}: give a Python file, FILE.py, that defines CLAIM or CLAIMS")
+    spec = importlib.util.spec_from_file_location(f"smoothlab_added_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BadInput:
+        raise
+    except Exception as error:
+        raise BadInput(f"--add {path}: {type(error).__name__}: {error}; correct the file") from error
+    found = [module.CLAIM] if hasattr(module, "CLAIM") else list(getattr(module, "CLAIMS", ()))
+    if not found or not all(isinstance(one, Claim) for one in found):
+        raise BadInput(f"--add {path}: define CLAIM, or a tuple CLAIMS, of smoothlab.claims.Claim")
+    return [dataclasses.replace(one, check=_guarded(one, path)) for one in found]
+
+
+def _guarded(claim: Claim, path: Path) -> Callable[..., Finding]:
+    """The check of a user's claim, whose errors become one line."""
+
+    def check(*given: object) -> Finding:
+        try:
+            return claim.check(*given)
+        except BadInput:
+            raise
+        except Exception as error:
+            told = f"{type(error).__name__}: {error}"
+            raise BadInput(f"--add {path}: the check of claim '{claim.name}' failed: {told}; correct it") from error
+
+    return check
+
+
+def _told(evidence: Evidence) -> Row:
+    row: Row = {"kind": "search" if isinstance(evidence, Search) else "certificate", **dataclasses.asdict(evidence)}
+    for key in {"facts", "at"} & row.keys():  # JSON has no infinity
+        row[key] = {k: v if isinstance(v, str) or math.isfinite(v) else str(v) for k, v in row[key].items()}
+    return row | ({"broken": evidence.broken, "text": str(evidence)} if isinstance(evidence, Search) else {})
+
+
+def loaded(path: Path) -> list[Row]:
+    """The rows of a record file, without what is missing."""
+    table = load(path).drop(columns=["path", "experiment"])
+    return [{str(k): v for k, v in row.items() if v is not None and v == v} for row in table.to_dict("records")]
+
+
+def differs(row: Row) -> bool:
+    """Whether a verdict is another than the stored one; not where records are missing."""
+    return bool(row["verdict"] != row["stored"]) and row.get("note") != MISSING
+
+
+def machine_readable(rows: Sequence[Row]) -> list[Row]:
+    """What --json prints."""
+    keys = ("claim", "verdict", "evidence", "correction", "place", "test")
+    return [{key: row[key] for key in keys} | {k: row[k] for k in ("note",) if row.get(k)} for row in rows]
+
+
+def lines(row: Row, evidence: bool) -> list[str]:
+    """A row for people: the verdict, and with `evidence` all that led to it."""
+    note = f" ({row['note']})" if row.get("note") else ""
+    against = f", but '{row['stored']}' is stored" if differs(row) else ""
+    told = [f"{row['claim']:<15} {row['verdict']}{note}{against}  [{row['place']}]"]
+    if not evidence:
+        return told
+    told += [f"  claim    {row['statement']}", f"  given    {row['hypotheses']}"]
+    if row["correction"]:
+        told.append(f"  instead  {row['correction']}")
+    for one in row["evidence"]:
+        if one["kind"] == "search":
+            told.append(f"  search   {one['about']}: {one['what']}: {one['text']}")
+            continue
+        word = {True: "supports", False: "refutes", None: "leaves open"}[one["supports"]]
+        facts = ", ".join(f"{k} = {v if isinstance(v, str) else f'{v:.6g}'}" for k, v in one["facts"].items())
+        told.append(f"  {one['how']}, {word} what is {one['about']}: {one['what']}: {facts}")
+    return [*told, f"  test     {row['test']}"]
+
+
+def warn(rows: Sequence[Row]) -> None:
+    """Say on stderr which claims could not be decided for want of records."""
+    missing = [row["claim"] for row in rows if row.get("note") == MISSING]
+    if missing:
+        fix = "measure with smoothlab smoothness and give the file to --records"
+        print(f"smoothlab: {', '.join(missing)}: open, no records; {fix}", file=sys.stderr)
