@@ -1,0 +1,126 @@
+"""Tables 1 and 2, Fig. 2 and 3: `python -m benchmarks.table1 --data-dir DIR [--part sst2 copa ...] [--jobs N]`.
+
+Every cell is one run of `smoothlab finetune`, recorded as benchmarks/results/table1/NAME.jsonl; finished ones are not
+run again. By default `micro` at a budget of minutes a cell: ZO-FT, and FO and hybrid with prompt, prefix and LoRA; SGD
+at constant rates as in the paper. On SST-2 each method tries four points on dev, for each of three seeds; COPA and
+WinoGrande have one seed and the middle points. figures/table1.py makes tables and figures of them.
+
+The paper's own models, on a GPU, at its budget (hours a cell; stopped cells go on from their checkpoints):
+
+    python -m benchmarks.table1 --data-dir DIR --full --model facebook/opt-1.3b --device cuda
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from smoothlab.experiments.finetune import Finetune
+from smoothlab.records import environment, run
+
+RESULTS = Path(__file__).with_name("results") / "table1"
+PEFT = ("prompt", "prefix", "lora")
+METHODS = [("zo", "auto"), *((method, peft) for peft in PEFT for method in ("fo-peft", "hybrid"))]
+SEEDS = (0, 1, 2)
+
+MICRO = Finetune(rule="sgd", steps=200, eval_every=50, patience=0, batch=16)
+RATES: dict[str, tuple[float, ...]] = {
+    "zo": (1e-4, 3e-4),
+    "prompt": (3.0, 10.0),
+    "prefix": (3.0, 10.0),
+    "lora": (0.3, 1.0),
+}
+"""For micro: two values of a rate; the four points are these and, for methods with one rate, their neighbors."""
+# Table 2: 20,000 steps at most with early stopping, batch 16; rates of the order of its legible cells.
+FULL = Finetune(rule="sgd", steps=20_000, eval_every=500, patience=8, batch=16, mu=1e-3)
+FULL_RATES: dict[str, tuple[float, ...]] = {
+    "zo": (1e-7, 1e-6), "prompt": (1e-3, 1e-2), "prefix": (2e-3, 8e-3), "lora": (1e-4, 1e-3),
+}  # fmt: skip
+
+
+def searched(method: str, peft: str, rates: dict[str, tuple[float, ...]]) -> tuple[str, ...]:
+    """Four points for every method: two of eta_x times two of eta_y, or four of the one rate there is."""
+    if method == "hybrid":
+        return (_values("eta_x", rates["zo"]), _values("eta_y", rates[peft]))
+    low, high = rates["zo" if method == "zo" else peft]
+    middle = (low * high) ** 0.5
+    every = (low, middle, high, high * (high / low) ** 0.5)
+    return (_values("eta_x" if method == "zo" else "eta_y", every),)
+
+
+def _values(name: str, values: tuple[float, ...]) -> str:
+    return f"{name}=" + ",".join(f"{value:.3g}" for value in values)
+
+
+def cells(
+    base: Finetune, rates: dict[str, tuple[float, ...]], parts: list[str], seeds: tuple[int, ...]
+) -> dict[str, Finetune]:
+    """Every run by name."""
+    found: dict[str, Finetune] = {}
+    for part in parts:
+        if part == "fig2":  # Fig. 2: one small rate, one large rate, two rates; prompt tuning
+            small, large = rates["zo"][-1], rates["prompt"][-1]
+            for name, x, y in (("small", small, small), ("large", large, large), ("two", small, large)):
+                found[f"fig2-{name}"] = replace(base, data="sst2", method="hybrid", peft="prompt", eta_x=x, eta_y=y)
+            continue
+        for method, peft in METHODS:
+            short = method if method == "zo" else f"{method.removesuffix('-peft')}-{peft}"
+            for seed in seeds if part == "sst2" else seeds[:1]:
+                one = replace(base, data=part, method=method, peft=peft, seed=seed)
+                if part == "sst2":
+                    one = replace(one, search=searched(method, peft, rates))
+                else:
+                    one = replace(one, eta_x=rates["zo"][-1], eta_y=rates.get(peft, (1.0,))[0])
+                found[f"{part}-{short}-seed{seed}"] = one
+    return found
+
+
+def _cell(name: str, experiment: Finetune, out: Path, checkpoints: Path | None) -> str:
+    """Run one cell; what it says if it fails, so that the others go on."""
+    import torch
+
+    if experiment.device == "cpu":
+        torch.set_num_threads(1)
+    if checkpoints is not None:
+        experiment = replace(experiment, checkpoint=checkpoints / name)
+    told: dict[str, Any] = {"device": experiment.device, "threads": torch.get_num_threads()}
+    if experiment.device.startswith("cuda"):
+        told["gpu"] = torch.cuda.get_device_name(experiment.device)
+    try:
+        run(experiment, out / f"{name}.jsonl", environment=environment(**told))
+        return f"{name}: done"
+    except Exception as error:
+        return f"{name}: {type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def main() -> None:
+    """Command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", type=Path, help="folder with sst2/, copa/, winogrande/; without it the hub")
+    parser.add_argument("--part", nargs="+", choices=["sst2", "copa", "winogrande", "fig2"],
+                        default=["sst2", "copa", "winogrande", "fig2"])  # fmt: skip
+    parser.add_argument("--only", default="", help="cells whose name holds this")
+    parser.add_argument("--full", action="store_true", help="the paper's budget and rates, with checkpoints")
+    parser.add_argument("--model", default="micro", help="hub name or directory of another model than micro")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--steps", type=int, help="other number of steps, to try it out")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
+    parser.add_argument("--jobs", type=int, default=1, help="processes (default 1)")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder (default benchmarks/results/table1)")
+    args = parser.parse_args()
+    import joblib
+
+    base, rates = (FULL, FULL_RATES) if args.full else (MICRO, RATES)
+    base = replace(base, model=args.model, device=args.device, dtype=args.dtype, data_dir=args.data_dir)
+    if args.steps is not None:
+        base = replace(base, steps=args.steps, eval_every=min(base.eval_every, max(args.steps, 1)))
+    found = {name: one for name, one in cells(base, rates, args.part, tuple(args.seeds)).items() if args.only in name}
+    checkpoints = args.out / "checkpoints" if args.full else None
+    work = (joblib.delayed(_cell)(name, one, args.out, checkpoints) for name, one in found.items())
+    for said in joblib.Parallel(n_jobs=args.jobs, return_as="generator")(work):
+        print(said, flush=True)
+
+
+if __name__ == "__main__":
+    main()
