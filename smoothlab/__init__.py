@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from smoothlab.norms import NormEstimate, block_norms
     from smoothlab.optim import HybridSGD
     from smoothlab.records import load
-    from smoothlab.seedlog import SeedLog
+    from smoothlab.seedlog import SeedLog, replay
     from smoothlab.trajectory import SmoothnessHook
     from smoothlab.zeroth import ControlVariate, Directional, ZerothOrder
 
@@ -33,6 +33,7 @@ __all__ = [
     "exact_hvp",
     "fd_hvp",
     "load",
+    "replay",
 ]
 
 _HOMES = {
@@ -49,6 +50,7 @@ _HOMES = {
     "exact_hvp": "hessian",
     "fd_hvp": "hessian",
     "load": "records",
+    "replay": "seedlog",
 }
 
 
