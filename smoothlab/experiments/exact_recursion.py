@@ -18,6 +18,7 @@ correlated with <g, v> v, so that eta^2 (mu^2/4) L^2 E ||v||^6/q is added to eac
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -87,14 +88,23 @@ class Block:
 
     def average(self, eta: ArrayLike, epochs: ArrayLike) -> Array:
         """(1/T) sum_{t < T} E ||grad f(z_t)||^2 at each pair of a rate and T."""
+        return self.averages(eta)(epochs)
+
+    def averages(self, eta: ArrayLike) -> Callable[[ArrayLike], Array]:
+        """The same as a function of T, for many T at the same rates."""
         if self.order == "once":
-            return self._powers(eta, epochs)[0] / np.asarray(epochs, dtype=float)
+            return lambda epochs: self._powers(eta, epochs)[0] / np.asarray(epochs, dtype=float)
         a, b, _, _ = self.coefficients(eta)
-        T = np.asarray(epochs, dtype=float)  # noqa: N806
-        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            mass = np.where(a == 1, 1.0, -np.expm1(T * np.log(a)) / (T * (1 - a)))
-            end = np.where(a == 1, self.start, b / (1 - a))
-            return np.where(a > 0, end + (self.start - end) * mass, end + (self.start - end) / T)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            rate, end = np.log(a), np.where(a == 1, self.start, b / (1 - a))
+
+        def at(epochs: ArrayLike) -> Array:
+            T = np.asarray(epochs, dtype=float)  # noqa: N806
+            with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+                mass = np.where(a == 1, 1.0, -np.expm1(T * rate) / (T * (1 - a)))
+                return np.where(a > 0, end + (self.start - end) * mass, end + (self.start - end) / T)
+
+        return at
 
     def at(self, eta: ArrayLike, epochs: ArrayLike) -> Array:
         """E ||grad f(z_T)||^2."""
@@ -120,8 +130,10 @@ def epochs_to(level: float, x: Block, y: Block, eta_x: ArrayLike, eta_y: ArrayLi
     eta_x, eta_y = np.broadcast_arrays(np.asarray(eta_x, dtype=float), np.asarray(eta_y, dtype=float))
     reached = x.floor(eta_x) + y.floor(eta_y) < level
 
+    of_x, of_y = x.averages(eta_x), y.averages(eta_y)
+
     def above(T: Array) -> NDArray[np.bool_]:  # noqa: N803
-        return x.average(eta_x, T) + y.average(eta_y, T) > level
+        return of_x(T) + of_y(T) > level
 
     low, high = np.zeros(eta_x.shape), np.ones(eta_x.shape)
     for _ in range(60):

@@ -1,6 +1,5 @@
 """Does the rate of Theorem 3.4 hold, in eps, n, d, delta, L_x/L_y, and where does it stop holding?"""
 
-import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
