@@ -1,4 +1,4 @@
-"""The exact recursion of quadratics: against enumeration of all orders and signs, the engine, 60 digits, brute force."""
+"""The exact recursion of quadratics against enumeration of all orders and signs, the engine, 60 digits, brute force."""
 
 import math
 from collections.abc import Iterator
