@@ -53,6 +53,7 @@ class Search:
         at: the parameters of that case, by name.
         known: largest measured/allowed that is known, for a true inequality; None for one that is to be broken.
         unreachable: why random members do not reach the known counterexample; empty if they do.
+        facts: more numbers, by name: how tight a true inequality is.
     """
 
     what: str
@@ -63,6 +64,7 @@ class Search:
     at: Facts
     known: float | None = None
     unreachable: str = ""
+    facts: Facts = field(default_factory=dict)
 
     @property
     def broken(self) -> bool:

@@ -1,0 +1,167 @@
+"""Real runs of Algorithm 1, along which the corrected statements are checked: every state at the start of an epoch."""
+
+import functools
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from smoothlab import samples
+from smoothlab.claims.claim import Facts, Search
+from smoothlab.intervals import Interval
+from smoothlab.objectives import (
+    Cosh,
+    CosineCoupling,
+    LogCoshCoupling,
+    Objective,
+    Oscillating,
+    Power,
+    ProductCoupling,
+    Quadratic,
+    QuadraticCoupling,
+    objective,
+)
+from smoothlab.reshuffling import Algorithm1
+from smoothlab.theory import Array
+
+LEVEL, EPOCHS, REPLICAS, MU = 10.0, 30, 24, 1e-2
+LEVELS = torch.logspace(-3, 0, REPLICAS, dtype=torch.float64) * LEVEL
+PROBLEMS: dict[str, Objective] = {
+    "quadratic": objective(Quadratic(10.0), Quadratic(0.5), QuadraticCoupling(2.0), n=4, sigma=0.5),
+    "cosh in y": objective(Quadratic(3.0), Cosh(1.0, 0.5), n=4, sigma=0.5),
+    "power": objective(Power(1.0, 3.0), Quadratic(1.0), n=4, sigma=0.5),
+    "oscillating": objective(Oscillating(0.3, 1.75), Quadratic(3.0), n=4, sigma=0.5),
+    "cosine": objective(Quadratic(2.0), Quadratic(0.5), CosineCoupling(1.5), n=4, sigma=0.5),
+    "cosh, log cosh": objective(Cosh(1.0, 0.5), Cosh(0.1, 2.0), LogCoshCoupling(1.5), n=4, sigma=0.5),
+    "product": objective(Quadratic(2.0), Quadratic(0.5), ProductCoupling(1.0), n=4, sigma=0.5),
+}
+"""n = 4, d_x = 3, d_y = 2, sigma = 1/2; "quadratic" and "cosine" are smooth everywhere with one constant."""
+SMOOTH = ("quadratic", "cosine")
+
+
+@dataclass(frozen=True)
+class Course:
+    """States of some replicas.
+
+    Attributes:
+        name: of the problem.
+        f: the problem.
+        how: one epoch.
+        z: [epochs + 1, replicas, d], at the starts of the epochs.
+    """
+
+    name: str
+    f: Objective
+    how: Algorithm1
+    z: Tensor
+
+    @property
+    def flat(self) -> Tensor:
+        """All states [N, d]."""
+        return self.z.flatten(0, 1)
+
+
+@functools.cache
+def courses(seed: int) -> tuple[Course, ...]:
+    """Of every problem, from f - f* = 0.01 to 10, with sphere directions and the rates of B.6'."""
+    found = []
+    for number, (name, f) in enumerate(PROBLEMS.items()):
+        way = torch.randn(REPLICAS, f.dim, generator=torch.Generator().manual_seed(100 * seed + number),
+                          dtype=torch.float64)  # fmt: skip
+        z, c = [f.at_level(way, LEVELS)], f.constants(LEVEL)
+        eta_x, eta_y = rates(f, c.L_x_near, c.L_y_near)
+        how = Algorithm1(eta_x, eta_y, 1, law="sphere", mu=MU)
+        for t in range(EPOCHS):
+            z.append(torch.from_numpy(how.run(f, z[-1], REPLICAS, seed=(seed, number, t)).z))
+        found.append(Course(name, f, how, torch.stack(z)))
+    return tuple(found)
+
+
+def rates(f: Objective, l_x: float, l_y: float) -> tuple[float, float]:
+    """The largest that B.6' allows: n eta L <= 1/8, eta_x L_x (d + 1) <= 1/64."""
+    return min(1 / (8 * f.n), 1 / (64 * (f.d_x + 1))) / l_x, 1 / (8 * f.n * l_y)
+
+
+def epochs(course: Course, z: Tensor, replicas: int, seed: int, count: int = 1) -> Tensor:
+    """Z after `count` epochs from one state [d], [replicas, d]."""
+    how = replace(course.how, epochs=count)
+    return torch.from_numpy(how.run(course.f, z, replicas, seed=(seed, 7)).z)
+
+
+def ells(f: Objective, u: ArrayLike) -> tuple[Array, Array]:
+    """Ell_x and ell_y."""
+    return np.asarray(f.ell_x(u)), np.asarray(f.ell_y(u))
+
+
+def diagonal(f: Objective, ell_x: Array, ell_y: Array) -> Array:
+    """D [..., d]."""
+    return np.concatenate([np.repeat(ell_x[..., None], f.d_x, -1), np.repeat(ell_y[..., None], f.d_y, -1)], -1)
+
+
+def along(what: str, ratios: dict[str, Array]) -> Search:
+    """An inequality that holds at every point: the largest measured/allowed of all runs, and a typical one.
+
+    Args:
+        what: it.
+        ratios: by problem, at the states of `Course.flat`; NaN where there is nothing to compare. The typical one is
+            the median over replicas, which are independent, of their own medians over epochs.
+    """
+    tops = {name: float(np.nanmax(r)) for name, r in ratios.items()}
+    middle = samples.median(np.concatenate([np.nanmedian(r.reshape(-1, REPLICAS), 0) for r in ratios.values()]))
+    facts: Facts = {
+        "tightness, largest": max(tops.values()), "median": middle.value, "its low": middle.low,
+        "its high": middle.high, **{f"largest, {name}": top for name, top in tops.items()},
+    }  # fmt: skip
+    cases = sum(int(np.isfinite(r).sum()) for r in ratios.values())
+    slack = 1 - max(tops.values())
+    return Search(f"{what}, along runs of Algorithm 1", "printed", cases, 0, slack, {}, 1.0, facts=facts)
+
+
+def in_mean(what: str, measured: dict[str, Interval], cases: int) -> Search:
+    """An inequality between means, in its bound: broken where an interval lies above 1.
+
+    Args:
+        what: it.
+        measured: measured/allowed with its interval, by place.
+        cases: draws behind all of them.
+    """
+    worst = max(measured, key=lambda name: measured[name].value)
+    top = measured[worst]
+    surely = max(one.low for one in measured.values())
+    facts: Facts = {"tightness, largest": top.value, "its low": top.low, "its high": top.high, "where": worst,
+                    "places": float(len(measured))}  # fmt: skip
+    return Search(what, "printed", cases, 0, 1 - (surely if surely > 1 else min(top.value, 1.0)), {}, 1.0, facts=facts)
+
+
+def ellipsoid(f: Objective, z: Tensor, seed: int) -> tuple[Tensor, Array, Array]:
+    """Points s on the edge of B.1's ellipsoid around z [N, d], ||s||_D^2 = G^2/lM(2G), G = ||grad f(z)||; D and G.
+
+    Half of them random, half along D^-1 grad f, where gradients grow fastest, of both signs.
+    """
+    g = f.gradient(z)
+    G = g.norm(dim=-1).numpy()  # noqa: N806
+    ell_x, ell_y = ells(f, 2 * G)
+    D = diagonal(f, ell_x, ell_y)  # noqa: N806
+    rng = np.random.default_rng(seed)
+    s = rng.standard_normal(D.shape) / np.sqrt(D)
+    steep = rng.random(len(s)) < 0.5
+    s[steep] = (g.numpy() / D)[steep] * rng.choice([-1.0, 1.0], (int(steep.sum()), 1))
+    s *= (G / np.sqrt(np.maximum(ell_x, ell_y)) / np.sqrt((D * s**2).sum(-1)))[:, None]
+    return torch.from_numpy(s), D, G
+
+
+def length(D: Array, s: Tensor) -> Array:  # noqa: N803
+    """||s||_D."""
+    found: Array = np.sqrt((D * s.numpy() ** 2).sum(-1))
+    return found
+
+
+def chi_square_radius(dim: int, covariance: Array, draws: int) -> float:
+    """How far a mean vector is from the true one, at 95 %: sqrt(q lambda_max/draws), q the chi-square quantile."""
+    from scipy import stats
+
+    top = float(np.linalg.eigvalsh(covariance)[-1]) if dim > 1 else float(np.asarray(covariance))
+    return math.sqrt(float(stats.chi2.ppf(0.95, dim)) * max(top, 0.0) / draws)

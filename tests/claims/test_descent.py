@@ -1,0 +1,117 @@
+"""B.5', B.6' and the corrected theorems: the fractions of their proofs, and runs that keep to them."""
+
+from dataclasses import replace
+from fractions import Fraction
+from itertools import permutations
+
+import numpy as np
+import pytest
+import torch
+
+from smoothlab import bounds
+from smoothlab.claims import descent
+from smoothlab.claims.courses import PROBLEMS, chi_square_radius, in_mean
+from smoothlab.intervals import Interval
+from smoothlab.theorems import Setting
+from tests.claims.holding import claim, holds
+
+
+@pytest.mark.parametrize("name", [one.name for one in descent.CLAIMS])
+def test_verdicts(name: str) -> None:
+    for search in holds(descent, name).searches:
+        facts = search.facts
+        assert (
+            facts["its low"] <= facts["tightness, largest"] <= facts["its high"] and facts["tightness, largest"] < 0.7
+        )
+
+
+def test_coefficients_of_b6_are_kept_up_to_its_conditions_and_not_beyond() -> None:
+    worst = descent.collected(Fraction(1, 8), Fraction(1, 64))
+    assert (worst.decrease_x, worst.decrease_y) == (Fraction(9, 32), Fraction(39, 80)), ".281 and .4875 of theory.md B"
+    assert descent.kept(worst)
+    assert descent.kept(descent.collected(Fraction(1, 8), Fraction(1, 48))), "there is a little room"
+    assert not descent.kept(descent.collected(Fraction(1, 8), Fraction(1, 32)))
+    assert not descent.kept(descent.collected(Fraction(2, 5), Fraction(1, 64)))
+    assert descent.PROMISED.noise == 6 and worst.noise == Fraction(26, 5)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4])
+def test_partial_sums_of_reshuffled_vectors(n: int) -> None:
+    rng = np.random.default_rng(n)
+    vectors = [[Fraction(int(x)) for x in row] for row in rng.integers(-9, 10, (n, 3))]
+    mean = [sum(v[k] for v in vectors) / n for k in range(3)]
+    spread = sum(((v[k] - mean[k]) ** 2 for v in vectors for k in range(3)), Fraction(0)) / n
+    orders = list(permutations(range(n)))
+    total = Fraction(0)
+    for i in range(n):
+        for order in orders:
+            total += sum((sum((vectors[j][k] for j in order[:i]), Fraction(0)) ** 2 for k in range(3)), Fraction(0))
+    squares, noise = descent.reshuffled(n)
+    assert total / len(orders) == squares * sum(m * m for m in mean) + noise * spread
+
+
+def test_moments_of_gaussian_vectors_by_quadrature() -> None:
+    v, w = np.polynomial.hermite_e.hermegauss(4)
+    grid = np.stack(np.meshgrid(v, v, indexing="ij"), -1).reshape(-1, 2)
+    weights = np.outer(w, w).reshape(-1) / w.sum() ** 2
+    square = (grid**2).sum(1)
+    assert weights @ square**3 == pytest.approx(descent.third_square(2))
+    g = np.array([3, -2])
+    assert weights @ (((grid @ g)[:, None] * grid - g) ** 2).sum(1) == pytest.approx(descent.linear_error([3, -2]))
+
+
+def test_estimates_of_a_quadratic_have_their_closed_form() -> None:
+    f, z = PROBLEMS["quadratic"], torch.linspace(-1, 1, 5).double()
+    curved = f.hessian(z)[:3, :3].numpy()
+    for sides in (1, 2):
+        v, c, g = descent.estimates(f, z, 0.3, sides, np.random.default_rng(0))
+        bend = 0.15 * np.einsum("ri,ij,rj->r", v, curved, v) if sides == 1 else 0.0
+        np.testing.assert_allclose(c, v @ g + bend, rtol=1e-9, atol=1e-9)
+
+
+def test_an_error_bound_too_small_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = bounds.error_bound
+    monkeypatch.setattr(bounds, "error_bound", lambda *a: right(*a) * 0.55 / 2)
+    finding = claim(descent, "b.5-corrected").found(0)
+    assert finding.searches[0].broken and finding.verdict == "open"
+
+
+def test_a_noise_term_too_small_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = descent.descent
+    monkeypatch.setattr(descent, "descent", lambda *a: replace(right(*a), noise=right(*a).noise * 0.042 / 2))
+    finding = claim(descent, "b.6-corrected").found(0)
+    assert finding.searches[0].broken and finding.verdict == "open"
+
+
+def test_a_horizon_too_short_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, theorem in (("theorem-expectation", "in_expectation"), ("theorem-probability", "with_high_probability")):
+        right = getattr(descent, theorem)
+
+        def short(*a, right=right):  # type: ignore[no-untyped-def]
+            return replace(right(*a), T=max(1, right(*a).T // 200))
+
+        monkeypatch.setattr(descent, theorem, short)
+        finding = claim(descent, name).found(0)
+        assert any(search.broken for search in finding.searches) and finding.verdict in ("open", "false as printed")
+
+
+def test_summed_is_the_proof_of_the_theorem_in_expectation() -> None:
+    one = lambda u: np.ones_like(np.asarray(u, dtype=float))  # noqa: E731
+    s = Setting(one, one, 1.0, 4, 3, 0.5, 0.5)
+    assert 0.5 < descent.summed(s, 0.01, 1.0) <= 1
+    assert max(descent.hypotheses(PROBLEMS["cosh in y"], 0.3, 0.1)) == pytest.approx(1, abs=1e-6)
+
+
+def test_means_break_a_bound_only_where_their_interval_is_above_it() -> None:
+    inside = in_mean("", {"a": Interval(0.5, 0.4, 0.6), "b": Interval(1.1, 0.9, 1.3)}, 10)
+    assert not inside.broken and inside.facts["where"] == "b" and inside.facts["tightness, largest"] == 1.1
+    assert in_mean("", {"a": Interval(1.2, 1.1, 1.3)}, 10).broken
+
+
+def test_the_distance_of_a_mean_vector_covers() -> None:
+    rng, root = np.random.default_rng(0), np.diag([3.0, 1.0, 0.5])
+    hits = 0
+    for _ in range(400):
+        x = rng.standard_normal((200, 3)) @ root
+        hits += bool(np.linalg.norm(x.mean(0)) <= chi_square_radius(3, np.cov(x.T), 200))
+    assert hits >= 380 - 3 * (400 * 0.05 * 0.95) ** 0.5
