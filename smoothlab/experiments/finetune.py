@@ -126,10 +126,11 @@ class Finetune:
         """Train, evaluate on dev on the way, and test once at the end."""
         from smoothlab.llm import processes
 
-        check(self)
         folder = self._folder()
-        if not done and folder is not None and processes.number() == 0 and (taken := folder.rows()):
-            self._refuse(taken[-1])
+        if processes.number() == 0:
+            check(self)
+            if not done and folder is not None and (taken := folder.rows()):
+                self._refuse(taken[-1])
         stands = processes.begin(len(done))
         setup = self.setup()
         course = self._course(setup, folder)

@@ -90,6 +90,8 @@ def begin(done: int) -> int:
         Idle: in the others, where process 0 has ended without calling it.
     """
     global _begun
+    if count() == 1:
+        return done
     _begun = True
     rows = int(told([done] if number() == 0 else None, 1)[0])
     if rows < 0:
@@ -104,13 +106,26 @@ def run(lead: Callable[[], Any], follow: Callable[[], Any], device: str) -> None
         torch.cuda.set_device(here)
     torch.distributed.init_process_group("nccl" if here.startswith("cuda") else "gloo")
     try:
-        if number() == 0:
-            lead()
-        else:
-            follow()
+        (lead if number() == 0 else follow)()
     except Idle:
         pass
-    finally:
+    except BaseException:
+        if number() == 0 and not _begun:
+            _dismiss()
+        raise  # once all have begun, torchrun ends the others
+    else:
         if number() == 0 and not _begun:
             told([-1.0], 1)
+    _part()
+
+
+def _dismiss() -> None:
+    """Process 0 has failed before the others began: let them end in peace."""
+    told([-1.0], 1)
+    _part()
+
+
+def _part() -> None:
+    """Wait for the others, who may still be reading what was sent to them, and part."""
+    torch.distributed.barrier()
     torch.distributed.destroy_process_group()

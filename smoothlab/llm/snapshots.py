@@ -9,9 +9,9 @@ record, so that a stopped run keeps twelve rows and goes on from there; `best-00
 so far, found with the ninth.
 """
 
-import contextlib
 import json
 import os
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,8 @@ from torch import Tensor
 
 from smoothlab.errors import BadInput
 
+PARTIAL = ".partial"
+"""Folder beside the snapshots where they are written before they are renamed."""
 _TENSOR, _TUPLE, _PAIRS = "__tensor__", "__tuple__", "__pairs__"  # how `pack` marks what JSON does not know
 
 
@@ -42,17 +44,16 @@ def write(path: Path, snapshot: Snapshot) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    partial = path.with_name(path.name + ".partial")
+    room = path.parent / PARTIAL  # a folder, because safetensors makes files of its own on the way
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        room.mkdir(parents=True, exist_ok=True)
         tensors = {name: _own(tensor) for name, tensor in snapshot.tensors.items()}
-        save_file(tensors, partial, metadata={"state": json.dumps(snapshot.state)})
-        _force(partial)
-        partial.replace(path)
+        save_file(tensors, room / path.name, metadata={"state": json.dumps(snapshot.state)})
+        _force(room / path.name)
+        (room / path.name).replace(path)
         _force(path.parent)
     except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
+        shutil.rmtree(room, ignore_errors=True)
         raise BadInput(
             f"cannot write {path}: {reason(error)}; make room and start the same command again: it goes on from the "
             "last checkpoint, which is whole"
@@ -175,7 +176,8 @@ class Folder:
     def keep(self, paths: Iterable[Path]) -> None:
         """Delete all other snapshots of this folder, and what was half written when the process was killed."""
         kept = set(paths)
-        for pattern in ("after-*.safetensors", "best-*.safetensors", "*.safetensors.partial"):
+        shutil.rmtree(self.path / PARTIAL, ignore_errors=True)
+        for pattern in ("after-*.safetensors", "best-*.safetensors"):
             for path in self.path.glob(pattern):
                 if path not in kept:
                     path.unlink(missing_ok=True)

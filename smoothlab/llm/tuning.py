@@ -18,6 +18,7 @@ from smoothlab.errors import BadInput
 from smoothlab.llm import processes, ranks
 from smoothlab.llm.snapshots import Snapshot, pack, unpack
 from smoothlab.llm.train import reshuffled
+from smoothlab.optim import HybridSGD
 
 Schedule = Literal["constant", "linear", "cosine"]
 RISE = 2.0, 1.0
@@ -58,7 +59,7 @@ class Tuning:
     blocks: dict[str, Block]
     examples: Callable[[Sequence[int]], Any]
     loss: Callable[[nn.Module, Any], Tensor]
-    optimizer: Callable[[Mapping[str, Block], Rates], torch.optim.Optimizer]
+    optimizer: Callable[[Mapping[str, Block], Rates], HybridSGD]
     count: int
     batch: int
     steps: int

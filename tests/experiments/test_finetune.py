@@ -5,8 +5,6 @@ import math
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +17,7 @@ from smoothlab import records
 from smoothlab.errors import BadInput
 from smoothlab.experiments.finetune import Finetune
 from smoothlab.llm.snapshots import read
-from tests.experiments.toy_finetune import Toy
+from tests.experiments.toy_finetune import Toy, forked
 from tests.llm.test_snapshots import files_of_at_most
 
 Row = dict[str, Any]
@@ -91,29 +89,23 @@ def test_a_stopped_run_ends_as_an_undisturbed_one(tmp_path: Path, method: str) -
             assert all(torch.equal(t, here.tensors[n]) for n, t in there.tensors.items()), path
 
 
-def toy_process(out: Path, *options: str, **more: str) -> subprocess.Popen:
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"} | more
-    command = [sys.executable, "-m", "tests.experiments.toy_finetune", str(out), *options]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-
-
 def test_killed_runs_end_as_an_undisturbed_one(tmp_path: Path) -> None:
     """SIGKILL within a step, then right after a row (while its snapshot is written), then within a step again."""
-    options = {"steps": 120, "eval_every": 4}
-    out, kept = tmp_path / "killed.jsonl", tmp_path / "kept"
-    wanted = run(Toy(**options, checkpoint=tmp_path / "whole"), tmp_path / "whole.jsonl")  # type: ignore[arg-type]
-    for lines, wait in ((4, 0.013), (12, 0.0), (20, 0.004)):
-        told = [f"{name}={value}" for name, value in options.items()]
-        child = toy_process(out, *told, f"checkpoint={kept}", "pause=0.003")
-        while child.poll() is None and (not out.exists() or out.read_bytes().count(b"\n") < lines):
-            pass
+    toy, out = Toy(steps=120, checkpoint=tmp_path / "kept"), tmp_path / "killed.jsonl"
+    wanted = run(replace(toy, checkpoint=tmp_path / "whole"), tmp_path / "whole.jsonl")
+    for lines, wait in ((4, 0.013), (12, 0.0), (20, 0.0007), (25, 0.004)):
+        child = forked(toy, out, tmp_path / "said", pause=0.003)
+        while not out.exists() or out.read_bytes().count(b"\n") < lines:
+            assert os.waitpid(child, os.WNOHANG) == (0, 0), (tmp_path / "said").read_text()
+            time.sleep(0.0005)
         time.sleep(wait)
-        assert child.poll() is None, "the run ended before it could be killed"
-        child.send_signal(signal.SIGKILL)
-        child.communicate()
-        assert list(kept.glob("after-*.safetensors"))
-    assert run(Toy(**options, checkpoint=kept), out) == wanted  # type: ignore[arg-type]
-    assert sorted(p.name for p in kept.iterdir()) == sorted(p.name for p in (tmp_path / "whole").iterdir())
+        os.kill(child, signal.SIGKILL)
+        assert os.waitpid(child, 0)[1] == signal.SIGKILL, "the run ended before it could be killed"
+        assert list((tmp_path / "kept").glob("after-*.safetensors"))
+    assert run(toy, out) == wanted
+    assert sorted(p.name for p in (tmp_path / "kept").glob("*")) == sorted(
+        p.name for p in (tmp_path / "whole").glob("*")
+    )
 
 
 def test_a_full_disk_is_one_line_and_the_last_checkpoint_is_gone_on_from(tmp_path: Path) -> None:
@@ -223,24 +215,25 @@ def test_bad_options_are_named(tmp_path: Path, change: Row, words: str) -> None:
     assert not (tmp_path / "run.jsonl").exists()
 
 
-def two_processes(out: Path, *options: str) -> list[tuple[int, str]]:
-    """Exit status and stderr of each of two processes, started as torchrun starts them."""
+def two_processes(toy: Toy, out: Path) -> list[tuple[int, str]]:
+    """Exit status and stderr of each of two processes, told who they are as torchrun tells them."""
     with socket.socket() as some:
         some.bind(("127.0.0.1", 0))
         port = str(some.getsockname()[1])
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    children = [toy_process(out, *options, RANK=str(n), LOCAL_RANK=str(n), **shared) for n in range(2)]
-    return [(child.wait(60), child.communicate()[1]) for child in children]
+    said = [out.with_suffix(f".{n}") for n in range(2)]
+    children = [forked(toy, out, said[n], RANK=str(n), LOCAL_RANK=str(n), **shared) for n in range(2)]
+    return [
+        (os.waitstatus_to_exitcode(os.waitpid(c, 0)[1]), s.read_text()) for c, s in zip(children, said, strict=True)
+    ]
 
 
-@pytest.mark.parametrize("options", [(), ("sides=1", "q=2", "search=eta_y=0.05,0.2")])
-def test_two_processes_make_the_steps_of_one(tmp_path: Path, options: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("method", ["hybrid", "one-sided", "fo-full", "search"])
+def test_two_processes_make_the_steps_of_one(tmp_path: Path, method: str) -> None:
     """Zeroth- and first-order parts from shared scalars and summed gradients: equal up to the order of summation."""
-    toy = Toy(checkpoint=tmp_path / "one")
-    if options:
-        toy = replace(toy, sides=1, q=2, search=("eta_y=0.05,0.2",))
+    toy = replace(METHODS[method], checkpoint=tmp_path / "one")
     wanted = run(toy, tmp_path / "one.jsonl")
-    for status, said in two_processes(tmp_path / "two.jsonl", *options, f"checkpoint={tmp_path / 'two'}"):
+    for status, said in two_processes(replace(toy, checkpoint=tmp_path / "two"), tmp_path / "two.jsonl"):
         assert status == 0, said
     found = rows_of(tmp_path / "two.jsonl")
     assert len(found) == len(wanted)
@@ -258,9 +251,9 @@ def test_processes_that_have_nothing_to_do_end(tmp_path: Path) -> None:
     """The records are finished, or the options are wrong: process 0 says so, the other one does not wait."""
     out = tmp_path / "run.jsonl"
     run(Toy(), out)
-    assert [status for status, _ in two_processes(out)] == [0, 0]
-    (first, said), (second, _) = two_processes(tmp_path / "new.jsonl", "method=none")
-    assert "--method none is unknown" in said and first and not second
+    assert [status for status, _ in two_processes(Toy(), out)] == [0, 0]
+    (first, said), (second, nothing) = two_processes(Toy(method="none"), tmp_path / "new.jsonl")  # type: ignore[arg-type]
+    assert first == 2 and "--method none is unknown" in said and second == 0 and not nothing
 
 
 MICRO = Finetune(train=24, dev=8, test=8, batch=4, steps=3, eval_every=2, eta_x=1e-3)

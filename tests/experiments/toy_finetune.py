@@ -1,7 +1,8 @@
-"""Fine-tuning on a small torch network; `python -m tests.experiments.toy_finetune OUT [name=value ...]` runs it."""
+"""Fine-tuning on a small torch network."""
 
-import sys
+import os
 import time
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from smoothlab import records
 from smoothlab.blocks import Block
+from smoothlab.errors import BadInput
 from smoothlab.experiments.course import Setup
 from smoothlab.experiments.finetune import Finetune
 from smoothlab.llm import processes
@@ -75,30 +77,32 @@ class Toy(Finetune):
         return Setup(tuning, judge, splits["dev"], splits["test"], "made up", [], save)
 
 
-def main() -> None:
-    options: dict[str, Any] = dict(text.split("=", 1) for text in sys.argv[2:])
-    for name in ("steps", "eval_every", "sides", "q"):
-        if name in options:
-            options[name] = int(options[name])
-    for name in ("eta_x", "eta_y"):
-        if name in options:
-            options[name] = float(options[name])
-    if "search" in options:
-        options["search"] = tuple(options["search"].split())
-    if "checkpoint" in options:
-        options["checkpoint"] = Path(options["checkpoint"])
-    Toy.pause = float(options.pop("pause", 0.0))
-    torch.set_num_threads(1)
-    toy = Toy(**options)
+def forked(toy: Toy, out: Path, said: Path, pause: float = 0.0, **environment: str) -> int:
+    """The number of a new process that runs `toy` as the command line does; its stderr goes to `said`.
 
-    def lead() -> None:
-        records.run(toy, Path(sys.argv[1]), environment={})
+    A forked process has imported all there is to import already.
+    """
+    if child := os.fork():
+        return child
+    status = 1
+    try:
+        os.environ.update(environment)
+        os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT), 2)
+        Toy.pause = pause
+        torch.set_num_threads(1)
 
-    if processes.count() > 1:
-        processes.run(lead, lambda: list(toy.rows([])), "cpu")
-    else:
-        lead()
+        def lead() -> None:
+            records.run(toy, out, environment={})
 
-
-if __name__ == "__main__":
-    main()
+        if processes.count() > 1:
+            processes.run(lead, lambda: list(toy.rows([])), "cpu")
+        else:
+            lead()
+        status = 0
+    except BadInput as error:
+        os.write(2, str(error).encode())
+        status = 2
+    except BaseException:
+        os.write(2, traceback.format_exc().encode())
+    finally:
+        os._exit(status)
