@@ -22,6 +22,7 @@ RESULTS = Path(__file__).with_name("results") / "table1"
 PEFT = ("prompt", "prefix", "lora")
 METHODS = [("zo", "auto"), *((method, peft) for peft in PEFT for method in ("fo-peft", "hybrid"))]
 SEEDS = (0, 1, 2)
+PARTS = ("sst2", "copa", "winogrande", "fig2", "fig3")
 
 MICRO = Finetune(rule="sgd", steps=200, eval_every=50, patience=0, batch=16)
 RATES: dict[str, tuple[float, ...]] = {
@@ -63,6 +64,13 @@ def cells(
             for name, x, y in (("small", small, small), ("large", large, large), ("two", small, large)):
                 found[f"fig2-{name}"] = replace(base, data="sst2", method="hybrid", peft="prompt", eta_x=x, eta_y=y)
             continue
+        if part == "fig3":  # Fig. 3: enough steps, data and Adam's steps of y for micro to leave chance
+            longer = replace(
+                base, data="sst2", train=5000, dev=400, steps=1000, eval_every=100, rule="adam", eta_y=2e-3
+            )
+            for name, method in (("zo", "zo"), ("fo-lora", "fo-peft"), ("hybrid-lora", "hybrid")):
+                found[f"fig3-{name}"] = replace(longer, method=method, eta_x=rates["zo"][0])
+            continue
         for method, peft in METHODS:
             short = method if method == "zo" else f"{method.removesuffix('-peft')}-{peft}"
             for seed in seeds if part == "sst2" else seeds[:1]:
@@ -97,8 +105,8 @@ def main() -> None:
     """Command line; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, help="folder with sst2/, copa/, winogrande/; without it the hub")
-    parser.add_argument("--part", nargs="+", choices=["sst2", "copa", "winogrande", "fig2"],
-                        default=["sst2", "copa", "winogrande", "fig2"])  # fmt: skip
+    parser.add_argument("--part", nargs="+", choices=PARTS,
+                        default=list(PARTS))  # fmt: skip
     parser.add_argument("--only", default="", help="cells whose name holds this")
     parser.add_argument("--full", action="store_true", help="the paper's budget and rates, with checkpoints")
     parser.add_argument("--model", default="micro", help="hub name or directory of another model than micro")
