@@ -18,11 +18,21 @@ A search alone leaves it open; certificates settle it: `exact.refutes` for a cou
 `exact.equal` for exact arithmetic, `exact.dense` for a proof whose inequalities are checked on a grid.
 """
 
-from smoothlab.claims import along_runs, definitions, descent, figure_1, lemma_b1, lemma_b2, lemma_b3_b4, measuring
+from smoothlab.claims import (
+    along_runs,
+    definitions,
+    descent,
+    figure_1,
+    lemma_b1,
+    lemma_b2,
+    lemma_b3_b4,
+    lemma_b5,
+    measuring,
+)
 from smoothlab.claims.claim import Certificate, Claim, Evidence, Finding, Search, Verdict
 from smoothlab.claims.search import Statement
 
-PARTS = (definitions, lemma_b1, lemma_b2, lemma_b3_b4, measuring, figure_1, along_runs, descent)
+PARTS = (definitions, lemma_b1, lemma_b2, lemma_b3_b4, lemma_b5, measuring, figure_1, along_runs, descent)
 CLAIMS: dict[str, Claim] = {claim.name: claim for part in PARTS for claim in part.CLAIMS}
 
 __all__ = ["CLAIMS", "Certificate", "Claim", "Evidence", "Finding", "Search", "Statement", "Verdict"]
