@@ -29,11 +29,24 @@ from smoothlab.claims import (
     lemma_b5,
     lemma_b6,
     measuring,
+    theorem,
 )
 from smoothlab.claims.claim import Certificate, Claim, Evidence, Finding, Search, Verdict
 from smoothlab.claims.search import Statement
 
-PARTS = (definitions, lemma_b1, lemma_b2, lemma_b3_b4, lemma_b5, lemma_b6, measuring, figure_1, along_runs, descent)
+PARTS = (
+    definitions,
+    lemma_b1,
+    lemma_b2,
+    lemma_b3_b4,
+    lemma_b5,
+    lemma_b6,
+    theorem,
+    measuring,
+    figure_1,
+    along_runs,
+    descent,
+)
 CLAIMS: dict[str, Claim] = {claim.name: claim for part in PARTS for claim in part.CLAIMS}
 
 __all__ = ["CLAIMS", "Certificate", "Claim", "Evidence", "Finding", "Search", "Statement", "Verdict"]
