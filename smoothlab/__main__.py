@@ -245,7 +245,7 @@ def audit(
     out: Annotated[Path | None, arg(metavar="FILE.jsonl")] = None,
     overwrite: Flag = False,
 ) -> Command:
-    """Check the paper's claims: does each hold as printed, what breaks it, what holds instead. Two minutes for all.
+    """Check the paper's claims: does each hold as printed, what breaks it, what holds instead. A minute for all.
 
     Exit status 1 means that a verdict differs from the stored one.
 

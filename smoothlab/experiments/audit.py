@@ -156,18 +156,19 @@ def lines(row: Row, evidence: bool) -> list[str]:
     """A row for people: the verdict, and with `evidence` all that led to it."""
     note = f" ({row['note']})" if row.get("note") else ""
     against = f", but '{row['stored']}' is stored" if differs(row) else ""
-    told = [f"{row['claim']:<15} {row['verdict']}{note}{against}  [{row['place']}]"]
+    told = [f"{row['claim']:<19} {row['verdict']}{note}{against}  [{row['place']}]"]
     if not evidence:
         return told
     told += [f"  claim    {row['statement']}", f"  given    {row['hypotheses']}"]
     if row["correction"]:
         told.append(f"  instead  {row['correction']}")
     for one in row["evidence"]:
+        facts = ", ".join(f"{k} = {v if isinstance(v, str) else f'{v:.6g}'}" for k, v in one["facts"].items())
         if one["kind"] == "search":
-            told.append(f"  search   {one['about']}: {one['what']}: {one['text']}")
+            facts = f"; {facts}" if facts else ""
+            told.append(f"  search   {one['about']}: {one['what']}: {one['text']}{facts}")
             continue
         word = {True: "supports", False: "refutes", None: "leaves open"}[one["supports"]]
-        facts = ", ".join(f"{k} = {v if isinstance(v, str) else f'{v:.6g}'}" for k, v in one["facts"].items())
         told.append(f"  {one['how']}, {word} what is {one['about']}: {one['what']}: {facts}")
     return [*told, f"  test     {row['test']}"]
 

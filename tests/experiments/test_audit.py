@@ -25,7 +25,7 @@ def mine(tmp_path: Path) -> Path:
 def test_verdicts_and_evidence_are_told(capsys) -> None:
     assert main(["audit", *FAST]) == 0
     told = capsys.readouterr().out
-    assert "example-2.3     holds once corrected  [Example 2.3]" in told
+    assert "example-2.3         holds once corrected  [Example 2.3]" in told
     assert "exact, refutes what is printed" in told and "violated within" in told and "no violation in" in told
 
 
@@ -78,7 +78,7 @@ def test_a_claim_of_the_users_is_audited(mine: Path, capsys) -> None:
 def test_another_verdict_than_the_stored_one_is_status_1(mine: Path, capsys) -> None:
     mine.write_text(MINE.replace('"open"', '"holds"'))
     assert main(["audit", "--add", str(mine)]) == 1
-    assert "mine            open, but 'holds' is stored" in capsys.readouterr().out
+    assert "mine                open, but 'holds' is stored" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_claims_on_measurements_without_records_are_open(monkeypatch, capsys) ->
     monkeypatch.setattr(audit, "RECORDS", ())
     assert main(["audit", "l-grows"]) == 0
     told = capsys.readouterr()
-    assert "l-grows         open (no records)" in told.out
+    assert "l-grows             open (no records)" in told.out
     assert "l-grows: open, no records; measure with smoothlab smoothness" in told.err
 
 
