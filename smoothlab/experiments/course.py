@@ -162,18 +162,18 @@ class Course:
     def resume(self, rows: int) -> None:
         """Go on from the snapshot taken after so many rows."""
         assert self.folder is not None
-        if not self.alone:
+        if not self.alone or self.tuning.logged:
             self.tuning.remember_start()
         found = self.folder.get(self.folder.after(rows))
         self.at = Standing(**found.state["course"])
         self.at.top = None if self.at.top is None else (int(self.at.top[0]), float(self.at.top[1]))
-        self._begin()
-        self.tuning.restore(found)
+        self._begin(found.state["step"])
+        self.tuning.restore(found, self.folder.log(self.at.trial))
 
     def rows(self) -> Iterator[Row]:
         """Rows of the evaluations that are ahead; after each is on record, a snapshot is taken."""
         resumed = self.at.rows > 0
-        if not self.alone and not resumed:
+        if not resumed and (not self.alone or self.tuning.logged):
             self.tuning.remember_start()
         while self.at.trial < len(self.grid):
             if not resumed:
@@ -192,14 +192,19 @@ class Course:
     def stand_at_best(self) -> Row:
         """Take the best weights on dev; what is known of them."""
         assert self.at.best is not None
+        log = None
         if self.folder is not None:
             self._best = part(self.folder.get(self.folder.best(self.at.best_rows)), "weights")
+            log = self.folder.log(self.at.best["trial"])
         assert self._best is not None
-        self.tuning.stand_at(self._best)
+        self.tuning.stand_at(self._best, log, self.at.best["step"])
         return self.at.best
 
-    def _begin(self) -> None:
-        self.tuning.start(self.grid[self.at.trial])
+    def _begin(self, steps: int = 0) -> None:
+        """Begin the trial; `steps` of its seed log stand."""
+        write = self.tuning.logged and self.folder is not None and processes.number() == 0
+        log = self.folder.log(self.at.trial) if write and self.folder is not None else None
+        self.tuning.start(self.grid[self.at.trial], log, steps)
 
     def _leg(self) -> Row:
         """Steps up to the next evaluation, and its row."""

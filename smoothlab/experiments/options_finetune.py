@@ -33,9 +33,13 @@ def check(run: "Finetune") -> None:
     _check_method(run)
     for rates in grid(run):
         _check_rates(run, rates)
+    if run.logged and (run.method not in ZEROTH or run.dtype in ("bfloat16", "float16")):
+        raise BadInput(
+            f"--checkpoint {run.checkpoint} with --method {run.method} and --dtype {run.dtype}: a seed log holds "
+            "zeroth-order steps of weights in float32 or float64; leave log: out"
+        )
     check_device(run.device)
-    for field in ("checkpoint", "save", "tensorboard"):
-        folder = getattr(run, field)
+    for field, folder in (("checkpoint", run.folder), ("save", run.save), ("tensorboard", run.tensorboard)):
         if folder is not None and folder.exists() and not folder.is_dir():
             raise BadInput(f"{option(field)} {folder} is a file: name a folder")
 

@@ -14,6 +14,7 @@ import os
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +50,9 @@ def write(path: Path, snapshot: Snapshot) -> None:
         room.mkdir(parents=True, exist_ok=True)
         tensors = {name: _own(tensor) for name, tensor in snapshot.tensors.items()}
         save_file(tensors, room / path.name, metadata={"state": json.dumps(snapshot.state)})
-        _force(room / path.name)
+        force(room / path.name)
         (room / path.name).replace(path)
-        _force(path.parent)
+        force(path.parent)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(room, ignore_errors=True)
         raise BadInput(
@@ -144,6 +145,10 @@ class Folder:
         """File of the weights that were the best so far after so many rows."""
         return self.path / f"best-{rows:08d}.safetensors"
 
+    def log(self, trial: int) -> Path:
+        """Seed log of a trial's base model, where snapshots leave that out."""
+        return self.path / f"zeroth-{trial:03d}.log"
+
     def put(self, path: Path, snapshot: Snapshot) -> None:
         """Write a snapshot of this run."""
         write(path, Snapshot(snapshot.tensors, {"run": self.run, **snapshot.state}))
@@ -190,7 +195,7 @@ def _own(tensor: Tensor) -> Tensor:
     return tensor if whole else tensor.clone(memory_format=torch.contiguous_format)
 
 
-def _force(path: Path) -> None:
+def force(path: Path) -> None:
     """Let the operating system bring a file, or a folder's names, to disk now."""
     file = os.open(path, os.O_RDONLY)
     try:
@@ -201,7 +206,7 @@ def _force(path: Path) -> None:
 
 def _difference(there: str, here: str) -> tuple[str, str]:
     """The first setting that differs between two runs told as "name=value, name=value"."""
-    for old, new in zip(there.split(", "), here.split(", "), strict=False):
+    for old, new in zip_longest(there.split(", "), here.split(", "), fillvalue="nothing more"):
         if old != new:
             return old, new
-    return there[:80], here[:80]
+    return there, here

@@ -8,6 +8,7 @@ weights, the optimizer's state and a few counts to go on to the bit.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -16,9 +17,10 @@ from torch import Tensor, nn
 from smoothlab.blocks import Block, check_partition, fixed_loss, norm
 from smoothlab.errors import BadInput
 from smoothlab.llm import processes, ranks
-from smoothlab.llm.snapshots import Snapshot, pack, unpack
+from smoothlab.llm.snapshots import Snapshot, force, pack, unpack
 from smoothlab.llm.train import reshuffled
 from smoothlab.optim import HybridSGD
+from smoothlab.seedlog import replay
 
 Schedule = Literal["constant", "linear", "cosine"]
 RISE = 2.0, 1.0
@@ -46,26 +48,28 @@ class Tuning:
         blocks: what is trained, by name: "base" (x), "peft" (y).
         examples: minibatch for a list of example numbers.
         loss: mean loss of a minibatch.
-        optimizer: makes HybridSGD for the blocks at given rates.
+        optimizer: makes HybridSGD for the blocks at given rates, with a seed log in a file, cut to its first steps.
         count: number of training examples.
         batch: minibatch size B, of all processes together.
         steps: length of the schedule.
         evaluations: of the loss in a step.
         schedule: factor of both rates: constant 1, linear 1 - t/T, cosine (1 + cos(pi t/T))/2.
         seed: seed of the reshuffling.
+        logged: whether snapshots leave the base model out, which its seed log rebuilds from the start.
     """
 
     model: nn.Module
     blocks: dict[str, Block]
     examples: Callable[[Sequence[int]], Any]
     loss: Callable[[nn.Module, Any], Tensor]
-    optimizer: Callable[[Mapping[str, Block], Rates], HybridSGD]
+    optimizer: Callable[[Mapping[str, Block], Rates, Path | None, int], HybridSGD]
     count: int
     batch: int
     steps: int
     evaluations: int = 1
     schedule: Schedule = "constant"
     seed: int = 0
+    logged: bool = False
     step: int = field(default=0, init=False)
     first: float | None = field(default=None, init=False)
 
@@ -87,18 +91,24 @@ class Tuning:
         """Where the model is."""
         return str(next(iter(self.blocks.values())).params[0].device)
 
-    def start(self, rates: Rates) -> None:
-        """Stand before step 0 with these rates, at the weights that the model was loaded with."""
+    def start(self, rates: Rates, log: Path | None = None, steps: int = 0) -> None:
+        """Stand before step 0 with these rates, at the weights that the model was loaded with.
+
+        Args:
+            rates: of the run.
+            log: seed log to write to.
+            steps: how many steps of it stand, for `restore`.
+        """
         if self._home is not None:
-            self.stand_at(self._home)
+            self._take(self._home, self._named())
             ranks.restore(self.model, {})
-        self.rates, self.step, self.first = rates, 0, None
-        self._optimizer = self.optimizer(self.blocks, rates)
+        self.rates, self.step, self.first, self._log = rates, 0, None, log
+        self._optimizer = self.optimizer(self.blocks, rates, log, steps)
         self._lrs = [group["lr"] for group in self._optimizer.param_groups]
 
     def remember_start(self) -> None:
         """Keep a copy of the weights, so that `start` can be called again after steps."""
-        self._home = self.weights()
+        self._home = {name: _copy(p) for name, p in self._named()}
 
     def factor(self, step: int) -> float:
         """What the rates of update `step` are multiplied with."""
@@ -127,7 +137,7 @@ class Tuning:
         try:
             value = float(self._optimizer.step(fixed_loss(loss, self.model, seed=(self.seed << 20) + self.step)))
         except BadInput as error:
-            if self.step == 0 or isinstance(error, Diverged):
+            if self.step == 0 or isinstance(error, Diverged) or isinstance(error.__context__, OSError):
                 raise
             raise Diverged(f"{error} ({self._grown()})") from None  # it went well before the weights moved
         self.first = value if self.first is None else self.first
@@ -148,9 +158,7 @@ class Tuning:
     def diverged(self, loss: float) -> Diverged:
         """What to say of such a loss; names the rate of the block whose weights have grown most."""
         if self.first is None:
-            return Diverged(
-                f"the loss is {loss:.3g} before training: its weights are broken, use others, or a wider --dtype"
-            )
+            return Diverged(f"the loss is {loss:.3g} before training: the model is broken, or needs a wider --dtype")
         grown = self._growth()
         worst = max(grown, key=lambda name: grown[name] if math.isfinite(grown[name]) else math.inf)
         option, rate = ("--eta-x", self.rates.eta_x) if worst == "base" else ("--eta-y", self.rates.eta_y)
@@ -168,36 +176,50 @@ class Tuning:
         return f"size of the weights, times that at the start: {sizes}"
 
     def weights(self) -> dict[str, Tensor]:
-        """A copy of what is trained, on the CPU, by the parameters' names."""
-        return {name: p.detach().to("cpu", copy=True) for name, p in self._named()}
+        """A copy of what snapshots hold of the weights, on the CPU, by the parameters' names."""
+        return {name: _copy(p) for name, p in self._held()}
 
-    def stand_at(self, weights: Mapping[str, Tensor]) -> None:
-        """Take such weights.
+    def stand_at(self, weights: Mapping[str, Tensor], log: Path | None = None, steps: int = 0) -> None:
+        """Take such weights, and the base model's from `steps` steps of the seed log where snapshots leave it out.
 
         Raises:
-            BadInput: they are of another model, PEFT method or method.
+            BadInput: they are of another model, PEFT method or method; or the log is.
         """
-        named = dict(self._named())
-        if {n: t.shape for n, t in weights.items()} != {n: p.shape for n, p in named.items()}:
-            raise BadInput("the checkpoint's weights are of another model or PEFT method than this run's")
-        with torch.no_grad():
-            for name, p in named.items():
-                p.copy_(weights[name])
+        self._take(weights, self._held())
+        if self.logged:
+            assert log is not None and self._home is not None
+            base = self.blocks["base"]
+            self._take(self._home, [(self._names[id(p)], p) for p in base.params])
+            replay(log, {0: base}, {0: self._optimizer.param_groups[0]["oracle"].law}, until=steps)
 
     def snapshot(self) -> Snapshot:
         """Where the run stands, for `restore`; tensors are not copied."""
-        tensors = {f"weights/{name}": p.detach() for name, p in self._named()}
+        if self._log is not None:
+            force(self._log)
+        tensors = {f"weights/{name}": p.detach() for name, p in self._held()}
         tensors |= {f"ranks/{name}": tensor for name, tensor in ranks.state(self.model).items()}
         state = {"step": self.step, "first": self.first}
         state["optimizer"] = pack(self._optimizer.state_dict(), tensors, "optimizer")
         return Snapshot(tensors, state)
 
-    def restore(self, found: Snapshot) -> None:
+    def restore(self, found: Snapshot, log: Path | None = None) -> None:
         """Go on, to the bit, from where `snapshot` was taken; `start` was called with the same rates."""
-        self.stand_at(part(found, "weights"))
+        self.stand_at(part(found, "weights"), log, found.state["step"])
         ranks.restore(self.model, part(found, "ranks"))
         self._optimizer.load_state_dict(unpack(found.state["optimizer"], found.tensors))
         self.step, self.first = found.state["step"], found.state["first"]
+
+    def _take(self, weights: Mapping[str, Tensor], those: Sequence[tuple[str, Tensor]]) -> None:
+        if any(name not in weights or weights[name].shape != p.shape for name, p in those):
+            raise BadInput("the checkpoint's weights are of another model or PEFT method than this run's")
+        with torch.no_grad():
+            for name, p in those:
+                p.copy_(weights[name])
+
+    def _held(self) -> list[tuple[str, Tensor]]:
+        """What snapshots hold: all that is trained, or all but the base model."""
+        left_out = {id(p) for p in self.blocks["base"].params} if self.logged else set()
+        return [(name, p) for name, p in self._named() if id(p) not in left_out]
 
     def _named(self) -> list[tuple[str, Tensor]]:
         return [(self._names[id(p)], p) for block in self.blocks.values() for p in block.params]
@@ -206,6 +228,10 @@ class Tuning:
 def part(found: Snapshot, name: str) -> dict[str, Tensor]:
     """The tensors of a snapshot whose names begin with name/, without it."""
     return {key.removeprefix(f"{name}/"): t for key, t in found.tensors.items() if key.startswith(f"{name}/")}
+
+
+def _copy(p: Tensor) -> Tensor:
+    return p.detach().to("cpu", copy=True)
 
 
 def _size(block: Block) -> float:

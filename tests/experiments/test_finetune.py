@@ -21,6 +21,13 @@ from tests.experiments.toy_finetune import Toy, forked
 from tests.llm.test_snapshots import files_of_at_most
 
 Row = dict[str, Any]
+
+
+def kept_in(toy: Toy, folder: Path) -> Toy:
+    """The run with its checkpoints in a folder, in the way of METHODS."""
+    return replace(toy, checkpoint=Path(f"log:{folder}") if toy.logged else folder)
+
+
 CLOCK = ("seconds", "steps_per_second")
 
 
@@ -36,18 +43,19 @@ def run(toy: Finetune, out: Path) -> list[Row]:
 
 
 METHODS = {
-    "hybrid": Toy(), "one-sided": Toy(sides=1, q=2, law="rademacher"), "zo": Toy(method="zo", eta_x=0.03, q=32),
+    "hybrid": Toy(), "one-sided": Toy(sides=1, q=2, law="rademacher"), "zo": Toy(method="zo", eta_x=0.02, q=8),
     "fo-peft": Toy(method="fo-peft"), "fo-full": Toy(method="fo-full", eta_x=0.2), "linear": Toy(schedule="linear"),
-    "search": Toy(search=("eta_y=0.05,0.2", "mu=1e-3,1e-2"), steps=12),
+    "search": Toy(search=("eta_y=0.05,0.2", "mu=1e-3,1e-2"), steps=12), "log": Toy(checkpoint=Path("log:")),
+    "log-search": Toy(search=("eta_x=1e-3,2e-3",), steps=12, checkpoint=Path("log:"), q=2, schedule="cosine"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_has_its_rows_and_tests_the_best_weights_once(tmp_path: Path, method: str) -> None:
-    toy = METHODS[method]
+    toy = replace(METHODS[method], checkpoint=None)
     rows = run(toy, tmp_path / "run.jsonl")
     dev, test = [row for row in rows if row["part"] == "dev"], [row for row in rows if row["part"] == "test"]
-    trials = 4 if method == "search" else 1
+    trials = {"search": 4, "log-search": 2}.get(method, 1)
     assert len(rows) == len(dev) + 1 and rows[-1] is test[0]
     assert [row["step"] for row in dev] == [*range(0, toy.steps + 1, 4)] * trials
     assert [row["trial"] for row in dev] == [n for n in range(trials) for _ in range(toy.steps // 4 + 1)]
@@ -66,11 +74,12 @@ def test_a_run_has_its_rows_and_tests_the_best_weights_once(tmp_path: Path, meth
 @pytest.mark.parametrize("method", METHODS)
 def test_a_stopped_run_ends_as_an_undisturbed_one(tmp_path: Path, method: str) -> None:
     """Stopped after any row, before or after its snapshot, halfway through a line: rows and snapshots are the same."""
-    whole = replace(METHODS[method], checkpoint=tmp_path / "whole")
+    whole = kept_in(METHODS[method], tmp_path / "whole")
     wanted = run(whole, tmp_path / "whole.jsonl")
-    assert wanted == run(METHODS[method], tmp_path / "without.jsonl")
-    for stop in range(1, len(wanted)):
-        again = replace(whole, checkpoint=tmp_path / f"{stop}")
+    assert wanted == run(replace(METHODS[method], checkpoint=None), tmp_path / "without.jsonl")
+    last = len(wanted) - 1
+    for stop in range(1, last + 1) if method == "hybrid" else sorted({1, 5, last}):
+        kept, again = tmp_path / f"{stop}", kept_in(whole, tmp_path / f"{stop}")
         out = tmp_path / f"{stop}.jsonl"
         stopped = replace(again)
         course = stopped.rows([])
@@ -85,7 +94,10 @@ def test_a_stopped_run_ends_as_an_undisturbed_one(tmp_path: Path, method: str) -
             file.write('{"kind": "row", "pa')
         assert run(again, out) == wanted, stop
         for path in (tmp_path / "whole").iterdir():
-            there, here = read(path), read(again.checkpoint / path.name)  # type: ignore[operator]
+            if path.suffix == ".log":
+                assert path.read_bytes() == (kept / path.name).read_bytes()
+                continue
+            there, here = read(path), read(kept / path.name)
             assert all(torch.equal(t, here.tensors[n]) for n, t in there.tensors.items()), path
 
 
@@ -126,13 +138,19 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_is_gone_on_from(tmp_pat
     assert run(toy, out) == wanted
 
 
-def test_patience_ends_a_trial(tmp_path: Path) -> None:
-    """Rates so small that nothing but rounding changes: the lowest dev loss may wander, the answers do not."""
-    rows = run(Toy(method="fo-full", eta_x=1.0, steps=400, patience=3), tmp_path / "run.jsonl")
+@pytest.mark.parametrize(
+    "toy", [Toy(method="fo-full", eta_x=1.0), Toy(method="zo", eta_x=0.04, q=8, checkpoint=Path("log:"))]
+)
+def test_patience_ends_a_trial_and_the_best_weights_are_tested(tmp_path: Path, toy: Toy) -> None:
+    """A run that ends at the best step tests the same weights, though it never left them."""
+    toy = replace(toy, steps=400, patience=3)
+    rows = run(kept_in(toy, tmp_path / "kept"), tmp_path / "run.jsonl")
     dev = rows[:-1]
     best = max(range(len(dev)), key=lambda i: (dev[i]["correct"], -dev[i]["dev_loss"]))
-    assert len(dev) == best + 1 + 3 < 101
-    assert rows[-1]["step"] == dev[best]["step"]
+    assert 3 < len(dev) == best + 1 + 3 < 101
+    assert rows[-1]["step"] == dev[best]["step"] > 0
+    short = run(replace(toy, steps=dev[best]["step"], checkpoint=None), tmp_path / "short.jsonl")
+    assert short[-1]["right"] == rows[-1]["right"]
 
 
 @pytest.mark.parametrize(
@@ -162,6 +180,16 @@ def test_a_diverging_trial_of_a_search_is_a_row(tmp_path: Path) -> None:
     assert len(stopped) == 1 and stopped[0]["trial"] == 0 and "lower --eta-y (1e+06)" in stopped[0]["why"]
     alone = run(Toy(), tmp_path / "alone.jsonl")
     assert [{**row, "trial": 0} for row in rows if row["trial"] == 1] == alone
+
+
+def test_a_seed_log_is_small_and_no_checkpoint_of_the_other_kind_is_taken(tmp_path: Path) -> None:
+    kept, out = tmp_path / "kept", tmp_path / "run.jsonl"
+    run(kept_in(METHODS["log"], kept), out)
+    log = kept / "zeroth-000.log"
+    assert log.stat().st_size < 1000 + 50 * Toy.steps  # 50 bytes a step are 1 MB for 20,000
+    assert not any("base" in name for name in read(kept / "after-00000007.safetensors").tensors)
+    with pytest.raises(BadInput, match="is of another run"):
+        run(Toy(checkpoint=kept), tmp_path / "new.jsonl")
 
 
 def test_checkpoints_are_not_lost_to_another_record_file(tmp_path: Path) -> None:
@@ -203,6 +231,11 @@ def test_checkpoints_are_not_lost_to_another_record_file(tmp_path: Path) -> None
         ({"search": ("mu=1e-3,0",)}, "--mu 0: use a finite step above 0"),
         ({"search": ("mu=1e-3",), "method": "fo-peft"}, "--search mu=1e-3: --method fo-peft uses no mu"),
         ({"search": ("eta_y=1",), "method": "zo"}, "--search eta_y=1: --method zo uses no eta_y"),
+        (
+            {"checkpoint": Path("log:new"), "dtype": "bfloat16"},
+            "--checkpoint log:new with --method hybrid and --dtype bfloat16: a seed log holds zeroth-order steps",
+        ),
+        ({"checkpoint": Path("log:new"), "method": "fo-full"}, "leave log: out"),
         ({"device": "tpu"}, "--device tpu is unknown"),
         ({"checkpoint": Path(__file__)}, "test_finetune.py is a file: name a folder"),
         ({"tensorboard": Path("/dev/null")}, "--tensorboard /dev/null"),
@@ -228,12 +261,12 @@ def two_processes(toy: Toy, out: Path) -> list[tuple[int, str]]:
     ]
 
 
-@pytest.mark.parametrize("method", ["hybrid", "one-sided", "fo-full", "search"])
+@pytest.mark.parametrize("method", ["hybrid", "one-sided", "fo-full", "log-search"])
 def test_two_processes_make_the_steps_of_one(tmp_path: Path, method: str) -> None:
     """Zeroth- and first-order parts from shared scalars and summed gradients: equal up to the order of summation."""
-    toy = replace(METHODS[method], checkpoint=tmp_path / "one")
+    toy = kept_in(METHODS[method], tmp_path / "one")
     wanted = run(toy, tmp_path / "one.jsonl")
-    for status, said in two_processes(replace(toy, checkpoint=tmp_path / "two"), tmp_path / "two.jsonl"):
+    for status, said in two_processes(kept_in(toy, tmp_path / "two"), tmp_path / "two.jsonl"):
         assert status == 0, said
     found = rows_of(tmp_path / "two.jsonl")
     assert len(found) == len(wanted)
@@ -241,7 +274,7 @@ def test_two_processes_make_the_steps_of_one(tmp_path: Path, method: str) -> Non
         assert one.keys() == two.keys()
         for name, value in one.items():
             assert two[name] == (pytest.approx(value, rel=1e-9) if isinstance(value, float) else value), name
-    for path in (tmp_path / "one").iterdir():
+    for path in (tmp_path / "one").glob("*.safetensors"):
         one_end, two_end = read(path), read(tmp_path / "two" / path.name)
         for name, tensor in one_end.tensors.items():
             assert torch.allclose(tensor, two_end.tensors[name], rtol=1e-9, atol=1e-12), name

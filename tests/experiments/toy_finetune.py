@@ -72,7 +72,7 @@ class Toy(Finetune):
         model.eval()
         tuning = Tuning(
             model, blocks, examples, loss, self._optimizer, self.train, self.batch, self.steps, self.evaluations,
-            self.schedule, self.seed,
+            self.schedule, self.seed, self.logged,
         )  # fmt: skip
         return Setup(tuning, judge, splits["dev"], splits["test"], "made up", [], save)
 
