@@ -54,7 +54,8 @@ def counterexample() -> tuple[Certificate, ...]:
     allowed = 2 * (eta**3 + eta_y**3)
     return exact.refutes("E f(z_1) - f* at grad f(z_0) = 0, n = 2, d = 1, L = sigma = 1, eta_x = 1/768 (mu -> 0)",
                          exact.enclosed(measured), exact.enclosed(allowed), ratio=float(measured / allowed),
-                         rule="(d + 1)/(n eta) = 768")  # fmt: skip
+                         rule="(d + 1)/(n eta) = 768",
+                         stopping="F, H large, then mu small: E f(z_tau) tends to E f(z_1), o(mu) to 0")  # fmt: skip
 
 
 def _main(seed: int) -> Finding:
