@@ -14,8 +14,8 @@ tau^2 = E T[z, z, z]^2 and kappa^2 = E A[z, z]^2 the root mean square is predict
 (the trade-off of Gill, Murray, Saunders and Wright, SIAM J. Sci. Stat. Comput. 4, 1983). The noise is measured from
 values of the loss alone, in the way of More and Wild (ECnoise, SIAM J. Sci. Comput. 33, 2011): sixth differences of
 nearby values leave nothing of a smooth function. It holds what rounding the moved weights does to the loss as well.
-On micro's LoRA block in fp32 the errors left of the best mu lie up to twice above the prediction, on its base block up
-to 1.7 times (benchmarks/results/estimators_micro.jsonl); best mu goes with the cube root of that.
+On micro's LoRA block in fp32 the two-sided errors left of the best mu are twice the prediction, on its base block and
+head 0.8 to 1.2 times (benchmarks/results/estimators_micro.jsonl); best mu goes with the cube root of that.
 Where mu is so small that rounding leaves the weights where they are, D is 0 and the error stops at <g, z> itself, which
 the prediction does not know. For the whole estimate the error is this one beside the directions' own, (d + 1) ||g||^2.
 """
