@@ -139,7 +139,7 @@ class Tuning:
         except BadInput as error:
             if self.step == 0 or isinstance(error, Diverged) or isinstance(error.__context__, OSError):
                 raise
-            raise Diverged(f"{error} ({self._grown()})") from None  # it went well before the weights moved
+            raise Diverged(f"{error}; first of all {self._blamed()}") from None  # it went well before the weights moved
         self.first = value if self.first is None else self.first
         self.step += 1
         ranks.after_step(self.model, self.step, self.steps)
@@ -159,21 +159,17 @@ class Tuning:
         """What to say of such a loss; names the rate of the block whose weights have grown most."""
         if self.first is None:
             return Diverged(f"the loss is {loss:.3g} before training: the model is broken, or needs a wider --dtype")
-        grown = self._growth()
-        worst = max(grown, key=lambda name: grown[name] if math.isfinite(grown[name]) else math.inf)
-        option, rate = ("--eta-x", self.rates.eta_x) if worst == "base" else ("--eta-y", self.rates.eta_y)
         return Diverged(
-            f"the loss is {loss:.3g} at step {self.step}, and was {self.first:.3g} at first: lower {option} "
-            f"({rate:g}); {self._grown()}"
+            f"the loss is {loss:.3g} at step {self.step}, and was {self.first:.3g} at first: lower {self._blamed()}"
         )
 
-    def _growth(self) -> dict[str, float]:
-        """Norm of each block's weights, times that at the start."""
-        return {name: _size(block) / (self._sizes[name] or 1.0) for name, block in self.blocks.items()}
-
-    def _grown(self) -> str:
-        sizes = ", ".join(f"{name} {size:.4g}" for name, size in self._growth().items())
-        return f"size of the weights, times that at the start: {sizes}"
+    def _blamed(self) -> str:
+        """The rate of the block whose weights have grown most, and by how much each has."""
+        grown = {name: _size(block) / (self._sizes[name] or 1.0) for name, block in self.blocks.items()}
+        worst = max(grown, key=lambda name: grown[name] if math.isfinite(grown[name]) else math.inf)
+        option, rate = ("--eta-x", self.rates.eta_x) if worst == "base" else ("--eta-y", self.rates.eta_y)
+        sizes = ", ".join(f"{name} {size:.4g}" for name, size in grown.items())
+        return f"{option} ({rate:g}); size of the weights, times that at the start: {sizes}"
 
     def weights(self) -> dict[str, Tensor]:
         """A copy of what snapshots hold of the weights, on the CPU, by the parameters' names."""

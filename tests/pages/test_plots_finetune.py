@@ -14,7 +14,7 @@ from smoothlab.pages.pairs import paired
 from smoothlab.pages.plots_finetune import finetune_figure, kinds
 from smoothlab.pages.sentences_finetune import reading
 
-BASE = Finetune(data="sst2", steps=40, eval_every=10)
+BASE = Finetune(data="sst2", steps=40, eval_every=10, eta_x=1e-4, eta_y=0.1)
 ITEMS = 200
 
 
