@@ -7,7 +7,7 @@ STAMP := .venv/.installed
 .PHONY: help demo test slow bench lint
 
 help:
-	@echo "make demo    Fig. 1a, 1b and the estimators on the built-in model and data, into out/demo/ (open out/demo/index.html); about 3 minutes"
+	@echo "make demo    Fig. 1a, 1b and 3, the estimators and the rates on the built-in model and data, into out/demo/ (open index.html); about 4 minutes"
 	@echo "make test    tests, ruff, mypy, import-linter; about 4 minutes"
 	@echo "make slow    the long tests too"
 	@echo "make bench   speed against other Hessian tools and against a literal zeroth-order loop; about 20 minutes"

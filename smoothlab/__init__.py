@@ -11,14 +11,17 @@ if TYPE_CHECKING:
     from smoothlab.hessian import exact_hvp, fd_hvp
     from smoothlab.llm.callback import SmoothnessCallback
     from smoothlab.norms import NormEstimate, block_norms
+    from smoothlab.objectives import objective
     from smoothlab.optim import HybridSGD
     from smoothlab.records import load
+    from smoothlab.reshuffling import Algorithm1
     from smoothlab.seedlog import SeedLog, replay
     from smoothlab.trajectory import SmoothnessHook
     from smoothlab.zeroth import ControlVariate, Directional, ZerothOrder
 
 __version__ = "0.1.0"
 __all__ = [
+    "Algorithm1",
     "Block",
     "ControlVariate",
     "Directional",
@@ -33,10 +36,12 @@ __all__ = [
     "exact_hvp",
     "fd_hvp",
     "load",
+    "objective",
     "replay",
 ]
 
 _HOMES = {
+    "Algorithm1": "reshuffling",
     "Block": "blocks",
     "ControlVariate": "zeroth",
     "Directional": "zeroth",
@@ -50,6 +55,7 @@ _HOMES = {
     "exact_hvp": "hessian",
     "fd_hvp": "hessian",
     "load": "records",
+    "objective": "objectives",
     "replay": "seedlog",
 }
 

@@ -1,9 +1,10 @@
-"""Fig. 1a and 1b, the estimators and the rates in small, of built-in model and sentences: measured, drawn, one page."""
+"""Fig. 1a, 1b and 3, the estimators and the rates in small, of built-in model and data: measured, drawn, one page."""
 
 from dataclasses import replace
 from pathlib import Path
 
 from smoothlab.experiments.estimators import Estimators
+from smoothlab.experiments.finetune import Finetune, Method
 from smoothlab.experiments.rates import Rates
 from smoothlab.experiments.smoothness import Smoothness
 from smoothlab.records import Experiment, Row, run
@@ -26,6 +27,10 @@ SMALL_RATES = Rates(
     fit_eps=(0.4, 0.3, 0.2), fit_ns=(2, 4, 8), fit_deltas=(0.5, 0.2), replicas=60, longest=13_000,
 )  # fmt: skip
 
+# Fine-tuning: enough steps for the methods to part. Zeroth-order steps alone learn nothing in so few.
+TUNED = Finetune(steps=120, eval_every=30, test=300, patience=0)
+METHODS: dict[str, Method] = {"fo-lora": "fo-peft", "hybrid-lora": "hybrid", "zo": "zo"}
+
 
 def runs(seed: int) -> dict[str, Smoothness]:
     """The two runs by the figure they are for: full fine-tuning (1a); base and LoRA jointly (1b)."""
@@ -37,7 +42,7 @@ def runs(seed: int) -> dict[str, Smoothness]:
 
 
 def measure_and_draw(folder: Path, *, seed: int, environment: Row, overwrite: bool) -> Path:
-    """Measure the four runs into `folder` (continuing what was stopped), draw the figures, and write the page.
+    """Measure all runs into `folder` (continuing what was stopped), draw the figures, and write the page.
 
     Returns:
         The path of `index.html`.
@@ -48,6 +53,8 @@ def measure_and_draw(folder: Path, *, seed: int, environment: Row, overwrite: bo
     every: dict[str, Experiment] = {
         **runs(seed), "estimators": replace(SMALL, seed=seed), "rates": replace(SMALL_RATES, seed=seed),
     }  # fmt: skip
+    tuned = {f"finetune-{name}": replace(TUNED, method=method, seed=seed) for name, method in METHODS.items()}
+    every |= tuned
     records = {
         figure: run(experiment, folder / f"{figure}.jsonl", environment=environment, overwrite=overwrite)
         for figure, experiment in every.items()
@@ -55,4 +62,7 @@ def measure_and_draw(folder: Path, *, seed: int, environment: Row, overwrite: bo
 
     from smoothlab.pages.report import demo_report
 
-    return demo_report(folder, records["fig1a"], records["fig1b"], records["estimators"], records["rates"])
+    return demo_report(
+        folder, records["fig1a"], records["fig1b"], records["estimators"], records["rates"],
+        [records[name] for name in tuned],
+    )  # fmt: skip

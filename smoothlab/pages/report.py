@@ -15,7 +15,16 @@ import pandas as pd
 
 from smoothlab import records
 from smoothlab.errors import BadInput
-from smoothlab.pages import plots, plots_estimators, plots_rates, sentences, sentences_estimators, sentences_rates
+from smoothlab.pages import (
+    plots,
+    plots_estimators,
+    plots_finetune,
+    plots_rates,
+    sentences,
+    sentences_estimators,
+    sentences_finetune,
+    sentences_rates,
+)
 from smoothlab.pages.readings import blocks_of, points
 
 STYLE = """
@@ -102,7 +111,12 @@ def write_report(path: Path, *, title: str, sections: Sequence[Section]) -> Path
 
 
 def demo_report(
-    folder: Path, records_1a: Any, records_1b: Any, records_estimators: Any = None, records_rates: Any = None
+    folder: Path,
+    records_1a: Any,
+    records_1b: Any,
+    records_estimators: Any = None,
+    records_rates: Any = None,
+    records_finetune: Any = None,
 ) -> Path:
     """Figures (PNG and PDF) and ``index.html`` from the records of the runs, all in ``folder``.
 
@@ -112,6 +126,7 @@ def demo_report(
         records_1b: the same for joint training of base model and PEFT module.
         records_estimators: the same of ``smoothlab estimators``; without them their section is left out.
         records_rates: the same of ``smoothlab rates``.
+        records_finetune: the same of ``smoothlab finetune``.
 
     Returns:
         The path of ``index.html``.
@@ -148,6 +163,10 @@ def demo_report(
         e = records.load(records_rates)
         headers |= e.attrs["headers"]
         sections.append(rates(folder / "rates", e))
+    if records_finetune is not None:
+        f = records.load(records_finetune)
+        headers |= f.attrs["headers"]
+        sections.append(finetune(folder / "finetune", f))
     uncertain = [(name, line) for name, df in (("1a", a), ("1b", b)) for line in sentences.uncertain(df)]
     shared = [line for name, line in uncertain if name == "1a" and ("1b", line) in uncertain]
     own = [f"Figure {name}: {line}" for name, line in uncertain if line not in shared]
@@ -159,7 +178,7 @@ def demo_report(
         Section("Environment", tables=[settings(headers, "environment", "What the runs were measured with")]),
     ]
     return write_report(
-        folder / "index.html", title="Smoothness of a text classifier along its training", sections=sections
+        folder / "index.html", title="smoothlab in small: smoothness, estimators, rates, fine-tuning", sections=sections
     )
 
 
@@ -189,6 +208,18 @@ def rates(stem: Path, df: pd.DataFrame) -> Section:
     )
     picture = Picture(plots.save(plots_rates.rates_figure(df), stem)[0].read_bytes(), alt, caption)
     return Section("Theorem 3.4: does its rate hold, and where does it stop?", told, [picture])
+
+
+def finetune(stem: Path, df: pd.DataFrame) -> Section:
+    """The section of fine-tuning runs (Fig. 3), its figure as PNG and PDF."""
+    told = sentences_finetune.reading(df)
+    alt = f"Training loss, dev accuracy and test accuracy of hybrid, first-order and zeroth-order runs. {told[0]}"
+    caption = (
+        "Bands and bars are 95 % intervals of the items of one run; they say nothing of other seeds. A point on a dev "
+        "curve is the evaluation whose weights were tested."
+    )
+    picture = Picture(plots.save(plots_finetune.finetune_figure(df), stem)[0].read_bytes(), alt, caption)
+    return Section("Figure 3: hybrid, first-order and zeroth-order fine-tuning", told, [picture])
 
 
 def draw(stem: Path, df: pd.DataFrame, told: str) -> Picture:

@@ -5,6 +5,7 @@ import pytest
 from smoothlab.__main__ import main
 from smoothlab.experiments import demo
 from smoothlab.experiments.estimators import Estimators
+from smoothlab.experiments.options_finetune import check
 from smoothlab.experiments.rates import Rates
 
 
@@ -27,17 +28,28 @@ def test_the_rates_are_measured_in_small_but_in_every_part():
     assert demo.SMALL_RATES.parts == Rates().parts and len(demo.SMALL_RATES.points()) < len(Rates().points())
 
 
+def test_every_method_is_tuned_in_small():
+    for method in demo.METHODS.values():
+        check(replace(demo.TUNED, method=method))
+    assert set(demo.METHODS.values()) == {"hybrid", "fo-peft", "zo"} and (demo.TUNED.model, demo.TUNED.data) == (
+        "micro",
+        "builtin",
+    )
+
+
 @pytest.mark.slow
 def test_demo_writes_records_figures_and_one_page_once(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, "STEPS", 2)
     monkeypatch.setattr(demo, "POINTS", 2)
     monkeypatch.setattr(demo, "SMALL", replace(demo.SMALL, parts=("bias", "curve"), draws=200))
     monkeypatch.setattr(demo, "SMALL_RATES", replace(demo.SMALL_RATES, parts=("reshuffling",), shuffle_dims=(2,)))
+    monkeypatch.setattr(demo, "TUNED", replace(demo.TUNED, steps=2, eval_every=1, dev=20, test=20))
     out = tmp_path / "demo"
     assert main(["demo", "--out", str(out)]) == 0
     assert capsys.readouterr().out == f"{out / 'index.html'}\n"
     there = {path.name: path.read_bytes() for path in out.iterdir()}
     expected = {"fig1a.jsonl", "fig1b.jsonl", "fig1a.png", "fig1a.pdf", "fig1b.png", "fig1b.pdf", "index.html"}
+    expected |= {f"finetune-{name}.jsonl" for name in demo.METHODS} | {"finetune.png", "finetune.pdf"}
     expected |= {f"{name}.{kind}" for name in ("estimators", "rates") for kind in ("jsonl", "png", "pdf")}
     assert expected <= there.keys()
     assert b"<img" in there["index.html"] and b'src="http' not in there["index.html"]
