@@ -282,7 +282,7 @@ def _audit(given: tuple[Any, ...], as_json: bool, html: Path | None, out: Path |
     if as_json:
         print(json.dumps(machine_readable(rows), indent=1))
     if html is not None:
-        from smoothlab.pages.audit_page import page  # type: ignore[import-not-found,unused-ignore]
+        from smoothlab.pages.audit_page import page
 
         try:
             html.parent.mkdir(parents=True, exist_ok=True)

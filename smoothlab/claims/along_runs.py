@@ -138,7 +138,7 @@ CLAIMS = (
     ),
     Claim(
         "b.1-corrected", "With G = ||grad f(z)||, D = diag(ell_x(2G) I, ell_y(2G) I): where ||s||_D^2 <= G^2/"
-        "max(ell_x, ell_y)(2G), ||grad f(z + s)|| <= 2G, gradients differ by at most ||s||_D in ||.||_{D^-1}, and f from "
+        "max(ell_x, ell_y)(2G), ||grad f(z + s)|| <= 2G, gradients differ by at most ||s||_D in ||.||_{D^-1}, f from "
         "its linear part by at most ||s||_D^2/2.", "corrects Lemma B.1", "Definition 2.1, two-sided", "holds", "",
         TESTS + "test_verdicts[b.1-corrected]", _b1,
     ),

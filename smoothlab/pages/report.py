@@ -95,19 +95,23 @@ def write_report(path: Path, *, title: str, sections: Sequence[Section]) -> Path
     Raises:
         BadInput: where the file cannot be written.
     """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(page(title, sections), encoding="utf-8")
+    except OSError as error:
+        raise BadInput(f"cannot write {path}: {error.strerror or error}; give a writable folder") from None
+    return path
+
+
+def page(title: str, sections: Sequence[Section]) -> str:
+    """One self-contained HTML page."""
     body = "\n".join(_section(section) for section in sections)
-    page = (
+    return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
         f"<h1>{escape(title)}</h1>\n{body}\n</main>\n</body>\n</html>\n"
     )
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise BadInput(f"cannot write {path}: {error.strerror or error}; give a writable folder") from None
-    return path
 
 
 def demo_report(

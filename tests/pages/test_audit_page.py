@@ -1,0 +1,49 @@
+"""The audit's page and table hold every claim, escaped, with verdict, evidence and test."""
+
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from smoothlab.experiments.audit import loaded
+from smoothlab.pages.audit_page import page, readme_table
+
+RECORDS = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "audit.jsonl"
+
+
+class Text(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = ""
+
+    def handle_data(self, data: str) -> None:
+        self.words += data
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict]:  # type: ignore[type-arg]
+    return list(loaded(RECORDS))
+
+
+def test_the_page_holds_every_claim_with_its_evidence(rows):
+    html = page(rows)
+    text = Text()
+    text.feed(html)
+    for row in rows:
+        assert f"{row['claim']}: {row['verdict']}" in text.words and row["test"] in text.words
+        for one in row["evidence"]:
+            assert one["what"] in text.words
+    assert "src=" not in html and "<script" not in html and f"{len(rows)} claims" in text.words
+
+
+def test_a_verdict_other_than_the_stored_one_is_told(rows):
+    other = {**rows[0], "verdict": "open"}
+    assert f"{other['claim']}: open, but '{other['stored']}' is stored." in page([other]).replace("&#x27;", "'")
+    assert "is stored" not in page(rows)
+
+
+def test_the_table_has_a_row_a_claim_and_five_cells_a_row(rows):
+    lines = readme_table(rows).splitlines()
+    assert len(lines) == len(rows) + 2
+    assert {line.replace("\\|", "").count("|") for line in lines} == {6}
+    assert all(row["claim"] in line for row, line in zip(rows, lines[2:], strict=True))
