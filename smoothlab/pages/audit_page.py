@@ -8,6 +8,11 @@ from smoothlab.pages.report import Section, Table
 
 Row = Mapping[str, Any]
 WORDS = {True: "supports it", False: "refutes it", None: "leaves it open"}
+FIGURES = {
+    "example-2.3": "quadratic", "b.5-1": "estimators", "b.5-2": "estimators", "theorem": "rates",
+    "theorem-exponents": "rates", "d4-step": "fig1a", "l-grows": "fig1a", "lora-smaller": "fig1b",
+}  # fmt: skip
+"""The scripts in figures/ that show a claim."""
 HOW_TO_READ = (
     "A verdict follows from certificates alone: exact or interval arithmetic, a proof whose inequalities were checked "
     "on a dense grid, or records of measurements with intervals.",
@@ -34,13 +39,11 @@ def page(rows: Sequence[Row]) -> str:
 
 def readme_table(rows: Sequence[Row]) -> str:
     """The README's table of claims, in Markdown: claim, verdict, what broke it or how close it comes, test."""
-    lines = [
-        "| claim | where | verdict | counterexample, or how close it comes | test |",
-        "| --- | --- | --- | --- | --- |",
-    ]
+    lines = ["| claim | where | verdict | what breaks it, or how close it comes | figure | test |", "| --- " * 6 + "|"]
     for row in rows:
+        figure = FIGURES.get(row["claim"], "")
         test = str(row["test"]).removeprefix("tests/")
-        lines.append(f"| {row['claim']} | {row['place']} | {row['verdict']} | {_decisive(row)} | {test} |")
+        lines.append(f"| {row['claim']} | {row['place']} | {row['verdict']} | {_decisive(row)} | {figure} | {test} |")
     return "\n".join(lines)
 
 
@@ -77,9 +80,11 @@ def _decisive(row: Row) -> str:
     """The certificate that refutes the printed statement, or else the tightness of the search that comes closest."""
     for one in row["evidence"]:
         if one["kind"] == "certificate" and one["supports"] is False and one["about"] == "printed":
-            return _cell(one["what"])
+            found, allowed = one["facts"].get("measured, at least"), one["facts"].get("allowed, at most")
+            numbers = "" if found is None or allowed is None else f"{found:.4g} > {allowed:.4g}: "
+            return _cell(numbers + one["what"])
     slacks = [one["slack"] for one in row["evidence"] if one["kind"] == "search" and one["about"] == "printed"]
-    return f"searched, smallest slack {min(slacks):.2g}" if slacks else "certificate"
+    return f"searched, smallest slack {max(min(slacks), 0):.2g}" if slacks else "certificate"
 
 
 def _cell(text: str) -> str:

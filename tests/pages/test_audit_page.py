@@ -42,8 +42,12 @@ def test_a_verdict_other_than_the_stored_one_is_told(rows):
     assert "is stored" not in page(rows)
 
 
-def test_the_table_has_a_row_a_claim_and_five_cells_a_row(rows):
+def test_the_table_has_a_row_a_claim_and_six_cells_a_row(rows):
     lines = readme_table(rows).splitlines()
     assert len(lines) == len(rows) + 2
-    assert {line.replace("\\|", "").count("|") for line in lines} == {6}
+    assert {line.replace("\\|", "").count("|") for line in lines} == {7}
     assert all(row["claim"] in line for row, line in zip(rows, lines[2:], strict=True))
+
+
+def test_the_readme_holds_the_table_of_the_records(rows):
+    assert readme_table(rows) in RECORDS.parents[2].joinpath("README.md").read_text()
