@@ -270,8 +270,11 @@ def test_a_loaded_state_goes_on_to_the_bit(
         scheduler[0].step(), scheduler[1].step()
     again = made(two)
     again.load_state_dict(first.state_dict())
+    later = torch.optim.lr_scheduler.ExponentialLR(again, 0.9)  # writes to the groups that were loaded
+    later.load_state_dict(scheduler[1].state_dict())
     for _ in range(3):
         whole.step(loss), again.step(loss_two)
+        scheduler[0].step(), later.step()
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
     with pytest.raises(BadInput, match="is of other groups than x, y"):
         again.load_state_dict({**first.state_dict(), "groups": []})
@@ -315,8 +318,15 @@ def test_a_loss_that_is_not_finite_leaves_weights_and_gradients() -> None:
     for broken in (lambda: loss() * float("nan"), lambda: loss() * (1 if torch.is_grad_enabled() else float("inf"))):
         with pytest.raises(BadInput, match="is (nan|inf): lower"):
             optimizer.step(broken)
+    steep = torch.zeros((), dtype=torch.float64)
+
+    def kinked() -> Tensor:
+        return loss() + (y[0].sum() * steep).abs().sqrt()  # finite, its gradient is 0 times infinity
+
+    with pytest.raises(BadInput, match="the exact gradient's norm is nan at step 1: lower the learning rates"):
+        optimizer.step(kinked)
     assert all(torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True))
-    assert all(p.requires_grad for p in module.parameters())
+    assert all(p.requires_grad and p.grad is None for p in module.parameters())
 
 
 def wrong(what: str) -> list[dict]:  # type: ignore[type-arg]

@@ -1,6 +1,7 @@
 """Seed logs: size, cuts, continuation, and whom they refuse."""
 
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -127,3 +128,17 @@ def test_a_step_that_was_cut_off_between_two_groups_is_left_out(tmp_path: Path) 
         Directional(LAW, (((7, 0, k, 0), -0.5),)).add_to(b, -1e-3)
     moved = [p.detach() for b in blocks.values() for p in b.params]
     torch.testing.assert_close(stood, moved, rtol=0, atol=1e-6)
+
+
+def test_a_step_that_does_not_fit_on_the_disk_is_not_there_in_part(tmp_path: Path) -> None:
+    log = SeedLog(written(tmp_path / "log", 2), 7, {0: block()}, {0: LAW})
+    content, limits = (tmp_path / "log").read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(content) + ENTRY.size + 5, limits[1]))
+    try:
+        with pytest.raises(BadInput, match="cannot write .*: File too large; make room, and go on from here"):
+            log.append(2, 0, step(2, 3), 1e-3, 0.0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "log").read_bytes() == content
+    log.append(2, 0, step(2), 1e-3, 0.0)
+    assert (tmp_path / "log").read_bytes() == written(tmp_path / "three", 3).read_bytes()
