@@ -105,11 +105,15 @@ def write_report(path: Path, *, title: str, sections: Sequence[Section]) -> Path
 
 def page(title: str, sections: Sequence[Section]) -> str:
     """One self-contained HTML page."""
-    body = "\n".join(_section(section) for section in sections)
+    return document(title, "\n".join(_section(section) for section in sections))
+
+
+def document(title: str, body: str, style: str = STYLE) -> str:
+    """A whole page around a body that is HTML already."""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
+        f"<title>{escape(title)}</title>\n<style>{style}</style>\n</head>\n<body>\n<main>\n"
         f"<h1>{escape(title)}</h1>\n{body}\n</main>\n</body>\n</html>\n"
     )
 

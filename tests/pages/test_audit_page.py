@@ -36,6 +36,19 @@ def test_the_page_holds_every_claim_with_its_evidence(rows):
     assert "src=" not in html and "<script" not in html and f"{len(rows)} claims" in text.words
 
 
+def test_certificates_and_searches_are_apart_and_tightness_has_its_interval(rows):
+    html = page(rows)
+    for section in html.split("<section>")[1:]:
+        settled, _, tried = section.partition("<h3>Searches</h3>")
+        assert "steps of optimization" not in settled
+        assert not any(f"{word} what is" in tried for word in ("supports", "refutes", "leaves open"))
+    tight = html.partition("How tight what holds is")[2].partition("</table>")[0]
+    found = [one for row in rows for one in row["evidence"] if "tightness, largest" in one["facts"]]
+    assert len(found) > 10 and tight.count("class=bar>") == len(found)
+    for one in found:
+        assert f"{one['facts']['tightness, largest']:.4f}<br>" in tight
+
+
 def test_a_verdict_other_than_the_stored_one_is_told(rows):
     other = {**rows[0], "verdict": "open"}
     assert f"{other['claim']}: open, but '{other['stored']}' is stored." in page([other]).replace("&#x27;", "'")
