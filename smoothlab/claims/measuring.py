@@ -126,7 +126,7 @@ STEP = Statement(
 )  # fmt: skip
 LONG_STEP = Statement(
     "||q - Hv|| <= ||Hv||/10 for the central difference at h = ||x||/100 in fp32, f = ||x - c||^2/2",
-    ratio=lambda p: _step(True, p), about="corrected", known=0.00185, **_WEIGHTS,  # type: ignore[arg-type]
+    ratio=lambda p: _step(True, p), about="corrected", known=0.0019, **_WEIGHTS,  # type: ignore[arg-type]
 )  # fmt: skip
 
 
