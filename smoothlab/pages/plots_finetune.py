@@ -152,7 +152,7 @@ def accuracy_on_test(ax: Axes, found: list[Kind]) -> None:
             chance = max(chance, float(row.get("chance", 0.0)), float(row.get("majority", 0.0)))
     if chance:
         ax.axvline(100 * chance, ls=":", lw=0.9, color=GRAY)
-        ax.text(100 * chance, -0.6, " chance", fontsize=7, color=GRAY, va="center")
+        ax.text(100 * chance, -0.6, " larger class", fontsize=7, color=GRAY, va="center")
     ax.set(ylim=(len(found) - 0.4, -0.8), xlabel="test accuracy (%)", yticks=range(len(found)))
     ax.set_yticklabels([_mathtext(kind.among(found).replace(", ", "\n")) for kind in found])
 

@@ -105,6 +105,7 @@ def test_a_small_disk_leaves_the_last_snapshot(tmp_path: Path) -> None:
 
 
 def keep_writing(path: Path, said: int) -> None:
+    torch.set_num_threads(1)  # the pool of threads does not survive a fork
     for step in range(10**6):
         write(path, Snapshot({"x": torch.full((500_000,), float(step))}, {"step": step}))
         os.write(said, b"%d\n" % step)

@@ -1,0 +1,81 @@
+"""Table 1, Fig. 2 and Fig. 3 from the records of benchmarks/table1.py; measures nothing.
+
+    python figures/table1.py [--records FOLDER] [--out FOLDER]
+
+Prints accuracies on each task beside the paper's for OPT-1.3b (another model, at a hundred times the steps: no
+comparison of numbers), draws the curves of each group of runs, and says where hybrid wins, ties or loses.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from smoothlab import records
+from smoothlab.errors import BadInput
+from smoothlab.pages import plots
+from smoothlab.pages.plots_finetune import finetune_figure, kinds, pooled
+from smoothlab.pages.sentences_finetune import reading
+
+ROOT = Path(__file__).resolve().parent.parent
+PAPER = {  # Table 1, OPT-1.3b, percent: SST-2, COPA, WinoGrande
+    "ZO-FT": (91.51, 78, 57.9), "FO-Prompt": (91.28, 74, 57.8), "Hybrid-Prompt": (91.74, 77, 59.9),
+    "FO-LoRA": (92.2, 78, 59), "Hybrid-LoRA": (92.3, 78, 58.3), "FO-Prefix": (92.2, 77, 58.3),
+    "Hybrid-Prefix": (91.7, 78, 60),
+}  # fmt: skip
+TASKS = ("sst2", "copa", "winogrande")
+FIGURES = {"fig2": "fig2-*.jsonl", "fig3": "fig3-*.jsonl"}
+
+
+def table(folder: Path, task: str) -> list[str]:
+    """Test accuracies of one task, in Markdown.
+
+    Raises:
+        BadInput: there are no records of it.
+    """
+    found = [kind for kind in kinds(records.load(str(folder / f"{task}-*.jsonl"))) if kind.test]
+    lines = [
+        f"| {task} | test accuracy | interval of its items | each seed | rates, steps to best dev | paper, OPT-1.3b |",
+        "| --- " * 6 + "|",
+    ]
+    for kind in found:
+        mean, low, high = pooled(kind)
+        tests = [kind.test[seed] for seed in sorted(kind.test)]
+        each = ", ".join(f"{100 * test['accuracy']:.1f}" for test in tests)
+        steps = ", ".join(f"{test['steps_to_best']:.0f}" for test in tests)
+        paper = PAPER[kind.name][TASKS.index(task)] if kind.name in PAPER else ""
+        told = f"{100 * low:.1f} to {100 * high:.1f}"
+        lines.append(f"| {kind.name} | {100 * mean:.1f} | {told} | {each} | {kind.rates}; {steps} | {paper} |")
+    rows = [test for kind in found for test in kind.test.values()]
+    if rows:
+        chance = 100 * max(float(rows[0]["chance"]), float(rows[0]["majority"]))
+        lines.append(f"| the larger class, or chance | {chance:.1f} | | | | |")
+    return lines
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--records", type=Path, default=ROOT / "benchmarks" / "results" / "table1", metavar="FOLDER")
+    parser.add_argument("--out", type=Path, default=ROOT / "figures" / "out", help="folder (default: figures/out)")
+    given = parser.parse_args(arguments)
+    try:
+        for task in TASKS:
+            if any(given.records.glob(f"{task}-*.jsonl")):
+                told = reading(records.load(str(given.records / f"{task}-*.jsonl")))
+                print("\n".join(["", *table(given.records, task), "", *told]))
+        for name, pattern in FIGURES.items():
+            if any(given.records.glob(pattern)):
+                found = records.load(str(given.records / pattern))
+                files = plots.save(finetune_figure(found), given.out / name)
+                print("\n  ".join(["", ", ".join(map(str, files)), *reading(found)]))
+        if not any(given.records.glob("*.jsonl")):
+            raise BadInput(f"no records in {given.records}; run python -m benchmarks.table1 first")
+    except BadInput as error:
+        print(f"table1: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
