@@ -75,14 +75,14 @@ def encode(tokenizer: Any, items: Sequence[Choice], max_length: int, kind: Loss)
     for item in items:
         prompt, *wholes = (tuple(next(rows)) for _ in range(1 + len(item.candidates)))
         prompt, *wholes = (row[: len(row) - ends] for row in (prompt, *wholes))
-        shared = min(_shared(prompt, whole) for whole in wholes)
+        shared = min(shared_start(prompt, whole) for whole in wholes)
         merged += shared < len(prompt)
         context, tails = prompt[:shared], tuple(whole[shared:] for whole in wholes)
         if not context and first is not None:  # the first token of a text has no probability without one before it
             context = (first,)
         longest = max(map(len, tails))
         _check(item, context, tails)
-        kept = _shared(context, start)
+        kept = shared_start(context, start)
         room = max_length + 1 - longest  # the last token of a candidate is not read
         if len(context) > room:
             if room < kept + 1:
@@ -128,7 +128,7 @@ def _endings(tokenizer: Any) -> int:
     return count
 
 
-def _shared(a: Tokens, b: Tokens) -> int:
+def shared_start(a: Tokens, b: Tokens) -> int:
     """Length of the longest common start."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from smoothlab.errors import BadInput
 from smoothlab.intervals import LEVEL
+from smoothlab.llm import prefixes
 from smoothlab.llm.encoding import MULTIPLE, Encoded, Tokens, batch, encode
 
 __all__ = [
@@ -101,14 +102,22 @@ def accuracy(model: nn.Module, encoded: Encoded, *, tokens: int | None = None) -
         BadInput: a score is not finite.
     """
     device = next(model.parameters()).device
-    rows, owners = _rows(encoded)
+    limit = tokens or TOKENS.get(device.type, TOKENS["cuda"])
+    alike = encoded.kind != "classifier" and prefixes.fits(model, _base(model))
     found: list[list[float]] = [[0.0] * len(options) for options in encoded.options]
     with _evaluating(model):
-        for indices in _buckets(rows, tokens or TOKENS.get(device.type, TOKENS["cuda"])):
-            flat = iter(scores(model, batch(rows, indices, device, every=True, multiple=1)).tolist())
-            for number, place in (owner for index in indices for owner in owners[index]):
-                found[number][place] = next(flat)
+        for minibatch, owners in (prefixes.batches if alike else _padded)(encoded, limit, device):
+            for (number, place), score in zip(owners, scores(model, minibatch).tolist(), strict=True):
+                found[number][place] = score
     return _accuracy([tuple(each) for each in found], encoded.labels)
+
+
+def _padded(encoded: Encoded, tokens: int, device: Any) -> Iterator[tuple[dict[str, Tensor], list[prefixes.Owner]]]:
+    """The same as `prefixes.batches`, each row by itself, for every model."""
+    rows, owners = _rows(encoded)
+    for indices in _buckets(rows, tokens):
+        minibatch = batch(rows, indices, device, every=True, multiple=1)
+        yield minibatch, [owner for index in indices for owner in owners[index]]
 
 
 def _rows(encoded: Encoded) -> tuple[Encoded, list[list[tuple[int, int]]]]:
@@ -184,7 +193,7 @@ def _logits(model: nn.Module, minibatch: Mapping[str, Tensor]) -> Tensor:
     Hidden states are gathered before the vocabulary head, by a hook on it, so that whatever a model does to its logits
     afterwards is done here too.
     """
-    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    base = _base(model)
     row, back = minibatch["row"], minibatch["back"]
     if base.get_output_embeddings() is None:
         return model(input_ids=minibatch["input_ids"], attention_mask=minibatch["attention_mask"]).logits[row]
@@ -194,33 +203,44 @@ def _logits(model: nn.Module, minibatch: Mapping[str, Tensor]) -> Tensor:
 
     handle = base.get_output_embeddings().register_forward_pre_hook(gather)
     try:
-        return _forward(model, base, minibatch["input_ids"], minibatch["attention_mask"]).logits[0]
+        return _forward(model, base, minibatch).logits[0]
     finally:
         handle.remove()
 
 
-def _forward(model: Any, base: Any, ids: Tensor, mask: Tensor) -> Any:
+def _base(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _forward(model: Any, base: Any, minibatch: Mapping[str, Tensor]) -> Any:
     """The forward pass with positions counted from the first real token, virtual tokens before it included.
 
     peft's own forward of prompt methods drops positions: padding would then stand between virtual tokens and text in
     models with rotary positions, and the loss would depend on how far a row is padded.
     """
-    config = getattr(model, "active_peft_config", None)
+    ids, config = minibatch["input_ids"], getattr(model, "active_peft_config", None)
     if config is None or not config.is_prompt_learning:
-        return model(input_ids=ids, attention_mask=mask, use_cache=False, **_positions(base, mask))
+        return model(input_ids=ids, use_cache=False, **_sight(base, minibatch, 0))
     virtual = config.num_virtual_tokens
-    prompt = model.get_prompt(batch_size=len(ids))
-    whole = torch.cat([mask.new_ones(len(mask), virtual), mask], 1)
+    prompt, seen = model.get_prompt(batch_size=len(ids)), _sight(base, minibatch, virtual)
     if config.peft_type in ("PREFIX_TUNING", "CARTRIDGE"):
-        kept = {name: places[:, virtual:] for name, places in _positions(base, whole).items()}
-        return base(input_ids=ids, attention_mask=whole, past_key_values=prompt, **kept)
+        if "position_ids" in seen:
+            seen["position_ids"] = seen["position_ids"][:, virtual:]
+        if seen["attention_mask"].ndim == 4:
+            seen["attention_mask"] = seen["attention_mask"][:, :, virtual:]
+        return base(input_ids=ids, past_key_values=prompt, **seen)
     words = model.word_embeddings(ids)
     embedded = torch.cat([prompt.to(words.dtype), words], 1)
-    return base(inputs_embeds=embedded, attention_mask=whole, use_cache=False, **_positions(base, whole))
+    return base(inputs_embeds=embedded, use_cache=False, **seen)
 
 
-def _positions(base: nn.Module, mask: Tensor) -> dict[str, Tensor]:
-    """position_ids [R, T] for models that take them; the others make their own of the mask."""
-    if "position_ids" not in signature(base.forward).parameters:
-        return {}
-    return {"position_ids": (mask.cumsum(1) - 1).clamp_min(0)}
+def _sight(base: Any, minibatch: Mapping[str, Tensor], virtual: int) -> dict[str, Tensor]:
+    """attention_mask of the whole rows, virtual tokens first, and position_ids [R, V + T] for models that take them."""
+    if "last" in minibatch:
+        mask, positions = prefixes.sight(minibatch["last"], minibatch["position_ids"], virtual, base.dtype)
+        return {"attention_mask": mask, "position_ids": positions}
+    mask = minibatch["attention_mask"]
+    mask = torch.cat([mask.new_ones(len(mask), virtual), mask], 1)
+    if "position_ids" not in signature(base.forward).parameters:  # these models make their own of the mask
+        return {"attention_mask": mask}
+    return {"attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp_min(0)}

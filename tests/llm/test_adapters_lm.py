@@ -17,7 +17,7 @@ from smoothlab.llm.evaluate import Encoded, accuracy, accuracy_one_by_one, batch
 from smoothlab.llm.parts import live_parameters, partition
 from smoothlab.llm.tasks import Kind
 from tests.cases import ADAPTER_CASES
-from tests.llm.tiny import encoded, exact_norms, tiny_lm
+from tests.llm.tiny import encoded, exact_norms, other_family, tiny_lm
 
 OPTIONS = {name: case.options for name, case in ADAPTER_CASES.items()} | {"shira": {"r": 4}, "hra": {"r": 4}}
 METHODS = [*ADAPTERS, *TRAINED_ONLY]
@@ -97,22 +97,6 @@ def test_batches_score_as_single_candidates_do(method: str, kind: str) -> None:
             torch.testing.assert_close(found, truth, rtol=1e-12, atol=1e-12)
         padded = choice_loss(model, batch(items, range(6), multiple=32))
         torch.testing.assert_close(padded, choice_loss(model, batch(items, range(6))), rtol=1e-12, atol=1e-12)
-
-
-def other_family(name: str) -> nn.Module:
-    import transformers as t
-
-    shape = {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    ends = {"bos_token_id": 2, "eos_token_id": 2, "pad_token_id": 1}
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        config = {
-            "gpt2": lambda: t.GPT2Config(vocab_size=60, n_embd=16, n_layer=2, n_head=2, n_positions=64, **ends),
-            "bloom": lambda: t.BloomConfig(vocab_size=60, hidden_size=16, n_layer=2, n_head=2, **ends),
-            "gemma2": lambda: t.Gemma2Config(**shape, **ends, intermediate_size=32, num_key_value_heads=1, head_dim=8),
-            "qwen2": lambda: t.Qwen2Config(**shape, **ends, intermediate_size=32, num_key_value_heads=1),
-        }[name]()
-        return t.AutoModelForCausalLM.from_config(config).eval()
 
 
 @pytest.mark.slow
