@@ -15,7 +15,7 @@ from torch import Tensor
 
 from smoothlab.llm.encoding import Encoded, Tokens, shared_start
 
-SIZE = 128
+SIZE = 96
 """Tokens of a tree, at most, where a single row has no more: attention costs as their square."""
 FAMILIES = ("gpt2", "gpt_neox", "llama", "opt", "qwen2", "qwen3")
 """Model types whose attention takes any mask and any positions; tests hold their scores to those of single rows."""
