@@ -85,7 +85,7 @@ def _parse(argv: list[str]) -> Command:
             return tyro.extras.subcommand_cli_from_dict(
                 commands,
                 prog="smoothlab",
-                description="Per-block curvature of language models along their fine-tuning, with error bars.",
+                description="Hybrid zeroth- and first-order fine-tuning: curvature, estimators, rates, training, claims.",
                 args=argv,
             )
     except SystemExit as end:

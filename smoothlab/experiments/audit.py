@@ -50,10 +50,9 @@ class Audit:
         for name in self.claims:
             if name not in known:
                 lower = {one.lower(): one for one in known}
-                near = [lower[one] for one in difflib.get_close_matches(name.lower(), lower, cutoff=0.4)] or sorted(
-                    known
-                )
-                raise BadInput(f"claim '{name}' is unknown; perhaps you meant {', '.join(near)}")
+                near = [lower[one] for one in difflib.get_close_matches(name.lower(), lower, cutoff=0.5)]
+                hint = f"perhaps you meant {', '.join(near)}; " if near else ""
+                raise BadInput(f"claim '{name}' is unknown: {hint}smoothlab audit without a name lists all")
         if self.claims:
             return [known[name] for name in dict.fromkeys(self.claims)]
         return added or list(known.values())

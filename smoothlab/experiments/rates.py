@@ -1,6 +1,7 @@
 """Does the rate of Theorem 3.4 hold, in eps, n, d, delta, L_x/L_y, and where does it stop holding?"""
 
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
@@ -235,7 +236,16 @@ class Rates:
         points = self.points()
         steps = len(points) * min(self.longest, 200_000) * 0.55 + 8e5 * ("large" in self.instances)
         minutes = max(steps * (6e-5 + self.replicas * 2e-7) / 60, 0.1)
-        return f"The rates of Theorem 3.4, {len(points)} settings\n  about {minutes:.1f} minutes, one process"
+        counts = Counter(point["part"] for point in points)
+        told = [f"  {part:15s} {count:4d} settings" for part, count in counts.items()]
+        exact = dict.fromkeys(point["instance"] for point in points if not point.get("pathwise", True))
+        if exact:
+            told[list(counts).index("counterexample")] += f", by exact recursion alone: {', '.join(exact)}"
+        return "\n".join([
+            f"The rates of Theorem 3.4, {len(points)} settings, {self.replicas} replicas each", *told,
+            f"  runs of more than {self.longest:,d} steps nT are left out, which their rows say (--longest)",
+            f"  about {minutes:.1f} minutes, one process",
+        ])  # fmt: skip
 
 
 def _short(value: Any) -> str:

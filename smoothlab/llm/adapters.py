@@ -137,7 +137,8 @@ def attach(model: nn.Module, method: str, *, seed: int, measured: bool = True, *
     if method in REFUSED and method not in known:
         raise BadInput(f"--peft {method} is refused: {REFUSED[method]}; use one of {', '.join(known)}")
     if method not in known:
-        near = difflib.get_close_matches(method, known, 1)
+        near = difflib.get_close_matches(method, known)
+        near.sort(key=lambda name: sorted(name) != sorted(method))  # two letters in the wrong order come first
         hint = f"did you mean {near[0]}? " if near else ""
         raise BadInput(f"--peft {method} is unknown: {hint}use none or one of {', '.join(known)}")
     from peft import get_peft_model

@@ -47,9 +47,9 @@ def _accuracy(kind: Kind) -> str:
     steps = ", ".join(f"{row['steps_to_best']:.0f}" for row in rows)
     alone = ", ".join(f"{100 * row['accuracy']:.1f}" for row in rows)
     each = f" ({alone})" if len(rows) > 1 else ""
-    above = (
-        "" if low > max(float(rows[0].get("chance", 0)), float(rows[0].get("majority", 0))) else ", not above chance"
-    )
+    bars = {"chance": float(rows[0].get("chance", 0)), "the larger class": float(rows[0].get("majority", 0))}
+    bar = max(bars, key=lambda name: bars[name])
+    above = "" if low > bars[bar] else f", not above {bar} ({100 * bars[bar]:.1f} %)"
     seeds = f"{len(rows)} seeds" if len(rows) > 1 else "one seed"
     return (
         f"{name}: {100 * mean:.1f} %{each} of {rows[0]['count']:.0f} test items, {seeds}, {100 * low:.1f} to "

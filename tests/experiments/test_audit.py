@@ -63,7 +63,7 @@ def test_an_unknown_claim_has_close_matches(capsys, tmp_path: Path) -> None:
     out = tmp_path / "a.jsonl"
     assert main(["audit", "example", "--out", str(out)]) == 2
     told = capsys.readouterr().err
-    assert "claim 'example' is unknown; perhaps you meant example-2.3" in told and told.count("\n") == 1
+    assert "claim 'example' is unknown: perhaps you meant example-2.3" in told and told.count("\n") == 1
     assert not out.exists()
 
 

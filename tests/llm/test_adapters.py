@@ -255,6 +255,8 @@ def test_refused_methods_say_why(method: str) -> None:
 def test_unknown_methods_are_guessed_at() -> None:
     with pytest.raises(BadInput, match="--peft lorra is unknown: did you mean lora"):
         attach(tiny("opt"), "lorra", seed=0)
+    with pytest.raises(BadInput, match="--peft lroa is unknown: did you mean lora"):
+        attach(tiny("opt"), "lroa", seed=0)
 
 
 def test_a_method_that_does_not_fit_says_so() -> None:
