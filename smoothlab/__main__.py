@@ -85,7 +85,7 @@ def _parse(argv: list[str]) -> Command:
             return tyro.extras.subcommand_cli_from_dict(
                 commands,
                 prog="smoothlab",
-                description="Hybrid zeroth- and first-order fine-tuning: curvature, estimators, rates, training, claims.",
+                description="Hybrid zeroth- and first-order fine-tuning: its training, curvature, rates and claims.",
                 args=argv,
             )
     except SystemExit as end:
