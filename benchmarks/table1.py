@@ -3,7 +3,8 @@
 Every cell is one run of `smoothlab finetune`, recorded as benchmarks/results/table1/NAME.jsonl; finished ones are not
 run again. By default `micro` at a budget of minutes a cell: ZO-FT, and FO and hybrid with prompt, prefix and LoRA; SGD
 at constant rates as in the paper. On SST-2 each method tries four points on dev, for each of three seeds; COPA and
-WinoGrande have one seed and the middle points. figures/table1.py makes tables and figures of them.
+WinoGrande have one seed and the middle points. "adam" is SST-2 again with more data, and Adam's steps of y, by which
+`micro` leaves chance with LoRA. figures/table1.py makes tables and figures of them.
 
 The paper's own models, on a GPU, at its budget (hours a cell; stopped cells go on from their checkpoints):
 
@@ -22,7 +23,7 @@ RESULTS = Path(__file__).with_name("results") / "table1"
 PEFT = ("prompt", "prefix", "lora")
 METHODS = [("zo", "auto"), *((method, peft) for peft in PEFT for method in ("fo-peft", "hybrid"))]
 SEEDS = (0, 1, 2)
-PARTS = ("sst2", "copa", "winogrande", "fig2", "fig3")
+PARTS = ("sst2", "adam", "copa", "winogrande", "fig2", "fig3")
 
 MICRO = Finetune(rule="sgd", steps=200, eval_every=50, patience=0, batch=16)
 RATES: dict[str, tuple[float, ...]] = {
@@ -32,6 +33,13 @@ RATES: dict[str, tuple[float, ...]] = {
     "lora": (0.3, 1.0),
 }
 """For micro: two values of a rate; the four points are these and, for methods with one rate, their neighbors."""
+ADAM: dict[str, tuple[float, ...]] = {
+    "zo": (1e-4, 3e-4),
+    "prompt": (0.03, 0.1),
+    "prefix": (0.03, 0.1),
+    "lora": (2e-3, 6e-3),
+}
+"""The same for Adam's steps of y."""
 # Table 2: 20,000 steps at most with early stopping, batch 16; rates of the order of its legible cells.
 FULL = Finetune(rule="sgd", steps=20_000, eval_every=500, patience=8, batch=16, mu=1e-3)
 FULL_RATES: dict[str, tuple[float, ...]] = {
@@ -71,14 +79,18 @@ def cells(
             for name, method in (("zo", "zo"), ("fo-lora", "fo-peft"), ("hybrid-lora", "hybrid")):
                 found[f"fig3-{name}"] = replace(longer, method=method, eta_x=rates["zo"][0])
             continue
+        here, grid, task = base, rates, part
+        if part == "adam":
+            here = replace(base, train=5000, dev=200, steps=300, eval_every=100, rule="adam")
+            grid, task = ADAM, "sst2"
         for method, peft in METHODS:
             short = method if method == "zo" else f"{method.removesuffix('-peft')}-{peft}"
-            for seed in seeds if part == "sst2" else seeds[:1]:
-                one = replace(base, data=part, method=method, peft=peft, seed=seed)
-                if part == "sst2":
-                    one = replace(one, search=searched(method, peft, rates))
+            for seed in seeds if task == "sst2" else seeds[:1]:
+                one = replace(here, data=task, method=method, peft=peft, seed=seed)
+                if task == "sst2":
+                    one = replace(one, search=searched(method, peft, grid))
                 else:
-                    one = replace(one, eta_x=rates["zo"][-1], eta_y=rates.get(peft, (1.0,))[0])
+                    one = replace(one, eta_x=grid["zo"][-1], eta_y=grid.get(peft, (1.0,))[0])
                 found[f"{part}-{short}-seed{seed}"] = one
     return found
 
@@ -105,8 +117,7 @@ def main() -> None:
     """Command line; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, help="folder with sst2/, copa/, winogrande/; without it the hub")
-    parser.add_argument("--part", nargs="+", choices=PARTS,
-                        default=list(PARTS))  # fmt: skip
+    parser.add_argument("--part", nargs="+", choices=PARTS, help="default: all, with --full all but adam")
     parser.add_argument("--only", default="", help="cells whose name holds this")
     parser.add_argument("--full", action="store_true", help="the paper's budget and rates, with checkpoints")
     parser.add_argument("--model", default="micro", help="hub name or directory of another model than micro")
@@ -120,10 +131,11 @@ def main() -> None:
     import joblib
 
     base, rates = (FULL, FULL_RATES) if args.full else (MICRO, RATES)
+    parts = args.part or [part for part in PARTS if part != "adam" or not args.full]
     base = replace(base, model=args.model, device=args.device, dtype=args.dtype, data_dir=args.data_dir)
     if args.steps is not None:
         base = replace(base, steps=args.steps, eval_every=min(base.eval_every, max(args.steps, 1)))
-    found = {name: one for name, one in cells(base, rates, args.part, tuple(args.seeds)).items() if args.only in name}
+    found = {name: one for name, one in cells(base, rates, parts, tuple(args.seeds)).items() if args.only in name}
     checkpoints = args.out / "checkpoints" if args.full else None
     work = (joblib.delayed(_cell)(name, one, args.out, checkpoints) for name, one in found.items())
     for said in joblib.Parallel(n_jobs=args.jobs, return_as="generator")(work):

@@ -1,15 +1,16 @@
-"""Table 1, Fig. 2 and Fig. 3 from the records of benchmarks/table1.py; measures nothing.
+"""Tables 1 and 2, Fig. 2 and Fig. 3 from the records of benchmarks/table1.py; measures nothing.
 
     python figures/table1.py [--records FOLDER] [--out FOLDER]
 
-Prints accuracies on each task beside the paper's for OPT-1.3b (another model, at a hundred times the steps: no
-comparison of numbers), draws the curves of each group of runs, and says where hybrid wins, ties or loses.
+Prints accuracies and selected rates on each task beside the paper's for OPT-1.3b (another model, at a hundred times the
+steps: no comparison of numbers), draws the curves of each group of runs, and says where hybrid wins, ties or loses.
 """
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from smoothlab import records
 from smoothlab.errors import BadInput
@@ -23,34 +24,48 @@ PAPER = {  # Table 1, OPT-1.3b, percent: SST-2, COPA, WinoGrande
     "FO-LoRA": (92.2, 78, 59), "Hybrid-LoRA": (92.3, 78, 58.3), "FO-Prefix": (92.2, 77, 58.3),
     "Hybrid-Prefix": (91.7, 78, 60),
 }  # fmt: skip
-TASKS = ("sst2", "copa", "winogrande")
+PAPER_2 = {  # Table 2, OPT-1.3b, as far as it is legible: eta_y, eta_x, steps, mu
+    ("FO-Prompt", "sst2"): "1e-3; 20,000", ("Hybrid-Prompt", "sst2"): "1e-3, 1e-7; 20,000; mu 1e-5",
+    ("Hybrid-Prompt", "copa"): "1e-3, 1e-7; 20,000", ("Hybrid-Prompt", "winogrande"): "1e-3, 1e-7; 14,000",
+    ("Hybrid-LoRA", "sst2"): "1e-4, ?; 4,000", ("Hybrid-Prefix", "sst2"): "8e-3, 8e-?; 8,500; mu 1e-5",
+    ("Hybrid-Prefix", "copa"): "2e-3, 1e-7; 11,500; mu 1e-5",
+}  # fmt: skip
+TASKS = {"sst2": "sst2", "adam": "sst2", "copa": "copa", "winogrande": "winogrande"}
+"""Groups of records, and the task of each."""
+ORDER = ("sst2", "copa", "winogrande")
 FIGURES = {"fig2": "fig2-*.jsonl", "fig3": "fig3-*.jsonl"}
 
 
-def table(folder: Path, task: str) -> list[str]:
-    """Test accuracies of one task, in Markdown.
+def tables(folder: Path, group: str) -> list[str]:
+    """Test accuracies of a group of runs (Table 1) and what was selected on dev (Table 2), in Markdown.
 
     Raises:
         BadInput: there are no records of it.
     """
-    found = [kind for kind in kinds(records.load(str(folder / f"{task}-*.jsonl"))) if kind.test]
-    lines = [
-        f"| {task} | test accuracy | interval of its items | each seed | rates, steps to best dev | paper, OPT-1.3b |",
-        "| --- " * 6 + "|",
-    ]
+    found = [kind for kind in kinds(records.load(str(folder / f"{group}-*.jsonl"))) if kind.test]
+    task = TASKS[group]
+    one = [f"| {group} | test accuracy | interval of its items | each seed | paper, OPT-1.3b |", "| --- " * 5 + "|"]
+    two = [f"| {group} | selected, each seed | step of the best dev accuracy | paper, OPT-1.3b |", "| --- " * 4 + "|"]
     for kind in found:
         mean, low, high = pooled(kind)
         tests = [kind.test[seed] for seed in sorted(kind.test)]
         each = ", ".join(f"{100 * test['accuracy']:.1f}" for test in tests)
+        paper = PAPER[kind.name][ORDER.index(task)] if kind.name in PAPER else ""
+        one.append(f"| {kind.name} | {100 * mean:.1f} | {100 * low:.1f} to {100 * high:.1f} | {each} | {paper} |")
         steps = ", ".join(f"{test['steps_to_best']:.0f}" for test in tests)
-        paper = PAPER[kind.name][TASKS.index(task)] if kind.name in PAPER else ""
-        told = f"{100 * low:.1f} to {100 * high:.1f}"
-        lines.append(f"| {kind.name} | {100 * mean:.1f} | {told} | {each} | {kind.rates}; {steps} | {paper} |")
+        rates = "; ".join(selected(test, kind.config["method"]) for test in tests)
+        two.append(f"| {kind.name} | {rates} | {steps} | {PAPER_2.get((kind.name, task), '')} |")
     rows = [test for kind in found for test in kind.test.values()]
     if rows:
         chance = 100 * max(float(rows[0]["chance"]), float(rows[0]["majority"]))
-        lines.append(f"| the larger class, or chance | {chance:.1f} | | | | |")
-    return lines
+        one.append(f"| the larger class, or chance | {chance:.1f} | | | |")
+    return [*one, "", *two]
+
+
+def selected(test: Mapping[str, Any], method: str) -> str:
+    """The rates and mu of a test row that its method uses."""
+    used = {"eta_y": method in ("hybrid", "fo-peft"), "eta_x": method != "fo-peft", "mu": method in ("hybrid", "zo")}
+    return ", ".join(f"{name} {test[name]:g}" for name, there in used.items() if there)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,10 +75,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "figures" / "out", help="folder (default: figures/out)")
     given = parser.parse_args(arguments)
     try:
-        for task in TASKS:
-            if any(given.records.glob(f"{task}-*.jsonl")):
-                told = reading(records.load(str(given.records / f"{task}-*.jsonl")))
-                print("\n".join(["", *table(given.records, task), "", *told]))
+        for group in TASKS:
+            if any(given.records.glob(f"{group}-*.jsonl")):
+                told = reading(records.load(str(given.records / f"{group}-*.jsonl")))
+                print("\n".join(["", *tables(given.records, group), "", *told]))
         for name, pattern in FIGURES.items():
             if any(given.records.glob(pattern)):
                 found = records.load(str(given.records / pattern))
