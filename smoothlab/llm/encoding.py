@@ -1,8 +1,8 @@
 """Items as tokens: what of a row is read, and at which places the next token is scored.
 
 Every row is prompt + candidate less its last token, which is scored but read by nothing: candidates of one token share
-their row, and one forward pass serves all of them. A classifier reads the prompt alone, and its classes stand for the
-candidates.
+their row, and one forward pass serves all of them. A classifier reads the prompt alone, or the sentence that it was
+made of, and its classes stand for the candidates.
 """
 
 from collections.abc import Sequence
@@ -105,14 +105,15 @@ def _prompts(tokenizer: Any, items: Sequence[Choice], max_length: int) -> Encode
     if special >= max_length:
         raise BadInput(f"rows of {max_length} tokens hold nothing but special ones: use a model with more positions")
     contexts, cut = [], 0
-    for item, row in zip(items, tokenizer([item.prompt for item in items], verbose=False)["input_ids"], strict=True):
+    texts = [item.sentence or item.prompt for item in items]
+    for text, row in zip(texts, tokenizer(texts, verbose=False)["input_ids"], strict=True):
         if len(row) > max_length:
             side, tokenizer.truncation_side = tokenizer.truncation_side, "left"
-            row = tokenizer(item.prompt, truncation=True, max_length=max_length)["input_ids"]
+            row = tokenizer(text, truncation=True, max_length=max_length)["input_ids"]
             tokenizer.truncation_side = side
             cut += 1
         if not row:
-            raise BadInput(f"the item '{_short(item.prompt)}' has no token that the tokenizer knows: delete it")
+            raise BadInput(f"the item '{_short(text)}' has no token that the tokenizer knows: delete it")
         contexts.append(tuple(row))
     classes = tuple(tuple((k,) for k in range(len(item.candidates))) for item in items)
     labels = tuple(item.label for item in items)

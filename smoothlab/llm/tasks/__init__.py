@@ -83,9 +83,9 @@ def load_choices(
     sizes: tuple[int, int, int] = (1000, 100, 1000),
     *,
     template: str = jsonlines.TEMPLATE,
-    verbalizers: Sequence[str] = (),
+    verbalizers: Sequence[str] | None = (),
 ) -> Splits:
-    """Training, selection and test items of a task for a language model.
+    """Training, selection and test items of a task for a language model, or for a classifier.
 
     Training and dev items are the head and the tail of one permutation of the training split, by `seed`; test items are
     the published validation split, or the same sample of it for every seed where it is larger. A small set gives at
@@ -98,7 +98,8 @@ def load_choices(
         seed: of the permutation.
         sizes: numbers of training, dev and test items, as far as the set reaches.
         template: prompt of a labelled sentence of a file, with {sentence} in it.
-        verbalizers: word of each class of such a file; "terrible" and "great" for two classes by default.
+        verbalizers: word of each class of such a file; "terrible" and "great" for two classes by default; None for a
+            classifier, whose classes need no words.
 
     Raises:
         BadInput: unknown task, data that cannot be read, or of one class only; one line that names file, line and fix.

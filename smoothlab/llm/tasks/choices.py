@@ -1,7 +1,7 @@
 """What a language model is asked: a prompt, the candidates that may follow it, and which of them is right."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Kind = Literal["verbalizer", "multiple choice"]
@@ -18,11 +18,14 @@ class Choice:
         prompt: what is read; it ends in no space, which belongs to the candidates.
         candidates: what may follow, beginning with the space that parts it from the prompt; at least two.
         label: place of the right candidate.
+        sentence: what a classifier reads instead of the prompt: the text alone that the prompt was made of, if it is
+            one.
     """
 
     prompt: str
     candidates: tuple[str, ...]
     label: int
+    sentence: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         ends = len(self.prompt.rstrip(" "))

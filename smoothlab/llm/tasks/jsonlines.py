@@ -81,13 +81,14 @@ def _pair(row: Row, where: str) -> tuple[str, int]:
     return sentence, number
 
 
-def choices(path: Path, template: str, verbalizers: Sequence[str]) -> tuple[list[Choice], Kind]:
+def choices(path: Path, template: str, verbalizers: Sequence[str] | None) -> tuple[list[Choice], Kind]:
     """All choices of the file, and how they are trained: as verbalizers where all items have the same candidates.
 
     Args:
         path: the file.
         template: the prompt of a labelled sentence, with {sentence} in it.
-        verbalizers: word of each class of labelled sentences; for two classes "terrible" and "great" by default.
+        verbalizers: word of each class of labelled sentences; for two classes "terrible" and "great" by default; None
+            for a classifier, whose classes need no words.
 
     Raises:
         BadInput: names the file, the line and what is wrong with it, or the class that has no verbalizer.
@@ -104,19 +105,24 @@ def choices(path: Path, template: str, verbalizers: Sequence[str]) -> tuple[list
     return items, "verbalizer" if len({item.candidates for item in items}) == 1 else "multiple choice"
 
 
-def sentences(pairs: Sequence[tuple[str, int]], template: str, verbalizers: Sequence[str], name: str) -> list[Choice]:
-    """Labelled sentences as choices between the verbalizers of their classes."""
+def sentences(
+    pairs: Sequence[tuple[str, int]], template: str, verbalizers: Sequence[str] | None, name: str
+) -> list[Choice]:
+    """Labelled sentences as choices between the verbalizers of their classes, or between their numbers without."""
     if "{sentence}" not in template:
         raise BadInput(f"the prompt '{template[:40]}' has no place for the text: write {{sentence}} where it goes")
     classes = max(number for _, number in pairs) + 1
-    words = tuple(verbalizers) or (VERBALIZERS if classes == 2 else ())
+    words = tuple(verbalizers or ()) or (VERBALIZERS if classes == 2 else ())
+    if not words and verbalizers is None:
+        words = tuple(map(str, range(classes)))
     if len(words) != classes or len(set(words)) != classes or not all(word.strip() for word in words):
         raise BadInput(
-            f"{name} has {classes} classes and {len(set(words))} different verbalizers: give each class its own word"
+            f"{name} has {classes} classes and {len(set(words))} different verbalizers: give each class its own word "
+            "(in lines with prompt, candidates and label), or use --head classifier"
         )
     after = "" if template[-1:].isspace() else " "
     words = tuple(word if word[0].isspace() else after + word for word in words)
-    return [Choice(template.replace("{sentence}", sentence), words, number) for sentence, number in pairs]
+    return [Choice(template.replace("{sentence}", sentence), words, number, sentence) for sentence, number in pairs]
 
 
 def _choice(row: Row) -> Choice:

@@ -9,7 +9,9 @@ from smoothlab.llm.tasks.choices import Choice, Row, Task, label, text
 
 def choice(row: Row) -> Choice:
     """The sentence and "It was"; "terrible" or "great" follows."""
-    return Choice(jsonlines.TEMPLATE.replace("{sentence}", text(row, "sentence")), jsonlines.VERBALIZERS, label(row, 2))
+    sentence = text(row, "sentence")
+    prompt = jsonlines.TEMPLATE.replace("{sentence}", sentence)
+    return Choice(prompt, jsonlines.VERBALIZERS, label(row, 2), sentence)
 
 
 TASK = Task("sst2", "verbalizer", choice, ("train.jsonl.gz",), ("validation.jsonl",), ("nyu-mll/glue", "sst2"))
