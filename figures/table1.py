@@ -15,7 +15,7 @@ from typing import Any
 from smoothlab import records
 from smoothlab.errors import BadInput
 from smoothlab.pages import plots
-from smoothlab.pages.plots_finetune import finetune_figure, kinds, pooled
+from smoothlab.pages.plots_finetune import finetune_figure, kinds, pooled, rate
 from smoothlab.pages.sentences_finetune import reading
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -65,7 +65,7 @@ def tables(folder: Path, group: str) -> list[str]:
 def selected(test: Mapping[str, Any], method: str) -> str:
     """The rates and mu of a test row that its method uses."""
     used = {"eta_y": method in ("hybrid", "fo-peft"), "eta_x": method != "fo-peft", "mu": method in ("hybrid", "zo")}
-    return ", ".join(f"{name} {test[name]:g}" for name, there in used.items() if there)
+    return ", ".join(f"{name} {rate(test[name])}" for name, there in used.items() if there)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -53,7 +53,7 @@ class Kind:
         method = self.config["method"]
         told = []
         for rows in self.dev.values():
-            x, y = (f"{rows[name].iloc[0]:g}".replace("0.0001", "1e-4").replace("e-0", "e-") for name in ETA)
+            x, y = (rate(float(rows[name].iloc[0])) for name in ETA)
             if method == "hybrid":
                 told.append(f"one rate {x}" if x == y else f"eta_x {x}, eta_y {y}")
             else:
@@ -95,6 +95,14 @@ def kinds(df: pd.DataFrame) -> list[Kind]:
     return list(found.values())
 
 
+def rate(value: float) -> str:
+    """A learning rate as it is written by hand: 0.002, 3e-4."""
+    if value == 0 or value >= 1e-3:
+        return f"{value:.3g}"
+    digits, power = f"{value:.2e}".split("e")
+    return f"{float(digits):g}e{int(power)}"
+
+
 def called(config: Mapping[str, Any]) -> str:
     """The paper's name of a method: Hybrid-LoRA, FO-Prompt, ZO-FT."""
     method, peft = config["method"], config["peft"]
@@ -119,7 +127,6 @@ def training_loss(ax: Axes, found: list[Kind]) -> None:
     for color, kind in zip(COLORS, found, strict=False):
         _lines(ax, kind, "train_loss", color)
     ax.set(xlabel="step", ylabel="training loss")
-    ax.set_ylim(bottom=min(0.0, ax.get_ylim()[0]))
     step_axis(ax, _steps(found))
 
 
@@ -144,6 +151,9 @@ def accuracy_on_test(ax: Axes, found: list[Kind]) -> None:
     for place, (color, kind) in enumerate(zip(COLORS, found, strict=False)):
         seeds = sorted(kind.test)
         spread = 0.5 / max(len(seeds), 1)
+        if not seeds:
+            told = "stopped before a test" if kind.stopped else "not tested"
+            ax.text(0.03, place, told, transform=ax.get_yaxis_transform(), fontsize=7, color=color, va="center")
         for n, seed in enumerate(seeds):
             row = kind.test[seed]
             y = place + (n - (len(seeds) - 1) / 2) * spread

@@ -11,7 +11,7 @@ from smoothlab import records
 from smoothlab.errors import BadInput
 from smoothlab.experiments.finetune import Finetune
 from smoothlab.pages.pairs import paired
-from smoothlab.pages.plots_finetune import finetune_figure, kinds
+from smoothlab.pages.plots_finetune import finetune_figure, kinds, rate
 from smoothlab.pages.sentences_finetune import reading
 
 BASE = Finetune(data="sst2", steps=40, eval_every=10, eta_x=1e-4, eta_y=0.1)
@@ -80,11 +80,19 @@ def test_figure_2_tells_the_runs_apart_by_their_rates(tmp_path: Path) -> None:
         "one rate 1e-4", "one rate 0.1", "$\\eta_x$ 1e-4\n$\\eta_y$ 0.1",
     ]  # fmt: skip
     assert len(dev.collections) == 3  # the bands
+    assert ["not tested"] == [t.get_text() for t in test.texts if t.get_position()[1] == 2]
     told = reading(table)
     assert any(
         line.startswith("Hybrid-LoRA (eta_x 1e-4, eta_y 0.1): not tested yet; dev accuracy 90.0 %") for line in told
     )
     assert sum("paired over 200 items, one seed" in line for line in told) == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "told"), [(0.0, "0"), (10.0, "10"), (1e-3, "0.001"), (3e-4, "3e-4"), (5.2e-4, "5.2e-4"), (1e-6, "1e-6")]
+)
+def test_rates_are_written_as_by_hand(value: float, told: str) -> None:
+    assert rate(value) == told
 
 
 def test_the_reading_says_who_wins_and_what_is_no_better_than_guessing(figure_3: list[Path]) -> None:

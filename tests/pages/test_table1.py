@@ -19,8 +19,8 @@ def test_every_method_is_in_the_table_beside_the_papers_number(capsys, tmp_path)
         (row,) = [line for line in block[:10] if line.startswith(f"| {name} |")]
         cells = [cell.strip() for cell in row.strip("|").split("|")]
         assert 0 < float(cells[1]) < 100 and cells[3].count(",") == 2 and float(cells[4]) == paper[0]
-    assert "| Hybrid-Prompt | eta_y 10, eta_x 0.0003, mu 0.001; eta_y 3, eta_x 0.0003, mu 0.001; " in told
-    assert "| 50, 200, 0 | 1e-3, 1e-7; 20,000; mu 1e-5 |" in told and "| ZO-FT | eta_x 0.0001, mu 0.001; " in told
+    assert "| Hybrid-Prompt | eta_y 10, eta_x 3e-4, mu 0.001; eta_y 3, eta_x 3e-4, mu 0.001; " in told
+    assert "| 50, 200, 0 | 1e-3, 1e-7; 20,000; mu 1e-5 |" in told and "| ZO-FT | eta_x 1e-4, mu 0.001; " in told
     assert "the larger class, or chance | 50.9" in told and "ties against" in told
     assert {path.name for path in tmp_path.glob("*.png")} == {"fig2.png", "fig3.png"}
 
