@@ -18,7 +18,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -39,7 +39,10 @@ START = b'{"kind": "header"'  # how every record file begins
 
 
 class Experiment(Protocol):
-    """A frozen dataclass that is at once the config, the command line and the header of one run."""
+    """A frozen dataclass that is at once the config, the command line and the header of one run.
+
+    It may have a class attribute `later`: fields that records of before lack, with what these were made at.
+    """
 
     name: ClassVar[str]
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
@@ -70,7 +73,7 @@ def run(experiment: Experiment, out: Path, *, environment: Row, overwrite: bool 
             old = _read(out, file)
         rows = [(_row(record), end) for record, end in old if record["kind"] == "row"]
         if rows or (old and old[-1][0]["kind"] == "end"):
-            _check_same(out, old[0][0], head)
+            _check_same(out, old[0][0], head, getattr(experiment, "later", {}))
             if old[-1][0]["kind"] == "end":
                 print(f"smoothlab: {out} is finished ({len(rows)} rows); --overwrite runs it again", file=sys.stderr)
                 return out
@@ -309,12 +312,12 @@ def _refuse(constant: str) -> None:
     raise ValueError(constant)
 
 
-def _check_same(out: Path, old: Row, new: Row) -> None:
-    """Refuse to go on in a file that holds another run."""
+def _check_same(out: Path, old: Row, new: Row, later: Mapping[str, Any]) -> None:
+    """Refuse to go on in a file that holds another run; fields that came `later` stood at these values before."""
     fix = "choose another --out, or discard what is there with --overwrite"
     if old["experiment"] != new["experiment"]:
         raise BadInput(f"{out} holds the experiment {old['experiment']}, not {new['experiment']}; {fix}")
-    difference = _first_difference(old["config"], new["config"])
+    difference = _first_difference({**_plain(dict(later)), **old["config"]}, new["config"])
     if difference is not None:
         name, there, here = difference
         raise BadInput(f"{out} holds a run with {name} = {there}, this one has {name} = {here}; {fix}")

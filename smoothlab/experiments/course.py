@@ -37,7 +37,8 @@ class Score(NamedTuple):
         losses = []
         for scores, label in zip(found.scores, encoded.labels, strict=True):
             peak = max(scores)
-            total = peak + math.log(sum(math.exp(s - peak) for s in scores)) if encoded.kind == "verbalizer" else 0.0
+            every = encoded.kind != "multiple choice"
+            total = peak + math.log(sum(math.exp(s - peak) for s in scores)) if every else 0.0
             losses.append(total - scores[label])
         return Score(found.correct, found.count, *found.interval, math.fsum(losses) / len(losses))
 
@@ -78,8 +79,10 @@ class Setup:
     def test_row(self) -> Row:
         """How the model as it stands does on test, how guesses would, and each answer: right 1, wrong 0."""
         found, labels, options = self.judge(self.test), self.test.labels, self.test.options
+        head = "classifier" if self.test.kind == "classifier" else "lm"
         return {
-            **Score.of(found, self.test).row(), "chance": sum(1 / len(each) for each in options) / len(options),
+            **Score.of(found, self.test).row(), "head": head,
+            "chance": sum(1 / len(each) for each in options) / len(options),
             "majority": max(map(labels.count, labels)) / len(labels), "served": self.served,
             "right": "".join("01"[p == label] for p, label in zip(found.predictions, labels, strict=True)),
         }  # fmt: skip

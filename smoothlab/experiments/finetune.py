@@ -1,4 +1,4 @@
-"""Fine-tuning a language model: zeroth-order, first-order, or hybrid (Algorithm 1; Tables 1 and 2, Fig. 2 and 3)."""
+"""Fine-tuning a language model or a classifier: zeroth-order, first-order, or hybrid (Algorithm 1; Fig. 2 and 3)."""
 
 import itertools
 import sys
@@ -23,6 +23,8 @@ Row = dict[str, Any]
 Method = Literal["hybrid", "zo", "fo-peft", "fo-full"]
 LOG = "log:"
 """Before a checkpoint folder whose snapshots hold the base model as a seed log."""
+LATER = {"head": "auto"}
+"""Options that records and checkpoints of before lack, and what these were made at."""
 ELSEWHERE = ("checkpoint", "save", "tensorboard")
 """Options that the weights do not depend on."""
 LAWS = {
@@ -33,10 +35,15 @@ LAWS = {
 
 @dataclass(frozen=True)
 class Finetune:
-    """Fine-tune a language model on a task, select on dev, test once (Algorithm 1; Tables 1 and 2, Fig. 2 and 3).
+    """Fine-tune a model on a task, select on dev, test once (Algorithm 1; Tables 1 and 2, Fig. 2 and 3).
 
     Attributes:
-        model: hub name, local directory, or "micro" (in the package).
+        model: hub name, local directory, or "micro" (in the package); a causal language model or a classifier.
+        head: lm: candidates are scored by the language model's own head; classifier: there is a class for each
+            candidate, and a sentence is read alone, without a prompt, where the data have sentences. Its head is the
+            checkpoint's, or a new one; it is trained with the PEFT module, at eta_y, and as part of the base model for
+            zo and fo-full. "auto" is classifier where config.json says ...ForSequenceClassification, or names a type
+            that is no causal language model (BERT, RoBERTa).
         data: task (builtin, sst2, copa, winogrande, wic, wsc) or a JSON Lines file (.gz too) with the fields sentence
             and label, or prompt, candidates and label.
         data_dir: folder with the task's files; without it a task is read from the hub.
@@ -49,7 +56,7 @@ class Finetune:
         peft: PEFT method (lora, prompt, prefix, ...); "auto" is lora, and none for zo and fo-full.
         rule: what is done with exact gradients: sgd, as Algorithm 1 does, or adam. Zeroth-order ones are always sgd.
         eta_x: learning rate of the base model.
-        eta_y: learning rate of the PEFT module.
+        eta_y: learning rate of the PEFT module, and of a classifier's head beside it.
         mu: step of the zeroth-order differences along directions with entries of variance 1.
         q: directions averaged in a zeroth-order gradient.
         sides: 1: f(x + mu z) - f(x), which shares f(x) with the first-order part; 2: f(x + mu z) - f(x - mu z).
@@ -67,13 +74,16 @@ class Finetune:
         checkpoint: folder for checkpoints, one after each evaluation; a stopped run then goes on from them. log:FOLDER
             holds the base model as seeds and coefficients of its zeroth-order steps (under 1 MB for 20,000 with q = 1),
             which rebuild it to the bit.
-        save: folder for the best weights: adapter/ for peft, model/ for transformers where the base model was trained.
+        save: folder for the best weights: adapter/ for peft (a classifier's head too), model/ for transformers where
+            the base model was trained.
         tensorboard: folder for TensorBoard's curves.
         seed: seed of splits, minibatches, PEFT module and directions.
     """
 
     name: ClassVar[str] = "finetune"
+    later: ClassVar[Mapping[str, Any]] = LATER
     model: str = "micro"
+    head: Literal["auto", "lm", "classifier"] = "auto"
     data: str = "builtin"
     data_dir: Path | None = None
     train: int = 1000
@@ -167,8 +177,10 @@ class Finetune:
         seconds += evaluation * len(setup.test) / len(setup.dev)
         sizes = [f"  block {b.name:5s} {b.dim:13,d} parameters, {self._told(b.name)}" for b in tuning.blocks.values()]
         each = ", ".join(f"eta_x {r.eta_x:g} eta_y {r.eta_y:g} mu {r.mu:g}" for r in trials[:4])
+        asked = "classifier" if setup.dev.kind == "classifier" else "language model"
         return "\n".join([
-            f"{self.model} on {self.data}, {self.method}, PEFT method {self.module}, {self.dtype} on {self.device}",
+            f"{self.model} ({asked}) on {self.data}, {self.method}, PEFT method {self.module}, {self.dtype} on "
+            f"{self.device}",
             *sizes,
             f"  {tuning.count} training items in minibatches of {self.batch}, {len(setup.dev)} to select by, "
             f"{len(setup.test)} to test on; {setup.served}",
@@ -194,26 +206,30 @@ class Finetune:
         import torch
 
         from smoothlab.experiments.course import Setup
-        from smoothlab.llm import processes
-        from smoothlab.llm.adapters import attach, virtual_tokens
+        from smoothlab.llm import heads, processes
+        from smoothlab.llm.adapters import virtual_tokens
         from smoothlab.llm.evaluate import accuracy, batch, choice_loss, encode
-        from smoothlab.llm.models import load_lm
-        from smoothlab.llm.parts import partition
         from smoothlab.llm.saving import save
         from smoothlab.llm.tasks import load_choices
         from smoothlab.llm.tuning import Tuning
 
-        splits = load_choices(self.data, self.data_dir, self.seed, (self.train, self.dev, self.test))
+        because = heads.why(self.head, self.model)
+        sizes, words = (self.train, self.dev, self.test), () if because is None else None
+        splits = load_choices(self.data, self.data_dir, self.seed, sizes, verbalizers=words)
         device = processes.place(self.device)
-        loaded = load_lm(self.model, seed=self.seed, dtype=getattr(torch, self.dtype), device=device)
-        model = attach(loaded.model, self.module, seed=self.seed, measured=False)
-        longest = loaded.max_length - virtual_tokens(model)
-        train, dev, test = (
-            encode(loaded.tokenizer, items, longest, splits.kind) for items in (splits.train, splits.dev, splits.test)
+        loaded = heads.load(
+            self.model, splits, because, seed=self.seed, dtype=getattr(torch, self.dtype), device=device
         )
-        every = partition(model)
-        names = {"hybrid": ("base", "peft"), "fo-peft": ("peft",)}.get(self.method, ("base",))
-        trained = {name: every[name] for name in names}
+        model = heads.attached(loaded, self.module, seed=self.seed)
+        longest = loaded.max_length - virtual_tokens(model)
+        kind = splits.kind if because is None else "classifier"
+        train, dev, test = (
+            encode(loaded.tokenizer, items, longest, kind) for items in (splits.train, splits.dev, splits.test)
+        )
+        if because is not None:
+            heads.check_reads(model, train, self.model, self.module)
+        base = self.method != "fo-peft"
+        trained = heads.blocks(model, base=base, module=self.module != "none")
         mine = {id(p) for block in trained.values() for p in block.params}
         for p in model.parameters():
             p.requires_grad_(id(p) in mine)
@@ -224,7 +240,6 @@ class Finetune:
         notes = [*loaded.notes, splits.served]
         if cut := train.cut + dev.cut + test.cut:
             notes.append(f"{cut} prompts are longer than the model takes and lost words at their start")
-        base = self.method != "fo-peft"
         return Setup(
             tuning, partial(accuracy, model), dev, test, splits.served, notes,
             lambda folder: save(model, loaded.tokenizer, folder, base=base),
@@ -255,10 +270,9 @@ class Finetune:
         if self.method in ZEROTH:
             law = getattr(directions, LAWS[self.law])()
             oracle = ZerothOrder(mu=rates.mu, sides=self.sides, law=law, q=self.q)
-        oracles = {"base": oracle, "peft": None}
-        eta = {"base": rates.eta_x, "peft": rates.eta_y}
+        x, y = {"lr": rates.eta_x, "oracle": oracle}, {"lr": rates.eta_y, "oracle": None}
         groups = [
-            {"params": list(block.params), "lr": eta[name], "oracle": oracles[name], "name": name}
+            {"params": list(block.params), "name": name, **(x if name == "base" else y)}
             for name, block in blocks.items()
         ]
         exact = partial(torch.optim.AdamW, weight_decay=0.0) if self.rule == "adam" else None
@@ -284,7 +298,9 @@ class Finetune:
     def _folder(self) -> "Folder | None":
         from smoothlab.llm.snapshots import Folder
 
-        told = ", ".join(f"{f.name}={getattr(self, f.name)}" for f in fields(self) if f.name not in ELSEWHERE)
+        names = [f.name for f in fields(self) if f.name not in (*ELSEWHERE, *LATER)]
+        names += [name for name, before in LATER.items() if getattr(self, name) != before]
+        told = ", ".join(f"{name}={getattr(self, name)}" for name in names)
         told += ", base=log" if self.logged else ""
         return None if self.folder is None else Folder(self.folder, told)
 

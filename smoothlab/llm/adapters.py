@@ -117,6 +117,10 @@ ONE_SIDED = ("hra", "shira")
 all."""
 
 
+PROJECTIONS = (("q_proj", "v_proj"), ("query", "value"), ("q_lin", "v_lin"), ("query_proj", "value_proj"), ("q", "v"))
+"""Names of query and value projections, for model types that peft has no default targets for (DistilBERT, ALBERT)."""
+
+
 def attach(model: nn.Module, method: str, *, seed: int, measured: bool = True, **options: Any) -> nn.Module:
     """The model with the method's module y, initialized by `seed`; all live parameters of x and y require gradients.
 
@@ -194,9 +198,13 @@ def _targets(model: nn.Module) -> list[str]:
     from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as known
 
     kind = getattr(getattr(model, "config", None), "model_type", None)
-    if kind not in known:
+    if kind in known:
+        return list(known[kind])
+    linear = {n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear) and "." in n}
+    found = next((list(pair) for pair in PROJECTIONS if linear.issuperset(pair)), None)
+    if found is None:
         raise BadInput(f"no default target modules for model type {kind}: attach with target_modules=[...] from Python")
-    return list(known[kind])
+    return found
 
 
 def _norms(model: nn.Module) -> list[str]:

@@ -17,6 +17,13 @@ UNLIMITED = 10**9
 
 def prepare(config: Any, classes: int, name: str) -> list[str]:
     """Let the config describe a classifier of `classes`; what a reader should know of it."""
+    from transformers.models.auto import modeling_auto as known
+
+    if config.model_type not in known.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
+        raise BadInput(
+            f"model '{name}' is of type {config.model_type}, of which transformers has no sequence classifier: use "
+            "micro, or another model"
+        )
     stated = getattr(config, "problem_type", None)
     config.num_labels = classes
     config.problem_type = "single_label_classification"  # else a regressor's squared loss would be trained silently
@@ -27,16 +34,31 @@ def prepare(config: Any, classes: int, name: str) -> list[str]:
 
 def causal(config: Any, name: str) -> list[str]:
     """Refuse what transformers would load as a language model although it does not read from left to right."""
+    if not _reads_on(config):
+        raise BadInput(
+            f"model '{name}' is of type {config.model_type}, which generates no text from left to right: use micro, or "
+            "a causal language model as those of the OPT and Llama families are, or --head classifier"
+        )
+    return []
+
+
+def classifies(config: Any) -> str:
+    """Why a checkpoint is a classifier: it was saved as one, or cannot be a causal language model; "" where it can."""
+    saved = next((kind for kind in config.architectures or () if kind.endswith("ForSequenceClassification")), None)
+    if saved is not None:
+        return f"it was saved as {saved}"
+    if not _reads_on(config):
+        return f"models of type {config.model_type} generate no text from left to right"
+    return ""
+
+
+def _reads_on(config: Any) -> bool:
+    """Whether the model predicts the next token from those on its left."""
     from transformers.models.auto import modeling_auto as known
 
     kind = config.model_type
     fills_gaps = kind in known.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
-    if kind not in known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or fills_gaps or config.is_encoder_decoder:
-        raise BadInput(
-            f"model '{name}' is of type {kind}, which generates no text from left to right: use micro, or a causal "
-            "language model as those of the OPT and Llama families are"
-        )
-    return []
+    return kind in known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not fills_gaps and not config.is_encoder_decoder
 
 
 def check_tokenizer(tokenizer: Any, name: str) -> list[str]:
@@ -51,12 +73,18 @@ def check_tokenizer(tokenizer: Any, name: str) -> list[str]:
     return [f"{name} has no padding token: its end-of-text token pads"]
 
 
+def new_weights(model: Any, report: dict[str, Any]) -> list[str]:
+    """Names of the parameters that a checkpoint lacks, or has in another shape: they are new, random ones."""
+    other = {mismatch[0] for mismatch in report["mismatched_keys"]}
+    return [n for n, _ in model.named_parameters() if n in other or n in report["missing_keys"]]
+
+
 def check_weights(model: Any, report: dict[str, Any], name: str) -> list[str]:
     """Refuse weights that are not this body's: transformers would go on with random ones; only a head may be new."""
     outside = head_parameters(model)
     named = dict(model.named_parameters())
     other = {mismatch[0] for mismatch in report["mismatched_keys"]}
-    new = [n for n in named if n in other or n in report["missing_keys"]]
+    new = new_weights(model, report)
     body = [n for n in new if id(named[n]) not in outside and "pooler" not in n.split(".")]
     if body:
         raise BadInput(

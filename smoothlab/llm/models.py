@@ -19,7 +19,9 @@ from smoothlab.llm.checkpoints import (
     check_tokenizer,
     check_vocabulary,
     check_weights,
+    classifies,
     longest_input,
+    new_weights,
     prepare,
 )  # fmt: skip
 from smoothlab.llm.memory import TRAINED, VECTORS, check_device, check_memory
@@ -39,6 +41,7 @@ class LoadedModel:
         name: as asked for.
         max_length: longest input in tokens; virtual tokens of prompt methods count too.
         notes: what a reader should know of how it was loaded.
+        new: names of the weights that its files lack: a head's, and a pooler's where they were of another model.
     """
 
     model: Any
@@ -46,9 +49,12 @@ class LoadedModel:
     name: str
     max_length: int
     notes: list[str] = field(default_factory=list)
+    new: tuple[str, ...] = ()
 
 
-def load_classifier(name: str, classes: int, *, seed: int, dtype: Any = None, device: str = "cpu") -> LoadedModel:
+def load_classifier(
+    name: str, classes: int, *, seed: int, dtype: Any = None, device: str = "cpu", measured: bool = True
+) -> LoadedModel:
     """A sequence classifier with a new head, seeded; the global RNG is left as it was.
 
     A checkpoint that has a head for as many classes keeps it; `notes` then says so.
@@ -59,6 +65,7 @@ def load_classifier(name: str, classes: int, *, seed: int, dtype: Any = None, de
         seed: seed of the head (and of random weights).
         dtype: precision of the weights, torch.float32 by default.
         device: "cpu", "cuda" or "cuda:N".
+        measured: whether curvature is to be measured, which takes memory for many vectors; else it is trained alone.
 
     Raises:
         BadInput: no such model, weights of another model, no tokenizer that fits them, no device, or not enough
@@ -66,9 +73,9 @@ def load_classifier(name: str, classes: int, *, seed: int, dtype: Any = None, de
     """
     if classes < 2:
         raise BadInput(f"{classes} class(es) for model '{name}': a classifier needs at least 2")
-    loaded = _load(name, classes, seed, dtype, device)
+    loaded = _load(name, classes, seed, dtype, device, VECTORS if measured else TRAINED)
     loaded.tokenizer.padding_side = "right"
-    if getattr(loaded.model.config, "_attn_implementation", None) == "sdpa":
+    if measured and getattr(loaded.model.config, "_attn_implementation", None) == "sdpa":
         loaded.notes.append(
             "attention: sdpa, on its MATH kernel where second derivatives are taken (equal up to rounding)"
         )
@@ -87,13 +94,28 @@ def load_lm(name: str, *, seed: int, dtype: Any = None, device: str = "cpu") -> 
     Raises:
         BadInput: as `load_classifier`, and where the model generates no text from left to right.
     """
-    loaded = _load(name, None, seed, dtype, device)
+    loaded = _load(name, None, seed, dtype, device, TRAINED)
     loaded.tokenizer.padding_side = "left"
     return loaded
 
 
-def _load(name: str, classes: int | None, seed: int, dtype: Any, device: str) -> LoadedModel:
-    """A classifier of `classes`, or a causal language model where that is None."""
+def why_classifier(name: str) -> str:
+    """What makes a model a classifier by its config.json alone, see `checkpoints.classifies`; "" for language models.
+
+    Raises:
+        BadInput: no such model, or a configuration that cannot be read.
+    """
+    if name in NAMES:
+        return ""
+    from transformers import AutoConfig
+
+    place, options = _place(name)
+    with _quiet(), _reading("configuration", name):
+        return classifies(AutoConfig.from_pretrained(place, **options))
+
+
+def _load(name: str, classes: int | None, seed: int, dtype: Any, device: str, copies: int) -> LoadedModel:
+    """A classifier of `classes`, or a causal language model where that is None; `copies` of it fit in memory."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -102,12 +124,13 @@ def _load(name: str, classes: int | None, seed: int, dtype: Any, device: str) ->
     check_device(device)
     place, options = _place(name)
     notes: list[str] = []
+    new: list[str] = []
     with _quiet(), torch.random.fork_rng():
         torch.manual_seed(seed)
         with _reading("configuration", name):
             config = _opt_125m() if name == "random:opt-125m" else AutoConfig.from_pretrained(place, **options)
             notes += causal(config, name) if classes is None else prepare(config, classes, name)
-            check_memory(config, dtype, device, name, kind, TRAINED if classes is None else VECTORS)
+            check_memory(config, dtype, device, name, kind, copies)
         with _reading("tokenizer", name):
             tokenizer = AutoTokenizer.from_pretrained(place, **options)
             notes += check_tokenizer(tokenizer, name)
@@ -119,13 +142,14 @@ def _load(name: str, classes: int | None, seed: int, dtype: Any, device: str) ->
                     place, config=config, dtype=dtype, use_safetensors=True, ignore_mismatched_sizes=True,
                     output_loading_info=True, **options,
                 )  # fmt: skip
+                new = new_weights(model, report)
                 notes += check_weights(model, report, name)
     check_vocabulary(model, tokenizer, name)
     model.config.pad_token_id = tokenizer.pad_token_id
     longest = longest_input(model, tokenizer)
     if longest == UNLIMITED:
         notes.append(f"{name} states no longest input: sentences of any length are taken")
-    return LoadedModel(model.to(device).eval(), tokenizer, name, longest, notes)
+    return LoadedModel(model.to(device).eval(), tokenizer, name, longest, notes, tuple(new))
 
 
 def _place(name: str) -> tuple[str, dict[str, Any]]:

@@ -13,7 +13,8 @@ def save(model: nn.Module, tokenizer: Any, folder: Path, *, base: bool) -> None:
     """Write folder/adapter where a PEFT method is attached, and folder/model with the tokenizer where `base` says so.
 
     `AutoModelForCausalLM.from_pretrained(folder/model)` is then the base model, without the adapter, and
-    `PeftModel.from_pretrained(that, folder/adapter)` both together. The adapter is taken off the model.
+    `PeftModel.from_pretrained(that, folder/adapter)` both together. A classifier's is
+    `AutoModelForSequenceClassification`; its trained head is in both folders. The adapter is taken off the model.
 
     Raises:
         BadInput: the folder cannot be written.
@@ -25,7 +26,8 @@ def save(model: nn.Module, tokenizer: Any, folder: Path, *, base: bool) -> None:
         if hasattr(whole, "peft_config"):
             whole.save_pretrained(str(folder / "adapter"))
             prompts = whole.active_peft_config.is_prompt_learning
-            whole = whole.get_base_model() if prompts or not base else whole.unload()
+            bare = _unwrapped(whole.get_base_model())
+            whole = bare if prompts or not base else whole.unload()
         if base:
             whole.save_pretrained(str(folder / "model"))
             tokenizer.save_pretrained(str(folder / "model"))
@@ -33,3 +35,13 @@ def save(model: nn.Module, tokenizer: Any, folder: Path, *, base: bool) -> None:
         raise BadInput(
             f"cannot write --save {folder}: {reason(error)}; name another folder, the records are whole"
         ) from None
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The model with its trained head in its own place; peft's `unload` fails at some heads, and at prompt methods."""
+    from peft.utils.other import ModulesToSaveWrapper
+
+    for name, module in list(model.named_modules()):
+        if isinstance(module, ModulesToSaveWrapper):
+            model.set_submodule(name, module.modules_to_save[module.active_adapters[0]])
+    return model

@@ -112,9 +112,9 @@ def sentences(
     if "{sentence}" not in template:
         raise BadInput(f"the prompt '{template[:40]}' has no place for the text: write {{sentence}} where it goes")
     classes = max(number for _, number in pairs) + 1
-    words = tuple(verbalizers or ()) or (VERBALIZERS if classes == 2 else ())
-    if not words and verbalizers is None:
-        words = tuple(map(str, range(classes)))
+    if verbalizers is None:
+        verbalizers = tuple(map(str, range(classes)))
+    words = tuple(verbalizers) or (VERBALIZERS if classes == 2 else ())
     if len(words) != classes or len(set(words)) != classes or not all(word.strip() for word in words):
         raise BadInput(
             f"{name} has {classes} classes and {len(set(words))} different verbalizers: give each class its own word "

@@ -1,0 +1,144 @@
+"""With which head a model is fine-tuned: a language model's, which scores words, or one with a class a candidate.
+
+A classifier's head is the one that its checkpoint has for as many classes, else a new one, seeded. Beside a PEFT module
+it is trained by exact gradients and saved with it, as peft does (`modules_to_save`); so is a pooler that the checkpoint
+lacks. Without a module the head is part of the base model x.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from smoothlab.blocks import Block
+from smoothlab.errors import BadInput
+from smoothlab.llm.adapters import attach
+from smoothlab.llm.encoding import Encoded, batch
+from smoothlab.llm.models import LoadedModel, load_classifier, load_lm, why_classifier
+from smoothlab.llm.parts import head_parameters, partition
+from smoothlab.llm.tasks import Splits
+
+Head = Literal["auto", "lm", "classifier"]
+BY_PEFT = ("classifier", "score")
+"""Endings of the names of modules that peft trains and saves with every classifier."""
+ROUNDING = 1e-2, 0.25
+"""What padding may move logits by, relative to the largest: in fp32 or fp64, and in 16 bits."""
+
+
+def why(head: Head, name: str) -> str | None:
+    """Why the model is fine-tuned as a classifier, None where it is a language model.
+
+    Args:
+        head: "auto": a classifier where its config.json says that it was saved as one, or where it is of a type that
+            generates no text from left to right; a language model otherwise.
+        name: of the model.
+    """
+    if head == "auto":
+        return why_classifier(name) or None
+    return "--head classifier" if head == "classifier" else None
+
+
+def load(name: str, splits: Splits, because: str | None, *, seed: int, dtype: Any, device: str) -> LoadedModel:
+    """The language model, or, where there is a reason for that (`why`), a classifier of the task's candidates.
+
+    Raises:
+        BadInput: the candidates are no classes; or see `load_lm` and `load_classifier`.
+    """
+    if because is None:
+        return load_lm(name, seed=seed, dtype=dtype, device=device)
+    if splits.kind == "multiple choice":
+        fix = "use --head lm"
+        if because != "--head classifier":
+            fix = f"{name} is a classifier, as {because}; use a causal language model, e.g. micro"
+        raise BadInput(f"the candidates of {splits.name} differ from item to item and cannot be classes: {fix}")
+    words = [candidate.strip() for candidate in splits.train[0].candidates]
+    classes = len(words)
+    loaded = load_classifier(name, classes, seed=seed, dtype=dtype, device=device, measured=False)
+    config = loaded.model.config
+    if all(str(label).startswith("LABEL_") for label in config.id2label.values()):  # transformers' own names
+        config.id2label = dict(enumerate(words))
+        config.label2id = {word: k for k, word in enumerate(words)}
+    if because != "--head classifier":
+        loaded.notes.insert(0, f"{name} is trained as a classifier of {classes} classes: {because}")
+    return loaded
+
+
+def attached(loaded: LoadedModel, method: str, *, seed: int) -> nn.Module:
+    """The model with the method's module to train; beside it peft keeps copies of a classifier's head to be trained.
+
+    Raises:
+        BadInput: see `attach`; or the method saves no head with its module.
+    """
+    beside = _beside(loaded)
+    model = attach(loaded.model, method, seed=seed, measured=False, **({"modules_to_save": beside} if beside else {}))
+    if method != "none" and "head" in (every := partition(model)):
+        kept = _copies(model)
+        if any(id(p) not in kept for p in every["head"].params):
+            raise BadInput(f"--peft {method} saves no classifier's head with its module: use another method")
+    return model
+
+
+def blocks(model: nn.Module, *, base: bool, module: bool) -> dict[str, Block]:
+    """What is trained: "base" (x) and "peft" (y) as asked for, and a classifier's "head", in x where there is no y."""
+    every = partition(model)
+    if not module:
+        return {"base": Block("base", every["base"].params + (every["head"].params if "head" in every else ()))}
+    copies = _copies(model)  # a new pooler lies in the body, and is trained with the head
+    found = {"base": Block("base", tuple(p for p in every["base"].params if id(p) not in copies))} if base else {}
+    found["peft"] = every["peft"]
+    if "head" in every:
+        pooler = tuple(p for p in every["base"].params if id(p) in copies)
+        found["head"] = Block("head", pooler + every["head"].params)
+    return found
+
+
+def check_reads(model: nn.Module, encoded: Encoded, name: str, method: str) -> None:
+    """Refuse a classifier that cannot be run with its module, or whose scores depend on how far a row is padded.
+
+    Raises:
+        BadInput: names the method, or the model where there is none.
+    """
+    which = f"--peft {method} does not fit" if method != "none" else "smoothlab cannot train"
+    by_length = sorted(range(min(len(encoded), 32)), key=lambda n: len(encoded.contexts[n]))
+    device = next(model.parameters()).device
+
+    def logits(numbers: Sequence[int], multiple: int) -> torch.Tensor:
+        minibatch = batch(encoded, numbers, device, multiple=multiple)
+        with torch.no_grad():
+            return model(input_ids=minibatch["input_ids"], attention_mask=minibatch["attention_mask"]).logits[0]
+
+    try:
+        alone, padded = logits(by_length[:1], 1), logits([by_length[0], by_length[-1]], 8)
+    except Exception as error:
+        if isinstance(error, MemoryError) or "memory" in str(error):
+            raise
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:160]
+        raise BadInput(f"{which} the classifier '{name}' ({reason}): use another method or model") from error
+    room = ROUNDING[alone.dtype.itemsize == 2] * float(alone.abs().max())
+    if float((padded - alone).abs().max()) > room:
+        raise BadInput(
+            f"{which} the classifier '{name}': its scores depend on the padding behind a sentence; use another method "
+            "or model"
+        )
+
+
+def _beside(loaded: LoadedModel) -> list[str]:
+    """Modules that peft is told to train and save beside its own: heads of unusual names, and new ones in the body."""
+    outside = head_parameters(loaded.model)
+    found: dict[str, None] = {}
+    for name, p in loaded.model.named_parameters():
+        parts = name.split(".")
+        if id(p) in outside:
+            found[parts[0]] = None
+        elif name in loaded.new and "pooler" in parts:
+            found[".".join(parts[: parts.index("pooler") + 1])] = None
+    return [name for name in found if not name.endswith(BY_PEFT)]
+
+
+def _copies(model: nn.Module) -> set[int]:
+    """Ids of the parameters that peft trains and saves beside those of its module."""
+    from peft.utils.other import ModulesToSaveWrapper
+
+    wrappers = (m for m in model.modules() if isinstance(m, ModulesToSaveWrapper) and m.active_adapters)
+    return {id(p) for m in wrappers for p in m.modules_to_save[m.active_adapters[0]].parameters()}
