@@ -15,6 +15,7 @@ summed: `smoothlab.llm.processes` does both, from outside.
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from torch import Tensor
 from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
 from smoothlab.groups import Group, check_depends, checked, warn_short
-from smoothlab.seedlog import SeedLog, descend, widened
+from smoothlab.seedlog import SeedLog, descend, replay, widened
 from smoothlab.zeroth import Directional, ZerothOrder, evaluate
 
 Closure = Callable[[], Tensor]
@@ -166,16 +167,19 @@ class HybridSGD(torch.optim.Optimizer):
         self.steps += 1
         return torch.tensor(loss, dtype=torch.float64)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that the next steps depend on beside the parameters."""
+    def state_dict(self, *, masters: bool = True) -> dict[str, Any]:
+        """Everything that the next steps depend on beside the parameters; without `masters` if a log rebuilds them."""
         groups = [{k: v for k, v in group.items() if k not in ("params", "oracle")} for group in self.param_groups]
         state: dict[str, Any] = {"steps": self.steps, "seed": self.seed, "groups": groups}
         state["exact"] = None if self._exact is None else self._exact.state_dict()
-        state["masters"] = {str(k): [p.clone() for p in block.params] for k, block in self._masters.items()}
+        wide = {str(k): [p.clone() for p in block.params] for k, block in self._masters.items()} if masters else None
+        state["masters"] = wide
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on, to the bit, from where `state_dict` was called on an optimizer of the same groups.
+
+        Masters stay as they are where the state is without them: `replay` was called before.
 
         Raises:
             BadInput: it is of other groups, or the seed log ends before.
@@ -183,8 +187,8 @@ class HybridSGD(torch.optim.Optimizer):
         names = [group["name"] for group in self.param_groups]
         if [group.get("name") for group in state_dict["groups"]] != names:
             raise BadInput(f"the optimizer's state is of other groups than {', '.join(names)}: make it with the same")
-        exact, masters = state_dict["exact"] is not None, {int(k) for k in state_dict["masters"]}
-        if (exact, masters) != (self._exact is not None, set(self._masters)):
+        exact, kept = state_dict["exact"] is not None, state_dict["masters"]
+        if exact != (self._exact is not None) or (kept is not None and set(map(int, kept)) != set(self._masters)):
             raise BadInput("the optimizer's state is of other oracles or masters: make it with the same")
         self.steps, self.seed = state_dict["steps"], state_dict["seed"]
         self._check_log()
@@ -194,11 +198,16 @@ class HybridSGD(torch.optim.Optimizer):
             self._exact.param_groups = mine
         for group, saved in zip(self.param_groups, state_dict["groups"], strict=True):
             group.update(saved)
-        for k, block in self._masters.items():
-            for p, saved in zip(block.params, state_dict["masters"][str(k)], strict=True):
+        for k, block in self._masters.items() if kept is not None else ():
+            for p, saved in zip(block.params, kept[str(k)], strict=True):
                 p.copy_(saved)
         if self.log is not None:
             self.log.cut(self.steps)
+
+    def replay(self, log: Path, until: int | None = None) -> int:
+        """Move the zeroth-order groups, which stand at theta_0, and their masters along a log; see `seedlog.replay`."""
+        laws = {k: group["oracle"].law for k, group in self._zeroth}
+        return replay(log, self._blocks, laws, until, self._masters)
 
     @contextmanager
     def _frozen(self) -> Iterator[None]:

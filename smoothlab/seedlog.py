@@ -98,10 +98,7 @@ class SeedLog:
         _, moves, start = _read(self.path)
         kept = step * len(self.groups)
         if kept > len(moves):
-            raise BadInput(
-                f"{self.path} ends before step {len(moves) // len(self.groups)}, the run goes on from step {step}: "
-                "give the log that was written along with that checkpoint"
-            )
+            raise _ends(self.path, len(moves) // len(self.groups), step)
         self._moves, size = kept, start + ENTRY.size * sum(len(move.terms) for move in moves[:kept])
         os.ftruncate(self._file, size)
         os.lseek(self._file, size, os.SEEK_SET)
@@ -140,24 +137,35 @@ class SeedLog:
         os.close(self._file)
 
 
-def replay(path: Path, blocks: Mapping[int, Block], laws: Mapping[int, Directions], until: int | None = None) -> int:
+def replay(
+    path: Path,
+    blocks: Mapping[int, Block],
+    laws: Mapping[int, Directions],
+    until: int | None = None,
+    masters: Mapping[int, Block] | None = None,
+) -> int:
     """Move blocks at theta_0 to where the logged run left them, to the bit; the number of steps made.
 
-    16-bit blocks are moved in fp32 copies and rounded once at the end, as `HybridSGD` does with masters.
+    16-bit blocks are moved in fp32 copies and rounded once at the end, as `HybridSGD` does with masters: no rounding of
+    the weights enters these.
 
     Args:
         path: the log.
         blocks: the blocks, by number of their group.
         laws: laws of their directions, likewise.
         until: make the steps before this one only.
+        masters: fp32 copies of 16-bit blocks, to be moved in place of new ones; they then are the run's, to the bit.
 
     Raises:
-        BadInput: no log, one of other blocks or laws, or seeds of another generator than this machine's.
+        BadInput: no log, one of other blocks or laws, or seeds of another generator than this machine's; or it ends
+            before step `until`.
     """
     there, moves, _ = _read(path)
     _same(path, there, _head(there["seed"], blocks, laws))
     moves = moves[: len(moves) // len(blocks) * len(blocks)]  # a step that was cut off between two groups is left out
-    stands = {k: widened(block) for k, block in blocks.items()}
+    if until is not None and len(moves) < until * len(blocks):
+        raise _ends(path, len(moves) // len(blocks), until)
+    stands = {k: widened(block, (masters or {}).get(k)) for k, block in blocks.items()}
     steps = 0
     for move in moves:
         if until is not None and move.step >= until:
@@ -183,11 +191,22 @@ def descend(block: Block, gradient: Directional, lr: float, weight_decay: float 
         gradient.add_to(block, -lr)
 
 
-def widened(block: Block) -> Block:
-    """Fp32 copies of a 16-bit block's parameters; other blocks themselves."""
+def widened(block: Block, place: Block | None = None) -> Block:
+    """Fp32 copies of a 16-bit block's parameters, in `place` where it is given; other blocks themselves."""
     if block.params[0].dtype.itemsize > 2:
         return block
-    return Block(block.name, tuple(p.detach().float().contiguous() for p in block.params))
+    if place is None:
+        return Block(block.name, tuple(p.detach().float().contiguous() for p in block.params))
+    for p, wide in zip(block.params, place.params, strict=True):
+        wide.copy_(p.detach())
+    return place
+
+
+def _ends(path: Path, there: int, wanted: int) -> BadInput:
+    return BadInput(
+        f"{path} ends before step {there}, the run goes on from step {wanted}: give the log that was written along "
+        "with that checkpoint, or start again without both"
+    )
 
 
 def _head(seed: int, blocks: Mapping[int, Block], laws: Mapping[int, Directions]) -> dict[str, object]:
@@ -235,9 +254,14 @@ def _read(path: Path) -> tuple[dict[str, Any], list[Move], int]:
         head = json.loads(first) if newline else None
     except ValueError:
         head = None
-    if not isinstance(head, dict) or head.get("format") != FORMAT or not {"seed", "stream", "groups"} <= head.keys():
+    known = isinstance(head, dict) and head.get("format") == FORMAT and {"seed", "stream", "groups"} <= head.keys()
+    if not isinstance(head, dict) or not known or not all(map(str.isdecimal, head["groups"])):
         raise BadInput(f"{path} is no seed log of smoothlab, or its first line is broken: name another file")
     moves = list(_moves(head["seed"], rest[: len(rest) // ENTRY.size * ENTRY.size]))
+    groups = [int(k) for k in head["groups"]]
+    for n, move in enumerate(moves):
+        if (move.step, move.group) != (n // len(groups), groups[n % len(groups)]):
+            raise BadInput(f"{path} is broken behind step {n // len(groups)}: take a whole one, or start again without")
     return head, moves, len(first) + 1
 
 

@@ -477,6 +477,32 @@ def test_a_run_that_goes_on_from_a_checkpoint_cuts_its_log_there(tmp_path: Path)
         logged(x, tmp_path / "new", oracle).load_state_dict(state)
 
 
+def test_masters_are_rebuilt_from_a_log(tmp_path: Path) -> None:
+    """A state without masters, and the log: the same steps follow, from masters that hold what bf16 does not."""
+    (module, loss), (fresh, fresh_loss), oracle = net(torch.bfloat16), net(torch.bfloat16), ZerothOrder(0.05)
+    x = halves(module)[0]
+    optimizer = logged(x, tmp_path / "log", oracle)
+    for _ in range(3):
+        optimizer.step(loss)
+    state, short = optimizer.state_dict(masters=False), (tmp_path / "log").read_bytes()
+    assert state["masters"] is None and optimizer.state_dict()["masters"]["0"][0].dtype == torch.float32
+    for _ in range(3):
+        optimizer.step(loss)
+    (tmp_path / "again").write_bytes(short)
+    again = logged(halves(fresh)[0], tmp_path / "again", oracle)
+    for _ in range(2):  # from theta_0; a second time from where the first has left the masters
+        for p, start in zip(halves(fresh)[0], halves(net(torch.bfloat16)[0])[0], strict=True):
+            p.data.copy_(start)
+        assert again.replay(tmp_path / "again") == 3
+    again.load_state_dict(state)
+    for _ in range(3):
+        again.step(fresh_loss)
+    for one, two in ((optimizer._masters[0].params, again._masters[0].params), (x, halves(fresh)[0])):
+        assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+    assert not all(torch.equal(p.float(), m) for p, m in zip(x, optimizer._masters[0].params, strict=True))
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "log").read_bytes()
+
+
 def test_logs_that_would_not_replay_are_refused(tmp_path: Path) -> None:
     (module, _), (short, _), oracle = net(), net(torch.bfloat16), ZerothOrder(0.05)
     x, (some, _) = halves(module)[0], halves(short)

@@ -69,6 +69,19 @@ def test_until_stops_before_a_step(tmp_path: Path) -> None:
     assert torch.equal(weights(written(tmp_path / "log", 5), 3), weights(written(tmp_path / "three", 3)))
 
 
+def test_a_log_that_is_too_short_or_broken_is_told(tmp_path: Path) -> None:
+    path = written(tmp_path / "log", 3)
+    with pytest.raises(BadInput, match="ends before step 3, the run goes on from step 4: give the log that was"):
+        weights(path, 4)
+    content = path.read_bytes()
+    path.write_bytes(content[: -2 * ENTRY.size] + content[-ENTRY.size :])  # the second step is lost
+    with pytest.raises(BadInput, match="is broken behind step 1: take a whole one, or start again without"):
+        weights(path)
+    path.write_bytes(content.replace(b'"0":', b'"x":', 1))
+    with pytest.raises(BadInput, match="or its first line is broken"):
+        weights(path)
+
+
 def test_other_runs_are_refused_in_one_line(tmp_path: Path) -> None:
     path = written(tmp_path / "log", 2)
     cases = [

@@ -33,10 +33,10 @@ def check(run: "Finetune") -> None:
     _check_method(run)
     for rates in grid(run):
         _check_rates(run, rates)
-    if run.logged and (run.method not in ZEROTH or run.dtype in ("bfloat16", "float16")):
+    if run.logged and run.method not in ZEROTH:
         raise BadInput(
-            f"--checkpoint {run.checkpoint} with --method {run.method} and --dtype {run.dtype}: a seed log holds "
-            "zeroth-order steps of weights in float32 or float64; leave log: out"
+            f"--checkpoint {run.checkpoint} with --method {run.method}: a seed log holds zeroth-order steps, which "
+            f"{' and '.join(ZEROTH)} make; leave log: out"
         )
     check_device(run.device)
     for field, folder in (("checkpoint", run.folder), ("save", run.save), ("tensorboard", run.tensorboard)):

@@ -59,3 +59,17 @@ def restore(model: nn.Module, saved: Mapping[str, Tensor]) -> None:
         setattr(inner.rankallocator, kind, {name: t.to(device) for name, t in parts[kind].items()})
     pattern = {name: kept.tolist() for name, kept in parts["pattern"].items()}
     inner.peft_config[inner.trainable_adapter_name].rank_pattern = pattern or None
+
+
+def settle(model: nn.Module) -> None:
+    """Let peft write the adapter as it stands: without the singular values that are 0, with all others.
+
+    It would leave out what the last masking gave up, which weights of another step may still have. A module whose
+    values are all 0 keeps its ranks: peft takes factors of rank 0 for broken ones.
+    """
+    inner = _adalora(model)
+    if inner is None:
+        return
+    name = inner.trainable_adapter_name
+    values = {n: p.detach().view(-1) != 0 for n, p in inner.model.named_parameters() if f"lora_E.{name}" in n}
+    inner.peft_config[name].rank_pattern = {n: kept.tolist() for n, kept in values.items() if kept.any()} or None

@@ -20,7 +20,6 @@ from smoothlab.llm import processes, ranks
 from smoothlab.llm.snapshots import Snapshot, force, pack, unpack
 from smoothlab.llm.train import reshuffled
 from smoothlab.optim import HybridSGD
-from smoothlab.seedlog import replay
 
 Schedule = Literal["constant", "linear", "cosine"]
 RISE = 2.0, 1.0
@@ -182,11 +181,12 @@ class Tuning:
             BadInput: they are of another model, PEFT method or method; or the log is.
         """
         self._take(weights, self._held())
+        ranks.settle(self.model)
         if self.logged:
             assert log is not None and self._home is not None
             base = self.blocks["base"]
             self._take(self._home, [(self._names[id(p)], p) for p in base.params])
-            replay(log, {0: base}, {0: self._optimizer.param_groups[0]["oracle"].law}, until=steps)
+            self._optimizer.replay(log, until=steps)
 
     def snapshot(self) -> Snapshot:
         """Where the run stands, for `restore`; tensors are not copied."""
@@ -195,7 +195,7 @@ class Tuning:
         tensors = {f"weights/{name}": p.detach() for name, p in self._held()}
         tensors |= {f"ranks/{name}": tensor for name, tensor in ranks.state(self.model).items()}
         state = {"step": self.step, "first": self.first}
-        state["optimizer"] = pack(self._optimizer.state_dict(), tensors, "optimizer")
+        state["optimizer"] = pack(self._optimizer.state_dict(masters=not self.logged), tensors, "optimizer")
         return Snapshot(tensors, state)
 
     def restore(self, found: Snapshot, log: Path | None = None) -> None:

@@ -16,6 +16,8 @@ import torch
 from smoothlab import records
 from smoothlab.errors import BadInput
 from smoothlab.experiments.finetune import Finetune
+from smoothlab.experiments.options_finetune import unused
+from smoothlab.llm.models import load_lm
 from smoothlab.llm.snapshots import read
 from tests.experiments.toy_finetune import Toy, forked
 from tests.llm.test_snapshots import files_of_at_most
@@ -169,7 +171,8 @@ def test_a_diverging_run_stops_at_the_last_checkpoint(tmp_path: Path, toy: Toy, 
         with pytest.raises(BadInput, match=r"the loss is .* at step \d+, and was .* at first") as told:
             run(toy, out)
         assert words in str(told.value) and "kept" in str(told.value) and "\n" not in str(told.value)
-        assert [row["step"] for row in rows_of(out)] == [0]
+        first, last = rows_of(out)
+        assert first["step"] == 0 and last["part"] == "stopped" and words in last["why"]
         assert (tmp_path / "kept" / "after-00000001.safetensors").exists()
 
 
@@ -232,10 +235,11 @@ def test_checkpoints_are_not_lost_to_another_record_file(tmp_path: Path) -> None
         ({"search": ("mu=1e-3",), "method": "fo-peft"}, "--search mu=1e-3: --method fo-peft uses no mu"),
         ({"search": ("eta_y=1",), "method": "zo"}, "--search eta_y=1: --method zo uses no eta_y"),
         (
-            {"checkpoint": Path("log:new"), "dtype": "bfloat16"},
-            "--checkpoint log:new with --method hybrid and --dtype bfloat16: a seed log holds zeroth-order steps",
+            {"checkpoint": Path("log:new"), "method": "fo-full"},
+            "--checkpoint log:new with --method fo-full: a seed log holds zeroth-order steps, which hybrid and zo make",
         ),
-        ({"checkpoint": Path("log:new"), "method": "fo-full"}, "leave log: out"),
+        ({"verbalizers": ("bad", "good")}, "--verbalizers with --data builtin, which has prompts of its own"),
+        ({"template": "{sentence}", "data": "sst2"}, "--template with --data sst2, which has prompts of its own"),
         ({"device": "tpu"}, "--device tpu is unknown"),
         ({"checkpoint": Path(__file__)}, "test_finetune.py is a file: name a folder"),
         ({"tensorboard": Path("/dev/null")}, "--tensorboard /dev/null"),
@@ -368,3 +372,31 @@ def test_the_command_line_says_one_line(
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("smoothlab: error: ") and words in last
     assert not out.exists() or [row["step"] for row in rows_of(out)] == [0]  # what mu is too small for begins behind it
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "idle"),
+    [
+        ("zo", {"eta_y": 3.0, "q": 2}, ["--eta-y 3.0"]),
+        ("fo-peft", {"eta_x": 3.0, "mu": 0.1, "q": 2, "eta_y": 0.1}, ["--eta-x 3.0", "--mu 0.1", "--q 2"]),
+        ("fo-full", {"eta_y": 0.1, "sides": 1, "law": "sphere"}, ["--eta-y 0.1", "--sides 1", "--law sphere"]),
+        ("hybrid", {"eta_x": 3.0, "eta_y": 0.1, "mu": 0.1, "q": 2, "sides": 1, "law": "sphere"}, []),
+    ],
+)
+def test_options_that_a_method_does_not_use_are_told(method: Any, given: dict[str, Any], idle: list[str]) -> None:
+    run_ = replace(Finetune(method=method), **given)
+    assert unused(run_) == [f"{one} is not used by --method {method}" for one in idle]
+
+
+def test_classes_of_a_file_have_words_and_a_prompt_of_the_users(tmp_path: Path) -> None:
+    """Three classes: without words they are refused with the fix, with words and a template each item has them."""
+    path = tmp_path / "three.jsonl"
+    path.write_text("".join(json.dumps({"sentence": f"film {k}", "label": k % 3}) + "\n" for k in range(60)))
+    asked = Finetune(data=str(path), train=12, dev=4, test=4, batch=4, steps=0)
+    with pytest.raises(BadInput, match="has 3 classes and 0 different verbalizers: .*--verbalizers WORD"):
+        asked.setup()
+    setup = replace(asked, verbalizers=("bad", "plain", "good"), template="On {sentence}:").setup()
+    tokenizer = load_lm("micro", seed=0).tokenizer
+    for context, options in zip(setup.test.contexts, setup.test.options, strict=True):
+        assert tokenizer.decode(context[1:]).startswith("on film ") and tokenizer.decode(context).endswith(":")
+        assert [tokenizer.decode(option) for option in options] == [" bad", " plain", " good"]
