@@ -159,7 +159,7 @@ class Course:
 
     @property
     def alone(self) -> bool:
-        """Whether there is a single trial: if it diverges, the course ends with an error."""
+        """Whether there is a single trial: if it diverges, the course ends with an error, after a row that says so."""
         return len(self.grid) == 1
 
     def resume(self, rows: int) -> None:
@@ -185,7 +185,11 @@ class Course:
             if self.at.top is None and not self.at.over:
                 yield from self._kept(self._evaluation(None))
             while self.tuning.step < self.steps and not self.at.over:
-                yield from self._kept(self._leg())
+                row = self._leg()
+                if self.alone and row["part"] == "stopped":  # without a snapshot: the last good one stays the newest
+                    yield row
+                    raise self._told(row["why"])
+                yield from self._kept(row)
             if self.at.trial == len(self.grid) - 1:
                 return
             stay = {name: getattr(self.at, name) for name in ("rows", "seconds", "best", "best_rows")}
@@ -223,16 +227,14 @@ class Course:
             seconds = time.monotonic() - begun
             return self._evaluation(mean, len(losses) / seconds, seconds)
         except Diverged as error:
-            if self.alone:
-                raise self._told(error) from None
             self.at.over = True
             return {"part": "stopped", **self._place(), "why": str(error)}
 
-    def _told(self, error: Diverged) -> BadInput:
+    def _told(self, why: str) -> BadInput:
         """The error with what is left of the run."""
         if self.folder is None:
-            return BadInput(f"{error}; the rows so far are on record")
-        return BadInput(f"{error}; the checkpoint of the last evaluation before is in {self.folder.path}")
+            return BadInput(f"{why}; the rows so far are on record")
+        return BadInput(f"{why}; the checkpoint of the last evaluation before is in {self.folder.path}")
 
     def _evaluation(self, loss: float | None, speed: float | None = None, seconds: float = 0.0) -> Row:
         """Evaluate on dev, compare with what was, and make the row."""

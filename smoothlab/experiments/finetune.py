@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
 
 from smoothlab.errors import BadInput
-from smoothlab.experiments.options_finetune import ZEROTH, check, grid
+from smoothlab.experiments.options_finetune import ZEROTH, check, grid, unused, used
+from smoothlab.llm.tasks.jsonlines import TEMPLATE
 
 if TYPE_CHECKING:
     from smoothlab.blocks import Block
@@ -23,7 +24,7 @@ Row = dict[str, Any]
 Method = Literal["hybrid", "zo", "fo-peft", "fo-full"]
 LOG = "log:"
 """Before a checkpoint folder whose snapshots hold the base model as a seed log."""
-LATER = {"head": "auto"}
+LATER = {"head": "auto", "template": TEMPLATE, "verbalizers": ()}
 """Options that records and checkpoints of before lack, and what these were made at."""
 ELSEWHERE = ("checkpoint", "save", "tensorboard")
 """Options that the weights do not depend on."""
@@ -47,6 +48,9 @@ class Finetune:
         data: task (builtin, sst2, copa, winogrande, wic, wsc) or a JSON Lines file (.gz too) with the fields sentence
             and label, or prompt, candidates and label.
         data_dir: folder with the task's files; without it a task is read from the hub.
+        template: prompt of the sentences of a JSON Lines file, with {sentence} in it.
+        verbalizers: the word of each class of such a file, in the order of the labels; by default terrible and great
+            for two classes. A classifier needs none.
         train: items to train on, at most.
         dev: items to select by.
         test: items to test on, at most.
@@ -86,6 +90,8 @@ class Finetune:
     head: Literal["auto", "lm", "classifier"] = "auto"
     data: str = "builtin"
     data_dir: Path | None = None
+    template: str = TEMPLATE
+    verbalizers: tuple[str, ...] = ()
     train: int = 1000
     dev: int = 100
     test: int = 1000
@@ -176,9 +182,10 @@ class Finetune:
         seconds = len(trials) * (self.steps * step + looks * evaluation)
         seconds += evaluation * len(setup.test) / len(setup.dev)
         sizes = [f"  block {b.name:5s} {b.dim:13,d} parameters, {self._told(b.name)}" for b in tuning.blocks.values()]
-        each = ", ".join(f"eta_x {r.eta_x:g} eta_y {r.eta_y:g} mu {r.mu:g}" for r in trials[:4])
+        each = ", ".join(" ".join(f"{name} {getattr(r, name):g}" for name in used(self.method)) for r in trials[:4])
         asked = "classifier" if setup.dev.kind == "classifier" else "language model"
         return "\n".join([
+            *(f"({note})" for note in unused(self)),
             f"{self.model} ({asked}) on {self.data}, {self.method}, PEFT method {self.module}, {self.dtype} on "
             f"{self.device}",
             *sizes,
@@ -214,8 +221,8 @@ class Finetune:
         from smoothlab.llm.tuning import Tuning
 
         because = heads.why(self.head, self.model)
-        sizes, words = (self.train, self.dev, self.test), () if because is None else None
-        splits = load_choices(self.data, self.data_dir, self.seed, sizes, verbalizers=words)
+        sizes, words = (self.train, self.dev, self.test), self.verbalizers if because is None else None
+        splits = load_choices(self.data, self.data_dir, self.seed, sizes, template=self.template, verbalizers=words)
         device = processes.place(self.device)
         loaded = heads.load(
             self.model, splits, because, seed=self.seed, dtype=getattr(torch, self.dtype), device=device
@@ -289,8 +296,8 @@ class Finetune:
         trials, lead = grid(self), processes.number() == 0
         bar: Any = Bar(len(trials), silent=not lead)
         watcher = TensorBoard(self.tensorboard, bar) if self.tensorboard is not None and lead else bar
-        if lead and setup.notes:
-            _say("; ".join(setup.notes))
+        if lead and (notes := [*setup.notes, *unused(self)]):
+            _say("; ".join(notes))
         return Course(
             setup.tuning, trials, self.steps, self.eval_every, self.patience, setup.score_dev, watcher, folder
         )

@@ -2,10 +2,12 @@
 
 import itertools
 import math
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from smoothlab.errors import BadInput
 from smoothlab.experiments.options import check_fields, option
+from smoothlab.llm.tasks.jsonlines import TEMPLATE
 
 if TYPE_CHECKING:
     from smoothlab.experiments.finetune import Finetune
@@ -37,6 +39,12 @@ def check(run: "Finetune") -> None:
         raise BadInput(
             f"--checkpoint {run.checkpoint} with --method {run.method}: a seed log holds zeroth-order steps, which "
             f"{' and '.join(ZEROTH)} make; leave log: out"
+        )
+    if (run.template, run.verbalizers) != (TEMPLATE, ()) and not run.data.endswith((".jsonl", ".jsonl.gz")):
+        given = "template" if run.template != TEMPLATE else "verbalizers"
+        raise BadInput(
+            f"{option(given)} with --data {run.data}, which has prompts of its own: leave it out, it is for JSON "
+            "Lines files"
         )
     check_device(run.device)
     for field, folder in (("checkpoint", run.folder), ("save", run.save), ("tensorboard", run.tensorboard)):
@@ -71,6 +79,24 @@ def grid(run: "Finetune") -> list["Rates"]:
     return [Rates(*combination) for combination in itertools.product(*every)]
 
 
+def used(method: str) -> tuple[str, ...]:
+    """The rates, and mu, that a method uses."""
+    there = {"eta_x": method != "fo-peft", "eta_y": method in FIRST, "mu": method in ZEROTH}
+    return tuple(name for name, is_there in there.items() if is_there)
+
+
+def unused(run: "Finetune") -> list[str]:
+    """What to say of options that were given and that the method does not use."""
+    idle = {"eta_x", "eta_y", "mu"} - {*used(run.method)} | (
+        {"q", "sides", "law"} if run.method not in ZEROTH else set()
+    )
+    return [
+        f"{option(f.name)} {getattr(run, f.name)} is not used by --method {run.method}"
+        for f in fields(run)
+        if f.name in idle and getattr(run, f.name) != f.default
+    ]
+
+
 def _check_method(run: "Finetune") -> None:
     if run.method in FIRST and run.peft == "none":
         raise BadInput(f"--peft none with --method {run.method}: name a PEFT method, or use zo or fo-full")
@@ -81,18 +107,16 @@ def _check_method(run: "Finetune") -> None:
         )
     for text in run.search:
         name = text.partition("=")[0]
-        used = {"eta_x": run.method != "fo-peft", "eta_y": run.method in FIRST, "mu": run.method in ZEROTH}
-        if not used.get(name, True):
+        if name in ("eta_x", "eta_y", "mu") and name not in used(run.method):
             raise BadInput(f"--search {text}: --method {run.method} uses no {name}")
 
 
 def _check_rates(run: "Finetune", rates: "Rates") -> None:
-    used = {"eta_x": run.method != "fo-peft", "eta_y": run.method in FIRST}
-    for name in used:
+    for name in ("eta_x", "eta_y"):
         value = getattr(rates, name)
         if not (math.isfinite(value) and value >= 0):
             raise BadInput(f"{option(name)} {value:g}: use a finite rate of at least 0")
-    if not any(getattr(rates, name) for name, there in used.items() if there):
+    if not any(getattr(rates, name) for name in used(run.method) if name != "mu"):
         name = "eta_y" if run.method == "fo-peft" else "eta_x"
         raise BadInput(f"{option(name)} 0 with --method {run.method} trains nothing: give a rate above 0")
     if not (math.isfinite(rates.mu) and rates.mu > 0):

@@ -118,7 +118,7 @@ def sentences(
     if len(words) != classes or len(set(words)) != classes or not all(word.strip() for word in words):
         raise BadInput(
             f"{name} has {classes} classes and {len(set(words))} different verbalizers: give each class its own word "
-            "(in lines with prompt, candidates and label), or use --head classifier"
+            "(--verbalizers WORD WORD ...), or use --head classifier"
         )
     after = "" if template[-1:].isspace() else " "
     words = tuple(word if word[0].isspace() else after + word for word in words)
