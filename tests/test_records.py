@@ -190,6 +190,17 @@ def test_a_field_or_experiment_that_the_file_does_not_know_is_refused(tmp_path):
         run(Stopped(), out)
 
     @dataclass(frozen=True)
+    class Later(Stopped):
+        name: ClassVar[str] = "walk"
+        later: ClassVar[dict[str, int]] = {"after": 3}
+
+    before = out.read_bytes()
+    run(Later(), out)  # the option came later, and these records were made as it is by default
+    assert out.read_bytes() == before
+    with pytest.raises(BadInput, match="after = 3, this one has after = 4"):
+        run(Later(after=4), out)
+
+    @dataclass(frozen=True)
     class Other(Walk):
         name: ClassVar[str] = "other"
 

@@ -33,7 +33,7 @@ class Kind:
     """Runs that differ in the seed alone.
 
     Attributes:
-        name: as the paper calls the method.
+        name: as the paper calls the method; with "classifier" where the model was one.
         rates: the rates that were selected, or given, as text; different ones of several seeds are listed.
         config: of the first run.
         dev: rows of the selected trial of each run, by seed.
@@ -77,7 +77,7 @@ def kinds(df: pd.DataFrame) -> list[Kind]:
         raise BadInput(f"these records lack {', '.join(missing)}: give records of `smoothlab finetune`")
     found: dict[str, Kind] = {}
     for path, rows in df.groupby("path", sort=False):
-        config = df.attrs["headers"][path]["config"]
+        config = {"head": "auto", **df.attrs["headers"][path]["config"]}  # records of before know language models only
         key = str(sorted((name, str(value)) for name, value in config.items() if name not in SEEDS))
         kind = found.setdefault(key, Kind(called(config), config))
         if (seed := int(config["seed"])) in kind.dev:
@@ -88,6 +88,9 @@ def kinds(df: pd.DataFrame) -> list[Kind]:
             kind.test[seed] = test.iloc[-1]
         if "why" in rows:
             kind.stopped += [str(why) for why in rows.loc[rows["part"] == "stopped", "why"]]
+    for kind in found.values():
+        if "classifier" in (kind.config["head"], *(test.get("head") for test in kind.test.values())):
+            kind.name += " classifier"
     for name in ("model", "data"):
         several = sorted({str(kind.config[name]) for kind in found.values()})
         if len(several) > 1:

@@ -95,6 +95,27 @@ def test_rates_are_written_as_by_hand(value: float, told: str) -> None:
     assert rate(value) == told
 
 
+def test_classifiers_are_named_and_records_of_before_the_option_are_of_the_same_kind(tmp_path: Path) -> None:
+    """What --head auto chose stands in the row of the test; the header of an older file has no such option."""
+
+    def edited(path: Path, old: str, new: str) -> Path:
+        before = path.read_text()
+        path.write_text(before.replace(old, new))
+        assert path.read_text() != before
+        return path
+
+    auto = edited(write(tmp_path / "a", BASE, 0.9), '"count": 200,', '"count": 200, "head": "classifier",')
+    given = write(tmp_path / "b", replace(BASE, head="classifier", method="zo"), 0.6, test=False)
+    lm = write(tmp_path / "c", replace(BASE, head="lm"), 0.7)
+    assert [kind.name for kind in kinds(records.load([auto, given, lm]))] == [
+        "Hybrid-LoRA classifier", "ZO-FT classifier", "Hybrid-LoRA",
+    ]  # fmt: skip
+    new = write(tmp_path / "d", replace(BASE, seed=1), 0.8)
+    old = edited(write(tmp_path / "e", BASE, 0.8), '"head": "auto", ', "")
+    (kind,) = kinds(records.load([old, new]))
+    assert kind.name == "Hybrid-LoRA" and sorted(kind.dev) == [0, 1]
+
+
 def test_the_reading_says_who_wins_and_what_is_no_better_than_guessing(figure_3: list[Path]) -> None:
     told = reading(records.load(figure_3))
     text = "\n".join(told)
