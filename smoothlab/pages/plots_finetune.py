@@ -24,6 +24,8 @@ GRAY = "#7F7F7F"
 NEEDED = ("part", "trial", "step", "train_loss", "accuracy", "low", "high", "eta_x", "eta_y")
 SEEDS = ("seed", "checkpoint", "save", "tensorboard", "data_dir", "device")
 """Settings that do not make another kind of run."""
+LATER = {"head": "auto", "template": "{sentence} It was", "verbalizers": []}
+"""Settings that the first records lack, and what these were made at."""
 ETA = ("eta_x", "eta_y")
 FAINT = 0.13
 
@@ -77,7 +79,7 @@ def kinds(df: pd.DataFrame) -> list[Kind]:
         raise BadInput(f"these records lack {', '.join(missing)}: give records of `smoothlab finetune`")
     found: dict[str, Kind] = {}
     for path, rows in df.groupby("path", sort=False):
-        config = {"head": "auto", **df.attrs["headers"][path]["config"]}  # records of before know language models only
+        config = {**LATER, **df.attrs["headers"][path]["config"]}
         key = str(sorted((name, str(value)) for name, value in config.items() if name not in SEEDS))
         kind = found.setdefault(key, Kind(called(config), config))
         if (seed := int(config["seed"])) in kind.dev:

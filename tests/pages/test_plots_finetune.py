@@ -112,6 +112,7 @@ def test_classifiers_are_named_and_records_of_before_the_option_are_of_the_same_
     ]  # fmt: skip
     new = write(tmp_path / "d", replace(BASE, seed=1), 0.8)
     old = edited(write(tmp_path / "e", BASE, 0.8), '"head": "auto", ', "")
+    old = edited(old, '"template": "{sentence} It was", "verbalizers": [], ', "")
     (kind,) = kinds(records.load([old, new]))
     assert kind.name == "Hybrid-LoRA" and sorted(kind.dev) == [0, 1]
 
