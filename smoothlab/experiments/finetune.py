@@ -245,6 +245,8 @@ class Finetune:
             self.batch, self.steps, self.evaluations, self.schedule, self.seed, self.logged,
         )  # fmt: skip
         notes = [*loaded.notes, splits.served]
+        if because is not None and (self.template, self.verbalizers) != (TEMPLATE, ()):
+            notes.append("a classifier reads sentences alone: --template and --verbalizers are not used")
         if cut := train.cut + dev.cut + test.cut:
             notes.append(f"{cut} prompts are longer than the model takes and lost words at their start")
         return Setup(

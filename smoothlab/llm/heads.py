@@ -99,7 +99,9 @@ def check_reads(model: nn.Module, encoded: Encoded, name: str, method: str) -> N
     Raises:
         BadInput: names the method, or the model where there is none.
     """
-    which = f"--peft {method} does not fit" if method != "none" else "smoothlab cannot train"
+    which, other = f"--peft {method} does not fit the classifier '{name}'", "method or model"
+    if method == "none":
+        which, other = f"the classifier '{name}' cannot be trained", "model"
     by_length = sorted(range(min(len(encoded), 32)), key=lambda n: len(encoded.contexts[n]))
     device = next(model.parameters()).device
 
@@ -114,13 +116,10 @@ def check_reads(model: nn.Module, encoded: Encoded, name: str, method: str) -> N
         if isinstance(error, MemoryError) or "memory" in str(error):
             raise
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:160]
-        raise BadInput(f"{which} the classifier '{name}' ({reason}): use another method or model") from error
+        raise BadInput(f"{which} ({reason}): use another {other}") from error
     room = ROUNDING[alone.dtype.itemsize == 2] * float(alone.abs().max())
     if float((padded - alone).abs().max()) > room:
-        raise BadInput(
-            f"{which} the classifier '{name}': its scores depend on the padding behind a sentence; use another method "
-            "or model"
-        )
+        raise BadInput(f"{which}: its scores depend on the padding behind a sentence; use another {other}")
 
 
 def _beside(loaded: LoadedModel) -> list[str]:
