@@ -41,7 +41,7 @@ def _accuracy(kind: Kind) -> str:
     if not kind.test:
         last = {seed: rows.iloc[-1] for seed, rows in kind.dev.items()}
         each = ", ".join(f"{100 * row['accuracy']:.1f} % at step {row['step']:.0f}" for row in last.values())
-        return f"{name}: not tested yet; dev accuracy {each}."
+        return f"{name}: {'stopped before a test' if kind.stopped else 'not tested yet'}; dev accuracy {each}."
     mean, low, high = pooled(kind)
     rows = list(kind.test.values())
     steps = ", ".join(f"{row['steps_to_best']:.0f}" for row in rows)
