@@ -8,6 +8,7 @@ import contextlib
 import io
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -92,6 +93,9 @@ def _parse(argv: list[str]) -> Command:
         if not end.code:
             sys.stdout.flush()
             raise
+        if os.environ.get("RANK", "0") != "0":  # of torchrun's processes the first one says it, if it is given time
+            time.sleep(2)
+            raise
         command = next((one for one in argv if one in commands), None)
         help_for = f"smoothlab {command} --help" if command else "smoothlab --help"
         raise BadInput(f"{_first_words(complaint.getvalue())}; see {help_for}") from None
@@ -126,17 +130,20 @@ def _measuring(name: str, kind: type[Any]) -> Callable[..., Command]:
         overwrite: Annotated[Flag, arg(help="Discard what the record file holds, and measure again.")] = False,
         dry_run: Annotated[Flag, arg(help="Say what would be measured and what it costs, and stop.")] = False,
     ) -> Command:
-        return lambda: print(experiment.plan()) if dry_run else _measure(experiment, out, overwrite)
+        return lambda: _measure(experiment, out, overwrite, dry_run)
 
     measure.__annotations__["experiment"] = Annotated[kind, arg(name="")]
     measure.__doc__ = kind.__doc__
     return measure
 
 
-def _measure(experiment: Any, out: Path, overwrite: bool) -> None:
+def _measure(experiment: Any, out: Path, overwrite: bool, dry_run: bool) -> None:
     from smoothlab import records
 
     def lead() -> None:
+        if dry_run:
+            print(experiment.plan())
+            return
         records.run(experiment, out, environment=records.environment(**_machine(experiment)), overwrite=overwrite)
         print(out)
         if hasattr(experiment, "reading"):
@@ -145,7 +152,8 @@ def _measure(experiment: Any, out: Path, overwrite: bool) -> None:
     if isinstance(experiment, Finetune) and int(os.environ.get("WORLD_SIZE", "1")) > 1:  # torchrun
         from smoothlab.llm import processes
 
-        processes.run(lead, lambda: list(experiment.rows([])), experiment.device)
+        follow = experiment.plan if dry_run else lambda: list(experiment.rows([]))
+        processes.run(lead, follow, experiment.device, met=dry_run)
     else:
         lead()
 

@@ -6,11 +6,27 @@ The first-order part sums the gradients of y, and of nothing else. All processes
 """
 
 import os
+import re
+import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from smoothlab.errors import BadInput
+
+PATIENCE = 10.0
+"""Seconds that a process that cannot go on waits for process 0 to say why."""
+
+SENTENCE = 2.0
+"""Seconds that it then has for it: torchrun stops all as soon as one ends."""
+_SAID = "process 0 says what is wrong"  # a key of the processes' store
+
+
+class Parted(BadInput):
+    """Another process is gone."""
 
 
 def count() -> int:
@@ -38,9 +54,7 @@ class _Average(torch.autograd.Function):
 
     @staticmethod
     def forward(context: Any, loss: Tensor) -> Tensor:
-        total = loss.detach().clone()
-        torch.distributed.all_reduce(total)
-        return total / count()
+        return _summed(loss) / count()
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> Tensor:
@@ -54,15 +68,29 @@ def average(loss: Tensor) -> Tensor:
 
 def sum_gradients(parameters: Iterable[Tensor]) -> None:
     """Let every later backward pass sum the gradients of these parameters over the processes."""
-
-    def summed(gradient: Tensor) -> Tensor:
-        total = gradient.contiguous().clone()
-        torch.distributed.all_reduce(total)
-        return total
-
     if count() > 1:
         for p in parameters:
-            p.register_hook(summed)
+            p.register_hook(_summed)
+
+
+def _summed(tensor: Tensor) -> Tensor:
+    """The sum over the processes, contiguous, in memory of its own."""
+    total = tensor.detach().clone(memory_format=torch.contiguous_format)
+    _exchange(lambda: torch.distributed.all_reduce(total))
+    return total
+
+
+def _exchange(send: Callable[[], Any]) -> None:
+    try:
+        send()
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        words = " ".join(re.sub(r"^\[\S+\] ", "", str(error)).split(". ")[0].split())
+        raise Parted(
+            f"process {number()} of {count()} cannot reach another one, which has ended or hangs ({words}): the same "
+            "command goes on from the last checkpoint"
+        ) from error
 
 
 def told(numbers: Sequence[float] | None, size: int) -> list[float]:
@@ -72,7 +100,7 @@ def told(numbers: Sequence[float] | None, size: int) -> list[float]:
         return list(numbers)
     device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
     message = torch.tensor(numbers if numbers is not None else [0.0] * size, dtype=torch.float64, device=device)
-    torch.distributed.broadcast(message, 0)
+    _exchange(lambda: torch.distributed.broadcast(message, 0))
     return message.tolist()
 
 
@@ -99,24 +127,57 @@ def begin(done: int) -> int:
     return rows
 
 
-def run(lead: Callable[[], Any], follow: Callable[[], Any], device: str) -> None:
-    """Run `lead` in process 0, `follow` in the others; whichever it is, `begin` is where they meet."""
-    here = place(device)
+def run(lead: Callable[[], Any], follow: Callable[[], Any], device: str, *, met: bool = False) -> None:
+    """Run `lead` in process 0, `follow` in the others; `begin` is where they meet, unless they do the same from `met`.
+
+    What is wrong is told once: by process 0 where it fails too, as it does for all that every process comes upon.
+    """
+    from torch.distributed.rendezvous import rendezvous
+
+    global _begun
+    here, _begun = place(device), met
     if here.startswith("cuda"):
         torch.cuda.set_device(here)
-    torch.distributed.init_process_group("nccl" if here.startswith("cuda") else "gloo")
+    store, rank, size = next(rendezvous("env://"))
+    backend = "nccl" if here.startswith("cuda") else "gloo"
+    torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
     try:
-        (lead if number() == 0 else follow)()
-    except Idle:
-        pass
-    except BaseException:
-        if number() == 0 and not _begun:
-            _dismiss()
-        raise  # once all have begun, torchrun ends the others
-    else:
+        with suppress(Idle):
+            (lead if number() == 0 else follow)()
         if number() == 0 and not _begun:
             told([-1.0], 1)
-    _part()
+        _part()
+    except BaseException as error:
+        if number():
+            _leave(error, store)
+        elif not _begun:
+            _dismiss()
+        else:
+            with suppress(RuntimeError):
+                store.set(_SAID, "")
+        raise  # once all have begun, torchrun ends the others
+
+
+def _leave(error: BaseException, store: Any) -> None:
+    """End silently if process 0 speaks for all; else return, and this process has to."""
+    if isinstance(error, KeyboardInterrupt):
+        raise SystemExit(130) from None
+    if not isinstance(error, BadInput):
+        return
+    with suppress(RuntimeError):  # the store may be gone with process 0
+        if _said_within(PATIENCE, store):
+            time.sleep(SENTENCE)
+            raise SystemExit(2) from None
+
+
+def _said_within(seconds: float, store: Any) -> bool:
+    """Whether process 0 has left word before so much time is over; the store's own `wait` warns on stderr."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if store.check([_SAID]):
+            return True
+        time.sleep(0.02)
+    return False
 
 
 def _dismiss() -> None:
@@ -127,5 +188,5 @@ def _dismiss() -> None:
 
 def _part() -> None:
     """Wait for the others, who may still be reading what was sent to them, and part."""
-    torch.distributed.barrier()
+    _exchange(torch.distributed.barrier)
     torch.distributed.destroy_process_group()

@@ -128,7 +128,7 @@ class Tuning:
         def loss() -> Tensor:
             value = processes.average(self.loss(self.model, inputs))
             if not torch.isfinite(value):
-                raise self.diverged(float(value))
+                raise self.diverged(float(value.detach()))
             return value
 
         for group, lr in zip(self._optimizer.param_groups, self._lrs, strict=True):
@@ -136,7 +136,9 @@ class Tuning:
         try:
             value = float(self._optimizer.step(fixed_loss(loss, self.model, seed=(self.seed << 20) + self.step)))
         except BadInput as error:
-            if self.step == 0 or isinstance(error, Diverged) or isinstance(error.__context__, OSError):
+            if self.step == 0 or isinstance(error, Diverged | processes.Parted):
+                raise
+            if isinstance(error.__context__, OSError):  # the log cannot be written
                 raise
             raise Diverged(f"{error}; first of all {self._blamed()}") from None  # it went well before the weights moved
         self.first = value if self.first is None else self.first

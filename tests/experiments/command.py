@@ -79,14 +79,17 @@ def forked(argv: list[str], said: Path, plant: Plant | None = None, **environmen
         return child
     status = 1
     try:
+        signal.alarm(120)  # processes that wait for each other end in a failed test
         torch.set_num_threads(1)  # the pool of threads does not survive a fork
         os.environ.update(environment)
-        for number, path in ((1, said.with_suffix(".stdout")), (2, said)):
+        for number, path in ((1, said.with_name(f"{said.name}.stdout")), (2, said)):
             os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), number)
         sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))  # pytest has its own
         if plant is not None:
             plant()
         status = entry.main(argv)
+    except SystemExit as end:
+        status = int(end.code or 0)
     except BaseException:
         os.write(2, traceback.format_exc().encode())
     finally:
