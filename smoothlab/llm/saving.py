@@ -20,8 +20,11 @@ def save(model: nn.Module, tokenizer: Any, folder: Path, *, base: bool) -> None:
         BadInput: the folder cannot be written.
     """
     from safetensors import SafetensorError
+    from transformers.utils import logging as chatter
 
     whole: Any = model
+    bars = chatter.is_progress_bar_enabled()
+    chatter.disable_progress_bar()  # ours is for the training
     try:
         if hasattr(whole, "peft_config"):
             whole.save_pretrained(str(folder / "adapter"))
@@ -35,6 +38,9 @@ def save(model: nn.Module, tokenizer: Any, folder: Path, *, base: bool) -> None:
         raise BadInput(
             f"cannot write --save {folder}: {reason(error)}; name another folder, the records are whole"
         ) from None
+    finally:
+        if bars:
+            chatter.enable_progress_bar()
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
