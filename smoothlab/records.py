@@ -73,8 +73,10 @@ def run(experiment: Experiment, out: Path, *, environment: Row, overwrite: bool 
             old = _read(out, file)
         rows = [(_row(record), end) for record, end in old if record["kind"] == "row"]
         if rows or (old and old[-1][0]["kind"] == "end"):
-            _check_same(out, old[0][0], head, getattr(experiment, "later", {}))
-            if old[-1][0]["kind"] == "end":
+            finished = old[-1][0]["kind"] == "end"
+            elsewhere = () if finished else getattr(experiment, "elsewhere", ())
+            _check_same(out, old[0][0], head, getattr(experiment, "later", {}), elsewhere)
+            if finished:
                 print(f"smoothlab: {out} is finished ({len(rows)} rows); --overwrite runs it again", file=sys.stderr)
                 return out
             _tell_changes(out, old[0][0]["environment"], head["environment"])
@@ -312,12 +314,16 @@ def _refuse(constant: str) -> None:
     raise ValueError(constant)
 
 
-def _check_same(out: Path, old: Row, new: Row, later: Mapping[str, Any]) -> None:
-    """Refuse to go on in a file that holds another run; fields that came `later` stood at these values before."""
+def _check_same(out: Path, old: Row, new: Row, later: Mapping[str, Any], elsewhere: Sequence[str]) -> None:
+    """Refuse to go on in a file that holds another run.
+
+    Fields that came `later` stood at these values before; those of what is written `elsewhere` may differ.
+    """
     fix = "choose another --out, or discard what is there with --overwrite"
     if old["experiment"] != new["experiment"]:
         raise BadInput(f"{out} holds the experiment {old['experiment']}, not {new['experiment']}; {fix}")
-    difference = _first_difference({**_plain(dict(later)), **old["config"]}, new["config"])
+    configs = {**_plain(dict(later)), **old["config"]}, new["config"]
+    difference = _first_difference(*({k: v for k, v in one.items() if k not in elsewhere} for one in configs))
     if difference is not None:
         name, there, here = difference
         raise BadInput(f"{out} holds a run with {name} = {there}, this one has {name} = {here}; {fix}")

@@ -184,6 +184,20 @@ def test_another_config_is_refused_by_its_first_differing_field(tmp_path, other,
     assert out.read_bytes() == before
 
 
+def test_what_is_written_elsewhere_may_change_until_the_end(tmp_path):
+    @dataclass(frozen=True)
+    class Saving(Walk):
+        elsewhere: ClassVar[tuple[str, ...]] = ("save",)
+        save: str = "here"
+
+    out = run(Saving(), tmp_path / "walk.jsonl")
+    with pytest.raises(BadInput, match='save = "here", this one has save = "there"'):
+        run(Saving(save="there"), out)  # nothing would be saved there
+    out.write_bytes(out.read_bytes().rpartition(b'{"kind": "end"')[0])
+    run(Saving(save="there"), out)
+    assert records.load(out)["path"].nunique() == 1 and b'"kind": "end"' in out.read_bytes()
+
+
 def test_a_field_or_experiment_that_the_file_does_not_know_is_refused(tmp_path):
     out = run(Walk(), tmp_path / "walk.jsonl")
     with pytest.raises(BadInput, match='after = "absent", this one has after = 3'):

@@ -86,6 +86,7 @@ class Finetune:
 
     name: ClassVar[str] = "finetune"
     later: ClassVar[Mapping[str, Any]] = LATER
+    elsewhere: ClassVar[Sequence[str]] = ("save", "tensorboard")
     model: str = "micro"
     head: Literal["auto", "lm", "classifier"] = "auto"
     data: str = "builtin"
@@ -145,12 +146,15 @@ class Finetune:
     def rows(self, done: Sequence[Row]) -> Iterator[Row]:
         """Train, evaluate on dev on the way, and test once at the end."""
         from smoothlab.llm import processes
+        from smoothlab.llm.saving import make_room
 
         folder = self._folder()
         if processes.number() == 0:
             check(self)
             if not done and folder is not None and (taken := folder.rows()):
                 self._refuse(taken[-1])
+            if self.save is not None:
+                make_room(self.save)
         stands = processes.begin(len(done))
         setup = self.setup()
         course = self._course(setup, folder)

@@ -1,5 +1,6 @@
 """A trained model as others load it: the adapter by plain peft, the base model by plain transformers."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +37,29 @@ def save(model: nn.Module, tokenizer: Any, folder: Path, *, base: bool) -> None:
             tokenizer.save_pretrained(str(folder / "model"))
     except (OSError, SafetensorError) as error:
         raise BadInput(
-            f"cannot write --save {folder}: {reason(error)}; name another folder, the records are whole"
+            f"cannot write --save {folder}: {reason(error)}; make room, or name another folder: with --checkpoint the "
+            "command then goes on from the best weights"
         ) from None
     finally:
         if bars:
             chatter.enable_progress_bar()
+
+
+def make_room(folder: Path) -> None:
+    """Make the folder for `save`, before the training that would be lost without.
+
+    Raises:
+        BadInput: it cannot be made or written.
+    """
+    try:
+        for part in (folder / "adapter", folder / "model"):
+            part.mkdir(parents=True, exist_ok=True)
+            (part / ".room").touch()
+            (part / ".room").unlink()
+            with suppress(OSError):  # there are weights of an earlier run
+                part.rmdir()
+    except OSError as error:
+        raise BadInput(f"cannot write --save {folder}: {error.strerror}; name another folder") from None
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
