@@ -8,7 +8,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
@@ -47,44 +46,6 @@ class Score(NamedTuple):
         return {
             "accuracy": self.correct / self.items, "low": self.low, "high": self.high, "correct": self.correct,
             "count": self.items,
-        }  # fmt: skip
-
-
-@dataclass
-class Setup:
-    """A run as configured, before step 0.
-
-    Attributes:
-        tuning: model, blocks and training data.
-        judge: finds the accuracy of the model as it stands on a split.
-        dev: items to select by.
-        test: items to be looked at once.
-        served: which files these came from.
-        notes: what a reader should know.
-        save: writes the model as it stands to a folder.
-    """
-
-    tuning: Tuning
-    judge: Callable[[Encoded], Accuracy]
-    dev: Encoded
-    test: Encoded
-    served: str
-    notes: list[str]
-    save: Callable[[Path], None]
-
-    def score_dev(self) -> Score:
-        """The model as it stands, on dev."""
-        return Score.of(self.judge(self.dev), self.dev)
-
-    def test_row(self) -> Row:
-        """How the model as it stands does on test, how guesses would, and each answer: right 1, wrong 0."""
-        found, labels, options = self.judge(self.test), self.test.labels, self.test.options
-        head = "classifier" if self.test.kind == "classifier" else "lm"
-        return {
-            **Score.of(found, self.test).row(), "head": head,
-            "chance": sum(1 / len(each) for each in options) / len(options),
-            "majority": max(map(labels.count, labels)) / len(labels), "served": self.served,
-            "right": "".join("01"[p == label] for p, label in zip(found.predictions, labels, strict=True)),
         }  # fmt: skip
 
 

@@ -5,7 +5,6 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
 
@@ -14,11 +13,9 @@ from smoothlab.experiments.options_finetune import ZEROTH, check, grid, unused, 
 from smoothlab.llm.tasks.jsonlines import TEMPLATE
 
 if TYPE_CHECKING:
-    from smoothlab.blocks import Block
-    from smoothlab.experiments.course import Course, Setup
+    from smoothlab.experiments.course import Course
+    from smoothlab.experiments.setup_finetune import Setup
     from smoothlab.llm.snapshots import Folder
-    from smoothlab.llm.tuning import Rates
-    from smoothlab.optim import HybridSGD
 
 Row = dict[str, Any]
 Method = Literal["hybrid", "zo", "fo-peft", "fo-full"]
@@ -28,10 +25,6 @@ LATER = {"head": "auto", "template": TEMPLATE, "verbalizers": ()}
 """Options that records and checkpoints of before lack, and what these were made at."""
 ELSEWHERE = ("checkpoint", "save", "tensorboard")
 """Options that the weights do not depend on."""
-LAWS = {
-    "gaussian": "Gaussian", "sphere": "Sphere", "rademacher": "Rademacher", "sparse": "Sparse", "lowrank": "LowRank"
-}  # fmt: skip
-"""Names of the laws of smoothlab.directions, which imports torch."""
 
 
 @dataclass(frozen=True)
@@ -214,49 +207,9 @@ class Finetune:
 
     def setup(self) -> "Setup":
         """Model, blocks and data as configured, before step 0."""
-        import torch
+        from smoothlab.experiments.setup_finetune import setup
 
-        from smoothlab.experiments.course import Setup
-        from smoothlab.llm import heads, processes
-        from smoothlab.llm.adapters import virtual_tokens
-        from smoothlab.llm.evaluate import accuracy, batch, choice_loss, encode
-        from smoothlab.llm.saving import save
-        from smoothlab.llm.tasks import load_choices
-        from smoothlab.llm.tuning import Tuning
-
-        because = heads.why(self.head, self.model)
-        sizes, words = (self.train, self.dev, self.test), self.verbalizers if because is None else None
-        splits = load_choices(self.data, self.data_dir, self.seed, sizes, template=self.template, verbalizers=words)
-        device = processes.place(self.device)
-        loaded = heads.load(
-            self.model, splits, because, seed=self.seed, dtype=getattr(torch, self.dtype), device=device
-        )
-        model = heads.attached(loaded, self.module, seed=self.seed)
-        longest = loaded.max_length - virtual_tokens(model)
-        kind = splits.kind if because is None else "classifier"
-        train, dev, test = (
-            encode(loaded.tokenizer, items, longest, kind) for items in (splits.train, splits.dev, splits.test)
-        )
-        if because is not None:
-            heads.check_reads(model, train, self.model, self.module)
-        base = self.method != "fo-peft"
-        trained = heads.blocks(model, base=base, module=self.module != "none")
-        mine = {id(p) for block in trained.values() for p in block.params}
-        for p in model.parameters():
-            p.requires_grad_(id(p) in mine)
-        tuning = Tuning(
-            model, trained, lambda numbers: batch(train, numbers, device), choice_loss, self._optimizer, len(train),
-            self.batch, self.steps, self.evaluations, self.schedule, self.seed, self.logged,
-        )  # fmt: skip
-        notes = [*loaded.notes, splits.served]
-        if because is not None and (self.template, self.verbalizers) != (TEMPLATE, ()):
-            notes.append("a classifier reads sentences alone: --template and --verbalizers are not used")
-        if cut := train.cut + dev.cut + test.cut:
-            notes.append(f"{cut} prompts are longer than the model takes and lost words at their start")
-        return Setup(
-            tuning, partial(accuracy, model), dev, test, splits.served, notes,
-            lambda folder: save(model, loaded.tokenizer, folder, base=base),
-        )  # fmt: skip
+        return setup(self)
 
     @property
     def folder(self) -> Path | None:
@@ -267,32 +220,6 @@ class Finetune:
     def logged(self) -> bool:
         """Whether checkpoints hold the base model as a seed log."""
         return str(self.checkpoint).startswith(LOG)
-
-    def _optimizer(
-        self, blocks: Mapping[str, "Block"], rates: "Rates", log: Path | None = None, steps: int = 0
-    ) -> "HybridSGD":
-        """Algorithm 1's optimizer: x by the estimator of Eq. (2) where the method says so, y by exact gradients."""
-        import torch
-
-        from smoothlab import directions
-        from smoothlab.optim import HybridSGD
-        from smoothlab.seedlog import SeedLog
-        from smoothlab.zeroth import ZerothOrder
-
-        oracle = None
-        if self.method in ZEROTH:
-            law = getattr(directions, LAWS[self.law])()
-            oracle = ZerothOrder(mu=rates.mu, sides=self.sides, law=law, q=self.q)
-        x, y = {"lr": rates.eta_x, "oracle": oracle}, {"lr": rates.eta_y, "oracle": None}
-        groups = [
-            {"params": list(block.params), "name": name, **(x if name == "base" else y)}
-            for name, block in blocks.items()
-        ]
-        exact = partial(torch.optim.AdamW, weight_decay=0.0) if self.rule == "adam" else None
-        written = None
-        if log is not None and oracle is not None:
-            written = SeedLog(log, self.seed, {0: blocks["base"]}, {0: oracle.law}, keep=steps)
-        return HybridSGD(groups, seed=self.seed, exact=exact, log=written)
 
     def _course(self, setup: "Setup", folder: "Folder | None") -> "Course":
         from smoothlab.experiments.course import Course

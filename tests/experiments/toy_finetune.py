@@ -4,6 +4,7 @@ import os
 import time
 import traceback
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,8 +14,8 @@ from torch import Tensor, nn
 from smoothlab import records
 from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
-from smoothlab.experiments.course import Setup
 from smoothlab.experiments.finetune import Finetune
+from smoothlab.experiments.setup_finetune import Setup, optimizer
 from smoothlab.llm import processes
 from smoothlab.llm.evaluate import Accuracy, Encoded
 from smoothlab.llm.tuning import Tuning
@@ -71,8 +72,8 @@ class Toy(Finetune):
 
         model.eval()
         tuning = Tuning(
-            model, blocks, examples, loss, self._optimizer, self.train, self.batch, self.steps, self.evaluations,
-            self.schedule, self.seed, self.logged,
+            model, blocks, examples, loss, partial(optimizer, self), self.train, self.batch, self.steps,
+            self.evaluations, self.schedule, self.seed, self.logged,
         )  # fmt: skip
         return Setup(tuning, judge, splits["dev"], splits["test"], "made up", [], save)
 
