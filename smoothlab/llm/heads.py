@@ -13,7 +13,8 @@ from torch import nn
 
 from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
-from smoothlab.llm.adapters import attach
+from smoothlab.llm.adapters import attach, start_as_real_tokens
+from smoothlab.llm.checkpoints import reads_on
 from smoothlab.llm.encoding import Encoded, batch
 from smoothlab.llm.models import LoadedModel, load_classifier, load_lm, why_classifier
 from smoothlab.llm.parts import head_parameters, partition
@@ -67,6 +68,8 @@ def load(name: str, splits: Splits, because: str | None, *, seed: int, dtype: An
 def attached(loaded: LoadedModel, method: str, *, seed: int) -> nn.Module:
     """The model with the method's module to train; beside it peft keeps copies of a classifier's head to be trained.
 
+    A prefix starts as keys and values of random tokens where the model reads from left to right.
+
     Raises:
         BadInput: see `attach`; or the method saves no head with its module.
     """
@@ -76,6 +79,10 @@ def attached(loaded: LoadedModel, method: str, *, seed: int) -> nn.Module:
         kept = _copies(model)
         if any(id(p) not in kept for p in every["head"].params):
             raise BadInput(f"--peft {method} saves no classifier's head with its module: use another method")
+        if method == "prefix" and reads_on(loaded.model.config):  # attach does it for language models
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                start_as_real_tokens(model)
     return model
 
 

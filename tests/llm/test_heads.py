@@ -106,6 +106,21 @@ def test_the_head_is_a_block_beside_a_module_and_in_the_base_without(tmp_path: P
     assert [*heads.blocks(model, base=False, module=True)] == ["peft", "head"]
 
 
+@pytest.mark.parametrize("kind", ["opt", "llama", "gpt2"])
+def test_a_prefix_starts_as_random_tokens_that_stand_before_the_text(tmp_path: Path, kind: str) -> None:
+    bare, one = (loaded(checkpoint(tmp_path, kind)) for _ in range(2))
+    state = torch.random.get_rng_state()
+    model = heads.attached(one, "prefix", seed=3)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    ids = torch.tensor([[2, 40, 50, 60]])
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(3)
+        before = torch.randint(0, 4096, (1, 5))
+        wanted = bare.model(input_ids=torch.cat([before, ids], 1)).logits
+        found = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+
+
 def test_scores_that_depend_on_padding_are_refused(tmp_path: Path) -> None:
     """XLNet reads the last place of a row, whatever is there; the others do not."""
     for kind in ("xlnet", "opt", "bert", "gpt2"):
