@@ -76,11 +76,12 @@ class SeedLog:
                 _same(path, there, head)
                 self._file = os.open(path, os.O_WRONLY)
                 self.cut(len(moves) // len(self.groups) if keep is None else keep)
+            elif keep:
+                raise _ends(path, 0, keep)
             else:
                 self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
                 _write(self._file, _line(head))
                 self._moves = 0
-                self.cut(keep or 0)
         except OSError as error:
             raise BadInput(f"cannot write {path}: {error.strerror}; choose another folder, or make room") from None
 
@@ -203,9 +204,10 @@ def widened(block: Block, place: Block | None = None) -> Block:
 
 
 def _ends(path: Path, there: int, wanted: int) -> BadInput:
+    stands = f"ends before step {there}" if there else "holds no step"
     return BadInput(
-        f"{path} ends before step {there}, the run goes on from step {wanted}: give the log that was written along "
-        "with that checkpoint, or start again without both"
+        f"{path} {stands}, the run goes on from step {wanted}: give the log that was written along with that "
+        "checkpoint, or start again without both"
     )
 
 
@@ -256,12 +258,12 @@ def _read(path: Path) -> tuple[dict[str, Any], list[Move], int]:
         head = None
     known = isinstance(head, dict) and head.get("format") == FORMAT and {"seed", "stream", "groups"} <= head.keys()
     if not isinstance(head, dict) or not known or not all(map(str.isdecimal, head["groups"])):
-        raise BadInput(f"{path} is no seed log of smoothlab, or its first line is broken: name another file")
+        raise BadInput(f"{path} is no seed log of smoothlab, or its first line is broken: give a whole one")
     moves = list(_moves(head["seed"], rest[: len(rest) // ENTRY.size * ENTRY.size]))
     groups = [int(k) for k in head["groups"]]
     for n, move in enumerate(moves):
         if (move.step, move.group) != (n // len(groups), groups[n % len(groups)]):
-            raise BadInput(f"{path} is broken behind step {n // len(groups)}: take a whole one, or start again without")
+            raise BadInput(f"{path} is broken behind step {n // len(groups)}: give a whole one, or start again without")
     return head, moves, len(first) + 1
 
 

@@ -473,7 +473,7 @@ def test_a_run_that_goes_on_from_a_checkpoint_cuts_its_log_there(tmp_path: Path)
     block = Block("x", tuple(halves(fresh)[0]))
     assert replay(tmp_path / "log", {0: block}, {0: oracle.law}) == 7
     assert all(torch.equal(a, b) for a, b in zip(block.params, x, strict=True))
-    with pytest.raises(BadInput, match="ends before step 0, the run goes on from step 3"):
+    with pytest.raises(BadInput, match="holds no step, the run goes on from step 3"):
         logged(x, tmp_path / "new", oracle).load_state_dict(state)
 
 

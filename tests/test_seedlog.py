@@ -75,7 +75,7 @@ def test_a_log_that_is_too_short_or_broken_is_told(tmp_path: Path) -> None:
         weights(path, 4)
     content = path.read_bytes()
     path.write_bytes(content[: -2 * ENTRY.size] + content[-ENTRY.size :])  # the second step is lost
-    with pytest.raises(BadInput, match="is broken behind step 1: take a whole one, or start again without"):
+    with pytest.raises(BadInput, match="is broken behind step 1: give a whole one, or start again without"):
         weights(path)
     path.write_bytes(content.replace(b'"0":', b'"x":', 1))
     with pytest.raises(BadInput, match="or its first line is broken"):

@@ -131,6 +131,8 @@ class Finetune:
             _say("without --checkpoint a stopped run starts again")
             return 0
         taken = folder.rows()
+        if done and not taken:
+            _say(f"--checkpoint {self.checkpoint} holds no checkpoint: the run starts again")
         stand = [rows for rows in taken if rows <= len(done)]
         if taken and not stand:
             self._refuse(taken[-1])

@@ -35,6 +35,16 @@ def reachable(patience: float = PATIENCE) -> bool:
     return any(answers)
 
 
+def broke_off(error: BaseException | None) -> str | None:
+    """What the network did, if that is behind an error of the libraries that read models; else None."""
+    while error is not None:
+        names = {kind.__name__ for kind in type(error).__mro__}  # of the hub's client, which changes its library
+        if names & {"TransportError", "ChunkedEncodingError", "ConnectionError", "TimeoutError", "IncompleteRead"}:
+            return " ".join(str(error).split())[:120]
+        error = error.__cause__ or error.__context__
+    return None
+
+
 def cached(name: str) -> str:
     """The folder where the hub's client keeps a model it has fetched before.
 

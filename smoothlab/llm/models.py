@@ -181,6 +181,11 @@ def _reading(what: str, name: str) -> Iterator[None]:
         memory = isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__
         if isinstance(error, BadInput) or memory or "can't allocate memory" in str(error):
             raise
+        if words := hub.broke_off(error):
+            raise BadInput(
+                f"cannot load model '{name}': the download of its {what} broke off ({words}): try the same "
+                "command again"
+            ) from error
         why = f"its {what} cannot be had ({type(error).__name__}: {' '.join(str(error).split())}"[:200] + ")"
         hint = f"use {_CHOICES}"
         if Path(name).is_dir():

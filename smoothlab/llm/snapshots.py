@@ -2,13 +2,15 @@
 
 A snapshot holds named tensors and a state that JSON can hold (steps, sums, random seeds, the shape of an optimizer's
 state). It is written to a new file, which is forced to disk and only then renamed: whenever the process is killed or
-the disk is full, the snapshot before stays as it was. No pickle.
+the disk is full, the snapshot before stays as it was. A checksum of the state and of the tensors' names, types and
+shapes tells whether anybody has changed them; it leaves out the tensors' numbers, which would take long. No pickle.
 
 A folder holds the snapshots of one run. `after-00000012.safetensors` is where the run stood when its twelfth row was on
 record, so that a stopped run keeps twelve rows and goes on from there; `best-00000009.safetensors` are the best weights
 so far, found with the ninth.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -49,12 +51,15 @@ def write(path: Path, snapshot: Snapshot) -> None:
     try:
         room.mkdir(parents=True, exist_ok=True)
         tensors = {name: _own(tensor) for name, tensor in snapshot.tensors.items()}
-        save_file(tensors, room / path.name, metadata={"state": json.dumps(snapshot.state)})
+        state = json.dumps(snapshot.state)
+        save_file(tensors, room / path.name, metadata={"state": state, "sum": _sum(state, tensors)})
         force(room / path.name)
         (room / path.name).replace(path)
         force(path.parent)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(room, ignore_errors=True)
+        if not path.parent.is_dir():
+            raise BadInput(f"cannot write {path}: {reason(error)}; name a folder that can be made") from None
         raise BadInput(
             f"cannot write {path}: {reason(error)}; make room and start the same command again: it goes on from the "
             "last checkpoint, which is whole"
@@ -71,17 +76,26 @@ def read(path: Path) -> Snapshot:
     """The snapshot in a file that `write` wrote.
 
     Raises:
-        BadInput: the file cannot be read, or is none.
+        BadInput: there is no such file, it cannot be read, or it was changed.
     """
     from safetensors import safe_open
 
     try:
         with safe_open(path, "pt") as file:
-            state = json.loads((file.metadata() or {})["state"])
-            return Snapshot({name: file.get_tensor(name) for name in file.keys()}, state)  # noqa: SIM118, it is no dict
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
+        whole = metadata.get("sum") == _sum(metadata.get("state", ""), tensors)
+        why = "" if whole else "it is no checkpoint of smoothlab, or was changed since"
     except Exception as error:
-        why = "it is no checkpoint of smoothlab" if isinstance(error, KeyError) else str(error)
-        raise BadInput(f"cannot read {path}: {why}; delete the file, the run then starts before it") from None
+        why = f"it is damaged ({' '.join(str(error).split())})" if path.exists() else "there is no such file"
+    if why:
+        raise BadInput(f"cannot read {path}: {why}; put the file back, or delete {path.parent} to start again")
+    return Snapshot(tensors, json.loads(metadata["state"]))
+
+
+def _sum(state: str, tensors: Mapping[str, Tensor]) -> str:
+    told = sorted((name, str(tensor.dtype), list(tensor.shape)) for name, tensor in tensors.items())
+    return hashlib.sha256(json.dumps([state, told]).encode()).hexdigest()
 
 
 def pack(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
@@ -173,7 +187,8 @@ class Folder:
         """
         if self.path.exists() and not self.path.is_dir():
             raise BadInput(f"--checkpoint {self.path} is a file: name a folder")
-        found = sorted(int(path.stem.removeprefix("after-")) for path in self.path.glob("after-*.safetensors"))
+        names = (path.stem.removeprefix("after-") for path in self.path.glob("after-*.safetensors"))
+        found = sorted(int(name) for name in names if name.isascii() and name.isdecimal())  # others are not ours
         if found:
             self.get(self.after(found[-1]))
         return found

@@ -209,7 +209,10 @@ class Tuning:
 
     def _take(self, weights: Mapping[str, Tensor], those: Sequence[tuple[str, Tensor]]) -> None:
         if any(name not in weights or weights[name].shape != p.shape for name, p in those):
-            raise BadInput("the checkpoint's weights are of another model or PEFT method than this run's")
+            raise BadInput(
+                "the checkpoint's weights are of another model or PEFT method than this run's: give the --model that "
+                "it was made with, or name another --checkpoint folder"
+            )
         with torch.no_grad():
             for name, p in those:
                 p.copy_(weights[name])

@@ -69,7 +69,7 @@ def errors(said: str) -> list[str]:
         ("--method fo-peft --batch 5", "--batch 5 with 2 processes: use a multiple of 2"),
         ("--dry-run --batch 5", "--batch 5 with 2 processes: use a multiple of 2"),
         ("--method none", "--method none is unknown"),
-        ("--steps 0 --save /proc/none", "cannot write --save /proc/none: No such file or directory; name another"),
+        ("--checkpoint /proc/none", "/proc/none/best-00000001.safetensors: No such file or directory; name a folder"),
     ],
 )
 def test_an_error_is_told_once(folder: Path, tmp_path: Path, options: str, words: str) -> None:

@@ -128,7 +128,7 @@ def test_a_file_of_sentences_is_asked_with_verbalizers(tmp_path: Path) -> None:
         == load_choices(str(path), verbalizers=("a", "b", "c")).test
     )
     assert "a tenth of" in found.served
-    with pytest.raises(BadInput, match="has 3 classes and 0 different verbalizers: give each class its own word"):
+    with pytest.raises(BadInput, match="has 3 classes and no verbalizers: give each class its own word"):
         load_choices(str(path))
     with pytest.raises(BadInput, match="the prompt 'Review:' has no place for the text: write {sentence}"):
         load_choices(str(path), template="Review:", verbalizers=("a", "b", "c"))

@@ -140,6 +140,10 @@ def load_choices(
 
 
 def _unknown(name: str, names: Collection[str]) -> str:
+    if Path(name).is_dir():
+        return f"--data {name} is a folder: name a .jsonl or .jsonl.gz file in it, or a task with --data-dir {name}"
+    if Path(name).is_file():
+        return f"--data {name} does not end in .jsonl or .jsonl.gz: write it as JSON Lines, and name it so"
     near = difflib.get_close_matches(name, names, 1)
     hint = f"did you mean {near[0]}? " if near else ""
     return f"task '{name}' is unknown: {hint}use {', '.join(names)}, or a file ending in .jsonl or .jsonl.gz"

@@ -40,7 +40,8 @@ def rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         what = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         where = f" after line {number}" if number else ""
-        raise BadInput(f"cannot read {path}{where}: {what}; give a whole {form}") from None
+        fix = "check the name" if isinstance(error, FileNotFoundError) else f"give a whole {form}"
+        raise BadInput(f"cannot read {path}{where}: {what}; {fix}") from None
     if not found:
         raise BadInput(f'{path} is empty: give lines like {{"sentence": "fine", "label": 1}}')
     return found
@@ -50,8 +51,12 @@ def _object(line: str, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:  # thousands of digits, or of brackets, raise others than its own
-        why = getattr(error, "msg", "a number too long, or too many brackets")
-        raise BadInput(f"{where} is not JSON ({why}): mend or delete the line") from None
+        why = "a number too long, or too many brackets"
+        if isinstance(error, json.JSONDecodeError):
+            why = f"{error.msg.removesuffix(' at')} at character {error.colno}"
+        if line.endswith("\n"):
+            raise BadInput(f"{where} is not JSON ({why}): mend or delete the line") from None
+        raise BadInput(f"{where}, the last line, is cut off ({why}): give a whole file, or delete the line") from None
     if not isinstance(row, dict):
         raise BadInput(f'{where} is not a JSON object: write {{"sentence": ..., "label": 0}}')
     return row
@@ -64,8 +69,9 @@ def read(path: Path) -> list[tuple[str, int]]:
         BadInput: names the file, the line and what is wrong with it.
     """
     pairs = [_pair(row, where) for where, row in rows(path)]
-    missing = set(range(max(label for _, label in pairs) + 1)) - {label for _, label in pairs}
-    if missing:
+    found = {label for _, label in pairs}
+    missing = set(range(max(found) + 1)) - found
+    if missing and len(found) > 1:  # who asked for the pairs says that a single class is too few
         raise BadInput(f"{path} has no example with label {min(missing)}: number the classes 0, 1, ... without gaps")
     return pairs
 
@@ -75,9 +81,13 @@ def _pair(row: Row, where: str) -> tuple[str, int]:
         sentence = text(row, "text" if "text" in row and "sentence" not in row else "sentence")
     except ValueError as error:
         raise BadInput(f"{where} {error}") from None
-    number = row.get("label")
+    if "label" not in row:
+        raise BadInput(f'{where} has no label: give a whole number, from 0, in the field "label"')
+    number = row["label"]
     if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < 1000:
-        raise BadInput(f"{where} has label {json.dumps(number)[:20]}: labels are whole numbers from 0, below 1000")
+        quoted = isinstance(number, str) and number.isdecimal()
+        fix = "write it without quotes" if quoted else "number the classes 0, 1, ..., below 1000"
+        raise BadInput(f"{where} has label {json.dumps(number)[:20]}: {fix}")
     return sentence, number
 
 
@@ -111,14 +121,17 @@ def sentences(
     """Labelled sentences as choices between the verbalizers of their classes, or between their numbers without."""
     if "{sentence}" not in template:
         raise BadInput(f"the prompt '{template[:40]}' has no place for the text: write {{sentence}} where it goes")
-    classes = max(number for _, number in pairs) + 1
+    if len(labels := {number for _, number in pairs}) < 2:
+        raise BadInput(f"{name} has no label but {min(labels)}: give examples of at least two classes")
+    classes = max(labels) + 1
     if verbalizers is None:
         verbalizers = tuple(map(str, range(classes)))
     words = tuple(verbalizers) or (VERBALIZERS if classes == 2 else ())
     if len(words) != classes or len(set(words)) != classes or not all(word.strip() for word in words):
+        there = f"{len(set(words))} different verbalizers" if words else "no verbalizers"
         raise BadInput(
-            f"{name} has {classes} classes and {len(set(words))} different verbalizers: give each class its own word "
-            "(--verbalizers WORD WORD ...), or use --head classifier"
+            f"{name} has {classes} classes and {there}: give each class its own word (--verbalizers WORD WORD ...), or "
+            "use --head classifier"
         )
     after = "" if template[-1:].isspace() else " "
     words = tuple(word if word[0].isspace() else after + word for word in words)
@@ -134,7 +147,7 @@ def _choice(row: Row) -> Choice:
     for candidate in candidates:
         text({"candidates": candidate}, "candidates")
     if len(set(candidates)) < len(candidates):
-        raise ValueError("has a candidate twice: no score could part them")
+        raise ValueError("has a candidate twice, and no score could part them: give different ones")
     return Choice(row["prompt"], tuple(candidates), label(row, len(candidates)))
 
 

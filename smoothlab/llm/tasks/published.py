@@ -22,6 +22,8 @@ def place(task: Task, split: str, folder: Path) -> Path:
     for candidate in (where / name for name in packed for where in (folder / task.name, folder)):
         if candidate.exists():
             return candidate
+    if (own := folder / task.name).is_dir():
+        raise BadInput(f"{own} has no {' or '.join(names)}, packed (.gz) or not: put the {split} split there")
     raise BadInput(f"no {task.name}/{names[0]} in {folder}: give --data-dir the folder that holds {task.name}/")
 
 
