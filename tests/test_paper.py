@@ -52,7 +52,7 @@ def test_d4_step_sees_rounding_of_micro() -> None:
     loss = fixed_loss(lambda: loaded.model(**inputs).loss, loaded.model)
     base = partition(loaded.model)["base"]
     (printed,) = paper(loss, [base], batch=8, probes=4)
-    exact = next(row for row in careful(loss, [base], precision=0.1) if row["quantity"] == "frobenius")
+    exact = next(row for row in careful(loss, [base], precision=0.2) if row["quantity"] == "frobenius")
     assert printed["flag"] == "below floor"
     assert printed["normalized"] > 1.2 * exact["high"]
 

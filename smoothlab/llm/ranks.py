@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+SHORTEST = 4
+"""Steps of the shortest run in which ranks are given up: half of one that is shorter leaves no step to judge by."""
 _MEANS = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 
 
@@ -27,7 +29,7 @@ def after_step(model: nn.Module, step: int, total: int) -> None:
     To be called after the optimizer's update number `step`, counted from 1, of `total`, while the gradients are there.
     """
     inner = _adalora(model)
-    if inner is None:
+    if inner is None or total < SHORTEST:
         return
     config = inner.peft_config[inner.trainable_adapter_name]
     config.total_step, config.tinit, config.tfinal = total, total // 10, total - total // 2

@@ -393,7 +393,7 @@ def test_classes_of_a_file_have_words_and_a_prompt_of_the_users(tmp_path: Path) 
     path = tmp_path / "three.jsonl"
     path.write_text("".join(json.dumps({"sentence": f"film {k}", "label": k % 3}) + "\n" for k in range(60)))
     asked = Finetune(data=str(path), train=12, dev=4, test=4, batch=4, steps=0)
-    with pytest.raises(BadInput, match="has 3 classes and 0 different verbalizers: .*--verbalizers WORD"):
+    with pytest.raises(BadInput, match="has 3 classes and no verbalizers: .*--verbalizers WORD"):
         asked.setup()
     setup = replace(asked, verbalizers=("bad", "plain", "good"), template="On {sentence}:").setup()
     tokenizer = load_lm("micro", seed=0).tokenizer

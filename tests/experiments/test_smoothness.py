@@ -57,11 +57,11 @@ def test_a_stopped_run_ends_as_an_undisturbed_one(tmp_path: Path, keep: bool) ->
 
 
 def test_killed_runs_end_as_an_undisturbed_one(tmp_path: Path) -> None:
-    """SIGKILL at three moments of a run of 30 points."""
+    """SIGKILL at three moments of a run of 12 points."""
     command = [sys.executable, "-m", "tests.experiments.toy"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     killed, whole = tmp_path / "killed.jsonl", tmp_path / "whole.jsonl"
-    for wanted in (5, 80, 190):
+    for wanted in (5, 40, 90):
         child = subprocess.Popen([*command, str(killed), "--keep", str(tmp_path / "kept")], env=environment)
         while child.poll() is None and (not killed.exists() or killed.read_bytes().count(b"\n") < wanted):
             time.sleep(0.005)
@@ -71,7 +71,7 @@ def test_killed_runs_end_as_an_undisturbed_one(tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        full = Toy(steps=300, points=30, protocol="careful")
+        full = Toy(steps=120, points=12, protocol="careful")
         run(replace(full, keep_weights=tmp_path / "kept"), killed)
         run(full, whole)
     finally:

@@ -237,6 +237,17 @@ def test_the_schedule_of_other_methods_is_empty() -> None:
     ranks.restore(model, {})
 
 
+@pytest.mark.parametrize("total", [1, 2, 3])
+def test_the_shortest_runs_keep_adaloras_ranks(total: int) -> None:
+    """Half of such a run is no step: peft's masking would look for means that nothing has been added to."""
+    model = attached("adalora", "opt")
+    before = {n: p.detach().clone() for n, p in model.named_parameters() if "lora_E" in n}
+    for step in range(1, total + 1):
+        choice_loss(model, batch(ITEMS["verbalizer"], range(4))).backward()
+        ranks.after_step(model, step, total)
+    assert before and all(p.equal(before[n]) for n, p in model.named_parameters() if n in before)
+
+
 def test_adaloras_penalty_is_no_part_of_the_loss() -> None:
     """peft adds it to losses that the model computes itself; ours are -s and cross entropies of its logits."""
     model = attached("adalora", "opt")
