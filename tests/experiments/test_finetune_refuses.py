@@ -267,8 +267,11 @@ def test_damaged_checkpoints(said: Said, stopped: Path, damage: str) -> None:
 def test_damaged_seed_logs(said: Said, stopped: Path, do: Callable[[Path], Any], told: str) -> None:
     shutil.copytree(stopped / "keptlog", "keptlog")
     shutil.copy(stopped / "stoppedlog.jsonl", "run.jsonl")
-    do(Path("keptlog/zeroth-000.log"))
+    log = Path("keptlog/zeroth-000.log")
+    do(log)
+    content = log.read_bytes() if log.exists() else None
     assert told in said("--checkpoint log:keptlog")
+    assert content == (log.read_bytes() if log.exists() else None)
     assert len(rows_of(Path("run.jsonl"))) == 3
 
 
