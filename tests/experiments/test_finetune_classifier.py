@@ -64,7 +64,10 @@ def parts(names: set[str]) -> set[str]:
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "bart"])
+@pytest.mark.parametrize(
+    "kind",
+    ["opt", "bert", *(pytest.param(k, marks=pytest.mark.slow) for k in KINDS if k not in ("opt", "bert", "bart"))],
+)
 def test_what_a_method_trains_moves_and_nothing_else(folder: Path, kind: str, method: str) -> None:
     """All of it moves; ESM's contact head, which a classifier does not use, moves by zeroth-order steps at most."""
     setup = started(configured(folder, kind, method=method, eta_y=0.01))
@@ -119,14 +122,20 @@ def test_the_loss_falls_on_the_training_data(folder: Path, kind: str, method: st
 
 
 SAVED = [
-    *((kind, method, "auto") for kind in ("opt", "bert") for method in METHODS),
+    *(("opt", method, "auto") for method in METHODS), ("bert", "hybrid", "auto"), ("roberta", "hybrid", "ia3"),
+    ("bert", "hybrid", "prompt"), ("opt", "hybrid", "prefix"),
+]  # fmt: skip
+LONGER = [
+    *(("bert", method, "auto") for method in METHODS if method != "hybrid"),
     *((kind, method, "auto") for kind in ("llama", "roberta", "bart") for method in METHODS[:2]),
-    *((kind, method, "prompt") for kind in ("opt", "bert") for method in METHODS[:2]),
-    ("opt", "hybrid", "prefix"), ("roberta", "hybrid", "ia3"), ("bert", "hybrid", "ia3"), ("llama", "hybrid", "prompt"),
+    ("opt", "hybrid", "prompt"), ("opt", "fo-peft", "prompt"), ("bert", "fo-peft", "prompt"), ("bert", "hybrid", "ia3"),
+    ("llama", "hybrid", "prompt"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("kind", "method", "peft"), SAVED)
+@pytest.mark.parametrize(
+    ("kind", "method", "peft"), [*SAVED, *(pytest.param(*case, marks=pytest.mark.slow) for case in LONGER)]
+)
 def test_saved_classifiers_load_in_plain_peft_and_transformers(
     folder: Path, tmp_path: Path, kind: str, method: str, peft: str
 ) -> None:

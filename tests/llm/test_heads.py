@@ -153,5 +153,5 @@ def test_a_file_of_classes_needs_no_words(tmp_path: Path) -> None:
     found = load_choices(str(path), verbalizers=None)
     assert {item.candidates for item in found.train} == {(" 0", " 1", " 2", " 3")} and found.kind == "verbalizer"
     assert {item.sentence for item in found.train} < {f"film {i}" for i in range(40)}
-    with pytest.raises(BadInput, match="has 4 classes and 0 different verbalizers: .*, or use --head classifier"):
+    with pytest.raises(BadInput, match="has 4 classes and no verbalizers: .*, or use --head classifier"):
         load_choices(str(path))
