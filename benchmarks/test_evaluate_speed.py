@@ -4,7 +4,8 @@
 --repetitions 2 --items 50 --out FILE` is a short look. Everything is a ratio within one run: a repetition times the
 ways one after another on the same items, the batches before and after. The slow ways are `accuracy_one_by_one`, on
 tokens that are there, and the same with prompts and candidates tokenized on the way, as public code does each time.
-"arithmetic" is the most that batches could gain over the first if they ran at the speed of one large matrix product.
+"arithmetic" is what batches of whole rows could gain over the first at the speed of one large matrix product; rows that
+begin alike are read once, which is not in it.
 """
 
 import argparse
