@@ -73,7 +73,9 @@ def test_a_run_has_its_rows_and_tests_the_best_weights_once(tmp_path: Path, meth
     assert best["dev_loss"] < dev[0]["dev_loss"] and best["correct"] > dev[0]["correct"]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", [pytest.param(one, marks=pytest.mark.slow) if one in ("zo", "linear") else one for one in METHODS]
+)
 def test_a_stopped_run_ends_as_an_undisturbed_one(tmp_path: Path, method: str) -> None:
     """Stopped after any row, before or after its snapshot, halfway through a line: rows and snapshots are the same."""
     whole = kept_in(METHODS[method], tmp_path / "whole")
@@ -141,7 +143,11 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_is_gone_on_from(tmp_pat
 
 
 @pytest.mark.parametrize(
-    "toy", [Toy(method="fo-full", eta_x=1.0), Toy(method="zo", eta_x=0.04, q=8, checkpoint=Path("log:"))]
+    "toy",
+    [
+        Toy(method="fo-full", eta_x=1.0),
+        pytest.param(Toy(method="zo", eta_x=0.04, q=8, checkpoint=Path("log:")), marks=pytest.mark.slow),
+    ],
 )
 def test_patience_ends_a_trial_and_the_best_weights_are_tested(tmp_path: Path, toy: Toy) -> None:
     """A run that ends at the best step tests the same weights, though it never left them."""
