@@ -13,7 +13,7 @@ import torch
 from smoothlab import records, seedlog
 from smoothlab.llm.snapshots import Folder
 from smoothlab.optim import HybridSGD
-from tests.experiments.command import Plant, dies, ended, forked, tiny_model, write_sentences
+from tests.experiments.command import Plant, dies, ended, forked
 from tests.experiments.test_finetune import rows_of
 
 OPTIONS = "--train 24 --dev 8 --test 4 --batch 4 --eval-every 4 --patience 0 --mu 0.03 --steps 24"
@@ -53,14 +53,6 @@ PLACES: dict[str, Plant] = {
 """Each process goes on from what the killed one before has left."""
 FEW = ["within a step, x moved and y not", "within a snapshot", "after its renaming"]
 FEW_LOGGED = ["within an entry of the seed log", "before the snapshots of earlier rows are deleted"]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("finetune")
-    tiny_model(place / "model")
-    write_sentences(place / "data.jsonl")
-    return place
 
 
 def command(folder: Path, name: str, place: Path, log: str = "") -> list[str]:

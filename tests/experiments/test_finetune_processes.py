@@ -17,19 +17,11 @@ import torch
 
 from smoothlab.llm import processes
 from smoothlab.optim import HybridSGD
-from tests.experiments.command import Plant, dies, ended, forked, tiny_model, write_sentences
+from tests.experiments.command import Plant, dies, ended, forked
 from tests.experiments.test_finetune import rows_of
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = "--train 24 --dev 8 --test 4 --batch 4 --eval-every 4 --patience 0 --mu 1e-2 --dtype float64"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("finetune")
-    tiny_model(place / "model")
-    write_sentences(place / "data.jsonl")
-    return place
 
 
 @pytest.fixture(autouse=True)

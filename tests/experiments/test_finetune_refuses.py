@@ -19,19 +19,10 @@ import safetensors.torch
 import torch
 
 from smoothlab.__main__ import main
-from tests.experiments.command import tiny_model, write_sentences
 from tests.experiments.test_finetune import rows_of
 
 OPTIONS = "--train 24 --dev 8 --test 4 --batch 4 --eval-every 2 --patience 0 --steps 4"
 Said = Callable[..., str]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("finetune")
-    tiny_model(place / "model")
-    write_sentences(place / "data.jsonl")
-    return place
 
 
 @pytest.fixture
