@@ -4,8 +4,8 @@
 --repetitions 2 --items 50 --out FILE` is a short look. Everything is a ratio within one run: a repetition times the
 ways one after another on the same items, the batches before and after. The slow ways are `accuracy_one_by_one`, on
 tokens that are there, and the same with prompts and candidates tokenized on the way, as public code does each time.
-"arithmetic" is what batches of whole rows could gain over the first at the speed of one large matrix product; rows that
-begin alike are read once, which is not in it.
+"arithmetic" is what could be gained if the products of the batches, every beginning read once, ran as fast as one large
+matrix product and nothing else took time: attention, activations and Python are not in it.
 """
 
 import argparse
@@ -22,6 +22,7 @@ import torch
 from benchmarks.timing import ratio_row, timed
 from smoothlab.llm.evaluate import accuracy, accuracy_one_by_one, encode
 from smoothlab.llm.models import load_lm
+from smoothlab.llm.prefixes import trees
 from smoothlab.llm.tasks import CHOICES, load_choices
 from smoothlab.records import Row, environment, load, run
 
@@ -86,14 +87,21 @@ class EvaluateSpeed:
             yield ratio_row(way, found, seconds, target=target, unit="times", **told)
 
     def _least(self, model: Any, items: Any) -> float:
-        """Seconds for 2 d operations a token of every different row, d the weights of the layers, at full speed."""
-        layers = sum(p.numel() for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n)
-        rows = {
-            (i, c + t[:-1]) for i, (c, ts) in enumerate(zip(items.contexts, items.options, strict=True)) for t in ts
-        }
+        """Seconds for the products alone, 2 operations a weight, token and layer, at the speed of a large one."""
+        found = trees(items)
+        tokens = sum(len(tree.tokens) for tree in found)
+        places = sum(len({node for _, nodes, _ in tree.scored for node in nodes}) for tree in found)
+        last = f"layers.{model.config.num_hidden_layers - 1}."
+        products = 0
+        for name, weight in model.named_parameters():
+            if weight.ndim == 2 and "embed_positions" not in name:
+                behind = (
+                    "embed_tokens" in name or last in name and not name.endswith(("k_proj.weight", "v_proj.weight"))
+                )
+                products += weight.numel() * (places if behind else tokens)
         a = torch.randn(1024, 1024)
         speed = 2 * 1024**3 / min(timed(lambda: a @ a) for _ in range(5))
-        return sum(2 * layers * len(row) for _, row in rows) / speed
+        return 2 * products / speed
 
 
 def table(path: Path) -> str:

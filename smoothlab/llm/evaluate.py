@@ -11,7 +11,7 @@ the last case: an item's weight then depends on its batch.) The vocabulary head 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from inspect import signature
 from typing import Any
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from smoothlab.errors import BadInput
 from smoothlab.intervals import LEVEL
-from smoothlab.llm import prefixes
+from smoothlab.llm import lastlayer, prefixes
 from smoothlab.llm.encoding import MULTIPLE, Encoded, Tokens, batch, encode
 
 __all__ = [
@@ -203,7 +203,8 @@ def _logits(model: nn.Module, minibatch: Mapping[str, Tensor]) -> Tensor:
 
     handle = base.get_output_embeddings().register_forward_pre_hook(gather)
     try:
-        return _forward(model, base, minibatch).logits[0]
+        with lastlayer.only(base, row, back) if "last" in minibatch else nullcontext():
+            return _forward(model, base, minibatch).logits[0]
     finally:
         handle.remove()
 

@@ -14,14 +14,15 @@ import torch
 from torch import Tensor
 
 from smoothlab.llm.encoding import Encoded, Tokens, shared_start
+from smoothlab.llm.lastlayer import LAYERS
 
-SIZE = 96
-"""Tokens of a tree, at most, where a single row has no more: attention costs as their square."""
-FAMILIES = ("gpt2", "gpt_neox", "llama", "opt", "qwen2", "qwen3")
-"""Model types whose attention takes any mask and any positions; tests hold their scores to those of single rows."""
+SIZE = 128
+"""Tokens of a tree beside what all rows begin with: attention costs as their square, small ones fill up badly."""
 
 Owner = tuple[int, int]
 """Item and candidate."""
+Row = tuple[Tokens, int, int]
+"""What is read, item and candidate."""
 
 
 @dataclass
@@ -52,7 +53,7 @@ def fits(model: Any, base: Any) -> bool:
     windows = {"full_attention", *(getattr(config, "layer_types", None) or ())} != {"full_attention"}
     adapter = str(getattr(getattr(model, "active_peft_config", None), "peft_type", ""))
     return (
-        config.model_type in FAMILIES
+        config.model_type in LAYERS
         and config._attn_implementation in ("eager", "sdpa")
         and not windows
         and "ADAPTION_PROMPT" not in adapter  # its attention has a mask of its own
@@ -60,23 +61,50 @@ def fits(model: Any, base: Any) -> bool:
 
 
 def trees(encoded: Encoded, size: int = SIZE) -> list[Tree]:
-    """The rows (prompt and candidate less its last token) of all candidates, in trees of at most `size` tokens.
+    """The rows (prompt and candidate less its last token) of all candidates, in trees of nearly one size.
 
-    A row that is longer has a tree of its own, with what shares it whole. Smaller trees come first.
+    A tree has at most `size` tokens beside those that all rows begin with, but for one of a single longer row and what
+    shares it whole. Smaller trees come first.
     """
     rows = sorted(
         (context + tail[:-1], number, place)
         for number, (context, tails) in enumerate(zip(encoded.contexts, encoded.options, strict=True))
         for place, tail in enumerate(tails)
     )
-    found, path = [Tree()], list[int]()
-    before: Tokens = ()
+    found = (_tree(sorted(part), encoded) for part in _packed(_groups(rows, size), size))
+    return sorted(found, key=lambda tree: len(tree.tokens))
+
+
+def _groups(rows: Sequence[Row], size: int) -> list[tuple[int, list[Row]]]:
+    """Sorted rows that begin alike, together as far as they fit, and how many tokens that is beside the common ones."""
+    common = shared_start(rows[0][0], rows[-1][0])
+    found, before = list[tuple[int, list[Row]]](), Tokens()
+    for row in rows:
+        shared, length = shared_start(before, row[0]), len(row[0])
+        used = found[-1][0] + length - shared if found else 0
+        if not found or shared < length and (shared <= common or used > size):
+            found.append((length - common, [row]))
+        else:
+            found[-1] = used, [*found[-1][1], row]
+        before = row[0]
+    return found
+
+
+def _packed(groups: Sequence[tuple[int, list[Row]]], size: int) -> Iterator[list[Row]]:
+    """Groups put together where they fill best, large ones first."""
+    room: list[list[list[Row]]] = [[] for _ in range(size + 1)]  # parts by what they can still take
+    for used, group in sorted(groups, key=lambda each: -each[0]):
+        free = next((free for free in range(used, size + 1) if room[free]), None)
+        part = [] if free is None else room[free].pop()
+        room[max(0, (size if free is None else free) - used)].append(part + group)
+    for parts in room:
+        yield from parts
+
+
+def _tree(rows: Sequence[Row], encoded: Encoded) -> Tree:
+    tree, path, before = Tree(), list[int](), Tokens()
     for row, number, place in rows:
-        tree, shared = found[-1], shared_start(before, row)
-        new = len(row) - shared
-        if new and tree.tokens and len(tree.tokens) + new > size:
-            tree, shared, path = Tree(), 0, []
-            found.append(tree)
+        shared = shared_start(before, row)
         path = [*path[:shared], *range(len(tree.tokens), len(tree.tokens) + len(row) - shared)]
         tree.tokens += row[shared:]
         tree.depths += range(shared, len(row))
@@ -86,7 +114,7 @@ def trees(encoded: Encoded, size: int = SIZE) -> list[Tree]:
         tail = encoded.options[number][place]
         tree.scored.append(((number, place), path[len(row) - len(tail) :], tail))
         before = row
-    return sorted(found, key=lambda tree: len(tree.tokens))
+    return tree
 
 
 def batches(encoded: Encoded, tokens: int, device: Any = "cpu") -> Iterator[tuple[dict[str, Tensor], list[Owner]]]:

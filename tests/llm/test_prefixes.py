@@ -2,12 +2,14 @@
 
 import itertools
 from dataclasses import replace
+from os.path import commonprefix
 
 import pytest
 import torch
 
 from smoothlab.llm import prefixes
 from smoothlab.llm.evaluate import Encoded, accuracy, accuracy_one_by_one
+from smoothlab.llm.lastlayer import LAYERS
 from tests.llm.tiny import encoded, other_family, tiny_lm
 
 EPS = torch.finfo(torch.float32).eps
@@ -43,8 +45,8 @@ def test_what_a_token_sees_is_its_row(name: str, size: int) -> None:
                 assert seen[:2] == [0, 1]  # the virtual tokens
                 assert [tree.tokens[i - 2] for i in seen[2:]] == list(row[: len(row) - len(tail) + k])
                 assert positions[0][seen].tolist() == list(range(len(seen)))
-    longest = max(len(c) + len(t) - 1 for c, ts in zip(items.contexts, items.options, strict=True) for t in ts)
-    assert max(len(tree.tokens) for tree in found) <= max(size, longest)
+    rows = [c + t[:-1] for c, ts in zip(items.contexts, items.options, strict=True) for t in ts]
+    assert max(len(tree.tokens) for tree in found) <= max(size + len(commonprefix(rows)), max(map(len, rows)))
 
 
 def test_beginnings_are_read_once() -> None:
@@ -56,8 +58,18 @@ def test_beginnings_are_read_once() -> None:
     assert len(tree.tokens) == len(beginnings) < sum(map(len, rows)) / 3
 
 
+def test_trees_are_full() -> None:
+    """Rows of mixed lengths with nothing in common but their first token: little is left of any tree but one."""
+    lengths = torch.randint(5, 60, (200,), generator=torch.Generator().manual_seed(0)).tolist()
+    contexts = tuple((0, *range(1000 * k, 1000 * k + length)) for k, length in enumerate(lengths, 1))
+    items = Encoded(contexts, tuple(((1,), (2,)) for _ in contexts), (0,) * len(contexts), "verbalizer", 1)
+    found = [len(tree.tokens) for tree in prefixes.trees(items, 100)]
+    assert sum(found) == sum(lengths) + len(found)  # the first token stands in each of them
+    assert len(found) <= sum(lengths) / 100 + 2
+
+
 @pytest.mark.parametrize("size", [4, 20, 128])
-@pytest.mark.parametrize("family", prefixes.FAMILIES)
+@pytest.mark.parametrize("family", LAYERS)
 def test_trees_score_as_single_rows(family: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_lm(family) if family in ("opt", "llama") else other_family(family)
     assert prefixes.fits(model, model)
