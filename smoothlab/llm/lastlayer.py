@@ -38,9 +38,10 @@ class _Keeper:
         self.before = before
         self.kept: tuple[Tensor, Tensor] | None = None
 
-    def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+    def update(self, keys: Tensor, values: Tensor, *more: Any) -> tuple[Tensor, Tensor]:
+        """As of transformers' caches; `more` is the layer's number and what a version adds to it."""
         if self.kept is None:
-            self.kept = (keys, values) if self.before is None else self.before.update(keys, values, layer)
+            self.kept = (keys, values) if self.before is None else self.before.update(keys, values, *more)
             raise _Kept
         return self.kept
 
@@ -78,10 +79,11 @@ def only(base: Any, row: Tensor, back: Tensor) -> Iterator[None]:
             named["position_ids"] = positions.expand(len(hidden), -1)[rows, place]
         return (hidden[rows, place],), named
 
-    def spread(layer: Any, args: tuple[Any, ...], found: Tensor) -> Tensor:
-        whole = found.new_zeros(len(found), length.pop(), found.shape[-1])
-        whole[rows, whole.shape[1] - backs] = found
-        return whole
+    def spread(layer: Any, args: tuple[Any, ...], found: Any) -> Any:
+        first = found[0] if isinstance(found, tuple) else found  # some versions of transformers put more behind it
+        whole = first.new_zeros(len(first), length.pop(), first.shape[-1])
+        whole[rows, whole.shape[1] - backs] = first
+        return (whole, *found[1:]) if isinstance(found, tuple) else whole
 
     length: list[int] = []
     last = attrgetter(LAYERS[base.config.model_type])(base)[-1]
