@@ -4,12 +4,13 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow bench lint
+.PHONY: help demo test check slow bench lint
 
 help:
 	@echo "make demo    Fig. 1a, 1b and 3, the estimators and the rates on the built-in model and data, into out/demo/ (open index.html); about 4 minutes"
 	@echo "make test    tests, ruff, mypy, import-linter; about 4 minutes"
-	@echo "make slow    the long tests too"
+	@echo "make check   the longer tests that CI runs after make test; about 10 minutes"
+	@echo "make slow    every test, those of minutes too"
 	@echo "make bench   speed against other Hessian tools and against a literal zeroth-order loop; about 20 minutes"
 	@echo "make lint    ruff, mypy, import-linter only"
 	@echo "The first of them makes .venv (Python 3.11 or newer; a few minutes). Another Python: make test PYTHON=python3.12"
@@ -42,6 +43,9 @@ test: $(STAMP)
 	@$(LINT) \
 	echo "== pytest"; $(BIN)/python -m pytest -n auto --maxprocesses 2 --dist worksteal || status=1; \
 	if [ $$status != 0 ]; then echo "make test: FAILED (see above)" >&2; fi; exit $$status
+
+check: $(STAMP)
+	@$(BIN)/python -m pytest -n auto --maxprocesses 2 --dist worksteal -m "check and not slow and not gpu and not network"
 
 slow: $(STAMP)
 	@$(BIN)/python -m pytest -n auto --maxprocesses 2 --dist worksteal -m "not gpu and not network"
