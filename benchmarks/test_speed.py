@@ -36,7 +36,8 @@ from benchmarks.timing import ratio_row, timed
 from smoothlab.blocks import Block, Loss, fixed_loss, norm
 from smoothlab.deflation import gram_matrix
 from smoothlab.directions import draw
-from smoothlab.hessian import DifferenceHessian, ExactHessian, gradient
+from smoothlab.gradients import gradient
+from smoothlab.hessian import DifferenceHessian, ExactHessian
 from smoothlab.intervals import effective_rank
 from smoothlab.llm.adapters import attach
 from smoothlab.llm.models import load_classifier

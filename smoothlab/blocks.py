@@ -225,22 +225,26 @@ def fixed_loss(compute: Loss, module: nn.Module, *, train: bool = False, seed: i
 
     eval mode by default; with train=True dropout is on and its mask is the same at every call, fixed by `seed`.
     """
+    modules = list(module.modules())  # walking a transformer takes a quarter of a small one's forward pass
+    devices = list({p.device for p in module.parameters() if p.device.type == "cuda"})
 
     def loss() -> Tensor:
-        flags = [(m, m.training) for m in module.modules()]
+        flags = [m.training for m in modules]
+        changes = not all(flag == train for flag in flags)
         buffers = [(b, b.data) for b in module.buffers()] if train else []
         for buffer, kept in buffers:
             buffer.data = kept.clone()  # what compute() writes to, and autograd remembers, is not the module's own
-        devices = {p.device for p in module.parameters() if p.device.type == "cuda"}
-        with torch.random.fork_rng(devices=list(devices)):
+        with torch.random.fork_rng(devices=devices):
             try:
-                module.train(train)
+                if changes:
+                    module.train(train)
                 torch.manual_seed(seed)
                 return compute()
             finally:
                 for buffer, kept in buffers:
                     buffer.data = kept
-                for m, flag in flags:
-                    m.training = flag
+                if changes:
+                    for m, flag in zip(modules, flags, strict=True):
+                        m.training = flag
 
     return loss

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from smoothlab.blocks import dot
 from smoothlab.directions import draw
+from smoothlab.errors import BadInput
 from smoothlab.hessian import Hessian
 from smoothlab.intervals import Interval, effective_rank, sum_of_squares
 
@@ -123,6 +124,7 @@ class Deflation:
         self.basis = Basis(self.block.dim, self.block.params[0])
         self.seed, self.draws, self.hvps, self.lanczos = seed, 0, 0, 0
         self.columns: list[np.ndarray] = []  # column j of T down to its diagonal
+        self.followed: list[float] = []  # by Lanczos: ||(I - Q'Q) H q_j|| where q_{j+1} is its direction, else 0
         self.captured = 0.0  # ||H Q'||_F^2
         self.noise = 0.0  # relative rounding error of a product
         self.cross_known = dict.fromkeys(others, 0.0)
@@ -143,6 +145,11 @@ class Deflation:
     def _product(self, v: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         image, *crossed = self.hessian.product(v, self.name, [self.name, *self.others])
         self.hvps += 1
+        if not all(bool(torch.isfinite(vector.sum())) for vector in (image, *crossed)):
+            raise BadInput(
+                f"a Hessian-vector product of block '{self.name}' is not finite: the loss has no second derivative "
+                "here (a norm or a root of 0), or numbers overflow; move the weights, or use a wider --dtype"
+            )
         return image, dict(zip(self.others, crossed, strict=True))
 
     def _outside(self, name: str, cross: Tensor) -> float:
@@ -178,10 +185,15 @@ class Deflation:
         At most as many as the block has dimensions: a block of at most `steps` is taken whole.
         """
         most = min(steps, self.block.dim)
-        self.basis.reserve(most)
+        self.basis.reserve(min(most + 1, self.block.dim))  # and a direction of the self-checks
         found: tuple[Tensor, Projection] | None = None
         while self.basis.size < most:
-            found = self.deflate(*found) if found else self.deflate(self._draw())
+            if found is None:
+                found = self.deflate(self._draw())
+                continue
+            remainder = found[1].after
+            found = self.deflate(*found)
+            self.followed.append(remainder if found else 0.0)
         self.lanczos = self.basis.size
 
     @property
@@ -220,6 +232,28 @@ class Deflation:
         for j, column in enumerate(self.columns):
             t[: j + 1, j] = t[j, : j + 1] = column
         return t
+
+    def asymmetry(self) -> float:
+        """||T - T'||_F over the entries of both triangles that are known, relative to ||H Q'||_F; no product is spent.
+
+        After Lanczos, H q_j = sum_{i <= j} T_ij q_i + t_j q_{j+1}: below the diagonal stands t_j, then only 0. The last
+        Lanczos vector, whose remainder did not join Q, is left out.
+        """
+        squares = 0.0
+        for j, below in enumerate(self.followed):
+            right = np.array([column[j] for column in self.columns[j + 1 :]])
+            right[0] -= below
+            squares += float(right @ right)
+        return (squares / self.captured) ** 0.5 if self.captured > 0.0 else 0.0
+
+    def in_full_space(self, coefficients: np.ndarray) -> Tensor:
+        """Q'c, flat [dim], for c [k]."""
+        return self.basis.rows.T @ torch.as_tensor(coefficients).to(self.basis.rows)
+
+    def form(self, v: Tensor) -> float:
+        """The quadratic form v'Hv for a check: its product counts, and tells the estimate nothing."""
+        self.hvps += 1
+        return dot(v, self.hessian.product(v, self.name, [self.name])[0])
 
     def frobenius_squared(self) -> tuple[Interval, Interval]:
         """Intervals of ||H||_F^2 and of its probed part ||B||_F^2."""

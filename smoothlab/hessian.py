@@ -14,6 +14,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from smoothlab.blocks import Block, Loss, Shift, by_name, dot, flatten, in_passes, norm
 from smoothlab.errors import BadInput
+from smoothlab.gradients import LossAtPoint, block_gradients, finite, plain_words
+from smoothlab.lossgraph import read_graph
 
 Scheme = Literal["forward", "central"]
 
@@ -38,40 +40,6 @@ class Hessian(Protocol):
         ...
 
 
-def _finite(loss: Tensor) -> Tensor:
-    if loss.dim() != 0:
-        raise BadInput(f"the loss has shape {tuple(loss.shape)}: return the mean over the minibatch, a scalar")
-    if not loss.requires_grad:
-        raise BadInput("the loss has no graph: compute it with gradients on, from parameters that require them")
-    if not torch.isfinite(loss):
-        raise BadInput(
-            f"the loss is {float(loss.detach())}: lower the learning rate, or look at the data of this batch"
-        )
-    return loss
-
-
-def _gradients(loss: Tensor, blocks: dict[str, Block], *, create_graph: bool) -> dict[str, list[Tensor]]:
-    """Gradients by block: 0 for a parameter that the loss does not reach, an error for a whole block of them."""
-    params = [p for block in blocks.values() for p in block.params]
-    found = iter(torch.autograd.grad(loss, params, create_graph=create_graph, allow_unused=True))
-    gradients = {}
-    for name, block in blocks.items():
-        parts = [next(found) for _ in block.params]
-        if all(part is None for part in parts):
-            raise BadInput(
-                f"the loss does not depend on block '{name}': leave it out, or check requires_grad and the model"
-            )
-        gradients[name] = [torch.zeros_like(p) if g is None else g for p, g in zip(block.params, parts, strict=True)]
-    return gradients
-
-
-def gradient(loss: Loss, blocks: dict[str, Block]) -> tuple[float, dict[str, Tensor]]:
-    """(f, {block: flat gradient [dim]}) at the current parameters; `.grad` is not touched."""
-    value = _finite(loss())
-    parts = _gradients(value, blocks, create_graph=False)
-    return float(value.detach()), {name: flatten(g) for name, g in parts.items()}
-
-
 class ExactHessian:
     """Exact products by double backward: one gradient graph is kept, each product is one backward through it.
 
@@ -89,9 +57,11 @@ class ExactHessian:
 
     def __init__(self, loss: Loss, blocks: Sequence[Block]) -> None:
         self.blocks = by_name(blocks)
-        with sdpa_kernel(SDPBackend.MATH):
-            value = _finite(loss())
-        self._graph = _gradients(value, self.blocks, create_graph=True)
+        self._loss = loss
+        with sdpa_kernel(SDPBackend.MATH), plain_words():
+            value = finite(loss())
+            self.graph = read_graph(value)
+            self._graph = block_gradients(value, self.blocks, create_graph=True)
         self.loss = float(value.detach())
 
     @property
@@ -99,23 +69,22 @@ class ExactHessian:
         """Gradient of each block, flat [dim]; copied when asked for, to save memory."""
         return {name: flatten(g.detach() for g in parts) for name, parts in self._graph.items()}
 
+    def evaluate(self) -> float:
+        """The loss where the parameters are now, by the same operations: with gradients on, attention by MATH."""
+        with sdpa_kernel(SDPBackend.MATH):
+            return float(self._loss().detach())
+
     def product(self, v: Tensor, along: str, wrt: Sequence[str]) -> tuple[Tensor, ...]:
         """H_bc v for c = `along` and each b of `wrt`; about two gradients, whatever the number of blocks."""
         reached = [
             (g, part) for g, part in zip(self._graph[along], self.blocks[along].views(v), strict=True) if g.grad_fn
         ]
         params = [p for name in wrt for p in self.blocks[name].params]
-        try:
+        # Activations that a checkpointed model recomputes here must come from the same attention kernel as before.
+        with sdpa_kernel(SDPBackend.MATH), plain_words():
             found = torch.autograd.grad(
                 [g for g, _ in reached], params, [part for _, part in reached], retain_graph=True, allow_unused=True
             )
-        except RuntimeError as error:
-            if "derivative for" in str(error) or "double backward" in str(error).lower():
-                raise BadInput(
-                    f"no second derivative ({str(error).splitlines()[0]}): load the model with "
-                    "attn_implementation='eager', or use finite differences"
-                ) from error
-            raise
         parts = list(reversed(found))
         del found
         images = []
@@ -156,7 +125,7 @@ class Step:
     kinks: bool = False
 
 
-class DifferenceHessian:
+class DifferenceHessian(LossAtPoint):
     """Products by finite differences of gradients: forward (grad f(theta + hv) - grad f) / h, or central.
 
     With delta = fl(theta + hv) - theta the move that rounding lets through, the difference is divided by
@@ -184,14 +153,12 @@ class DifferenceHessian:
             raise BadInput(f"scheme '{scheme}' is unknown: use forward or central")
         if h != "auto" and not h > 0:
             raise BadInput(f"the step h = {h} must be above 0, or 'auto'")
-        self.blocks = by_name(blocks)
-        self.scheme, self.effective = scheme, effective
-        self._loss, self._h = loss, h
+        super().__init__(loss, blocks)
+        self.scheme, self.effective, self._h = scheme, effective, h
         self._shifts: dict[str, Shift] = {}
         self.steps: dict[str, Step] = {}
         self._gradients_taken = 0  # away from the weights, or of a scaled loss
         self._spent: dict[str, int] = {}  # products that choosing or checking the steps took, not yet told
-        self.loss, self.gradients = gradient(loss, self.blocks)
 
     def _shift(self, along: str) -> Shift:
         if along not in self._shifts:
@@ -204,7 +171,7 @@ class DifferenceHessian:
             value = self._loss()
             if not torch.isfinite(value):
                 raise BadInput(f"the loss is not finite {h:g} ||v|| away from the weights: use a smaller step h")
-            parts = _gradients(value, {name: self.blocks[name] for name in wrt}, create_graph=False)
+            parts = block_gradients(value, {name: self.blocks[name] for name in wrt}, create_graph=False)
         return [[g.reshape(-1) for g in parts[name]] for name in wrt]
 
     def difference(self, v: Tensor, along: str, h: float, wrt: Sequence[str], squared: float) -> tuple[Tensor, ...]:
@@ -272,7 +239,7 @@ class DifferenceHessian:
     def _scaled(self, factor: float, along: str) -> Tensor:
         """The gradient of `factor` times the loss, at the weights themselves."""
         self._gradients_taken += 1
-        return flatten(_gradients(self._loss() * factor, {along: self.blocks[along]}, create_graph=False)[along])
+        return flatten(block_gradients(self._loss() * factor, {along: self.blocks[along]}, create_graph=False)[along])
 
     def _floor(self, noise: float, h: float) -> float:
         return (2**0.5 if self.scheme == "forward" else 0.5**0.5) * noise / h

@@ -13,7 +13,7 @@ what is left is certified only by probes that Q does not depend on.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -23,8 +23,10 @@ from smoothlab.blocks import dot
 from smoothlab.deflation import FIRST, IMAGES, Deflation, gram_matrix, half_width
 from smoothlab.directions import Law, draw
 from smoothlab.errors import BadInput
+from smoothlab.gradients import Evaluated
 from smoothlab.hessian import Hessian
 from smoothlab.intervals import Interval, effective_rank, mean_of_forms, spectral_upper, sum_of_squares
+from smoothlab.selfchecks import check_products, check_repeats, flags
 
 Quantity = Literal["frobenius", "spectral", "trace"]
 
@@ -69,8 +71,8 @@ def _flag(value: float, floor: float, reached: bool) -> str | None:
     return None if reached else "precision not reached"
 
 
-def _estimates(run: Deflation, reached: bool) -> list[NormEstimate]:
-    """Frobenius norm, spectral norm and trace of a diagonal block from its finished run."""
+def _estimates(run: Deflation, reached: bool, doubts: Sequence[str]) -> list[NormEstimate]:
+    """Frobenius norm, spectral norm and trace of a diagonal block from its finished run, flagged with its doubts."""
     whole, rest = run.frobenius_squared()
     t = run.projected()
     ritz = np.linalg.eigvalsh(t)
@@ -85,7 +87,7 @@ def _estimates(run: Deflation, reached: bool) -> list[NormEstimate]:
     point = run.noise * top  # rounding of a Ritz value
     name, hvps = run.name, run.hvps
     value, low, high = _root(whole, floor)
-    return [
+    estimates = [
         NormEstimate(name, name, "frobenius", value, low, high, hvps, floor, _flag(value, floor, reached)),
         NormEstimate(name, name, "spectral", top, top - point, upper + point, hvps, point, _flag(top, point, True)),
         NormEstimate(
@@ -93,6 +95,9 @@ def _estimates(run: Deflation, reached: bool) -> list[NormEstimate]:
             _flag(trace.value, floor, True),
         ),
     ]  # fmt: skip
+    if high < top - point:  # no symmetric matrix has that
+        doubts = [*doubts, "spectral norm above the Frobenius norm"]
+    return [replace(e, flag=", ".join([*filter(None, [e.flag]), *doubts]) or None) for e in estimates]
 
 
 def _cross(first: Deflation, second: Deflation, precision: float) -> NormEstimate:
@@ -160,6 +165,8 @@ def block_norms(
         )
     needed = dict.fromkeys([*names, *(name for pair in cross for name in pair)])
     order = sorted(needed, key=lambda name: -hessian.blocks[name].dim)  # cross images of later blocks are then short
+    if isinstance(hessian, Evaluated):
+        check_repeats(hessian)
     runs: dict[str, Deflation] = {}
     found: dict[str, list[NormEstimate]] = {}
     for name in order:
@@ -167,8 +174,9 @@ def block_norms(
         others = {p: runs[p].basis if p in runs else None for p in partners}
         run = Deflation(hessian, name, [*seed, *name.encode()], others)
         run.krylov(lanczos)
+        doubts = flags(check_products(run))
         reached = run.complete or run.until(precision, budget)
-        runs[name], found[name] = run, _estimates(run, reached)
+        runs[name], found[name] = run, _estimates(run, reached, doubts)
         run.images = []
     pairs = [sorted(pair, key=order.index) for pair in cross]
     return [e for name in names for e in found[name]] + [_cross(runs[a], runs[b], precision) for a, b in pairs]

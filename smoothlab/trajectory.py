@@ -21,7 +21,8 @@ from smoothlab.blocks import Block, Loss, differentiable, fixed_loss, norm
 from smoothlab.deflation import gram_matrix
 from smoothlab.directions import draw
 from smoothlab.errors import BadInput
-from smoothlab.hessian import DifferenceHessian, ExactHessian, gradient
+from smoothlab.gradients import gradient
+from smoothlab.hessian import DifferenceHessian, ExactHessian
 from smoothlab.intervals import effective_rank, sum_of_squares
 from smoothlab.norms import block_norms
 

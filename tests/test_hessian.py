@@ -12,7 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from smoothlab.blocks import Block, Shift, fixed_loss, flatten, norm
 from smoothlab.directions import draw
 from smoothlab.errors import BadInput
-from smoothlab.hessian import DifferenceHessian, ExactHessian, exact_hvp, fd_hvp, gradient
+from smoothlab.gradients import gradient
+from smoothlab.hessian import DifferenceHessian, ExactHessian, exact_hvp, fd_hvp
 from tests.cases import PROBLEMS, WIDE, Classifier, Cubic, Problem, Quadratic
 
 SMOOTH = [name for name, problem in PROBLEMS.items() if not problem.kinks]

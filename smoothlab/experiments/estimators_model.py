@@ -75,7 +75,7 @@ class Measured:
     @cached_property
     def gradients(self) -> dict[str, np.ndarray]:
         """True gradients [d] of the measured blocks, fp64."""
-        from smoothlab.hessian import gradient
+        from smoothlab.gradients import gradient
 
         self.model.double()
         _, found = gradient(self.loss, {name: self.blocks[name] for name in self.names})

@@ -221,7 +221,7 @@ class Smoothness:
 
     def plan(self) -> str:
         """What a run would measure and cost: blocks, points, gradients, minutes and memory, from one timed gradient."""
-        from smoothlab.hessian import gradient
+        from smoothlab.gradients import gradient
 
         check(self)
         points = self._points()
