@@ -61,7 +61,8 @@ def by_name(blocks: Iterable[Block]) -> dict[str, Block]:
     """Blocks by name.
 
     Raises:
-        BadInput: two blocks of one name, or a parameter that requires no gradient.
+        BadInput: two blocks of one name, or a parameter that requires no gradient, has no memory, is complex, or was
+            made in inference mode.
     """
     named: dict[str, Block] = {}
     for block in blocks:
@@ -69,8 +70,26 @@ def by_name(blocks: Iterable[Block]) -> dict[str, Block]:
             raise BadInput(f"two blocks are called '{block.name}': give each its own name")
         if any(not p.requires_grad for p in block.params):
             raise BadInput(f"block '{block.name}' has frozen parameters: set requires_grad_(True) to measure it")
+        _check_kind(block)
         named[block.name] = block
     return named
+
+
+def _check_kind(block: Block) -> None:
+    """Refuse parameters that cannot be moved and differentiated as real numbers in memory."""
+    for p in block.params:
+        if p.is_meta:
+            raise BadInput(
+                f"block '{block.name}' has parameters without memory (device meta), as accelerate's offloading leaves "
+                "them: load the model without device_map and offloading, or leave the block out"
+            )
+        if p.is_complex():
+            raise BadInput(
+                f"block '{block.name}' has complex parameters ({p.dtype}): hold real and imaginary parts as two real "
+                "parameters (torch.view_as_real), or leave the block out"
+            )
+        if p.is_inference():
+            raise BadInput(f"block '{block.name}' was made under torch.inference_mode(): load the model outside of it")
 
 
 def check_partition(blocks: Iterable[Block], parameters: Iterable[tuple[str, Tensor]]) -> None:

@@ -55,9 +55,15 @@ def block_gradients(loss: Tensor, blocks: dict[str, Block], *, create_graph: boo
         parts = [next(found) for _ in block.params]
         if all(part is None for part in parts):
             raise BadInput(
-                f"the loss does not depend on block '{name}': leave it out, or check requires_grad and the model"
+                f"the loss does not depend on block '{name}': leave it out, or check requires_grad and the model (reentrant "
+                "gradient checkpointing hides parameters: switch it off)"
             )
         gradients[name] = [torch.zeros_like(p) if g is None else g for p, g in zip(block.params, parts, strict=True)]
+        if not all(bool(torch.isfinite(g.detach().sum())) for g in gradients[name]):
+            raise BadInput(
+                f"the gradient of block '{name}' is not finite although the loss is: look for a root, a norm or a "
+                "division at 0, or use a wider --dtype"
+            )
     return gradients
 
 
@@ -118,7 +124,7 @@ def plain_words() -> Iterator[None]:
 
 
 _KNOWN = {
-    "Checkpointing is not compatible with .grad()": (
+    "incompatible with .grad()": (
         "the model recomputes activations by reentrant checkpointing, through which no gradient can be taken apart "
         "from .backward(): measure in eval mode, where transformers does not recompute, or use "
         "gradient_checkpointing_enable({'use_reentrant': False})"
@@ -129,6 +135,10 @@ _KNOWN = {
     ),
     "Inference tensors cannot be saved for backward": (
         "the model or the minibatch was made under torch.inference_mode(): make them outside of it"
+    ),
+    "Expected mat_a to be": (
+        "an operation of the model, such as a mixture of experts, does not take this precision: convert the model to "
+        "float32 (--dtype float32)"
     ),
     "expected scalar type": (
         "an operation of the model does not take this precision: convert the model to float32 (--dtype float32)"

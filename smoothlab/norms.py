@@ -22,11 +22,12 @@ from torch import Tensor
 from smoothlab.blocks import dot
 from smoothlab.deflation import FIRST, IMAGES, Deflation, gram_matrix, half_width
 from smoothlab.directions import Law, draw
+from smoothlab.doubts import doubted
 from smoothlab.errors import BadInput
 from smoothlab.gradients import Evaluated
 from smoothlab.hessian import Hessian
 from smoothlab.intervals import Interval, effective_rank, mean_of_forms, spectral_upper, sum_of_squares
-from smoothlab.selfchecks import check_products, check_repeats, flags
+from smoothlab.selfchecks import check_plainly, check_products, check_repeats
 
 Quantity = Literal["frobenius", "spectral", "trace"]
 
@@ -97,7 +98,12 @@ def _estimates(run: Deflation, reached: bool, doubts: Sequence[str]) -> list[Nor
     ]  # fmt: skip
     if high < top - point:  # no symmetric matrix has that
         doubts = [*doubts, "spectral norm above the Frobenius norm"]
-    return [replace(e, flag=", ".join([*filter(None, [e.flag]), *doubts]) or None) for e in estimates]
+    return [_doubtful(e, doubts) for e in estimates]
+
+
+def _doubtful(estimate: NormEstimate, doubts: Sequence[str]) -> NormEstimate:
+    """The estimate with what the self-checks say beside its own flag."""
+    return replace(estimate, flag=", ".join([*filter(None, [estimate.flag]), *doubts]) or None)
 
 
 def _cross(first: Deflation, second: Deflation, precision: float) -> NormEstimate:
@@ -174,7 +180,7 @@ def block_norms(
         others = {p: runs[p].basis if p in runs else None for p in partners}
         run = Deflation(hessian, name, [*seed, *name.encode()], others)
         run.krylov(lanczos)
-        doubts = flags(check_products(run))
+        doubts = doubted(name, check_products(run))
         reached = run.complete or run.until(precision, budget)
         runs[name], found[name] = run, _estimates(run, reached, doubts)
         run.images = []
@@ -200,6 +206,10 @@ def plain_norms(
     if probes < least:
         raise BadInput(f"{probes} probes are too few for an interval: use at least {least} with {law} vectors")
     _check_name(hessian, name)
+    doubts: list[str] = []
+    if isinstance(hessian, Evaluated):
+        check_repeats(hessian)
+        doubts = doubted(name, check_plainly(hessian, name))
     block = hessian.blocks[name]
     images: list[Tensor] = []
     squares, forms, noise, spent = [], [], 0.0, 0
@@ -217,10 +227,11 @@ def plain_norms(
     floor = noise * max(whole.value, 0.0) ** 0.5
     value, low, high = _root(whole, floor)
     hvps = probes + spent
-    return [
+    estimates = [
         NormEstimate(name, name, "frobenius", value, low, high, hvps, floor, _flag(value, floor, True)),
         NormEstimate(
             name, name, "trace", trace.value, trace.low - floor, trace.high + floor, hvps, floor,
             _flag(trace.value, floor, True),
         ),
     ]  # fmt: skip
+    return [_doubtful(e, doubts) for e in estimates]

@@ -25,7 +25,7 @@ flagged "kinks" and not refused.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -35,43 +35,16 @@ from torch import Tensor
 
 from smoothlab.blocks import Block, Loss, Shift, dot, norm
 from smoothlab.deflation import Deflation
-from smoothlab.errors import BadInput
+from smoothlab.doubts import DOUBTFUL, Disagreement, WrongProducts, refuse_gross
 from smoothlab.gradients import Evaluated, LossAtPoint
-from smoothlab.hessian import DifferenceHessian
+from smoothlab.hessian import DifferenceHessian, Hessian
 from smoothlab.lossgraph import LossGraph, groups_by_reader
 
-DOUBTFUL = 0.005
-"""Relative disagreement, beyond what rounding explains, from which on a number is flagged."""
-GROSS = {"gradient": 0.01, "curvature": 0.05, "symmetry": 0.05}
-"""Relative disagreement from which on the measurement is refused; a slope is diluted by parameters that are right."""
 _ROUNDINGS = 4.0  # rounding error of a loss, in units of eps |f|: sums of many terms are off by a few
 _ABOVE = 400.0  # change of the loss, in units of its rounding, at which a direction is first looked at
 _SCALES = (8.0, 2.0, 0.5, 0.125)  # of the second look, in units of the first look's step
 _POSITIONS = (-1.0, -0.75, -0.5, -0.25, 0.25, 0.5, 0.75, 1.0)
 _RESOLVED = 0.03  # a scale whose standard error is this share of the number resolves it
-
-
-class WrongProducts(BadInput):
-    """Gradients or Hessian-vector products that are not those of the loss."""
-
-
-@dataclass(frozen=True)
-class Disagreement:
-    """The largest disagreement of one kind.
-
-    Attributes:
-        kind: "symmetry", "gradient" or "curvature".
-        size: relative to the number; 0 where nothing disagrees.
-        where: direction in which it was seen.
-        measured: what autograd says.
-        reference: what differences of the loss say.
-    """
-
-    kind: str
-    size: float = 0.0
-    where: str = ""
-    measured: float = 0.0
-    reference: float = 0.0
 
 
 class LineCheck:
@@ -139,10 +112,10 @@ class LineCheck:
 
     def _step(self, slope: float, curve: float) -> float:
         """The step whose curvature changes the loss by 400 roundings, and whose slope changes it by at most 2 %."""
-        change = max(_ABOVE * self.rounding, 1e-6 * abs(self.start))
+        change = max(_ABOVE * self.rounding, 1e-6 * abs(self.start)) or 1e-6  # a loss of 0 tells no rounding
         longest = 0.01 * (self.size or 1.0)
         if slope:
-            longest = min(longest, 0.02 * abs(self.start) / abs(slope))
+            longest = min(longest, max(0.02 * abs(self.start), change) / abs(slope))
         return min((2 * change / abs(curve)) ** 0.5, longest) if curve else longest
 
     def _fit(self, v: Tensor, step: float) -> tuple[float, float, float, float] | None:
@@ -217,9 +190,30 @@ def check_products(run: Deflation) -> list[Disagreement]:
         top = int(np.abs(values).argmax())
         _look_at_products(check, run, run.in_full_space(vectors[:, top]), vectors[:, top], float(values[top]))
         _look_at_the_rest(check, hessian.graph, run.form)
-        found += [_kinked(gap, hessian.graph.nonsmooth) for gap in check.gaps.values()]
-    found.append(_asymmetry(run))
+        found += [_explained(gap, hessian) for gap in check.gaps.values()]
+    symmetry = _asymmetry(run)
+    found.append(_explained(symmetry, hessian) if isinstance(hessian, Evaluated) else symmetry)
     refuse_gross(run.name, found)
+    return found
+
+
+def check_plainly(hessian: Hessian, name: str) -> list[Disagreement]:
+    """Disagreements of a block whose products are not kept, from one product and five evaluations.
+
+    Raises:
+        WrongProducts: see `check_products`.
+    """
+    assert isinstance(hessian, Evaluated)
+    check = LineCheck(hessian, hessian.blocks[name])
+
+    def form(v: Tensor) -> float:
+        return dot(v, hessian.product(v, name, [name])[0])
+
+    mixed = _mixed(check, hessian.graph)
+    check.look(mixed, ALL_KINDS, form(mixed))
+    _look_at_the_rest(check, hessian.graph, form)
+    found = [_explained(gap, hessian) for gap in check.gaps.values()]
+    refuse_gross(name, found)
     return found
 
 
@@ -329,52 +323,16 @@ def _signs(like: Tensor) -> Tensor:
 
 
 def _asymmetry(run: Deflation) -> Disagreement:
-    """Asymmetry beyond three times the products' own errors; finite differences over kinks are not symmetric."""
+    """Asymmetry beyond three times the products' own errors."""
     step = run.hessian.steps[run.name] if isinstance(run.hessian, DifferenceHessian) else None
     error = run.noise + (step.error or 0.0 if step else 0.0)
-    kind = "kinks" if step is not None and step.kinks else "symmetry"
-    return Disagreement(kind, max(run.asymmetry() - 3 * error, 0.0), "its Lanczos vectors")
+    return Disagreement("symmetry", max(run.asymmetry() - 3 * error, 0.0), "its Lanczos vectors")
 
 
-def _kinked(gap: Disagreement, nonsmooth: Sequence[str]) -> Disagreement:
-    """A disagreement of curvature of a loss with kinks is theirs, as far as one can know."""
-    if gap.kind != "curvature" or gap.size <= DOUBTFUL or not nonsmooth:
+def _explained(gap: Disagreement, hessian: Evaluated) -> Disagreement:
+    """A disagreement of curvature with its cause, as far as one can know: differences, or the loss's kinks."""
+    if gap.kind == "gradient" or gap.size <= DOUBTFUL:
         return gap
-    return replace(gap, kind="kinks")
-
-
-def flags(found: Sequence[Disagreement]) -> list[str]:
-    """What to write beside the numbers of a block."""
-    names = {"symmetry": "asymmetric products", "gradient": "gradient disagrees with the loss",
-             "curvature": "products disagree with the loss", "kinks": "kinks"}  # fmt: skip
-    return list(dict.fromkeys(names[gap.kind] for gap in found if gap.size > DOUBTFUL))
-
-
-def complaint(name: str, gap: Disagreement) -> str:
-    """One line on a disagreement: what was seen, likely causes, and what to do."""
-    seen = f"{gap.measured:.4g} by autograd, {gap.reference:.4g} by differences of the loss along {gap.where}"
-    if gap.kind == "gradient":
-        return (
-            f"the gradient of block '{name}' is not its loss's: a slope is {seen}. Likely causes: a detached norm "
-            "(DoRA), straight-through rounding, padding_idx of an embedding whose row the loss uses (pad = eos), "
-            "reentrant checkpointing, a backward pass of one's own. No product with gradients is right there, not "
-            "even by differences: replace the operation, or leave its parameters out of the block"
-        )
-    if gap.kind == "symmetry":
-        seen = f"u'Hv and v'Hu differ by {gap.size:.1%} of ||H|| on {gap.where}"
-    return (
-        f"the Hessian-vector products of block '{name}' are not its loss's: {seen}. Likely causes: torch's weight_norm "
-        "on a CPU, a backward pass of one's own that is not differentiated itself (once_differentiable), spectral_norm "
-        "in train mode: use central differences (--product central, product='central')"
-    )
-
-
-def refuse_gross(name: str, found: Sequence[Disagreement]) -> None:
-    """Raise for the first disagreement above `GROSS` that kinks do not explain.
-
-    Raises:
-        WrongProducts: there is one.
-    """
-    for gap in sorted(found, key=lambda gap: gap.kind != "gradient"):  # a wrong gradient makes wrong products too
-        if gap.size > GROSS.get(gap.kind, float("inf")):
-            raise WrongProducts(complaint(name, gap))
+    if isinstance(hessian, DifferenceHessian):
+        return replace(gap, kind="differences")
+    return replace(gap, kind="kinks") if gap.kind == "curvature" and hessian.graph.nonsmooth else gap

@@ -7,6 +7,7 @@ asks for. Both only read the parameters, or move them by pointing elsewhere: tra
 them, to the bit.
 """
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from smoothlab import records
 from smoothlab.blocks import Block, Loss, differentiable, fixed_loss, norm
 from smoothlab.deflation import gram_matrix
 from smoothlab.directions import draw
+from smoothlab.doubts import WrongProducts
 from smoothlab.errors import BadInput
 from smoothlab.gradients import gradient
 from smoothlab.hessian import DifferenceHessian, ExactHessian
@@ -213,16 +215,28 @@ class SmoothnessHook:
             self._file = records.Writer(Path(self.out), "hook", config, told, overwrite=self.overwrite)
 
     def __call__(self, step: int, compute: Loss) -> None:
-        """Measure if `step` is one of the points; `compute` returns the mean loss of the step's minibatch."""
+        """Measure if `step` is one of the points; `compute` returns the mean loss of the step's minibatch.
+
+        Raises:
+            WrongProducts: gradients or products are not the loss's at the first point; at later ones it is a warning,
+                and the point has no rows.
+        """
         if step not in self._at:
             return
         loss = fixed_loss(compute, self.model, train=self.train, seed=self.seed)
         options: dict[str, Any] = {"cross": self.cross, "product": self.product, "precision": self.precision}
         with differentiable(self._blocks):
-            for row in careful(loss, self._blocks, seed=(self.seed, step), **options):
-                self.rows.append({"step": step, **row})
-                if self._file is not None:
-                    self._file.write(self.rows[-1])
+            try:
+                for row in careful(loss, self._blocks, seed=(self.seed, step), **options):
+                    self.rows.append({"step": step, **row})
+                    if self._file is not None:
+                        self._file.write(self.rows[-1])
+            except WrongProducts as error:
+                if not self.rows:
+                    raise
+                warnings.warn(
+                    f"step {step} is not measured: {error}", stacklevel=2
+                )  # it is no reason to end a training
 
     def close(self) -> None:
         """Mark the record file as finished."""

@@ -1,0 +1,138 @@
+"""Self-checks on transformers: sound families are left alone, lies planted in them are seen, by the hook too."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize
+
+from smoothlab.blocks import Block
+from smoothlab.doubts import WrongProducts
+from smoothlab.hessian import ExactHessian
+from smoothlab.llm.parts import partition
+from smoothlab.norms import block_norms
+from smoothlab.selfchecks import check_gradient
+from smoothlab.trajectory import SmoothnessHook
+from tests.llm.families import CAUSAL, CLASSIFIERS, IDS, MASK, family, loss_of
+from tests.lying import DetachedNorm, Once
+
+QUICK = ("llama", "bert")
+
+
+def _blocks(model: nn.Module) -> list[Block]:
+    return list(partition(model.requires_grad_(True), "part").values())
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [k if k in QUICK else pytest.param(k, marks=pytest.mark.check) for k in (*CAUSAL, *CLASSIFIERS)],
+)
+def test_sound_families_are_left_alone(kind: str) -> None:
+    """Twenty-four families in fp32, as they are used: no flag in any row, and no refusal."""
+    model = family(kind)
+    blocks = _blocks(model)
+    assert {e.flag for e in block_norms(ExactHessian(loss_of(model, kind), blocks))} == {None}
+    check_gradient(loss_of(model, kind), blocks)
+
+
+class _Once(nn.Module):
+    """W + (W^4/4 - W^4/4): no change to the weight, and a backward pass that cannot be differentiated itself."""
+
+    def forward(self, w: Tensor) -> Tensor:
+        return w + 40 * Once.apply(w)
+
+
+def _parametrized(module: nn.Module, lie: nn.Module) -> None:
+    parametrize.register_parametrization(module, "weight", lie)
+
+
+def _padding(model: Any) -> None:
+    model.get_input_embeddings().padding_idx = 8  # a token of the text, as where pad = eos
+
+
+PLANTED: dict[str, Callable[[Any], None]] = {
+    "once_differentiable": lambda model: _parametrized(_layer(model), _Once()),
+    "detached norm": lambda model: _parametrized(_layer(model), DetachedNorm()),
+    "weight_norm": lambda model: parametrizations.weight_norm(_layer(model)) and None,
+    "padding row": _padding,
+}
+
+
+def _layer(model: nn.Module) -> nn.Module:
+    """The last layer's first projection of the feed-forward part."""
+    return [m for n, m in model.named_modules() if n.endswith(("fc1", "up_proj"))][-1]
+
+
+def _seen(model: nn.Module, loss: Any) -> str:
+    """What the check says of a block: the error, or the flags."""
+    blocks = [Block("all", tuple(model.requires_grad_(True).parameters()))]
+    try:
+        return str({e.flag for e in block_norms(ExactHessian(loss, blocks), precision=0.2)})
+    except WrongProducts as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("lie", PLANTED)
+@pytest.mark.filterwarnings("ignore")
+def test_a_lie_planted_in_one_layer_of_a_language_model_is_seen(lie: str) -> None:
+    model = family("llama")
+    PLANTED[lie](model)
+    assert "not its loss's" in _seen(model, loss_of(model, "llama")) or "disagree" in _seen(
+        model, loss_of(model, "llama")
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lie", [None, *PLANTED])
+@pytest.mark.filterwarnings("ignore")
+def test_a_lie_planted_in_one_layer_of_opt_125ms_shape_is_seen(lie: str | None) -> None:
+    from transformers import OPTConfig, OPTForCausalLM
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = OPTForCausalLM(OPTConfig(word_embed_proj_dim=768, activation_function="gelu")).eval()
+    if lie is not None:
+        PLANTED[lie](model)
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(3, 5000, (2, 16), generator=generator)
+    ids[:, 3] = 8
+    seen = _seen(model, lambda: model(input_ids=ids, labels=ids).loss)
+    assert (seen == "{None}") if lie is None else ("not its loss's" in seen or "disagree" in seen)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_ones_own_dora_model_is_refused_by_hook_and_check() -> None:
+    """`attach` refuses dora; a hook is given whatever model its user made."""
+    import peft
+
+    model: Any = peft.get_peft_model(
+        family("llama"), peft.LoraConfig(r=4, use_dora=True, target_modules=["q_proj", "v_proj"])
+    )
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "lora_B" in name:
+                p.normal_(std=0.3, generator=torch.Generator().manual_seed(0))
+    model.requires_grad_(True)
+    blocks = [Block("peft", tuple(p for n, p in model.named_parameters() if "lora_" in n))]
+    labels = IDS.masked_fill(MASK == 0, -100)
+
+    def loss() -> Tensor:
+        return model(input_ids=IDS, attention_mask=MASK, labels=labels).loss
+
+    hook = SmoothnessHook(model, blocks, at=[0])
+    with pytest.raises(WrongProducts, match="gradient of block 'peft'"):
+        hook(0, loss)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_later_point_that_is_refused_is_a_warning_and_no_end_of_the_training() -> None:
+    model = family("llama")
+    hook = SmoothnessHook(model, _blocks(model), at=[0, 1], precision=0.3)
+    hook(0, loss_of(model, "llama"))
+    measured = len(hook.rows)
+    _padding(model)
+    with pytest.warns(UserWarning, match="step 1 is not measured"):
+        hook(1, loss_of(model, "llama"))
+    assert len(hook.rows) == measured > 0
