@@ -55,8 +55,8 @@ def block_gradients(loss: Tensor, blocks: dict[str, Block], *, create_graph: boo
         parts = [next(found) for _ in block.params]
         if all(part is None for part in parts):
             raise BadInput(
-                f"the loss does not depend on block '{name}': leave it out, or check requires_grad and the model (reentrant "
-                "gradient checkpointing hides parameters: switch it off)"
+                f"the loss does not depend on block '{name}': leave it out, or check requires_grad and the model "
+                "(reentrant gradient checkpointing hides parameters: switch it off)"
             )
         gradients[name] = [torch.zeros_like(p) if g is None else g for p, g in zip(block.params, parts, strict=True)]
         if not all(bool(torch.isfinite(g.detach().sum())) for g in gradients[name]):
