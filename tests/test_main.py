@@ -28,6 +28,7 @@ class Squares:
     """Squares of the first numbers."""
 
     name: ClassVar[str] = "squares"
+    unit: ClassVar[str] = "number"
 
     count: int = 5
     """How many [numbers]."""
@@ -37,7 +38,7 @@ class Squares:
     """How it goes wrong after two rows."""
 
     def rows(self, done: Sequence[Row]) -> Iterator[Row]:
-        for number in range(len(done), self.count):
+        for number in sorted({*range(self.count)} - {row["number"] for row in done}):
             if number == 2 and self.fails != "no":
                 raise {
                     "bad": BadInput("the number 2 is even;\nuse 3"),
@@ -50,8 +51,11 @@ class Squares:
             time.sleep(float(os.environ.get("SQUARES_PAUSE", 0)))
             yield {"number": number, "value": number**2}
 
-    def resume_at(self, done: Sequence[Row]) -> int:
-        return len(done)
+    def place(self, row: Row) -> int:
+        return row["number"]
+
+    def standing(self, rows: Sequence[Row | None]) -> list[Row]:
+        return [row for row in rows if row is not None]
 
     def plan(self) -> str:
         return f"{self.count} numbers"
