@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 import pytest
 
 from smoothlab import __main__ as command_line
-from smoothlab import records
+from smoothlab import commands, records
 from smoothlab.errors import BadInput
 from smoothlab.records import Row
 
@@ -64,7 +64,7 @@ class Squares:
 @pytest.fixture
 def squares(monkeypatch, tmp_path):
     """Call `smoothlab squares ...` in this process, in a folder of its own."""
-    monkeypatch.setitem(command_line.EXPERIMENTS, "squares", Squares)
+    monkeypatch.setitem(commands.EXPERIMENTS, "squares", Squares)
     monkeypatch.chdir(tmp_path)
     for name in command_line.QUIET_THREADS:
         monkeypatch.setenv(name, "as it was")
@@ -74,8 +74,8 @@ def squares(monkeypatch, tmp_path):
 def smoothlab(*argv: str, **options) -> subprocess.Popen[str]:
     """A process of `smoothlab argv...` that knows the subcommand squares."""
     code = (
-        "import sys; from tests.test_main import Squares; from smoothlab import __main__ as m; "
-        f"m.EXPERIMENTS['squares'] = Squares; sys.exit(m.main({list(argv)}))"
+        "import sys; from tests.test_main import Squares; from smoothlab import __main__ as m, commands; "
+        f"commands.EXPERIMENTS['squares'] = Squares; sys.exit(m.main({list(argv)}))"
     )
     pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, **(pipe | options))
