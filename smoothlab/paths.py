@@ -4,7 +4,7 @@ import dataclasses
 import errno
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,18 +33,18 @@ def check_all(values: Mapping[str, Any]) -> None:
             if isinstance(path, Path):
                 _check(f"--{name.replace('_', '-')} ", str(path).removeprefix(LOG))
             elif isinstance(path, str) and name in NAMES:
-                _check("" if name == "records" else f"--{name} ", path)
+                _check("" if name == "records" else f"--{name} ", path, other=(errno.ENOENT, errno.ENOTDIR))
 
 
-def _check(option: str, path: str) -> None:
+def _check(option: str, path: str, other: Sequence[int] = (errno.ENOENT,)) -> None:
     try:
         if any(len(os.fsencode(part)) > LONGEST for part in Path(path).parts):
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
         if stat.S_ISDIR(os.stat(path).st_mode) and not os.access(path, os.X_OK):
             raise OSError(errno.EACCES, os.strerror(errno.EACCES))
-    except FileNotFoundError:
-        pass
     except OSError as error:
+        if error.errno in other:  # it may be made, or is no path
+            return
         raise BadInput(f"{option}{shown(path)}: {error.strerror}; name another path") from None
 
 
