@@ -19,7 +19,7 @@ from torch import Tensor
 
 from smoothlab.blocks import Block
 from smoothlab.norms import NormEstimate, block_norms
-from smoothlab.records import Row, environment, run
+from smoothlab.records import Row, environment, run, whole
 
 DIM = 500
 
@@ -107,19 +107,25 @@ class Coverage:
     """
 
     name: ClassVar[str] = "coverage"
+    unit: ClassVar[str] = "spectrum"
     simulations: int = 2000
     precision: float = 0.05
     only: tuple[str, ...] = ()
     seed: int = 0
 
-    def resume_at(self, done: Sequence[Row]) -> int:
-        """Whole spectra stand."""
-        return len(done) // 3 * 3
+    def place(self, row: Row) -> int:
+        """The number of the spectrum."""
+        return list(spectra()).index(row["spectrum"])
+
+    def standing(self, rows: Sequence[Row | None]) -> list[Row]:
+        """Whole spectra stand: each has a row for every quantity."""
+        return whole(rows, self.place, lambda row: row["quantity"])
 
     def rows(self, done: Sequence[Row]) -> Iterator[Row]:
         """Three rows a spectrum."""
+        behind = {row["spectrum"] for row in done}
         names = [n for n in spectra() if not self.only or n in self.only]
-        for name in names[len(done) // 3 :]:
+        for name in (n for n in names if n not in behind):
             hessian = Diagonal(spectra()[name])
             found: dict[Any, list[NormEstimate]] = {q: [] for q in hessian.truth()}
             for i in range(self.simulations):

@@ -92,14 +92,19 @@ class EngineSpeed:
     """
 
     name: ClassVar[str] = "speed_engine"
+    unit: ClassVar[str] = "what"
     repetitions: int = 9
     replicas: int = 1000
     loops: int = 4
     n: int = 32
 
-    def resume_at(self, done: Sequence[Row]) -> int:
-        """Ratios belong to one run: a stopped one starts again."""
+    def place(self, row: Row) -> int:
+        """One for all rows."""
         return 0
+
+    def standing(self, rows: Sequence[Row | None]) -> list[Row]:
+        """Ratios belong to one run: a stopped one starts again."""
+        return []
 
     def rows(self, done: Sequence[Row]) -> Iterator[Row]:
         """For each case the share of the generator's throughput, and the speedups over both plain loops."""

@@ -40,13 +40,18 @@ class EvaluateSpeed:
     """
 
     name: ClassVar[str] = "speed_evaluate"
+    unit: ClassVar[str] = "what"
     repetitions: int = 7
     items: int = 100
     data_dir: str | None = None
 
-    def resume_at(self, done: Sequence[Row]) -> int:
-        """Ratios belong to one run: a stopped one starts again."""
+    def place(self, row: Row) -> int:
+        """One for all rows."""
         return 0
+
+    def standing(self, rows: Sequence[Row | None]) -> list[Row]:
+        """Ratios belong to one run: a stopped one starts again."""
+        return []
 
     def rows(self, done: Sequence[Row]) -> Iterator[Row]:
         """For each task how many times faster batches are."""

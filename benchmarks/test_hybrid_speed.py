@@ -47,13 +47,18 @@ class HybridSpeed:
     """
 
     name: ClassVar[str] = "speed_hybrid"
+    unit: ClassVar[str] = "what"
     repetitions: int = 15
     peft: str = "lora"
     batch: int = 16
 
-    def resume_at(self, done: Sequence[Row]) -> int:
-        """Ratios belong to one run: a stopped one starts again."""
+    def place(self, row: Row) -> int:
+        """One for all rows."""
         return 0
+
+    def standing(self, rows: Sequence[Row | None]) -> list[Row]:
+        """Ratios belong to one run: a stopped one starts again."""
+        return []
 
     def rows(self, done: Sequence[Row]) -> Iterator[Row]:
         """Each item in first-order steps, then the one-sided step in its parts."""

@@ -312,11 +312,16 @@ class Speed:
     """
 
     name: ClassVar[str] = "speed"
+    unit: ClassVar[str] = "what"
     repetitions: int = 45
 
-    def resume_at(self, done: Sequence[Row]) -> int:
-        """Ratios belong to one run: a stopped one starts again."""
+    def place(self, row: Row) -> int:
+        """One for all rows."""
         return 0
+
+    def standing(self, rows: Sequence[Row | None]) -> list[Row]:
+        """Ratios belong to one run: a stopped one starts again."""
+        return []
 
     def rows(self, done: Sequence[Row]) -> Iterator[Row]:
         """Times, then memory, then numbers of products."""

@@ -166,14 +166,19 @@ class ZerothSpeed:
     """
 
     name: ClassVar[str] = "speed_zeroth"
+    unit: ClassVar[str] = "what"
     repetitions: int = 7
     hidden: int = 768
     layers: int = 12
     vocabulary: int = 50272
 
-    def resume_at(self, done: Sequence[Row]) -> int:
-        """Ratios belong to one run: a stopped one starts again."""
+    def place(self, row: Row) -> int:
+        """One for all rows."""
         return 0
+
+    def standing(self, rows: Sequence[Row | None]) -> list[Row]:
+        """Ratios belong to one run: a stopped one starts again."""
+        return []
 
     def rows(self, done: Sequence[Row]) -> Iterator[Row]:
         """Each item in forwards, then each step's speedup over MeZO's literal loop; for both kinds of model."""

@@ -1,10 +1,10 @@
 """Experiment records: JSON Lines that a stopped run continues and that stay readable whatever happens.
 
-A file is one header line `{"kind": "header", "experiment": ..., "config": ..., "environment": ...}`, then flat rows
-`{"kind": "row", ...}`, each written as it is measured, then `{"kind": "end", "seconds": ...}`. The config is the whole
-truth about what was measured: a file with the same config and no end line is continued, one with another config is
-refused. NaN and infinity, which JSON cannot hold, are written as null. This module imports no machine learning
-library; it is told the device and its like (`environment`).
+A file holds a header, flat rows, each written as it is measured, and an end line (`smoothlab.record_files`). The config
+is the whole truth about what was measured: a file with the same config and no end line is continued, one with another
+config is refused. Rows that were removed, doubled, moved or changed are seen by their numbers and checksums: they, and
+those measured together with them, are measured again. NaN and infinity, which JSON cannot hold, are written as null.
+This module imports no machine learning library; it is told the device and its like (`environment`).
 """
 
 import dataclasses
@@ -14,88 +14,120 @@ import json
 import math
 import os
 import platform
-import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
+from smoothlab import record_files
 from smoothlab.errors import BadInput
-
-try:
-    import fcntl
-except ImportError:  # not a POSIX system: no lock there
-    fcntl = None  # type: ignore[assignment]
+from smoothlab.record_files import Contents, Damage, RecordFile
 
 if TYPE_CHECKING:
     import pandas
 
 Row = dict[str, Any]
 PACKAGES = ("smoothlab", "torch", "transformers", "peft", "numpy", "scipy", "tokenizers", "safetensors")
-START = b'{"kind": "header"'  # how every record file begins
 
 
 class Experiment(Protocol):
     """A frozen dataclass that is at once the config, the command line and the header of one run.
 
     It may have a class attribute `later`: fields that records of before lack, with what these were made at.
+
+    Attributes:
+        name: its subcommand.
+        unit: the field of a row that names its place.
     """
 
     name: ClassVar[str]
+    unit: ClassVar[str]
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
 
     def rows(self, done: Sequence[Row]) -> Iterator[Row]:
-        """Yield the rows after `done`; code after a yield runs once that row is on disk."""
+        """Yield the rows that `done` lacks; code after a yield runs once that row is on disk."""
 
-    def resume_at(self, done: Sequence[Row]) -> int:
-        """How many of the rows on disk stand; the others are cut off and measured again."""
+    def place(self, row: Row) -> int | None:
+        """Where a row belongs: rows of one place are measured together, and places ascend; None if it lacks a field."""
+
+    def standing(self, rows: Sequence[Row | None]) -> list[Row]:
+        """Those of the rows on disk that stand, see `whole`; the others are measured again.
+
+        None among the rows is where one or several were lost, or may have been: at the end of a run that was stopped.
+        """
+
+
+def whole(
+    rows: Sequence[Row | None], place: Callable[[Row], int | None], key: Callable[[Row], Any] | None = None
+) -> list[Row]:
+    """The rows of places that were measured to their end and have lost nothing.
+
+    Without `key` these are the places that are beside no loss (None), which may have been theirs. With `key`, which
+    tells the rows of a place apart and is the same at every place, they are the places that have each key once: those
+    beside a loss too, if another place shows what belongs to one.
+    """
+    keys: dict[int | None, list[Any]] = {}
+    doubtful: set[int | None] = set()
+    for n, row in enumerate(rows):
+        if row is not None:
+            keys.setdefault(place(row), []).append(key(row) if key is not None else n)
+            if None in rows[max(n - 1, 0) : n + 2]:
+                doubtful.add(place(row))
+    if key is None:
+        good = keys.keys() - doubtful
+    else:
+        complete = {one for each in keys.values() for one in each}
+        good = {at for at, each in keys.items() if len(each) == len(complete) and set(each) == complete}
+        if good <= doubtful:  # no place shows for certain what belongs to one
+            good = set()
+    return [row for row in rows if row is not None and place(row) in good]
 
 
 def run(experiment: Experiment, out: Path, *, environment: Row, overwrite: bool = False) -> Path:
     """Run `experiment` into the record file `out`, or continue it there, and return `out`.
 
-    The file is created, and rows that do not stand are cut off, only when the first new row exists: a run that fails
-    while it loads its model leaves everything as it was. The end line carries the wall-clock seconds of the run, null
-    if it was continued from a stopped one.
+    The file is created, and rows that do not stand are taken out, only when the first new row exists: a run that fails
+    while it loads its model leaves everything as it was. What is damaged is told on stderr, and measured again. The end
+    line carries the wall-clock seconds of the run, null if it was continued from a stopped one.
 
     Raises:
         BadInput: `out` cannot be written (no space, no permission, another process writes it), holds something else
             than records, or holds the records of another config. Rows already in it stay readable.
     """
     config = _plain(dataclasses.asdict(experiment))
-    head = {"kind": "header", "experiment": experiment.name, "config": config, "environment": _plain(environment)}
-    with _opened(out) as file:
-        old: list[tuple[Row, int]] = []
-        if not overwrite and stat.S_ISREG(os.fstat(file).st_mode):
-            old = _read(out, file)
-        rows = [(_row(record), end) for record, end in old if record["kind"] == "row"]
-        if rows or (old and old[-1][0]["kind"] == "end"):
-            finished = old[-1][0]["kind"] == "end"
+    head = {"experiment": experiment.name, "config": config, "environment": _plain(environment)}
+    with record_files.opened(out) as file:
+        old = None if overwrite else file.read(record_files.run_sum(head))
+        if old is not None and not (old.rows or old.finished or old.damage):
+            old = None  # a run that was stopped before its first row
+        if old is not None and old.header is not None:
+            finished = old.finished and not old.damage
             elsewhere = () if finished else getattr(experiment, "elsewhere", ())
-            _check_same(out, old[0][0], head, getattr(experiment, "later", {}), elsewhere)
+            _check_same(out, old.header, head, getattr(experiment, "later", {}), elsewhere)
             if finished:
-                print(f"smoothlab: {out} is finished ({len(rows)} rows); --overwrite runs it again", file=sys.stderr)
+                count = f"{len(old.rows)} rows"
+                print(f"smoothlab: {out} is finished ({count}); --overwrite runs it again", file=sys.stderr)
                 return out
-            _tell_changes(out, old[0][0]["environment"], head["environment"])
-        keep = experiment.resume_at([row for row, _ in rows]) if rows else 0
-        if not 0 <= keep <= len(rows):
-            raise ValueError(f"resume_at returned {keep} for {len(rows)} rows")
-        stands = rows[keep - 1][1] if keep else 0  # bytes of the file that stay
+            _tell_changes(out, old.header["environment"], head["environment"])
+        standing = _standing(out, experiment, old) if old is not None else []
+        if old is not None and old.header is not None and standing:
+            head = old.header
         begun = time.monotonic()
-        with closing(_closable(experiment.rows([row for row, _ in rows[:keep]]))) as fresh:
+        rows = list(standing)
+        with closing(_closable(experiment.rows(standing))) as fresh:
             row = next(fresh, None)
-            _cut(out, file, stands)
-            if not keep:
-                _append(out, file, head)
+            _stand(file, old, head, standing)
             while row is not None:
-                if "kind" in row:
-                    raise ValueError("a row has no field named 'kind'; records adds it")
-                _append(out, file, {"kind": "row", **_plain(row)})
+                rows.append(_plain(row))
+                file.append(rows[-1])
                 row = next(fresh, None)
-        _append(out, file, {"kind": "end", "seconds": None if keep else round(time.monotonic() - begun, 3)})
+        ordered = _ordered(experiment, rows)
+        if ordered != rows:  # what was measured again comes to its place
+            file.rewrite(head, ordered)
+        file.finish(None if standing else round(time.monotonic() - begun, 3))
     return out
 
 
@@ -107,22 +139,20 @@ class Writer:
     """
 
     def __init__(self, out: Path, name: str, config: Row, environment: Row, *, overwrite: bool = False) -> None:
-        self._out, self._stack, self._begun = out, ExitStack(), time.monotonic()
-        self._file = self._stack.enter_context(_opened(out))
-        if os.fstat(self._file).st_size and not overwrite:
+        self._stack, self._begun = ExitStack(), time.monotonic()
+        self._file = self._stack.enter_context(record_files.opened(out))
+        if not self._file.empty and not overwrite:
             self._stack.close()
             raise BadInput(f"{out} exists; choose another file, or pass overwrite=True to replace it")
-        _cut(out, self._file, 0)
-        head = {"kind": "header", "experiment": name, "config": _plain(config), "environment": _plain(environment)}
-        _append(out, self._file, head)
+        self._file.begin({"experiment": name, "config": _plain(config), "environment": _plain(environment)})
 
     def write(self, row: Row) -> None:
-        """Append one row, through to the operating system."""
-        _append(self._out, self._file, {"kind": "row", **_plain(row)})
+        """Append one row, through to the disk."""
+        self._file.append(_plain(row))
 
     def end(self) -> None:
         """Append the end line and close the file."""
-        _append(self._out, self._file, {"kind": "end", "seconds": round(time.monotonic() - self._begun, 3)})
+        self._file.finish(round(time.monotonic() - self._begun, 3))
         self._stack.close()
 
 
@@ -149,18 +179,21 @@ def environment(**told: Any) -> Row:
     }
 
 
-def load(pattern: str | Path | Sequence[str | Path]) -> "pandas.DataFrame":
+def load(
+    pattern: str | Path | Sequence[str | Path], *, damaged: Literal["refuse", "leave out"] = "refuse"
+) -> "pandas.DataFrame":
     """All rows of the record files that match, as one table.
 
     Args:
         pattern: a file, a glob pattern (`**` too), or several of them. Unfinished files count with the rows they have.
+        damaged: what is done with a file that lost rows or whose lines were changed; "leave out" takes its other rows.
 
     Returns:
         One row a record, with the columns `path` and `experiment` before the record's own; a column with nothing but
         null is NaN. `df.attrs["headers"]` maps each path to its header.
 
     Raises:
-        BadInput: nothing matches, a line is broken (named as file:line), or there is no row at all.
+        BadInput: nothing matches, a file is damaged (where is told as file:line), or there is no row at all.
     """
     import pandas
 
@@ -172,10 +205,12 @@ def load(pattern: str | Path | Sequence[str | Path]) -> "pandas.DataFrame":
         paths += [path for path in found if path not in paths]
     rows, headers = [], {}
     for path in paths:
-        records = [record for record, _ in _read_path(Path(path))]
-        headers[path] = {key: value for key, value in records[0].items() if key != "kind"}
-        name = headers[path]["experiment"]
-        rows += [{"path": path, "experiment": name, **_row(r)} for r in records if r["kind"] == "row"]
+        contents = record_files.read(Path(path))
+        if contents.header is None or (contents.damage and damaged == "refuse"):
+            raise _unreadable(Path(path), contents.damage)
+        headers[path] = contents.header
+        name = contents.header["experiment"]
+        rows += [{"path": path, "experiment": name, **row} for row in contents.rows if row is not None]
     if not rows:
         raise BadInput(f"{', '.join(paths)} holds no row yet; wait for the run, or start it again to continue it")
     table = pandas.DataFrame(rows)
@@ -191,7 +226,10 @@ def header(path: str | Path) -> Row:
     Raises:
         BadInput: the file cannot be read or holds no records.
     """
-    return {key: value for key, value in _read_path(Path(path))[0][0].items() if key != "kind"}
+    contents = record_files.read(Path(path))
+    if contents.header is None:
+        raise _unreadable(Path(path), contents.damage)
+    return contents.header
 
 
 def _plain(value: Any) -> Any:
@@ -211,107 +249,68 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"a record cannot hold a {type(value).__name__}")
 
 
-def _row(record: Row) -> Row:
-    """The row as the experiment yielded it."""
-    return {key: value for key, value in record.items() if key != "kind"}
-
-
 def _closable(rows: Iterator[Row]) -> Any:
     """`rows` as a generator, so that its finally blocks run at once when the run stops."""
     return rows if hasattr(rows, "close") else (row for row in rows)
 
 
-@contextmanager
-def _opened(out: Path) -> Iterator[int]:
-    """A locked file descriptor of `out`, whose folders are made; a file that stays empty is removed again."""
+def _standing(out: Path, experiment: Experiment, old: Contents) -> list[Row]:
+    """The rows of a stopped or damaged file that stand, in the order of their places; what does not is told."""
+    there = [row for row in old.rows if row is not None]
+    if old.header is None and not (there and old.numbered):
+        raise _unreadable(out, old.damage)
+    rows = [None if row is None or _place(experiment, row) is None else row for row in old.rows]
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        while True:
-            file = os.open(out, os.O_RDWR | os.O_CREAT, 0o644)
-            try:
-                if fcntl is not None:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.path.exists(out) and os.path.samestat(os.fstat(file), os.stat(out)):
-                    break
-            except BaseException:
-                os.close(file)
-                raise
-            os.close(file)  # another run removed its empty file between our open and our lock: open anew
-    except BlockingIOError:
-        raise BadInput(f"{out} is being written by another run; wait for it, or choose another --out") from None
-    except OSError as error:
-        raise BadInput(f"cannot write {out}: {error.strerror}; choose another --out") from None
+        stand = experiment.standing(rows if old.finished else [*rows, None]) if there else []
+    except BadInput as error:
+        raise BadInput(f"{_listed(out, old.damage)}; {error}" if old.damage else str(error)) from None
+    if old.damage or not _begins_with(old.rows, stand):
+        kept = set(map(id, stand))
+        names = [f"{experiment.unit} {row.get(experiment.unit)}" for row in there if id(row) not in kept]
+        what = _listed(out, old.damage) if old.damage else f"{out} lacks rows"
+        again = ", ".join(dict.fromkeys(names)) or "only what is not there"
+        print(f"smoothlab: {what}; {len(stand)} rows stand, measured again: {again}", file=sys.stderr)
+    return _ordered(experiment, stand)
+
+
+def _stand(file: RecordFile, old: Contents | None, head: Row, standing: Sequence[Row]) -> None:
+    """Bring the file to where it holds the rows that stand, and nothing else."""
+    if not standing or old is None:
+        file.begin(head)
+    elif old.numbered and not old.damage and _begins_with(old.rows, standing):
+        file.resume(head, len(standing), old.ends[len(standing) - 1])
+    else:
+        file.rewrite(head, standing)
+
+
+def _begins_with(rows: Sequence[Row | None], first: Sequence[Row]) -> bool:
+    return all(one is other for one, other in zip(rows, first, strict=False)) and len(first) <= len(rows)
+
+
+def _place(experiment: Experiment, row: Row) -> int | None:
+    """Where a row belongs; None for one that is not what the experiment writes."""
     try:
-        yield file
-    finally:
-        status = os.fstat(file)
-        if stat.S_ISREG(status.st_mode) and status.st_size == 0:
-            out.unlink(missing_ok=True)
-        os.close(file)
+        return experiment.place(row)
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
-def _cut(out: Path, file: int, size: int) -> None:
-    """Cut the file to its first `size` bytes and go to its end."""
-    if not stat.S_ISREG(os.fstat(file).st_mode):
-        return
-    try:
-        os.ftruncate(file, size)
-        os.lseek(file, size, os.SEEK_SET)
-    except OSError as error:
-        raise BadInput(f"cannot write {out}: {error.strerror}; choose another --out") from None
+def _ordered(experiment: Experiment, rows: Sequence[Row]) -> list[Row]:
+    return sorted(rows, key=lambda row: experiment.place(row) or 0)
 
 
-def _append(out: Path, file: int, record: Row) -> None:
-    """Write one line through to the operating system."""
-    line = json.dumps(record, allow_nan=False).encode() + b"\n"
-    try:
-        while line:
-            line = line[os.write(file, line) :]
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        fix = "make room and start again (without --overwrite): the run continues after the rows already there"
-        raise BadInput(f"cannot write {out}: {error.strerror}; {fix}") from None
+def _listed(path: Path, damage: Sequence[Damage]) -> str:
+    """Where a file is damaged, as file:line, and how."""
+    words = [f"line {one.line}: {one.words}" for one in damage[1:3]]
+    more = f", and {len(damage) - 3} more" if len(damage) > 3 else ""
+    return f"{path}:{damage[0].line}: {', '.join([damage[0].words, *words])}{more}"
 
 
-def _read_path(path: Path) -> list[tuple[Row, int]]:
-    """`_read` of a file for reading only, which must hold a header."""
-    try:
-        with open(path, "rb") as file:
-            records = _read(path, file.fileno())
-    except OSError as error:
-        raise BadInput(f"cannot read {path}: {error.strerror}") from None
-    if not records:
-        raise BadInput(f"{path} is empty; wait for the run, or start it again")
-    return records
-
-
-def _read(path: Path, file: int) -> list[tuple[Row, int]]:
-    """The complete lines of a record file, each with the offset of its end; a half-written last line is left out."""
-    with open(file, "rb", closefd=False) as stream:
-        stream.seek(0)
-        content = stream.read()
-    if content[: len(START)] != START[: len(content)]:
-        raise BadInput(f"{path}:1: not a record file of smoothlab; choose another file")
-    records: list[tuple[Row, int]] = []
-    end = 0
-    for number, line in enumerate(content.split(b"\n")[:-1], start=1):
-        end += len(line) + 1
-        try:
-            record = json.loads(line, parse_constant=_refuse)
-            wanted = {"header"} if number == 1 else {"row", "end"}
-            if not isinstance(record, dict) or record.get("kind") not in wanted:
-                raise ValueError
-            if number == 1 and not {"experiment", "config", "environment"} <= record.keys():
-                raise ValueError
-        except ValueError:
-            raise BadInput(f"{path}:{number}: broken line; delete it, or measure again with --overwrite") from None
-        records.append((record, end))
-    return records
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(constant)
+def _unreadable(path: Path, damage: Sequence[Damage]) -> BadInput:
+    fix = "start its command again, which measures again what is concerned, or put the file back"
+    if damage[0].line > 1:
+        fix += ", or take the other rows with smoothlab.load(..., damaged='leave out')"
+    return BadInput(f"{_listed(path, damage)}; {fix}")
 
 
 def _check_same(out: Path, old: Row, new: Row, later: Mapping[str, Any], elsewhere: Sequence[str]) -> None:

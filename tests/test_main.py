@@ -1,3 +1,5 @@
+import dataclasses
+import inspect
 import json
 import os
 import signal
@@ -12,7 +14,7 @@ from typing import ClassVar, Literal
 import pytest
 
 from smoothlab import __main__ as command_line
-from smoothlab import records
+from smoothlab import commands, records
 from smoothlab.errors import BadInput
 from smoothlab.records import Row
 
@@ -28,6 +30,7 @@ class Squares:
     """Squares of the first numbers."""
 
     name: ClassVar[str] = "squares"
+    unit: ClassVar[str] = "number"
 
     count: int = 5
     """How many [numbers]."""
@@ -37,7 +40,7 @@ class Squares:
     """How it goes wrong after two rows."""
 
     def rows(self, done: Sequence[Row]) -> Iterator[Row]:
-        for number in range(len(done), self.count):
+        for number in sorted({*range(self.count)} - {row["number"] for row in done}):
             if number == 2 and self.fails != "no":
                 raise {
                     "bad": BadInput("the number 2 is even;\nuse 3"),
@@ -50,8 +53,11 @@ class Squares:
             time.sleep(float(os.environ.get("SQUARES_PAUSE", 0)))
             yield {"number": number, "value": number**2}
 
-    def resume_at(self, done: Sequence[Row]) -> int:
-        return len(done)
+    def place(self, row: Row) -> int:
+        return row["number"]
+
+    def standing(self, rows: Sequence[Row | None]) -> list[Row]:
+        return [row for row in rows if row is not None]
 
     def plan(self) -> str:
         return f"{self.count} numbers"
@@ -60,7 +66,7 @@ class Squares:
 @pytest.fixture
 def squares(monkeypatch, tmp_path):
     """Call `smoothlab squares ...` in this process, in a folder of its own."""
-    monkeypatch.setitem(command_line.EXPERIMENTS, "squares", Squares)
+    monkeypatch.setitem(commands.EXPERIMENTS, "squares", Squares)
     monkeypatch.chdir(tmp_path)
     for name in command_line.QUIET_THREADS:
         monkeypatch.setenv(name, "as it was")
@@ -70,8 +76,8 @@ def squares(monkeypatch, tmp_path):
 def smoothlab(*argv: str, **options) -> subprocess.Popen[str]:
     """A process of `smoothlab argv...` that knows the subcommand squares."""
     code = (
-        "import sys; from tests.test_main import Squares; from smoothlab import __main__ as m; "
-        f"m.EXPERIMENTS['squares'] = Squares; sys.exit(m.main({list(argv)}))"
+        "import sys; from tests.test_main import Squares; from smoothlab import __main__ as m, commands; "
+        f"commands.EXPERIMENTS['squares'] = Squares; sys.exit(m.main({list(argv)}))"
     )
     pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, **(pipe | options))
@@ -219,6 +225,7 @@ def test_help_explains_every_option_with_its_default(squares, capsys, command):
         assert "--count INT How many [numbers]. (default: 5)" in words
 
 
+EMPTY_HEAD = '{"kind": "header", "experiment": "smoothness", "config": {}, "environment": {}}\n'
 IMPORTED = "sorted({'torch', 'transformers', 'peft', 'pandas', 'matplotlib', 'scipy'} & set(sys.modules))"
 
 
@@ -256,20 +263,196 @@ def test_threads_wait_quietly_unless_the_user_says_otherwise(squares, monkeypatc
     assert os.environ["GOMP_SPINCOUNT"] == "10000" and os.environ["KMP_BLOCKTIME"] == "7"
 
 
-def test_interrupted_by_the_keyboard_and_continued(tmp_path):
+SIGNALS = {signal.SIGINT: (130, "stopped"), signal.SIGTERM: (143, "ended by SIGTERM")}
+
+
+def by_default() -> None:
+    """In a child: a signal that this process ignores, as under nohup, would be ignored by the child too."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_stopped_by_a_signal_and_continued(tmp_path, number):
     out = tmp_path / "s.jsonl"
     argv = ["squares", "--count", "40", "--out", str(out)]
-    process = smoothlab(*argv, env={**os.environ, "SQUARES_PAUSE": "0.1"})
+    process = smoothlab(*argv, env={**os.environ, "SQUARES_PAUSE": "0.1"}, preexec_fn=by_default)
     while not out.exists() or out.read_bytes().count(b"\n") < 3:
         assert process.poll() is None
         time.sleep(0.005)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     output, error = process.communicate()
-    assert process.returncode == 130
-    assert error == "\nsmoothlab: stopped; the same command goes on from what is on disk\n" and not output
+    status, words = SIGNALS[number]
+    assert process.returncode == status
+    assert error == f"smoothlab: {words}; the same command goes on from what is on disk\n" and not output
     assert 2 <= len(records.load(out)) < 40
     assert smoothlab(*argv).wait() == 0
     assert list(records.load(out)["value"]) == [number**2 for number in range(40)]
+
+
+@pytest.mark.parametrize(
+    ("number", "module"),
+    [
+        (signal.SIGTERM, "tyro"),
+        *(pytest.param(number, module, marks=pytest.mark.check) for number in SIGNALS
+          for module in ("smoothlab.experiments.rates", "pandas")),
+    ],
+)  # fmt: skip
+def test_a_signal_while_importing_is_one_line(tmp_path, number, module):
+    """The signal comes in the middle of an import, whoever imports, also one that would swallow an exception."""
+    (tmp_path / "squares.jsonl").write_text(EMPTY_HEAD)
+    code = f"""
+import importlib.abc, os, sys
+class Finder(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == {module!r}:
+            try:
+                os.kill(os.getpid(), {int(number)})
+            except KeyboardInterrupt:
+                raise ImportError("swallowed") from None
+sys.meta_path.insert(0, Finder())
+sys.argv[1:] = ["plot", "squares.jsonl"]
+from smoothlab.__main__ import main
+sys.exit(main())
+"""
+    told = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, preexec_fn=by_default,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    status, words = SIGNALS[number]
+    assert told.returncode == status, told.stderr
+    assert told.stderr == f"smoothlab: {words}; the same command goes on from what is on disk\n" and not told.stdout
+
+
+@pytest.mark.parametrize("where", ["__del__", "at exit"])
+def test_a_signal_where_an_exception_cannot_be_passed_on_is_one_line(where):
+    code = f"""
+import atexit, os, signal, sys
+from smoothlab import __main__ as m, commands
+class Closing:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+def work(argv):
+    def run():
+        if {where == "__del__"}:
+            Closing()
+        else:
+            atexit.register(os.kill, os.getpid(), signal.SIGTERM)
+    return run
+commands.parse = work
+sys.exit(m.main())
+"""
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, preexec_fn=by_default)
+    assert told.returncode == 143
+    assert told.stderr == "smoothlab: ended by SIGTERM; the same command goes on from what is on disk\n"
+
+
+def test_signals_are_left_as_they_were(squares):
+    before = [signal.getsignal(number) for number in SIGNALS]
+    squares()
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+def test_an_ignored_interrupt_stays_ignored(tmp_path):
+    """As under `nohup smoothlab ... &`."""
+
+    def ignore() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    out = tmp_path / "s.jsonl"
+    environment = {**os.environ, "SQUARES_PAUSE": "0.1"}
+    process = smoothlab("squares", "--count", "6", "--out", str(out), env=environment, preexec_fn=ignore)
+    while not out.exists() or out.read_bytes().count(b"\n") < 3:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    assert process.wait() == 0 and len(records.load(out)) == 6
+
+
+PATHS = {
+    "smoothness": ["--data-dir", "--keep-weights", "--from-weights", "--out"],
+    "estimators": ["--data-dir", "--out"],
+    "quadratic": ["--out"],
+    "rates": ["--out"],
+    "finetune": ["--data-dir", "--checkpoint", "--save", "--tensorboard", "--out"],
+    "plot": ["--out"],
+    "audit": ["--records", "--add", "--html", "--out"],
+    "demo": ["--out"],
+}
+"""Every option that is a path."""
+NAMES = {"smoothness": ["--model", "--data"], "estimators": ["--model", "--data"], "finetune": ["--model", "--data"],
+         "plot": [""]}  # fmt: skip
+"""Options that are a path or something else."""
+UNUSABLE = {
+    "file/below": "Not a directory",
+    "loop/x": "Too many levels of symbolic links",
+    "n" * 256: "File name too long",
+    "new/" + "n" * 256: "File name too long",
+    "folder/" * 600: "File name too long",
+}
+
+
+def test_the_table_of_paths_is_whole():
+    for name, kind in commands.EXPERIMENTS.items():
+        fields = [f"--{f.name.replace('_', '-')}" for f in dataclasses.fields(kind) if "Path" in str(f.type)]
+        assert [*fields, "--out"] == PATHS[name]
+    for name in ("plot", "audit", "demo"):
+        parameters = inspect.signature(getattr(commands, name)).parameters.values()
+        assert [f"--{p.name}" for p in parameters if "Path" in str(p.annotation)] == PATHS[name]
+
+
+@pytest.fixture
+def crooked(monkeypatch, tmp_path):
+    """A folder with a file, a link to itself, and a folder that may not be entered."""
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("mine")
+    Path("loop").symlink_to("loop")
+    Path("locked").mkdir()
+    Path("locked").chmod(0)
+    yield tmp_path
+    Path("locked").chmod(0o700)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "locked", "loop"]
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        pytest.param(
+            *one, marks=() if one[0] in ("rates", "plot") else pytest.mark.check, id=" ".join([one[0], *one[1]])
+        )
+        for one in [*PATHS.items(), *NAMES.items()]
+    ],
+)
+def test_a_path_that_cannot_be_used_is_one_line(crooked, capsys, command, options):
+    for option in options:
+        for path, words in UNUSABLE.items():
+            if command in NAMES and option not in PATHS[command] and words == "Not a directory":
+                continue  # may be a name of the hub
+            for given in [path] + [f"log:{path}"] * (option == "--checkpoint"):
+                assert command_line.main([command, *filter(None, [option]), given]) == 2
+                line = one_line(capsys)
+                assert f"error: {option} "[: 7 + len(option)] in line and f"{words}; name another path" in line
+                assert len(line) < 250
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may enter every folder")
+@pytest.mark.parametrize("path", ["locked", "locked/below"])
+@pytest.mark.parametrize(("command", "options"), PATHS.items())
+def test_a_folder_that_may_not_be_entered_is_one_line(crooked, capsys, command, options, path):
+    for option in options:
+        assert command_line.main([command, option, path]) == 2
+        assert f"{option} {path}: Permission denied; name another path" in one_line(capsys)
+
+
+def test_a_path_that_turns_out_to_be_unusable_later_is_one_line(squares, monkeypatch, capsys):
+    """Whatever opens it, and after the look at the options."""
+
+    def fails(self, done):
+        open("/dev/null/below")
+        yield {}
+
+    monkeypatch.setattr(Squares, "rows", fails)
+    assert squares() == 2
+    assert "cannot use /dev/null/below: Not a directory; name another path" in one_line(capsys)
 
 
 def test_after_overwrite_the_command_that_continues_has_none(squares, capsys):

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
@@ -25,6 +26,7 @@ class Audit:
     """Check claims of the paper: verdict, counterexample, what holds instead, and how that was found."""
 
     name: ClassVar[str] = "audit"
+    unit: ClassVar[str] = "claim"
 
     claims: tuple[str, ...] = ()
     """Names; all of them if none is given."""
@@ -60,7 +62,8 @@ class Audit:
     def rows(self, done: Sequence[Row]) -> Iterator[Row]:
         """One row a claim."""
         paths = self._records()
-        for claim in self.chosen()[len(done) :]:
+        behind = {row["claim"] for row in done}
+        for claim in (claim for claim in self.chosen() if claim.name not in behind):
             begun = time.monotonic()
             finding = claim.found(self.seed, paths)
             row: Row = {
@@ -72,9 +75,17 @@ class Audit:
                 row |= {"verdict": "open", "note": MISSING}
             yield row | {"seconds": round(time.monotonic() - begun, 3)}
 
-    def resume_at(self, done: Sequence[Row]) -> int:
-        """Claims do not depend on each other."""
-        return len(done)
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {claim.name: n for n, claim in enumerate(self.chosen())}
+
+    def place(self, row: Row) -> int:
+        """The number of the claim."""
+        return self._places[row["claim"]]
+
+    def standing(self, rows: Sequence[Row | None]) -> list[Row]:
+        """Every row stands: claims do not depend on each other."""
+        return list({row["claim"]: row for row in rows if row is not None}.values())
 
     def plan(self) -> str:
         """What would be checked."""

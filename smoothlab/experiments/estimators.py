@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
@@ -21,6 +22,7 @@ Precision = Literal["float64", "float32", "bfloat16"]
 Kind = Literal["gaussian", "sphere", "rademacher", "sparse", "lowrank", "one-sided", "plain4", "orthogonal4"]
 SYNTHETIC: tuple[Part, ...] = ("bias", "variance", "averages", "curve")
 ON_MODEL: tuple[Part, ...] = ("model-curve", "model-variance", "model-cost")
+BLOCKS = ("base", "peft", "head")  # of a model, in their order
 AVERAGES = ("plain", "antithetic", "orthogonal")
 COSTS = ("gaussian", "kept", "rademacher", "sphere", "sparse", "lowrank")
 STEPS = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
@@ -74,6 +76,7 @@ class Estimators:
     """
 
     name: ClassVar[str] = "estimators"
+    unit: ClassVar[str] = "setting"
     parts: tuple[Part, ...] = SYNTHETIC + ON_MODEL
     functions: tuple[Function, ...] = ("cubic", "quartic", "cosh")
     laws: tuple[Law, ...] = ("gaussian", "sphere", "rademacher", "coordinate", "sparse", "lowrank")
@@ -101,18 +104,28 @@ class Estimators:
     device: str = "cpu"
     seed: int = 0
 
-    def resume_at(self, done: Sequence[Row]) -> int:
-        """Rows of whole settings stand: all but those of the last one, which may have stopped halfway."""
-        last = done[-1]["setting"]
-        return next(i for i, row in enumerate(done) if row["setting"] == last)
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        settings = self.settings() + self.model_settings(self.measure or BLOCKS)
+        return {setting: n for n, setting in enumerate(settings)}
+
+    def place(self, row: Row) -> int:
+        """The number of the setting."""
+        return self._places.get(row["setting"], -1)
+
+    def standing(self, rows: Sequence[Row | None]) -> list[Row]:
+        """Rows of whole settings stand: of those beside no loss."""
+        from smoothlab.records import whole
+
+        return whole(rows, self.place)
 
     def rows(self, done: Sequence[Row]) -> Iterator[Row]:
         """Yield the rows of each setting that is not done, in the order of `parts`."""
         self.check()
         behind = {row["setting"] for row in done}
-        synthetic = [setting for setting in self.settings() if setting not in behind]
         model = self._model() if self._on_model() else None
-        settings = synthetic + [one for one in self.model_settings(model) if one not in behind] if model else synthetic
+        settings = self.settings() + (self.model_settings(model.names) if model else [])
+        settings = [setting for setting in settings if setting not in behind]
         progress = _progress(len(settings))
         for setting in settings:
             progress.set_postfix_str(setting)
@@ -134,12 +147,12 @@ class Estimators:
                 found += [f"curve/{precision}" for precision in self.precisions]
         return found
 
-    def model_settings(self, model: "Measured") -> list[str]:
-        """What is measured on the model."""
+    def model_settings(self, blocks: Sequence[str]) -> list[str]:
+        """What is measured on a model with these blocks."""
         found = []
         for part in self.parts:
             if part == "model-curve":
-                found += [f"{part}/{block}/{precision}" for block in model.names for precision in self.precisions]
+                found += [f"{part}/{block}/{precision}" for block in blocks for precision in self.precisions]
             elif part == "model-variance":
                 found += [f"{part}/{kind}" for kind in self.kinds]
             elif part == "model-cost":
@@ -236,7 +249,7 @@ class Estimators:
             passes = {"model-curve": curve, "model-variance": kinds, "model-cost": cost}
             forwards = sum(count for part, count in passes.items() if part in self.parts)
             lines += [f"  block {name:12s} {model.blocks[name].dim:12,d} parameters" for name in model.names]
-            count = len(self.model_settings(model))
+            count = len(self.model_settings(model.names))
             lines.append(f"  {self.model} on {self.data}, {self.peft}: {count} settings, about {forwards:,} forwards "
                          f"of {forward:.3f} s and as many moves of a block")  # fmt: skip
             seconds += 2 * forwards * forward

@@ -78,6 +78,7 @@ class Finetune:
     """
 
     name: ClassVar[str] = "finetune"
+    unit: ClassVar[str] = "step"
     later: ClassVar[Mapping[str, Any]] = LATER
     elsewhere: ClassVar[Sequence[str]] = ("save", "tensorboard")
     model: str = "micro"
@@ -124,19 +125,24 @@ class Finetune:
         shared = self.method != "zo" or self.sides == 1
         return shared + (self.sides * self.q if self.method in ZEROTH else 0)
 
-    def resume_at(self, done: Sequence[Row]) -> int:
+    def place(self, row: Row) -> int:
+        """One for all rows: each follows from those before it."""
+        return 0
+
+    def standing(self, rows: Sequence[Row | None]) -> list[Row]:
         """As many rows stand as there were when the newest checkpoint was taken; without one, none."""
         check(self)
+        done = [row for row in itertools.takewhile(lambda row: row is not None, rows) if row is not None]
         if (folder := self._folder()) is None:
             _say("without --checkpoint a stopped run starts again")
-            return 0
+            return []
         taken = folder.rows()
         if done and not taken:
             _say(f"--checkpoint {self.checkpoint} holds no checkpoint: the run starts again")
         stand = [rows for rows in taken if rows <= len(done)]
         if taken and not stand:
             self._refuse(taken[-1])
-        return stand[-1] if stand else 0
+        return done[: stand[-1]] if stand else []
 
     def rows(self, done: Sequence[Row]) -> Iterator[Row]:
         """Train, evaluate on dev on the way, and test once at the end."""

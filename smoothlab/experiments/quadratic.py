@@ -5,6 +5,7 @@ import sys
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
@@ -54,6 +55,7 @@ class QuadraticExample:
     """
 
     name: ClassVar[str] = "quadratic"
+    unit: ClassVar[str] = "setting"
     device: ClassVar[str] = "cpu"  # for the header: seeds are bound to the generator of one kind of CPU
     parts: tuple[Part, ...] = PARTS
     ratios: tuple[float, ...] = (1.0, 1.2, 1.5, 1.8, 2.0, 2.2, 2.5, 3.0, 10.0, 100.0, 1000.0)
@@ -68,10 +70,19 @@ class QuadraticExample:
     longest: int = 3000
     seed: int = 0
 
-    def resume_at(self, done: Sequence[Row]) -> int:
-        """Rows of whole settings stand: all but those of the last one, which may have stopped halfway."""
-        last = done[-1]["setting"]
-        return next(i for i, row in enumerate(done) if row["setting"] == last)
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {point["setting"]: n for n, point in enumerate(self.points())}
+
+    def place(self, row: Row) -> int:
+        """The number of the setting."""
+        return self._places.get(row["setting"], -1)
+
+    def standing(self, rows: Sequence[Row | None]) -> list[Row]:
+        """Rows of whole settings stand: of those beside no loss."""
+        from smoothlab.records import whole
+
+        return whole(rows, self.place)
 
     def rows(self, done: Sequence[Row]) -> Iterator[Row]:
         """Yield the rows of each setting that is not done, in the order of `parts`."""

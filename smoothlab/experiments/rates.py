@@ -4,6 +4,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
@@ -79,6 +80,7 @@ class Rates:
     """
 
     name: ClassVar[str] = "rates"
+    unit: ClassVar[str] = "setting"
     device: ClassVar[str] = "cpu"  # for the header: seeds are bound to the generator of one kind of CPU
     parts: tuple[Part, ...] = PARTS
     eps: tuple[float, ...] = (1.0, 0.7)
@@ -110,10 +112,19 @@ class Rates:
     longest: int = 14_000
     seed: int = 0
 
-    def resume_at(self, done: Sequence[Row]) -> int:
-        """Rows of whole settings stand: all but those of the last one, which may have stopped halfway."""
-        last = done[-1]["setting"]
-        return next(i for i, row in enumerate(done) if row["setting"] == last)
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {point["setting"]: n for n, point in enumerate(self.points())}
+
+    def place(self, row: Row) -> int:
+        """The number of the setting."""
+        return self._places.get(row["setting"], -1)
+
+    def standing(self, rows: Sequence[Row | None]) -> list[Row]:
+        """Rows of whole settings stand: of those beside no loss."""
+        from smoothlab.records import whole
+
+        return whole(rows, self.place)
 
     def rows(self, done: Sequence[Row]) -> Iterator[Row]:
         """Yield the rows of each setting that is not done, in the order of `parts`."""

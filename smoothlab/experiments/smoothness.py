@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from smoothlab.llm.train import FineTuning
 
 Row = dict[str, Any]
+KEY = ("protocol", "block", "wrt", "quantity")
+"""Fields that tell the rows of a measuring point apart."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Smoothness:
     """
 
     name: ClassVar[str] = "smoothness"
+    unit: ClassVar[str] = "step"
     model: str = "micro"
     data: str = "builtin"
     data_dir: Path | None = None
@@ -77,11 +80,15 @@ class Smoothness:
     from_weights: Path | None = None
     seed: int = 0
 
-    def resume_at(self, done: Sequence[Row]) -> int:
-        """Rows of whole measuring points stand: every point has as many rows as the first."""
-        steps = [row["step"] for row in done]
-        first = steps.count(steps[0])
-        return len(steps) // first * first if len(set(steps)) > 1 else 0
+    def place(self, row: Row) -> int:
+        """The step of the measuring point."""
+        return int(row["step"])
+
+    def standing(self, rows: Sequence[Row | None]) -> list[Row]:
+        """Rows of whole measuring points stand: each has one row for every protocol, block and quantity."""
+        from smoothlab.records import whole
+
+        return whole(rows, self.place, lambda row: tuple(str(row.get(field)) for field in KEY))
 
     def rows(self, done: Sequence[Row]) -> Iterator[Row]:
         """Train to each point that is not done, measure there, yield its rows."""

@@ -30,7 +30,7 @@ def kept_in(toy: Toy, folder: Path) -> Toy:
     return replace(toy, checkpoint=Path(f"log:{folder}") if toy.logged else folder)
 
 
-CLOCK = ("seconds", "steps_per_second")
+CLOCK = ("seconds", "steps_per_second", "crc32")
 
 
 def rows_of(path: Path) -> list[Row]:

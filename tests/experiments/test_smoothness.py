@@ -14,6 +14,7 @@ import torch
 
 from smoothlab import records
 from smoothlab.errors import BadInput
+from smoothlab.record_files import RESERVED
 from tests.experiments.toy import Toy
 
 FIELDS = {
@@ -23,7 +24,8 @@ FIELDS = {
 
 
 def rows_of(path: Path) -> list[dict]:
-    return [row for line in path.read_text().splitlines() if (row := json.loads(line))["kind"] == "row"]
+    rows = [row for line in path.read_text().splitlines() if (row := json.loads(line))["kind"] == "row"]
+    return [{name: value for name, value in row.items() if name not in RESERVED} for row in rows]
 
 
 def run(experiment: Toy, out: Path) -> list[dict]:
@@ -32,7 +34,7 @@ def run(experiment: Toy, out: Path) -> list[dict]:
 
 def test_every_point_has_the_same_complete_rows(tmp_path: Path) -> None:
     rows = run(Toy(), tmp_path / "run.jsonl")
-    assert all(FIELDS | {"kind"} == set(row) for row in rows)
+    assert all(FIELDS == set(row) for row in rows)
     kinds = [(r["protocol"], r["block"], r["wrt"], r["quantity"]) for r in rows]
     per_point = kinds[: len(kinds) // 6]
     assert kinds == per_point * 6
@@ -47,13 +49,33 @@ def test_a_stopped_run_ends_as_an_undisturbed_one(tmp_path: Path, keep: bool) ->
     whole = tmp_path / "whole.jsonl"
     run(toy, whole)
     lines = whole.read_bytes().splitlines(keepends=True)
-    for cut in (1, 11, 13, 44):
+    for cut in (1, 13, 44):
         again = tmp_path / f"cut{cut}.jsonl"
         again.write_bytes(b"".join(lines[:cut]) + lines[cut][:20])
         if keep:
             for late in sorted((tmp_path / "kept").glob("*"))[(cut - 1) // 11 + 1 :]:
                 late.unlink()
         assert run(toy, again) == rows_of(whole), cut
+
+
+@pytest.mark.check
+def test_damaged_points_alone_are_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """A row lost in the second point of four, two swapped in the third: the first and the last are as they were."""
+    toy, out = Toy(steps=12, points=4, protocol="careful"), tmp_path / "run.jsonl"
+    whole = run(toy, out)
+    lines, each = out.read_bytes().splitlines(keepends=True), len(whole) // 4
+    at = 1 + 2 * each
+    out.write_bytes(b"".join([*lines[: each + 3], *lines[each + 4 : at], lines[at + 1], lines[at], *lines[at + 2 :]]))
+    measured, point = [], Toy._point
+
+    def watched(self, tuning, *rest):
+        measured.append(tuning.step)
+        return point(self, tuning, *rest)
+
+    monkeypatch.setattr(Toy, "_point", watched)
+    assert run(toy, out) == whole and measured == [4, 8]
+    assert "measured again: step 4, step 8" in capsys.readouterr().err
+    assert out.read_bytes().splitlines(keepends=True)[:-1] == lines[:-1]
 
 
 def test_killed_runs_end_as_an_undisturbed_one(tmp_path: Path) -> None:

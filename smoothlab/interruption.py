@@ -1,0 +1,106 @@
+"""Ctrl-C and SIGTERM: one line, exit status 130 or 143, and files that the same command goes on from.
+
+Where the command works, a signal raises KeyboardInterrupt, so that files are closed and child processes ended on the
+way out. While modules are imported, and once the command is over, there is nothing to close, and an exception might be
+caught or printed by whoever is importing: there the process ends at once. So it does at a second signal, where the
+exception was raised in a place that cannot pass it on, and after `PATIENCE`.
+"""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, TextIO
+
+PATIENCE = 20.0
+"""Seconds that the way out may take."""
+WORDS = {signal.SIGINT: "stopped", signal.SIGTERM: "ended by SIGTERM"}
+
+
+class Interruption:
+    """What has happened to this process, and what is said of it.
+
+    Args:
+        again: how the command is taken up again.
+    """
+
+    def __init__(self, again: str) -> None:
+        self.again, self.working, self._number, self._said = again, False, 0, False
+
+    @property
+    def status(self) -> int:
+        """The exit status, after a KeyboardInterrupt."""
+        return 128 + (self._number or signal.SIGINT)
+
+    def say(self, stream: TextIO | None) -> None:
+        """The one line, once."""
+        if self._said or stream is None or os.environ.get("RANK", "0") != "0":
+            return  # of torchrun's processes the first one speaks
+        self._said = True
+        words = WORDS[signal.Signals(self._number or signal.SIGINT)]
+        start = "\n" if stream.isatty() else ""  # behind ^C, or a progress bar
+        print(f"{start}smoothlab: {words}; {self.again}", file=stream, flush=True)
+
+    def leave(self) -> None:
+        """Say it, and end the process as it stands."""
+        self.working = False
+        try:
+            self.say(sys.__stderr__)  # the parser keeps the other one to itself
+            sys.stdout.flush()
+        finally:
+            os._exit(self.status)
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Take a signal."""
+        again, self._number = bool(self._number), number
+        if again or not self.working or _importing(frame):
+            self.leave()
+        late = threading.Timer(PATIENCE, self.leave)
+        late.daemon = True
+        late.start()
+        raise KeyboardInterrupt
+
+    def unraisable(self, what: Any) -> None:
+        """Take what was raised where Python cannot pass it on, and would print it."""
+        if self._number and what.exc_type is KeyboardInterrupt:
+            self.leave()
+        sys.__unraisablehook__(what)
+
+
+@contextmanager
+def watched(again: str, *, own: bool) -> Iterator[Interruption]:
+    """Take SIGINT and SIGTERM, unless this process ignores them or somebody else takes them.
+
+    Args:
+        again: how the command is taken up again.
+        own: whether the process is the command's, which ends with it: signals are then taken to its very end.
+    """
+    state = Interruption(again)
+    if threading.current_thread() is not threading.main_thread():
+        yield state
+        return
+    taken = [signal.SIGINT] if signal.getsignal(signal.SIGINT) is signal.default_int_handler else []
+    # Torchrun's other processes write nothing: SIGTERM ends them at once, even where they wait for the first one.
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL and os.environ.get("RANK", "0") == "0":
+        taken.append(signal.SIGTERM)
+    before, hook = [signal.signal(number, state.handle) for number in taken], sys.unraisablehook
+    sys.unraisablehook = state.unraisable
+    try:
+        yield state
+    finally:
+        state.working = False
+        if not own:
+            sys.unraisablehook = hook
+            for number, handler in zip(taken, before, strict=True):
+                signal.signal(number, handler)
+
+
+def _importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False

@@ -1,0 +1,53 @@
+"""Paths that are given to the command: one that cannot be used is told in one line before anything is loaded."""
+
+import dataclasses
+import errno
+import os
+import stat
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from smoothlab.errors import BadInput
+
+LOG = "log:"
+"""Before a folder whose checkpoints hold the base model as a seed log."""
+NAMES = ("model", "data", "records")
+"""Options whose text is a path or something else: a name of the hub, of a task, a pattern."""
+UNUSABLE = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS)
+"""What the operating system says of paths that no program can use as they are."""
+LONGEST = 255
+"""Bytes of a file's name on every file system in use."""
+
+
+def check_all(values: Mapping[str, Any]) -> None:
+    """Check every path among options by name: a path, several, or fields of a dataclass.
+
+    Raises:
+        BadInput: names the first option whose path may not be entered, is too long, leads through a file or in circles.
+    """
+    for name, value in values.items():
+        if dataclasses.is_dataclass(value):
+            check_all({field.name: getattr(value, field.name) for field in dataclasses.fields(value)})
+        for path in value if isinstance(value, tuple) else (value,):
+            if isinstance(path, Path):
+                _check(f"--{name.replace('_', '-')} ", str(path).removeprefix(LOG))
+            elif isinstance(path, str) and name in NAMES:
+                _check("" if name == "records" else f"--{name} ", path, other=(errno.ENOENT, errno.ENOTDIR))
+
+
+def _check(option: str, path: str, other: Sequence[int] = (errno.ENOENT,)) -> None:
+    try:
+        if any(len(os.fsencode(part)) > LONGEST for part in Path(path).parts):
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        if stat.S_ISDIR(os.stat(path).st_mode) and not os.access(path, os.X_OK):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        if error.errno in other:  # it may be made, or is no path
+            return
+        raise BadInput(f"{option}{shown(path)}: {error.strerror}; name another path") from None
+
+
+def shown(path: str) -> str:
+    """A path as it fits on a line."""
+    return path if len(path) <= 120 else f"{path[:60]}...{path[-30:]} ({len(path)} characters)"
