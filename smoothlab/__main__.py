@@ -1,7 +1,7 @@
 """The command line: `smoothlab smoothness | plot | audit | demo`; one subcommand an experiment.
 
-Exit status: 0; 1 for a failed check; 2 for bad input, told in one line; 130 when interrupted. Nothing heavy is imported
-before a command runs, so that `--help` answers at once.
+Exit status: 0; 1 for a failed check, or settings that are left to be measured; 2 for bad input, told in one line; 130
+when interrupted. Nothing heavy is imported before a command runs, so that `--help` answers at once.
 """
 
 import contextlib
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status or 0
     except BadInput as error:
-        return _fail(str(error))
+        return _fail(str(error), error.status)
     except KeyboardInterrupt:
         print(f"\nsmoothlab: stopped; {again}", file=sys.stderr)
         return 130
@@ -65,9 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"out of memory; lower --batch, or take a smaller --model or smaller --blocks ({again})")
 
 
-def _fail(message: str) -> int:
+def _fail(message: str, status: int = 2) -> int:
     print("smoothlab: error: " + " ".join(message.split()), file=sys.stderr)
-    return 2
+    return status
 
 
 def _out_of_memory(error: BaseException) -> bool:
