@@ -54,8 +54,8 @@ def of_adapter(kind: str, *, base: bool, stays: bool, written: Path, classes: in
     two = _code("from peft import PeftModel", f"from transformers import {kind}", "", both)
     if base and stays:
         text += (
-            "\nThe base model was trained, too. Its weights are in this folder beside the module's, and are loaded with "
-            f"them.\nThey are in `../model` as well:\n\n{two}"
+            "\nThe base model was trained, too. Its weights are in this folder beside the module's, and are loaded "
+            f"with them.\nThey are in `../model` as well:\n\n{two}"
         )
     elif base:
         text += (
@@ -64,7 +64,7 @@ def of_adapter(kind: str, *, base: bool, stays: bool, written: Path, classes: in
         )
     if not padded:
         text += (
-            "\nUnder this method, transformers' classifier reads the last position of a row, padding or not: score rows\n"
-            "one by one, or call `smoothlab.llm.adapters.pool_at_last_token(model)` first.\n"
+            "\nUnder this method, transformers' classifier reads the last position of a row, padding or not: score\n"
+            "rows one by one, or call `smoothlab.llm.adapters.pool_at_last_token(model)` first.\n"
         )
     return text

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -158,7 +158,7 @@ def _kind(model: Any) -> str:
 def _origin(model: Any) -> str:
     """Hub name or absolute folder of the model that the run began with; "" for one that was made up."""
     name = str(getattr(model.config, "_name_or_path", "") or "")
-    return os.path.abspath(name) if Path(name).is_dir() else name
+    return os.path.abspath(name) if name and Path(name).is_dir() else name
 
 
 def _named_start(config: Any) -> bool:
@@ -170,6 +170,8 @@ def _loads_as(origin: str, config: Any, weights: Iterable[Tensor]) -> bool:
     """Whether a model is loaded in a type that holds these weights, with as many classes, where nobody says more."""
     from transformers import AutoConfig
 
+    if not origin:
+        return False
     try:
         stored = AutoConfig.from_pretrained(origin)
     except (OSError, ValueError):
