@@ -160,8 +160,8 @@ class Finetune:
         if processes.number() == 0:
             if not done and folder is not None and (taken := folder.rows()):
                 self._refuse(taken[-1])
-            if self.save is not None:
-                make_room(self.save, self._run())
+            if self.save is not None and (note := make_room(self.save, self._run())):
+                _say(note)
         stands = processes.begin(len(done))
         setup = self.setup()
         course = self._course(setup, folder)

@@ -76,8 +76,11 @@ def save(model: nn.Module, tokenizer: Any, folder: Path, *, base: bool, story: s
             chatter.enable_progress_bar()
 
 
-def make_room(folder: Path, run: str = "") -> None:
-    """Make the folder for `save`, before the training that would be lost without, and say of which run it is.
+def make_room(folder: Path, run: str = "") -> str:
+    """Make the folder for `save`, before the training that would be lost without.
+
+    Returns:
+        What a reader should know: that weights are there which will be replaced, and do not say of which run they are.
 
     Raises:
         BadInput: it cannot be made or written, or holds the weights of another run.
@@ -98,6 +101,10 @@ def make_room(folder: Path, run: str = "") -> None:
             f"--save {folder} holds the weights of another run ({old}, this one has {new}): name another folder, or "
             "delete it"
         )
+    weights = [path for part in ("adapter", "model") for path in (folder / part).glob("*model*.safetensors")]
+    if there or not weights:
+        return ""
+    return f"--save {folder} holds weights that do not say of which run they are: they will be replaced"
 
 
 def claim(folder: Path, run: str) -> None:
@@ -207,6 +214,7 @@ def _module(whole: Any, place: Path) -> tuple[Any, dict[str, Tensor]]:
             warnings.simplefilter("ignore")
             lora, pairs = convert_to_lora(whole, rank=int(config.r))
         heads = {name: tensor for name, tensor in weights.items() if "psoft_" not in name}
+        pairs = {name: tensor for name, tensor in pairs.items() if ".lora_" in name}
         assert isinstance(lora, LoraConfig)
         lora.task_type, lora.inference_mode, lora.modules_to_save = config.task_type, True, config.modules_to_save
         return lora, heads | pairs

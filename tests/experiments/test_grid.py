@@ -95,10 +95,11 @@ def test_what_runs_out_of_memory_or_disk_has_no_row(kind: str, name: str) -> Non
     assert caught.value.status == 1 and "\n" not in str(caught.value)
 
 
+@pytest.mark.check
 def test_the_next_start_measures_what_was_wanting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Exit status 1 and no end of the records, then 0 and the rows of an undisturbed run; nothing is measured twice."""
+    """Exit status 1 and no end of the records, then 0 and the rows of an undisturbed run; nothing twice."""
     from smoothlab.experiments.quadratic import QuadraticExample
 
     argv = "quadratic --parts rates --ratios 1 10 100 --out".split()

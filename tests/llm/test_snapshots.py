@@ -50,24 +50,23 @@ def test_a_snapshot_comes_back_to_the_bit_in_every_type(tmp_path: Path) -> None:
 
 
 def test_a_bit_that_flips_on_disk_is_seen(tmp_path: Path) -> None:
-    """Every bit of a small file, one at a time: it is refused, or it was padding and nothing has changed."""
+    """A bit of every third byte of a small file's head, and of every byte behind: refused, or nothing has changed."""
     path = tmp_path / "x"
     write(path, some(size=3))
     content = path.read_bytes()
-    padding = 0
-    for place in range(len(content)):
-        for bit in range(8) if place % 7 == 0 else (place % 8,):
-            changed = bytearray(content)
-            changed[place] ^= 1 << bit
-            path.write_bytes(changed)
-            try:
-                found = read(path)
-            except BadInput as error:
-                assert "put the file back" in str(error) and "\n" not in str(error)
-            else:
-                assert same(found, some(size=3))
-                padding += 1
-    assert padding < 100
+    padding, head = 0, 8 + int.from_bytes(content[:8], "little")
+    for place in (*range(0, head, 3), *range(head, len(content))):
+        changed = bytearray(content)
+        changed[place] ^= 1 << place % 8
+        path.write_bytes(changed)
+        try:
+            found = read(path)
+        except BadInput as error:
+            assert "put the file back" in str(error) and "\n" not in str(error)
+        else:
+            assert same(found, some(size=3)) and place < head
+            padding += 1
+    assert padding < 10
     weights = len(content) - 5  # the last tensor of those that are named in order
     path.write_bytes(content[:weights] + bytes([content[weights] ^ 1]) + content[weights + 1 :])
     with pytest.raises(BadInput, match=r"it is damaged \(the numbers of torch\.\w+ are not those that were written\)"):
