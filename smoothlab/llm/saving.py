@@ -255,9 +255,9 @@ def _link(source: Path, target: Path) -> None:
 
 def _without_adapter(whole: Any) -> Any:
     """The base model alone, with its trained head in its own place."""
-    if whole.active_peft_config.is_prompt_learning or not hasattr(whole.base_model, "unload"):
-        return _unwrapped(whole.get_base_model())
-    return whole.unload()
+    bare = _unwrapped(whole.get_base_model())
+    layers = not whole.active_peft_config.is_prompt_learning and hasattr(whole.base_model, "unload")
+    return whole.unload() if layers else bare
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
