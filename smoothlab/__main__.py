@@ -1,7 +1,8 @@
 """The command line, `smoothlab COMMAND ...` or `python -m smoothlab COMMAND ...`: its exit status and its last line.
 
-Exit status: 0; 1 for a failed check; 2 for bad input, told in one line; 130 after Ctrl-C and 143 after SIGTERM, told in
-one line too, while modules are imported as well. Hence this module imports next to nothing.
+Exit status: 0; 1 for a failed check, or settings that are left to be measured; 2 for bad input, told in one line; 130
+after Ctrl-C and 143 after SIGTERM, told in one line too, while modules are imported as well. Hence this module imports
+next to nothing.
 """
 
 import io
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 interruption.working = False
             return status or 0
         except BadInput as error:
-            return _fail(str(error))
+            return _fail(str(error), error.status)
         except KeyboardInterrupt:
             interruption.say(sys.stderr)
             return interruption.status
@@ -59,9 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _fail(f"out of memory; lower --batch, or take a smaller --model or smaller --blocks ({again})")
 
 
-def _fail(message: str) -> int:
+def _fail(message: str, status: int = 2) -> int:
     print("smoothlab: error: " + " ".join(message.split()), file=sys.stderr)
-    return 2
+    return status
 
 
 def _out_of_memory(error: BaseException) -> bool:

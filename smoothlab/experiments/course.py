@@ -14,7 +14,7 @@ from torch import Tensor
 
 from smoothlab.errors import BadInput
 from smoothlab.llm import processes
-from smoothlab.llm.evaluate import Accuracy, Encoded
+from smoothlab.llm.evaluate import Accuracy, Encoded, NotFinite
 from smoothlab.llm.snapshots import Folder, Snapshot
 from smoothlab.llm.tuning import Diverged, Rates, Tuning, part
 
@@ -187,9 +187,16 @@ class Course:
             self.tuning.check(mean)
             seconds = time.monotonic() - begun
             return self._evaluation(mean, len(losses) / seconds, seconds)
-        except Diverged as error:
+        except BadInput as error:
+            if not isinstance(error, Diverged) and not self._refused(error):
+                raise
             self.at.over = True
             return {"part": "stopped", **self._place(), "why": str(error)}
+
+    def _refused(self, error: BadInput) -> bool:
+        """Whether it is these rates that are refused (a mu below rounding): others of the search may do."""
+        elsewhere = isinstance(error, processes.Parted) or isinstance(error.__context__, OSError)
+        return not self.alone and self.tuning.step == 0 and not elsewhere
 
     def _told(self, why: str) -> BadInput:
         """The error with what is left of the run."""
@@ -200,9 +207,9 @@ class Course:
     def _evaluation(self, loss: float | None, speed: float | None = None, seconds: float = 0.0) -> Row:
         """Evaluate on dev, compare with what was, and make the row."""
         begun = time.monotonic()
-        told = processes.told(self.dev() if processes.number() == 0 else None, len(Score._fields))
+        told = processes.told(self._score() if processes.number() == 0 else None, len(Score._fields))
         score = Score(int(told[0]), int(told[1]), *told[2:])
-        if not abs(score.loss) < float("inf"):
+        if not math.isfinite(score.loss):
             raise self.tuning.diverged(score.loss)
         self.at.seconds += seconds + time.monotonic() - begun
         found = (score.correct, -score.loss)
@@ -216,6 +223,13 @@ class Course:
             "steps_per_second": speed, "forwards": self.tuning.step * self.tuning.evaluations,
             "seconds": round(self.at.seconds, 3),
         }  # fmt: skip
+
+    def _score(self) -> Score:
+        """What `dev` says; scores that are not finite are a loss that is not, which every process hears of."""
+        try:
+            return self.dev()
+        except NotFinite:
+            return Score(0, 1, 0.0, 1.0, math.nan)
 
     def _place(self) -> Row:
         rates = self.tuning.rates

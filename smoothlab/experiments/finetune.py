@@ -71,8 +71,8 @@ class Finetune:
         checkpoint: folder for checkpoints, one after each evaluation; a stopped run then goes on from them. log:FOLDER
             holds the base model as seeds and coefficients of its zeroth-order steps (under 1 MB for 20,000 with q = 1),
             which rebuild it to the bit.
-        save: folder for the best weights: adapter/ for peft (a classifier's head too), model/ for transformers where
-            the base model was trained.
+        save: folder for the best weights: adapter/ for peft (a classifier's head too; with the base model's weights
+            where these were trained), model/ for transformers where the base model was trained.
         tensorboard: folder for TensorBoard's curves.
         seed: seed of splits, minibatches, PEFT module and directions.
     """
@@ -147,15 +147,27 @@ class Finetune:
     def rows(self, done: Sequence[Row]) -> Iterator[Row]:
         """Train, evaluate on dev on the way, and test once at the end."""
         from smoothlab.llm import processes
-        from smoothlab.llm.saving import make_room
+        from smoothlab.llm.locks import locked
+
+        if processes.number():
+            yield from self._rows(done)
+            return
+        check(self)
+        with locked({"--checkpoint": self.folder, "--save": self.save}):
+            yield from self._rows(done)
+
+    def _rows(self, done: Sequence[Row]) -> Iterator[Row]:
+        """The same, in folders that no other run writes to."""
+        from smoothlab.experiments.card import story
+        from smoothlab.llm import processes
+        from smoothlab.llm.saving import claim, make_room
 
         folder = self._folder()
         if processes.number() == 0:
-            check(self)
             if not done and folder is not None and (taken := folder.rows()):
                 self._refuse(taken[-1])
-            if self.save is not None:
-                make_room(self.save)
+            if self.save is not None and (note := make_room(self.save, self._run())):
+                _say(note)
         stands = processes.begin(len(done))
         setup = self.setup()
         course = self._course(setup, folder)
@@ -167,9 +179,11 @@ class Finetune:
             course.watcher.close()
         if processes.number() == 0:
             best = course.stand_at_best()
-            yield {"part": "test", **best, **setup.test_row()}
+            row = {"part": "test", **best, **setup.test_row()}
+            yield row
             if self.save is not None:
-                setup.save(self.save)
+                claim(self.save, self._run())
+                setup.save(self.save, story(self, row))
 
     def plan(self) -> str:
         """What a run would train and cost, from two timed steps and one timed evaluation."""
@@ -246,11 +260,14 @@ class Finetune:
     def _folder(self) -> "Folder | None":
         from smoothlab.llm.snapshots import Folder
 
+        told = self._run() + (", base=log" if self.logged else "")
+        return None if self.folder is None else Folder(self.folder, told)
+
+    def _run(self) -> str:
+        """What the weights depend on, in one line."""
         names = [f.name for f in fields(self) if f.name not in (*ELSEWHERE, *LATER)]
         names += [name for name, before in LATER.items() if getattr(self, name) != before]
-        told = ", ".join(f"{name}={getattr(self, name)}" for name in names)
-        told += ", base=log" if self.logged else ""
-        return None if self.folder is None else Folder(self.folder, told)
+        return ", ".join(f"{name}={getattr(self, name)}" for name in names)
 
     def _refuse(self, rows: int) -> NoReturn:
         raise BadInput(

@@ -44,7 +44,7 @@ class Setup:
         test: items to be looked at once.
         served: which files these came from.
         notes: what a reader should know.
-        save: writes the model as it stands to a folder.
+        save: writes the model as it stands to a folder, with what its model cards tell.
     """
 
     tuning: Tuning
@@ -53,7 +53,7 @@ class Setup:
     test: Encoded
     served: str
     notes: list[str]
-    save: Callable[[Path], None]
+    save: Callable[[Path, str], None]
 
     def score_dev(self) -> Score:
         """The model as it stands, on dev."""
@@ -106,7 +106,7 @@ def setup(run: "Finetune") -> Setup:
         notes.append(f"{cut} prompts are longer than the model takes and lost words at their start")
     return Setup(
         tuning, partial(accuracy, model), dev, test, splits.served, notes,
-        lambda folder: save(model, loaded.tokenizer, folder, base=base),
+        lambda folder, story: save(model, loaded.tokenizer, folder, base=base, story=story),
     )  # fmt: skip
 
 

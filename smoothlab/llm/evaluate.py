@@ -40,6 +40,10 @@ TOKENS = {"cpu": 1024, "cuda": 16384}
 """Tokens, padding included, of an evaluation's batch: what stays in a CPU's cache, and what keeps a GPU busy."""
 
 
+class NotFinite(BadInput):
+    """A score is NaN or infinite: the weights have diverged."""
+
+
 @dataclass(frozen=True)
 class Accuracy:
     """How often a model is right.
@@ -99,7 +103,7 @@ def accuracy(model: nn.Module, encoded: Encoded, *, tokens: int | None = None) -
         tokens: size of a batch, padding included, TOKENS by default; it moves time and memory, and scores by rounding.
 
     Raises:
-        BadInput: a score is not finite.
+        NotFinite: a score is not finite.
     """
     device = next(model.parameters()).device
     limit = tokens or TOKENS.get(device.type, TOKENS["cuda"])
@@ -166,7 +170,7 @@ def accuracy_one_by_one(model: nn.Module, encoded: Encoded) -> Accuracy:
 
 def _accuracy(found: Sequence[tuple[float, ...]], labels: Sequence[int]) -> Accuracy:
     if broken := [i for i, each in enumerate(found) if not all(abs(s) < float("inf") for s in each)]:
-        raise BadInput(
+        raise NotFinite(
             f"{len(broken)} of {len(found)} items have a score that is not finite: the weights have diverged, lower "
             "the learning rate, or use --dtype float32"
         )

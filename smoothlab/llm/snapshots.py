@@ -2,8 +2,9 @@
 
 A snapshot holds named tensors and a state that JSON can hold (steps, sums, random seeds, the shape of an optimizer's
 state). It is written to a new file, which is forced to disk and only then renamed: whenever the process is killed or
-the disk is full, the snapshot before stays as it was. A checksum of the state and of the tensors' names, types and
-shapes tells whether anybody has changed them; it leaves out the tensors' numbers, which would take long. No pickle.
+the disk is full, the snapshot before stays as it was. Each tensor has a checksum (CRC-32) of its bytes, and these, the
+state and the tensors' names, types and shapes have a common one (SHA-256): a file with a bit that has flipped on disk
+is refused. Files of before have no checksums of their tensors' bytes, and are read without. No pickle.
 
 A folder holds the snapshots of one run. `after-00000012.safetensors` is where the run stood when its twelfth row was on
 record, so that a stopped run keeps twelve rows and goes on from there; `best-00000009.safetensors` are the best weights
@@ -14,6 +15,7 @@ import hashlib
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -49,10 +51,14 @@ def write(path: Path, snapshot: Snapshot) -> None:
 
     room = path.parent / PARTIAL  # a folder, because safetensors makes files of its own on the way
     try:
+        new = not path.parent.exists()
         room.mkdir(parents=True, exist_ok=True)
-        tensors = {name: _own(tensor) for name, tensor in snapshot.tensors.items()}
-        state = json.dumps(snapshot.state)
-        save_file(tensors, room / path.name, metadata={"state": state, "sum": _sum(state, tensors)})
+        if new:
+            force(path.parent.parent)
+        tensors = {name: own(tensor) for name, tensor in snapshot.tensors.items()}
+        state, sums = json.dumps(snapshot.state), json.dumps(_checksums(tensors))
+        whole = {"state": state, "sums": sums, "sum": _sum(state, tensors, sums)}
+        save_file(tensors, room / path.name, metadata=whole)
         force(room / path.name)
         (room / path.name).replace(path)
         force(path.parent)
@@ -84,8 +90,7 @@ def read(path: Path) -> Snapshot:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
-        whole = metadata.get("sum") == _sum(metadata.get("state", ""), tensors)
-        why = "" if whole else "it is no checkpoint of smoothlab, or was changed since"
+        why = _changed(metadata, tensors)
     except Exception as error:
         why = f"it is damaged ({' '.join(str(error).split())})" if path.exists() else "there is no such file"
     if why:
@@ -93,9 +98,31 @@ def read(path: Path) -> Snapshot:
     return Snapshot(tensors, json.loads(metadata["state"]))
 
 
-def _sum(state: str, tensors: Mapping[str, Tensor]) -> str:
-    told = sorted((name, str(tensor.dtype), list(tensor.shape)) for name, tensor in tensors.items())
-    return hashlib.sha256(json.dumps([state, told]).encode()).hexdigest()
+def _changed(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    """What is wrong with the content of a file; "" where it is as it was written."""
+    sums = metadata.get("sums")
+    if metadata.get("sum") != _sum(metadata.get("state", ""), tensors, sums):
+        return "it is no checkpoint of smoothlab, or was changed since"
+    if sums is None:  # of before: its tensors' bytes are taken as they are
+        return ""
+    written, there = json.loads(sums), _checksums(tensors)
+    broken = [name for name in there if there[name] != written[name]]
+    return f"it is damaged (the numbers of {broken[0]} are not those that were written)" if broken else ""
+
+
+def _sum(state: str, tensors: Mapping[str, Tensor], sums: str | None) -> str:
+    """SHA-256 of the state, of the tensors' names, types and shapes, and, where there are any, of their checksums."""
+    shapes = sorted((name, str(tensor.dtype), list(tensor.shape)) for name, tensor in tensors.items())
+    return hashlib.sha256(json.dumps([state, shapes] + ([] if sums is None else [sums])).encode()).hexdigest()
+
+
+def _checksums(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """CRC-32 of each tensor's bytes: it sees every change of up to 32 neighboring bits."""
+    found = {}
+    for name, tensor in sorted(tensors.items()):
+        content: Any = tensor.cpu().reshape(-1).view(torch.uint8).numpy()
+        found[name] = zlib.crc32(content)
+    return found
 
 
 def pack(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
@@ -175,7 +202,7 @@ class Folder:
         """
         found = read(path)
         if found.state.get("run") != self.run:
-            there, here = _difference(str(found.state.get("run")), self.run)
+            there, here = difference(str(found.state.get("run")), self.run)
             raise BadInput(f"{path} is of another run ({there}, this one has {here}): name another --checkpoint folder")
         return found
 
@@ -203,7 +230,7 @@ class Folder:
                     path.unlink(missing_ok=True)
 
 
-def _own(tensor: Tensor) -> Tensor:
+def own(tensor: Tensor) -> Tensor:
     """The numbers of a tensor in memory that is theirs alone; views would be refused, or written as a whole."""
     tensor = tensor.detach()
     whole = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
@@ -219,7 +246,7 @@ def force(path: Path) -> None:
         os.close(file)
 
 
-def _difference(there: str, here: str) -> tuple[str, str]:
+def difference(there: str, here: str) -> tuple[str, str]:
     """The first setting that differs between two runs told as "name=value, name=value"."""
     for old, new in zip_longest(there.split(", "), here.split(", "), fillvalue="nothing more"):
         if old != new:

@@ -4,7 +4,9 @@ The model is x = "base" and y = "peft" (and the head), all trained by exact grad
 whole trajectory is fixed by the configuration and the seed: minibatch `step` is the same whenever it is asked for.
 """
 
+import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 
 from smoothlab.blocks import Block, Loss, check_partition, fixed_loss
 from smoothlab.errors import BadInput
+from smoothlab.llm.snapshots import PARTIAL, Snapshot, read, write
 
 
 @dataclass
@@ -83,40 +86,31 @@ class FineTuning:
         return value
 
     def save(self, folder: Path, run: str = "") -> None:
-        """Write the trainable weights of `run` as folder/step-00000000.safetensors; complete or not at all."""
-        from safetensors.torch import save_file
+        """Write the trainable weights of `run` as folder/step-00000000.safetensors; complete or not at all.
 
+        Raises:
+            BadInput: it cannot be written, or the folder has weights of another run for this step.
+        """
         path = weights_path(folder, self.step)
-        partial = path.with_suffix(".partial")
+        _check_own(path, run)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            save_file(self._named(), partial, metadata={"step": str(self.step), "run": run})
-            partial.replace(path)
-        except Exception as error:
-            if partial.exists():
-                partial.unlink()
-            if isinstance(error, OSError) or "os error" in str(error).lower():
-                raise BadInput(f"cannot write {path}: {error}; make room, or leave --keep-weights out") from error
-            raise
+            write(path, Snapshot(self._named(), {"step": self.step, "run": run}))
+        except BadInput as error:
+            raise BadInput(f"{str(error).partition(';')[0]}; make room, or leave --keep-weights out") from error
+        finally:
+            with suppress(OSError):
+                (folder / PARTIAL).rmdir()
 
     def load(self, path: Path, run: str | None = None) -> None:
         """Take the weights and the step from a file that `save` wrote for these blocks, and for `run` if it is given.
 
         Raises:
-            BadInput: the file cannot be read, or is of other blocks or of another run.
+            BadInput: the file cannot be read, is damaged, or is of other blocks or of another run.
         """
-        from safetensors import safe_open
-
-        try:
-            with safe_open(path, "pt") as file:
-                kept = (file.metadata() or {}).get("run")
-                saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
-        except Exception as error:
-            raise BadInput(f"cannot read weights {path}: {error}; delete the file, and go on") from error
+        found = _read(path)
+        kept, saved = found.state.get("run"), found.tensors
         if run is not None and kept != run:
-            raise BadInput(
-                f"weights {path} were kept by another run ({kept}, this one is {run}): name another --keep-weights"
-            )
+            raise _other(path, kept, run)
         named = self._named()
         if {n: t.shape for n, t in saved.items()} != {n: t.shape for n, t in named.items()}:
             raise BadInput(
@@ -131,6 +125,38 @@ class FineTuning:
         return {
             f"{name}.{i}": p.detach().contiguous() for name, b in self.blocks.items() for i, p in enumerate(b.params)
         }
+
+
+def _read(path: Path) -> Snapshot:
+    """The weights in a file that `FineTuning.save` wrote; those of before are no snapshots and have no checksums."""
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            if "state" not in metadata and "sum" not in metadata:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
+                return Snapshot(tensors, {"run": metadata.get("run")})
+        return read(path)
+    except Exception as error:
+        why = str(error).removeprefix(f"cannot read {path}: ").partition(";")[0]
+        raise BadInput(f"cannot read weights {path}: {why}; delete the file, and go on") from error
+
+
+def _check_own(path: Path, run: str) -> None:
+    """Refuse to replace the weights of another run, by the file's head alone; what cannot be read is nobody's."""
+    from safetensors import safe_open
+
+    kept = None
+    with suppress(Exception), safe_open(path, "pt") as file:
+        metadata = file.metadata() or {}
+        kept = json.loads(metadata["state"])["run"] if "state" in metadata else metadata.get("run")
+    if kept and kept != run:
+        raise _other(path, kept, run)
+
+
+def _other(path: Path, kept: str | None, run: str) -> BadInput:
+    return BadInput(f"weights {path} were kept by another run ({kept}, this one is {run}): name another --keep-weights")
 
 
 def reshuffled(count: int, batch: int, seed: int, step: int) -> list[int]:

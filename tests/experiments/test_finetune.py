@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from smoothlab import records
 from smoothlab.errors import BadInput
 from smoothlab.experiments.finetune import Finetune
 from smoothlab.experiments.options_finetune import unused
+from smoothlab.llm.evaluate import NotFinite
 from smoothlab.llm.models import load_lm
 from smoothlab.llm.snapshots import read
 from tests.experiments.toy_finetune import Toy, forked
@@ -312,7 +313,7 @@ MICRO = Finetune(train=24, dev=8, test=8, batch=4, steps=3, eval_every=2, eta_x=
 )  # fmt: skip
 def test_saved_weights_load_in_plain_peft_and_transformers(tmp_path: Path, run: Finetune) -> None:
     """What was trained and what others load from --save give every candidate the same score."""
-    from peft import PeftModel
+    from peft import AutoPeftModelForCausalLM
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from smoothlab.llm.evaluate import accuracy
@@ -324,17 +325,86 @@ def test_saved_weights_load_in_plain_peft_and_transformers(tmp_path: Path, run: 
     for _ in range(run.steps):
         setup.tuning.update()
     scores = setup.judge(setup.test).scores
-    setup.save(tmp_path / "saved")
+    setup.save(tmp_path / "written", "")
+    (tmp_path / "written").rename(tmp_path / "saved")
     micro = Path(records.__file__).parent / "llm" / "micro"
     trained = tmp_path / "saved" / "model" if run.method != "fo-peft" else micro
     model = AutoModelForCausalLM.from_pretrained(trained, dtype=torch.float32).eval()
     assert AutoTokenizer.from_pretrained(trained)("fine")["input_ids"]
     if run.method != "zo":
-        model = PeftModel.from_pretrained(model, tmp_path / "saved" / "adapter").eval()
+        model = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "saved" / "adapter").eval()
     else:
         assert not (tmp_path / "saved" / "adapter").exists()
     assert torch.allclose(torch.tensor(accuracy(model, setup.test).scores), torch.tensor(scores), atol=2e-5)
     assert not torch.allclose(torch.tensor(before), torch.tensor(scores), atol=2e-4)
+
+
+def test_two_runs_share_no_folder(tmp_path: Path) -> None:
+    """The second says so in one line, and the first ends as if there had been none; a killed one leaves no lock."""
+    toy = Toy(checkpoint=tmp_path / "kept", save=tmp_path / "saved")
+    wanted = run(Toy(), tmp_path / "alone.jsonl")
+    first = records.Writer(tmp_path / "a.jsonl", "toy", {}, {})
+    rows = toy.rows([])
+    first.write(next(rows))
+    for other, option in (
+        (replace(toy, seed=1), "--checkpoint"), (Toy(save=tmp_path / "saved"), "--save"),
+        (Toy(checkpoint=tmp_path / "saved"), "--checkpoint"), (Toy(save=tmp_path / "kept" / ".." / "kept"), "--save"),
+    ):  # fmt: skip
+        with pytest.raises(BadInput, match=rf"^{option} .* is in use by another run; wait for it, or name another "):
+            run(other, tmp_path / "b.jsonl")
+    assert not (tmp_path / "b.jsonl").exists()
+    for row in rows:
+        first.write(row)
+    assert [{k: v for k, v in row.items() if k not in CLOCK} for row in rows_of(tmp_path / "a.jsonl")] == wanted
+    assert not list(tmp_path.rglob(".lock"))
+    child = forked(replace(toy, save=tmp_path / "both", checkpoint=tmp_path / "both"), tmp_path / "c.jsonl",
+                   tmp_path / "said", pause=0.05)  # fmt: skip
+    while not (tmp_path / "both" / "after-00000001.safetensors").exists():
+        assert os.waitpid(child, os.WNOHANG) == (0, 0), (tmp_path / "said").read_text()
+        time.sleep(0.001)
+    with pytest.raises(BadInput, match="^--save .*both is in use"):
+        run(Toy(save=tmp_path / "both"), tmp_path / "d.jsonl")
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert (tmp_path / "both" / ".lock").exists()
+    assert run(Toy(save=tmp_path / "both"), tmp_path / "d.jsonl") == wanted
+    with pytest.raises(
+        BadInput, match=r"^--save .* holds the weights of another run \(seed=0, this one has seed=1\): "
+    ):
+        run(Toy(save=tmp_path / "saved", seed=1), tmp_path / "e.jsonl")
+
+
+@dataclass(frozen=True)
+class Broken(Toy):
+    """Scores on dev are not finite at this rate once a step was made, whatever the training losses are."""
+
+    at: float = 0.2
+
+    def setup(self) -> Any:
+        setup = super().setup()
+        judge = setup.judge
+
+        def broken(part: Any) -> Any:
+            if setup.tuning.rates.eta_y == self.at and setup.tuning.step:
+                raise NotFinite("3 of 40 items have a score that is not finite")
+            return judge(part)
+
+        setup.judge = broken
+        return setup
+
+
+def test_scores_that_are_not_finite_stop_a_trial_not_the_search(tmp_path: Path) -> None:
+    """So does a mu below rounding; the other trials are those of a search without it."""
+    rows = run(Broken(search=("eta_y=0.2,0.1",)), tmp_path / "run.jsonl")
+    assert [row["part"] for row in rows[:2]] == ["dev", "stopped"] and "the loss is nan at step 4" in rows[1]["why"]
+    alone = run(Toy(eta_y=0.1), tmp_path / "alone.jsonl")
+    assert [{**row, "trial": 0} for row in rows if row["trial"] == 1] == alone
+    with pytest.raises(BadInput, match="the loss is nan at step 4.*the rows so far are on record"):
+        run(Broken(), tmp_path / "one.jsonl")
+    rows = run(Toy(search=("mu=1e-3,1e-30",)), tmp_path / "mu.jsonl")
+    stopped = [row for row in rows if row["part"] == "stopped"]
+    assert [(row["trial"], row["mu"], row["step"]) for row in stopped] == [(1, 1e-30, 0)]
+    assert "rounding lets" in stopped[0]["why"] and rows[-1]["part"] == "test"
 
 
 def test_the_command_line_trains_micro_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

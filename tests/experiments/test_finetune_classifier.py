@@ -149,7 +149,7 @@ def test_saved_classifiers_load_in_plain_peft_and_transformers(
     for _ in range(3):
         setup.tuning.update()
     trained = scores(setup.tuning.model, setup.test)
-    setup.save(tmp_path)
+    setup.save(tmp_path, "Three classes.")
     base = tmp_path / "model" if method != "fo-peft" else folder / kind
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=3).eval()
     if method in ("hybrid", "fo-peft"):

@@ -1,13 +1,18 @@
 """Grids: order, failures, several processes, a local dask cluster."""
 
+import json
 import os
+import signal
 import time
+from pathlib import Path
 
 import joblib
+import numpy as np
 import pytest
 import torch
 
-from smoothlab.errors import BadInput
+from smoothlab.__main__ import main
+from smoothlab.errors import BadInput, Unfinished
 from smoothlab.experiments import grid
 from smoothlab.objectives import Quadratic, objective
 from smoothlab.reshuffling import Algorithm1
@@ -23,6 +28,27 @@ def measure(point: dict) -> list[dict]:
 
 def broken(point: dict) -> list[dict]:
     raise {"bad": BadInput("two\nlines"), "wrong": ValueError("x"), "stop": KeyboardInterrupt()}[point["kind"]]
+
+
+def wanting(point: dict) -> list[dict]:
+    """What runs out of memory or disk, really."""
+    if point["kind"] == "torch":
+        torch.empty(2**50)
+    elif point["kind"] == "numpy":
+        np.empty(2**50)
+    elif point["kind"] == "disk":
+        with open("/dev/full", "wb") as file:
+            file.write(b"0")
+    elif point["kind"] == "inner":
+        try:
+            torch.empty(2**50)
+        except RuntimeError as error:
+            raise ValueError("no replicas") from error
+    elif point["kind"] == "worker":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif point["kind"] == "wrong":
+        raise FloatingPointError("no best rate")
+    return [{"value": 1}]
 
 
 def slow(point: dict) -> list[dict]:
@@ -52,6 +78,61 @@ def test_what_fails_is_told_in_one_line_but_an_interrupt_stops_all() -> None:
     assert [row["failed"] for row in rows] == ["BadInput: two lines", "ValueError: x"]
     with pytest.raises(KeyboardInterrupt):
         list(grid.rows([{"kind": "stop"}, {"kind": "bad"}], broken))
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("torch", "RuntimeError"), ("numpy", "MemoryError"), ("disk", "OSError"), ("inner", "ValueError")],
+)
+def test_what_runs_out_of_memory_or_disk_has_no_row(kind: str, name: str) -> None:
+    """The points behind it are measured, then it is told; one that fails by itself is a row as ever."""
+    seen: list[dict] = []
+    with pytest.raises(Unfinished, match=f"^1 of 4 settings failed for want of room .*{name}.*: make room") as caught:
+        seen.extend(grid.rows([{"kind": kind_} for kind_ in ("well", kind, "wrong", "well")], wanting))
+    assert [(row["kind"], row["failed"]) for row in seen] == [
+        ("well", None), ("wrong", "FloatingPointError: no best rate"), ("well", None),
+    ]  # fmt: skip
+    assert caught.value.status == 1 and "\n" not in str(caught.value)
+
+
+@pytest.mark.check
+def test_the_next_start_measures_what_was_wanting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit status 1 and no end of the records, then 0 and the rows of an undisturbed run; nothing twice."""
+    from smoothlab.experiments.quadratic import QuadraticExample
+
+    argv = "quadratic --parts rates --ratios 1 10 100 --out".split()
+    out, whole = tmp_path / "run.jsonl", tmp_path / "whole.jsonl"
+    assert main([*argv, str(whole)]) == 0
+    measured, calls = QuadraticExample._rates, []
+
+    def full(self: QuadraticExample, ratio: float) -> list[dict]:
+        calls.append(ratio)
+        if len(calls) == 2:
+            torch.empty(2**50)
+        return measured(self, ratio)
+
+    monkeypatch.setattr(QuadraticExample, "_rates", full)
+    capsys.readouterr()
+    assert main([*argv, str(out)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("smoothlab: error: 1 of 3 settings failed for want of room (RuntimeError: ")
+    kinds = [json.loads(text)["kind"] for text in out.read_text().splitlines()]
+    assert set(kinds[1:]) == {"row"}
+    assert main([*argv, str(out)]) == 0 and calls[:3] == [1.0, 10.0, 100.0] and 1.0 not in calls[3:]
+
+    def rows(path: Path) -> list[dict]:
+        found = [json.loads(text) for text in path.read_text().splitlines()]
+        return sorted((row for row in found if row["kind"] == "row"), key=json.dumps)
+
+    assert rows(out) == rows(whole) and json.loads(out.read_text().splitlines()[-1])["kind"] == "end"
+
+
+@pytest.mark.check
+def test_a_worker_that_is_killed_ends_the_grid_in_one_line() -> None:
+    with pytest.raises(Unfinished, match=r"^a worker has ended \(TerminatedWorkerError: .*: make room, and start"):
+        list(grid.rows([{"kind": kind} for kind in ("well", "worker", "well")], wanting, jobs=2))
 
 
 def test_rows_come_one_by_one() -> None:

@@ -44,7 +44,11 @@ def test_every_refused_method_is_refused_or_trained_only() -> None:
         attach(tiny_lm("opt"), "adaption_prompt", seed=0, measured=False)
 
 
-@pytest.mark.parametrize("method", METHODS)
+QUICK = ("lora", "ia3", "prefix", "ln_tuning", "adaption_prompt")
+"""In the default run; how every method's weights come back is looked at in test_saving.py as well."""
+
+
+@pytest.mark.parametrize("method", [m if m in QUICK else pytest.param(m, marks=pytest.mark.check) for m in METHODS])
 def test_every_method_trains_saves_and_loads(method: str, tmp_path: Path) -> None:
     """Base and module share no parameter, ten steps lower the loss, and plain peft scores as the trained model does."""
     from peft import PeftModel

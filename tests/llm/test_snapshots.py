@@ -1,5 +1,7 @@
 """Snapshots: whole or not there, equal to the bit, refused where they are of another run."""
 
+import hashlib
+import json
 import os
 import resource
 import signal
@@ -9,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import safetensors
 import torch
 
 from smoothlab.errors import BadInput
@@ -44,6 +47,68 @@ def test_a_snapshot_comes_back_to_the_bit_in_every_type(tmp_path: Path) -> None:
     write(path, some())
     assert same(read(path), some())
     assert [found.name for found in path.parent.iterdir() if found.is_file()] == ["x.safetensors"]
+
+
+def test_a_bit_that_flips_on_disk_is_seen(tmp_path: Path) -> None:
+    """A bit of every third byte of a small file's head, and of every byte behind: refused, or nothing has changed."""
+    path = tmp_path / "x"
+    write(path, some(size=3))
+    content = path.read_bytes()
+    padding, head = 0, 8 + int.from_bytes(content[:8], "little")
+    for place in (*range(0, head, 3), *range(head, len(content))):
+        changed = bytearray(content)
+        changed[place] ^= 1 << place % 8
+        path.write_bytes(changed)
+        try:
+            found = read(path)
+        except BadInput as error:
+            assert "put the file back" in str(error) and "\n" not in str(error)
+        else:
+            assert same(found, some(size=3)) and place < head
+            padding += 1
+    assert padding < 10
+    weights = len(content) - 5  # the last tensor of those that are named in order
+    path.write_bytes(content[:weights] + bytes([content[weights] ^ 1]) + content[weights + 1 :])
+    with pytest.raises(BadInput, match=r"it is damaged \(the numbers of torch\.\w+ are not those that were written\)"):
+        read(path)
+
+
+def test_snapshots_of_before_are_read(tmp_path: Path) -> None:
+    """They have a common checksum of state, names, types and shapes, and none of the numbers."""
+    from safetensors.torch import save_file
+
+    old = some()
+    state = json.dumps(old.state)
+    shapes = sorted((name, str(tensor.dtype), list(tensor.shape)) for name, tensor in old.tensors.items())
+    total = hashlib.sha256(json.dumps([state, shapes]).encode()).hexdigest()
+    save_file(old.tensors, tmp_path / "x", metadata={"state": state, "sum": total})
+    assert same(read(tmp_path / "x"), old)
+    write(tmp_path / "y", old)
+    with safetensors.safe_open(tmp_path / "y", "pt") as file:
+        metadata = {name: text for name, text in file.metadata().items() if name != "sums"}
+    save_file(old.tensors, tmp_path / "y", metadata=metadata)
+    with pytest.raises(BadInput, match="or was changed since"):  # checksums cannot just be left out
+        read(tmp_path / "y")
+
+
+def test_a_snapshot_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new folder's name, the file's content, then its new name: each is forced before the next."""
+    events: list[str] = []
+    force, rename = os.fsync, Path.replace
+
+    def forced(file: int) -> None:
+        events.append(f"fsync {os.readlink(f'/proc/self/fd/{file}')}")
+        force(file)
+
+    def renamed(path: Path, target: Path) -> Path:
+        events.append(f"rename {target}")
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", forced)
+    monkeypatch.setattr(Path, "replace", renamed)
+    new = tmp_path / "new"
+    write(new / "x", some())
+    assert events == [f"fsync {tmp_path}", f"fsync {new / PARTIAL / 'x'}", f"rename {new / 'x'}", f"fsync {new}"]
 
 
 def test_views_are_written_as_what_they_show(tmp_path: Path) -> None:

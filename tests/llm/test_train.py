@@ -146,3 +146,35 @@ def test_weights_of_another_run_do_not_pass_for_this_ones(tmp_path: Path) -> Non
     tuning.load(path)
     with pytest.raises(BadInput, match=r"kept by another run \(lr=0.1, this one is lr=0.2\): name another"):
         tuning.load(path, "lr=0.2")
+
+
+def test_weights_of_another_run_are_not_replaced(tmp_path: Path) -> None:
+    tuning = Toy().tuning()
+    tuning.save(tmp_path, "lr=0.1")
+    path = weights_path(tmp_path, 0)
+    before = path.read_bytes()
+    with pytest.raises(BadInput, match=r"kept by another run \(lr=0.1, this one is lr=0.2\): name another"):
+        tuning.save(tmp_path, "lr=0.2")
+    assert path.read_bytes() == before
+    path.write_bytes(before[:50])  # nobody's
+    tuning.save(tmp_path, "lr=0.2")
+    tuning.load(path, "lr=0.2")
+
+
+def test_kept_weights_with_a_flipped_bit_are_refused_and_those_of_before_are_read(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    tuning = Toy().tuning()
+    tuning.save(tmp_path, "lr=0.1")
+    path = weights_path(tmp_path, 0)
+    content = path.read_bytes()
+    for place in (len(content) - 3, len(content) // 2):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
+        with pytest.raises(BadInput, match="^cannot read weights .*; delete the file, and go on$"):
+            tuning.load(path)
+    moved = {name: tensor + 1 for name, tensor in tuning._named().items()}
+    save_file(moved, path, metadata={"step": "0", "run": "lr=0.1"})
+    tuning.load(path, "lr=0.1")
+    assert all(torch.equal(tensor, moved[name]) for name, tensor in tuning._named().items())
+    with pytest.raises(BadInput, match="kept by another run"):
+        tuning.load(path, "lr=0.2")

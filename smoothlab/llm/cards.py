@@ -1,0 +1,70 @@
+"""Model cards: what a folder of weights holds, how it is loaded, and how it came about."""
+
+from pathlib import Path
+
+CARD = "README.md"
+
+
+def write(folder: Path, *, library: str, task: str, origin: str, loading: str, story: str) -> None:
+    """Write a model card.
+
+    Args:
+        folder: of the weights.
+        library: "peft" or "transformers".
+        task: the hub's name of it, e.g. "text-generation".
+        origin: hub name of the model that the training began with, or a folder, or "".
+        loading: how to load the weights, in Markdown.
+        story: what was trained, on which data, with which command and result, in Markdown.
+    """
+    head = [f"library_name: {library}", f"pipeline_tag: {task}", "tags:", "- smoothlab"]
+    if origin and not Path(origin).is_absolute():  # the hub looks it up
+        head.append(f"base_model: {origin}")
+    began = f"The training began with `{origin}`.\n\n" if origin else ""
+    what = "Adapter" if library == "peft" else "Model"
+    parts = ["---", *head, "---", "", f"# {what} fine-tuned with smoothlab", "", story.strip(), "", "## Loading", ""]
+    (folder / CARD).write_text("\n".join(parts) + f"\n{began}{loading.strip()}\n", encoding="utf-8")
+
+
+def _code(*lines: str) -> str:
+    return "\n".join(["```python", *lines, "```", ""])
+
+
+def of_model(kind: str, module: str) -> str:
+    """How the base model alone is loaded; `module` is the PEFT method that was trained beside it, or ""."""
+    text = _code(f"from transformers import {kind}", "", f'model = {kind}.from_pretrained("model")  # this folder')
+    if module:
+        text += f"\nThis is the base model as it was trained beside a {module} module, which is in `../adapter`.\n"
+    return text
+
+
+def of_adapter(kind: str, *, base: bool, stays: bool, written: Path, classes: int | None, padded: bool) -> str:
+    """How an adapter is loaded with its base model.
+
+    Args:
+        kind: transformers' class of the base model.
+        base: whether that was trained, too.
+        stays: whether the adapter's folder has its weights.
+        written: where the base model's folder was written.
+        classes: of a classifier whose base model's files have no head for as many; else None.
+        padded: whether the loaded model tells padding from text.
+    """
+    auto, more = kind.replace("AutoModel", "AutoPeftModel"), f", num_labels={classes}" if classes else ""
+    text = _code(f"from peft import {auto}", "", f'model = {auto}.from_pretrained("adapter"{more})  # this folder')
+    both = f'model = PeftModel.from_pretrained({kind}.from_pretrained("model"), "adapter")'
+    two = _code("from peft import PeftModel", f"from transformers import {kind}", "", both)
+    if base and stays:
+        text += (
+            "\nThe base model was trained, too. Its weights are in this folder beside the module's, and are loaded "
+            f"with them.\nThey are in `../model` as well:\n\n{two}"
+        )
+    elif base:
+        text += (
+            f"\nThe base model was trained, too, and is in `../model`; `adapter_config.json` names it as `{written}`.\n"
+            f"When that is moved, name its new place there, or load the two folders by\n\n{two}"
+        )
+    if not padded:
+        text += (
+            "\nUnder this method, transformers' classifier reads the last position of a row, padding or not: score\n"
+            "rows one by one, or call `smoothlab.llm.adapters.pool_at_last_token(model)` first.\n"
+        )
+    return text
