@@ -24,6 +24,7 @@ from smoothlab.errors import BadInput
 from smoothlab.hessian import DifferenceHessian, ExactHessian, gradient
 from smoothlab.intervals import effective_rank, sum_of_squares
 from smoothlab.norms import block_norms
+from smoothlab.penalties import penalty
 
 Row = dict[str, Any]
 Schedule = Literal["linear", "log"]
@@ -217,9 +218,10 @@ class SmoothnessHook:
             return
         loss = fixed_loss(compute, self.model, train=self.train, seed=self.seed)
         options: dict[str, Any] = {"cross": self.cross, "product": self.product, "precision": self.precision}
+        adds = penalty(loss, self.model)
         with differentiable(self._blocks):
             for row in careful(loss, self._blocks, seed=(self.seed, step), **options):
-                self.rows.append({"step": step, **row})
+                self.rows.append({"step": step, **row, **adds})
                 if self._file is not None:
                     self._file.write(self.rows[-1])
 

@@ -1,15 +1,459 @@
-"""SmoothnessCallback in a real transformers.Trainer on a tiny OPT with LoRA."""
+"""SmoothnessCallback in a real transformers.Trainer on tiny language models, against losses written out by hand."""
 
+import gc
+import os
+import random
+import socket
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MethodType, SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 from smoothlab import records
+from smoothlab.blocks import fixed_loss
 from smoothlab.errors import BadInput
+from smoothlab.llm.callback import SmoothnessCallback
+from smoothlab.llm.parts import partition
+from smoothlab.trajectory import careful
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
+
+ROWS, BATCH, K = 20, 2, 4
+PRECISION = 0.3
+WEIGHTS = torch.linspace(0.1, 3, 30)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_garbage() -> Iterator[None]:
+    """accelerate collects garbage whenever a Trainer starts: a second each time, as it goes through all modules."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+def language_model() -> nn.Module:
+    """A Llama of one layer with dropout in its attention, which eval mode turns off."""
+    shape = {"vocab_size": 30, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    transformers.set_seed(0)
+    return transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(**shape, num_attention_heads=2, attention_dropout=0.3, initializer_range=0.3)
+    )
+
+
+def examples() -> list[dict[str, Tensor]]:
+    """Token rows of which 0 to 6 labels are no targets: minibatches have different numbers of targets."""
+    generator = torch.Generator().manual_seed(1)
+    rows = []
+    for i in range(ROWS):
+        tokens = torch.randint(0, 30, (8,), generator=generator)
+        labels = tokens.clone()
+        labels[: i % 7] = -100
+        rows.append({"input_ids": tokens, "labels": labels})
+    return rows
+
+
+def minibatch(number: int) -> dict[str, Tensor]:
+    """Minibatch `number` of an epoch."""
+    rows = examples()[number * BATCH : (number + 1) * BATCH]
+    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+# ---------------------------------------------------------------------------- losses of a minibatch, written out
+
+
+def log_probabilities(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """log p of all tokens at the places that are followed by a target, [places, 30], and these targets."""
+    targets = batch["labels"][:, 1:]
+    logits = model(input_ids=batch["input_ids"]).logits[:, :-1]
+    return logits[targets != -100].log_softmax(-1), targets[targets != -100]
+
+
+def mean_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    logs, targets = log_probabilities(model, batch)
+    return -logs[range(len(targets)), targets].mean()
+
+
+def smoothed(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    logs, targets = log_probabilities(model, batch)
+    return -(0.7 * logs[range(len(targets)), targets] + 0.3 * logs.mean(-1)).mean()
+
+
+def weighted(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    logs, targets = log_probabilities(model, batch)
+    return -(WEIGHTS[targets] * logs[range(len(targets)), targets]).sum() / WEIGHTS[targets].sum()
+
+
+def entropic(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    logs, targets = log_probabilities(model, batch)
+    return -logs[range(len(targets)), targets].mean() + 0.5 * (logs.exp() * logs).sum(-1).mean()
+
+
+# ---------------------------------------------------------------------------- Trainers with losses of their own
+
+
+class Ordered(transformers.Trainer):
+    """Trains on the rows in order."""
+
+    def _get_train_sampler(self, *_: Any) -> Any:
+        return torch.utils.data.SequentialSampler(self.train_dataset)
+
+
+class ClassWeights(Ordered):
+    """As transformers' own documentation overrides the loss; it takes the labels out of the inputs."""
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        labels = inputs.pop("labels")
+        outputs = model(**inputs)
+        logits, targets = outputs.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+        loss = nn.functional.cross_entropy(logits, targets, weight=WEIGHTS)
+        return (loss, outputs) if return_outputs else loss
+
+
+class OtherSignature(ClassWeights):
+    """Other names, no place for the count, and outputs beside the loss."""
+
+    def compute_loss(self, net: Any, batch: Any, **options: Any) -> Any:  # type: ignore[override]
+        return super().compute_loss(net, batch, return_outputs=True)
+
+    def training_step(self, model: Any, inputs: Any, *_: Any) -> Any:
+        model.train()
+        loss, _ = self.compute_loss(model, self._prepare_inputs(inputs))
+        self.accelerator.backward(loss / self.args.gradient_accumulation_steps)
+        return loss.detach()
+
+
+class DividedByHand(Ordered):
+    """Divides by the number of minibatches itself, in one of the two ways that are in use."""
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        loss = super().compute_loss(model, inputs)
+        share = self.args.gradient_accumulation_steps * self.current_gradient_accumulation_steps
+        return loss / share**0.5
+
+
+class Annealed(Ordered):
+    """Counts its calls, keeps metrics and logs, as TRL's trainers do; the loss depends on the count.
+
+    Its inputs are written to, and its noise comes from Python and NumPy.
+    """
+
+    calls = 0
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.metrics: dict[str, dict[str, list[float]]] = {"train": defaultdict(list), "eval": defaultdict(list)}
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        self.calls += 1
+        inputs["input_ids"].add_(1).remainder_(30)
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        loss = loss * self.calls + 0.0 * (random.random() + np.random.rand())
+        self.metrics["train" if self.model.training else "eval"]["loss"].append(float(loss.detach()))
+        self.log({"own": float(loss.detach())})
+        return (loss, outputs) if return_outputs else loss
+
+
+def tokens_mean(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
+    """A loss function that cannot do without the count."""
+    logits, targets = outputs.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+    return nn.functional.cross_entropy(logits, targets, reduction="sum") / num_items_in_batch
+
+
+def with_entropy(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
+    """A loss function that takes a sum and a count, or a mean; the entropy's part is like it."""
+    logits, targets = outputs.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+    logs = logits[targets != -100].log_softmax(-1)
+    losses = nn.functional.cross_entropy(logits, targets, reduction="none").sum() + 0.5 * (logs.exp() * logs).sum()
+    return losses / (len(logs) if num_items_in_batch is None else num_items_in_batch)
+
+
+def tuples(model: nn.Module) -> None:
+    """Let the model return (loss, logits) instead of a ModelOutput."""
+    forward = model.forward
+    model.forward = lambda **inputs: forward(**inputs).to_tuple()  # type: ignore[method-assign]
+
+
+def without_count(model: nn.Module) -> None:
+    """Let the model take every keyword and ignore the count."""
+    forward = model.forward
+    model.forward = lambda num_items_in_batch=None, **inputs: forward(**inputs)  # type: ignore[method-assign]
+
+
+def set_on_this_trainer(trainer: Any) -> None:
+    """A loss that is set on one Trainer, not in a class."""
+    trainer.compute_loss = MethodType(ClassWeights.compute_loss, trainer)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A Trainer, and the mean loss that it takes of a minibatch."""
+
+    loss: Callable[[nn.Module, Mapping[str, Tensor]], Tensor] = mean_loss
+    trainer: type = Ordered
+    options: Mapping[str, Any] = field(default_factory=dict)
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    model: Callable[[nn.Module], None] = lambda model: None
+    prepare: Callable[[Any], None] = lambda trainer: None
+
+
+LONGER = pytest.mark.check
+CASES = {
+    "the model's own": Case(),
+    "class weights": Case(weighted, ClassWeights),
+    "a function of the count": Case(options={"compute_loss_func": tokens_mean}),
+    "in tuples": Case(model=tuples),
+    "that ignores the count": Case(model=without_count),
+    "smoothed": Case(smoothed, arguments={"label_smoothing_factor": 0.3}),
+    "a function with or without the count": Case(entropic, options={"compute_loss_func": with_entropy}),
+    "class weights on one Trainer": Case(weighted, prepare=set_on_this_trainer),
+    "another signature": Case(weighted, OtherSignature),
+    "divided by hand": Case(trainer=DividedByHand),
+    "evaluated between": Case(arguments={"eval_strategy": "steps", "eval_steps": 1}),
+    "counts of one process": Case(arguments={"average_tokens_across_devices": False}),
+}
+
+
+class Weights(transformers.TrainerCallback):
+    """Copies of the model's weights before each update."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, Tensor]] = []
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        self.steps.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+
+
+def trained(folder: Path, case: Case, callbacks: Sequence[Any], k: int = K, steps: int = 2) -> Any:
+    """The case's Trainer after its steps."""
+    model = language_model()
+    case.model(model)
+    given = transformers.TrainingArguments(
+        output_dir=str(folder), per_device_train_batch_size=BATCH, gradient_accumulation_steps=k, max_steps=steps,
+        learning_rate=0.1, remove_unused_columns=False, report_to=[], save_strategy="no", logging_strategy="no",
+        use_cpu=True, disable_tqdm=True, **case.arguments,
+    )  # fmt: skip
+    rows = examples()
+    trainer = case.trainer(
+        model, given, train_dataset=rows, eval_dataset=rows[:3], callbacks=list(callbacks), **case.options
+    )
+    case.prepare(trainer)
+    trainer.train()
+    return trainer
+
+
+def reference(
+    weights: Mapping[str, Tensor],
+    loss: Callable[[nn.Module, Mapping[str, Tensor]], Tensor],
+    batch: Any,
+    step: int,
+    product: Any = "exact",
+) -> list[dict[str, Any]]:
+    """Rows of a loss that is written out by hand, at such weights."""
+    model = language_model()
+    model.load_state_dict(weights)
+    blocks = list(partition(model).values())
+    model.requires_grad_(True)
+    return list(
+        careful(
+            fixed_loss(lambda: loss(model, batch), model), blocks, product=product, precision=PRECISION, seed=(0, step)
+        )
+    )
+
+
+def same(rows: Sequence[Mapping[str, Any]], expected: Sequence[Mapping[str, Any]], rounding: float = 1e-4) -> None:
+    """Losses, gradients and norms agree up to fp32 rounding; every fault of the kind is of a tenth or more."""
+    assert len(rows) == len(expected) > 0
+    for row, other in zip(rows, expected, strict=True):
+        assert row["quantity"] == other["quantity"] and row["block"] == other["block"]
+        for name in ("loss", "grad_norm", "value"):
+            assert row[name] == pytest.approx(other[name], rel=rounding), (name, row["quantity"])
+
+
+@pytest.mark.parametrize("name", [name if i < 3 else pytest.param(name, marks=LONGER) for i, name in enumerate(CASES)])
+def test_the_loss_is_the_trainers_own_of_one_minibatch(tmp_path: Path, name: str) -> None:
+    """k = 4: the minibatch of the second update is the eighth, and its loss is a mean over its own targets."""
+    case, weights = CASES[name], Weights()
+    callback = SmoothnessCallback(at=[1], precision=PRECISION)
+    trained(tmp_path, case, [weights, callback])
+    same(callback.rows, reference(weights.steps[1], case.loss, minibatch(2 * K - 1), 1))
+
+
+@LONGER
+def test_the_last_accumulation_of_an_epoch_may_be_incomplete(tmp_path: Path) -> None:
+    """10 minibatches: updates 0 and 1 take four each, update 2 the last two, and update 3 begins again."""
+    weights, callback = Weights(), SmoothnessCallback(at=[2, 3], precision=PRECISION)
+    trained(tmp_path, Case(trainer=DividedByHand), [weights, callback], steps=4)
+    for step, number in ((2, 9), (3, 3)):
+        rows = [row for row in callback.rows if row["step"] == step]
+        same(rows, reference(weights.steps[step], mean_loss, minibatch(number), step))
+
+
+@LONGER
+def test_autocast_is_the_trainers(tmp_path: Path) -> None:
+    """In bf16 the model computes with 8 bits and gives its logits in fp32."""
+    weights, callback = Weights(), SmoothnessCallback(at=[0], precision=PRECISION)
+    trained(tmp_path, Case(weighted, ClassWeights, arguments={"bf16": True}), [weights, callback], steps=1)
+
+    def loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        def cast(**inputs: Tensor) -> SimpleNamespace:
+            with torch.autocast("cpu", torch.bfloat16):
+                return SimpleNamespace(logits=model(**inputs).logits.float())
+
+        return weighted(cast, batch)  # type: ignore[arg-type]
+
+    expected = reference(weights.steps[0], loss, minibatch(K - 1), 0)
+    same(callback.rows, expected)
+    plain = reference(weights.steps[0], weighted, minibatch(K - 1), 0)
+    assert plain[0]["loss"] != pytest.approx(expected[0]["loss"], rel=1e-4)
+
+
+@LONGER
+def test_a_minibatch_in_place_of_the_steps_own_and_two_callbacks(tmp_path: Path) -> None:
+    weights = Weights()
+    first = SmoothnessCallback(at=[0], precision=PRECISION, minibatch=minibatch(7))
+    second = SmoothnessCallback(at=[1], precision=PRECISION)
+    trainer = trained(tmp_path, Case(options={"compute_loss_func": tokens_mean}), [weights, first, second])
+    same(first.rows, reference(weights.steps[0], mean_loss, minibatch(7), 0))
+    same(second.rows, reference(weights.steps[1], mean_loss, minibatch(2 * K - 1), 1))
+    assert "compute_loss" not in vars(trainer)
+
+
+@LONGER
+@pytest.mark.parametrize("product", ["exact", "central"])
+def test_a_loss_that_counts_its_calls_is_measured_as_it_was_trained_by(tmp_path: Path, product: Any) -> None:
+    """The eighth call's loss is eight times the mean of inputs changed once, in every evaluation of it."""
+    weights, callback = Weights(), SmoothnessCallback(at=[1], precision=PRECISION, product=product)
+    trained(tmp_path, Case(trainer=Annealed), [weights, callback])
+    batch = minibatch(2 * K - 1)
+    batch["input_ids"] = (batch["input_ids"] + 1) % 30
+    expected = reference(weights.steps[1], lambda model, batch: 8 * mean_loss(model, batch), batch, 1, product)
+    same(callback.rows, expected)
+
+
+def test_a_trainer_is_left_as_it_is(tmp_path: Path) -> None:
+    """Its counters, metrics and logs, the generators of Python and NumPy, and with them its weights."""
+    ends = []
+    for at in ([], [0]):
+        random.seed(0)
+        callback = SmoothnessCallback(at, precision=PRECISION)
+        trainer = trained(tmp_path, Case(trainer=Annealed), [callback])
+        logs = [log["own"] for log in trainer.state.log_history if "own" in log]
+        noise = random.random(), np.random.rand(), float(torch.rand(()))
+        ends.append((trainer.calls, trainer.metrics, logs, noise, [p.tolist() for p in trainer.model.parameters()]))
+    assert ends[0] == ends[1]
+    assert len(callback.rows) == 3 and len(trainer.metrics["train"]["loss"]) == 8 and not trainer.metrics["eval"]
+
+
+@LONGER
+def test_the_first_of_two_processes_measures_its_own_minibatch(tmp_path: Path) -> None:
+    """k = 2: in update 1 the first process has minibatches 4 and 6; a loss that gathers finds no other process."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
+    done = subprocess.run(
+        [*command, "-m", "tests.llm.test_callback", str(tmp_path)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    table = records.load(tmp_path / "rows.jsonl")
+    weights = torch.load(tmp_path / "weights.pt", weights_only=True)
+    same(table.to_dict("records"), reference(weights, mean_loss, minibatch(6), 1))
+
+
+class Gathers(Ordered):
+    """Counts targets over all processes, as TRL's trainers do for their metrics."""
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        self.targets = self.accelerator.gather_for_metrics((inputs["labels"] != -100).sum()).sum()
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+
+def in_two_processes(folder: Path) -> None:
+    """What the test above runs in each process."""
+    case = Case(trainer=Gathers, options={"compute_loss_func": tokens_mean}, arguments={"ddp_backend": "gloo"})
+    weights, callback = Weights(), SmoothnessCallback(at=[1], precision=PRECISION, out=folder / "rows.jsonl")
+    trainer = trained(folder, case, [weights, callback], k=2)
+    assert trainer.accelerator.num_processes == 2
+    if trainer.state.is_world_process_zero:
+        torch.save(weights.steps[1], folder / "weights.pt")
+    else:
+        assert callback.rows == []
+
+
+# ---------------------------------------------------------------------------- what is refused
+
+
+class TwiceAStep(Ordered):
+    """Trains by two losses of each minibatch."""
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
+        self.compute_loss(model.train(), self._prepare_inputs(inputs))
+        return super().training_step(model, inputs, num_items_in_batch)
+
+
+class ByHand(torch.autograd.Function):
+    """A backward pass that cannot be differentiated, as in TRL's kernels."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x**2
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return torch.mul(2 * x, grad, out=torch.empty_like(x))
+
+
+def squared(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
+    squares: Tensor = ByHand.apply(outputs.logits)  # type: ignore[no-untyped-call]
+    return squares.mean()
+
+
+CHECKPOINTED: dict[str, Any] = {"gradient_checkpointing": True}
+REFUSALS: dict[str, tuple[Case, dict[str, Any], str]] = {
+    "unknown block": (Case(), {"blocks": ["bass"]}, "block 'bass' is unknown: use some of base"),
+    "two losses": (Case(trainer=TwiceAStep), {}, "calls compute_loss 2 times a minibatch.*SmoothnessHook"),
+    "no labels": (
+        Case(options={"compute_loss_func": tokens_mean}), {"minibatch": {"input_ids": torch.ones(1, 4).long()}},
+        r"fails on SmoothnessCallback\(minibatch=...\).*labels too",
+    ),
+    "no second derivatives": (Case(options={"compute_loss_func": squared}), {}, "fail.*out=.*product='central'"),
+    "checkpointing in train mode": (Case(arguments=CHECKPOINTED), {"train": True}, "checkpointing.*leave .*train=True"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_what_cannot_be_measured_is_refused_in_one_line(tmp_path: Path, name: str) -> None:
+    case, options, message = REFUSALS[name]
+    with pytest.raises(BadInput, match=message) as caught:
+        trained(tmp_path, case, [SmoothnessCallback(at=[0], **options)], k=1, steps=1)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_loop_that_is_no_trainers_is_refused() -> None:
+    with pytest.raises(BadInput, match="in a transformers.Trainer alone: use SmoothnessHook"):
+        SmoothnessCallback(at=[0]).on_train_begin(None, None, None, model=nn.Linear(2, 2))
+
+
+# ---------------------------------------------------------------------------- classifiers with LoRA, to the bit
 
 
 def train(folder: Path, callback: object | None, joint: bool = False) -> tuple[list[torch.Tensor], torch.Tensor]:
@@ -39,10 +483,8 @@ def train(folder: Path, callback: object | None, joint: bool = False) -> tuple[l
     return [*(t.clone() for t in model.state_dict().values()), flags], torch.rand(4)
 
 
-@pytest.mark.parametrize("joint", [False, True])
+@pytest.mark.parametrize("joint", [pytest.param(False, marks=LONGER), True])
 def test_training_with_the_callback_is_training_without_it(tmp_path: Path, joint: bool) -> None:
-    from smoothlab.llm.callback import SmoothnessCallback
-
     plain, noise = train(tmp_path, None, joint)
     callback = SmoothnessCallback(at=[0, 4], out=tmp_path / "run.jsonl", cross=[("base", "peft")], precision=0.2)
     watched, noise_after = train(tmp_path, callback, joint)
@@ -56,8 +498,6 @@ def test_training_with_the_callback_is_training_without_it(tmp_path: Path, joint
 
 
 def test_a_fixed_minibatch_and_chosen_blocks(tmp_path: Path) -> None:
-    from smoothlab.llm.callback import SmoothnessCallback
-
     fixed = {
         "input_ids": torch.full((2, 5), 7),
         "attention_mask": torch.ones(2, 5, dtype=torch.long),
@@ -68,8 +508,5 @@ def test_a_fixed_minibatch_and_chosen_blocks(tmp_path: Path) -> None:
     assert {row["block"] for row in callback.rows} == {"peft"} and {row["step"] for row in callback.rows} == {1}
 
 
-def test_an_unknown_block_is_refused(tmp_path: Path) -> None:
-    from smoothlab.llm.callback import SmoothnessCallback
-
-    with pytest.raises(BadInput, match="block 'bass' is unknown: use some of base, peft, head"):
-        train(tmp_path, SmoothnessCallback(at=[0], blocks=["bass"]))
+if __name__ == "__main__":
+    in_two_processes(Path(sys.argv[1]))
