@@ -149,19 +149,18 @@ class Annealed(Ordered):
     Its inputs are written to, and its noise comes from Python and NumPy.
     """
 
-    calls = 0
-
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.counts = {"calls": 0}
         self.metrics: dict[str, dict[str, list[float]]] = {"train": defaultdict(list), "eval": defaultdict(list)}
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        self.calls += 1
+        self.counts["calls"] += 1
         inputs["input_ids"].add_(1).remainder_(30)
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        loss = loss * self.calls + 0.0 * (random.random() + np.random.rand())
+        loss = loss * self.counts["calls"] + 0.0 * (random.random() + np.random.rand())
         self.metrics["train" if self.model.training else "eval"]["loss"].append(float(loss.detach()))
         self.log({"own": float(loss.detach())})
         return (loss, outputs) if return_outputs else loss
@@ -200,10 +199,11 @@ def set_on_this_trainer(trainer: Any) -> None:
 
 @dataclass(frozen=True)
 class Case:
-    """A Trainer, and the mean loss that it takes of a minibatch."""
+    """A Trainer that accumulates k minibatches, and the mean loss that it takes of each."""
 
     loss: Callable[[nn.Module, Mapping[str, Tensor]], Tensor] = mean_loss
     trainer: type = Ordered
+    k: int = K
     options: Mapping[str, Any] = field(default_factory=dict)
     arguments: Mapping[str, Any] = field(default_factory=dict)
     model: Callable[[nn.Module], None] = lambda model: None
@@ -222,7 +222,7 @@ CASES = {
     "class weights on one Trainer": Case(weighted, prepare=set_on_this_trainer),
     "another signature": Case(weighted, OtherSignature),
     "divided by hand": Case(trainer=DividedByHand),
-    "evaluated between": Case(arguments={"eval_strategy": "steps", "eval_steps": 1}),
+    "evaluated between": Case(k=1, arguments={"eval_strategy": "steps", "eval_steps": 1}),
     "counts of one process": Case(arguments={"average_tokens_across_devices": False}),
 }
 
@@ -237,12 +237,12 @@ class Weights(transformers.TrainerCallback):
         self.steps.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
 
 
-def trained(folder: Path, case: Case, callbacks: Sequence[Any], k: int = K, steps: int = 2) -> Any:
+def trained(folder: Path, case: Case, callbacks: Sequence[Any], steps: int = 2) -> Any:
     """The case's Trainer after its steps."""
     model = language_model()
     case.model(model)
     given = transformers.TrainingArguments(
-        output_dir=str(folder), per_device_train_batch_size=BATCH, gradient_accumulation_steps=k, max_steps=steps,
+        output_dir=str(folder), per_device_train_batch_size=BATCH, gradient_accumulation_steps=case.k, max_steps=steps,
         learning_rate=0.1, remove_unused_columns=False, report_to=[], save_strategy="no", logging_strategy="no",
         use_cpu=True, disable_tqdm=True, **case.arguments,
     )  # fmt: skip
@@ -289,7 +289,7 @@ def test_the_loss_is_the_trainers_own_of_one_minibatch(tmp_path: Path, name: str
     case, weights = CASES[name], Weights()
     callback = SmoothnessCallback(at=[1], precision=PRECISION)
     trained(tmp_path, case, [weights, callback])
-    same(callback.rows, reference(weights.steps[1], case.loss, minibatch(2 * K - 1), 1))
+    same(callback.rows, reference(weights.steps[1], case.loss, minibatch(2 * case.k - 1), 1))
 
 
 @LONGER
@@ -353,7 +353,7 @@ def test_a_trainer_is_left_as_it_is(tmp_path: Path) -> None:
         trainer = trained(tmp_path, Case(trainer=Annealed), [callback])
         logs = [log["own"] for log in trainer.state.log_history if "own" in log]
         noise = random.random(), np.random.rand(), float(torch.rand(()))
-        ends.append((trainer.calls, trainer.metrics, logs, noise, [p.tolist() for p in trainer.model.parameters()]))
+        ends.append((trainer.counts, trainer.metrics, logs, noise, [p.tolist() for p in trainer.model.parameters()]))
     assert ends[0] == ends[1]
     assert len(callback.rows) == 3 and len(trainer.metrics["train"]["loss"]) == 8 and not trainer.metrics["eval"]
 
@@ -387,9 +387,9 @@ class Gathers(Ordered):
 
 def in_two_processes(folder: Path) -> None:
     """What the test above runs in each process."""
-    case = Case(trainer=Gathers, options={"compute_loss_func": tokens_mean}, arguments={"ddp_backend": "gloo"})
+    case = Case(trainer=Gathers, k=2, options={"compute_loss_func": tokens_mean}, arguments={"ddp_backend": "gloo"})
     weights, callback = Weights(), SmoothnessCallback(at=[1], precision=PRECISION, out=folder / "rows.jsonl")
-    trainer = trained(folder, case, [weights, callback], k=2)
+    trainer = trained(folder, case, [weights, callback])
     assert trainer.accelerator.num_processes == 2
     if trainer.state.is_world_process_zero:
         torch.save(weights.steps[1], folder / "weights.pt")
@@ -444,7 +444,7 @@ REFUSALS: dict[str, tuple[Case, dict[str, Any], str]] = {
 def test_what_cannot_be_measured_is_refused_in_one_line(tmp_path: Path, name: str) -> None:
     case, options, message = REFUSALS[name]
     with pytest.raises(BadInput, match=message) as caught:
-        trained(tmp_path, case, [SmoothnessCallback(at=[0], **options)], k=1, steps=1)
+        trained(tmp_path, case, [SmoothnessCallback(at=[0], **options)], steps=1)
     assert "\n" not in str(caught.value)
 
 
