@@ -1,4 +1,4 @@
-"""SmoothnessCallback in a real transformers.Trainer on tiny language models, against losses written out by hand."""
+"""SmoothnessCallback in a real transformers.Trainer, against losses written out by hand and training without it."""
 
 import gc
 import os
@@ -6,11 +6,9 @@ import random
 import socket
 import subprocess
 import sys
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from types import MethodType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,16 +19,32 @@ from torch import Tensor, nn
 from smoothlab import records
 from smoothlab.blocks import fixed_loss
 from smoothlab.errors import BadInput
-from smoothlab.llm.callback import SmoothnessCallback
 from smoothlab.llm.parts import partition
 from smoothlab.trajectory import careful
 
-transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
-ROWS, BATCH, K = 20, 2, 4
+from smoothlab.llm.callback import SmoothnessCallback
+from tests.llm.trainers import (
+    CASES,
+    Annealed,
+    Case,
+    ClassWeights,
+    DividedByHand,
+    Gathers,
+    K,
+    TwiceAStep,
+    Weights,
+    language_model,
+    mean_loss,
+    minibatch,
+    tokens_mean,
+    trained,
+    weighted,
+)
+
 PRECISION = 0.3
-WEIGHTS = torch.linspace(0.1, 3, 30)
+LONGER = pytest.mark.check
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -39,220 +53,6 @@ def _no_garbage() -> Iterator[None]:
     gc.freeze()
     yield
     gc.unfreeze()
-
-
-def language_model() -> nn.Module:
-    """A Llama of one layer with dropout in its attention, which eval mode turns off."""
-    shape = {"vocab_size": 30, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
-    transformers.set_seed(0)
-    return transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(**shape, num_attention_heads=2, attention_dropout=0.3, initializer_range=0.3)
-    )
-
-
-def examples() -> list[dict[str, Tensor]]:
-    """Token rows of which 0 to 6 labels are no targets: minibatches have different numbers of targets."""
-    generator = torch.Generator().manual_seed(1)
-    rows = []
-    for i in range(ROWS):
-        tokens = torch.randint(0, 30, (8,), generator=generator)
-        labels = tokens.clone()
-        labels[: i % 7] = -100
-        rows.append({"input_ids": tokens, "labels": labels})
-    return rows
-
-
-def minibatch(number: int) -> dict[str, Tensor]:
-    """Minibatch `number` of an epoch."""
-    rows = examples()[number * BATCH : (number + 1) * BATCH]
-    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
-
-
-# ---------------------------------------------------------------------------- losses of a minibatch, written out
-
-
-def log_probabilities(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """log p of all tokens at the places that are followed by a target, [places, 30], and these targets."""
-    targets = batch["labels"][:, 1:]
-    logits = model(input_ids=batch["input_ids"]).logits[:, :-1]
-    return logits[targets != -100].log_softmax(-1), targets[targets != -100]
-
-
-def mean_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    logs, targets = log_probabilities(model, batch)
-    return -logs[range(len(targets)), targets].mean()
-
-
-def smoothed(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    logs, targets = log_probabilities(model, batch)
-    return -(0.7 * logs[range(len(targets)), targets] + 0.3 * logs.mean(-1)).mean()
-
-
-def weighted(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    logs, targets = log_probabilities(model, batch)
-    return -(WEIGHTS[targets] * logs[range(len(targets)), targets]).sum() / WEIGHTS[targets].sum()
-
-
-def entropic(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    logs, targets = log_probabilities(model, batch)
-    return -logs[range(len(targets)), targets].mean() + 0.5 * (logs.exp() * logs).sum(-1).mean()
-
-
-# ---------------------------------------------------------------------------- Trainers with losses of their own
-
-
-class Ordered(transformers.Trainer):
-    """Trains on the rows in order."""
-
-    def _get_train_sampler(self, *_: Any) -> Any:
-        return torch.utils.data.SequentialSampler(self.train_dataset)
-
-
-class ClassWeights(Ordered):
-    """As transformers' own documentation overrides the loss; it takes the labels out of the inputs."""
-
-    def compute_loss(
-        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        labels = inputs.pop("labels")
-        outputs = model(**inputs)
-        logits, targets = outputs.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
-        loss = nn.functional.cross_entropy(logits, targets, weight=WEIGHTS)
-        return (loss, outputs) if return_outputs else loss
-
-
-class OtherSignature(ClassWeights):
-    """Other names, no place for the count, and outputs beside the loss."""
-
-    def compute_loss(self, net: Any, batch: Any, **options: Any) -> Any:  # type: ignore[override]
-        return super().compute_loss(net, batch, return_outputs=True)
-
-    def training_step(self, model: Any, inputs: Any, *_: Any) -> Any:
-        model.train()
-        loss, _ = self.compute_loss(model, self._prepare_inputs(inputs))
-        self.accelerator.backward(loss / self.args.gradient_accumulation_steps)
-        return loss.detach()
-
-
-class DividedByHand(Ordered):
-    """Divides by the number of minibatches itself, in one of the two ways that are in use."""
-
-    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        loss = super().compute_loss(model, inputs)
-        share = self.args.gradient_accumulation_steps * self.current_gradient_accumulation_steps
-        return loss / share**0.5
-
-
-class Annealed(Ordered):
-    """Counts its calls, keeps metrics and logs, as TRL's trainers do; the loss depends on the count.
-
-    Its inputs are written to, and its noise comes from Python and NumPy.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.counts = {"calls": 0}
-        self.metrics: dict[str, dict[str, list[float]]] = {"train": defaultdict(list), "eval": defaultdict(list)}
-
-    def compute_loss(
-        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        self.counts["calls"] += 1
-        inputs["input_ids"].add_(1).remainder_(30)
-        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        loss = loss * self.counts["calls"] + 0.0 * (random.random() + np.random.rand())
-        self.metrics["train" if self.model.training else "eval"]["loss"].append(float(loss.detach()))
-        self.log({"own": float(loss.detach())})
-        return (loss, outputs) if return_outputs else loss
-
-
-def tokens_mean(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
-    """A loss function that cannot do without the count."""
-    logits, targets = outputs.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
-    return nn.functional.cross_entropy(logits, targets, reduction="sum") / num_items_in_batch
-
-
-def with_entropy(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
-    """A loss function that takes a sum and a count, or a mean; the entropy's part is like it."""
-    logits, targets = outputs.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
-    logs = logits[targets != -100].log_softmax(-1)
-    losses = nn.functional.cross_entropy(logits, targets, reduction="none").sum() + 0.5 * (logs.exp() * logs).sum()
-    return losses / (len(logs) if num_items_in_batch is None else num_items_in_batch)
-
-
-def tuples(model: nn.Module) -> None:
-    """Let the model return (loss, logits) instead of a ModelOutput."""
-    forward = model.forward
-    model.forward = lambda **inputs: forward(**inputs).to_tuple()  # type: ignore[method-assign]
-
-
-def without_count(model: nn.Module) -> None:
-    """Let the model take every keyword and ignore the count."""
-    forward = model.forward
-    model.forward = lambda num_items_in_batch=None, **inputs: forward(**inputs)  # type: ignore[method-assign]
-
-
-def set_on_this_trainer(trainer: Any) -> None:
-    """A loss that is set on one Trainer, not in a class."""
-    trainer.compute_loss = MethodType(ClassWeights.compute_loss, trainer)
-
-
-@dataclass(frozen=True)
-class Case:
-    """A Trainer that accumulates k minibatches, and the mean loss that it takes of each."""
-
-    loss: Callable[[nn.Module, Mapping[str, Tensor]], Tensor] = mean_loss
-    trainer: type = Ordered
-    k: int = K
-    options: Mapping[str, Any] = field(default_factory=dict)
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    model: Callable[[nn.Module], None] = lambda model: None
-    prepare: Callable[[Any], None] = lambda trainer: None
-
-
-LONGER = pytest.mark.check
-CASES = {
-    "the model's own": Case(),
-    "class weights": Case(weighted, ClassWeights),
-    "a function of the count": Case(options={"compute_loss_func": tokens_mean}),
-    "in tuples": Case(model=tuples),
-    "that ignores the count": Case(model=without_count),
-    "smoothed": Case(smoothed, arguments={"label_smoothing_factor": 0.3}),
-    "a function with or without the count": Case(entropic, options={"compute_loss_func": with_entropy}),
-    "class weights on one Trainer": Case(weighted, prepare=set_on_this_trainer),
-    "another signature": Case(weighted, OtherSignature),
-    "divided by hand": Case(trainer=DividedByHand),
-    "evaluated between": Case(k=1, arguments={"eval_strategy": "steps", "eval_steps": 1}),
-    "counts of one process": Case(arguments={"average_tokens_across_devices": False}),
-}
-
-
-class Weights(transformers.TrainerCallback):
-    """Copies of the model's weights before each update."""
-
-    def __init__(self) -> None:
-        self.steps: list[dict[str, Tensor]] = []
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        self.steps.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
-
-
-def trained(folder: Path, case: Case, callbacks: Sequence[Any], steps: int = 2) -> Any:
-    """The case's Trainer after its steps."""
-    model = language_model()
-    case.model(model)
-    given = transformers.TrainingArguments(
-        output_dir=str(folder), per_device_train_batch_size=BATCH, gradient_accumulation_steps=case.k, max_steps=steps,
-        learning_rate=0.1, remove_unused_columns=False, report_to=[], save_strategy="no", logging_strategy="no",
-        use_cpu=True, disable_tqdm=True, **case.arguments,
-    )  # fmt: skip
-    rows = examples()
-    trainer = case.trainer(
-        model, given, train_dataset=rows, eval_dataset=rows[:3], callbacks=list(callbacks), **case.options
-    )
-    case.prepare(trainer)
-    trainer.train()
-    return trainer
 
 
 def reference(
@@ -375,16 +175,6 @@ def test_the_first_of_two_processes_measures_its_own_minibatch(tmp_path: Path) -
     same(table.to_dict("records"), reference(weights, mean_loss, minibatch(6), 1))
 
 
-class Gathers(Ordered):
-    """Counts targets over all processes, as TRL's trainers do for their metrics."""
-
-    def compute_loss(
-        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        self.targets = self.accelerator.gather_for_metrics((inputs["labels"] != -100).sum()).sum()
-        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-
-
 def in_two_processes(folder: Path) -> None:
     """What the test above runs in each process."""
     case = Case(trainer=Gathers, k=2, options={"compute_loss_func": tokens_mean}, arguments={"ddp_backend": "gloo"})
@@ -398,14 +188,6 @@ def in_two_processes(folder: Path) -> None:
 
 
 # ---------------------------------------------------------------------------- what is refused
-
-
-class TwiceAStep(Ordered):
-    """Trains by two losses of each minibatch."""
-
-    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
-        self.compute_loss(model.train(), self._prepare_inputs(inputs))
-        return super().training_step(model, inputs, num_items_in_batch)
 
 
 class ByHand(torch.autograd.Function):
@@ -459,9 +241,9 @@ def test_a_loop_that_is_no_trainers_is_refused() -> None:
 def train(folder: Path, callback: object | None, joint: bool = False) -> tuple[list[torch.Tensor], torch.Tensor]:
     """Six steps of AdamW with dropout and accumulation; the state dict, and what the RNG gives afterwards."""
     from peft import LoraConfig, get_peft_model
-    from transformers import OPTConfig, OPTForSequenceClassification, Trainer, TrainingArguments
+    from transformers import OPTConfig, OPTForSequenceClassification, Trainer, TrainingArguments, set_seed
 
-    transformers.set_seed(0)
+    set_seed(0)
     config = OPTConfig(
         vocab_size=60, hidden_size=16, word_embed_proj_dim=16, num_hidden_layers=2, num_attention_heads=2, ffn_dim=32,
         max_position_embeddings=40, num_labels=2, activation_function="gelu", dropout=0.1,
