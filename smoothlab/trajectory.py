@@ -27,6 +27,7 @@ from smoothlab.gradients import gradient
 from smoothlab.hessian import DifferenceHessian, ExactHessian
 from smoothlab.intervals import effective_rank, sum_of_squares
 from smoothlab.norms import block_norms
+from smoothlab.penalties import penalty
 
 Row = dict[str, Any]
 Schedule = Literal["linear", "log"]
@@ -225,18 +226,18 @@ class SmoothnessHook:
             return
         loss = fixed_loss(compute, self.model, train=self.train, seed=self.seed)
         options: dict[str, Any] = {"cross": self.cross, "product": self.product, "precision": self.precision}
+        adds = penalty(loss, self.model)
         with differentiable(self._blocks):
             try:
                 for row in careful(loss, self._blocks, seed=(self.seed, step), **options):
-                    self.rows.append({"step": step, **row})
+                    self.rows.append({"step": step, **row, **adds})
                     if self._file is not None:
                         self._file.write(self.rows[-1])
             except WrongProducts as error:
                 if not self.rows:
                     raise
-                warnings.warn(
-                    f"step {step} is not measured: {error}", stacklevel=2
-                )  # it is no reason to end a training
+                # No reason to end a training.
+                warnings.warn(f"step {step} is not measured: {error}", stacklevel=2)
 
     def close(self) -> None:
         """Mark the record file as finished."""

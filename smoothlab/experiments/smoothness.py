@@ -207,24 +207,26 @@ class Smoothness:
 
     def _point(self, tuning: "FineTuning", blocks: Sequence["Block"], rough: bool) -> Iterator[Row]:
         """Rows of the point where the model stands; the update of this step is made on the way if `path` asks."""
+        from smoothlab.penalties import penalty
         from smoothlab.trajectory import Quotient, careful, paper
 
         step = tuning.step
         loss = tuning.loss(step if self.minibatch == "step" else 0)
         seed = (self.seed, step)
+        adds = penalty(loss, tuning.model)
         if self.protocol in ("careful", "both"):
             found = careful(
                 loss, blocks, cross=self._pairs(blocks), product=self.product, precision=self.precision, seed=seed,
                 kinks=rough,
             )  # fmt: skip
-            yield from ({"step": step, **row} for row in found)
+            yield from ({"step": step, **row, **adds} for row in found)
         if self.protocol in ("paper", "both"):
             found = paper(loss, blocks, batch=self.batch, probes=self.probes, seed=seed)
-            yield from ({"step": step, **row} for row in found)
+            yield from ({"step": step, **row, **adds} for row in found)
         if self.path:
             quotient = Quotient(loss, blocks)
             tuning.update()
-            yield from ({"step": step, **row} for row in quotient.rows())
+            yield from ({"step": step, **row, **adds} for row in quotient.rows())
 
     def plan(self) -> str:
         """What a run would measure and cost: blocks, points, gradients, minutes and memory, from one timed gradient."""

@@ -10,15 +10,20 @@ from transformers import TrainerCallback
 from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
 from smoothlab.llm.parts import partition
+from smoothlab.llm.trainer_loss import LossWatch, MinibatchLoss, running_trainer
 from smoothlab.trajectory import Product, Row, SmoothnessHook
 
 
 class SmoothnessCallback(TrainerCallback):
     """Measures Hessian norms at chosen steps of a `transformers.Trainer`, on the minibatch of the step.
 
-    Measures before the optimizer's step, after the backward pass, in eval mode; parameters, gradients, buffers and RNG
-    are left as they are: training with it is bit-identical to training without it. The minibatch is the last one that
-    the model saw (of several accumulated ones), from the arguments of its forward call, which must include the labels.
+    What is measured is the mean loss of one minibatch as the Trainer itself computes it: the model's own loss, that of
+    `compute_loss_func`, with label smoothing, or of a subclass that overrides `compute_loss`. The minibatch is the last
+    one of the step's k = gradient_accumulation_steps, on the first process, and its loss is the one that the Trainer
+    would take of it if k were 1 and the process the only one.
+
+    Measures before the optimizer's step, after the backward pass, in eval mode; parameters, gradients, buffers, RNG and
+    the Trainer's own attributes are left as they are: training with it is bit-identical to training without it.
 
     Args:
         at: optimizer steps to measure at, from 0; see `smoothlab.trajectory.schedule`.
@@ -28,8 +33,11 @@ class SmoothnessCallback(TrainerCallback):
         cross: pairs of block names whose cross block is measured too.
         product: "exact", "central" or "forward" Hessian-vector products.
         precision: relative half-width of the Frobenius norms' intervals.
-        minibatch: keyword arguments for the model to measure on at every point, instead of the step's own minibatch.
+        minibatch: what the Trainer's collator would return, to measure on at every point instead of the step's own
+            minibatch.
         seed: seed of the probes.
+        train: measure in train mode, with a fixed dropout mask, instead of eval mode. A Trainer's own loss may be
+            another one in eval mode: this is how its loss of training is measured.
         overwrite: replace a record file that exists.
     """
 
@@ -45,50 +53,102 @@ class SmoothnessCallback(TrainerCallback):
         precision: float = 0.05,
         minibatch: Mapping[str, Tensor] | None = None,
         seed: int = 0,
+        train: bool = False,
         overwrite: bool = False,
     ) -> None:
         self.rows: list[Row] = []
         self._at, self._by, self._names, self._minibatch = set(at), by, tuple(blocks), minibatch
         self._options: dict[str, Any] = {
             "at": sorted(self._at), "out": out, "cross": cross, "product": product, "precision": precision,
-            "seed": seed, "overwrite": overwrite,
+            "seed": seed, "train": train, "overwrite": overwrite,
         }  # fmt: skip
         self._hook: SmoothnessHook | None = None
-        self._seen: dict[str, Any] = {}
+        self._watch: LossWatch | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: nn.Module | None = None, **_: Any) -> None:
-        """Group the model's parameters and watch its inputs."""
+        """Group the model's parameters and watch the Trainer's loss.
+
+        Raises:
+            BadInput: no Trainer is calling, its parameters are cut into shards, train mode is asked for beside gradient
+                checkpointing, or a block is unknown.
+        """
         assert model is not None
+        trainer = running_trainer()
+        if getattr(trainer, "is_fsdp_enabled", False) or getattr(trainer, "is_deepspeed_enabled", False):
+            raise BadInput(
+                "FSDP and DeepSpeed cut parameters into shards, which no block can hold: measure without them"
+            )
+        if self._options["train"] and any(getattr(m, "gradient_checkpointing", False) for m in model.modules()):
+            raise BadInput(
+                "gradient checkpointing computes the model again in its backward pass, which products cannot follow: "
+                "leave SmoothnessCallback(train=True) out, as eval mode does without it, or train without it"
+            )
+        if not state.is_world_process_zero:
+            return
         found = partition(model, self._by)
         for name in self._names:
             if name not in found:
                 raise BadInput(f"block '{name}' is unknown: use some of {', '.join(found)}")
         blocks: list[Block] = [b for name, b in found.items() if not self._names or name in self._names]
-        self._hook = SmoothnessHook(model, blocks, **self._options)
-        self.rows = self._hook.rows
+        if self._hook is None or self._hook.model is not model:  # else the Trainer starts anew with smaller batches
+            self._hook = SmoothnessHook(model, blocks, **self._options)
+            self.rows = self._hook.rows
+        self._watch = LossWatch.of(trainer)
+        self._watch.steps |= self._at
+        self._watch.forget()
 
-        def watch(module: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
-            if module.training:
-                self._seen = named
+    def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Let go of a minibatch that more of the same step follow."""
+        if self._watch is not None:
+            self._watch.forget()
 
-        self._watcher = model.register_forward_pre_hook(watch, with_kwargs=True)
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Let go of the step's last minibatch."""
+        if self._watch is not None:
+            self._watch.forget()
 
-    def on_pre_optimizer_step(
-        self, args: Any, state: Any, control: Any, model: nn.Module | None = None, **_: Any
-    ) -> None:
-        """Measure if this step is one of the points."""
-        assert model is not None and self._hook is not None
-        if state.global_step not in self._at:
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Measure if this step is one of the points.
+
+        Raises:
+            BadInput: the Trainer's loss is not what one call of `compute_loss` returns, has no second derivatives, or
+                cannot be computed on the minibatch that was asked for.
+        """
+        if self._hook is None or self._watch is None or state.global_step not in self._at:
             return
-        inputs = dict(self._minibatch or self._seen)
-        if "labels" not in inputs:
+        if (calls := len(self._watch.calls)) != 1:
             raise BadInput(
-                "the model is called without labels: pass SmoothnessCallback(minibatch={..., 'labels': ...})"
+                f"the Trainer calls compute_loss {calls} times a minibatch, so that no single loss is trained by: "
+                "measure your own with SmoothnessHook"
             )
-        self._hook(state.global_step, lambda: model(**inputs).loss)
+        loss = self._watch.calls[0]
+        try:
+            self._hook(state.global_step, lambda: self._computed(loss))
+        except RuntimeError as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            if self._options["product"] != "exact" or "out of memory" in reason or "allocate" in reason:
+                raise
+            raise BadInput(
+                f"exact products fail on this Trainer's loss ({reason}), which has no second derivatives where its "
+                "backward pass is written by hand: use SmoothnessCallback(product='central')"
+            ) from error
+
+    def _computed(self, loss: MinibatchLoss) -> Tensor:
+        seed = self._options["seed"]
+        if self._minibatch is None:
+            return loss(seed=seed)
+        try:
+            return loss(self._minibatch, seed)
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise BadInput(
+                f"the Trainer's loss fails on SmoothnessCallback(minibatch=...) ({type(error).__name__}: {reason}): "
+                "pass what its collator returns, labels too"
+            ) from error
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Close the record file."""
-        assert self._hook is not None
-        self._watcher.remove()
-        self._hook.close()
+        if self._hook is not None and self._watch is not None:
+            self._watch.remove()
+            self._hook.close()
+            self._hook = self._watch = None

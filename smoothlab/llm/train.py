@@ -65,7 +65,7 @@ class FineTuning:
         """Mean loss of minibatch `step` at the current parameters."""
         inputs: dict[str, Tensor] = self.examples(self.minibatch(step))
         return fixed_loss(
-            lambda: self.model(**inputs).loss, self.model, train=self.dropout, seed=(self.seed << 20) + step
+            lambda: cross_entropy(self.model, inputs), self.model, train=self.dropout, seed=(self.seed << 20) + step
         )
 
     def update(self) -> float:
@@ -157,6 +157,16 @@ def _check_own(path: Path, run: str) -> None:
 
 def _other(path: Path, kept: str | None, run: str) -> BadInput:
     return BadInput(f"weights {path} were kept by another run ({kept}, this one is {run}): name another --keep-weights")
+
+
+def cross_entropy(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Mean of -log softmax(logits)_label over a minibatch, from the logits alone.
+
+    The labels are kept from the model: what it calls its own loss has AdaLoRA's penalty in it, see
+    `smoothlab.penalties`.
+    """
+    logits: Tensor = model(**{name: value for name, value in inputs.items() if name != "labels"}).logits
+    return nn.functional.cross_entropy(logits.view(len(inputs["labels"]), -1), inputs["labels"])
 
 
 def reshuffled(count: int, batch: int, seed: int, step: int) -> list[int]:

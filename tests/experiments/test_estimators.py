@@ -237,9 +237,9 @@ class Network(nn.Module):
         self.base = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 2))
         self.peft = nn.Linear(8, 2)
 
-    def forward(self, x: Tensor, labels: Tensor) -> SimpleNamespace:
+    def forward(self, x: Tensor) -> SimpleNamespace:
         x = x.to(self.peft.weight.dtype)
-        return SimpleNamespace(loss=nn.functional.cross_entropy(self.base(x) + self.peft(x), labels))
+        return SimpleNamespace(logits=self.base(x) + self.peft(x))
 
 
 def tuning(experiment: object) -> FineTuning:

@@ -24,8 +24,8 @@ class Network(nn.Module):
         self.base = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Dropout(0.3), nn.Linear(16, 2)).double()
         self.peft = nn.Linear(8, 2).double()
 
-    def forward(self, x: Tensor, labels: Tensor) -> SimpleNamespace:
-        return SimpleNamespace(loss=nn.functional.cross_entropy(self.base(x) + self.peft(x), labels))
+    def forward(self, x: Tensor) -> SimpleNamespace:
+        return SimpleNamespace(logits=self.base(x) + self.peft(x))
 
 
 @dataclass(frozen=True)

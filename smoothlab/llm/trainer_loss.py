@@ -1,0 +1,201 @@
+"""The loss that a `transformers.Trainer` takes of one minibatch, to be evaluated again and again.
+
+What a Trainer minimizes is what its `compute_loss` returns: the model's own loss, a smoothed one, that of
+`compute_loss_func`, or whatever a subclass computes. A call of it cannot simply be repeated. It divides by
+num_items_in_batch, the number of targets in all k accumulated minibatches and all processes, so that the result is a
+part of a mean; some subclasses divide by k themselves; and many count calls or keep metrics. Here it is called on a
+stand-in: a Trainer with copies of the attributes, for which k = 1, the process is the only one, and num_items_in_batch
+counts this minibatch alone. That is the loss by which the Trainer would train on this minibatch by itself.
+"""
+
+import copy
+import functools
+import inspect
+import random
+from collections import UserDict, deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType, MethodType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import Trainer
+
+from smoothlab.errors import BadInput
+
+_CANONICAL = tuple(inspect.signature(Trainer.compute_loss).parameters)[1:]  # model, inputs, ..., num_items_in_batch
+_DATA = ("train_dataset", "eval_dataset")  # may be lists of millions of rows, which no loss writes to
+
+
+def running_trainer() -> Any:
+    """The Trainer whose training loop is calling, which transformers gives callbacks everything of but itself.
+
+    Raises:
+        BadInput: no Trainer is calling.
+    """
+    frame: FrameType | None = inspect.currentframe()
+    while frame is not None:
+        if isinstance(caller := frame.f_locals.get("self"), Trainer):
+            return caller
+        frame = frame.f_back
+    raise BadInput("SmoothnessCallback works in a transformers.Trainer alone: use SmoothnessHook in your own loop")
+
+
+class LossWatch:
+    """Stands in the place of a Trainer's `compute_loss` and keeps its calls in training steps of `steps`.
+
+    Several callbacks of one Trainer share one; `of` makes it or finds it.
+
+    Attributes:
+        steps: optimizer steps whose calls are kept.
+        calls: what was kept since `forget`.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer, self._compute = trainer, trainer.compute_loss
+        self.steps: set[int] = set()
+        self.calls: list[MinibatchLoss] = []
+        functools.update_wrapper(self, self._compute)
+
+    @staticmethod
+    def of(trainer: Any) -> "LossWatch":
+        """The Trainer's watch."""
+        if not isinstance(vars(trainer).get("compute_loss"), LossWatch):
+            trainer.compute_loss = LossWatch(trainer)
+        watch: LossWatch = trainer.compute_loss
+        return watch
+
+    def remove(self) -> None:
+        """Give the Trainer its own `compute_loss` back."""
+        if vars(self._trainer).get("compute_loss") is self:
+            del self._trainer.compute_loss
+            if getattr(self._trainer, "compute_loss", None) != self._compute:
+                self._trainer.compute_loss = self._compute  # one that was set on this Trainer alone
+
+    def forget(self) -> None:
+        """Let go of the calls of minibatches that are over."""
+        self.calls.clear()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the Trainer's own `compute_loss` returns; the call is kept first, as it may change its arguments."""
+        trainer = self._trainer
+        trains = trainer.model.training and torch.is_grad_enabled()  # and does not evaluate
+        if trains and trainer.state.global_step in self.steps:
+            self.calls.append(MinibatchLoss(trainer, self._compute, args, kwargs))
+        return self._compute(*args, **kwargs)
+
+
+class MinibatchLoss:
+    """The loss of one call of a Trainer's `compute_loss`, as if its minibatch was trained on alone."""
+
+    def __init__(
+        self, trainer: Any, compute: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        self._kind, self._model, self._compute = type(trainer), trainer.model, compute
+        self._state = {
+            name: value if name in _DATA else _copied(value)
+            for name, value in vars(trainer).items()
+            if name != "compute_loss"
+        }
+        self._args, self._kwargs = _copied(args), _copied(kwargs)
+        own = [p.name for p in inspect.signature(compute).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+        self._names = own + list(_CANONICAL[len(own) :])
+        # transformers' own losses are means where they are not told a count; others may not do without one.
+        plain = getattr(compute, "__func__", None) is Trainer.compute_loss and trainer.compute_loss_func is None
+        self._counts = not plain and self._argument("num_items_in_batch") is not None
+
+    def __call__(self, minibatch: Mapping[str, Any] | None = None, seed: int = 0) -> Tensor:
+        """The mean loss, on the call's own inputs or on a minibatch in their place.
+
+        Random numbers of Python and NumPy are fixed by `seed`, and left as they were.
+        """
+        trainer = self._stand_in()
+        inputs = self._argument(self._names[1]) if minibatch is None else trainer._prepare_inputs(minibatch)
+        values = {self._names[0]: self._model, self._names[1]: _copied(inputs), "num_items_in_batch": None}
+        if self._counts:
+            values["num_items_in_batch"] = trainer.get_batch_samples(iter([inputs]), 1, trainer.args.device)[1]
+        args = [values.get(name, value) for name, value in zip(self._names, _copied(self._args), strict=False)]
+        kwargs = {name: values.get(name, value) for name, value in _copied(self._kwargs).items()}
+        compute = self._compute
+        if isinstance(compute, MethodType) and isinstance(compute.__self__, self._kind):
+            compute = MethodType(compute.__func__, trainer)
+        with _python_rng(seed), trainer.compute_loss_context_manager():
+            loss = compute(*args, **kwargs)
+        value: Tensor = loss[0] if isinstance(loss, tuple) else loss
+        return value
+
+    def _argument(self, name: str) -> Any:
+        """An argument of the call, by position or name; None where it has none of this name."""
+        return (dict(zip(self._names, self._args, strict=False)) | self._kwargs).get(name)
+
+    def _stand_in(self) -> Any:
+        """A Trainer with fresh copies of the attributes, without accumulation and other processes."""
+        trainer = object.__new__(self._kind)
+        vars(trainer).update({name: value if name in _DATA else _copied(value) for name, value in self._state.items()})
+        trainer.args = copy.copy(trainer.args)
+        trainer.args.average_tokens_across_devices = False
+        trainer.args.gradient_accumulation_steps = trainer.args._n_gpu = 1
+        trainer.current_gradient_accumulation_steps = 1
+        trainer.state, trainer.control = copy.copy(trainer.state), copy.copy(trainer.control)
+        trainer.log = _silent
+        trainer.accelerator = _Alone(trainer.accelerator)
+        return trainer
+
+
+class _Alone:
+    """An Accelerator that knows of no other process: nobody answers, as the others do not measure."""
+
+    num_processes, process_index, is_main_process = 1, 0, True
+
+    def __init__(self, accelerator: Any) -> None:
+        self._accelerator = accelerator
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._accelerator, name)
+
+    def gather(self, tensor: Any) -> Any:
+        return tensor
+
+    def gather_for_metrics(self, tensor: Any, use_gather_object: bool = False) -> Any:
+        return tensor
+
+    def reduce(self, tensor: Any, reduction: str = "sum", scale: float = 1.0) -> Any:
+        return tensor * scale if isinstance(tensor, Tensor) else tensor
+
+    def pad_across_processes(self, tensor: Any, *args: Any, **kwargs: Any) -> Any:
+        return tensor
+
+
+def _silent(*_: Any, **__: Any) -> None:
+    """What a loss logs was logged when it was trained by."""
+
+
+def _copied(value: Any) -> Any:
+    """The same in new containers and tensors, whatever writes to them; other objects are shared."""
+    if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+        return value.detach().clone()
+    if isinstance(value, dict | UserDict):  # BatchEncoding is no dict
+        new = copy.copy(value)
+        for key in value:
+            new[key] = _copied(value[key])
+        return new
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*map(_copied, value))
+    if type(value) in (list, tuple):
+        return type(value)(map(_copied, value))
+    return copy.copy(value) if isinstance(value, set | deque) else value
+
+
+@contextmanager
+def _python_rng(seed: int) -> Iterator[None]:
+    """Inside the context the generators of Python and NumPy start at `seed`; torch's are `fixed_loss`'s part."""
+    python, numpy = random.getstate(), np.random.get_state()
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
