@@ -14,7 +14,7 @@ rounding, amplified as this model amplifies it; the row in the minibatch may sta
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +27,10 @@ from smoothlab.errors import BadInput
 LIMIT = 8.0
 """Standard deviations of rounding, lambda: exceeded with probability 2 exp(-32) = 3e-14 an operation."""
 RUNS = 4
-"""Repetitions with noise. R of two outputs, from 8 normal deviates, is below a tenth of itself with probability 1e-7."""
+"""Repetitions with noise. R from 8 normal deviates, of two outputs, is 10 times too small with probability 1e-7."""
+ROWS = 3
+"""Rows compared: the shortest, the next longer one, and one of middle length. Models that take tokens in groups, as
+CANINE takes four, are right for some lengths."""
 PLACES = 16
 """Tokens of a row whose outputs are compared, evenly spaced: a vocabulary's logits are large."""
 
@@ -40,7 +43,8 @@ class Distance:
 
     Attributes:
         change: largest absolute difference of an output.
-        times: the difference in standard deviations of rounding; infinite where one side is not finite.
+        times: the difference in standard deviations of rounding, or a bound of that where it is below LIMIT; infinite
+            where one side is not finite.
     """
 
     change: float
@@ -69,19 +73,27 @@ def distances(model: nn.Module, alone: Outputs, among: Mapping[str, Outputs]) ->
             elif not bool(apart.any()):
                 found[name] = Distance(0.0, 0.0)
             else:
-                rounding = _rounding(model, alone, truth) if rounding is None else rounding
-                times = float((apart.square().mean(-1).sqrt() / rounding).max())
+                apart_rms = apart.square().mean(-1).sqrt()
+                if rounding is None and bool((apart_rms > LIMIT * _own_roundoff(truth)).any()):
+                    rounding = _rounding(model, alone, truth)
+                times = float((apart_rms / (_own_roundoff(truth) if rounding is None else rounding)).max())
                 found[name] = Distance(float(apart.abs().max()), times)
         return found
 
 
+def _own_roundoff(truth: Tensor) -> Tensor:
+    """What the outputs themselves are rounded by at each place, which R is no smaller than."""
+    roundoff: Tensor = torch.finfo(torch.float32).eps * truth.square().mean(-1).sqrt()
+    return roundoff.clamp_min(torch.finfo(torch.float64).tiny)
+
+
 def _rounding(model: nn.Module, alone: Outputs, truth: Tensor) -> Tensor:
     """R at each place: root mean square over RUNS and outputs, and no less than the outputs' own roundoff."""
-    squares = (torch.finfo(torch.float32).eps * truth).square().mean(-1)
+    squares = _own_roundoff(truth).square()
     for seed in range(RUNS):
         with noise(model, seed):
             squares = squares + (alone().double() - truth).square().mean(-1) / RUNS
-    return squares.sqrt().clamp_min(torch.finfo(torch.float64).tiny)
+    return squares.sqrt()
 
 
 @contextmanager
@@ -139,24 +151,22 @@ def check(model: nn.Module, alone: Outputs, among: Mapping[str, Outputs], what: 
 
 @contextmanager
 def watched(model: nn.Module) -> Iterator[None]:
-    """Within it, every call of the model with several rows is checked: its shortest row by itself against the batch.
-
-    Calls must be as those of transformers are: keyword arguments, input_ids [B, T] with attention_mask [B, T] or none,
-    outputs with `.logits`, [B, C] or [B, T, C]. Others are not checked. The model should be in eval mode.
+    """Within it, every call of the model is checked as `check_batch` does; it should be in eval mode.
 
     Raises:
-        BadInput: as `check`, out of the call.
+        BadInput: as `check_batch`, out of the call.
     """
     busy = False
 
     def compare(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         nonlocal busy
-        if not busy and not args:
-            busy = True
-            try:
-                check_batch(module, kwargs, output)
-            finally:
-                busy = False
+        if busy or args:
+            return
+        busy = True
+        try:
+            check_batch(module, kwargs, output)
+        finally:
+            busy = False
 
     handle = model.register_forward_hook(compare, with_kwargs=True)
     try:
@@ -166,54 +176,77 @@ def watched(model: nn.Module) -> Iterator[None]:
 
 
 def check_batch(model: nn.Module, inputs: Mapping[str, Any], output: Any = None) -> None:
-    """Refuse a minibatch whose shortest row has other logits there than by itself, without its padding.
+    """Refuse a minibatch of a row that has other logits there than by itself, without its padding.
+
+    Models and arguments must be like those of transformers: input_ids [B, T], attention_mask [B, T] or none, logits
+    [B, C] or [B, T, C]; others are not checked. Compared are rows of ROWS lengths, at PLACES tokens each.
 
     Args:
-        model: a model called as `model(**inputs)`, in eval mode.
-        inputs: what transformers' models take: input_ids [B, T], attention_mask [B, T] and more.
-        output: what the model gave for them, if that is known.
+        model: called as `model(**inputs)`, in eval mode.
+        inputs: its arguments.
+        output: what it gave for them, if that is known.
 
     Raises:
-        BadInput: the padding or the other rows move the row's logits by more than rounding does.
+        BadInput: the padding or the other rows move a row's logits by more than rounding does.
     """
-    ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
-    if not isinstance(ids, Tensor) or ids.ndim != 2 or len(ids) < 2 and mask is None:
+    ids = inputs.get("input_ids")
+    if not isinstance(ids, Tensor) or ids.ndim != 2:
         return
-    mask = torch.ones_like(ids) if mask is None else mask
+    mask = inputs.get("attention_mask")
+    mask = _unpadded(ids, getattr(getattr(model, "config", None), "pad_token_id", None)) if mask is None else mask
+    if mask.shape != ids.shape or len(ids) == 1 and bool(mask.all()):
+        return
     logits = getattr(model(**inputs) if output is None else output, "logits", None)
-    if not isinstance(mask, Tensor) or mask.shape != ids.shape or not isinstance(logits, Tensor):
+    if not isinstance(logits, Tensor) or logits.ndim > 3:
         return
-    row = int(mask.sum(1).argmin())
-    real = mask[row].bool()
-    if len(ids) < 2 and bool(real.all()) or not bool(real.any()):
-        return
+    for row in spread(mask.bool().sum(1).tolist())[:ROWS]:
+        _check_row(model, inputs, logits, mask[row].bool(), row)
+
+
+def _check_row(model: nn.Module, inputs: Mapping[str, Any], logits: Tensor, real: Tensor, row: int) -> None:
+    """Compare one row's logits [B, C] or [B, T, C] with its own; `real` [T] says which of its tokens are text."""
     config = getattr(model, "config", None)
     pairs = bool(getattr(config, "is_encoder_decoder", False))
-    single = {name: _cut(value, ids.shape, row, real, name, pairs) for name, value in inputs.items()}
-    if not pairs:
+    shape = inputs["input_ids"].shape
+    single = {name: _cut(value, shape, row, real, name, pairs) for name, value in inputs.items()}
+    if not pairs:  # else the answers are read, too
         single = {name: value for name, value in single.items() if name not in ("labels", "num_items_in_batch")}
+    whole = logits.ndim < 3 or pairs
     places = real.nonzero().flatten()
     places = places[torch.linspace(0, len(places) - 1, min(PLACES, len(places))).round().long()]
+    own = (real.cumsum(0) - 1)[places] - int(real.sum())
 
-    def scored(found: Tensor, number: int, at: Tensor) -> Tensor:
-        kept = found[number].detach()
-        return kept if kept.ndim < 2 or pairs else kept[len(kept) - width + at]  # behind virtual tokens, if any
+    def alone() -> Tensor:
+        found: Tensor = model(**single).logits[0]
+        return found if whole else found[own]
 
-    width = ids.shape[1]
-    theirs = scored(logits, row, places)
-    width = int(real.sum())
-    own = real.cumsum(0)[places] - 1
-    kind = getattr(config, "model_type", type(model).__name__)
+    def among() -> Tensor:
+        return logits[row] if whole else logits[row, places - shape[1]]  # virtual tokens stand before the T
+
     method = getattr(getattr(model, "active_peft_config", None), "peft_type", None)
-    what = f"model type {kind}" + (f" with {getattr(method, 'value', method)}" if method is not None else "")
-    check(
-        model, lambda: scored(model(**single).logits, 0, own), {"padded and beside others": lambda: theirs}, what,
-        "pad on the other side, or use rows of equal length, a batch of one row without padding, or another PEFT method",
-    )  # fmt: skip
+    what = f"model type {getattr(config, 'model_type', type(model).__name__)}"
+    what += "" if method is None else f" with {getattr(method, 'value', method)}"
+    fix = "pad on the other side, use rows of equal length or single ones, or another PEFT method"
+    check(model, alone, {"padded and beside others": among}, what, fix)
+
+
+def spread(lengths: Sequence[int]) -> list[int]:
+    """Numbers of rows of at most ROWS different lengths, the shortest first, and of a longest row."""
+    first = {length: n for n, length in reversed([*enumerate(lengths)])}
+    order = sorted(first)
+    chosen = dict.fromkeys([*order[: ROWS - 1], order[len(order) // 2]])
+    return [*(first[length] for length in chosen), max(range(len(lengths)), key=lengths.__getitem__)]
+
+
+def _unpadded(ids: Tensor, pad: int | None) -> Tensor:
+    """Where tokens are text if no mask says it: not in the padding tokens at an end that the longest row lacks."""
+    filled, place = ids == (-1 if pad is None else pad), torch.arange(ids.shape[1], device=ids.device)
+    lead, trail = filled.cumprod(1).sum(1, keepdim=True), filled.flip(1).cumprod(1).sum(1, keepdim=True)
+    return ((place >= lead - lead.min()) & (place < ids.shape[1] - trail + trail.min())).long()
 
 
 def _cut(value: Any, shape: torch.Size, row: int, real: Tensor, name: str, pairs: bool) -> Any:
-    """What one row of a minibatch gets of an argument, without padding; its own answer has another length in pairs."""
+    """What one row gets of an argument, without padding; the answers of pairs have a length of theirs."""
     if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != shape[0]:
         return value
     answer = pairs and (name == "labels" or name.startswith("decoder"))

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from smoothlab import records
+from smoothlab import padding, records
 from smoothlab.blocks import Block, Loss, differentiable, fixed_loss, norm
 from smoothlab.deflation import gram_matrix
 from smoothlab.directions import draw
@@ -212,9 +212,16 @@ class SmoothnessHook:
             self._file = records.Writer(Path(self.out), "hook", config, told, overwrite=self.overwrite)
 
     def __call__(self, step: int, compute: Loss) -> None:
-        """Measure if `step` is one of the points; `compute` returns the mean loss of the step's minibatch."""
+        """Measure if `step` is one of the points; `compute` returns the mean loss of the step's minibatch.
+
+        Raises:
+            BadInput: `compute` calls `model` as transformers' models are called, and padding or the other rows of the
+                minibatch move a row's logits by more than rounding does (`smoothlab.padding`).
+        """
         if step not in self._at:
             return
+        with padding.watched(self.model):
+            fixed_loss(compute, self.model, seed=self.seed)()
         loss = fixed_loss(compute, self.model, train=self.train, seed=self.seed)
         options: dict[str, Any] = {"cross": self.cross, "product": self.product, "precision": self.precision}
         with differentiable(self._blocks):

@@ -96,8 +96,8 @@ def setup(run: "Finetune") -> Setup:
         p.requires_grad_(id(p) in mine)
     multiple = 1 if run.batch == 1 else MULTIPLE  # single rows are not padded, whatever the model makes of padding
     tuning = Tuning(
-        model, trained, lambda numbers: batch(train, numbers, device, multiple=multiple), choice_loss, partial(optimizer, run), len(train),
-        run.batch, run.steps, run.evaluations, run.schedule, run.seed, run.logged,
+        model, trained, lambda numbers: batch(train, numbers, device, multiple=multiple), choice_loss,
+        partial(optimizer, run), len(train), run.batch, run.steps, run.evaluations, run.schedule, run.seed, run.logged,
     )  # fmt: skip
     notes = [*loaded.notes, splits.served]
     if because is not None and (run.template, run.verbalizers) != (TEMPLATE, ()):

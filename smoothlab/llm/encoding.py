@@ -153,14 +153,14 @@ def batch(
 ) -> dict[str, Tensor]:
     """The minibatch of some items for `choice_loss`: what it scores, and no more unless `every` candidate is asked for.
 
-    Rows are padded to a `multiple` of tokens on the right: what reads from left to right never sees the padding, whether
-    it looks at masks or not, and virtual tokens of prompt methods stand next to the text.
+    Rows are padded to a `multiple` of tokens on the right: what reads from left to right never sees the padding, even
+    if it looks at no mask, and virtual tokens of prompt methods stand next to the text.
 
     Returns:
-        input_ids and attention_mask [R, T]; row and back [P], the places whose next token is
-        scored, the last of the T of a row having back = 1; place and token [C, L], for each candidate which of the P places
-        tells of each of its tokens, and mask [C, L], 1 where it has one; labels [B] but for multiple choice, where the
-        B items have C / B candidates each.
+        input_ids and attention_mask [R, T]; row and back [P], the places whose next token is scored, the last of the T
+        of a row having back = 1; place and token [C, L], for each candidate which of the P places tells of each of its
+        tokens, and mask [C, L], 1 where it has one; labels [B] but for multiple choice, where the B items have C / B
+        candidates each.
     """
     chosen = encoded.kind == "multiple choice" and not every
     rows: dict[tuple[int, Tokens], int] = {}

@@ -92,9 +92,7 @@ def choice_loss(model: nn.Module, minibatch: Mapping[str, Tensor]) -> Tensor:
     return nn.functional.cross_entropy(found.view(len(labels), -1), labels)
 
 
-def accuracy(
-    model: nn.Module, encoded: Encoded, *, tokens: int | None = None, mixed: bool = True
-) -> Accuracy:
+def accuracy(model: nn.Module, encoded: Encoded, *, tokens: int | None = None, mixed: bool = True) -> Accuracy:
     """Accuracy in eval mode, without gradients, in batches of like lengths; the model's modes are left as they were.
 
     Args:

@@ -1,10 +1,11 @@
-"""The check of `smoothlab.padding` before a run: its shortest row by itself, and beside its longest.
+"""The check of `smoothlab.padding` before a run: some rows by themselves, and beside the longest one.
 
 What training and evaluation do with rows is what is checked: the batches of `encoding.batch`, the trees of `prefixes`,
 the tokenizer's padding. A causal language model's scores must further not depend on what is behind them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from smoothlab import padding
 from smoothlab.errors import BadInput
 from smoothlab.llm.encoding import MULTIPLE, Encoded, batch
 from smoothlab.llm.evaluate import accuracy, evaluating, scores, scores_alone
+from smoothlab.llm.memory import free
 from smoothlab.llm.models import LoadedModel, encode
 
 ALIKE = "rows of equal length"
@@ -33,69 +35,106 @@ def check_items(model: nn.Module, splits: Sequence[Encoded], name: str, method: 
     Raises:
         BadInput: one line with the model type, the method, and a fix.
     """
-    pair, what = _extremes(splits), _subject(model, name, method)
-    first = replace(pair, options=(pair.options[0][:1], pair.options[1]), labels=(0, 0))
-    count, device = len(pair.options[0]), next(model.parameters()).device
+    items, what = _chosen(splits), _subject(model, name, method)
+    rows, device = range(len(items) - 1), next(model.parameters()).device
+    count = sum(len(items.options[n]) for n in rows)
 
-    def trained(items: Encoded, *numbers: int, multiple: int = MULTIPLE) -> Tensor:
-        return scores(model, batch(items, numbers, device, every=True, multiple=multiple))
+    def alone() -> Tensor:
+        return torch.tensor([score for n in rows for score in scores_alone(model, items, n)])
+
+    def trained(*numbers: int) -> Tensor:
+        return scores(model, batch(items, numbers, device, every=True, multiple=MULTIPLE if size > 1 else 1))
 
     def evaluated() -> Tensor:
-        return torch.tensor(accuracy(model, pair, mixed=size > 1).scores[0])
+        found = accuracy(model, items, mixed=size > 1).scores
+        return torch.tensor([score for n in rows for score in found[n]])
 
-    with evaluating(model):
-        truth = _runs(lambda: torch.tensor(scores_alone(model, pair, 0)), what, _other(method))
-        if not bool(torch.isfinite(truth).all()):
-            return  # broken weights, of which training tells
-        if pair.kind != "classifier":
-            padding.check(
-                model, lambda: torch.tensor(scores_alone(model, first, 0)),
-                {"followed by other tokens": lambda: trained(first, 0, multiple=1)},
-                f"{what} does not read from left to right", "use a causal language model, or --head classifier",
-            )  # fmt: skip
-        among = {"evaluated": evaluated}
+    with evaluating(model), precise(model):
+        if not bool(torch.isfinite(_runs(alone, what, _other(method))).all()):
+            return  # the weights are broken, which training says
+        if items.kind != "classifier":
+            _check_order(model, items, what)
+        among: dict[str, Callable[[], Tensor]] = {"evaluated beside others": evaluated}
         if size > 1:
-            among = {"padded": lambda: trained(pair, 0), "beside a longer one": lambda: trained(pair, 0, 1)[:count]} | among
-        elif pair.kind == "verbalizer":
-            among = {"beside its other candidates": lambda: trained(pair, 0, multiple=1)} | among
+            among["padded"] = lambda: torch.cat([trained(n) for n in rows])
+            among["beside a longer one"] = lambda: trained(*range(len(items)))[:count]
+        elif items.kind == "verbalizer":
+            among["beside its other candidates"] = lambda: torch.cat([trained(n) for n in rows])
         fix = f"use {'--batch 1, ' if size > 1 else ''}{ALIKE}, or {_other(method)}"
-        padding.check(model, lambda: torch.tensor(scores_alone(model, pair, 0)), among, what, fix)
+        padding.check(model, alone, among, what, fix)
+
+
+def _check_order(model: nn.Module, items: Encoded, what: str) -> None:
+    """Refuse a model that looks at the tokens it is to predict: the first candidate read with its last token or not."""
+    one = replace(items, options=tuple(options[:1] for options in items.options))
+    device = next(model.parameters()).device
+    padding.check(
+        model, lambda: torch.tensor(scores_alone(model, one, 0)),
+        {"followed by other tokens": lambda: scores(model, batch(one, [0], device, every=True, multiple=1))},
+        f"{what} does not read from left to right", "use a causal language model, or --head classifier",
+    )  # fmt: skip
 
 
 def check_texts(loaded: LoadedModel, model: nn.Module, texts: Sequence[str], method: str, size: int) -> None:
     """Refuse a classifier of `smoothness` whose logits of a sentence are others in a minibatch than by itself.
 
+    Args:
+        loaded: the classifier and its tokenizer.
+        model: the same with its PEFT method.
+        texts: all sentences that will be trained on.
+        method: the PEFT method, or "none".
+        size: sentences in a minibatch; single ones are not padded.
+
     Raises:
         BadInput: one line with the model type, the method, and a fix.
     """
     lengths = [len(row) for row in loaded.tokenizer(list(texts), verbose=False)["input_ids"]]
-    ends = [min(range(len(texts)), key=lengths.__getitem__), max(range(len(texts)), key=lengths.__getitem__)]
+    rows = [texts[n] for n in padding.spread(lengths)]
     what, device = _subject(model, loaded.name, method), str(next(model.parameters()).device)
 
-    def logits(numbers: Sequence[int]) -> Tensor:
-        inputs = encode(loaded, [texts[n] for n in numbers], [0] * len(numbers), device)
-        return model(**inputs).logits[0]
+    def logits(chosen: Sequence[str]) -> Tensor:
+        return model(**encode(loaded, chosen, [0] * len(chosen), device)).logits
+
+    def alone() -> Tensor:
+        return torch.cat([logits([text]) for text in rows[:-1]]).flatten()
 
     with evaluating(model):
-        _runs(lambda: logits(ends[:1]), what, _other(method))
-        if size > 1:  # single rows are not padded
+        _runs(alone, what, _other(method))
+        if size > 1:
             padding.check(
-                model, lambda: logits(ends[:1]), {"beside a longer one": lambda: logits(ends)}, what,
+                model, alone, {"beside a longer one": lambda: logits(rows)[:-1].flatten()}, what,
                 f"use --batch 1, {ALIKE}, or {_other(method)}",
             )  # fmt: skip
 
 
-def _extremes(splits: Sequence[Encoded]) -> Encoded:
-    """The items with the shortest and with the longest row."""
-    def length(each: tuple[Encoded, int]) -> int:
-        items, number = each
-        return len(items.contexts[number]) + max(map(len, items.options[number]))
+@contextmanager
+def precise(model: nn.Module) -> Iterator[None]:
+    """Within it, a model of 16 bits computes in fp32 where memory allows: its own rounding hides what padding does.
 
-    every = [(items, number) for items in splits for number in range(len(items))]
-    ends = min(every, key=length), max(every, key=length)
+    The weights are the same to the bit, within and afterwards.
+    """
+    half = (torch.float16, torch.bfloat16)
+    tensors = {id(t): (t, t.dtype) for t in (*model.parameters(), *model.buffers()) if t.dtype in half}
+    device = str(next(model.parameters()).device)
+    if 4 * sum(t.numel() for t, _ in tensors.values()) > free(device) / 2:
+        tensors = {}
+    try:
+        for tensor, _ in tensors.values():
+            tensor.data = tensor.data.float()
+        yield
+    finally:
+        for tensor, dtype in tensors.values():
+            tensor.data = tensor.data.to(dtype)
+
+
+def _chosen(splits: Sequence[Encoded]) -> Encoded:
+    """Items of ROWS lengths and the longest one, of all splits."""
+    every = [(items, n) for items in splits for n in range(len(items))]
+    lengths = [len(items.contexts[n]) + max(map(len, items.options[n])) for items, n in every]
+    kept = [every[k] for k in padding.spread(lengths)]
     return replace(
-        splits[0], contexts=tuple(items.contexts[n] for items, n in ends),
-        options=tuple(items.options[n] for items, n in ends), labels=(0, 0),
+        splits[0], contexts=tuple(items.contexts[n] for items, n in kept),
+        options=tuple(items.options[n] for items, n in kept), labels=(0,) * len(kept),
     )  # fmt: skip
 
 
@@ -109,7 +148,7 @@ def _other(method: str) -> str:
 
 
 def _runs(outputs: Callable[[], Tensor], what: str, other: str) -> Tensor:
-    """What a row by itself gives; some models and methods do not fit each other, or no row of its length."""
+    """What rows by themselves give; some models and methods do not fit each other, or rows of some length."""
     try:
         return outputs()
     except Exception as error:

@@ -10,6 +10,7 @@ import torch
 from smoothlab.errors import BadInput
 from smoothlab.llm import heads
 from smoothlab.llm.evaluate import encode
+from smoothlab.llm.padding import check_items
 from smoothlab.llm.tasks import Choice, Splits, load_choices
 from tests.llm.classifiers import checkpoint
 from tests.llm.tiny import tokenizer
@@ -127,10 +128,11 @@ def test_scores_that_depend_on_padding_are_refused(tmp_path: Path) -> None:
         one = loaded(checkpoint(tmp_path / kind, kind))
         items = encode(one.tokenizer, splits().train, 64, "classifier")
         if kind != "xlnet":
-            heads.check_reads(one.model, items, kind, "none")
+            check_items(one.model, [items], kind, "none", size=8)
             continue
-        with pytest.raises(BadInput, match="'xlnet' cannot be trained: its scores depend on the padding .* model$"):
-            heads.check_reads(one.model, items, kind, "none")
+        with pytest.raises(BadInput, match="'xlnet' of type xlnet: the scores of a row change .* or another model$"):
+            check_items(one.model, [items], kind, "none", size=8)
+        check_items(one.model, [items], kind, "none", size=1)
 
 
 @pytest.mark.parametrize("name", ["builtin", "sst2", "wic"])
