@@ -72,7 +72,9 @@ def test_planted_faults_are_refused_and_sound_models_are_not(fault: str, scores:
     with pytest.raises(BadInput) as caught:
         padding.check_batch(model, minibatch(side))
     words = str(caught.value)
-    assert words.startswith(f"model type reader-{fault}: the scores of a row change when it is padded and beside others")
+    assert words.startswith(
+        f"model type reader-{fault}: the scores of a row change when it is padded and beside others"
+    )
     assert "times its rounding): pad on the other side" in words and "\n" not in words
     return None
 

@@ -53,7 +53,7 @@ def check_items(model: nn.Module, splits: Sequence[Encoded], name: str, method: 
         if not bool(torch.isfinite(_runs(alone, what, _other(method))).all()):
             return  # the weights are broken, which training says
         if items.kind != "classifier":
-            _check_order(model, items, what)
+            _check_order(model, items, what, method)
         among: dict[str, Callable[[], Tensor]] = {"evaluated beside others": evaluated}
         if size > 1:
             among["padded"] = lambda: torch.cat([trained(n) for n in rows])
@@ -64,14 +64,15 @@ def check_items(model: nn.Module, splits: Sequence[Encoded], name: str, method: 
         padding.check(model, alone, among, what, fix)
 
 
-def _check_order(model: nn.Module, items: Encoded, what: str) -> None:
+def _check_order(model: nn.Module, items: Encoded, what: str, method: str) -> None:
     """Refuse a model that looks at the tokens it is to predict: the first candidate read with its last token or not."""
     one = replace(items, options=tuple(options[:1] for options in items.options))
     device = next(model.parameters()).device
     padding.check(
         model, lambda: torch.tensor(scores_alone(model, one, 0)),
         {"followed by other tokens": lambda: scores(model, batch(one, [0], device, every=True, multiple=1))},
-        f"{what} does not read from left to right", "use a causal language model, or --head classifier",
+        f"{what} does not read from left to right",
+        f"use {'' if method == 'none' else 'another PEFT method, '}a causal language model, or --head classifier",
     )  # fmt: skip
 
 

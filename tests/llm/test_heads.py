@@ -10,7 +10,6 @@ import torch
 from smoothlab.errors import BadInput
 from smoothlab.llm import heads
 from smoothlab.llm.evaluate import encode
-from smoothlab.llm.padding import check_items
 from smoothlab.llm.tasks import Choice, Splits, load_choices
 from tests.llm.classifiers import checkpoint
 from tests.llm.tiny import tokenizer
@@ -120,19 +119,6 @@ def test_a_prefix_starts_as_random_tokens_that_stand_before_the_text(tmp_path: P
         wanted = bare.model(input_ids=torch.cat([before, ids], 1)).logits
         found = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
-
-
-def test_scores_that_depend_on_padding_are_refused(tmp_path: Path) -> None:
-    """XLNet reads the last place of a row, whatever is there; the others do not."""
-    for kind in ("xlnet", "opt", "bert", "gpt2"):
-        one = loaded(checkpoint(tmp_path / kind, kind))
-        items = encode(one.tokenizer, splits().train, 64, "classifier")
-        if kind != "xlnet":
-            check_items(one.model, [items], kind, "none", size=8)
-            continue
-        with pytest.raises(BadInput, match="'xlnet' of type xlnet: the scores of a row change .* or another model$"):
-            check_items(one.model, [items], kind, "none", size=8)
-        check_items(one.model, [items], kind, "none", size=1)
 
 
 @pytest.mark.parametrize("name", ["builtin", "sst2", "wic"])

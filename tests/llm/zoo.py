@@ -98,9 +98,17 @@ CLASSIFIERS: dict[str, tuple[str, dict[str, Any]]] = {
         "MobileBertConfig",
         {**SHAPE, "embedding_size": 8, "intra_bottleneck_size": 16, "num_feedforward_networks": 1},
     ),
-    "canine": ("CanineConfig", {**SHAPE, "num_hash_buckets": 64}),
+    "canine": ("CanineConfig", {**SHAPE, "num_hash_buckets": 256}),
 }  # fmt: skip
 """Classifiers that padding moves."""
+
+_NO_HEADS = ("rwkv", "mpt", "mamba", "xglm")
+UNFIT = {
+    "prompt": _NO_HEADS,
+    "prefix": (*_NO_HEADS, "falcon", "qwen3_5_text", "qwen3_next"),
+    "lora": ("mamba", "rwkv", "biogpt", "xglm"),
+}
+"""Methods that peft cannot attach: the config names no attention heads, has too many, or there are no keys to put."""
 
 ALL = {**SOUND, **CURED, **AHEAD, **LONG}
 
