@@ -103,7 +103,7 @@ def noise(model: nn.Module, seed: int) -> Iterator[None]:
     generators: dict[torch.device, torch.Generator] = {}
 
     def rounded(y: Any) -> Any:
-        if isinstance(y, tuple) and type(y) is tuple:
+        if type(y) is tuple:  # no named ones
             return tuple(rounded(part) for part in y)
         if not isinstance(y, Tensor) or not y.is_floating_point():
             return y

@@ -88,7 +88,7 @@ def setup(run: "Finetune") -> Setup:
     train, dev, test = (
         encode(loaded.tokenizer, items, longest, kind) for items in (splits.train, splits.dev, splits.test)
     )
-    padding.check_items(model, (train, dev, test), run.model, run.module, size=run.batch)
+    mixed = padding.check_items(model, (train, dev, test), run.model, run.module, size=run.batch)
     base = run.method != "fo-peft"
     trained = heads.blocks(model, base=base, module=run.module != "none")
     mine = {id(p) for block in trained.values() for p in block.params}
@@ -102,10 +102,12 @@ def setup(run: "Finetune") -> Setup:
     notes = [*loaded.notes, splits.served]
     if because is not None and (run.template, run.verbalizers) != (TEMPLATE, ()):
         notes.append("a classifier reads sentences alone: --template and --verbalizers are not used")
+    if not mixed:
+        notes.append("padding moves this model's scores: rows are trained singly, and evaluated beside rows as long")
     if cut := train.cut + dev.cut + test.cut:
         notes.append(f"{cut} prompts are longer than the model takes and lost words at their start")
     return Setup(
-        tuning, partial(accuracy, model, mixed=run.batch > 1), dev, test, splits.served, notes,
+        tuning, partial(accuracy, model, mixed=mixed), dev, test, splits.served, notes,
         lambda folder: save(model, loaded.tokenizer, folder, base=base),
     )  # fmt: skip
 

@@ -20,17 +20,24 @@ from smoothlab.llm.memory import free
 from smoothlab.llm.models import LoadedModel, encode
 
 ALIKE = "rows of equal length"
+ENDS = 500
+"""Sentences tokenized to find the shortest and the longest: as many of the fewest letters and of the most."""
 
 
-def check_items(model: nn.Module, splits: Sequence[Encoded], name: str, method: str, *, size: int) -> None:
+def check_items(model: nn.Module, splits: Sequence[Encoded], name: str, method: str, *, size: int) -> bool:
     """Refuse a model of `finetune` that does not score an item in a minibatch as by itself, or cannot be run at all.
+
+    With single rows nothing is padded in training, and every model can be evaluated beside rows of equal length.
 
     Args:
         model: a causal language model or classifier, wrapped by a PEFT method or not.
         splits: all items that will be trained and evaluated on.
         name: of the model.
         method: the PEFT method, or "none".
-        size: items in a minibatch; with 1 rows are not padded, and evaluated beside rows of their length alone.
+        size: items in a minibatch.
+
+    Returns:
+        Whether rows of different lengths may be evaluated together, `accuracy`'s `mixed`.
 
     Raises:
         BadInput: one line with the model type, the method, and a fix.
@@ -45,23 +52,27 @@ def check_items(model: nn.Module, splits: Sequence[Encoded], name: str, method: 
     def trained(*numbers: int) -> Tensor:
         return scores(model, batch(items, numbers, device, every=True, multiple=MULTIPLE if size > 1 else 1))
 
-    def evaluated() -> Tensor:
-        found = accuracy(model, items, mixed=size > 1).scores
+    def evaluated(mixed: bool) -> Tensor:
+        found = accuracy(model, items, mixed=mixed).scores
         return torch.tensor([score for n in rows for score in found[n]])
 
     with evaluating(model), precise(model):
         if not bool(torch.isfinite(_runs(alone, what, _other(method))).all()):
-            return  # the weights are broken, which training says
+            return True  # the weights are broken, which training says
         if items.kind != "classifier":
             _check_order(model, items, what, method)
-        among: dict[str, Callable[[], Tensor]] = {"evaluated beside others": evaluated}
+        mixed, among = True, dict[str, Callable[[], Tensor]]()
         if size > 1:
             among["padded"] = lambda: torch.cat([trained(n) for n in rows])
             among["beside a longer one"] = lambda: trained(*range(len(items)))[:count]
-        elif items.kind == "verbalizer":
-            among["beside its other candidates"] = lambda: torch.cat([trained(n) for n in rows])
+        else:
+            mixed = padding.distances(model, alone, {"mixed": lambda: evaluated(True)})["mixed"].times <= padding.LIMIT
+            if items.kind == "verbalizer":
+                among["beside its other candidates"] = lambda: torch.cat([trained(n) for n in rows])
+        among["evaluated"] = lambda: evaluated(mixed)
         fix = f"use {'--batch 1, ' if size > 1 else ''}{ALIKE}, or {_other(method)}"
         padding.check(model, alone, among, what, fix)
+    return mixed
 
 
 def _check_order(model: nn.Module, items: Encoded, what: str, method: str) -> None:
@@ -89,8 +100,10 @@ def check_texts(loaded: LoadedModel, model: nn.Module, texts: Sequence[str], met
     Raises:
         BadInput: one line with the model type, the method, and a fix.
     """
-    lengths = [len(row) for row in loaded.tokenizer(list(texts), verbose=False)["input_ids"]]
-    rows = [texts[n] for n in padding.spread(lengths)]
+    ordered = sorted(texts, key=len)
+    ends = ordered if len(ordered) <= 2 * ENDS else ordered[:ENDS] + ordered[-ENDS:]
+    lengths = [len(row) for row in loaded.tokenizer(ends, verbose=False)["input_ids"]]
+    rows = [ends[n] for n in padding.spread(lengths)]
     what, device = _subject(model, loaded.name, method), str(next(model.parameters()).device)
 
     def logits(chosen: Sequence[str]) -> Tensor:

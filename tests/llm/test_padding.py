@@ -129,9 +129,10 @@ def test_factors_of_the_longest_row_are_refused_where_rows_are_that_long(kind: s
     """With single rows each has its own factors, in training and evaluation; rows that are all short are as alone."""
     model = attach(zoo.causal(kind), method, seed=0)
     words = refused(model, ITEMS["verbalizer"], method)
-    assert "when it is evaluated beside others" in words and "use --batch 1, rows of equal length, or another" in words
-    check_items(model, [ITEMS["verbalizer"]], "some/model", method, size=1)
-    check_items(model, [SHORT], "some/model", method, size=8)
+    assert "when it is beside a longer one" in words and "use --batch 1, rows of equal length, or another" in words
+    assert not check_items(model, [ITEMS["verbalizer"]], "some/model", method, size=1)
+    assert check_items(model, [SHORT], "some/model", method, size=8)
+    assert check_items(model, [SHORT], "some/model", method, size=1)
     alone = torch.tensor(accuracy_one_by_one(model, ITEMS["verbalizer"]).scores)
     apart = torch.tensor(accuracy(model, ITEMS["verbalizer"], mixed=False).scores)
     torch.testing.assert_close(apart, alone, rtol=0, atol=1e-4)
@@ -144,7 +145,7 @@ def test_classifiers_that_padding_moves_are_refused_and_trained_in_single_rows(k
     model = zoo.classifier(kind)
     words = refused(model, ITEMS["classifier"])
     assert words.startswith(f"model 'some/model' of type {kind}: the scores of a row change") and "--batch 1" in words
-    check_items(model, [ITEMS["classifier"]], "some/model", "none", size=1)
+    assert not check_items(model, [ITEMS["classifier"]], "some/model", "none", size=1)
     apart = accuracy(model, ITEMS["classifier"], mixed=False).scores
     truth = accuracy_one_by_one(model, ITEMS["classifier"]).scores
     torch.testing.assert_close(torch.tensor(apart), torch.tensor(truth), rtol=0, atol=1e-4)
