@@ -28,9 +28,9 @@ LIMIT = 8.0
 """Standard deviations of rounding, lambda: exceeded with probability 2 exp(-32) = 3e-14 an operation."""
 RUNS = 4
 """Repetitions with noise. R from 8 normal deviates, of two outputs, is 10 times too small with probability 1e-7."""
-ROWS = 3
-"""Rows compared: the shortest, the next longer one, and one of middle length. Models that take tokens in groups, as
-CANINE takes four, are right for some lengths."""
+GROUP = 4
+"""Rows compared: a shortest one of each remainder of its length by this, at most so many. Models that take tokens in
+groups, as CANINE takes four, are right for the lengths that fill them."""
 PLACES = 16
 """Tokens of a row whose outputs are compared, evenly spaced: a vocabulary's logits are large."""
 
@@ -179,7 +179,7 @@ def check_batch(model: nn.Module, inputs: Mapping[str, Any], output: Any = None)
     """Refuse a minibatch of a row that has other logits there than by itself, without its padding.
 
     Models and arguments must be like those of transformers: input_ids [B, T], attention_mask [B, T] or none, logits
-    [B, C] or [B, T, C]; others are not checked. Compared are rows of ROWS lengths, at PLACES tokens each.
+    [B, C] or [B, T, C]; others are not checked. Compared are the rows that `spread` names, at PLACES tokens each.
 
     Args:
         model: called as `model(**inputs)`, in eval mode.
@@ -199,7 +199,7 @@ def check_batch(model: nn.Module, inputs: Mapping[str, Any], output: Any = None)
     logits = getattr(model(**inputs) if output is None else output, "logits", None)
     if not isinstance(logits, Tensor) or logits.ndim > 3:
         return
-    for row in spread(mask.bool().sum(1).tolist())[:ROWS]:
+    for row in spread(mask.bool().sum(1).tolist())[:-1]:
         _check_row(model, inputs, logits, mask[row].bool(), row)
 
 
@@ -231,11 +231,13 @@ def _check_row(model: nn.Module, inputs: Mapping[str, Any], logits: Tensor, real
 
 
 def spread(lengths: Sequence[int]) -> list[int]:
-    """Numbers of rows of at most ROWS different lengths, the shortest first, and of a longest row."""
-    first = {length: n for n, length in reversed([*enumerate(lengths)])}
-    order = sorted(first)
-    chosen = dict.fromkeys([*order[: ROWS - 1], order[len(order) // 2]])
-    return [*(first[length] for length in chosen), max(range(len(lengths)), key=lengths.__getitem__)]
+    """Numbers of the rows to compare, a shortest one first, and of a longest row, which they are to stand beside."""
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    shorter = [n for n in order if lengths[n] < lengths[order[-1]]] or order[:1]
+    first: dict[int, int] = {}
+    for n in shorter:
+        first.setdefault(lengths[n] % GROUP, n)
+    return [*first.values(), order[-1]]
 
 
 def _unpadded(ids: Tensor, pad: int | None) -> Tensor:

@@ -142,7 +142,7 @@ def precise(model: nn.Module) -> Iterator[None]:
 
 
 def _chosen(splits: Sequence[Encoded]) -> Encoded:
-    """Items of ROWS lengths and the longest one, of all splits."""
+    """Items to compare and the longest one, of all splits."""
     every = [(items, n) for items in splits for n in range(len(items))]
     lengths = [len(items.contexts[n]) + max(map(len, items.options[n])) for items, n in every]
     kept = [every[k] for k in padding.spread(lengths)]

@@ -106,7 +106,7 @@ _NO_HEADS = ("rwkv", "mpt", "mamba", "xglm")
 UNFIT = {
     "prompt": _NO_HEADS,
     "prefix": (*_NO_HEADS, "falcon", "qwen3_5_text", "qwen3_next"),
-    "lora": ("mamba", "rwkv", "biogpt", "xglm"),
+    "lora": ("mamba",),
 }
 """Methods that peft cannot attach: the config names no attention heads, has too many, or there are no keys to put."""
 
