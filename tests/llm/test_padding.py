@@ -171,6 +171,7 @@ def loaded(kind: str) -> LoadedModel:
 
 TEXTS = (
     "a film",
+    "a dull film",
     "a film of the year",
     "one of the finest films of its kind that the year has to offer us",
     "dull it is",
