@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from smoothlab import records
+from smoothlab import padding, records
 from smoothlab.blocks import Block, Loss, differentiable, fixed_loss, norm
 from smoothlab.deflation import gram_matrix
 from smoothlab.directions import draw
@@ -221,9 +221,13 @@ class SmoothnessHook:
         Raises:
             WrongProducts: gradients or products are not the loss's at the first point; at later ones it is a warning,
                 and the point has no rows.
+            BadInput: `compute` calls `model` as transformers' models are called, and padding or the other rows of the
+                minibatch move a row's logits by more than rounding does (`smoothlab.padding`).
         """
         if step not in self._at:
             return
+        with padding.watched(self.model):
+            fixed_loss(compute, self.model, seed=self.seed)()
         loss = fixed_loss(compute, self.model, train=self.train, seed=self.seed)
         options: dict[str, Any] = {"cross": self.cross, "product": self.product, "precision": self.precision}
         adds = penalty(loss, self.model)

@@ -12,9 +12,9 @@ from smoothlab import directions
 from smoothlab.blocks import Block
 from smoothlab.experiments.course import Score
 from smoothlab.experiments.options_finetune import ZEROTH
-from smoothlab.llm import heads, processes
+from smoothlab.llm import heads, padding, processes
 from smoothlab.llm.adapters import virtual_tokens
-from smoothlab.llm.evaluate import Accuracy, Encoded, accuracy, batch, choice_loss, encode
+from smoothlab.llm.evaluate import MULTIPLE, Accuracy, Encoded, accuracy, batch, choice_loss, encode
 from smoothlab.llm.saving import save
 from smoothlab.llm.tasks import load_choices
 from smoothlab.llm.tasks.jsonlines import TEMPLATE
@@ -88,24 +88,26 @@ def setup(run: "Finetune") -> Setup:
     train, dev, test = (
         encode(loaded.tokenizer, items, longest, kind) for items in (splits.train, splits.dev, splits.test)
     )
-    if because is not None:
-        heads.check_reads(model, train, run.model, run.module)
+    mixed = padding.check_items(model, (train, dev, test), run.model, run.module, size=run.batch)
     base = run.method != "fo-peft"
     trained = heads.blocks(model, base=base, module=run.module != "none")
     mine = {id(p) for block in trained.values() for p in block.params}
     for p in model.parameters():
         p.requires_grad_(id(p) in mine)
+    multiple = 1 if run.batch == 1 else MULTIPLE  # single rows are not padded, whatever the model makes of padding
     tuning = Tuning(
-        model, trained, lambda numbers: batch(train, numbers, device), choice_loss, partial(optimizer, run), len(train),
-        run.batch, run.steps, run.evaluations, run.schedule, run.seed, run.logged,
+        model, trained, lambda numbers: batch(train, numbers, device, multiple=multiple), choice_loss,
+        partial(optimizer, run), len(train), run.batch, run.steps, run.evaluations, run.schedule, run.seed, run.logged,
     )  # fmt: skip
     notes = [*loaded.notes, splits.served]
     if because is not None and (run.template, run.verbalizers) != (TEMPLATE, ()):
         notes.append("a classifier reads sentences alone: --template and --verbalizers are not used")
+    if not mixed:
+        notes.append("padding moves this model's scores: rows are trained singly, and evaluated beside rows as long")
     if cut := train.cut + dev.cut + test.cut:
         notes.append(f"{cut} prompts are longer than the model takes and lost words at their start")
     return Setup(
-        tuning, partial(accuracy, model), dev, test, splits.served, notes,
+        tuning, partial(accuracy, model, mixed=mixed), dev, test, splits.served, notes,
         lambda folder, story: save(model, loaded.tokenizer, folder, base=base, story=story),
     )  # fmt: skip
 

@@ -119,6 +119,7 @@ class Smoothness:
 
         from smoothlab.llm.adapters import attach, virtual_tokens
         from smoothlab.llm.models import check_lengths, check_loss, encode, load_classifier
+        from smoothlab.llm.padding import check_texts
         from smoothlab.llm.parts import partition
         from smoothlab.llm.tasks import load_task
         from smoothlab.llm.train import FineTuning
@@ -140,6 +141,7 @@ class Smoothness:
             return encode(loaded, texts, labels, self.device)
 
         check_loss(loaded, model, minibatch([0]))
+        check_texts(loaded, model, examples.texts, self.peft, self.batch)
         return FineTuning(
             model, blocks, minibatch, len(examples.texts), self.batch, given, seed=self.seed, dropout=self.dropout
         )

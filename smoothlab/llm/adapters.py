@@ -154,11 +154,13 @@ def attach(model: nn.Module, method: str, *, seed: int, measured: bool = True, *
             wrapped = get_peft_model(model, known[method](model, **options))
             if method == "prefix" and generates(model):
                 start_as_real_tokens(wrapped)
-        except (ValueError, TypeError, AssertionError, NotImplementedError, RuntimeError, KeyError) as error:
+        except (ValueError, TypeError, AssertionError, RuntimeError, LookupError, AttributeError) as error:
             if "out of memory" in str(error) or "can't allocate memory" in str(error):
                 raise
-            reason = " ".join(str(error).split())[:160]
-            raise BadInput(f"--peft {method} does not fit this model ({reason}): use another method") from error
+            reason, kind = " ".join(str(error).split())[:160], getattr(model.config, "model_type", "unknown")
+            raise BadInput(
+                f"--peft {method} does not fit this model of type {kind} ({reason}): use another method"
+            ) from error
     if wrapped.active_peft_config.is_prompt_learning and not generates(model):
         pool_at_last_token(wrapped)
     unfreeze(wrapped)

@@ -31,7 +31,7 @@ class Encoded:
         options: tokens of each item's candidates, those that the candidate adds to the prompt's.
         labels: place of the right candidate of each item.
         kind: which loss trains them.
-        pad: the token that fills rows: on the left, on the right for classifiers.
+        pad: the token that fills rows, on the right.
         cut: items whose prompt lost tokens on its left, being too long for the model.
         merged: items where a candidate's first letters and the prompt's last ones make one token, which is then scored
             as the candidate's.
@@ -153,13 +153,14 @@ def batch(
 ) -> dict[str, Tensor]:
     """The minibatch of some items for `choice_loss`: what it scores, and no more unless `every` candidate is asked for.
 
-    Rows are padded to a `multiple` of tokens, on the left, for classifiers on the right.
+    Rows are padded to a `multiple` of tokens on the right: what reads from left to right never sees the padding, even
+    if it looks at no mask, and virtual tokens of prompt methods stand next to the text.
 
     Returns:
-        input_ids and attention_mask [R, T]; row and back [P], the places whose next token is
-        scored, the last of a row having back = 1; place and token [C, L], for each candidate which of the P places
-        tells of each of its tokens, and mask [C, L], 1 where it has one; labels [B] but for multiple choice, where the
-        B items have C / B candidates each.
+        input_ids and attention_mask [R, T]; row and back [P], the places whose next token is scored, the last of the T
+        of a row having back = 1; place and token [C, L], for each candidate which of the P places tells of each of its
+        tokens, and mask [C, L], 1 where it has one; labels [B] but for multiple choice, where the B items have C / B
+        candidates each.
     """
     chosen = encoded.kind == "multiple choice" and not every
     rows: dict[tuple[int, Tokens], int] = {}
@@ -173,19 +174,14 @@ def batch(
             scored.append([(places.setdefault(b, len(places)), t) for b, t in zip(backs, tail, strict=True)])
     longest = max(len(tokens) for _, tokens in rows)
     width = -(-longest // multiple) * multiple
-    lead = [width - len(tokens) for _, tokens in rows]
+    behind = [width - len(tokens) for _, tokens in rows]
     size = max(map(len, scored))
     filled = [line + [(0, 0)] * (size - len(line)) for line in scored]
-    right = encoded.kind == "classifier"
-
-    def padded(fill: int, n: int, tokens: list[int]) -> list[int]:
-        return tokens + [fill] * n if right else [fill] * n + tokens
-
     found = {
-        "input_ids": [padded(encoded.pad, n, list(tokens)) for n, (_, tokens) in zip(lead, rows, strict=True)],
-        "attention_mask": [padded(0, n, [1] * (width - n)) for n in lead],
+        "input_ids": [[*tokens] + [encoded.pad] * n for n, (_, tokens) in zip(behind, rows, strict=True)],
+        "attention_mask": [[1] * (width - n) + [0] * n for n in behind],
         "row": [row for row, _ in places],
-        "back": [back for _, back in places],
+        "back": [behind[row] + back for row, back in places],
         "place": [[place for place, _ in line] for line in filled],
         "token": [[token for _, token in line] for line in filled],
         "mask": [[1] * len(line) + [0] * (size - len(line)) for line in scored],

@@ -33,7 +33,9 @@ __all__ = [
     "batch",
     "choice_loss",
     "encode",
+    "evaluating",
     "scores",
+    "scores_alone",
 ]
 
 TOKENS = {"cpu": 1024, "cuda": 16384}
@@ -94,32 +96,37 @@ def choice_loss(model: nn.Module, minibatch: Mapping[str, Tensor]) -> Tensor:
     return nn.functional.cross_entropy(found.view(len(labels), -1), labels)
 
 
-def accuracy(model: nn.Module, encoded: Encoded, *, tokens: int | None = None) -> Accuracy:
+def accuracy(model: nn.Module, encoded: Encoded, *, tokens: int | None = None, mixed: bool = True) -> Accuracy:
     """Accuracy in eval mode, without gradients, in batches of like lengths; the model's modes are left as they were.
 
     Args:
         model: a causal language model or classifier, wrapped by a PEFT method or not.
         encoded: the items.
         tokens: size of a batch, padding included, TOKENS by default; it moves time and memory, and scores by rounding.
+        mixed: whether rows of different lengths may be in a batch; for models whose scores depend on padding they may
+            not.
 
     Raises:
         NotFinite: a score is not finite.
     """
     device = next(model.parameters()).device
     limit = tokens or TOKENS.get(device.type, TOKENS["cuda"])
-    alike = encoded.kind != "classifier" and prefixes.fits(model, _base(model))
+    alike = mixed and encoded.kind != "classifier" and prefixes.fits(model, _base(model))
+    batches = prefixes.batches(encoded, limit, device) if alike else _padded(encoded, limit, device, mixed)
     found: list[list[float]] = [[0.0] * len(options) for options in encoded.options]
-    with _evaluating(model):
-        for minibatch, owners in (prefixes.batches if alike else _padded)(encoded, limit, device):
+    with evaluating(model):
+        for minibatch, owners in batches:
             for (number, place), score in zip(owners, scores(model, minibatch).tolist(), strict=True):
                 found[number][place] = score
     return _accuracy([tuple(each) for each in found], encoded.labels)
 
 
-def _padded(encoded: Encoded, tokens: int, device: Any) -> Iterator[tuple[dict[str, Tensor], list[prefixes.Owner]]]:
+def _padded(
+    encoded: Encoded, tokens: int, device: Any, mixed: bool
+) -> Iterator[tuple[dict[str, Tensor], list[prefixes.Owner]]]:
     """The same as `prefixes.batches`, each row by itself, for every model."""
     rows, owners = _rows(encoded)
-    for indices in _buckets(rows, tokens):
+    for indices in _buckets(rows, tokens, mixed):
         minibatch = batch(rows, indices, device, every=True, multiple=1)
         yield minibatch, [owner for index in indices for owner in owners[index]]
 
@@ -135,12 +142,13 @@ def _rows(encoded: Encoded) -> tuple[Encoded, list[list[tuple[int, int]]]]:
     return replace(encoded, contexts=contexts, options=options, labels=(0,) * len(found)), list(found.values())
 
 
-def _buckets(rows: Encoded, tokens: int) -> Iterator[list[int]]:
-    """Rows by length, cut into batches of at most `tokens` tokens, or of one row."""
+def _buckets(rows: Encoded, tokens: int, mixed: bool) -> Iterator[list[int]]:
+    """Rows by length, cut into batches of at most `tokens` tokens, or of one row, and of one length if not `mixed`."""
     lengths = [len(c) + len(tails[0]) - 1 for c, tails in zip(rows.contexts, rows.options, strict=True)]
     bucket: list[int] = []
     for number in sorted(range(len(rows)), key=lengths.__getitem__):
-        if bucket and (len(bucket) + 1) * lengths[number] > tokens:
+        longer = bool(bucket) and not mixed and lengths[number] > lengths[bucket[-1]]
+        if bucket and (longer or (len(bucket) + 1) * lengths[number] > tokens):
             yield bucket
             bucket = []
         bucket.append(number)
@@ -149,23 +157,24 @@ def _buckets(rows: Encoded, tokens: int) -> Iterator[list[int]]:
 
 def accuracy_one_by_one(model: nn.Module, encoded: Encoded) -> Accuracy:
     """The slow truth: one candidate at a time, no padding, all logits of the model's own forward pass."""
-    device = next(model.parameters()).device
-    found = []
-    with _evaluating(model):
-        for context, tails in zip(encoded.contexts, encoded.options, strict=True):
-            each = []
-            for tail in tails:
-                if encoded.kind == "classifier":
-                    ids = torch.tensor([context], device=device)
-                    logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0]
-                    each.append(float(logits.log_softmax(-1)[tail[0]]))
-                    continue
-                ids = torch.tensor([context + tail], device=device)
-                logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, -len(tail) - 1 : -1]
-                logs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
-                each.append(float(logs.gather(1, ids[0, -len(tail) :, None]).mean()))
-            found.append(tuple(each))
+    with evaluating(model):
+        found = [tuple(scores_alone(model, encoded, number)) for number in range(len(encoded))]
     return _accuracy(found, encoded.labels)
+
+
+def scores_alone(model: nn.Module, encoded: Encoded, number: int) -> list[float]:
+    """Scores of an item's candidates, each in a row by itself with all its tokens, by the model's own forward pass."""
+    device, context, found = next(model.parameters()).device, encoded.contexts[number], []
+    for tail in encoded.options[number]:
+        ids = torch.tensor([context if encoded.kind == "classifier" else context + tail], device=device)
+        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0]
+        if encoded.kind == "classifier":
+            found.append(float(logits.log_softmax(-1)[tail[0]]))
+            continue
+        logits = logits[-len(tail) - 1 : -1]
+        logs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+        found.append(float(logs.gather(1, ids[0, -len(tail) :, None]).mean()))
+    return found
 
 
 def _accuracy(found: Sequence[tuple[float, ...]], labels: Sequence[int]) -> Accuracy:
@@ -180,7 +189,8 @@ def _accuracy(found: Sequence[tuple[float, ...]], labels: Sequence[int]) -> Accu
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Within it, the model is in eval mode and nothing is differentiated."""
     flags = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -220,8 +230,7 @@ def _base(model: Any) -> Any:
 def _forward(model: Any, base: Any, minibatch: Mapping[str, Tensor]) -> Any:
     """The forward pass with positions counted from the first real token, virtual tokens before it included.
 
-    peft's own forward of prompt methods drops positions: padding would then stand between virtual tokens and text in
-    models with rotary positions, and the loss would depend on how far a row is padded.
+    peft's own forward of prompt methods drops positions: those of padding could then exceed the model's table.
     """
     ids, config = minibatch["input_ids"], getattr(model, "active_peft_config", None)
     if config is None or not config.is_prompt_learning:

@@ -5,7 +5,6 @@ it is trained by exact gradients and saved with it, as peft does (`modules_to_sa
 lacks. Without a module the head is part of the base model x.
 """
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -15,7 +14,6 @@ from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
 from smoothlab.llm.adapters import attach, start_as_real_tokens
 from smoothlab.llm.checkpoints import reads_on
-from smoothlab.llm.encoding import Encoded, batch
 from smoothlab.llm.models import LoadedModel, load_classifier, load_lm, why_classifier
 from smoothlab.llm.parts import head_parameters, partition
 from smoothlab.llm.tasks import Splits
@@ -23,8 +21,6 @@ from smoothlab.llm.tasks import Splits
 Head = Literal["auto", "lm", "classifier"]
 BY_PEFT = ("classifier", "score")
 """Endings of the names of modules that peft trains and saves with every classifier."""
-ROUNDING = 1e-2, 0.25
-"""What padding may move logits by, relative to the largest: in fp32 or fp64, and in 16 bits."""
 
 
 def why(head: Head, name: str) -> str | None:
@@ -98,35 +94,6 @@ def blocks(model: nn.Module, *, base: bool, module: bool) -> dict[str, Block]:
         pooler = tuple(p for p in every["base"].params if id(p) in copies)
         found["head"] = Block("head", pooler + every["head"].params)
     return found
-
-
-def check_reads(model: nn.Module, encoded: Encoded, name: str, method: str) -> None:
-    """Refuse a classifier that cannot be run with its module, or whose scores depend on how far a row is padded.
-
-    Raises:
-        BadInput: names the method, or the model where there is none.
-    """
-    which, other = f"--peft {method} does not fit the classifier '{name}'", "method or model"
-    if method == "none":
-        which, other = f"the classifier '{name}' cannot be trained", "model"
-    by_length = sorted(range(min(len(encoded), 32)), key=lambda n: len(encoded.contexts[n]))
-    device = next(model.parameters()).device
-
-    def logits(numbers: Sequence[int], multiple: int) -> torch.Tensor:
-        minibatch = batch(encoded, numbers, device, multiple=multiple)
-        with torch.no_grad():
-            return model(input_ids=minibatch["input_ids"], attention_mask=minibatch["attention_mask"]).logits[0]
-
-    try:
-        alone, padded = logits(by_length[:1], 1), logits([by_length[0], by_length[-1]], 8)
-    except Exception as error:
-        if isinstance(error, MemoryError) or "memory" in str(error):
-            raise
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:160]
-        raise BadInput(f"{which} ({reason}): use another {other}") from error
-    room = ROUNDING[alone.dtype.itemsize == 2] * float(alone.abs().max())
-    if float((padded - alone).abs().max()) > room:
-        raise BadInput(f"{which}: its scores depend on the padding behind a sentence; use another {other}")
 
 
 def _beside(loaded: LoadedModel) -> list[str]:

@@ -47,28 +47,28 @@ def check_memory(config: Any, dtype: Any, device: str, name: str, kind: Any = No
     import torch
 
     width = torch.tensor([], dtype=dtype).element_size()
-    needed, free = copies * parameter_count(config, kind) * width, _free(device)
-    if needed > free:
-        fits = [n for n, d in SHAPES.items() if copies * d * width <= free]
+    needed, left = copies * parameter_count(config, kind) * width, free(device)
+    if needed > left:
+        fits = [n for n, d in SHAPES.items() if copies * d * width <= left]
         work = "measured" if copies == VECTORS else "trained"
         raise BadInput(
-            f"{name} needs about {needed / 2**30:.1f} GiB to be {work} and {free / 2**30:.1f} GiB are free: "
+            f"{name} needs about {needed / 2**30:.1f} GiB to be {work} and {left / 2**30:.1f} GiB are free: "
             + (f"{fits[-1]} would fit" if fits else "free some memory")
         )
 
 
-def _free(device: str, groups: Path = Path("/sys/fs/cgroup")) -> int:
+def free(device: str, groups: Path = Path("/sys/fs/cgroup")) -> int:
     """Free bytes: the device's, or the machine's, less if the process's group (a container) is allowed less."""
     import psutil
     import torch
 
     if device.startswith("cuda"):
         return int(torch.cuda.mem_get_info(torch.device(device))[0])
-    free = int(psutil.virtual_memory().available)
+    left = int(psutil.virtual_memory().available)
     try:
         allowed, used = (int((groups / f"memory.{what}").read_text()) for what in ("max", "current"))
         told = dict(line.split() for line in (groups / "memory.stat").read_text().splitlines())
         used -= int(told["active_file"]) + int(told["inactive_file"])  # cached files make room
     except (OSError, ValueError, KeyError):  # no groups here, or "max": no limit
-        return free
-    return max(min(free, allowed - used), 0)
+        return left
+    return max(min(left, allowed - used), 0)

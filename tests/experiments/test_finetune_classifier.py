@@ -260,7 +260,7 @@ def test_head_auto_is_told(folder: Path, tmp_path: Path, capsys: pytest.CaptureF
         ({"head": "lm"}, "is of type bert, which generates no text from left to right: use micro, or a causal"),
         ({"peft": "adaption_prompt"}, "--peft adaption_prompt does not fit this model"),
         ({"kind": "llama", "peft": "adaption_prompt"}, "adaption_prompt saves no classifier's head with its module"),
-        ({"kind": "bart", "peft": "prompt"}, "--peft prompt does not fit the classifier"),
+        ({"kind": "bart", "peft": "prompt"}, "of type bart with --peft prompt cannot be run on a row by itself"),
         ({"kind": "esm", "peft": "prefix"}, "use another method or model"),
     ],
 )

@@ -167,7 +167,11 @@ def test_an_interrupted_download_of_a_model(said: Said, hub: str) -> None:
 @pytest.mark.parametrize(
     ("options", "told", "parts"),
     [
-        ("--peft adaption_prompt", "--peft adaption_prompt does not fit this model (Unsupported model type", []),
+        (
+            "--peft adaption_prompt",
+            "--peft adaption_prompt does not fit this model of type opt (Unsupported model type",
+            [],
+        ),
         (
             "--mu 1e-12",
             "mu = 1e-12 on block 'base' in float32: rounding lets 1 % of the step through; use mu of",

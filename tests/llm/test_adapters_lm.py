@@ -40,7 +40,9 @@ def test_every_refused_method_is_refused_or_trained_only() -> None:
         attach(tiny_lm("opt"), "dora", seed=0)
     with pytest.raises(BadInput, match="--peft osf is refused"):
         attach(tiny_lm("opt"), "osf", seed=0, measured=False)
-    with pytest.raises(BadInput, match="--peft adaption_prompt does not fit this model .Unsupported model type"):
+    with pytest.raises(
+        BadInput, match="--peft adaption_prompt does not fit this model of type opt .Unsupported model type"
+    ):
         attach(tiny_lm("opt"), "adaption_prompt", seed=0, measured=False)
 
 

@@ -104,11 +104,11 @@ def test_what_a_tokenizer_puts_behind_a_text_is_not_scored() -> None:
     assert encode(closing, item, 99, "verbalizer") == encode(tokenizer(), item, 99, "verbalizer")
 
 
-def test_batches_are_padded_on_the_left_and_share_rows() -> None:
+def test_batches_are_padded_on_the_right_and_share_rows() -> None:
     """Two candidates of one token read the same row; longer ones have rows of their own, and the right is trained."""
     one = batch(encoded("verbalizer"), [0, 2])
     assert one["input_ids"].shape == (2, 16) and one["attention_mask"].sum(1).tolist() == [3, 12]
-    assert one["input_ids"][0, :13].tolist() == [1] * 13 and one["back"].tolist() == [1, 1]
+    assert one["input_ids"][0, 3:].tolist() == [1] * 13 and one["back"].tolist() == [14, 5]
     assert one["token"].tolist() == [[10], [11]] * 2 and one["place"].tolist() == [[0], [0], [1], [1]]
     assert one["labels"].tolist() == [0, 0]
     choices = encoded("multiple choice")

@@ -121,18 +121,6 @@ def test_a_prefix_starts_as_random_tokens_that_stand_before_the_text(tmp_path: P
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
 
 
-def test_scores_that_depend_on_padding_are_refused(tmp_path: Path) -> None:
-    """XLNet reads the last place of a row, whatever is there; the others do not."""
-    for kind in ("xlnet", "opt", "bert", "gpt2"):
-        one = loaded(checkpoint(tmp_path / kind, kind))
-        items = encode(one.tokenizer, splits().train, 64, "classifier")
-        if kind != "xlnet":
-            heads.check_reads(one.model, items, kind, "none")
-            continue
-        with pytest.raises(BadInput, match="'xlnet' cannot be trained: its scores depend on the padding .* model$"):
-            heads.check_reads(one.model, items, kind, "none")
-
-
 @pytest.mark.parametrize("name", ["builtin", "sst2", "wic"])
 def test_a_classifier_reads_sentences_alone_and_whole_prompts_of_pairs(
     name: str, request: pytest.FixtureRequest

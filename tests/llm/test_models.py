@@ -318,13 +318,13 @@ def test_the_125m_shape_is_counted_without_being_made() -> None:
 
 def test_what_a_container_may_take_counts(tmp_path: Path) -> None:
     """Of 1,000 bytes 700 are used, 200 of them by cached files, which make room."""
-    from smoothlab.llm.memory import _free
+    from smoothlab.llm.memory import free
 
     for name, content in (("max", "1000\n"), ("current", "700\n"), ("stat", "active_file 50\ninactive_file 150\n")):
         (tmp_path / f"memory.{name}").write_text(content)
-    assert _free("cpu", tmp_path) == 500
+    assert free("cpu", tmp_path) == 500
     (tmp_path / "memory.max").write_text("max\n")
-    assert _free("cpu", tmp_path) > 1000 and _free("cpu", tmp_path / "none") > 1000
+    assert free("cpu", tmp_path) > 1000 and free("cpu", tmp_path / "none") > 1000
 
 
 def test_too_large_a_model_is_refused_before_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:

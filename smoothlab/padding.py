@@ -1,0 +1,255 @@
+"""Padding and neighbors: the outputs of a row must be those that it has by itself.
+
+Rows of a minibatch are padded to one length. A model that reads the padding, counts it, or looks at the longest row has
+another loss for every composition of the minibatch: its curvature is measured, and its training runs, on a function
+that nobody means. So a row by itself, unpadded, is compared with the same row in a minibatch, and the difference with
+what rounding can do.
+
+Rounding is measured, not assumed: the row by itself is computed again with the output y of every module replaced by
+y (1 + s xi), xi standard normal. A sum of n terms, computed in any order, is off by at most lambda sqrt(n) u relative
+to its terms with probability 1 - 2 exp(-lambda^2 / 2), u the unit roundoff (Higham and Mary 2019, SIAM J. Sci.
+Comput. 41(5), Theorem 2.4); so s = sqrt(n) u, n the longest sum of the weights, or the roundoff of the type that y is
+kept in where that is larger. The root mean square R of what this moves the outputs by is one standard deviation of
+rounding, amplified as this model amplifies it; the row in the minibatch may stand LIMIT of them away, which is lambda.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from smoothlab.errors import BadInput
+
+LIMIT = 8.0
+"""Standard deviations of rounding, lambda: exceeded with probability 2 exp(-32) = 3e-14 an operation."""
+RUNS = 4
+"""Repetitions with noise. R from 8 normal deviates, of two outputs, is 10 times too small with probability 1e-7."""
+GROUP = 4
+"""Rows compared: a shortest one of each remainder of its length by this, at most so many. Models that take tokens in
+groups, as CANINE takes four, are right for the lengths that fill them."""
+PLACES = 16
+"""Tokens of a row whose outputs are compared, evenly spaced: a vocabulary's logits are large."""
+
+Outputs = Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
+class Distance:
+    """How far a row's outputs among others are from those by itself.
+
+    Attributes:
+        change: largest absolute difference of an output.
+        times: the difference in standard deviations of rounding, or a bound of that where it is below LIMIT; infinite
+            where one side is not finite.
+    """
+
+    change: float
+    times: float
+
+
+def distances(model: nn.Module, alone: Outputs, among: Mapping[str, Outputs]) -> dict[str, Distance]:
+    """Compare a row's outputs among others with those by itself.
+
+    Args:
+        model: the module whose modules round; its modes should be those of evaluation.
+        alone: outputs [..., C] of the row by itself, not padded.
+        among: the same outputs from minibatches.
+
+    Returns:
+        For each of `among` the largest ||among - alone|| / R over the places `...` of the row.
+    """
+    with torch.no_grad():
+        truth, rounding = alone().double(), None
+        found = {}
+        for name, outputs in among.items():
+            apart = outputs().double() - truth
+            if not bool(torch.isfinite(apart).all()):
+                lost = bool(torch.isfinite(truth).all())  # a model of broken weights is not a matter of padding
+                found[name] = Distance(math.inf, math.inf) if lost else Distance(0.0, 0.0)
+            elif not bool(apart.any()):
+                found[name] = Distance(0.0, 0.0)
+            else:
+                apart_rms = apart.square().mean(-1).sqrt()
+                if rounding is None and bool((apart_rms > LIMIT * _own_roundoff(truth)).any()):
+                    rounding = _rounding(model, alone, truth)
+                times = float((apart_rms / (_own_roundoff(truth) if rounding is None else rounding)).max())
+                found[name] = Distance(float(apart.abs().max()), times)
+        return found
+
+
+def _own_roundoff(truth: Tensor) -> Tensor:
+    """What the outputs themselves are rounded by at each place, which R is no smaller than."""
+    roundoff: Tensor = torch.finfo(torch.float32).eps * truth.square().mean(-1).sqrt()
+    return roundoff.clamp_min(torch.finfo(torch.float64).tiny)
+
+
+def _rounding(model: nn.Module, alone: Outputs, truth: Tensor) -> Tensor:
+    """R at each place: root mean square over RUNS and outputs, and no less than the outputs' own roundoff."""
+    squares = _own_roundoff(truth).square()
+    for seed in range(RUNS):
+        with noise(model, seed):
+            squares = squares + (alone().double() - truth).square().mean(-1) / RUNS
+    return squares.sqrt()
+
+
+@contextmanager
+def noise(model: nn.Module, seed: int) -> Iterator[None]:
+    """Within it, what each module puts out is off by one standard deviation of its rounding."""
+    terms = max((p.shape[-1] for p in model.parameters() if p.ndim > 1), default=1)
+    generators: dict[torch.device, torch.Generator] = {}
+
+    def rounded(y: Any) -> Any:
+        if type(y) is tuple:  # no named ones
+            return tuple(rounded(part) for part in y)
+        if not isinstance(y, Tensor) or not y.is_floating_point():
+            return y
+        if y.device not in generators:
+            generators[y.device] = torch.Generator(y.device).manual_seed(seed)
+        xi = torch.randn(y.shape, generator=generators[y.device], device=y.device, dtype=torch.float32)
+        return (y * (1 + _roundoff(y, terms) * xi.double())).to(y.dtype)
+
+    def moved(module: nn.Module, args: Any, output: Any) -> Any:
+        return rounded(output)
+
+    handles = [module.register_forward_hook(moved) for module in model.modules() if module is not model]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _roundoff(y: Tensor, terms: int) -> float:
+    """Standard deviation of the relative rounding of a module's output; parts of fp64 models compute in fp32."""
+    tf32 = y.is_cuda and y.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
+    kept = 2.0**-11 if tf32 else torch.finfo(y.dtype).eps / 2
+    return max(kept, terms**0.5 * torch.finfo(torch.float32).eps / 2)
+
+
+def check(model: nn.Module, alone: Outputs, among: Mapping[str, Outputs], what: str, fix: str) -> None:
+    """Refuse a model whose row has other outputs among others than by itself.
+
+    Args:
+        model: see `distances`.
+        alone: outputs of the row by itself, not padded.
+        among: the same outputs from minibatches; the name says what happens to the row there.
+        what: the subject of the message, e.g. "model type rwkv".
+        fix: what can be done.
+
+    Raises:
+        BadInput: one line with the change, rounding's share of it, and the fix.
+    """
+    for happening, distance in distances(model, alone, among).items():
+        if distance.times > LIMIT:
+            size = f"{distance.change:.2g}, {distance.times:.2g} times its rounding"
+            raise BadInput(f"{what}: the scores of a row change when it is {happening} (by {size}): {fix}")
+
+
+@contextmanager
+def watched(model: nn.Module) -> Iterator[None]:
+    """Within it, every call of the model is checked as `check_batch` does; it should be in eval mode.
+
+    Raises:
+        BadInput: as `check_batch`, out of the call.
+    """
+    busy = False
+
+    def compare(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        nonlocal busy
+        if busy or args:
+            return
+        busy = True
+        try:
+            check_batch(module, kwargs, output)
+        finally:
+            busy = False
+
+    handle = model.register_forward_hook(compare, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def check_batch(model: nn.Module, inputs: Mapping[str, Any], output: Any = None) -> None:
+    """Refuse a minibatch of a row that has other logits there than by itself, without its padding.
+
+    Models and arguments must be like those of transformers: input_ids [B, T], attention_mask [B, T] or none, logits
+    [B, C] or [B, T, C]; others are not checked. Compared are the rows that `spread` names, at PLACES tokens each.
+
+    Args:
+        model: called as `model(**inputs)`, in eval mode.
+        inputs: its arguments.
+        output: what it gave for them, if that is known.
+
+    Raises:
+        BadInput: the padding or the other rows move a row's logits by more than rounding does.
+    """
+    ids = inputs.get("input_ids")
+    if not isinstance(ids, Tensor) or ids.ndim != 2:
+        return
+    mask = inputs.get("attention_mask")
+    mask = _unpadded(ids, getattr(getattr(model, "config", None), "pad_token_id", None)) if mask is None else mask
+    if mask.shape != ids.shape or len(ids) == 1 and bool(mask.all()):
+        return
+    logits = getattr(model(**inputs) if output is None else output, "logits", None)
+    if not isinstance(logits, Tensor) or logits.ndim > 3:
+        return
+    for row in spread(mask.bool().sum(1).tolist())[:-1]:
+        _check_row(model, inputs, logits, mask[row].bool(), row)
+
+
+def _check_row(model: nn.Module, inputs: Mapping[str, Any], logits: Tensor, real: Tensor, row: int) -> None:
+    """Compare one row's logits [B, C] or [B, T, C] with its own; `real` [T] says which of its tokens are text."""
+    config = getattr(model, "config", None)
+    pairs = bool(getattr(config, "is_encoder_decoder", False))
+    shape = inputs["input_ids"].shape
+    single = {name: _cut(value, shape, row, real, name, pairs) for name, value in inputs.items()}
+    if not pairs:  # else the answers are read, too
+        single = {name: value for name, value in single.items() if name not in ("labels", "num_items_in_batch")}
+    whole = logits.ndim < 3 or pairs
+    places = real.nonzero().flatten()
+    places = places[torch.linspace(0, len(places) - 1, min(PLACES, len(places))).round().long()]
+    own = (real.cumsum(0) - 1)[places] - int(real.sum())
+
+    def alone() -> Tensor:
+        found: Tensor = model(**single).logits[0]
+        return found if whole else found[own]
+
+    def among() -> Tensor:
+        return logits[row] if whole else logits[row, places - shape[1]]  # virtual tokens stand before the T
+
+    method = getattr(getattr(model, "active_peft_config", None), "peft_type", None)
+    what = f"model type {getattr(config, 'model_type', type(model).__name__)}"
+    what += "" if method is None else f" with {getattr(method, 'value', method)}"
+    fix = "pad on the other side, use rows of equal length or single ones, or another PEFT method"
+    check(model, alone, {"padded and beside others": among}, what, fix)
+
+
+def spread(lengths: Sequence[int]) -> list[int]:
+    """Numbers of the rows to compare, a shortest one first, and of a longest row, which they are to stand beside."""
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    shorter = [n for n in order if lengths[n] < lengths[order[-1]]] or order[:1]
+    first: dict[int, int] = {}
+    for n in shorter:
+        first.setdefault(lengths[n] % GROUP, n)
+    return [*first.values(), order[-1]]
+
+
+def _unpadded(ids: Tensor, pad: int | None) -> Tensor:
+    """Where tokens are text if no mask says it: not in the padding tokens at an end that the longest row lacks."""
+    filled, place = ids == (-1 if pad is None else pad), torch.arange(ids.shape[1], device=ids.device)
+    lead, trail = filled.cumprod(1).sum(1, keepdim=True), filled.flip(1).cumprod(1).sum(1, keepdim=True)
+    return ((place >= lead - lead.min()) & (place < ids.shape[1] - trail + trail.min())).long()
+
+
+def _cut(value: Any, shape: torch.Size, row: int, real: Tensor, name: str, pairs: bool) -> Any:
+    """What one row gets of an argument, without padding; the answers of pairs have a length of theirs."""
+    if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != shape[0]:
+        return value
+    answer = pairs and (name == "labels" or name.startswith("decoder"))
+    return value[row : row + 1][:, real] if value.shape[:2] == shape and not answer else value[row : row + 1]
