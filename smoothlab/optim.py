@@ -168,7 +168,12 @@ class HybridSGD(torch.optim.Optimizer):
         return torch.tensor(loss, dtype=torch.float64)
 
     def state_dict(self, *, masters: bool = True) -> dict[str, Any]:
-        """Everything that the next steps depend on beside the parameters; without `masters` if a log rebuilds them."""
+        """Everything that the next steps depend on beside the parameters; without `masters` if a log rebuilds them.
+
+        The log, which a checkpoint needs as much, is brought to disk.
+        """
+        if self.log is not None:
+            self.log.force()
         groups = [{k: v for k, v in group.items() if k not in ("params", "oracle")} for group in self.param_groups]
         state: dict[str, Any] = {"steps": self.steps, "seed": self.seed, "groups": groups}
         state["exact"] = None if self._exact is None else self._exact.state_dict()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from smoothlab.blocks import Block, check_partition, fixed_loss, norm
 from smoothlab.errors import BadInput
 from smoothlab.llm import processes, ranks
-from smoothlab.llm.snapshots import Snapshot, force, pack, unpack
+from smoothlab.llm.snapshots import Snapshot, pack, unpack
 from smoothlab.llm.train import reshuffled
 from smoothlab.optim import HybridSGD
 
@@ -101,7 +101,7 @@ class Tuning:
         if self._home is not None:
             self._take(self._home, self._named())
             ranks.restore(self.model, {})
-        self.rates, self.step, self.first, self._log = rates, 0, None, log
+        self.rates, self.step, self.first = rates, 0, None
         self._optimizer = self.optimizer(self.blocks, rates, log, steps)
         self._lrs = [group["lr"] for group in self._optimizer.param_groups]
 
@@ -192,8 +192,6 @@ class Tuning:
 
     def snapshot(self) -> Snapshot:
         """Where the run stands, for `restore`; tensors are not copied."""
-        if self._log is not None:
-            force(self._log)
         tensors = {f"weights/{name}": p.detach() for name, p in self._held()}
         tensors |= {f"ranks/{name}": tensor for name, tensor in ranks.state(self.model).items()}
         state = {"step": self.step, "first": self.first}
