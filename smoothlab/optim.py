@@ -141,7 +141,7 @@ class HybridSGD(torch.optim.Optimizer):
         Raises:
             BadInput: the loss is no scalar, not finite, not deterministic, another one with a graph than without,
                 writes to weights or buffers, or depends on no parameter of an exact group; all weights are then as
-                they were, unless it was they that were written to, after the first step.
+                they were, but for what a loss has written to weights of no group, or at a later step.
         """
         closures = [closure] if callable(closure) else list(closure or ())
         if not closures:

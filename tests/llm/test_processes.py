@@ -101,6 +101,8 @@ def test_parts_are_those_of_one_process(
     }
 
 
+@pytest.mark.check
+@pytest.mark.usefixtures("imported")
 def test_other_processes_hear_of_a_loss_that_is_not_finite(tmp_path: Path) -> None:
     """The part of one of them alone is NaN: all refuse the step, and none waits for another."""
 
@@ -117,6 +119,8 @@ def test_other_processes_hear_of_a_loss_that_is_not_finite(tmp_path: Path) -> No
     assert everywhere(2, work, tmp_path) == ["nan [1.0, 1.0]"] * 2
 
 
+@pytest.mark.check
+@pytest.mark.usefixtures("imported")
 def test_a_parameter_without_gradient_in_one_process_gets_that_of_the_other(tmp_path: Path) -> None:
     def work() -> list[object]:
         p, q, r = (nn.Parameter(torch.tensor([-0.0, 2.0])) for _ in range(3))
@@ -133,9 +137,20 @@ def differences(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> l
     return [name for name in one if not torch.equal(one[name], two[name])]
 
 
+@pytest.fixture(scope="module")
+def imported() -> None:
+    """What all processes import is imported before they are forked."""
+    import torch.distributed.rendezvous  # noqa: F401
+
+    attach(tiny_lm("opt"), "lora", seed=0)
+    p = nn.Parameter(torch.ones(1))
+    HybridSGD([{"params": [p], "name": "p"}]).step(p.sum)
+
+
+@pytest.mark.check
+@pytest.mark.usefixtures("imported")
 @pytest.mark.parametrize("options", ["method=hybrid sides=1", "method=fo-full peft=none dtype=bfloat16 rule=adam"])
 def test_the_number_of_processes_leaves_every_bit(tmp_path: Path, options: str) -> None:
-    attach(tiny_lm("opt"), "lora", seed=0)  # imports what all processes then have
     work = partial(trained, options)
     (alone,) = everywhere(1, work, tmp_path)
     assert len({float(alone[f"loss {k}"]) for k in range(3)}) == 3
