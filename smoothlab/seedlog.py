@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 
@@ -342,7 +342,7 @@ def _read(path: Path) -> _Content:
     return _checked(head, rest, zlib.crc32(first + newline), len(first) + 1)
 
 
-def _is_head(head: Any) -> bool:
+def _is_head(head: Any) -> TypeGuard[dict[str, Any]]:
     if not isinstance(head, dict) or head.get("format") not in (FORMAT, UNCHECKED):
         return False
     groups = head.get("groups")
@@ -356,7 +356,8 @@ def _checked(head: dict[str, Any], rest: bytes, checksum: int, start: int) -> _C
     groups = [int(k) for k in head["groups"]]
     size = ENTRY.size if head["format"] == FORMAT else BODY.size
     moves: list[Move] = []
-    ends, sums, terms = [start], [checksum], []
+    ends, sums = [start], [checksum]
+    terms: list[tuple[tuple[int, ...], float]] = []
     for place in range(0, len(rest) - size + 1, size):
         body = rest[place : place + BODY.size]
         if size == ENTRY.size:
