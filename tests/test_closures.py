@@ -347,3 +347,40 @@ def test_a_compiled_module_is_watched() -> None:
     closure.switch()
     with pytest.raises(BadInput, match=TWICE):
         optimizer.step(loss)
+
+
+class Hidden(Closure):
+    """Goes to train mode and back by itself from the switch on, or no longer sets the seed: no flag tells of it."""
+
+    def __init__(self, *between: nn.Module, seeds: bool = False) -> None:
+        super().__init__(*between)
+        self.seeds, self.on = seeds, seeds
+
+    def switch(self) -> None:
+        self.seeds, self.on = False, True
+
+    def __call__(self) -> Tensor:
+        if self.seeds:
+            torch.manual_seed(7)
+        self.module.train(self.on)
+        try:
+            return super().__call__()
+        finally:
+            self.module.eval()
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Hidden(nn.BatchNorm1d(8)), BUFFER.format("running_mean of BatchNorm1d")),
+        (lambda: Hidden(nn.Dropout(0.2), seeds=True), TWICE),
+    ],
+)
+def test_each_sign_is_enough_by_itself(make: Callable[[], Hidden], words: str) -> None:
+    closure = make()
+    optimizer = closure.optimizer()
+    for _ in range(2):
+        optimizer.step(closure)
+    closure.switch()
+    with pytest.raises(BadInput, match=words):
+        optimizer.step(closure)
