@@ -110,9 +110,7 @@ class Watch:
         self._known = self._signs()
 
     def _signs(self) -> Signs:
-        drew = all(not torch.equal(a, b) for a, b in self._states)
-        if drew and len(self._states) > 1:  # a closure that sets its own seed ends alike each time
-            drew = any(not torch.equal(after, self._states[0][1]) for _, after in self._states[1:])
+        drew = all(not torch.equal(a, b) for a, b in self._states)  # one that sets its own seed ends where it began
         written = self._written != self._buffer_versions()
         return drew, written, tuple(m.training for m in self._modules)
 
