@@ -8,12 +8,12 @@ ghat_x as in Eq. (2). ZO-FT, FO-PEFT, hybrid, layer-wise and frozen parts are li
 frozen. The backward pass differentiates exact groups alone. A one-sided estimate takes f(x, y) from it, and the step
 then costs one first-order step, one forward pass and two passes over x.
 
-Several processes take the same step where the closure's value is the mean over them and gradients of exact groups are
-summed: `smoothlab.llm.processes` does both, from outside.
+Several closures in one step are parts of one minibatch; their losses and gradients are added in the order of
+`smoothlab.sums`. Several processes (`HybridSGD.peers`) hold as many parts each, and take the same step.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from smoothlab.blocks import Block
+from smoothlab.blocks import Block, standing_at
+from smoothlab.closures import AGAIN, Watch, check_same, check_written, same_function
 from smoothlab.errors import BadInput
 from smoothlab.groups import Group, check_depends, checked, warn_short
-from smoothlab.seedlog import SeedLog, descend, replay, widened
-from smoothlab.zeroth import Directional, ZerothOrder, evaluate
+from smoothlab.seedlog import SeedLog, descend, replay
+from smoothlab.seedlog import widened as masters_of
+from smoothlab.sums import Peers, Terms, Tree, in_order, over_all, widened
+from smoothlab.zeroth import Directional, ZerothOrder, evaluate, finite, scalar
 
 Closure = Callable[[], Tensor]
 
@@ -65,6 +68,9 @@ class HybridSGD(torch.optim.Optimizer):
             single steps would not move; False warns.
         log: file that every zeroth-order step is appended to; of several processes, one has it.
 
+    Attributes:
+        peers: other processes that take the same step on parts of their own of the minibatch; None alone.
+
     Raises:
         BadInput: no groups, parameters in two of them (ties too), exact ones that are frozen, numbers out of range.
     """
@@ -87,12 +93,17 @@ class HybridSGD(torch.optim.Optimizer):
         super().__init__(checked(groups, lr, weight_decay), {"lr": lr, "oracle": None})
         self.seed, self.clip, self.log, self.steps = seed, clip, log, 0
         self.last: Step | None = None
+        self.peers: Peers | None = None
         self._zeroth = [(k, group) for k, group in enumerate(self.param_groups) if group["oracle"] is not None]
         self._blocks = {k: Block(group["name"], tuple(group["params"])) for k, group in self._zeroth}
-        self._masters = {k: wide for k, b in self._blocks.items() if masters and (wide := widened(b)) is not b}
+        self._masters = {k: wide for k, b in self._blocks.items() if masters and (wide := masters_of(b)) is not b}
         for block in self._blocks.values():
             warn_short(block, masters)
         self._check_log()
+        self._watch: Watch | None = None
+        self._apart: bool | None = (
+            None  # whether f(x, y) is evaluated without a graph too: with one it is rounded otherwise
+        )
         first = [group for group in self.param_groups if group["oracle"] is None]
         make = exact or (lambda those: torch.optim.SGD(those, momentum=momentum))
         self._exact = make(first) if first else None  # holds the same dicts: a scheduler writes to both
@@ -119,38 +130,25 @@ class HybridSGD(torch.optim.Optimizer):
 
         Args:
             closure: computes the loss of one minibatch, a scalar, and nothing else. It is called two or three times,
-                and must give the same at the same weights: dropout off, or its mask fixed
-                (`smoothlab.blocks.fixed_loss`). Several of them are averaged (accumulation), one graph in memory at a
-                time.
+                and must give the same at the same weights, whether a graph is kept or not: dropout off, or its mask
+                fixed (`smoothlab.blocks.fixed_loss`). Where there are zeroth-order groups, the first step evaluates it
+                twice more to see that, and later ones where the closure behaves otherwise than before, and every 128
+                steps. Several of them are averaged (accumulation), one graph in memory at a time.
 
         Returns:
             The loss at (x, y), see `Step.loss`.
 
         Raises:
-            BadInput: the loss is no scalar, not finite or not deterministic, or depends on no parameter of an exact
-                group; all weights are then as they were.
+            BadInput: the loss is no scalar, not finite, not deterministic, another one with a graph than without,
+                writes to weights or buffers, or depends on no parameter of an exact group; all weights are then as
+                they were, but for what a loss has written to weights of no group, or at a later step.
         """
         closures = [closure] if callable(closure) else list(closure or ())
         if not closures:
             raise BadInput("step() got no closure: give a function that computes the loss, or several")
-        values: list[float] = []
-
-        def mean() -> Tensor:
-            losses = [one() for one in closures]
-            loss = losses[0] if len(losses) == 1 else torch.stack(losses).double().mean()
-            values.append(float(loss.detach()))
-            return loss
-
         with self._frozen():
             try:
-                loss, norm = self._differentiate(closures) if self._exact else (None, None)
-                if loss is None and not all(_sides(group["oracle"]) == 2 for _, group in self._zeroth):
-                    loss = evaluate(mean, next(iter(self._blocks.values())))
-                found = {k: self._estimate(k, group, mean, loss) for k, group in self._zeroth}
-                loss = sum(values[-2:]) / 2 if loss is None else loss  # of the last direction, both sides
-                if self.last is None:
-                    for k, gradient in found.items():
-                        check_depends(mean, self._blocks[k], gradient)
+                loss, norm, found = self._at_this_point(closures)
             except BaseException:
                 self.zero_grad()
                 raise
@@ -168,9 +166,14 @@ class HybridSGD(torch.optim.Optimizer):
         return torch.tensor(loss, dtype=torch.float64)
 
     def state_dict(self, *, masters: bool = True) -> dict[str, Any]:
-        """Everything that the next steps depend on beside the parameters; without `masters` if a log rebuilds them."""
+        """Everything that the next steps depend on beside the parameters; without `masters` if a log rebuilds them.
+
+        The log, which a checkpoint needs as much, is brought to disk.
+        """
+        if self.log is not None:
+            self.log.force()
         groups = [{k: v for k, v in group.items() if k not in ("params", "oracle")} for group in self.param_groups]
-        state: dict[str, Any] = {"steps": self.steps, "seed": self.seed, "groups": groups}
+        state: dict[str, Any] = {"steps": self.steps, "seed": self.seed, "groups": groups, "apart": self._apart}
         state["exact"] = None if self._exact is None else self._exact.state_dict()
         wide = {str(k): [p.clone() for p in block.params] for k, block in self._masters.items()} if masters else None
         state["masters"] = wide
@@ -191,6 +194,7 @@ class HybridSGD(torch.optim.Optimizer):
         if exact != (self._exact is not None) or (kept is not None and set(map(int, kept)) != set(self._masters)):
             raise BadInput("the optimizer's state is of other oracles or masters: make it with the same")
         self.steps, self.seed = state_dict["steps"], state_dict["seed"]
+        self._apart = state_dict.get("apart")  # a state of before has none
         self._check_log()
         if self._exact is not None:
             mine = self._exact.param_groups
@@ -221,28 +225,135 @@ class HybridSGD(torch.optim.Optimizer):
             for p, flag in flags:
                 p.requires_grad_(flag)
 
+    def _at_this_point(self, closures: Sequence[Closure]) -> tuple[float, float | None, dict[int, Directional]]:
+        """The loss, the norm of the exact gradient, which is left in the parameters, and the estimates."""
+        if not self._zeroth:
+            return *self._differentiate(closures), {}
+        values: list[float] = []
+
+        def mean() -> Tensor:
+            with watch.call():
+                loss = self._mean(closures)
+            values.append(float(loss.detach()))
+            return loss
+
+        watch, plain = (self._watch, None) if self._watch is not None else self._begun(closures)
+        sides = {_sides(group["oracle"]) for _, group in self._zeroth}
+        with watch.step():
+            graph = norm = loss = None
+            if self._exact is not None:
+                with watch.call():
+                    graph, norm = self._differentiate(closures)
+            if plain is not None and graph is not None and not self._same(graph, plain) and self._apart is None:
+                self._apart = True
+            if (graph is None and sides != {2}) or (self._apart and 1 in sides):
+                loss = evaluate(mean, self._first_block())  # as f(x + mu z) is evaluated, without a graph
+            center = graph if loss is None else loss
+            found = {k: self._estimate(k, group, mean, center) for k, group in self._zeroth}
+            if center is None:
+                center = sum(values[-2:]) / 2  # of the last direction, both sides
+            if self.last is None:
+                for k, gradient in found.items():
+                    check_depends(mean, self._blocks[k], gradient)
+            if plain is not None:
+                watch.looked()
+            else:
+                self._look_again(watch, closures, graph, loss)
+        self._watch, self._apart = watch, bool(self._apart)
+        return center if graph is None else graph, norm, found
+
+    def _begun(self, closures: Sequence[Closure]) -> tuple[Watch, float]:
+        """Look closely at the closures, standing at copies of the weights, to which they might write; also f(x, y)."""
+        watch, names = Watch([p for group in self.param_groups for p in group["params"]]), self._first_block()
+        with ExitStack() as stack:
+            for group in self.param_groups:
+                if getattr(group["oracle"], "layers", None) is None:  # else there may be no room for a copy
+                    block = Block(group["name"], tuple(group["params"]))
+                    stack.enter_context(standing_at(block, [p.detach().clone() for p in block.params]))
+            versions = [p._version for p in watch.params]
+            with watch.meeting():
+                first, second = (evaluate(lambda: self._mean(closures), names) for _ in range(2))
+        check_written(watch.params[: len(versions)], versions)
+        check_same(first, second, f"block '{names.name}'")
+        return watch, second
+
+    def _look_again(self, watch: Watch, closures: Sequence[Closure], graph: float | None, plain: float | None) -> None:
+        """Evaluate f(x, y) again, where the closures show a sign of a change or it is time to."""
+        due = self.steps % AGAIN == 0
+        sign = torch.tensor([float(watch.changed())], dtype=torch.float64)
+        if self.peers is not None:
+            self.peers.sum([sign])
+        if not due and not float(sign):
+            return
+        names = self._first_block()
+        with watch.keeping_buffers():
+            again = evaluate(lambda: self._mean(closures), names)
+            if plain is None and again != graph:
+                plain = evaluate(lambda: self._mean(closures), names)
+        if plain is not None:
+            check_same(plain, again, f"block '{names.name}'")
+        if graph is not None and not self._same(graph, again) and due:
+            self._apart = True
+        watch.looked()
+
+    def _same(self, graph: float, plain: float) -> bool:
+        dtypes = {self._rounded, *(group["params"][0].dtype for group in self.param_groups)}
+        return same_function(graph, plain, max(torch.finfo(dtype).eps for dtype in dtypes))
+
+    def _mean(self, closures: Sequence[Closure]) -> Tensor:
+        """The mean loss of all parts of the minibatch."""
+        return self._mean_of([scalar(part(), self._first_block()) for part in closures])
+
+    def _mean_of(self, losses: Sequence[Tensor]) -> Tensor:
+        self._rounded = losses[0].dtype
+        if self._parts(losses) == 1:
+            return losses[0]
+        total = in_order(loss.double() for loss in losses)
+        if self.peers is not None:
+            total = total.detach().clone()
+            self.peers.sum([total])
+        return total / self._parts(losses)
+
+    def _parts(self, here: Sequence[object]) -> int:
+        """Parts of the minibatch in all processes."""
+        return len(here) * (1 if self.peers is None else self.peers.count)
+
     def _differentiate(self, closures: Sequence[Closure]) -> tuple[float, float]:
         """The mean loss, and the norm of its exact gradient, which is left in the parameters."""
         assert self._exact is not None
         self._exact.zero_grad()
-        total, params = 0.0, [p for group in self._exact.param_groups for p in group["params"]]
-        for closure in closures:
+        losses, params = [], [p for group in self._exact.param_groups for p in group["params"]]
+        tree, parts, waiting = Tree(), self._parts(closures), 0
+        narrow = any(p.dtype.itemsize == 2 for p in params)  # these are added in fp32
+        for number, closure in enumerate(closures):
             with torch.enable_grad():
-                loss = closure()
-            value = evaluate(_constant(loss), self._first_block())
+                loss = scalar(closure(), self._first_block())
+            if self.peers is None:  # else all hear of it together
+                finite(float(loss.detach()), self._first_block())
+            losses.append(loss.detach())
             if loss.requires_grad:
-                (loss / len(closures)).backward(inputs=params)  # what is in no group is frozen, whatever its flag says
-            total += value / len(closures)
+                (loss / parts).backward(inputs=params)  # what is in no group is frozen, whatever its flag says
+            waiting += 1
+            if parts > 1 and (waiting == 2 or narrow or number + 1 == len(closures)):
+                tree.push(widened([p.grad for p in params]), waiting)  # autograd has added two by itself
+                self._exact.zero_grad()
+                waiting = 0
+        value = finite(float(self._mean_of(losses)), self._first_block())
+        if parts > 1:
+            total: Terms = tree.total()
+            total = total if self.peers is None else over_all(total, params, self.peers)
+            for p, gradient in zip(params, total, strict=True):
+                p.grad = None if gradient is None else gradient.to(p.dtype)
         if all(p.grad is None for p in params):
             raise BadInput("the loss depends on no parameter of an exact group: look at what is in the groups")
         norm = float(torch.nn.utils.clip_grad_norm_(params, self.clip if self.clip is not None else float("inf")))
         if not norm < float("inf"):
             raise BadInput(f"the exact gradient's norm is {norm} at step {self.steps}: lower the learning rates")
-        return total, norm
+        return value, norm
 
     def _first_block(self) -> Block:
-        assert self._exact is not None
-        group = self._exact.param_groups[0]
+        """A block for what is said of the loss."""
+        group = self.param_groups[0] if self._exact is None else self._exact.param_groups[0]
         return Block(group["name"], (group["params"][0],))
 
     def _estimate(self, k: int, group: Group, mean: Closure, loss: float | None) -> Directional:
@@ -271,11 +382,6 @@ class HybridSGD(torch.optim.Optimizer):
         if target is not block:
             for p, master in zip(block.params, target.params, strict=True):
                 p.copy_(master)
-
-
-def _constant(loss: Tensor) -> Closure:
-    """What was computed, as a closure without a graph; what is no tensor stays so, to be refused."""
-    return lambda: loss.detach() if isinstance(loss, Tensor) else loss
 
 
 def _sides(oracle: Any) -> int | None:

@@ -5,15 +5,20 @@
 so that the log and theta_0 are a checkpoint: `replay` makes the same moves in the same order, and its weights equal
 the trained ones to the bit. The file is one line of JSON that says what the seeds are bound to (generator, law,
 number of parameters), then entries of fixed size; a last entry that is cut off is left out.
+
+Each entry ends with a checksum, the CRC-32 of its bytes continued from the checksum of the entry before it, the first
+from that of the line of JSON: what was changed, removed, doubled or swapped breaks the chain there. Logs of format 1,
+written before there were checksums, are read and continued as they are.
 """
 
 import json
 import os
 import struct
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 
@@ -25,10 +30,13 @@ from smoothlab.zeroth import Directional
 if TYPE_CHECKING:
     from smoothlab.streams import Terms
 
-FORMAT = "smoothlab seed log 1"
-ENTRY = struct.Struct("<IHHHddd")
+FORMAT, UNCHECKED = "smoothlab seed log 2", "smoothlab seed log 1"
+BODY = struct.Struct("<IHHHddd")
 """One direction of one step: step, group, number of the group's directions in it, number j of this one, coefficient,
 learning rate, decay; 34 bytes. The direction's seed is (seed of the run, step, group, j)."""
+CHECKSUM = struct.Struct("<I")
+ENTRY = struct.Struct(BODY.format + "I")
+"""A body and its checksum; 38 bytes. Entries of format 1 are bodies alone."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +50,48 @@ class Move:
     weight_decay: float
 
 
+@dataclass(frozen=True)
+class _Content:
+    """What a log holds.
+
+    Attributes:
+        head: the line of JSON.
+        moves: moves that are whole and undamaged, up to the first that is not.
+        ends: number of the byte behind each move; ends[0] is the one behind the head.
+        sums: the checksum there.
+        damaged: whether more stands behind them than a move that was cut off.
+    """
+
+    head: dict[str, Any]
+    moves: list[Move]
+    ends: list[int]
+    sums: list[int]
+    damaged: bool
+
+    @property
+    def steps(self) -> int:
+        """Whole steps; one that was cut off between two groups is none."""
+        return len(self.moves) // len(self.head["groups"])
+
+    def until(self, step: int | None, path: Path) -> list[Move]:
+        """The moves before a step, or all of the whole steps; what is damaged behind them does not matter.
+
+        Raises:
+            BadInput: the log ends before, or is damaged before.
+        """
+        if self.damaged and (step is None or step > self.steps):
+            raise BadInput(f"{path} is broken behind step {self.steps}: give a whole one, or start again without")
+        if step is not None and step > self.steps:
+            raise _ends(path, self.steps, step)
+        return self.moves[: (self.steps if step is None else step) * len(self.head["groups"])]
+
+
 class SeedLog:
     """A seed log that is written along a run.
 
     Args:
-        path: the file; one that exists is continued if its head is the same.
+        path: the file; one that exists is continued if its head is the same, and begun anew if it holds a part of the
+            head alone (the process or the machine died while that was written).
         seed: seed of the run, `HybridSGD.seed`.
         blocks: the zeroth-order blocks by number of their group.
         laws: laws of their directions, likewise.
@@ -56,7 +101,8 @@ class SeedLog:
         steps: whole steps that it holds; a step is one move of every group.
 
     Raises:
-        BadInput: the file cannot be written, is of another run, or ends before step `keep`.
+        BadInput: there is no block; the file cannot be written, is of another run, or ends or is damaged before step
+            `keep`.
     """
 
     def __init__(
@@ -67,21 +113,28 @@ class SeedLog:
         laws: Mapping[int, Directions],
         keep: int | None = None,
     ) -> None:
+        if not blocks:
+            raise BadInput(
+                f"{path} would be a seed log of no group: give the zeroth-order blocks, or leave the log out"
+            )
         self.path, self.seed, self.groups, self._laws = path, seed, tuple(blocks), dict(laws)
+        self._checked, self._in_folder = True, False
         head = _head(seed, blocks, laws)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            if path.exists() and path.stat().st_size:
-                there, moves, _ = _read(path)
-                _same(path, there, head)
+            if path.exists() and not _is_part_of(head, path):
+                content = _read(path)
+                _same(path, content.head, head)
+                self._checked = content.head["format"] == FORMAT
                 self._file = os.open(path, os.O_WRONLY)
-                self.cut(len(moves) // len(self.groups) if keep is None else keep)
+                self._stand_behind(content, content.until(keep, path))
             elif keep:
                 raise _ends(path, 0, keep)
             else:
                 self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-                _write(self._file, _line(head))
-                self._moves = 0
+                line = _line(head)
+                _write(self._file, line)
+                self._moves, self._sum = 0, zlib.crc32(line)
         except OSError as error:
             raise BadInput(f"cannot write {path}: {error.strerror}; choose another folder, or make room") from None
 
@@ -94,13 +147,14 @@ class SeedLog:
         """Stand before a step: what is there of it and of later ones is cut off.
 
         Raises:
-            BadInput: the log ends before.
+            BadInput: the log ends, or is damaged, before.
         """
-        _, moves, start = _read(self.path)
-        kept = step * len(self.groups)
-        if kept > len(moves):
-            raise _ends(self.path, len(moves) // len(self.groups), step)
-        self._moves, size = kept, start + ENTRY.size * sum(len(move.terms) for move in moves[:kept])
+        content = _read(self.path)
+        self._stand_behind(content, content.until(step, self.path))
+
+    def _stand_behind(self, content: _Content, kept: list[Move]) -> None:
+        self._moves = len(kept)
+        self._sum, size = content.sums[self._moves], content.ends[self._moves]
         os.ftruncate(self._file, size)
         os.lseek(self._file, size, os.SEEK_SET)
 
@@ -123,14 +177,37 @@ class SeedLog:
             there, here = self._laws[group].name, gradient.law.name
             raise BadInput(f"{self.path} is for {there} directions, these are other ones ({here}): name a new file")
         count = len(gradient.terms)
-        entries = [ENTRY.pack(step, group, count, seed[3], c, lr, weight_decay) for seed, c in gradient.terms]
+        entries, checksum = [], self._sum
+        for seed, c in gradient.terms:
+            entries.append(BODY.pack(step, group, count, seed[3], c, lr, weight_decay))
+            if self._checked:
+                checksum = zlib.crc32(entries[-1], checksum)
+                entries.append(CHECKSUM.pack(checksum))
         stood = os.lseek(self._file, 0, os.SEEK_CUR)
         try:
             _write(self._file, b"".join(entries))
-            self._moves += 1
+            self._moves, self._sum = self._moves + 1, checksum
         except OSError as error:
             os.ftruncate(self._file, stood)
             os.lseek(self._file, stood, os.SEEK_SET)
+            raise BadInput(f"cannot write {self.path}: {error.strerror}; make room, and go on from here") from None
+
+    def force(self) -> None:
+        """Let the operating system bring the log to disk now, so that it is there if the machine dies.
+
+        Raises:
+            BadInput: it cannot.
+        """
+        try:
+            os.fsync(self._file)
+            if not self._in_folder:
+                folder = os.open(self.path.parent, os.O_RDONLY)
+                try:
+                    os.fsync(folder)  # the file's name
+                finally:
+                    os.close(folder)
+                self._in_folder = True
+        except OSError as error:
             raise BadInput(f"cannot write {self.path}: {error.strerror}; make room, and go on from here") from None
 
     def close(self) -> None:
@@ -158,20 +235,15 @@ def replay(
         masters: fp32 copies of 16-bit blocks, to be moved in place of new ones; they then are the run's, to the bit.
 
     Raises:
-        BadInput: no log, one of other blocks or laws, or seeds of another generator than this machine's; or it ends
-            before step `until`.
+        BadInput: no log, one of other blocks or laws, or seeds of another generator than this machine's; or it ends, or
+            is damaged, before step `until`, and anywhere without `until`.
     """
-    there, moves, _ = _read(path)
-    _same(path, there, _head(there["seed"], blocks, laws))
-    moves = moves[: len(moves) // len(blocks) * len(blocks)]  # a step that was cut off between two groups is left out
-    if until is not None and len(moves) < until * len(blocks):
-        raise _ends(path, len(moves) // len(blocks), until)
+    content = _read(path)
+    _same(path, content.head, _head(content.head["seed"], blocks, laws))
     stands = {k: widened(block, (masters or {}).get(k)) for k, block in blocks.items()}
     steps = 0
-    for move in moves:
-        if until is not None and move.step >= until:
-            break
-        gradient = Directional(laws[move.group], move.terms, stream=there["stream"])
+    for move in content.until(until, path):
+        gradient = Directional(laws[move.group], move.terms, stream=content.head["stream"])
         descend(stands[move.group], gradient, move.lr, move.weight_decay)
         steps = move.step + 1
     for k, block in blocks.items():
@@ -245,8 +317,17 @@ def _same(path: Path, there: Mapping[str, object], here: Mapping[str, object]) -
             )
 
 
-def _read(path: Path) -> tuple[dict[str, Any], list[Move], int]:
-    """Head, whole moves, and where they start."""
+def _is_part_of(head: Mapping[str, object], path: Path) -> bool:
+    """Whether a file holds the beginning of this head, of either format, and nothing more."""
+    with path.open("rb") as file:
+        first = file.readline()
+    first = first.rstrip(b"\0")  # a machine that died leaves zeros where nothing was written yet
+    lines = (_line({**head, "format": name}) for name in (FORMAT, UNCHECKED))
+    return any(line.startswith(first) and line != first for line in lines)
+
+
+def _read(path: Path) -> _Content:
+    """What a log holds, as far as it is whole."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -254,24 +335,43 @@ def _read(path: Path) -> tuple[dict[str, Any], list[Move], int]:
     first, newline, rest = content.partition(b"\n")
     try:
         head = json.loads(first) if newline else None
-    except ValueError:
+    except (ValueError, RecursionError):
         head = None
-    known = isinstance(head, dict) and head.get("format") == FORMAT and {"seed", "stream", "groups"} <= head.keys()
-    if not isinstance(head, dict) or not known or not all(map(str.isdecimal, head["groups"])):
+    if not _is_head(head):
         raise BadInput(f"{path} is no seed log of smoothlab, or its first line is broken: give a whole one")
-    moves = list(_moves(head["seed"], rest[: len(rest) // ENTRY.size * ENTRY.size]))
+    return _checked(head, rest, zlib.crc32(first + newline), len(first) + 1)
+
+
+def _is_head(head: Any) -> TypeGuard[dict[str, Any]]:
+    if not isinstance(head, dict) or head.get("format") not in (FORMAT, UNCHECKED):
+        return False
+    groups = head.get("groups")
+    if not isinstance(groups, dict) or not groups or type(head.get("seed")) is not int or "stream" not in head:
+        return False
+    return all(k.isascii() and k.isdecimal() and len(k) < 6 for k in groups)
+
+
+def _checked(head: dict[str, Any], rest: bytes, checksum: int, start: int) -> _Content:
+    """The moves in the bytes behind a head that ends at `start`, up to the first that is damaged."""
     groups = [int(k) for k in head["groups"]]
-    for n, move in enumerate(moves):
-        if (move.step, move.group) != (n // len(groups), groups[n % len(groups)]):
-            raise BadInput(f"{path} is broken behind step {n // len(groups)}: give a whole one, or start again without")
-    return head, moves, len(first) + 1
-
-
-def _moves(seed: int, entries: bytes) -> Iterator[Move]:
-    """Whole steps; one whose directions are not all there was cut off."""
+    size = ENTRY.size if head["format"] == FORMAT else BODY.size
+    moves: list[Move] = []
+    ends, sums = [start], [checksum]
     terms: list[tuple[tuple[int, ...], float]] = []
-    for step, group, count, j, c, lr, decay in ENTRY.iter_unpack(entries):
-        terms.append(((seed, step, group, j), c))
+    for place in range(0, len(rest) - size + 1, size):
+        body = rest[place : place + BODY.size]
+        if size == ENTRY.size:
+            checksum = zlib.crc32(body, checksum)
+            if CHECKSUM.pack(checksum) != rest[place + BODY.size : place + size]:
+                return _Content(head, moves, ends, sums, True)
+        step, group, count, j, c, lr, decay = BODY.unpack(body)
+        due = (len(moves) // len(groups), groups[len(moves) % len(groups)])
+        if (step, group) != due or len(terms) >= count:
+            return _Content(head, moves, ends, sums, True)
+        terms.append(((head["seed"], step, group, j), c))
         if len(terms) == count:
-            yield Move(step, group, tuple(terms), lr, decay)
+            moves.append(Move(step, group, tuple(terms), lr, decay))
+            ends.append(start + place + size)
+            sums.append(checksum)
             terms = []
+    return _Content(head, moves, ends, sums, False)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from smoothlab.blocks import Block, Loss, standing_at
+from smoothlab.closures import check_same, check_written, meeting
 from smoothlab.directions import Gaussian, Given
 from smoothlab.errors import BadInput
 from smoothlab.perturbation import Perturbation
@@ -211,7 +212,7 @@ class ZerothOrder:
         frame = self._frame(block, seed, given)
         place = self._place(block)
         if place.share is None:
-            _check_deterministic(loss, block)
+            _check_deterministic(loss, block, copy=self.layers is None)
             place.check_layers(loss)
             place.measure_share(law, frame[0], self.mu)
         place.forget()
@@ -300,28 +301,57 @@ def evaluate(loss: Loss, block: Block) -> float:
     """The loss as a number.
 
     Raises:
-        BadInput: it is no scalar, or not finite.
+        BadInput: it is no scalar; `NotFinite` if it is no number.
     """
     with torch.no_grad():
-        value = loss()
-    if not isinstance(value, Tensor) or value.dim() != 0:
-        what = f"has shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"is a {type(value).__name__}"
-        raise BadInput(f"the loss on block '{block.name}' {what}: return the mean over the minibatch, a scalar")
+        value = scalar(loss(), block)
     number = float(value)
-    if not np.isfinite(number):
-        raise BadInput(
-            f"the loss on block '{block.name}' is {number}: lower mu or the learning rate, or look at the data"
-        )
-    return number
+    return finite(number, block)
 
 
-def _check_deterministic(loss: Loss, block: Block) -> None:
-    first, second = evaluate(loss, block), evaluate(loss, block)
-    if first != second:
-        raise BadInput(
-            f"the loss on block '{block.name}' gives {first!r} and {second!r} at the same weights: make it "
-            "deterministic (dropout off or its mask fixed, one minibatch)"
-        )
+class NotFinite(BadInput):
+    """A loss is NaN or infinite.
+
+    Attributes:
+        value: the loss.
+    """
+
+    def __init__(self, value: float, name: str) -> None:
+        super().__init__(f"the loss on block '{name}' is {value}: lower mu or the learning rate, or look at the data")
+        self.value = value
+
+
+def scalar(value: object, block: Block) -> Tensor:
+    """What a closure returned, if it is a scalar.
+
+    Raises:
+        BadInput: it is none.
+    """
+    if isinstance(value, Tensor) and value.dim() == 0:
+        return value
+    what = f"has shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"is a {type(value).__name__}"
+    raise BadInput(f"the loss on block '{block.name}' {what}: return the mean over the minibatch, a scalar")
+
+
+def finite(value: float, block: Block) -> float:
+    """The value of a loss, if it is a number.
+
+    Raises:
+        NotFinite: it is none.
+    """
+    if not np.isfinite(value):
+        raise NotFinite(value, block.name)
+    return value
+
+
+def _check_deterministic(loss: Loss, block: Block, *, copy: bool) -> None:
+    """Evaluate twice; on a `copy` of the weights, because a loss may write to them."""
+    standing = [p.detach().clone() if copy else p.data for p in block.params]
+    versions = [p._version for p in block.params]
+    with meeting(), standing_at(block, standing):
+        first, second = evaluate(loss, block), evaluate(loss, block)
+    check_written(block.params, versions)
+    check_same(first, second, f"block '{block.name}'")
 
 
 @dataclass

@@ -451,7 +451,9 @@ def logged(x: list[Tensor], path: Path, oracle: ZerothOrder, seed: int = 0, **mo
     return HybridSGD([{"params": x, "lr": 0.1, "oracle": oracle, "name": "x"}], log=log, **more)
 
 
-def test_a_run_that_goes_on_from_a_checkpoint_cuts_its_log_there(tmp_path: Path) -> None:
+def test_a_run_that_goes_on_from_a_checkpoint_cuts_its_log_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (module, loss), (fresh, _), oracle = net(torch.float32), net(torch.float32), ZerothOrder(0.05)
     x, _ = halves(module)
     optimizer = logged(x, tmp_path / "log", oracle)
@@ -467,7 +469,11 @@ def test_a_run_that_goes_on_from_a_checkpoint_cuts_its_log_there(tmp_path: Path)
         logged(x, tmp_path / "log", oracle).step(loss)
     assert all(torch.equal(a, b) for a, b in zip(x, stood, strict=True))
     again = logged(x, tmp_path / "log", oracle)
+    forced: list[int] = []
     again.load_state_dict(state)
+    monkeypatch.setattr(again.log, "force", lambda: forced.append(again.steps))
+    again.state_dict()
+    assert forced == [3], "a checkpoint is worth as much as its log"
     for _ in range(4):
         again.step(loss)
     block = Block("x", tuple(halves(fresh)[0]))

@@ -1,7 +1,9 @@
 """Seed logs: size, cuts, continuation, and whom they refuse."""
 
 import json
+import os
 import resource
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from torch import nn
 from smoothlab.blocks import Block
 from smoothlab.directions import Gaussian, Rademacher
 from smoothlab.errors import BadInput
-from smoothlab.seedlog import ENTRY, SeedLog, replay
+from smoothlab.seedlog import BODY, ENTRY, SeedLog, replay
 from smoothlab.zeroth import Directional
 
 LAW = Gaussian()
@@ -82,6 +84,118 @@ def test_a_log_that_is_too_short_or_broken_is_told(tmp_path: Path) -> None:
         weights(path)
 
 
+def entries(content: bytes) -> tuple[bytes, list[bytes]]:
+    """The head and the entries of a log."""
+    head, newline, rest = content.partition(b"\n")
+    return head + newline, [rest[k : k + ENTRY.size] for k in range(0, len(rest), ENTRY.size)]
+
+
+def flipped(entry: bytes, place: int) -> bytes:
+    return entry[:place] + bytes([entry[place] ^ 1]) + entry[place + 1 :]
+
+
+DAMAGES: dict[str, tuple[Callable[[list[bytes]], list[bytes]], int]] = {
+    "a coefficient's last bit": (lambda e: [*e[:2], flipped(e[2], 10), *e[3:]], 1),
+    "a rate": (lambda e: [*e[:5], flipped(e[5], 25), *e[6:]], 2),
+    "a decay": (lambda e: [flipped(e[0], 33), *e[1:]], 0),
+    "a checksum": (lambda e: [*e[:7], flipped(e[7], 37)], 3),
+    "an entry removed": (lambda e: e[:3] + e[4:], 1),
+    "a step removed": (lambda e: e[:2] + e[4:], 1),
+    "an entry doubled": (lambda e: [*e[:4], e[3], *e[4:]], 2),
+    "a step doubled": (lambda e: e[:4] + e[2:], 2),
+    "the last step doubled": (lambda e: e + e[-2:], 4),
+    "directions of one step swapped": (lambda e: [*e[:2], e[3], e[2], *e[4:]], 1),
+    "zeros at the end": (lambda e: [*e, bytes(ENTRY.size)], 4),
+}
+"""What happened to the eight entries of a log of four steps, and how many steps are whole before it."""
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_what_happened_to_an_entry_is_seen(tmp_path: Path, name: str) -> None:
+    """Steps before the damage can still be had, by who asks for no others: a run that goes on from a checkpoint."""
+    change, whole = DAMAGES[name]
+    head, held = entries(written(tmp_path / "log", 4, count=2).read_bytes())
+    path = tmp_path / "damaged"
+    path.write_bytes(head + b"".join(change(held)))
+    told = f"is broken behind step {whole}: give a whole one, or start again without"
+    for read in (lambda: weights(path), lambda: weights(path, 5), lambda: SeedLog(path, 7, {0: block()}, {0: LAW})):
+        with pytest.raises(BadInput, match=told):
+            read()
+    assert torch.equal(weights(path, whole), weights(tmp_path / "log", whole))
+    log = SeedLog(path, 7, {0: block()}, {0: LAW}, keep=whole)
+    for t in range(whole, 4):
+        log.append(t, 0, step(t, 2), 1e-3, 0.0)
+    log.close()
+    assert path.read_bytes() == (tmp_path / "log").read_bytes()
+
+
+def test_a_changed_head_is_seen(tmp_path: Path) -> None:
+    """With another seed in it, the coefficients would go to other directions."""
+    path = written(tmp_path / "log", 2)
+    path.write_bytes(path.read_bytes().replace(b'"seed": 7', b'"seed": 8'))
+    with pytest.raises(BadInput, match="is broken behind step 0"):
+        weights(path)
+
+
+def unchecked(content: bytes) -> bytes:
+    """The log as it was written before entries had checksums."""
+    head, held = entries(content)
+    return head.replace(b"seed log 2", b"seed log 1") + b"".join(entry[: BODY.size] for entry in held)
+
+
+def test_logs_of_before_are_read_and_go_on(tmp_path: Path) -> None:
+    path, five = tmp_path / "old", unchecked(written(tmp_path / "five", 5, count=2).read_bytes())
+    head, _, rest = five.partition(b"\n")
+    assert b"seed log 1" in head and len(rest) == 10 * 34
+    path.write_bytes(five[: -4 * BODY.size - 3])  # a step and a part of the next are not there yet
+    assert torch.equal(weights(path), weights(written(tmp_path / "two", 2, count=2)))
+    log = SeedLog(path, 7, {0: block()}, {0: LAW})
+    assert log.steps == 2
+    for t in range(2, 5):
+        log.append(t, 0, step(t, 2), 1e-3, 0.0)
+    log.close()
+    assert path.read_bytes() == five
+    assert torch.equal(weights(path), weights(tmp_path / "five"))
+
+
+def test_a_part_of_a_head_does_not_block_its_run(tmp_path: Path) -> None:
+    whole = written(tmp_path / "whole", 2).read_bytes()
+    size, path = whole.index(b"\n"), tmp_path / "log"
+    for content in (whole, unchecked(whole)):
+        for kept in (0, 1, size // 2, size):
+            for zeros in (0, 50):
+                path.write_bytes(content[:kept] + bytes(zeros))
+                with pytest.raises(BadInput, match="holds no step, the run goes on from step 1: give the log"):
+                    SeedLog(path, 7, {0: block()}, {0: LAW}, keep=1)
+                assert written(path, 2).read_bytes() == whole
+    for other in (b"notes of mine", whole[:size].replace(b'"seed": 7', b'"seed": 8'), whole[:size] + b"x"):
+        path.write_bytes(other)
+        with pytest.raises(BadInput, match="is no seed log of smoothlab, or its first line is broken"):
+            SeedLog(path, 7, {0: block()}, {0: LAW})
+        assert path.read_bytes() == other
+
+
+def test_a_log_is_on_disk_where_it_is_forced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forced: list[tuple[int, int]] = []
+    fsync = os.fsync
+
+    def seen(file: int) -> None:
+        fsync(file)
+        forced.append((os.fstat(file).st_ino, os.fstat(file).st_size))
+
+    monkeypatch.setattr(os, "fsync", seen)
+    log = SeedLog(tmp_path / "log", 7, {0: block()}, {0: LAW})
+    for t in range(2):
+        log.append(t, 0, step(t), 1e-3, 0.0)
+        log.force()
+    file, folder = (tmp_path / "log").stat(), tmp_path.stat()
+    assert [inode for inode, _ in forced] == [file.st_ino, folder.st_ino, file.st_ino]
+    assert [forced[0][1], forced[2][1]] == [file.st_size - ENTRY.size, file.st_size]
+    log.close()
+    with pytest.raises(BadInput, match="cannot write .*log: Bad file descriptor; make room"):
+        log.force()
+
+
 def test_other_runs_are_refused_in_one_line(tmp_path: Path) -> None:
     path = written(tmp_path / "log", 2)
     cases = [
@@ -100,12 +214,18 @@ def test_other_runs_are_refused_in_one_line(tmp_path: Path) -> None:
     path.write_bytes(json.dumps(head).encode() + b"\n" + rest)
     with pytest.raises(BadInput, match="its seeds are of generator cuda/philox/torch-9/chunk-1, this is cpu"):
         replay(path, {0: block()}, {0: LAW})
-    for content in (b"", b"{}\n", b"\x00\xff", first[:20]):
+    groups = [b'{"format": "smoothlab seed log 2", "seed": 7, "stream": "", "groups": ' + g + b"}\n" + rest for g in (
+        b"{}", b"[]", b"[0]", b"3", b"null", b'{"x": 1}', b'{"%s": 1}' % (b"9" * 5000)
+    )]  # fmt: skip
+    groups += [b'{"format": "smoothlab seed log 2", "seed": "7", "stream": "", "groups": {"0": 1}}\n']
+    for content in (b"", b"{}\n", b"\x00\xff", first[:20], b"[" * 100_000 + b"\n", b"[7]\n", *groups):
         path.write_bytes(content)
         with pytest.raises(BadInput, match="is no seed log of smoothlab, or its first line is broken"):
             replay(path, {0: block()}, {0: LAW})
     with pytest.raises(BadInput, match="cannot read"):
         replay(tmp_path / "none", {0: block()}, {0: LAW})
+    with pytest.raises(BadInput, match="none would be a seed log of no group: give the zeroth-order blocks, or leave"):
+        SeedLog(tmp_path / "none", 7, {}, {})
 
 
 def test_what_no_seed_says_is_not_logged(tmp_path: Path) -> None:

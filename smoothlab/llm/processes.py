@@ -3,12 +3,17 @@
 Each process holds all weights and computes the loss of its share of the minibatch. A loss, of which a zeroth-order step
 takes two or three, is averaged: one scalar. Directions are drawn by each process from the same seeds and never sent.
 The first-order part sums the gradients of y, and of nothing else. All processes then take the same step, to the bit.
+
+On CPUs it is also the step that 1, 2 or 4 processes take, to the bit, with as many threads in each. A minibatch is
+computed in `PARTS` parts whatever the number of processes, because what is computed for a row depends on how many rows
+are computed with it; and losses and gradients of parts are added in the order of `smoothlab.sums`.
 """
 
+import math
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -16,9 +21,19 @@ import torch
 from torch import Tensor
 
 from smoothlab.errors import BadInput
+from smoothlab.sums import in_order
 
 PATIENCE = 10.0
 """Seconds that a process that cannot go on waits for process 0 to say why."""
+
+PARTS = 4
+"""Parts of a minibatch on CPUs, where it is a multiple of 4."""
+
+BUCKET = 1 << 22
+"""Numbers that are sent at a time."""
+
+SMALL = 1 << 12
+"""Up to so many numbers are sent to all processes, and added by each: one message. Of more, each adds a part."""
 
 SENTENCE = 2.0
 """Seconds that it then has for it: torchrun stops all as soon as one ends."""
@@ -44,40 +59,54 @@ def place(device: str) -> str:
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" and count() > 1 else device
 
 
-def share(indices: Sequence[int]) -> list[int]:
-    """This process's part of a minibatch: every n-th example."""
-    return list(indices[number() :: count()])
+def parts(indices: Sequence[int], device: str) -> list[list[int]]:
+    """This process's parts of a minibatch, of equal size; on a GPU, where small parts take long, a single one."""
+    n = count()
+    cuts = math.gcd(PARTS, len(indices)) if device == "cpu" else n
+    if cuts % n:  # 3 or 8 processes: their sums are not those of one
+        cuts = n
+    size, here = len(indices) // cuts, cuts // n
+    return [list(indices[k * size : (k + 1) * size]) for k in range(number() * here, (number() + 1) * here)]
 
 
-class _Average(torch.autograd.Function):
-    """Mean of a scalar over the processes; its derivative is that of this process's part."""
+class Peers:
+    """The other processes, for `HybridSGD.peers`."""
 
-    @staticmethod
-    def forward(context: Any, loss: Tensor) -> Tensor:
-        return _summed(loss) / count()
+    def __init__(self) -> None:
+        self.count = count()
 
-    @staticmethod
-    def backward(context: Any, gradient: Tensor) -> Tensor:
-        return gradient / count()
+    def sum(self, tensors: Sequence[Tensor]) -> None:
+        """Put sums over the processes, in the order of the tree, in place of the tensors; the same in all, to the bit.
 
+        Twice the size of the tensors is sent, as by the usual ring.
+        """
+        waiting: list[Tensor] = []
+        for tensor in tensors:
+            if waiting and (tensor.dtype != waiting[0].dtype or sum(t.numel() for t in waiting) >= BUCKET):
+                self._sum(waiting)
+                waiting = []
+            waiting.append(tensor)
+        self._sum(waiting)
 
-def average(loss: Tensor) -> Tensor:
-    """Mean of the processes' losses, the same in all to the bit; after `sum_gradients` its gradient is the mean's."""
-    return loss if count() == 1 else _Average.apply(loss)
-
-
-def sum_gradients(parameters: Iterable[Tensor]) -> None:
-    """Let every later backward pass sum the gradients of these parameters over the processes."""
-    if count() > 1:
-        for p in parameters:
-            p.register_hook(_summed)
-
-
-def _summed(tensor: Tensor) -> Tensor:
-    """The sum over the processes, contiguous, in memory of its own."""
-    total = tensor.detach().clone(memory_format=torch.contiguous_format)
-    _exchange(lambda: torch.distributed.all_reduce(total))
-    return total
+    def _sum(self, tensors: Sequence[Tensor]) -> None:
+        """For tensors of one dtype."""
+        if not tensors:
+            return
+        flat = torch.cat([t.detach().reshape(-1) for t in tensors])
+        size = flat.numel()
+        flat = torch.nn.functional.pad(flat, (0, -size % self.count))
+        if flat.numel() <= SMALL:
+            sent = flat.new_empty(self.count * flat.numel())
+            _exchange(lambda: torch.distributed.all_gather(list(sent.view(self.count, -1)), flat))
+            flat = in_order(sent.view(self.count, -1))
+        else:
+            sent = torch.empty_like(flat)
+            _exchange(lambda: torch.distributed.all_to_all_single(sent, flat))
+            mine = in_order(sent.view(self.count, -1))
+            _exchange(lambda: torch.distributed.all_gather(list(flat.view(self.count, -1)), mine))
+        with torch.no_grad():
+            for t, total in zip(tensors, flat[:size].split([t.numel() for t in tensors]), strict=True):
+                t.copy_(total.view(t.shape))
 
 
 def _exchange(send: Callable[[], Any]) -> None:

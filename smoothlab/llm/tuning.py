@@ -8,6 +8,7 @@ weights, the optimizer's state and a few counts to go on to the bit.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -17,9 +18,10 @@ from torch import Tensor, nn
 from smoothlab.blocks import Block, check_partition, fixed_loss, norm
 from smoothlab.errors import BadInput
 from smoothlab.llm import processes, ranks
-from smoothlab.llm.snapshots import Snapshot, force, pack, unpack
+from smoothlab.llm.snapshots import Snapshot, pack, unpack
 from smoothlab.llm.train import reshuffled
 from smoothlab.optim import HybridSGD
+from smoothlab.zeroth import NotFinite
 
 Schedule = Literal["constant", "linear", "cosine"]
 RISE = 2.0, 1.0
@@ -82,7 +84,6 @@ class Tuning:
         check_partition(self.blocks.values(), ((n, p) for n, p in self.model.named_parameters() if p.requires_grad))
         self._names = {id(p): name for name, p in self.model.named_parameters()}
         self._sizes = {name: _size(block) for name, block in self.blocks.items()}
-        processes.sum_gradients(p for block in self.blocks.values() for p in block.params)
         self._home: dict[str, Tensor] | None = None
 
     @property
@@ -101,8 +102,9 @@ class Tuning:
         if self._home is not None:
             self._take(self._home, self._named())
             ranks.restore(self.model, {})
-        self.rates, self.step, self.first, self._log = rates, 0, None, log
+        self.rates, self.step, self.first = rates, 0, None
         self._optimizer = self.optimizer(self.blocks, rates, log, steps)
+        self._optimizer.peers = processes.Peers() if processes.count() > 1 else None
         self._lrs = [group["lr"] for group in self._optimizer.param_groups]
 
     def remember_start(self) -> None:
@@ -123,18 +125,17 @@ class Tuning:
             Diverged: the loss is not finite; the parameters stay as they were.
             BadInput: what the optimizer refuses: a frozen base, mu below rounding.
         """
-        inputs = self.examples(processes.share(reshuffled(self.count, self.batch, self.seed, self.step)))
-
-        def loss() -> Tensor:
-            value = processes.average(self.loss(self.model, inputs))
-            if not torch.isfinite(value):
-                raise self.diverged(float(value.detach()))
-            return value
-
+        minibatch = reshuffled(self.count, self.batch, self.seed, self.step)
+        closures = []
+        for numbers in processes.parts(minibatch, self.device):
+            part = partial(self.loss, self.model, self.examples(numbers))
+            closures.append(fixed_loss(part, self.model, seed=(self.seed << 20) + self.step))
         for group, lr in zip(self._optimizer.param_groups, self._lrs, strict=True):
             group["lr"] = lr * self.factor(self.step)
         try:
-            value = float(self._optimizer.step(fixed_loss(loss, self.model, seed=(self.seed << 20) + self.step)))
+            value = float(self._optimizer.step(closures))
+        except NotFinite as error:
+            raise self.diverged(error.value) from None
         except BadInput as error:
             if self.step == 0 or isinstance(error, Diverged | processes.Parted):
                 raise
@@ -192,8 +193,6 @@ class Tuning:
 
     def snapshot(self) -> Snapshot:
         """Where the run stands, for `restore`; tensors are not copied."""
-        if self._log is not None:
-            force(self._log)
         tensors = {f"weights/{name}": p.detach() for name, p in self._held()}
         tensors |= {f"ranks/{name}": tensor for name, tensor in ranks.state(self.model).items()}
         state = {"step": self.step, "first": self.first}

@@ -108,7 +108,7 @@ def seen(argv: list[str]) -> str:
 
 @pytest.mark.slow
 def test_torchrun_makes_the_run_of_one_process(folder: Path, tmp_path: Path) -> None:
-    """The same rows up to the order of summation, one record file, one progress bar; killed, it goes on to the bit."""
+    """The same rows to the bit, one record file, one progress bar; killed, it goes on to the bit."""
     options = "--steps 32 --peft prefix --checkpoint"
     one, whole, place = (tmp_path / name for name in ("one", "whole", "killed"))
     assert ended(forked(command(folder, one, f"{options} {one}/kept"), one / "said")) == 0
@@ -116,9 +116,7 @@ def test_torchrun_makes_the_run_of_one_process(folder: Path, tmp_path: Path) -> 
     assert shown.count(" 0/32 [") == 1 and " 32/32 [" in shown and shown.count("smoothlab: train and dev") == 1
     assert [path.name for path in whole.iterdir() if path.suffix == ".jsonl"] == ["run.jsonl"]
     wanted, found = rows_of(one / "run.jsonl"), rows_of(whole / "run.jsonl")
-    assert len(wanted) == len(found) == 10
-    for expected, row in zip(wanted, found, strict=True):
-        assert {k: pytest.approx(v, rel=1e-9) if isinstance(v, float) else v for k, v in expected.items()} == row
+    assert len(wanted) == 10 and wanted == found
 
     argv = torchrun(command(folder, place, f"{options} {place}/kept"))
     process = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=open(place / "said", "w"))

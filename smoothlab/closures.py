@@ -1,0 +1,217 @@
+"""What a zeroth-order step asks of a closure: one function of the weights, and nothing else.
+
+A step differences values of the loss that it computes one after the other, some with a graph and most without. A
+closure that draws random numbers, writes to weights or buffers, or takes another way without a graph gives values of
+several functions, and their difference divided by mu may be anything. The first step looks closely. A later one looks
+again where there is a sign of a change, which costs nothing to see: random numbers were drawn that were not drawn
+before, a module went from training to evaluation or back, a buffer was written to. Every `AGAIN`-th step looks without.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from smoothlab.errors import BadInput
+
+AGAIN = 128
+"""Steps between two looks without a sign: at most two evaluations in 128 steps of at least two."""
+
+ROUNDING = 1000.0
+"""Rounding errors, in units of eps max(1, |f|), that a loss may differ by with and without a graph: n operations that
+are rounded in another order differ by about sqrt(n) eps, and a value of a loss is the end of a million and more."""
+COARSEST = 0.02
+"""The same in units of max(1, |f|) for 16-bit numbers, whose eps times 1,000 would allow anything."""
+
+Signs = tuple[Any, ...]
+
+
+class Watch:
+    """Watches the calls of a closure, the modules that it runs, and the tensors of these.
+
+    Args:
+        params: parameters of all groups.
+
+    Attributes:
+        params: these, and then the other ones of the modules.
+    """
+
+    def __init__(self, params: Sequence[Tensor]) -> None:
+        self.params = list(params)
+        self._modules: list[nn.Module] = []
+        self._buffers: list[tuple[str, Tensor]] = []
+        self._states: list[tuple[Tensor, ...]] = []
+        self._known: Signs | None = None
+        self._device = self.params[0].device
+
+    @contextmanager
+    def meeting(self) -> Iterator[None]:
+        """Inside the context the closure is called for the first time, and modules become known as they are run.
+
+        Raises:
+            BadInput: one rewrites its weights when it is run, which it is then not; or buffers are changed, which are
+                put back.
+        """
+        known = {id(p) for p in self.params}
+        kept: list[Tensor] = []
+
+        def meet(module: nn.Module) -> None:
+            for m in module.modules():  # also those within a compiled one
+                if id(m) in known:
+                    continue
+                known.add(id(m))
+                self._modules.append(m)
+                self.params += [p for p in m.parameters(recurse=False) if id(p) not in known]
+                known.update(id(p) for p in m.parameters(recurse=False))
+                named = [(name, b) for name, b in m.named_buffers(recurse=False) if id(b) not in known]
+                known.update(id(b) for _, b in named)
+                self._buffers += [(f"{name} of {type(m).__name__}", b) for name, b in named]
+                kept.extend(b.detach().clone() for _, b in named)
+
+        with meeting(meet):
+            yield
+        self._check_buffers(kept)
+
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        """Inside the context the closure is called, once for all of its parts."""
+        before = self._random()
+        yield
+        self._states.append((before, self._random()))
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Inside the context are the calls of a step.
+
+        Raises:
+            BadInput: they wrote to parameters.
+        """
+        self._states = []
+        params, self._written = self._versions(), self._buffer_versions()
+        yield
+        check_written(self.params, params)
+
+    def _versions(self) -> list[int]:
+        return [p._version for p in self.params]
+
+    def _buffer_versions(self) -> list[int]:
+        return [b._version for _, b in self._buffers]
+
+    def changed(self) -> bool:
+        """Whether the calls of the step showed another behavior than what was looked at last."""
+        return self._signs() != self._known
+
+    def looked(self) -> None:
+        """Take the behavior of the step's calls for one that was looked at."""
+        self._known = self._signs()
+
+    def _signs(self) -> Signs:
+        drew = all(not torch.equal(a, b) for a, b in self._states)  # one that sets its own seed ends where it began
+        written = self._written != self._buffer_versions()
+        return drew, written, tuple(m.training for m in self._modules)
+
+    def _random(self) -> Tensor:
+        state = torch.get_rng_state()
+        return torch.cat([state, torch.cuda.get_rng_state(self._device)]) if self._device.type == "cuda" else state
+
+    @contextmanager
+    def keeping_buffers(self) -> Iterator[None]:
+        """Inside the context the closure is called for a look.
+
+        Raises:
+            BadInput: buffers are then other than before; they are put back.
+        """
+        kept = [b.detach().clone() for _, b in self._buffers]
+        yield
+        self._check_buffers(kept)
+
+    def _check_buffers(self, kept: Sequence[Tensor]) -> None:
+        with torch.no_grad():
+            other = [
+                (name, b, old) for (name, b), old in zip(self._buffers, kept, strict=True)
+                if b.shape != old.shape or not torch.equal(b.nan_to_num(), old.nan_to_num())
+            ]  # fmt: skip
+            for _, b, old in other:
+                b.data = old
+        if other:
+            raise BadInput(
+                f"the loss changes the buffer {other[0][0]} whenever it is computed, a few times a step and away from "
+                "the weights: put the module into eval mode, or give step() smoothlab.blocks.fixed_loss(closure, "
+                "module, train=True), which keeps buffers"
+            )
+
+
+@contextmanager
+def meeting(meet: Callable[[nn.Module], None] = lambda module: None) -> Iterator[None]:
+    """Inside the context `meet` is called with each module that is about to be run.
+
+    Raises:
+        BadInput: one rewrites its weights when it is run; it is then not run.
+    """
+
+    def before(module: nn.Module, args: Any) -> None:
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None:
+            raise BadInput(
+                f"{type(module).__name__}(max_norm={module.max_norm:g}) of shape {tuple(module.weight.shape)} shortens "
+                "rows of its weight whenever it is run, so that a loss is not one at the weights as they are: set its "
+                "max_norm to None, and shorten them after the step"
+            )
+        meet(module)
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Using `torch.compile")  # sees global hooks twice, harmless here
+        hook = register_module_forward_pre_hook(before)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+
+def same_function(graph: float, plain: float, eps: float) -> bool:
+    """Whether a loss has the same value with a graph and without, to the bit; `eps` of the numbers that made it.
+
+    Raises:
+        BadInput: it differs by more than rounding.
+    """
+    if graph == plain:
+        return True
+    allowed = min(ROUNDING * eps, COARSEST) * max(1.0, abs(graph), abs(plain))
+    if not abs(graph - plain) <= allowed:
+        raise BadInput(
+            f"the loss is {graph!r} with a graph and {plain!r} without (torch.no_grad) at the same weights, so that "
+            "both oracles would see different functions: turn off what is computed otherwise without gradients, for "
+            "nn.TransformerEncoder by torch.backends.mha.set_fastpath_enabled(False)"
+        )
+    return False
+
+
+def check_written(params: Sequence[Tensor], versions: Sequence[int]) -> None:
+    """Refuse what has written to parameters since they had these version numbers, which autograd counts.
+
+    Raises:
+        BadInput: a loss has.
+    """
+    for p, before in zip(params, versions, strict=True):
+        if p._version != before:
+            raise BadInput(
+                f"the loss writes to a parameter of shape {tuple(p.shape)} while it is computed, so that its values "
+                "are not those at one point: take this out of the forward pass (max_norm of embeddings, clamping, "
+                "renormalizing), and do it after the step"
+            )
+
+
+def check_same(first: float, second: float, where: str) -> None:
+    """Refuse two values of a loss that was computed twice at the same weights.
+
+    Raises:
+        BadInput: they differ.
+    """
+    if first != second:
+        raise BadInput(
+            f"the loss on {where} gives {first!r} and {second!r} at the same weights: make it deterministic (dropout "
+            "off or its mask fixed, one minibatch)"
+        )
