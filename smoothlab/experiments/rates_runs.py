@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from smoothlab.experiments.exact_recursion import Block, Order, moment
 
 if TYPE_CHECKING:
-    from smoothlab.reshuffling import Result
+    from smoothlab.replica_groups import Result
 
 Array = NDArray[np.float64]
 
