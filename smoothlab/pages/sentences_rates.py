@@ -116,13 +116,14 @@ def _exponents(df: pd.DataFrame) -> list[str]:
     asked, found = rows_of(df, "exponents", "exponent asked"), rows_of(df, "exponents", "exponent")
     lines = []
     if len(asked):
+        deltas = _deltas(asked[(asked["series"] == "probability") & (asked["axis"] == "delta")])
         asked = asked[(asked["regime"] == "small eps") & (asked["ell"] == "constant")]
         for series, name in SERIES.items():
             rows = asked[asked["series"] == series]
             if len(rows):
                 each = ", ".join(_power(row) for _, row in rows.iterrows())
                 lines.append(f"At eps near 0.001 {name} nT of exponent {each}.")
-        lines.insert(0, "Claimed (Theorem 3.4): nT is eps^-4, and 0 in n, d and delta.")
+        lines = ["Claimed (Theorem 3.4): nT is eps^-4, and 0 in n, d and delta.", *lines, *deltas]
     for _, row in found[found["measured"].notna()].iterrows():
         exact = "" if pd.isna(row["reference"]) else f", {row['reference']:.2f} by the recursion there"
         lines.append(
@@ -130,6 +131,29 @@ def _exponents(df: pd.DataFrame) -> list[str]:
             f"({row['low']:.2f} to {row['high']:.2f}) in {row['axis']}{exact}."
         )
     return lines
+
+
+ELLS = {
+    "constant": "constant ell", "affine": "ell = 1 + u", "root": "ell = 1 + sqrt(u)",
+    "affine in y": "ell_x = 1 and ell_y = 1 + u",
+}  # fmt: skip
+
+
+def _deltas(rows: pd.DataFrame) -> list[str]:
+    """For which ell the theorem with high probability asks for delta^-2, and for which for more."""
+    rows = rows[rows["regime"] == "small eps"].drop_duplicates("ell")
+    each = [
+        f"{row['reference']:.2f} for {ELLS[row['ell']]}"
+        + (f" ({row['expected']:.3g} as delta -> 0)" if pd.notna(row["expected"]) else "")
+        for _, row in rows.iterrows()
+        if row["ell"] in ELLS
+    ]
+    if not each:
+        return []
+    return [
+        f"With high probability the exponent in delta is {', '.join(each)}: -2 where ell_x and sigma are bounded, more "
+        "where they are not."
+    ]
 
 
 def _buys(df: pd.DataFrame) -> list[str]:
