@@ -16,6 +16,7 @@ for A = aa' with a = (p, q) that is |p|(|p| + |q|) and |q|(|p| + |q|).
 """
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -25,7 +26,6 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from smoothlab.errors import BadInput
-from smoothlab.objectives.couplings import LogCoshCoupling
 from smoothlab.objectives.psi import Array, Moments, positive
 from smoothlab.objectives.sums import FiniteSum, Number
 
@@ -86,16 +86,16 @@ class _Ridges(FiniteSum):
         if float(self.gradient(self.center).norm()) > 1e-12:
             raise BadInput(f"the directions and offsets of '{self.name}' are not paired: grad f is not 0 at z = 0")
 
-    def phi(self, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Phi, phi', phi''."""
-        raise NotImplementedError
+    @abstractmethod
+    def phi(self, s: Tensor, order: int) -> Tensor:
+        """Phi, or its first or second derivative."""
 
     @property
     def n(self) -> int:  # type: ignore[override]
         """Number of components."""
         return len(self.directions)
 
-    @property
+    @cached_property
     def masses(self) -> Tensor:
         """m_x and m_y by coordinate, [d]."""
         return torch.cat([torch.full((d,), m).double() for d, m in zip((self.d_x, self.d_y), self.mass, strict=True)])
@@ -103,34 +103,34 @@ class _Ridges(FiniteSum):
     def value(self, z: Tensor) -> Tensor:
         """Mean of the components."""
         self._parts(z)
-        ridges = self.phi(z @ self.directions.T - self.offsets)[0].mean(-1)
+        ridges = self.phi(z @ self.directions.T - self.offsets, 0).mean(-1)
         return (self.masses * z.square()).sum(-1) / 2 + ridges
 
     def gradient(self, z: Tensor) -> Tensor:
         """M z + mean phi' a_i."""
         self._parts(z)
-        return self.masses * z + self.phi(z @ self.directions.T - self.offsets)[1] @ self.directions / self.n
+        return self.masses * z + self.phi(z @ self.directions.T - self.offsets, 1) @ self.directions / self.n
 
     def hessian(self, z: Tensor) -> Tensor:
         """M + mean phi'' a_i a_i'."""
         self._parts(z)
-        bend = self.phi(z @ self.directions.T - self.offsets)[2].unsqueeze(-2) * self.directions.T
+        bend = self.phi(z @ self.directions.T - self.offsets, 2).unsqueeze(-2) * self.directions.T
         return torch.diag(self.masses) + bend @ self.directions / self.n
 
     def value_of(self, z: Tensor, i: Number) -> Tensor:
         """See the class."""
         s = (z * self.directions[i]).sum(-1) - self.offsets[i]
-        return (self.masses * z.square()).sum(-1) / 2 + self.phi(s)[0]
+        return (self.masses * z.square()).sum(-1) / 2 + self.phi(s, 0)
 
     def gradient_of(self, z: Tensor, i: Number) -> Tensor:
         """M z + phi' a_i."""
         a = self.directions[i]
-        return self.masses * z + self.phi((z * a).sum(-1) - self.offsets[i])[1].unsqueeze(-1) * a
+        return self.masses * z + self.phi((z * a).sum(-1) - self.offsets[i], 1).unsqueeze(-1) * a
 
     def hessian_of(self, z: Tensor, i: Number) -> Tensor:
         """M + phi'' a_i a_i'."""
         a = self.directions[i]
-        bend = self.phi((z * a).sum(-1) - self.offsets[i])[2][..., None, None]
+        bend = self.phi((z * a).sum(-1) - self.offsets[i], 2)[..., None, None]
         return torch.diag(self.masses) + bend * a.unsqueeze(-1) * a.unsqueeze(-2)
 
     @cached_property
@@ -157,14 +157,16 @@ class LogCoshSum(_Ridges):
     mean tanh(b_i)^2 ||a_i||^2 at the minimum.
     """
 
-    def phi(self, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def phi(self, s: Tensor, order: int) -> Tensor:
         """Log cosh, tanh, 1 - tanh^2."""
-        return LogCoshCoupling(1.0).phi(s)
+        if order == 0:
+            return torch.logaddexp(s, -s) - math.log(2)
+        return torch.tanh(s) if order == 1 else 1 - torch.tanh(s).square()
 
     @property
     def f_star(self) -> float:  # type: ignore[override]
         """Mean log cosh b_i."""
-        return float(self.phi(self.offsets)[0].mean())
+        return float(self.phi(self.offsets, 0).mean())
 
     def ell_x(self, u: ArrayLike) -> Array:
         """m_x and the bound of mean a_i a_i'."""
@@ -255,10 +257,9 @@ class ExponentialSum(_Ridges):
         positive("the strength c of exponentials", self.c)
         super().__post_init__()
 
-    def phi(self, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """C e^s, three times."""
-        values = self.c * torch.exp(s)
-        return values, values, values
+    def phi(self, s: Tensor, order: int) -> Tensor:
+        """C e^s, whatever the order."""
+        return self.c * torch.exp(s)
 
     @property
     def f_star(self) -> float:  # type: ignore[override]

@@ -12,6 +12,7 @@ is exact at the best t and an upper bound at every other one.
 
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -53,7 +54,7 @@ class QuadraticSum(FiniteSum):
         """Number of components."""
         return len(self.hessians)
 
-    @property
+    @cached_property
     def mean(self) -> Tensor:
         """H [d, d]."""
         return self.hessians.mean(0)
