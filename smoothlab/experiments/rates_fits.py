@@ -89,7 +89,7 @@ def _asked(regime: str, middle: float, axis: str, ell: str) -> list[Row]:
         if theorem == "expectation" and axis == "delta":
             continue  # there is no delta in it
         told = {"series": theorem, "regime": regime, "axis": axis, "ell": ell}
-        rows += _computed(told, SWEEPS[axis], partial(at, theorem), middle if axis == "eps" else 1.0)
+        rows += computed(told, SWEEPS[axis], partial(at, theorem), middle if axis == "eps" else 1.0)
     return rows
 
 
@@ -105,7 +105,7 @@ def needed(series: str) -> list[Row]:
                 eps = eps if axis == "eps" else middle
                 return this.n * tuned(eps**2, this.x, this.y, "two").T
 
-            rows += _computed(
+            rows += computed(
                 {"series": series, "regime": regime, "axis": axis, "ell": "constant"}, SWEEPS[axis], at, unit
             )
     return rows
@@ -119,13 +119,24 @@ def _moved(series: str, axis: str, value: float) -> tuple[Quadratics, float]:
     return base, value if axis == "eps" else EPS
 
 
-def _computed(told: Row, values: tuple[float, ...], at: Callable[[float], float], unit: float) -> list[Row]:
-    """Rows of nT and of its exponent, with the flattest and steepest slope between neighbors; no statistics in it."""
+def computed(
+    told: Row, values: tuple[float, ...], at: Callable[[float], float], unit: float, expected: float | None = None
+) -> list[Row]:
+    """Rows of nT and of its exponent, with the flattest and steepest slope between neighbors; no statistics in it.
+
+    Args:
+        told: series, regime, axis and ell.
+        values: on the axis, in `unit`.
+        at: nT at a value.
+        unit: of the values.
+        expected: exponent; by default that of EXPECTED.
+    """
     steps = [float(at(value)) for value in values]
     x, y = np.log(values), np.log(steps)
     slopes = np.diff(y) / np.diff(x)
     slope, axis = float((y[-1] - y[0]) / (x[-1] - x[0])), told["axis"]
-    expected = EXPECTED.get(told["series"], {}).get(axis) if told["ell"] == "constant" else None
+    if expected is None and told["ell"] == "constant":
+        expected = EXPECTED.get(told["series"], {}).get(axis)
     if (told["series"], axis) == ("probability", "delta"):
         rho_x, rho_y = ELLS[told["ell"]]
         expected = delta_exponent(rho_x, max(rho_x, rho_y))
@@ -136,10 +147,10 @@ def _computed(told: Row, values: tuple[float, ...], at: Callable[[float], float]
          "high": None} for value, count in zip(values, steps, strict=True)
     ]  # fmt: skip
     return [*rows, {**told, "quantity": "exponent asked", "reference": slope, "low": ends.low, "high": ends.high,
-                    "measured": None, **_judged(loose, axis, expected)}]  # fmt: skip
+                    "measured": None, **judged(loose, axis, expected)}]  # fmt: skip
 
 
-def _judged(found: Interval, axis: str, expected: float | None) -> Row:
+def judged(found: Interval, axis: str, expected: float | None) -> Row:
     """Whether the claimed exponent and the expected one are in an interval."""
 
     def told(exponent: float | None) -> str | None:
@@ -187,7 +198,7 @@ def measured(point: Row, replicas: int, longest: int, seed: int) -> list[Row]:
         note = "fewer than two values were measured"
         return [*rows, {"quantity": "exponent", "measured": None, "low": None, "high": None, "note": note}]
     slope, reference = intervals.exponent(places, found, exact, units)
-    judged = _judged(slope, axis, EXPECTED[series].get(axis))
+    verdicts = judged(slope, axis, EXPECTED[series].get(axis))
     last: Row = {"quantity": "exponent", "measured": slope.value, "low": slope.low, "high": slope.high, "note": None,
-                 "reference": None if axis == "delta" else reference, **judged}  # fmt: skip
+                 "reference": None if axis == "delta" else reference, **verdicts}  # fmt: skip
     return [*rows, last]

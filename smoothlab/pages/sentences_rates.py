@@ -16,6 +16,10 @@ SERIES = {
     "zo": "zeroth-order needs",
     "fo-reshuffle": "exact gradients, reshuffled, need",
     "fo-replace": "exact gradients, with replacement, need",
+    "zo-quadratics": "zeroth-order on quadratics with Hessians of their own needs",
+    "fo-quadratics": "exact gradients, reshuffled, on quadratics with Hessians of their own need",
+    "zo-log-cosh": "zeroth-order on a sum of log cosh needs",
+    "zo-exponentials": "zeroth-order on a sum of exponentials needs",
 }
 
 
@@ -122,7 +126,8 @@ def _exponents(df: pd.DataFrame) -> list[str]:
             rows = asked[asked["series"] == series]
             if len(rows):
                 each = ", ".join(_power(row) for _, row in rows.iterrows())
-                lines.append(f"At eps near 0.001 {name} nT of exponent {each}.")
+                near = rows["near"].iloc[0] if "near" in rows and pd.notna(rows["near"].iloc[0]) else 0.001
+                lines.append(f"At eps near {near:g} {name} nT of exponent {each}.")
         lines = ["Claimed (Theorem 3.4): nT is eps^-4, and 0 in n, d and delta.", *lines, *deltas]
     for _, row in found[found["measured"].notna()].iterrows():
         exact = "" if pd.isna(row["reference"]) else f", {row['reference']:.2f} by the recursion there"

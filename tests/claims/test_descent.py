@@ -18,7 +18,12 @@ from smoothlab.theorems import Setting, with_high_probability
 from tests.claims.holding import claim, holds
 
 
-@pytest.mark.parametrize("name", [one.name for one in descent.CLAIMS])
+LONG = ("theorem-expectation", "theorem-probability")  # thousands of epochs on six sums
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(c.name, marks=pytest.mark.check) if c.name in LONG else c.name for c in descent.CLAIMS]
+)
 def test_verdicts(name: str) -> None:
     for search in holds(descent, name).searches:
         facts = search.facts
@@ -105,7 +110,7 @@ def test_summed_is_the_proof_of_the_theorem_in_expectation() -> None:
 
 
 def test_the_variance_in_b6_is_that_at_the_start_of_the_epoch() -> None:
-    """By enumeration of all orders, exact gradients: B.6' holds with sigma at z_t where components curve differently."""
+    """By all orders, with exact gradients: B.6' holds with sigma at z_t where components curve differently."""
     for name in ("log cosh sum", "quadratic sum", "exponential sum"):
         f = PROBLEMS[name]
         l_x, l_y = near(f)
