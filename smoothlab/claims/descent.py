@@ -254,7 +254,7 @@ def _expectation(seed: int) -> Finding:
         f, z0, eps = _tried(name)
         stops = not math.isfinite(f.sigma2)
         s = f.setting(1.0, STOPPED) if stops else f.setting(1.0)
-        h = in_expectation(s, eps, float(max(s.ell_x(0.0), s.ell_y(0.0))))  # type: ignore[arg-type]
+        h = in_expectation(s, eps, max(float(f.component_ell_x(0.0)), float(f.component_ell_y(0.0))))
         how = Algorithm1(h.eta_x, h.eta_y, h.T, mu=h.mu, above=STOPPED if stops else None)
         result = how.run(f, z0, RUNS, seed=(seed, 11))
         sums = result.average * np.maximum(result.epochs, 1) / h.T  # up to tau where the iterate is stopped

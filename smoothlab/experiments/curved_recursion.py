@@ -50,13 +50,13 @@ class Moments:
         a = np.eye(m)
         a[:d_x] -= eta_x * b[:d_x]
         a[d_x : m - 1] -= eta_y * b[d_x:]
-        step = np.kron(a, a)
+        step: Array = np.kron(a, a).astype(np.float64)
         if self.oracle != "exact":
             gain = 1.0 if self.law == "gaussian" else d_x / (d_x + 2)
             x = np.zeros((m, m))
             x[:d_x] = b[:d_x]
             trace = np.outer(np.diag([1.0] * d_x + [0.0] * (m - d_x)).reshape(-1), (x.T @ x).reshape(-1))
-            step += eta_x**2 / self.q * (gain * trace + (2 * gain - 1) * np.kron(x, x))
+            step = step + eta_x**2 / self.q * (gain * trace + (2 * gain - 1) * np.kron(x, x))
         return step
 
     def epoch(self, eta_x: float, eta_y: float) -> Array:
@@ -64,10 +64,10 @@ class Moments:
         steps = [self._step(i, eta_x, eta_y) for i in range(self.f.n)]
         maps: dict[tuple[int, ...], Array] = {(): np.eye(len(steps[0]))}
         for size in range(1, self.f.n + 1):
-            maps = {
-                chosen: sum(steps[i] @ maps[tuple(j for j in chosen if j != i)] for i in chosen) / size
-                for chosen in combinations(range(self.f.n), size)
-            }  # type: ignore[misc]
+            before, maps = maps, {}
+            for chosen in combinations(range(self.f.n), size):
+                last = [steps[i] @ before[tuple(j for j in chosen if j != i)] for i in chosen]
+                maps[chosen] = np.mean(last, axis=0)
         return maps[tuple(range(self.f.n))]
 
     @property

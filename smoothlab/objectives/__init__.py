@@ -12,7 +12,7 @@ from smoothlab.objectives.couplings import (
 from smoothlab.objectives.curved import ExponentialSum, LogCoshSum, exponential_sum, log_cosh_sum
 from smoothlab.objectives.finite_sum import Objective, Ray, objective
 from smoothlab.objectives.psi import Oscillating, Power, Psi, Quadratic
-from smoothlab.objectives.quadratic_sum import QuadraticSum, quadratic_sum
+from smoothlab.objectives.quadratic_sums import QuadraticSum, quadratic_sum
 from smoothlab.objectives.steep import Barrier, Cosh, Exponential
 from smoothlab.objectives.sublevel import Claim, Extremes, extremes
 from smoothlab.objectives.sums import FiniteSum

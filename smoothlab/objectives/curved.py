@@ -6,7 +6,7 @@
 
 with m||z||^2 short for m_x||x||^2 + m_y||y||^2. Components come in pairs (a, b), (a, -b) of the first family and a, -a
 of the third, so that the minimum is at 0: f* = mean log cosh b_i, and c. With c_i of sum 0 it is 0 in the second, which
-has a file of its own (`smoothlab.objectives.quadratic_sum`).
+has a file of its own (`smoothlab.objectives.quadratic_sums`).
 
 What bounds a Hessian by two numbers: for a symmetric A, 2|s_x'A_xy s_y| <= ||A_xy|| (||s_x||^2 + ||s_y||^2), hence
 
@@ -91,7 +91,7 @@ class _Ridges(FiniteSum):
         """Phi, or its first or second derivative."""
 
     @property
-    def n(self) -> int:  # type: ignore[override]
+    def n(self) -> int:
         """Number of components."""
         return len(self.directions)
 
@@ -164,7 +164,7 @@ class LogCoshSum(_Ridges):
         return torch.tanh(s) if order == 1 else 1 - torch.tanh(s).square()
 
     @property
-    def f_star(self) -> float:  # type: ignore[override]
+    def f_star(self) -> float:
         """Mean log cosh b_i."""
         return float(self.phi(self.offsets, 0).mean())
 
@@ -262,7 +262,7 @@ class ExponentialSum(_Ridges):
         return self.c * torch.exp(s)
 
     @property
-    def f_star(self) -> float:  # type: ignore[override]
+    def f_star(self) -> float:
         """Its strength: every exponential is 1 at z = 0."""
         return self.c
 

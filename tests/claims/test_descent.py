@@ -17,7 +17,6 @@ from smoothlab.reshuffling import Algorithm1
 from smoothlab.theorems import Setting, with_high_probability
 from tests.claims.holding import claim, holds
 
-
 LONG = ("theorem-expectation", "theorem-probability")  # thousands of epochs on six sums
 
 

@@ -23,7 +23,7 @@ from smoothlab.objectives import (
 )
 from smoothlab.objectives.checks import components, definition, derivatives, scatter
 from smoothlab.objectives.psi import Array
-from smoothlab.objectives.quadratic_sum import largest_on_ball
+from smoothlab.objectives.quadratic_sums import largest_on_ball
 from smoothlab.objectives.sublevel import climb, sample
 from smoothlab.theory import constants
 from tests.cases import CURVED

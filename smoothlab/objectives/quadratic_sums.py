@@ -50,7 +50,7 @@ class QuadraticSum(FiniteSum):
             raise BadInput(f"the mean Hessian of '{self.name}' is not positive definite: f has no minimum")
 
     @property
-    def n(self) -> int:  # type: ignore[override]
+    def n(self) -> int:
         """Number of components."""
         return len(self.hessians)
 
