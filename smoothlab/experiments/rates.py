@@ -15,7 +15,6 @@ Part = Literal["theorem", "exponents", "counterexample", "buys", "reshuffling"]
 Family = Literal[
     "quadratic", "cosh-y", "cosh-x", "oscillating", "cosine", "log-cosh", "quadratics", "exponentials"
 ]  # fmt: skip
-PAIRED = {"log-cosh", "exponentials"}  # families whose components come in pairs
 Order = Literal["reshuffle", "once", "replace"]
 Oracle = Literal["two-sided", "one-sided", "exact"]
 Rule = Literal["two", "one"]
@@ -242,18 +241,6 @@ class Rates:
             raise BadInput(
                 f"--law gaussian with --families {steep[0]}: it grows exponentially, and after one step with Gaussian "
                 "directions E f is infinite; use --law sphere, or cosh-y"
-            )
-        odd = [n for n in (self.ns if self.every else self.ns[:1]) if n % 2]
-        paired = [one for one in self.families if one in PAIRED]
-        if odd and paired:
-            raise BadInput(
-                f"--ns {odd[0]} with --families {paired[0]}: its components come in pairs; use even numbers, or others "
-                "of the families"
-            )
-        still = [s for s in (self.sigmas if self.every else self.sigmas[:1]) if not s]
-        if still and paired:
-            raise BadInput(
-                f"--sigmas 0 with --families {paired[0]}: its components differ by sigma; use a positive one"
             )
 
     def plan(self) -> str:
