@@ -28,7 +28,7 @@ class Draws(Protocol):
         ...
 
     def direction(self, epoch: int, step: int, live: Tensor) -> Tensor:
-        """Directions v of one step, fp64 [A, d_x]."""
+        """Directions v, fp64 [A, d_x]; `step` counts those of an epoch, q of each step in turn."""
         ...
 
 
@@ -38,7 +38,7 @@ class Given:
 
     Attributes:
         orders: int64 [T, R, n].
-        directions: fp64 [T, n, R, d_x].
+        directions: fp64 [T, n q, R, d_x].
     """
 
     orders: Tensor

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from smoothlab.objectives import Objective
+from smoothlab.objectives import FiniteSum
 from smoothlab.reshuffling import Algorithm1
 
 
@@ -22,7 +22,7 @@ class Plain(NamedTuple):
     diverged: bool
 
 
-def one_replica(how: Algorithm1, objective: Objective, z0: Tensor, orders: Tensor, directions: Tensor) -> Plain:
+def one_replica(how: Algorithm1, objective: FiniteSum, z0: Tensor, orders: Tensor, directions: Tensor) -> Plain:
     """Algorithm 1 as the paper prints it, on given draws.
 
     Args:
@@ -30,11 +30,11 @@ def one_replica(how: Algorithm1, objective: Objective, z0: Tensor, orders: Tenso
         objective: the finite sum.
         z0: where it starts, [d].
         orders: [T, n].
-        directions: fp64 [T, n, d_x].
+        directions: fp64 [T, n q, d_x], q of each step in turn.
     """
 
     def f(z: Tensor, i: int) -> float:
-        return float(objective.value(z) + objective.shifts[i] @ z)
+        return float(objective.value_of(z, i))
 
     z, d_x, mu = z0.double().clone(), objective.d_x, how.mu
     total_x, total_y, left, reached = 0.0, 0.0, -1, -1
@@ -51,17 +51,18 @@ def one_replica(how: Algorithm1, objective: Objective, z0: Tensor, orders: Tenso
         if t == how.epochs or (how.halt and max(left, reached) >= 0):
             return Plain(t, total_x / t if t else math.nan, total_y / t if t else math.nan, z, left, reached, False)
         total_x, total_y = total_x + square_x, total_y + square_y
-        for i, v in zip(orders[t].tolist(), directions[t], strict=True):
-            g = objective.gradient(z) + objective.shifts[i]
-            step = torch.zeros_like(z)
-            step[:d_x] = mu * v
-            if how.oracle == "exact":
-                ghat = g[:d_x]
-            elif mu == 0:
-                ghat = (g[:d_x] @ v) * v
-            elif how.oracle == "one-sided":
-                ghat = (f(z + step, i) - f(z, i)) / mu * v
-            else:
-                ghat = (f(z + step, i) - f(z - step, i)) / (2 * mu) * v
+        for i, several in zip(orders[t].tolist(), directions[t].split(how.q), strict=True):
+            g = objective.gradient_of(z, i)
+            ghat = g[:d_x] if how.oracle == "exact" else torch.zeros_like(g[:d_x])
+            for v in several if how.oracle != "exact" else ():
+                step = torch.zeros_like(z)
+                step[:d_x] = mu * v
+                if mu == 0:
+                    slope = float(g[:d_x] @ v)
+                elif how.oracle == "one-sided":
+                    slope = (f(z + step, i) - f(z, i)) / mu
+                else:
+                    slope = (f(z + step, i) - f(z - step, i)) / (2 * mu)
+                ghat = ghat + slope * v / how.q
             z = torch.cat([z[:d_x] - how.eta_x * ghat, z[d_x:] - how.eta_y * g[d_x:]])
     raise AssertionError("unreachable: epoch T returns")

@@ -25,14 +25,16 @@ class Setting:
     """What the theorems are given.
 
     Attributes:
-        ell_x: of f and of every component (for shifts <c_i, z>, of equal Hessians: L_max = L on a sublevel set).
+        ell_x: of f and of every component, at ||grad f|| (for shifts <c_i, z>, of equal Hessians, both are the same;
+            for sums whose components curve differently the components' is the larger one, the paper's L_{x,max}).
         ell_y: likewise.
         gap: Delta = f(z_0) - f*.
         n: number of components.
         d: dimension of x, the block that is perturbed.
-        sigma2_x: sigma_x^2.
+        sigma2_x: sigma_x^2; B.6' needs it at the start of each epoch only, so that where variances are unbounded, that
+            of a sublevel set will do for an iterate that is stopped when it leaves the set.
         sigma2_y: sigma_y^2.
-        spread: max_i sup_z ||grad f_i - grad f||, for the high-probability theorem.
+        spread: max_i sup_z ||grad f_i - grad f||, for the high-probability theorem: where ||grad f|| <= 2G.
     """
 
     ell_x: Ell
@@ -266,6 +268,10 @@ def in_expectation(setting: Setting, eps: float, smoothness: float) -> Horizon:
 
         nT = O(L Delta [d sigma_x^2 eps^-4 + sqrt(n) sigma eps^-3 + (n + d) eps^-2])
 
+    If sigma holds where f - f* <= F only (components that curve differently), all of it stays true of the iterate that
+    is stopped at tau = min{t: f(z_t) - f* > F}: (1/T) sum_{t < tau}; and as noise T <= 3 Delta, E f(z_tau) - f* <=
+    4 Delta, so that P(tau < T) <= 4 Delta/F by Markov.
+
     Args:
         setting: the problem; its ell are not used.
         eps: accuracy.
@@ -299,6 +305,13 @@ def with_high_probability(setting: Setting, eps: float, delta: float) -> Horizon
     and noise <= Delta/T; then (1/T) sum ||grad f||^2 <= eps^2 with probability >= 1 - delta for
     T = 16 Delta/(delta eps^2 n min(eta_x, 3 eta_y/2)). Here eta_y = 2 eta_x/3, a quarter of Delta/T and of r is mu's,
     and eta_x is the largest that meets them, by bisection: every condition is easier with a smaller one.
+
+    At small eps the noise 6 n (d + 1) L_x eta_x^2 sigma_x^2 T <= 3 Delta/4 rules, and
+
+        nT = 2048 (d + 1) Delta L_x(F) sigma_x(F)^2 eps^-4 delta^-2,   F = 4 Delta/delta.
+
+    So nT is delta^-2 exactly where ell_x and sigma are bounded, whatever ell_y is (`delta_exponent`); with ell affine
+    in both blocks it is delta^-3, since L_x(F) grows as F.
     """
     _accuracy(eps, delta)
     s, F = setting, 4 * setting.gap / delta
@@ -322,6 +335,33 @@ def with_high_probability(setting: Setting, eps: float, delta: float) -> Horizon
         middle = math.sqrt(low * high)
         low, high = (middle, high) if at(middle)[0] else (low, middle)
     return at(low)[1]
+
+
+def delta_exponent(rho_x: float, rho: float, growth: float = 0.0) -> float:
+    """Exponent of nT in delta for `with_high_probability`, eps -> 0 first, then delta -> 0.
+
+    With ell_x of order u^rho_x and max(ell_x, ell_y) of order u^rho, Phi(G) = F gives G of order F^(1/(2 - rho)), hence
+    L_x(F) = ell_x(2G) of order F^(rho_x/(2 - rho)), F = 4 Delta/delta; and with sigma_x^2 of order F^growth on
+    f - f* <= F, nT ~ L_x(F) sigma_x(F)^2 delta^-2 has the exponent
+
+        -(2 + rho_x/(2 - rho) + growth).
+
+    -2 where ell_x is bounded (rho_x = 0, ell_y may be what it likes) and sigma is, too; -2 - 1/3 for 1 + sqrt(u), -3
+    for affine ell in both blocks, where slopes at delta of 0.01 to 0.2 are still -2.92 to -2.97; -3 for quadratics with
+    Hessians of their own (rho = 0, growth 1), -5 for sums of exponentials (rho = 1, growth 2). Slowly varying factors,
+    as of ell = 1 + log(1 + u), change none of it.
+
+    Args:
+        rho_x: index of ell_x, from 0 to rho.
+        rho: index of the larger ell, below 2.
+        growth: index of sigma_x^2 in F.
+
+    Raises:
+        BadInput: an index out of range.
+    """
+    if not (0 <= rho_x <= rho < 2 and growth >= 0):
+        raise BadInput(f"rho_x = {rho_x}, rho = {rho}, growth = {growth}: use 0 <= rho_x <= rho < 2 and growth >= 0")
+    return -(2 + rho_x / (2 - rho) + growth)
 
 
 def _accuracy(eps: float, delta: float) -> None:

@@ -4,6 +4,7 @@ PROBLEMS are tiny modules whose forward is the loss on data of their own, so tha
 SPECTRA are eigenvalues for the norms. `DenseHessian` is the Hessian protocol on a matrix that is known.
 ESTIMATORS are zeroth-order estimators on blocks of any shapes, `Polynomial` a loss whose derivatives are known.
 OBJECTIVES are synthetic finite sums, E1 to E9 those of theory.md E; FAMILIES and COUPLINGS is what they are made of.
+CURVED are finite sums whose components have Hessians of their own.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +26,7 @@ from smoothlab.objectives import (
     CosineCoupling,
     Coupling,
     Exponential,
+    FiniteSum,
     LogCoshCoupling,
     Objective,
     Oscillating,
@@ -32,7 +34,10 @@ from smoothlab.objectives import (
     ProductCoupling,
     Psi,
     QuadraticCoupling,
+    exponential_sum,
+    log_cosh_sum,
     objective,
+    quadratic_sum,
 )
 from smoothlab.objectives import Quadratic as QuadraticPsi
 from smoothlab.streams import Directions
@@ -485,4 +490,12 @@ OBJECTIVES: dict[str, Objective] = {
     "log cosh, hidden": _sum(Cosh(1.0, 5.0), QuadraticPsi(0.01), LogCoshCoupling(2.0, 1.0, 0.1), d_x=1, d_y=1),
     "quadratic, hidden": _sum(Cosh(1.0, 5.0), QuadraticPsi(0.01), QuadraticCoupling(1.0, 1.0, 0.1), d_x=1, d_y=1),
     "cosh alone": _sum(Cosh(1.0, 1.0), Cosh(1.0, 1.0), n=1, sigma=0.0, d_x=1, d_y=1),
+}
+
+CURVED: dict[str, FiniteSum] = {
+    "log cosh": log_cosh_sum(0.1, (1.0, 0.3), 2.0, n=4),
+    "quadratics": quadratic_sum(3.0, 0.5, 0.8, sigma=0.7, n=3),
+    "indefinite quadratics": quadratic_sum(1.0, 1.0, 2.0, sigma=0.5, d_x=2, d_y=1, n=4),
+    "exponentials": exponential_sum((1.0, 0.3), (0.3, 0.6), n=4),
+    "exponentials, one pair": exponential_sum(1.0, (0.2, 0.2), d_x=2, d_y=1, n=2),
 }

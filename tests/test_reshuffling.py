@@ -17,7 +17,7 @@ from smoothlab.errors import BadInput
 from smoothlab.objectives import (
     Cosh,
     CosineCoupling,
-    Objective,
+    FiniteSum,
     Oscillating,
     Power,
     Quadratic,
@@ -25,16 +25,19 @@ from smoothlab.objectives import (
     objective,
 )
 from smoothlab.one_replica import one_replica
-from smoothlab.reshuffling import Algorithm1, Result
+from smoothlab.replica_groups import Result
+from smoothlab.reshuffling import Algorithm1
 from smoothlab.zeroth import ZerothOrder
+from tests.cases import CURVED
 
-OBJECTIVES = {
+OBJECTIVES: dict[str, FiniteSum] = {
     "quadratic": objective(Quadratic(3.0), Quadratic(0.5), d_x=4, d_y=2, n=3, sigma=0.7),
     "coupled": objective(Quadratic(3.0), Quadratic(0.5), QuadraticCoupling(0.4, 1.0, 0.5), n=3, sigma=0.7),
     "no noise": objective(Quadratic(3.0), Quadratic(0.5), d_x=2, d_y=1, n=2),
     "one summand": objective(Oscillating(0.3, 1.75), Quadratic(3.0)),
     "cosh": objective(Cosh(1.0, 0.5), Power(1.0, 4.0), n=4, sigma=0.5),
     "non-convex": objective(Oscillating(0.3, 1.75), Quadratic(3.0), CosineCoupling(0.5, 1.0, 0.5), n=2, sigma=1.0),
+    **CURVED,
 }
 HOW = Algorithm1(eta_x=0.02, eta_y=0.05, epochs=4, law="sphere")
 ORACLES = [("exact", 0.0), ("one-sided", 0.3), ("two-sided", 0.3), ("two-sided", 0.0)]
@@ -49,17 +52,17 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def given(f: Objective, epochs: int, replicas: int, seed: int = 0) -> Given:
+def given(f: FiniteSum, epochs: int, replicas: int, seed: int = 0, q: int = 1) -> Given:
     rng = np.random.default_rng(seed)
     orders = rng.permuted(np.broadcast_to(np.arange(f.n), (epochs, replicas, f.n)), axis=2)
-    return Given(torch.from_numpy(orders), torch.from_numpy(rng.normal(size=(epochs, f.n, replicas, f.d_x))))
+    return Given(torch.from_numpy(orders), torch.from_numpy(rng.normal(size=(epochs, f.n * q, replicas, f.d_x))))
 
 
 class Recorded:
     """The draws of another, kept by replica."""
 
-    def __init__(self, draws: Draws, epochs: int, f: Objective, replicas: int) -> None:
-        self.draws, self.kept = draws, given(f, epochs, replicas)
+    def __init__(self, draws: Draws, epochs: int, f: FiniteSum, replicas: int, q: int = 1) -> None:
+        self.draws, self.kept = draws, given(f, epochs, replicas, q=q)
 
     def order(self, epoch: int, live: Tensor) -> Tensor:
         order = self.draws.order(epoch, live)
@@ -72,7 +75,7 @@ class Recorded:
         return v
 
 
-def same_as_plain(how: Algorithm1, f: Objective, z0: Tensor, draws: Given, found: Result) -> None:
+def same_as_plain(how: Algorithm1, f: FiniteSum, z0: Tensor, draws: Given, found: Result) -> None:
     # To rounding: the plain loop sums inner products in another order, and differences include <c_i, z>, which the
     # engine takes out. 24 steps of at most 1e-13 of a value each.
     for r in range(len(found.epochs)):
@@ -83,12 +86,26 @@ def same_as_plain(how: Algorithm1, f: Objective, z0: Tensor, draws: Given, found
             np.testing.assert_allclose(getattr(found, name)[r], value, rtol=1e-10, atol=1e-12, err_msg=name)
 
 
+@pytest.mark.parametrize("q", [1, 3])
 @pytest.mark.parametrize(("name", "oracle"), list(product(OBJECTIVES, ORACLES)), ids=str)
-def test_replicas_are_the_plain_loop_on_the_same_draws(name: str, oracle: tuple[Any, float]) -> None:
+def test_replicas_are_the_plain_loop_on_the_same_draws(name: str, oracle: tuple[Any, float], q: int) -> None:
     f = OBJECTIVES[name]
-    how, z0 = replace(HOW, oracle=oracle[0], mu=oracle[1]), torch.linspace(-1, 1.5, f.dim).double()
-    draws = given(f, how.epochs, 5)
+    how, z0 = replace(HOW, oracle=oracle[0], mu=oracle[1], q=q), torch.linspace(-1, 1.5, f.dim).double()
+    draws = given(f, how.epochs, 5, q=q)
     same_as_plain(how, f, z0, draws, how.run(f, z0, 5, draws=draws))
+
+
+def test_a_thousand_replicas_of_sums_that_curve_differently_are_the_plain_loop() -> None:
+    """Ten of the thousand are replayed; the first step of all is that of the mean of their q estimates."""
+    how, count = replace(HOW, epochs=3, q=2, mu=0.1), 1000
+    for name, f in CURVED.items():
+        recorded = Recorded(Fresh((3,), f.n, f.d_x, "reshuffle", "sphere"), how.epochs, f, count, q=2)
+        found = how.run(f, torch.ones(f.dim).double(), count, draws=recorded)
+        assert len({tuple(z) for z in found.z}) == count, name
+        for r in range(0, count, 100):
+            kept = recorded.kept
+            plain = one_replica(how, f, torch.ones(f.dim), kept.orders[:, r], kept.directions[:, :, r])
+            np.testing.assert_allclose(found.z[r], plain.z.numpy(), rtol=1e-10, atol=1e-12, err_msg=name)
 
 
 @pytest.mark.parametrize(
@@ -267,6 +284,8 @@ def test_a_first_order_is_kept_by_replica() -> None:
         ({"above": -1.0}, "above = -1.0"),
         ({"below": float("nan")}, "below = nan"),
         ({"precision": "bfloat16"}, "precision 'bfloat16' is unknown"),
+        ({"q": 0}, "q = 0 directions a step: use an integer of at least 1"),
+        ({"q": 1.5}, "q = 1.5 directions a step"),
     ],
 )
 def test_bad_options_are_named(change: dict, words: str) -> None:

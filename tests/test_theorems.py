@@ -14,9 +14,9 @@ import pytest
 from numpy.typing import ArrayLike
 
 from smoothlab.errors import BadInput
-from smoothlab.theorems import Setting, descent, in_expectation, theorem_c1, with_high_probability
+from smoothlab.theorems import Setting, delta_exponent, descent, in_expectation, theorem_c1, with_high_probability
 from smoothlab.theory import Array
-from tests.cases import OBJECTIVES
+from tests.cases import CURVED, OBJECTIVES
 
 
 def one(u: ArrayLike) -> Array:
@@ -124,6 +124,7 @@ def test_t_of_c1_is_eps_to_the_minus_4_without_n_or_d() -> None:
     assert theorem_c1(s, 0.1, 0.1).T == pytest.approx(1536 * 10 * 100, rel=0.01)
 
 
+@pytest.mark.check
 def test_t_of_c1_hides_delta_in_l_of_f() -> None:
     """theory.md B: F is 1/delta, so that (L0, L1)-smooth f need T in proportion to delta^-2."""
     s = Setting(affine, affine, 1.0, 32, 10, 1.0, 0.0)
@@ -213,12 +214,143 @@ def test_exponents_of_the_corrected_theorems() -> None:
     assert with_high_probability(s, 1e-4, 0.05).gradients / base == pytest.approx(4, rel=1e-3)
 
 
+# Values worked out by hand, so that no constant of the theorems is checked by the function that holds it
+
+
+HAND = Setting(one, one, 1.0, 4, 3, 0.5, 0.25)  # Delta = 1, n = 4, d = 3, sigma_x^2 = 1/2, sigma_y^2 = 1/4
+
+
+def test_b6_term_by_term() -> None:
+    """eta_x = .01, eta_y = .02, mu = .1, L_x = 2, L_y = 3.
+
+    theta = 4 max(.02, .06) = .24; drift = .01 * 2 * 4 = .08.
+    theta^2 (eta_x sigma_x^2 + eta_y sigma_y^2) = .0576 (.005 + .005) = .000576
+    6 n (d + 1) L_x eta_x^2 sigma_x^2           = 6 * 4 * 4 * 2 * .0001 * .5 = .0096
+    3 n eta_x beta^2, beta^2 = .01 * 4 * 3      = 12 * .01 * .12 = .0144
+    2 n eta_x^2 L_x v, v = .04 * 105/2 = 2.1    = 8 * .0001 * 2 * 2.1 = .00336, 105 = 3 * 5 * 7 = E ||v||^6
+    """
+    r = descent(HAND, 0.01, 0.02, 0.1, 2.0, 3.0)
+    assert (r.theta, r.drift) == (pytest.approx(0.24), pytest.approx(0.08)) and not r.holds
+    assert (r.decrease_x, r.decrease_y) == (pytest.approx(0.01), pytest.approx(0.03))
+    assert r.noise == pytest.approx(0.000576 + 0.0096 + 0.0144 + 0.00336, rel=1e-12)
+    assert descent(replace(HAND, sigma2_x=0.0, sigma2_y=0.0), 0.01, 0.02, 0.1, 2.0, 3.0).noise == pytest.approx(0.01776)
+    assert descent(HAND, 0.01, 0.02, 0.0, 2.0, 3.0).noise == pytest.approx(0.010176)
+
+
+def test_the_sixth_moment_in_b6_is_that_of_directions() -> None:
+    """E ||v||^6 = d (d + 2)(d + 4), from what mu adds to the noise of B.6' and from 400,000 directions."""
+    rng = np.random.default_rng(0)
+    for d in (1, 2, 5):
+        sixth = (rng.standard_normal((400_000, d)) ** 2).sum(1) ** 3
+        eta, mu = 0.01, 0.2  # n = 1, L = 1: noise = 3 eta mu^2 d + eta^2 mu^2 E ||v||^6
+        noise = descent(Setting(one, one, 1.0, 1, d, 0.0, 0.0), eta, eta, mu, 1.0, 1.0).noise
+        implied = (noise - 3 * eta * mu**2 * d) / (eta * mu) ** 2
+        assert abs(sixth.mean() - implied) < 4 * sixth.std() / len(sixth) ** 0.5
+        assert abs(sixth.mean() - implied * (d + 2) / (d + 4)) > 8 * sixth.std() / len(sixth) ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("change", "eps", "eta", "T"),
+    [
+        # eps^2/(96 (d + 1) L sigma_x^2) = .01/(96 * 4 * 2 * .5) = .01/384; T = 16/(4 eta .01) = 1600 * 384 * 25
+        ({}, 0.1, 0.01 / 384, 15_360_000),
+        # the same at eps = .8: .64/384 = 1/600; T = 16 * 600/(4 * .64)
+        ({}, 0.8, 1 / 600, 3750),
+        # eps/(4 sqrt(n) L sigma) = .1/(4 * 2 * 2 * 5) = 1/800; T = 16 * 800/(4 * .01)
+        ({"sigma2_x": 0.0, "sigma2_y": 25.0}, 0.1, 1 / 800, 320_000),
+        # 1/(64 L (d + 1)) = 1/512; T = 16 * 512/(4 * .01)
+        ({"sigma2_x": 0.0}, 0.1, 1 / 512, 204_800),
+        # 1/(8 n L) = 1/640; T = 16 * 640/(40 * .01)
+        ({"n": 40, "sigma2_x": 0.0, "sigma2_y": 0.0}, 0.1, 1 / 640, 25_600),
+    ],
+)
+def test_rates_in_expectation(change: dict, eps: float, eta: float, T: int) -> None:  # noqa: N803
+    r = in_expectation(replace(HAND, **change), eps, 2.0)
+    assert r.eta_x == r.eta_y == pytest.approx(eta, rel=1e-12)
+    assert abs(r.T - T) <= 1, "rounding may take the ceiling one up"
+    # mu^2 [3 n eta L^2 d + n eta^2 L^3 d (d + 2)(d + 4)] = (eps^2/4)(n eta/4), d = 3: 36 and 840
+    n = r.n
+    assert r.mu**2 * (36 * n * eta + 840 * n * eta**2) == pytest.approx(eps**2 * n * eta / 16, rel=1e-9)
+
+
+def test_how_far_the_theorem_in_expectation_is_from_sharp() -> None:
+    """At its eta the pair's floor eta L (d + 1) sigma^2/2 is eps^2/192, by the exact recursion: 96 is not an 8."""
+    pair = Pair(10, 4.0, 1.0)
+    r = in_expectation(pair.setting, 0.05, 1.0)
+    assert r.eta_x == pytest.approx(0.05**2 / (96 * 11 * 4), rel=1e-12)
+    assert pair.average(r.eta_x, 10**13) / 0.05**2 == pytest.approx(1 / 192, rel=0.01)
+    assert pair.average(200 * r.eta_x, 10**13) > 0.05**2 > pair.average(180 * r.eta_x, 10**13)
+
+
+def test_rates_with_high_probability() -> None:
+    """ell = 1, Delta = 1, delta = 1/2: F = 8, G = sqrt(2F) = 4, r = G, G_max = 2G = 8.
+
+    At small eps 6 (d + 1) eta sigma_x^2 * 16/(delta eps^2) = 3/4 (a quarter of Delta is mu's): eta = delta eps^2/(128
+    (d + 1) sigma_x^2), and nT = 16/(delta eps^2 eta) = 2048 (d + 1) sigma_x^2/(delta^2 eps^4). Without noise n eta (d +
+    2/3) G_max = r at n = 64, d = 10: eta = 1/(2 * 64 * 32/3).
+    """
+    s = Setting(one, one, 1.0, 2, 3, 0.5, 0.0)
+    r = with_high_probability(s, 1e-5, 0.5)
+    assert (r.F, r.G, r.L_x, r.L_y) == (8, pytest.approx(4), 1, 1)
+    assert r.gradients * 1e-20 == pytest.approx(2048 * 4 * 0.5 * 4, rel=1e-6)
+    assert r.eta_x == pytest.approx(0.5 * 1e-10 / (128 * 4 * 0.5), rel=1e-6) == pytest.approx(1.5 * r.eta_y, rel=1e-6)
+    quiet = with_high_probability(Setting(one, one, 1.0, 64, 10, 0.0, 0.0), 1e-4, 0.5)
+    assert quiet.eta_x == pytest.approx(3 / (2 * 64 * 32), rel=1e-3)
+    apart = with_high_probability(Setting(one, one, 1.0, 64, 10, 0.0, 0.0, spread=8.0), 1e-4, 0.5)
+    assert apart.eta_x == pytest.approx(quiet.eta_x / 2, rel=1e-3), "G_max = 2G + spread = 16"
+
+
+# The exponent in delta
+
+
+def power(rho: float):  # type: ignore[no-untyped-def]
+    return lambda u: 1 + np.asarray(u, dtype=float) ** rho if rho else one(u)
+
+
+def delta_slope(setting, eps: float, high: float, low: float) -> float:  # type: ignore[no-untyped-def]
+    t = [with_high_probability(setting(delta), eps, delta).gradients for delta in (high, low)]
+    return math.log(t[0] / t[1]) / math.log(high / low)
+
+
+@pytest.mark.parametrize(
+    ("rho_x", "rho_y", "expected"),
+    [(0, 0, -2), (0, 1, -2), (0.5, 0.5, -7 / 3), (0.5, 1, -2.5), (1, 0, -3), (1, 1, -3), (1.5, 1.5, -5)],
+)
+def test_for_which_ell_the_exponent_in_delta_is_minus_2(rho_x: float, rho_y: float, expected: float) -> None:
+    """-2 for bounded ell_x, whatever ell_y is; -(2 + rho_x/(2 - rho)) else, in the limit eps -> 0, then delta -> 0."""
+    s = Setting(power(rho_x), power(rho_y), 1.0, 8, 10, 0.5, 0.5)
+    assert delta_exponent(rho_x, max(rho_x, rho_y)) == pytest.approx(expected)
+    assert delta_slope(lambda _: s, 1e-5, 1e-5, 1e-6) == pytest.approx(expected, abs=0.005)
+
+
+def test_affine_ell_is_not_at_its_limit_at_the_delta_of_the_sweep() -> None:
+    """-2.95 between delta = .2 and .0125, which goes to -3: Phi(u) of 1 + u has a logarithm."""
+    s = Setting(affine, affine, 1.0, 8, 10, 0.5, 0.5)
+    assert delta_slope(lambda _: s, 1e-3, 0.2, 0.0125) == pytest.approx(-2.946, abs=0.002)
+
+
+@pytest.mark.parametrize(
+    ("name", "rho", "growth", "expected"),
+    [("log cosh", 0, 0, -2), ("quadratics", 0, 1, -3), ("exponentials, one pair", 1, 2, -5)],
+)
+def test_unbounded_variance_costs_more_than_delta_squared(  # what F = 4 Delta/delta adds
+    name: str, rho: float, growth: float, expected: float
+) -> None:
+    f = CURVED[name]
+    assert delta_exponent(rho, rho, growth) == expected
+    slope = delta_slope(lambda delta: f.setting(1.0, 4 / delta), 1e-6, 1e-5, 1e-6)
+    assert slope == pytest.approx(expected, abs=0.005)
+
+
 def test_bad_input_is_refused() -> None:
     s = Setting(one, one, 1.0, 2, 10, 1.0, 0.0)
     for eps, delta in ((0.0, 0.1), (math.nan, 0.1), (math.inf, 0.1), (0.1, 0.0), (0.1, 1.0), (0.1, math.nan)):
         for theorem in (theorem_c1, with_high_probability):
             with pytest.raises(BadInput, match="eps is|delta is"):
                 theorem(s, eps, delta)
+    for indices in ((1.0, 0.5), (0.0, 2.0), (-1.0, 0.0), (0.0, 0.0, -1.0), (math.nan, 1.0)):
+        with pytest.raises(BadInput, match="rho_x = "):
+            delta_exponent(*indices)
     with pytest.raises(BadInput, match="T is 0"):
         theorem_c1(s, 0.1, 0.1, T=0)
     for mu in (-1e-9, 1.0, math.nan):

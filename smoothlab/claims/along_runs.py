@@ -10,7 +10,7 @@ from torch import Tensor
 from smoothlab.claims import exact
 from smoothlab.claims.claim import Certificate, Claim, Finding
 from smoothlab.claims.courses import Course, along, courses, diagonal, ellipsoid, ells, length
-from smoothlab.objectives import Objective
+from smoothlab.objectives import FiniteSum
 from smoothlab.theory import Array, largest, phi
 
 TESTS = "tests/claims/test_along_runs.py::"
@@ -19,14 +19,14 @@ ROUNDING = 1e-9  # of quotients
 LAMBDAS = np.geomspace(1, 1e8, 200)
 
 
-def t1_ratio(f: Objective, z: Tensor) -> Array:
+def t1_ratio(f: FiniteSum, z: Tensor) -> Array:
     """Phi(||grad f||)/(f - f*) at z [N, d]."""
     gap = (f.value(z) - f.f_star).numpy()
     bound = phi(largest(f.ell_x, f.ell_y), f.gradient(z).norm(dim=-1).numpy())
     return np.divide(bound, gap, out=np.full_like(gap, np.nan), where=gap > SMALL)
 
 
-def t2_ratio(f: Objective, z: Tensor) -> Array:
+def t2_ratio(f: FiniteSum, z: Tensor) -> Array:
     """Left over right of T2 with the smallest lambda of a grid from 1 to 1e8 that it allows."""
     gap, g = (f.value(z) - f.f_star).numpy(), f.gradient(z)
     u, squares = g.norm(dim=-1).numpy(), g.square().numpy()
@@ -39,7 +39,7 @@ def t2_ratio(f: Objective, z: Tensor) -> Array:
     return np.divide(left / 2, gap, out=np.full_like(gap, np.nan), where=kept)
 
 
-def b1_ratios(f: Objective, z: Tensor, seed: int = 0) -> dict[str, Array]:
+def b1_ratios(f: FiniteSum, z: Tensor, seed: int = 0) -> dict[str, Array]:
     """B.1' around z [N, d], at points s on the edge of its ellipsoid: measured/allowed of each of its statements."""
     s, D, G = ellipsoid(f, z, seed)  # noqa: N806
     g, there, far = f.gradient(z), f.gradient(z + s), length(D, s)
@@ -56,7 +56,7 @@ def b1_ratios(f: Objective, z: Tensor, seed: int = 0) -> dict[str, Array]:
     return {what: np.where(G > 1e-6, ratio, np.nan) for what, ratio in found.items()}
 
 
-def flow_ratios(f: Objective, z: Tensor) -> dict[str, Array]:
+def flow_ratios(f: FiniteSum, z: Tensor) -> dict[str, Array]:
     """The proofs' steps at z [N, d]: what they use of Hess f <= D, and Phi(u) >= u^2/(2 lM(u))."""
     g, H = f.gradient(z), f.hessian(z)  # noqa: N806
     u = g.norm(dim=-1).numpy()
@@ -73,7 +73,7 @@ def flow_ratios(f: Objective, z: Tensor) -> dict[str, Array]:
     }
 
 
-def hessian_ratios(f: Objective, z: Tensor, seed: int = 0) -> dict[str, Array]:
+def hessian_ratios(f: FiniteSum, z: Tensor, seed: int = 0) -> dict[str, Array]:
     """B.1's proof inside the ellipsoid: -D <= Hess f <= D, and ||H s|| <= sqrt(lM) ||s||_D, which is at most G."""
     s, D, _ = ellipsoid(f, z, seed)  # noqa: N806
     inside = torch.from_numpy(np.random.default_rng(seed).random((len(s), 1))) * s

@@ -15,21 +15,24 @@ from smoothlab.intervals import Interval
 from smoothlab.objectives import (
     Cosh,
     CosineCoupling,
+    FiniteSum,
     LogCoshCoupling,
-    Objective,
     Oscillating,
     Power,
     ProductCoupling,
     Quadratic,
     QuadraticCoupling,
+    exponential_sum,
+    log_cosh_sum,
     objective,
+    quadratic_sum,
 )
 from smoothlab.reshuffling import Algorithm1
-from smoothlab.theory import Array
+from smoothlab.theory import Array, constants
 
 LEVEL, EPOCHS, REPLICAS, MU = 10.0, 30, 24, 1e-2
 LEVELS = torch.logspace(-3, 0, REPLICAS, dtype=torch.float64) * LEVEL
-PROBLEMS: dict[str, Objective] = {
+PROBLEMS: dict[str, FiniteSum] = {
     "quadratic": objective(Quadratic(10.0), Quadratic(0.5), QuadraticCoupling(2.0), n=4, sigma=0.5),
     "cosh in y": objective(Quadratic(3.0), Cosh(1.0, 0.5), n=4, sigma=0.5),
     "power": objective(Power(1.0, 3.0), Quadratic(1.0), n=4, sigma=0.5),
@@ -37,9 +40,13 @@ PROBLEMS: dict[str, Objective] = {
     "cosine": objective(Quadratic(2.0), Quadratic(0.5), CosineCoupling(1.5), n=4, sigma=0.5),
     "cosh, log cosh": objective(Cosh(1.0, 0.5), Cosh(0.1, 2.0), LogCoshCoupling(1.5), n=4, sigma=0.5),
     "product": objective(Quadratic(2.0), Quadratic(0.5), ProductCoupling(1.0), n=4, sigma=0.5),
+    "log cosh sum": log_cosh_sum(0.2, (1.5, 0.5), 1.5),
+    "quadratic sum": quadratic_sum(2.0, 0.5, 1.2, sigma=0.5),
+    "exponential sum": exponential_sum((1.0, 0.5), (0.6, 0.4)),
 }
-"""n = 4, d_x = 3, d_y = 2, sigma = 1/2; "quadratic" and "cosine" are smooth everywhere with one constant."""
-SMOOTH = ("quadratic", "cosine")
+"""n = 4, d_x = 3, d_y = 2, sigma = 1/2 but for the sums of log cosh and of exponentials; components of the last three
+curve differently. Those of SMOOTH are smooth everywhere with one constant, and so are all their components."""
+SMOOTH = ("quadratic", "cosine", "log cosh sum", "quadratic sum")
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,7 @@ class Course:
     """
 
     name: str
-    f: Objective
+    f: FiniteSum
     how: Algorithm1
     z: Tensor
 
@@ -71,8 +78,8 @@ def courses(seed: int) -> tuple[Course, ...]:
     for number, (name, f) in enumerate(PROBLEMS.items()):
         way = torch.randn(REPLICAS, f.dim, generator=torch.Generator().manual_seed(100 * seed + number),
                           dtype=torch.float64)  # fmt: skip
-        z, c = [f.at_level(way, LEVELS)], f.constants(LEVEL)
-        eta_x, eta_y = rates(f, c.L_x_near, c.L_y_near)
+        z, (l_x, l_y) = [f.at_level(way, LEVELS)], near(f)
+        eta_x, eta_y = rates(f, l_x, l_y)
         how = Algorithm1(eta_x, eta_y, 1, law="sphere", mu=MU)
         for t in range(EPOCHS):
             z.append(torch.from_numpy(how.run(f, z[-1], REPLICAS, seed=(seed, number, t)).z))
@@ -80,7 +87,13 @@ def courses(seed: int) -> tuple[Course, ...]:
     return tuple(found)
 
 
-def rates(f: Objective, l_x: float, l_y: float) -> tuple[float, float]:
+def near(f: FiniteSum) -> tuple[float, float]:
+    """L_x and L_y of every component in the neighborhood of f - f* <= LEVEL (B.1 corrected)."""
+    c = constants(f.component_ell_x, f.component_ell_y, LEVEL)
+    return c.L_x_near, c.L_y_near
+
+
+def rates(f: FiniteSum, l_x: float, l_y: float) -> tuple[float, float]:
     """The largest that B.6' allows: n eta L <= 1/8, eta_x L_x (d + 1) <= 1/64."""
     return min(1 / (8 * f.n), 1 / (64 * (f.d_x + 1))) / l_x, 1 / (8 * f.n * l_y)
 
@@ -91,12 +104,12 @@ def epochs(course: Course, z: Tensor, replicas: int, seed: int, count: int = 1) 
     return torch.from_numpy(how.run(course.f, z, replicas, seed=(seed, 7)).z)
 
 
-def ells(f: Objective, u: ArrayLike) -> tuple[Array, Array]:
+def ells(f: FiniteSum, u: ArrayLike) -> tuple[Array, Array]:
     """Ell_x and ell_y."""
     return np.asarray(f.ell_x(u)), np.asarray(f.ell_y(u))
 
 
-def diagonal(f: Objective, ell_x: Array, ell_y: Array) -> Array:
+def diagonal(f: FiniteSum, ell_x: Array, ell_y: Array) -> Array:
     """D [..., d]."""
     return np.concatenate([np.repeat(ell_x[..., None], f.d_x, -1), np.repeat(ell_y[..., None], f.d_y, -1)], -1)
 
@@ -136,7 +149,7 @@ def in_mean(what: str, measured: dict[str, Interval], cases: int) -> Search:
     return Search(what, "printed", cases, 0, 1 - (surely if surely > 1 else min(top.value, 1.0)), {}, 1.0, facts=facts)
 
 
-def ellipsoid(f: Objective, z: Tensor, seed: int) -> tuple[Tensor, Array, Array]:
+def ellipsoid(f: FiniteSum, z: Tensor, seed: int) -> tuple[Tensor, Array, Array]:
     """Points s on the edge of B.1's ellipsoid around z [N, d], ||s||_D^2 = G^2/lM(2G), G = ||grad f(z)||; D and G.
 
     Half of them random, half along D^-1 grad f, where gradients grow fastest, of both signs.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 from smoothlab.errors import BadInput
 
 if TYPE_CHECKING:
-    from smoothlab.reshuffling import Result
+    from smoothlab.replica_groups import Result
 
 Row = dict[str, Any]
 Part = Literal["rates", "noise", "hybrid"]

@@ -13,7 +13,9 @@ from smoothlab.errors import BadInput
 
 Row = dict[str, Any]
 Part = Literal["theorem", "exponents", "counterexample", "buys", "reshuffling"]
-Family = Literal["quadratic", "cosh-y", "cosh-x", "oscillating", "cosine"]
+Family = Literal[
+    "quadratic", "cosh-y", "cosh-x", "oscillating", "cosine", "log-cosh", "quadratics", "exponentials"
+]  # fmt: skip
 Order = Literal["reshuffle", "once", "replace"]
 Oracle = Literal["two-sided", "one-sided", "exact"]
 Rule = Literal["two", "one"]
@@ -54,7 +56,8 @@ class Rates:
         ratios: L_x/L_y at the minimum.
         sigmas: noise of Assumption 3.3.
         families: quadratic; cosh-y, cosh-x: (L0, L1)-smooth there; oscillating: not convex; cosine: not convex and
-            smooth everywhere.
+            smooth everywhere; components that curve differently: log-cosh, smooth everywhere; quadratics, and
+            exponentials, which are (L0, L1)-smooth: of unbounded variance.
         orders: how an epoch goes through the components.
         oracles: gradient of x.
         rules: two learning rates, or the smaller one for both.
@@ -89,7 +92,9 @@ class Rates:
     deltas: tuple[float, ...] = (0.5, 0.3)
     ratios: tuple[float, ...] = (1.0, 10.0)
     sigmas: tuple[float, ...] = (0.2, 30.0)
-    families: tuple[Family, ...] = ("quadratic", "cosh-y", "cosh-x", "cosine")
+    families: tuple[Family, ...] = (
+        "quadratic", "cosh-y", "cosh-x", "cosine", "log-cosh", "quadratics", "exponentials",
+    )  # fmt: skip
     orders: tuple[Order, ...] = ("reshuffle", "replace", "once")
     oracles: tuple[Oracle, ...] = ("two-sided", "exact")
     rules: tuple[Rule, ...] = ("two", "one")
@@ -165,9 +170,11 @@ class Rates:
 
     def measured(self, point: Row) -> list[Row]:
         """The rows of one setting."""
-        from smoothlab.experiments import rates_comparisons, rates_fits, rates_theorem
+        from smoothlab.experiments import rates_comparisons, rates_curved, rates_fits, rates_theorem
 
         how = (self.replicas, self.longest, self.seed)
+        if point["part"] == "exponents" and point["series"] in rates_curved.SERIES:
+            return rates_curved.needed(point["series"]) if point["axis"] is None else rates_curved.measured(point, *how)
         if point["part"] == "theorem":
             return rates_theorem.measured(point, *how, self.law, self.mu)
         if point["part"] == "exponents":
@@ -194,6 +201,9 @@ class Rates:
         axes = {"eps": self.fit_eps, "n": self.fit_ns, "d": self.fit_dims, "delta": self.fit_deltas}
         for series, several in (("zo", axes), ("fo-reshuffle", ("eps", "n")), ("fo-replace", ("eps",))):
             points += [{"series": series, "axis": axis, "values": list(axes[axis])} for axis in several]
+        points += [{"series": k, "axis": None} for k in ("zo-quadratics", "fo-quadratics")]
+        for series in ("zo-quadratics", "zo-log-cosh", "zo-exponentials"):
+            points.append({"series": series, "axis": "eps", "values": list(self.fit_eps)})
         return points
 
     def _counterexample(self) -> list[Row]:
@@ -234,10 +244,13 @@ class Rates:
                 if field in RANGES and one is not None and not RANGES[field][0] <= one <= RANGES[field][1]:
                     least, most = RANGES[field]
                     raise BadInput(f"{option} {one}: use a number from {least:g} to {most:.10g}")
+        if "theorem" not in self.parts:
+            return
         zeroth = {"two-sided", "one-sided"} & set(self.oracles)
-        if "theorem" in self.parts and self.law == "gaussian" and zeroth and "cosh-x" in self.families:
+        steep = [one for one in self.families if one in ("cosh-x", "exponentials")]
+        if self.law == "gaussian" and zeroth and steep:
             raise BadInput(
-                "--law gaussian with --families cosh-x: cosh grows exponentially, and after one step with Gaussian "
+                f"--law gaussian with --families {steep[0]}: it grows exponentially, and after one step with Gaussian "
                 "directions E f is infinite; use --law sphere, or cosh-y"
             )
 

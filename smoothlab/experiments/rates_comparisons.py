@@ -82,10 +82,7 @@ def reshuffling(point: Row, replicas: int, longest: int, seed: int) -> list[Row]
     means = []
     for order in ORDERS:
         this, key = problem.ordered(order), (seed, f"{point['setting']}/{order}")
-        if q > 1:
-            squares = this.several_directions(eta, late, MANY * replicas, key)
-        else:
-            squares = this.run(eta, 0.0, 2 * half, MANY * replicas, key, keep=tuple(late)).kept_x
+        squares = this.run(eta, 0.0, 2 * half, MANY * replicas, key, keep=tuple(late)).kept_x
         means.append(samples.mean_square(squares.mean(0)))
     found = intervals.quotient(*means)
     told = "better" if found.high < 1 else "worse" if found.low > 1 else "hidden"

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from smoothlab.experiments.exact_recursion import Block, Order, moment
 
 if TYPE_CHECKING:
-    from smoothlab.reshuffling import Result
+    from smoothlab.replica_groups import Result
 
 Array = NDArray[np.float64]
 
@@ -83,15 +83,13 @@ class Quadratics:
         from smoothlab.objectives import Quadratic, objective
         from smoothlab.reshuffling import Algorithm1
 
-        if self.q > 1:
-            raise ValueError("Algorithm 1 takes one direction a step: see `several_directions`")
         sigma = (math.sqrt(self.sigma2_x), math.sqrt(self.sigma2_y))
         f = objective(Quadratic(self.L_x), Quadratic(self.L_y), d_x=self.d, d_y=1, n=self.n, sigma=sigma)
         z0 = torch.full((self.d + 1,), math.sqrt(self.start_x / self.d) / self.L_x, dtype=torch.float64)
         z0[-1] = math.sqrt(self.start_y) / self.L_y
         how = Algorithm1(
             eta_x, eta_y, epochs, order=self.order, oracle=self.oracle, law=self.law, mu=self.mu, keep=keep,  # type: ignore[arg-type]
-            below=below,
+            below=below, q=self.q,
         )  # fmt: skip
         return how.run(f, z0, replicas, seed=seeded(seed))
 
@@ -99,27 +97,6 @@ class Quadratics:
         """(1/t) sum_{s < t} ||grad f(z_s)||^2 for t = 1, ..., T: [T, R]."""
         found = self.run(eta_x, eta_y, epochs, replicas, seed, keep=tuple(range(epochs)))
         return (found.kept_x + found.kept_y).cumsum(0) / np.arange(1, epochs + 1)[:, None]
-
-    def several_directions(self, eta_x: float, keep: range, replicas: int, seed: tuple[int, str]) -> Array:
-        """||grad_x f(z_t)||^2 at the epochs `keep`, [len(keep), R]: q Gaussian directions a step, block x alone."""
-        rng = np.random.default_rng(seeded(seed))
-        shifts = rng.normal(size=(self.n, self.d))
-        shifts -= shifts.mean(0)
-        shifts *= math.sqrt(self.sigma2_x / (shifts**2).sum(1).mean())
-        x = np.full((replicas, self.d), math.sqrt(self.start_x / self.d) / self.L_x)
-        kept = []
-        for t in range(keep.stop):
-            if t in keep:
-                kept.append((x**2).sum(1) * self.L_x**2)
-            if self.order == "replace":
-                orders = rng.integers(self.n, size=(replicas, self.n))
-            else:
-                orders = rng.permuted(np.broadcast_to(np.arange(self.n), (replicas, self.n)), axis=1)
-            for i in orders.T:
-                v = rng.standard_normal((replicas, self.q, self.d))
-                slopes = np.einsum("rqd,rd->rq", v, self.L_x * x + shifts[i])
-                x -= eta_x / self.q * np.einsum("rq,rqd->rd", slopes, v)
-        return np.array(kept)
 
     def ordered(self, order: Order) -> "Quadratics":
         """The same in another order."""

@@ -1,12 +1,14 @@
 """What every objective must pass, also a user's own: each check tells how many points it saw, and the smallest slack.
 
-    derivatives       gradient and Hessian against autograd
-    definition 2.1    -D <= Hess f <= D with D = diag(ell_x(u), ell_y(u)), u = ||grad f||, both signs apart
+    derivatives       gradient and Hessian against autograd, and those of every component
+    definition 2.1    -D <= Hess f <= D with D = diag(ell_x(u), ell_y(u)), u = ||grad f||, both signs apart; where
+                      components curve differently also -D <= Hess f_i <= D with the components' ell at u
     T1                Phi(u) <= f - f*,  Phi(u) = int_0^u v/max(ell_x, ell_y) dv
     T2                [||grad_x f||^2/ell_x(lambda u) + ||grad_y f||^2/ell_y(lambda u)]/2 <= f - f*  for lambda > 1 with
                       lambda^2 >= lM(lambda u)/lm(lambda u)
     coercivity        f exceeds F far out on every ray, and does not come back
-    sigma             mean ||grad f_i - grad f||^2 = sigma^2
+    sigma             mean ||grad f_i - grad f||^2 = sigma^2; where components curve differently at most sigma^2 of the
+                      sublevel set, in each block, and max_i ||grad f_i - grad f|| at most their spread
 
 T1 and T2 follow from definition 2.1 (theory.md B.2); where they fail, ell or f* is wrong. A sample cannot prove; it can
 refute, and then the point is shown.
@@ -15,6 +17,7 @@ refute, and then the point is shown.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -22,8 +25,10 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from smoothlab.errors import BadInput
+from smoothlab.objectives.component import Component
 from smoothlab.objectives.finite_sum import Objective
 from smoothlab.objectives.sublevel import Claim, climb, sample
+from smoothlab.objectives.sums import FiniteSum
 from smoothlab.theory import largest, phi
 
 _EXACT = 1e-8  # relative: rounding of f, and the error of Phi
@@ -151,8 +156,13 @@ def check_all(claim: Claim, level: float = 10.0, points: int = 10_000, seed: int
     z = sample(claim, level, points, seed)
     checks = [definition(claim, z, level, sign, seed) for sign in (1, -1)] + [t1(claim, z), t2(claim, z)]
     checks += [coercivity(claim, level, seed)]
+    if isinstance(claim, FiniteSum):
+        checks += [derivatives(claim, z[:: max(1, points // 1000)])]
     if isinstance(claim, Objective):
-        checks += [derivatives(claim, z[:: max(1, points // 1000)]), sigma(claim, z[:20])]
+        checks += [sigma(claim, z[:20])]
+    elif isinstance(claim, FiniteSum):
+        checks += [components(claim, z[::10], level, sign, seed) for sign in (1, -1)]
+        checks += [scatter(claim, z, level, seed)]
     return checks
 
 
@@ -271,13 +281,62 @@ def coercivity(claim: Claim, level: float, seed: int = 0, rays: int = 500) -> Ch
     return Check("coercivity", values.numel(), 1 - level / lowest if lowest > 0 else -math.inf, 0.0)
 
 
-def derivatives(claim: Objective, z: Tensor) -> Check:
-    """Closed-form gradient and Hessian against autograd of the value and of the gradient, relative to their size."""
-    slope = torch.func.vmap(torch.func.grad(claim.value))(z)
-    bend = torch.func.vmap(torch.func.jacrev(claim.gradient))(z)
-    pairs = ((claim.gradient(z), slope), (claim.hessian(z), bend))
-    error = max(float(((a - b).flatten(1).norm(dim=1) / (1e-12 + b.flatten(1).norm(dim=1))).max()) for a, b in pairs)
-    return Check("derivatives", len(z), -error, 1e-9)
+def components(claim: FiniteSum, z: Tensor, level: float, sign: int, seed: int = 0) -> Check:
+    """Definition 2.1 of every component, at points z [n, d] and by a search for each; see `definition`."""
+    found = [definition(Component(claim, i), z, level, sign, seed) for i in range(claim.n)]
+    worst = min(found, key=lambda check: check.slack)
+    name = worst.name.replace("Hess f", "Hess f_i").replace(" (as printed)", "")
+    return Check(name, sum(check.points for check in found), worst.slack, worst.tolerance, worst.witness)
+
+
+def derivatives(claim: FiniteSum, z: Tensor) -> Check:
+    """Closed-form gradients and Hessians, of f and its components, against autograd, relative to their size.
+
+    The mean of the components' values and gradients must be those of f, too.
+    """
+
+    def apart(a: Tensor, b: Tensor) -> float:
+        return float(((a - b).flatten(1).norm(dim=1) / (1e-12 + b.flatten(1).norm(dim=1))).max())
+
+    pairs = [(claim.gradient(z), _slope(claim.value, z)), (claim.hessian(z), _bend(claim.gradient, z))]
+    if not isinstance(claim, Objective):
+        each = range(claim.n)
+        for i in each:
+            value, gradient = (partial(f, i=i) for f in (claim.value_of, claim.gradient_of))
+            pairs += [(claim.gradient_of(z, i), _slope(value, z)), (claim.hessian_of(z, i), _bend(gradient, z))]
+        pairs += [
+            (torch.stack([claim.value_of(z, i) for i in each], -1).mean(-1, keepdim=True), claim.value(z)[:, None]),
+            (torch.stack([claim.gradient_of(z, i) for i in each]).mean(0), claim.gradient(z)),
+        ]
+    return Check("derivatives", len(z), -max(apart(*pair) for pair in pairs), 1e-9)
+
+
+def _slope(value: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+    return torch.func.vmap(torch.func.grad(value))(z)
+
+
+def _bend(gradient: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+    return torch.func.vmap(torch.func.jacrev(gradient))(z)
+
+
+def scatter(claim: FiniteSum, z: Tensor, level: float, seed: int = 0) -> Check:
+    """The variance of both blocks at most that of the sublevel set, and the spread, by searches from points z [n, d].
+
+    The slack is the smallest of 1 - measured/claimed. The spread is claimed at u = ||grad f(z)||.
+    """
+
+    def far(points: Tensor) -> Tensor:
+        g = torch.stack([claim.gradient_of(points, i) for i in range(claim.n)])
+        apart = (g - g.mean(0)).norm(dim=-1).amax(0)
+        u = g.mean(0).norm(dim=-1)
+        return apart / torch.tensor([claim.spread(one) for one in u.flatten().tolist()]).reshape(u.shape)
+
+    rounds, ratios = 60, [float(far(z[:200]).max())]
+    for side, most in enumerate(claim.variances(level)):
+        best = climb(claim, level, lambda points, side=side: claim.variance(points)[side], z, rounds, seed)[0]  # type: ignore[misc]
+        measured = float(claim.variance(best)[side])
+        ratios.append(measured / most if most else 1 + measured)
+    return Check("sigma", len(z) + 2 * rounds * 8 * 32, 1 - max(ratios), _EXACT)
 
 
 def sigma(claim: Objective, z: Tensor) -> Check:

@@ -3,24 +3,21 @@
 z = (x, y) is a flat vector [d], x first. The shifts c_i sum to 0, so that f, the mean of the f_i, has none of them:
 its minimum f* = 0 is at 0, and (1/n) sum ||grad f_i - grad f||^2 = mean ||c_i||^2 = sigma^2 at every z, exactly
 (Assumption 3.3). Hess f_i = Hess f, hence L_{x,max} = L_x on a sublevel set of f, and ell_i(u) = ell(u + ||c_i||).
+Sums whose components curve differently: `smoothlab.objectives.curved`.
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from torch import Tensor, nn
+from torch import Tensor
 
-from smoothlab.blocks import Block, Loss, flatten
 from smoothlab.errors import BadInput
 from smoothlab.objectives.couplings import Around, Coupling, QuadraticCoupling
 from smoothlab.objectives.psi import Array, Moments, Psi, Quadratic
-from smoothlab.objectives.sublevel import at_level
-from smoothlab.theorems import Setting
-from smoothlab.theory import Constants, constants
+from smoothlab.objectives.sums import FiniteSum, Number
 
 
 @dataclass(frozen=True)
@@ -37,7 +34,7 @@ class Ray:
 
 
 @dataclass(frozen=True)
-class Objective:
+class Objective(FiniteSum):
     """A finite sum. `objective` makes one.
 
     Attributes:
@@ -82,20 +79,17 @@ class Objective:
         h = torch.diag_embed(torch.cat([self.x.curvature(x), self.y.curvature(y)], -1))
         return h if self.coupling is None else h + self.coupling.hessian(x, y)
 
-    def _parts(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        if z.shape[-1:] != (self.dim,):
-            raise BadInput(f"z has shape {tuple(z.shape)}: its last dimension must be d_x + d_y = {self.dim}")
-        return z[..., : self.d_x], z[..., self.d_x :]
+    def value_of(self, z: Tensor, i: Number) -> Tensor:
+        """f_i at z [..., d]: [...]."""
+        return self.value(z) + (z * self.shifts[i].to(z)).sum(-1)
 
-    @property
-    def dim(self) -> int:
-        """D = d_x + d_y."""
-        return self.d_x + self.d_y
+    def gradient_of(self, z: Tensor, i: Number) -> Tensor:
+        """Grad f_i [..., d]."""
+        return self.gradient(z) + self.shifts[i]
 
-    @property
-    def center(self) -> Tensor:
-        """Where the minimum is: 0 [d]."""
-        return self.shifts.new_zeros(self.dim)
+    def hessian_of(self, z: Tensor, i: Number) -> Tensor:
+        """Hess f."""
+        return self.hessian(z)
 
     @property
     def quadratic(self) -> bool:
@@ -127,20 +121,14 @@ class Objective:
 
     # What is known of it
 
-    @property
-    def sigma2(self) -> float:
-        """sigma^2 = mean ||c_i||^2."""
-        return self.sigma2_x + self.sigma2_y
+    def variances(self, level: float = math.inf) -> tuple[float, float]:
+        """The mean ||c_i||^2 of both blocks, exact at every z."""
+        squares = self.shifts.square().mean(0)
+        return float(squares[: self.d_x].sum()), float(squares[self.d_x :].sum())
 
-    @property
-    def sigma2_x(self) -> float:
-        """The part of sigma^2 in block x."""
-        return float(self.shifts[:, : self.d_x].square().sum(-1).mean())
-
-    @property
-    def sigma2_y(self) -> float:
-        """The part of sigma^2 in block y."""
-        return float(self.shifts[:, self.d_x :].square().sum(-1).mean())
+    def spread(self, u: float = math.inf) -> float:
+        """The largest ||c_i||."""
+        return float(self.shifts.norm(dim=-1).max())
 
     @property
     def _around(self) -> Around:
@@ -154,14 +142,13 @@ class Objective:
         """See `ell_x`."""
         return self.y.ell(u) if self.coupling is None else self.coupling.ell(u, "y", self._around)
 
-    def constants(self, F: float) -> Constants:  # noqa: N803
-        """G, L_x and L_y of the sublevel set f - f* <= F, by T1 and by the printed Lemma B.3."""
-        return constants(self.ell_x, self.ell_y, F)
+    def component_ell_x(self, u: ArrayLike) -> Array:
+        """Ell_x: all components have the Hessian of f."""
+        return self.ell_x(u)
 
-    def setting(self, gap: float) -> Setting:
-        """What the theorems are given, from f(z_0) - f* = gap on."""
-        spread = float(self.shifts.norm(dim=-1).max())
-        return Setting(self.ell_x, self.ell_y, gap, self.n, self.d_x, self.sigma2_x, self.sigma2_y, spread)
+    def component_ell_y(self, u: ArrayLike) -> Array:
+        """Ell_y."""
+        return self.ell_y(u)
 
     @property
     def gaussian_moments(self) -> Moments:
@@ -179,45 +166,6 @@ class Objective:
         """Whether z [..., d] is in the domain: [...]."""
         x, y = self._parts(z)
         return (x.abs() < self.x.half_width).all(-1) & (y.abs() < self.y.half_width).all(-1)
-
-    def at_level(self, direction: Tensor, level: float | Tensor) -> Tensor:
-        """A point z = s direction, s > 0, with f(z) - f* = level: [..., d], to rounding.
-
-        Args:
-            direction: [..., d], not 0.
-            level: not negative; a number or [...].
-        """
-        return at_level(self, direction, level)
-
-    # As a Loss on Blocks
-
-    def blocks(self, z0: Tensor | None = None) -> dict[str, Block]:
-        """Blocks "x" and "y" of one fp64 parameter each, at z0 [d], by default 1/2 everywhere.
-
-        Raises:
-            BadInput: z0 is not in the domain, or not of this dimension.
-        """
-        z = torch.full((self.dim,), 0.5, dtype=torch.float64) if z0 is None else torch.as_tensor(z0).detach()
-        x, y = self._parts(z)
-        if z.dim() != 1 or not bool(self.inside(z)):
-            raise BadInput(f"z0 must be one point [{self.dim}] inside the domain of '{self.name}'")
-        return {name: Block(name, (nn.Parameter(part.clone()),)) for name, part in (("x", x), ("y", y))}
-
-    def loss(self, blocks: Mapping[str, Block], i: int | None = None) -> Loss:
-        """Component f_i at the blocks' parameters, or f for i = None.
-
-        Raises:
-            BadInput: there is no component i.
-        """
-        if i is not None and not 0 <= i < self.n:
-            raise BadInput(f"there is no component {i}: n = {self.n}")
-
-        def loss() -> Tensor:
-            z = flatten([*blocks["x"].params, *blocks["y"].params])
-            f = self.value(z)
-            return f if i is None else f + z @ self.shifts[i].to(z)
-
-        return loss
 
 
 def objective(

@@ -16,6 +16,10 @@ SERIES = {
     "zo": "zeroth-order needs",
     "fo-reshuffle": "exact gradients, reshuffled, need",
     "fo-replace": "exact gradients, with replacement, need",
+    "zo-quadratics": "zeroth-order on quadratics with Hessians of their own needs",
+    "fo-quadratics": "exact gradients, reshuffled, on quadratics with Hessians of their own need",
+    "zo-log-cosh": "zeroth-order on a sum of log cosh needs",
+    "zo-exponentials": "zeroth-order on a sum of exponentials needs",
 }
 
 
@@ -116,13 +120,15 @@ def _exponents(df: pd.DataFrame) -> list[str]:
     asked, found = rows_of(df, "exponents", "exponent asked"), rows_of(df, "exponents", "exponent")
     lines = []
     if len(asked):
+        deltas = _deltas(asked[(asked["series"] == "probability") & (asked["axis"] == "delta")])
         asked = asked[(asked["regime"] == "small eps") & (asked["ell"] == "constant")]
         for series, name in SERIES.items():
             rows = asked[asked["series"] == series]
             if len(rows):
                 each = ", ".join(_power(row) for _, row in rows.iterrows())
-                lines.append(f"At eps near 0.001 {name} nT of exponent {each}.")
-        lines.insert(0, "Claimed (Theorem 3.4): nT is eps^-4, and 0 in n, d and delta.")
+                near = rows["near"].iloc[0] if "near" in rows and pd.notna(rows["near"].iloc[0]) else 0.001
+                lines.append(f"At eps near {near:g} {name} nT of exponent {each}.")
+        lines = ["Claimed (Theorem 3.4): nT is eps^-4, and 0 in n, d and delta.", *lines, *deltas]
     for _, row in found[found["measured"].notna()].iterrows():
         exact = "" if pd.isna(row["reference"]) else f", {row['reference']:.2f} by the recursion there"
         lines.append(
@@ -130,6 +136,29 @@ def _exponents(df: pd.DataFrame) -> list[str]:
             f"({row['low']:.2f} to {row['high']:.2f}) in {row['axis']}{exact}."
         )
     return lines
+
+
+ELLS = {
+    "constant": "constant ell", "affine": "ell = 1 + u", "root": "ell = 1 + sqrt(u)",
+    "affine in y": "ell_x = 1 and ell_y = 1 + u",
+}  # fmt: skip
+
+
+def _deltas(rows: pd.DataFrame) -> list[str]:
+    """For which ell the theorem with high probability asks for delta^-2, and for which for more."""
+    rows = rows[rows["regime"] == "small eps"].drop_duplicates("ell")
+    each = [
+        f"{row['reference']:.2f} for {ELLS[row['ell']]}"
+        + (f" ({row['expected']:.3g} as delta -> 0)" if pd.notna(row["expected"]) else "")
+        for _, row in rows.iterrows()
+        if row["ell"] in ELLS
+    ]
+    if not each:
+        return []
+    return [
+        f"With high probability the exponent in delta is {', '.join(each)}: -2 where ell_x and sigma are bounded, more "
+        "where they are not."
+    ]
 
 
 def _buys(df: pd.DataFrame) -> list[str]:

@@ -20,6 +20,7 @@ from smoothlab.claims.courses import (
 )
 from smoothlab.objectives import Cosh, Quadratic, objective
 from smoothlab.objectives.checks import t1, t2
+from smoothlab.theory import constants
 from tests.claims.holding import holds
 from tests.objectives.test_checks import shrunk
 
@@ -32,11 +33,11 @@ def test_verdicts(name: str) -> None:
 
 def test_runs_are_algorithm_1_within_the_rates_of_b6() -> None:
     for run in courses(0):
-        c = run.f.constants(LEVEL)
+        c = constants(run.f.component_ell_x, run.f.component_ell_y, LEVEL)
         assert (run.how.eta_x, run.how.eta_y) == rates(run.f, c.L_x_near, c.L_y_near)
         assert run.f.n * max(run.how.eta_x * c.L_x_near, run.how.eta_y * c.L_y_near) <= 1 / 8 * (1 + 1e-12)
         assert run.how.eta_x * c.L_x_near * (run.f.d_x + 1) <= 1 / 64 * (1 + 1e-12)
-        f = run.f.value(run.z)
+        f = run.f.value(run.z) - run.f.f_star
         assert torch.allclose(f[0], LEVELS) and (f[-1][-8:] < f[0][-8:]).all()
         assert len({tuple(z) for z in run.z[-1].tolist()}) == run.z.shape[1], "replicas differ"
 

@@ -90,7 +90,7 @@ def test_algorithm_1_has_the_means_of_the_recursion(order: str, oracle: str, law
 def test_several_directions_have_the_means_of_the_recursion() -> None:
     for order in ("reshuffle", "replace"):
         this = replace(NOISY, q=3, order=order)
-        found = this.several_directions(0.05, range(10, 12), 2000, (1, order))
+        found = this.run(0.05, 0.0, 12, 2000, (1, order), keep=(10, 11)).kept_x
         for t, values in zip((10, 11), found, strict=True):
             truth = float(this.x.at(0.05, t))
             assert abs(values.mean() - truth) / values.std(ddof=1) * len(values) ** 0.5 < 4.5

@@ -21,6 +21,8 @@ from smoothlab.experiments.exact_recursion import tuned
 from smoothlab.experiments.rates import Rates
 from smoothlab.experiments.rates_runs import Quadratics
 from smoothlab.intervals import Interval
+from smoothlab.pages.sentences_rates import reading
+from smoothlab.records import load
 
 TINY = Rates(
     eps=(1.9,), ns=(2,), dims=(2,), deltas=(0.5,), ratios=(1.0,), sigmas=(0.2,), families=("quadratic", "cosh-x"),
@@ -152,6 +154,37 @@ def test_theorem_rows(tiny: SimpleNamespace) -> None:
     assert all(row["note"].endswith("not run") for row in rows if row["measured"] is None and row.get("steps"))
 
 
+def test_sums_that_cannot_be_are_told_in_their_rows() -> None:
+    for change, words in (({"n": 3}, "n is 3: components come in pairs"), ({"sigma": 0.0}, "in x is 0.0")):
+        point = {"eps": 1.0, "d": 2, "delta": 0.5, "ratio": 1.0, "given": 0, "n": 2, "sigma": 0.2} | change
+        for family in ("log-cosh", "exponentials"):
+            rows = rates_theorem.measured({**point, "family": family}, 30, 8000, 0, "fitting", None)
+            assert [row["theorem"] for row in rows] == ["printed", "expectation", "probability"]
+            assert all(words in row["note"] and row["measured"] is None for row in rows)
+
+
+@pytest.mark.check
+def test_theorem_rows_of_components_that_curve_differently() -> None:
+    """log-cosh meets all; the variance of the others is unbounded: Assumption 3.3 fails, and rows say what is run."""
+    base = {"part": "theorem", "eps": 1.2, "n": 2, "d": 2, "delta": 0.5, "ratio": 1.0, "sigma": 0.2, "given": 0,
+            "order": "reshuffle", "oracle": "two-sided", "rule": "two", "setting": "s"}  # fmt: skip
+    for family in ("log-cosh", "quadratics", "exponentials"):
+        rows = rates_theorem.measured({**base, "family": family}, 30, 8000, 0, "fitting", None)
+        found = {row["theorem"]: row for row in rows if row["quantity"] == "average"}
+        ran = ["expectation", "probability"] if family != "exponentials" else ["probability"]
+        for theorem in ran:
+            row = found[theorem]
+            assert row["verdict"] == "holds" and row["high"] <= row["proven"] * (1 + 1e-9) <= 1.44 * (1 + 1e-9)
+        if family == "log-cosh":
+            assert found["expectation"]["note"] is None and found["printed"]["meets"]
+        else:
+            assert "sigma of" in found["printed"]["note"] and "Assumption 3.3 fails" in found["printed"]["note"]
+    assert "not global" in found["expectation"]["note"] and found["probability"]["law"] == "sphere"
+    quadratics = rates_theorem.measured({**base, "family": "quadratics"}, 30, 8000, 0, "fitting", None)
+    notes = [row["note"] for row in quadratics if row["theorem"] == "expectation" and row["quantity"] == "average"]
+    assert notes == ["sigma holds where f - f* <= 16 Delta: 0 of 30 replicas were stopped"]
+
+
 def test_families_are_what_they_are_called() -> None:
     for family in ("oscillating", "cosine"):
         f = rates_theorem.problem(family, 1.0, 2, 2, 0.2)
@@ -193,9 +226,19 @@ def test_exponents_asked_for_and_needed(tiny: SimpleNamespace) -> None:
     for series, axis, expected in (("zo", "eps", -4), ("zo", "d", 1), ("zo", "n", 0), ("fo-replace", "eps", -4),
                                    ("fo-reshuffle", "eps", -8 / 3), ("fo-reshuffle", "n", 2 / 3)):  # fmt: skip
         assert slope(series, axis) == pytest.approx(expected, abs=0.06)
+    # Components that curve differently: reshuffled exact gradients need eps^-3, not the eps^(-8/3) of one Hessian.
+    assert slope("zo-quadratics", "eps") == pytest.approx(-4, abs=0.01)
+    assert slope("fo-quadratics", "eps") == pytest.approx(-3, abs=0.01)
+    deltas = {
+        ell: rows["probability", "delta", "small eps", ell] for ell in ("constant", "affine", "root", "affine in y")
+    }
+    assert [row["expected"] for row in deltas.values()] == [-2, -3, pytest.approx(-7 / 3), -2]
+    assert all(row["verdict_expected"] == "consistent" for row in deltas.values())
+    told = next(line for line in reading(load(tiny.path)) if "exponent in delta" in line)
+    assert "-2.95 for ell = 1 + u (-3 as delta -> 0)" in told and "-2.00 for ell_x = 1 and ell_y = 1 + u" in told
     measured = {(row["series"], row["axis"]): row for row in tiny.rows if row["quantity"] == "exponent"}
     assert measured.pop(("zo", "delta"))["note"] == "fewer than two values were measured"
-    assert len(measured) == 6 and all(row["low"] < row["measured"] < row["high"] for row in measured.values())
+    assert len(measured) == 9 and all(row["low"] < row["measured"] < row["high"] for row in measured.values())
 
 
 def test_zeroth_order_hides_reshuffling(tiny: SimpleNamespace) -> None:

@@ -1,0 +1,378 @@
+"""Finite sums whose components curve differently, with f*, ell and sigma in closed form or with a proven bound.
+
+    LogCoshSum      f_i = m||z||^2/2 + log cosh(a_i'z - b_i)     smooth everywhere, sigma bounded everywhere
+    QuadraticSum    f_i = z'H_i z/2 + c_i'z                      smooth everywhere, sigma bounded on sublevel sets only
+    ExponentialSum  f_i = m||z||^2/2 + c exp(a_i'z)              (L0, L1)-smooth, sigma bounded on sublevel sets only
+
+with m||z||^2 short for m_x||x||^2 + m_y||y||^2. Components come in pairs (a, b), (a, -b) of the first family and a, -a
+of the third, so that the minimum is at 0: f* = mean log cosh b_i, and c. With c_i of sum 0 it is 0 in the second, which
+has a file of its own (`smoothlab.objectives.quadratic_sums`).
+
+What bounds a Hessian by two numbers: for a symmetric A, 2|s_x'A_xy s_y| <= ||A_xy|| (||s_x||^2 + ||s_y||^2), hence
+
+    -diag(alpha I, beta I) <= A <= diag(alpha I, beta I),   alpha = ||A_xx|| + ||A_xy||,   beta = ||A_yy|| + ||A_xy||;
+
+for A = aa' with a = (p, q) that is |p|(|p| + |q|) and |q|(|p| + |q|).
+"""
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from smoothlab.errors import BadInput
+from smoothlab.objectives.psi import Array, Moments, positive
+from smoothlab.objectives.sums import FiniteSum, Number
+
+
+def block_bound(matrices: Tensor, d_x: int) -> tuple[float, float]:
+    """The largest alpha and beta of the module over matrices [..., d, d]."""
+    xx, xy, yy = (
+        torch.linalg.matrix_norm(part, 2)
+        for part in (matrices[..., :d_x, :d_x], matrices[..., :d_x, d_x:], matrices[..., d_x:, d_x:])
+    )
+    return float((xx + xy).max()), float((yy + xy).max())
+
+
+def _flat(value: float, u: ArrayLike) -> Array:
+    return np.full_like(np.asarray(u, dtype=float), value)
+
+
+def _scaled(normals: Tensor, d_x: int, lengths: tuple[float, float]) -> Tensor:
+    """Rows with parts in x and y of these lengths."""
+    x, y = normals[:, :d_x], normals[:, d_x:]
+    return torch.cat([x / x.norm(dim=1, keepdim=True) * lengths[0], y / y.norm(dim=1, keepdim=True) * lengths[1]], 1)
+
+
+def _sizes(d_x: int, d_y: int, n: int) -> None:
+    for what, size in (("d_x", d_x), ("d_y", d_y), ("n", n)):
+        if not isinstance(size, int) or size < 1:
+            raise BadInput(f"{what} is {size}: give an integer of at least 1")
+
+
+def _even(n: int) -> None:
+    if n % 2:
+        raise BadInput(f"n is {n}: components come in pairs here, so give an even number")
+
+
+@dataclass(frozen=True)
+class _Ridges(FiniteSum):
+    """f_i = m||z||^2/2 + phi(a_i'z - b_i).
+
+    Attributes:
+        name: for records.
+        d_x: dimension of x.
+        d_y: dimension of y.
+        mass: m_x and m_y.
+        directions: a_i [n, d] fp64.
+        offsets: b_i [n].
+    """
+
+    name: str
+    d_x: int
+    d_y: int
+    mass: tuple[float, float]
+    directions: Tensor = field(repr=False, compare=False)
+    offsets: Tensor = field(repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        for block, mass in zip("xy", self.mass, strict=True):
+            positive(f"the curvature m_{block} that all components share", mass)
+        if float(self.gradient(self.center).norm()) > 1e-12:
+            raise BadInput(f"the directions and offsets of '{self.name}' are not paired: grad f is not 0 at z = 0")
+
+    @abstractmethod
+    def phi(self, s: Tensor, order: int) -> Tensor:
+        """Phi, or its first or second derivative."""
+
+    @property
+    def n(self) -> int:
+        """Number of components."""
+        return len(self.directions)
+
+    @cached_property
+    def masses(self) -> Tensor:
+        """m_x and m_y by coordinate, [d]."""
+        return torch.cat([torch.full((d,), m).double() for d, m in zip((self.d_x, self.d_y), self.mass, strict=True)])
+
+    def value(self, z: Tensor) -> Tensor:
+        """Mean of the components."""
+        self._parts(z)
+        ridges = self.phi(z @ self.directions.T - self.offsets, 0).mean(-1)
+        return (self.masses * z.square()).sum(-1) / 2 + ridges
+
+    def gradient(self, z: Tensor) -> Tensor:
+        """M z + mean phi' a_i."""
+        self._parts(z)
+        return self.masses * z + self.phi(z @ self.directions.T - self.offsets, 1) @ self.directions / self.n
+
+    def hessian(self, z: Tensor) -> Tensor:
+        """M + mean phi'' a_i a_i'."""
+        self._parts(z)
+        bend = self.phi(z @ self.directions.T - self.offsets, 2).unsqueeze(-2) * self.directions.T
+        return torch.diag(self.masses) + bend @ self.directions / self.n
+
+    def value_of(self, z: Tensor, i: Number) -> Tensor:
+        """See the class."""
+        s = (z * self.directions[i]).sum(-1) - self.offsets[i]
+        return (self.masses * z.square()).sum(-1) / 2 + self.phi(s, 0)
+
+    def gradient_of(self, z: Tensor, i: Number) -> Tensor:
+        """M z + phi' a_i."""
+        a = self.directions[i]
+        return self.masses * z + self.phi((z * a).sum(-1) - self.offsets[i], 1).unsqueeze(-1) * a
+
+    def hessian_of(self, z: Tensor, i: Number) -> Tensor:
+        """M + phi'' a_i a_i'."""
+        a = self.directions[i]
+        bend = self.phi((z * a).sum(-1) - self.offsets[i], 2)[..., None, None]
+        return torch.diag(self.masses) + bend * a.unsqueeze(-1) * a.unsqueeze(-2)
+
+    @cached_property
+    def _of_mean(self) -> tuple[float, float]:
+        """`block_bound` of mean a_i a_i'."""
+        return block_bound(self.directions.T @ self.directions / self.n, self.d_x)
+
+    @cached_property
+    def _of_each(self) -> tuple[Array, Array]:
+        """That of each a_i a_i', [n] in both blocks."""
+        x, y = self._lengths(0).numpy(), self._lengths(1).numpy()
+        return x * (x + y), y * (x + y)
+
+    def _lengths(self, side: int) -> Tensor:
+        """||a_i|| in block x (0) or y (1), [n]."""
+        return self._parts(self.directions)[side].norm(dim=1)
+
+
+@dataclass(frozen=True)
+class LogCoshSum(_Ridges):
+    """f_i = m||z||^2/2 + log cosh(a_i'z - b_i): phi'' in (0, 1], attained at a_i'z = b_i, and |phi'| < 1.
+
+    sigma^2 <= mean ||a_i||^2, as the variance of vectors is at most their mean square and |phi'| < 1; it is
+    mean tanh(b_i)^2 ||a_i||^2 at the minimum.
+    """
+
+    def phi(self, s: Tensor, order: int) -> Tensor:
+        """Log cosh, tanh, 1 - tanh^2."""
+        if order == 0:
+            return torch.logaddexp(s, -s) - math.log(2)
+        return torch.tanh(s) if order == 1 else 1 - torch.tanh(s).square()
+
+    @property
+    def f_star(self) -> float:
+        """Mean log cosh b_i."""
+        return float(self.phi(self.offsets, 0).mean())
+
+    def ell_x(self, u: ArrayLike) -> Array:
+        """m_x and the bound of mean a_i a_i'."""
+        return _flat(self.mass[0] + self._of_mean[0], u)
+
+    def ell_y(self, u: ArrayLike) -> Array:
+        """See `ell_x`."""
+        return _flat(self.mass[1] + self._of_mean[1], u)
+
+    def component_ell_x(self, u: ArrayLike) -> Array:
+        """m_x and the largest bound of a_i a_i'."""
+        return _flat(self.mass[0] + float(self._of_each[0].max()), u)
+
+    def component_ell_y(self, u: ArrayLike) -> Array:
+        """See `component_ell_x`."""
+        return _flat(self.mass[1] + float(self._of_each[1].max()), u)
+
+    def variances(self, level: float = math.inf) -> tuple[float, float]:
+        """Mean ||a_i||^2 of both blocks, at every z."""
+        return float(self._lengths(0).square().mean()), float(self._lengths(1).square().mean())
+
+    def spread(self, u: float = math.inf) -> float:
+        """||(1 - 1/n) phi'_i a_i - (1/n) sum_{j != i} phi'_j a_j|| with |phi'| < 1."""
+        lengths = self.directions.norm(dim=1)
+        return float(((self.n - 2) * lengths.max() + lengths.sum()) / self.n)
+
+
+def log_cosh_sum(
+    mass: float | tuple[float, float] = 0.5,
+    lengths: tuple[float, float] = (1.0, 1.0),
+    offset: float = 1.0,
+    *,
+    d_x: int = 3,
+    d_y: int = 2,
+    n: int = 4,
+    seed: int = 0,
+    name: str = "log cosh sum",
+) -> LogCoshSum:
+    """Pairs m||z||^2/2 + log cosh(a'z -+ b) with random directions a and b between offset/2 and 3 offset/2.
+
+    Args:
+        mass: m, or m_x and m_y.
+        lengths: ||a|| in x and in y.
+        offset: mean of the b.
+        d_x: dimension of x.
+        d_y: dimension of y.
+        n: number of components, even.
+        seed: of directions and offsets.
+        name: for records.
+
+    Raises:
+        BadInput: a number out of range.
+    """
+    _sizes(d_x, d_y, n)
+    _even(n)
+    for what, number in (("||a|| in x", lengths[0]), ("||a|| in y", lengths[1]), ("the offset b", offset)):
+        positive(what, number)
+    rng = np.random.default_rng(seed)
+    a = _scaled(torch.from_numpy(rng.normal(size=(n // 2, d_x + d_y))), d_x, lengths)
+    b = torch.from_numpy(offset * rng.uniform(0.5, 1.5, n // 2))
+    masses = mass if isinstance(mass, tuple) else (mass, mass)
+    return LogCoshSum(name, d_x, d_y, masses, torch.cat([a, a]), torch.cat([b, -b]))
+
+
+@dataclass(frozen=True)
+class ExponentialSum(_Ridges):
+    """f_i = m||z||^2/2 + c exp(a_i'z): directions a and -a in turn, f = m||z||^2/2 + (2c/n) sum_pairs cosh(a_j'z).
+
+    In z~ = M^(1/2) z and a~ = M^(-1/2) a, with s_j = a_j'z and u~ = ||M^(-1/2) grad f|| <= u/sqrt(min(m_x, m_y)),
+
+        ||z~'||^2 + (2c/n) sum_pairs s_j sinh s_j = <M^(-1/2) grad f, z~'> <= u~ ||z~'||,
+
+    z~' the part of z~ in the span of the a~_j. So ||z~'|| <= u~; and the largest |s_j| is at least ||A~ z~'||/sqrt(N)
+    >= w ||z~'||/sqrt(N), A~ the N directions as rows and w their smallest singular value above 0, so that
+
+        sinh |s_j| <= S = n u~ sqrt(N)/(2 c w)   and   |s_j| <= ||a~_j|| u~   for every j,
+
+    which bound phi'' = c e^s of each component by c (S + sqrt(1 + S^2)): affine in u. On f - f* <= F the mean of
+    cosh s_j - 1 is at most F/c, and |s_j| <= ||a~_j|| sqrt(2F): variances are bounded there, and nowhere else.
+
+    Attributes:
+        c: strength.
+    """
+
+    c: float = 1.0
+
+    def __post_init__(self) -> None:
+        positive("the strength c of exponentials", self.c)
+        super().__post_init__()
+
+    def phi(self, s: Tensor, order: int) -> Tensor:
+        """C e^s, whatever the order."""
+        return self.c * torch.exp(s)
+
+    @property
+    def f_star(self) -> float:
+        """Its strength: every exponential is 1 at z = 0."""
+        return self.c
+
+    @property
+    def gaussian_moments(self) -> Moments:
+        """E f is infinite after one step: a double exponential of a Gaussian."""
+        return "infinite"
+
+    @property
+    def gaussian_reason(self) -> str:
+        """One line."""
+        return f"'{self.name}' grows exponentially in x: use Sphere directions"
+
+    @cached_property
+    def _stretched(self) -> tuple[Array, float]:
+        """||a~_j|| [n], and their smallest singular value w above 0."""
+        rows = self.directions / self.masses.sqrt()
+        values = torch.linalg.svdvals(rows[: self.n // 2])
+        return rows.norm(dim=1).numpy(), float(values[values > 1e-9 * values.max()].min())
+
+    def _farthest(self, u: ArrayLike) -> Array:
+        """A bound of |a_j'z| for every j where ||grad f|| <= u, [..., n]."""
+        lengths, least = self._stretched
+        far = np.asarray(u, dtype=float)[..., None] / math.sqrt(min(self.mass))
+        with np.errstate(over="ignore"):
+            steep = self.n * far * math.sqrt(self.n // 2) / (2 * self.c * least)
+            return np.minimum(np.arcsinh(steep), lengths * far)
+
+    def _ell(self, u: ArrayLike, side: int) -> Array:
+        """Mean of 2c cosh s_j a_j a_j' over half of the directions, with cosh at its largest for each."""
+        with np.errstate(over="ignore"):
+            return self.mass[side] + self.c * self._of_mean[side] * np.cosh(self._farthest(u).max(-1))
+
+    def ell_x(self, u: ArrayLike) -> Array:
+        """m_x and the bound of (2c/n) sum_pairs cosh s_j a_j a_j'."""
+        return self._ell(u, 0)
+
+    def ell_y(self, u: ArrayLike) -> Array:
+        """See `ell_x`."""
+        return self._ell(u, 1)
+
+    def _component_ell(self, u: ArrayLike, side: int) -> Array:
+        with np.errstate(over="ignore"):
+            found: Array = (self._of_each[side] * np.exp(self._farthest(u))).max(-1)
+        return self.mass[side] + self.c * found
+
+    def component_ell_x(self, u: ArrayLike) -> Array:
+        """m_x and the largest bound of c e^(s_j) a_j a_j'."""
+        return self._component_ell(u, 0)
+
+    def component_ell_y(self, u: ArrayLike) -> Array:
+        """See `component_ell_x`."""
+        return self._component_ell(u, 1)
+
+    def variances(self, level: float = math.inf) -> tuple[float, float]:
+        """Mean ||c e^(s_i) a_i||^2 = (2c^2/n) sum_pairs ||a_j||^2 cosh 2s_j: the smaller of two bounds on f - f* <= F.
+
+        cosh 2s = 1 + 4C + 2C^2 with C = cosh s - 1, convex in the C_j >= 0 whose sum over pairs is at most n F/(2c):
+        the largest is at a corner, all of it in one C_j; and the bound of each |s_j| alone.
+        """
+        if not math.isfinite(level):
+            return math.inf, math.inf
+        top = self.n * level / (2 * self.c)
+        far = np.minimum(math.acosh(1 + top), self._stretched[0] * math.sqrt(2 * level))
+        found = []
+        for side in (0, 1):
+            squares = self._lengths(side).square().numpy()
+            corner = squares.mean() + 2 / self.n * squares.max() * (4 * top + 2 * top**2)
+            found.append(self.c**2 * min(float(corner), float((squares * np.cosh(2 * far)).mean())))
+        return found[0], found[1]
+
+    def spread(self, u: float = math.inf) -> float:
+        """||(1 - 1/n) v_i - (1/n) sum_{j != i} v_j|| with v_j = c e^(s_j) a_j at their largest."""
+        if not math.isfinite(u):
+            return math.inf
+        lengths = self.c * np.exp(self._farthest(u)) * self.directions.norm(dim=1).numpy()
+        return float(((self.n - 2) * lengths.max() + lengths.sum()) / self.n)
+
+
+def exponential_sum(
+    mass: float | tuple[float, float] = 1.0,
+    lengths: tuple[float, float] = (1.0, 1.0),
+    c: float = 1.0,
+    *,
+    d_x: int = 3,
+    d_y: int = 2,
+    n: int = 4,
+    seed: int = 0,
+    name: str = "exponential sum",
+) -> ExponentialSum:
+    """Pairs m||z||^2/2 + c exp(+-a'z) with random directions a.
+
+    Args:
+        mass: m, or m_x and m_y.
+        lengths: ||a|| in x and in y.
+        c: strength.
+        d_x: dimension of x.
+        d_y: dimension of y.
+        n: number of components, even.
+        seed: of the directions.
+        name: for records.
+
+    Raises:
+        BadInput: a number out of range.
+    """
+    _sizes(d_x, d_y, n)
+    _even(n)
+    for what, number in (("||a|| in x", lengths[0]), ("||a|| in y", lengths[1])):
+        positive(what, number)
+    normals = torch.from_numpy(np.random.default_rng(seed).normal(size=(n // 2, d_x + d_y)))
+    a = _scaled(normals, d_x, lengths)
+    masses = mass if isinstance(mass, tuple) else (mass, mass)
+    return ExponentialSum(name, d_x, d_y, masses, torch.cat([a, -a]), torch.zeros(n).double(), c)

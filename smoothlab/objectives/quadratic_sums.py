@@ -1,0 +1,201 @@
+"""Finite sums of quadratics with Hessians of their own: smooth everywhere, with unbounded variance.
+
+f_i = z'H_i z/2 + c_i'z, sum c_i = 0, H = mean H_i positive definite; single H_i may have negative eigenvalues. f* = 0
+at 0. grad f_i - grad f = (H_i - H) z + c_i grows with z unless all H_i are equal: Assumption 3.3 fails on R^d. Where
+f - f* <= F, z = H^(-1/2) w with ||w||^2 <= 2F, the variance of a block is a convex quadratic of w, whose maximum on a
+ball,
+
+    max_{||w||^2 <= R^2} w'Aw + 2 b'w = min_{t > lambda_max(A)} t R^2 + b'(t I - A)^(-1) b   (strong duality),
+
+is exact at the best t and an upper bound at every other one.
+"""
+
+import math
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from scipy import optimize
+from torch import Tensor
+
+from smoothlab.errors import BadInput
+from smoothlab.objectives.curved import _flat, _sizes, block_bound
+from smoothlab.objectives.psi import Array, positive
+from smoothlab.objectives.sums import FiniteSum, Number
+
+
+@dataclass(frozen=True)
+class QuadraticSum(FiniteSum):
+    """See the module.
+
+    Attributes:
+        name: for records.
+        d_x: dimension of x.
+        d_y: dimension of y.
+        hessians: H_i [n, d, d] fp64, symmetric.
+        shifts: c_i [n, d], of sum 0.
+    """
+
+    name: str
+    d_x: int
+    d_y: int
+    hessians: Tensor = field(repr=False, compare=False)
+    shifts: Tensor = field(repr=False, compare=False)
+    f_star: float = 0.0
+
+    def __post_init__(self) -> None:
+        if float(torch.linalg.eigvalsh(self.mean)[0]) <= 0:
+            raise BadInput(f"the mean Hessian of '{self.name}' is not positive definite: f has no minimum")
+
+    @property
+    def n(self) -> int:
+        """Number of components."""
+        return len(self.hessians)
+
+    @cached_property
+    def mean(self) -> Tensor:
+        """H [d, d]."""
+        return self.hessians.mean(0)
+
+    def value(self, z: Tensor) -> Tensor:
+        """z'Hz/2."""
+        self._parts(z)
+        return ((z @ self.mean) * z).sum(-1) / 2
+
+    def gradient(self, z: Tensor) -> Tensor:
+        """H z."""
+        self._parts(z)
+        return z @ self.mean
+
+    def hessian(self, z: Tensor) -> Tensor:
+        """H."""
+        return self.mean.expand(*z.shape, self.dim)
+
+    def value_of(self, z: Tensor, i: Number) -> Tensor:
+        """See the module."""
+        return (self._image(z, i) / 2 * z + self.shifts[i] * z).sum(-1)
+
+    def gradient_of(self, z: Tensor, i: Number) -> Tensor:
+        """H_i z + c_i."""
+        return self._image(z, i) + self.shifts[i]
+
+    def hessian_of(self, z: Tensor, i: Number) -> Tensor:
+        """H_i."""
+        return self.hessians[i].expand(*z.shape, self.dim)
+
+    def _image(self, z: Tensor, i: Number) -> Tensor:
+        return z @ self.hessians[i] if isinstance(i, int) else (self.hessians[i] @ z.unsqueeze(-1)).squeeze(-1)
+
+    def ell_x(self, u: ArrayLike) -> Array:
+        """||H_xx|| + ||H_xy||."""
+        return _flat(block_bound(self.mean, self.d_x)[0], u)
+
+    def ell_y(self, u: ArrayLike) -> Array:
+        """||H_yy|| + ||H_xy||."""
+        return _flat(block_bound(self.mean, self.d_x)[1], u)
+
+    def component_ell_x(self, u: ArrayLike) -> Array:
+        """The largest ||H_xx|| + ||H_xy|| of the H_i."""
+        return _flat(block_bound(self.hessians, self.d_x)[0], u)
+
+    def component_ell_y(self, u: ArrayLike) -> Array:
+        """See `component_ell_x`."""
+        return _flat(block_bound(self.hessians, self.d_x)[1], u)
+
+    @property
+    def _apart(self) -> Tensor:
+        """H_i - H [n, d, d]."""
+        return self.hessians - self.mean
+
+    def variances(self, level: float = math.inf) -> tuple[float, float]:
+        """Sup of the variance of both blocks where f - f* <= F, exact; infinite on R^d unless all H_i are equal."""
+        if not self._apart.any():
+            level = 0.0
+        if not math.isfinite(level):
+            return math.inf, math.inf
+        eigenvalues, vectors = torch.linalg.eigh(self.mean)
+        root = vectors * eigenvalues.rsqrt()
+        found = []
+        for part in (slice(None, self.d_x), slice(self.d_x, None)):
+            rows, c = (self._apart @ root)[:, part], self.shifts[:, part]
+            a = torch.einsum("npk,npl->kl", rows, rows) / self.n
+            b = torch.einsum("npk,np->k", rows, c) / self.n
+            found.append(float(c.square().sum(-1).mean()) + largest_on_ball(a.numpy(), b.numpy(), 2 * level))
+        return found[0], found[1]
+
+    def spread(self, u: float = math.inf) -> float:
+        """||(H_i - H) H^(-1)|| u + ||c_i||, as z = H^(-1) grad f."""
+        sizes = torch.linalg.matrix_norm(self._apart @ torch.linalg.inv(self.mean), 2)
+        grown = torch.where(sizes > 0, sizes * u, 0.0)
+        return float((grown + self.shifts.norm(dim=-1)).max())
+
+
+def largest_on_ball(a: Array, b: Array, square: float) -> float:
+    """Max of w'Aw + 2 b'w over ||w||^2 <= `square`, A positive semidefinite; see the module."""
+    eigenvalues, vectors = np.linalg.eigh(a)
+    top, weights = float(eigenvalues[-1]), (vectors.T @ b) ** 2
+    if square == 0:
+        return 0.0
+    if not weights.any():
+        return top * square
+
+    def dual(log: float) -> float:
+        above = math.exp(log)  # t - top, whose digits t would lose
+        return (top + above) * square + float((weights / (above + (top - eigenvalues))).sum())
+
+    # The best t is at most ||b||/R above the top eigenvalue, and dual is convex in t, so unimodal in its logarithm.
+    high = math.log(math.sqrt(float(weights.sum()) / square)) + 1e-9
+    found = optimize.minimize_scalar(dual, bounds=(high - 60, high), method="bounded", options={"xatol": 1e-10})
+    return float(found.fun)
+
+
+def quadratic_sum(
+    l_x: float = 1.0,
+    l_y: float = 1.0,
+    bend: float = 0.5,
+    *,
+    sigma: float = 0.0,
+    d_x: int = 3,
+    d_y: int = 2,
+    n: int = 4,
+    seed: int = 0,
+    name: str = "quadratic sum",
+) -> QuadraticSum:
+    """H_i = D^(1/2) (I + R_i) D^(1/2) with D = diag(l_x I, l_y I) and random symmetric R_i of sum 0 and norm `bend`.
+
+    Args:
+        l_x: curvature of f in x.
+        l_y: curvature of f in y.
+        bend: the largest ||R_i||; above 1 some H_i has a negative eigenvalue.
+        sigma: sigma at the minimum, where the variance is mean ||c_i||^2.
+        d_x: dimension of x.
+        d_y: dimension of y.
+        n: number of components.
+        seed: of R_i and c_i.
+        name: for records.
+
+    Raises:
+        BadInput: a number out of range.
+    """
+    _sizes(d_x, d_y, n)
+    for what, number in (("the curvature l_x", l_x), ("the curvature l_y", l_y)):
+        positive(what, number)
+    for what, number in (("bend", bend), ("sigma", sigma)):
+        if not 0 <= number < math.inf:
+            raise BadInput(f"{what} is {number}: give a finite number that is not negative")
+    if n == 1 and (bend or sigma):
+        raise BadInput("n = 1: one component is the sum itself, so bend and sigma must be 0")
+    rng, d = np.random.default_rng(seed), d_x + d_y
+    apart = torch.from_numpy(rng.normal(size=(n, d, d)))
+    apart = apart + apart.mT
+    apart = apart - apart.mean(0)
+    largest = float(torch.linalg.matrix_norm(apart, 2).max())
+    root = torch.tensor([l_x] * d_x + [l_y] * d_y, dtype=torch.float64).sqrt()
+    scale = bend / largest if largest else 0.0
+    hessians = (torch.eye(d, dtype=torch.float64) + scale * apart) * root[:, None] * root
+    shifts = torch.from_numpy(rng.normal(size=(n, d)))
+    shifts = shifts - shifts.mean(0)
+    size = float(shifts.square().sum(-1).mean().sqrt())
+    return QuadraticSum(name, d_x, d_y, hessians, shifts * (sigma / size if size else 0.0))
