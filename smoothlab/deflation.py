@@ -14,7 +14,7 @@ from torch import Tensor
 from smoothlab.blocks import dot
 from smoothlab.directions import draw
 from smoothlab.hessian import Hessian
-from smoothlab.intervals import Interval, effective_rank, sum_of_squares
+from smoothlab.intervals import Interval, Reach, effective_rank, lanczos_reach, sum_of_squares
 
 _COLUMNS = 1 << 16  # columns of Q handled at once: a chunk of Q and of the vector stays in cache
 _AGAIN = 0.25  # share of its square that a vector must keep for one projection to be enough
@@ -121,8 +121,10 @@ class Deflation:
     def __init__(self, hessian: Hessian, name: str, seed: Sequence[int], others: Mapping[str, Basis | None]) -> None:
         self.hessian, self.name, self.block, self.others = hessian, name, hessian.blocks[name], others
         self.basis = Basis(self.block.dim, self.block.params[0])
-        self.seed, self.draws, self.hvps, self.lanczos = seed, 0, 0, 0
+        self.seed, self.draws, self.hvps = seed, 0, 0
+        self.unbroken = 0  # Lanczos vectors of the first start: all, unless its Krylov space closes
         self.columns: list[np.ndarray] = []  # column j of T down to its diagonal
+        self.residuals: list[float] = []  # ||(I - Q'Q) H q_j|| for the Q of that time
         self.captured = 0.0  # ||H Q'||_F^2
         self.noise = 0.0  # relative rounding error of a product
         self.cross_known = dict.fromkeys(others, 0.0)
@@ -163,13 +165,14 @@ class Deflation:
             self.noise, spent = self.hessian.noise(q, image, self.name)
             self.hvps += spent
             self.noise = max(
-                self.noise, (256 if q.dtype == torch.float64 else 8) * torch.finfo(q.dtype).eps
+                self.noise, (256 if q.dtype == torch.float64 else 64) * torch.finfo(q.dtype).eps
             )  # of `dot`
         for name, cross in crossed.items():
             self.cross_known[name] += self._outside(name, cross)
         told = self.basis.project_out(image)
         self.captured += told.before**2
         self.columns.append(told.coefficients)
+        self.residuals.append(told.after)
         return image, told
 
     def krylov(self, steps: int) -> None:
@@ -181,8 +184,17 @@ class Deflation:
         self.basis.reserve(most)
         found: tuple[Tensor, Projection] | None = None
         while self.basis.size < most:
+            if found is None and self.basis.size:
+                self.unbroken = self.unbroken or self.basis.size
             found = self.deflate(*found) if found else self.deflate(self._draw())
-        self.lanczos = self.basis.size
+        self.unbroken = self.unbroken or self.basis.size
+
+    def reach(self) -> Reach:
+        """How far out the eigenvalue of the largest modulus may lie, from the Lanczos steps of the first start."""
+        diagonal = np.array([column[-1] for column in self.columns[: self.unbroken]])
+        left = np.array(self.residuals[: self.unbroken])
+        rounding = self.noise * float(np.hypot(diagonal, left).max())
+        return lanczos_reach(diagonal, np.maximum(left, rounding), self.block.dim)
 
     @property
     def complete(self) -> bool:

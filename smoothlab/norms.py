@@ -24,7 +24,7 @@ from smoothlab.deflation import FIRST, IMAGES, Deflation, gram_matrix, half_widt
 from smoothlab.directions import Law, draw
 from smoothlab.errors import BadInput
 from smoothlab.hessian import Hessian
-from smoothlab.intervals import Interval, effective_rank, mean_of_forms, spectral_upper, sum_of_squares
+from smoothlab.intervals import Interval, Reach, effective_rank, mean_of_forms, spectral_upper, sum_of_squares
 
 Quantity = Literal["frobenius", "spectral", "trace"]
 
@@ -44,6 +44,8 @@ class NormEstimate:
         hvps: Hessian-vector products spent so far on `block`, those shared with other quantities included.
         floor: size of what rounding alone contributes, in the unit of `value`.
         flag: None, or what makes the value doubtful ("below floor", "precision not reached").
+        sign: of "spectral" only: 1 or -1, the sign of the eigenvalue of the largest modulus, where the other end of the
+            spectrum falls short of it with 97.5 % confidence; 0 where both ends may reach as far.
     """
 
     block: str
@@ -55,6 +57,7 @@ class NormEstimate:
     hvps: int
     floor: float
     flag: str | None = None
+    sign: int | None = None
 
 
 def _root(square: Interval, floor: float) -> tuple[float, float, float]:
@@ -69,6 +72,13 @@ def _flag(value: float, floor: float, reached: bool) -> str | None:
     return None if reached else "precision not reached"
 
 
+def _sign(lowest: float, highest: float, reach: Reach) -> int:
+    """Sign of the eigenvalue of the largest modulus where the other end of the spectrum cannot reach as far, else 0."""
+    if highest > -reach.lowest:
+        return 1
+    return -1 if -lowest > reach.highest else 0
+
+
 def _estimates(run: Deflation, reached: bool) -> list[NormEstimate]:
     """Frobenius norm, spectral norm and trace of a diagonal block from its finished run."""
     whole, rest = run.frobenius_squared()
@@ -79,15 +89,18 @@ def _estimates(run: Deflation, reached: bool) -> list[NormEstimate]:
     top = float(np.abs(ritz).max())
     trace = mean_of_forms(run.forms, rest.high, float(ritz.sum()))
     coupling = max(run.captured - float((t**2).sum()), 0.0) ** 0.5
-    upper = spectral_upper(
-        t, coupling, rest.high**0.5, run.block.dim, np.linalg.eigvalsh(t[: run.lanczos, : run.lanczos])
-    )
+    reach = run.reach()
+    upper = spectral_upper(t, coupling, rest.high**0.5, reach)
     point = run.noise * top  # rounding of a Ritz value
+    spread = run.noise * run.captured**0.5  # of all images at once
+    sign = _sign(float(ritz[0]), float(ritz[-1]), Reach(reach.lowest - spread, reach.highest + spread))
     name, hvps = run.name, run.hvps
     value, low, high = _root(whole, floor)
     return [
         NormEstimate(name, name, "frobenius", value, low, high, hvps, floor, _flag(value, floor, reached)),
-        NormEstimate(name, name, "spectral", top, top - point, upper + point, hvps, point, _flag(top, point, True)),
+        NormEstimate(
+            name, name, "spectral", top, top - point, upper + spread, hvps, point, _flag(top, point, True), sign
+        ),
         NormEstimate(
             name, name, "trace", trace.value, trace.low - floor, trace.high + floor, hvps, floor,
             _flag(trace.value, floor, True),
