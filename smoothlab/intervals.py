@@ -85,8 +85,8 @@ class Reach(NamedTuple):
 def lanczos_reach(diagonal: ArrayLike, residuals: ArrayLike, dim: int) -> Reach:
     """Limits of the eigenvalue lambda of H of the largest modulus, from k Lanczos steps from a random start g.
 
-    Let u be its eigenvector and p_0 = 1, ..., p_k the orthonormal polynomials of the Lanczos steps (their recurrence has
-    the entries of the tridiagonal matrix; ||p_j(H) g|| = ||g||). For every polynomial p of degree k
+    Let u be its eigenvector and p_0 = 1, ..., p_k the orthonormal polynomials of the Lanczos steps (their recurrence
+    has the entries of the tridiagonal matrix; ||p_j(H) g|| = ||g||). For every polynomial p of degree k
         p(lambda)^2 <u, g>^2 <= ||p(H) g||^2,
     and the best of them, Christoffel's, gives sum_j p_j(lambda)^2 <= ||g||^2 / <u, g>^2. The right side does not depend
     on p, so p may be chosen after the steps; u is one fixed direction, so <u, g>^2 / ||g||^2 has the law

@@ -22,7 +22,8 @@ GAP = 1.0  # Delta; L_x is 1 at the minimum, so that ||grad f(z_0)||^2 is 2 on a
 FAR = 1e9  # gradients up to which ell is constant where smoothness is called global
 REPLICAS = 30  # of the counterexample
 QUANTILES = (0.1, 0.5, 0.9)
-EMPTY: Row = {"measured": None, "low": None, "high": None, "reference": None, "verdict": None, "note": None}
+EMPTY: Row = {"measured": None, "low": None, "high": None, "reference": None, "verdict": None, "note": None,
+              "flag": None}  # fmt: skip
 
 
 def _families() -> dict[str, Callable[[float], Row]]:
@@ -131,7 +132,7 @@ def of_mean(averages: Array, eps: float, diverged: Any) -> Row:
         return row | {"verdict": "fails", "note": told}
     found = samples.mean(averages)
     return row | {"measured": found.value, "low": found.low, "high": found.high,
-                  "verdict": intervals.verdict(found, eps**2)}  # fmt: skip
+                  "verdict": intervals.verdict(found, eps**2), "flag": samples.rare_draws(averages)}  # fmt: skip
 
 
 def of_share(averages: Array, eps: float, delta: float) -> Row:
@@ -207,7 +208,7 @@ def counterexample(point: Row, seed: int) -> list[Row]:
         rows.append({
             **told, "quantity": "trajectory", **EMPTY, "epoch": t, "measured": mean.value, "low": mean.low,
             "high": mean.high, "least": float(squares.min()), "largest": float(squares.max()),
-            "reference": float(this.at(h.eta_x, h.eta_y, t)), "bound": eps**2,
+            "reference": float(this.at(h.eta_x, h.eta_y, t)), "bound": eps**2, "flag": samples.rare_draws(squares),
         })  # fmt: skip
     return rows
 

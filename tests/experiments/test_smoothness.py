@@ -18,7 +18,7 @@ from tests.experiments.toy import Toy
 
 FIELDS = {
     "step", "protocol", "block", "wrt", "quantity", "value", "low", "high", "hvps", "h", "floor", "flag", "loss",
-    "grad_norm", "grad_norm_total", "dim", "normalized",
+    "grad_norm", "grad_norm_total", "dim", "normalized", "sign",
 }  # fmt: skip
 
 
