@@ -131,7 +131,7 @@ def test_where_many_draws_carry_it_and_there_are_enough_nothing_is_flagged(law: 
 
 
 def test_how_many_draws_must_carry_half_the_mean() -> None:
-    for n, least in ((300, 7), (4000, 51)):  # binomial quantiles 6 and 50
+    for n, least in ((300, 7), (4000, 52)):  # the 95 % quantiles of binom(n, 0.01) are 6 and 51
         for carrying in (1, least - 1, least, n // 2):
             x = np.zeros(n)
             x[: 2 * carrying] = 3.0
