@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from benchmarks import coverage
 from smoothlab import intervals
 from smoothlab.intervals import (
     Interval,
@@ -13,6 +14,7 @@ from smoothlab.intervals import (
     spectral_upper,
     sum_of_squares,
 )
+from smoothlab.norms import block_norms
 from tests.mutations import mutate
 
 
@@ -210,3 +212,21 @@ def test_the_smaller_of_two_spectral_bounds_is_used() -> None:
     assert spectral_upper(t, 0.5, 0.8, intervals.Reach(-9.0, 2.0)) == pytest.approx(block)
     assert spectral_upper(t, 0.5, 80.0, intervals.Reach(-1.5, 1.2)) == 1.5
     assert spectral_upper(t, 0.5, 80.0, intervals.Reach(-0.5, 0.7)) == 1.0, "never below a Ritz value"
+
+
+@pytest.mark.check
+def test_the_coverage_benchmark_tells_biases_and_cross_blocks_and_goes_on_by_whole_spectra() -> None:
+    experiment = coverage.Coverage(simulations=4, only=("cross, dense", "low rank 3"))
+    rows = list(experiment.rows([]))
+    told = [(row["spectrum"], row["quantity"]) for row in rows]
+    assert told == [("low rank 3", q) for q in ("frobenius", "spectral", "trace")] + [("cross, dense", "cross")]
+    assert [experiment.resume_at(rows[:n]) for n in range(5)] == [0, 0, 0, 3, 4]
+    assert list(experiment.rows(rows[:3])) == rows[3:], "by whole spectra, from the same seeds"
+    matrix = coverage.couplings()["cross, dense"]
+    truth = float(np.linalg.norm(matrix[:120, 120:]))
+    hessian = coverage.Coupled(matrix)
+    found = [block_norms(hessian, cross=[("b", "a")], seed=(i,))[-1].value for i in range(4)]
+    error = np.std(found, ddof=1) / 2
+    assert rows[3]["truth"] == pytest.approx(truth) and rows[3]["bias"] == pytest.approx(np.mean(found) / truth - 1)
+    assert rows[3]["bias_z"] == pytest.approx((np.mean(found) - truth) / error)
+    assert rows[1]["bound"] == pytest.approx(1) and rows[0]["bias_z"] is None and abs(rows[0]["bias"]) < 1e-12

@@ -33,6 +33,7 @@ def run(experiment: Toy, out: Path) -> list[dict]:
 def test_every_point_has_the_same_complete_rows(tmp_path: Path) -> None:
     rows = run(Toy(), tmp_path / "run.jsonl")
     assert all(FIELDS | {"kind"} == set(row) for row in rows)
+    assert all((r["sign"] in (-1, 0, 1)) == (r["quantity"] == "spectral") for r in rows)
     kinds = [(r["protocol"], r["block"], r["wrt"], r["quantity"]) for r in rows]
     per_point = kinds[: len(kinds) // 6]
     assert kinds == per_point * 6
