@@ -105,6 +105,15 @@ def test_rows_say_which_end_of_the_spectrum_is_the_larger(eigenvalues: np.ndarra
         assert found["frobenius"].sign is None and found["trace"].sign is None
 
 
+def test_the_reach_is_that_of_the_first_start_alone() -> None:
+    """Its Krylov space closes after one step per eigenvalue; what other starts add is no Lanczos process of it."""
+    for eigenvalues in (np.repeat([1.0, -1.0], 40), np.repeat([2.0, 0.5, -1.0, 0.0], 20)):
+        run = Deflation(DenseHessian(np.diag(eigenvalues)), "a", [3], {})
+        run.krylov(12)
+        assert run.unbroken == len(set(eigenvalues)) and run.basis.size == 12
+        assert run.reach() == pytest.approx((eigenvalues.min(), eigenvalues.max()), abs=1e-9)
+
+
 def test_a_sign_is_not_told_of_rounding() -> None:
     assert block_norms(_Rounded(np.eye(30), 0.7), precision=0.2)[1].sign == 0
     assert block_norms(_Rounded(np.diag([-9.0, *np.ones(29)]), 1e-3), precision=0.2)[1].sign == -1
