@@ -1,9 +1,12 @@
 """Do the intervals cover? `python -m benchmarks.coverage` simulates `block_norms` on known spectra, stopping included.
 
 One row a spectrum and quantity: the share of simulations whose 95 % interval holds the truth (`value`, with its
-Clopper-Pearson limits `low` and `high`), the median half-width beside the ideal one (1.96 standard deviations of the
-estimator itself), and the products spent; widths and errors are relative to the truth, but for the trace. A diagonal
-matrix serves for any with its eigenvalues, since start vectors and probes are rotation invariant.
+Clopper-Pearson limits `low` and `high`), the bias of the estimate with its standard error and z-score (for the spectral
+norm, a lower bound, how much it is low), the median half-width beside the ideal one (1.96 standard deviations of the
+estimator itself), for the spectral norm the upper bound over the estimate (median and 95 % quantile), and the products
+spent; widths, biases and errors are relative to the truth, but for the trace. A diagonal matrix serves for any with its
+eigenvalues, since start vectors and probes are rotation invariant. Cross blocks H_ba, measured along with H_aa and
+H_bb, whose precision is what stops them, have a row each.
 """
 
 import argparse
@@ -55,6 +58,50 @@ def spectra() -> dict[str, np.ndarray]:
     return found
 
 
+SIZES = (120, 80)  # of the two blocks of a cross block
+
+
+def couplings() -> dict[str, np.ndarray]:
+    """Symmetric matrices of two blocks: a cross block as large as theirs, of rank one, decaying, or off their tops."""
+    a, b = SIZES
+    rng = np.random.default_rng(11)
+    noise = rng.standard_normal((a + b, a + b))
+    cross = rng.standard_normal(SIZES)
+    decay = 1 / np.arange(1.0, a + 1)[:, None] / np.arange(1.0, b + 1)
+    hidden = np.where((np.arange(a) >= 60)[:, None] & (np.arange(b) >= 40), cross, 0.0)
+    found = {"cross, dense": (noise + noise.T) / 2}
+    kinds = {"cross, one pair": np.outer(cross[:, 0], cross[0]), "cross, decaying": cross * decay,
+             "cross, off the top": hidden, "cross, small": 0.01 * cross}  # fmt: skip
+    for name, block in kinds.items():
+        h = np.diag(np.concatenate([1 / np.arange(1.0, a + 1), 2 / np.arange(1.0, b + 1)]))
+        h[:a, a:], h[a:, :a] = block, block.T
+        found[name] = h
+    return found
+
+
+class Coupled:
+    """A dense Hessian of blocks "a" and "b"."""
+
+    def __init__(self, matrix: np.ndarray) -> None:
+        self.matrix = torch.tensor(matrix)
+        self.blocks = {n: Block(n, (torch.zeros(d, dtype=torch.float64),)) for n, d in zip("ab", SIZES, strict=True)}
+        self.loss = 0.0
+        self.gradients = {name: torch.zeros(block.dim, dtype=torch.float64) for name, block in self.blocks.items()}
+
+    def product(self, v: Tensor, along: str, wrt: Sequence[str]) -> tuple[Tensor, ...]:
+        """H_bc v for the blocks b in `wrt`, c = `along`."""
+        rows = {"a": slice(0, SIZES[0]), "b": slice(SIZES[0], None)}
+        return tuple(self.matrix[rows[name], rows[along]] @ v for name in wrt)
+
+    def noise(self, v: Tensor, image: Tensor, along: str) -> tuple[float, int]:
+        """Rounding of fp64, counted as one product as for a model."""
+        return 1e-15, 1
+
+    def truth(self) -> float:
+        """||H_ba||_F."""
+        return float(self.matrix[SIZES[0] :, : SIZES[0]].norm())
+
+
 class Diagonal:
     """A Hessian with the given eigenvalues, as block "h"."""
 
@@ -85,12 +132,18 @@ def _row(spectrum: str, quantity: str, truth: float, found: list[NormEstimate]) 
     size = truth if quantity != "trace" else 1.0
     hvps = np.array([e.hvps for e in found])
     ideal = 1.96 * value.std() if quantity != "spectral" else None
+    error = value.std(ddof=1) / len(found) ** 0.5
+    above = high / value if quantity == "spectral" else None
     return {
         "spectrum": spectrum, "quantity": quantity, "truth": truth, "simulations": len(found),
         "value": hits / len(found), "low": interval.low, "high": interval.high,
         "half_width": float(np.median(high - low) / 2 / size),
         "ideal_half_width": None if ideal is None else float(ideal / size),
+        "bias": float((value.mean() - truth) / size), "bias_error": float(error / size),
+        "bias_z": float((value.mean() - truth) / error) if error > 1e-12 * size else None,
         "error_95": float(np.quantile(np.abs(value - truth), 0.95) / size),
+        "bound": None if above is None else float(np.median(above)),
+        "bound_95": None if above is None else float(np.quantile(above, 0.95)),
         "hvps": float(np.median(hvps)), "hvps_95": float(np.quantile(hvps, 0.95)),
     }  # fmt: skip
 
@@ -114,25 +167,37 @@ class Coverage:
     seed: int = 0
 
     def place(self, row: Row) -> int:
-        """The number of the spectrum."""
-        return list(spectra()).index(row["spectrum"])
+        """The number of the spectrum or cross block."""
+        return self.names().index(row["spectrum"])
 
     def standing(self, rows: Sequence[Row | None]) -> list[Row]:
         """Whole spectra stand: each has a row for every quantity."""
         return whole(rows, self.place, lambda row: row["quantity"])
 
+    def names(self) -> list[str]:
+        """Spectra and cross blocks, in order."""
+        return [n for n in [*spectra(), *couplings()] if not self.only or n in self.only]
+
     def rows(self, done: Sequence[Row]) -> Iterator[Row]:
-        """Three rows a spectrum."""
+        """Three rows a spectrum, and one a cross block."""
         behind = {row["spectrum"] for row in done}
-        names = [n for n in spectra() if not self.only or n in self.only]
-        for name in (n for n in names if n not in behind):
-            hessian = Diagonal(spectra()[name])
-            found: dict[Any, list[NormEstimate]] = {q: [] for q in hessian.truth()}
-            for i in range(self.simulations):
-                for e in block_norms(hessian, precision=self.precision, seed=(self.seed + i,)):
-                    found[e.quantity].append(e)
-            for quantity, truth in hessian.truth().items():
-                yield _row(name, quantity, truth, found[quantity])
+        for name in (n for n in self.names() if n not in behind):
+            yield from self._cross(name) if name in couplings() else self._spectrum(name)
+
+    def _cross(self, name: str) -> Iterator[Row]:
+        hessian = Coupled(couplings()[name])
+        options: dict[str, Any] = {"cross": [("b", "a")], "precision": self.precision}
+        found = [block_norms(hessian, seed=(self.seed + i,), **options)[-1] for i in range(self.simulations)]
+        yield _row(name, "cross", hessian.truth(), found)
+
+    def _spectrum(self, name: str) -> Iterator[Row]:
+        hessian = Diagonal(spectra()[name])
+        found: dict[Any, list[NormEstimate]] = {q: [] for q in hessian.truth()}
+        for i in range(self.simulations):
+            for e in block_norms(hessian, precision=self.precision, seed=(self.seed + i,)):
+                found[e.quantity].append(e)
+        for quantity, truth in hessian.truth().items():
+            yield _row(name, quantity, truth, found[quantity])
 
 
 def main() -> None:

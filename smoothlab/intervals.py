@@ -7,11 +7,12 @@ nu = (sum s^2)^2 / sum s^4 >= 1. A sample variance of few X is a poor guide to n
 m (m - 1) / 2 pairs.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special
 
 LEVEL = 0.95
 """Confidence level of every interval that smoothlab reports."""
@@ -57,7 +58,7 @@ def sum_of_squares(squares: ArrayLike, nu: float, known: float = 0.0) -> Interva
     mean = float(x.mean())
     dof = (len(x) - 1) * nu
     tail = (1 - _INNER) / 2
-    low, high = (dof * mean / stats.chi2.ppf(q, dof) for q in (1 - tail, tail))
+    low, high = (dof * mean / (2 * special.gammaincinv(dof / 2, q)) for q in (1 - tail, tail))  # chi-square quantiles
     return Interval(known + mean, known + float(low), known + float(high))
 
 
@@ -70,33 +71,81 @@ def mean_of_forms(forms: ArrayLike, frobenius_squared: float, known: float = 0.0
     if not len(x):
         return Interval(known, known, known)
     mean = float(x.mean())
-    half = float(stats.norm.ppf((1 + LEVEL) / 2)) * (2 * frobenius_squared / len(x)) ** 0.5
+    half = float(special.ndtri((1 + LEVEL) / 2)) * (2 * frobenius_squared / len(x)) ** 0.5
     return Interval(known + mean, known + mean - half, known + mean + half)
 
 
-def spectral_upper(
-    projected: NDArray[np.float64], coupling: float, rest: float, dim: int, ritz: NDArray[np.float64]
-) -> float:
+class Reach(NamedTuple):
+    """How far down and up the eigenvalue of the largest modulus may lie, with 97.5 % confidence."""
+
+    lowest: float
+    highest: float
+
+
+def lanczos_reach(diagonal: ArrayLike, residuals: ArrayLike, dim: int) -> Reach:
+    """Limits of the eigenvalue lambda of H of the largest modulus, from k Lanczos steps from a random start g.
+
+    Let u be its eigenvector and p_0 = 1, ..., p_k the orthonormal polynomials of the Lanczos steps (their recurrence
+    has the entries of the tridiagonal matrix; ||p_j(H) g|| = ||g||). For every polynomial p of degree k
+        p(lambda)^2 <u, g>^2 <= ||p(H) g||^2,
+    and the best of them, Christoffel's, gives sum_j p_j(lambda)^2 <= ||g||^2 / <u, g>^2. The right side does not depend
+    on p, so p may be chosen after the steps; u is one fixed direction, so <u, g>^2 / ||g||^2 has the law
+    Beta(1/2, (d - 1)/2), and falls below its 2.5 % quantile c (about 1e-3 / d) with that probability. The sum grows
+    beyond the Ritz values; where it passes 1/c is the limit. (The event is that of van Dorsselaer, Hochstenbach and van
+    der Vorst, SIAM J. Matrix Anal. Appl. 22, 2000, who use p_k alone; Kuczynski and Wozniakowski, 1992, bound the
+    polynomial without looking at the spectrum, which loses most where it is broad.)
+
+    Args:
+        diagonal: of the tridiagonal matrix [k].
+        residuals: the k norms left by orthogonalizing each image; the first k - 1 are its off-diagonal. Zeros, where
+            the Krylov space closed, must have been replaced by an upper limit of the rounding.
+        dim: dimension d.
+    """
+    a, b = np.asarray(diagonal, dtype=float), np.asarray(residuals, dtype=float)
+    ritz = np.linalg.eigvalsh(np.diag(a) + np.diag(b[:-1], 1) + np.diag(b[:-1], -1))
+    steps = list(zip(a.tolist(), b.tolist(), strict=True))
+    most = math.inf if dim == 1 else 1 / float(special.betaincinv(0.5, (dim - 1) / 2, (1 - LEVEL) / 2))
+    size = float(np.abs(ritz).max() + b.max())
+    if size == 0.0 or dim == 1:
+        return Reach(float(ritz[0]), float(ritz[-1]))
+
+    def limit(end: float, outward: int) -> float:
+        inside, outside = 0.0, 1e-12 * size
+        while _christoffel(end + outward * outside, steps) < most:
+            inside, outside = outside, 2 * outside
+        for _ in range(40):
+            middle = (inside + outside) / 2
+            below = _christoffel(end + outward * middle, steps) < most
+            inside, outside = (middle, outside) if below else (inside, middle)
+        return end + outward * outside
+
+    return Reach(limit(float(ritz[0]), -1), limit(float(ritz[-1]), 1))
+
+
+def _christoffel(x: float, steps: list[tuple[float, float]]) -> float:
+    """Sum of p_j(x)^2, j = 0, ..., k; it stops at 1e200, beyond any limit."""
+    before, now, total, last = 0.0, 1.0, 1.0, 0.0
+    for a, b in steps:
+        before, now, last = now, ((x - a) * now - last * before) / b, b
+        total += now * now
+        if total > 1e200:
+            break
+    return total
+
+
+def spectral_upper(projected: NDArray[np.float64], coupling: float, rest: float, reach: Reach) -> float:
     """One-sided 95 % upper bound of ||H||_2; the smaller of two bounds, each at 97.5 %.
 
     (a) H = [[T, S'], [S, B]] gives ||H|| <= ||[[t, s], [s, b]]|| with t = ||T||, s = ||S|| <= `coupling`, b = `rest`,
     an upper confidence bound of ||B||_F. Good when deflation leaves little.
-    (b) After k Lanczos steps from a uniformly random start, (lambda_1 - theta_1) / (lambda_1 - lambda_d) > e with
-    probability at most 1.648 sqrt(d) exp(-sqrt(e) (2k - 1)) (Kuczynski and Wozniakowski 1992, Theorem 4.2), for either
-    end of the spectrum. Good when the spectrum is broad.
+    (b) `lanczos_reach`. Good when the spectrum is broad.
 
     Args:
         projected: T = Q'HQ [k, k].
         coupling: upper bound of ||(I - QQ')HQ||.
         rest: upper bound of ||(I - QQ')H(I - QQ')||_F.
-        dim: dimension d.
-        ritz: the k Ritz values of k Lanczos steps from a random start.
+        reach: of k Lanczos steps from a random start.
     """
     t = float(np.abs(np.linalg.eigvalsh(projected)).max())
     block = float(np.linalg.norm(np.array([[t, coupling], [coupling, rest]]), 2))
-    tail = (1 - LEVEL) / 4  # two bounds, two ends of the spectrum
-    error = (np.log(1.648 * dim**0.5 / tail) / (2 * len(ritz) - 1)) ** 2
-    if 2 * error >= 1:
-        return block
-    spread = float(ritz.max() - ritz.min()) / (1 - 2 * error)
-    return min(block, max(ritz.max() + error * spread, -ritz.min() + error * spread))
+    return max(t, min(block, max(reach.highest, -reach.lowest)))

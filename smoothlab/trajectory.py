@@ -108,7 +108,7 @@ def paper(
         yield _common("paper", hessian.loss, hessian.gradients)[block.name] | {
             "block": block.name, "wrt": block.name, "quantity": "frobenius", "value": value, "low": low, "high": high,
             "hvps": probes, "h": h, "floor": floor, "flag": "below floor" if value < 2 * floor else None,
-            "normalized": value * block.dim**0.5 / batch, "grad_norm_total": None,
+            "normalized": value * block.dim**0.5 / batch, "grad_norm_total": None, "sign": None,
         }  # fmt: skip
 
 
@@ -163,6 +163,7 @@ class Quotient:
             yield common[name] | {
                 "block": name, "wrt": name, "quantity": "gradient_lipschitz", "value": value, "low": None, "high": None,
                 "hvps": 0, "h": moved, "floor": floor, "flag": "below floor" if below else None, "normalized": None,
+                "sign": None,
             }  # fmt: skip
 
 

@@ -81,6 +81,81 @@ def test_intervals_cover_whatever_the_spectrum(spectrum: str, runs: int) -> None
     assert min(found.values()) >= least(runs), found
 
 
+# The end of the spectrum
+
+
+@pytest.mark.parametrize(
+    ("eigenvalues", "sign"),
+    [
+        (np.concatenate([[3.0], np.linspace(-1, 1, 79)]), 1),
+        (np.concatenate([[-3.0], np.linspace(-1, 1, 79)]), -1),
+        (np.linspace(-1, 1, 80), 0),
+        (np.concatenate([[1.0, -0.999], np.linspace(-0.5, 0.5, 78)]), 1),
+        (np.concatenate([[-5.0, 4.0], np.zeros(78)]), -1),
+        (np.zeros(80), 0),
+        (np.array([-2.0, 1.0]), -1),
+        (np.array([-0.5]), -1),
+    ],
+)
+def test_rows_say_which_end_of_the_spectrum_is_the_larger(eigenvalues: np.ndarray, sign: int) -> None:
+    hessian = DenseHessian(np.diag(eigenvalues))
+    for seed in range(3):
+        found = {e.quantity: e for e in block_norms(hessian, precision=0.2, seed=(seed,))}
+        assert found["spectral"].sign == sign
+        assert found["frobenius"].sign is None and found["trace"].sign is None
+
+
+def test_the_reach_is_that_of_the_first_start_alone() -> None:
+    """Its Krylov space closes after one step per eigenvalue; what other starts add is no Lanczos process of it."""
+    for eigenvalues in (np.repeat([1.0, -1.0], 40), np.repeat([2.0, 0.5, -1.0, 0.0], 20)):
+        run = Deflation(DenseHessian(np.diag(eigenvalues)), "a", [3], {})
+        run.krylov(12)
+        assert run.unbroken == len(set(eigenvalues)) and run.basis.size == 12
+        assert run.reach() == pytest.approx((eigenvalues.min(), eigenvalues.max()), abs=1e-9)
+
+
+def test_a_sign_is_not_told_of_rounding() -> None:
+    assert block_norms(_Rounded(np.eye(30), 0.7), precision=0.2)[1].sign == 0
+    assert block_norms(_Rounded(np.diag([-9.0, *np.ones(29)]), 1e-3), precision=0.2)[1].sign == -1
+
+
+class Broad:
+    """A Hessian whose spectrum is given, as block "h" in fp32."""
+
+    def __init__(self, eigenvalues: np.ndarray) -> None:
+        self.diagonal = torch.tensor(eigenvalues, dtype=torch.float32)
+        self.blocks = {"h": Block("h", (torch.zeros(len(eigenvalues)),))}
+
+    def product(self, v: Tensor, along: str, wrt: list[str]) -> tuple[Tensor, ...]:
+        return (self.diagonal * v,)
+
+    def noise(self, v: Tensor, image: Tensor, along: str) -> tuple[float, int]:
+        return 1e-6, 1
+
+
+_WIDE = np.arange(1, 100_001)
+BROAD = {  # Frobenius over spectral norm: 8 to 180
+    "power law": _WIDE**-0.38,
+    "power law of both signs": (-1.0) ** _WIDE * _WIDE**-0.38,
+    "power law and bulk": np.concatenate([_WIDE[:1000] ** -0.3, np.linspace(-0.02, 0.02, 99_000)]),
+    "exponential": np.exp(-_WIDE / 128),
+    "uniform": np.linspace(-1, 1, 100_000),
+    "semicircle": stats.semicircular.ppf((_WIDE - 0.5) / 100_000),
+    "outliers near a bulk": np.concatenate([np.linspace(1, 1.3, 10), np.linspace(-0.1, 1, 99_990)]),
+}
+
+
+@pytest.mark.parametrize("spectrum", BROAD)
+def test_the_spectral_bound_is_near_its_value_on_broad_spectra(spectrum: str) -> None:
+    truth = float(np.abs(BROAD[spectrum]).max())
+    ratios = [e.high / e.value for e in _spectral(Broad(BROAD[spectrum]), 2) if covers(e, truth)]
+    assert len(ratios) == 2 and max(ratios) < 1.4
+
+
+def _spectral(hessian: object, runs: int) -> list[NormEstimate]:
+    return [block_norms(hessian, seed=(i,), precision=0.2)[1] for i in range(runs)]  # type: ignore[arg-type]
+
+
 def _two_blocks(kind: str) -> DenseHessian:
     rng = np.random.default_rng(11)
     if kind == "dense":

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from smoothlab import samples
 from tests.mutations import mutate
@@ -50,7 +51,7 @@ LAWS: dict[str, tuple[Draw, float]] = {
     "estimates, d = 4": (lambda rng, n: estimate(rng, n, 4), 6.0),
     "sparse": (sparse, 15.0),
 }
-FEW = [(law, samples.ENOUGH) for law in LAWS] + [("normal", 6), ("squares", 8), ("cubes", 8), ("sinh", 12)]
+FEW = [(law, 24) for law in LAWS] + [("normal", 6), ("squares", 8), ("cubes", 8), ("sinh", 12)]
 
 
 def covers(law: str, n: int, times: int) -> float:
@@ -78,14 +79,77 @@ def test_intervals_of_mean_squares_cover_as_their_docstring_says(law: str, n: in
 
 def test_they_are_not_much_wider_than_if_the_law_were_known() -> None:
     """Normal numbers: chi-square intervals are exact."""
-    from scipy import stats
-
     for n, most in ((24, 2.0), (100, 1.7), (4000, 1.1)):
         rng = RNG(1)
         widths = [math.log(found.high / found.low) for found in
                   (samples.mean_square(rng.standard_normal(n) ** 2) for _ in range(50))]  # fmt: skip
         exact = math.log(stats.chi2.ppf(0.975, n) / stats.chi2.ppf(0.025, n))
         assert 1.0 <= np.median(widths) / exact < most
+
+
+# Whether rare draws may carry the mean. The laws: draws, and their mean.
+
+RARE: dict[str, tuple[Draw, float]] = {
+    "1 % at 100": (lambda rng, n: np.where(rng.random(n) < 0.01, 100.0, 1 + 0.2 * normal(rng, n) ** 2), 2.188),
+    "1 % at 1000": (lambda rng, n: np.where(rng.random(n) < 0.01, 1000.0, normal(rng, n) ** 2), 10.99),
+    "log-normal 2.5": (lambda rng, n: np.exp(2.5 * normal(rng, n)), math.exp(2.5**2 / 2)),
+    "log-normal 1": (lambda rng, n: np.exp(normal(rng, n)), math.exp(0.5)),
+    "exponential": (lambda rng, n: rng.exponential(size=n), 1.0),
+    "squares": (lambda rng, n: normal(rng, n) ** 2, 1.0),
+}
+
+
+def missed_and_flagged(law: str, n: int, times: int) -> np.ndarray:
+    """Shares of samples: whose interval misses, of these without the flag, and with the flag."""
+    (draw, truth), rng = RARE[law], RNG(11)
+    found = []
+    for _ in range(times):
+        x = draw(rng, n)
+        held, flag = samples.mean_square(x), samples.rare_draws(x)
+        missed = not held.low <= truth <= held.high
+        found.append((missed, missed and flag is None, flag == "rare draws"))
+    return np.mean(found, axis=0)
+
+
+SEEN = [("1 % at 100", 24), ("1 % at 100", 100), ("1 % at 100", 300), ("1 % at 100", 1000), ("1 % at 1000", 1000),
+        ("log-normal 2.5", 24), ("log-normal 2.5", 300), ("log-normal 2.5", 4000)]  # fmt: skip
+
+
+@pytest.mark.parametrize("times", [200, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("law", "n"), SEEN)
+def test_where_rare_draws_carry_the_mean_what_misses_it_is_flagged(law: str, n: int, times: int) -> None:
+    missed, silent, flagged = missed_and_flagged(law, n, times)
+    assert silent * times <= stats.binom.isf(1e-3, times, 0.055)
+    assert n > 100 or (flagged == 1 and missed > 0.05), "these intervals are the ones that do not cover"
+    assert law != "1 % at 1000" or flagged > 0.95, "seen, not only unseen"
+
+
+@pytest.mark.parametrize("law", ["squares", "exponential", "log-normal 1"])
+def test_where_many_draws_carry_it_and_there_are_enough_nothing_is_flagged(law: str) -> None:
+    assert missed_and_flagged(law, 300, 100)[2] == 0
+    assert missed_and_flagged(law, 298, 20)[2] == 1, "298 draws have none of 1 % with probability 5.003 %"
+
+
+def test_how_many_draws_must_carry_half_the_mean() -> None:
+    for n, least in ((300, 7), (4000, 52)):  # the 95 % quantiles of binom(n, 0.01) are 6 and 51
+        for carrying in (1, least - 1, least, n // 2):
+            x = np.zeros(n)
+            x[: 2 * carrying] = 3.0
+            assert (samples.rare_draws(RNG(0).permutation(x)) is None) == (carrying >= least)
+    assert samples.rare_draws(np.zeros(300)) is None and samples.rare_draws(np.zeros(2)) is not None
+    assert samples.rare_draws(np.full(299, 2.0)) is None
+
+
+@pytest.mark.parametrize(
+    ("law", "n", "old", "new"),
+    [("1 % at 100", 100, "> 1 - LEVEL", "> 1"), ("1 % at 1000", 1000, "carrying <= ", "carrying < 0 * ")],
+)
+def test_a_flag_without_one_of_its_tests_would_be_seen(
+    law: str, n: int, old: str, new: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mutate(monkeypatch, (samples, "rare_draws"), old, new)
+    _, silent, flagged = missed_and_flagged(law, n, 100)
+    assert silent > 1 - LEAST or flagged < 0.95
 
 
 @pytest.mark.parametrize(

@@ -133,19 +133,20 @@ def along(what: str, ratios: dict[str, Array]) -> Search:
     return Search(f"{what}, along runs of Algorithm 1", "printed", cases, 0, slack, {}, 1.0, facts=facts)
 
 
-def in_mean(what: str, measured: dict[str, Interval], cases: int) -> Search:
+def in_mean(what: str, measured: dict[str, Interval], cases: int, flagged: int = 0) -> Search:
     """An inequality between means, in its bound: broken where an interval lies above 1.
 
     Args:
         what: it.
         measured: measured/allowed with its interval, by place.
         cases: draws behind all of them.
+        flagged: how many of the means rare draws may carry; see `samples.rare_draws`.
     """
     worst = max(measured, key=lambda name: measured[name].value)
     top = measured[worst]
     surely = max(one.low for one in measured.values())
     facts: Facts = {"tightness, largest": top.value, "its low": top.low, "its high": top.high, "where": worst,
-                    "places": float(len(measured))}  # fmt: skip
+                    "places": float(len(measured)), **({"flagged": float(flagged)} if flagged else {})}  # fmt: skip
     return Search(what, "printed", cases, 0, 1 - (surely if surely > 1 else min(top.value, 1.0)), {}, 1.0, facts=facts)
 
 

@@ -10,8 +10,9 @@ How each is measured, over N directions that `ZerothOrder` would draw from these
   few moves, so that the rounding errors r of their quotients do not average out: by Cauchy-Schwarz with E zz' = I their
   mean E r z is at most sqrt(E r^2) long in any direction. This `floor`, from the noise that
   `smoothlab.experiments.ucurve` measures, is added to the interval on both sides.
-- variance: the mean of ||ghat - g||^2 / ||g||^2, as it comes, with the interval of `samples.mean_square`. One side and
-  two, and all q of one average, share their directions.
+- variance: the mean of ||ghat - g||^2 / ||g||^2, as it comes, with the interval of `samples.mean_square` and the flag
+  of `samples.rare_draws`, as all means of squares here. One side and two, and all q of one average, share their
+  directions.
 - curve: the root mean square of D(mu) - <g, z> over ||g||, see `smoothlab.experiments.ucurve`.
 """
 
@@ -156,10 +157,11 @@ def _error(setting: str, f: Ridges, estimator: ZerothOrder, drawn: torch.Tensor)
     g, square = taylor.gradient, float(taylor.gradient @ taylor.gradient)
     found = slopes(f, estimator.mu, estimator.sides, frames(estimator, drawn), torch.float64).estimates
     reference = (second_moment(estimator, taylor) - square) / square  # E ghat = g on quadratics
-    measured = samples.mean_square(((found - g) ** 2).sum(1) / square)
+    errors = ((found - g) ** 2).sum(1) / square
+    measured = samples.mean_square(errors)
     return row(
         setting, "error", measured, estimator, dtype="float64", d=f.dim, draws=len(drawn), function=f.shape,
-        reference=reference, exact=True, block="theta",
+        reference=reference, exact=True, block="theta", flag=samples.rare_draws(errors),
     )  # fmt: skip
 
 
@@ -209,10 +211,11 @@ def curve_rows(
             estimator = ZerothOrder(mu, sides=sides)  # type: ignore[arg-type]
             measured = samples.root_mean_square(off[:, i] / size)
             yield row(setting, "derivative error", measured, estimator, dtype=dtype, draws=n,
-                      predicted=float(expected[i]), **more)  # fmt: skip
+                      predicted=float(expected[i]), flag=samples.rare_draws(off[:, i] ** 2), **more)  # fmt: skip
         lowest = samples.lowest(mus, off**2, seed=seed)
         estimator = ZerothOrder(lowest.value, sides=sides)  # type: ignore[arg-type]
         best = ucurve.best(sides, spread, noise.value) if spread > 0 and noise.value > 0 else None
         edge = lowest.value in (mus[0], mus[-1])  # the lowest one may lie beyond
         yield row(setting, "best mu", lowest, estimator, dtype=dtype, draws=n, predicted=best, edge=edge, **more)
-    yield row(setting, "noise", noise, ZerothOrder(), dtype=dtype, draws=len(nearby), **more)
+    yield row(setting, "noise", noise, ZerothOrder(), dtype=dtype, draws=len(nearby),
+              flag=ucurve.noise_flag(nearby), **more)  # fmt: skip

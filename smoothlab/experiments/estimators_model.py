@@ -161,7 +161,8 @@ def variance(measured: Measured, setting: str) -> Iterator[Row]:
         errors.append(float((dense - truth).double().square().sum()) / square)
     told: dict[str, Any] = {"dtype": "float32", "d": block.dim, "draws": count, "block": name, "function": run.model,
             "device": measured.device}  # fmt: skip
-    yield row(setting, "error", samples.mean_square(errors), estimator, reference=factor - 1, **told)
+    yield row(setting, "error", samples.mean_square(errors), estimator, reference=factor - 1,
+              flag=samples.rare_draws(errors), **told)  # fmt: skip
 
 
 def cost(measured: Measured, setting: str) -> Iterator[Row]:

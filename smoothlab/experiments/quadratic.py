@@ -170,14 +170,15 @@ class QuadraticExample:
             told = {"rule": None, "eta_x": s / 2, "eta_y": 0.0, "scale": scale}
             mean = _widened(samples.mean_square(quotients))  # not negative, and far off at times
             reference = forms.mean_square(s, m)
-            rows.append({**told, "quantity": "mean square factor", **_with(mean, reference)})
+            flag = samples.rare_draws(quotients)
+            rows.append({**told, "quantity": "mean square factor", **_with(mean, reference), "flag": flag})
             if law == "gaussian":
                 with np.errstate(divide="ignore"):
                     log = _widened(samples.mean(np.log(quotients)))
                 rows.append({**told, "quantity": "typical log factor", **_with(log, forms.typical(s, d))})
             # E <u, v>^2 = 1 is known: the mean of the quotients tells E <u, v>^2 ||v||^2 = m, and 2/m is the limit
             ends = [2 * s * s / (value - 1 + 2 * s) if value - 1 + 2 * s > 0 else math.inf for value in mean]
-            limit: Row = {"measured": ends[0], "low": ends[2], "high": ends[1], "reference": 2 / m}
+            limit: Row = {"measured": ends[0], "low": ends[2], "high": ends[1], "reference": 2 / m, "flag": flag}
             rows.append({**told, "quantity": "largest stable rate", **limit})
         if law == "gaussian":
             limit = {"measured": None, "low": None, "high": None, "reference": forms.typical_limit(d)}
@@ -212,7 +213,7 @@ class QuadraticExample:
 
         expected = forms.steps(*squares, self.eps)
         exact = not options
-        row: Row = {"measured": None, "low": None, "high": None, "reference": expected, "note": None}
+        row: Row = {"measured": None, "low": None, "high": None, "reference": expected, "note": None, "flag": None}
         most = 10 * self.longest if exact else self.longest
         if expected > most:
             return row | {"note": "diverges" if math.isinf(expected) else f"more than {most} steps: not run"}
@@ -234,6 +235,7 @@ class QuadraticExample:
         lows, highs = values.copy(), values.copy()
         for i in np.flatnonzero(np.abs(np.log(values / level)) < math.log(NEAR)):
             _, lows[i], highs[i] = samples.mean_square(each[i])
+            row["flag"] = row["flag"] or samples.rare_draws(each[i])
         found = [float(epochs[np.argmax(ends <= level)]) if (ends <= level).any() else None for ends in (values, lows)]
         above = np.flatnonzero(highs > level)[-1]
         last = float(epochs[above + 1]) if above + 1 < len(epochs) else None

@@ -73,17 +73,19 @@ def reshuffling(point: Row, replicas: int, longest: int, seed: int) -> list[Row]
     eta = min(point["scale"] / n, 0.5 / problem.x.moment)
     half = max(2, math.ceil(point["lengths"] / (eta * n)))
     row: Row = {"quantity": "error ratio", "eta_x": eta, "eta_y": 0.0, "T": 2 * half, "measured": None, "low": None,
-                "high": None, "verdict": None, "note": None}  # fmt: skip
+                "high": None, "verdict": None, "note": None, "flag": None}  # fmt: skip
     late = range(half, 2 * half)
     exact = [float(problem.ordered(o).at(eta, 0.0, np.array(late)).mean()) for o in ORDERS]
     row |= {"reference": exact[0] / exact[1], "error": exact[0], "error_replace": exact[1]}
     if 2 * half * n > longest:
         return [row | {"note": f"{2 * half * n} steps are more than {longest}: not run"}]
-    means = []
+    means, flags = [], []
     for order in ORDERS:
         this, key = problem.ordered(order), (seed, f"{point['setting']}/{order}")
         squares = this.run(eta, 0.0, 2 * half, MANY * replicas, key, keep=tuple(late)).kept_x
         means.append(samples.mean_square(squares.mean(0)))
+        flags.append(samples.rare_draws(squares.mean(0)))
     found = intervals.quotient(*means)
     told = "better" if found.high < 1 else "worse" if found.low > 1 else "hidden"
-    return [row | {"measured": found.value, "low": found.low, "high": found.high, "verdict": told}]
+    flag = flags[0] or flags[1]
+    return [row | {"measured": found.value, "low": found.low, "high": found.high, "verdict": told, "flag": flag}]

@@ -24,7 +24,8 @@ STOPPED = 16.0  # F, in Delta, of the theorem in expectation where sigma is boun
 BEND = 0.1  # how far the Hessians of single quadratics are from their mean, in units of it
 REPLICAS = 30  # of the counterexample
 QUANTILES = (0.1, 0.5, 0.9)
-EMPTY: Row = {"measured": None, "low": None, "high": None, "reference": None, "verdict": None, "note": None}
+EMPTY: Row = {"measured": None, "low": None, "high": None, "reference": None, "verdict": None, "note": None,
+              "flag": None}  # fmt: skip
 
 
 def _families() -> dict[str, Callable[[float], Row]]:
@@ -163,7 +164,7 @@ def of_mean(averages: Array, eps: float, diverged: Any) -> Row:
         return row | {"verdict": "fails", "note": told}
     found = samples.mean(averages)
     return row | {"measured": found.value, "low": found.low, "high": found.high,
-                  "verdict": intervals.verdict(found, eps**2)}  # fmt: skip
+                  "verdict": intervals.verdict(found, eps**2), "flag": samples.rare_draws(averages)}  # fmt: skip
 
 
 def of_share(averages: Array, eps: float, delta: float) -> Row:
@@ -239,7 +240,7 @@ def counterexample(point: Row, seed: int) -> list[Row]:
         rows.append({
             **told, "quantity": "trajectory", **EMPTY, "epoch": t, "measured": mean.value, "low": mean.low,
             "high": mean.high, "least": float(squares.min()), "largest": float(squares.max()),
-            "reference": float(this.at(h.eta_x, h.eta_y, t)), "bound": eps**2,
+            "reference": float(this.at(h.eta_x, h.eta_y, t)), "bound": eps**2, "flag": samples.rare_draws(squares),
         })  # fmt: skip
     return rows
 

@@ -27,7 +27,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import factorial
 
 from smoothlab.intervals import Interval
-from smoothlab.samples import root_mean_square
+from smoothlab.samples import rare_draws, root_mean_square
 
 Array = NDArray[np.float64]
 
@@ -47,9 +47,19 @@ def noise(values: ArrayLike) -> Interval:
 
     A sixth difference of independent errors has the variance (12)! / (6!)^2 = 924 e^2.
     """
+    return root_mean_square(_roughness(values) ** 0.5)
+
+
+def noise_flag(values: ArrayLike) -> str | None:
+    """The flag of `noise`, see `smoothlab.samples.rare_draws`."""
+    return rare_draws(_roughness(values))
+
+
+def _roughness(values: ArrayLike) -> Array:
+    """Mean square of the sixth differences of each direction, in units of e^2."""
     differences = np.diff(np.asarray(values, dtype=float), ORDER, axis=1)
-    each = np.sqrt((differences**2).mean(1) / float(factorial(2 * ORDER) / factorial(ORDER) ** 2))
-    return root_mean_square(each)
+    found: Array = (differences**2).mean(1) / float(factorial(2 * ORDER) / factorial(ORDER) ** 2)
+    return found
 
 
 def derivatives(values: ArrayLike, step: float) -> tuple[Array, Array]:

@@ -12,7 +12,7 @@ import pandas as pd
 
 from smoothlab.pages.plots_estimators import LAWS, NAMES, PRECISION_COLORS, SHORT, at_edge, rows_of
 from smoothlab.pages.sentences import number
-from smoothlab.samples import ENOUGH
+from smoothlab.samples import RARE_DRAWS
 
 HOW_TO_READ = (
     "A zeroth-order estimate takes a gradient from values of the loss alone: the loss is evaluated a step mu to either "
@@ -164,10 +164,12 @@ def uncertain(df: pd.DataFrame) -> list[str]:
     ]
     squared = pd.concat([rows_of(df, part, "error") for part in ("variance", "averages", "model-variance")]
                         + [rows_of(df, part, "derivative error") for part in ("curve", "model-curve")])  # fmt: skip
-    if few := int((squared["draws"] < ENOUGH).sum()):
+    flagged = squared[squared["flag"] == RARE_DRAWS] if "flag" in squared else squared[:0]
+    if len(flagged):
         told.append(
-            f"Estimates: {few} of {len(squared)} intervals of squared errors have fewer than {ENOUGH} draws "
-            f"({int(squared['draws'].min())} at least), too few to be sure of 95 % where tails are heavy."
+            f"Estimates: {len(flagged)} of {len(squared)} intervals of squared errors rest on samples that cannot "
+            f"exclude that rare large draws (at most 1 %) carry half the mean: {int(flagged['draws'].min())} draws at "
+            "least, where 299 are needed if all are alike."
         )
     best = pd.concat([rows_of(df, part, "best mu") for part in ("curve", "model-curve")])
     if len(best):

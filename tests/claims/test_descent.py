@@ -140,6 +140,8 @@ def test_means_break_a_bound_only_where_their_interval_is_above_it() -> None:
     inside = in_mean("", {"a": Interval(0.5, 0.4, 0.6), "b": Interval(1.1, 0.9, 1.3)}, 10)
     assert not inside.broken and inside.facts["where"] == "b" and inside.facts["tightness, largest"] == 1.1
     assert in_mean("", {"a": Interval(1.2, 1.1, 1.3)}, 10).broken
+    assert "flagged" not in inside.facts
+    assert in_mean("", {"a": Interval(0.5, 0.4, 0.6)}, 10, flagged=1).facts["flagged"] == 1
 
 
 def test_the_distance_of_a_mean_vector_covers() -> None:

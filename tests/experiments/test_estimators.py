@@ -31,7 +31,7 @@ from smoothlab.moments import second_moment
 from smoothlab.zeroth import ZerothOrder
 
 SMALL = Estimators(
-    parts=SYNTHETIC, functions=("cubic",), laws=("gaussian", "rademacher"), draws=200, dim=4, dims=(4, 16), qs=(1, 4),
+    parts=SYNTHETIC, functions=("cubic",), laws=("gaussian", "rademacher"), draws=300, dim=4, dims=(4, 16), qs=(1, 4),
     mus=(1e-6, 1e-3, 1e-2, 1e-1), curve_mus=(1e-6, 1e-4, 1e-2, 1.0), curve_draws=50, precisions=("float64", "float32"),
 )  # fmt: skip
 TOY = replace(
@@ -151,6 +151,14 @@ def test_rows_are_flat_complete_and_in_order(small: list[dict]) -> None:
         assert not any(isinstance(value, dict | list) for value in row.values())
         assert row["stream"].startswith("cpu/")
     assert all(row["reference"] is not None for row in small if row["quantity"] in ("bias", "error"))
+
+
+def test_means_of_squares_are_flagged_where_rare_draws_may_carry_them(small: list[dict]) -> None:
+    squared = [row for row in small if row["quantity"] in ("error", "derivative error", "noise")]
+    assert all(row.get("flag") == "rare draws" for row in squared if row["draws"] < 299)
+    plain = [row for row in squared if row["part"] == "variance" and row["law"] == "gaussian"]
+    assert len(plain) == 4 and not any("flag" in row for row in plain if row["draws"] >= 299)
+    assert not any("flag" in row for row in small if row["part"] == "bias")
 
 
 def test_the_bias_has_slope_2_until_rounding_turns_it(small: list[dict]) -> None:

@@ -126,6 +126,13 @@ def test_rows_tell_what_was_not_run(small: SimpleNamespace) -> None:
     assert row["note"] == "the mean is carried by rare runs: not run" and row["measured"] is None
 
 
+def test_mean_squares_that_rare_draws_may_carry_are_flagged(small: SimpleNamespace) -> None:
+    factors = {row["setting"]: row for row in small.rows if row["quantity"] == "mean square factor"}
+    limits = {row["setting"]: row for row in small.rows if row["quantity"] == "largest stable rate"}
+    assert factors and all(limits[name]["flag"] in (None, "rare draws") for name in factors)
+    assert all("flag" in row for row in small.rows if row["quantity"] == "steps")
+
+
 def test_noise_intervals_cover() -> None:
     held, count = {}, 50
     for seed in range(count):

@@ -241,6 +241,14 @@ def test_exponents_asked_for_and_needed(tiny: SimpleNamespace) -> None:
     assert len(measured) == 9 and all(row["low"] < row["measured"] < row["high"] for row in measured.values())
 
 
+def test_means_of_too_few_replicas_are_flagged(tiny: SimpleNamespace) -> None:
+    """Of 30 replicas, and of four times as many, one in a hundred may be missing."""
+    means = [row for row in tiny.rows if row["quantity"] in ("average", "trajectory", "error ratio")]
+    flagged = [row for row in means if row["measured"] is not None and row.get("low") != row["measured"]]
+    assert {row["quantity"] for row in flagged} == {"average", "error ratio"}
+    assert all(row["flag"] == "rare draws" for row in flagged)
+
+
 def test_zeroth_order_hides_reshuffling(tiny: SimpleNamespace) -> None:
     rows = {(row["axis"], row["d"], row["q"]): row for row in tiny.rows if row["quantity"] == "error ratio"}
     assert rows["rate", 10, 1]["verdict"] == "better" and rows["d", 30, 1]["verdict"] == "hidden"

@@ -19,7 +19,7 @@ from tests.experiments.toy import Toy
 
 FIELDS = {
     "step", "protocol", "block", "wrt", "quantity", "value", "low", "high", "hvps", "h", "floor", "flag", "loss",
-    "grad_norm", "grad_norm_total", "dim", "normalized",
+    "grad_norm", "grad_norm_total", "dim", "normalized", "sign",
 }  # fmt: skip
 
 
@@ -35,6 +35,7 @@ def run(experiment: Toy, out: Path) -> list[dict]:
 def test_every_point_has_the_same_complete_rows(tmp_path: Path) -> None:
     rows = run(Toy(), tmp_path / "run.jsonl")
     assert all(FIELDS == set(row) for row in rows)
+    assert all((r["sign"] in (-1, 0, 1)) == (r["quantity"] == "spectral") for r in rows)
     kinds = [(r["protocol"], r["block"], r["wrt"], r["quantity"]) for r in rows]
     per_point = kinds[: len(kinds) // 6]
     assert kinds == per_point * 6
