@@ -10,6 +10,7 @@ first the tests that pass the changed line, the quick ones in front, then the ot
 import argparse
 import ast
 import collections
+import gc
 import importlib
 import importlib.abc
 import importlib.machinery
@@ -46,8 +47,11 @@ TESTS = {
 SAMPLED = tuple(module for module in TESTS if module != "smoothlab.llm.tuning")
 EXPLAINED = Path(__file__).with_name("equivalent_mutants.jsonl")
 """Mutants that change no result, each with the reason why."""
-QUIET = ["-q", "-x", "--tb=no", "--no-header", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:benchmark"]
-CHOSEN = "not slow and not gpu and not network"
+QUIET = "-q -x --tb=no --no-header --assert=plain -p no:cacheprovider -p no:unraisableexception".split()
+"""Without what takes time beside the tests: other packages' plugins are not loaded either."""
+CHOSEN = "not check and not slow and not gpu and not network"
+"""The tests of `make test`."""
+KEY = ("module", "function", "original", "mutated")
 LEAST_SECONDS = 20
 """CPU seconds that a run may take beyond 3 times those on the unchanged source: imports."""
 
@@ -153,6 +157,7 @@ def _in_child(work: Callable[[], Any], answer: Any, seconds: float) -> None:
     """Does the work and ends the process, whatever happens in it."""
     try:
         os.setpgid(0, 0)
+        gc.freeze()  # the parent's objects stay: collecting them would copy its memory
         resource.setrlimit(resource.RLIMIT_CPU, (int(seconds) + 1, int(seconds) + 10))
         nothing = os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1, 2):
@@ -215,9 +220,8 @@ def measure(files: Sequence[str], baseline: Baseline) -> None:
 
 
 def _is_library(module: ModuleType) -> bool:
-    """Whether this is a module of an installed package, not of this checkout, and not of a test run."""
-    installed = str(getattr(module, "__file__", "")).startswith((sys.prefix, sys.base_prefix))
-    return installed and not module.__name__.startswith(("_pytest", "pytest"))
+    """Whether this is a module of an installed package, not of this checkout."""
+    return str(getattr(module, "__file__", "")).startswith((sys.prefix, sys.base_prefix))
 
 
 def judge(mutant: Mutant, baseline: Baseline) -> dict[str, Any]:
@@ -254,8 +258,18 @@ def sample(modules: Sequence[str], count: int, seed: int, text: str = "") -> lis
     return sorted(chosen, key=lambda one: (modules.index(one.module), one.number))
 
 
+def again(record: Path) -> list[Mutant]:
+    """The mutants that survived in a record and that there are still."""
+    rows = [json.loads(line) for line in record.read_text().splitlines()]
+    lost = {tuple(row[k] for k in KEY) for row in rows if row.get("outcome") == "survived"}
+    modules = {key[0]: mutants(path_of(key[0]).read_text(), key[0]) for key in lost}
+    return [one for found in modules.values() for one in found if one.key in lost]
+
+
 def run(chosen: Sequence[Mutant], out: Path, minutes: float) -> list[dict[str, Any]]:
     """Judges mutants until so many CPU minutes are spent; a row each into a file that ends with the counts."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # a process with more threads cannot be forked safely
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     reasons, baseline, rows = explained(), Baseline(), list[dict[str, Any]]()
     measured: set[str] = set()
     with out.open("w") as file:
@@ -284,13 +298,13 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=300, help="mutants in the sample; default 300")
     parser.add_argument("--seed", type=int, default=0, help="seed of the sample; default 0")
     parser.add_argument("--text", default="", help="only mutants of statements that hold this text")
+    parser.add_argument("--again", type=Path, help="a record: only the mutants that survived in it")
     parser.add_argument("--minutes", type=float, default=60.0, help="CPU minutes at which to stop; default 60")
     parser.add_argument("--out", type=Path, default=Path("mutants.jsonl"), help="record; default mutants.jsonl")
     options = parser.parse_args()
-    os.environ["OMP_NUM_THREADS"] = "1"  # a process with more threads cannot be forked safely
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     chosen = sample(list(options.module), options.count, options.seed, options.text)
-    rows = run(chosen, options.out, options.minutes)
+    rows = run(again(options.again) if options.again else chosen, options.out, options.minutes)
     counts = collections.Counter(row["outcome"] for row in rows)
     print(f"{len(rows)} mutants: " + ", ".join(f"{n} {what}" for what, n in sorted(counts.items())))
     sys.exit(counts["survived"] > 0.05 * len(rows))

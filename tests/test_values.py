@@ -5,13 +5,18 @@ Most of them were found by mutants that no test saw (tests/mutation_runs.py).
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from smoothlab.blocks import Block
 from smoothlab.hessian import DifferenceHessian, ExactHessian, Scheme, Step
+from smoothlab.theorems import Descent, Printed, Setting, descent, in_expectation, theorem_c1, with_high_probability
+from smoothlab.theory import Array, Ell
 
 EPS = torch.finfo(torch.float64).eps
 
@@ -152,7 +157,222 @@ def test_the_chosen_step_has_the_least_of_truncation_and_rounding(scheme: Scheme
     assert step.error == pytest.approx(errors[best] / float(quotient(best).norm()), rel=1e-3)
 
 
+class Planted(Known):
+    """Quotients along v whose neighbors differ by prescribed gaps, the last of them `size` long."""
+
+    def __init__(self, gaps: Sequence[float], scheme: Scheme, size: float = 1.0, known: float = 0.0) -> None:
+        w = nn.Parameter(torch.full((4,), 1.5, dtype=torch.float64))  # ||w|| = 3
+        super().__init__(lambda: w.sum(), [Block("w", (w,))], scheme=scheme)
+        self.known, self.moves = known, list[float]()
+        self.quotients = [size + sum(gaps[i:]) for i in range(len(gaps) + 1)]
+
+    def difference(self, v: Tensor, along: str, h: float, wrt: Sequence[str], squared: float) -> tuple[Tensor, ...]:
+        self.moves.append(h * squared**0.5)
+        return (v * self.quotients[len(self.moves) - 1],)
+
+
+def geometric(*ratios: float, first: float = 1.0) -> list[float]:
+    """Gaps, each so many times shorter than the one before."""
+    return [first / math.prod(ratios[:i]) for i in range(len(ratios) + 1)]
+
+
+@pytest.mark.parametrize(
+    ("gaps", "order", "kinks"),
+    [
+        (geometric(4, 4, 4, 4), 1, False),
+        (geometric(2.1, 2.1, 2.1, 2.1), 1, False),
+        (geometric(1.9, 1.9, 1.9, 1.9), 1, True),
+        (geometric(16, 16, 16, 16), 2, False),
+        (geometric(4.1, 4.1, 4.1, 4.1), 2, False),
+        (geometric(3.9, 3.9, 3.9, 3.9), 2, True),
+        (geometric(1, 1, 9, 9), 1, False),  # the third of the sorted ratios decides
+        (geometric(9, 1, 1.9, 1), 1, True),
+        (geometric(9, 1, 2.1, 1), 1, False),
+        (geometric(1, 1, 1, 1, first=0.0105), 1, True),  # against 1 % of the product, 1 + 4 gaps
+        (geometric(1, 1, 1, 1, first=0.0103), 1, False),
+        ([0.0] * 5, 1, False),
+    ],
+)
+def test_kinks_are_differences_that_do_not_shrink_as_smoothness_demands(
+    gaps: list[float], order: int, kinks: bool
+) -> None:
+    hessian = Planted(gaps, "forward" if order == 1 else "central")
+    v = torch.tensor([0.0, 2.0, 0.0, 0.0], dtype=torch.float64)
+    step = hessian.choose_step(v, "w")
+    assert step.kinks is kinks and (step.error is None) is kinks
+    assert hessian.moves == pytest.approx([48 * EPS ** (1 / (order + 1)) / 4**i for i in range(6)], rel=1e-12)
+
+
+@pytest.mark.parametrize(("times", "kinks"), [(3.9, False), (4.1, True)])
+def test_only_differences_of_four_roundings_are_looked_at_for_kinks(times: float, kinks: bool) -> None:
+    known, longest = 1e-11, 48 * EPS**0.5
+    floors = [math.sqrt(2) * known * 4**i / longest for i in range(6)]
+    gaps = [times * (a + b) for a, b in zip(floors, floors[1:], strict=False)]
+    assert gaps[-1] > 0.01
+    v = torch.tensor([0.0, 2.0, 0.0, 0.0], dtype=torch.float64)
+    assert Planted(gaps, "forward", known=known).choose_step(v, "w").kinks is kinks
+
+
+def test_kinks_are_looked_for_up_to_8_percent_of_the_weights() -> None:
+    v = torch.tensor([0.0, 2.0, 0.0, 0.0], dtype=torch.float64)
+    for gaps, kinks in ((geometric(1, 1, 1, 1), True), (geometric(16, 16, 16, 16), False)):
+        hessian = Planted(gaps, "central")
+        assert hessian.has_kinks(v, "w") is kinks
+        assert hessian.moves[0] == pytest.approx(0.08 * 3, rel=1e-12)
+
+
 def test_a_product_that_is_zero_has_no_relative_rounding_error() -> None:
     w = nn.Parameter(torch.ones(3, dtype=torch.float64))
     hessian = DifferenceHessian(lambda: w.sum(), [Block("w", (w,))], h=1e-3)
     assert hessian.noise(torch.ones_like(w), torch.zeros_like(w), "w")[0] == 0.0
+
+
+# theorems
+
+
+def ell(value: float, slope: float = 0.0) -> Ell:
+    """ell(u) = value + slope u."""
+
+    def function(u: ArrayLike) -> Array:
+        return value + slope * np.asarray(u, dtype=float)
+
+    return function
+
+
+SETTING = Setting(ell(1.5), ell(0.5), gap=2.0, n=3, d=5, sigma2_x=0.7, sigma2_y=1.1, spread=0.4)
+
+
+def noise(s: Setting, eta_x: float, eta_y: float, mu: float, l_x: float, l_y: float) -> float:
+    """B.6' as its docstring has it."""
+    theta = s.n * max(eta_x * l_x, eta_y * l_y)
+    beta2, v = (mu * l_x) ** 2 * s.d, (mu * l_x) ** 2 * s.d * (s.d + 2) * (s.d + 4) / 2
+    of_sums = theta**2 * (eta_x * s.sigma2_x + eta_y * s.sigma2_y)
+    return (
+        of_sums
+        + 6 * s.n * (s.d + 1) * l_x * eta_x**2 * s.sigma2_x
+        + 3 * s.n * eta_x * beta2
+        + 2 * s.n * eta_x**2 * l_x * v
+    )
+
+
+@pytest.mark.parametrize(("eta_x", "eta_y", "theta"), [(1e-3, 1e-2, 0.015), (1e-2, 1e-2, 0.045)])
+def test_descent_of_one_epoch_is_b6_corrected(eta_x: float, eta_y: float, theta: float) -> None:
+    for mu in (0.0, 0.3):
+        found = descent(SETTING, eta_x, eta_y, mu, 1.5, 0.5)
+        assert found.theta == pytest.approx(theta, rel=1e-12) and found.drift == pytest.approx(9 * eta_x, rel=1e-12)
+        assert found.decrease_x == pytest.approx(3 * eta_x / 4, rel=1e-12)
+        assert found.decrease_y == pytest.approx(9 * eta_y / 8, rel=1e-12)
+        assert found.noise == pytest.approx(noise(SETTING, eta_x, eta_y, mu, 1.5, 0.5), rel=1e-12)
+
+
+def test_b6_holds_up_to_theta_an_eighth_and_drift_a_64th() -> None:
+    above = math.nextafter(1.0, 2.0)
+    for theta, drift, holds in ((1, 1, True), (above, 1, False), (1, above, False), (0, 0, True)):
+        assert Descent(theta / 8, drift / 64, 0.0, 0.0, 0.0).holds is holds
+
+
+@pytest.mark.parametrize(
+    ("changes", "eps", "eta"),
+    [
+        ({"n": 60, "sigma2_x": 0.0, "sigma2_y": 0.0}, 0.1, 1 / (8 * 60 * 2)),
+        ({"sigma2_x": 0.0, "sigma2_y": 0.0}, 0.1, 1 / (64 * 2 * 6)),
+        ({"sigma2_x": 0.0}, 0.01, 0.01 / (4 * math.sqrt(3 * 1.1) * 2)),
+        ({}, 0.1, 0.01 / (96 * 6 * 2 * 0.7)),
+    ],
+)
+def test_each_bound_of_the_expectation_theorems_rate(changes: dict[str, float], eps: float, eta: float) -> None:
+    """Its rate is the least of four; T = 16 Delta/(n eta eps^2), and mu's noise is n eta eps^2/16."""
+    s = replace(SETTING, **changes)  # type: ignore[arg-type]
+    found = in_expectation(s, eps, 2.0)
+    assert found.eta_x == found.eta_y == pytest.approx(eta, rel=1e-12)
+    assert found.T == math.ceil(16 * 2.0 / (s.n * found.eta_x * eps**2))
+    of_mu = noise(s, eta, eta, found.mu, 2.0, 2.0) - noise(s, eta, eta, 0.0, 2.0, 2.0)
+    assert of_mu == pytest.approx(s.n * eta * eps**2 / 16, rel=1e-6)
+    assert (found.eps, found.delta, found.n, found.L_x, found.L_y) == (eps, 0.0, s.n, 2.0, 2.0)
+    assert found.F == found.G == math.inf and found.gradients == s.n * found.T
+
+
+@pytest.mark.parametrize(
+    ("changes", "eps", "delta"),
+    [
+        ({}, 0.1, 0.2),
+        ({"ell_y": ell(9.0)}, 0.1, 0.2),  # y is the steeper block
+        ({"spread": 300.0}, 10.0, 0.2),  # the way in one epoch decides
+        ({"sigma2_x": 0.0, "sigma2_y": 0.0, "spread": 0.0}, 5.0, 0.2),
+        ({"sigma2_x": 0.0, "sigma2_y": 900.0}, 0.3, 0.5),
+        ({"ell_x": ell(1.0, 0.1)}, 0.1, 0.2),
+        ({"d": 1, "n": 50, "sigma2_x": 0.0, "sigma2_y": 0.0, "spread": 0.0}, 1.0, 0.3),
+    ],
+)
+def test_the_high_probability_theorems_rate_is_the_largest_that_meets_its_conditions(
+    changes: dict[str, float], eps: float, delta: float
+) -> None:
+    s = replace(SETTING, **changes)  # type: ignore[arg-type]
+    found = with_high_probability(s, eps, delta)
+    l_x, l_y = found.L_x, found.L_y
+    assert found.F == pytest.approx(4 * 2.0 / delta)
+    r, g_max = found.G / math.sqrt(max(l_x, l_y)), 2 * found.G + s.spread
+
+    def epochs(eta: float) -> int:
+        return math.ceil(16 * 2.0 / (delta * eps**2 * s.n * eta))
+
+    def mu(eta: float) -> float:
+        """A quarter of Delta/T, a quarter of r, and no more than makes a step twice as long."""
+        unit = noise(s, eta, 2 * eta / 3, 1.0, l_x, l_y) - noise(s, eta, 2 * eta / 3, 0.0, l_x, l_y)
+        root = math.sqrt(s.d)
+        return min(math.sqrt(2.0 / (4 * epochs(eta)) / unit), r / (4 * math.sqrt(l_x) * root), g_max / (l_x * root))
+
+    def meets(eta: float) -> bool:
+        eta_y, root = 2 * eta / 3, math.sqrt(s.d)
+        way = math.sqrt(l_x) * eta * s.d * (g_max + mu(eta) * l_x * root / 2) + math.sqrt(l_y) * eta_y * g_max
+        return (
+            s.n * max(eta * l_x, eta_y * l_y) <= 1 / 8
+            and eta * l_x * (s.d + 1) <= 1 / 64
+            and noise(s, eta, eta_y, mu(eta), l_x, l_y) * epochs(eta) <= 2.0
+            and s.n * way + math.sqrt(l_x) * root * mu(eta) <= r
+        )
+
+    assert meets(found.eta_x * (1 - 1e-9)) and not meets(found.eta_x * (1 + 1e-9))
+    assert found.eta_y == pytest.approx(2 * found.eta_x / 3, rel=1e-12)
+    assert found.T == epochs(found.eta_x) and found.mu == pytest.approx(mu(found.eta_x), rel=1e-9)
+    assert (found.eps, found.delta, found.n) == (eps, delta, s.n)
+
+
+def test_c1_without_noise_has_the_rates_of_smoothness_and_its_largest_mu() -> None:
+    """L_x = 3/2, L_y = 1/2, n = 3, d = 5: eta_x = 1/(384 L_x n d) (n d > 1/192), eta_y = 1/(2 L_y n)."""
+    s = replace(SETTING, sigma2_x=0.0, sigma2_y=0.0)
+    found = theorem_c1(s, 0.5, 0.1, T=7)
+    assert found.eta_x == pytest.approx(1 / (384 * 1.5 * 15), rel=1e-12) and found.T == 7
+    assert found.eta_y == pytest.approx(1 / 3, rel=1e-12)
+    assert found.mu == pytest.approx(min(found.G / (1.5 * 5**1.5), 1 / (3 * 1.5 * 7 * 15 * found.G)), rel=1e-12)
+    assert found.F == pytest.approx(80 * (2 + found.sigma_prime), rel=1e-9)
+    assert found.sigma_prime == pytest.approx(7 * 3 * found.eta_x * found.mu * 3 * 1.5 * 5 * found.G, rel=1e-9)
+    assert found.G == pytest.approx(math.sqrt(2 * 1.5 * found.F), rel=1e-9)
+    assert theorem_c1(s, 0.5, 0.1, T=7, mu=0.0).mu == 0.0 != theorem_c1(s, 0.5, 0.1, T=7, mu=1e-5).mu == 1e-5
+    logarithm = theorem_c1(s, 0.5, 0.1, T=7, tail="ln", mu=0.0)
+    eta = min(logarithm.eta_x / 4, 3 * logarithm.eta_y / 8)
+    rest = logarithm.G**2 / 8 + (2 + 2 * logarithm.eta_x + logarithm.eta_y) / (3 * eta)
+    assert logarithm.required == pytest.approx(math.log(20) + rest, rel=1e-12)
+
+
+def test_readings_of_g_and_l() -> None:
+    """ell = 1 + u/10 at level 8: G^2 = 2 ell(G) 8, or 2 ell(2G) 8, and L = ell(G), or ell(2G)."""
+    s = replace(SETTING, ell_x=ell(1.0, 0.1), ell_y=ell(0.5, 0.05))
+    for reading, stretch in (("printed", 1.0), ("doubled", 2.0)):
+        g, l_x, l_y = s.smoothness(8.0, reading)  # type: ignore[arg-type]
+        assert g**2 == pytest.approx(2 * (1 + 0.1 * stretch * g) * 8, rel=1e-8)
+        assert (l_x, l_y) == (pytest.approx(1 + 0.1 * stretch * g), pytest.approx(0.5 + 0.05 * stretch * g))
+    g, l_x, l_y = s.smoothness(8.0, "sharp")
+    assert 10 * g - 100 * math.log1p(g / 10) == pytest.approx(8, rel=1e-6), "T1: the integral of u/ell(u) up to G"
+    assert (l_x, l_y) == (pytest.approx(1 + 0.1 * g), pytest.approx(0.5 + 0.05 * g))
+    assert s.sigma2 == pytest.approx(1.8)
+
+
+def test_the_least_setting_is_accepted() -> None:
+    assert replace(SETTING, n=1, d=1, gap=1e-300, sigma2_x=0.0, sigma2_y=0.0, spread=0.0).sigma2 == 0.0
+
+
+def test_c1s_condition_is_met_where_both_sides_are_equal() -> None:
+    common = {"eps": 0.5, "delta": 0.1, "n": 1, "eta_x": 1.0, "eta_y": 1.0, "mu": 0.0, "F": 1.0, "G": 1.0}
+    for required, holds in ((2.0, True), (math.nextafter(2.0, 3.0), False)):
+        assert Printed(T=8, L_x=1.0, L_y=1.0, H=1.0, sigma_prime=0.0, required=required, **common).holds is holds  # type: ignore[arg-type]
