@@ -1,6 +1,6 @@
 """Run the tests of a module against a sample of its mutants, and record those that no test sees.
 
-    python -m tests.mutation_runs --count 300 --out mutants.jsonl        (make mutants)
+    python -m tests.mutation_runs        (make mutants)
 
 Libraries are imported once. Every mutant gets a forked process, whose import of the module reads the mutated source
 instead of the file; nothing on the disk changes. It runs the test files that mirror the module until the first failure:
@@ -272,6 +272,7 @@ def run(chosen: Sequence[Mutant], out: Path, minutes: float) -> list[dict[str, A
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     reasons, baseline, rows = explained(), Baseline(), list[dict[str, Any]]()
     measured: set[str] = set()
+    out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("w") as file:
         for mutant in chosen:
             if sum(row["seconds"] for row in rows) > 60 * minutes:
@@ -295,12 +296,12 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description="Run tests against a sample of mutants of the modules they mirror.")
     parser.add_argument("--module", nargs="*", default=SAMPLED, help="dotted names; default: all of the instrument")
-    parser.add_argument("--count", type=int, default=300, help="mutants in the sample; default 300")
+    parser.add_argument("--count", type=int, default=240, help="mutants in the sample; default 240")
     parser.add_argument("--seed", type=int, default=0, help="seed of the sample; default 0")
     parser.add_argument("--text", default="", help="only mutants of statements that hold this text")
     parser.add_argument("--again", type=Path, help="a record: only the mutants that survived in it")
     parser.add_argument("--minutes", type=float, default=60.0, help="CPU minutes at which to stop; default 60")
-    parser.add_argument("--out", type=Path, default=Path("mutants.jsonl"), help="record; default mutants.jsonl")
+    parser.add_argument("--out", type=Path, default=Path("out/mutants.jsonl"), help="record; default out/mutants.jsonl")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     chosen = sample(list(options.module), options.count, options.seed, options.text)

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from smoothlab.blocks import Block
+from smoothlab.errors import BadInput
 from smoothlab.hessian import DifferenceHessian, ExactHessian, Scheme, Step
 from smoothlab.theorems import Descent, Printed, Setting, descent, in_expectation, theorem_c1, with_high_probability
 from smoothlab.theory import Array, Ell
@@ -376,3 +377,11 @@ def test_c1s_condition_is_met_where_both_sides_are_equal() -> None:
     common = {"eps": 0.5, "delta": 0.1, "n": 1, "eta_x": 1.0, "eta_y": 1.0, "mu": 0.0, "F": 1.0, "G": 1.0}
     for required, holds in ((2.0, True), (math.nextafter(2.0, 3.0), False)):
         assert Printed(T=8, L_x=1.0, L_y=1.0, H=1.0, sigma_prime=0.0, required=required, **common).holds is holds  # type: ignore[arg-type]
+
+
+def test_a_mu_beyond_eq_3_is_refused_and_one_below_is_taken() -> None:
+    s = replace(SETTING, sigma2_x=0.0, sigma2_y=0.0)
+    largest = theorem_c1(s, 0.5, 0.1, T=7).mu
+    assert theorem_c1(s, 0.5, 0.1, T=7, mu=0.9 * largest).mu == 0.9 * largest
+    with pytest.raises(BadInput, match="allows 0 to"):
+        theorem_c1(s, 0.5, 0.1, T=7, mu=1.1 * largest)
