@@ -14,10 +14,14 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from smoothlab.blocks import Block
+from smoothlab.deflation import Basis, Deflation, Projection, gram_matrix, half_width
 from smoothlab.errors import BadInput
 from smoothlab.hessian import DifferenceHessian, ExactHessian, Scheme, Step
+from smoothlab.intervals import Interval, effective_rank, mean_of_forms
+from smoothlab.norms import _flag, _root, block_norms, plain_norms
 from smoothlab.theorems import Descent, Printed, Setting, descent, in_expectation, theorem_c1, with_high_probability
 from smoothlab.theory import Array, Ell
+from tests.cases import DenseHessian
 
 EPS = torch.finfo(torch.float64).eps
 
@@ -302,6 +306,7 @@ def test_each_bound_of_the_expectation_theorems_rate(changes: dict[str, float], 
         ({"sigma2_x": 0.0, "sigma2_y": 0.0, "spread": 0.0}, 5.0, 0.2),
         ({"sigma2_x": 0.0, "sigma2_y": 900.0}, 0.3, 0.5),
         ({"ell_x": ell(1.0, 0.1)}, 0.1, 0.2),
+        ({}, 100.0, 0.5),  # so little is asked for that a quarter of r is mu's bound
         ({"d": 1, "n": 50, "sigma2_x": 0.0, "sigma2_y": 0.0, "spread": 0.0}, 1.0, 0.3),
     ],
 )
@@ -385,3 +390,102 @@ def test_a_mu_beyond_eq_3_is_refused_and_one_below_is_taken() -> None:
     assert theorem_c1(s, 0.5, 0.1, T=7, mu=0.9 * largest).mu == 0.9 * largest
     with pytest.raises(BadInput, match="allows 0 to"):
         theorem_c1(s, 0.5, 0.1, T=7, mu=1.1 * largest)
+
+
+# intervals, norms, deflation
+
+
+def test_effective_rank_by_hand() -> None:
+    """Two images with ||a||^2 = 2, ||b||^2 = 3, <a, b> = 1: (5/2)^2/1 - 2/2 = 21/4, and a third of it cautiously."""
+    gram = np.array([[2.0, 1.0], [1.0, 3.0]])
+    assert effective_rank(gram, cautious=False) == pytest.approx(21 / 4, rel=1e-12)
+    assert effective_rank(gram) == pytest.approx(7 / 4, rel=1e-12)
+
+
+def test_the_interval_of_a_trace_by_hand() -> None:
+    """Mean 3 of three forms, ||B||_F^2 = 8: known + 3 -+ 1.96 sqrt(2 8/3)."""
+    half = 1.959963984540054 * math.sqrt(16 / 3)
+    assert mean_of_forms([1.0, 2.0, 6.0], 8.0, known=1.0) == pytest.approx((4.0, 4 - half, 4 + half), rel=1e-12)
+
+
+def test_a_norm_from_its_square_and_the_flags_of_its_floor() -> None:
+    assert _root(Interval(4.0, 1.0, 9.0), 0.5) == (2.0, 0.5, 3.5)
+    assert _root(Interval(-1.0, -4.0, 0.04), 0.5) == (0.0, 0.0, pytest.approx(0.7))
+    assert _root(Interval(0.25, 0.16, 0.36), 0.5) == (0.5, 0.0, pytest.approx(1.1))
+    below = math.nextafter(2.0, 0.0)
+    for value, reached, flag in (
+        (2.0, True, None),
+        (-2.0, True, None),
+        (2.0, False, "precision not reached"),
+        (below, True, "below floor"),
+        (-below, False, "below floor"),
+    ):
+        assert _flag(value, 1.0, reached) == flag
+
+
+def test_the_relative_half_width_of_a_norm() -> None:
+    assert half_width(Interval(4.0, 1.0, 9.0)) == 0.5
+    assert half_width(Interval(0.25, 0.04, 0.49)) == pytest.approx(0.5)
+    assert half_width(Interval(4.0, -1.0, 9.0)) == 0.75
+    assert half_width(Interval(0.0, 0.0, 1.0)) == half_width(Interval(-1.0, -2.0, 1.0)) == 0.0
+
+
+def test_a_gram_matrix_by_hand() -> None:
+    rows = [torch.tensor(row, dtype=torch.float64) for row in ([1.0, 2.0], [3.0, -1.0], [0.0, 4.0])]
+    assert gram_matrix(rows).tolist() == [[5.0, 1.0, 8.0], [1.0, 10.0, -4.0], [8.0, -4.0, 16.0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_is_left_below_100_roundings_of_a_vector_lies_in_the_span(dtype: torch.dtype) -> None:
+    eps = torch.finfo(dtype).eps
+    for size in (99, 101):
+        w = torch.tensor([0.0, 0.0, 1.0], dtype=dtype) * size * eps
+        assert Basis(3, w).add(w, Projection(np.zeros(0), 1.0, size * eps)) is (size == 101)
+
+
+def test_one_step_of_a_run_has_the_noise_of_its_dot_products_at_least() -> None:
+    for dtype, units in ((torch.float64, 256), (torch.float32, 8)):
+        run = Deflation(DenseHessian(np.eye(5), dtype=dtype), "a", [0], {})
+        run.krylov(1)
+        assert run.noise == units * torch.finfo(dtype).eps and run.hvps == run.lanczos == 1
+
+
+class Rough(DenseHessian):
+    """Says that its products have a relative rounding error of 1/8, found by two more products."""
+
+    def noise(self, v: Tensor, image: Tensor, along: str) -> tuple[float, int]:
+        return 0.125, 2
+
+
+def test_estimates_of_a_block_taken_whole_by_hand() -> None:
+    """H = diag(3, 4) seen by two Lanczos steps: ||H||_F = 5, ||H||_2 = 4, tr H = 7, each with its share of rounding."""
+    frobenius, spectral, trace = block_norms(Rough(np.diag([3.0, 4.0])))
+    assert [e.hvps for e in (frobenius, spectral, trace)] == [4, 4, 4]
+    assert [e.flag for e in (frobenius, spectral, trace)] == [None, None, None]
+    for e, value, low, high, floor in (
+        (frobenius, 5.0, 4.375, 5.625, 0.625),
+        (spectral, 4.0, 3.5, 4.5, 0.5),
+        (trace, 7.0, 6.375, 7.625, 0.625),
+    ):
+        assert (e.value, e.low, e.high, e.floor) == pytest.approx((value, low, high, floor), rel=1e-12)
+
+
+def test_plain_probes_of_a_multiple_of_the_identity_by_hand() -> None:
+    """2 I on signs: ||Hv||^2 = 4 d and v'Hv = 2 d for every v, with the rounding of the first product."""
+    frobenius, trace = plain_norms(Rough(2.0 * np.eye(6)), "a", probes=8, law="rademacher")
+    root = math.sqrt(24)
+    assert (frobenius.value, frobenius.floor, frobenius.hvps) == (pytest.approx(root), pytest.approx(root / 8), 10)
+    assert (trace.value, trace.floor, trace.hvps) == (pytest.approx(12.0), pytest.approx(root / 8), 10)
+    half = 1.959963984540054 * math.sqrt(2 * (frobenius.high - frobenius.floor) ** 2 / 8)
+    assert (trace.low, trace.high) == pytest.approx((12 - half - root / 8, 12 + half + root / 8), rel=1e-9)
+
+
+def test_the_least_settings_are_accepted_and_a_spent_budget_is_flagged() -> None:
+    """One Lanczos step and five probes are the least budget: its block of 40 dimensions is not known to 5 % then."""
+    hessian = DenseHessian(np.diag(np.linspace(-1.0, 1.0, 40)))
+    frobenius = block_norms(hessian, lanczos=1, budget=7)[0]
+    assert frobenius.hvps == 7 and frobenius.flag == "precision not reached"
+    with pytest.raises(BadInput, match=r"a budget of at least lanczos \+ 6"):
+        block_norms(hessian, lanczos=1, budget=6)
+    for law, least in (("gaussian", 2), ("sphere", 2), ("rademacher", 8)):
+        assert plain_norms(hessian, "a", probes=least, law=law)[0].hvps == least  # type: ignore[arg-type]

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from smoothlab.blocks import Block
+from smoothlab.errors import BadInput
+from smoothlab.llm.evaluate import Encoded, _accuracy, _buckets
 from smoothlab.llm.tuning import Diverged, Rates, Schedule, Tuning
 from smoothlab.optim import HybridSGD
 
@@ -99,3 +101,19 @@ def test_the_rate_of_the_block_that_has_grown_most_is_blamed(x: float, y: float,
         model.x.mul_(x)
         model.y.copy_(torch.tensor([0.0, -y]))
     assert str(run.diverged(50.0)) == f"the loss is 50 at step 0, and was 1 at first: lower {blamed}"
+
+
+def test_rows_are_cut_into_batches_of_at_most_so_many_tokens() -> None:
+    """Rows of 3, 7, 12, 5, 7 and 4 tokens, by length; a batch, padded, holds no more than asked for."""
+    contexts = tuple((9,) * n for n in (2, 6, 11, 4, 6, 3))
+    rows = Encoded(contexts, (((8, 7),),) * 6, (0,) * 6, "verbalizer", 1)
+    assert [list(bucket) for bucket in _buckets(rows, 15)] == [[0, 5, 3], [1, 4], [2]]
+    assert [list(bucket) for bucket in _buckets(rows, 14)] == [[0, 5], [3, 1], [4], [2]]
+    assert [list(bucket) for bucket in _buckets(rows, 1)] == [[0], [5], [3], [1], [4], [2]]
+
+
+def test_the_best_candidate_is_predicted_and_the_first_of_equal_ones() -> None:
+    found = _accuracy([(-1.0, -0.5, -0.5), (-2.0, -3.0), (0.0, 0.0)], [1, 1, 0])
+    assert (found.predictions, found.correct, found.count) == ((1, 0, 0), 2, 3)
+    with pytest.raises(BadInput, match="1 of 2 items have a score that is not finite"):
+        _accuracy([(-1.0, -2.0), (-1.0, -math.inf)], [0, 0])
