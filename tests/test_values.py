@@ -19,6 +19,7 @@ from smoothlab.errors import BadInput
 from smoothlab.hessian import DifferenceHessian, ExactHessian, Scheme, Step
 from smoothlab.intervals import Interval, effective_rank, mean_of_forms
 from smoothlab.norms import _flag, _root, block_norms, plain_norms
+from smoothlab.optim import HybridSGD
 from smoothlab.theorems import Descent, Printed, Setting, descent, in_expectation, theorem_c1, with_high_probability
 from smoothlab.theory import Array, Ell
 from tests.cases import DenseHessian
@@ -489,3 +490,27 @@ def test_the_least_settings_are_accepted_and_a_spent_budget_is_flagged() -> None
         block_norms(hessian, lanczos=1, budget=6)
     for law, least in (("gaussian", 2), ("sphere", 2), ("rademacher", 8)):
         assert plain_norms(hessian, "a", probes=least, law=law)[0].hvps == least  # type: ignore[arg-type]
+
+
+# optim
+
+
+def test_the_defaults_of_hybrid_sgd_are_plain_steps_of_a_thousandth() -> None:
+    """f = <w, (1, 2)>: -0.001 (1, 2) at every step, without momentum or weight decay."""
+    w = nn.Parameter(torch.tensor([5.0, -3.0], dtype=torch.float64))
+    slope = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    optimizer = HybridSGD([{"params": [w]}])
+    assert (optimizer.seed, optimizer.clip, optimizer.log, optimizer.steps) == (0, None, None, 0)
+    for step in (1, 2, 3):
+        before = w.detach().clone()
+        assert float(optimizer.step(lambda: w @ slope)) == float(before @ slope)
+        assert (w - before).tolist() == pytest.approx([-1e-3, -2e-3], rel=1e-9) and optimizer.steps == step
+    assert optimizer.last is not None and optimizer.last.norm == pytest.approx(math.sqrt(5), rel=1e-12)
+
+
+def test_clipping_scales_a_longer_gradient_to_its_norm() -> None:
+    w = nn.Parameter(torch.zeros(2, dtype=torch.float64))
+    slope = torch.tensor([3.0, 4.0], dtype=torch.float64)
+    optimizer = HybridSGD([{"params": [w]}], lr=1.0, clip=2.0)
+    optimizer.step(lambda: w @ slope)
+    assert w.tolist() == pytest.approx([-1.2, -1.6], rel=1e-5) and optimizer.last.norm == pytest.approx(5.0)  # type: ignore[union-attr]
