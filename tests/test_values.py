@@ -514,3 +514,68 @@ def test_clipping_scales_a_longer_gradient_to_its_norm() -> None:
     optimizer = HybridSGD([{"params": [w]}], lr=1.0, clip=2.0)
     optimizer.step(lambda: w @ slope)
     assert w.tolist() == pytest.approx([-1.2, -1.6], rel=1e-5) and optimizer.last.norm == pytest.approx(5.0)  # type: ignore[union-attr]
+
+
+class Scripted(Deflation):
+    """A run of 12 Lanczos steps on a block of `dim` whose probes never narrow the interval: part `share` is probed."""
+
+    def __init__(self, share: float, dim: int, gram: np.ndarray) -> None:
+        super().__init__(DenseHessian(np.diag(np.arange(1.0, dim + 1))), "a", [0], {})
+        self.krylov(12)
+        self.share, self.gram, self.extended = share, gram, list[int]()
+
+    def probe(self) -> None:
+        self.hvps += 1
+        self.squares.append(4 * self.share)
+        self.images.append((torch.zeros(0), Projection(np.zeros(0), 0.0, 0.0)))
+
+    def extend(self) -> None:
+        self.extended.append(len(self.squares))
+        self.hvps += len(self.images)
+        self.squares, self.images = [], []
+
+    def frobenius_squared(self) -> tuple[Interval, Interval]:
+        return Interval(4.0, 1.0, 9.0), Interval(4 * self.share, 0.0, 9.0)
+
+
+BROAD = np.array([[2.0, 1.0], [1.0, 3.0]])
+"""Of effective rank 21/4."""
+NONE = np.zeros((0, 0))
+"""Of effective rank 1."""
+
+
+@pytest.mark.parametrize(
+    ("ratio", "gram", "dim", "budget", "extended"),
+    [
+        (2.79, NONE, 40, 40, []),  # 2 (0.98 2.79)^2 = 14.95 probes are needed, 5 are there, 5 + 5 it costs
+        (
+            2.80,
+            NONE,
+            40,
+            40,
+            [5, 5],
+        ),  # 15.06: twice, from 17 to 22 and from 27 to 32 products; 37 + 5 + 5 would be too many
+        (2.79 * math.sqrt(21 / 4), BROAD, 40, 40, []),
+        (2.80 * math.sqrt(21 / 4), BROAD, 40, 40, [5, 5]),
+        (2.80, NONE, 40, 27, [5]),  # 12 and 5 are spent, and 5 + 5 are left
+        (2.80, NONE, 40, 26, []),
+        (2.80, NONE, 18, 27, [5]),  # Q may not fill the block
+        (2.80, NONE, 17, 27, []),
+    ],
+)
+def test_the_images_join_q_where_more_probes_would_cost_more(
+    ratio: float, gram: np.ndarray, dim: int, budget: int, extended: list[int]
+) -> None:
+    run = Scripted(0.01 * ratio, dim, gram)
+    assert run.until(0.01, budget) is False
+    assert run.extended == extended and run.hvps >= budget
+
+
+def test_a_run_stops_at_its_precision_after_five_probes_and_at_its_budget_after_two() -> None:
+    """The half-width is (3 - 1)/(2 2) = 1/2 of the norm."""
+    run = Scripted(0.01, 40, NONE)
+    assert run.until(0.5, 40) is True and len(run.squares) == 5
+    run = Scripted(0.01, 40, NONE)
+    assert run.until(0.499, 40) is False and len(run.squares) == 28
+    run = Scripted(0.01, 40, NONE)
+    assert run.until(0.5, 12) is False and len(run.squares) == 2
