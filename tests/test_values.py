@@ -447,6 +447,7 @@ def test_what_is_left_below_100_roundings_of_a_vector_lies_in_the_span(dtype: to
 def test_one_step_of_a_run_has_the_noise_of_its_dot_products_at_least() -> None:
     for dtype, units in ((torch.float64, 256), (torch.float32, 8)):
         run = Deflation(DenseHessian(np.eye(5), dtype=dtype), "a", [0], {})
+        assert (run.draws, run.hvps, run.lanczos, run.captured, run.noise) == (0, 0, 0, 0.0, 0.0)
         run.krylov(1)
         assert run.noise == units * torch.finfo(dtype).eps and run.hvps == run.lanczos == 1
 
@@ -579,3 +580,14 @@ def test_a_run_stops_at_its_precision_after_five_probes_and_at_its_budget_after_
     assert run.until(0.499, 40) is False and len(run.squares) == 28
     run = Scripted(0.01, 40, NONE)
     assert run.until(0.5, 12) is False and len(run.squares) == 2
+
+
+def test_the_defaults_of_the_norms_are_those_of_the_documents() -> None:
+    """A half-width of 5 %, 12 Lanczos steps, at most 100 products, seed 0; plain probes are Gaussian."""
+    hessian = DenseHessian(np.diag(1.0 / np.arange(1.0, 201)) + 0.01, 150, 50)
+    assert block_norms(hessian) == block_norms(
+        hessian, ["a", "b"], cross=(), precision=0.05, lanczos=12, budget=100, seed=(0,)
+    )
+    spent = block_norms(hessian, ["a"], precision=1e-6)
+    assert spent == block_norms(hessian, ["a"], precision=1e-6, budget=100) and spent[0].hvps == 100
+    assert plain_norms(hessian, "a", probes=4) == plain_norms(hessian, "a", probes=4, law="gaussian", seed=(0,))
