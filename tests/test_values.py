@@ -591,3 +591,16 @@ def test_the_defaults_of_the_norms_are_those_of_the_documents() -> None:
     spent = block_norms(hessian, ["a"], precision=1e-6)
     assert spent == block_norms(hessian, ["a"], precision=1e-6, budget=100) and spent[0].hvps == 100
     assert plain_norms(hessian, "a", probes=4) == plain_norms(hessian, "a", probes=4, law="gaussian", seed=(0,))
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "floor"), [(3.0, 1.0, 3 * math.sqrt(8) / 8 / 2), (1.0, 9.0, 9 * math.sqrt(2) / 8 * 2)]
+)
+def test_the_rounding_of_a_cross_block_is_the_larger_blocks_per_coordinate(a: float, b: float, floor: float) -> None:
+    """Diagonal blocks a I of 8 and b I of 2 dimensions: 1/8 of ||a I||_F sqrt(2/8), or of ||b I||_F sqrt(8/2)."""
+    h = np.diag([a] * 8 + [b] * 2)
+    h[0, 8] = h[8, 0] = 0.5
+    cross = block_norms(Rough(h, 8, 2), cross=[("b", "a")])[-1]
+    assert (cross.block, cross.wrt, cross.quantity, cross.hvps) == ("a", "b", "frobenius", 14)
+    assert (cross.value, cross.low, cross.high) == pytest.approx((0.5, max(0.5 - floor, 0), 0.5 + floor), rel=1e-9)
+    assert cross.floor == pytest.approx(floor, rel=1e-9) and cross.flag == "below floor"
