@@ -94,7 +94,7 @@ class Kinked(nn.Module):
         ({40.0: 1.0}, 0.0),  # beyond the moves of 16 and 32 ulp
         ({-1.5: 1.0}, 0.0),  # the first move is enough
         ({20.0: 1.0, -3.0: 1.0}, 0.0),  # moves of -1 and -2
-        ({12.0: 1.0, -1.5: 1.0, 0.6: 5.0}, 0.0),  # moves of 1/4 and 1/2
+        ({12.0: 1.0, -1.5: 1.0, 0.6: 5.0, -0.1: 1.0}, 0.0),  # moves of 1/4 and 1/2
         ({0.4: 1.0, -1.5: 1.0, -0.2: 5.0}, 0.0),  # moves of -1/16 and -1/8
         ({0.4: 1.0, -0.1: 1.0, 10.0: 7.0}, 1.0),  # all of them: the root mean square of the last three
         ({0.4: 2.0, -0.1: 1.0, -0.7: 3.0}, math.sqrt((4**2 + 2**2 + 1) / 3)),
@@ -136,8 +136,10 @@ class Known(DifferenceHessian):
 
 
 @pytest.mark.parametrize("scheme", ["forward", "central"])
-@pytest.mark.parametrize("known", [1e-11, 1e-9, 1e-6])
-def test_the_chosen_step_has_the_least_of_truncation_and_rounding(scheme: Scheme, known: float) -> None:
+@pytest.mark.parametrize(("known", "longest"), [(1e-11, None), (1e-9, None), (1e-5, 0.3), (1e-6, 0.3), (1e-7, 0.3)])
+def test_the_chosen_step_has_the_least_of_truncation_and_rounding(
+    scheme: Scheme, known: float, longest: float | None
+) -> None:
     """f = sum w^2/2 + w^3/6 + w^4/24: along u, the quotients are Hu + (h/2) T[u, u] (forward) + (h^2/6) F[u, u, u]."""
     d = 50
     w = nn.Parameter(torch.linspace(-1.0, 2.0, d, dtype=torch.float64))
@@ -150,7 +152,8 @@ def test_the_chosen_step_has_the_least_of_truncation_and_rounding(scheme: Scheme
         odd = h / 2 * (1 + w) * u**2 if scheme == "forward" else 0.0
         return ((1 + w + w**2 / 2) * u + odd + h**2 / 6 * u**3).detach()
 
-    longest = 16 * float(w.detach().norm()) * EPS ** (1 / (order + 1))
+    step = hessian.choose_step(v, "w", longest)
+    longest = longest or 16 * float(w.detach().norm()) * EPS ** (1 / (order + 1))
     floor = known * (math.sqrt(2) if scheme == "forward" else math.sqrt(0.5))
     errors = {}
     for i in range(5):  # the gap of two quotients holds 1 - 4^-p of the longer one's truncation
@@ -158,7 +161,6 @@ def test_the_chosen_step_has_the_least_of_truncation_and_rounding(scheme: Scheme
         truncation = float((quotient(h) - quotient(h / 4)).norm()) / (4**order - 1)
         errors[h / 4] = truncation + floor / (h / 4)
     best = min(errors, key=errors.__getitem__)
-    step = hessian.choose_step(v, "w")
     assert step.h == pytest.approx(best, rel=1e-12) and step.noise == known and not step.kinks
     assert step.error == pytest.approx(errors[best] / float(quotient(best).norm()), rel=1e-3)
 
