@@ -70,6 +70,7 @@ def test_a_sample_goes_by_its_seed_and_by_the_text() -> None:
     assert {m.mutated for m in mutation_runs.sample(modules, 99, 0, "LEVEL =")} == {"LEVEL = 0.855", "LEVEL = 1.95"}
 
 
+@pytest.mark.check
 def test_reasons_are_of_mutants_that_there_are() -> None:
     """A reason whose statement has changed since is to be looked at again."""
     reasons = mutation_runs.explained()

@@ -94,7 +94,7 @@ class Kinked(nn.Module):
         ({40.0: 1.0}, 0.0),  # beyond the moves of 16 and 32 ulp
         ({-1.5: 1.0}, 0.0),  # the first move is enough
         ({20.0: 1.0, -3.0: 1.0}, 0.0),  # moves of -1 and -2
-        ({12.0: 1.0, -1.5: 1.0, 0.6: 5.0, -0.1: 1.0}, 0.0),  # moves of 1/4 and 1/2
+        ({12.0: 1.0, -1.5: 1.0, 0.6: 5.0, -0.1: 3.0}, 0.0),  # moves of 1/4 and 1/2
         ({0.4: 1.0, -1.5: 1.0, -0.2: 5.0}, 0.0),  # moves of -1/16 and -1/8
         ({0.4: 1.0, -0.1: 1.0, 10.0: 7.0}, 1.0),  # all of them: the root mean square of the last three
         ({0.4: 2.0, -0.1: 1.0, -0.7: 3.0}, math.sqrt((4**2 + 2**2 + 1) / 3)),
