@@ -244,7 +244,7 @@ def judge(mutant: Mutant, baseline: Baseline) -> dict[str, Any]:
 
     answer, spent = in_fork(work, LEAST_SECONDS + 3 * sum(baseline.seconds[test] for test in order))
     status, failed = (1, answer) if isinstance(answer, str) else answer
-    passed = status == pytest.ExitCode.OK
+    passed = status in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
     row = {"kind": "row", "module": mutant.module, "line": mutant.line, "function": mutant.function}
     row |= {"original": mutant.original, "mutated": mutant.mutated, "outcome": "survived" if passed else "killed"}
     return row | {"by": failed or ("" if passed else "import"), "tests": " ".join(files), "seconds": round(spent, 2)}
