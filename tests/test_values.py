@@ -6,6 +6,7 @@ Most of them were found by mutants that no test saw (tests/mutation_runs.py).
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -606,3 +607,45 @@ def test_the_rounding_of_a_cross_block_is_the_larger_blocks_per_coordinate(a: fl
     assert (cross.block, cross.wrt, cross.quantity, cross.hvps) == ("a", "b", "frobenius", 14)
     assert (cross.value, cross.low, cross.high) == pytest.approx((0.5, max(0.5 - floor, 0), 0.5 + floor), rel=1e-9)
     assert cross.floor == pytest.approx(floor, rel=1e-9) and cross.flag == "below floor"
+
+
+class Slope(torch.autograd.Function):
+    """2 w, whose own derivative fails with a message."""
+
+    message = ""
+
+    @staticmethod
+    def forward(context: Any, w: Tensor) -> Tensor:
+        return 2 * w
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        raise RuntimeError(Slope.message)
+
+
+class Square(torch.autograd.Function):
+    """w^2."""
+
+    @staticmethod
+    def forward(context: Any, w: Tensor) -> Tensor:
+        context.save_for_backward(w)
+        return w**2
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        return gradient * Slope.apply(context.saved_tensors[0])
+
+
+def test_a_missing_second_derivative_is_told_and_other_errors_stay_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    w = nn.Parameter(torch.tensor([1.0, 2.0], dtype=torch.float64))
+    hessian = ExactHessian(lambda: Square.apply(w).sum(), [Block("w", (w,))])
+    assert hessian.loss == 5.0
+    kinds: dict[str, type[Exception]] = {
+        "derivative for x": BadInput,
+        "Double backward": BadInput,
+        "gone": RuntimeError,
+    }
+    for message, kind in kinds.items():
+        monkeypatch.setattr(Slope, "message", message)
+        with pytest.raises(kind, match=message):
+            hessian.product(torch.ones_like(w), "w", ["w"])
