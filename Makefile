@@ -4,13 +4,14 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check slow bench lint
+.PHONY: help demo test check slow mutants bench lint
 
 help:
 	@echo "make demo    Fig. 1a, 1b and 3, the estimators and the rates on the built-in model and data, into out/demo/ (open index.html); about 4 minutes"
 	@echo "make test    tests, ruff, mypy, import-linter; about 4 minutes"
 	@echo "make check   the longer tests that CI runs after make test; about 10 minutes"
 	@echo "make slow    every test, those of minutes too"
+	@echo "make mutants tests against a sample of 240 mutants of the instrument's modules; about 20 minutes"
 	@echo "make bench   speed against other Hessian tools and against a literal zeroth-order loop; about 20 minutes"
 	@echo "make lint    ruff, mypy, import-linter only"
 	@echo "The first of them makes .venv (Python 3.11 or newer; a few minutes). Another Python: make test PYTHON=python3.12"
@@ -49,6 +50,9 @@ check: $(STAMP)
 
 slow: $(STAMP)
 	@$(BIN)/python -m pytest -n auto --maxprocesses 2 --dist worksteal -m "not gpu and not network"
+
+mutants: $(STAMP)
+	@$(BIN)/python -m tests.mutation_runs
 
 bench: $(STAMP)
 	@$(BIN)/python -m pytest benchmarks -m "" -s

@@ -5,7 +5,8 @@ undercuts once in a thousand times, a mean or variance against its own standard 
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,6 +30,11 @@ LAWS = ("gaussian", "rademacher", "sphere")
 def simulated(quick: int, thorough: int) -> pytest.MarkDecorator:
     """Runs the test on a quick number of simulations, and under the slow marker on a thorough one."""
     return pytest.mark.parametrize("runs", [quick, pytest.param(thorough, marks=pytest.mark.slow)])
+
+
+def longer(cases: Iterable[str], *quick: str) -> list[Any]:
+    """Cases for parametrize: all but the quick ones are for `make check`."""
+    return [case if case in quick else pytest.param(case, marks=pytest.mark.check) for case in cases]
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +80,7 @@ def hits(hessian: DenseHessian, runs: int, **settings: object) -> Counter[tuple[
 
 
 @simulated(60, 1000)
-@pytest.mark.parametrize("spectrum", SPECTRA)
+@pytest.mark.parametrize("spectrum", longer(SPECTRA, "flat", "ten equal"))
 def test_intervals_cover_whatever_the_spectrum(spectrum: str, runs: int) -> None:
     found = hits(diagonal(spectrum), runs)
     assert set(found) == {(q, "a", "a") for q in ("frobenius", "spectral", "trace")}
@@ -174,7 +180,9 @@ def _two_blocks(kind: str) -> DenseHessian:
 
 
 @simulated(25, 1000)
-@pytest.mark.parametrize("kind", ["dense", "one coupled pair", "decaying", "off the top"])
+@pytest.mark.parametrize(
+    "kind", longer(["dense", "one coupled pair", "decaying", "off the top"], "dense", "off the top")
+)
 def test_intervals_of_cross_blocks_cover(kind: str, runs: int) -> None:
     found = hits(_two_blocks(kind), runs, cross=[("b", "a")], precision=0.1)
     assert ("frobenius", "b", "a") in found
@@ -238,7 +246,7 @@ def test_intervals_cover_on_networks() -> None:
 
 
 @simulated(250, 10_000)
-@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("law", longer(LAWS, "gaussian"))
 def test_plain_probes_are_unbiased_with_the_variance_of_theory(law: str, runs: int) -> None:
     d, m = 8, 8
     h = symmetric(d, 3) + np.diag(np.linspace(-2, 3, d))
@@ -268,7 +276,7 @@ def test_the_moment_test_sees_a_sphere_of_radius_one(monkeypatch: pytest.MonkeyP
 
 
 @simulated(80, 3000)
-@pytest.mark.parametrize("spectrum", ["power law", "ten equal", "flat"])
+@pytest.mark.parametrize("spectrum", longer(["power law", "ten equal", "flat"], "ten equal"))
 def test_with_a_fixed_number_of_probes_deflation_leaves_the_estimates_unbiased(spectrum: str, runs: int) -> None:
     hessian, budget = diagonal(spectrum), 11
     found = [block_norms(hessian, lanczos=4, budget=budget, precision=1e-6, seed=(9, i)) for i in range(runs)]
@@ -278,7 +286,7 @@ def test_with_a_fixed_number_of_probes_deflation_leaves_the_estimates_unbiased(s
 
 
 @simulated(60, 2000)
-@pytest.mark.parametrize("kind", ["dense", "decaying", "off the top"])
+@pytest.mark.parametrize("kind", longer(["dense", "decaying", "off the top"], "off the top"))
 def test_cross_blocks_are_unbiased_too(kind: str, runs: int) -> None:
     hessian = _two_blocks(kind)
     settings = {"lanczos": 3, "budget": 9, "precision": 1e-6, "cross": [("a", "b")]}

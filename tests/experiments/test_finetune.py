@@ -53,6 +53,10 @@ METHODS = {
 }  # fmt: skip
 
 
+LONGER = {one: pytest.mark.slow if one in ("zo", "linear") else pytest.mark.check for one in METHODS}
+"""Where the longer tests of a method belong that say of each what they say of "hybrid" and "log-search"."""
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_has_its_rows_and_tests_the_best_weights_once(tmp_path: Path, method: str) -> None:
     toy = replace(METHODS[method], checkpoint=None)
@@ -75,7 +79,7 @@ def test_a_run_has_its_rows_and_tests_the_best_weights_once(tmp_path: Path, meth
 
 
 @pytest.mark.parametrize(
-    "method", [pytest.param(one, marks=pytest.mark.slow) if one in ("zo", "linear") else one for one in METHODS]
+    "method", [one if one in ("hybrid", "log-search") else pytest.param(one, marks=LONGER[one]) for one in METHODS]
 )
 def test_a_stopped_run_ends_as_an_undisturbed_one(tmp_path: Path, method: str) -> None:
     """Stopped after any row, before or after its snapshot, halfway through a line: rows and snapshots are the same."""
@@ -306,8 +310,10 @@ MICRO = Finetune(train=24, dev=8, test=8, batch=4, steps=3, eval_every=2, eta_x=
 @pytest.mark.parametrize(
     "run",
     [
-        replace(MICRO, peft="lora"), replace(MICRO, peft="prefix", sides=1), replace(MICRO, peft="prompt"),
-        replace(MICRO, method="fo-peft", peft="ia3"), replace(MICRO, method="zo"),
+        replace(MICRO, peft="lora"), replace(MICRO, method="zo"),
+        pytest.param(replace(MICRO, peft="prefix", sides=1), marks=pytest.mark.check),
+        pytest.param(replace(MICRO, peft="prompt"), marks=pytest.mark.check),
+        pytest.param(replace(MICRO, method="fo-peft", peft="ia3"), marks=pytest.mark.check),
     ],
     ids=lambda run: f"{run.method}-{run.peft}",
 )  # fmt: skip

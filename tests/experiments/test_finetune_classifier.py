@@ -188,7 +188,7 @@ KILLED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", KILLED)
+@pytest.mark.parametrize("name", ["bert", *(pytest.param(n, marks=pytest.mark.check) for n in KILLED if n != "bert")])
 def test_killed_and_started_again_it_goes_on_to_the_bit(folder: Path, tmp_path: Path, name: str) -> None:
     given, log, places = KILLED[name]
     kind = given.split()[1]
@@ -212,6 +212,7 @@ def test_killed_and_started_again_it_goes_on_to_the_bit(folder: Path, tmp_path: 
     assert any("embed" in key and "weights/" in key for key in held) == (name == "opt")
 
 
+@pytest.mark.check  # two processes make the steps of one in test_finetune, without a classifier's head
 def test_two_processes_train_a_classifier_as_one(folder: Path, tmp_path: Path) -> None:
     """Head, module and base model from shared scalars and summed gradients: equal up to the order of summation."""
     from tests.experiments.test_finetune_processes import two
@@ -227,6 +228,7 @@ def test_two_processes_train_a_classifier_as_one(folder: Path, tmp_path: Path) -
             assert other[name] == (pytest.approx(value, rel=1e-6) if isinstance(value, float) else value), name
 
 
+@pytest.mark.check  # the same command trains tiny classifiers above, and micro without a head in test_finetune
 def test_the_command_line_trains_micro_as_a_classifier(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from smoothlab.__main__ import main
 

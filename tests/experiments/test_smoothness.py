@@ -43,7 +43,7 @@ def test_every_point_has_the_same_complete_rows(tmp_path: Path) -> None:
     assert sorted({r["step"] for r in rows}) == [0, 8, 16, 24, 32, 40]
 
 
-@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("keep", [pytest.param(False, marks=pytest.mark.check), True])
 def test_a_stopped_run_ends_as_an_undisturbed_one(tmp_path: Path, keep: bool) -> None:
     """Cut after any row, even halfway through a line: the continued records are the same to the byte."""
     toy = Toy(steps=12, points=4, keep_weights=tmp_path / "kept" if keep else None)
@@ -79,6 +79,7 @@ def test_damaged_points_alone_are_measured_again(tmp_path: Path, monkeypatch: py
     assert out.read_bytes().splitlines(keepends=True)[:-1] == lines[:-1]
 
 
+@pytest.mark.check  # the test above cuts the same records at more places
 def test_killed_runs_end_as_an_undisturbed_one(tmp_path: Path) -> None:
     """SIGKILL at two moments of a run of 6 points."""
     command = [sys.executable, "-m", "tests.experiments.toy"]

@@ -195,7 +195,11 @@ def test_the_interval_covers_as_it_says(count: int) -> None:
     assert Accuracy(93, 100, (), ()).value == 0.93 and 0.86 < low < 0.93 < high < 0.98
 
 
-@pytest.mark.parametrize("name", CHOICES)
+QUICK = ("copa", "wic")
+"""A task of multiple choice, and one with verbalizers."""
+
+
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.check) for n in CHOICES])
 def test_micro_scores_the_published_tasks_as_one_by_one(name: str, shared_data: Path) -> None:
     loaded = load_lm("micro", seed=0)
     splits = load_choices(name, shared_data, sizes=(8, 4, 24))

@@ -264,6 +264,7 @@ def test_the_demo_page_has_the_estimators_as_a_section(tmp_path):
     assert any("Zeroth-order gradient estimators" in alt for alt in alts)
 
 
+@pytest.mark.check  # the next test draws the same figure by the command line
 def test_figures_script_draws_and_reads(tmp_path, capsys):
     path = Path(__file__).parents[2] / "figures" / "estimators.py"
     spec = importlib.util.spec_from_file_location("estimators_figure", path)
