@@ -76,12 +76,15 @@ class LineCheck:
             value = self._evaluate()
         return self._shift.realized, value - self.start
 
-    def look(self, v: Tensor, where: str, curvature: float | None) -> None:
-        """Compare along the unit vector v, whose v'Hv is `curvature`; None: it is not known, and not compared."""
-        if not self.agrees(v, curvature):
-            self.look_again(v, where, curvature)
+    def look(self, v: Tensor, where: str, curvature: float | None, least: float = 0.0) -> None:
+        """Compare along the unit vector v, whose v'Hv is `curvature`; None: it is not known, and not compared.
 
-    def agrees(self, v: Tensor, curvature: float | None, longest: float = float("inf")) -> bool:
+        Slopes below `least` are as good as 0.
+        """
+        if not self.agrees(v, curvature, least=least):
+            self.look_again(v, where, curvature, least=least)
+
+    def agrees(self, v: Tensor, curvature: float | None, *, least: float = 0.0, longest: float = float("inf")) -> bool:
         """The first look: whether the slope along the unit vector v is right to 0.5 %, its curvature to 1 %."""
         slope = dot(self.gradient, v)
         step = min(self._step(slope, curvature or 0.0), longest)
@@ -90,7 +93,7 @@ class LineCheck:
         if not length > 0.5 * step:  # rounding let little of the move through: only the second look can tell
             return False
         first, second = (above - below) / (2 * length), (above + below) / length**2
-        natural = abs(slope) + abs(second if curvature is None else curvature) * length
+        natural = max(abs(slope), least) + abs(second if curvature is None else curvature) * length
         if not abs(first - slope) <= 2 * self.rounding / length + DOUBTFUL * natural:
             return False
         bound = 4 * self.rounding / length**2 + 2 * DOUBTFUL * abs(curvature or 0.0)
@@ -101,12 +104,16 @@ class LineCheck:
         moved, change = self.at(v, step)
         return abs(change - dot(self.gradient, v) * moved) <= 2 * self.rounding
 
-    def look_again(self, v: Tensor, where: str, curvature: float | None, step: float | None = None) -> None:
+    def look_again(
+        self, v: Tensor, where: str, curvature: float | None, step: float | None = None, *, least: float = 0.0
+    ) -> None:
         """Compare along v by fits at four scales around `step`."""
         slope = dot(self.gradient, v)
         step = self._step(slope, curvature or 0.0) if step is None else step
         fits = [fit for scale in reversed(_SCALES) if (fit := self._fit(v, scale * step)) is not None]
-        self._judge("gradient", where, slope, [(fit[0], fit[1]) for fit in fits], abs(curvature or 0.0) * step)
+        self._judge(
+            "gradient", where, slope, [(fit[0], fit[1]) for fit in fits], max(abs(curvature or 0.0) * step, least)
+        )
         if curvature is not None:
             self._judge("curvature", where, curvature, [(fit[2], fit[3]) for fit in fits], 0.0)
 
@@ -172,6 +179,7 @@ def check_gradient(loss: Loss, blocks: Sequence[Block]) -> None:
     for block in blocks:
         check = LineCheck(point, block)
         check.look(_mixed(check, point.graph), ALL_KINDS, None)
+        check.look(*_scattered(check, point.graph))
         _look_at_the_rest(check, point.graph, None)
         refuse_gross(block.name, list(check.gaps.values()))
 
@@ -269,6 +277,28 @@ def _padded(check: LineCheck, graph: LossGraph) -> Iterator[tuple[int, int]]:
     for i, p in enumerate(check.block.params):
         if (row := graph.padded.get(id(p))) is not None:
             yield i, row
+
+
+def _scattered(check: LineCheck, graph: LossGraph) -> tuple[Tensor, str, None, float]:
+    """A random unit vector in which each kind of parameters has a slope of the same size, and that size.
+
+    A gradient that is projected (OSF) is right along itself; it is not along a random vector. Its slope is small,
+    ||g||/sqrt(d), but so is its curvature, and the step can be long.
+    """
+    v = _signs(check.gradient)
+    parts, gradients = check.block.split(v), check.block.split(check.gradient)
+    squares = {
+        name: (sum(dot(gradients[i], gradients[i]) for i in positions), sum(parts[i].numel() for i in positions))
+        for name, positions in groups_by_reader(graph, check.block.params).items()
+    }
+    typical = {name: (square / count) ** 0.5 for name, (square, count) in squares.items()}
+    largest = max(typical.values()) or 1.0
+    for name, positions in groups_by_reader(graph, check.block.params).items():
+        for i in positions:
+            parts[i].mul_(largest / max(typical[name], 1e-3 * largest))
+    size = norm(v)
+    slope = norm(v * check.gradient) / size  # the root mean square over signs
+    return v.mul_(1 / size), "a random direction", None, slope
 
 
 def _mixed(check: LineCheck, graph: LossGraph) -> Tensor:
