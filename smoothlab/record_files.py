@@ -273,7 +273,9 @@ def _ordered(
             unread = sum(before < one < line for one in wrong)
             if number - 1 - previous > unread:  # else they are the lines that could not be read
                 damage.append(Damage(line, f"{_numbered(previous + 1, number - 1)} before it"))
-        rows.append({name: value for name, value in record.items() if name not in (RESERVED if numbered else "kind")})
+        rows.append(
+            {name: value for name, value in record.items() if name not in (RESERVED if numbered else ("kind",))}
+        )
         stops.append(stop)
         previous, before = number, line
     finished = False

@@ -263,7 +263,7 @@ def test_head_auto_is_told(folder: Path, tmp_path: Path, capsys: pytest.CaptureF
         ({"peft": "adaption_prompt"}, "--peft adaption_prompt does not fit this model"),
         ({"kind": "llama", "peft": "adaption_prompt"}, "adaption_prompt saves no classifier's head with its module"),
         ({"kind": "bart", "peft": "prompt"}, "of type bart with --peft prompt cannot be run on a row by itself"),
-        ({"kind": "esm", "peft": "prefix"}, "use another method or model"),
+        ({"kind": "esm", "peft": "prefix"}, "use another PEFT method or model"),
     ],
 )
 def test_what_goes_wrong_is_one_line(folder: Path, tmp_path: Path, options: dict[str, Any], words: str) -> None:

@@ -177,7 +177,7 @@ def test_an_interrupted_download_of_a_model(said: Said, hub: str) -> None:
             "mu = 1e-12 on block 'base' in float32: rounding lets 1 % of the step through; use mu of",
             ["dev", "dev"],
         ),
-        ("--save data.jsonl/new", "cannot write --save data.jsonl/new: Not a directory; name another folder", []),
+        ("--save data.jsonl/new", "--save data.jsonl/new: Not a directory; name another path", []),
         ("--eta-y 1e30", "the loss is nan at step 1, and was 0.69", ["dev", "stopped"]),
         (
             "--method zo --eta-x 1 --steps 20",

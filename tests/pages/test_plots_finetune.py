@@ -1,5 +1,6 @@
 """Figures and sentences of fine-tuning runs: what is drawn and said is what the records hold."""
 
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -99,7 +100,7 @@ def test_classifiers_are_named_and_records_of_before_the_option_are_of_the_same_
     """What --head auto chose stands in the row of the test; the header of an older file has no such option."""
 
     def edited(path: Path, old: str, new: str) -> Path:
-        before = path.read_text()
+        before = re.sub(r', "(row|rows)": \d+|, "crc32": "\w+"', "", path.read_text())  # as files of before are
         path.write_text(before.replace(old, new))
         assert path.read_text() != before
         return path
