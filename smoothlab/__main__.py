@@ -8,7 +8,10 @@ next to nothing.
 import io
 import os
 import sys
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from smoothlab.errors import BadInput
 from smoothlab.interruption import watched
@@ -30,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="replace")  # a terminal may not know every character of the help
+        warnings.showwarning = _warned
         from smoothlab import paths
         from smoothlab.commands import parse
 
@@ -58,6 +62,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             if not _out_of_memory(error):
                 raise
             return _fail(f"out of memory; lower --batch, or take a smaller --model or smaller --blocks ({again})")
+
+
+def _warned(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any) -> None:
+    """One line for a warning of ours, without the place in the code; those of libraries as Python shows them."""
+    if Path(filename).is_relative_to(Path(__file__).parent):
+        print("smoothlab: warning: " + " ".join(str(message).split()), file=sys.stderr)
+    else:
+        print(warnings.formatwarning(message, category, filename, lineno), end="", file=sys.stderr)
 
 
 def _fail(message: str, status: int = 2) -> int:

@@ -28,6 +28,7 @@ from smoothlab.hessian import DifferenceHessian, ExactHessian
 from smoothlab.intervals import effective_rank, sum_of_squares
 from smoothlab.norms import block_norms
 from smoothlab.penalties import penalty
+from smoothlab.selfchecks import check_gradient
 
 Row = dict[str, Any]
 Schedule = Literal["linear", "log"]
@@ -234,6 +235,8 @@ class SmoothnessHook:
         adds = penalty(loss, self.model)
         with differentiable(self._blocks):
             try:
+                if not self.rows:
+                    check_gradient(loss, self._blocks)  # looks closer than each point does
                 for row in careful(loss, self._blocks, seed=(self.seed, step), **options):
                     self.rows.append({"step": step, **row, **adds})
                     if self._file is not None:

@@ -21,7 +21,7 @@ Row = dict[str, Any]
 Method = Literal["hybrid", "zo", "fo-peft", "fo-full"]
 LOG = "log:"
 """Before a checkpoint folder whose snapshots hold the base model as a seed log."""
-LATER = {"head": "auto", "template": TEMPLATE, "verbalizers": ()}
+LATER = {"head": "auto", "template": TEMPLATE, "verbalizers": (), "parts": 1}
 """Options that records and checkpoints of before lack, and what these were made at."""
 ELSEWHERE = ("checkpoint", "save", "tensorboard")
 """Options that the weights do not depend on."""
@@ -60,6 +60,8 @@ class Finetune:
         law: law of the directions.
         steps: steps of training, at most.
         batch: items in a minibatch, of all processes together.
+        parts: equal parts that a minibatch is computed in on a CPU, one after the other; numbers of processes that
+            divide it give the same records to the bit. 1 is fastest for one process.
         eval_every: steps between evaluations on dev.
         patience: evaluations without a better one (more right answers on dev, or as many at a lower loss) after which
             training stops; 0: never.
@@ -101,6 +103,7 @@ class Finetune:
     law: Literal["gaussian", "sphere", "rademacher", "sparse", "lowrank"] = "gaussian"
     steps: int = 200
     batch: int = 16
+    parts: int = 4
     eval_every: int = 25
     patience: int = 10
     schedule: Literal["constant", "linear", "cosine"] = "constant"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 RANGES = {
     "train": (1, 10**9), "dev": (1, 10**9), "test": (1, 10**9), "q": (1, 10**4), "steps": (0, 10**9),
-    "batch": (1, 10**9), "eval_every": (1, 10**9), "patience": (0, 10**9), "seed": (0, 2**32 - 1),
+    "batch": (1, 10**9), "parts": (1, 64), "eval_every": (1, 10**9), "patience": (0, 10**9), "seed": (0, 2**32 - 1),
 }  # fmt: skip
 """Least and greatest value of whole numbers."""
 MOST_TRIALS = 1000

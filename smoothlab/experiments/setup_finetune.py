@@ -98,6 +98,7 @@ def setup(run: "Finetune") -> Setup:
     tuning = Tuning(
         model, trained, lambda numbers: batch(train, numbers, device, multiple=multiple), choice_loss,
         partial(optimizer, run), len(train), run.batch, run.steps, run.evaluations, run.schedule, run.seed, run.logged,
+        run.parts,
     )  # fmt: skip
     notes = [*loaded.notes, splits.served]
     if because is not None and (run.template, run.verbalizers) != (TEMPLATE, ()):

@@ -117,12 +117,13 @@ class Smoothness:
         """Model, blocks and data as configured, before step 0."""
         import torch
 
-        from smoothlab.llm.adapters import attach, virtual_tokens
+        from smoothlab.blocks import fixed_loss
+        from smoothlab.llm.adapters import attach, check_derivatives, virtual_tokens
         from smoothlab.llm.models import check_lengths, check_loss, encode, load_classifier
         from smoothlab.llm.padding import check_texts
         from smoothlab.llm.parts import partition
         from smoothlab.llm.tasks import load_task
-        from smoothlab.llm.train import FineTuning
+        from smoothlab.llm.train import FineTuning, cross_entropy
 
         examples = load_task(self.data, "train", self.data_dir)
         loaded = load_classifier(
@@ -142,6 +143,8 @@ class Smoothness:
 
         check_loss(loaded, model, minibatch([0]))
         check_texts(loaded, model, examples.texts, self.peft, self.batch)
+        few = minibatch(list(range(min(2, len(examples.texts)))))
+        check_derivatives(fixed_loss(lambda: cross_entropy(model, few), model), partition(model), self.peft)
         return FineTuning(
             model, blocks, minibatch, len(examples.texts), self.batch, given, seed=self.seed, dropout=self.dropout
         )

@@ -1,21 +1,26 @@
 """PEFT methods, attached so that the base model x and the module y train jointly.
 
-Every accepted method passes the same tests on OPT and Llama, as sequence classifiers and as causal language models
+Every method of ADAPTERS passes the same tests on OPT and Llama, as sequence classifiers and as causal language models
 (tests/llm/test_adapters.py, test_adapters_lm.py): gradients and exact Hessian-vector products of all blocks agree with
-differences of the loss. Those that fail, and those that peft cannot attach as they are, are in REFUSED; some of these
-may be trained all the same, where no curvature is measured: TRAINED_ONLY.
+differences of the loss. Where curvature is measured, no list says so: `check_derivatives` looks at the very model, and
+MEASURED_TOO can be attached for it to look at. The others are in REFUSED; some of these may be trained all the same,
+where no curvature is measured: TRAINED_ONLY.
 """
 
 import difflib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from smoothlab.blocks import Block, Loss, standing_at
+from smoothlab.doubts import WrongProducts
 from smoothlab.errors import BadInput
+from smoothlab.hessian import ExactHessian
 from smoothlab.llm.parts import unfreeze
+from smoothlab.selfchecks import check_gradient, check_plainly
 
 REFUSED = {
     # Gradients or Hessian-vector products that are not those of the loss:
@@ -112,6 +117,16 @@ TRAINED_ONLY: dict[str, Callable[..., Any]] = {
 weights as constants, by its authors' design; DeLoRA's is right, but very large at its initial weights; those of HRA and
 SHiRA are right for the module, and the base gets none under them (ONE_SIDED); AdaptionPrompt fits Llama only."""
 
+MEASURED_TOO: dict[str, Callable[..., Any]] = {
+    **{name: TRAINED_ONLY[name] for name in ("dora", "delora", "hra", "shira")},
+    "c3a": _config("C3AConfig", block_size=4, target_modules="auto"),
+    "frod": _config("FrodConfig", target_modules="auto"),
+    "osf": _config("OSFConfig", target_modules="auto"),
+    "lily": _config("LilyConfig", target_modules="auto"),
+}
+"""Attached where curvature is to be measured, and refused there by what `check_derivatives` and the padding check see;
+with another version of peft they may pass."""
+
 ONE_SIDED = ("hra", "shira")
 """Methods under which some base weights get no gradient from autograd: they can be trained by zeroth order or not at
 all."""
@@ -128,7 +143,8 @@ def attach(model: nn.Module, method: str, *, seed: int, measured: bool = True, *
         model: a transformers sequence classifier or causal language model.
         method: a key of ADAPTERS, or "none" for the model alone.
         seed: seed of y's initial values; the global RNG is left as it was.
-        measured: whether curvature is to be measured; the methods of TRAINED_ONLY are taken too where it is not.
+        measured: whether curvature is to be measured: MEASURED_TOO are then attached, for `check_derivatives` to look
+            at; else TRAINED_ONLY.
         options: of the peft config, instead of this module's defaults.
 
     Raises:
@@ -137,7 +153,7 @@ def attach(model: nn.Module, method: str, *, seed: int, measured: bool = True, *
     if method == "none":
         unfreeze(model)
         return model
-    known = ADAPTERS if measured else ADAPTERS | TRAINED_ONLY
+    known = ADAPTERS | (MEASURED_TOO if measured else TRAINED_ONLY)
     if method in REFUSED and method not in known:
         raise BadInput(f"--peft {method} is refused: {REFUSED[method]}; use one of {', '.join(known)}")
     if method not in known:
@@ -165,6 +181,33 @@ def attach(model: nn.Module, method: str, *, seed: int, measured: bool = True, *
         pool_at_last_token(wrapped)
     unfreeze(wrapped)
     return wrapped.train(model.training)
+
+
+def check_derivatives(loss: Loss, blocks: Mapping[str, Block], method: str) -> None:
+    """Refuse a method under which a gradient or product by autograd is not the loss's, at its initial weights or near.
+
+    Modules start where a factor is 0, which hides much: y is looked at once more with noise of 0.05 added to each
+    entry. Costs a few gradients of a small minibatch.
+
+    Raises:
+        BadInput: tells which block, and what was seen.
+    """
+    y = blocks.get("peft")
+    try:
+        check_gradient(loss, list(blocks.values()))
+        if y is not None:
+            with standing_at(y, _nearby(y)):
+                check_gradient(loss, list(blocks.values()))
+                check_plainly(ExactHessian(loss, [y]), y.name)
+    except WrongProducts as error:
+        raise BadInput(f"--peft {method} cannot be measured: {error}") from error
+
+
+def _nearby(block: Block) -> list[Tensor]:
+    """The block's weights with seeded noise of 0.05 added."""
+    generator = torch.Generator().manual_seed(3)
+    noise = (torch.randn(p.shape, generator=generator).to(p) for p in block.params)
+    return [p.detach() + 0.05 * z for p, z in zip(block.params, noise, strict=True)]
 
 
 def generates(model: nn.Module) -> bool:

@@ -27,7 +27,7 @@ PATIENCE = 10.0
 """Seconds that a process that cannot go on waits for process 0 to say why."""
 
 PARTS = 4
-"""Parts of a minibatch on CPUs, where it is a multiple of 4."""
+"""Parts of a minibatch on CPUs, where it is a multiple of 4: the default of --parts."""
 
 BUCKET = 1 << 22
 """Numbers that are sent at a time."""
@@ -59,11 +59,14 @@ def place(device: str) -> str:
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" and count() > 1 else device
 
 
-def parts(indices: Sequence[int], device: str) -> list[list[int]]:
-    """This process's parts of a minibatch, of equal size; on a GPU, where small parts take long, a single one."""
+def parts(indices: Sequence[int], device: str, wanted: int = PARTS) -> list[list[int]]:
+    """This process's parts of a minibatch, of equal size; on a GPU, where small parts take long, a single one.
+
+    There are gcd(wanted, batch) parts in all, or one a process where processes cannot share these equally.
+    """
     n = count()
-    cuts = math.gcd(PARTS, len(indices)) if device == "cpu" else n
-    if cuts % n:  # 3 or 8 processes: their sums are not those of one
+    cuts = math.gcd(wanted, len(indices)) if device == "cpu" else n
+    if cuts % n:  # 3 processes, or 8: their sums are not those of one
         cuts = n
     size, here = len(indices) // cuts, cuts // n
     return [list(indices[k * size : (k + 1) * size]) for k in range(number() * here, (number() + 1) * here)]

@@ -56,6 +56,7 @@ class Tuning:
         evaluations: of the loss in a step.
         schedule: factor of both rates: constant 1, linear 1 - t/T, cosine (1 + cos(pi t/T))/2.
         seed: seed of the reshuffling.
+        parts: parts that a minibatch is computed in on a CPU, whatever the number of processes.
         logged: whether snapshots leave the base model out, which its seed log rebuilds from the start.
     """
 
@@ -71,6 +72,7 @@ class Tuning:
     schedule: Schedule = "constant"
     seed: int = 0
     logged: bool = False
+    parts: int = processes.PARTS
     step: int = field(default=0, init=False)
     first: float | None = field(default=None, init=False)
 
@@ -127,7 +129,7 @@ class Tuning:
         """
         minibatch = reshuffled(self.count, self.batch, self.seed, self.step)
         closures = []
-        for numbers in processes.parts(minibatch, self.device):
+        for numbers in processes.parts(minibatch, self.device, self.parts):
             part = partial(self.loss, self.model, self.examples(numbers))
             closures.append(fixed_loss(part, self.model, seed=(self.seed << 20) + self.step))
         for group, lr in zip(self._optimizer.param_groups, self._lrs, strict=True):

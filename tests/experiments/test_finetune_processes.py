@@ -61,7 +61,6 @@ def errors(said: str) -> list[str]:
         ("--method fo-peft --batch 5", "--batch 5 with 2 processes: use a multiple of 2"),
         ("--dry-run --batch 5", "--batch 5 with 2 processes: use a multiple of 2"),
         ("--method none", "--method none is unknown"),
-        ("--checkpoint /proc/none", "/proc/none/best-00000001.safetensors: No such file or directory; name a folder"),
     ],
 )
 def test_an_error_is_told_once(folder: Path, tmp_path: Path, options: str, words: str) -> None:
@@ -69,6 +68,14 @@ def test_an_error_is_told_once(folder: Path, tmp_path: Path, options: str, words
     assert (first, second) == (2, 2) and nothing == ""
     (line,) = errors(said)
     assert line.startswith("smoothlab: error: ") and words in line
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_the_others_begin(folder: Path, tmp_path: Path) -> None:
+    """The second process, which has nothing to do then, ends in peace."""
+    (first, said), second = two(command(folder, tmp_path, "--checkpoint /proc/none"), tmp_path)
+    assert first == 2 and second == (0, "")
+    (line,) = errors(said)
+    assert line.startswith("smoothlab: error: cannot write --checkpoint /proc/none: No such file or directory")
 
 
 def test_a_plan_is_made_by_all_and_told_once(folder: Path, tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ class Toy(Finetune):
         model.eval()
         tuning = Tuning(
             model, blocks, examples, loss, partial(optimizer, self), self.train, self.batch, self.steps,
-            self.evaluations, self.schedule, self.seed, self.logged,
+            self.evaluations, self.schedule, self.seed, self.logged, self.parts,
         )  # fmt: skip
         return Setup(tuning, judge, splits["dev"], splits["test"], "made up", [], save)
 

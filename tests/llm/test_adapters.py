@@ -12,8 +12,17 @@ from smoothlab.blocks import Block, Shift, dot, fixed_loss, norm
 from smoothlab.directions import draw
 from smoothlab.errors import BadInput
 from smoothlab.hessian import DifferenceHessian, ExactHessian
-from smoothlab.llm.adapters import ADAPTERS, REFUSED, attach, pool_at_last_token, virtual_tokens
+from smoothlab.llm.adapters import (
+    ADAPTERS,
+    MEASURED_TOO,
+    REFUSED,
+    attach,
+    check_derivatives,
+    pool_at_last_token,
+    virtual_tokens,
+)  # fmt: skip
 from smoothlab.llm.parts import live_parameters, partition, unfreeze
+from smoothlab.norms import block_norms
 from tests.cases import ADAPTER_CASES, WRONG_DERIVATIVES
 from tests.llm.tiny import IDS, LABELS, MASK, exact_norms, tiny
 
@@ -246,7 +255,39 @@ def test_lora_has_the_papers_rank() -> None:
     assert block.dim == 2 * 2 * 16 * (16 + 16)  # layers, q and v, rank, A and B
 
 
-@pytest.mark.parametrize("method", REFUSED)
+def test_methods_with_wrong_derivatives_are_refused_by_what_is_seen_of_them() -> None:
+    """No list: the very model is looked at. Lily is the padding check's; for the two others see the next test."""
+    assert set(WRONG_DERIVATIVES) | {"lily"} == set(MEASURED_TOO)
+    for method in set(WRONG_DERIVATIVES) - {"delora", "frod"}:
+        model = attach(tiny("opt").float(), method, seed=0, **WRONG_DERIVATIVES[method][1]).eval()
+        loss = fixed_loss(lambda: model(input_ids=IDS, attention_mask=MASK, labels=LABELS).loss, model)  # noqa: B023
+        with pytest.raises(BadInput, match=f"--peft {method} cannot be measured: the .* of block"):
+            check_derivatives(loss, partition(model), method)
+
+
+@pytest.mark.parametrize("method", [m if ADAPTER_CASES[m].quick else pytest.param(m, marks=pytest.mark.check)
+                                    for m in ADAPTERS])  # fmt: skip
+def test_methods_with_right_derivatives_are_let_through_in_fp32(method: str) -> None:
+    model = attach(tiny("opt").float(), method, seed=0, **ADAPTER_CASES[method].options).eval()
+    loss = fixed_loss(lambda: model(input_ids=IDS, attention_mask=MASK, labels=LABELS).loss, model)
+    kept = [p.detach().clone() for p in model.parameters()]
+    check_derivatives(loss, partition(model), method)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), kept, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [("delora", "product of block 'peft' is not finite"), ("frod", "products of block 'peft' are not its loss's")],
+)
+def test_methods_whose_products_alone_are_wrong_are_refused_at_the_first_point(method: str, words: str) -> None:
+    """DeLoRA has none at its initial weights, and right ones near them; FRoD's are not symmetric."""
+    model = attach(tiny("opt").float(), method, seed=0, **WRONG_DERIVATIVES[method][1]).eval()
+    loss = fixed_loss(lambda: model(input_ids=IDS, attention_mask=MASK, labels=LABELS).loss, model)
+    with pytest.raises(BadInput, match=words):
+        block_norms(ExactHessian(loss, [partition(model)["peft"]]))
+
+
+@pytest.mark.parametrize("method", [method for method in REFUSED if method not in MEASURED_TOO])
 def test_refused_methods_say_why(method: str) -> None:
     with pytest.raises(BadInput, match=f"--peft {method} is refused: .*use one of lora"):
         attach(tiny("opt"), method, seed=0)

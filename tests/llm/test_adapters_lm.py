@@ -36,8 +36,6 @@ def attached(method: str, kind: str) -> nn.Module:
 
 def test_every_refused_method_is_refused_or_trained_only() -> None:
     assert set(TRAINED_ONLY) <= set(REFUSED) and set(ONE_SIDED) <= set(TRAINED_ONLY)
-    with pytest.raises(BadInput, match="--peft dora is refused: it holds the norm"):
-        attach(tiny_lm("opt"), "dora", seed=0)
     with pytest.raises(BadInput, match="--peft osf is refused"):
         attach(tiny_lm("opt"), "osf", seed=0, measured=False)
     with pytest.raises(
