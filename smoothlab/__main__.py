@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TextIO
 
 from smoothlab.errors import BadInput
 from smoothlab.interruption import watched
@@ -64,12 +64,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _fail(f"out of memory; lower --batch, or take a smaller --model or smaller --blocks ({again})")
 
 
-def _warned(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any) -> None:
+def _warned(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
     """One line for a warning of ours, without the place in the code; those of libraries as Python shows them."""
     if Path(filename).is_relative_to(Path(__file__).parent):
         print("smoothlab: warning: " + " ".join(str(message).split()), file=sys.stderr)
     else:
-        print(warnings.formatwarning(message, category, filename, lineno), end="", file=sys.stderr)
+        print(warnings.formatwarning(message, category, filename, lineno, line), end="", file=file or sys.stderr)
 
 
 def _fail(message: str, status: int = 2) -> int:

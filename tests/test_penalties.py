@@ -54,6 +54,7 @@ def test_a_hook_names_the_penalty_of_its_loss(name: str) -> None:
     assert model.active_peft_config.orth_reg_weight == 0.5
 
 
+@pytest.mark.check
 def test_smoothness_leaves_the_penalty_out_and_says_so() -> None:
     """Of what it measures, and of what it trains by."""
     from smoothlab.experiments.smoothness import Smoothness

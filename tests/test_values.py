@@ -448,7 +448,7 @@ def test_what_is_left_below_100_roundings_of_a_vector_lies_in_the_span(dtype: to
 
 
 def test_one_step_of_a_run_has_the_noise_of_its_dot_products_at_least() -> None:
-    for dtype, units in ((torch.float64, 256), (torch.float32, 8)):
+    for dtype, units in ((torch.float64, 256), (torch.float32, 64)):
         run = Deflation(DenseHessian(np.eye(5), dtype=dtype), "a", [0], {})
         assert (run.draws, run.hvps, run.lanczos, run.captured, run.noise) == (0, 0, 0, 0.0, 0.0)
         run.krylov(1)
@@ -469,7 +469,7 @@ def test_estimates_of_a_block_taken_whole_by_hand() -> None:
     assert [e.flag for e in (frobenius, spectral, trace)] == [None, None, None]
     for e, value, low, high, floor in (
         (frobenius, 5.0, 4.375, 5.625, 0.625),
-        (spectral, 4.0, 3.5, 4.5, 0.5),
+        (spectral, 4.0, 3.5, 4.625, 0.5),  # above: the rounding of both images, 5/8
         (trace, 7.0, 6.375, 7.625, 0.625),
     ):
         assert (e.value, e.low, e.high, e.floor) == pytest.approx((value, low, high, floor), rel=1e-12)

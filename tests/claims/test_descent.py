@@ -82,6 +82,7 @@ def test_an_error_bound_too_small_is_caught(monkeypatch: pytest.MonkeyPatch) -> 
     assert finding.searches[0].broken and finding.verdict == "open"
 
 
+@pytest.mark.check
 def test_a_noise_term_too_small_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     right = descent.descent
     monkeypatch.setattr(descent, "descent", lambda *a: replace(right(*a), noise=right(*a).noise * 0.042 / 2))
@@ -89,6 +90,7 @@ def test_a_noise_term_too_small_is_caught(monkeypatch: pytest.MonkeyPatch) -> No
     assert finding.searches[0].broken and finding.verdict == "open"
 
 
+@pytest.mark.check
 def test_a_horizon_too_short_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, theorem in (("theorem-expectation", "in_expectation"), ("theorem-probability", "with_high_probability")):
         right = getattr(descent, theorem)

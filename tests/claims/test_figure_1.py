@@ -56,6 +56,7 @@ def test_ratios_that_are_not_apart_leave_it_open(tmp_path: Path) -> None:
         assert smaller.found(0, [path]).verdict == verdict
 
 
+@pytest.mark.check
 def test_the_interval_of_a_rank_correlation_covers_where_neighbors_are_alike() -> None:
     """Two autoregressive series with nothing to do with each other: 95 % of 200 intervals hold 0, within 3 %."""
     rng = np.random.default_rng(0)

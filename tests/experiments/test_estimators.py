@@ -100,6 +100,7 @@ def held_where_rounding_is_larger_than_the_bias() -> float:
     return float(np.mean(held))
 
 
+@pytest.mark.check
 def test_intervals_of_signs_and_coordinates_allow_for_the_mean_of_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
     assert held_where_rounding_is_larger_than_the_bias() >= 0.95
     monkeypatch.setattr(bias_variance, "REPEATING", ())

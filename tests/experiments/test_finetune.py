@@ -54,7 +54,7 @@ METHODS = {
 
 
 LONGER = {one: pytest.mark.slow if one in ("zo", "linear") else pytest.mark.check for one in METHODS}
-"""Where the longer tests of a method belong that say of each what they say of "hybrid" and "log-search"."""
+"""Where the longer tests of a method belong that say of each what they say of "hybrid"."""
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -79,7 +79,7 @@ def test_a_run_has_its_rows_and_tests_the_best_weights_once(tmp_path: Path, meth
 
 
 @pytest.mark.parametrize(
-    "method", [one if one in ("hybrid", "log-search") else pytest.param(one, marks=LONGER[one]) for one in METHODS]
+    "method", [one if one == "hybrid" else pytest.param(one, marks=LONGER[one]) for one in METHODS]
 )
 def test_a_stopped_run_ends_as_an_undisturbed_one(tmp_path: Path, method: str) -> None:
     """Stopped after any row, before or after its snapshot, halfway through a line: rows and snapshots are the same."""
@@ -110,6 +110,7 @@ def test_a_stopped_run_ends_as_an_undisturbed_one(tmp_path: Path, method: str) -
             assert all(torch.equal(t, here.tensors[n]) for n, t in there.tensors.items()), path
 
 
+@pytest.mark.check
 def test_killed_runs_end_as_an_undisturbed_one(tmp_path: Path) -> None:
     """SIGKILL within a step, then right after a row (while its snapshot is written), then within a step again."""
     toy, out = Toy(steps=120, checkpoint=tmp_path / "kept"), tmp_path / "killed.jsonl"
@@ -276,7 +277,9 @@ def two_processes(toy: Toy, out: Path) -> list[tuple[int, str]]:
     ]
 
 
-@pytest.mark.parametrize("method", ["hybrid", "one-sided", "fo-full", "log-search"])
+@pytest.mark.parametrize(
+    "method", ["hybrid", *(pytest.param(m, marks=pytest.mark.check) for m in ("one-sided", "fo-full", "log-search"))]
+)
 def test_two_processes_make_the_steps_of_one(tmp_path: Path, method: str) -> None:
     """Zeroth- and first-order parts from shared scalars and summed gradients: equal up to the order of summation."""
     toy = kept_in(METHODS[method], tmp_path / "one")
@@ -405,6 +408,7 @@ class Broken(Toy):
         return setup
 
 
+@pytest.mark.check
 def test_scores_that_are_not_finite_stop_a_trial_not_the_search(tmp_path: Path) -> None:
     """So does a mu below rounding; the other trials are those of a search without it."""
     rows = run(Broken(search=("eta_y=0.2,0.1",)), tmp_path / "run.jsonl")

@@ -98,6 +98,7 @@ def stands(place: Path) -> dict[str, torch.Tensor]:
     return safetensors.torch.load_file(path)
 
 
+@pytest.mark.check
 def test_ranks_and_masters_go_on_to_the_bit(folder: Path, tmp_path: Path) -> None:
     killed(folder, tmp_path, "adalora", FEW)
     end = stands(tmp_path / "whole")
@@ -110,6 +111,7 @@ def test_ranks_and_masters_go_on_to_the_bit(folder: Path, tmp_path: Path) -> Non
     assert float((master != words.float()).float().mean()) > 0.5, "most steps are shorter than bf16's spacing"
 
 
+@pytest.mark.check
 def test_masters_are_rebuilt_from_a_seed_log_to_the_bit(folder: Path, tmp_path: Path) -> None:
     killed(folder, tmp_path, "search", FEW_LOGGED, "log:")
     kept = tmp_path / "whole" / "kept"

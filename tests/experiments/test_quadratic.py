@@ -133,6 +133,7 @@ def test_mean_squares_that_rare_draws_may_carry_are_flagged(small: SimpleNamespa
     assert all("flag" in row for row in small.rows if row["quantity"] == "steps")
 
 
+@pytest.mark.check
 def test_noise_intervals_cover() -> None:
     held, count = {}, 50
     for seed in range(count):
@@ -150,6 +151,7 @@ def test_noise_intervals_cover() -> None:
     assert np.mean(tight) < 0.995  # intervals that always hold would say nothing
 
 
+@pytest.mark.check
 def test_hybrid_intervals_cover() -> None:
     held = []
     for seed in range(25):

@@ -83,6 +83,7 @@ def test_quotients_cover() -> None:
     assert 0.95 - 4 * (0.95 * 0.05 / 1000) ** 0.5 < np.mean(held) < 0.99
 
 
+@pytest.mark.check
 def test_first_times_and_exponents_cover() -> None:
     """Of runs of Algorithm 1, whose true times the recursion knows."""
     places, eps = (2, 4, 8), 0.42
@@ -114,6 +115,7 @@ def test_verdicts() -> None:
     assert [intervals.verdict(found, b, at_most=False) for b in (1.2, 1.0, 0.8)] == ["fails", "open", "holds"]
 
 
+@pytest.mark.check
 def test_means_of_the_theorem_rows_cover() -> None:
     point = {"family": "quadratic", "ratio": 1.0, "d": 2, "n": 2, "sigma": 0.5, "eps": 1.4, "delta": 0.5, "given": 100,
              "order": "reshuffle", "oracle": "two-sided", "rule": "two", "setting": "s"}  # fmt: skip
@@ -128,6 +130,7 @@ def test_means_of_the_theorem_rows_cover() -> None:
 # ------------------------------------------------------------------------------------------------ rows
 
 
+@pytest.mark.check
 def test_rows_hold_the_recursions_values(tiny: SimpleNamespace) -> None:
     assert all(row["failed"] is None for row in tiny.rows)
     assert {row["part"] for row in tiny.rows} == set(TINY.parts)
@@ -137,6 +140,7 @@ def test_rows_hold_the_recursions_values(tiny: SimpleNamespace) -> None:
     assert len(held) > 25 and np.mean(held) > 0.95 - 4 * (0.95 * 0.05 / len(held)) ** 0.5
 
 
+@pytest.mark.check
 def test_theorem_rows(tiny: SimpleNamespace) -> None:
     rows = [row for row in tiny.rows if row["part"] == "theorem"]
     assert len({row["setting"] for row in rows}) == 5
@@ -196,6 +200,7 @@ def test_families_are_what_they_are_called() -> None:
     assert rates_theorem.problem("quadratic", 1.0, 2, 1, 0.2).sigma2 == 0
 
 
+@pytest.mark.check
 def test_the_printed_theorem_fails_pathwise_and_by_the_recursion(tiny: SimpleNamespace) -> None:
     rows = [row for row in tiny.rows if row["part"] == "counterexample"]
     for row in rows:
@@ -212,6 +217,7 @@ def test_the_printed_theorem_fails_pathwise_and_by_the_recursion(tiny: SimpleNam
     assert h.T == 320_288 and h.holds
 
 
+@pytest.mark.check
 def test_exponents_asked_for_and_needed(tiny: SimpleNamespace) -> None:
     rows = {(row["series"], row["axis"], row["regime"], row["ell"]): row for row in tiny.rows
             if row["quantity"] == "exponent asked"}  # fmt: skip
@@ -241,6 +247,7 @@ def test_exponents_asked_for_and_needed(tiny: SimpleNamespace) -> None:
     assert len(measured) == 9 and all(row["low"] < row["measured"] < row["high"] for row in measured.values())
 
 
+@pytest.mark.check
 def test_means_of_too_few_replicas_are_flagged(tiny: SimpleNamespace) -> None:
     """Of 30 replicas, and of four times as many, one in a hundred may be missing."""
     means = [row for row in tiny.rows if row["quantity"] in ("average", "trajectory", "error ratio")]
@@ -249,6 +256,7 @@ def test_means_of_too_few_replicas_are_flagged(tiny: SimpleNamespace) -> None:
     assert all(row["flag"] == "rare draws" for row in flagged)
 
 
+@pytest.mark.check
 def test_zeroth_order_hides_reshuffling(tiny: SimpleNamespace) -> None:
     rows = {(row["axis"], row["d"], row["q"]): row for row in tiny.rows if row["quantity"] == "error ratio"}
     assert rows["rate", 10, 1]["verdict"] == "better" and rows["d", 30, 1]["verdict"] == "hidden"

@@ -103,6 +103,7 @@ def test_killed_runs_end_as_an_undisturbed_one(tmp_path: Path) -> None:
     assert rows_of(killed) == rows_of(whole)
 
 
+@pytest.mark.check
 def test_measuring_afterwards_from_kept_weights_is_measuring_online(tmp_path: Path) -> None:
     kept = tmp_path / "kept"
     online = run(Toy(keep_weights=kept), tmp_path / "online.jsonl")

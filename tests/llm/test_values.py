@@ -107,10 +107,10 @@ def test_rows_are_cut_into_batches_of_at_most_so_many_tokens() -> None:
     """Rows of 3, 7, 12, 5, 7 and 4 tokens, by length; a batch, padded, holds no more than asked for."""
     contexts = tuple((9,) * n for n in (2, 6, 11, 4, 6, 3))
     rows = Encoded(contexts, (((8, 7),),) * 6, (0,) * 6, "verbalizer", 1)
-    assert [list(bucket) for bucket in _buckets(rows, 15)] == [[0, 5, 3], [1, 4], [2]]
-    assert [list(bucket) for bucket in _buckets(rows, 14)] == [[0, 5], [3, 1], [4], [2]]
-    assert [list(bucket) for bucket in _buckets(rows, 1)] == [[0], [5], [3], [1], [4], [2]]
-    batches = [(tuple(minibatch["input_ids"].shape), owners) for minibatch, owners in _padded(rows, 15, "cpu")]
+    assert [list(bucket) for bucket in _buckets(rows, 15, True)] == [[0, 5, 3], [1, 4], [2]]
+    assert [list(bucket) for bucket in _buckets(rows, 14, True)] == [[0, 5], [3, 1], [4], [2]]
+    assert [list(bucket) for bucket in _buckets(rows, 1, True)] == [[0], [5], [3], [1], [4], [2]]
+    batches = [(tuple(minibatch["input_ids"].shape), owners) for minibatch, owners in _padded(rows, 15, "cpu", True)]
     assert batches == [((3, 5), [(0, 0), (5, 0), (3, 0)]), ((2, 7), [(1, 0), (4, 0)]), ((1, 12), [(2, 0)])]
 
 

@@ -298,6 +298,7 @@ def test_values_as_printed_are_drawn_and_labeled_as_such(ax):
     assert ax.get_ylabel() == "as printed in Appendix D.4"
 
 
+@pytest.mark.check
 def test_legends_cover_no_data_and_stay_inside_the_figure():
     for draw, height in ((plots.fig1a, 2.9), (plots.fig1b, 3.9)):
         fig = plots.figure(7, height)
@@ -310,6 +311,7 @@ def test_legends_cover_no_data_and_stay_inside_the_figure():
                 assert box.x0 >= 0 and box.y1 <= fig.bbox.y1 and box.x1 <= fig.bbox.x1
 
 
+@pytest.mark.check
 def test_saved_files_are_reproducible_and_errors_name_the_file(tmp_path):
     once, again = (tmp_path / name for name in ("once", "again"))
     df = records.load(write(tmp_path / "r.jsonl", rows([BASE], STEPS)))

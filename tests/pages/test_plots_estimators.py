@@ -160,6 +160,7 @@ def test_a_figure_has_a_panel_for_each_part_there_is():
     assert len(labels(curve_rows("model-curve", "head", {"bfloat16": 1e-3}))) == 1
 
 
+@pytest.mark.check
 def test_no_legend_or_title_covers_data_or_leaves_the_figure():
     figure = plots.estimators_figure(table())
     figure.draw_without_rendering()
@@ -251,6 +252,7 @@ def test_doubts_name_what_was_measured():
 # ------------------------------------------------------------------------------------------------ page and scripts
 
 
+@pytest.mark.check
 def test_the_demo_page_has_the_estimators_as_a_section(tmp_path):
     norms = [one for one in rows([BASE, PEFT], [0, 10], ("careful",)) if one["quantity"] == "frobenius"]
     smooth = write(tmp_path / "a.jsonl", norms)

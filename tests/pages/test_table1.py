@@ -3,6 +3,8 @@
 import importlib.util
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 spec = importlib.util.spec_from_file_location("table1", ROOT / "figures" / "table1.py")
 assert spec is not None and spec.loader is not None
@@ -10,6 +12,7 @@ table1 = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(table1)
 
 
+@pytest.mark.check
 def test_every_method_is_in_the_table_beside_the_papers_number(capsys, tmp_path):
     assert table1.main(["--out", str(tmp_path)]) == 0
     told = capsys.readouterr().out
