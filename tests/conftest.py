@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from smoothlab.__main__ import QUIET_THREADS
+from tests.second_tier import KEPT
 
 for name, value in QUIET_THREADS.items():  # before torch is imported: threads that spin make tests wait for each other
     os.environ.setdefault(name, value)
@@ -20,3 +21,12 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("needs the data sets of ../shared/data beside the checkout")
     return folder
+
+
+@pytest.hookimpl(tryfirst=True)  # before markers select
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the cases that second_tier.py leaves to `make check`."""
+    for item in items:
+        name, _, case = item.nodeid.partition("[")
+        if name in KEPT and case.rstrip("]") not in KEPT[name]:
+            item.add_marker("check")

@@ -348,6 +348,7 @@ def test_saved_weights_load_in_plain_peft_and_transformers(tmp_path: Path, run: 
     assert not torch.allclose(torch.tensor(before), torch.tensor(scores), atol=2e-4)
 
 
+@pytest.mark.check
 def test_two_runs_share_no_folder(tmp_path: Path) -> None:
     """The second says so in one line, and the first ends as if there had been none; a killed one leaves no lock."""
     toy = Toy(checkpoint=tmp_path / "kept", save=tmp_path / "saved")
@@ -423,6 +424,7 @@ def test_scores_that_are_not_finite_stop_a_trial_not_the_search(tmp_path: Path) 
     assert "rounding lets" in stopped[0]["why"] and rows[-1]["part"] == "test"
 
 
+@pytest.mark.check
 def test_the_command_line_trains_micro_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from smoothlab.__main__ import main
 

@@ -123,6 +123,7 @@ def test_measuring_does_not_change_the_trajectory(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
 
 
+@pytest.mark.check
 def test_a_fixed_minibatch_is_the_same_at_all_points(tmp_path: Path) -> None:
     still = Toy(minibatch="fixed", lr=0.0, protocol="careful", path=False)
     losses = {row["loss"] for row in run(still, tmp_path / "fixed.jsonl")}
