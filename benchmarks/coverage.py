@@ -171,8 +171,10 @@ class Coverage:
         return self.names().index(row["spectrum"])
 
     def standing(self, rows: Sequence[Row | None]) -> list[Row]:
-        """Whole spectra stand: each has a row for every quantity."""
-        return whole(rows, self.place, lambda row: row["quantity"])
+        """Whole spectra stand: each has a row for every quantity; a cross block has one row, which stands by itself."""
+        spectral = [row for row in rows if row is None or row["quantity"] != "cross"]
+        standing = whole(spectral, self.place, lambda row: row["quantity"])
+        return [row for row in rows if row is not None and (row["quantity"] == "cross" or row in standing)]
 
     def names(self) -> list[str]:
         """Spectra and cross blocks, in order."""
