@@ -22,7 +22,7 @@ from torch import Tensor
 
 from smoothlab.blocks import Block
 from smoothlab.norms import NormEstimate, block_norms
-from smoothlab.records import Row, environment, run, whole
+from smoothlab.records import Row, environment, run
 
 DIM = 500
 
@@ -171,10 +171,13 @@ class Coverage:
         return self.names().index(row["spectrum"])
 
     def standing(self, rows: Sequence[Row | None]) -> list[Row]:
-        """Whole spectra stand: each has a row for every quantity; a cross block has one row, which stands by itself."""
-        spectral = [row for row in rows if row is None or row["quantity"] != "cross"]
-        standing = whole(spectral, self.place, lambda row: row["quantity"])
-        return [row for row in rows if row is not None and (row["quantity"] == "cross" or row in standing)]
+        """Whole spectra stand: each has a row for every quantity; a cross block has one row."""
+        there = [row for row in rows if row is not None]
+        quantities: dict[str, list[str]] = {}
+        for row in there:
+            quantities.setdefault(row["spectrum"], []).append(row["quantity"])
+        complete = (["cross"], ["frobenius", "spectral", "trace"])
+        return [row for row in there if sorted(quantities[row["spectrum"]]) in complete]
 
     def names(self) -> list[str]:
         """Spectra and cross blocks, in order."""
