@@ -16,7 +16,7 @@ from smoothlab.norms import block_norms
 from smoothlab.selfchecks import check_gradient
 from smoothlab.trajectory import SmoothnessHook
 from tests.llm.families import CAUSAL, CLASSIFIERS, IDS, MASK, family, loss_of
-from tests.lying import DetachedNorm, Once
+from tests.lying import DetachedNorm
 
 QUICK = ("llama", "bert")
 
@@ -37,11 +37,34 @@ def test_sound_families_are_left_alone(kind: str) -> None:
     check_gradient(loss_of(model, kind), blocks)
 
 
-class _Once(nn.Module):
-    """W + (W^4/4 - W^4/4): no change to the weight, and a backward pass that cannot be differentiated itself."""
+class _Swish(torch.autograd.Function):
+    """x sigmoid(x) as a fused kernel would have it: a right backward pass, marked once_differentiable."""
 
-    def forward(self, w: Tensor) -> Tensor:
-        return w + 40 * Once.apply(w)
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x * x.sigmoid()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, up: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return up * x.sigmoid() * (1 + x * (1 - x.sigmoid()))
+
+
+class _Fused(nn.Module):
+    """That function as a module."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _Swish.apply(x)
+
+
+def _fuse(model: nn.Module) -> None:
+    """Let every layer have it as its activation."""
+    for module in model.modules():
+        for name in ("activation_fn", "act_fn"):
+            if isinstance(getattr(module, name, None), nn.Module):
+                setattr(module, name, _Fused())
 
 
 def _parametrized(module: nn.Module, lie: nn.Module) -> None:
@@ -53,7 +76,7 @@ def _padding(model: Any) -> None:
 
 
 PLANTED: dict[str, Callable[[Any], None]] = {
-    "once_differentiable": lambda model: _parametrized(_layer(model), _Once()),
+    "once_differentiable": _fuse,
     "detached norm": lambda model: _parametrized(_layer(model), DetachedNorm()),
     "weight_norm": lambda model: parametrizations.weight_norm(_layer(model)) and None,
     "padding row": _padding,
