@@ -21,7 +21,7 @@ from scipy import stats
 from torch import Tensor
 
 from smoothlab.blocks import Block
-from smoothlab.norms import NormEstimate, block_norms
+from smoothlab.hessian.norms import NormEstimate, block_norms
 from smoothlab.records import Row, environment, run
 
 DIM = 500

@@ -23,10 +23,10 @@ RUNS: dict[str, Smoothness] = {
     "fig1a_micro_sst2": replace(D4, peft="none"),
     "fig1b_micro_sst2": replace(D4, peft="lora"),
     # One minibatch at all points tells what the trajectory changes from what the draw of the minibatch does.
-    "fixed_1a_micro_sst2": replace(D4, peft="none", minibatch="fixed", protocol="careful"),
+    "fixed_1a_micro_sst2": replace(D4, peft="none", minibatch="fixed", protocol="estimated"),
     # A rate at which 5,000 steps do train: at 5e-5 the weights hardly move.
-    "fast_1a_micro_sst2": replace(D4, peft="none", lr=5e-3, protocol="careful", minibatch="fixed"),
-    "fast_1b_micro_sst2": replace(D4, peft="lora", lr=5e-3, protocol="careful", minibatch="fixed"),
+    "fast_1a_micro_sst2": replace(D4, peft="none", lr=5e-3, protocol="estimated", minibatch="fixed"),
+    "fast_1b_micro_sst2": replace(D4, peft="lora", lr=5e-3, protocol="estimated", minibatch="fixed"),
     # Cost and rounding floor at 125M parameters, random weights: two points, the base model alone.
     "cost_opt125m_random": replace(
         D4, model="random:opt-125m", peft="lora", steps=2, points=2, probes=4, measure=("base", "peft"), precision=0.2

@@ -8,7 +8,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from smoothlab.experiments.rates import Rates
+from smoothlab.experiments.rates.experiment import Rates
 from smoothlab.records import environment, run
 
 RESULTS = Path(__file__).with_name("results")

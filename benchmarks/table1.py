@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from smoothlab.experiments.finetune import Finetune
+from smoothlab.experiments.finetune.experiment import Finetune
 from smoothlab.records import environment, run
 
 RESULTS = Path(__file__).with_name("results") / "table1"

@@ -20,11 +20,11 @@ import pytest
 import torch
 
 from benchmarks.timing import ratio_row, timed
-from smoothlab.draws import BLOCK
+from smoothlab.algorithm1.engine import Algorithm1
+from smoothlab.algorithm1.reference import one_replica
+from smoothlab.algorithm1.sampling import BLOCK
 from smoothlab.objectives import Objective, Oscillating, Quadratic, objective
-from smoothlab.one_replica import one_replica
 from smoothlab.records import Row, environment, load, run
-from smoothlab.reshuffling import Algorithm1
 
 SPEEDUP, SHARE = 25.0, 0.45  # least over `one_replica`, and least share of what the generator alone allows
 DIMS = (10, 100, 1000)
@@ -39,8 +39,8 @@ def cases(n: int) -> dict[str, tuple[Objective, Algorithm1]]:
     found = {f"quadratic, d = {d}": (f, how) for d, f in quadratic.items()}
     f = quadratic[TARGET]
     found |= {f"{found_as}, d = {TARGET}": (f, replace(how, **change)) for found_as, change in
-              (("quadratic, one-sided", {"oracle": "one-sided"}), ("quadratic, sphere", {"law": "sphere"}),
-               ("quadratic, rademacher", {"law": "rademacher"}))}  # fmt: skip
+              (("quadratic, one-sided", {"oracle": "one-sided"}), ("quadratic, sphere", {"distribution": "sphere"}),
+               ("quadratic, rademacher", {"distribution": "rademacher"}))}  # fmt: skip
     values = objective(Oscillating(0.3, 1.75), Quadratic(0.5), d_x=TARGET, d_y=10, n=n, sigma=1.0)
     return found | {f"non-convex, values, d = {TARGET}": (values, how)}
 

@@ -22,7 +22,7 @@ import torch
 from benchmarks.timing import ratio_row, timed
 from smoothlab.llm.evaluate import accuracy, accuracy_one_by_one, encode
 from smoothlab.llm.models import load_lm
-from smoothlab.llm.prefixes import trees
+from smoothlab.llm.prefix_trees import trees
 from smoothlab.llm.tasks import CHOICES, load_choices
 from smoothlab.records import Row, environment, load, run
 

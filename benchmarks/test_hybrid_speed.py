@@ -19,17 +19,17 @@ import torch
 from torch import Tensor
 
 from benchmarks.timing import ratio_row, timed
-from smoothlab.directions import Gaussian, Rademacher
 from smoothlab.llm.adapters import attach
 from smoothlab.llm.evaluate import batch, choice_loss, encode
 from smoothlab.llm.models import load_lm
-from smoothlab.llm.parts import partition
+from smoothlab.llm.partition import partition
 from smoothlab.llm.tasks import load_choices
-from smoothlab.optim import HybridSGD
-from smoothlab.perturbation import Perturbation
+from smoothlab.optim.hybrid import HybridSGD
 from smoothlab.records import Row, environment, load, run
-from smoothlab.streams import stream_name
-from smoothlab.zeroth import Directional, ZerothOrder
+from smoothlab.zeroth.distributions import Gaussian, Rademacher
+from smoothlab.zeroth.estimators import Directional, ZerothOrder
+from smoothlab.zeroth.perturbation import Perturbation
+from smoothlab.zeroth.rng import stream_name
 
 MU = 1e-3
 PARTS = 1.15

@@ -34,16 +34,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from benchmarks.coverage import Diagonal, spectra
 from benchmarks.timing import ratio_row, timed
 from smoothlab.blocks import Block, Loss, fixed_loss, norm
-from smoothlab.deflation import gram_matrix
-from smoothlab.directions import draw
-from smoothlab.gradients import gradient
-from smoothlab.hessian import DifferenceHessian, ExactHessian
-from smoothlab.intervals import effective_rank
+from smoothlab.hessian.deflation import gram_matrix
+from smoothlab.hessian.gradients import gradient
+from smoothlab.hessian.norms import block_norms
+from smoothlab.hessian.products import ExactHessian, FiniteDifferenceHessian
 from smoothlab.llm.adapters import attach
 from smoothlab.llm.models import load_classifier
-from smoothlab.llm.parts import partition
-from smoothlab.norms import block_norms
+from smoothlab.llm.partition import partition
 from smoothlab.records import Row, environment, load, run
+from smoothlab.stats.intervals import effective_rank
+from smoothlab.zeroth.distributions import draw
 
 BATCH, LENGTH = 8, 32
 TARGETS = {
@@ -151,13 +151,13 @@ def _products(repetitions: int) -> Iterator[Row]:
     blocks, v = list(bench.blocks.values()), v.float()
     length = 1e-4 * norm(torch.cat([p.detach().reshape(-1) for p in blocks[0].params]))
 
-    def by(hessian: ExactHessian | DifferenceHessian) -> Callable[[Tensor], Tensor]:
+    def by(hessian: ExactHessian | FiniteDifferenceHessian) -> Callable[[Tensor], Tensor]:
         return lambda v: hessian.product(v, "all", ["all"])[0]
 
     ways: dict[str, Callable[[Tensor], Any]] = {
         "exact product": by(ExactHessian(bench.loss, blocks)),
-        "forward difference": by(DifferenceHessian(bench.loss, blocks, h=length, scheme="forward")),
-        "central difference": by(DifferenceHessian(bench.loss, blocks, h=10 * length)),
+        "forward difference": by(FiniteDifferenceHessian(bench.loss, blocks, h=length, scheme="forward")),
+        "central difference": by(FiniteDifferenceHessian(bench.loss, blocks, h=10 * length)),
         **dict(others(bench)),
     }
     errors: dict[str, float | None] = {}
@@ -245,7 +245,7 @@ def memory(what: str) -> dict[str, int]:
                     hessian.product(v, "all", ["all"])
                 del hessian
             elif what == "central":
-                DifferenceHessian(bench.loss, blocks, h=1e-2).product(v, "all", ["all"])
+                FiniteDifferenceHessian(bench.loss, blocks, h=1e-2).product(v, "all", ["all"])
     parameters = sum(p.numel() * p.element_size() for p in blocks[0].params)
     return {"parameters": parameters, "increase": peak.bytes - baseline}
 

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from benchmarks.timing import ratio_row, timed
 from smoothlab.blocks import Block, Loss
-from smoothlab.directions import Gaussian, LowRank, Rademacher, Sphere
-from smoothlab.perturbation import Perturbation
 from smoothlab.records import Row, environment, load, run
-from smoothlab.streams import Directions, Terms, stream_name
-from smoothlab.zeroth import Directional, ZerothOrder
+from smoothlab.zeroth.distributions import Gaussian, LowRank, Rademacher, Sphere
+from smoothlab.zeroth.estimators import Directional, ZerothOrder
+from smoothlab.zeroth.perturbation import Perturbation
+from smoothlab.zeroth.rng import Directions, Terms, stream_name
 
 Kind = Literal["language model", "classifier"]
 BATCH, LENGTH = 8, 32
@@ -99,17 +99,17 @@ def _step(bench: Bench, estimator: ZerothOrder) -> Callable[[int], Any]:
 def _passes(bench: Bench) -> dict[str, Callable[[int], Any]]:
     """One move of the whole block along a direction, the loss left out; and one update in place."""
 
-    def move(place: Perturbation, law: Directions, fresh: bool = True) -> Callable[[int], Any]:
+    def move(place: Perturbation, distribution: Directions, fresh: bool = True) -> Callable[[int], Any]:
         def pass_(seed: int) -> None:
             direction: Terms = (((0, seed if fresh else 0), 1.0),)
-            with place.along(law, direction, MU):
+            with place.along(distribution, direction, MU):
                 pass
 
         return pass_
 
     copy, kept = Perturbation(bench.block), Perturbation(bench.block, keep=True)
     estimator = ZerothOrder(MU, keep=True)
-    gradient, signs = (Directional(law, (((0, 0), 1.0),)) for law in (Gaussian(), Rademacher()))
+    gradient, signs = (Directional(distribution, (((0, 0), 1.0),)) for distribution in (Gaussian(), Rademacher()))
     held = estimator(bench.loss, bench.block, (1,))
     return {
         "pass, regenerated": move(copy, Gaussian()),
@@ -145,7 +145,7 @@ def _ways(bench: Bench) -> dict[str, Callable[[int], Any]]:
             "step, MeZO's literal loop": lambda seed: mezo_step(bench.loss, params, seed, MU, ETA),
             "step, regenerated": _step(bench, ZerothOrder(MU)),
             "step, kept z": _step(bench, ZerothOrder(MU, keep=True)),
-            "step, Rademacher": _step(bench, ZerothOrder(MU, law=Rademacher())),
+            "step, Rademacher": _step(bench, ZerothOrder(MU, distribution=Rademacher())),
             "step, layer by layer": _step(bench, ZerothOrder(MU, layers=bench.model)),
             "step, one-sided, f(x) given": lambda seed: one_sided(bench.loss, bench.block, (0, seed), value=0.0).add_to(
                 bench.block, -ETA

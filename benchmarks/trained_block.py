@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from smoothlab.experiments.smoothness import Smoothness
-from smoothlab.hessian import ExactHessian
+from smoothlab.hessian.products import ExactHessian
 from smoothlab.records import environment
 
 

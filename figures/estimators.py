@@ -8,9 +8,9 @@ Draws bias, variance, rounding and cost in one figure, and prints its reading.
 import sys
 from functools import partial
 
-from smoothlab.pages.plots_estimators import estimators_figure
-from smoothlab.pages.script import figure_script
-from smoothlab.pages.sentences_estimators import reading
+from smoothlab.report.plots_estimators import estimators_figure
+from smoothlab.report.script import figure_script
+from smoothlab.report.sentences_estimators import reading
 
 main = partial(figure_script, __file__, "estimators_*.jsonl", estimators_figure, reading)
 

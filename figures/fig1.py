@@ -15,7 +15,7 @@ import pandas as pd
 
 from smoothlab import records
 from smoothlab.errors import BadInput
-from smoothlab.pages import plots, sentences
+from smoothlab.report import plots, sentences
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ("seed", "protocol", "out", "overwrite")  # runs may differ in these and still belong in one figure

@@ -8,9 +8,9 @@ Draws where one rate and two rates converge, how fast, and what zeroth order cos
 import sys
 from functools import partial
 
-from smoothlab.pages.plots_quadratic import quadratic_figure
-from smoothlab.pages.script import figure_script
-from smoothlab.pages.sentences_quadratic import reading
+from smoothlab.report.plots_quadratic import quadratic_figure
+from smoothlab.report.script import figure_script
+from smoothlab.report.sentences_quadratic import reading
 
 main = partial(figure_script, __file__, "quadratic.jsonl", quadratic_figure, reading)
 

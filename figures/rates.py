@@ -9,9 +9,9 @@ prints the verdicts.
 import sys
 from functools import partial
 
-from smoothlab.pages.plots_rates import rates_figure
-from smoothlab.pages.script import figure_script
-from smoothlab.pages.sentences_rates import reading
+from smoothlab.report.plots_rates import rates_figure
+from smoothlab.report.script import figure_script
+from smoothlab.report.sentences_rates import reading
 
 main = partial(figure_script, __file__, "rates.jsonl", rates_figure, reading)
 

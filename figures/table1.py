@@ -14,9 +14,9 @@ from typing import Any
 
 from smoothlab import records
 from smoothlab.errors import BadInput
-from smoothlab.pages import plots
-from smoothlab.pages.plots_finetune import finetune_figure, kinds, pooled, rate
-from smoothlab.pages.sentences_finetune import reading
+from smoothlab.report import plots
+from smoothlab.report.plots_finetune import finetune_figure, kinds, pooled, rate
+from smoothlab.report.sentences_finetune import reading
 
 ROOT = Path(__file__).resolve().parent.parent
 PAPER = {  # Table 1, OPT-1.3b, percent: SST-2, COPA, WinoGrande

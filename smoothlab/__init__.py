@@ -7,17 +7,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from smoothlab.algorithm1.engine import Algorithm1
     from smoothlab.blocks import Block
-    from smoothlab.hessian import exact_hvp, fd_hvp
+    from smoothlab.hessian.norms import NormEstimate, block_norms
+    from smoothlab.hessian.products import exact_hvp, fd_hvp
+    from smoothlab.hessian.trajectory import SmoothnessHook
     from smoothlab.llm.callback import SmoothnessCallback
-    from smoothlab.norms import NormEstimate, block_norms
     from smoothlab.objectives import objective
-    from smoothlab.optim import HybridSGD
+    from smoothlab.optim.hybrid import HybridSGD
+    from smoothlab.optim.seedlog import SeedLog, replay
     from smoothlab.records import load
-    from smoothlab.reshuffling import Algorithm1
-    from smoothlab.seedlog import SeedLog, replay
-    from smoothlab.trajectory import SmoothnessHook
-    from smoothlab.zeroth import ControlVariate, Directional, ZerothOrder
+    from smoothlab.zeroth.estimators import ControlVariate, Directional, ZerothOrder
 
 __version__ = "0.1.0"
 __all__ = [
@@ -41,22 +41,22 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Algorithm1": "reshuffling",
+    "Algorithm1": "algorithm1.engine",
     "Block": "blocks",
-    "ControlVariate": "zeroth",
-    "Directional": "zeroth",
-    "HybridSGD": "optim",
-    "NormEstimate": "norms",
-    "SeedLog": "seedlog",
+    "ControlVariate": "zeroth.estimators",
+    "Directional": "zeroth.estimators",
+    "HybridSGD": "optim.hybrid",
+    "NormEstimate": "hessian.norms",
+    "SeedLog": "optim.seedlog",
     "SmoothnessCallback": "llm.callback",
-    "SmoothnessHook": "trajectory",
-    "ZerothOrder": "zeroth",
-    "block_norms": "norms",
-    "exact_hvp": "hessian",
-    "fd_hvp": "hessian",
+    "SmoothnessHook": "hessian.trajectory",
+    "ZerothOrder": "zeroth.estimators",
+    "block_norms": "hessian.norms",
+    "exact_hvp": "hessian.products",
+    "fd_hvp": "hessian.products",
     "load": "records",
     "objective": "objectives",
-    "replay": "seedlog",
+    "replay": "optim.seedlog",
 }
 
 

@@ -19,10 +19,10 @@ from tyro.conf import Positional, arg
 
 from smoothlab.errors import BadInput
 from smoothlab.experiments.complaints import plain
-from smoothlab.experiments.estimators import Estimators
-from smoothlab.experiments.finetune import Finetune
-from smoothlab.experiments.quadratic import QuadraticExample
-from smoothlab.experiments.rates import Rates
+from smoothlab.experiments.estimators.experiment import Estimators
+from smoothlab.experiments.finetune.experiment import Finetune
+from smoothlab.experiments.quadratic.experiment import QuadraticExample
+from smoothlab.experiments.rates.experiment import Rates
 from smoothlab.experiments.smoothness import Smoothness
 from smoothlab.paths import check_all
 
@@ -120,10 +120,10 @@ def _measure(experiment: Any, out: Path, overwrite: bool, dry_run: bool) -> None
             print("\n".join(experiment.reading(out)))
 
     if isinstance(experiment, Finetune) and int(os.environ.get("WORLD_SIZE", "1")) > 1:  # torchrun
-        from smoothlab.llm import processes
+        from smoothlab.llm import distributed
 
         follow = experiment.plan if dry_run else lambda: list(experiment.rows([]))
-        processes.run(lead, follow, experiment.device, met=dry_run)
+        distributed.run(lead, follow, experiment.device, met=dry_run)
     else:
         lead()
 
@@ -184,26 +184,27 @@ def _plot(patterns: Sequence[str], kind: str, quantity: str, out: Path, overwrit
     if len(several) > 1:
         raise BadInput(f"these records are of {' and '.join(several)}: draw the records of one experiment at a time")
 
-    from smoothlab.pages import plots, readings
+    from smoothlab.report import plots
+    from smoothlab.stats import smoothness_table
 
     if kind in ("fig1a", "fig1b", "path"):
-        readings.check(table)
+        smoothness_table.check(table)
     if kind == "path":
         figure = plots.path_figure(table)
     elif kind == "estimators":
-        from smoothlab.pages.plots_estimators import estimators_figure
+        from smoothlab.report.plots_estimators import estimators_figure
 
         figure = estimators_figure(table)
     elif kind == "finetune":
-        from smoothlab.pages.plots_finetune import finetune_figure
+        from smoothlab.report.plots_finetune import finetune_figure
 
         figure = finetune_figure(table)
     elif kind == "quadratic":
-        from smoothlab.pages.plots_quadratic import quadratic_figure
+        from smoothlab.report.plots_quadratic import quadratic_figure
 
         figure = quadratic_figure(table)
     elif kind == "rates":
-        from smoothlab.pages.plots_rates import rates_figure
+        from smoothlab.report.plots_rates import rates_figure
 
         figure = rates_figure(table)
     else:
@@ -260,7 +261,7 @@ def _audit(given: tuple[Any, ...], as_json: bool, html: Path | None, out: Path |
     if as_json:
         print(json.dumps(machine_readable(rows), indent=1))
     if html is not None:
-        from smoothlab.pages.audit_page import page
+        from smoothlab.report.audit_page import page
 
         try:
             html.parent.mkdir(parents=True, exist_ok=True)

@@ -210,7 +210,7 @@ def load(
             raise _unreadable(Path(path), contents.damage)
         headers[path] = contents.header
         name = contents.header["experiment"]
-        rows += [{"path": path, "experiment": name, **row} for row in contents.rows if row is not None]
+        rows += [{"path": path, "experiment": name, **_renamed(row)} for row in contents.rows if row is not None]
     if not rows:
         raise BadInput(f"{', '.join(paths)} holds no row yet; wait for the run, or start it again to continue it")
     table = pandas.DataFrame(rows)
@@ -230,6 +230,15 @@ def header(path: str | Path) -> Row:
     if contents.header is None:
         raise _unreadable(Path(path), contents.damage)
     return contents.header
+
+
+def _renamed(row: Row) -> Row:
+    """A row with the names of today: files of before 0.2 say "law" for a distribution, "careful" for "estimated"."""
+    if "law" in row:
+        row = {"distribution" if name == "law" else name: value for name, value in row.items()}
+    if row.get("protocol") == "careful":
+        row = row | {"protocol": "estimated"}
+    return row
 
 
 def _plain(value: Any) -> Any:

@@ -18,8 +18,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from smoothlab.blocks import Block
-from smoothlab.directions import Coordinate, Gaussian, LowRank, Masked, Preconditioned, Rademacher, Sparse, Sphere
-from smoothlab.moments import Taylor
 from smoothlab.objectives import (
     Barrier,
     Cosh,
@@ -40,8 +38,19 @@ from smoothlab.objectives import (
     quadratic_sum,
 )
 from smoothlab.objectives import Quadratic as QuadraticPsi
-from smoothlab.streams import Directions
-from smoothlab.zeroth import Average, Sides, ZerothOrder
+from smoothlab.zeroth.distributions import (
+    Coordinate,
+    Gaussian,
+    LowRank,
+    Masked,
+    Preconditioned,
+    Rademacher,
+    Sparse,
+    Sphere,
+)
+from smoothlab.zeroth.estimators import Average, Sides, ZerothOrder
+from smoothlab.zeroth.moments import Taylor
+from smoothlab.zeroth.rng import Directions
 
 
 @dataclass(frozen=True)
@@ -390,7 +399,7 @@ def symmetric(rng: np.random.Generator, dim: int, order: int) -> np.ndarray:
 class EstimatorCase:
     """A zeroth-order estimator for a block of any shapes of at least `q` entries."""
 
-    law: Directions | Callable[[Shapes], Directions] = Gaussian()
+    distribution: Directions | Callable[[Shapes], Directions] = Gaussian()
     sides: Sides = 2
     q: int = 1
     average: Average = "plain"
@@ -399,10 +408,10 @@ class EstimatorCase:
 
     def build(self, shapes: Shapes, mu: float, module: nn.Module | None = None, **more: Any) -> ZerothOrder:
         """The estimator; `module` is what runs the loss, for those that move layer by layer."""
-        law = self.law if isinstance(self.law, Directions) else self.law(shapes)
+        distribution = self.distribution if isinstance(self.distribution, Directions) else self.distribution(shapes)
         layers = module if self.layers else None
         settings = {"keep": self.keep, "layers": layers, **more}
-        return ZerothOrder(mu, self.sides, law, self.q, self.average, **settings)
+        return ZerothOrder(mu, self.sides, distribution, self.q, self.average, **settings)
 
 
 def _masked(shapes: Shapes) -> Masked:

@@ -34,13 +34,13 @@ import pytest
 from tests.mutants import Mutant, mutants, mutated, path_of
 
 TESTS = {
-    "smoothlab.hessian": "tests/test_hessian.py tests/test_values.py",
-    "smoothlab.deflation": "tests/test_norms.py tests/test_values.py",
-    "smoothlab.norms": "tests/test_norms.py tests/test_values.py",
-    "smoothlab.intervals": "tests/test_intervals.py tests/test_norms.py tests/test_values.py",
-    "smoothlab.zeroth": "tests/test_zeroth.py tests/test_values.py",
-    "smoothlab.optim": "tests/test_optim.py tests/test_values.py",
-    "smoothlab.theorems": "tests/test_theorems.py tests/test_values.py",
+    "smoothlab.hessian.products": "tests/hessian/test_products.py tests/test_values.py",
+    "smoothlab.hessian.deflation": "tests/hessian/test_norms.py tests/test_values.py",
+    "smoothlab.hessian.norms": "tests/hessian/test_norms.py tests/test_values.py",
+    "smoothlab.stats.intervals": "tests/stats/test_intervals.py tests/hessian/test_norms.py tests/test_values.py",
+    "smoothlab.zeroth.estimators": "tests/zeroth/test_estimators.py tests/test_values.py",
+    "smoothlab.optim.hybrid": "tests/optim/test_hybrid.py tests/test_values.py",
+    "smoothlab.theory.theorems": "tests/theory/test_theorems.py tests/test_values.py",
     "smoothlab.llm.evaluate": "tests/llm/test_evaluate.py tests/llm/test_choices.py tests/llm/test_values.py",
     "smoothlab.llm.tuning": "tests/llm/test_tuning.py tests/llm/test_values.py",
 }

@@ -27,22 +27,26 @@ KEPT: dict[str, tuple[str, ...]] = {
     ),
     "tests/llm/test_adapters.py::test_methods_with_right_derivatives_are_let_through_in_fp32": ("lora", "prefix"),
     "tests/llm/test_adapters_lm.py::test_batches_score_as_single_candidates_do": ("none-opt", "prefix-llama"),
-    "tests/llm/test_parts.py::test_every_parameter_is_in_one_block": ("opt-part", "opt-layer", "opt-module"),
-    "tests/llm/test_prefixes.py::test_trees_score_as_single_rows": ("gpt2-4", "gpt2-20"),
+    "tests/llm/test_partition.py::test_every_parameter_is_in_one_block": ("opt-part", "opt-layer", "opt-module"),
+    "tests/llm/test_prefix_trees.py::test_trees_score_as_single_rows": ("gpt2-4", "gpt2-20"),
     "tests/llm/test_choices.py::test_published_sets_have_the_papers_sizes": ("copa", "wic", "winogrande", "wsc"),
     "tests/llm/test_heads.py::test_a_classifier_reads_sentences_alone_and_whole_prompts_of_pairs": ("builtin",),
     "tests/llm/test_heads.py::test_the_head_is_a_block_beside_a_module_and_in_the_base_without": (
         "opt-lora", "opt-none",
     ),
     "tests/llm/test_evaluate.py::test_micro_scores_the_published_tasks_as_one_by_one": ("copa",),
-    "tests/llm/test_saving.py::test_a_hybrids_adapter_comes_back_with_its_base_model": ("lora", "psoft"),
-    "tests/test_directions.py::test_second_and_fourth_moments_are_the_laws": ("gaussian", "sparse", "low rank"),
-    "tests/test_zeroth.py::test_sample_moments_are_the_closed_forms": (
+    "tests/llm/test_export.py::test_a_hybrids_adapter_comes_back_with_its_base_model": ("lora", "psoft"),
+    "tests/zeroth/test_distributions.py::test_second_and_fourth_moments_are_the_distributions": (
+        "gaussian", "sparse", "low rank",
+    ),
+    "tests/zeroth/test_estimators.py::test_sample_moments_are_the_closed_forms": (
         "two-sided gaussian", "one-sided gaussian", "two-sided sparse", "orthogonal",
     ),
-    "tests/test_zeroth.py::test_all_modes_agree_to_the_bit": ("two-sided gaussian", "one-sided low rank"),
-    "tests/test_zeroth.py::test_moments_that_are_wrong_by_a_third_fail": ("two-sided gaussian", "one-sided gaussian"),
-    "tests/test_trajectory.py::test_training_with_the_hook_is_training_without_it": ("exact-True",),
+    "tests/zeroth/test_estimators.py::test_all_modes_agree_to_the_bit": ("two-sided gaussian", "one-sided low rank"),
+    "tests/zeroth/test_estimators.py::test_moments_that_are_wrong_by_a_third_fail": (
+        "two-sided gaussian", "one-sided gaussian",
+    ),
+    "tests/hessian/test_trajectory.py::test_training_with_the_hook_is_training_without_it": ("exact-True",),
     "tests/test_main.py::test_plot_draws_each_kind": ("png-fig1a", "png-fig1b"),
     "tests/test_records.py::test_a_killed_process_is_continued_to_identical_records": ("1",),
 }  # fmt: skip

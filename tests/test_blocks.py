@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from smoothlab import blocks as module_under_test
 from smoothlab.blocks import Block, Shift, check_partition, dot, fixed_loss, flatten, in_passes, norm
-from smoothlab.directions import draw
 from smoothlab.errors import BadInput
+from smoothlab.zeroth.distributions import draw
 
-LAWS = ("gaussian", "rademacher", "sphere")
+DISTRIBUTIONS = ("gaussian", "rademacher", "sphere")
 DTYPES = (torch.float32, torch.float64)
 
 

@@ -198,7 +198,7 @@ def test_plot_draws_each_kind(squares, tmp_path, capsys, kind, form):
     rows = []
     for step in range(4):
         told = {**SETTINGS, "step": step, "loss": 1.0, "grad_norm": 3.0 - step / 2, "grad_norm_total": 3.0}
-        told |= {"protocol": "careful", "normalized": None}
+        told |= {"protocol": "estimated", "normalized": None}
         rows.append({**told, "quantity": "frobenius", "value": 9.0 + step, "low": 8.0 + step, "high": 10.0 + step})
         path = {"quantity": "gradient_lipschitz", "value": 2.0 + step, "low": None, "high": None, "hvps": 0}
         rows.append({**told, **path})
@@ -295,7 +295,7 @@ def test_stopped_by_a_signal_and_continued(tmp_path, number):
     [
         (signal.SIGTERM, "tyro"),
         *(pytest.param(number, module, marks=pytest.mark.check) for number in SIGNALS
-          for module in ("smoothlab.experiments.rates", "pandas")),
+          for module in ("smoothlab.experiments.rates.experiment", "pandas")),
     ],
 )  # fmt: skip
 def test_a_signal_while_importing_is_one_line(tmp_path, number, module):

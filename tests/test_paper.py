@@ -11,7 +11,8 @@ from scipy import integrate, stats
 from torch import nn
 
 from smoothlab.blocks import Block, fixed_loss
-from smoothlab.bounds import (
+from smoothlab.hessian.trajectory import estimated, paper
+from smoothlab.zeroth.bounds import (
     bias_bound,
     error_bound,
     generalized_bias_bound,
@@ -19,9 +20,8 @@ from smoothlab.bounds import (
     printed_bias_bound,
     printed_error_bound,
 )
-from smoothlab.moments import Taylor, mean, second_moment
-from smoothlab.trajectory import careful, paper
-from smoothlab.zeroth import ZerothOrder
+from smoothlab.zeroth.estimators import ZerothOrder
+from smoothlab.zeroth.moments import Taylor, mean, second_moment
 
 
 def quadratic(dim: int) -> tuple[nn.Parameter, torch.Tensor, Block]:
@@ -43,7 +43,7 @@ def test_d4_formula_is_short_of_sqrt_d_and_sums_the_batch(dim: int) -> None:
 def test_d4_step_sees_rounding_of_micro() -> None:
     """D.4: h = 1e-5 in fp32. FALSE for the base model: the result is rounding, well above the norm it is meant for."""
     from smoothlab.llm.models import encode, load_classifier
-    from smoothlab.llm.parts import partition
+    from smoothlab.llm.partition import partition
     from smoothlab.llm.tasks import load_task
 
     loaded = load_classifier("micro", 2, seed=0)
@@ -52,7 +52,7 @@ def test_d4_step_sees_rounding_of_micro() -> None:
     loss = fixed_loss(lambda: loaded.model(**inputs).loss, loaded.model)
     base = partition(loaded.model)["base"]
     (printed,) = paper(loss, [base], batch=8, probes=4)
-    exact = next(row for row in careful(loss, [base], precision=0.2) if row["quantity"] == "frobenius")
+    exact = next(row for row in estimated(loss, [base], precision=0.2) if row["quantity"] == "frobenius")
     assert printed["flag"] == "below floor"
     assert printed["normalized"] > 1.2 * exact["high"]
 

@@ -15,14 +15,22 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from smoothlab.blocks import Block
-from smoothlab.deflation import Basis, Deflation, Projection, gram_matrix, half_width
 from smoothlab.errors import BadInput
-from smoothlab.hessian import DifferenceHessian, ExactHessian, Scheme, Step
-from smoothlab.intervals import Interval, effective_rank, mean_of_forms
-from smoothlab.norms import _flag, _root, block_norms, plain_norms
-from smoothlab.optim import HybridSGD
-from smoothlab.theorems import Descent, Printed, Setting, descent, in_expectation, theorem_c1, with_high_probability
-from smoothlab.theory import Array, Ell
+from smoothlab.hessian.deflation import Basis, Deflation, Projection, gram_matrix, half_width
+from smoothlab.hessian.norms import _flag, _root, block_norms, plain_norms
+from smoothlab.hessian.products import ExactHessian, FiniteDifferenceHessian, Scheme, Step
+from smoothlab.optim.hybrid import HybridSGD
+from smoothlab.stats.intervals import Interval, effective_rank, mean_of_forms
+from smoothlab.theory.constants import Array, Ell
+from smoothlab.theory.theorems import (
+    Descent,
+    Printed,
+    Setting,
+    descent,
+    in_expectation,
+    theorem_c1,
+    with_high_probability,
+)
 from tests.cases import DenseHessian
 
 EPS = torch.finfo(torch.float64).eps
@@ -58,7 +66,7 @@ def test_a_given_step_is_not_checked_and_its_rounding_is_divided_by_it() -> None
     w = nn.Parameter(torch.linspace(1, 2, 7, dtype=torch.float64))
     v = torch.ones_like(w)
     for scheme, factor in (("forward", math.sqrt(2)), ("central", 1 / math.sqrt(2))):
-        hessian = DifferenceHessian(lambda: w.pow(3).sum(), [Block("w", (w,))], h=1e-3, scheme=scheme)
+        hessian = FiniteDifferenceHessian(lambda: w.pow(3).sum(), [Block("w", (w,))], h=1e-3, scheme=scheme)
         noise = hessian.gradient_noise(v, "w")
         assert hessian.rounding(v, "w") == pytest.approx(factor * noise / 1e-3, rel=1e-12)
         assert hessian.steps["w"] == Step(h=1e-3, noise=noise, error=None, kinks=False)
@@ -86,7 +94,7 @@ class Kinked(nn.Module):
     def noise(self) -> float:
         along = torch.zeros_like(self.w)
         along[0] = 3.0
-        return DifferenceHessian(self, [Block("w", (self.w,))]).gradient_noise(along.detach(), "w")
+        return FiniteDifferenceHessian(self, [Block("w", (self.w,))]).gradient_noise(along.detach(), "w")
 
 
 @pytest.mark.parametrize(
@@ -127,7 +135,7 @@ def test_gradient_noise_is_at_least_the_error_of_storing_the_gradient() -> None:
 # hessian: the chosen step
 
 
-class Known(DifferenceHessian):
+class Known(FiniteDifferenceHessian):
     """Differences whose gradients' rounding error is known, and far above the real one."""
 
     known = 1e-9
@@ -232,7 +240,7 @@ def test_kinks_are_looked_for_up_to_8_percent_of_the_weights() -> None:
 
 def test_a_product_that_is_zero_has_no_relative_rounding_error() -> None:
     w = nn.Parameter(torch.ones(3, dtype=torch.float64))
-    hessian = DifferenceHessian(lambda: w.sum(), [Block("w", (w,))], h=1e-3)
+    hessian = FiniteDifferenceHessian(lambda: w.sum(), [Block("w", (w,))], h=1e-3)
     assert hessian.noise(torch.ones_like(w), torch.zeros_like(w), "w")[0] == 0.0
 
 
@@ -477,7 +485,7 @@ def test_estimates_of_a_block_taken_whole_by_hand() -> None:
 
 def test_plain_probes_of_a_multiple_of_the_identity_by_hand() -> None:
     """2 I on signs: ||Hv||^2 = 4 d and v'Hv = 2 d for every v, with the rounding of the first product."""
-    frobenius, trace = plain_norms(Rough(2.0 * np.eye(6)), "a", probes=8, law="rademacher")
+    frobenius, trace = plain_norms(Rough(2.0 * np.eye(6)), "a", probes=8, distribution="rademacher")
     root = math.sqrt(24)
     assert (frobenius.value, frobenius.floor, frobenius.hvps) == (pytest.approx(root), pytest.approx(root / 8), 10)
     assert (trace.value, trace.floor, trace.hvps) == (pytest.approx(12.0), pytest.approx(root / 8), 10)
@@ -492,8 +500,8 @@ def test_the_least_settings_are_accepted_and_a_spent_budget_is_flagged() -> None
     assert frobenius.hvps == 7 and frobenius.flag == "precision not reached"
     with pytest.raises(BadInput, match=r"a budget of at least lanczos \+ 6"):
         block_norms(hessian, lanczos=1, budget=6)
-    for law, least in (("gaussian", 2), ("sphere", 2), ("rademacher", 8)):
-        assert plain_norms(hessian, "a", probes=least, law=law)[0].hvps == least  # type: ignore[arg-type]
+    for distribution, least in (("gaussian", 2), ("sphere", 2), ("rademacher", 8)):
+        assert plain_norms(hessian, "a", probes=least, distribution=distribution)[0].hvps == least  # type: ignore[arg-type]
 
 
 # optim
@@ -593,7 +601,9 @@ def test_the_defaults_of_the_norms_are_those_of_the_documents() -> None:
     )
     spent = block_norms(hessian, ["a"], precision=1e-6)
     assert spent == block_norms(hessian, ["a"], precision=1e-6, budget=100) and spent[0].hvps == 100
-    assert plain_norms(hessian, "a", probes=4) == plain_norms(hessian, "a", probes=4, law="gaussian", seed=(0,))
+    assert plain_norms(hessian, "a", probes=4) == plain_norms(
+        hessian, "a", probes=4, distribution="gaussian", seed=(0,)
+    )
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from smoothlab.claims import exact
 from smoothlab.claims.claim import Certificate, Claim, Finding
 from smoothlab.claims.courses import Course, along, courses, diagonal, ellipsoid, ells, length
 from smoothlab.objectives import FiniteSum
-from smoothlab.theory import Array, largest, phi
+from smoothlab.theory.constants import Array, largest, phi
 
 TESTS = "tests/claims/test_along_runs.py::"
 SMALL = 1e-12  # f - f* below is rounding

@@ -9,9 +9,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from smoothlab import samples
+from smoothlab.algorithm1.engine import Algorithm1
 from smoothlab.claims.claim import Facts, Search
-from smoothlab.intervals import Interval
 from smoothlab.objectives import (
     Cosh,
     CosineCoupling,
@@ -27,8 +26,9 @@ from smoothlab.objectives import (
     objective,
     quadratic_sum,
 )
-from smoothlab.reshuffling import Algorithm1
-from smoothlab.theory import Array, constants
+from smoothlab.stats import samples
+from smoothlab.stats.intervals import Interval
+from smoothlab.theory.constants import Array, constants
 
 LEVEL, EPOCHS, REPLICAS, MU = 10.0, 30, 24, 1e-2
 LEVELS = torch.logspace(-3, 0, REPLICAS, dtype=torch.float64) * LEVEL
@@ -80,7 +80,7 @@ def courses(seed: int) -> tuple[Course, ...]:
                           dtype=torch.float64)  # fmt: skip
         z, (l_x, l_y) = [f.at_level(way, LEVELS)], near(f)
         eta_x, eta_y = rates(f, l_x, l_y)
-        how = Algorithm1(eta_x, eta_y, 1, law="sphere", mu=MU)
+        how = Algorithm1(eta_x, eta_y, 1, distribution="sphere", mu=MU)
         for t in range(EPOCHS):
             z.append(torch.from_numpy(how.run(f, z[-1], REPLICAS, seed=(seed, number, t)).z))
         found.append(Course(name, f, how, torch.stack(z)))

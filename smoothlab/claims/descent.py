@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from smoothlab import bounds, samples
+from smoothlab.algorithm1.engine import Algorithm1
 from smoothlab.claims import exact
 from smoothlab.claims.claim import Certificate, Claim, Finding
 from smoothlab.claims.courses import (
@@ -35,7 +35,6 @@ from smoothlab.claims.courses import (
     in_mean,
     near,
 )
-from smoothlab.intervals import Interval
 from smoothlab.objectives import (
     Cosh,
     CosineCoupling,
@@ -46,9 +45,11 @@ from smoothlab.objectives import (
     objective,
     quadratic_sum,
 )
-from smoothlab.reshuffling import Algorithm1
-from smoothlab.theorems import Setting, descent, in_expectation, with_high_probability
-from smoothlab.theory import Array, constants
+from smoothlab.stats import samples
+from smoothlab.stats.intervals import Interval
+from smoothlab.theory.constants import Array, constants
+from smoothlab.theory.theorems import Setting, descent, in_expectation, with_high_probability
+from smoothlab.zeroth import bounds
 
 TESTS = "tests/claims/test_descent.py::"
 DRAWS = 4000  # directions, or replicas of an epoch
@@ -213,11 +214,11 @@ def epoch_ratio(run: Course, z: Tensor, seed: int) -> Interval:
 def _b6(seed: int) -> Finding:
     found: dict[str, Interval] = {}
     for run in _smooth(seed):
-        law = replace(run, how=replace(run.how, law="gaussian")) if run.name == SMOOTH[0] else run
+        distribution = replace(run, how=replace(run.how, distribution="gaussian")) if run.name == SMOOTH[0] else run
         states = [run.f.center, *run.z[[0, 1, 5, 15, 30], -1]]
         for name, z in zip(("minimum", "0", "1", "5", "15", "30"), states, strict=True):
             for mu in (0.0, MU):
-                one = replace(law, how=replace(law.how, mu=mu))
+                one = replace(distribution, how=replace(distribution.how, mu=mu))
                 found[f"{run.name}, epoch {name}, mu = {mu:g}"] = epoch_ratio(one, z, seed)
     steep = next(run for run in courses(seed) if run.name == "exponential sum")
     slower = 1 / max(1.0, epoch_radius(steep.f.setting(1.0, LEVEL), steep.how, LEVEL))
@@ -290,7 +291,7 @@ def hypotheses(f: FiniteSum, eps: float, delta: float, gap: float = 1.0) -> list
     h = with_high_probability(s, eps, delta)
     epoch = descent(s, h.eta_x, h.eta_y, h.mu, h.L_x, h.L_y)
     needed = 16 * gap / (delta * eps**2 * s.n * min(h.eta_x, 1.5 * h.eta_y))
-    how = Algorithm1(h.eta_x, h.eta_y, h.T, mu=h.mu, law="sphere")
+    how = Algorithm1(h.eta_x, h.eta_y, h.T, mu=h.mu, distribution="sphere")
     radius = epoch_radius(s, how, 4 * gap / delta)
     return [epoch.theta * 8, epoch.drift * 64, epoch.noise * h.T / gap, needed / h.T, radius]
 
@@ -311,7 +312,7 @@ def _probability(seed: int) -> Finding:
     for name in ("quadratic", "cosh in y", "quadratic sum", "exponential sum"):
         f, z0, eps = _tried(name)
         h = with_high_probability(f.setting(1.0, 4 / DELTA), eps, DELTA)
-        how = Algorithm1(h.eta_x, h.eta_y, h.T, mu=h.mu, law="sphere", above=h.F, halt=False)
+        how = Algorithm1(h.eta_x, h.eta_y, h.T, mu=h.mu, distribution="sphere", above=h.F, halt=False)
         result = how.run(f, z0, RUNS, seed=(seed, 13))
         where = f"{name}, T = {h.T}"
         failed[where] = _over(_share(int((result.average > eps**2).sum()), RUNS), DELTA)

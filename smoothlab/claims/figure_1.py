@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from smoothlab import samples
 from smoothlab.claims.claim import About, Certificate, Claim, Finding
 from smoothlab.claims.search import Array
-from smoothlab.intervals import Interval
+from smoothlab.stats import samples
+from smoothlab.stats.intervals import Interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,7 +27,7 @@ def rank_correlation(x: Array, y: Array, seed: int = 0) -> Interval:
     """Spearman's, with the wider ends of Fisher's interval and of a moving-block bootstrap, which keeps neighbors."""
     from scipy import stats
 
-    from smoothlab.pages.readings import spearman
+    from smoothlab.stats.smoothness_table import spearman
 
     found = spearman(x, y)  # type: ignore[arg-type]
     if found is None:
@@ -52,8 +52,8 @@ def given_step(x: Array, y: Array, step: Array) -> float:
 
 
 def _grows(seed: int, records: Sequence[Path]) -> Finding:
-    from smoothlab.pages.readings import points
     from smoothlab.records import load
+    from smoothlab.stats.smoothness_table import points
 
     found = []
     for path in records:
@@ -79,8 +79,8 @@ def _grows(seed: int, records: Sequence[Path]) -> Finding:
 
 
 def _smaller(seed: int, records: Sequence[Path]) -> Finding:
-    from smoothlab.pages.readings import points, ratio
     from smoothlab.records import load
+    from smoothlab.stats.smoothness_table import points, ratio
 
     found = []
     for path in records:

@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from smoothlab import theory
 from smoothlab.claims import exact
 from smoothlab.claims.claim import Certificate, Claim, Finding
 from smoothlab.claims.lemma_b2 import T1, flow_dense
 from smoothlab.claims.members import Coupled
 from smoothlab.claims.search import Array, Statement, falsify
+from smoothlab.theory import constants
 
 TESTS = "tests/claims/test_lemma_b3_b4.py::"
 
@@ -78,12 +78,12 @@ def _chain() -> tuple[Certificate, ...]:
     """T1 and Phi(u) >= u^2/(2 lM(u)): the printed lemma."""
     flow = replace(flow_dense(), about="printed")
     u = np.geomspace(1e-3, 1e3, 60)
-    ells: list[theory.Ell] = [
+    ells: list[constants.Ell] = [
         lambda v: 1 + np.asarray(v, float), lambda v: np.sqrt(1 + np.asarray(v, float) ** 2),
         lambda v: 2 + 0 * np.asarray(v, float), lambda v: 80 + 3 * np.asarray(v, float) ** 1.5,
         lambda v: 1.0 + 9 * (np.asarray(v, float) > 1),
     ]  # fmt: skip
-    parts = np.concatenate([u**2 / (2 * np.asarray(ell(u))) / theory.phi(ell, u) for ell in ells])
+    parts = np.concatenate([u**2 / (2 * np.asarray(ell(u))) / constants.phi(ell, u) for ell in ells])
     told = exact.dense("u^2/(2 lM(u)) <= Phi(u), as lM does not decrease: with T1 u^2 <= 2 lM(u) F on G_F, for 5 ell",
                        parts, "printed", rounding=1e-8)  # fmt: skip
     return flow, told
@@ -92,8 +92,10 @@ def _chain() -> tuple[Certificate, ...]:
 def _sharp() -> Certificate:
     """G = Phi^-1(F) is attained: f = cosh x - 1 with F = 10 has sinh x = sqrt(120)."""
     low, high = exact.ends(exact.sqrt(exact.enclosed(120)))
-    found = theory.gradient_bound(lambda u: np.sqrt(1 + np.asarray(u, float) ** 2), 10.0)
-    printed = [theory.gradient_bound_printed(lambda u: np.sqrt(1 + np.asarray(u, float) ** 2), 10.0, s) for s in (1, 2)]
+    found = constants.gradient_bound(lambda u: np.sqrt(1 + np.asarray(u, float) ** 2), 10.0)
+    printed = [
+        constants.gradient_bound_printed(lambda u: np.sqrt(1 + np.asarray(u, float) ** 2), 10.0, s) for s in (1, 2)
+    ]
     return exact.dense(
         "sharper: G = Phi^-1(F), which f = cosh x - 1 attains at F = 10, where sinh x = sqrt(120)",
         [found / high, low / found], "corrected", rounding=1e-8,
@@ -217,7 +219,7 @@ def _far() -> Certificate:
     L_x, L_y, G, far = np.exp(3 * rng.normal(size=(4, 5000)))  # noqa: N806
     top = np.sqrt(L_x * np.maximum(L_x, L_y))
     r = (1 + far) * G / top
-    what = "2 sqrt(L_x L_M), L = ell(2G), for (x, y), (x', y) in G_F: near by B.1', far by 2G (proof: theory.md B.4)"
+    what = "2 sqrt(L_x L_M), L = ell(2G), for (x, y), (x', y) in G_F: near by B.1', far by 2G (proof: constants.md B.4)"
     return exact.dense(what, np.concatenate([L_x / (2 * top), 2 * G / (2 * top * r)]), "corrected")
 
 

@@ -11,10 +11,10 @@ import math
 import mpmath
 import numpy as np
 
-from smoothlab import bounds
 from smoothlab.claims import exact
 from smoothlab.claims.claim import Certificate, Claim, Finding
 from smoothlab.claims.search import Array, Statement, falsify
+from smoothlab.zeroth import bounds
 
 TESTS = "tests/claims/test_lemma_b5.py::"
 NODES = np.linspace(-10, 10, 401)

@@ -1,7 +1,7 @@
 """Lemma B.6, the descent of an epoch: zeroth-order noise at small gradients, integrability, stopping times, control.
 
 Pairs f_{1,2} = L ||z||^2/2 +- <a, x>, ||a||^2 = sigma^2, n = 2, two-sided Gaussian directions: with r = 1 - 2 eta L +
-eta^2 (d + 2) L^2 an epoch has E ||x_1||^2 = r^2 ||x_0||^2 + c, exactly (tests/test_theorems.py runs it).
+eta^2 (d + 2) L^2 an epoch has E ||x_1||^2 = r^2 ||x_0||^2 + c, exactly (tests/theory/test_theorems.py runs it).
 """
 
 from fractions import Fraction

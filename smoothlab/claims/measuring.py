@@ -149,12 +149,12 @@ def _steps(seed: int, records: Sequence[Path]) -> Finding:
 
 
 def _rounding(path: Path) -> list[Certificate]:
-    """Printed and careful values of the base model beside their rounding floors."""
-    from smoothlab.pages.readings import points
+    """Printed and estimated values of the base model beside their rounding floors."""
     from smoothlab.records import load
+    from smoothlab.stats.smoothness_table import points
 
     table, found = load(path), []
-    for protocol, about, most in (("paper", "printed", 0.5), ("careful", "corrected", 0.01)):
+    for protocol, about, most in (("paper", "printed", 0.5), ("estimated", "corrected", 0.01)):
         rows = points(table, "base", protocol=protocol)
         rows = rows[rows["floor"].notna()]
         if rows.empty:
@@ -164,7 +164,7 @@ def _rounding(path: Path) -> list[Certificate]:
         what = (
             "printed values (h = 1e-5, fp32) of the base model under twice their rounding floor"
             if protocol == "paper"
-            else "careful values (exact products) of the base model with a rounding floor of more than 1 %"
+            else "estimated values (exact products) of the base model with a rounding floor of more than 1 %"
         )
         facts = {"points": float(len(rows)), "such points": float(above), "median floor/value": float(np.median(share)),
                  "largest floor/value": float(share.max()), "records": path.name}  # fmt: skip

@@ -16,7 +16,7 @@ from smoothlab.claims.claim import Certificate, Claim, Finding
 from smoothlab.claims.descent import collection, summed
 from smoothlab.claims.lemma_b6 import epoch
 from smoothlab.claims.search import Array, Statement, falsify
-from smoothlab.theorems import Printed, Setting, theorem_c1
+from smoothlab.theory.theorems import Printed, Setting, theorem_c1
 
 TESTS = "tests/claims/test_theorem.py::"
 

@@ -3,9 +3,9 @@
 from dataclasses import replace
 from pathlib import Path
 
-from smoothlab.experiments.estimators import Estimators
-from smoothlab.experiments.finetune import Finetune, Method
-from smoothlab.experiments.rates import Rates
+from smoothlab.experiments.estimators.experiment import Estimators
+from smoothlab.experiments.finetune.experiment import Finetune, Method
+from smoothlab.experiments.rates.experiment import Rates
 from smoothlab.experiments.smoothness import Smoothness
 from smoothlab.records import Experiment, Row, run
 
@@ -15,11 +15,20 @@ STEPS, POINTS, PROBES, RATE = 150, 6, 20, 2e-2
 
 # Estimators: few enough directions for half a minute.
 SMALL = Estimators(
-    functions=("cosh",), laws=("gaussian", "rademacher", "lowrank"), draws=3000, dims=(4, 16, 64), qs=(1, 2, 4, 8),
-    mus=(1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0), curve_draws=400, measure=("base",), model_draws=12,
-    kinds=("gaussian", "rademacher", "one-sided"), model_mus=(1e-5, 1e-4, 1e-3, 1e-2, 1e-1), model_curve_draws=6,
+    functions=("cosh",),
+    distributions=("gaussian", "rademacher", "lowrank"),
+    draws=3000,
+    dims=(4, 16, 64),
+    qs=(1, 2, 4, 8),
+    mus=(1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0),
+    curve_draws=400,
+    measure=("base",),
+    model_draws=12,
+    kinds=("gaussian", "rademacher", "one-sided"),
+    model_mus=(1e-5, 1e-4, 1e-3, 1e-2, 1e-1),
+    model_curve_draws=6,
     rounds=6,
-)  # fmt: skip
+)
 
 # Rates: every part, in half a minute.
 SMALL_RATES = Rates(
@@ -60,7 +69,7 @@ def measure_and_draw(folder: Path, *, seed: int, environment: Row, overwrite: bo
         for figure, experiment in every.items()
     }
 
-    from smoothlab.pages.report import demo_report
+    from smoothlab.report.page import demo_report
 
     return demo_report(
         folder, records["fig1a"], records["fig1b"], records["estimators"], records["rates"],

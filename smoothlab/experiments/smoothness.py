@@ -39,8 +39,9 @@ class Smoothness:
         points: measuring points from step 0 to the last, both included.
         schedule: spacing of the points over the steps.
         minibatch: measure on the minibatch of the step, as the paper does, or on one fixed minibatch at all points.
-        protocol: "careful" (exact products, intervals), "paper" (Appendix D.4 as printed), or both at the same points.
-        product: Hessian-vector products of the careful protocol: exact, or finite differences (central, forward).
+        protocol: "estimated" (exact products, intervals), "paper" (Appendix D.4 as printed), or both at the same
+            points.
+        product: Hessian-vector products of the estimated protocol: exact, or finite differences (central, forward).
         precision: relative half-width of the Frobenius norms' intervals at which probing stops.
         probes: unit vectors per block in the paper's protocol.
         path: measure the path-based smoothness ||g(k+1) - g(k)|| / ||w(k+1) - w(k)|| at the points too.
@@ -68,7 +69,7 @@ class Smoothness:
     points: int = 20
     schedule: Literal["linear", "log"] = "linear"
     minibatch: Literal["step", "fixed"] = "step"
-    protocol: Literal["careful", "paper", "both"] = "careful"
+    protocol: Literal["estimated", "paper", "both"] = "estimated"
     product: Literal["exact", "central", "forward"] = "exact"
     precision: float = 0.05
     probes: int = 100
@@ -92,7 +93,7 @@ class Smoothness:
 
     def rows(self, done: Sequence[Row]) -> Iterator[Row]:
         """Train to each point that is not done, measure there, yield its rows."""
-        from smoothlab.trajectory import has_kinks
+        from smoothlab.hessian.trajectory import has_kinks
 
         check(self)
         points = self._points()
@@ -121,7 +122,7 @@ class Smoothness:
         from smoothlab.llm.adapters import attach, check_derivatives, virtual_tokens
         from smoothlab.llm.models import check_lengths, check_loss, encode, load_classifier
         from smoothlab.llm.padding import check_texts
-        from smoothlab.llm.parts import partition
+        from smoothlab.llm.partition import partition
         from smoothlab.llm.tasks import load_task
         from smoothlab.llm.train import FineTuning, cross_entropy
 
@@ -169,8 +170,8 @@ class Smoothness:
         return pairs
 
     def _points(self) -> list[int]:
+        from smoothlab.hessian.trajectory import schedule
         from smoothlab.llm.train import saved_steps
-        from smoothlab.trajectory import schedule
 
         if self.from_weights is None:
             points = schedule(self.steps, self.points, self.schedule)
@@ -212,15 +213,15 @@ class Smoothness:
 
     def _point(self, tuning: "FineTuning", blocks: Sequence["Block"], rough: bool) -> Iterator[Row]:
         """Rows of the point where the model stands; the update of this step is made on the way if `path` asks."""
-        from smoothlab.penalties import penalty
-        from smoothlab.trajectory import Quotient, careful, paper
+        from smoothlab.hessian.penalties import penalty
+        from smoothlab.hessian.trajectory import PathSmoothness, estimated, paper
 
         step = tuning.step
         loss = tuning.loss(step if self.minibatch == "step" else 0)
         seed = (self.seed, step)
         adds = penalty(loss, tuning.model)
-        if self.protocol in ("careful", "both"):
-            found = careful(
+        if self.protocol in ("estimated", "both"):
+            found = estimated(
                 loss, blocks, cross=self._pairs(blocks), product=self.product, precision=self.precision, seed=seed,
                 kinks=rough,
             )  # fmt: skip
@@ -229,13 +230,13 @@ class Smoothness:
             found = paper(loss, blocks, batch=self.batch, probes=self.probes, seed=seed)
             yield from ({"step": step, **row, **adds} for row in found)
         if self.path:
-            quotient = Quotient(loss, blocks)
+            quotient = PathSmoothness(loss, blocks)
             tuning.update()
             yield from ({"step": step, **row, **adds} for row in quotient.rows())
 
     def plan(self) -> str:
         """What a run would measure and cost: blocks, points, gradients, minutes and memory, from one timed gradient."""
-        from smoothlab.gradients import gradient
+        from smoothlab.hessian.gradients import gradient
 
         check(self)
         points = self._points()
@@ -254,11 +255,11 @@ def _plan(
 ) -> list[str]:
     """Lines of `Smoothness.plan`; the usual products per block are 20, and twice that where a spectrum is awkward."""
     unit = {"exact": 2.2, "central": 2.1, "forward": 1.2}[run.product]
-    careful = (2 + 20 * unit * len(blocks)) if run.protocol != "paper" else 0.0
-    paper = (run.probes * 1.2 + 3) * len(blocks) if run.protocol != "careful" else 0.0
+    estimated = (2 + 20 * unit * len(blocks)) if run.protocol != "paper" else 0.0
+    paper = (run.probes * 1.2 + 3) * len(blocks) if run.protocol != "estimated" else 0.0
     path = (3 + 3 * len(blocks)) if run.path else 0
     training = 0 if run.from_weights is not None else run.steps
-    total = training + len(points) * (careful + paper + path)
+    total = training + len(points) * (estimated + paper + path)
     width = 8 if run.dtype == "float64" else 4
     largest = max(b.dim for b in blocks)
     every = sum(b.dim for b in tuning.blocks.values())
@@ -269,7 +270,7 @@ def _plan(
     lines += [f"  cross block {a} x {b}" for a, b in run._pairs(blocks)]
     lines += [
         f"  {len(points)} points at steps {', '.join(map(str, points))}",
-        f"  protocol {run.protocol}: about {careful + paper + path:.0f} gradients a point "
+        f"  protocol {run.protocol}: about {estimated + paper + path:.0f} gradients a point "
         "(a block with an awkward spectrum takes up to twice its share)",
         f"  training: {training} gradients; altogether about {total:,.0f} gradients",
         f"  one gradient takes {seconds:.3f} s here: about {total * seconds / 60:.0f} minutes",

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from smoothlab.blocks import Block, Loss, standing_at
-from smoothlab.doubts import WrongProducts
 from smoothlab.errors import BadInput
-from smoothlab.hessian import ExactHessian
-from smoothlab.llm.parts import unfreeze
-from smoothlab.selfchecks import check_gradient, check_plainly
+from smoothlab.hessian.disagreements import WrongProducts
+from smoothlab.hessian.products import ExactHessian
+from smoothlab.hessian.selfchecks import check_gradient, check_plainly
+from smoothlab.llm.partition import unfreeze
 
 REFUSED = {
     # Gradients or Hessian-vector products that are not those of the loss:

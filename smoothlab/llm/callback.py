@@ -9,9 +9,9 @@ from transformers import TrainerCallback
 
 from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
-from smoothlab.llm.parts import partition
+from smoothlab.hessian.trajectory import Product, Row, SmoothnessHook
+from smoothlab.llm.partition import partition
 from smoothlab.llm.trainer_loss import LossWatch, MinibatchLoss, running_trainer
-from smoothlab.trajectory import Product, Row, SmoothnessHook
 
 
 class SmoothnessCallback(TrainerCallback):
@@ -26,9 +26,9 @@ class SmoothnessCallback(TrainerCallback):
     the Trainer's own attributes are left as they are: training with it is bit-identical to training without it.
 
     Args:
-        at: optimizer steps to measure at, from 0; see `smoothlab.trajectory.schedule`.
+        at: optimizer steps to measure at, from 0; see `smoothlab.hessian.trajectory.schedule`.
         out: record file, written as the run goes; None keeps the rows in `.rows` only.
-        by: how the model is grouped into blocks ("part", "layer", "module"); see `smoothlab.llm.parts.partition`.
+        by: how the model is grouped into blocks ("part", "layer", "module"); see `smoothlab.llm.partition.partition`.
         blocks: names of the blocks to measure; all by default, those that the Trainer keeps frozen too.
         cross: pairs of block names whose cross block is measured too.
         product: "exact", "central" or "forward" Hessian-vector products.

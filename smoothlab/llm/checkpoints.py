@@ -1,125 +1,254 @@
-"""What a checkpoint must be to be measured: a body whose weights are all there, and a tokenizer that fits it.
+"""Snapshots: where a run stands, in one safetensors file that is there as a whole or not at all.
 
-transformers goes on with random weights where some are missing, with an empty tokenizer where there is none, and with a
-regressor's loss where the configuration names it; a measured curve would not show it.
+A snapshot holds named tensors and a state that JSON can hold (steps, sums, random seeds, the shape of an optimizer's
+state). It is written to a new file, which is forced to disk and only then renamed: whenever the process is killed or
+the disk is full, the snapshot before stays as it was. Each tensor has a checksum (CRC-32) of its bytes, and these, the
+state and the tensors' names, types and shapes have a common one (SHA-256): a file with a bit that has flipped on disk
+is refused. Files of before have no checksums of their tensors' bytes, and are read without. No pickle.
+
+A folder holds the snapshots of one run. `after-00000012.safetensors` is where the run stood when its twelfth row was on
+record, so that a stopped run keeps twelve rows and goes on from there; `best-00000009.safetensors` are the best weights
+so far, found with the ninth.
 """
 
+import hashlib
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor
 
 from smoothlab.errors import BadInput
-from smoothlab.llm.parts import head_parameters
 
-UNLIMITED = 10**9
-"""Longest input of a model that states none (relative positions)."""
-
-
-def prepare(config: Any, classes: int, name: str) -> list[str]:
-    """Let the config describe a classifier of `classes`; what a reader should know of it."""
-    from transformers.models.auto import modeling_auto as known
-
-    if config.model_type not in known.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
-        raise BadInput(
-            f"model '{name}' is of type {config.model_type}, of which transformers has no sequence classifier: use "
-            "micro, or another model"
-        )
-    stated = getattr(config, "problem_type", None)
-    config.num_labels = classes
-    config.problem_type = "single_label_classification"  # else a regressor's squared loss would be trained silently
-    if stated in (None, config.problem_type):
-        return []
-    return [f"{name} was made for {stated}: it is trained with the cross-entropy of {classes} classes instead"]
+PARTIAL = ".partial"
+"""Folder beside the snapshots where they are written before they are renamed."""
+_TENSOR, _TUPLE, _PAIRS = "__tensor__", "__tuple__", "__pairs__"  # how `pack` marks what JSON does not know
 
 
-def causal(config: Any, name: str) -> list[str]:
-    """Refuse what transformers would load as a language model although it does not read from left to right."""
-    if not reads_on(config):
-        raise BadInput(
-            f"model '{name}' is of type {config.model_type}, which generates no text from left to right: use micro, or "
-            "a causal language model as those of the OPT and Llama families are, or --head classifier"
-        )
-    return []
+@dataclass(frozen=True)
+class Snapshot:
+    """Named tensors on the CPU, and a state of numbers, text, lists and dicts."""
+
+    tensors: dict[str, Tensor]
+    state: dict[str, Any]
 
 
-def classifies(config: Any) -> str:
-    """Why a checkpoint is a classifier: it was saved as one, or cannot be a causal language model; "" where it can."""
-    saved = next((kind for kind in config.architectures or () if kind.endswith("ForSequenceClassification")), None)
-    if saved is not None:
-        return f"it was saved as {saved}"
-    if not reads_on(config):
-        return f"models of type {config.model_type} generate no text from left to right"
-    return ""
+def write(path: Path, snapshot: Snapshot) -> None:
+    """Write a snapshot; complete, and on disk, or not at all.
 
+    Raises:
+        BadInput: it cannot be written (no space, no permission); what was at `path` is there as before.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
 
-def reads_on(config: Any) -> bool:
-    """Whether the model predicts the next token from those on its left."""
-    from transformers.models.auto import modeling_auto as known
-
-    kind = config.model_type
-    fills_gaps = kind in known.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
-    return kind in known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not fills_gaps and not config.is_encoder_decoder
-
-
-def check_tokenizer(tokenizer: Any, name: str) -> list[str]:
-    """Refuse a tokenizer that knows no words, which transformers makes up where the files are missing; let it pad."""
-    if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
-        raise BadInput(f"cannot load model '{name}': it has no tokenizer; put its tokenizer.json beside config.json")
-    if tokenizer.pad_token is not None:
-        return []
-    if tokenizer.eos_token is None:
-        raise BadInput(f"the tokenizer of '{name}' has neither a padding nor an end-of-text token: set its pad_token")
-    tokenizer.pad_token = tokenizer.eos_token
-    return [f"{name} has no padding token: its end-of-text token pads"]
-
-
-def new_weights(model: Any, report: dict[str, Any]) -> list[str]:
-    """Names of the parameters that a checkpoint lacks, or has in another shape: they are new, random ones."""
-    other = {mismatch[0] for mismatch in report["mismatched_keys"]}
-    return [n for n, _ in model.named_parameters() if n in other or n in report["missing_keys"]]
-
-
-def check_weights(model: Any, report: dict[str, Any], name: str) -> list[str]:
-    """Refuse weights that are not this body's: transformers would go on with random ones; only a head may be new."""
-    outside = head_parameters(model)
-    named = dict(model.named_parameters())
-    other = {mismatch[0] for mismatch in report["mismatched_keys"]}
-    new = new_weights(model, report)
-    body = [n for n in new if id(named[n]) not in outside and "pooler" not in n.split(".")]
-    if body:
-        raise BadInput(
-            f"cannot load model '{name}': {len(body)} of {len(named)} weights, {body[0]} the first, are not in its "
-            "safetensors or of another shape; give the weights and the config.json of one model"
-        )
-    notes = [f"{n} is not in the weights of {name}: new, as the head is" for n in new if id(named[n]) not in outside]
-    if other:
-        notes.append(f"the head of {name} has another shape than {model.config.num_labels} classes need: a new one")
-    elif outside and not any(id(named[n]) in outside for n in new):
-        notes.append(f"the head is that of {name}, not a new one")
-    return notes
-
-
-def check_vocabulary(model: Any, tokenizer: Any, name: str) -> None:
-    """Refuse a tokenizer with tokens that the embedding has no row for."""
+    room = path.parent / PARTIAL  # a folder, because safetensors makes files of its own on the way
     try:
-        rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
-    except NotImplementedError:  # a few models have no table of tokens
-        rows = None
-    last = max(tokenizer.get_vocab().values())
-    if rows is not None and last >= rows:
+        new = not path.parent.exists()
+        room.mkdir(parents=True, exist_ok=True)
+        if new:
+            force(path.parent.parent)
+        tensors = {name: own(tensor) for name, tensor in snapshot.tensors.items()}
+        state, sums = json.dumps(snapshot.state), json.dumps(_checksums(tensors))
+        whole = {"state": state, "sums": sums, "sum": _sum(state, tensors, sums)}
+        save_file(tensors, room / path.name, metadata=whole)
+        force(room / path.name)
+        (room / path.name).replace(path)
+        force(path.parent)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(room, ignore_errors=True)
+        if not path.parent.is_dir():
+            raise BadInput(f"cannot write {path}: {reason(error)}; name a folder that can be made") from None
         raise BadInput(
-            f"the tokenizer of '{name}' numbers its tokens up to {last}, its embedding has {rows} rows: give the "
-            "tokenizer of these weights, or resize the embedding and save it"
-        )
+            f"cannot write {path}: {reason(error)}; make room and start the same command again: it goes on from the "
+            "last checkpoint, which is whole"
+        ) from None
 
 
-def longest_input(model: Any, tokenizer: Any) -> int:
-    """Longest input in tokens: positions the model has, else what its tokenizer states, else UNLIMITED."""
-    stated = getattr(model.config, "max_position_embeddings", None)
-    if isinstance(stated, int) and stated > 0:  # XLNet says -1
-        tables = (m for n, m in model.named_modules() if n.endswith("position_embeddings"))
-        for table in tables:  # RoBERTa and its kin number positions from padding_idx + 1
-            if isinstance(table, nn.Embedding) and table.padding_idx is not None and table.num_embeddings == stated:
-                return stated - table.padding_idx - 1
-        return stated
-    return int(min(tokenizer.model_max_length, UNLIMITED))
+def reason(error: Exception) -> str:
+    """Why the operating system did not write, in its words, from Python or from safetensors."""
+    said = getattr(error, "strerror", None) or str(error)
+    return said.partition("I/O error: ")[2].partition(" (os error")[0] or said
+
+
+def read(path: Path) -> Snapshot:
+    """The snapshot in a file that `write` wrote.
+
+    Raises:
+        BadInput: there is no such file, it cannot be read, or it was changed.
+    """
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
+        why = _changed(metadata, tensors)
+    except Exception as error:
+        why = f"it is damaged ({' '.join(str(error).split())})" if path.exists() else "there is no such file"
+    if why:
+        raise BadInput(f"cannot read {path}: {why}; put the file back, or delete {path.parent} to start again")
+    return Snapshot(tensors, json.loads(metadata["state"]))
+
+
+def _changed(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    """What is wrong with the content of a file; "" where it is as it was written."""
+    sums = metadata.get("sums")
+    if metadata.get("sum") != _sum(metadata.get("state", ""), tensors, sums):
+        return "it is no checkpoint of smoothlab, or was changed since"
+    if sums is None:  # of before: its tensors' bytes are taken as they are
+        return ""
+    written, there = json.loads(sums), _checksums(tensors)
+    broken = [name for name in there if there[name] != written[name]]
+    return f"it is damaged (the numbers of {broken[0]} are not those that were written)" if broken else ""
+
+
+def _sum(state: str, tensors: Mapping[str, Tensor], sums: str | None) -> str:
+    """SHA-256 of the state, of the tensors' names, types and shapes, and, where there are any, of their checksums."""
+    shapes = sorted((name, str(tensor.dtype), list(tensor.shape)) for name, tensor in tensors.items())
+    return hashlib.sha256(json.dumps([state, shapes] + ([] if sums is None else [sums])).encode()).hexdigest()
+
+
+def _checksums(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """CRC-32 of each tensor's bytes: it sees every change of up to 32 neighboring bits."""
+    found = {}
+    for name, tensor in sorted(tensors.items()):
+        content: Any = tensor.cpu().reshape(-1).view(torch.uint8).numpy()
+        found[name] = zlib.crc32(content)
+    return found
+
+
+def pack(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
+    """`value` as JSON holds it; its tensors go to `tensors` under names that begin with name/.
+
+    Takes what an optimizer's `state_dict` is made of: tensors, numbers, text, None, lists, tuples, and dicts whose keys
+    are of these. Numbers stay the same to the bit.
+
+    Raises:
+        TypeError: it holds something else.
+    """
+    if isinstance(value, Tensor):
+        key = f"{name}/{len(tensors)}"
+        tensors[key] = value
+        return {_TENSOR: key}
+    if isinstance(value, Mapping):
+        if all(isinstance(key, str) and not key.startswith("__") for key in value):
+            return {key: pack(one, tensors, name) for key, one in value.items()}
+        return {_PAIRS: [[pack(key, tensors, name), pack(one, tensors, name)] for key, one in value.items()]}
+    if isinstance(value, tuple):
+        return {_TUPLE: [pack(one, tensors, name) for one in value]}
+    if isinstance(value, list):
+        return [pack(one, tensors, name) for one in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"a snapshot cannot hold a {type(value).__name__}")
+
+
+def unpack(packed: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """What `pack` was given."""
+    if isinstance(packed, list):
+        return [unpack(one, tensors) for one in packed]
+    if not isinstance(packed, dict):
+        return packed
+    if _TENSOR in packed:
+        return tensors[packed[_TENSOR]]
+    if _TUPLE in packed:
+        return tuple(unpack(one, tensors) for one in packed[_TUPLE])
+    if _PAIRS in packed:
+        return {unpack(key, tensors): unpack(one, tensors) for key, one in packed[_PAIRS]}
+    return {key: unpack(one, tensors) for key, one in packed.items()}
+
+
+@dataclass(frozen=True)
+class Folder:
+    """The snapshots of one run.
+
+    Attributes:
+        path: the folder; made when the first snapshot is written.
+        run: what the weights depend on, in one line; snapshots of another run are refused.
+    """
+
+    path: Path
+    run: str
+
+    def after(self, rows: int) -> Path:
+        """File of where the run stood after so many rows."""
+        return self.path / f"after-{rows:08d}.safetensors"
+
+    def best(self, rows: int) -> Path:
+        """File of the weights that were the best so far after so many rows."""
+        return self.path / f"best-{rows:08d}.safetensors"
+
+    def log(self, trial: int) -> Path:
+        """Seed log of a trial's base model, where snapshots leave that out."""
+        return self.path / f"zeroth-{trial:03d}.log"
+
+    def put(self, path: Path, snapshot: Snapshot) -> None:
+        """Write a snapshot of this run."""
+        write(path, Snapshot(snapshot.tensors, {"run": self.run, **snapshot.state}))
+
+    def get(self, path: Path) -> Snapshot:
+        """Read one.
+
+        Raises:
+            BadInput: it cannot be read, or is of another run.
+        """
+        found = read(path)
+        if found.state.get("run") != self.run:
+            there, here = difference(str(found.state.get("run")), self.run)
+            raise BadInput(f"{path} is of another run ({there}, this one has {here}): name another --checkpoint folder")
+        return found
+
+    def rows(self) -> list[int]:
+        """After how many rows there are snapshots, ascending; all are of this run.
+
+        Raises:
+            BadInput: the newest cannot be read or is of another run, or the folder is a file.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise BadInput(f"--checkpoint {self.path} is a file: name a folder")
+        names = (path.stem.removeprefix("after-") for path in self.path.glob("after-*.safetensors"))
+        found = sorted(int(name) for name in names if name.isascii() and name.isdecimal())  # others are not ours
+        if found:
+            self.get(self.after(found[-1]))
+        return found
+
+    def keep(self, paths: Iterable[Path]) -> None:
+        """Delete all other snapshots of this folder, and what was half written when the process was killed."""
+        kept = set(paths)
+        shutil.rmtree(self.path / PARTIAL, ignore_errors=True)
+        for pattern in ("after-*.safetensors", "best-*.safetensors"):
+            for path in self.path.glob(pattern):
+                if path not in kept:
+                    path.unlink(missing_ok=True)
+
+
+def own(tensor: Tensor) -> Tensor:
+    """The numbers of a tensor in memory that is theirs alone; views would be refused, or written as a whole."""
+    tensor = tensor.detach()
+    whole = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
+    return tensor if whole else tensor.clone(memory_format=torch.contiguous_format)
+
+
+def force(path: Path) -> None:
+    """Let the operating system bring a file, or a folder's names, to disk now."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def difference(there: str, here: str) -> tuple[str, str]:
+    """The first setting that differs between two runs told as "name=value, name=value"."""
+    for old, new in zip_longest(there.split(", "), here.split(", "), fillvalue="nothing more"):
+        if old != new:
+            return old, new
+    return there, here

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from smoothlab.errors import BadInput
-from smoothlab.intervals import LEVEL
-from smoothlab.llm import lastlayer, prefixes
+from smoothlab.llm import last_layer, prefix_trees
 from smoothlab.llm.encoding import MULTIPLE, Encoded, Tokens, batch, encode
+from smoothlab.stats.intervals import LEVEL
 
 __all__ = [
     "MULTIPLE",
@@ -111,8 +111,8 @@ def accuracy(model: nn.Module, encoded: Encoded, *, tokens: int | None = None, m
     """
     device = next(model.parameters()).device
     limit = tokens or TOKENS.get(device.type, TOKENS["cuda"])
-    alike = mixed and encoded.kind != "classifier" and prefixes.fits(model, _base(model))
-    batches = prefixes.batches(encoded, limit, device) if alike else _padded(encoded, limit, device, mixed)
+    alike = mixed and encoded.kind != "classifier" and prefix_trees.fits(model, _base(model))
+    batches = prefix_trees.batches(encoded, limit, device) if alike else _padded(encoded, limit, device, mixed)
     found: list[list[float]] = [[0.0] * len(options) for options in encoded.options]
     with evaluating(model):
         for minibatch, owners in batches:
@@ -123,8 +123,8 @@ def accuracy(model: nn.Module, encoded: Encoded, *, tokens: int | None = None, m
 
 def _padded(
     encoded: Encoded, tokens: int, device: Any, mixed: bool
-) -> Iterator[tuple[dict[str, Tensor], list[prefixes.Owner]]]:
-    """The same as `prefixes.batches`, each row by itself, for every model."""
+) -> Iterator[tuple[dict[str, Tensor], list[prefix_trees.Owner]]]:
+    """The same as `prefix_trees.batches`, each row by itself, for every model."""
     rows, owners = _rows(encoded)
     for indices in _buckets(rows, tokens, mixed):
         minibatch = batch(rows, indices, device, every=True, multiple=1)
@@ -217,7 +217,7 @@ def _logits(model: nn.Module, minibatch: Mapping[str, Tensor]) -> Tensor:
 
     handle = base.get_output_embeddings().register_forward_pre_hook(gather)
     try:
-        with lastlayer.only(base, row, back) if "last" in minibatch else nullcontext():
+        with last_layer.only(base, row, back) if "last" in minibatch else nullcontext():
             return _forward(model, base, minibatch).logits[0]
     finally:
         handle.remove()
@@ -251,7 +251,7 @@ def _forward(model: Any, base: Any, minibatch: Mapping[str, Tensor]) -> Any:
 def _sight(base: Any, minibatch: Mapping[str, Tensor], virtual: int) -> dict[str, Tensor]:
     """attention_mask of the whole rows, virtual tokens first, and position_ids [R, V + T] for models that take them."""
     if "last" in minibatch:
-        mask, positions = prefixes.sight(minibatch["last"], minibatch["position_ids"], virtual, base.dtype)
+        mask, positions = prefix_trees.sight(minibatch["last"], minibatch["position_ids"], virtual, base.dtype)
         return {"attention_mask": mask, "position_ids": positions}
     mask = minibatch["attention_mask"]
     mask = torch.cat([mask.new_ones(len(mask), virtual), mask], 1)

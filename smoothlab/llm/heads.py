@@ -13,10 +13,10 @@ from torch import nn
 from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
 from smoothlab.llm.adapters import attach, start_as_real_tokens
-from smoothlab.llm.checkpoints import reads_on
 from smoothlab.llm.models import LoadedModel, load_classifier, load_lm, why_classifier
-from smoothlab.llm.parts import head_parameters, partition
+from smoothlab.llm.partition import head_parameters, partition
 from smoothlab.llm.tasks import Splits
+from smoothlab.llm.validation import reads_on
 
 Head = Literal["auto", "lm", "classifier"]
 BY_PEFT = ("classifier", "score")

@@ -13,7 +13,8 @@ from typing import Any
 
 from smoothlab.errors import BadInput
 from smoothlab.llm import hub
-from smoothlab.llm.checkpoints import (
+from smoothlab.llm.memory import TRAINED, VECTORS, check_device, check_memory
+from smoothlab.llm.validation import (  # fmt: skip
     UNLIMITED,
     causal,
     check_tokenizer,
@@ -23,8 +24,7 @@ from smoothlab.llm.checkpoints import (
     longest_input,
     new_weights,
     prepare,
-)  # fmt: skip
-from smoothlab.llm.memory import TRAINED, VECTORS, check_device, check_memory
+)
 
 NAMES = ("micro", "random:opt-125m")
 _CHOICES = "micro, random:opt-125m, a local directory or a hub name"

@@ -1,4 +1,4 @@
-"""The check of `smoothlab.padding` before a run: some rows by themselves, and beside the longest one.
+"""The check of `smoothlab.hessian.padding` before a run: some rows by themselves, and beside the longest one.
 
 What training and evaluation do with rows is what is checked: the batches of `encoding.batch`, the trees of `prefixes`,
 the tokenizer's padding. A causal language model's scores must further not depend on what is behind them.
@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from smoothlab import padding
 from smoothlab.errors import BadInput
+from smoothlab.hessian import padding
 from smoothlab.llm.encoding import MULTIPLE, Encoded, batch
 from smoothlab.llm.evaluate import accuracy, evaluating, scores, scores_alone
 from smoothlab.llm.memory import free

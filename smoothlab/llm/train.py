@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from smoothlab.blocks import Block, Loss, check_partition, fixed_loss
 from smoothlab.errors import BadInput
-from smoothlab.llm.snapshots import PARTIAL, Snapshot, read, write
+from smoothlab.llm.checkpoints import PARTIAL, Snapshot, read, write
 
 
 @dataclass
@@ -163,7 +163,7 @@ def cross_entropy(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
     """Mean of -log softmax(logits)_label over a minibatch, from the logits alone.
 
     The labels are kept from the model: what it calls its own loss has AdaLoRA's penalty in it, see
-    `smoothlab.penalties`.
+    `smoothlab.hessian.penalties`.
     """
     logits: Tensor = model(**{name: value for name, value in inputs.items() if name != "labels"}).logits
     return nn.functional.cross_entropy(logits.view(len(inputs["labels"]), -1), inputs["labels"])

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from smoothlab.blocks import Block, check_partition, fixed_loss, norm
 from smoothlab.errors import BadInput
-from smoothlab.llm import processes, ranks
-from smoothlab.llm.snapshots import Snapshot, pack, unpack
+from smoothlab.llm import adalora, distributed
+from smoothlab.llm.checkpoints import Snapshot, pack, unpack
 from smoothlab.llm.train import reshuffled
-from smoothlab.optim import HybridSGD
-from smoothlab.zeroth import NotFinite
+from smoothlab.optim.hybrid import HybridSGD
+from smoothlab.zeroth.estimators import NotFinite
 
 Schedule = Literal["constant", "linear", "cosine"]
 RISE = 2.0, 1.0
@@ -72,16 +72,16 @@ class Tuning:
     schedule: Schedule = "constant"
     seed: int = 0
     logged: bool = False
-    parts: int = processes.PARTS
+    parts: int = distributed.PARTS
     step: int = field(default=0, init=False)
     first: float | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         if not 1 <= self.batch <= self.count:
             raise BadInput(f"--batch {self.batch} with {self.count} training examples: use 1 to {self.count}")
-        if self.batch % processes.count():
+        if self.batch % distributed.count():
             raise BadInput(
-                f"--batch {self.batch} with {processes.count()} processes: use a multiple of {processes.count()}"
+                f"--batch {self.batch} with {distributed.count()} processes: use a multiple of {distributed.count()}"
             )
         check_partition(self.blocks.values(), ((n, p) for n, p in self.model.named_parameters() if p.requires_grad))
         self._names = {id(p): name for name, p in self.model.named_parameters()}
@@ -103,10 +103,10 @@ class Tuning:
         """
         if self._home is not None:
             self._take(self._home, self._named())
-            ranks.restore(self.model, {})
+            adalora.restore(self.model, {})
         self.rates, self.step, self.first = rates, 0, None
         self._optimizer = self.optimizer(self.blocks, rates, log, steps)
-        self._optimizer.peers = processes.Peers() if processes.count() > 1 else None
+        self._optimizer.peers = distributed.Peers() if distributed.count() > 1 else None
         self._lrs = [group["lr"] for group in self._optimizer.param_groups]
 
     def remember_start(self) -> None:
@@ -129,7 +129,7 @@ class Tuning:
         """
         minibatch = reshuffled(self.count, self.batch, self.seed, self.step)
         closures = []
-        for numbers in processes.parts(minibatch, self.device, self.parts):
+        for numbers in distributed.parts(minibatch, self.device, self.parts):
             part = partial(self.loss, self.model, self.examples(numbers))
             closures.append(fixed_loss(part, self.model, seed=(self.seed << 20) + self.step))
         for group, lr in zip(self._optimizer.param_groups, self._lrs, strict=True):
@@ -139,14 +139,14 @@ class Tuning:
         except NotFinite as error:
             raise self.diverged(error.value) from None
         except BadInput as error:
-            if self.step == 0 or isinstance(error, Diverged | processes.Parted):
+            if self.step == 0 or isinstance(error, Diverged | distributed.Parted):
                 raise
             if isinstance(error.__context__, OSError):  # the log cannot be written
                 raise
             raise Diverged(f"{error}; first of all {self._blamed()}") from None  # it went well before the weights moved
         self.first = value if self.first is None else self.first
         self.step += 1
-        ranks.after_step(self.model, self.step, self.steps)
+        adalora.after_step(self.model, self.step, self.steps)
         return value
 
     def check(self, loss: float) -> None:
@@ -186,7 +186,7 @@ class Tuning:
             BadInput: they are of another model, PEFT method or method; or the log is.
         """
         self._take(weights, self._held())
-        ranks.settle(self.model)
+        adalora.settle(self.model)
         if self.logged:
             assert log is not None and self._home is not None
             base = self.blocks["base"]
@@ -196,7 +196,7 @@ class Tuning:
     def snapshot(self) -> Snapshot:
         """Where the run stands, for `restore`; tensors are not copied."""
         tensors = {f"weights/{name}": p.detach() for name, p in self._held()}
-        tensors |= {f"ranks/{name}": tensor for name, tensor in ranks.state(self.model).items()}
+        tensors |= {f"ranks/{name}": tensor for name, tensor in adalora.state(self.model).items()}
         state = {"step": self.step, "first": self.first}
         state["optimizer"] = pack(self._optimizer.state_dict(masters=not self.logged), tensors, "optimizer")
         return Snapshot(tensors, state)
@@ -204,7 +204,7 @@ class Tuning:
     def restore(self, found: Snapshot, log: Path | None = None) -> None:
         """Go on, to the bit, from where `snapshot` was taken; `start` was called with the same rates."""
         self.stand_at(part(found, "weights"), log, found.state["step"])
-        ranks.restore(self.model, part(found, "ranks"))
+        adalora.restore(self.model, part(found, "ranks"))
         self._optimizer.load_state_dict(unpack(found.state["optimizer"], found.tensors))
         self.step, self.first = found.state["step"], found.state["first"]
 

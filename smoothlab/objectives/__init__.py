@@ -2,13 +2,7 @@
 
 from smoothlab.objectives.checks import Check, Function, Witness, check_all
 from smoothlab.objectives.component import Component
-from smoothlab.objectives.couplings import (
-    CosineCoupling,
-    Coupling,
-    LogCoshCoupling,
-    ProductCoupling,
-    QuadraticCoupling,
-)
+from smoothlab.objectives.couplings import CosineCoupling, Coupling, LogCoshCoupling, ProductCoupling, QuadraticCoupling
 from smoothlab.objectives.curved import ExponentialSum, LogCoshSum, exponential_sum, log_cosh_sum
 from smoothlab.objectives.finite_sum import Objective, Ray, objective
 from smoothlab.objectives.psi import Oscillating, Power, Psi, Quadratic
@@ -16,7 +10,7 @@ from smoothlab.objectives.quadratic_sums import QuadraticSum, quadratic_sum
 from smoothlab.objectives.steep import Barrier, Cosh, Exponential
 from smoothlab.objectives.sublevel import Claim, Extremes, extremes
 from smoothlab.objectives.sums import FiniteSum
-from smoothlab.theory import Constants
+from smoothlab.theory.constants import Constants
 
 __all__ = [
     "Barrier",

@@ -29,7 +29,7 @@ from smoothlab.objectives.component import Component
 from smoothlab.objectives.finite_sum import Objective
 from smoothlab.objectives.sublevel import Claim, climb, sample
 from smoothlab.objectives.sums import FiniteSum
-from smoothlab.theory import largest, phi
+from smoothlab.theory.constants import largest, phi
 
 _EXACT = 1e-8  # relative: rounding of f, and the error of Phi
 _LAMBDAS = np.geomspace(1, 1e8, 200)

@@ -156,7 +156,7 @@ class Extremes:
 
 
 def extremes(claim: Claim, level: float, points: int = 10_000, rounds: int = 60, seed: int = 0) -> Extremes:
-    """Sampled and searched maxima, to be held against `smoothlab.theory.constants`."""
+    """Sampled and searched maxima, to be held against `smoothlab.theory.constants.constants`."""
     z, d_x = sample(claim, level, points, seed), claim.d_x
 
     def block(rows: slice) -> Callable[[Tensor], Tensor]:

@@ -23,8 +23,8 @@ from smoothlab.blocks import Block, Loss, flatten
 from smoothlab.errors import BadInput
 from smoothlab.objectives.psi import Array, Moments
 from smoothlab.objectives.sublevel import at_level
-from smoothlab.theorems import Setting
-from smoothlab.theory import Constants, constants
+from smoothlab.theory.constants import Constants, constants
+from smoothlab.theory.theorems import Setting
 
 Number = int | Tensor
 """The number of a component, or one for each point, int64 [...]."""

@@ -20,7 +20,7 @@ from smoothlab.claims.courses import (
 )
 from smoothlab.objectives import Cosh, Quadratic, objective
 from smoothlab.objectives.checks import t1, t2
-from smoothlab.theory import constants
+from smoothlab.theory.constants import constants
 from tests.claims.holding import holds
 from tests.objectives.test_checks import shrunk
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from smoothlab import bounds
+from smoothlab.algorithm1.engine import Algorithm1
+from smoothlab.algorithm1.sampling import Given
 from smoothlab.claims import descent
 from smoothlab.claims.courses import PROBLEMS, chi_square_radius, in_mean, near
-from smoothlab.draws import Given
-from smoothlab.intervals import Interval
-from smoothlab.reshuffling import Algorithm1
-from smoothlab.theorems import Setting, with_high_probability
+from smoothlab.stats.intervals import Interval
+from smoothlab.theory.theorems import Setting, with_high_probability
+from smoothlab.zeroth import bounds
 from tests.claims.holding import claim, holds
 
 LONG = ("theorem-expectation", "theorem-probability")  # thousands of epochs on six sums
@@ -133,7 +133,7 @@ def test_the_variance_in_b6_is_that_at_the_start_of_the_epoch() -> None:
 def test_log_cosh_sums_keep_the_promise_with_high_probability() -> None:
     f, z0, eps = descent._tried("log cosh sum")
     h = with_high_probability(f.setting(1.0, 4 / descent.DELTA), eps, descent.DELTA)
-    how = Algorithm1(h.eta_x, h.eta_y, h.T, mu=h.mu, law="sphere", above=h.F, halt=False)
+    how = Algorithm1(h.eta_x, h.eta_y, h.T, mu=h.mu, distribution="sphere", above=h.F, halt=False)
     found = how.run(f, z0, 100, seed=5)
     assert (found.average <= eps**2).mean() >= 1 - descent.DELTA and (found.left < 0).all()
 

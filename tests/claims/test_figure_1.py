@@ -8,7 +8,7 @@ import pytest
 
 from smoothlab import records
 from smoothlab.claims import figure_1
-from smoothlab.intervals import Interval
+from smoothlab.stats.intervals import Interval
 from tests.claims.holding import claim
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
@@ -23,7 +23,7 @@ def written(path: Path, base: Sequence[float], peft: Sequence[float], floor: flo
         for block, value in zip(("base", "peft"), values, strict=True):
             for quantity in ("frobenius", "spectral"):
                 out.write({
-                    "step": step, "protocol": "careful", "block": block, "wrt": block, "quantity": quantity,
+                    "step": step, "protocol": "estimated", "block": block, "wrt": block, "quantity": quantity,
                     "value": value, "low": 0.9 * value, "high": 1.1 * value, "floor": floor, "flag": None,
                     "grad_norm": 1.0 + step, "dim": 100,
                 })  # fmt: skip

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from smoothlab import theory
 from smoothlab.claims import lemma_b3_b4
 from smoothlab.claims.lemma_b3_b4 import Crossed, bound, definition_dense
+from smoothlab.theory import constants
 from tests.claims.holding import holds, mutated
 
 
@@ -44,6 +44,6 @@ def test_crossed_members_against_autograd_and_their_ell(monkeypatch) -> None:
 def test_the_fast_bound_is_that_of_lemma_b3(stretch: float) -> None:
     f = Crossed(np.full(3, 0.7), np.full(3, 1.3), np.full(3, 0.2))
     levels = np.array([0.1, 3.0, 400.0])
-    both = theory.largest(*(lambda u, k=k: Crossed(0.7, 1.3, 0.2).ell(np.asarray(u))[k] for k in (0, 1)))  # type: ignore[arg-type]
-    truth = [theory.gradient_bound_printed(both, level, stretch) for level in levels]
+    both = constants.largest(*(lambda u, k=k: Crossed(0.7, 1.3, 0.2).ell(np.asarray(u))[k] for k in (0, 1)))  # type: ignore[arg-type]
+    truth = [constants.gradient_bound_printed(both, level, stretch) for level in levels]
     np.testing.assert_allclose(bound(f.ell, levels, stretch), truth, rtol=1e-9)

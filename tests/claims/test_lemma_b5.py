@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from smoothlab.bounds import log_truncated_mean
 from smoothlab.claims import lemma_b5
+from smoothlab.zeroth.bounds import log_truncated_mean
 from tests.claims.holding import holds, mutated
 
 
@@ -30,7 +30,7 @@ def test_moments_of_ridges_by_another_quadrature() -> None:
 
 
 def test_tails_are_those_of_the_mean() -> None:
-    """exp(x^4): E ghat^2 >= (E |ghat|)^2, whose truncated integral `smoothlab.bounds` has."""
+    """exp(x^4): E ghat^2 >= (E |ghat|)^2, whose truncated integral `smoothlab.zeroth.bounds` has."""
     mu, V = 0.1, 100.0  # noqa: N806
     found = np.log(lemma_b5._tail(np.array([[1.0, 4.0, mu, 60.0]])))[0]
     assert found == 600, "capped: beyond what doubles hold"

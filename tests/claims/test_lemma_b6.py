@@ -8,7 +8,7 @@ from scipy import integrate, stats
 
 from smoothlab.claims import lemma_b6
 from tests.claims.holding import holds, mutated
-from tests.test_theorems import Pair
+from tests.theory.test_theorems import Pair
 
 
 @pytest.mark.parametrize("name", [claim.name for claim in lemma_b6.CLAIMS])

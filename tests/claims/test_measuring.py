@@ -17,7 +17,7 @@ def test_verdicts(name: str) -> None:
     assert finding.verdict == one.verdict
     assert [search.broken for search in finding.searches] == [True, False]
     without = {"d4-formula": "holds once corrected", "d4-step": "false as printed"}
-    assert one.found(0).verdict == without[name], "without records no careful value supports the correction"
+    assert one.found(0).verdict == without[name], "without records no estimated value supports the correction"
 
 
 @pytest.mark.parametrize("number", mutated(measuring))

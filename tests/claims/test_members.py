@@ -8,7 +8,7 @@ from smoothlab.claims import lemma_b2
 from smoothlab.claims.members import Coupled, Product
 from smoothlab.claims.ridge import Ridge
 from smoothlab.objectives import Cosh, CosineCoupling, LogCoshCoupling, ProductCoupling, Quadratic, objective
-from smoothlab.theory import largest, phi
+from smoothlab.theory.constants import largest, phi
 
 X, Y = np.array([-1.3, 0.2, 2.0]), np.array([0.7, -2.0, 0.1])
 U = np.array([0.0, 0.5, 30.0])

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from smoothlab.claims import exact, theorem
-from smoothlab.theorems import Setting, in_expectation
+from smoothlab.theory.theorems import Setting, in_expectation
 from tests.claims.holding import holds, mutated
-from tests.test_theorems import Pair, one
+from tests.theory.test_theorems import Pair, one
 
 
 @pytest.mark.parametrize("name", [claim.name for claim in theorem.CLAIMS])

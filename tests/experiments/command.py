@@ -73,7 +73,7 @@ def forked(argv: list[str], said: Path, plant: Plant | None = None, **environmen
     import scipy.stats  # noqa: F401
 
     import smoothlab.__main__ as entry
-    import smoothlab.experiments.course  # noqa: F401
+    import smoothlab.experiments.finetune.selection  # noqa: F401
 
     if child := os.fork():
         return child

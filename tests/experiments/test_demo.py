@@ -4,9 +4,9 @@ import pytest
 
 from smoothlab.__main__ import main
 from smoothlab.experiments import demo
-from smoothlab.experiments.estimators import Estimators
-from smoothlab.experiments.options_finetune import check
-from smoothlab.experiments.rates import Rates
+from smoothlab.experiments.estimators.experiment import Estimators
+from smoothlab.experiments.finetune.options import check
+from smoothlab.experiments.rates.experiment import Rates
 
 
 def test_the_two_runs_differ_in_the_peft_module_alone():

@@ -16,24 +16,34 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from smoothlab import records, samples
+from smoothlab import records
 from smoothlab.__main__ import main
 from smoothlab.blocks import Block
-from smoothlab.directions import Gaussian
 from smoothlab.errors import BadInput
-from smoothlab.expectations import expectation
-from smoothlab.experiments import bias_variance, estimators_model, synthetic, ucurve
-from smoothlab.experiments.bias_variance import LAWS
-from smoothlab.experiments.estimators import ON_MODEL, SYNTHETIC, Estimators
-from smoothlab.experiments.synthetic import Ridges
+from smoothlab.experiments.estimators import bias_variance, model_blocks, synthetic, ucurve
+from smoothlab.experiments.estimators.bias_variance import DISTRIBUTIONS
+from smoothlab.experiments.estimators.experiment import ON_MODEL, SYNTHETIC, Estimators
+from smoothlab.experiments.estimators.synthetic import Ridges
 from smoothlab.llm.train import FineTuning
-from smoothlab.moments import second_moment
-from smoothlab.zeroth import ZerothOrder
+from smoothlab.stats import samples
+from smoothlab.zeroth.distributions import Gaussian
+from smoothlab.zeroth.estimators import ZerothOrder
+from smoothlab.zeroth.expectations import expectation
+from smoothlab.zeroth.moments import second_moment
 
 SMALL = Estimators(
-    parts=SYNTHETIC, functions=("cubic",), laws=("gaussian", "rademacher"), draws=300, dim=4, dims=(4, 16), qs=(1, 4),
-    mus=(1e-6, 1e-3, 1e-2, 1e-1), curve_mus=(1e-6, 1e-4, 1e-2, 1.0), curve_draws=50, precisions=("float64", "float32"),
-)  # fmt: skip
+    parts=SYNTHETIC,
+    functions=("cubic",),
+    distributions=("gaussian", "rademacher"),
+    draws=300,
+    dim=4,
+    dims=(4, 16),
+    qs=(1, 4),
+    mus=(1e-6, 1e-3, 1e-2, 1e-1),
+    curve_mus=(1e-6, 1e-4, 1e-2, 1.0),
+    curve_draws=50,
+    precisions=("float64", "float32"),
+)
 TOY = replace(
     SMALL, parts=ON_MODEL, kinds=("gaussian", "one-sided", "orthogonal4"), model_draws=30, model_curve_draws=8,
     model_mus=(1e-5, 1e-3, 1e-1), rounds=6,
@@ -61,18 +71,19 @@ def run(experiment: Estimators, out: Path) -> list[dict]:
 
 
 @pytest.mark.parametrize(
-    ("law", "n"), [("gaussian", 1000), pytest.param("sphere", 500, marks=pytest.mark.check), ("rademacher", 300)]
+    ("distribution", "n"),
+    [("gaussian", 1000), pytest.param("sphere", 500, marks=pytest.mark.check), ("rademacher", 300)],
 )
 @pytest.mark.parametrize("sides", [2, 1])
-def test_intervals_of_the_bias_cover_the_closed_form(law: str, n: int, sides: int, times: int = 400) -> None:
+def test_intervals_of_the_bias_cover_the_closed_form(distribution: str, n: int, sides: int, times: int = 400) -> None:
     """The interval of bias rows, from fresh directions each time; p-values are uniform, so 1 % lie under 0.01."""
     f, mu, rng = Ridges.random("cosh", 4, 5), 0.3, np.random.default_rng(0)
-    estimator = ZerothOrder(mu, sides=sides, law=LAWS[law])
+    estimator = ZerothOrder(mu, sides=sides, distribution=DISTRIBUTIONS[distribution])
     g, hessian = f.taylor(2).gradient, f.taylor(2).hessian
     expected = f.mean(estimator) - g
     held, small = 0, 0
     for _ in range(times):
-        z = vectors(law, rng, n)
+        z = vectors(distribution, rng, n)
         c, z = synthetic.slopes(f, mu, sides, torch.tensor(z)[:, None], torch.float64)
         c, z = c[:, 0] - z[:, 0] @ g, z[:, 0]
         if sides == 1:
@@ -83,19 +94,25 @@ def test_intervals_of_the_bias_cover_the_closed_form(law: str, n: int, sides: in
     assert held / times >= 0.93 and small / times < 0.03, (held, small)
 
 
-def vectors(law: str, rng: np.random.Generator, n: int) -> np.ndarray:
+def vectors(distribution: str, rng: np.random.Generator, n: int) -> np.ndarray:
     z = rng.standard_normal((n, 4))
-    if law == "rademacher":
+    if distribution == "rademacher":
         return np.sign(z)
-    return 2 * z / np.linalg.norm(z, axis=1, keepdims=True) if law == "sphere" else z
+    return 2 * z / np.linalg.norm(z, axis=1, keepdims=True) if distribution == "sphere" else z
 
 
 def held_where_rounding_is_larger_than_the_bias() -> float:
     """Share of intervals of signs and coordinates that hold the closed form at mu far below the best."""
     held = []
     for seed in range(4):
-        few = Estimators(parts=("bias",), functions=("cubic", "quartic"), laws=("rademacher", "coordinate"), draws=500,
-                         mus=(1e-6, 1e-5), seed=seed)  # fmt: skip
+        few = Estimators(
+            parts=("bias",),
+            functions=("cubic", "quartic"),
+            distributions=("rademacher", "coordinate"),
+            draws=500,
+            mus=(1e-6, 1e-5),
+            seed=seed,
+        )
         held += [r["low"] <= r["reference"] <= r["high"] for s in few.settings() for r in bias_variance.bias(few, s)]
     return float(np.mean(held))
 
@@ -159,13 +176,13 @@ def test_rows_are_flat_complete_and_in_order(small: list[dict]) -> None:
 def test_means_of_squares_are_flagged_where_rare_draws_may_carry_them(small: list[dict]) -> None:
     squared = [row for row in small if row["quantity"] in ("error", "derivative error", "noise")]
     assert all(row.get("flag") == "rare draws" for row in squared if row["draws"] < 299)
-    plain = [row for row in squared if row["part"] == "variance" and row["law"] == "gaussian"]
+    plain = [row for row in squared if row["part"] == "variance" and row["distribution"] == "gaussian"]
     assert len(plain) == 4 and not any("flag" in row for row in plain if row["draws"] >= 299)
     assert not any("flag" in row for row in small if row["part"] == "bias")
 
 
 def test_the_bias_has_slope_2_until_rounding_turns_it(small: list[dict]) -> None:
-    rows = [row for row in small if row["part"] == "bias" and row["sides"] == 2 and row["law"] == "gaussian"]
+    rows = [row for row in small if row["part"] == "bias" and row["sides"] == 2 and row["distribution"] == "gaussian"]
     double, single = ({r["mu"]: r for r in rows if r["dtype"] == t} for t in ("float64", "float32"))
     slope = np.log10(double[1e-1]["measured"] / double[1e-3]["measured"]) / 2
     assert slope == pytest.approx(2, abs=1e-3)
@@ -288,7 +305,7 @@ def test_a_best_mu_at_the_end_of_the_grid_is_told(toy: None, tmp_path: Path) -> 
 
 
 def test_a_models_gradient_and_derivatives_are_those_of_its_rounded_weights(toy: None) -> None:
-    model = estimators_model.Measured(TOY)
+    model = model_blocks.Measured(TOY)
     before = [p.detach().clone() for p in model.model.parameters()]
     assert all(torch.equal(p, p.bfloat16().float()) for p in before)
     g, (kappa, tau) = model.gradients["base"], model.spreads["base"]
@@ -316,7 +333,7 @@ def test_a_stopped_run_on_a_model_measures_the_last_setting_again(toy: None, tmp
         ({"parts": ()}, "--parts names nothing"),
         ({"parts": ("bias", "bias")}, "--parts bias, bias names one twice"),
         ({"parts": ("bais",)}, "--parts bais is unknown: use some of bias, variance"),
-        ({"laws": ("cauchy",)}, "--laws cauchy is unknown"),
+        ({"distributions": ("cauchy",)}, "--distributions cauchy is unknown"),
         ({"draws": 99}, "--draws 99 is too small: use at least 100"),
         ({"dim": 41}, "--dim 41 is too large: use at most 40"),
         ({"dims": (4, 1)}, "--dims 1 is too small: use at least 2"),

@@ -15,13 +15,13 @@ import torch
 
 from smoothlab import records
 from smoothlab.errors import BadInput
-from smoothlab.experiments.finetune import Finetune
-from smoothlab.experiments.options_finetune import unused
+from smoothlab.experiments.finetune.experiment import Finetune
+from smoothlab.experiments.finetune.options import unused
+from smoothlab.llm.checkpoints import read
 from smoothlab.llm.evaluate import NotFinite
 from smoothlab.llm.models import load_lm
-from smoothlab.llm.snapshots import read
 from tests.experiments.toy_finetune import Toy, forked
-from tests.llm.test_snapshots import files_of_at_most
+from tests.llm.test_checkpoints import files_of_at_most
 
 Row = dict[str, Any]
 
@@ -46,7 +46,7 @@ def run(toy: Finetune, out: Path) -> list[Row]:
 
 
 METHODS = {
-    "hybrid": Toy(), "one-sided": Toy(sides=1, q=2, law="rademacher"), "zo": Toy(method="zo", eta_x=0.02, q=8),
+    "hybrid": Toy(), "one-sided": Toy(sides=1, q=2, distribution="rademacher"), "zo": Toy(method="zo", eta_x=0.02, q=8),
     "fo-peft": Toy(method="fo-peft"), "fo-full": Toy(method="fo-full", eta_x=0.2), "linear": Toy(schedule="linear"),
     "search": Toy(search=("eta_y=0.05,0.2", "mu=1e-3,1e-2"), steps=12), "log": Toy(checkpoint=Path("log:")),
     "log-search": Toy(search=("eta_x=1e-3,2e-3",), steps=12, checkpoint=Path("log:"), q=2, schedule="cosine"),
@@ -473,8 +473,12 @@ def test_the_command_line_says_one_line(
     [
         ("zo", {"eta_y": 3.0, "q": 2}, ["--eta-y 3.0"]),
         ("fo-peft", {"eta_x": 3.0, "mu": 0.1, "q": 2, "eta_y": 0.1}, ["--eta-x 3.0", "--mu 0.1", "--q 2"]),
-        ("fo-full", {"eta_y": 0.1, "sides": 1, "law": "sphere"}, ["--eta-y 0.1", "--sides 1", "--law sphere"]),
-        ("hybrid", {"eta_x": 3.0, "eta_y": 0.1, "mu": 0.1, "q": 2, "sides": 1, "law": "sphere"}, []),
+        (
+            "fo-full",
+            {"eta_y": 0.1, "sides": 1, "distribution": "sphere"},
+            ["--eta-y 0.1", "--sides 1", "--distribution sphere"],
+        ),
+        ("hybrid", {"eta_x": 3.0, "eta_y": 0.1, "mu": 0.1, "q": 2, "sides": 1, "distribution": "sphere"}, []),
     ],
 )
 def test_options_that_a_method_does_not_use_are_told(method: Any, given: dict[str, Any], idle: list[str]) -> None:

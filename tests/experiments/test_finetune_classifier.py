@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from smoothlab.errors import BadInput
-from smoothlab.experiments.course import Score
-from smoothlab.experiments.finetune import Finetune
+from smoothlab.experiments.finetune.experiment import Finetune
+from smoothlab.experiments.finetune.selection import Score
 from smoothlab.llm.evaluate import Encoded, accuracy_one_by_one
 from smoothlab.llm.tuning import Rates
 from tests.experiments.command import ended, forked

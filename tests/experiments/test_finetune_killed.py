@@ -10,9 +10,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from smoothlab import records, seedlog
-from smoothlab.llm.snapshots import Folder
-from smoothlab.optim import HybridSGD
+from smoothlab import records
+from smoothlab.llm.checkpoints import Folder
+from smoothlab.optim import seedlog
+from smoothlab.optim.hybrid import HybridSGD
 from tests.experiments.command import Plant, dies, ended, forked
 from tests.experiments.test_finetune import rows_of
 

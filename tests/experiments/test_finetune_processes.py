@@ -15,8 +15,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from smoothlab.llm import processes
-from smoothlab.optim import HybridSGD
+from smoothlab.llm import distributed
+from smoothlab.optim.hybrid import HybridSGD
 from tests.experiments.command import Plant, dies, ended, forked
 from tests.experiments.test_finetune import rows_of
 
@@ -27,8 +27,8 @@ OPTIONS = "--train 24 --dev 8 --test 4 --batch 4 --eval-every 4 --patience 0 --m
 @pytest.fixture(autouse=True)
 def without_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody stops the process that waits for the other one's word."""
-    monkeypatch.setattr(processes, "PATIENCE", 1.0)
-    monkeypatch.setattr(processes, "SENTENCE", 0.0)
+    monkeypatch.setattr(distributed, "PATIENCE", 1.0)
+    monkeypatch.setattr(distributed, "SENTENCE", 0.0)
 
 
 def command(folder: Path, place: Path, options: str = "--steps 12") -> list[str]:

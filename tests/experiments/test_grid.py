@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from smoothlab.__main__ import main
+from smoothlab.algorithm1.engine import Algorithm1
 from smoothlab.errors import BadInput, Unfinished
 from smoothlab.experiments import grid
 from smoothlab.objectives import Quadratic, objective
-from smoothlab.reshuffling import Algorithm1
 
 POINTS = [{"d": d, "eta": eta} for d in (2, 3) for eta in (0.1, -1.0, 0.2)]
 
@@ -100,7 +100,7 @@ def test_the_next_start_measures_what_was_wanting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Exit status 1 and no end of the records, then 0 and the rows of an undisturbed run; nothing twice."""
-    from smoothlab.experiments.quadratic import QuadraticExample
+    from smoothlab.experiments.quadratic.experiment import QuadraticExample
 
     argv = "quadratic --parts rates --ratios 1 10 100 --out".split()
     out, whole = tmp_path / "run.jsonl", tmp_path / "whole.jsonl"

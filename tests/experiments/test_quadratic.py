@@ -16,9 +16,9 @@ from figures import quadratic as figure_script
 from smoothlab import records
 from smoothlab.__main__ import main
 from smoothlab.errors import BadInput
-from smoothlab.experiments import quadratic_forms as forms
-from smoothlab.experiments.quadratic import QuadraticExample
-from smoothlab.pages import plots, plots_quadratic, sentences_quadratic
+from smoothlab.experiments.quadratic import closed_forms as forms
+from smoothlab.experiments.quadratic.experiment import QuadraticExample
+from smoothlab.report import plots, plots_quadratic, sentences_quadratic
 
 SMALL = QuadraticExample(
     ratios=(1.5, 2.0, 3.0, 30.0), hybrid_ratios=(1.0, 3.0, 30.0), dims=(1, 10), hybrid_dims=(10,), scales=(0.5, 1.0),
@@ -137,17 +137,18 @@ def test_mean_squares_that_rare_draws_may_carry_are_flagged(small: SimpleNamespa
 def test_noise_intervals_cover() -> None:
     held, count = {}, 50
     for seed in range(count):
-        experiment = replace(SMALL, parts=("noise",), laws=("gaussian", "rademacher"), dims=(1, 10), replicas=40,
-                             seed=seed)  # fmt: skip
+        experiment = replace(
+            SMALL, parts=("noise",), distributions=("gaussian", "rademacher"), dims=(1, 10), replicas=40, seed=seed
+        )
         for point in experiment.points():
             for row in experiment.measured(point):
                 if row["measured"] is not None:
-                    key = (point["law"], point["d"], row["quantity"], row["scale"])
+                    key = (point["distribution"], point["d"], row["quantity"], row["scale"])
                     held.setdefault(key, []).append(row["low"] <= row["reference"] <= row["high"])
     shares = {key: np.mean(one) for key, one in held.items()}
     assert len(shares) == 4 * 3 + 4 * 2 and all(len(one) == count for one in held.values())
     assert min(shares.values()) > 0.95 - 4 * (0.95 * 0.05 / count) ** 0.5, shares
-    tight = [share for (law, d, *_), share in shares.items() if (law, d) == ("gaussian", 10)]
+    tight = [share for (distribution, d, *_), share in shares.items() if (distribution, d) == ("gaussian", 10)]
     assert np.mean(tight) < 0.995  # intervals that always hold would say nothing
 
 
@@ -234,7 +235,7 @@ def test_the_command_line_measures_draws_and_reads(
     ("change", "words"),
     [
         ({"parts": ("pie",)}, "--parts pie is unknown: use some of rates, noise, hybrid"),
-        ({"laws": ("cauchy",)}, "--laws cauchy is unknown"),
+        ({"distributions": ("cauchy",)}, "--distributions cauchy is unknown"),
         ({"ratios": ()}, "--ratios names nothing"),
         ({"dims": (3, 3)}, "--dims 3, 3 names one twice"),
         ({"eps": float("nan")}, "--eps nan: use a number from 1e-12 to 0.5"),

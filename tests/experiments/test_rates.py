@@ -14,15 +14,16 @@ import torch
 
 from smoothlab import records
 from smoothlab.__main__ import main
+from smoothlab.algorithm1 import quadratics
+from smoothlab.algorithm1.quadratics import tuned
 from smoothlab.errors import BadInput
-from smoothlab.experiments import exact_recursion, rates_comparisons, rates_fits, rates_theorem
-from smoothlab.experiments import rates_intervals as intervals
-from smoothlab.experiments.exact_recursion import tuned
-from smoothlab.experiments.rates import Rates
-from smoothlab.experiments.rates_runs import Quadratics
-from smoothlab.intervals import Interval
-from smoothlab.pages.sentences_rates import reading
+from smoothlab.experiments.rates import comparisons, fits, theorem
+from smoothlab.experiments.rates.experiment import Rates
+from smoothlab.experiments.rates.runs import Quadratics
 from smoothlab.records import load
+from smoothlab.report.sentences_rates import reading
+from smoothlab.stats import curves as intervals
+from smoothlab.stats.intervals import Interval
 
 TINY = Rates(
     eps=(1.9,), ns=(2,), dims=(2,), deltas=(0.5,), ratios=(1.0,), sigmas=(0.2,), families=("quadratic", "cosh-x"),
@@ -74,7 +75,7 @@ def test_quantiles_cover() -> None:
 
 def test_quotients_cover() -> None:
     rng, held = np.random.default_rng(1), []
-    from smoothlab import samples
+    from smoothlab.stats import samples
 
     for _ in range(1000):
         top, bottom = rng.chisquare(3, 100), 2 * rng.chisquare(5, 100)
@@ -121,7 +122,7 @@ def test_means_of_the_theorem_rows_cover() -> None:
              "order": "reshuffle", "oracle": "two-sided", "rule": "two", "setting": "s"}  # fmt: skip
     held = []
     for seed in range(40):
-        average, success = rates_theorem.measured(point, 25, 1000, seed, "fitting", None)
+        average, success = theorem.measured(point, 25, 1000, seed, "fitting", None)
         held.append(average["low"] <= average["reference"] <= average["high"])
         assert success["low"] <= success["measured"] <= success["high"]
     assert np.mean(held) > 0.95 - 4 * (0.95 * 0.05 / 40) ** 0.5
@@ -154,7 +155,7 @@ def test_theorem_rows(tiny: SimpleNamespace) -> None:
     one = [row for row in rows if row["rule"] == "one" and row["theorem"] == "printed"]
     assert all(row["eta_x"] == row["eta_y"] for row in one)
     cosh = {row["theorem"]: row for row in rows if row["family"] == "cosh-x" and row["quantity"] == "average"}
-    assert "not global" in cosh["expectation"]["note"] and cosh["printed"]["law"] == "sphere"
+    assert "not global" in cosh["expectation"]["note"] and cosh["printed"]["distribution"] == "sphere"
     assert all(row["note"].endswith("not run") for row in rows if row["measured"] is None and row.get("steps"))
 
 
@@ -162,7 +163,7 @@ def test_sums_that_cannot_be_are_told_in_their_rows() -> None:
     for change, words in (({"n": 3}, "n is 3: components come in pairs"), ({"sigma": 0.0}, "in x is 0.0")):
         point = {"eps": 1.0, "d": 2, "delta": 0.5, "ratio": 1.0, "given": 0, "n": 2, "sigma": 0.2} | change
         for family in ("log-cosh", "exponentials"):
-            rows = rates_theorem.measured({**point, "family": family}, 30, 8000, 0, "fitting", None)
+            rows = theorem.measured({**point, "family": family}, 30, 8000, 0, "fitting", None)
             assert [row["theorem"] for row in rows] == ["printed", "expectation", "probability"]
             assert all(words in row["note"] and row["measured"] is None for row in rows)
 
@@ -173,31 +174,31 @@ def test_theorem_rows_of_components_that_curve_differently() -> None:
     base = {"part": "theorem", "eps": 1.2, "n": 2, "d": 2, "delta": 0.5, "ratio": 1.0, "sigma": 0.2, "given": 0,
             "order": "reshuffle", "oracle": "two-sided", "rule": "two", "setting": "s"}  # fmt: skip
     for family in ("log-cosh", "quadratics", "exponentials"):
-        rows = rates_theorem.measured({**base, "family": family}, 30, 8000, 0, "fitting", None)
+        rows = theorem.measured({**base, "family": family}, 30, 8000, 0, "fitting", None)
         found = {row["theorem"]: row for row in rows if row["quantity"] == "average"}
         ran = ["expectation", "probability"] if family != "exponentials" else ["probability"]
-        for theorem in ran:
-            row = found[theorem]
+        for name in ran:
+            row = found[name]
             assert row["verdict"] == "holds" and row["high"] <= row["proven"] * (1 + 1e-9) <= 1.44 * (1 + 1e-9)
         if family == "log-cosh":
             assert found["expectation"]["note"] is None and found["printed"]["meets"]
         else:
             assert "sigma of" in found["printed"]["note"] and "Assumption 3.3 fails" in found["printed"]["note"]
-    assert "not global" in found["expectation"]["note"] and found["probability"]["law"] == "sphere"
-    quadratics = rates_theorem.measured({**base, "family": "quadratics"}, 30, 8000, 0, "fitting", None)
+    assert "not global" in found["expectation"]["note"] and found["probability"]["distribution"] == "sphere"
+    quadratics = theorem.measured({**base, "family": "quadratics"}, 30, 8000, 0, "fitting", None)
     notes = [row["note"] for row in quadratics if row["theorem"] == "expectation" and row["quantity"] == "average"]
     assert notes == ["sigma holds where f - f* <= 16 Delta: 0 of 30 replicas were stopped"]
 
 
 def test_families_are_what_they_are_called() -> None:
     for family in ("oscillating", "cosine"):
-        f = rates_theorem.problem(family, 1.0, 2, 2, 0.2)
+        f = theorem.problem(family, 1.0, 2, 2, 0.2)
         level = 4 / 0.3
         z = torch.from_numpy(np.random.default_rng(0).normal(size=(20_000, f.dim))) * 4
         z = z[f.value(z) <= level]
         assert float(torch.linalg.eigvalsh(f.hessian(z)).min()) < -0.01, "not convex below F"
-    assert rates_theorem.problem("cosh-x", 1.0, 2, 2, 0.2).gaussian_moments == "infinite"
-    assert rates_theorem.problem("quadratic", 1.0, 2, 1, 0.2).sigma2 == 0
+    assert theorem.problem("cosh-x", 1.0, 2, 2, 0.2).gaussian_moments == "infinite"
+    assert theorem.problem("quadratic", 1.0, 2, 1, 0.2).sigma2 == 0
 
 
 @pytest.mark.check
@@ -208,12 +209,12 @@ def test_the_printed_theorem_fails_pathwise_and_by_the_recursion(tiny: SimpleNam
             assert row["meets"] and row["reference"] > 15 * row["bound"] and row["verdict"] == "fails"
     least = {row["n"]: row["reference"] for row in rows if row["quantity"] == "smallest d that fails"}
     assert least == {2: 6, 8: 25, 32: 102}
-    (average, success, *path) = rates_theorem.counterexample({"instance": "small", "pathwise": True, "setting": "s"}, 1)
+    (average, success, *path) = theorem.counterexample({"instance": "small", "pathwise": True, "setting": "s"}, 1)
     assert average["low"] <= average["reference"] <= average["high"] and average["least"] > average["bound"]
     assert success["measured"] == 0 and success["high"] < success["bound"] and success["verdict"] == "fails"
     held = [row["low"] <= row["reference"] <= row["high"] for row in path if row["epoch"] > 0]
     assert np.mean(held) > 0.8 and len(path) > 30  # of one run: not independent
-    h = rates_theorem.INSTANCES["large"].printed()
+    h = theorem.INSTANCES["large"].printed()
     assert h.T == 320_288 and h.holds
 
 
@@ -265,16 +266,16 @@ def test_zeroth_order_hides_reshuffling(tiny: SimpleNamespace) -> None:
 
 def test_replicas_that_diverge_are_counted() -> None:
     found = Quadratics(3, 2, sigma2_x=1.0).run(0.9, 0.1, 900, 30, (0, "x"))
-    row = rates_theorem.of_mean(found.average, 0.5, found.diverged)
+    row = theorem.of_mean(found.average, 0.5, found.diverged)
     assert 0 < row["diverged"] <= 30 and row["verdict"] == "fails" and "replicas diverged" in row["note"]
-    assert rates_theorem.of_share(found.average, 0.5, 0.1)["measured"] == 0
+    assert theorem.of_share(found.average, 0.5, 0.1)["measured"] == 0
 
 
 def test_a_setting_that_fails_does_not_lose_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> float:
         raise FloatingPointError("no best rate")
 
-    monkeypatch.setattr(rates_comparisons, "gain_exact", fail)
+    monkeypatch.setattr(comparisons, "gain_exact", fail)
     path = records.run(
         replace(TINY, parts=("buys", "reshuffling"), buy_ratios=(1.0,)), tmp_path / "run.jsonl", environment={}
     )
@@ -310,7 +311,10 @@ def test_a_stopped_run_goes_on_to_the_same_rows(tmp_path: Path) -> None:
         (["--replicas", "3"], "--replicas 3: use a number from 20"),
         (["--dims", "3", "3"], "--dims 3, 3 names one twice"),
         (["--shuffle-scales", "2"], "--shuffle-scales 2.0: use a number from 0.001 to 1"),
-        (["--law", "gaussian", "--families", "cosh-x"], "E f is infinite; use --law sphere, or cosh-y"),
+        (
+            ["--distribution", "gaussian", "--families", "cosh-x"],
+            "E f is infinite; use --distribution sphere, or cosh-y",
+        ),
     ],
 )
 def test_bad_options_are_named(
@@ -343,8 +347,8 @@ def test_the_plan_tells_settings_and_minutes(capsys: pytest.CaptureFixture[str])
     assert f"{len(Rates().points())} settings" in told and "minutes" in told
     assert "counterexample" in told and "by exact recursion alone: large, long, any" in told and "14,000 steps" in told
     assert len(replace(TINY, every=True, parts=("theorem",)).points()) == 2 * 2 * 2 * 2
-    assert exact_recursion.BUDGET == math.isqrt(exact_recursion.BUDGET) ** 2, "pairs have the budget of single rates"
-    assert set(rates_fits.SERIES) == {"zo", "fo-reshuffle", "fo-replace"}
+    assert quadratics.BUDGET == math.isqrt(quadratics.BUDGET) ** 2, "pairs have the budget of single rates"
+    assert set(fits.SERIES) == {"zo", "fo-reshuffle", "fo-replace"}
 
 
 @pytest.mark.slow

@@ -62,7 +62,7 @@ def test_a_stopped_run_ends_as_an_undisturbed_one(tmp_path: Path, keep: bool) ->
 @pytest.mark.check
 def test_damaged_points_alone_are_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     """A row lost in the second point of four, two swapped in the third: the first and the last are as they were."""
-    toy, out = Toy(steps=12, points=4, protocol="careful"), tmp_path / "run.jsonl"
+    toy, out = Toy(steps=12, points=4, protocol="estimated"), tmp_path / "run.jsonl"
     whole = run(toy, out)
     lines, each = out.read_bytes().splitlines(keepends=True), len(whole) // 4
     at = 1 + 2 * each
@@ -95,7 +95,7 @@ def test_killed_runs_end_as_an_undisturbed_one(tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        full = Toy(steps=60, points=6, protocol="careful")
+        full = Toy(steps=60, points=6, protocol="estimated")
         run(replace(full, keep_weights=tmp_path / "kept"), killed)
         run(full, whole)
     finally:
@@ -125,7 +125,7 @@ def test_measuring_does_not_change_the_trajectory(tmp_path: Path) -> None:
 
 @pytest.mark.check
 def test_a_fixed_minibatch_is_the_same_at_all_points(tmp_path: Path) -> None:
-    still = Toy(minibatch="fixed", lr=0.0, protocol="careful", path=False)
+    still = Toy(minibatch="fixed", lr=0.0, protocol="estimated", path=False)
     losses = {row["loss"] for row in run(still, tmp_path / "fixed.jsonl")}
     assert len(losses) == 1
     moving = {row["loss"] for row in run(replace(still, minibatch="step"), tmp_path / "step.jsonl")}
@@ -139,7 +139,7 @@ def test_a_diverging_run_keeps_what_it_measured(tmp_path: Path) -> None:
     assert {row["step"] for row in rows_of(out)} == {0}
 
 
-@pytest.mark.parametrize("protocol", ["careful", "paper"])
+@pytest.mark.parametrize("protocol", ["estimated", "paper"])
 def test_a_loss_that_is_nan_at_a_point_keeps_what_was_measured(tmp_path: Path, protocol: str) -> None:
     """The only update leads to weights of 1e308, where the second and last point finds no finite loss."""
     out = tmp_path / "run.jsonl"

@@ -10,10 +10,10 @@ import pytest
 from smoothlab import record_files
 from smoothlab.errors import BadInput
 from smoothlab.experiments.audit import Audit
-from smoothlab.experiments.estimators import Estimators
-from smoothlab.experiments.finetune import Finetune
-from smoothlab.experiments.quadratic import QuadraticExample
-from smoothlab.experiments.rates import Rates
+from smoothlab.experiments.estimators.experiment import Estimators
+from smoothlab.experiments.finetune.experiment import Finetune
+from smoothlab.experiments.quadratic.experiment import QuadraticExample
+from smoothlab.experiments.rates.experiment import Rates
 from smoothlab.experiments.smoothness import Smoothness
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
@@ -84,7 +84,7 @@ def test_rows_without_the_field_that_places_them_do_not_stand(tmp_path: Path, ca
 
 def test_fine_tuning_stands_up_to_the_first_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     """Rows follow from each other: they stand up to the newest checkpoint before the loss, or the run is refused."""
-    from smoothlab.llm.snapshots import Folder
+    from smoothlab.llm.checkpoints import Folder
 
     run = Finetune(checkpoint=tmp_path / "kept")
     rows: list[Any] = [{"part": "dev", "step": step} for step in range(0, 125, 25)]

@@ -55,7 +55,7 @@ def main() -> None:
     out = Path(sys.argv[1])
     keep = Path(sys.argv[3]) if "--keep" in sys.argv else None
     torch.set_num_threads(1)
-    records.run(Toy(steps=60, points=6, protocol="careful", keep_weights=keep), out, environment={})
+    records.run(Toy(steps=60, points=6, protocol="estimated", keep_weights=keep), out, environment={})
 
 
 if __name__ == "__main__":

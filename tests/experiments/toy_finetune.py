@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from smoothlab import records
 from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
-from smoothlab.experiments.finetune import Finetune
-from smoothlab.experiments.setup_finetune import Setup, optimizer
-from smoothlab.llm import processes
+from smoothlab.experiments.finetune.experiment import Finetune
+from smoothlab.experiments.finetune.setup import Setup, optimizer
+from smoothlab.llm import distributed
 from smoothlab.llm.evaluate import Accuracy, Encoded
 from smoothlab.llm.tuning import Tuning
 from tests.experiments.toy import Network
@@ -95,8 +95,8 @@ def forked(toy: Toy, out: Path, said: Path, pause: float = 0.0, **environment: s
         def lead() -> None:
             records.run(toy, out, environment={})
 
-        if processes.count() > 1:
-            processes.run(lead, lambda: list(toy.rows([])), "cpu")
+        if distributed.count() > 1:
+            distributed.run(lead, lambda: list(toy.rows([])), "cpu")
         else:
             lead()
         status = 0

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from smoothlab.blocks import Block, Shift, dot, fixed_loss, norm
-from smoothlab.directions import draw
 from smoothlab.errors import BadInput
-from smoothlab.hessian import DifferenceHessian, ExactHessian
-from smoothlab.llm.adapters import (
+from smoothlab.hessian.norms import block_norms
+from smoothlab.hessian.products import ExactHessian, FiniteDifferenceHessian
+from smoothlab.llm.adapters import (  # fmt: skip
     ADAPTERS,
     MEASURED_TOO,
     REFUSED,
@@ -20,9 +20,9 @@ from smoothlab.llm.adapters import (
     check_derivatives,
     pool_at_last_token,
     virtual_tokens,
-)  # fmt: skip
-from smoothlab.llm.parts import live_parameters, partition, unfreeze
-from smoothlab.norms import block_norms
+)
+from smoothlab.llm.partition import live_parameters, partition, unfreeze
+from smoothlab.zeroth.distributions import draw
 from tests.cases import ADAPTER_CASES, WRONG_DERIVATIVES
 from tests.llm.tiny import IDS, LABELS, MASK, exact_norms, tiny
 
@@ -55,7 +55,7 @@ def discrepancy(model: nn.Module, block: Block, enough: float = 0.0) -> float:
     loss = fixed_loss(lambda: model(input_ids=IDS, attention_mask=MASK, labels=LABELS).loss, model)
     v = draw(block, "gaussian", [1])
     v /= norm(v)
-    exact, differences, shift = ExactHessian(loss, [block]), DifferenceHessian(loss, [block], h=1.0), Shift(block)
+    exact, differences, shift = ExactHessian(loss, [block]), FiniteDifferenceHessian(loss, [block], h=1.0), Shift(block)
     gradient = exact.gradients[block.name]
     product = exact.product(v, block.name, [block.name])[0]
     slopes, products = [float("inf")], [float("inf")]

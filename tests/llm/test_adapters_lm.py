@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from smoothlab.blocks import Shift, dot, fixed_loss, norm
-from smoothlab.directions import draw
 from smoothlab.errors import BadInput
-from smoothlab.llm import ranks
+from smoothlab.llm import adalora
 from smoothlab.llm.adapters import ADAPTERS, ONE_SIDED, REFUSED, TRAINED_ONLY, attach, virtual_tokens
 from smoothlab.llm.evaluate import Encoded, accuracy, accuracy_one_by_one, batch, choice_loss
-from smoothlab.llm.parts import live_parameters, partition
+from smoothlab.llm.partition import live_parameters, partition
 from smoothlab.llm.tasks import Kind
+from smoothlab.zeroth.distributions import draw
 from tests.cases import ADAPTER_CASES
 from tests.llm.tiny import encoded, exact_norms, other_family, tiny_lm
 
@@ -200,7 +200,7 @@ def trained(steps: range, total: int, model: nn.Module, optimizer: torch.optim.O
         optimizer.zero_grad()
         choice_loss(model, batch(ITEMS["multiple choice"], [step % 6, (step + 1) % 6])).backward()
         optimizer.step()
-        ranks.after_step(model, step + 1, total)
+        adalora.after_step(model, step + 1, total)
 
 
 def test_adalora_gives_up_ranks_by_its_schedule_and_goes_on_from_its_state(tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ def test_adalora_gives_up_ranks_by_its_schedule_and_goes_on_from_its_state(tmp_p
         counts.append(ranked())
         if not half:  # a copy of parameters and state stands where the model does
             other.load_state_dict(model.state_dict())
-            ranks.restore(other, {key: t.clone() for key, t in ranks.state(model).items()})
+            adalora.restore(other, {key: t.clone() for key, t in adalora.state(model).items()})
             trained(range(4, total), total, other, sgd(other))
     assert 4 * 8 < counts[0] < 4 * 12 and counts[1] == 4 * 8  # init_r 12 and target_r 8 in 2 layers, q and v
     for (name, p), q in zip(model.named_parameters(), other.parameters(), strict=True):
@@ -236,9 +236,11 @@ def test_adalora_gives_up_ranks_by_its_schedule_and_goes_on_from_its_state(tmp_p
 def test_the_schedule_of_other_methods_is_empty() -> None:
     model = attached("lora", "opt")
     before = [p.clone() for p in model.parameters()]
-    ranks.after_step(model, 1, 10)
-    assert ranks.state(model) == {} and all(torch.equal(p, q) for p, q in zip(before, model.parameters(), strict=True))
-    ranks.restore(model, {})
+    adalora.after_step(model, 1, 10)
+    assert adalora.state(model) == {} and all(
+        torch.equal(p, q) for p, q in zip(before, model.parameters(), strict=True)
+    )
+    adalora.restore(model, {})
 
 
 @pytest.mark.parametrize("total", [1, 2, 3])
@@ -248,7 +250,7 @@ def test_the_shortest_runs_keep_adaloras_ranks(total: int) -> None:
     before = {n: p.detach().clone() for n, p in model.named_parameters() if "lora_E" in n}
     for step in range(1, total + 1):
         choice_loss(model, batch(ITEMS["verbalizer"], range(4))).backward()
-        ranks.after_step(model, step, total)
+        adalora.after_step(model, step, total)
     assert before and all(p.equal(before[n]) for n, p in model.named_parameters() if n in before)
 
 

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from smoothlab import records
 from smoothlab.blocks import fixed_loss
 from smoothlab.errors import BadInput
-from smoothlab.llm.parts import partition
-from smoothlab.trajectory import careful
+from smoothlab.hessian.trajectory import estimated
+from smoothlab.llm.partition import partition
 
 pytest.importorskip("accelerate")
 
@@ -68,7 +68,7 @@ def reference(
     blocks = list(partition(model).values())
     model.requires_grad_(True)
     return list(
-        careful(
+        estimated(
             fixed_loss(lambda: loss(model, batch), model), blocks, product=product, precision=PRECISION, seed=(0, step)
         )
     )

@@ -186,7 +186,7 @@ def test_broken_weights_are_told() -> None:
 
 @pytest.mark.parametrize("count", [20, 100])
 def test_the_interval_covers_as_it_says(count: int) -> None:
-    """Exactly, from the binomial law, for every probability on a grid: at least 95 % of samples."""
+    """Exactly, from the binomial distribution, for every probability on a grid: at least 95 % of samples."""
     intervals = [Accuracy(k, count, (), ()).interval for k in range(count + 1)]
     for p in np.linspace(0.005, 0.995, 199):
         inside = [low <= p <= high for low, high in intervals]

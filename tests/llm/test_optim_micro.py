@@ -6,9 +6,9 @@ from torch import Tensor
 from smoothlab.blocks import Block
 from smoothlab.llm.adapters import attach
 from smoothlab.llm.models import load_lm
-from smoothlab.llm.parts import partition
-from smoothlab.optim import HybridSGD
-from smoothlab.zeroth import ZerothOrder
+from smoothlab.llm.partition import partition
+from smoothlab.optim.hybrid import HybridSGD
+from smoothlab.zeroth.estimators import ZerothOrder
 
 
 def flat(block: Block) -> Tensor:
@@ -44,7 +44,7 @@ def test_iterates_are_the_dense_references() -> None:
     optimizer, x, y = HybridSGD(groups, seed=2), flat(blocks["base"]), flat(blocks["peft"])
     for step in range(2):
         at(x, y)
-        z = zeroth.law.draw(blocks["base"], (2, step, 0, 0))
+        z = zeroth.distribution.draw(blocks["base"], (2, step, 0, 0))
         slope = float(at(x + 1e-3 * z, y) - at(x - 1e-3 * z, y)) / 2e-3
         g_y = at(x, y, differentiate=True)
         at(x, y)  # the optimizer starts from the reference's point

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from smoothlab import padding
 from smoothlab.blocks import fixed_loss
 from smoothlab.errors import BadInput
+from smoothlab.hessian import padding
 from smoothlab.llm.adapters import ADAPTERS, attach
 from smoothlab.llm.encoding import Encoded, batch
 from smoothlab.llm.evaluate import accuracy, accuracy_one_by_one, choice_loss, scores
@@ -285,7 +285,7 @@ def test_training_on_single_rows_pads_nothing() -> None:
 
 @pytest.mark.check
 def test_the_commands_refuse_before_the_first_step(tmp_path: Path) -> None:
-    from smoothlab.experiments.finetune import Finetune
+    from smoothlab.experiments.finetune.experiment import Finetune
     from smoothlab.experiments.smoothness import Smoothness
     from tests.llm.classifiers import checkpoint
 

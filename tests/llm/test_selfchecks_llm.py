@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 from smoothlab.blocks import Block
-from smoothlab.doubts import WrongProducts
-from smoothlab.hessian import ExactHessian
-from smoothlab.llm.parts import partition
-from smoothlab.norms import block_norms
-from smoothlab.selfchecks import check_gradient
-from smoothlab.trajectory import SmoothnessHook
+from smoothlab.hessian.disagreements import WrongProducts
+from smoothlab.hessian.norms import block_norms
+from smoothlab.hessian.products import ExactHessian
+from smoothlab.hessian.selfchecks import check_gradient
+from smoothlab.hessian.trajectory import SmoothnessHook
+from smoothlab.llm.partition import partition
 from tests.llm.families import CAUSAL, CLASSIFIERS, IDS, MASK, family, loss_of
 from tests.lying import DetachedNorm
 

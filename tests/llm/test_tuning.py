@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from smoothlab.llm import ranks
+from smoothlab.llm import adalora
 from smoothlab.llm.adapters import attach
 from smoothlab.llm.evaluate import accuracy, batch, choice_loss
-from smoothlab.llm.parts import partition
+from smoothlab.llm.partition import partition
 from smoothlab.llm.tuning import Rates, Tuning
-from smoothlab.optim import HybridSGD
+from smoothlab.optim.hybrid import HybridSGD
 from tests.llm.tiny import encoded, tiny_lm
 
 ITEMS = encoded("verbalizer")
@@ -63,6 +63,6 @@ def test_a_run_that_goes_on_takes_back_the_schedules_ranks() -> None:
     for _ in range(12):
         run.update()
     other.restore(run.snapshot())
-    assert ranks.state(other.model).keys() == ranks.state(run.model).keys()
-    for name, value in ranks.state(run.model).items():
-        assert torch.equal(value, ranks.state(other.model)[name]), name
+    assert adalora.state(other.model).keys() == adalora.state(run.model).keys()
+    for name, value in adalora.state(run.model).items():
+        assert torch.equal(value, adalora.state(other.model)[name]), name

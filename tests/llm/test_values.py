@@ -13,7 +13,7 @@ from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
 from smoothlab.llm.evaluate import Encoded, _accuracy, _buckets, _padded
 from smoothlab.llm.tuning import Diverged, Rates, Schedule, Tuning
-from smoothlab.optim import HybridSGD
+from smoothlab.optim.hybrid import HybridSGD
 
 
 class Linear(nn.Module):

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from smoothlab.blocks import Block, fixed_loss, flatten
-from smoothlab.directions import Gaussian, LowRank, Rademacher, Sphere
-from smoothlab.streams import Directions
-from smoothlab.zeroth import ZerothOrder
+from smoothlab.zeroth.distributions import Gaussian, LowRank, Rademacher, Sphere
+from smoothlab.zeroth.estimators import ZerothOrder
+from smoothlab.zeroth.rng import Directions
 from tests.llm.tiny import IDS, LABELS, MASK, tiny
 
 
@@ -47,11 +47,11 @@ def language_model(dtype: torch.dtype) -> tuple[nn.Module, Callable[[], Tensor]]
     return model, fixed_loss(loss, model)
 
 
-def check(model: nn.Module, loss: Callable[[], Tensor], law: Directions, **more: object) -> None:
+def check(model: nn.Module, loss: Callable[[], Tensor], distribution: Directions, **more: object) -> None:
     block = Block("model", tuple(model.parameters()))
     mu = 0.05 if block.params[0].dtype == torch.bfloat16 else 1e-3
     home = [p.data.clone() for p in block.params]
-    plain, layered = (ZerothOrder(mu, law=law, layers=layers, **more) for layers in (None, model))  # type: ignore[arg-type]
+    plain, layered = (ZerothOrder(mu, distribution=distribution, layers=layers, **more) for layers in (None, model))  # type: ignore[arg-type]
     expected, found = plain(loss, block, [1]), layered(loss, block, [1])
     assert found == expected and all(c != 0 for _, c in found.terms)
     assert all(torch.equal(p.data, h) for p, h in zip(block.params, home, strict=True))
@@ -63,7 +63,7 @@ def check(model: nn.Module, loss: Callable[[], Tensor], law: Directions, **more:
 
 
 @pytest.mark.parametrize(
-    ("law", "dtype"),
+    ("distribution", "dtype"),
     [
         (Gaussian(), torch.float64),
         (Sphere(), torch.float32),
@@ -73,8 +73,8 @@ def check(model: nn.Module, loss: Callable[[], Tensor], law: Directions, **more:
     ids=lambda value: value.name if isinstance(value, Directions) else str(value),
 )
 @pytest.mark.parametrize("kind", ["opt", "llama"])
-def test_layers_and_copies_agree_to_the_bit(kind: str, law: Directions, dtype: torch.dtype) -> None:
-    check(*classifier(kind, dtype), law)
+def test_layers_and_copies_agree_to_the_bit(kind: str, distribution: Directions, dtype: torch.dtype) -> None:
+    check(*classifier(kind, dtype), distribution)
 
 
 @pytest.mark.parametrize(

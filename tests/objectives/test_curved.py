@@ -25,7 +25,7 @@ from smoothlab.objectives.checks import components, definition, derivatives, sca
 from smoothlab.objectives.psi import Array
 from smoothlab.objectives.quadratic_sums import largest_on_ball
 from smoothlab.objectives.sublevel import climb, sample
-from smoothlab.theory import constants
+from smoothlab.theory.constants import constants
 from tests.cases import CURVED
 
 LEVEL = 10.0

@@ -6,9 +6,9 @@ import torch
 
 from smoothlab.blocks import Block, flatten
 from smoothlab.errors import BadInput
-from smoothlab.hessian import ExactHessian
+from smoothlab.hessian.products import ExactHessian
 from smoothlab.objectives import Cosh, Objective, Quadratic, QuadraticCoupling, objective
-from smoothlab.zeroth import ZerothOrder
+from smoothlab.zeroth.estimators import ZerothOrder
 from tests.cases import OBJECTIVES
 
 names = pytest.mark.parametrize("name", OBJECTIVES)
@@ -57,7 +57,7 @@ def test_they_serve_hessians_and_estimators() -> None:
     assert torch.allclose(torch.cat([h_xx, h_yx]), f.hessian(z)[:, : f.d_x] @ v)
     estimate = ZerothOrder(1e-4)(f.loss(blocks, 0), blocks["x"], (3,))
     ((seed, coefficient),) = estimate.terms
-    v = estimate.law.draw(blocks["x"], seed)
+    v = estimate.distribution.draw(blocks["x"], seed)
     assert coefficient == pytest.approx(float((f.gradient(z) + f.shifts[0])[: f.d_x] @ v), rel=1e-6)
 
 

@@ -1,0 +1,1 @@
+"""Algorithm 1 on synthetic objectives: a thousand replicas at once, the plain loop, exact recursions."""

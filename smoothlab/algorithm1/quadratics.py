@@ -1,0 +1,197 @@
+"""Algorithm 1 on quadratics in closed form: E ||grad f(z_t)||^2 of each block, for any rate, order and estimator.
+
+f_i(x, y) = L_x ||x||^2/2 + L_y ||y||^2/2 + <c_i, z>: the blocks do not see each other. For one block, with x_k what it
+is after k steps of an epoch, c the shift of the step, and an estimate ghat of mean g = L x + c and E ||ghat||^2 =
+m ||g||^2 (theory.md D: m = 1 exact, d + 2 Gaussian, d sphere and signs; of q averaged directions 1 + (m - 1)/q),
+
+    E ||x_{k+1}||^2 = (1 - 2 eta L + eta^2 m L^2) E ||x_k||^2 + (2 eta^2 m L - 2 eta) E <x_k, c> + eta^2 m sigma^2.
+
+The mean of x_k given the orders is linear in the shifts: with r = 1 - eta L, an earlier shift c' of j steps ago is in
+it with -eta r^j, and E <c', c> is 0 with replacement, -sigma^2/(n - 1) for another summand, sigma^2 for the same one.
+Reshuffled, only those of the same epoch count (an order is independent of the past, and E c = 0); shuffled once, those
+of all epochs before do too, and E <x_k, c> goes to its limit as R^t, R = r^n. Hence q_t = E ||x_t||^2 has
+
+    q_{t+1} = A q_t + B - C R^t,   A = (1 - 2 eta L + eta^2 m L^2)^n,   C = 0 but for "once",
+
+at any mu of the two-sided estimate. The one-sided one adds (mu/2) L ||v||^2 v, which is odd in v: of mean 0 and not
+correlated with <g, v> v, so that eta^2 (mu^2/4) L^2 E ||v||^6/q is added to each step (d (d + 2)(d + 4) or d^3).
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[np.float64]
+Order = Literal["reshuffle", "once", "replace"]
+Rule = Literal["one", "two"]
+STAGES, BUDGET = 3, 225  # of the search for rates: how often it zooms in, and the rates or pairs tried each time
+SPAN = 1e-12  # the smallest rate that is tried, in the largest one
+
+
+def moment(d: int, distribution: str, q: int = 1) -> float:
+    """M of q averaged directions of a distribution; "exact" is 1."""
+    one = {"exact": 1, "gaussian": d + 2, "sphere": d, "rademacher": d}[distribution]
+    return 1 + (one - 1) / q
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block of the quadratic.
+
+    Attributes:
+        L: its curvature.
+        start: ||grad f(z_0)||^2 of the block.
+        n: number of components.
+        sigma2: sigma^2 of the block.
+        moment: m.
+        order: how an epoch goes through the components.
+        extra: what the one-sided estimate adds to E ||ghat||^2.
+    """
+
+    L: float
+    start: float
+    n: int
+    sigma2: float
+    moment: float
+    order: Order = "reshuffle"
+    extra: float = 0.0
+
+    def coefficients(self, eta: ArrayLike) -> tuple[Array, Array, Array, Array]:
+        """A, B, C and R of the module's text at each rate, for the squared gradient L^2 q_t."""
+        eta = np.asarray(eta, dtype=float)
+        L, n, m, order = self.L, self.n, self.moment, self.order
+        r, step = 1 - eta * L, 1 - 2 * eta * L + (eta * L) ** 2 * m
+        other = 0.0 if order == "replace" or n == 1 else -self.sigma2 / (n - 1)
+        bend, fresh = 2 * eta**2 * m * L - 2 * eta, eta**2 * (m * self.sigma2 + self.extra)
+        powers = r[..., None] ** np.arange(n)
+        sums = np.concatenate([np.zeros((*eta.shape, 1)), np.cumsum(powers, -1)], -1)  # [..., k]: 1 + ... + r^(k - 1)
+        b, c = np.zeros_like(eta), np.zeros_like(eta)
+        whole = sums[..., n]
+        for k in range(n):
+            inner = -eta * other * sums[..., k]
+            older = np.zeros_like(eta)
+            if order == "once" and n > 1:
+                older = -eta * powers[..., k] * ((self.sigma2 - other) * powers[..., n - 1 - k] + other * whole)
+                older = np.divide(older, 1 - r**n, out=np.zeros_like(eta), where=eta > 0)
+            b = step * b + bend * (inner + older) + fresh
+            c = step * c + bend * older
+        return step**n, b * L**2, c * L**2, r**n
+
+    def floor(self, eta: ArrayLike) -> Array:
+        """The limit of E ||grad f(z_t)||^2; infinite where it diverges in mean square."""
+        a, b, _, _ = self.coefficients(eta)
+        return np.where(a < 1, b / np.where(a < 1, 1 - a, 1.0), math.inf)
+
+    def average(self, eta: ArrayLike, epochs: ArrayLike) -> Array:
+        """(1/T) sum_{t < T} E ||grad f(z_t)||^2 at each pair of a rate and T."""
+        return self.averages(eta)(epochs)
+
+    def averages(self, eta: ArrayLike) -> Callable[[ArrayLike], Array]:
+        """The same as a function of T, for many T at the same rates."""
+        if self.order == "once":
+            return lambda epochs: self._powers(eta, epochs)[0] / np.asarray(epochs, dtype=float)
+        a, b, _, _ = self.coefficients(eta)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            rate, end = np.log(a), np.where(a == 1, self.start, b / (1 - a))
+
+        def at(epochs: ArrayLike) -> Array:
+            T = np.asarray(epochs, dtype=float)  # noqa: N806
+            with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+                mass = np.where(a == 1, 1.0, -np.expm1(T * rate) / (T * (1 - a)))
+                return np.where(a > 0, end + (self.start - end) * mass, end + (self.start - end) / T)
+
+        return at
+
+    def at(self, eta: ArrayLike, epochs: ArrayLike) -> Array:
+        """E ||grad f(z_T)||^2."""
+        return self._powers(eta, epochs)[1]
+
+    def _powers(self, eta: ArrayLike, epochs: ArrayLike) -> tuple[Array, Array]:
+        """Sum over t < T, and the value at T, by powers of the matrix that takes (sum, q, R^t, 1) one epoch on."""
+        eta, T = np.broadcast_arrays(np.asarray(eta, dtype=float), np.asarray(epochs))  # noqa: N806
+        a, b, c, ratio = self.coefficients(eta)
+        total, last = np.empty(eta.shape), np.empty(eta.shape)
+        for i in np.ndindex(eta.shape):
+            one = np.array([[1, 1, 0, 0], [0, a[i], -c[i], b[i]], [0, 0, ratio[i], 0], [0, 0, 0, 1.0]])
+            total[i], last[i], *_ = np.linalg.matrix_power(one, int(T[i])) @ [0, self.start, 1, 1]
+        return total, last
+
+
+def epochs_to(level: float, x: Block, y: Block, eta_x: ArrayLike, eta_y: ArrayLike) -> Array:
+    """The smallest T with (1/T) sum_{t < T} E ||grad f(z_t)||^2 <= level at each pair of rates, or infinity.
+
+    For a level below both blocks' start, where the average falls with T if it can get there: both floors are then below
+    their block's start.
+    """
+    eta_x, eta_y = np.broadcast_arrays(np.asarray(eta_x, dtype=float), np.asarray(eta_y, dtype=float))
+    reached = x.floor(eta_x) + y.floor(eta_y) < level
+
+    of_x, of_y = x.averages(eta_x), y.averages(eta_y)
+
+    def above(T: Array) -> NDArray[np.bool_]:  # noqa: N803
+        return of_x(T) + of_y(T) > level
+
+    low, high = np.zeros(eta_x.shape), np.ones(eta_x.shape)
+    for _ in range(60):
+        short = reached & above(high)
+        if not short.any():
+            break
+        low, high = np.where(short, high, low), np.where(short, 2 * high, high)
+    while (high - low > np.maximum(1, 1e-12 * high)).any():
+        middle = np.floor((low + high) / 2)
+        higher = above(np.maximum(middle, 1)) | (middle < 1)
+        low, high = np.where(higher, middle, low), np.where(higher, high, middle)
+    return np.where(reached & (low < 2.0**59), high, math.inf)
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """Rates with the smallest T that a search found."""
+
+    eta_x: float
+    eta_y: float
+    T: float
+
+
+def tuned(level: float, x: Block, y: Block, rule: Rule) -> Tuned:
+    """The best single rate, or the best pair, by searches of the same budget over the same span.
+
+    A grid on the log scale from SPAN times 2/min(L_x, L_y) up, then twice around the best point, by one spacing of the
+    grid each way: 225 single rates, or 15 x 15 pairs, each time.
+    """
+    top = 2 / min(x.L, y.L)
+    count = BUDGET if rule == "one" else math.isqrt(BUDGET)
+    spans = [(SPAN * top, top)] * 2
+    for _ in range(STAGES):
+        each = [np.geomspace(low, high, count) for low, high in spans]
+        if rule == "one":
+            times, pairs = epochs_to(level, x, y, each[0], each[0]), np.stack([each[0], each[0]], -1)
+        else:
+            pairs = np.stack(np.meshgrid(*each, indexing="ij"), -1).reshape(-1, 2)
+            times = epochs_to(level, x, y, pairs[:, 0], pairs[:, 1])
+        # Of equals the middle one, as T is whole.
+        best = pairs[np.flatnonzero(times == times.min())[(times == times.min()).sum() // 2]]
+        widths = [one[1] / one[0] for one in each]
+        spans = [(rate / width, min(rate * width, top)) for rate, width in zip(best, widths, strict=True)]
+    return Tuned(float(best[0]), float(best[1]), float(times.min()))
+
+
+def gain_exact(ratio: float) -> float:
+    """T of the best single rate over that of two: exact gradients, n = 1, blocks of equal gradients, eps -> 0.
+
+    A block's gradients sum up to start/(1 - (1 - u)^2) = start/(u (2 - u)), u = eta L: 1 at u = 1, which two rates
+    reach for both. With one rate and u = eta L_x, minimize [1/(u (2 - u)) + ratio^2/(u (2 ratio - u))]/2: 1 at ratio 1,
+    about ratio/8 + sqrt(ratio)/4 for large ones.
+    """
+    from scipy import optimize
+
+    def both(u: float) -> float:
+        return (1 / (u * (2 - u)) + ratio**2 / (u * (2 * ratio - u))) / 2
+
+    return float(
+        optimize.minimize_scalar(both, bounds=(1e-9, 2 - 1e-9), method="bounded", options={"xatol": 1e-12}).fun
+    )

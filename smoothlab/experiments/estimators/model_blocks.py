@@ -1,0 +1,204 @@
+"""Parts "model-curve", "model-variance" and "model-cost" of the estimators experiment: blocks of a real model.
+
+The gradient is autograd's. Weights are rounded to bf16 first, so that every precision stands at the same point and has
+the same gradient and derivatives, which are taken in fp64.
+
+- model-curve: as "curve"; kappa and tau come from fp64 values of the loss along directions of their own
+  (`ucurve.derivatives`), the noise from values in the precision itself.
+- model-variance: the mean of ||ghat - g||^2 / ||g||^2 in fp32 beside E ||ghat||^2 / ||g||^2 - 1 of a linear function
+  (`moments.linear_factor`), which is what two sides give on a quadratic.
+- model-cost: seconds of moving the block and of the update, in seconds of a forward pass of the same round; medians.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from smoothlab.blocks import Block, Loss
+from smoothlab.errors import BadInput
+from smoothlab.experiments.estimators import ucurve
+from smoothlab.experiments.estimators.bias_variance import Row, curve_rows, row
+from smoothlab.stats import samples
+from smoothlab.zeroth.distributions import Gaussian, LowRank, Rademacher, Sparse, Sphere
+from smoothlab.zeroth.estimators import Directional, ZerothOrder, evaluate
+from smoothlab.zeroth.moments import linear_factor
+from smoothlab.zeroth.perturbation import Perturbation
+
+if TYPE_CHECKING:
+    from smoothlab.experiments.estimators.experiment import Estimators
+
+ESTIMATORS: dict[str, Callable[[float], ZerothOrder]] = {
+    "gaussian": lambda mu: ZerothOrder(mu),
+    "sphere": lambda mu: ZerothOrder(mu, distribution=Sphere()),
+    "rademacher": lambda mu: ZerothOrder(mu, distribution=Rademacher()),
+    "sparse": lambda mu: ZerothOrder(mu, distribution=Sparse()),
+    "lowrank": lambda mu: ZerothOrder(mu, distribution=LowRank()),
+    "one-sided": lambda mu: ZerothOrder(mu, sides=1),
+    "plain4": lambda mu: ZerothOrder(mu, q=4),
+    "orthogonal4": lambda mu: ZerothOrder(mu, q=4, average="orthogonal"),
+}
+"""Coordinate directions are left out: one of millions of weights moves, so that no affordable sample covers."""
+COSTS: dict[str, Callable[[float], ZerothOrder]] = {
+    "gaussian": ESTIMATORS["gaussian"],
+    "kept": lambda mu: ZerothOrder(mu, keep=True),
+    "rademacher": ESTIMATORS["rademacher"],
+    "sphere": ESTIMATORS["sphere"],
+    "sparse": ESTIMATORS["sparse"],
+    "lowrank": ESTIMATORS["lowrank"],
+}
+
+
+class Measured:
+    """The model of a run, its minibatch and blocks, at weights representable in bf16."""
+
+    def __init__(self, run: "Estimators") -> None:
+        from smoothlab.experiments.smoothness import Smoothness
+
+        tuning = Smoothness(
+            model=run.model, data=run.data, data_dir=run.data_dir, peft=run.peft, batch=run.batch, seed=run.seed,
+            device=run.device,
+        ).tuning()  # fmt: skip
+        self.run, self.model, self.blocks = run, tuning.model, tuning.blocks
+        self.loss: Loss = tuning.loss(0)
+        self.device = str(next(self.model.parameters()).device)
+        for name in run.measure:
+            if name not in self.blocks:
+                raise BadInput(f"--measure {name}: no such block, use some of {', '.join(self.blocks)}")
+        self.names = run.measure or tuple(self.blocks)
+        self.model.bfloat16().float()
+
+    @cached_property
+    def gradients(self) -> dict[str, np.ndarray]:
+        """True gradients [d] of the measured blocks, fp64."""
+        from smoothlab.hessian.gradients import gradient
+
+        self.model.double()
+        _, found = gradient(self.loss, {name: self.blocks[name] for name in self.names})
+        self.model.float()
+        return {name: g.numpy(force=True).copy() for name, g in found.items()}
+
+    @cached_property
+    def spreads(self) -> dict[str, tuple[float, float]]:
+        """Kappa and tau of the measured blocks."""
+        return {name: self._spread(self.blocks[name]) for name in self.gradients}
+
+    def _spread(self, block: Block) -> tuple[float, float]:
+        self.model.double()
+        step = 0.05 * size_of(block)  # far below the scale on which the loss bends, far above fp64's rounding
+        values = values_along(
+            self.loss, block, (self.run.seed, 6), self.run.model_curve_draws, step * np.array(ucurve.STENCIL)
+        )
+        self.model.float()
+        second, third = ucurve.derivatives(values, step)
+        return float((second**2).mean() ** 0.5), float((third**2).mean() ** 0.5)
+
+
+def size_of(block: Block) -> float:
+    """Root mean square of the block's weights."""
+    return float((sum(float(p.detach().double().square().sum()) for p in block.params) / block.dim) ** 0.5)
+
+
+def values_along(
+    loss: Loss, block: Block, seed: tuple[int, ...], count: int, places: np.ndarray, seen: Any = None
+) -> np.ndarray:
+    """Values of the loss at theta + h z, [count, places], Gaussian z; `seen(z)` is called with each direction."""
+    place, distribution, rows = Perturbation(block, keep=True), Gaussian(), []
+    for i in range(count):
+        direction = (((*seed, i), 1.0),)
+        found = []
+        for h in places:
+            with place.along(distribution, direction, float(h)):
+                found.append(evaluate(loss, block))
+        if seen is not None:
+            seen(place.kept[(*seed, i)])
+        place.forget()
+        rows.append(found)
+    return np.array(rows)
+
+
+def curve(measured: Measured, setting: str) -> Iterator[Row]:
+    """Setting "model-curve/BLOCK/DTYPE"."""
+    _, name, dtype = setting.split("/")
+    run, block, loss = measured.run, measured.blocks[name], measured.loss
+    g, spreads = measured.gradients[name], measured.spreads[name]
+    truth = torch.tensor(g, device=block.params[0].device)
+    exact: list[float] = []
+    measured.model.to(getattr(torch, dtype))
+    mus, count = np.array(run.model_mus), run.model_curve_draws
+    center = evaluate(loss, block)
+    values = values_along(
+        loss, block, (run.seed, 4), count, np.concatenate([mus, -mus]),
+        lambda z: exact.append(float(z.double() @ truth)),
+    )  # fmt: skip
+    plus, minus = np.split(values, 2, axis=1)
+    at = {**dict(zip(mus, plus.T, strict=True)), **dict(zip(-mus, minus.T, strict=True))}
+    found = ucurve.errors(at.__getitem__, center, np.array(exact), run.model_mus)
+    near = ucurve.spacing(dtype, size_of(block))
+    nearby = values_along(loss, block, (run.seed, 7), max(count // 2, 4), near * ucurve.PLACES)
+    measured.model.float()
+    yield from curve_rows(setting, found, run.model_mus, nearby, spreads, float(np.linalg.norm(g)), seed=run.seed,
+                          dtype=dtype, d=block.dim, block=name, function=run.model, device=measured.device)  # fmt: skip
+
+
+def variance(measured: Measured, setting: str) -> Iterator[Row]:
+    """Setting "model-variance/ESTIMATOR" on the first measured block."""
+    run, name = measured.run, measured.names[0]
+    block, estimator = measured.blocks[name], ESTIMATORS[setting.split("/")[1]](run.model_mu)
+    g = measured.gradients[name]
+    truth, square = torch.tensor(g, dtype=torch.float32, device=block.params[0].device), float(g @ g)
+    shapes = tuple(tuple(p.shape) for p in block.params)
+    factor = linear_factor(estimator, block.dim, shapes, gradient=g)
+    count = max(run.model_draws // (1 if estimator.q == 1 else 2), 2)
+    own = list(ESTIMATORS).index(setting.split("/")[1])  # directions of its own for each, so that each is new evidence
+    errors = []
+    for i in range(count):
+        dense = estimator(measured.loss, block, (run.seed, 5, own, i)).dense(block)
+        errors.append(float((dense - truth).double().square().sum()) / square)
+    told: dict[str, Any] = {"dtype": "float32", "d": block.dim, "draws": count, "block": name, "function": run.model,
+            "device": measured.device}  # fmt: skip
+    yield row(setting, "error", samples.mean_square(errors), estimator, reference=factor - 1,
+              flag=samples.rare_draws(errors), **told)  # fmt: skip
+
+
+def cost(measured: Measured, setting: str) -> Iterator[Row]:
+    """Setting "model-cost/ESTIMATOR" on the first measured block: a pass, and the share of a two-sided step."""
+    run, name = measured.run, measured.names[0]
+    kind = setting.split("/")[1]
+    block, estimator = measured.blocks[name], COSTS[kind](run.model_mu)
+    place, distribution = Perturbation(block, keep=estimator.keep), estimator.distribution
+    passes, shares = [], []
+    for i in range(run.rounds + 1):
+        key = (run.seed, 8, i)
+        forward = sum(_seconds(partial(evaluate, measured.loss, block), block) for _ in range(2)) / 2
+        place.forget()
+        step = (distribution, ((key, 1.0),), run.model_mu)
+        moves = sum(_seconds(partial(_enter, way, *step), block) for way in (place.along, place.against))
+        update = Directional(distribution, ((key, 0.0),), kept=place.kept)
+        moves += _seconds(partial(update.add_to, block, 0.0), block)
+        if i:  # the first round warms up
+            passes.append(moves / 3 / forward)
+            shares.append(moves / (moves + 2 * forward))
+    told: dict[str, Any] = {"dtype": "float32", "d": block.dim, "draws": run.rounds, "block": name,
+                            "function": run.model, "device": measured.device, "kept": estimator.keep,
+                            "threads": torch.get_num_threads()}  # fmt: skip
+    yield row(setting, "pass in forwards", samples.median(passes), estimator, **told)
+    yield row(setting, "share of a step", samples.median(shares), estimator, **told)
+
+
+def _enter(context: Callable[..., AbstractContextManager[None]], *arguments: Any) -> None:
+    with context(*arguments):
+        pass
+
+
+def _seconds(work: Callable[[], Any], block: Block) -> float:
+    wait = torch.cuda.synchronize if block.params[0].device.type == "cuda" else (lambda: None)
+    wait()
+    begun = time.perf_counter()
+    work()
+    wait()
+    return time.perf_counter() - begun

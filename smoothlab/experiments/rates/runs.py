@@ -1,0 +1,116 @@
+"""The quadratic of `smoothlab rates`: as blocks of the exact recursion, and run with Algorithm 1."""
+
+import math
+import zlib
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from smoothlab.algorithm1.quadratics import Block, Order, moment
+
+if TYPE_CHECKING:
+    from smoothlab.algorithm1.replicas import Result
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Quadratics:
+    """L_x ||x||^2/2 + L_y y^2/2 + <c_i, z>, x [d] by zeroth-order or exact gradients, y [1] by exact ones.
+
+    Attributes:
+        d: dimension of x.
+        n: number of components.
+        L_x: curvature of x.
+        L_y: curvature of y.
+        sigma2_x: sigma_x^2.
+        sigma2_y: sigma_y^2.
+        start_x: ||grad_x f(z_0)||^2.
+        start_y: ||grad_y f(z_0)||^2.
+        order: how an epoch goes through the components.
+        oracle: gradient of x, "exact", "two-sided" or "one-sided".
+        distribution: distribution of the directions.
+        q: directions a step, averaged.
+        mu: perturbation; the two-sided estimate does not depend on it.
+    """
+
+    d: int
+    n: int
+    L_x: float = 1.0
+    L_y: float = 1.0
+    sigma2_x: float = 0.0
+    sigma2_y: float = 0.0
+    start_x: float = 0.5
+    start_y: float = 0.5
+    order: Order = "reshuffle"
+    oracle: str = "two-sided"
+    distribution: str = "gaussian"
+    q: int = 1
+    mu: float = 0.0
+
+    @property
+    def x(self) -> Block:
+        """Block x for the recursion."""
+        m = moment(self.d, "exact" if self.oracle == "exact" else self.distribution, self.q)
+        extra = 0.0
+        if self.oracle == "one-sided":
+            sixth = self.d * (self.d + 2) * (self.d + 4) if self.distribution == "gaussian" else self.d**3
+            extra = (self.mu * self.L_x) ** 2 / 4 * sixth / self.q
+        return Block(self.L_x, self.start_x, self.n, self.sigma2_x, m, self.order, extra)
+
+    @property
+    def y(self) -> Block:
+        """Block y."""
+        return Block(self.L_y, self.start_y, self.n, self.sigma2_y, 1, self.order)
+
+    def average(self, eta_x: float, eta_y: float, epochs: int) -> float:
+        """(1/T) sum_{t < T} E ||grad f(z_t)||^2."""
+        return float(self.x.average(eta_x, epochs) + self.y.average(eta_y, epochs))
+
+    def at(self, eta_x: float, eta_y: float, epochs: int | Array) -> Array:
+        """E ||grad f(z_T)||^2."""
+        return self.x.at(eta_x, epochs) + self.y.at(eta_y, epochs)
+
+    def run(
+        self, eta_x: float, eta_y: float, epochs: int, replicas: int, seed: tuple[int, str], *,
+        keep: tuple[int, ...] = (), below: float | None = None,
+    ) -> "Result":  # fmt: skip
+        """Algorithm 1 from that start; see `smoothlab.algorithm1.engine` for `keep` and `below`."""
+        import torch
+
+        from smoothlab.algorithm1.engine import Algorithm1
+        from smoothlab.objectives import Quadratic, objective
+
+        sigma = (math.sqrt(self.sigma2_x), math.sqrt(self.sigma2_y))
+        f = objective(Quadratic(self.L_x), Quadratic(self.L_y), d_x=self.d, d_y=1, n=self.n, sigma=sigma)
+        z0 = torch.full((self.d + 1,), math.sqrt(self.start_x / self.d) / self.L_x, dtype=torch.float64)
+        z0[-1] = math.sqrt(self.start_y) / self.L_y
+        how = Algorithm1(
+            eta_x,
+            eta_y,
+            epochs,
+            order=self.order,
+            oracle=self.oracle,  # type: ignore[arg-type]
+            distribution=self.distribution,  # type: ignore[arg-type]
+            mu=self.mu,
+            keep=keep,
+            below=below,
+            q=self.q,
+        )
+        return how.run(f, z0, replicas, seed=seeded(seed))
+
+    def running(self, eta_x: float, eta_y: float, epochs: int, replicas: int, seed: tuple[int, str]) -> Array:
+        """(1/t) sum_{s < t} ||grad f(z_s)||^2 for t = 1, ..., T: [T, R]."""
+        found = self.run(eta_x, eta_y, epochs, replicas, seed, keep=tuple(range(epochs)))
+        return (found.kept_x + found.kept_y).cumsum(0) / np.arange(1, epochs + 1)[:, None]
+
+    def ordered(self, order: Order) -> "Quadratics":
+        """The same in another order."""
+        return replace(self, order=order)
+
+
+def seeded(seed: tuple[int, str]) -> tuple[int, int]:
+    """Numbers for a generator, from the experiment's seed and what is run."""
+    return seed[0], zlib.crc32(seed[1].encode())

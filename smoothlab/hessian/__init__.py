@@ -1,0 +1,1 @@
+"""Hessian-vector products, block norms and their trajectories."""

@@ -1,0 +1,159 @@
+"""A loss and its gradients at the current parameters, and plain words for what autograd cannot do with a model."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from smoothlab.blocks import Block, Loss, by_name, flatten
+from smoothlab.errors import BadInput
+from smoothlab.hessian.loss_graph import LossGraph, read_graph
+
+
+@runtime_checkable
+class Evaluated(Protocol):
+    """A loss at a point, with its gradients, which can be evaluated where the parameters are moved to."""
+
+    loss: float
+    graph: LossGraph
+
+    @property
+    def gradients(self) -> dict[str, Tensor]:
+        """Gradient of each block, flat [dim]."""
+        ...
+
+    def evaluate(self) -> float:
+        """The loss where the parameters are now."""
+        ...
+
+
+def finite(loss: Tensor) -> Tensor:
+    """`loss`, which must be a finite scalar with a graph.
+
+    Raises:
+        BadInput: it is not.
+    """
+    if loss.dim() != 0:
+        raise BadInput(f"the loss has shape {tuple(loss.shape)}: return the mean over the minibatch, a scalar")
+    if not loss.requires_grad:
+        raise BadInput("the loss has no graph: compute it with gradients on, from parameters that require them")
+    if not torch.isfinite(loss):
+        raise BadInput(
+            f"the loss is {float(loss.detach())}: lower the learning rate, or look at the data of this batch"
+        )
+    return loss
+
+
+def block_gradients(loss: Tensor, blocks: dict[str, Block], *, create_graph: bool) -> dict[str, list[Tensor]]:
+    """Gradients by block: 0 for a parameter that the loss does not reach, an error for a whole block of them."""
+    params = [p for block in blocks.values() for p in block.params]
+    found = iter(torch.autograd.grad(loss, params, create_graph=create_graph, allow_unused=True))
+    gradients = {}
+    for name, block in blocks.items():
+        parts = [next(found) for _ in block.params]
+        if all(part is None for part in parts):
+            raise BadInput(
+                f"the loss does not depend on block '{name}': leave it out, or check requires_grad and the model "
+                "(reentrant gradient checkpointing hides parameters: switch it off)"
+            )
+        gradients[name] = [torch.zeros_like(p) if g is None else g for p, g in zip(block.params, parts, strict=True)]
+        if not all(bool(torch.isfinite(g.detach().sum())) for g in gradients[name]):
+            raise BadInput(
+                f"the gradient of block '{name}' is not finite although the loss is: look for a root, a norm or a "
+                "division at 0, or use a wider --dtype"
+            )
+    return gradients
+
+
+def gradient(loss: Loss, blocks: dict[str, Block]) -> tuple[float, dict[str, Tensor]]:
+    """(f, {block: flat gradient [dim]}) at the current parameters; `.grad` is not touched."""
+    with plain_words():
+        value = finite(loss())
+        parts = block_gradients(value, blocks, create_graph=False)
+    return float(value.detach()), {name: flatten(g) for name, g in parts.items()}
+
+
+class LossAtPoint:
+    """A loss with the gradients of blocks and its graph, at the current parameters; costs one gradient.
+
+    Args:
+        loss: deterministic loss of one minibatch.
+        blocks: blocks to differentiate, disjoint.
+
+    Raises:
+        BadInput: the loss is not finite, or does not depend on a block.
+    """
+
+    def __init__(self, loss: Loss, blocks: Sequence[Block]) -> None:
+        self.blocks = by_name(blocks)
+        self._loss = loss
+        with plain_words():
+            value = finite(loss())
+            self.graph = read_graph(value)
+            parts = block_gradients(value, self.blocks, create_graph=False)
+        self.loss = float(value.detach())
+        self.gradients: dict[str, Tensor] = {name: flatten(g) for name, g in parts.items()}
+
+    def evaluate(self) -> float:
+        """The loss where the parameters are now.
+
+        Gradients stay on: torch's modules may compute another function without (nn.TransformerEncoder does).
+        """
+        return float(self._loss().detach())
+
+
+@contextmanager
+def plain_words() -> Iterator[None]:
+    """One line for what a model makes autograd raise, with what to do instead.
+
+    Raises:
+        BadInput: instead of an error that is known; all others pass.
+    """
+    try:
+        yield
+    except BadInput:
+        raise
+    except (RuntimeError, TypeError) as error:
+        said = " ".join(str(error).split())
+        for words, fix in _KNOWN.items():
+            if words.lower() in said.lower():
+                raise BadInput(f"{fix} (torch says: {said[:160]})") from error
+        raise
+
+
+_KNOWN = {
+    "incompatible with .grad()": (
+        "the model recomputes activations by reentrant checkpointing, through which no gradient can be taken apart "
+        "from .backward(): measure in eval mode, where transformers does not recompute, or use "
+        "gradient_checkpointing_enable({'use_reentrant': False})"
+    ),
+    "torch.utils.checkpoint": (
+        "the model recomputes activations, and they came out different: measure in eval mode, where transformers does "
+        "not recompute, switch gradient checkpointing off, or use central differences (product='central')"
+    ),
+    "Inference tensors cannot be saved for backward": (
+        "the model or the minibatch was made under torch.inference_mode(): make them outside of it"
+    ),
+    "Expected mat_a to be": (
+        "an operation of the model, such as a mixture of experts, does not take this precision: convert the model to "
+        "float32 (--dtype float32)"
+    ),
+    "expected scalar type": (
+        "an operation of the model does not take this precision: convert the model to float32 (--dtype float32)"
+    ),
+    "derivative for": (
+        "no second derivative: load the model with attn_implementation='eager', or use central differences "
+        "(product='central')"
+    ),
+    "double backward": (
+        "no second derivative: load the model with attn_implementation='eager', or use central differences "
+        "(product='central')"
+    ),
+    "differentiate twice": (
+        "no second derivative, because an operation of the model is marked once_differentiable: use central "
+        "differences (product='central')"
+    ),
+}
+"""What torch's error holds -> what to do."""

@@ -1,0 +1,251 @@
+"""Frobenius, spectral and cross-block norms and traces of Hessian blocks, each with an interval.
+
+`block_norms` deflates and then probes. Let Q [k, d] be an orthonormal basis of k Lanczos vectors from a random start,
+with full reorthogonalization, T = Q H Q' and B = (I - Q'Q) H (I - Q'Q). Then, exactly,
+    ||H||_F^2 = 2 ||H Q'||_F^2 - ||T||_F^2 + ||B||_F^2,     tr H = tr T + tr B,
+and Gaussian probes orthogonal to Q estimate ||B||_F^2 and tr B without bias (the idea of Hutch++, Meyer et al. 2021).
+If one direction dominates, as in small trained nets, Q takes it and little is left to probe; if the spectrum is broad,
+as in large pretrained nets, B is broad and few probes are enough. Between the two, e.g. ten equal eigenvalues of which
+a Krylov space sees one, the images of the probes already made join Q, and probing starts anew on the smaller rest.
+Ten equal eigenvalues cannot do with the 20 products of other spectra: the Krylov space of the Lanczos steps holds one
+vector of their eigenspace, so nine more starts must be imaged; to know an image exactly takes a second product; and
+what is left is certified only by probes that Q does not depend on.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from torch import Tensor
+
+from smoothlab.blocks import dot
+from smoothlab.errors import BadInput
+from smoothlab.hessian.deflation import FIRST, IMAGES, Deflation, gram_matrix, half_width
+from smoothlab.hessian.disagreements import doubted
+from smoothlab.hessian.gradients import Evaluated
+from smoothlab.hessian.products import Hessian
+from smoothlab.hessian.selfchecks import check_plainly, check_products, check_repeats
+from smoothlab.stats.intervals import Interval, Reach, effective_rank, mean_of_forms, spectral_upper, sum_of_squares
+from smoothlab.zeroth.distributions import Distribution, draw
+
+Quantity = Literal["frobenius", "spectral", "trace"]
+
+
+@dataclass(frozen=True)
+class NormEstimate:
+    """A norm of H_bc with its 95 % interval; b = `wrt`, c = `block` (equal for a diagonal block).
+
+    Attributes:
+        block: block of the directions.
+        wrt: block of the images.
+        quantity: "frobenius" and "trace" have two-sided intervals; "spectral" is the largest |Ritz value|, which bounds
+            ||H||_2 from below without doubt (low = value), with a one-sided 95 % upper bound in `high`: 1.00 to 1.33
+            times the value after 12 Lanczos steps in 100,000 dimensions, as broad as the spectrum may be.
+        value: the estimate, in units of the loss per squared parameter.
+        low: lower limit.
+        high: upper limit.
+        hvps: Hessian-vector products spent so far on `block`, those shared with other quantities included.
+        floor: size of what rounding alone contributes, in the unit of `value`.
+        flag: None, or what makes the value doubtful ("below floor", "precision not reached").
+        sign: of "spectral" only: 1 or -1, the sign of the eigenvalue of the largest modulus, where the other end of the
+            spectrum falls short of it with 97.5 % confidence; 0 where both ends may reach as far.
+    """
+
+    block: str
+    wrt: str
+    quantity: Quantity
+    value: float
+    low: float
+    high: float
+    hvps: int
+    floor: float
+    flag: str | None = None
+    sign: int | None = None
+
+
+def _root(square: Interval, floor: float) -> tuple[float, float, float]:
+    """Value and limits of a norm from those of its square, widened by the rounding floor."""
+    value, low, high = (max(x, 0.0) ** 0.5 for x in square)
+    return value, max(low - floor, 0.0), high + floor
+
+
+def _flag(value: float, floor: float, reached: bool) -> str | None:
+    if abs(value) < 2 * floor:
+        return "below floor"
+    return None if reached else "precision not reached"
+
+
+def _sign(lowest: float, highest: float, reach: Reach) -> int:
+    """Sign of the eigenvalue of the largest modulus where the other end of the spectrum cannot reach as far, else 0."""
+    if highest > -reach.lowest:
+        return 1
+    return -1 if -lowest > reach.highest else 0
+
+
+def _estimates(run: Deflation, reached: bool, doubts: Sequence[str]) -> list[NormEstimate]:
+    """Frobenius norm, spectral norm and trace of a diagonal block from its finished run, flagged with its doubts."""
+    whole, rest = run.frobenius_squared()
+    t = run.projected()
+    ritz = np.linalg.eigvalsh(t)
+    frobenius = max(whole.value, 0.0) ** 0.5
+    floor = run.noise * frobenius
+    top = float(np.abs(ritz).max())
+    trace = mean_of_forms(run.forms, rest.high, float(ritz.sum()))
+    coupling = max(run.captured - float((t**2).sum()), 0.0) ** 0.5
+    reach = run.reach()
+    upper = spectral_upper(t, coupling, rest.high**0.5, reach)
+    point = run.noise * top  # rounding of a Ritz value
+    spread = run.noise * run.captured**0.5  # of all images at once
+    sign = _sign(float(ritz[0]), float(ritz[-1]), Reach(reach.lowest - spread, reach.highest + spread))
+    name, hvps = run.name, run.hvps
+    value, low, high = _root(whole, floor)
+    estimates = [
+        NormEstimate(name, name, "frobenius", value, low, high, hvps, floor, _flag(value, floor, reached)),
+        NormEstimate(
+            name, name, "spectral", top, top - point, upper + spread, hvps, point, _flag(top, point, True), sign
+        ),
+        NormEstimate(
+            name, name, "trace", trace.value, trace.low - floor, trace.high + floor, hvps, floor,
+            _flag(trace.value, floor, True),
+        ),
+    ]  # fmt: skip
+    if high < top - point:  # no symmetric matrix has that
+        doubts = [*doubts, "spectral norm above the Frobenius norm"]
+    return [_doubtful(e, doubts) for e in estimates]
+
+
+def _doubtful(estimate: NormEstimate, doubts: Sequence[str]) -> NormEstimate:
+    """The estimate with what the self-checks say beside its own flag."""
+    return replace(estimate, flag=", ".join([*filter(None, [estimate.flag]), *doubts]) or None)
+
+
+def _cross(first: Deflation, second: Deflation, precision: float) -> NormEstimate:
+    """||H_bc||_F, c = `first` and b = `second`, from both sides: ||C||^2 = ||C Q_c'||^2 + ||(I-P_c) C' Q_b'||^2 + rest.
+
+    The rest ||(I - P_b) C (I - P_c)||_F^2 is seen by the probes of both sides.
+    """
+    for image in first.cross_images[second.name]:
+        second.basis.project_out(image)
+    images = first.cross_images[second.name]
+    gram = gram_matrix(images)
+    squares = [*np.diag(gram), *second.cross_squares[first.name]]
+    known = first.cross_known[second.name] + second.cross_known[first.name]
+    whole = sum_of_squares(squares, effective_rank(gram), known)
+    floor = max(_spill(first, second), _spill(second, first))
+    value, low, high = _root(whole, floor)
+    reached = half_width(whole) <= precision
+    hvps = first.hvps + second.hvps
+    return NormEstimate(
+        first.name, second.name, "frobenius", value, low, high, hvps, floor, _flag(value, floor, reached)
+    )
+
+
+def _spill(run: Deflation, other: Deflation) -> float:
+    """Rounding in `other`'s images of `run`'s products: that of the diagonal block, as much per coordinate."""
+    diagonal = max(run.frobenius_squared()[0].value, 0.0) ** 0.5
+    return run.noise * diagonal * (other.block.dim / run.block.dim) ** 0.5
+
+
+def block_norms(
+    hessian: Hessian,
+    names: Sequence[str] | None = None,
+    *,
+    cross: Sequence[tuple[str, str]] = (),
+    precision: float = 0.05,
+    lanczos: int = 12,
+    budget: int = 100,
+    seed: Sequence[int] = (0,),
+) -> list[NormEstimate]:
+    """Frobenius norm, spectral norm and trace of each diagonal block, and Frobenius norms of cross blocks.
+
+    Args:
+        hessian: products with the Hessian; see `smoothlab.hessian.products`.
+        names: blocks to measure; all of the Hessian's by default.
+        cross: pairs of blocks whose H_bc is measured too, from the products of both: no extra cost.
+        precision: half-width of the 95 % interval of ||H||_F, relative to it, at which probing stops.
+        lanczos: Lanczos steps before probing.
+        budget: products per block at which probing stops all the same, flagged "precision not reached".
+        seed: seed of the start vectors and probes.
+
+    Returns:
+        Estimates in the order of `names`, then of `cross`. Simulated coverage of every interval, and the bias of every
+        value: benchmarks/coverage.py.
+    """
+    names = list(hessian.blocks) if names is None else list(names)
+    for name in [*names, *(name for pair in cross for name in pair)]:
+        _check_name(hessian, name)
+    for a, b in cross:
+        if a == b:
+            raise BadInput(f"cross block ({a}, {b}): name two different blocks")
+    if not 0 < precision < 1 or lanczos < 1 or budget < lanczos + FIRST + 1:
+        raise BadInput(
+            f"precision {precision}, lanczos {lanczos}, budget {budget}: use a precision in (0, 1), at least one "
+            f"Lanczos step, and a budget of at least lanczos + {FIRST + 1}"
+        )
+    needed = dict.fromkeys([*names, *(name for pair in cross for name in pair)])
+    order = sorted(needed, key=lambda name: -hessian.blocks[name].dim)  # cross images of later blocks are then short
+    if isinstance(hessian, Evaluated):
+        check_repeats(hessian)
+    runs: dict[str, Deflation] = {}
+    found: dict[str, list[NormEstimate]] = {}
+    for name in order:
+        partners = [a if b == name else b for a, b in cross if name in (a, b)]
+        others = {p: runs[p].basis if p in runs else None for p in partners}
+        run = Deflation(hessian, name, [*seed, *name.encode()], others)
+        run.krylov(lanczos)
+        doubts = doubted(name, check_products(run))
+        reached = run.complete or run.until(precision, budget)
+        runs[name], found[name] = run, _estimates(run, reached, doubts)
+        run.images = []
+    pairs = [sorted(pair, key=order.index) for pair in cross]
+    return [e for name in names for e in found[name]] + [_cross(runs[a], runs[b], precision) for a, b in pairs]
+
+
+def _check_name(hessian: Hessian, name: str) -> None:
+    if name not in hessian.blocks:
+        raise BadInput(f"block '{name}' is unknown: use one of {', '.join(hessian.blocks)}")
+
+
+def plain_norms(
+    hessian: Hessian, name: str, *, probes: int, distribution: Distribution = "gaussian", seed: Sequence[int] = (0,)
+) -> list[NormEstimate]:
+    """Frobenius norm and trace of one block by plain probing, for comparison: means of ||Hv||^2 and v'Hv.
+
+    Every distribution has E vv' = I (the sphere's radius is sqrt(d)), so no further factor is due. The relative
+    variance of ||Hv||^2 is at most that of Gaussian probes, 2 tr(H^4) / ||H||_F^4, for all three distributions, and the
+    interval is made for that. Rademacher images can vanish by chance, so at least eight are asked for.
+    """
+    least = 8 if distribution == "rademacher" else 2
+    if probes < least:
+        raise BadInput(f"{probes} probes are too few for an interval: use at least {least} with {distribution} vectors")
+    _check_name(hessian, name)
+    doubts: list[str] = []
+    if isinstance(hessian, Evaluated):
+        check_repeats(hessian)
+        doubts = doubted(name, check_plainly(hessian, name))
+    block = hessian.blocks[name]
+    images: list[Tensor] = []
+    squares, forms, noise, spent = [], [], 0.0, 0
+    for i in range(probes):
+        v = draw(block, distribution, [*seed, i])
+        (image,) = hessian.product(v, name, [name])
+        if i == 0:
+            noise, spent = hessian.noise(v, image, name)
+        squares.append(dot(image, image))
+        forms.append(dot(v, image))
+        if i < IMAGES:
+            images.append(image)
+    whole = sum_of_squares(squares, effective_rank(gram_matrix(images)))
+    trace = mean_of_forms(forms, whole.high)
+    floor = noise * max(whole.value, 0.0) ** 0.5
+    value, low, high = _root(whole, floor)
+    hvps = probes + spent
+    estimates = [
+        NormEstimate(name, name, "frobenius", value, low, high, hvps, floor, _flag(value, floor, True)),
+        NormEstimate(
+            name, name, "trace", trace.value, trace.low - floor, trace.high + floor, hvps, floor,
+            _flag(trace.value, floor, True),
+        ),
+    ]  # fmt: skip
+    return [_doubtful(e, doubts) for e in estimates]

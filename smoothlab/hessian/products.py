@@ -1,0 +1,320 @@
+"""Hessian-vector products on blocks: exact ones from a kept graph, and finite differences that know their rounding.
+
+For a loss f on blocks, `product(v, along, wrt)` returns H_bc v for v on block c = `along` and every b in `wrt`; with
+b != c this is a cross block, H_xy in the paper. Cost is counted in gradients of the loss (one forward and backward).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from smoothlab.blocks import Block, Loss, Shift, by_name, dot, flatten, in_passes, norm
+from smoothlab.errors import BadInput
+from smoothlab.hessian.gradients import LossAtPoint, block_gradients, finite, plain_words
+from smoothlab.hessian.loss_graph import read_graph
+
+Scheme = Literal["forward", "central"]
+
+
+class Hessian(Protocol):
+    """What the norms need: products with the Hessian of one loss at one point, blocks by name."""
+
+    blocks: dict[str, Block]
+    loss: float
+
+    @property
+    def gradients(self) -> dict[str, Tensor]:
+        """Gradient of each block, flat [dim]."""
+        ...
+
+    def product(self, v: Tensor, along: str, wrt: Sequence[str]) -> tuple[Tensor, ...]:
+        """H_bc v for c = `along` and each b of `wrt`, as flat vectors [b.dim]."""
+        ...
+
+    def noise(self, v: Tensor, image: Tensor, along: str) -> tuple[float, int]:
+        """Relative rounding error of the product H_cc v = `image`, and how many more products finding it took."""
+        ...
+
+
+class ExactHessian:
+    """Exact products by double backward: one gradient graph is kept, each product is one backward through it.
+
+    H_bc v = d/d theta_b <grad_c f, v> (Pearlmutter 1994). Scaled dot-product attention runs on its MATH kernel, the one
+    that has second derivatives; it equals the others up to rounding. Kinks (ReLU) are ignored: the product is the
+    Hessian of the smooth piece. The parameters are only read; `.grad`, buffers and flags are not touched.
+
+    Args:
+        loss: deterministic loss of one minibatch.
+        blocks: blocks to differentiate, disjoint.
+
+    Raises:
+        BadInput: the loss is not finite, does not depend on a block, or an operation has no second derivative.
+    """
+
+    def __init__(self, loss: Loss, blocks: Sequence[Block]) -> None:
+        self.blocks = by_name(blocks)
+        self._loss = loss
+        with sdpa_kernel(SDPBackend.MATH), plain_words():
+            value = finite(loss())
+            self.graph = read_graph(value)
+            self._graph = block_gradients(value, self.blocks, create_graph=True)
+        self.loss = float(value.detach())
+
+    @property
+    def gradients(self) -> dict[str, Tensor]:
+        """Gradient of each block, flat [dim]; copied when asked for, to save memory."""
+        return {name: flatten(g.detach() for g in parts) for name, parts in self._graph.items()}
+
+    def evaluate(self) -> float:
+        """The loss where the parameters are now, by the same operations: with gradients on, attention by MATH."""
+        with sdpa_kernel(SDPBackend.MATH):
+            return float(self._loss().detach())
+
+    def product(self, v: Tensor, along: str, wrt: Sequence[str]) -> tuple[Tensor, ...]:
+        """H_bc v for c = `along` and each b of `wrt`; about two gradients, whatever the number of blocks."""
+        reached = [
+            (g, part) for g, part in zip(self._graph[along], self.blocks[along].views(v), strict=True) if g.grad_fn
+        ]
+        params = [p for name in wrt for p in self.blocks[name].params]
+        # Activations that a checkpointed model recomputes here must come from the same attention kernel as before.
+        with sdpa_kernel(SDPBackend.MATH), plain_words():
+            found = torch.autograd.grad(
+                [g for g, _ in reached], params, [part for _, part in reached], retain_graph=True, allow_unused=True
+            )
+        parts = list(reversed(found))
+        del found
+        images = []
+        for name in wrt:  # each part is freed as soon as it is copied
+            image = torch.empty(self.blocks[name].dim, dtype=v.dtype, device=v.device)
+            for place in self.blocks[name].views(image):
+                part = parts.pop()
+                place.zero_() if part is None else place.copy_(part)
+            images.append(image)
+        return tuple(images)
+
+    def noise(self, v: Tensor, image: Tensor, along: str) -> tuple[float, int]:
+        """Relative rounding error of the product, from H(cv)/c against H v = `image` with c = 3/7.
+
+        Multiplying by 3/7 changes every mantissa, so the two roundings are independent: ||difference|| / sqrt(2) is
+        one.
+        """
+        other = self.product(v * (3 / 7), along, [along])[0].mul_(7 / 3).sub_(image)
+        size = dot(image, image)
+        return (dot(other, other) / (2 * size)) ** 0.5 if size else 0.0, 1
+
+
+@dataclass(frozen=True)
+class Step:
+    """A finite-difference step and what is known of its quality.
+
+    Attributes:
+        h: step along v, in units of v (the move is h v).
+        noise: ||grad noise||, the rounding error of one gradient in Euclidean norm, over all blocks.
+        error: estimated relative error of the product at h from halving it; None if not checked, or with kinks.
+        kinks: True when halving the step does not shrink the error as smoothness demands although rounding is small.
+            Looked for where the step is chosen; beside a given h, ask `FiniteDifferenceHessian.has_kinks`.
+    """
+
+    h: float
+    noise: float
+    error: float | None = None
+    kinks: bool = False
+
+
+class FiniteDifferenceHessian(LossAtPoint):
+    """Products by finite differences of gradients: forward (grad f(theta + hv) - grad f) / h, or central.
+
+    With delta = fl(theta + hv) - theta the move that rounding lets through, the difference is divided by
+    h' = <delta, v> / ||v||^2 (``effective=True``), not by h. Rounding leaves noise of size sqrt(2) e / h' (forward) or
+    e / (sqrt(2) h') (central), with e the rounding error of one gradient, which `choose_step` measures.
+
+    Args:
+        loss: deterministic loss of one minibatch.
+        blocks: blocks to differentiate, disjoint.
+        h: length of the move ||h v||; "auto" chooses it for each block at its first product (`choose_step`).
+        scheme: "forward" (1 gradient a product, error O(h)) or "central" (2 gradients, error O(h^2)).
+        effective: divide by the realized move h' (the default) or by h as given (Appendix D.4 to the letter).
+    """
+
+    def __init__(
+        self,
+        loss: Loss,
+        blocks: Sequence[Block],
+        *,
+        h: float | Literal["auto"] = "auto",
+        scheme: Scheme = "central",
+        effective: bool = True,
+    ) -> None:
+        if scheme not in ("forward", "central"):
+            raise BadInput(f"scheme '{scheme}' is unknown: use forward or central")
+        if h != "auto" and not h > 0:
+            raise BadInput(f"the step h = {h} must be above 0, or 'auto'")
+        super().__init__(loss, blocks)
+        self.scheme, self.effective, self._h = scheme, effective, h
+        self._shifts: dict[str, Shift] = {}
+        self.steps: dict[str, Step] = {}
+        self._gradients_taken = 0  # away from the weights, or of a scaled loss
+        self._spent: dict[str, int] = {}  # products that choosing or checking the steps took, not yet told
+
+    def _shift(self, along: str) -> Shift:
+        if along not in self._shifts:
+            self._shifts = {along: Shift(self.blocks[along])}  # one block's copy at a time
+        return self._shifts[along]
+
+    def _moved(self, v: Tensor, along: str, h: float, wrt: Sequence[str]) -> list[list[Tensor]]:
+        self._gradients_taken += 1
+        with self._shift(along).along(v, h):
+            value = self._loss()
+            if not torch.isfinite(value):
+                raise BadInput(f"the loss is not finite {h:g} ||v|| away from the weights: use a smaller step h")
+            parts = block_gradients(value, {name: self.blocks[name] for name in wrt}, create_graph=False)
+        return [[g.reshape(-1) for g in parts[name]] for name in wrt]
+
+    def difference(self, v: Tensor, along: str, h: float, wrt: Sequence[str], squared: float) -> tuple[Tensor, ...]:
+        """The difference quotient at the move h v, whatever step was chosen; `squared` is ||v||^2."""
+        shift = self._shift(along)
+        plus = self._moved(v, along, h, wrt)
+        scale = shift.realized / squared if self.effective else h
+        if self.scheme == "central":
+            minus = self._moved(v, along, -h, wrt)
+            scale -= shift.realized / squared if self.effective else -h
+        else:
+            minus = [self.blocks[name].split(self.gradients[name]) for name in wrt]
+        if scale == 0.0:
+            raise BadInput(f"a step of {h:g} along v changes no weight of '{along}' in its precision: use a larger h")
+
+        def quotient(place: Tensor, end: Tensor, start: Tensor) -> None:
+            torch.sub(end, start, out=place).mul_(1 / scale)
+
+        result = []
+        for name, ends, starts in zip(wrt, plus, minus, strict=True):
+            result.append(torch.empty_like(self.gradients[name]))
+            in_passes(quotient, self.blocks[name].split(result[-1]), ends, starts)
+        return tuple(result)
+
+    def product(self, v: Tensor, along: str, wrt: Sequence[str]) -> tuple[Tensor, ...]:
+        """H_bc v for c = `along` and each b of `wrt`: 1 gradient (forward) or 2 (central)."""
+        squared = dot(v, v)
+        if squared == 0.0:
+            return tuple(torch.zeros_like(self.gradients[name]) for name in wrt)
+        if self._h != "auto":
+            length = self._h
+        else:
+            self.rounding(v, along)
+            length = self.steps[along].h
+        return self.difference(v, along, length / squared**0.5, wrt, squared)
+
+    def gradient_noise(self, v: Tensor, along: str) -> float:
+        """Rounding error e of one gradient of block `along` (Euclidean norm), from gradients a few ulp apart.
+
+        The second difference of g at 0, s, 2s has no first-order part and variance 6 e^2. The move s v is 16 ulp of the
+        block's root mean square weight per entry, which decorrelates all roundings, but may cross kinks (ReLU), one of
+        which outweighs the rounding of a whole model a hundredfold, and in bf16 is long. So it is held against the
+        rounding of the backward pass alone, which crosses nothing: the gradient of 3/7 f has other mantissas and the
+        same forward pass. Beyond 4 times that, the move is shortened, to 1/16 ulp in the end, and its sign turned. If
+        no move misses the kinks, then rounding itself meets them (at OPT-125M's shape, on one batch of random tokens,
+        fp32 is off fp64 by 2e-4 ||g||, over 200 times the backward pass's rounding), and e is the root mean square over
+        the three moves of an ulp and less.
+
+        Never less than the backward pass's rounding, nor than eps ||g|| / sqrt(12), the error of storing the gradient.
+        """
+        start, eps = self.gradients[along], torch.finfo(v.dtype).eps
+        backward = norm(self._scaled(3 / 7, along).mul_(7 / 3).sub_(start)) / 2**0.5
+        ulp = eps * self._size(along) / norm(v)
+        found: list[float] = []
+        for length in (16.0, -1.0, 1 / 4, -1 / 16):
+            curl = flatten(self._moved(v, along, length * ulp, [along])[0]).mul_(-2).add_(start)
+            curl.add_(flatten(self._moved(v, along, 2 * length * ulp, [along])[0]))
+            found.append(norm(curl) / 6**0.5)
+            if found[-1] <= 4 * backward:
+                break
+        else:
+            found[-1] = (sum(x**2 for x in found[1:]) / len(found[1:])) ** 0.5
+        return max(found[-1], backward, eps * norm(start) / 12**0.5)
+
+    def _scaled(self, factor: float, along: str) -> Tensor:
+        """The gradient of `factor` times the loss, at the weights themselves."""
+        self._gradients_taken += 1
+        return flatten(block_gradients(self._loss() * factor, {along: self.blocks[along]}, create_graph=False)[along])
+
+    def _floor(self, noise: float, h: float) -> float:
+        return (2**0.5 if self.scheme == "forward" else 0.5**0.5) * noise / h
+
+    def rounding(self, v: Tensor, along: str) -> float:
+        """||H_cc u|| of a unit u that rounding alone produces at the step in use; measured along v if need be."""
+        if along not in self.steps:
+            before = self._gradients_taken
+            if self._h == "auto":
+                self.steps[along] = self.choose_step(v, along)
+            else:
+                self.steps[along] = Step(h=self._h, noise=self.gradient_noise(v, along))
+            each = 1 if self.scheme == "forward" else 2
+            self._spent[along] = -(-(self._gradients_taken - before) // each)
+        return self._floor(self.steps[along].noise, self.steps[along].h)
+
+    def noise(self, v: Tensor, image: Tensor, along: str) -> tuple[float, int]:
+        """Relative rounding error of the product H_cc v = `image`; the chosen step's, or measured for a given h."""
+        size, floor = norm(image), self.rounding(v, along) * norm(v)
+        return (floor / size if size else 0.0), self._spent.pop(along, 0)
+
+    def choose_step(self, v: Tensor, along: str, longest: float | None = None) -> Step:
+        """The move ||h v|| with the smallest estimated error, found by halving twice a time.
+
+        Starts at `longest`, by default 16 ||theta_c|| eps^(1/3) (central) or 16 ||theta_c|| eps^(1/2) (forward), walks
+        down by factors of 4 and compares neighboring quotients: they differ by truncation, which smoothness shrinks by
+        4^p a step (p = 2 central, 1 forward), and by rounding, which is known. Where most differences that stand clear
+        of rounding do not even shrink by 4^(p/2), the gradient has kinks, and there is no right step: `kinks` is set.
+        """
+        noise = self.gradient_noise(v, along)
+        order = 1 if self.scheme == "forward" else 2
+        unit = norm(v)
+        if longest is None:
+            eps = torch.finfo(v.dtype).eps
+            longest = 16 * self._size(along) * eps ** (1 / (order + 1))
+        lengths = [longest / 4**i for i in range(6)]
+        products = [self.difference(v, along, h / unit, [along], unit**2)[0] / unit for h in lengths]
+        gaps = [norm(a - b) for a, b in zip(products, products[1:], strict=False)]
+        floors = [self._floor(noise, h) for h in lengths]
+        # The gap between h and h/4 is the truncation error at h times (1 - 4^-order), plus both roundings.
+        errors = [gap * 4.0**-order / (1 - 4.0**-order) + floors[i + 1] for i, gap in enumerate(gaps)]
+        best = min(range(len(errors)), key=errors.__getitem__)
+        size = norm(products[best + 1])
+        clear = [gap > 4 * (floors[i] + floors[i + 1]) for i, gap in enumerate(gaps)]
+        shrinks = sorted(gaps[i] / gaps[i + 1] for i in range(len(gaps) - 1) if clear[i] and clear[i + 1])
+        largest = max((gap for gap, is_clear in zip(gaps, clear, strict=True) if is_clear), default=0.0)
+        kinks = bool(shrinks) and shrinks[len(shrinks) // 2] < 4 ** (order / 2) and largest > 0.01 * size
+        error = None if kinks or not size else errors[best] / size
+        return Step(h=lengths[best + 1], noise=noise, error=error, kinks=kinks)
+
+    def _size(self, along: str) -> float:
+        """||theta_c||, or a little above 0 for a block of zeros."""
+        theta = flatten(p.detach() for p in self.blocks[along].params)
+        return max(norm(theta), torch.finfo(theta.dtype).eps ** 0.5)
+
+    def has_kinks(self, v: Tensor, along: str) -> bool:
+        """Whether moves of up to 8 % of ||theta_c|| along v, in any precision, cross kinks of the gradient (ReLU)."""
+        return self.choose_step(v, along, longest=0.08 * self._size(along)).kinks
+
+
+def exact_hvp(loss: Loss, along: Block, wrt: Block, v: Tensor) -> Tensor:
+    """H_bc v, exactly, for v [along.dim] on c = `along` and b = `wrt`: flat [wrt.dim]. See `ExactHessian`."""
+    blocks = [along] if wrt is along else [along, wrt]
+    return ExactHessian(loss, blocks).product(v, along.name, [wrt.name])[0]
+
+
+def fd_hvp(
+    loss: Loss,
+    along: Block,
+    wrt: Block,
+    v: Tensor,
+    *,
+    h: float | Literal["auto"] = "auto",
+    scheme: Scheme = "central",
+) -> Tensor:
+    """H_bc v by finite differences: flat [wrt.dim]. `h` is the length of the move; see `FiniteDifferenceHessian`."""
+    blocks = [along] if wrt is along else [along, wrt]
+    return FiniteDifferenceHessian(loss, blocks, h=h, scheme=scheme).product(v, along.name, [wrt.name])[0]

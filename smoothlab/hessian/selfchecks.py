@@ -1,0 +1,368 @@
+"""Do the gradient and the Hessian-vector products of a block belong to its loss? Each measurement asks the loss itself.
+
+Autograd is silently wrong wherever a backward pass is not the derivative of its forward pass (detached norms,
+straight-through rounding, an embedding's `padding_idx`), and double backward wherever that backward pass is itself not
+differentiated (`once_differentiable`, torch's own `weight_norm` on a CPU). Intervals of probes do not see it: the
+products are exact products with another matrix. What does see it:
+
+- symmetry: T = Q H Q' has two triangles. After Lanczos, H q_j = sum_{i <= j} T_ij q_i + t_j q_{j+1}, so that the lower
+  one is known without a product: T_{j+1,j} = t_j, and 0 below;
+- slopes: (f(theta + s v) - f(theta - s v)) / (2 s) -> g'v;
+- curvatures: (f(theta + s v) - 2 f(theta) + f(theta - s v)) / s^2 -> v'Hv.
+
+Directions v: the top Ritz vector, whose v'Hv is known; one in which all kinds of parameters move, each kind (what the
+same operation reads) so far that it changes the loss alike, and which joins Q, so that its product is not lost; the
+entries whose gradient is exactly 0, which must not move the loss to first order; and rows `padding_idx` that the
+minibatch looks up. A random direction would do for none of it: in a million dimensions it moves the loss by less than
+its rounding.
+
+A direction is looked at twice. First with two evaluations, at a step that changes the loss by 400 times its rounding.
+Where these disagree by more than rounding and 0.5 % of a slope or 1 % of a curvature, polynomials are fitted to eight
+evaluations at each of four scales, and the finest scale that resolves the number decides. Disagreement is then beyond
+doubt, and is flagged; from 1 % (slopes) or 5 % (`GROSS`) on, the measurement is refused. Kinks (ReLU) also part
+differences of the loss from exact products: where the graph holds such an operation, a curvature that disagrees is
+flagged "kinks" and not refused.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor
+
+from smoothlab.blocks import Block, Loss, Shift, dot, norm
+from smoothlab.hessian.deflation import Deflation
+from smoothlab.hessian.disagreements import DOUBTFUL, Disagreement, WrongProducts, refuse_gross
+from smoothlab.hessian.gradients import Evaluated, LossAtPoint
+from smoothlab.hessian.loss_graph import LossGraph, groups_by_reader
+from smoothlab.hessian.products import FiniteDifferenceHessian, Hessian
+
+_ROUNDINGS = 4.0  # rounding error of a loss, in units of eps |f|: sums of many terms are off by a few
+_ABOVE = 400.0  # change of the loss, in units of its rounding, at which a direction is first looked at
+_SCALES = (8.0, 2.0, 0.5, 0.125)  # of the second look, in units of the first look's step
+_POSITIONS = (-1.0, -0.75, -0.5, -0.25, 0.25, 0.5, 0.75, 1.0)
+_RESOLVED = 0.03  # a scale whose standard error is this share of the number resolves it
+
+
+class LineCheck:
+    """Slopes and curvatures of the loss along directions of one block, against g'v and v'Hv.
+
+    Costs two evaluations of the loss a direction, and 32 more where they disagree; three vectors of the block's size.
+
+    Args:
+        point: loss, gradients and graph at the current parameters.
+        block: whose directions are looked at.
+
+    Attributes:
+        gaps: the largest disagreement of each kind, "gradient" and "curvature".
+    """
+
+    def __init__(self, point: Evaluated, block: Block) -> None:
+        self.block, self.gradient, self._evaluate = block, point.gradients[block.name], point.evaluate
+        self._shift, self.start = Shift(block), point.loss
+        self.theta = torch.cat([p.detach().reshape(-1) for p in block.params])
+        self.size = norm(self.theta)
+        eps = torch.finfo(self.theta.dtype).eps
+        # A moved weight is rounded to its precision, which moves the loss by g'(rounding).
+        self.rounding = _ROUNDINGS * eps * abs(self.start) + eps * norm(self.theta * self.gradient)
+        self.gaps = {kind: Disagreement(kind) for kind in ("gradient", "curvature")}
+
+    def at(self, v: Tensor, s: float) -> tuple[float, float]:
+        """The move along the unit vector v that rounding let through, and by how much it changes the loss."""
+        with self._shift.along(v, s):
+            value = self._evaluate()
+        return self._shift.realized, value - self.start
+
+    def look(self, v: Tensor, where: str, curvature: float | None, least: float = 0.0) -> None:
+        """Compare along the unit vector v, whose v'Hv is `curvature`; None: it is not known, and not compared.
+
+        Slopes below `least` are as good as 0.
+        """
+        if not self.agrees(v, curvature, least=least):
+            self.look_again(v, where, curvature, least=least)
+
+    def agrees(self, v: Tensor, curvature: float | None, *, least: float = 0.0, longest: float = float("inf")) -> bool:
+        """The first look: whether the slope along the unit vector v is right to 0.5 %, its curvature to 1 %."""
+        slope = dot(self.gradient, v)
+        step = min(self._step(slope, curvature or 0.0), longest)
+        (up, above), (down, below) = self.at(v, step), self.at(v, -step)
+        length = (up - down) / 2
+        if not length > 0.5 * step:  # rounding let little of the move through: only the second look can tell
+            return False
+        first, second = (above - below) / (2 * length), (above + below) / length**2
+        natural = max(abs(slope), least) + abs(second if curvature is None else curvature) * length
+        if not abs(first - slope) <= 2 * self.rounding / length + DOUBTFUL * natural:
+            return False
+        bound = 4 * self.rounding / length**2 + 2 * DOUBTFUL * abs(curvature or 0.0)
+        return curvature is None or abs(second - curvature) <= bound
+
+    def rests(self, v: Tensor, step: float) -> bool:
+        """Whether a step along v changes the loss by nothing but its slope."""
+        moved, change = self.at(v, step)
+        return abs(change - dot(self.gradient, v) * moved) <= 2 * self.rounding
+
+    def look_again(
+        self, v: Tensor, where: str, curvature: float | None, step: float | None = None, *, least: float = 0.0
+    ) -> None:
+        """Compare along v by fits at four scales around `step`."""
+        slope = dot(self.gradient, v)
+        step = self._step(slope, curvature or 0.0) if step is None else step
+        fits = [fit for scale in reversed(_SCALES) if (fit := self._fit(v, scale * step)) is not None]
+        self._judge(
+            "gradient", where, slope, [(fit[0], fit[1]) for fit in fits], max(abs(curvature or 0.0) * step, least)
+        )
+        if curvature is not None:
+            self._judge("curvature", where, curvature, [(fit[2], fit[3]) for fit in fits], 0.0)
+
+    def _step(self, slope: float, curve: float) -> float:
+        """The step whose curvature changes the loss by 400 roundings, and whose slope changes it by at most 2 %."""
+        change = max(_ABOVE * self.rounding, 1e-6 * abs(self.start)) or 1e-6  # a loss of 0 tells no rounding
+        longest = 0.01 * (self.size or 1.0)
+        if slope:
+            longest = min(longest, max(0.02 * abs(self.start), change) / abs(slope))
+        return min((2 * change / abs(curve)) ** 0.5, longest) if curve else longest
+
+    def _fit(self, v: Tensor, step: float) -> tuple[float, float, float, float] | None:
+        """Slope and curvature with their errors from a polynomial of degree 4 through 0; None where moves are lost."""
+        seen = np.array([self.at(v, s * step) for s in _POSITIONS])
+        x, y = seen[:, 0] / step, seen[:, 1]
+        if np.abs(x - np.array(_POSITIONS)).max() > 0.1 or not np.isfinite(y).all():
+            return None
+        powers = np.vander(x, 5, increasing=True)[:, 1:]
+        solution, *_ = np.linalg.lstsq(powers, y, rcond=None)
+        free = len(x) - powers.shape[1]
+        scatter = (float(((y - powers @ solution) ** 2).sum()) / free) ** 0.5
+        # Evaluations that are all alike have no scatter, and are rounded all the same.
+        noise = float(stats.t.ppf(0.999, free)) * max(scatter, self.rounding / 4)
+        first, second = noise * np.linalg.inv(powers.T @ powers).diagonal()[:2] ** 0.5
+        return solution[0] / step, first / step, 2 * solution[1] / step**2, 2 * second / step**2
+
+    def _judge(self, kind: str, where: str, claimed: float, fits: Sequence[tuple[float, float]], least: float) -> None:
+        """Hold `claimed` against the finest scale that resolves the number, and keep the largest disagreement.
+
+        Numbers below `least` are as good as 0 beside what else moves the loss.
+        """
+        for value, error in fits:
+            size = max(abs(value), abs(claimed), least)
+            if error <= _RESOLVED * size:
+                gap = max(abs(value - claimed) - error, 0.0) / size
+                if gap > self.gaps[kind].size:
+                    self.gaps[kind] = Disagreement(kind, gap, where, claimed, value)
+                return
+
+
+def check_repeats(point: Evaluated) -> None:
+    """Refuse a loss that is another one when it is evaluated again; costs one evaluation.
+
+    Raises:
+        WrongProducts: tells both values.
+    """
+    again, eps = point.evaluate(), max(torch.finfo(g.dtype).eps for g in point.gradients.values())
+    if not abs(again - point.loss) <= 8 * _ROUNDINGS * eps * abs(point.loss):
+        raise WrongProducts(
+            f"the loss is {point.loss:.12g} and then {again:.12g} at the same parameters: switch off dropout and other "
+            "randomness (model.eval(), or smoothlab.blocks.fixed_loss), and fix the minibatch"
+        )
+
+
+def check_gradient(loss: Loss, blocks: Sequence[Block]) -> None:
+    """Refuse blocks whose gradient by autograd is not the loss's; about 12 evaluations of the loss a block.
+
+    Raises:
+        WrongProducts: names the block and the direction.
+    """
+    point = LossAtPoint(loss, blocks)
+    check_repeats(point)
+    for block in blocks:
+        check = LineCheck(point, block)
+        check.look(_mixed(check, point.graph), ALL_KINDS, None)
+        check.look(*_scattered(check, point.graph))
+        _look_at_the_rest(check, point.graph, None)
+        refuse_gross(block.name, list(check.gaps.values()))
+
+
+def check_products(run: Deflation) -> list[Disagreement]:
+    """Disagreements of a block whose Krylov space is there and whose probes are to come; one product joins its basis.
+
+    Raises:
+        WrongProducts: a gross one; names what is wrong, likely causes, and what would be right.
+    """
+    hessian = run.hessian
+    found: list[Disagreement] = []
+    if isinstance(hessian, Evaluated):
+        check = LineCheck(hessian, run.block)
+        values, vectors = np.linalg.eigh(run.projected())
+        top = int(np.abs(values).argmax())
+        _look_at_products(check, run, run.in_full_space(vectors[:, top]), vectors[:, top], float(values[top]))
+        _look_at_the_rest(check, hessian.graph, run.form)
+        found += [_explained(gap, hessian) for gap in check.gaps.values()]
+    symmetry = _asymmetry(run)
+    found.append(_explained(symmetry, hessian) if isinstance(hessian, Evaluated) else symmetry)
+    refuse_gross(run.name, found)
+    return found
+
+
+def check_plainly(hessian: Hessian, name: str) -> list[Disagreement]:
+    """Disagreements of a block whose products are not kept, from one product and five evaluations.
+
+    Raises:
+        WrongProducts: see `check_products`.
+    """
+    assert isinstance(hessian, Evaluated)
+    check = LineCheck(hessian, hessian.blocks[name])
+
+    def form(v: Tensor) -> float:
+        return dot(v, hessian.product(v, name, [name])[0])
+
+    mixed = _mixed(check, hessian.graph)
+    check.look(mixed, ALL_KINDS, form(mixed))
+    _look_at_the_rest(check, hessian.graph, form)
+    found = [_explained(gap, hessian) for gap in check.gaps.values()]
+    refuse_gross(name, found)
+    return found
+
+
+TOP = "the top Ritz vector"
+ALL_KINDS = "a direction of all kinds of parameters"
+
+
+def _look_at_products(check: LineCheck, run: Deflation, top: Tensor, coefficients: np.ndarray, value: float) -> None:
+    """The top Ritz vector r and a direction q of all kinds of parameters, which joins Q: if possible in one move.
+
+    In r + b q with 2 b^2 |q'Hq| = |r'Hr| both weigh, and cannot cancel; r'Hq is known, as H q is projected on Q. Where
+    that takes b above 3, a step long enough for q is too long for r, and each is looked at by itself.
+    """
+    hessian = run.hessian
+    assert isinstance(hessian, Evaluated)
+    if run.deflate(_mixed(check, hessian.graph)) is None:  # Q holds it already: the block is small
+        check.look(top, TOP, value)
+        mixed = _mixed(check, hessian.graph)
+        check.look(mixed, ALL_KINDS, run.form(mixed))
+        return
+    mixed, column = run.basis.rows[-1], run.columns[-1]
+    own = float(column[-1])
+    b = (abs(value) / abs(2 * own)) ** 0.5 if own else 1.0
+    if 1 / 3 <= b <= 3:
+        both = value + b**2 * own + 2 * b * float(coefficients @ column[:-1])
+        if check.agrees(top.add(mixed, alpha=b).mul_((1 + b**2) ** -0.5), both / (1 + b**2)):
+            return
+    check.look(top, TOP, value)
+    check.look(mixed, ALL_KINDS, own)
+
+
+def _look_at_the_rest(check: LineCheck, graph: LossGraph, form: Callable[[Tensor], float] | None) -> None:
+    """Entries without gradient, and padding rows that have one from elsewhere (a tied head); form(v) = v'Hv."""
+    silent = _silent(check)
+    if silent.length > 0.0 and not check.rests(silent.v, 0.1 * silent.length):
+        check.look_again(silent.v, silent.where, None if form is None else form(silent.v), 0.1 * silent.length)
+    for i, row in _padded(check, graph):
+        padding = _padding_row(check, i, row)
+        if dot(check.gradient, padding.v) and not check.agrees(padding.v, None, longest=0.05 * padding.length):
+            check.look_again(padding.v, padding.where, None, 0.05 * padding.length)
+
+
+class _Still(NamedTuple):
+    """A unit vector along which nothing but the slope should move the loss, and how long the weights are there."""
+
+    v: Tensor
+    where: str
+    length: float
+
+
+def _padded(check: LineCheck, graph: LossGraph) -> Iterator[tuple[int, int]]:
+    """(position of an embedding in the block, its row padding_idx) where the minibatch looks that row up."""
+    for i, p in enumerate(check.block.params):
+        if (row := graph.padded.get(id(p))) is not None:
+            yield i, row
+
+
+def _scattered(check: LineCheck, graph: LossGraph) -> tuple[Tensor, str, None, float]:
+    """A random unit vector in which each kind of parameters has a slope of the same size, and that size.
+
+    A gradient that is projected (OSF) is right along itself; it is not along a random vector. Its slope is small,
+    ||g||/sqrt(d), but so is its curvature, and the step can be long.
+    """
+    v = _signs(check.gradient)
+    parts, gradients = check.block.split(v), check.block.split(check.gradient)
+    squares = {
+        name: (sum(dot(gradients[i], gradients[i]) for i in positions), sum(parts[i].numel() for i in positions))
+        for name, positions in groups_by_reader(graph, check.block.params).items()
+    }
+    typical = {name: (square / count) ** 0.5 for name, (square, count) in squares.items()}
+    largest = max(typical.values()) or 1.0
+    for name, positions in groups_by_reader(graph, check.block.params).items():
+        for i in positions:
+            parts[i].mul_(largest / max(typical[name], 1e-3 * largest))
+    size = norm(v)
+    slope = norm(v * check.gradient) / size  # the root mean square over signs
+    return v.mul_(1 / size), "a random direction", None, slope
+
+
+def _mixed(check: LineCheck, graph: LossGraph) -> Tensor:
+    """A unit vector in which each kind of parameters moves along its gradient and, half as far, along itself.
+
+    Each kind moves the loss alike, so that a small gradient is looked at as closely as a large one. Along itself,
+    because wrong normalizations are wrong there. Without any gradient it is a constant vector.
+    """
+    groups = groups_by_reader(graph, check.block.params)
+    v = torch.zeros_like(check.gradient)
+    parts, gradients, weights = (check.block.split(x) for x in (v, check.gradient, check.theta))
+    sizes = {name: sum(dot(gradients[i], gradients[i]) for i in those) ** 0.5 for name, those in groups.items()}
+    largest = max(sizes.values())
+    for name, those in groups.items():
+        if sizes[name] == 0.0:
+            continue
+        reach = largest / max(sizes[name], 1e-3 * largest)
+        own = sum(dot(weights[i], weights[i]) for i in those) ** 0.5
+        for i in those:
+            parts[i].add_(gradients[i], alpha=reach / sizes[name])
+            if own:
+                parts[i].add_(weights[i], alpha=0.5 * reach / own)
+    size = norm(v)
+    return v.mul_(1 / size) if size > 0.0 else v.fill_(v.numel() ** -0.5)
+
+
+def _silent(check: LineCheck) -> _Still:
+    """Random signs on the entries whose gradient is exactly 0; of length 0 where every entry has a gradient."""
+    v = torch.zeros_like(check.gradient)
+    for part, gradient, weight in zip(*(check.block.split(x) for x in (v, check.gradient, check.theta)), strict=True):
+        still = gradient == 0
+        if still.any():
+            part.add_(_signs(part).mul_(still), alpha=norm(weight) / weight.numel() ** 0.5 or 1e-2)
+    length = norm(v)
+    return _Still(v.mul_(1 / length) if length else v, "the entries whose gradient is 0", length)
+
+
+def _padding_row(check: LineCheck, position: int, row: int) -> _Still:
+    """Random signs on one row of an embedding."""
+    v = torch.zeros_like(check.gradient)
+    p = check.block.params[position]
+    entries = check.block.split(v)[position].view(p.shape)[row]
+    entries.copy_(_signs(entries) / entries.numel() ** 0.5)
+    length = norm(p.detach().reshape(-1)) / len(p) ** 0.5
+    return _Still(v, f"row padding_idx = {row} of an embedding", length)
+
+
+def _signs(like: Tensor) -> Tensor:
+    """Pseudo-random signs in the shape of `like`, the same whenever asked for; the global generator is not touched."""
+    generator = torch.Generator(like.device).manual_seed(like.numel())
+    return torch.empty_like(like).bernoulli_(0.5, generator=generator).mul_(2).sub_(1)
+
+
+def _asymmetry(run: Deflation) -> Disagreement:
+    """Asymmetry beyond three times the products' own errors."""
+    step = run.hessian.steps[run.name] if isinstance(run.hessian, FiniteDifferenceHessian) else None
+    error = run.noise + (step.error or 0.0 if step else 0.0)
+    return Disagreement("symmetry", max(run.asymmetry() - 3 * error, 0.0), "its Lanczos vectors")
+
+
+def _explained(gap: Disagreement, hessian: Evaluated) -> Disagreement:
+    """A disagreement of curvature with its cause, as far as one can know: differences, or the loss's kinks."""
+    if gap.kind == "gradient" or gap.size <= DOUBTFUL:
+        return gap
+    if isinstance(hessian, FiniteDifferenceHessian):
+        return replace(gap, kind="differences")
+    return replace(gap, kind="kinks") if gap.kind == "curvature" and hessian.graph.nonsmooth else gap

@@ -1,0 +1,255 @@
+"""What to measure, and when, along a training run: points, protocols, and a hook for anybody's training loop.
+
+Two protocols can be recorded at the same points. *estimated*: exact products, deflation and probes, norms of the mean
+loss with intervals (`smoothlab.hessian.norms`). *paper*: Appendix D.4 as printed, i.e. forward differences with h =
+1e-5 along unit vectors, the sum over the batch, sqrt(mean ||Hv||^2) without the factor sqrt(d) that E ||Hv||^2 =
+||H||_F^2 / d asks for. Both only read the parameters, or move them by pointing elsewhere: training with them is
+training without them, to the bit.
+"""
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from smoothlab import records
+from smoothlab.blocks import Block, Loss, differentiable, fixed_loss, norm
+from smoothlab.errors import BadInput
+from smoothlab.hessian import padding
+from smoothlab.hessian.deflation import gram_matrix
+from smoothlab.hessian.disagreements import WrongProducts
+from smoothlab.hessian.gradients import gradient
+from smoothlab.hessian.norms import block_norms
+from smoothlab.hessian.penalties import penalty
+from smoothlab.hessian.products import ExactHessian, FiniteDifferenceHessian
+from smoothlab.hessian.selfchecks import check_gradient
+from smoothlab.stats.intervals import effective_rank, sum_of_squares
+from smoothlab.zeroth.distributions import draw
+
+Row = dict[str, Any]
+Schedule = Literal["linear", "log"]
+Product = Literal["exact", "central", "forward"]
+
+PAPER_H = 1e-5  # Appendix D.4
+
+
+def schedule(steps: int, points: int, kind: Schedule = "linear") -> list[int]:
+    """At most `points` distinct steps from 0 (before training) to `steps` (after it), both included.
+
+    "linear": evenly spaced. "log": 0 and geometrically spaced from 1 on.
+    """
+    if steps < 0 or points < 1:
+        raise BadInput(f"{points} points along {steps} steps: ask for at least one point and no negative steps")
+    if points == 1 or steps == 0:
+        return [0]
+    spaced = np.linspace(0, steps, points) if kind == "linear" else np.r_[0, np.geomspace(1, steps, points - 1)]
+    return sorted({round(float(s)) for s in spaced})
+
+
+def estimated(
+    loss: Loss,
+    blocks: Sequence[Block],
+    *,
+    cross: Sequence[tuple[str, str]] = (),
+    product: Product = "exact",
+    precision: float = 0.05,
+    seed: Sequence[int] = (0,),
+    kinks: bool = False,
+) -> Iterator[Row]:
+    """Rows of the estimated protocol at the current parameters: all norms of every block, then the cross blocks.
+
+    `kinks` marks a loss that is known not to be twice differentiable (ReLU): exact products ignore kinks.
+    """
+    hessian: ExactHessian | FiniteDifferenceHessian
+    if product == "exact":
+        hessian = ExactHessian(loss, blocks)
+    elif product in ("central", "forward"):
+        hessian = FiniteDifferenceHessian(loss, blocks, scheme=product)
+    else:
+        raise BadInput(f"product '{product}' is unknown: use exact, central or forward")
+    common = _common("estimated", hessian.loss, hessian.gradients)
+    for estimate in block_norms(hessian, cross=cross, precision=precision, seed=seed):
+        found = asdict(estimate)
+        step = hessian.steps.get(estimate.block) if isinstance(hessian, FiniteDifferenceHessian) else None
+        if kinks or (step is not None and step.kinks):
+            found["flag"] = ", ".join(filter(None, (found["flag"], "kinks")))
+        yield common[estimate.block] | found | {"h": None if step is None else step.h, "normalized": None}
+
+
+def paper(
+    loss: Loss,
+    blocks: Sequence[Block],
+    *,
+    batch: int,
+    probes: int = 100,
+    seed: Sequence[int] = (0,),
+    h: float = PAPER_H,
+) -> Iterator[Row]:
+    """Rows of Appendix D.4 at the current parameters, one a block; see the module's first lines.
+
+    `value`, its interval and `floor` are as printed (sum over the batch, no sqrt(d)); `normalized` is value sqrt(d) /
+    batch, which a estimated value can be compared with. `floor` is what rounding contributes to `value`, in quadrature.
+    """
+    for block in blocks:
+        hessian = FiniteDifferenceHessian(loss, [block], h=h, scheme="forward", effective=False)
+        squares, images = [], []
+        for i in range(probes):
+            v = draw(block, "sphere", [*seed, *block.name.encode(), i]).div_(block.dim**0.5)
+            image = hessian.product(v, block.name, [block.name])[0]
+            squares.append(norm(image) ** 2)
+            if i < 16:
+                images.append(image)
+        found = sum_of_squares(squares, effective_rank(gram_matrix(images)))
+        value, low, high = (batch * max(x, 0.0) ** 0.5 for x in found)
+        floor = batch * hessian.rounding(v, block.name)
+        yield _common("paper", hessian.loss, hessian.gradients)[block.name] | {
+            "block": block.name, "wrt": block.name, "quantity": "frobenius", "value": value, "low": low, "high": high,
+            "hvps": probes, "h": h, "floor": floor, "flag": "below floor" if value < 2 * floor else None,
+            "normalized": value * block.dim**0.5 / batch, "grad_norm_total": None, "sign": None,
+        }  # fmt: skip
+
+
+def _common(protocol: str, loss: float, gradients: Mapping[str, Tensor]) -> dict[str, Row]:
+    """Fields shared by all rows of a block."""
+    norms = {name: norm(g) for name, g in gradients.items()}
+    total = sum(x**2 for x in norms.values()) ** 0.5
+    return {
+        name: {
+            "protocol": protocol,
+            "loss": loss,
+            "grad_norm": x,
+            "grad_norm_total": total,
+            "dim": gradients[name].numel(),
+        }
+        for name, x in norms.items()
+    }
+
+
+def has_kinks(loss: Loss, block: Block, seed: Sequence[int] = (0,)) -> bool:
+    """Whether central differences along a random direction show kinks of the gradient (ReLU): about 14 gradients."""
+    hessian = FiniteDifferenceHessian(loss, [block])
+    return hessian.has_kinks(draw(block, "gaussian", [*seed, *b"kinks"]), block.name)
+
+
+class PathSmoothness:
+    """Path-based smoothness of each block b over one update: ||g_b(k+1) - g_b(k)|| / ||w_b(k+1) - w_b(k)||.
+
+    Both gradients are of one minibatch. Made before the update; `rows` after it. Other blocks move too, so cross blocks
+    enter. `floor` is the quotient that the rounding of the two gradients alone produces.
+    """
+
+    def __init__(self, loss: Loss, blocks: Sequence[Block]) -> None:
+        self._loss, self._blocks = loss, {block.name: block for block in blocks}
+        self._value, self._gradients = gradient(loss, self._blocks)
+        self._start = {name: [p.detach().clone() for p in block.params] for name, block in self._blocks.items()}
+
+    def rows(self) -> Iterator[Row]:
+        """One row a block, at the parameters after the update."""
+        _, after = gradient(self._loss, self._blocks)
+        common = _common("estimated", self._value, self._gradients)
+        for name, block in self._blocks.items():
+            start = self._start[name]
+            moved = (
+                sum(norm((p.detach() - q).reshape(-1)) ** 2 for p, q in zip(block.params, start, strict=True)) ** 0.5
+            )
+            hessian = FiniteDifferenceHessian(self._loss, [block])
+            noise = hessian.gradient_noise(draw(block, "gaussian", [0]), name)
+            value = norm(after[name] - self._gradients[name]) / moved if moved else None
+            floor = 2**0.5 * noise / moved if moved else None
+            below = value is not None and floor is not None and value < 2 * floor
+            yield common[name] | {
+                "block": name, "wrt": name, "quantity": "gradient_lipschitz", "value": value, "low": None, "high": None,
+                "hvps": 0, "h": moved, "floor": floor, "flag": "below floor" if below else None, "normalized": None,
+                "sign": None,
+            }  # fmt: skip
+
+
+@dataclass
+class SmoothnessHook:
+    """Measures along anybody's training loop, on the minibatch of the step, without changing it by a bit.
+
+    hook = SmoothnessHook(model, blocks, at=schedule(1000, 10), out="run.jsonl")
+    for step, batch in enumerate(loader):
+        hook(step, lambda: model(**batch).loss)     # before the update of this step
+        ...
+    hook.close()
+
+    Attributes:
+        model: the module whose parameters the blocks hold; its train/eval flags, buffers and RNG are left as they are.
+        blocks: blocks to measure, by name or in order.
+        at: steps to measure at.
+        out: record file, written as the run goes; None keeps the rows in `rows` only.
+        cross: pairs of block names whose cross block is measured too.
+        product: "exact", "central" or "forward".
+        precision: relative half-width of the Frobenius norms' intervals.
+        seed: seed of the probes.
+        train: measure in train mode, with a fixed dropout mask, instead of eval mode.
+        overwrite: replace a record file that exists.
+    """
+
+    model: nn.Module = field(repr=False)
+    blocks: Mapping[str, Block] | Sequence[Block] = field(repr=False)
+    at: Sequence[int]
+    out: str | Path | None = None
+    cross: Sequence[tuple[str, str]] = ()
+    product: Product = "exact"
+    precision: float = 0.05
+    seed: int = 0
+    train: bool = False
+    overwrite: bool = False
+    rows: list[Row] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        named = list(self.blocks.values()) if isinstance(self.blocks, Mapping) else list(self.blocks)
+        self._blocks, self._at, self._file = named, set(self.at), None
+        names = [block.name for block in named]
+        for name in (name for pair in self.cross for name in pair):
+            if name not in names:
+                raise BadInput(f"cross names block '{name}': use two of {', '.join(names)}, or leave cross out")
+        if self.out is not None:
+            config = {k: getattr(self, k) for k in ("at", "cross", "product", "precision", "seed", "train")}
+            config |= {"blocks": {b.name: b.dim for b in named}}
+            device = str(named[0].params[0].device)
+            told = records.environment(device=device, threads=torch.get_num_threads())
+            self._file = records.Writer(Path(self.out), "hook", config, told, overwrite=self.overwrite)
+
+    def __call__(self, step: int, compute: Loss) -> None:
+        """Measure if `step` is one of the points; `compute` returns the mean loss of the step's minibatch.
+
+        Raises:
+            WrongProducts: gradients or products are not the loss's at the first point; at later ones it is a warning,
+                and the point has no rows.
+            BadInput: `compute` calls `model` as transformers' models are called, and padding or the other rows of the
+                minibatch move a row's logits by more than rounding does (`smoothlab.hessian.padding`).
+        """
+        if step not in self._at:
+            return
+        with padding.watched(self.model):
+            fixed_loss(compute, self.model, seed=self.seed)()
+        loss = fixed_loss(compute, self.model, train=self.train, seed=self.seed)
+        options: dict[str, Any] = {"cross": self.cross, "product": self.product, "precision": self.precision}
+        adds = penalty(loss, self.model)
+        with differentiable(self._blocks):
+            try:
+                if not self.rows:
+                    check_gradient(loss, self._blocks)  # looks closer than each point does
+                for row in estimated(loss, self._blocks, seed=(self.seed, step), **options):
+                    self.rows.append({"step": step, **row, **adds})
+                    if self._file is not None:
+                        self._file.write(self.rows[-1])
+            except WrongProducts as error:
+                if not self.rows:
+                    raise
+                # No reason to end a training.
+                warnings.warn(f"step {step} is not measured: {error}", stacklevel=2)
+
+    def close(self) -> None:
+        """Mark the record file as finished."""
+        if self._file is not None:
+            self._file.end()
+            self._file = None

@@ -1,0 +1,270 @@
+"""A trained model as others load it: the adapter by plain peft, the base model by plain transformers.
+
+peft takes the base model's name from adapter_config.json as it stands: a path in it counts from the working directory,
+never from the adapter's folder, so that no relative path leads to ../model from everywhere. Where the base model was
+trained too, adapter/ therefore holds its weights beside the module's (peft loads every weight whose name it knows) and
+names the model that the run began with. That needs files of at least the run's precision, as weights are rounded to the
+type that the base model is loaded in; else adapter/ names model/ where it was written, and has to be told if that is
+moved. For transformers' own `from_pretrained`, the files of model/ are in adapter/ as well (as links, where possible).
+"""
+
+import copy
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from smoothlab.errors import BadInput
+from smoothlab.llm import model_cards
+from smoothlab.llm.checkpoints import PARTIAL, difference, force, own, reason
+from smoothlab.llm.partition import partition
+
+RUN = "run.json"
+"""File of a folder of weights that says of which run they are."""
+WEIGHTS = "adapter_model.safetensors"
+CAUSAL = "AutoModelForCausalLM"
+TASKS = {CAUSAL: "text-generation", "AutoModelForSequenceClassification": "text-classification"}
+"""The hub's name of what a class is for."""
+ROTATED = ("PSOFT",)
+"""Types of peft that rotate singular vectors of the base model as it is loaded, which are others once that is trained:
+they are saved as the LoRA of the same rank that they amount to."""
+
+
+def save(model: nn.Module, tokenizer: Any, folder: Path, *, base: bool, story: str = "") -> None:
+    """Write folder/adapter where a PEFT method is attached, and folder/model with the tokenizer where `base` says so.
+
+    `AutoModelForCausalLM.from_pretrained(folder/model)` is then the base model, without the adapter, and
+    `PeftModel.from_pretrained(that, folder/adapter)` both together, as is
+    `AutoPeftModelForCausalLM.from_pretrained(folder/adapter)`. A classifier's is `...ForSequenceClassification`; its
+    trained head is in both folders. The adapter is taken off the model. The base model is written too where it has no
+    name, or where the adapter's initialization may have changed it (PiSSA, OLoRA).
+
+    Args:
+        model: as it was trained.
+        tokenizer: its tokenizer.
+        folder: made where it is not there.
+        base: whether the base model was trained.
+        story: of the model cards, in Markdown: what was trained, on which data, with which command and result.
+
+    Raises:
+        BadInput: the folder cannot be written.
+    """
+    from safetensors import SafetensorError
+    from transformers.utils import logging as chatter
+
+    bars = chatter.is_progress_bar_enabled()
+    chatter.disable_progress_bar()  # ours is for the training
+    try:
+        if hasattr(model, "peft_config"):
+            _save_both(model, tokenizer, folder, base, story)
+        else:
+            _save_model(model, tokenizer, folder, "", story)
+    except (OSError, SafetensorError) as error:
+        raise BadInput(
+            f"cannot write --save {folder}: {reason(error)}; make room, or name another folder: with --checkpoint the "
+            "command then goes on from the best weights"
+        ) from None
+    finally:
+        if bars:
+            chatter.enable_progress_bar()
+
+
+def make_room(folder: Path, run: str = "") -> str:
+    """Make the folder for `save`, before the training that would be lost without.
+
+    Returns:
+        What a reader should know: that weights are there which will be replaced, and do not say of which run they are.
+
+    Raises:
+        BadInput: it cannot be made or written, or holds the weights of another run.
+    """
+    try:
+        for part in (folder / "adapter", folder / "model"):
+            part.mkdir(parents=True, exist_ok=True)
+            (part / ".room").touch()
+            (part / ".room").unlink()
+            with suppress(OSError):  # there are weights of an earlier run
+                part.rmdir()
+        there = _run_of(folder)
+    except OSError as error:
+        raise BadInput(f"cannot write --save {folder}: {error.strerror}; name another folder") from None
+    if run and there and there != run:
+        old, new = difference(there, run)
+        raise BadInput(
+            f"--save {folder} holds the weights of another run ({old}, this one has {new}): name another folder, or "
+            "delete it"
+        )
+    weights = [path for part in ("adapter", "model") for path in (folder / part).glob("*model*.safetensors")]
+    if there or not weights:
+        return ""
+    return f"--save {folder} holds weights that do not say of which run they are: they will be replaced"
+
+
+def claim(folder: Path, run: str) -> None:
+    """Say in the folder of which run its weights are.
+
+    Raises:
+        BadInput: it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / RUN).write_text(json.dumps({"run": run}) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise BadInput(f"cannot write --save {folder}: {error.strerror}; name another folder") from None
+
+
+def _run_of(folder: Path) -> str:
+    """Of which run the folder says its weights are; "" where it does not say."""
+    try:
+        content = json.loads((folder / RUN).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return ""
+    return str(content.get("run", "")) if isinstance(content, dict) else ""
+
+
+def _save_both(whole: Any, tokenizer: Any, folder: Path, base: bool, story: str) -> None:
+    """Write an adapter, and its base model where that was trained."""
+    config, origin, place = whole.active_peft_config, _origin(whole), folder / "adapter"
+    base = base or not origin or _named_start(config)
+    weights = _base_weights(whole) if base else {}
+    stays = not base or _loads_as(origin, whole.config, weights.values())
+    kind, classes = _kind(whole), whole.config.num_labels if _kind(whole) != CAUSAL and not base else None
+    _save_adapter(whole, place, origin if stays else os.path.abspath(folder / "model"), weights if stays else {})
+    if base:
+        _save_model(_without_adapter(whole), tokenizer, folder, str(config.peft_type.value).lower(), story, origin)
+        _link(folder / "model", place)
+    padded = kind == CAUSAL or not config.is_prompt_learning
+    loading = model_cards.of_adapter(
+        kind, base=base, stays=stays, written=(folder / "model").absolute(), classes=classes, padded=padded
+    )
+    model_cards.write(place, library="peft", task=TASKS[kind], origin=origin, loading=loading, story=story)
+
+
+def _save_model(model: Any, tokenizer: Any, folder: Path, module: str, story: str, origin: str | None = None) -> None:
+    """Write a model without an adapter, and its tokenizer."""
+    place, kind = folder / "model", _kind(model)
+    model.save_pretrained(str(place))
+    tokenizer.save_pretrained(str(place))
+    origin = _origin(model) if origin is None else origin
+    loading = model_cards.of_model(kind, module)
+    model_cards.write(place, library="transformers", task=TASKS[kind], origin=origin, loading=loading, story=story)
+
+
+def _kind(model: Any) -> str:
+    """The class that others load the model with."""
+    return CAUSAL if model.get_output_embeddings() is not None else "AutoModelForSequenceClassification"
+
+
+def _origin(model: Any) -> str:
+    """Hub name or absolute folder of the model that the run began with; "" for one that was made up."""
+    name = str(getattr(model.config, "_name_or_path", "") or "")
+    return os.path.abspath(name) if name and Path(name).is_dir() else name
+
+
+def _named_start(config: Any) -> bool:
+    """Whether the module's initialization has a name, as those that change the base model's weights have."""
+    return isinstance(getattr(config, "init_lora_weights", None), str)
+
+
+def _loads_as(origin: str, config: Any, weights: Iterable[Tensor]) -> bool:
+    """Whether a model is loaded in a type that holds these weights, with as many classes, where nobody says more."""
+    from transformers import AutoConfig
+
+    if not origin:
+        return False
+    try:
+        stored = AutoConfig.from_pretrained(origin)
+    except (OSError, ValueError):
+        return False
+    alike = stored.model_type == config.model_type and stored.num_labels == config.num_labels
+    wide = isinstance(stored.dtype, torch.dtype)
+    return alike and wide and all(torch.promote_types(stored.dtype, w.dtype) == stored.dtype for w in weights)
+
+
+def _save_adapter(whole: Any, place: Path, base: str, weights: dict[str, Tensor]) -> None:
+    """Write the module as peft does, the base model's name, and its weights where they are given."""
+    config, module = _module(whole, place)
+    config.base_model_name_or_path = base
+    config.save_pretrained(str(place))
+    _write(place / WEIGHTS, module | weights)
+
+
+def _module(whole: Any, place: Path) -> tuple[Any, dict[str, Tensor]]:
+    """The module's config and weights, as plain peft loads them onto the trained base model."""
+    from peft import LoraConfig, convert_to_lora
+    from safetensors.torch import load_file
+
+    whole.save_pretrained(str(place), save_embedding_layers=False)
+    weights: dict[str, Tensor] = load_file(place / WEIGHTS)
+    config = copy.copy(whole.active_peft_config)
+    config.inference_mode = True
+    if _named_start(config):  # peft would begin anew with the weights that are trained now, and change them again
+        config.init_lora_weights = True
+        for name in ("loftq_config", "eva_config", "corda_config", "lora_ga_config"):
+            setattr(config, name, {} if name == "loftq_config" else None)
+    if config.peft_type in ROTATED:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            lora, pairs = convert_to_lora(whole, rank=int(config.r))
+        heads = {name: tensor for name, tensor in weights.items() if "psoft_" not in name}
+        pairs = {name: tensor for name, tensor in pairs.items() if ".lora_" in name}
+        assert isinstance(lora, LoraConfig)
+        lora.task_type, lora.inference_mode, lora.modules_to_save = config.task_type, True, config.modules_to_save
+        return lora, heads | pairs
+    return config, weights
+
+
+def _base_weights(whole: Any) -> dict[str, Tensor]:
+    """The base model's weights by the names that they have under the module; a tied one once."""
+    base = {id(p) for p in partition(whole)["base"].params}
+    return {name: p for name, p in whole.named_parameters() if id(p) in base and ".modules_to_save." not in name}
+
+
+def _write(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write a safetensors file, as a whole or not at all."""
+    from safetensors.torch import save_file
+
+    room = path.parent / PARTIAL
+    room.mkdir(parents=True, exist_ok=True)
+    try:
+        save_file({name: own(tensor) for name, tensor in tensors.items()}, room / path.name, metadata={"format": "pt"})
+        force(room / path.name)
+        (room / path.name).replace(path)
+        force(path.parent)
+    finally:
+        shutil.rmtree(room, ignore_errors=True)
+
+
+def _link(source: Path, target: Path) -> None:
+    """Let a model lie in a second folder too, whose weights take no more room where the file system can do that."""
+    for path in (*source.glob("model*.safetensors*"), source / "config.json", source / "generation_config.json"):
+        with suppress(FileNotFoundError):
+            (target / path.name).unlink(missing_ok=True)
+            try:
+                os.link(path, target / path.name)
+            except OSError:  # no links there
+                shutil.copyfile(path, target / path.name)
+
+
+def _without_adapter(whole: Any) -> Any:
+    """The base model alone, with its trained head in its own place."""
+    bare = _unwrapped(whole.get_base_model())
+    layers = not whole.active_peft_config.is_prompt_learning and hasattr(whole.base_model, "unload")
+    return whole.unload() if layers else bare
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The model with its trained head in its own place; peft's `unload` fails at some heads, and at prompt methods."""
+    from peft.utils.other import ModulesToSaveWrapper
+
+    for name, module in list(model.named_modules()):
+        if isinstance(module, ModulesToSaveWrapper):
+            model.set_submodule(name, module.modules_to_save[module.active_adapters[0]])
+    return model

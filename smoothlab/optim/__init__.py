@@ -1,0 +1,1 @@
+"""HybridSGD, its groups, and the seed log that replays its zeroth-order part."""

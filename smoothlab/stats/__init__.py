@@ -1,0 +1,1 @@
+"""Intervals and summaries: the only home of statistics."""

@@ -1,0 +1,175 @@
+"""What the smoothness records say: a block's values in one unit, ratios of blocks, correlation with the gradient.
+
+Read by the plots and the report, so that a sentence and the curve beside it come from the same numbers. Rows of
+Appendix D.4 (protocol ``paper``) are brought to the unit of the estimated ones, that of ``normalized``:
+
+    ||H||_F  ~  sqrt(d) / batch * (value as printed),      since E ||H v||^2 = ||H||_F^2 / d for v on the unit sphere.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from smoothlab.errors import BadInput
+
+NEEDED = ("step", "protocol", "block", "wrt", "quantity", "value", "low", "high", "floor", "flag", "grad_norm")
+
+
+def check(df: pd.DataFrame) -> None:
+    """Refuse rows of other experiments.
+
+    Raises:
+        BadInput: where a column of the smoothness experiment is missing.
+    """
+    missing = [name for name in NEEDED if name not in df.columns]
+    if missing:
+        raise BadInput(f"these records lack {', '.join(missing)}: give records of `smoothlab smoothness`")
+
+
+class Correlation(NamedTuple):
+    """Spearman's rank correlation of n points with its 95 % interval."""
+
+    rho: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        """Read it as ``+0.62 (+0.10 to +0.87), n = 12``."""
+        return f"{self.rho:+.2f} ({self.low:+.2f} to {self.high:+.2f}), n = {self.n}"
+
+
+def points(
+    df: pd.DataFrame,
+    block: str,
+    quantity: str = "frobenius",
+    protocol: str | None = "estimated",
+    *,
+    printed: bool = False,
+) -> pd.DataFrame:
+    """Rows of one block's own Hessian, by run and step, in the unit that is drawn.
+
+    Args:
+        df: records as ``smoothlab.records.load`` gives them.
+        block: name of the block; cross blocks (``wrt`` differs) are left out.
+        quantity: ``frobenius``, ``spectral``, ``trace`` or ``gradient_lipschitz``.
+        protocol: ``estimated``, ``paper``, or None for any.
+        printed: leave paper rows as printed in Appendix D.4 (sum over the batch, no sqrt(d)) instead of rescaling them.
+
+    Returns:
+        Columns path, step, value, low, high, floor, grad_norm (float), flag, below (under twice its floor, or flagged
+        so) and factor (drawn value / recorded value; 1 unless rescaled). Rows without a finite value are dropped.
+
+    Raises:
+        BadInput: where a column of the smoothness experiment is missing.
+    """
+    check(df)
+    chosen = (df["block"] == block) & (df["wrt"] == block) & (df["quantity"] == quantity)
+    if protocol is not None:
+        chosen &= df["protocol"] == protocol
+    rows = pd.DataFrame({name: df[name].to_numpy()[chosen.to_numpy()] for name in df.columns})
+
+    def column(name: str) -> np.ndarray:
+        return pd.to_numeric(rows[name], errors="coerce").to_numpy(dtype=float, na_value=np.nan)
+
+    value = column("value")
+    factor: np.ndarray = np.ones(len(rows))
+    if protocol == "paper" and not printed and "normalized" in rows:
+        found = pd.Series(column("normalized") / np.where(value == 0, np.nan, value))
+        # sqrt(d)/batch is one number a run: a row whose value is 0 borrows it from the others
+        factor = found.fillna(found.median()).fillna(1.0).to_numpy()
+    out = pd.DataFrame(
+        {
+            "path": rows["path"].astype(str) if "path" in rows else "",
+            "step": rows["step"].astype(int),
+            **{name: column(name) * factor for name in ("value", "low", "high", "floor")},
+            "grad_norm": column("grad_norm"),
+            "flag": rows["flag"].where(rows["flag"].notna(), None),
+            "factor": factor,
+        }
+    )
+    told = np.array(["below floor" in str(flag) for flag in out["flag"]], dtype=bool)
+    out["below"] = told | (out["value"].abs() < 2 * out["floor"])
+    out = out[np.isfinite(out["value"])]
+    return out.sort_values(["path", "step"], kind="stable").reset_index(drop=True)
+
+
+def ratio(
+    df: pd.DataFrame, over: str = "base", under: str = "peft", quantity: str = "frobenius", protocol: str = "estimated",
+    *, printed: bool = False,
+) -> pd.DataFrame:  # fmt: skip
+    """Ratio of two blocks' norms at the steps where both were measured, with a 95 % interval.
+
+    The two estimates use independent directions, so their distances to the limits add in quadrature on the log scale
+    (the MOVER of Zou and Donner, Stat. Med. 27, 2008): with values a, b and limits (a-, a+), (b-, b+),
+
+        log high = log(a/b) + sqrt(log(a+/a)^2 + log(b/b-)^2),   log low = log(a/b) - sqrt(log(a/a-)^2 + log(b+/b)^2).
+
+    Returns:
+        Columns path, step, value, low, high, below (either block under twice its floor); limits are NaN where an
+        interval is missing or reaches zero, and steps where a value is not positive are left out.
+    """
+    a, b = (points(df, block, quantity, protocol, printed=printed) for block in (over, under))
+    both = a.merge(b, on=["path", "step"], suffixes=("_a", "_b"))
+    both = both[(both["value_a"] > 0) & (both["value_b"] > 0)]
+
+    def distance(upper: str, lower: str) -> np.ndarray:
+        return np.log(both[upper].to_numpy() / both[lower].where(both[lower] > 0).to_numpy())
+
+    log = distance("value_a", "value_b")
+    up = np.hypot(distance("high_a", "value_a"), distance("value_b", "low_b"))
+    down = np.hypot(distance("value_a", "low_a"), distance("high_b", "value_b"))
+    out = both[["path", "step"]].assign(value=np.exp(log), low=np.exp(log - down), high=np.exp(log + up))
+    return out.assign(below=both["below_a"] | both["below_b"]).reset_index(drop=True)
+
+
+def spearman(x: Sequence[float] | pd.Series, y: Sequence[float] | pd.Series) -> Correlation | None:
+    """Spearman's rank correlation with a 95 % interval; None for fewer than 4 points or a constant.
+
+    Interval: Fisher's z with the variance (1 + rho^2 / 2) / (n - 3) of Bonett and Wright (Psychometrika 65, 2000). At
+    |rho| = 1, where z is infinite, z is taken half-way to the next possible value, |rho| = 1 - 6 / (n (n^2 - 1)), and
+    the limit on that side is 1. Points are taken as independent; those of one training run are not, so that there the
+    interval is too narrow.
+    """
+    data = np.array([x, y], dtype=float)
+    data = data[:, np.isfinite(data).all(axis=0)]
+    n = data.shape[1]
+    if n < 4 or (data == data[:, :1]).all(axis=1).any():
+        return None
+    rho = float(stats.spearmanr(*data).statistic)
+    inside = 1 - 6 / (n * (n**2 - 1))
+    z = np.arctanh(np.clip(rho, -inside, inside))
+    half = stats.norm.ppf(0.975) * np.sqrt((1 + rho**2 / 2) / (n - 3))
+    low, high = np.tanh(z - half), np.tanh(z + half)
+    return Correlation(rho, -1.0 if rho < -inside else float(low), 1.0 if rho > inside else float(high), n)
+
+
+def protocols_of(df: pd.DataFrame, quantity: str = "frobenius") -> tuple[str, ...]:
+    """Protocols that have rows of this quantity, estimated first."""
+    there = df.loc[(df["quantity"] == quantity) & df["value"].notna(), "protocol"].drop_duplicates()
+    return tuple(sorted(there, key=lambda name: (name != "estimated", name)))
+
+
+def blocks_of(df: pd.DataFrame, quantity: str = "frobenius") -> tuple[str, ...]:
+    """Blocks whose own Hessian was measured: base, peft, head, then the others as they come.
+
+    Raises:
+        BadInput: where there is none; names the quantities there are.
+    """
+    own = df.loc[(df["quantity"] == quantity) & (df["wrt"] == df["block"]), "block"]
+    if own.empty:
+        raise BadInput(nothing(df, (), quantity, ()))
+    first = {"base": 0, "peft": 1, "head": 2}
+    return tuple(sorted(own.drop_duplicates(), key=lambda name: first.get(name, 3)))
+
+
+def nothing(df: pd.DataFrame, blocks: Sequence[str], quantity: str, protocols: Sequence[str]) -> str:
+    """One line that says which rows were looked for and which there are."""
+    there = df.loc[df["value"].notna(), ["block", "quantity", "protocol"]].drop_duplicates()
+    listed = ", ".join(f"{row.quantity} of {row.block} ({row.protocol})" for row in there.itertuples()) or "no rows"
+    named = f" of {', '.join(blocks)}" if blocks else ""
+    wanted = f"{quantity}{named}" + (f" ({', '.join(protocols)})" if protocols else "")
+    return f"these records hold no finite value for {wanted}; they hold: {listed}"

@@ -1,0 +1,1 @@
+"""The paper's constants and theorems, as printed and corrected."""

@@ -1,0 +1,1 @@
+"""Zeroth-order gradients: directions, estimators and their exact moments."""

@@ -1,0 +1,90 @@
+"""The recursion of quadratics with Hessians of their own, against all orders, Algorithm 1 and its fixed point."""
+
+import math
+from itertools import permutations
+
+import numpy as np
+import pytest
+import torch
+
+from smoothlab.algorithm1.curved_quadratics import Moments, linearized
+from smoothlab.algorithm1.engine import Algorithm1
+from smoothlab.experiments.rates import curved
+from smoothlab.objectives import QuadraticSum, quadratic_sum
+from tests.cases import CURVED
+
+F = quadratic_sum(1.0, 0.6, 0.5, sigma=1.0, d_x=3, d_y=1, n=4)
+START = np.array([0.5, -0.4, 0.3, 0.6])
+
+
+@pytest.mark.parametrize(("q", "distribution"), [(1, "gaussian"), (3, "sphere"), (2, "gaussian")])
+def test_algorithm_1_has_the_means_of_the_recursion(q: int, distribution: str) -> None:
+    keep = (1, 2, 4)
+    how = Algorithm1(0.1, 0.2, 4, distribution=distribution, q=q, keep=keep, mu=0.1)  # type: ignore[arg-type]
+    found = how.run(F, torch.from_numpy(START), 4000, seed=q)
+    squares = found.kept_x + found.kept_y
+
+    def scores(recursion: Moments) -> np.ndarray:
+        truth = recursion.gradients(0.1, 0.2, 4)[list(keep)]
+        return np.abs(squares.mean(1) - truth) / squares.std(1) * squares.shape[1] ** 0.5
+
+    assert (scores(Moments(F, START, distribution=distribution, q=q)) < 4.5).all()
+    assert scores(Moments(F, START, distribution=distribution, q=3 * q)).max() > 4.5, "other q are seen not to be it"
+
+
+def test_exact_gradients_are_the_mean_over_all_orders() -> None:
+    total = 0.0
+    for order in permutations(range(4)):
+        z = torch.from_numpy(START)
+        for i in order:
+            z = z - 0.3 * F.gradient_of(z, i)
+        total += float(F.gradient(z).square().sum())
+    assert Moments(F, START, "exact").gradients(0.3, 0.3, 1)[1] == pytest.approx(total / 24, rel=1e-12)
+    same = QuadraticSum("same", 3, 1, F.mean.expand(4, 4, 4), F.shifts)
+    assert Moments(same, START, "exact").gradients(0.3, 0.3, 1)[1] != pytest.approx(total / 24, rel=0.01)
+
+
+def test_the_floor_of_reshuffled_exact_gradients_is_that_of_the_mean() -> None:
+    """E grad f -> -(eta/2) mean H_i c_i, which does not vanish with n: eta^2, not the eta^3 of equal Hessians."""
+    mean = torch.einsum("nij,nj->i", F.hessians, F.shifts) / F.n
+    for eta in (1e-4, 1e-5):
+        recursion = Moments(F, START, "exact")
+        end = np.linalg.matrix_power(recursion.epoch(eta, eta), 1 << 26) @ recursion.start
+        expected = eta**2 / 4 * float(mean.square().sum())
+        assert recursion.square @ end == pytest.approx(expected, rel=200 * eta)
+    same = Moments(QuadraticSum("same", 3, 1, F.mean.expand(4, 4, 4), F.shifts), START, "exact")
+    floors = [same.square @ np.linalg.matrix_power(same.epoch(e, e), 1 << 26) @ same.start for e in (1e-3, 1e-4)]
+    assert floors[0] / floors[1] == pytest.approx(1000, rel=0.02)
+
+
+def test_the_first_epoch_below_a_level() -> None:
+    recursion = Moments(F, START)
+    averages = np.cumsum(recursion.gradients(0.05, 0.05, 300)) / np.arange(1, 302)
+    for level in (0.3, 0.15):
+        assert recursion.epochs_to(level, 0.05, 0.05) == 1 + int((averages <= level).argmax())
+    assert recursion.epochs_to(1e-6, 0.05, 0.05) == math.inf, "below the floor"
+    assert recursion.epochs_to(0.1, 3.0, 3.0) == math.inf, "diverges"
+    eta, T = recursion.best(0.15)  # noqa: N806
+    for rate in (0.8 * eta, 1.25 * eta):
+        assert recursion.epochs_to(0.15, rate, rate) >= T
+
+
+def test_linearized_sums_have_the_components_derivatives_at_the_minimum() -> None:
+    for f in CURVED.values():
+        flat = linearized(f)
+        assert flat.variances(0.0) == pytest.approx([float(s) for s in f.variance(f.center)])
+        for i in range(f.n):
+            assert torch.allclose(flat.gradient_of(f.center, i), f.gradient_of(f.center, i))
+            assert torch.allclose(flat.hessian_of(f.center, i), f.hessian_of(f.center, i))
+
+
+@pytest.mark.check
+def test_exponents_measured_on_sums_that_curve_differently() -> None:
+    for series in ("zo-quadratics", "zo-log-cosh", "zo-exponentials"):
+        point = {"series": series, "setting": series, "axis": "eps", "values": [0.4, 0.3, 0.2]}
+        *steps, last = curved.measured(point, 100, 14_000, 0)
+        assert last["low"] < last["measured"] < last["high"] and abs(last["measured"] - last["linearized"]) < 0.2
+        assert -4.1 < last["measured"] < -3.1
+        if series == "zo-quadratics":
+            assert last["low"] <= last["reference"] <= last["high"]
+            assert sum(row["low"] <= row["reference"] <= row["high"] for row in steps) >= 2

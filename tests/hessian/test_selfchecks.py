@@ -1,0 +1,173 @@
+"""Products that are not the loss's are flagged or refused, sound ones are left alone, and a look costs little."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from smoothlab.blocks import Block, fixed_loss
+from smoothlab.errors import BadInput
+from smoothlab.hessian import selfchecks
+from smoothlab.hessian.deflation import Deflation
+from smoothlab.hessian.disagreements import WrongProducts
+from smoothlab.hessian.loss_graph import read_graph
+from smoothlab.hessian.norms import block_norms
+from smoothlab.hessian.products import ExactHessian, FiniteDifferenceHessian
+from smoothlab.hessian.selfchecks import check_gradient
+from tests.cases import PROBLEMS
+from tests.lying import LIES, Lie, half_double, once, spectral_norm
+
+MESSAGES = {
+    "products": "products of block 'base' are not its loss's",
+    "gradient": "gradient of block 'base' is not its loss's",
+    "repeats": "at the same parameters: switch off dropout",
+    "infinite": "of block 'base' is not finite",
+}
+
+
+@pytest.mark.parametrize("lie", LIES, ids=lambda lie: lie.name)
+def test_exact_products_that_are_not_the_losss_are_flagged_or_refused(lie: Lie) -> None:
+    loss, blocks = lie.build()
+    if lie.kind == "flagged":
+        assert {e.flag for e in block_norms(ExactHessian(loss, blocks))} == {"products disagree with the loss"}
+        return
+    with pytest.raises(BadInput, match=MESSAGES[lie.kind]):
+        block_norms(ExactHessian(loss, blocks))
+
+
+@pytest.mark.parametrize("lie", [lie for lie in LIES if lie.kind in ("products", "flagged")], ids=lambda lie: lie.name)
+def test_where_only_double_backward_is_wrong_central_differences_give_the_dense_truth(lie: Lie) -> None:
+    loss, blocks = lie.build()
+    found = {e.quantity: e for e in block_norms(FiniteDifferenceHessian(loss, blocks))}
+    dense = _dense(loss, blocks[0])
+    assert float((dense - dense.T).norm()) < 1e-5 * float(dense.norm())
+    assert found["frobenius"].low <= float(dense.norm()) <= found["frobenius"].high
+    assert found["frobenius"].flag is None
+    wrong = ExactHessian(loss, blocks)
+    columns = [wrong.product(v, "base", ["base"])[0] for v in torch.eye(blocks[0].dim, dtype=torch.float64)]
+    assert float((torch.stack(columns) - dense).norm()) > 0.01 * float(dense.norm())  # the lie is no small one
+
+
+@pytest.mark.parametrize("lie", [lie for lie in LIES if lie.kind == "gradient"], ids=lambda lie: lie.name)
+def test_a_wrong_gradient_is_refused_with_differences_too(lie: Lie) -> None:
+    loss, blocks = lie.build()
+    with pytest.raises(WrongProducts, match="not even by differences"):
+        block_norms(FiniteDifferenceHessian(loss, blocks))
+    with pytest.raises(WrongProducts, match=MESSAGES["gradient"]):
+        check_gradient(loss, blocks)
+
+
+def test_a_hessian_that_is_infinite_has_no_unflagged_number_by_differences() -> None:
+    loss, blocks = next(lie for lie in LIES if lie.kind == "infinite").build()
+    try:
+        found = block_norms(FiniteDifferenceHessian(loss, blocks))
+    except BadInput:
+        return
+    assert all(e.flag for e in found)
+
+
+def test_spectral_norm_whose_buffers_are_held_still_is_seen_by_its_products() -> None:
+    loss, blocks = spectral_norm()
+    net = loss.__closure__[0].cell_contents  # type: ignore[attr-defined]
+    with pytest.raises(WrongProducts):
+        block_norms(ExactHessian(fixed_loss(loss, net, train=True), blocks))
+
+
+@pytest.mark.parametrize("name", [name for name in PROBLEMS if name not in ("relu", "unused", "opt")])
+def test_sound_losses_are_left_alone(name: str) -> None:
+    module, blocks = PROBLEMS[name].build()
+    for product in (ExactHessian, FiniteDifferenceHessian):
+        found = block_norms(product(module, blocks))
+        assert not any("disagree" in (e.flag or "") or "asymmetric" in (e.flag or "") for e in found)
+    check_gradient(module, blocks)
+
+
+def test_kinks_are_flagged_and_not_refused() -> None:
+    module, blocks = PROBLEMS["relu"].build()
+    assert read_graph(module()).nonsmooth == ("Relu",)
+    block_norms(ExactHessian(module, blocks))
+
+
+class _Asymmetric:
+    """Products with A, which is not symmetric."""
+
+    def __init__(self, size: float) -> None:
+        generator = torch.Generator().manual_seed(3)
+        a = torch.randn(60, 60, generator=generator, dtype=torch.float64)
+        b = torch.randn(60, 60, generator=generator, dtype=torch.float64)
+        self.matrix = (a + a.T) / 2 + size * (b - b.T) / 2
+        w = nn.Parameter(torch.zeros(60, dtype=torch.float64))
+        self.blocks, self.loss, self.gradients = {"a": Block("a", (w,))}, 0.0, {"a": torch.zeros_like(w)}
+
+    def product(self, v: Tensor, along: str, wrt: list[str]) -> tuple[Tensor, ...]:
+        return tuple(self.matrix @ v for _ in wrt)
+
+    def noise(self, v: Tensor, image: Tensor, along: str) -> tuple[float, int]:
+        return 1e-15, 1
+
+
+@pytest.mark.parametrize("size, flag", [(0.0, None), (0.05, "asymmetric products"), (0.3, "refused")])
+def test_asymmetry_needs_no_product_and_is_that_of_the_matrix(size: float, flag: str | None) -> None:
+    hessian = _Asymmetric(size)
+    run = Deflation(hessian, "a", [0], {})
+    run.krylov(12)
+    spent = run.hvps
+    q = run.basis.rows[:, :]
+    t = q @ hessian.matrix @ q.T
+    truth = float(torch.triu(t - t.T, 1).norm()) / run.captured**0.5
+    assert run.asymmetry() == pytest.approx(truth, rel=0.05, abs=1e-12) and run.hvps == spent
+    if flag == "refused":
+        with pytest.raises(WrongProducts, match="u'Hv and v'Hu differ"):
+            block_norms(hessian)
+    else:
+        assert {e.flag for e in block_norms(hessian, precision=0.2)} == {flag}
+
+
+def test_a_product_of_the_self_check_is_not_lost_and_few_evaluations_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At most five evaluations, a quarter of a product each, and one product that joins Q: 10 % of 19 products."""
+    module, blocks = PROBLEMS["gelu"].build(dtype=torch.float32)
+    hessian = ExactHessian(module, blocks[:1])
+    made = []
+    honest = ExactHessian.evaluate
+    monkeypatch.setattr(ExactHessian, "evaluate", lambda self: made.append(0) or honest(self))
+    run = Deflation(hessian, blocks[0].name, [0], {})
+    run.krylov(min(12, run.block.dim - 2))
+    before = run.hvps
+    selfchecks.check_products(run)
+    assert run.hvps == before + 1 and run.basis.size == run.lanczos + 1
+    assert len(made) <= 5
+
+
+def test_the_checks_read_the_parameters_only() -> None:
+    module, blocks = PROBLEMS["tanh"].build()
+    kept = [p.detach().clone() for p in module.parameters()]
+    state = torch.random.get_rng_state()
+    block_norms(ExactHessian(module, blocks))
+    check_gradient(module, blocks)
+    assert all(torch.equal(p, q) for p, q in zip(module.parameters(), kept, strict=True))
+    assert torch.equal(torch.random.get_rng_state(), state) and all(p.grad is None for p in module.parameters())
+
+
+def test_the_graph_names_operations_padding_rows_and_parameters_that_nothing_reads() -> None:
+    embedding, linear = nn.Embedding(9, 4, padding_idx=1), nn.Linear(4, 2)
+    unused = nn.Parameter(torch.zeros(3))
+    graph = read_graph(linear(embedding(torch.tensor([2, 1, 3]))).sum())
+    assert graph.padded == {id(embedding.weight): 1} and id(unused) not in graph.readers
+    assert graph.readers[id(embedding.weight)] == "Embedding" and graph.nonsmooth == ()
+    assert read_graph(linear(embedding(torch.tensor([2, 3]))).sum()).padded == {}
+
+
+@pytest.mark.parametrize("build", [once, half_double])
+def test_without_the_check_the_numbers_would_be_wrong_without_a_word(build: object, monkeypatch: object) -> None:
+    """What the checks are for: with them taken out, intervals are narrow, unflagged, and miss."""
+    monkeypatch.setattr("smoothlab.hessian.norms.check_products", lambda run: [])  # type: ignore[attr-defined]
+    loss, blocks = build()  # type: ignore[operator]
+    found = block_norms(ExactHessian(loss, blocks))[0]
+    truth = float(_dense(loss, blocks[0]).norm())
+    assert found.flag is None and not found.low <= truth <= found.high
+
+
+def _dense(loss: object, block: Block) -> Tensor:
+    """The Hessian by central differences of gradients that are right, [dim, dim]."""
+    hessian = FiniteDifferenceHessian(loss, [block], h=1e-4)  # type: ignore[arg-type]
+    columns = [hessian.product(v, block.name, [block.name])[0] for v in torch.eye(block.dim, dtype=torch.float64)]
+    return torch.stack(columns)

@@ -1,0 +1,66 @@
+"""The audit's page and table hold every claim, escaped, with verdict, evidence and test."""
+
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from smoothlab.experiments.audit import loaded
+from smoothlab.report.audit_page import page, readme_table
+
+RECORDS = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "audit.jsonl"
+
+
+class Text(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = ""
+
+    def handle_data(self, data: str) -> None:
+        self.words += data
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict]:  # type: ignore[type-arg]
+    return list(loaded(RECORDS))
+
+
+def test_the_page_holds_every_claim_with_its_evidence(rows):
+    html = page(rows)
+    text = Text()
+    text.feed(html)
+    for row in rows:
+        assert f"{row['claim']}: {row['verdict']}" in text.words and row["test"] in text.words
+        for one in row["evidence"]:
+            assert one["what"] in text.words
+    assert "src=" not in html and "<script" not in html and f"{len(rows)} claims" in text.words
+
+
+def test_certificates_and_searches_are_apart_and_tightness_has_its_interval(rows):
+    html = page(rows)
+    for section in html.split("<section>")[1:]:
+        settled, _, tried = section.partition("<h3>Searches</h3>")
+        assert "steps of optimization" not in settled
+        assert not any(f"{word} what is" in tried for word in ("supports", "refutes", "leaves open"))
+    tight = html.partition("How tight what holds is")[2].partition("</table>")[0]
+    found = [one for row in rows for one in row["evidence"] if "tightness, largest" in one["facts"]]
+    assert len(found) > 10 and tight.count("class=bar>") == len(found)
+    for one in found:
+        assert f"{one['facts']['tightness, largest']:.4f}<br>" in tight
+
+
+def test_a_verdict_other_than_the_stored_one_is_told(rows):
+    other = {**rows[0], "verdict": "open"}
+    assert f"{other['claim']}: open, but '{other['stored']}' is stored." in page([other]).replace("&#x27;", "'")
+    assert "is stored" not in page(rows)
+
+
+def test_the_table_has_a_row_a_claim_and_six_cells_a_row(rows):
+    lines = readme_table(rows).splitlines()
+    assert len(lines) == len(rows) + 2
+    assert {line.replace("\\|", "").count("|") for line in lines} == {7}
+    assert all(row["claim"] in line for row, line in zip(rows, lines[2:], strict=True))
+
+
+def test_the_readme_holds_the_table_of_the_records(rows):
+    assert readme_table(rows) in RECORDS.parents[2].joinpath("README.md").read_text()
