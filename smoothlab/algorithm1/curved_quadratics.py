@@ -72,7 +72,7 @@ class Moments:
 
     @property
     def start(self) -> Array:
-        """Vec W at the start."""
+        """vec W at the start."""
         w = np.append(self.z0, 1.0)
         return np.outer(w, w).reshape(-1)
 

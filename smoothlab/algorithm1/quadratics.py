@@ -33,7 +33,7 @@ SPAN = 1e-12  # the smallest rate that is tried, in the largest one
 
 
 def moment(d: int, distribution: str, q: int = 1) -> float:
-    """M of q averaged directions of a distribution; "exact" is 1."""
+    """m of q averaged directions of a distribution; "exact" is 1."""
     one = {"exact": 1, "gaussian": d + 2, "sphere": d, "rademacher": d}[distribution]
     return 1 + (one - 1) / q
 

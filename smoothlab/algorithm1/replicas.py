@@ -122,7 +122,7 @@ class Group:
         return Observed(squares[:, :d_x].sum(-1), squares[:, d_x:].sum(-1), value, g)
 
     def _gradient(self) -> Tensor:
-        """Grad f(z)."""
+        """grad f(z)."""
         return self.objective.gradient(self.z)
 
     def _step(self, t: int, step: int, members: Tensor, gradient: Tensor | None) -> None:
@@ -147,7 +147,7 @@ class Group:
         y.add_(g_y, alpha=-how.eta_y)
 
     def _summand(self, members: Tensor, gradient: Tensor | None) -> Tensor:
-        """Grad f_i(z)."""
+        """grad f_i(z)."""
         return self.objective.gradient_of(self.z, members)
 
     def _estimate(self, members: Tensor, gradient: Tensor | None) -> tuple[Callable[[Tensor], Tensor], Tensor]:
@@ -231,7 +231,7 @@ class Shifted(Group):
         super().__init__(how, objective, draws, z, live, result)
 
     def _gradient(self) -> Tensor:
-        """Grad f(z), in scratch memory where it can be."""
+        """grad f(z), in scratch memory where it can be."""
         if self.diagonal is None:
             return self.mean.gradient(self.z)
         return torch.mul(self.z, self.diagonal, out=self.g)
@@ -242,7 +242,7 @@ class Shifted(Group):
         return torch.index_select(self.shifts, 0, members, out=self.work)
 
     def _summand(self, members: Tensor, gradient: Tensor | None) -> Tensor:
-        """Grad f_i(z), in memory that may be written to."""
+        """grad f_i(z), in memory that may be written to."""
         shift = self._shift(members)
         if shift is not None and gradient is None and self.diagonal is not None:
             return torch.addcmul(shift, self.z, self.diagonal, out=self.g)
@@ -266,7 +266,7 @@ class Shifted(Group):
         return slope, g_y + shift[:, d_x:]
 
     def _gradient_y(self) -> Tensor:
-        """Grad_y f(z) alone, where x has no part in it."""
+        """grad_y f(z) alone, where x has no part in it."""
         if self.mean.coupling is None:
             return self.mean.y.slope(self.z[:, self.mean.d_x :])
         return self.mean.gradient(self.z)[:, self.mean.d_x :]

@@ -99,13 +99,13 @@ def rates(f: FiniteSum, l_x: float, l_y: float) -> tuple[float, float]:
 
 
 def epochs(course: Course, z: Tensor, replicas: int, seed: int, count: int = 1) -> Tensor:
-    """Z after `count` epochs from one state [d], [replicas, d]."""
+    """z after `count` epochs from one state [d], [replicas, d]."""
     how = replace(course.how, epochs=count)
     return torch.from_numpy(how.run(course.f, z, replicas, seed=(seed, 7)).z)
 
 
 def ells(f: FiniteSum, u: ArrayLike) -> tuple[Array, Array]:
-    """Ell_x and ell_y."""
+    """ell_x and ell_y."""
     return np.asarray(f.ell_x(u)), np.asarray(f.ell_y(u))
 
 

@@ -42,7 +42,7 @@ def _proposition(seed: int) -> Finding:
 
 
 def dip_slopes(height: Array, width: Array, a: Array, b: Array) -> Array:
-    """F'(b) - f'(a) of the dip at 3."""
+    """f'(b) - f'(a) of the dip at 3."""
     ends = (special.erf((t - 3) / (math.sqrt(2) * width)) for t in (b, a))
     return b - a - height * width * math.sqrt(math.pi / 2) * (next(ends) - next(ends))
 

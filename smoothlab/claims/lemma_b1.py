@@ -96,7 +96,7 @@ RIDGE = Statement(
 
 
 def _cosh(side: str) -> tuple[Certificate, ...]:
-    """F = cosh, ell(u) = sqrt(1 + u^2), at 1 and 1.1: ell(G) = cosh 1; G/L = tanh 1 and 1/L exceed 0.1."""
+    """f = cosh, ell(u) = sqrt(1 + u^2), at 1 and 1.1: ell(G) = cosh 1; G/L = tanh 1 and 1/L exceed 0.1."""
     moved = exact.sinh(exact.enclosed("1.1")) - exact.sinh(exact.enclosed(1))
     allowed = exact.cosh(exact.enclosed(1)) * exact.enclosed("0.1")
     return exact.refutes(f"item 1 with L = ell(G), block {side}: f = cosh between 1 and 1.1", moved, allowed)

@@ -32,7 +32,7 @@ class Crossed:
     m: Array
 
     def value(self, x: Array, y: Array) -> Array:
-        """F."""
+        """f."""
         found: Array = np.cosh(self.p * x + self.q * y) - 1 + self.m * (x**2 + y**2) / 2
         return found
 
@@ -42,7 +42,7 @@ class Crossed:
         return self.p * slope + self.m * x, self.q * slope + self.m * y
 
     def ell(self, u: Array) -> tuple[Array, Array]:
-        """Ell_x and ell_y."""
+        """ell_x and ell_y."""
         bend = (self.p + self.q) * np.sqrt(1 + u**2 / (self.p**2 + self.q**2))
         return self.m + self.p * bend, self.m + self.q * bend
 

@@ -34,7 +34,7 @@ class Coupled:
     LOG = (True, True, True, True, True, False, False, False)
 
     def value(self, x: Array, y: Array) -> Array:
-        """F - f*, f* = 0."""
+        """f - f*, f* = 0."""
         s = self.p * x - self.q * y
         phi = np.where(self.bend < 0.5, 1 - np.cos(s), np.logaddexp(s, -s) - np.log(2))
         parts = 2 * self.a0 / self.a1**2 * np.sinh(self.a1 * x / 2) ** 2
@@ -50,7 +50,7 @@ class Coupled:
                 self.b0 / self.b1 * np.sinh(self.b1 * y) - self.q * slope)  # fmt: skip
 
     def ell(self, u: Array) -> tuple[Array, Array]:
-        """Ell_x and ell_y."""
+        """ell_x and ell_y."""
         x = np.hypot(self.a0, self.a1 * (u + self.c * self.p)) + self.c * self.p * (self.p + self.q)
         y = np.hypot(self.b0, self.b1 * (u + self.c * self.q)) + self.c * self.q * (self.p + self.q)
         return x, y
@@ -75,7 +75,7 @@ class Product:
     LOG = (True, True, True)
 
     def gradient_x(self, x: Array, y: Array) -> Array:
-        """F_x."""
+        """f_x."""
         found: Array = self.a * x + self.c * x * np.sqrt((1 + y**2) / (1 + x**2))
         return found
 
@@ -84,6 +84,6 @@ class Product:
         return self.gradient_x(x, y), Product(self.b, self.a, self.c).gradient_x(y, x)
 
     def ell_x(self, u: Array) -> Array:
-        """Ell_x."""
+        """ell_x."""
         found: Array = self.a + self.c + self.c * np.hypot(1, u / self.b)
         return found

@@ -56,7 +56,7 @@ class Basis:
             self._rows = grown
 
     def _sweep(self, w: Tensor, step: np.ndarray | None = None, *, look: bool = True) -> tuple[np.ndarray, float]:
-        """W -= Q' step in place where a step is given; then Q w [k], or nothing without `look`, and ||w||^2."""
+        """w -= Q' step in place where a step is given; then Q w [k], or nothing without `look`, and ||w||^2."""
         down = None if step is None else torch.as_tensor(step, dtype=w.dtype, device=w.device)
         seen, squares = [], []
         for i in range(0, self.dim, _COLUMNS):
@@ -71,7 +71,7 @@ class Basis:
         return coefficients, float(torch.stack(squares).double().sum())
 
     def project_out(self, w: Tensor) -> Projection:
-        """W -= Q'Q w in place, until what is left is orthogonal to Q up to rounding of its own norm, or is rounding."""
+        """w -= Q'Q w in place, until what is left is orthogonal to Q up to rounding of its own norm, or is rounding."""
         total, more = np.zeros(self.size), self.size > 0
         left, square = self._sweep(w, look=more)
         before = square**0.5

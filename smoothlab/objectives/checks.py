@@ -66,7 +66,7 @@ class Function:
             object.__setattr__(self, "center", torch.zeros(self.d_x + self.d_y, dtype=torch.float64))
 
     def value(self, z: Tensor) -> Tensor:
-        """F at z [..., d]."""
+        """f at z [..., d]."""
         return self._each(self.function, z)
 
     def gradient(self, z: Tensor) -> Tensor:
@@ -266,7 +266,7 @@ def t2(claim: Claim, z: Tensor) -> Check:
 
 
 def coercivity(claim: Claim, level: float, seed: int = 0, rays: int = 500) -> Check:
-    """F - f* along rays, at 20 distances from 2^20 times where it first reaches the level (or outside the domain).
+    """f - f* along rays, at 20 distances from 2^20 times where it first reaches the level (or outside the domain).
 
     A necessary condition: f must be above the level at all of them. Values that are not finite count as infinite.
     """

@@ -67,7 +67,7 @@ class Coupling(ABC):
         """A bound of ||H_xx|| + ||H_xy|| of the coupling there."""
 
     def ell(self, u: ArrayLike, side: Side, around: Around) -> Array:
-        """Ell of the whole objective for a block."""
+        """ell of the whole objective for a block."""
         u = np.asarray(u, dtype=float)
         return around.psi(side).ell(u + self.shift(u, side, around)) + self.curvature(u, side, around)
 
@@ -98,7 +98,7 @@ class Ridge(Coupling):
 
     @abstractmethod
     def phi(self, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Phi, phi', phi''; |phi''| <= 1."""
+        """phi, phi', phi''; |phi''| <= 1."""
 
     def _product(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         return x.mean(-1) * (self.p * x.shape[-1] ** 0.5) - y.mean(-1) * (self.q * y.shape[-1] ** 0.5), self.w(
@@ -106,16 +106,16 @@ class Ridge(Coupling):
         )
 
     def value(self, x: Tensor, y: Tensor) -> Tensor:
-        """C phi(w.z)."""
+        """c phi(w.z)."""
         return self.phi(self._product(x, y)[0])[0] * self.c
 
     def gradient(self, x: Tensor, y: Tensor) -> Tensor:
-        """C phi'(w.z) w."""
+        """c phi'(w.z) w."""
         s, w = self._product(x, y)
         return (self.phi(s)[1] * self.c).unsqueeze(-1) * w
 
     def hessian(self, x: Tensor, y: Tensor) -> Tensor:
-        """C phi''(w.z) ww'."""
+        """c phi''(w.z) ww'."""
         s, w = self._product(x, y)
         return (self.phi(s)[2] * self.c)[..., None, None] * torch.outer(w, w)
 
@@ -123,11 +123,11 @@ class Ridge(Coupling):
         return self.p if side == "x" else self.q
 
     def shift(self, u: Array, side: Side, around: Around) -> Array:
-        """C |p|, as |phi'| <= 1."""
+        """c |p|, as |phi'| <= 1."""
         return np.full_like(u, self.c * self._length(side))
 
     def curvature(self, u: Array, side: Side, around: Around) -> Array:
-        """C |p| (|p| + |q|)."""
+        """c |p| (|p| + |q|)."""
         return np.full_like(u, self.c * self._length(side) * (self.p + self.q))
 
 
@@ -166,7 +166,7 @@ class QuadraticCoupling(Ridge):
         return s.square() / 2, s, torch.ones_like(s)
 
     def shift(self, u: Array, side: Side, around: Around) -> Array:
-        """C |p| |w.z|, and none where psi's ell is constant."""
+        """c |p| |w.z|, and none where psi's ell is constant."""
         if isinstance(around.psi(side), Quadratic):
             return np.zeros_like(u)
         m = min(around.x.floor, around.y.floor)
@@ -196,7 +196,7 @@ class ProductCoupling(Coupling):
         return (a + b + a * b) / ((1 + a).sqrt() * (1 + b).sqrt() + 1) * self.c
 
     def gradient(self, x: Tensor, y: Tensor) -> Tensor:
-        """C (x Y/X, y X/Y)."""
+        """c (x Y/X, y X/Y)."""
         a, b = self._roots(x, y)
         return torch.cat([x * (b / a).unsqueeze(-1), y * (a / b).unsqueeze(-1)], -1) * self.c
 
@@ -212,7 +212,7 @@ class ProductCoupling(Coupling):
         return np.zeros_like(u)
 
     def curvature(self, u: Array, side: Side, around: Around) -> Array:
-        """C + c sqrt(1 + reach(u)^2), the reach of the other block."""
+        """c + c sqrt(1 + reach(u)^2), the reach of the other block."""
         other: Side = "y" if side == "x" else "x"
         return self.c + self.c * np.hypot(1.0, around.psi(other).reach(u, around.dim(other)))
 

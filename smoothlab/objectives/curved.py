@@ -88,7 +88,7 @@ class _Ridges(FiniteSum):
 
     @abstractmethod
     def phi(self, s: Tensor, order: int) -> Tensor:
-        """Phi, or its first or second derivative."""
+        """phi, or its first or second derivative."""
 
     @property
     def n(self) -> int:
@@ -158,7 +158,7 @@ class LogCoshSum(_Ridges):
     """
 
     def phi(self, s: Tensor, order: int) -> Tensor:
-        """Log cosh, tanh, 1 - tanh^2."""
+        """log cosh, tanh, 1 - tanh^2."""
         if order == 0:
             return torch.logaddexp(s, -s) - math.log(2)
         return torch.tanh(s) if order == 1 else 1 - torch.tanh(s).square()
@@ -258,7 +258,7 @@ class ExponentialSum(_Ridges):
         super().__post_init__()
 
     def phi(self, s: Tensor, order: int) -> Tensor:
-        """C e^s, whatever the order."""
+        """c e^s, whatever the order."""
         return self.c * torch.exp(s)
 
     @property

@@ -62,13 +62,13 @@ class Objective(FiniteSum):
     # The function
 
     def value(self, z: Tensor) -> Tensor:
-        """F at z [..., d]: [...]; infinite outside the domain."""
+        """f at z [..., d]: [...]; infinite outside the domain."""
         x, y = self._parts(z)
         f = self.x.value(x).sum(-1) + self.y.value(y).sum(-1)
         return f if self.coupling is None else f + self.coupling.value(x, y)
 
     def gradient(self, z: Tensor) -> Tensor:
-        """Grad f [..., d]; nan outside the domain."""
+        """grad f [..., d]; nan outside the domain."""
         x, y = self._parts(z)
         g = torch.cat([self.x.slope(x), self.y.slope(y)], -1)
         return g if self.coupling is None else g + self.coupling.gradient(x, y)
@@ -84,7 +84,7 @@ class Objective(FiniteSum):
         return self.value(z) + (z * self.shifts[i].to(z)).sum(-1)
 
     def gradient_of(self, z: Tensor, i: Number) -> Tensor:
-        """Grad f_i [..., d]."""
+        """grad f_i [..., d]."""
         return self.gradient(z) + self.shifts[i]
 
     def hessian_of(self, z: Tensor, i: Number) -> Tensor:
@@ -99,7 +99,7 @@ class Objective(FiniteSum):
         )
 
     def ray(self, z: Tensor, v: Tensor) -> Ray:
-        """F along z + h v from inner products.
+        """f along z + h v from inner products.
 
         Args:
             z: points [..., d].
@@ -143,11 +143,11 @@ class Objective(FiniteSum):
         return self.y.ell(u) if self.coupling is None else self.coupling.ell(u, "y", self._around)
 
     def component_ell_x(self, u: ArrayLike) -> Array:
-        """Ell_x: all components have the Hessian of f."""
+        """ell_x: all components have the Hessian of f."""
         return self.ell_x(u)
 
     def component_ell_y(self, u: ArrayLike) -> Array:
-        """Ell_y."""
+        """ell_y."""
         return self.ell_y(u)
 
     @property

@@ -63,15 +63,15 @@ class Psi(ABC):
 
     @abstractmethod
     def value(self, t: Tensor) -> Tensor:
-        """Psi."""
+        """psi."""
 
     @abstractmethod
     def slope(self, t: Tensor) -> Tensor:
-        """Psi'."""
+        """psi'."""
 
     @abstractmethod
     def curvature(self, t: Tensor) -> Tensor:
-        """Psi''."""
+        """psi''."""
 
     @abstractmethod
     def ell(self, u: ArrayLike) -> Array:
@@ -150,11 +150,11 @@ class Power(Psi):
             raise BadInput(f"the exponent p of a power is {self.p}: give one above 2 (2 is Quadratic)")
 
     def value(self, t: Tensor) -> Tensor:
-        """C |t|^p / p."""
+        """c |t|^p / p."""
         return t.abs().pow(self.p) * (self.c / self.p)
 
     def slope(self, t: Tensor) -> Tensor:
-        """C |t|^(p - 1) sign t."""
+        """c |t|^(p - 1) sign t."""
         return t.abs().pow(self.p - 1) * t.sign() * self.c
 
     def curvature(self, t: Tensor) -> Tensor:
@@ -172,7 +172,7 @@ class Power(Psi):
         return self.c
 
     def deficit(self, dim: int) -> float:
-        """C max_r (r^2 - d^(1 - p/2) r^p), at r^2 = d (2/p)^(2/(p - 2))."""
+        """c max_r (r^2 - d^(1 - p/2) r^p), at r^2 = d (2/p)^(2/(p - 2))."""
         return self.c * dim * (2 / self.p) ** (2 / (self.p - 2)) * (1 - 2 / self.p)
 
     def reach(self, u: ArrayLike, dim: int) -> Array:
@@ -213,7 +213,7 @@ class Oscillating(Psi):
         return t.square() / 2 + 2 * self.A * torch.sin(self._phase(t)[1] / 2).square()
 
     def slope(self, t: Tensor) -> Tensor:
-        """T (1 + A m r^(m - 2) sin(r^m - 1))."""
+        """t (1 + A m r^(m - 2) sin(r^m - 1))."""
         square, w = self._phase(t)
         return t * (1 + self.A * self.m * square.pow(self.m / 2 - 1) * torch.sin(w))
 

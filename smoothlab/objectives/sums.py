@@ -67,11 +67,11 @@ class FiniteSum(ABC):
 
     @abstractmethod
     def value(self, z: Tensor) -> Tensor:
-        """F at z [..., d]: [...]; infinite outside the domain."""
+        """f at z [..., d]: [...]; infinite outside the domain."""
 
     @abstractmethod
     def gradient(self, z: Tensor) -> Tensor:
-        """Grad f [..., d]; nan outside the domain."""
+        """grad f [..., d]; nan outside the domain."""
 
     @abstractmethod
     def hessian(self, z: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ class FiniteSum(ABC):
 
     @abstractmethod
     def gradient_of(self, z: Tensor, i: Number) -> Tensor:
-        """Grad f_i [..., d]."""
+        """grad f_i [..., d]."""
 
     @abstractmethod
     def hessian_of(self, z: Tensor, i: Number) -> Tensor:
@@ -97,7 +97,7 @@ class FiniteSum(ABC):
 
     @property
     def dim(self) -> int:
-        """D = d_x + d_y."""
+        """d = d_x + d_y."""
         return self.d_x + self.d_y
 
     @property

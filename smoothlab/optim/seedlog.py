@@ -254,7 +254,7 @@ def replay(
 
 
 def descend(block: Block, gradient: Directional, lr: float, weight_decay: float = 0.0) -> None:
-    """W <- (1 - lr lambda) w - lr ghat, in place: what a step does, and its replay."""
+    """w <- (1 - lr lambda) w - lr ghat, in place: what a step does, and its replay."""
     if lr == 0:
         return  # adding 0 would turn -0.0 into 0.0
     with torch.no_grad():

@@ -99,7 +99,7 @@ def mean_square(ax: Axes, df: pd.DataFrame) -> None:
 
 
 def typical(ax: Axes, df: pd.DataFrame) -> None:
-    """M E log(||x+||^2/||x||^2) against the rate: below 0 almost every run converges."""
+    """m E log(||x+||^2/||x||^2) against the rate: below 0 almost every run converges."""
     found = rows_of(df, "noise", "typical log factor")
     for color, _, rows in _by_dimension(found):
         rows = rows.sort_values("scale")

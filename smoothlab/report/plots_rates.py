@@ -171,7 +171,7 @@ def failing(ax: Axes, df: pd.DataFrame) -> None:
 
 
 def steps(ax: Axes, df: pd.DataFrame) -> None:
-    """NT against eps: what is asked for, and what the best two rates need."""
+    """nT against eps: what is asked for, and what the best two rates need."""
     asked = rows_of(df, "exponents", "steps asked")
     asked = asked[(asked["axis"] == "eps") & (asked["regime"] == "moderate eps")]
     found = rows_of(df, "exponents", "steps")

@@ -70,7 +70,7 @@ def _chi_mean(dim: int) -> float:
 
 
 def log_truncated_mean(mu: float, cutoff: float) -> float:
-    """Log E |ghat(0)| 1{|z| <= cutoff} of f = exp(x^4), one-sided: it grows without limit with the cutoff.
+    """log E |ghat(0)| 1{|z| <= cutoff} of f = exp(x^4), one-sided: it grows without limit with the cutoff.
 
     The logarithm, because the integral is beyond 1e308 soon; the integrand is scaled by its largest value.
     """

@@ -164,7 +164,7 @@ def _fitting(given: tuple[Tensor, ...], block: Block, piece: Piece, what: str) -
 
 @dataclass(frozen=True)
 class LowRank(Directions):
-    """V = U W' / sqrt(rank) for a matrix [m, n], U [m, rank] and W [n, rank] Gaussian; Gaussian for other tensors.
+    """v = U W' / sqrt(rank) for a matrix [m, n], U [m, rank] and W [n, rank] Gaussian; Gaussian for other tensors.
 
     E vec(V) vec(V)' = I, but the entries are uncorrelated, not independent (LOZO, Chen et al. 2024).
 

@@ -60,7 +60,7 @@ class Directional:
         return out
 
     def add_to(self, block: Block, alpha: float) -> None:
-        """Theta <- theta + alpha ghat on `block`, in place; the sum is made in working precision and rounded once.
+        """theta <- theta + alpha ghat on `block`, in place; the sum is made in working precision and rounded once.
 
         Raises:
             BadInput: the seeds are bound to another generator than this machine's.

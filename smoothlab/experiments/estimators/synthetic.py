@@ -123,12 +123,12 @@ class Ridges:
         return self.shape != "cosh" or type(distribution) in (Gaussian, Sphere, Rademacher, Coordinate)
 
     def values(self, points: Tensor) -> Tensor:
-        """F at many points [..., d], computed in their precision."""
+        """f at many points [..., d], computed in their precision."""
         w = torch.tensor(self.w, dtype=points.dtype)
         return VALUES[self.shape](points @ w.T).mean(-1)
 
     def block(self, dtype: torch.dtype) -> Block:
-        """Theta as a block of one matrix."""
+        """theta as a block of one matrix."""
         return Block("theta", (nn.Parameter(torch.tensor(self.point, dtype=dtype).view(self.matrix)),))
 
 
@@ -162,7 +162,7 @@ class Slopes(NamedTuple):
 
     @property
     def estimates(self) -> Array:
-        """Ghat [n, d]."""
+        """ghat [n, d]."""
         return np.asarray(np.einsum("nq,nqd->nd", self.c, self.z) / self.c.shape[1])
 
 

@@ -56,7 +56,7 @@ def steps(square_x: float, square_y: float, eps: float) -> float:
 
 
 def moment(d: int, distribution: str) -> int:
-    """M in E||<g, v> v||^2 = m ||g||^2."""
+    """m in E||<g, v> v||^2 = m ||g||^2."""
     return d + 2 if distribution == "gaussian" else d
 
 

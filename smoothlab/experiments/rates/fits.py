@@ -59,7 +59,7 @@ LONGEST_TAIL = 3.0  # the same for quantiles
 
 
 def conditions() -> list[Row]:
-    """NT that the theorems ask for: L = 1, for delta also other ell; exponents of the ends, slopes between."""
+    """nT that the theorems ask for: L = 1, for delta also other ell; exponents of the ends, slopes between."""
     rows: list[Row] = []
     for regime, middle in REGIMES.items():
         for axis in AXES:
@@ -164,7 +164,7 @@ def judged(found: Interval, axis: str, expected: float | None) -> Row:
 
 
 def measured(point: Row, replicas: int, longest: int, seed: int) -> list[Row]:
-    """NT at which the mean running average is eps^2 (for delta: at which that of a share 1 - delta of replicas is).
+    """nT at which the mean running average is eps^2 (for delta: at which that of a share 1 - delta of replicas is).
 
     Rates are the best two by the recursion. The exponent is that of the best line, beside the recursion's with the same
     weights.

@@ -50,7 +50,7 @@ def _families() -> dict[str, Callable[[float], Row]]:
 
 
 def problem(family: str, ratio: float, d: int, n: int, sigma: float) -> "FiniteSum":
-    """Psi_x with curvature 1 at the minimum and psi_y with 1/ratio, y in one dimension.
+    """psi_x with curvature 1 at the minimum and psi_y with 1/ratio, y in one dimension.
 
     quadratic; cosh-y, (L0, L1)-smooth in y; cosh-x, in x; oscillating, not convex in x; cosine, quadratics with a
     coupling 1 - cos: not convex, and smooth everywhere. Components of one Hessian but for the last three, whose
