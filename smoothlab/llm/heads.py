@@ -13,7 +13,7 @@ from torch import nn
 from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
 from smoothlab.llm.adapters import attach, start_as_real_tokens
-from smoothlab.llm.models import LoadedModel, load_classifier, load_lm, why_classifier
+from smoothlab.llm.models import LoadedModel, classifier_reason_of_config, load_classifier, load_lm
 from smoothlab.llm.partition import head_parameters, partition
 from smoothlab.llm.tasks import Splits
 from smoothlab.llm.validation import reads_on
@@ -23,7 +23,7 @@ BY_PEFT = ("classifier", "score")
 """Endings of the names of modules that peft trains and saves with every classifier."""
 
 
-def why(head: Head, name: str) -> str | None:
+def classifier_reason(head: Head, name: str) -> str | None:
     """Why the model is fine-tuned as a classifier, None where it is a language model.
 
     Args:
@@ -32,22 +32,22 @@ def why(head: Head, name: str) -> str | None:
         name: of the model.
     """
     if head == "auto":
-        return why_classifier(name) or None
+        return classifier_reason_of_config(name) or None
     return "--head classifier" if head == "classifier" else None
 
 
-def load(name: str, splits: Splits, because: str | None, *, seed: int, dtype: Any, device: str) -> LoadedModel:
-    """The language model, or, where there is a reason for that (`why`), a classifier of the task's candidates.
+def load(name: str, splits: Splits, reason: str | None, *, seed: int, dtype: Any, device: str) -> LoadedModel:
+    """The language model, or a classifier of the task's candidates where `reason` (`classifier_reason`) is given.
 
     Raises:
         BadInput: the candidates are no classes; or see `load_lm` and `load_classifier`.
     """
-    if because is None:
+    if reason is None:
         return load_lm(name, seed=seed, dtype=dtype, device=device)
     if splits.kind == "multiple choice":
         fix = "use --head lm"
-        if because != "--head classifier":
-            fix = f"{name} is a classifier, as {because}; use a causal language model, e.g. micro"
+        if reason != "--head classifier":
+            fix = f"{name} is a classifier, as {reason}; use a causal language model, e.g. micro"
         raise BadInput(f"the candidates of {splits.name} differ from item to item and cannot be classes: {fix}")
     words = [candidate.strip() for candidate in splits.train[0].candidates]
     classes = len(words)
@@ -56,8 +56,8 @@ def load(name: str, splits: Splits, because: str | None, *, seed: int, dtype: An
     if all(str(label).startswith("LABEL_") for label in config.id2label.values()):  # transformers' own names
         config.id2label = dict(enumerate(words))
         config.label2id = {word: k for k, word in enumerate(words)}
-    if because != "--head classifier":
-        loaded.notes.insert(0, f"{name} is trained as a classifier of {classes} classes: {because}")
+    if reason != "--head classifier":
+        loaded.notes.insert(0, f"{name} is trained as a classifier of {classes} classes: {reason}")
     return loaded
 
 
