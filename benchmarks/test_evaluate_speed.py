@@ -95,18 +95,11 @@ class EvaluateSpeed:
             for baseline, spent in times.items():
                 ratios[baseline].append(spent / statistics.mean(ends))
             ratios["arithmetic"].append(times["one by one"] / self._least(model, items))
-        columns = {
-            "task": name,
-            "loss": splits.kind,
-            "items": len(items),
-            "error": error,
-            "load": list(os.getloadavg()),
-        }
+        load_average = list(os.getloadavg())
+        columns = {"task": name, "loss": splits.kind, "items": len(items), "error": error, "load": load_average}
         for baseline, values in ratios.items():
             target = SPEEDUP if baseline == "one by one" else None
-            yield ratio_row(
-                baseline, values, seconds, target=target, unit="times", load=list(os.getloadavg()), **columns
-            )
+            yield ratio_row(baseline, values, seconds, target=target, unit="times", **columns)
 
     def _least(self, model: Any, items: Any) -> float:
         """Seconds for the products alone, 2 operations a weight, token and layer, at the speed of a large one."""
