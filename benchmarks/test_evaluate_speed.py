@@ -2,10 +2,11 @@
 
 `make bench` runs it and writes benchmarks/results/speed_evaluate.jsonl; `python -m benchmarks.test_evaluate_speed
 --repetitions 2 --items 50 --out FILE` is a short look. Everything is a ratio within one run: a repetition times the
-ways one after another on the same items, the batches before and after. The slow ways are `accuracy_one_by_one`, on
-tokens that are there, and the same with prompts and candidates tokenized on the way, as public code does each time.
-"arithmetic" is what could be gained if the products of the batches, every beginning read once, ran as fast as one large
-matrix product and nothing else took time: attention, activations and Python are not in it.
+baselines one after another on the same items, the length buckets before and after. The baselines are
+`accuracy_one_by_one`, on tokens that are there; the same with prompts and candidates tokenized on the way, as public
+code does each time; and the next simpler path, minibatches of 16 items in their given order ("given order").
+"arithmetic" is what could be gained if the products of the batches ran as fast as one large matrix product and nothing
+else took time: attention, activations and Python are not in it.
 """
 
 import argparse
@@ -20,9 +21,8 @@ import pytest
 import torch
 
 from benchmarks.timing import ratio_row, timed
-from smoothlab.llm.evaluate import accuracy, accuracy_one_by_one, encode
+from smoothlab.llm.evaluate import accuracy, accuracy_one_by_one, batch, encode, evaluating, scores
 from smoothlab.llm.models import load_lm
-from smoothlab.llm.prefix_trees import trees
 from smoothlab.llm.tasks import CHOICES, load_choices
 from smoothlab.records import Row, environment, load, run
 
@@ -34,7 +34,7 @@ class EvaluateSpeed:
     """Speed of evaluation.
 
     Attributes:
-        repetitions: interleaved repetitions of every way.
+        repetitions: interleaved repetitions of all baselines.
         items: test items of each task.
         data_dir: folder of the published tasks; builtin alone without.
     """
@@ -71,8 +71,17 @@ class EvaluateSpeed:
                     tokenizer(item.prompt), tokenizer(item.prompt + candidate)
             accuracy_one_by_one(model, items)
 
-        slow = {"one by one": lambda: accuracy_one_by_one(model, items), "one by one, tokenizing": tokenizing}
-        ratios: dict[str, list[float]] = {way: [] for way in (*slow, "arithmetic")}
+        def given_order() -> None:
+            with evaluating(model):
+                for start in range(0, len(items), 16):
+                    scores(model, batch(items, range(start, min(start + 16, len(items))), every=True, multiple=1))
+
+        slow = {
+            "one by one": lambda: accuracy_one_by_one(model, items),
+            "one by one, tokenizing": tokenizing,
+            "given order": given_order,
+        }
+        ratios: dict[str, list[float]] = {baseline: [] for baseline in (*slow, "arithmetic")}
         seconds: list[float] = []
         fast, truth = accuracy(model, items), accuracy_one_by_one(model, items)
         error = max(
@@ -80,30 +89,30 @@ class EvaluateSpeed:
         )
         for _ in range(self.repetitions):
             ends = [timed(lambda: accuracy(model, items))]
-            times = {way: timed(job) for way, job in slow.items()}
+            times = {baseline: timed(job) for baseline, job in slow.items()}
             ends.append(timed(lambda: accuracy(model, items)))
             seconds += ends
-            for way, spent in times.items():
-                ratios[way].append(spent / statistics.mean(ends))
+            for baseline, spent in times.items():
+                ratios[baseline].append(spent / statistics.mean(ends))
             ratios["arithmetic"].append(times["one by one"] / self._least(model, items))
-        told = {"task": name, "loss": splits.kind, "items": len(items), "error": error, "load": list(os.getloadavg())}
-        for way, found in ratios.items():
-            target = SPEEDUP if way == "one by one" else None
-            yield ratio_row(way, found, seconds, target=target, unit="times", **told)
+        load_average = list(os.getloadavg())
+        columns = {"task": name, "loss": splits.kind, "items": len(items), "error": error, "load": load_average}
+        for baseline, values in ratios.items():
+            target = SPEEDUP if baseline == "one by one" else None
+            yield ratio_row(baseline, values, seconds, target=target, unit="times", **columns)
 
     def _least(self, model: Any, items: Any) -> float:
         """Seconds for the products alone, 2 operations a weight, token and layer, at the speed of a large one."""
-        found = trees(items)
-        tokens = sum(len(tree.tokens) for tree in found)
-        places = sum(len({node for _, nodes, _ in tree.scored for node in nodes}) for tree in found)
-        last = f"layers.{model.config.num_hidden_layers - 1}."
+        rows, places = set(), set()
+        for item, (context, tails) in enumerate(zip(items.contexts, items.options, strict=True)):
+            for tail in tails:
+                rows.add((item, context + tail[:-1]))
+                places |= {(item, context + tail[:k]) for k in range(len(tail))}
+        tokens = sum(len(row) for _, row in rows)
         products = 0
         for name, weight in model.named_parameters():
             if weight.ndim == 2 and "embed_positions" not in name:
-                behind = (
-                    "embed_tokens" in name or last in name and not name.endswith(("k_proj.weight", "v_proj.weight"))
-                )
-                products += weight.numel() * (places if behind else tokens)
+                products += weight.numel() * (len(places) if "embed_tokens" in name else tokens)
         a = torch.randn(1024, 1024)
         speed = 2 * 1024**3 / min(timed(lambda: a @ a) for _ in range(5))
         return 2 * products / speed

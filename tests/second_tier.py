@@ -28,7 +28,6 @@ KEPT: dict[str, tuple[str, ...]] = {
     "tests/llm/test_adapters.py::test_methods_with_right_derivatives_are_let_through_in_fp32": ("lora", "prefix"),
     "tests/llm/test_adapters_lm.py::test_batches_score_as_single_candidates_do": ("none-opt", "prefix-llama"),
     "tests/llm/test_partition.py::test_every_parameter_is_in_one_block": ("opt-part", "opt-layer", "opt-module"),
-    "tests/llm/test_prefix_trees.py::test_trees_score_as_single_rows": ("gpt2-4", "gpt2-20"),
     "tests/llm/test_choices.py::test_published_sets_have_the_papers_sizes": ("copa", "wic", "winogrande", "wsc"),
     "tests/llm/test_heads.py::test_a_classifier_reads_sentences_alone_and_whole_prompts_of_pairs": ("builtin",),
     "tests/llm/test_heads.py::test_the_head_is_a_block_beside_a_module_and_in_the_base_without": (

@@ -1,15 +1,14 @@
 """PEFT methods, attached so that the base model x and the module y train jointly.
 
-Every method of ADAPTERS passes the same tests on OPT and Llama, as sequence classifiers and as causal language models
-(tests/llm/test_adapters.py, test_adapters_lm.py): gradients and exact Hessian-vector products of all blocks agree with
-differences of the loss. Where curvature is measured, no list says so: `check_derivatives` looks at the very model, and
-MEASURED_TOO can be attached for it to look at. The others are in REFUSED; some of these may be trained all the same,
-where no curvature is measured: TRAINED_ONLY.
+Every method of `peft_methods.MEASURABLE` passes the same tests on OPT and Llama, as sequence classifiers and as causal
+language models (tests/llm/test_adapters.py, test_adapters_lm.py): gradients and exact Hessian-vector products of all
+blocks agree with differences of the loss. Where curvature is measured, the table alone decides nothing:
+`check_derivatives` looks at the very model.
 """
 
 import difflib
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -21,153 +20,50 @@ from smoothlab.hessian.disagreements import WrongProducts
 from smoothlab.hessian.products import ExactHessian
 from smoothlab.hessian.selfchecks import check_gradient, check_plainly
 from smoothlab.llm.partition import unfreeze
-
-REFUSED = {
-    # Gradients or Hessian-vector products that are not those of the loss:
-    "hra": "the base weights under it move the loss but get no gradient from autograd",
-    "shira": "the base weights under it move the loss but get no gradient from autograd",
-    "dora": "it holds the norm of the weights constant when it differentiates, so its gradient is not the loss's",
-    "c3a": "its backward pass is not the derivative of its forward pass",
-    "frod": "its second derivatives are not those of its forward pass",
-    "osf": "its hooks project the gradient, which is then not the loss's",
-    "delora": "its gradient and Hessian products are not finite or wrong at its initial weights",
-    "lily": "its routing averages over the batch, so that padding, which gets no gradient, moves the loss",
-    # Nothing that could be attached to a sequence classifier and trained with it:
-    "adaption_prompt": "peft does not support it on OPT",
-    "adamss": "peft needs scikit-learn for it, which smoothlab does not install",
-    "cpt": "peft supports it for causal language models only",
-    "poly": "its forward pass needs the number of a task beside the sentence",
-    "multitask_prompt": "its forward pass needs the number of a task beside the sentence",
-    "xlora": "it mixes LoRA modules that were trained before, and brings none of its own",
-    "shadow": "it adds a second model beside the base, with parameters that never reach the loss",
-    "trainable_tokens": "it trains rows of the embedding, which are the base model's own",
-    "bone": "peft has removed it; miss is its successor",
-}
-"""Methods that cannot be trained and measured jointly with the base model, with the reason."""
-
-
-def _config(name: str, *, lm: dict[str, Any] | None = None, **defaults: Any) -> Callable[..., Any]:
-    """A builder of peft's `name` config; options override `defaults`, as does `lm` for causal language models."""
-
-    def build(model: nn.Module, **options: Any) -> Any:
-        import peft
-
-        speaks = generates(model)
-        given: dict[str, Any] = {"task_type": "CAUSAL_LM" if speaks else "SEQ_CLS"} | defaults
-        given |= (lm or {} if speaks else {}) | options
-        if given.get("adapter_layers") == "all":
-            config: Any = model.config
-            given["adapter_layers"] = config.num_hidden_layers
-        if given.get("target_modules") == "auto":
-            given["target_modules"] = _targets(model)
-        elif given.get("target_modules") == "norms":
-            given["target_modules"] = _norms(model)
-        return getattr(peft, name)(**given)
-
-    return build
-
-
-LORA = {"r": 8, "lora_alpha": 16}
-ADAPTERS: dict[str, Callable[..., Any]] = {
-    "lora": _config("LoraConfig", lm=LORA, r=16, lora_alpha=32, target_modules="auto"),
-    "rslora": _config("LoraConfig", lm=LORA, r=16, lora_alpha=32, use_rslora=True, target_modules="auto"),
-    "adalora": _config("AdaLoraConfig", init_r=12, target_r=8, total_step=10_000, target_modules="auto"),
-    "loha": _config("LoHaConfig", r=8, target_modules="auto"),
-    "lokr": _config("LoKrConfig", r=8, target_modules="auto"),
-    "ia3": _config("IA3Config"),
-    "oft": _config("OFTConfig", oft_block_size=4, target_modules="auto"),
-    "boft": _config("BOFTConfig", boft_block_size=4, target_modules="auto"),
-    "vera": _config("VeraConfig", r=64, target_modules="auto"),
-    "randlora": _config("RandLoraConfig", r=8, target_modules="auto"),
-    "fourierft": _config("FourierFTConfig", n_frequency=100, target_modules="auto"),
-    "waveft": _config("WaveFTConfig", n_frequency=100, target_modules="auto"),
-    "miss": _config("MissConfig", r=8, target_modules="auto"),
-    "road": _config("RoadConfig", group_size=8, target_modules="auto"),
-    "gralora": _config("GraloraConfig", r=8, target_modules="auto"),
-    "hira": _config("HiraConfig", r=8, target_modules="auto"),
-    "glora": _config("GloraConfig", target_modules="auto"),
-    "pvera": _config("PveraConfig", r=64, target_modules="auto"),
-    "vblora": _config("VBLoRAConfig", r=4, num_vectors=64, vector_length=8, target_modules="auto"),
-    "unilora": _config("UniLoraConfig", target_modules="auto"),
-    "tinylora": _config("TinyLoraConfig", target_modules="auto"),
-    "psoft": _config("PsoftConfig", r=8, target_modules="auto"),
-    "peanut": _config("PeanutConfig", target_modules="auto"),
-    "deft": _config("DeftConfig", target_modules="auto"),
-    "supertuning": _config("SupertuningConfig", target_modules="auto"),
-    "beft": _config("BeftConfig"),
-    "ln_tuning": _config("LNTuningConfig", target_modules="norms"),
-    "prompt": _config("PromptTuningConfig", num_virtual_tokens=10, prompt_tuning_init="SAMPLE_VOCAB"),
-    "ptuning": _config("PromptEncoderConfig", num_virtual_tokens=10, encoder_hidden_size=128),
-    "prefix": _config("PrefixTuningConfig", num_virtual_tokens=5),
-    "cartridge": _config("CartridgeConfig", num_virtual_tokens=5, num_frozen_tokens=0),
-}
-"""Name -> function of the model that builds the peft config. lora has the paper's r = 16, alpha = 32 on q and v for the
-classifiers of Fig. 1 and r = 8, alpha = 16 for language models; prompt 10 virtual tokens that start as random
-vocabulary embeddings; prefix 5 tokens, without re-parametrization, which start as keys and values of random tokens in
-language models."""
-
-TRAINED_ONLY: dict[str, Callable[..., Any]] = {
-    "dora": _config("LoraConfig", lm=LORA, r=16, lora_alpha=32, use_dora=True, target_modules="auto"),
-    "delora": _config("DeloraConfig", r=8, target_modules="auto"),
-    "hra": _config("HRAConfig", r=8, target_modules="auto"),
-    "shira": _config("ShiraConfig", r=8, target_modules="auto"),
-    "adaption_prompt": _config("AdaptionPromptConfig", adapter_len=10, adapter_layers="all"),
-}
-"""Refused where curvature is measured, and good for training language models. DoRA's gradient takes the norms of the
-weights as constants, by its authors' design; DeLoRA's is right, but very large at its initial weights; those of HRA and
-SHiRA are right for the module, and the base gets none under them (ONE_SIDED); AdaptionPrompt fits Llama only."""
-
-MEASURED_TOO: dict[str, Callable[..., Any]] = {
-    **{name: TRAINED_ONLY[name] for name in ("dora", "delora", "hra", "shira")},
-    "c3a": _config("C3AConfig", block_size=4, target_modules="auto"),
-    "frod": _config("FrodConfig", target_modules="auto"),
-    "osf": _config("OSFConfig", target_modules="auto"),
-    "lily": _config("LilyConfig", target_modules="auto"),
-}
-"""Attached where curvature is to be measured, and refused there by what `check_derivatives` and the padding check see;
-with another version of peft they may pass."""
-
-ONE_SIDED = ("hra", "shira")
-"""Methods under which some base weights get no gradient from autograd: they can be trained by zeroth order or not at
-all."""
-
+from smoothlab.llm.peft_methods import PEFT_METHODS, PeftMethod, attachable
 
 PROJECTIONS = (("q_proj", "v_proj"), ("query", "value"), ("q_lin", "v_lin"), ("query_proj", "value_proj"), ("q", "v"))
 """Names of query and value projections, for model types that peft has no default targets for (DistilBERT, ALBERT)."""
 
 
-def attach(model: nn.Module, method: str, *, seed: int, measured: bool = True, **options: Any) -> nn.Module:
+def attach(
+    model: nn.Module, method: str, *, seed: int, measured: bool = True, rank: int | None = None, **options: Any
+) -> nn.Module:
     """The model with the method's module y, initialized by `seed`; all live parameters of x and y require gradients.
 
     Args:
-        model: a transformers sequence classifier or causal language model.
-        method: a key of ADAPTERS, or "none" for the model alone.
+        model: transformers sequence classifier or causal language model.
+        method: name of PEFT_METHODS, or "none" for the model alone.
         seed: seed of y's initial values; the global RNG is left as it was.
-        measured: whether curvature is to be measured: MEASURED_TOO are then attached, for `check_derivatives` to look
-            at; else TRAINED_ONLY.
-        options: of the peft config, instead of this module's defaults.
+        measured: whether curvature is to be measured, which methods without right derivatives are refused for.
+        rank: rank of the module; the table's default where it is None.
+        options: options of peft's configuration, instead of the table's.
 
     Raises:
-        BadInput: unknown or refused method, or one that peft cannot attach to this model.
+        BadInput: unknown or refused method, a rank for a method that has none, or one that peft cannot attach to this
+            model.
     """
     if method == "none":
         unfreeze(model)
         return model
-    known = ADAPTERS | (MEASURED_TOO if measured else TRAINED_ONLY)
-    if method in REFUSED and method not in known:
-        raise BadInput(f"--peft {method} is refused: {REFUSED[method]}; use one of {', '.join(known)}")
-    if method not in known:
+    known = attachable(measured=measured)
+    if method not in PEFT_METHODS:
         near = difflib.get_close_matches(method, known)
         near.sort(key=lambda name: sorted(name) != sorted(method))  # two letters in the wrong order come first
         hint = f"did you mean {near[0]}? " if near else ""
         raise BadInput(f"--peft {method} is unknown: {hint}use none or one of {', '.join(known)}")
+    entry = PEFT_METHODS[method]
+    if method not in known:
+        raise BadInput(f"--peft {method} is refused: {entry.refusal}; use one of {', '.join(known)}")
+    if rank is not None and not entry.ranked:
+        raise BadInput(f"--rank {rank} with --peft {method}, which has no rank: leave --rank out")
     from peft import get_peft_model
 
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(seed)
         try:
-            wrapped = get_peft_model(model, known[method](model, **options))
+            wrapped = get_peft_model(model, _config(entry, model, entry.settings(rank) | options))
             if method == "prefix" and generates(model):
                 start_as_real_tokens(wrapped)
         except (ValueError, TypeError, AssertionError, RuntimeError, LookupError, AttributeError) as error:
@@ -181,6 +77,25 @@ def attach(model: nn.Module, method: str, *, seed: int, measured: bool = True, *
         pool_at_last_token(wrapped)
     unfreeze(wrapped)
     return wrapped.train(model.training)
+
+
+def _config(entry: PeftMethod, model: Any, options: Mapping[str, Any]) -> Any:
+    """Peft's configuration of a method for the model."""
+    import peft
+
+    settings: dict[str, Any] = {"task_type": "SEQ_CLS"}
+    if generates(model):
+        settings["task_type"] = "CAUSAL_LM"
+    if entry.targets == "linear":
+        settings["target_modules"] = "auto"
+    elif entry.targets == "norms":
+        settings["target_modules"] = _norms(model)
+    settings |= options
+    if settings.get("target_modules") == "auto":  # not looked up where the caller names modules
+        settings["target_modules"] = _targets(model)
+    if settings.get("adapter_layers") == "all":
+        settings["adapter_layers"] = model.config.num_hidden_layers
+    return getattr(peft, entry.config)(**settings)
 
 
 def check_derivatives(loss: Loss, blocks: Mapping[str, Block], method: str) -> None:
@@ -246,10 +161,10 @@ def _targets(model: nn.Module) -> list[str]:
     if kind in known:
         return list(known[kind])
     linear = {n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear) and "." in n}
-    found = next((list(pair) for pair in PROJECTIONS if linear.issuperset(pair)), None)
-    if found is None:
-        raise BadInput(f"no default target modules for model type {kind}: attach with target_modules=[...] from Python")
-    return found
+    for pair in PROJECTIONS:
+        if linear.issuperset(pair):
+            return list(pair)
+    raise BadInput(f"no default target modules for model type {kind}: attach with target_modules=[...] from Python")
 
 
 def _norms(model: nn.Module) -> list[str]:

@@ -24,7 +24,7 @@ from smoothlab.errors import BadInput
 from smoothlab.optim.summation import in_order
 
 PATIENCE = 10.0
-"""Seconds that a process that cannot go on waits for process 0 to say why."""
+"""Seconds that a failing process waits for rank 0 to report the same failure."""
 
 PARTS = 4
 """Parts of a minibatch on CPUs, where it is a multiple of 4: the default of --parts."""
@@ -36,27 +36,29 @@ SMALL = 1 << 12
 """Up to so many numbers are sent to all processes, and added by each: one message. Of more, each adds a part."""
 
 SENTENCE = 2.0
-"""Seconds that it then has for it: torchrun stops all as soon as one ends."""
-_SAID = "process 0 says what is wrong"  # a key of the processes' store
+"""Seconds that rank 0 then has to print it: torchrun stops all processes as soon as one ends."""
+_FAILURE_KEY = "rank 0 reports the failure"  # in the processes' shared store
 
 
-class Parted(BadInput):
-    """Another process is gone."""
+class PeerLost(BadInput):
+    """A collective operation failed because another process has ended or hangs."""
 
 
-def count() -> int:
+def world_size() -> int:
     """Number of processes that torchrun started, 1 without it."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def number() -> int:
-    """The number of this process; 0 leads: it evaluates, writes, and speaks."""
+def rank() -> int:
+    """Rank of this process. Rank 0 evaluates, writes records and prints messages."""
     return int(os.environ.get("RANK", "0"))
 
 
-def place(device: str) -> str:
-    """The device of this process: "cuda" is the GPU that torchrun gave it."""
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" and count() > 1 else device
+def local_device(device: str) -> str:
+    """Device of this process: "cuda" becomes the GPU of its local rank under torchrun."""
+    if device == "cuda" and world_size() > 1:
+        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    return device
 
 
 def parts(indices: Sequence[int], device: str, wanted: int = PARTS) -> list[list[int]]:
@@ -64,19 +66,19 @@ def parts(indices: Sequence[int], device: str, wanted: int = PARTS) -> list[list
 
     There are gcd(wanted, batch) parts in all, or one a process where processes cannot share these equally.
     """
-    n = count()
+    n = world_size()
     cuts = math.gcd(wanted, len(indices)) if device == "cpu" else n
     if cuts % n:  # 3 processes, or 8: their sums are not those of one
         cuts = n
     size, here = len(indices) // cuts, cuts // n
-    return [list(indices[k * size : (k + 1) * size]) for k in range(number() * here, (number() + 1) * here)]
+    return [list(indices[k * size : (k + 1) * size]) for k in range(rank() * here, (rank() + 1) * here)]
 
 
 class Peers:
     """The other processes, for `HybridSGD.peers`."""
 
     def __init__(self) -> None:
-        self.count = count()
+        self.count = world_size()
 
     def sum(self, tensors: Sequence[Tensor]) -> None:
         """Put sums over the processes, in the order of the tree, in place of the tensors; the same in all, to the bit.
@@ -119,106 +121,96 @@ def _exchange(send: Callable[[], Any]) -> None:
         raise
     except RuntimeError as error:
         words = " ".join(re.sub(r"^\[\S+\] ", "", str(error)).split(". ")[0].split())
-        raise Parted(
-            f"process {number()} of {count()} cannot reach another one, which has ended or hangs ({words}): the same "
-            "command goes on from the last checkpoint"
+        raise PeerLost(
+            f"process {rank()} of {world_size()} cannot reach another one, which has ended or hangs ({words}): the "
+            "same command goes on from the last checkpoint"
         ) from error
 
 
-def told(numbers: Sequence[float] | None, size: int) -> list[float]:
-    """The `size` numbers that process 0 says, in all processes; the others pass None."""
-    if count() == 1:
+def broadcast(numbers: Sequence[float] | None, size: int) -> list[float]:
+    """The `size` numbers of rank 0, returned in all processes; the other ranks pass None."""
+    if world_size() == 1:
         assert numbers is not None
         return list(numbers)
-    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
-    message = torch.tensor(numbers if numbers is not None else [0.0] * size, dtype=torch.float64, device=device)
+    device = "cpu"
+    if torch.distributed.get_backend() == "nccl":
+        device = "cuda"
+    message = torch.tensor(numbers or [0.0] * size, dtype=torch.float64, device=device)
     _exchange(lambda: torch.distributed.broadcast(message, 0))
     return message.tolist()
 
 
 class Idle(Exception):  # noqa: N818, it is no error
-    """Process 0 has nothing to do, or failed before it began."""
+    """Rank 0 has nothing to do, or failed before it began."""
 
 
-_begun = False  # whether process 0 has told the others where to begin, for which they wait
+_begun = False  # whether rank 0 has sent the others the starting row, for which they wait
 
 
 def begin(done: int) -> int:
-    """How many rows process 0 has on record, told to all processes; each calls this once.
+    """Number of rows that rank 0 has on record, sent to all processes; each process calls this once.
 
     Raises:
-        Idle: in the others, where process 0 has ended without calling it.
+        Idle: in the other ranks, where rank 0 has ended without calling it.
     """
     global _begun
-    if count() == 1:
-        return done
     _begun = True
-    rows = int(told([done] if number() == 0 else None, 1)[0])
+    rows = int(broadcast([done], 1)[0])
     if rows < 0:
         raise Idle
     return rows
 
 
 def run(lead: Callable[[], Any], follow: Callable[[], Any], device: str, *, met: bool = False) -> None:
-    """Run `lead` in process 0, `follow` in the others; `begin` is where they meet, unless they do the same from `met`.
+    """Run `lead` in rank 0 and `follow` in the others; they meet at `begin`, or do the same from the start if `met`.
 
-    What is wrong is told once: by process 0 where it fails too, as it does for all that every process comes upon.
+    A failure is reported once: by rank 0 where it fails too, as it does for all that every process comes upon.
     """
     from torch.distributed.rendezvous import rendezvous
 
     global _begun
-    here, _begun = place(device), met
+    here, _begun = local_device(device), met
+    backend = "gloo"
     if here.startswith("cuda"):
         torch.cuda.set_device(here)
-    store, rank, size = next(rendezvous("env://"))
-    backend = "nccl" if here.startswith("cuda") else "gloo"
-    torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
+        backend = "nccl"
+    store, _, _ = next(rendezvous("env://"))
+    torch.distributed.init_process_group(backend, store=store, rank=rank(), world_size=world_size())
     try:
         with suppress(Idle):
-            (lead if number() == 0 else follow)()
-        if number() == 0 and not _begun:
-            told([-1.0], 1)
-        _part()
+            (lead if rank() == 0 else follow)()
+        if rank() == 0 and not _begun:
+            broadcast([-1.0], 1)
+        _disconnect()
     except BaseException as error:
-        if number():
+        if rank():
             _leave(error, store)
         elif not _begun:
-            _dismiss()
+            broadcast([-1.0], 1)  # the others have not begun: they end in peace
+            _disconnect()
         else:
             with suppress(RuntimeError):
-                store.set(_SAID, "")
+                store.set(_FAILURE_KEY, "")
         raise  # once all have begun, torchrun ends the others
 
 
 def _leave(error: BaseException, store: Any) -> None:
-    """End silently if process 0 speaks for all; else return, and this process has to."""
+    """End silently if rank 0 reports the failure for all; else return, and this process has to."""
     if isinstance(error, KeyboardInterrupt):
         raise SystemExit(130) from None
     if not isinstance(error, BadInput):
         return
-    with suppress(RuntimeError):  # the store may be gone with process 0
-        if _said_within(PATIENCE, store):
-            time.sleep(SENTENCE)
-            raise SystemExit(2) from None
+    with suppress(RuntimeError):  # the store may be gone with rank 0
+        # Polled, because the store's own `wait` warns on stderr when its time is over.
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end:
+            if store.check([_FAILURE_KEY]):
+                time.sleep(SENTENCE)
+                raise SystemExit(2) from None
+            time.sleep(0.02)
 
 
-def _said_within(seconds: float, store: Any) -> bool:
-    """Whether process 0 has left word before so much time is over; the store's own `wait` warns on stderr."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if store.check([_SAID]):
-            return True
-        time.sleep(0.02)
-    return False
-
-
-def _dismiss() -> None:
-    """Process 0 has failed before the others began: let them end in peace."""
-    told([-1.0], 1)
-    _part()
-
-
-def _part() -> None:
-    """Wait for the others, who may still be reading what was sent to them, and part."""
+def _disconnect() -> None:
+    """Wait for the others, who may still be reading what was sent to them, and leave the group."""
     _exchange(torch.distributed.barrier)
     torch.distributed.destroy_process_group()

@@ -1,4 +1,4 @@
-"""Scores of candidates: the training loss of a task, and accuracy, batched and as the slow truth.
+"""Scores of candidates: the training loss of a task, and accuracy, batched by length and one candidate at a time.
 
 A candidate's score is the mean log-probability of its tokens after the prompt,
 
@@ -10,8 +10,9 @@ of a batch is its mean over items. (The public code that the paper follows takes
 the last case: an item's weight then depends on its batch.) The vocabulary head runs at scored places only.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from inspect import signature
 from typing import Any
@@ -20,9 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from smoothlab.errors import BadInput
-from smoothlab.llm import last_layer, prefix_trees
 from smoothlab.llm.encoding import MULTIPLE, Encoded, Tokens, batch, encode
-from smoothlab.stats.intervals import LEVEL
+from smoothlab.stats.curves import share
 
 __all__ = [
     "MULTIPLE",
@@ -48,12 +48,12 @@ class NotFinite(BadInput):
 
 @dataclass(frozen=True)
 class Accuracy:
-    """How often a model is right.
+    """Accuracy of a model on a set of items.
 
     Attributes:
-        correct: items predicted rightly.
-        count: all items.
-        predictions: predicted place of each item.
+        correct: number of right predictions.
+        count: number of items.
+        predictions: number of the predicted candidate of each item.
         scores: mean log-probability of each item's candidates.
     """
 
@@ -64,16 +64,14 @@ class Accuracy:
 
     @property
     def value(self) -> float:
-        """The share of right predictions."""
+        """Proportion of right predictions."""
         return self.correct / self.count
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Clopper and Pearson's 95 % interval of the probability to be right: it covers in 95 % of samples or more."""
-        from scipy import stats
-
-        found = stats.binomtest(self.correct, self.count).proportion_ci(LEVEL, method="exact")
-        return float(found.low), float(found.high)
+        """Clopper-Pearson 95 % interval of the probability of a right prediction."""
+        proportion = share(self.correct, self.count)
+        return proportion.low, proportion.high
 
 
 def scores(model: nn.Module, minibatch: Mapping[str, Tensor]) -> Tensor:
@@ -89,20 +87,20 @@ def choice_loss(model: nn.Module, minibatch: Mapping[str, Tensor]) -> Tensor:
 
     -log softmax(s)_label with the scores s of all candidates, for multiple choice -s_label.
     """
-    found = scores(model, minibatch)
+    candidates = scores(model, minibatch)
     if "labels" not in minibatch:
-        return -found.mean()
+        return -candidates.mean()
     labels = minibatch["labels"]
-    return nn.functional.cross_entropy(found.view(len(labels), -1), labels)
+    return nn.functional.cross_entropy(candidates.view(len(labels), -1), labels)
 
 
 def accuracy(model: nn.Module, encoded: Encoded, *, tokens: int | None = None, mixed: bool = True) -> Accuracy:
-    """Accuracy in eval mode, without gradients, in batches of like lengths; the model's modes are left as they were.
+    """Accuracy in eval mode, without gradients, in batches of rows of similar length; the model's modes are restored.
 
     Args:
         model: a causal language model or classifier, wrapped by a PEFT method or not.
         encoded: the items.
-        tokens: size of a batch, padding included, TOKENS by default; it moves time and memory, and scores by rounding.
+        tokens: largest batch in tokens, padding included; TOKENS of the device by default.
         mixed: whether rows of different lengths may be in a batch; for models whose scores depend on padding they may
             not.
 
@@ -111,81 +109,81 @@ def accuracy(model: nn.Module, encoded: Encoded, *, tokens: int | None = None, m
     """
     device = next(model.parameters()).device
     limit = tokens or TOKENS.get(device.type, TOKENS["cuda"])
-    alike = mixed and encoded.kind != "classifier" and prefix_trees.fits(model, _base(model))
-    batches = prefix_trees.batches(encoded, limit, device) if alike else _padded(encoded, limit, device, mixed)
-    found: list[list[float]] = [[0.0] * len(options) for options in encoded.options]
-    with evaluating(model):
-        for minibatch, owners in batches:
-            for (number, place), score in zip(owners, scores(model, minibatch).tolist(), strict=True):
-                found[number][place] = score
-    return _accuracy([tuple(each) for each in found], encoded.labels)
-
-
-def _padded(
-    encoded: Encoded, tokens: int, device: Any, mixed: bool
-) -> Iterator[tuple[dict[str, Tensor], list[prefix_trees.Owner]]]:
-    """The same as `prefix_trees.batches`, each row by itself, for every model."""
     rows, owners = _rows(encoded)
-    for indices in _buckets(rows, tokens, mixed):
-        minibatch = batch(rows, indices, device, every=True, multiple=1)
-        yield minibatch, [owner for index in indices for owner in owners[index]]
+    result = [[0.0] * len(options) for options in encoded.options]
+    with evaluating(model):
+        for bucket in _buckets(rows, limit, mixed):
+            minibatch = batch(rows, bucket, device, every=True, multiple=1)
+            scored = [owner for row in bucket for owner in owners[row]]
+            for (item, candidate), score in zip(scored, scores(model, minibatch).tolist(), strict=True):
+                result[item][candidate] = score
+    return _accuracy(list(map(tuple, result)), encoded.labels)
 
 
 def _rows(encoded: Encoded) -> tuple[Encoded, list[list[tuple[int, int]]]]:
-    """Items of one row each, and of which candidates of which items their scores are: candidates differ in length."""
-    found: dict[tuple[int, Tokens], list[tuple[int, int]]] = {}
-    for number, (context, tails) in enumerate(zip(encoded.contexts, encoded.options, strict=True)):
-        for place, tail in enumerate(tails):
-            found.setdefault((number, context + tail[:-1]), []).append((number, place))
-    contexts = tuple(encoded.contexts[number] for number, _ in found)
-    options = tuple(tuple(encoded.options[i][place] for i, place in owners) for owners in found.values())
-    return replace(encoded, contexts=contexts, options=options, labels=(0,) * len(found)), list(found.values())
+    """Items of one row each, and the (item, candidate) pairs that each row scores: candidates differ in length."""
+    owners: dict[tuple[int, Tokens], list[tuple[int, int]]] = {}
+    for item, (context, tails) in enumerate(zip(encoded.contexts, encoded.options, strict=True)):
+        for candidate, tail in enumerate(tails):
+            owners.setdefault((item, context + tail[:-1]), []).append((item, candidate))
+    contexts, options = [], []
+    for (item, _), pairs in owners.items():
+        contexts.append(encoded.contexts[item])
+        options.append(tuple(encoded.options[item][candidate] for _, candidate in pairs))
+    rows = replace(encoded, contexts=tuple(contexts), options=tuple(options), labels=(0,) * len(owners))
+    return rows, list(owners.values())
 
 
 def _buckets(rows: Encoded, tokens: int, mixed: bool) -> Iterator[list[int]]:
     """Rows by length, cut into batches of at most `tokens` tokens, or of one row, and of one length if not `mixed`."""
     lengths = [len(c) + len(tails[0]) - 1 for c, tails in zip(rows.contexts, rows.options, strict=True)]
     bucket: list[int] = []
-    for number in sorted(range(len(rows)), key=lengths.__getitem__):
-        longer = bool(bucket) and not mixed and lengths[number] > lengths[bucket[-1]]
-        if bucket and (longer or (len(bucket) + 1) * lengths[number] > tokens):
-            yield bucket
-            bucket = []
-        bucket.append(number)
+    for row in sorted(range(len(rows)), key=lengths.__getitem__):
+        if bucket:
+            # Rows come in ascending length, so that the new one sets the width of the whole batch.
+            full = (len(bucket) + 1) * lengths[row] > tokens
+            if full or (not mixed and lengths[row] > lengths[bucket[-1]]):
+                yield bucket
+                bucket = []
+        bucket.append(row)
     yield bucket
 
 
 def accuracy_one_by_one(model: nn.Module, encoded: Encoded) -> Accuracy:
-    """The slow truth: one candidate at a time, no padding, all logits of the model's own forward pass."""
+    """The slow reference of `accuracy`: one candidate at a time, no padding, the model's own logits of all tokens."""
     with evaluating(model):
-        found = [tuple(scores_alone(model, encoded, number)) for number in range(len(encoded))]
-    return _accuracy(found, encoded.labels)
+        scores_of_items = [tuple(scores_alone(model, encoded, item)) for item in range(len(encoded))]
+    return _accuracy(scores_of_items, encoded.labels)
 
 
-def scores_alone(model: nn.Module, encoded: Encoded, number: int) -> list[float]:
+def scores_alone(model: nn.Module, encoded: Encoded, item: int) -> list[float]:
     """Scores of an item's candidates, each in a row by itself with all its tokens, by the model's own forward pass."""
-    device, context, found = next(model.parameters()).device, encoded.contexts[number], []
-    for tail in encoded.options[number]:
-        ids = torch.tensor([context if encoded.kind == "classifier" else context + tail], device=device)
+    device, context = next(model.parameters()).device, encoded.contexts[item]
+    classifies = encoded.kind == "classifier"
+    result = []
+    for tail in encoded.options[item]:
+        row = context if classifies else context + tail
+        ids = torch.tensor([row], device=device)
         logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0]
-        if encoded.kind == "classifier":
-            found.append(float(logits.log_softmax(-1)[tail[0]]))
+        if classifies:
+            result.append(float(logits.log_softmax(-1)[tail[0]]))
             continue
         logits = logits[-len(tail) - 1 : -1]
         logs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
-        found.append(float(logs.gather(1, ids[0, -len(tail) :, None]).mean()))
-    return found
+        result.append(float(logs.gather(1, ids[0, -len(tail) :, None]).mean()))
+    return result
 
 
-def _accuracy(found: Sequence[tuple[float, ...]], labels: Sequence[int]) -> Accuracy:
-    if broken := [i for i, each in enumerate(found) if not all(abs(s) < float("inf") for s in each)]:
+def _accuracy(scores_of_items: Sequence[tuple[float, ...]], labels: Sequence[int]) -> Accuracy:
+    broken = sum(not all(map(math.isfinite, candidates)) for candidates in scores_of_items)
+    if broken:
         raise NotFinite(
-            f"{len(broken)} of {len(found)} items have a score that is not finite: the weights have diverged, lower "
-            "the learning rate, or use --dtype float32"
+            f"{broken} of {len(scores_of_items)} items have a score that is not finite: the weights have diverged, "
+            "lower the learning rate, or use --dtype float32"
         )
-    predictions = tuple(max(range(len(each)), key=each.__getitem__) for each in found)
+    predictions = tuple(candidates.index(max(candidates)) for candidates in scores_of_items)
     correct = sum(p == label for p, label in zip(predictions, labels, strict=True))
-    return Accuracy(correct, len(labels), predictions, tuple(found))
+    return Accuracy(correct, len(labels), predictions, tuple(scores_of_items))
 
 
 @contextmanager
@@ -201,13 +199,15 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = flag
 
 
-def _logits(model: nn.Module, minibatch: Mapping[str, Tensor]) -> Tensor:
+def _logits(model: Any, minibatch: Mapping[str, Tensor]) -> Tensor:
     """Logits [P, vocabulary] at the minibatch's places, or a classifier's [P, classes].
 
     Hidden states are gathered before the vocabulary head, by a hook on it, so that whatever a model does to its logits
     afterwards is done here too.
     """
-    base = _base(model)
+    base = model
+    if hasattr(model, "get_base_model"):
+        base = model.get_base_model()
     row, back = minibatch["row"], minibatch["back"]
     if base.get_output_embeddings() is None:
         return model(input_ids=minibatch["input_ids"], attention_mask=minibatch["attention_mask"]).logits[row]
@@ -217,14 +217,9 @@ def _logits(model: nn.Module, minibatch: Mapping[str, Tensor]) -> Tensor:
 
     handle = base.get_output_embeddings().register_forward_pre_hook(gather)
     try:
-        with last_layer.only(base, row, back) if "last" in minibatch else nullcontext():
-            return _forward(model, base, minibatch).logits[0]
+        return _forward(model, base, minibatch).logits[0]
     finally:
         handle.remove()
-
-
-def _base(model: Any) -> Any:
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _forward(model: Any, base: Any, minibatch: Mapping[str, Tensor]) -> Any:
@@ -234,25 +229,20 @@ def _forward(model: Any, base: Any, minibatch: Mapping[str, Tensor]) -> Any:
     """
     ids, config = minibatch["input_ids"], getattr(model, "active_peft_config", None)
     if config is None or not config.is_prompt_learning:
-        return model(input_ids=ids, use_cache=False, **_sight(base, minibatch, 0))
+        return model(input_ids=ids, use_cache=False, **_attention_inputs(base, minibatch, 0))
     virtual = config.num_virtual_tokens
-    prompt, seen = model.get_prompt(batch_size=len(ids)), _sight(base, minibatch, virtual)
+    prompt, seen = model.get_prompt(batch_size=len(ids)), _attention_inputs(base, minibatch, virtual)
     if config.peft_type in ("PREFIX_TUNING", "CARTRIDGE"):
         if "position_ids" in seen:
             seen["position_ids"] = seen["position_ids"][:, virtual:]
-        if seen["attention_mask"].ndim == 4:
-            seen["attention_mask"] = seen["attention_mask"][:, :, virtual:]
         return base(input_ids=ids, past_key_values=prompt, **seen)
     words = model.word_embeddings(ids)
     embedded = torch.cat([prompt.to(words.dtype), words], 1)
     return base(inputs_embeds=embedded, use_cache=False, **seen)
 
 
-def _sight(base: Any, minibatch: Mapping[str, Tensor], virtual: int) -> dict[str, Tensor]:
+def _attention_inputs(base: Any, minibatch: Mapping[str, Tensor], virtual: int) -> dict[str, Tensor]:
     """attention_mask of the whole rows, virtual tokens first, and position_ids [R, V + T] for models that take them."""
-    if "last" in minibatch:
-        mask, positions = prefix_trees.sight(minibatch["last"], minibatch["position_ids"], virtual, base.dtype)
-        return {"attention_mask": mask, "position_ids": positions}
     mask = minibatch["attention_mask"]
     mask = torch.cat([mask.new_ones(len(mask), virtual), mask], 1)
     if "position_ids" not in signature(base.forward).parameters:  # these models make their own of the mask

@@ -1,4 +1,4 @@
-"""With which head a model is fine-tuned: a language model's, which scores words, or one with a class a candidate.
+"""The scoring head of a model: a language model's vocabulary head, or a classifier with one class a candidate.
 
 A classifier's head is the one that its checkpoint has for as many classes, else a new one, seeded. Beside a PEFT module
 it is trained by exact gradients and saved with it, as peft does (`modules_to_save`); so is a pooler that the checkpoint
@@ -13,17 +13,17 @@ from torch import nn
 from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
 from smoothlab.llm.adapters import attach, start_as_real_tokens
-from smoothlab.llm.models import LoadedModel, load_classifier, load_lm, why_classifier
+from smoothlab.llm.models import LoadedModel, classifier_reason_of_config, load_classifier, load_lm
 from smoothlab.llm.partition import head_parameters, partition
 from smoothlab.llm.tasks import Splits
-from smoothlab.llm.validation import reads_on
+from smoothlab.llm.validation import reads_left_to_right
 
 Head = Literal["auto", "lm", "classifier"]
 BY_PEFT = ("classifier", "score")
 """Endings of the names of modules that peft trains and saves with every classifier."""
 
 
-def why(head: Head, name: str) -> str | None:
+def classifier_reason(head: Head, name: str) -> str | None:
     """Why the model is fine-tuned as a classifier, None where it is a language model.
 
     Args:
@@ -32,22 +32,22 @@ def why(head: Head, name: str) -> str | None:
         name: of the model.
     """
     if head == "auto":
-        return why_classifier(name) or None
+        return classifier_reason_of_config(name) or None
     return "--head classifier" if head == "classifier" else None
 
 
-def load(name: str, splits: Splits, because: str | None, *, seed: int, dtype: Any, device: str) -> LoadedModel:
-    """The language model, or, where there is a reason for that (`why`), a classifier of the task's candidates.
+def load(name: str, splits: Splits, reason: str | None, *, seed: int, dtype: Any, device: str) -> LoadedModel:
+    """The language model, or a classifier of the task's candidates where `reason` (`classifier_reason`) is given.
 
     Raises:
         BadInput: the candidates are no classes; or see `load_lm` and `load_classifier`.
     """
-    if because is None:
+    if reason is None:
         return load_lm(name, seed=seed, dtype=dtype, device=device)
     if splits.kind == "multiple choice":
         fix = "use --head lm"
-        if because != "--head classifier":
-            fix = f"{name} is a classifier, as {because}; use a causal language model, e.g. micro"
+        if reason != "--head classifier":  # the model's own files say so, and no option can change them
+            fix = f"{name} is a classifier, as {reason}; use a causal language model, e.g. micro"
         raise BadInput(f"the candidates of {splits.name} differ from item to item and cannot be classes: {fix}")
     words = [candidate.strip() for candidate in splits.train[0].candidates]
     classes = len(words)
@@ -56,12 +56,12 @@ def load(name: str, splits: Splits, because: str | None, *, seed: int, dtype: An
     if all(str(label).startswith("LABEL_") for label in config.id2label.values()):  # transformers' own names
         config.id2label = dict(enumerate(words))
         config.label2id = {word: k for k, word in enumerate(words)}
-    if because != "--head classifier":
-        loaded.notes.insert(0, f"{name} is trained as a classifier of {classes} classes: {because}")
+    if reason != "--head classifier":
+        loaded.notes.insert(0, f"{name} is trained as a classifier of {classes} classes: {reason}")
     return loaded
 
 
-def attached(loaded: LoadedModel, method: str, *, seed: int) -> nn.Module:
+def attached(loaded: LoadedModel, method: str, *, seed: int, rank: int | None = None) -> nn.Module:
     """The model with the method's module to train; beside it peft keeps copies of a classifier's head to be trained.
 
     A prefix starts as keys and values of random tokens where the model reads from left to right.
@@ -69,13 +69,17 @@ def attached(loaded: LoadedModel, method: str, *, seed: int) -> nn.Module:
     Raises:
         BadInput: see `attach`; or the method saves no head with its module.
     """
-    beside = _beside(loaded)
-    model = attach(loaded.model, method, seed=seed, measured=False, **({"modules_to_save": beside} if beside else {}))
-    if method != "none" and "head" in (every := partition(model)):
+    options: dict[str, Any] = {}
+    modules = _trained_beside(loaded)
+    if modules:
+        options["modules_to_save"] = modules
+    model = attach(loaded.model, method, seed=seed, measured=False, rank=rank, **options)
+    parts = partition(model)
+    if method != "none" and "head" in parts:
         kept = _copies(model)
-        if any(id(p) not in kept for p in every["head"].params):
+        if any(id(p) not in kept for p in parts["head"].params):
             raise BadInput(f"--peft {method} saves no classifier's head with its module: use another method")
-        if method == "prefix" and reads_on(loaded.model.config):  # attach does it for language models
+        if method == "prefix" and reads_left_to_right(loaded.model.config):  # attach does it for language models
             with torch.random.fork_rng():
                 torch.manual_seed(seed)
                 start_as_real_tokens(model)
@@ -84,29 +88,34 @@ def attached(loaded: LoadedModel, method: str, *, seed: int) -> nn.Module:
 
 def blocks(model: nn.Module, *, base: bool, module: bool) -> dict[str, Block]:
     """What is trained: "base" (x) and "peft" (y) as asked for, and a classifier's "head", in x where there is no y."""
-    every = partition(model)
+    parts = partition(model)
+    head: tuple[torch.Tensor, ...] = ()
+    if "head" in parts:
+        head = parts["head"].params
     if not module:
-        return {"base": Block("base", every["base"].params + (every["head"].params if "head" in every else ()))}
-    copies = _copies(model)  # a new pooler lies in the body, and is trained with the head
-    found = {"base": Block("base", tuple(p for p in every["base"].params if id(p) not in copies))} if base else {}
-    found["peft"] = every["peft"]
-    if "head" in every:
-        pooler = tuple(p for p in every["base"].params if id(p) in copies)
-        found["head"] = Block("head", pooler + every["head"].params)
-    return found
+        return {"base": Block("base", parts["base"].params + head)}
+    # A new pooler lies in the body, and is trained with the head.
+    copies = _copies(model)
+    result = {}
+    if base:
+        result["base"] = Block("base", tuple(p for p in parts["base"].params if id(p) not in copies))
+    result["peft"] = parts["peft"]
+    if head:
+        result["head"] = Block("head", tuple(p for p in parts["base"].params if id(p) in copies) + head)
+    return result
 
 
-def _beside(loaded: LoadedModel) -> list[str]:
-    """Modules that peft is told to train and save beside its own: heads of unusual names, and new ones in the body."""
+def _trained_beside(loaded: LoadedModel) -> list[str]:
+    """Modules that peft trains and saves beside its own: heads of unusual names, and new ones in the body."""
     outside = head_parameters(loaded.model)
-    found: dict[str, None] = {}
+    modules: dict[str, None] = {}  # in order, without repetitions
     for name, p in loaded.model.named_parameters():
         parts = name.split(".")
         if id(p) in outside:
-            found[parts[0]] = None
+            modules[parts[0]] = None
         elif name in loaded.new and "pooler" in parts:
-            found[".".join(parts[: parts.index("pooler") + 1])] = None
-    return [name for name in found if not name.endswith(BY_PEFT)]
+            modules[".".join(parts[: parts.index("pooler") + 1])] = None
+    return [name for name in modules if not name.endswith(BY_PEFT)]
 
 
 def _copies(model: nn.Module) -> set[int]:

@@ -99,7 +99,7 @@ def load_lm(name: str, *, seed: int, dtype: Any = None, device: str = "cpu") -> 
     return loaded
 
 
-def why_classifier(name: str) -> str:
+def classifier_reason_of_config(name: str) -> str:
     """What makes a model a classifier by its config.json alone, see `checkpoints.classifies`; "" for language models.
 
     Raises:

@@ -1,7 +1,7 @@
 """The check of `smoothlab.hessian.padding` before a run: some rows by themselves, and beside the longest one.
 
-What training and evaluation do with rows is what is checked: the batches of `encoding.batch`, the trees of `prefixes`,
-the tokenizer's padding. A causal language model's scores must further not depend on what is behind them.
+What training and evaluation do with rows is what is checked: the batches of `encoding.batch` and the
+tokenizer's padding. A causal language model's scores must further not depend on what is behind them.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -79,10 +79,9 @@ class Tuning:
     def __post_init__(self) -> None:
         if not 1 <= self.batch <= self.count:
             raise BadInput(f"--batch {self.batch} with {self.count} training examples: use 1 to {self.count}")
-        if self.batch % distributed.count():
-            raise BadInput(
-                f"--batch {self.batch} with {distributed.count()} processes: use a multiple of {distributed.count()}"
-            )
+        processes = distributed.world_size()
+        if self.batch % processes:
+            raise BadInput(f"--batch {self.batch} with {processes} processes: use a multiple of {processes}")
         check_partition(self.blocks.values(), ((n, p) for n, p in self.model.named_parameters() if p.requires_grad))
         self._names = {id(p): name for name, p in self.model.named_parameters()}
         self._sizes = {name: _size(block) for name, block in self.blocks.items()}
@@ -106,7 +105,7 @@ class Tuning:
             adalora.restore(self.model, {})
         self.rates, self.step, self.first = rates, 0, None
         self._optimizer = self.optimizer(self.blocks, rates, log, steps)
-        self._optimizer.peers = distributed.Peers() if distributed.count() > 1 else None
+        self._optimizer.peers = distributed.Peers() if distributed.world_size() > 1 else None
         self._lrs = [group["lr"] for group in self._optimizer.param_groups]
 
     def remember_start(self) -> None:
@@ -139,7 +138,7 @@ class Tuning:
         except NotFinite as error:
             raise self.diverged(error.value) from None
         except BadInput as error:
-            if self.step == 0 or isinstance(error, Diverged | distributed.Parted):
+            if self.step == 0 or isinstance(error, Diverged | distributed.PeerLost):
                 raise
             if isinstance(error.__context__, OSError):  # the log cannot be written
                 raise

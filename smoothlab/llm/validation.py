@@ -34,7 +34,7 @@ def prepare(config: Any, classes: int, name: str) -> list[str]:
 
 def causal(config: Any, name: str) -> list[str]:
     """Refuse what transformers would load as a language model although it does not read from left to right."""
-    if not reads_on(config):
+    if not reads_left_to_right(config):
         raise BadInput(
             f"model '{name}' is of type {config.model_type}, which generates no text from left to right: use micro, or "
             "a causal language model as those of the OPT and Llama families are, or --head classifier"
@@ -47,12 +47,12 @@ def classifies(config: Any) -> str:
     saved = next((kind for kind in config.architectures or () if kind.endswith("ForSequenceClassification")), None)
     if saved is not None:
         return f"it was saved as {saved}"
-    if not reads_on(config):
+    if not reads_left_to_right(config):
         return f"models of type {config.model_type} generate no text from left to right"
     return ""
 
 
-def reads_on(config: Any) -> bool:
+def reads_left_to_right(config: Any) -> bool:
     """Whether the model predicts the next token from those on its left."""
     from transformers.models.auto import modeling_auto as known
 

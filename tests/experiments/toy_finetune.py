@@ -95,7 +95,7 @@ def forked(toy: Toy, out: Path, said: Path, pause: float = 0.0, **environment: s
         def lead() -> None:
             records.run(toy, out, environment={})
 
-        if distributed.count() > 1:
+        if distributed.world_size() > 1:
             distributed.run(lead, lambda: list(toy.rows([])), "cpu")
         else:
             lead()

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from smoothlab.blocks import fixed_loss
 from smoothlab.hessian.penalties import penalty
 from smoothlab.hessian.trajectory import SmoothnessHook
-from smoothlab.llm.adapters import ADAPTERS, attach
+from smoothlab.llm.adapters import attach
 from smoothlab.llm.partition import partition
+from smoothlab.llm.peft_methods import MEASURABLE
 from tests.llm.tiny import IDS, LABELS, MASK, tiny
 
 BATCH = {"input_ids": IDS, "attention_mask": MASK, "labels": LABELS}
@@ -73,7 +74,7 @@ def test_smoothness_leaves_the_penalty_out_and_says_so() -> None:
 
 
 @pytest.mark.check
-@pytest.mark.parametrize("method", ADAPTERS)
+@pytest.mark.parametrize("method", MEASURABLE)
 def test_no_other_method_adds_to_the_loss(method: str) -> None:
     """Or `penalty` has to know of it."""
     model = attach(tiny("opt").float(), method, seed=0).double().eval()  # PSOFT starts in fp32

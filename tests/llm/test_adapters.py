@@ -12,16 +12,9 @@ from smoothlab.blocks import Block, Shift, dot, fixed_loss, norm
 from smoothlab.errors import BadInput
 from smoothlab.hessian.norms import block_norms
 from smoothlab.hessian.products import ExactHessian, FiniteDifferenceHessian
-from smoothlab.llm.adapters import (  # fmt: skip
-    ADAPTERS,
-    MEASURED_TOO,
-    REFUSED,
-    attach,
-    check_derivatives,
-    pool_at_last_token,
-    virtual_tokens,
-)
+from smoothlab.llm.adapters import attach, check_derivatives, pool_at_last_token, virtual_tokens
 from smoothlab.llm.partition import live_parameters, partition, unfreeze
+from smoothlab.llm.peft_methods import MEASURABLE, PEFT_METHODS, attachable
 from smoothlab.zeroth.distributions import draw
 from tests.cases import ADAPTER_CASES, WRONG_DERIVATIVES
 from tests.llm.tiny import IDS, LABELS, MASK, exact_norms, tiny
@@ -74,7 +67,7 @@ def discrepancy(model: nn.Module, block: Block, enough: float = 0.0) -> float:
 
 
 def test_every_method_has_a_case() -> None:
-    assert list(ADAPTER_CASES) == list(ADAPTERS) and not set(ADAPTERS) & set(REFUSED)
+    assert tuple(ADAPTER_CASES) == MEASURABLE
 
 
 @pytest.mark.parametrize("state", ["initial", "moved"])
@@ -129,7 +122,7 @@ def test_wrong_derivatives_are_refused_for_a_reason(method: str) -> None:
     models = (plain(name, **options), moved(plain(name, **options), "peft"))
     blocks = ((model, partition(model)[block]) for model in models for block in ("peft", "base"))
     assert any(discrepancy(model, block) > 5 * SINGLE for model, block in blocks)
-    assert method in REFUSED
+    assert PEFT_METHODS[method].refusal
 
 
 def test_lily_mixes_the_sentences_of_a_batch() -> None:
@@ -143,7 +136,7 @@ def test_lily_mixes_the_sentences_of_a_batch() -> None:
         words.weight[words.padding_idx] = words.weight[2]  # of another word; a constant shift LayerNorm would undo
     assert abs(float(loss().detach()) - before) > 1e-4 and not words.weight.grad[words.padding_idx].any()
     assert discrepancy(model, partition(model)["peft"], enough=DOUBLE) < DOUBLE
-    assert "lily" in REFUSED
+    assert PEFT_METHODS["lily"].refusal
 
 
 @pytest.mark.parametrize(
@@ -160,7 +153,7 @@ def test_methods_that_cannot_be_attached_are_refused(method: str, name: str, opt
 
     with pytest.raises(ValueError, match=words):
         peft.get_peft_model(tiny("opt"), getattr(peft, name)(task_type="SEQ_CLS", **options))(input_ids=IDS)
-    assert method in REFUSED
+    assert PEFT_METHODS[method].refusal
 
 
 def test_shadow_has_parameters_that_move_nothing() -> None:
@@ -192,7 +185,9 @@ def test_peft_alone_reads_the_padding(kind: str, method: str) -> None:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = peft.get_peft_model(tiny(kind), ADAPTERS[method](tiny(kind))).double().eval()
+        entry = PEFT_METHODS[method]
+        config = getattr(peft, entry.config)(task_type="SEQ_CLS", **entry.settings())
+        model = peft.get_peft_model(tiny(kind), config).double().eval()
     with torch.no_grad():
         padded = model(input_ids=IDS, attention_mask=MASK).logits[1]
         alone = model(input_ids=IDS[1:, :4], attention_mask=MASK[1:, :4]).logits[0]
@@ -250,14 +245,21 @@ def test_prompts_start_as_vocabulary_embeddings() -> None:
     assert prompt.shape == (10, 16) and virtual_tokens(model) == 0
 
 
-def test_lora_has_the_papers_rank() -> None:
-    block = partition(attach(tiny("opt"), "lora", seed=0))["peft"]
-    assert block.dim == 2 * 2 * 16 * (16 + 16)  # layers, q and v, rank, A and B
+def test_the_rank_is_8_unless_it_is_given() -> None:
+    """LoRA's dimension is 2 layers x (q and v) x (A and B) x 16 x rank; alpha is twice the rank."""
+    assert partition(attach(tiny("opt"), "lora", seed=0))["peft"].dim == 2 * 2 * 2 * 16 * 8
+    model = attach(tiny("opt"), "lora", seed=0, rank=16)
+    assert partition(model)["peft"].dim == 2 * 2 * 2 * 16 * 16 and model.active_peft_config.lora_alpha == 32
+    ranked = attach(tiny("opt"), "adalora", seed=0, rank=4).active_peft_config
+    assert (ranked.target_r, ranked.init_r) == (4, 6)
+    with pytest.raises(BadInput, match="^--rank 4 with --peft prompt, which has no rank: leave --rank out$"):
+        attach(tiny("opt"), "prompt", seed=0, rank=4)
 
 
 def test_methods_with_wrong_derivatives_are_refused_by_what_is_seen_of_them() -> None:
     """No list: the very model is looked at. Lily is the padding check's; for the two others see the next test."""
-    assert set(WRONG_DERIVATIVES) | {"lily"} == set(MEASURED_TOO)
+    inspected = {name for name, entry in PEFT_METHODS.items() if entry.inspected}
+    assert set(WRONG_DERIVATIVES) | {"lily"} == inspected == set(attachable(measured=True)) - set(MEASURABLE)
     for method in set(WRONG_DERIVATIVES) - {"delora", "frod"}:
         model = attach(tiny("opt").float(), method, seed=0, **WRONG_DERIVATIVES[method][1]).eval()
         loss = fixed_loss(lambda: model(input_ids=IDS, attention_mask=MASK, labels=LABELS).loss, model)  # noqa: B023
@@ -266,7 +268,7 @@ def test_methods_with_wrong_derivatives_are_refused_by_what_is_seen_of_them() ->
 
 
 @pytest.mark.parametrize("method", [m if ADAPTER_CASES[m].quick else pytest.param(m, marks=pytest.mark.check)
-                                    for m in ADAPTERS])  # fmt: skip
+                                    for m in MEASURABLE])  # fmt: skip
 def test_methods_with_right_derivatives_are_let_through_in_fp32(method: str) -> None:
     model = attach(tiny("opt").float(), method, seed=0, **ADAPTER_CASES[method].options).eval()
     loss = fixed_loss(lambda: model(input_ids=IDS, attention_mask=MASK, labels=LABELS).loss, model)
@@ -287,7 +289,7 @@ def test_methods_whose_products_alone_are_wrong_are_refused_at_the_first_point(m
         block_norms(ExactHessian(loss, [partition(model)["peft"]]))
 
 
-@pytest.mark.parametrize("method", [method for method in REFUSED if method not in MEASURED_TOO])
+@pytest.mark.parametrize("method", [m for m in PEFT_METHODS if m not in attachable(measured=True)])
 def test_refused_methods_say_why(method: str) -> None:
     with pytest.raises(BadInput, match=f"--peft {method} is refused: .*use one of lora"):
         attach(tiny("opt"), method, seed=0)

@@ -11,16 +11,18 @@ from torch import nn
 from smoothlab.blocks import Shift, dot, fixed_loss, norm
 from smoothlab.errors import BadInput
 from smoothlab.llm import adalora
-from smoothlab.llm.adapters import ADAPTERS, ONE_SIDED, REFUSED, TRAINED_ONLY, attach, virtual_tokens
+from smoothlab.llm.adapters import attach, virtual_tokens
 from smoothlab.llm.evaluate import Encoded, accuracy, accuracy_one_by_one, batch, choice_loss
 from smoothlab.llm.partition import live_parameters, partition
+from smoothlab.llm.peft_methods import MEASURABLE, PEFT_METHODS, attachable
 from smoothlab.llm.tasks import Kind
 from smoothlab.zeroth.distributions import draw
 from tests.cases import ADAPTER_CASES
 from tests.llm.tiny import encoded, exact_norms, other_family, tiny_lm
 
 OPTIONS = {name: case.options for name, case in ADAPTER_CASES.items()} | {"shira": {"r": 4}, "hra": {"r": 4}}
-METHODS = [*ADAPTERS, *TRAINED_ONLY]
+METHODS = attachable(measured=False)
+TRAINED_ONLY = METHODS[len(MEASURABLE) :]
 EPS = torch.finfo(torch.float32).eps
 ITEMS: dict[Kind, Encoded] = {kind: encoded(kind) for kind in ("verbalizer", "multiple choice")}
 
@@ -35,7 +37,7 @@ def attached(method: str, kind: str) -> nn.Module:
 
 
 def test_every_refused_method_is_refused_or_trained_only() -> None:
-    assert set(TRAINED_ONLY) <= set(REFUSED) and set(ONE_SIDED) <= set(TRAINED_ONLY)
+    assert METHODS[: len(MEASURABLE)] == MEASURABLE and all(PEFT_METHODS[name].refusal for name in TRAINED_ONLY)
     with pytest.raises(BadInput, match="--peft osf is refused"):
         attach(tiny_lm("opt"), "osf", seed=0, measured=False)
     with pytest.raises(
@@ -159,7 +161,9 @@ def _hold_norms(model: nn.Module) -> None:
 
 
 def test_one_sided_methods_leave_base_weights_without_gradient() -> None:
-    for method in ONE_SIDED:
+    one_sided = [name for name, entry in PEFT_METHODS.items() if entry.one_sided]
+    assert one_sided == ["hra", "shira"]
+    for method in one_sided:
         model = attached(method, "opt")
         choice_loss(model, batch(ITEMS["verbalizer"], range(6))).backward()
         assert any(p.grad is None for p in partition(model)["base"].params)

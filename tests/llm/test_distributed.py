@@ -111,7 +111,7 @@ def test_other_processes_hear_of_a_loss_that_is_not_finite(tmp_path: Path) -> No
         made = HybridSGD([{"params": [p], "name": "p"}])
         made.peers = distributed.Peers()
         try:
-            made.step(lambda: (p * (float("nan") if distributed.number() else 1.0)).sum())
+            made.step(lambda: (p * (float("nan") if distributed.rank() else 1.0)).sum())
         except NotFinite as error:
             return f"{error.value} {p.tolist()}"
         return "went on"
@@ -126,7 +126,7 @@ def test_a_parameter_without_gradient_in_one_process_gets_that_of_the_other(tmp_
         p, q, r = (nn.Parameter(torch.tensor([-0.0, 2.0])) for _ in range(3))
         made = HybridSGD([{"params": [p, q, r], "name": "p", "lr": 0.5}])
         made.peers = distributed.Peers()
-        made.step(lambda: (p * torch.tensor([4.0, 8.0])).sum() if distributed.number() else q.sum())
+        made.step(lambda: (p * torch.tensor([4.0, 8.0])).sum() if distributed.rank() else q.sum())
         return [p.tolist(), q.tolist(), r.grad]
 
     assert everywhere(2, work, tmp_path) == [[[-1.0, 0.0], [-0.25, 1.75], None]] * 2

@@ -22,10 +22,11 @@ from smoothlab.blocks import fixed_loss
 from smoothlab.errors import BadInput
 from smoothlab.experiments.finetune.experiment import Finetune
 from smoothlab.experiments.finetune.setup import optimizer
-from smoothlab.llm.adapters import ADAPTERS, TRAINED_ONLY, attach
+from smoothlab.llm.adapters import attach
 from smoothlab.llm.evaluate import batch, choice_loss
 from smoothlab.llm.export import claim, make_room, save
 from smoothlab.llm.partition import partition
+from smoothlab.llm.peft_methods import MEASURABLE, attachable
 from smoothlab.llm.tuning import Rates
 from tests.cases import ADAPTER_CASES
 from tests.llm.tiny import IDS, MASK, encoded, tiny, tiny_lm, tokenizer
@@ -48,8 +49,8 @@ def started(how: Any, **more: Any) -> Case:
 
 OPTIONS = {name: dict(case.options) for name, case in ADAPTER_CASES.items()} | {"shira": {"r": 4}, "hra": {"r": 4}}
 CASES: dict[str, Case] = {
-    **{name: Case(name, OPTIONS.get(name, {}), ("opt", "llama")[n % 2]) for n, name in enumerate(ADAPTERS)},
-    **{name: Case(name, OPTIONS.get(name, {}), "llama") for name in TRAINED_ONLY},
+    **{name: Case(name, OPTIONS.get(name, {}), ("opt", "llama")[n % 2]) for n, name in enumerate(MEASURABLE)},
+    **{name: Case(name, OPTIONS.get(name, {}), "llama") for name in attachable(measured=False)[len(MEASURABLE) :]},
     "pissa": started("pissa"),
     "pissa_niter": started("pissa_niter_4"),
     "olora": started("olora"),

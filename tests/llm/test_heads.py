@@ -39,15 +39,18 @@ def loaded(folder: Path, because: str = "--head classifier", classes: int = 2) -
     ],
 )  # fmt: skip
 def test_auto_takes_a_classifier_where_there_is_no_language_model(tmp_path: Path, kind: str, why: str | None) -> None:
-    found = heads.why("auto", str(checkpoint(tmp_path, kind)))
+    found = heads.classifier_reason("auto", str(checkpoint(tmp_path, kind)))
     assert found is None if why is None else found is not None and found.startswith(why)
 
 
 def test_what_is_asked_for_is_taken_without_a_look_at_the_model() -> None:
-    assert heads.why("classifier", "nowhere") == "--head classifier" and heads.why("lm", "nowhere") is None
-    assert heads.why("auto", "micro") is None is heads.why("auto", "random:opt-125m")
+    assert (
+        heads.classifier_reason("classifier", "nowhere") == "--head classifier"
+        and heads.classifier_reason("lm", "nowhere") is None
+    )
+    assert heads.classifier_reason("auto", "micro") is None is heads.classifier_reason("auto", "random:opt-125m")
     with pytest.raises(BadInput, match="cannot load model './nowhere/model'"):
-        heads.why("auto", "./nowhere/model")
+        heads.classifier_reason("auto", "./nowhere/model")
 
 
 def test_candidates_that_differ_are_no_classes(tmp_path: Path) -> None:

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from smoothlab.blocks import fixed_loss
 from smoothlab.errors import BadInput
 from smoothlab.hessian import padding
-from smoothlab.llm.adapters import ADAPTERS, attach
+from smoothlab.llm.adapters import attach
 from smoothlab.llm.encoding import Encoded, batch
 from smoothlab.llm.evaluate import accuracy, accuracy_one_by_one, choice_loss, scores
 from smoothlab.llm.models import LoadedModel
 from smoothlab.llm.padding import check_items, check_texts, precise
+from smoothlab.llm.peft_methods import MEASURABLE
 from smoothlab.llm.tasks import Kind
 from tests.llm import zoo
 from tests.llm.tiny import tokenizer
@@ -216,7 +217,7 @@ def test_sixteen_bits_do_not_hide_a_change() -> None:
 
 
 @pytest.mark.check
-@pytest.mark.parametrize("method", ADAPTERS)
+@pytest.mark.parametrize("method", MEASURABLE)
 def test_no_method_is_refused_on_sound_models(method: str) -> None:
     for kind in ("opt", "llama"):
         check_items(attach(zoo.causal(kind), method, seed=0), [ITEMS["multiple choice"]], "some/model", method, size=8)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
-from smoothlab.llm.evaluate import Encoded, _accuracy, _buckets, _padded
+from smoothlab.llm.evaluate import Encoded, _accuracy, _buckets
 from smoothlab.llm.tuning import Diverged, Rates, Schedule, Tuning
 from smoothlab.optim.hybrid import HybridSGD
 
@@ -110,8 +110,6 @@ def test_rows_are_cut_into_batches_of_at_most_so_many_tokens() -> None:
     assert [list(bucket) for bucket in _buckets(rows, 15, True)] == [[0, 5, 3], [1, 4], [2]]
     assert [list(bucket) for bucket in _buckets(rows, 14, True)] == [[0, 5], [3, 1], [4], [2]]
     assert [list(bucket) for bucket in _buckets(rows, 1, True)] == [[0], [5], [3], [1], [4], [2]]
-    batches = [(tuple(minibatch["input_ids"].shape), owners) for minibatch, owners in _padded(rows, 15, "cpu", True)]
-    assert batches == [((3, 5), [(0, 0), (5, 0), (3, 0)]), ((2, 7), [(1, 0), (4, 0)]), ((1, 12), [(2, 0)])]
 
 
 def test_the_best_candidate_is_predicted_and_the_first_of_equal_ones() -> None:

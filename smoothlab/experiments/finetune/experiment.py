@@ -152,7 +152,7 @@ class Finetune:
         from smoothlab.llm import distributed
         from smoothlab.llm.locks import locked
 
-        if distributed.number():
+        if distributed.rank():
             yield from self._rows(done)
             return
         check(self)
@@ -166,7 +166,7 @@ class Finetune:
         from smoothlab.llm.export import claim, make_room
 
         folder = self._folder()
-        if distributed.number() == 0:
+        if distributed.rank() == 0:
             if not done and folder is not None and (taken := folder.rows()):
                 self._refuse(taken[-1])
             if self.save is not None and (note := make_room(self.save, self._run())):
@@ -180,7 +180,7 @@ class Finetune:
             yield from course.rows()
         finally:
             course.watcher.close()
-        if distributed.number() == 0:
+        if distributed.rank() == 0:
             best = course.stand_at_best()
             row = {"part": "test", **best, **setup.test_row()}
             yield row
@@ -251,7 +251,7 @@ class Finetune:
         from smoothlab.experiments.finetune.selection import Course
         from smoothlab.llm import distributed
 
-        trials, lead = grid(self), distributed.number() == 0
+        trials, lead = grid(self), distributed.rank() == 0
         bar: Any = Bar(len(trials), silent=not lead)
         watcher = TensorBoard(self.tensorboard, bar) if self.tensorboard is not None and lead else bar
         if lead and (notes := [*setup.notes, *unused(self)]):

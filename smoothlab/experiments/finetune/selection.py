@@ -170,7 +170,7 @@ class Course:
 
     def _begin(self, steps: int = 0) -> None:
         """Begin the trial; `steps` of its seed log stand."""
-        write = self.tuning.logged and self.folder is not None and distributed.number() == 0
+        write = self.tuning.logged and self.folder is not None and distributed.rank() == 0
         log = self.folder.log(self.at.trial) if write and self.folder is not None else None
         self.tuning.start(self.grid[self.at.trial], log, steps)
 
@@ -195,7 +195,7 @@ class Course:
 
     def _refused(self, error: BadInput) -> bool:
         """Whether it is these rates that are refused (a mu below rounding): others of the search may do."""
-        elsewhere = isinstance(error, distributed.Parted) or isinstance(error.__context__, OSError)
+        elsewhere = isinstance(error, distributed.PeerLost) or isinstance(error.__context__, OSError)
         return not self.alone and self.tuning.step == 0 and not elsewhere
 
     def _told(self, why: str) -> BadInput:
@@ -207,7 +207,7 @@ class Course:
     def _evaluation(self, loss: float | None, speed: float | None = None, seconds: float = 0.0) -> Row:
         """Evaluate on dev, compare with what was, and make the row."""
         begun = time.monotonic()
-        told = distributed.told(self._score() if distributed.number() == 0 else None, len(Score._fields))
+        told = distributed.broadcast(self._score() if distributed.rank() == 0 else None, len(Score._fields))
         score = Score(int(told[0]), int(told[1]), *told[2:])
         if not math.isfinite(score.loss):
             raise self.tuning.diverged(score.loss)
@@ -249,10 +249,10 @@ class Course:
             self.at.best_rows = self.at.rows
             if self.folder is None:
                 self._best = self.tuning.weights()
-            elif distributed.number() == 0:
+            elif distributed.rank() == 0:
                 weights = {f"weights/{name}": tensor for name, tensor in self.tuning.weights().items()}
                 self.folder.put(self.folder.best(self.at.rows), Snapshot(weights, {"best": self.at.best}))
-        if self.folder is not None and distributed.number() == 0:
+        if self.folder is not None and distributed.rank() == 0:
             stands = self.tuning.snapshot()
             state = {**stands.state, "course": asdict(self.at)}
             self.folder.put(self.folder.after(self.at.rows), Snapshot(stands.tensors, state))

@@ -77,14 +77,14 @@ def setup(run: "Finetune") -> Setup:
     Raises:
         BadInput: they cannot be had, or do not fit each other; one line that names the fix.
     """
-    because = heads.why(run.head, run.model)
-    sizes, words = (run.train, run.dev, run.test), run.verbalizers if because is None else None
+    reason = heads.classifier_reason(run.head, run.model)
+    sizes, words = (run.train, run.dev, run.test), run.verbalizers if reason is None else None
     splits = load_choices(run.data, run.data_dir, run.seed, sizes, template=run.template, verbalizers=words)
-    device = distributed.place(run.device)
-    loaded = heads.load(run.model, splits, because, seed=run.seed, dtype=getattr(torch, run.dtype), device=device)
+    device = distributed.local_device(run.device)
+    loaded = heads.load(run.model, splits, reason, seed=run.seed, dtype=getattr(torch, run.dtype), device=device)
     model = heads.attached(loaded, run.module, seed=run.seed)
     longest = loaded.max_length - virtual_tokens(model)
-    kind = splits.kind if because is None else "classifier"
+    kind = splits.kind if reason is None else "classifier"
     train, dev, test = (
         encode(loaded.tokenizer, items, longest, kind) for items in (splits.train, splits.dev, splits.test)
     )
@@ -101,7 +101,7 @@ def setup(run: "Finetune") -> Setup:
         run.parts,
     )  # fmt: skip
     notes = [*loaded.notes, splits.served]
-    if because is not None and (run.template, run.verbalizers) != (TEMPLATE, ()):
+    if reason is not None and (run.template, run.verbalizers) != (TEMPLATE, ()):
         notes.append("a classifier reads sentences alone: --template and --verbalizers are not used")
     if not mixed:
         notes.append("padding moves this model's scores: rows are trained singly, and evaluated beside rows as long")
