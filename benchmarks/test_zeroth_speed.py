@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from benchmarks.timing import ratio_row, timed
 from smoothlab.blocks import Block, Loss
 from smoothlab.records import Row, environment, load, run
-from smoothlab.zeroth.distributions import Gaussian, LowRank, Rademacher, Sphere
+from smoothlab.zeroth.distributions import Distribution, Gaussian, LowRank, Rademacher, Sphere
 from smoothlab.zeroth.estimators import Directional, ZerothOrder
 from smoothlab.zeroth.perturbation import Perturbation
-from smoothlab.zeroth.rng import Directions, Terms, stream_name
+from smoothlab.zeroth.rng import Terms, stream_name
 
 Kind = Literal["language model", "classifier"]
 BATCH, LENGTH = 8, 32
@@ -99,7 +99,7 @@ def _step(bench: Bench, estimator: ZerothOrder) -> Callable[[int], Any]:
 def _passes(bench: Bench) -> dict[str, Callable[[int], Any]]:
     """One move of the whole block along a direction, the loss left out; and one update in place."""
 
-    def move(place: Perturbation, distribution: Directions, fresh: bool = True) -> Callable[[int], Any]:
+    def move(place: Perturbation, distribution: Distribution, fresh: bool = True) -> Callable[[int], Any]:
         def pass_(seed: int) -> None:
             direction: Terms = (((0, seed if fresh else 0), 1.0),)
             with place.along(distribution, direction, MU):

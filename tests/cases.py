@@ -40,6 +40,7 @@ from smoothlab.objectives import (
 from smoothlab.objectives import Quadratic as QuadraticPsi
 from smoothlab.zeroth.distributions import (
     Coordinate,
+    Distribution,
     Gaussian,
     LowRank,
     Masked,
@@ -50,7 +51,6 @@ from smoothlab.zeroth.distributions import (
 )
 from smoothlab.zeroth.estimators import Average, Sides, ZerothOrder
 from smoothlab.zeroth.moments import Taylor
-from smoothlab.zeroth.rng import Directions
 
 
 @dataclass(frozen=True)
@@ -399,7 +399,7 @@ def symmetric(rng: np.random.Generator, dim: int, order: int) -> np.ndarray:
 class EstimatorCase:
     """A zeroth-order estimator for a block of any shapes of at least `q` entries."""
 
-    distribution: Directions | Callable[[Shapes], Directions] = Gaussian()
+    distribution: Distribution | Callable[[Shapes], Distribution] = Gaussian()
     sides: Sides = 2
     q: int = 1
     average: Average = "plain"
@@ -408,7 +408,7 @@ class EstimatorCase:
 
     def build(self, shapes: Shapes, mu: float, module: nn.Module | None = None, **more: Any) -> ZerothOrder:
         """The estimator; `module` is what runs the loss, for those that move layer by layer."""
-        distribution = self.distribution if isinstance(self.distribution, Directions) else self.distribution(shapes)
+        distribution = self.distribution if isinstance(self.distribution, Distribution) else self.distribution(shapes)
         layers = module if self.layers else None
         settings = {"keep": self.keep, "layers": layers, **more}
         return ZerothOrder(mu, self.sides, distribution, self.q, self.average, **settings)

@@ -26,7 +26,7 @@ from smoothlab.algorithm1.replicas import Group, Result, Shifted
 from smoothlab.algorithm1.sampling import Draws, Fresh, Order, Precision
 from smoothlab.errors import BadInput
 from smoothlab.objectives import FiniteSum, Objective
-from smoothlab.zeroth.distributions import Distribution
+from smoothlab.zeroth.distributions import named
 
 Oracle = Literal["exact", "one-sided", "two-sided"]
 GROUP = 1 << 17  # entries of the state of the replicas that go together
@@ -44,7 +44,8 @@ class Algorithm1:
             "replace": n independent numbers an epoch.
         oracle: gradient of x: "exact", or "one-sided" or "two-sided" as in Eq. (2).
         mu: step of Eq. (2); 0 is its limit <grad_x f_i(z), v> v.
-        distribution: distribution of the directions: gaussian as in Eq. (2), sphere of radius sqrt(d_x), rademacher.
+        distribution: name of the directions' distribution, see `smoothlab.zeroth.names.DISTRIBUTIONS`: "gaussian" as in
+            Eq. (2), "sphere" of radius sqrt(d_x), "sparse(0.25)", ...
         above: F; a replica stops at the first t with f(z_t) - f* > F. None: never.
         below: eps^2; it stops at the first t >= 1 with (1/t) sum_{s < t} ||grad f(z_s)||^2 <= eps^2. None: never.
         halt: False goes on to T, and tells where it would have stopped.
@@ -59,7 +60,7 @@ class Algorithm1:
     order: Order = "reshuffle"
     oracle: Oracle = "two-sided"
     mu: float = 0.0
-    distribution: Distribution = "gaussian"
+    distribution: str = "gaussian"
     above: float | None = None
     below: float | None = None
     halt: bool = True
@@ -75,10 +76,11 @@ class Algorithm1:
             raise BadInput(f"{self.epochs} epochs: use at least 1")
         if not isinstance(self.q, int) or self.q < 1:
             raise BadInput(f"q = {self.q} directions a step: use an integer of at least 1")
-        choices = {"order": Order, "oracle": Oracle, "distribution": Distribution, "precision": Precision}
+        choices = {"order": Order, "oracle": Oracle, "precision": Precision}
         for what, kind in choices.items():
             if getattr(self, what) not in get_args(kind):
                 raise BadInput(f"{what} '{getattr(self, what)}' is unknown: use one of {', '.join(get_args(kind))}")
+        named(self.distribution)  # refuses an unknown name
         if list(self.keep) != sorted(set(self.keep)) or not all(0 <= t <= self.epochs for t in self.keep):
             raise BadInput(f"keep = {self.keep}: name epochs from 0 to {self.epochs}, ascending")
         for what, level in (("above", self.above), ("below", self.below)):
@@ -132,7 +134,8 @@ class Algorithm1:
             raise BadInput(f"z0 has shape {tuple(z0.shape)}: give ({d},), or ({replicas}, {d})")
         if not torch.isfinite(z0).all():
             raise BadInput("z0 has entries that are not finite")
-        if self.oracle != "exact" and self.distribution == "gaussian" and objective.gaussian_moments == "infinite":
+        unbounded = not named(self.distribution).bounded
+        if self.oracle != "exact" and unbounded and objective.gaussian_moments == "infinite":
             raise BadInput(
                 f"{objective.gaussian_reason} (distribution 'sphere'): f has no finite mean after a Gaussian step, "
                 "though no sample would show it"

@@ -25,6 +25,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from smoothlab.zeroth.distributions import named
+
 Array = NDArray[np.float64]
 Order = Literal["reshuffle", "once", "replace"]
 Rule = Literal["one", "two"]
@@ -34,8 +36,8 @@ SPAN = 1e-12  # the smallest rate that is tried, in the largest one
 
 def moment(d: int, distribution: str, q: int = 1) -> float:
     """m of q averaged directions of a distribution; "exact" is 1."""
-    one = {"exact": 1, "gaussian": d + 2, "sphere": d, "rademacher": d}[distribution]
-    return 1 + (one - 1) / q
+    single = 1.0 if distribution == "exact" else named(distribution).second_moment(((d,),))[0]
+    return 1 + (single - 1) / q
 
 
 @dataclass(frozen=True)

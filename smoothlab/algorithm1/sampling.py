@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from smoothlab.zeroth.distributions import Distribution
+from smoothlab.zeroth.distributions import named
 
 Order = Literal["reshuffle", "once", "replace"]
 """A fresh permutation every epoch; the first one again and again; independent numbers."""
@@ -62,7 +62,7 @@ class Fresh:
         n: number of summands.
         dim: d_x.
         order: how an epoch goes through the summands.
-        distribution: distribution of the directions.
+        distribution: name of the directions' distribution, see `smoothlab.zeroth.names.DISTRIBUTIONS`.
         precision: of the normal numbers. Single ones cost a fifth; torch's end at 5.77, which double ones pass once in
             10^8, so that fourth moments are short by 3e-6.
     """
@@ -73,13 +73,13 @@ class Fresh:
         n: int,
         dim: int,
         order: Order,
-        distribution: Distribution,
+        distribution: str,
         precision: Precision = "float32",
     ) -> None:
         words = np.random.SeedSequence([len(seed), *seed])
         self._orders = np.random.default_rng(words.spawn(1)[0])
         self._generator = torch.Generator().manual_seed(int(words.generate_state(1, np.uint32)[0]))
-        self._n, self._dim, self._kind, self._distribution = n, dim, order, distribution
+        self._n, self._dim, self._kind, self._distribution = n, dim, order, named(distribution)
         self._dtype = getattr(torch, precision)
         self._once, self._first = torch.empty(0), 0
         self._block, self._next = torch.empty(0, 0, dim, dtype=torch.float64), 0
@@ -105,20 +105,7 @@ class Fresh:
             self._numbers = torch.empty(self._block.shape, dtype=self._dtype)
             self._next = steps
         if self._next == len(self._block):
-            self._draw(self._block)
+            self._distribution.fill_replicas(self._block, self._numbers, self._generator)
             self._next = 0
         self._next += 1
         return self._block[self._next - 1]
-
-    def _draw(self, out: Tensor) -> None:
-        if self._distribution == "rademacher":
-            packed = torch.empty(*out.shape[:2], -(-self._dim // 8), dtype=torch.uint8)
-            packed.random_(256, generator=self._generator)
-            out.copy_(_SIGNS[packed.long()].flatten(-2)[..., : self._dim])
-            return
-        out.copy_(self._numbers.normal_(generator=self._generator))
-        if self._distribution == "sphere":
-            out.mul_(self._dim**0.5 / torch.linalg.vector_norm(out, dim=-1, keepdim=True))
-
-
-_SIGNS = ((torch.arange(256)[:, None] >> torch.arange(8)) & 1).double() * 2 - 1  # the 8 signs in a byte

@@ -3,9 +3,16 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+from tyro.conf import arg
 
 from smoothlab.errors import BadInput
+from smoothlab.zeroth.names import METAVAR
+
+DistributionName = Annotated[str, arg(metavar=METAVAR)]
+"""Name of a distribution of directions, with parameters in parentheses if any."""
+DistributionNames = Annotated[tuple[str, ...], arg(metavar=f"{METAVAR} ...")]
 
 RANGES = {
     "steps": (0, 10**9),

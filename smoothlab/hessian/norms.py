@@ -27,7 +27,7 @@ from smoothlab.hessian.gradients import Evaluated
 from smoothlab.hessian.products import Hessian
 from smoothlab.hessian.selfchecks import check_plainly, check_products, check_repeats
 from smoothlab.stats.intervals import Interval, Reach, effective_rank, mean_of_forms, spectral_upper, sum_of_squares
-from smoothlab.zeroth.distributions import Distribution, draw
+from smoothlab.zeroth.distributions import draw
 
 Quantity = Literal["frobenius", "spectral", "trace"]
 
@@ -208,7 +208,7 @@ def _check_name(hessian: Hessian, name: str) -> None:
 
 
 def plain_norms(
-    hessian: Hessian, name: str, *, probes: int, distribution: Distribution = "gaussian", seed: Sequence[int] = (0,)
+    hessian: Hessian, name: str, *, probes: int, distribution: str = "gaussian", seed: Sequence[int] = (0,)
 ) -> list[NormEstimate]:
     """Frobenius norm and trace of one block by plain probing, for comparison: means of ||Hv||^2 and v'Hv.
 

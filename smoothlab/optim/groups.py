@@ -10,7 +10,7 @@ from torch import Tensor
 
 from smoothlab.blocks import Block, Loss, standing_at
 from smoothlab.errors import BadInput
-from smoothlab.zeroth.estimators import Directional
+from smoothlab.zeroth.estimators import Directional, missing
 
 Group = dict[str, Any]
 
@@ -31,9 +31,11 @@ def checked(groups: Iterable[Group], lr: float, weight_decay: float) -> list[Gro
             raise BadInput(f"group '{name}' has no parameters: leave it out, or look at what should be in it")
         if any(other["name"] == name for other in found):
             raise BadInput(f"two groups are named '{name}': give each a name of its own")
-        if not exact and not callable(group["oracle"]):
+        lack = None if exact else missing(group["oracle"])
+        if lack is not None:
             raise BadInput(
-                f"oracle {group['oracle']!r} of group '{name}': use None (exact), or an estimator (ZerothOrder)"
+                f"oracle {group['oracle']!r} of group '{name}' {lack}: use None (exact), ZerothOrder, or a class that "
+                "meets smoothlab.zeroth.estimators.Estimator"
             )
         if not (isinstance(group["lr"], Tensor) or 0 <= group["lr"] < float("inf")):
             raise BadInput(f"lr = {group['lr']} of group '{name}': use a finite rate of at least 0")

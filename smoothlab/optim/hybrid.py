@@ -29,7 +29,7 @@ from smoothlab.optim.seedlog import SeedLog, descend, replay
 from smoothlab.optim.seedlog import widened as masters_of
 from smoothlab.optim.summation import Peers, Terms, Tree, in_order, over_all, widened
 from smoothlab.zeroth.closures import AGAIN, Watch, check_same, check_written, same_function
-from smoothlab.zeroth.estimators import Directional, ZerothOrder, evaluate, finite, scalar
+from smoothlab.zeroth.estimators import Directional, evaluate, finite, scalar
 
 Closure = Callable[[], Tensor]
 
@@ -43,13 +43,14 @@ class Step:
             that they took, f(x, y) + O(mu^2).
         gradients: the zeroth-order gradients by their group's name.
         norm: norm of the exact gradient before clipping; None without exact groups.
-        shares: share of mu z that rounding let through, by the group's name, as measured at the first step.
+        realized_fractions: fraction of mu z that rounding let through at the first step, by the group's name, where
+            the estimator measures it.
     """
 
     loss: float
     gradients: dict[str, Directional]
     norm: float | None
-    shares: dict[str, float]
+    realized_fractions: dict[str, float]
 
 
 class HybridSGD(torch.optim.Optimizer):
@@ -158,11 +159,14 @@ class HybridSGD(torch.optim.Optimizer):
             self._move(k, group, found[k])
         if self._exact is not None:
             self._exact.step()
-        names = {k: group["name"] for k, group in self._zeroth}
-        shares = {
-            names[k]: s for k, group in self._zeroth if (s := _share(group["oracle"], self._blocks[k])) is not None
-        }
-        self.last = Step(loss, {names[k]: one for k, one in found.items()}, norm, shares)
+        gradients, fractions = {}, {}
+        for k, group in self._zeroth:
+            gradients[group["name"]] = found[k]
+            measure = getattr(group["oracle"], "realized_fraction", None)
+            fraction = measure and measure(self._blocks[k])
+            if fraction is not None:
+                fractions[group["name"]] = fraction
+        self.last = Step(loss, gradients, norm, fractions)
         self.steps += 1
         return torch.tensor(loss, dtype=torch.float64)
 
@@ -239,7 +243,7 @@ class HybridSGD(torch.optim.Optimizer):
             return loss
 
         watch, plain = (self._watch, None) if self._watch is not None else self._begun(closures)
-        sides = {_sides(group["oracle"]) for _, group in self._zeroth}
+        sides = {group["oracle"].sides for _, group in self._zeroth}
         with watch.step():
             graph = norm = loss = None
             if self._exact is not None:
@@ -359,9 +363,14 @@ class HybridSGD(torch.optim.Optimizer):
 
     def _estimate(self, k: int, group: Group, mean: Closure, loss: float | None) -> Directional:
         oracle, block, seed = group["oracle"], self._blocks[k], (self.seed, self.steps, k)
-        if loss is not None and _sides(oracle) == 1:
-            return oracle(mean, block, seed, value=loss)
-        return oracle(mean, block, seed)
+        options = {"value": loss} if oracle.sides == 1 else {}
+        gradient = oracle(mean, block, seed, **options)
+        if not isinstance(gradient, Directional):
+            raise BadInput(
+                f"the oracle of group '{block.name}' returned a {type(gradient).__name__}: return a "
+                "smoothlab.zeroth.estimators.Directional"
+            )
+        return gradient
 
     def _note(self, found: Mapping[int, Directional]) -> None:
         """Write the step to the log, all of it or nothing, before any weight moves."""
@@ -383,13 +392,3 @@ class HybridSGD(torch.optim.Optimizer):
         if target is not block:
             for p, master in zip(block.params, target.params, strict=True):
                 p.copy_(master)
-
-
-def _sides(oracle: Any) -> int | None:
-    return oracle.sides if isinstance(oracle, ZerothOrder) else None
-
-
-def _share(oracle: Any, block: Block) -> float | None:
-    """What the estimator has measured of mu z that passes rounding."""
-    places = getattr(oracle, "_places", {})
-    return places[block].share if block in places else None

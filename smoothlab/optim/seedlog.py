@@ -24,8 +24,9 @@ import torch
 
 from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
+from smoothlab.zeroth.distributions import Distribution
 from smoothlab.zeroth.estimators import Directional
-from smoothlab.zeroth.rng import Directions, stream_name
+from smoothlab.zeroth.rng import stream_name
 
 if TYPE_CHECKING:
     from smoothlab.zeroth.rng import Terms
@@ -110,7 +111,7 @@ class SeedLog:
         path: Path,
         seed: int,
         blocks: Mapping[int, Block],
-        distributions: Mapping[int, Directions],
+        distributions: Mapping[int, Distribution],
         keep: int | None = None,
     ) -> None:
         if not blocks:
@@ -218,7 +219,7 @@ class SeedLog:
 def replay(
     path: Path,
     blocks: Mapping[int, Block],
-    distributions: Mapping[int, Directions],
+    distributions: Mapping[int, Distribution],
     until: int | None = None,
     masters: Mapping[int, Block] | None = None,
 ) -> int:
@@ -283,7 +284,7 @@ def _ends(path: Path, there: int, wanted: int) -> BadInput:
     )
 
 
-def _head(seed: int, blocks: Mapping[int, Block], distributions: Mapping[int, Directions]) -> dict[str, object]:
+def _head(seed: int, blocks: Mapping[int, Block], distributions: Mapping[int, Distribution]) -> dict[str, object]:
     told = {
         str(k): {
             "distribution": repr(distributions[k]),
@@ -305,12 +306,20 @@ def _write(file: int, content: bytes) -> None:
         content = content[os.write(file, content) :]
 
 
+_RENAMED = {"law": "distribution"}
+
+
+def _current(value: object) -> object:
+    """A value with the names of today: logs of before 0.2 have Sparse(share=0.1)."""
+    return value.replace("Sparse(share=", "Sparse(density=") if isinstance(value, str) else value
+
+
 def _renamed(head: Mapping[str, object]) -> Mapping[str, object]:
     """A head with the names of today: logs of before 0.2 call a group's distribution its "law"."""
     groups = head["groups"]
     if isinstance(groups, dict):
         groups = {
-            key: {"distribution" if name == "law" else name: value for name, value in group.items()}
+            key: {_RENAMED.get(name, name): _current(value) for name, value in group.items()}
             for key, group in groups.items()
         }
     return {**head, "groups": groups}

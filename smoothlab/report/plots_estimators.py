@@ -59,6 +59,8 @@ def rows_of(df: pd.DataFrame, part: str, quantity: str, **chosen: Any) -> pd.Dat
     for name in ("measured", "low", "high", "reference", "predicted", "mu"):
         found[name] = pd.to_numeric(found[name], errors="coerce").astype(float)
     found["high"] = found["high"].where(found["high"].notna() | found["low"].isna(), np.inf)  # records know no infinity
+    # "sparse(0.25)" is drawn as sparse.
+    found["distribution"] = found["distribution"].str.replace(r"\(.*", "", regex=True)
     return found
 
 

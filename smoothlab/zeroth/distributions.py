@@ -1,39 +1,178 @@
-"""Distributions of random directions v on a block.
+"""Distributions of random directions z on a block.
 
-Every distribution has E vv' = I (`Masked` and `Preconditioned`: E vv' = S^2, as they say), so that E <g, v> v = g.
-Distributions differ in their fourth moments, from which the variance of zeroth-order estimators comes
-(`smoothlab.zeroth.moments`).
+Every distribution has E zz' = I (`Masked` and `Preconditioned`: E zz' = S^2, as they say), so that E <g, z> z = g.
+Distributions differ in their higher moments, from which bias and variance of zeroth-order estimators come
+(`smoothlab.zeroth.moments`). Gaussian ones give Gaussian smoothing, Rademacher ones SPSA.
 """
 
+import importlib
 import math
+import re
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cache
-from typing import Literal
+from math import prod
+from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
-from smoothlab.zeroth.rng import SHARED, Directions, Piece, Stream, chunk_of, cut
+from smoothlab.zeroth.expectations import Array, Cumulants, Shapes, by_coordinates, from_cumulants
+from smoothlab.zeroth.names import DISTRIBUTIONS
+from smoothlab.zeroth.rng import SHARED, Piece, Stream, chunk_of, cut
 
-Distribution = Literal["gaussian", "rademacher", "sphere"]
-"""Distribution of a probe: normal, random signs, or uniform on the sphere of radius sqrt(dim)."""
+_SAMPLING = {"fill", "radius", "pieces", "stream"}
+_DERIVED = ("draw", "fill_replicas", "cumulants", "covariance", "expectation", "second_moment")
 
 
 @dataclass(frozen=True)
-class Gaussian(Directions):
-    """v ~ N(0, I), as in Eq. (2)."""
+class Distribution(ABC):
+    """A distribution of directions z on a block, with z and -z alike and E zz' = I.
+
+    A distribution of your own is a subclass with its own `fill`; that is enough for estimators, `HybridSGD`, seed logs
+    and `Algorithm1`. With `cumulants`, where the entries are independent, it has all closed forms. An entry in
+    `smoothlab.zeroth.names.DISTRIBUTIONS` makes it known to the command line.
+
+    Closed forms and faster ways of drawing belong to the class that says how directions are drawn: a subclass that
+    overrides `fill`, `radius`, `pieces` or `stream` inherits none of them.
+
+    Attributes:
+        bounded: whether ||z|| is bounded, so that a loss that grows fast has a finite mean at theta + mu z.
+    """
+
+    bounded: ClassVar[bool] = False
+
+    def __init_subclass__(cls) -> None:
+        if _SAMPLING & vars(cls).keys():
+            for name in _DERIVED:
+                if name not in vars(cls):
+                    setattr(cls, name, vars(Distribution)[name])
+
+    @property
+    def parameters(self) -> tuple[float, ...]:
+        """Parameters of the distribution; masks and scales, which belong to one model, are left out."""
+        return tuple(getattr(self, f.name) for f in fields(self) if f.compare)
+
+    @property
+    def name(self) -> str:
+        """Name for records, with the parameters: "gaussian", "sparse(0.1)"."""
+        label = type(self).__name__.lower()
+        if not self.parameters:
+            return label
+        return f"{label}({', '.join(format(value, 'g') for value in self.parameters)})"
+
+    @abstractmethod
+    def fill(self, stream: Stream, piece: Piece, out: Tensor) -> None:
+        """Write the numbers of one piece into `out` [stop - start], of working precision."""
+
+    def pieces(self, block: Block) -> list[Piece]:
+        """How the block is cut."""
+        return [piece for i, p in enumerate(block.params) for piece in cut(i, p.numel(), chunk_of(p.device))]
+
+    def radius(self, stream: Stream) -> float:
+        """Factor common to all entries that only the whole direction determines."""
+        return 1.0
+
+    def stream(self, block: Block, seed: Sequence[int]) -> Stream:
+        """The direction that `seed` fixes on `block`."""
+        return Stream(self, block, seed)
+
+    def draw(self, block: Block, seed: Sequence[int]) -> Tensor:
+        """That direction as a flat vector [dim] of the block's dtype."""
+        return self.stream(block, seed).numbers().to(block.params[0].dtype)
+
+    def fill_replicas(self, out: Tensor, scratch: Tensor, generator: torch.Generator) -> None:
+        """Write independent directions [..., dim] on a single vector into `out`, for replicas of Algorithm 1.
+
+        Args:
+            out: fp64.
+            scratch: the same shape; its dtype is that of the random numbers.
+            generator: where the numbers, or the seeds of directions, come from.
+        """
+        rows = out.view(-1, out.shape[-1])
+        block = Block("x", (torch.empty(out.shape[-1], dtype=scratch.dtype),))
+        seeds = torch.randint(1 << 32, (len(rows), 2), generator=generator)
+        for row, seed in zip(rows, seeds.tolist(), strict=True):
+            row.copy_(self.draw(block, seed))
+
+    # Closed forms
+
+    def cumulants(self) -> Cumulants:
+        """Cumulants of an entry; all are independent.
+
+        Raises:
+            BadInput: none are known.
+        """
+        raise BadInput(f"no closed form is known for {self.name} directions: measure their moments by sampling")
+
+    def covariance(self, shapes: Shapes) -> Array:
+        """Diagonal of E zz' [d]."""
+        return np.ones(sum(prod(shape) for shape in shapes))
+
+    def expectation(self, shapes: Shapes, factors: Sequence[Array], *, free: bool = False) -> Array:
+        """E prod_k F_k[z, ..., z], or the vector E z prod_k F_k[z, ..., z] with `free`.
+
+        Args:
+            shapes: shapes of the block's tensors, whose entries are z [d] in order.
+            factors: symmetric arrays F_k [d, ..., d].
+            free: multiply by z.
+
+        Raises:
+            BadInput: no closed form is known.
+        """
+        return from_cumulants(self.cumulants(), shapes, factors, free=free)
+
+    def second_moment(
+        self, shapes: Shapes, *, parts: Sequence[float] | None = None, gradient: Array | None = None
+    ) -> tuple[float, float]:
+        """E ||<g, z> z||^2 and ||E <g, z> z||^2, over ||g||^2. Cheap for any dimension.
+
+        E (g'z)^2 ||z||^2 = sum_ij g_i g_j E z_i z_j ||z||^2; for independent entries d - 1 + E z_i^4 (Isserlis).
+
+        Args:
+            shapes: shapes of the block's tensors.
+            parts: squared gradient norm of each tensor.
+            gradient: g [d], which gives everything.
+
+        Raises:
+            BadInput: no closed form is known, or the moments depend on the gradient and neither `parts` nor `gradient`
+                says enough.
+        """
+        return sum(prod(shape) for shape in shapes) + 2 + self.cumulants().fourth, 1.0
+
+
+@dataclass(frozen=True)
+class Gaussian(Distribution):
+    """z ~ N(0, I), as in Eq. (2): Gaussian smoothing.
+
+    >>> from smoothlab.zeroth.distributions import Gaussian
+    >>> Gaussian().second_moment(((10,),))   # d + 2
+    (12.0, 1.0)
+    """
 
     def fill(self, stream: Stream, piece: Piece, out: Tensor) -> None:
         """Normal numbers of working precision."""
         out.normal_(generator=stream.generator(piece.tensor, piece.number))
 
+    def fill_replicas(self, out: Tensor, scratch: Tensor, generator: torch.Generator) -> None:
+        """Normal numbers of the precision of `scratch`."""
+        out.copy_(scratch.normal_(generator=generator))
+
+    def cumulants(self) -> Cumulants:
+        """k_2 = 1 and no other: the sum over pairings of Isserlis (1918)."""
+        return Cumulants()
+
 
 @dataclass(frozen=True)
-class Sphere(Gaussian):
-    """v uniform on the sphere of radius sqrt(dim): a Gaussian one, divided by its length. Costs one more drawing."""
+class Sphere(Distribution):
+    """z uniform on the sphere of radius sqrt(dim): a Gaussian one, divided by its length. Costs one more drawing."""
+
+    bounded: ClassVar[bool] = True
+    fill = Gaussian.fill
 
     def radius(self, stream: Stream) -> float:
         """sqrt(dim) / ||g||."""
@@ -41,10 +180,28 @@ class Sphere(Gaussian):
 
     def draw(self, block: Block, seed: Sequence[int]) -> Tensor:
         """As the stream has it to the bit, drawn once."""
-        v = Gaussian().stream(block, seed).numbers()
-        parts = v.split([p.numel() for p in block.params])
+        z = Gaussian().stream(block, seed).numbers()
+        parts = z.split([p.numel() for p in block.params])
         radius = _radius(block.dim, [_square(parts[t][a:b]) for t, _, a, b in self.pieces(block)])
-        return v.mul_(radius).to(block.params[0].dtype)
+        return z.mul_(radius).to(block.params[0].dtype)
+
+    def fill_replicas(self, out: Tensor, scratch: Tensor, generator: torch.Generator) -> None:
+        """Gaussian directions divided by their length."""
+        Gaussian().fill_replicas(out, scratch, generator)
+        out.mul_(out.shape[-1] ** 0.5 / torch.linalg.vector_norm(out, dim=-1, keepdim=True))
+
+    def expectation(self, shapes: Shapes, factors: Sequence[Array], *, free: bool = False) -> Array:
+        """The Gaussian's of order 2n, on whose length z does not depend, times d^n / (d (d + 2) ... (d + 2n - 2))."""
+        d = sum(prod(shape) for shape in shapes)
+        order = sum(f.ndim for f in factors) + free
+        shrink = prod(d / (d + 2 * k) for k in range(order // 2))
+        return shrink * Gaussian().expectation(shapes, factors, free=free)
+
+    def second_moment(
+        self, shapes: Shapes, *, parts: Sequence[float] | None = None, gradient: Array | None = None
+    ) -> tuple[float, float]:
+        """D, as ||z||^2 = d."""
+        return float(sum(prod(shape) for shape in shapes)), 1.0
 
 
 def _square(g: Tensor) -> float:
@@ -59,14 +216,17 @@ def _radius(dim: int, squares: Sequence[float]) -> float:
 
 
 _SIGN, _ONE = -(1 << 31), 0x3F800000  # the sign bit of an fp32 number, and the bits of 1.0
+_SIGNS_OF_BYTE = ((torch.arange(256)[:, None] >> torch.arange(8)) & 1).double() * 2 - 1
 
 
 @dataclass(frozen=True)
-class Rademacher(Directions):
-    """Independent random signs from packed bits: a third of a Gaussian's cost."""
+class Rademacher(Distribution):
+    """Independent random signs from packed bits, as in SPSA: a third of a Gaussian's cost."""
+
+    bounded: ClassVar[bool] = True
 
     def fill(self, stream: Stream, piece: Piece, out: Tensor) -> None:
-        """Each random bit, moved to the place of the sign, makes +-1.0."""
+        """Each random bit, moved to the position of the sign, makes +-1.0."""
         words = torch.empty(-(-len(out) // 64), dtype=torch.int64, device=out.device)
         words.random_(-(1 << 63), None, generator=stream.generator(piece.tensor, piece.number))
         fits = out.dtype == torch.float32 and len(out) % 64 == 0
@@ -76,6 +236,17 @@ class Rademacher(Directions):
         if not fits:
             out.copy_(bits.view(torch.float32).view(-1)[: len(out)])
 
+    def fill_replicas(self, out: Tensor, scratch: Tensor, generator: torch.Generator) -> None:
+        """The 8 signs of each random byte."""
+        dim = out.shape[-1]
+        packed = torch.empty(*out.shape[:-1], -(-dim // 8), dtype=torch.uint8)
+        packed.random_(256, generator=generator)
+        out.copy_(_SIGNS_OF_BYTE[packed.long()].flatten(-2)[..., :dim])
+
+    def cumulants(self) -> Cumulants:
+        """All moments of even order are 1."""
+        return Cumulants.of_moments(1.0, 1.0, 1.0)
+
 
 @cache
 def _shifts(device: torch.device) -> Tensor:
@@ -83,8 +254,10 @@ def _shifts(device: torch.device) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Coordinate(Directions):
-    """v = +-sqrt(dim) e_j, j and the sign uniform: one entry moves."""
+class Coordinate(Distribution):
+    """z = +-sqrt(dim) e_j, j and the sign uniform: one entry moves."""
+
+    bounded: ClassVar[bool] = True
 
     def fill(self, stream: Stream, piece: Piece, out: Tensor) -> None:
         """Zeros but for entry j."""
@@ -95,49 +268,42 @@ class Coordinate(Directions):
         if piece.start <= j - before < piece.stop:
             out[j - before - piece.start] = sign * dim**0.5
 
+    def expectation(self, shapes: Shapes, factors: Sequence[Array], *, free: bool = False) -> Array:
+        """E z_i ... z_l = d^(n - 1) 1{i = ... = l} at order 2n."""
+        return by_coordinates(shapes, factors, free=free)
+
+    second_moment = Sphere.second_moment
+
 
 @dataclass(frozen=True)
-class Sparse(Directions):
-    """v = m g / sqrt(share): Gaussian g on a fresh random mask m that keeps each entry with probability `share`.
+class Sparse(Distribution):
+    """z = m g / sqrt(density): Gaussian g on a fresh random mask m that keeps each entry with probability `density`.
 
     Attributes:
-        share: probability of an entry to move, in (0, 1].
+        density: probability of an entry to move, in (0, 1].
     """
 
-    share: float = 0.1
+    density: float = 0.1
 
     def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
-            raise BadInput(f"the share of entries that move is {self.share}: use a number in (0, 1]")
+        if not 0 < self.density <= 1:
+            raise BadInput(f"density {self.density} of sparse directions: use a number in (0, 1]")
 
     def fill(self, stream: Stream, piece: Piece, out: Tensor) -> None:
         """Normal numbers, then the mask."""
         generator = stream.generator(piece.tensor, piece.number)
         out.normal_(generator=generator)
-        kept = torch.empty_like(out).uniform_(generator=generator) < self.share
-        out.mul_(kept).mul_(self.share**-0.5)
+        mask = torch.empty_like(out).uniform_(generator=generator) < self.density
+        out.mul_(mask).mul_(self.density**-0.5)
+
+    def cumulants(self) -> Cumulants:
+        """From m_n = density (n - 1)!! density^(-n / 2)."""
+        return Cumulants.of_moments(3 / self.density, 15 / self.density**2, 105 / self.density**3)
 
 
 @dataclass(frozen=True)
-class Masked(Directions):
-    """v = m g: Gaussian g on the entries that a fixed mask keeps, so E vv' = diag(m) and the others get gradient 0.
-
-    Attributes:
-        masks: one boolean tensor a parameter of the block, in its shape or a single entry for all; True moves.
-    """
-
-    masks: tuple[Tensor, ...] = field(compare=False)
-
-    def fill(self, stream: Stream, piece: Piece, out: Tensor) -> None:
-        """Normal numbers where the mask is set."""
-        mask = _fitting(self.masks, stream.block, piece, "mask")
-        out.normal_(generator=stream.generator(piece.tensor, piece.number))
-        out.mul_(mask)
-
-
-@dataclass(frozen=True)
-class Preconditioned(Directions):
-    """v = S g with diagonal S: E vv' = S^2, so the estimator's mean is S^2 grad f, a preconditioned gradient.
+class Preconditioned(Distribution):
+    """z = S g with diagonal S: E zz' = S^2, so the estimator's mean is S^2 grad f, a preconditioned gradient.
 
     Attributes:
         scales: S, one tensor a parameter of the block, in its shape or a single number for all of its entries.
@@ -147,26 +313,71 @@ class Preconditioned(Directions):
 
     def fill(self, stream: Stream, piece: Piece, out: Tensor) -> None:
         """Normal numbers times S."""
-        scale = _fitting(self.scales, stream.block, piece, "scale")
+        shapes = [tuple(p.shape) for p in stream.block.params]
+        self._check(shapes)
+        scale = self.scales[piece.tensor].reshape(-1)
         out.normal_(generator=stream.generator(piece.tensor, piece.number))
-        out.mul_(scale)
+        out.mul_(scale if len(scale) == 1 else scale[piece.start : piece.stop])
 
+    def _check(self, shapes: Sequence[tuple[int, ...]]) -> None:
+        """Refuse scales that do not fit tensors of these shapes."""
+        own = [tuple(t.shape) for t in self.scales]
+        fits = len(own) == len(shapes)
+        for scale, shape in zip(self.scales, shapes, strict=False):
+            fits = fits and (scale.numel() == 1 or scale.numel() == prod(shape))
+        if not fits:
+            raise BadInput(
+                f"{self.name} directions: tensors of shapes {own} do not fit parameters of shapes {list(shapes)}: give "
+                "one tensor a parameter, of its shape or of one entry"
+            )
 
-def _fitting(given: tuple[Tensor, ...], block: Block, piece: Piece, what: str) -> Tensor:
-    """The mask or scale of the piece, [stop - start] or a single number for all of the tensor."""
-    shapes, params = [tuple(t.shape) for t in given], [tuple(p.shape) for p in block.params]
-    if len(given) != len(params) or (given[piece.tensor].numel() != 1 and shapes[piece.tensor] != params[piece.tensor]):
-        raise BadInput(f"{what}s of shapes {shapes} do not fit block '{block.name}': give one tensor a parameter, "
-                       f"of shapes {params}")  # fmt: skip
-    found = given[piece.tensor]
-    return found.reshape(()) if found.numel() == 1 else found.reshape(-1)[piece.start : piece.stop]
+    def covariance(self, shapes: Shapes) -> Array:
+        """S^2."""
+        self._check(shapes)
+        flat = [t.detach().cpu().double().numpy().reshape(-1) for t in self.scales]
+        return np.concatenate([np.broadcast_to(s, prod(shape)) for s, shape in zip(flat, shapes, strict=True)]) ** 2
+
+    def expectation(self, shapes: Shapes, factors: Sequence[Array], *, free: bool = False) -> Array:
+        """The Gaussian's, each index of each F_k times S."""
+        scale = self.covariance(shapes) ** 0.5
+        scaled = []
+        for f in factors:
+            for axis in range(f.ndim):
+                f = f * np.expand_dims(scale, [k for k in range(f.ndim) if k != axis])
+            scaled.append(f)
+        value = Gaussian().expectation(shapes, scaled, free=free)
+        return value * scale if free else value
+
+    def second_moment(
+        self, shapes: Shapes, *, parts: Sequence[float] | None = None, gradient: Array | None = None
+    ) -> tuple[float, float]:
+        """(tr S^2 ||S g||^2 + 2 ||S^2 g||^2) / ||g||^2, from g or, where S is one number a tensor, from its norms."""
+        if gradient is not None:
+            s, g2 = self.covariance(shapes), gradient**2
+            trace = s.sum()
+        elif parts is not None and all(t.numel() == 1 for t in self.scales):
+            s, g2 = np.array([float(t) ** 2 for t in self.scales]), np.array(parts)
+            trace = s @ [prod(shape) for shape in shapes]
+        else:
+            raise BadInput(f"the variance of {self.name} directions depends on the gradient: give gradient")
+        total, aligned = g2.sum(), s**2 @ g2
+        return float((trace * (s @ g2) + 2 * aligned) / total), float(aligned / total)
 
 
 @dataclass(frozen=True)
-class LowRank(Directions):
-    """v = U W' / sqrt(rank) for a matrix [m, n], U [m, rank] and W [n, rank] Gaussian; Gaussian for other tensors.
+class Masked(Preconditioned):
+    """z = m g: Gaussian g on the entries that a fixed mask keeps, so E zz' = diag(m) and the others get gradient 0.
 
-    E vec(V) vec(V)' = I, but the entries are uncorrelated, not independent (LOZO, Chen et al. 2024).
+    Attributes:
+        scales: one boolean tensor a parameter of the block, in its shape or a single entry for all; True moves.
+    """
+
+
+@dataclass(frozen=True)
+class LowRank(Distribution):
+    """z = U W' / sqrt(rank) for a matrix [m, n], U [m, rank] and W [n, rank] Gaussian; Gaussian for other tensors.
+
+    E vec(Z) vec(Z)' = I, but the entries are uncorrelated, not independent (LOZO, Chen et al. 2024).
 
     Attributes:
         rank: rank of the direction, from 1.
@@ -175,18 +386,19 @@ class LowRank(Directions):
     rank: int = 4
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise BadInput(f"rank {self.rank}: use at least 1")
+        if self.rank != int(self.rank) or self.rank < 1:
+            raise BadInput(f"rank {self.rank} of low-rank directions: use a whole number of at least 1")
+        object.__setattr__(self, "rank", int(self.rank))
 
     def pieces(self, block: Block) -> list[Piece]:
         """Whole rows of matrices, as many as fit a chunk."""
-        found: list[Piece] = []
+        pieces: list[Piece] = []
         for i, p in enumerate(block.params):
-            rows = chunk_of(p.device)
+            length = chunk_of(p.device)
             if p.dim() == 2 and p.numel():
-                rows = max(1, rows // p.shape[1]) * p.shape[1]
-            found += cut(i, p.numel(), rows)
-        return found
+                length = max(1, length // p.shape[1]) * p.shape[1]
+            pieces += cut(i, p.numel(), length)
+        return pieces
 
     def fill(self, stream: Stream, piece: Piece, out: Tensor) -> None:
         """U of the piece's rows times W', which every piece of the tensor draws alike."""
@@ -200,10 +412,36 @@ class LowRank(Directions):
         u.normal_(generator=stream.generator(piece.tensor, piece.number))
         torch.mm(u, w.T, out=out.view(-1, n)).mul_(self.rank**-0.5)
 
+    # On a single vector, where Algorithm 1 runs, low-rank directions are Gaussian.
+    fill_replicas = Gaussian.fill_replicas
+
+    def cumulants(self) -> Cumulants:
+        """The Gaussian's, and those of matrices, see `smoothlab.zeroth.expectations`."""
+        return Cumulants(rank=self.rank)
+
+    def second_moment(
+        self, shapes: Shapes, *, parts: Sequence[float] | None = None, gradient: Array | None = None
+    ) -> tuple[float, float]:
+        """sum_t (||g_t||^2 / ||g||^2) e_t with e_t = d + 2 + 2 (m_t + n_t + 1)/r for matrices [m_t, n_t], else d + 2.
+
+        Rows pair in 3 ways and columns in 3; equal pairings give mn + 2, the 6 unequal ones 2m + 2n + 2 over r; other
+        tensors add their d_s, being independent.
+        """
+        extra = [2 + 2 * (sum(s) + 1) / self.rank if len(s) == 2 else 2.0 for s in shapes]
+        if parts is None and gradient is not None:
+            ends = np.cumsum([prod(shape) for shape in shapes])[:-1]
+            parts = [float(g @ g) for g in np.split(gradient, ends)]
+        if parts is None and len(set(extra)) > 1:
+            raise BadInput(
+                f"{self.name} directions on tensors of shapes {shapes}: give parts, the squared gradient norm of each"
+            )
+        mean = extra[0] if parts is None else float(np.dot(extra, parts) / sum(parts))
+        return sum(prod(shape) for shape in shapes) + mean, 1.0
+
 
 @dataclass(frozen=True)
-class Given(Directions):
-    """Directions that were drawn elsewhere: seed (i,) stands for number i of them.
+class Known(Distribution):
+    """Directions that are there already: seed (i,) stands for number i of them.
 
     Attributes:
         vectors: flat vectors [dim] in the order of the block's parameters.
@@ -217,12 +455,35 @@ class Given(Directions):
         out.copy_(self.vectors[stream.seed[0]][before + piece.start : before + piece.stop])
 
 
-DISTRIBUTIONS: dict[str, Directions] = {"gaussian": Gaussian(), "rademacher": Rademacher(), "sphere": Sphere()}
-"""Distributions of probes by name."""
+def named(text: str, option: str = "distribution") -> Distribution:
+    """The distribution of a name in `smoothlab.zeroth.names.DISTRIBUTIONS`, with parameters in parentheses if any.
+
+    >>> from smoothlab.zeroth.distributions import named
+    >>> named("sparse(0.25)")
+    Sparse(density=0.25)
+
+    Args:
+        text: the name, e.g. "gaussian" or "sparse(0.25)".
+        option: what errors call it.
+
+    Raises:
+        BadInput: the name is in no entry, or its parameters are not the distribution's.
+    """
+    label, _, arguments = text.removesuffix(")").partition("(")
+    if label not in DISTRIBUTIONS:
+        raise BadInput(f"{option} {text} is unknown: use one of {', '.join(DISTRIBUTIONS)}")
+    entry = DISTRIBUTIONS[label]
+    if isinstance(entry, str):
+        module, _, name = entry.partition(":")
+        entry = getattr(importlib.import_module(module), name)
+    try:
+        distribution: Distribution = entry(*(float(value) for value in re.findall(r"[^,\s]+", arguments)))
+    except (TypeError, ValueError):
+        names = ", ".join(f.name for f in fields(entry)) or "none"
+        raise BadInput(f"{option} {text} has the parameters {names}: give numbers, as in sparse(0.25)") from None
+    return distribution
 
 
-def draw(block: Block, distribution: Distribution, seed: Sequence[int]) -> Tensor:
-    """A probe v [dim] on `block` with E vv' = I, fixed by `seed`."""
-    if distribution not in DISTRIBUTIONS:
-        raise BadInput(f"probe distribution '{distribution}' is unknown: use gaussian, rademacher or sphere")
-    return DISTRIBUTIONS[distribution].draw(block, seed)
+def draw(block: Block, distribution: str, seed: Sequence[int]) -> Tensor:
+    """A probe z [dim] on `block` with E zz' = I, fixed by `seed`."""
+    return named(distribution).draw(block, seed)

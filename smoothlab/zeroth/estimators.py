@@ -1,4 +1,4 @@
-"""Zeroth-order gradients of a loss on a block: from differences of the loss along random directions.
+"""Zeroth-order gradients of a loss on a block: differences of the loss along random directions (SPSA, MeZO).
 
 With z of a distribution of `smoothlab.zeroth.distributions`, Eq. (2) of the paper, averaged over q directions:
 
@@ -9,6 +9,7 @@ A gradient is a `Directional`: the distribution of its directions, their seeds, 
 materialized unless asked for, and applied in place. Its exact mean and second moment are in `smoothlab.zeroth.moments`.
 """
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -20,9 +21,9 @@ from torch import Tensor, nn
 from smoothlab.blocks import Block, Loss, standing_at
 from smoothlab.errors import BadInput
 from smoothlab.zeroth.closures import check_same, check_written, meeting
-from smoothlab.zeroth.distributions import Gaussian, Given
+from smoothlab.zeroth.distributions import Distribution, Gaussian, Known
 from smoothlab.zeroth.perturbation import Perturbation
-from smoothlab.zeroth.rng import Directions, Mixture, Piece, Seed, Stream, Terms, stream_name
+from smoothlab.zeroth.rng import Mixture, Piece, Seed, Stream, Terms, stream_name
 
 Sides = Literal[1, 2]
 Average = Literal["plain", "antithetic", "orthogonal"]
@@ -40,7 +41,7 @@ class Directional:
         kept: directions still in memory by seed, which saves drawing them again; the estimator's next call empties it.
     """
 
-    distribution: Directions
+    distribution: Distribution
     terms: Terms
     anchor: "Directional | Tensor | None" = None
     stream: str = ""
@@ -105,7 +106,7 @@ class Directional:
     def _stream(self, block: Block) -> Stream:
         if not self._in_memory:
             return Mixture(self.distribution, block, self.terms)
-        kept = Given(tuple(self.kept[seed] for seed, _ in self.terms))
+        kept = Known(tuple(self.kept[seed] for seed, _ in self.terms))
         return Mixture(kept, block, tuple(((j,), c) for j, (_, c) in enumerate(self.terms)))
 
     def _anchors(self, block: Block) -> Sequence[Tensor | None]:
@@ -121,11 +122,41 @@ def _sizes(block: Block) -> list[int]:
 
 
 class Estimator(Protocol):
-    """What estimates a gradient from values of a loss: a function of (loss, block, seed)."""
+    """What estimates a gradient from values of a loss; `HybridSGD` takes any object that meets this contract.
 
-    def __call__(self, loss: Loss, block: Block, seed: Sequence[int]) -> Directional:
-        """The estimate at the block's present values, which stay as they are to the bit."""
-        ...
+    Attributes:
+        distribution: distribution of the directions that the estimates are made of; seed logs are bound to it.
+        sides: 1: the estimate uses f(x), which `HybridSGD` then passes as `value`; 2: it does without, and its last two
+            evaluations are at x + mu z and x - mu z.
+    """
+
+    @property
+    def distribution(self) -> Distribution:
+        """See the class."""
+
+    @property
+    def sides(self) -> Sides:
+        """See the class."""
+
+    def __call__(self, loss: Loss, block: Block, seed: Sequence[int], *, value: float | None = None) -> Directional:
+        """The estimate at the block's present values, which must stay as they are to the bit."""
+
+
+def missing(estimator: object) -> str | None:
+    """What an object lacks to be an `Estimator`, in words; None if nothing."""
+    if not callable(estimator):
+        return "is not callable"
+    if not isinstance(getattr(estimator, "distribution", None), Distribution):
+        return "has no attribute `distribution` that is a smoothlab Distribution"
+    sides = getattr(estimator, "sides", None)
+    if sides not in (1, 2):
+        return "has no attribute `sides` that is 1 or 2"
+    options = {"value": 0.0} if sides == 1 else {}
+    try:
+        inspect.signature(estimator).bind(None, None, (0,), **options)
+    except TypeError:
+        return f"cannot be called as estimator(loss, block, seed{', value=f(x)' if options else ''})"
+    return None
 
 
 @dataclass(frozen=True)
@@ -151,12 +182,12 @@ class ZerothOrder:
 
     mu: float = 1e-3
     sides: Sides = 2
-    distribution: Directions = field(default_factory=Gaussian)
+    distribution: Distribution = field(default_factory=Gaussian)
     q: int = 1
     average: Average = "plain"
     keep: bool = False
     layers: nn.Module | None = field(default=None, compare=False, repr=False)
-    _places: dict[Block, Perturbation] = field(default_factory=dict, init=False, compare=False, repr=False)
+    _perturbations: dict[Block, Perturbation] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not 0 < self.mu < float("inf"):
@@ -192,7 +223,7 @@ class ZerothOrder:
         seed: Sequence[int] | int,
         *,
         value: float | None = None,
-        given: Sequence[Tensor] | None = None,
+        directions: Sequence[Tensor] | None = None,
     ) -> Directional:
         """The estimate at the present values of `block`, which stay as they are to the bit, also after an exception.
 
@@ -201,7 +232,7 @@ class ZerothOrder:
             block: the block to estimate the gradient of.
             seed: seed of the directions, e.g. (run seed, step), or a number.
             value: f(x) if it is known, which saves the one-sided estimator an evaluation.
-            given: q flat vectors [dim] to use as directions instead of drawing them.
+            directions: q flat vectors [dim] to use instead of drawing them.
 
         Raises:
             BadInput: the loss is no scalar, not finite or not deterministic, or reads a weight outside its layer;
@@ -209,14 +240,14 @@ class ZerothOrder:
                 floating-point numbers.
         """
         seed = (seed,) if isinstance(seed, int) else tuple(seed)
-        distribution = self.distribution if given is None else Given(tuple(given))
-        frame = self._frame(block, seed, given)
-        place = self._place(block)
-        if place.share is None:
+        distribution = self.distribution if directions is None else Known(tuple(directions))
+        frame = self._frame(block, seed, directions)
+        perturbation = self._perturbation(block)
+        if perturbation.realized_fraction is None:
             _check_deterministic(loss, block, copy=self.layers is None)
-            place.check_layers(loss)
-            place.measure_share(distribution, frame[0], self.mu)
-        place.forget()
+            perturbation.check_layers(loss)
+            perturbation.measure_realized_fraction(distribution, frame[0], self.mu)
+        perturbation.forget()
         if value is not None and not np.isfinite(value):
             raise BadInput(
                 f"the given value of the loss on block '{block.name}' is {value}: leave it out, or look at the data"
@@ -226,29 +257,34 @@ class ZerothOrder:
             center = evaluate(loss, block)
         terms: dict[Seed, float] = {}
         for direction in frame:
-            with place.alone(), place.along(distribution, direction, self.mu):
+            with perturbation.alone(), perturbation.along(distribution, direction, self.mu):
                 plus = evaluate(loss, block)
             if self.sides == 2:
-                with place.alone(), place.against(distribution, direction, self.mu):
+                with perturbation.alone(), perturbation.against(distribution, direction, self.mu):
                     minus = evaluate(loss, block)
                 slope = (plus - minus) / (2 * self.mu)
             else:
                 assert center is not None
                 slope = (plus - center) / self.mu
             if slope == 0.0:  # have the weights outgrown the step since the first call?
-                place.measure_share(distribution, direction, self.mu)
+                perturbation.measure_realized_fraction(distribution, direction, self.mu)
             for key, weight in direction:
                 terms[key] = terms.get(key, 0.0) + slope * weight / self.q
-        stream = stream_name(place.device) if given is None else ""  # given ones are bound to no generator
-        return Directional(distribution, tuple(terms.items()), stream=stream, kept=place.kept)
+        stream = stream_name(perturbation.device) if directions is None else ""  # known ones are bound to no generator
+        return Directional(distribution, tuple(terms.items()), stream=stream, kept=perturbation.kept)
 
-    def _frame(self, block: Block, seed: Sequence[int], given: Sequence[Tensor] | None) -> list[Terms]:
+    def realized_fraction(self, block: Block) -> float | None:
+        """The fraction of mu z that rounding let through at the first call on `block`; None before."""
+        perturbation = self._perturbations.get(block)
+        return None if perturbation is None else perturbation.realized_fraction
+
+    def _frame(self, block: Block, seed: Sequence[int], directions: Sequence[Tensor] | None) -> list[Terms]:
         """The q directions, each as (seed, weight) pairs of the distribution's."""
-        if given is not None:
-            if len(given) != self.q or any(z.shape != (block.dim,) for z in given):
+        if directions is not None:
+            shapes = [tuple(z.shape) for z in directions]
+            if shapes != [(block.dim,)] * self.q:
                 raise BadInput(
-                    f"{len(given)} given directions of shapes {[tuple(z.shape) for z in given]}: give q = {self.q} "
-                    f"of shape ({block.dim},)"
+                    f"{len(shapes)} directions of shapes {shapes}: give q = {self.q} of shape ({block.dim},)"
                 )
             return [(((j,), 1.0),) for j in range(self.q)]
         keys = [(*seed, j) for j in range(self.q)]
@@ -263,21 +299,21 @@ class ZerothOrder:
             )
         return orthogonal(self.distribution, block, keys)
 
-    def _place(self, block: Block) -> Perturbation:
-        if block not in self._places or not self._places[block].fits:
+    def _perturbation(self, block: Block) -> Perturbation:
+        if block not in self._perturbations or not self._perturbations[block].fits:
             if any(not p.is_floating_point() for p in block.params):
                 raise BadInput(
                     f"block '{block.name}' holds {block.params[0].dtype} parameters: zeroth-order steps need "
                     "floating-point ones; leave quantized or integer weights out"
                 )
-            self._places[block] = Perturbation(block, keep=self.keep, layers=self.layers)
-        for other in self._places.values():
-            if other is not self._places[block]:
+            self._perturbations[block] = Perturbation(block, keep=self.keep, layers=self.layers)
+        for other in self._perturbations.values():
+            if other is not self._perturbations[block]:
                 other.release()  # one block's copy at a time
-        return self._places[block]
+        return self._perturbations[block]
 
 
-def orthogonal(distribution: Directions, block: Block, keys: Sequence[Seed]) -> list[Terms]:
+def orthogonal(distribution: Distribution, block: Block, keys: Sequence[Seed]) -> list[Terms]:
     """Directions orthogonal to each other, of length sqrt(dim), as combinations of those with seeds `keys`.
 
     Gram-Schmidt on Gaussian vectors g_j: with K = (<g_i, g_j>) = L L', the rows of sqrt(dim) L^-1 G are a uniformly
@@ -380,13 +416,23 @@ class ControlVariate:
         """Name for records."""
         return f"{self.estimator.name}, control variate"
 
-    def __call__(self, loss: Loss, block: Block, seed: Sequence[int]) -> Directional:
-        """The estimate from the loss of one minibatch at the present values of `block`."""
+    @property
+    def distribution(self) -> Distribution:
+        """Distribution of the directions."""
+        return self.estimator.distribution
+
+    @property
+    def sides(self) -> Sides:
+        """1, as the last evaluations are at the anchor, and f(x) has to be asked for."""
+        return 1
+
+    def __call__(self, loss: Loss, block: Block, seed: Sequence[int], *, value: float | None = None) -> Directional:
+        """The estimate from the loss of one minibatch at the values of `block`, there `value` if known."""
         if [id(p) for p in block.params] != [id(p) for p in self.block.params]:
             raise BadInput(
                 f"block '{block.name}' is not the anchor's, '{self.block.name}': make a ControlVariate for it"
             )
-        here = self.estimator(loss, block, seed)
+        here = self.estimator(loss, block, seed, value=value)
         with standing_at(block, self._anchor):
             there = self.estimator(loss, block, seed)
         at_anchor = dict(there.terms)

@@ -29,17 +29,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smoothlab.errors import BadInput
-from smoothlab.zeroth.distributions import (
-    Coordinate,
-    Gaussian,
-    LowRank,
-    Masked,
-    Preconditioned,
-    Rademacher,
-    Sparse,
-    Sphere,
-)
-from smoothlab.zeroth.rng import Directions
 
 Array = NDArray[np.float64]
 Shapes = tuple[tuple[int, ...], ...]
@@ -57,106 +46,82 @@ class Index(NamedTuple):
 Names = tuple[tuple[Index, ...], ...]  # of the indices of each factor, the free one last
 
 
-def expectation(distribution: Directions, shapes: Shapes, factors: Sequence[Array], *, free: bool = False) -> Array:
+class Cumulants(NamedTuple):
+    """Cumulants of orders 4, 6 and 8 of an entry of variance 1; entries are independent unless `rank` is set.
+
+    Attributes:
+        fourth: c_4.
+        sixth: c_6.
+        eighth: c_8.
+        rank: of matrices Z = U W' / sqrt(rank), which other tensors are independent of; 0: no tensor is such a matrix.
+    """
+
+    fourth: float = 0.0
+    sixth: float = 0.0
+    eighth: float = 0.0
+    rank: int = 0
+
+    @classmethod
+    def of_moments(cls, m4: float, m6: float, m8: float) -> "Cumulants":
+        """From the moments E z_i^4, E z_i^6 and E z_i^8 of independent entries, symmetric about 0, of variance 1."""
+        return cls(m4 - 3, m6 - 15 * m4 + 30, m8 - 28 * m6 - 35 * m4**2 + 420 * m4 - 630)
+
+
+def from_cumulants(cumulants: Cumulants, shapes: Shapes, factors: Sequence[Array], *, free: bool) -> Array:
     """E prod_k F_k[z, ..., z], or the vector E z prod_k F_k[z, ..., z] with `free`.
 
-    Args:
-        distribution: distribution of z.
-        shapes: shapes of the block's tensors, whose entries are z [d] in order.
-        factors: symmetric arrays F_k [d, ..., d].
-        free: multiply by z.
-
     Raises:
-        BadInput: the distribution is a user's own, or directions given.
+        BadInput: the order is above 8.
     """
-    order = sum(f.ndim for f in factors) + free
-    scale = scales(distribution, shapes)
-    if order % 2:
-        return np.zeros(len(scale)) if free else np.zeros(())
-    d = len(scale)
-    if type(distribution) in (Masked, Preconditioned):
-        value = expectation(Gaussian(), shapes, [_scaled(f, scale) for f in factors], free=free)
-        return value * scale if free else value
-    if type(distribution) is Sphere:
-        shrink = prod(d / (d + 2 * k) for k in range(order // 2))
-        return shrink * expectation(Gaussian(), shapes, factors, free=free)
-    if type(distribution) is Coordinate:
-        same = Index(-1, 0, 0)
-        names = tuple((same,) * f.ndim for f in factors) + (((same,),) if free else ((),))
-        return d ** (order // 2 - 1) * _contracted(factors, names, shapes)
-    total = np.zeros(d) if free else np.zeros(())
-    for names, weight in _terms(distribution, shapes, tuple(f.ndim for f in factors), free).items():
-        total = total + weight * _contracted(factors, names, shapes)
+    total = _zero(shapes, free)
+    if (sum(f.ndim for f in factors) + free) % 2 == 0:
+        for names, weight in _terms(cumulants, shapes, tuple(f.ndim for f in factors), free).items():
+            total = total + weight * _contracted(factors, names, shapes)
     return total
 
 
-def scales(distribution: Directions, shapes: Shapes) -> Array:
-    """Diagonal S of E zz' = S^2, [d]: ones but for masked and preconditioned directions."""
-    sizes = [prod(shape) for shape in shapes]
-    given = (
-        distribution.masks
-        if isinstance(distribution, Masked)
-        else distribution.scales
-        if isinstance(distribution, Preconditioned)
-        else ()
-    )
-    if not given:
-        return np.ones(sum(sizes))
-    flat = [np.asarray(t.detach().cpu().double(), dtype=np.float64).reshape(-1) for t in given]
-    if len(flat) != len(sizes) or any(len(s) not in (1, n) for s, n in zip(flat, sizes, strict=True)):
-        raise BadInput(f"{distribution.name} directions of {len(flat)} tensors do not fit tensors of shapes {shapes}")
-    return np.concatenate([np.broadcast_to(s, n) for s, n in zip(flat, sizes, strict=True)])
+def by_coordinates(shapes: Shapes, factors: Sequence[Array], *, free: bool) -> Array:
+    """The same for z = +-sqrt(d) e_j."""
+    order, d = sum(f.ndim for f in factors) + free, sum(prod(shape) for shape in shapes)
+    if order % 2:
+        return _zero(shapes, free)
+    same = Index(-1, 0, 0)
+    names = tuple((same,) * f.ndim for f in factors) + (((same,),) if free else ((),))
+    return d ** (order // 2 - 1) * _contracted(factors, names, shapes)
 
 
-def fourth(distribution: Directions) -> float:
-    """E z_i^4 of a distribution with independent entries of variance 1."""
-    return {Gaussian: 3.0, Rademacher: 1.0}.get(type(distribution)) or 3 / _share(distribution)
-
-
-def _share(distribution: Directions) -> float:
-    if not isinstance(distribution, Sparse):
-        raise BadInput(f"no closed form is known for {distribution.name} directions: measure their moments by sampling")
-    return distribution.share
-
-
-def _cumulants(distribution: Directions) -> dict[int, float]:
-    """c_n of independent entries. Sparse ones: m_n = share (n - 1)!! share^(-n / 2)."""
-    if type(distribution) in (Gaussian, LowRank):
-        return {2: 1.0}
-    if type(distribution) is Rademacher:
-        m4 = m6 = m8 = 1.0
-    else:
-        share = _share(distribution)
-        m4, m6, m8 = 3 / share, 15 / share**2, 105 / share**3
-    c4, c6 = m4 - 3, m6 - 15 * m4 + 30
-    return {2: 1.0, 4: c4, 6: c6, 8: m8 - 28 * m6 - 35 * m4**2 + 420 * m4 - 630}
+def _zero(shapes: Shapes, free: bool) -> Array:
+    return np.zeros(sum(prod(shape) for shape in shapes)) if free else np.zeros(())
 
 
 @cache
-def _terms(distribution: Directions, shapes: Shapes, orders: tuple[int, ...], free: bool) -> Counter[Names]:
+def _terms(cumulants: Cumulants, shapes: Shapes, orders: tuple[int, ...], free: bool) -> Counter[Names]:
     """The moment as contractions with their weights."""
     order = sum(orders) + free
     if order > 8:
-        raise BadInput(f"moments of order {order} of {distribution.name} directions are not worked out: at most 8 are")
-    constants = _cumulants(distribution)
-    matrices = [t for t, shape in enumerate(shapes) if len(shape) == 2] if isinstance(distribution, LowRank) else []
-    found: Counter[Names] = Counter()
+        raise BadInput(f"moments of order {order} of directions are not worked out: at most 8 are")
+    constants = {2: 1.0, 4: cumulants.fourth, 6: cumulants.sixth, 8: cumulants.eighth}
+    matrices = [t for t, shape in enumerate(shapes) if len(shape) == 2]
+    terms: Counter[Names] = Counter()
     for blocks in _partitions(tuple(range(order))):
         options = []
         for number, block in enumerate(blocks):
             name = Index(-1, number * order, 0)
-            ways = [(constants[len(block)], dict.fromkeys(block, name))] if len(block) in constants else []
-            if len(block) > 2 and isinstance(distribution, LowRank):
-                weight = float(distribution.rank) ** (1 - len(block) // 2)
-                ways = [(weight, way) for t in matrices for way in _loops(block, t, number * order)]
-            options.append(ways)
-        for chosen in product(*options):
+            if len(block) > 2 and cumulants.rank:
+                weight = float(cumulants.rank) ** (1 - len(block) // 2)
+                options.append([(weight, loop) for t in matrices for loop in _loops(block, t, number * order)])
+            else:
+                options.append([(constants[len(block)], dict.fromkeys(block, name))])
+        for choice in product(*options):
+            weight = prod(weight for weight, _ in choice)
+            if weight == 0.0:
+                continue
             at: dict[int, Index] = {}
-            for _, way in chosen:
-                at |= way
+            for _, indices in choice:
+                at |= indices
             # A counter of floats: equal contractions add up.
-            found[_canonical(at, orders, free)] += prod(weight for weight, _ in chosen)  # type: ignore[assignment]
-    return found
+            terms[_canonical(at, orders, free)] += weight  # type: ignore[assignment]
+    return terms
 
 
 @cache
@@ -242,10 +207,3 @@ def _contracted(factors: Sequence[Array], names: Names, shapes: Shapes) -> Array
         whole[slice(*starts[names[-1][0].tensor : names[-1][0].tensor + 2])] = value.reshape(-1)
         return whole
     return value
-
-
-def _scaled(f: Array, scale: Array) -> Array:
-    """F with every index times S."""
-    for axis in range(f.ndim):
-        f = f * scale.reshape([-1 if k == axis else 1 for k in range(f.ndim)])
-    return f

@@ -26,14 +26,14 @@ Averages:
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
+from types import FunctionType
 
 import numpy as np
 
 from smoothlab.errors import BadInput
-from smoothlab.zeroth.distributions import Coordinate, LowRank, Masked, Preconditioned, Rademacher, Sphere
+from smoothlab.zeroth.distributions import Distribution, Sphere
 from smoothlab.zeroth.estimators import ZerothOrder
-from smoothlab.zeroth.expectations import Array, Shapes, expectation, fourth, scales
-from smoothlab.zeroth.rng import Directions
+from smoothlab.zeroth.expectations import Array, Shapes
 
 
 @dataclass(frozen=True)
@@ -61,52 +61,85 @@ class Taylor:
 
 
 def mean(estimator: ZerothOrder, f: Taylor) -> Array:
-    """E ghat [d] for f of degree <= 4: S^2 g + (mu^2/6) E T[z, z, z] z, whatever the sides, q and the average are."""
-    distribution = _distribution(estimator)
-    value = scales(distribution, f.tensors) ** 2 * f.gradient
+    """E ghat [d] for f of degree <= 4: S^2 g + (mu^2/6) E T[z, z, z] z, whatever the sides, q and the average are.
+
+    >>> from smoothlab import ZerothOrder
+    >>> from smoothlab.zeroth.moments import Taylor, mean
+    >>> f = Taylor(gradient=np.array([1.0, 2.0]), hessian=np.eye(2), third=np.ones((2, 2, 2)))
+    >>> mean(ZerothOrder(mu=0.1), f)   # g + (mu^2/2) grad Laplace f
+    array([1.01, 2.01])
+
+    Raises:
+        BadInput: no closed form is known for the estimator or its distribution.
+    """
+    distribution = _direction(estimator)
+    value = distribution.covariance(f.tensors) * f.gradient
     if f.third is not None:
-        value = value + estimator.mu**2 / 6 * expectation(distribution, f.tensors, [f.third], free=True)
+        value = value + estimator.mu**2 / 6 * distribution.expectation(f.tensors, [f.third], free=True)
     return value
 
 
 def second_moment(estimator: ZerothOrder, f: Taylor) -> float:
     """E ||ghat||^2, for f of degree <= 3 with one side and <= 4 with two.
 
+    >>> from smoothlab import ZerothOrder
+    >>> from smoothlab.zeroth.moments import Taylor, second_moment
+    >>> second_moment(ZerothOrder(), Taylor(gradient=np.ones(3), hessian=np.eye(3)))   # (d + 2) ||g||^2
+    15.0
+
     Raises:
-        BadInput: a quartic f with one side, whose second moment would take moments of order 10; the user's own
-            distribution.
+        BadInput: a quartic f with one side, whose second moment would take moments of order 10; or no closed form is
+            known for the estimator or its distribution.
     """
-    distribution, q, sides = _distribution(estimator), *_independent(estimator)
-    one = _second_of_one(distribution, estimator.mu, sides, f)
+    distribution, (q, sides) = _direction(estimator), _independent(estimator)
+    single = _second_of_one(distribution, estimator.mu, sides, f)
     if estimator.average == "orthogonal":
-        return one / q
+        return single / q
     m = mean(estimator, f)
-    return float(m @ m + (one - m @ m) / q)
+    return float(m @ m + (single - m @ m) / q)
 
 
-def _second_of_one(distribution: Directions, mu: float, sides: int, f: Taylor) -> float:
+def _second_of_one(distribution: Distribution, mu: float, sides: int, f: Taylor) -> float:
     """E ||ghat||^2 of a single direction."""
-    g, third, d = f.gradient, f.third, len(f.gradient)
-    value = float(g @ g) and linear_factor(ZerothOrder(distribution=distribution), d, f.tensors, gradient=g) * float(
-        g @ g
-    )
-    square = np.diag(scales(distribution, f.tensors) ** 0)  # ||z||^2 = I[z, z]
+    g, third, value = f.gradient, f.third, 0.0
+    if g.any():
+        value = float(g @ g) * distribution.second_moment(f.tensors, gradient=g)[0]
+    square = np.eye(len(g))  # ||z||^2 = I[z, z]
     if third is not None:
-        value += mu**2 / 3 * float(expectation(distribution, f.tensors, [g, third, square]))
-        value += mu**4 / 36 * float(expectation(distribution, f.tensors, [third, third, square]))
+        value += mu**2 / 3 * float(distribution.expectation(f.tensors, [g, third, square]))
+        value += mu**4 / 36 * float(distribution.expectation(f.tensors, [third, third, square]))
     if sides == 1:
         if f.fourth is not None and np.any(f.fourth):
             raise BadInput(
                 "the second moment of a one-sided estimator on a quartic has no closed form here: use two sides, or "
                 "leave the fourth derivative out"
             )
-        value += mu**2 / 4 * float(expectation(distribution, f.tensors, [f.hessian, f.hessian, square]))
+        value += mu**2 / 4 * float(distribution.expectation(f.tensors, [f.hessian, f.hessian, square]))
     return value
 
 
-def _distribution(estimator: ZerothOrder) -> Directions:
-    """The distribution of each single direction."""
+def _direction(estimator: ZerothOrder) -> Distribution:
+    """The distribution of each single direction of an estimator whose closed forms are its own.
+
+    Raises:
+        BadInput: the class is none of this package's, or overrides how the estimate is made.
+    """
+    kind = type(estimator)
+    if not issubclass(kind, ZerothOrder):
+        raise BadInput(f"no closed form is known for estimators of class {kind.__name__}: measure moments by sampling")
+    for name, method in vars(ZerothOrder).items():
+        if isinstance(method, FunctionType) and getattr(kind, name) is not method and name not in _INDIFFERENT:
+            raise BadInput(
+                f"class {kind.__name__} overrides ZerothOrder.{name}, so that no closed form is its own: measure "
+                "moments by sampling"
+            )
     return Sphere() if estimator.average == "orthogonal" else estimator.distribution
+
+
+_INDIFFERENT = (
+    "__init__", "__repr__", "__eq__", "__hash__", "__setattr__", "__delattr__", "__post_init__", "realized_fraction",
+)  # fmt: skip
+"""Methods that dataclasses generate, or that draw nothing."""
 
 
 def _independent(estimator: ZerothOrder) -> tuple[int, int]:
@@ -124,14 +157,7 @@ def linear_factor(
 ) -> float:
     """E ||ghat||^2 / ||g||^2 as mu -> 0, which is also that of two sides on any quadratic. Cheap for any dim.
 
-    One direction has E (g'z)^2 ||z||^2 = sum_ij g_i g_j E z_i z_j ||z||^2, and by Isserlis
-
-        independent entries   d - 1 + E z_i^4: Gaussian d + 2, Rademacher d, sparse d - 1 + 3/share
-        sphere, coordinate    d, as ||z||^2 = d
-        low rank              sum_t (||g_t||^2 / ||g||^2) e_t: d + 2 + 2 (m_t + n_t + 1)/r of matrices, else d + 2.
-                              Rows pair in 3 ways and columns in 3; equal pairings give mn + 2, the 6 unequal ones
-                              2m + 2n + 2 over r; other tensors add their d_s, being independent.
-        z = S g               (tr S^2 ||Sg||^2 + 2 ||S^2 g||^2) / ||g||^2, S the mask or the scales
+    See `Distribution.second_moment` for a single direction: Gaussian d + 2, sphere, coordinate and Rademacher d.
 
     Args:
         estimator: the estimator; its sides and mu do not matter.
@@ -144,46 +170,15 @@ def linear_factor(
     Raises:
         BadInput: the factor depends on the gradient and neither `parts` nor `gradient` tells enough.
     """
-    distribution, (q, _) = _distribution(estimator), _independent(estimator)
+    distribution, (q, _) = _direction(estimator), _independent(estimator)
     tensors = shapes or ((dim,),)
-    sizes = [prod(shape) for shape in tensors]
-    if sum(sizes) != dim:
-        raise BadInput(f"tensors of shapes {tensors} have {sum(sizes)} entries, not {dim}")
-    if parts is None and gradient is not None:
-        parts = [float(g @ g) for g in np.split(gradient, np.cumsum(sizes)[:-1])]
-    aligned = 1.0  # ||E ghat||^2 / ||g||^2
-    if type(distribution) in (Sphere, Coordinate, Rademacher):
-        one = float(dim)
-    elif isinstance(distribution, LowRank):
-        each = [2 + 2 * (sum(s) + 1) / distribution.rank if len(s) == 2 else 2.0 for s in tensors]
-        if parts is None and len(set(each)) > 1:
-            raise BadInput(
-                f"{distribution.name} directions on tensors of shapes {tensors}: give parts, the squared gradient "
-                "norm of each"
-            )
-        one = dim + (each[0] if parts is None else float(np.dot(each, parts) / sum(parts)))
-    elif isinstance(distribution, Masked | Preconditioned):
-        one, aligned = _scaled_factor(distribution, tensors, parts, gradient)
-    else:
-        one = dim - 1 + fourth(distribution)
-    return one / q if estimator.average == "orthogonal" else aligned + (one - aligned) / q
-
-
-def _scaled_factor(
-    distribution: Masked | Preconditioned, shapes: Shapes, parts: Sequence[float] | None, gradient: Array | None
-) -> tuple[float, float]:
-    """E ||ghat||^2 and ||E ghat||^2 over ||g||^2, from g or, where S is one number a tensor, from its norms."""
-    given = distribution.masks if isinstance(distribution, Masked) else distribution.scales
-    if gradient is not None:
-        s, g2 = scales(distribution, shapes) ** 2, gradient**2
-        trace = s.sum()
-    elif parts is not None and all(t.numel() == 1 for t in given):
-        s, g2 = np.array([float(t) ** 2 for t in given]), np.array(parts)
-        trace = s @ [prod(shape) for shape in shapes]
-    else:
-        raise BadInput(f"the variance of {distribution.name} directions depends on the gradient: give gradient")
-    total, aligned = g2.sum(), s**2 @ g2
-    return float((trace * (s @ g2) + 2 * aligned) / total), float(aligned / total)
+    entries = sum(prod(shape) for shape in tensors)
+    if entries != dim:
+        raise BadInput(f"tensors of shapes {tensors} have {entries} entries, not {dim}")
+    single, aligned = distribution.second_moment(tensors, parts=parts, gradient=gradient)
+    if estimator.average == "orthogonal":
+        return single / q
+    return aligned + (single - aligned) / q
 
 
 def control_variate(

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from smoothlab.blocks import Block, Loss, standing_at
 from smoothlab.errors import BadInput
-from smoothlab.zeroth.rng import Directions, Mixture, Piece, Seed, Stream, Terms
+from smoothlab.zeroth.distributions import Distribution
+from smoothlab.zeroth.rng import Mixture, Piece, Seed, Stream, Terms
 
-LEAST_SHARE, ENOUGH_SHARE = 0.5, 0.95  # of mu z that rounding must let through, and that makes a step sensible
+LEAST_FRACTION, ENOUGH_FRACTION = 0.5, 0.95  # of mu z that rounding must let through, and that makes a step sensible
 
 Mover = Callable[[Mapping[int, tuple[Tensor, Tensor]]], None]
 
@@ -28,15 +29,15 @@ class Perturbation:
     """Moves one block along directions of a distribution, in memory that is taken once.
 
     Attributes:
-        share: <delta, z> / (h ||z||^2) of the first direction, delta = fl(theta + h z) - theta: what rounding let
-            through; None before `measure_share`.
+        realized_fraction: <delta, z> / (h ||z||^2) of the first direction, delta = fl(theta + h z) - theta: what
+            rounding let through; None before `measure_realized_fraction`.
         kept: the directions in memory by seed, working precision; empty without `keep`.
     """
 
     def __init__(self, block: Block, *, keep: bool = False, layers: nn.Module | None = None) -> None:
         self.block, self.device = block, block.params[0].device
         self._kind = (block.params[0].dtype, self.device)
-        self.share: float | None = None
+        self.realized_fraction: float | None = None
         self.kept: dict[Seed, Tensor] = {}
         self._keep, self._sizes = keep, [p.numel() for p in block.params]
         self._owners = None if layers is None else _owners(block, layers)
@@ -78,7 +79,7 @@ class Perturbation:
             self._busy = False
 
     @contextmanager
-    def along(self, distribution: Directions, direction: Terms, h: float) -> Iterator[None]:
+    def along(self, distribution: Distribution, direction: Terms, h: float) -> Iterator[None]:
         """Inside the context the block stands at theta + delta = fl(theta + h z), z the sum of the directions."""
         move = self._mover(distribution, direction, h)
         if self._owners is not None:
@@ -92,7 +93,7 @@ class Perturbation:
             yield
 
     @contextmanager
-    def against(self, distribution: Directions, direction: Terms, h: float) -> Iterator[None]:
+    def against(self, distribution: Distribution, direction: Terms, h: float) -> Iterator[None]:
         """Inside the context the block stands at fl(theta - delta), right after `along` of the same arguments.
 
         The step that rounding let through, mirrored: no direction is drawn again, and what differs from
@@ -151,25 +152,26 @@ class Perturbation:
         with torch.no_grad(), self._by_layers(stay, self._owners, rest):
             return bool(torch.isfinite(loss()))
 
-    def measure_share(self, distribution: Directions, direction: Terms, h: float) -> None:
-        """Set `share`.
+    def measure_realized_fraction(self, distribution: Distribution, direction: Terms, h: float) -> None:
+        """Set `realized_fraction`.
 
         Raises:
             BadInput: less than half of the step survives rounding; says how much, and the smallest sensible step.
         """
         stream = stream_of(distribution, self.block, direction)
-        share = self._share(stream, h)
-        if share < LEAST_SHARE:
-            enough = next((h * 2.0**k for k in range(1, 60) if self._share(stream, h * 2.0**k) >= ENOUGH_SHARE), None)
+        fraction = self._fraction(stream, h)
+        if fraction < LEAST_FRACTION:
+            doubled = (h * 2.0**k for k in range(1, 60))
+            enough = next((step for step in doubled if self._fraction(stream, step) >= ENOUGH_FRACTION), None)
             dtype = str(self.block.params[0].dtype).removeprefix("torch.")
             fix = f"use mu of at least {enough:.1e}" if enough else "use wider numbers"
             raise BadInput(
-                f"mu = {h:g} on block '{self.block.name}' in {dtype}: rounding lets {100 * share:.0f} % of the step "
+                f"mu = {h:g} on block '{self.block.name}' in {dtype}: rounding lets {100 * fraction:.0f} % of the step "
                 f"through; {fix}, or keep the weights in a wider type"
             )
-        self.share = share
+        self.realized_fraction = fraction
 
-    def _share(self, stream: Stream, h: float) -> float:
+    def _fraction(self, stream: Stream, h: float) -> float:
         homes = [p.data.reshape(-1) for p in self.block.params]
 
         def products(piece: Piece, numbers: Tensor) -> tuple[float, float]:
@@ -182,7 +184,7 @@ class Perturbation:
         realized, squared = (sum(x) for x in zip(*stream.each(products), strict=True))
         return realized / (h * squared) if squared else 1.0
 
-    def _mover(self, distribution: Directions, direction: Terms, h: float) -> Mover:
+    def _mover(self, distribution: Distribution, direction: Terms, h: float) -> Mover:
         """What writes fl(home + h z) for some parameters, given as number -> (home, out)."""
         stream, scale = stream_of(distribution, self.block, direction), h
         if len(direction) == 1:  # the weight joins h: a direction and its opposite are drawn once
@@ -214,7 +216,7 @@ class Perturbation:
         dtype = torch.promote_types(torch.float32, self.block.params[0].dtype)
         return torch.empty(self.block.dim, dtype=dtype, device=self.device)
 
-    def _known(self, distribution: Directions, direction: Terms) -> Tensor:
+    def _known(self, distribution: Distribution, direction: Terms) -> Tensor:
         """The direction from those in memory, which it joins; a single one without its weight."""
         for seed, _ in direction:
             if seed not in self.kept:
@@ -267,7 +269,7 @@ class Perturbation:
             )
 
 
-def stream_of(distribution: Directions, block: Block, direction: Terms) -> Stream:
+def stream_of(distribution: Distribution, block: Block, direction: Terms) -> Stream:
     """The numbers of a direction that is a weighted sum of the distribution's."""
     if len(direction) == 1 and direction[0][1] == 1.0:
         return distribution.stream(block, direction[0][0])

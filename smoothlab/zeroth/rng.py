@@ -1,4 +1,4 @@
-"""Streams: the numbers of a random direction v on a block, piece by piece, and what a distribution of directions is.
+"""Streams: the numbers of a random direction v on a block, piece by piece.
 
 A direction is a distribution and a seed, nothing else: O(1) memory, O(1) to send. Its numbers come in pieces of at most
 CHUNK entries of one tensor. The generator of a piece is seeded by (seed, tensor, piece), so a piece can be drawn at any
@@ -9,12 +9,10 @@ which one is in use, for records and seed logs.
 
 import os
 import threading
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -66,6 +64,19 @@ def _generator(device: torch.device) -> torch.Generator:
     return known[device]
 
 
+class Source(Protocol):
+    """What a stream asks of a distribution of directions, see `smoothlab.zeroth.distributions.Distribution`."""
+
+    def pieces(self, block: Block) -> list[Piece]:
+        """How the block is cut."""
+
+    def radius(self, stream: "Stream") -> float:
+        """`Stream.scale`."""
+
+    def fill(self, stream: "Stream", piece: Piece, out: Tensor) -> None:
+        """Write the numbers of one piece, before they are scaled."""
+
+
 class Stream:
     """The numbers of one direction on one block.
 
@@ -77,7 +88,7 @@ class Stream:
         scale: factor common to all entries that only the whole direction tells (the sphere's radius), else 1.
     """
 
-    def __init__(self, distribution: "Directions", block: Block, seed: Sequence[int]) -> None:
+    def __init__(self, distribution: Source, block: Block, seed: Sequence[int]) -> None:
         self.distribution, self.block, self.seed = distribution, block, tuple(seed)
         self.device = block.params[0].device
         if any(not 0 <= number < 1 << 32 for number in self.seed):  # larger ones would run into their neighbors
@@ -151,10 +162,10 @@ class Mixture(Stream):
         terms: (seed, weight) pairs, at least one.
     """
 
-    def __init__(self, distribution: "Directions", block: Block, terms: "Terms") -> None:
+    def __init__(self, distribution: Source, block: Block, terms: Terms) -> None:
         self.distribution, self.block, self.seed, self.terms, self.scale = distribution, block, (), terms, 1.0
         self.device = block.params[0].device
-        self._parts = [distribution.stream(block, seed) for seed, _ in terms]
+        self._parts = [Stream(distribution, block, seed) for seed, _ in terms]
 
     def fill(self, piece: Piece, out: Tensor) -> Tensor:
         """The weighted sum of the terms' entries."""
@@ -209,36 +220,6 @@ def spread(work: Callable[[Sequence[Piece]], list[T]], pieces: list[Piece], devi
     cuts = [len(pieces) * i // count for i in range(count + 1)]
     runs = _threads(count).map(work, [pieces[a:b] for a, b in zip(cuts, cuts[1:], strict=False)])
     return [result for run in runs for result in run]
-
-
-@dataclass(frozen=True)
-class Directions(ABC):
-    """A distribution of directions on a block. A distribution of your own is a subclass with its own `fill`."""
-
-    @property
-    def name(self) -> str:
-        """Name for records."""
-        return type(self).__name__.lower()
-
-    def stream(self, block: Block, seed: Sequence[int]) -> Stream:
-        """The direction that `seed` fixes on `block`."""
-        return Stream(self, block, seed)
-
-    def draw(self, block: Block, seed: Sequence[int]) -> Tensor:
-        """That direction as a flat vector [dim] of the block's dtype."""
-        return self.stream(block, seed).numbers().to(block.params[0].dtype)
-
-    def pieces(self, block: Block) -> list[Piece]:
-        """How the block is cut."""
-        return [piece for i, p in enumerate(block.params) for piece in cut(i, p.numel(), chunk_of(p.device))]
-
-    def radius(self, stream: Stream) -> float:
-        """`Stream.scale`."""
-        return 1.0
-
-    @abstractmethod
-    def fill(self, stream: Stream, piece: Piece, out: Tensor) -> None:
-        """Write the numbers of one piece into `out` [stop - start], of working precision."""
 
 
 def cut(tensor: int, length: int, chunk: int) -> Iterator[Piece]:

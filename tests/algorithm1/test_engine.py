@@ -166,7 +166,7 @@ def test_one_step_is_that_of_the_estimator() -> None:
         estimator = ZerothOrder(0.2, sides=sides)  # type: ignore[arg-type]
         for step, i in enumerate(draws.orders[0, 0].tolist()):
             loss = f.loss(blocks, i)
-            ghat = estimator(loss, blocks["x"], (0,), given=[draws.directions[0, step, 0]]).dense(blocks["x"])
+            ghat = estimator(loss, blocks["x"], (0,), directions=[draws.directions[0, step, 0]]).dense(blocks["x"])
             (g_y,) = torch.autograd.grad(loss(), blocks["y"].params)
             blocks["x"].params[0].data -= how.eta_x * ghat
             blocks["y"].params[0].data -= how.eta_y * g_y

@@ -21,14 +21,13 @@ from smoothlab.__main__ import main
 from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
 from smoothlab.experiments.estimators import bias_variance, model_blocks, synthetic, ucurve
-from smoothlab.experiments.estimators.bias_variance import DISTRIBUTIONS
-from smoothlab.experiments.estimators.experiment import ON_MODEL, SYNTHETIC, Estimators
+from smoothlab.experiments.estimators.config import ON_MODEL, SYNTHETIC
+from smoothlab.experiments.estimators.experiment import Estimators
 from smoothlab.experiments.estimators.synthetic import Ridges
 from smoothlab.llm.train import FineTuning
 from smoothlab.stats import samples
-from smoothlab.zeroth.distributions import Gaussian
+from smoothlab.zeroth.distributions import Gaussian, named
 from smoothlab.zeroth.estimators import ZerothOrder
-from smoothlab.zeroth.expectations import expectation
 from smoothlab.zeroth.moments import second_moment
 
 SMALL = Estimators(
@@ -78,7 +77,7 @@ def run(experiment: Estimators, out: Path) -> list[dict]:
 def test_intervals_of_the_bias_cover_the_closed_form(distribution: str, n: int, sides: int, times: int = 400) -> None:
     """The interval of bias rows, from fresh directions each time; p-values are uniform, so 1 % lie under 0.01."""
     f, mu, rng = Ridges.random("cosh", 4, 5), 0.3, np.random.default_rng(0)
-    estimator = ZerothOrder(mu, sides=sides, distribution=DISTRIBUTIONS[distribution])
+    estimator = ZerothOrder(mu, sides=sides, distribution=named(distribution))
     g, hessian = f.taylor(2).gradient, f.taylor(2).hessian
     expected = f.mean(estimator) - g
     held, small = 0, 0
@@ -239,7 +238,7 @@ def test_gaussian_spreads_are_the_root_mean_squares() -> None:
     taylor = Ridges.random("cosh", 5, 1).taylor(3)
     kappa, tau = ucurve.gaussian_spread(taylor.hessian, taylor.third)
     for spread, tensor in ((kappa, taylor.hessian), (tau, taylor.third)):
-        assert spread**2 == pytest.approx(float(expectation(Gaussian(), ((5,),), [tensor, tensor])))
+        assert spread**2 == pytest.approx(float(Gaussian().expectation(((5,),), [tensor, tensor])))
 
 
 def test_two_sided_errors_are_predicted_and_so_is_the_best_mu(tmp_path: Path) -> None:

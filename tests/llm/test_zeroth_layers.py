@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from smoothlab.blocks import Block, fixed_loss, flatten
-from smoothlab.zeroth.distributions import Gaussian, LowRank, Rademacher, Sphere
+from smoothlab.zeroth.distributions import Distribution, Gaussian, LowRank, Rademacher, Sphere
 from smoothlab.zeroth.estimators import ZerothOrder
-from smoothlab.zeroth.rng import Directions
 from tests.llm.tiny import IDS, LABELS, MASK, tiny
 
 
@@ -47,7 +46,7 @@ def language_model(dtype: torch.dtype) -> tuple[nn.Module, Callable[[], Tensor]]
     return model, fixed_loss(loss, model)
 
 
-def check(model: nn.Module, loss: Callable[[], Tensor], distribution: Directions, **more: object) -> None:
+def check(model: nn.Module, loss: Callable[[], Tensor], distribution: Distribution, **more: object) -> None:
     block = Block("model", tuple(model.parameters()))
     mu = 0.05 if block.params[0].dtype == torch.bfloat16 else 1e-3
     home = [p.data.clone() for p in block.params]
@@ -70,10 +69,10 @@ def check(model: nn.Module, loss: Callable[[], Tensor], distribution: Directions
         (Rademacher(), torch.bfloat16),
         (LowRank(2), torch.float32),
     ],
-    ids=lambda value: value.name if isinstance(value, Directions) else str(value),
+    ids=lambda value: value.name if isinstance(value, Distribution) else str(value),
 )
 @pytest.mark.parametrize("kind", ["opt", "llama"])
-def test_layers_and_copies_agree_to_the_bit(kind: str, distribution: Directions, dtype: torch.dtype) -> None:
+def test_layers_and_copies_agree_to_the_bit(kind: str, distribution: Distribution, dtype: torch.dtype) -> None:
     check(*classifier(kind, dtype), distribution)
 
 

@@ -2,7 +2,8 @@
 
 import resource
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ from torch import Tensor, nn
 
 from smoothlab.algorithm1.engine import Algorithm1
 from smoothlab.algorithm1.reference import one_replica
-from smoothlab.blocks import Block
+from smoothlab.blocks import Block, Loss
 from smoothlab.errors import BadInput
 from smoothlab.optim.hybrid import HybridSGD
 from smoothlab.optim.seedlog import ENTRY, SeedLog, replay
-from smoothlab.zeroth.estimators import ZerothOrder
+from smoothlab.zeroth.distributions import Distribution, Gaussian
+from smoothlab.zeroth.estimators import Directional, ZerothOrder
 from tests.cases import ESTIMATORS, OBJECTIVES
 
 
@@ -78,6 +80,25 @@ def test_iterates_are_the_dense_references(name: str, sides: int) -> None:
         torch.testing.assert_close(flat(blocks["y"].params), y, rtol=1e-13, atol=1e-15)
 
 
+@dataclass
+class Drawn:
+    """A user's estimator: along directions that were drawn elsewhere."""
+
+    estimator: ZerothOrder
+    upcoming: Iterator[Tensor]
+
+    @property
+    def distribution(self) -> Distribution:
+        return self.estimator.distribution
+
+    @property
+    def sides(self) -> int:
+        return self.estimator.sides
+
+    def __call__(self, loss: Loss, block: Block, seed: Sequence[int], *, value: float | None = None) -> Directional:
+        return self.estimator(loss, block, seed, value=value, directions=[next(self.upcoming)])
+
+
 @pytest.mark.parametrize("oracle", ["one-sided", "two-sided"])
 @pytest.mark.parametrize("name", ["E2", "E6", "E7"])
 def test_iterates_are_algorithm_1s(name: str, oracle: str) -> None:
@@ -95,7 +116,7 @@ def test_iterates_are_algorithm_1s(name: str, oracle: str) -> None:
             {
                 "params": blocks["x"].params,
                 "lr": 1e-3,
-                "oracle": lambda f, b, s: zeroth(f, b, s, given=[next(upcoming)]),
+                "oracle": Drawn(zeroth, upcoming),
             },
             {"params": blocks["y"].params, "lr": 1e-2},
         ]
@@ -103,6 +124,41 @@ def test_iterates_are_algorithm_1s(name: str, oracle: str) -> None:
     for i in orders.flatten().tolist():
         optimizer.step(f.loss(blocks, i))
     torch.testing.assert_close(flat([*blocks["x"].params, *blocks["y"].params]), plain.z, rtol=1e-10, atol=1e-12)
+
+
+class Incomplete:
+    """A user's estimator with some of what the contract asks for."""
+
+    def __init__(self, **attributes: object) -> None:
+        vars(self).update(attributes)
+
+    def __call__(self, loss: Loss, block: Block, seed: Sequence[int]) -> object:
+        return 1.0
+
+
+@pytest.mark.parametrize(
+    ("oracle", "complaint"),
+    [
+        (
+            Incomplete(),
+            "has no attribute `distribution` that is a smoothlab Distribution: use None (exact), ZerothOrder",
+        ),
+        (Incomplete(distribution=Gaussian()), "has no attribute `sides` that is 1 or 2"),
+        (Incomplete(distribution=Gaussian(), sides=1), "cannot be called as estimator(loss, block, seed, value=f(x))"),
+    ],
+)
+def test_a_users_estimator_is_checked_when_the_optimizer_is_made(oracle: object, complaint: str) -> None:
+    with pytest.raises(BadInput) as error:
+        HybridSGD([{"params": [nn.Parameter(torch.ones(2))], "oracle": oracle}])
+    assert complaint in str(error.value) and "\n" not in str(error.value)
+
+
+def test_an_estimator_that_returns_no_gradient_is_refused_at_its_first_step() -> None:
+    p = nn.Parameter(torch.ones(2))
+    oracle = Incomplete(distribution=Gaussian(), sides=2)
+    optimizer = HybridSGD([{"params": [p], "oracle": oracle, "name": "x"}])
+    with pytest.raises(BadInput, match="the oracle of group 'x' returned a float: return a smoothlab"):
+        optimizer.step(lambda: p.sum())
 
 
 def test_both_oracles_see_the_same_point() -> None:
@@ -306,7 +362,7 @@ def test_fp16_warns_and_the_share_of_mu_z_is_told() -> None:
     with pytest.warns(UserWarning, match="block 'x' is fp16"):
         optimizer = HybridSGD([{"params": x, "lr": 1e-5, "oracle": ZerothOrder(0.05), "name": "x"}])
     optimizer.step(loss)
-    assert 0.9 < optimizer.last.shares["x"] < 1.1  # type: ignore[union-attr]
+    assert 0.9 < optimizer.last.realized_fractions["x"] < 1.1  # type: ignore[union-attr]
 
 
 def test_a_loss_that_is_not_finite_leaves_weights_and_gradients() -> None:
@@ -357,7 +413,7 @@ def wrong(what: str) -> list[dict]:  # type: ignore[type-arg]
         ("two", "is in groups 'x' and 'y' (a tie, or the same one twice): keep it in one"),
         ("tied", "is in groups 'x' and 'y' (a tie, or the same one twice): keep it in one"),
         ("frozen", "frozen (requires_grad = False): give the group an estimator, or let"),
-        ("oracle", "oracle 'zo' of group 'x': use None (exact), or an estimator"),
+        ("oracle", "oracle 'zo' of group 'x' is not callable: use None (exact), ZerothOrder, or a class"),
         ("integer", "holds torch.int8 parameters: leave quantized or integer ones out"),
         ("rate", "lr = -1.0 of group 'x': use a finite rate of at least 0"),
         ("decay", "weight_decay = -1.0 of group 'x'"),

@@ -16,8 +16,9 @@ from smoothlab.errors import BadInput
 from smoothlab.zeroth import rng
 from smoothlab.zeroth.distributions import (
     Coordinate,
+    Distribution,
     Gaussian,
-    Given,
+    Known,
     LowRank,
     Masked,
     Preconditioned,
@@ -25,8 +26,9 @@ from smoothlab.zeroth.distributions import (
     Sparse,
     Sphere,
     draw,
+    named,
 )
-from smoothlab.zeroth.rng import Directions, Piece, Stream, stream_name
+from smoothlab.zeroth.rng import Piece, Stream, stream_name
 
 DTYPES = (torch.float32, torch.float64)
 
@@ -39,7 +41,7 @@ def block(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float64, name: st
 class LawCase:
     """A distribution on the block of shapes (3, 2), (2,): E vv' and E v_i^4."""
 
-    distribution: Directions
+    distribution: Distribution
     fourth: Callable[[int], Tensor]
     second: Tensor | None = None
 
@@ -157,7 +159,7 @@ def test_directions_and_global_rng_do_not_know_each_other_nor_the_threads(name: 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-14)])
 @pytest.mark.parametrize("distribution", [Sphere(), Rademacher(), Coordinate()])
 def test_sphere_signs_and_coordinates_have_length_sqrt_d(
-    distribution: Directions, dtype: torch.dtype, tolerance: float
+    distribution: Distribution, dtype: torch.dtype, tolerance: float
 ) -> None:
     for shape in ((1,), (7,), (300, 1000)):
         b = block(shape, dtype=dtype)
@@ -199,11 +201,11 @@ def test_every_sign_bit_is_used() -> None:
 def test_given_directions_are_taken_as_they_are() -> None:
     b = block((2, 3), (4,))
     vectors = tuple(torch.arange(10.0).double() + i for i in range(2))
-    assert torch.equal(Given(vectors).draw(b, [1]), vectors[1])
+    assert torch.equal(Known(vectors).draw(b, [1]), vectors[1])
 
 
 def test_a_users_distribution_is_one_method() -> None:
-    class Uniform(Directions):
+    class Uniform(Distribution):
         def fill(self, stream: Stream, piece: Piece, out: Tensor) -> None:
             out.uniform_(-(3**0.5), 3**0.5, generator=stream.generator(piece.tensor, piece.number))
 
@@ -219,15 +221,16 @@ def test_the_streams_name_says_what_decides_its_bits() -> None:
 
 
 BAD = {
-    "distribution": (lambda: draw(block((2,)), "cauchy", [0]), "probe distribution 'cauchy' is unknown: use gaussian"),
-    "share": (lambda: Sparse(0.0), r"the share of entries that move is 0.0: use a number in \(0, 1\]"),
+    "distribution": (lambda: draw(block((2,)), "cauchy", [0]), "distribution cauchy is unknown: use one of gaussian"),
+    "parameters": (lambda: named("gaussian(2)"), r"distribution gaussian\(2\) has the parameters none"),
+    "density": (lambda: Sparse(0.0), r"density 0.0 of sparse directions: use a number in \(0, 1\]"),
     "seed": (lambda: Gaussian().draw(block((2,)), [1, -1]), r"seed \(1, -1\) of block 'b': use numbers from 0"),
-    "rank": (lambda: LowRank(0), "rank 0: use at least 1"),
+    "rank": (lambda: LowRank(0), "rank 0 of low-rank directions: use a whole number of at least 1"),
     "masks": (
         lambda: Masked((torch.ones(2).bool(),)).draw(block((2,), (3,)), [0]),
-        "do not fit block 'b': give one tensor a parameter",
+        r"do not fit parameters of shapes \[\(2,\), \(3,\)\]: give one tensor a parameter",
     ),
-    "scales": (lambda: Preconditioned((torch.ones(3),)).draw(block((2,)), [0]), "scales of shapes"),
+    "scales": (lambda: Preconditioned((torch.ones(3),)).draw(block((2,)), [0]), "tensors of shapes"),
 }
 
 

@@ -23,9 +23,9 @@ from smoothlab.experiments.estimators.synthetic import frames
 from smoothlab.zeroth import distributions, estimators, perturbation
 from smoothlab.zeroth.distributions import (
     Coordinate,
+    Distribution,
     Gaussian,
     LowRank,
-    Masked,
     Preconditioned,
     Rademacher,
     Sparse,
@@ -34,7 +34,7 @@ from smoothlab.zeroth.distributions import (
 from smoothlab.zeroth.estimators import ControlVariate, Directional, ZerothOrder
 from smoothlab.zeroth.moments import Taylor, control_variate, mean, second_moment
 from smoothlab.zeroth.perturbation import Perturbation, stream_of
-from smoothlab.zeroth.rng import Directions, Stream, stream_name
+from smoothlab.zeroth.rng import Stream, stream_name
 from tests.cases import ESTIMATORS, Polynomial, Shapes, moved
 from tests.mutations import mutate
 from tests.zeroth.test_moments import estimates as directly
@@ -88,7 +88,7 @@ AT_ONCE = (Gaussian, Rademacher, Sparse)  # entries are independent and alike: o
 
 
 @cache
-def pool(distribution: Directions, shapes: Shapes, n: int, q: int) -> Tensor:
+def pool(distribution: Distribution, shapes: Shapes, n: int, q: int) -> Tensor:
     """Directions [n, q, d] of the distribution; without the cache where it is broken on purpose."""
     if type(distribution) in AT_ONCE:
         d = sum(math.prod(shape) for shape in shapes)
@@ -320,7 +320,7 @@ def test_noise_belongs_to_places_and_seeds(name: str, seed: int) -> None:
 def check_given(name: str, seed: int) -> None:
     f, estimator = problem(name, SHAPES[0], 3, seed)
     z = torch.from_numpy(np.random.default_rng(seed).normal(size=(estimator.q, f.block.dim)))
-    ghat, found = torch.zeros(f.block.dim).double(), estimator(f, f.block, [seed], given=list(z))
+    ghat, found = torch.zeros(f.block.dim).double(), estimator(f, f.block, [seed], directions=list(z))
 
     def at(h: float, v: Tensor) -> float:
         there = Polynomial(SHAPES[0], 3, seed)
@@ -333,11 +333,11 @@ def check_given(name: str, seed: int) -> None:
         ghat += (at(estimator.mu, v) - minus) / (estimator.sides * estimator.mu) * v / estimator.q
     assert torch.allclose(found.dense(f.block), ghat, rtol=1e-10, atol=1e-12)
     held = found.dense(f.block)
-    estimator(f, f.block, [seed], given=list(-2 * z))
+    estimator(f, f.block, [seed], directions=list(-2 * z))
     assert torch.equal(found.dense(f.block), held), "the next estimate leaves this one as it is"
     if estimator.average == "plain":
         drawn = [estimator.distribution.draw(f.block, (seed, j)) for j in range(estimator.q)]
-        taken = estimator(f, f.block, [0], given=drawn)
+        taken = estimator(f, f.block, [0], directions=drawn)
         assert [c for _, c in taken.terms] == [c for _, c in estimator(f, f.block, [seed]).terms]
 
 
@@ -492,9 +492,9 @@ MUTATIONS: dict[str, tuple[tuple[Any, str], str, str, Check]] = {
         (Coordinate, "fill"), "% dim", "% (dim - 1)", moments_of("two-sided coordinate", d=3)
     ),
     "sparse with another factor": ((Sparse, "fill"), "-0.5", "0.5", moments_of("two-sided sparse")),
-    "sparse that keeps all": ((Sparse, "fill"), "< self.share", "< 1.0", moments_of("two-sided sparse", n=600)),
-    "no mask": ((Masked, "fill"), "out.mul_(mask)", "pass", moments_of("two-sided masked", d=3)),
-    "no scale": ((Preconditioned, "fill"), "out.mul_(scale)", "pass", moments_of("two-sided preconditioned")),
+    "sparse that keeps all": ((Sparse, "fill"), "< self.density", "< 1.0", moments_of("two-sided sparse", n=600)),
+    "no mask": ((Preconditioned, "fill"), "out.mul_(scale", "(scale", moments_of("two-sided masked", d=3)),
+    "no scale": ((Preconditioned, "fill"), "out.mul_(scale", "(scale", moments_of("two-sided preconditioned")),
     "low rank with another factor": (
         (LowRank, "fill"), "-0.5", "0.5",
         lambda: check_moments("one-sided low rank", ((1, 1),), 2, 0.1, n=600),
@@ -514,7 +514,7 @@ MUTATIONS: dict[str, tuple[tuple[Any, str], str, str, Check]] = {
         lambda: check_scaling("kept", 0),
     ),
     "given directions are not used": (
-        CALL, "self.distribution if given is None else Given(tuple(given))", "self.distribution",
+        CALL, "self.distribution if directions is None else Known(tuple(directions))", "self.distribution",
         lambda: check_given("kept", 0),
     ),
     "the value is not used": (
@@ -587,7 +587,7 @@ def test_one_step_is_mezos_up_to_rounding_and_only_mezo_drifts() -> None:
     mu, eta = 1e-3, 1e-2
     (ours, block), (theirs, copy) = network(torch.float64), network(torch.float64)
     z = Gaussian().draw(block, [3])
-    ghat = ZerothOrder(mu)(ours, block, [0], given=[z])
+    ghat = ZerothOrder(mu)(ours, block, [0], directions=[z])
     ours().backward()
     slope = float(flatten(p.grad for p in block.params if p.grad is not None).abs().sum())
     ghat.add_to(block, -eta)
@@ -663,8 +663,8 @@ BAD: dict[str, tuple[Check, str]] = {
     ),
     "not deterministic": (run(alternating()), "the loss on block 'head' gives 3.0 and 4.0 at the same weights"),
     "given": (
-        run(lambda b: b.params[0].sum(), given=[torch.ones(2)]),
-        r"1 given directions of shapes \[\(2,\)\]: give q = 1 of shape \(3,\)",
+        run(lambda b: b.params[0].sum(), directions=[torch.ones(2)]),
+        r"1 directions of shapes \[\(2,\)\]: give q = 1 of shape \(3,\)",
     ),
     "integers": (
         lambda: ZerothOrder()(lambda: torch.ones(()), block(torch.int8), [0]),
@@ -696,7 +696,7 @@ def test_given_directions_are_bound_to_no_generator() -> None:
     b = block()
     estimator = ZerothOrder(0.1)
     assert estimator(lambda: b.params[0].sum(), b, [0]).stream == stream_name()
-    assert estimator(lambda: b.params[0].sum(), b, [0], given=[torch.ones(3).double()]).stream == ""
+    assert estimator(lambda: b.params[0].sum(), b, [0], directions=[torch.ones(3).double()]).stream == ""
 
 
 def test_names_for_records() -> None:

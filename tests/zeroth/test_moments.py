@@ -9,7 +9,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,8 +23,9 @@ from smoothlab.errors import BadInput
 from smoothlab.zeroth import expectations
 from smoothlab.zeroth.distributions import (
     Coordinate,
+    Distribution,
     Gaussian,
-    Given,
+    Known,
     LowRank,
     Masked,
     Preconditioned,
@@ -34,7 +35,6 @@ from smoothlab.zeroth.distributions import (
 )
 from smoothlab.zeroth.estimators import ZerothOrder
 from smoothlab.zeroth.moments import Taylor, control_variate, linear_factor, mean, second_moment
-from smoothlab.zeroth.rng import Directions
 from tests.cases import ESTIMATORS, moved, symmetric
 
 Array = np.ndarray
@@ -115,7 +115,7 @@ MASK, SCALES = np.array([1.0, 0.0, 1.0]), np.array([2.0, 2.0, 0.25])
 
 @dataclass(frozen=True)
 class LawCase:
-    distribution: Directions
+    distribution: Distribution
     rule: Callable[[], Rule]
     shapes: tuple[tuple[int, ...], ...]
 
@@ -246,12 +246,8 @@ def test_moments_of_antithetic_pairs_are_those_of_the_enumeration(name: str) -> 
 
 
 def test_the_enumeration_sees_a_wrong_cumulant_radius_and_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = expectations._cumulants
-    monkeypatch.setattr(
-        expectations,
-        "_cumulants",
-        lambda distribution: {**honest(distribution), 6: honest(distribution).get(6, 0.0) + 0.1},
-    )
+    wrong = Rademacher().cumulants()._replace(sixth=Rademacher().cumulants().sixth + 0.1)
+    monkeypatch.setattr(Rademacher, "cumulants", lambda self: wrong)
     expectations._terms.cache_clear()
     with pytest.raises(AssertionError):
         test_moments_of_one_direction_are_those_of_the_enumeration("rademacher", 1, 2)
@@ -327,7 +323,7 @@ def test_linear_factor_is_the_second_moment_of_two_sides_without_curvature(name:
     factor = linear_factor(estimator, 14, shapes, gradient=f.gradient)
     assert factor == pytest.approx(second_moment(two, f) / square)
     distribution = Sphere() if estimator.average == "orthogonal" else estimator.distribution
-    engine = expectations.expectation(distribution, shapes, [f.gradient, f.gradient, np.eye(14)])
+    engine = distribution.expectation(shapes, [f.gradient, f.gradient, np.eye(14)])
     one = linear_factor(ZerothOrder(distribution=distribution), 14, shapes, gradient=f.gradient)
     assert one == pytest.approx(float(engine) / square), "two derivations"
 
@@ -355,7 +351,7 @@ def test_low_rank_factor_on_one_matrix_needs_no_gradient(m: int, n: int, rank: i
     estimator = ZerothOrder(distribution=LowRank(rank))
     factor = linear_factor(estimator, m * n, ((m, n),))
     g = np.random.default_rng(seed).normal(size=m * n)
-    exact = expectations.expectation(LowRank(rank), ((m, n),), [g, g, np.eye(m * n)])
+    exact = LowRank(rank).expectation(((m, n),), [g, g, np.eye(m * n)])
     assert factor == pytest.approx(m * n + 2 + 2 * (m + n + 1) / rank)
     assert factor == pytest.approx(float(exact) / (g @ g))
 
@@ -402,9 +398,21 @@ def test_control_variate_on_quadratics_has_the_variance_of_the_moved_gradients()
 # Refusals
 
 
-class Own(Directions):
+class Own(Distribution):
     def fill(self, *_: Any) -> None:
         raise AssertionError("moments draw nothing")
+
+
+class Doubled(ZerothOrder):
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        ghat = super().__call__(*arguments, **options)
+        return replace(ghat, terms=tuple((seed, 2 * c) for seed, c in ghat.terms))
+
+
+class Short(Gaussian):
+    def fill(self, stream: Any, piece: Any, out: Any) -> None:
+        super().fill(stream, piece, out)
+        out.mul_(0.5)
 
 
 F = taylor(((2,), (2,)), 2)
@@ -414,8 +422,16 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
         "no closed form is known for own directions",
     ),
     "given": (
-        lambda: second_moment(ZerothOrder(distribution=Given(())), F),
-        "no closed form is known for given directions",
+        lambda: second_moment(ZerothOrder(distribution=Known(())), F),
+        "no closed form is known for known directions",
+    ),
+    "estimator that doubles": (lambda: second_moment(Doubled(), F), "class Doubled overrides ZerothOrder.__call__"),
+    "its bias": (lambda: mean(Doubled(), F), "class Doubled overrides ZerothOrder.__call__"),
+    "its factor": (lambda: linear_factor(Doubled(), 4), "class Doubled overrides ZerothOrder.__call__"),
+    "another class": (lambda: mean(object(), F), "no closed form is known for estimators of class object"),  # type: ignore
+    "distribution that halves": (
+        lambda: second_moment(ZerothOrder(distribution=Short()), F),
+        "no closed form is known for short directions",
     ),
     "own distribution's bias": (
         lambda: mean(ZerothOrder(distribution=Own()), taylor(((2,),), 3)),
@@ -432,7 +448,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "masks of other shapes": (
         lambda: mean(ZerothOrder(distribution=Masked((torch.ones(4).bool(),))), F),
-        "masked directions of 1 tensors do not fit",
+        "masked directions: tensors of shapes .* do not fit",
     ),
 }  # fmt: skip
 
@@ -454,6 +470,6 @@ def test_drawn_directions_have_the_moments_that_the_closed_forms_use() -> None:
     for name, distribution in {"low rank": LowRank(2), "sparse": Sparse(0.5), "sphere": Sphere()}.items():
         z = torch.stack([distribution.draw(block, [3, i]) for i in range(600)]).numpy()
         sample = np.einsum("ni,nj,nk,ijk->n", z, z, z, third, optimize=True)[:, None] * z
-        exact = expectations.expectation(distribution, shapes, [third], free=True)
+        exact = distribution.expectation(shapes, [third], free=True)
         score = (sample.mean(0) - exact) / (sample.std(0) / math.sqrt(len(z)))
         assert np.abs(score).max() < 4.5, name

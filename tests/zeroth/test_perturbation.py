@@ -13,7 +13,7 @@ from smoothlab.blocks import Block, flatten, standing_at
 from smoothlab.errors import BadInput
 from smoothlab.zeroth.distributions import Coordinate, Gaussian, Masked, Rademacher
 from smoothlab.zeroth.estimators import ZerothOrder
-from smoothlab.zeroth.perturbation import ENOUGH_SHARE, Perturbation
+from smoothlab.zeroth.perturbation import ENOUGH_FRACTION, Perturbation
 from smoothlab.zeroth.rng import Terms
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -263,11 +263,11 @@ def test_a_step_that_rounding_swallows_is_refused_and_the_smallest_sensible_mu_w
     sensible = float(found[2])
     estimator = ZerothOrder(sensible, distribution=distribution)
     estimator(loss, block, [0])
-    share = estimator._places[block].share
-    assert share is not None and share > ENOUGH_SHARE - 0.02  # printed with two digits
+    share = estimator.realized_fraction(block)
+    assert share is not None and share > ENOUGH_FRACTION - 0.02  # printed with two digits
     smaller = Perturbation(block)
-    smaller.measure_share(distribution, (((0, 0), 1.0),), sensible)
-    assert smaller._share(distribution.stream(block, (0, 0)), sensible / 2.2) < ENOUGH_SHARE
+    smaller.measure_realized_fraction(distribution, (((0, 0), 1.0),), sensible)
+    assert smaller._fraction(distribution.stream(block, (0, 0)), sensible / 2.2) < ENOUGH_FRACTION
 
 
 def test_the_share_is_what_the_definition_says_and_what_was_measured_in_bf16() -> None:
@@ -277,16 +277,16 @@ def test_the_share_is_what_the_definition_says_and_what_was_measured_in_bf16() -
     for mu in (1e-3, 1e-2, 1e-1):
         delta = home.float().add(z, alpha=mu).to(torch.bfloat16).double() - home.double()
         expected = float(delta @ z.double()) / (mu * float(z.double() @ z.double()))
-        assert Perturbation(block)._share(Gaussian().stream(block, (5,)), mu) == pytest.approx(expected, rel=1e-6)
+        assert Perturbation(block)._fraction(Gaussian().stream(block, (5,)), mu) == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_mask_that_keeps_nothing_and_exact_numbers_realize_all() -> None:
     block = Block("w", (nn.Parameter(torch.zeros(50)),))
     place = Perturbation(block)
-    place.measure_share(Masked((torch.zeros(50).bool(),)), ONE, 1e-3)
-    assert place.share == 1.0
-    place.measure_share(Coordinate(), ONE, 1e-30)
-    assert place.share == pytest.approx(1)
+    place.measure_realized_fraction(Masked((torch.zeros(50).bool(),)), ONE, 1e-3)
+    assert place.realized_fraction == 1.0
+    place.measure_realized_fraction(Coordinate(), ONE, 1e-30)
+    assert place.realized_fraction == pytest.approx(1)
 
 
 # Kept directions
@@ -394,7 +394,7 @@ def test_memory_is_of_one_block_at_a_time_but_checks_are_kept() -> None:
         for block in blocks:
             estimator(loss, block, [0])
     assert len(calls) == 3 * 2 * 2 + 2 * 2, "two more at the first call on each block"
-    assert sum(bool(place._moved) for place in estimator._places.values()) == 1
+    assert sum(bool(place._moved) for place in estimator._perturbations.values()) == 1
 
 
 def test_weights_that_have_outgrown_the_step_are_told() -> None:

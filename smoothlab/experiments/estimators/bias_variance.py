@@ -17,30 +17,24 @@ How each is measured, over N directions that `ZerothOrder` would draw from these
 """
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from scipy import stats
 
 from smoothlab.experiments.estimators import ucurve
+from smoothlab.experiments.estimators.config import Config
 from smoothlab.experiments.estimators.synthetic import SHAPES, Ridges, directions, frames, slopes
 from smoothlab.stats import samples
 from smoothlab.stats.intervals import Interval
-from smoothlab.zeroth.distributions import Coordinate, Gaussian, LowRank, Rademacher, Sparse, Sphere
+from smoothlab.zeroth.distributions import Gaussian, named
 from smoothlab.zeroth.estimators import Average, ZerothOrder
 from smoothlab.zeroth.moments import second_moment
-from smoothlab.zeroth.rng import Directions, stream_name
-
-if TYPE_CHECKING:
-    from smoothlab.experiments.estimators.experiment import Estimators
+from smoothlab.zeroth.rng import stream_name
 
 Row = dict[str, Any]
 
-DISTRIBUTIONS: dict[str, Directions] = {
-    "gaussian": Gaussian(), "sphere": Sphere(), "rademacher": Rademacher(), "coordinate": Coordinate(),
-    "sparse": Sparse(0.25), "lowrank": LowRank(2),
-}  # fmt: skip
 REPEATING = ("rademacher", "coordinate")  # distributions that move a weight by few different numbers
 NEARBY = 50  # directions along which rounding is measured
 CURVE, CURVE_DIM = "cosh", 64  # the function of the U-curve and its dimension
@@ -83,10 +77,10 @@ def row(
     return {name: value for name, value in told.items() if value is not None or name in ALWAYS}
 
 
-def bias(run: "Estimators", setting: str) -> Iterator[Row]:
-    """Setting "bias/FUNCTION/LAW": two sides in fp64; for Gaussian directions also one side, and fp32."""
+def bias(run: Config, setting: str) -> Iterator[Row]:
+    """Setting "bias/FUNCTION/DISTRIBUTION": two sides in fp64; for Gaussian directions also one side, and fp32."""
     _, function, name = setting.split("/")
-    f, distribution = Ridges.random(function, run.dim, run.seed), DISTRIBUTIONS[name]
+    f, distribution = Ridges.random(function, run.dim, run.seed), named(name)
     taylor = f.taylor(2)
     g, size = taylor.gradient, float(np.linalg.norm(taylor.gradient))
     series = [("float64", 2)] + ([("float64", 1), ("float32", 2)] if name == "gaussian" else [])
@@ -140,9 +134,9 @@ def _along(vectors: np.ndarray, expected: np.ndarray, size: float, floor: float 
     return interval, float(stats.f.sf(statistic * (n - rank) / (rank * (n - 1)), rank, n - rank))
 
 
-def variance(run: "Estimators", setting: str) -> Iterator[Row]:
-    """Setting "variance/LAW": one direction, against d."""
-    distribution = DISTRIBUTIONS[setting.split("/")[1]]
+def variance(run: Config, setting: str) -> Iterator[Row]:
+    """Setting "variance/DISTRIBUTION": one direction, against d."""
+    distribution = named(setting.split("/")[1])
     for d in run.dims:
         f = Ridges.random("quadratic", d, run.seed)
         drawn = directions(distribution, f.block(torch.float64), (run.seed, 2, d), run.draws)
@@ -150,7 +144,7 @@ def variance(run: "Estimators", setting: str) -> Iterator[Row]:
             yield _error(setting, f, ZerothOrder(run.mu, sides=sides, distribution=distribution), drawn)
 
 
-def averages(run: "Estimators", setting: str) -> Iterator[Row]:
+def averages(run: Config, setting: str) -> Iterator[Row]:
     """Setting "averages/AVERAGE": q directions, plain (one side and two), in antithetic pairs, orthogonal."""
     average = setting.split("/")[1]
     f = Ridges.random("quadratic", AVERAGE_DIM, run.seed)
@@ -177,7 +171,7 @@ def _error(setting: str, f: Ridges, estimator: ZerothOrder, drawn: torch.Tensor)
     )  # fmt: skip
 
 
-def curve(run: "Estimators", setting: str) -> Iterator[Row]:
+def curve(run: Config, setting: str) -> Iterator[Row]:
     """Setting "curve/DTYPE": errors of directional derivatives on `CURVE`, noise, and the best mu."""
     dtype = setting.split("/")[1]
     kind = getattr(torch, dtype)

@@ -11,10 +11,11 @@ the same gradient and derivatives, which are taken in fp64.
 """
 
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,40 +24,31 @@ from smoothlab.blocks import Block, Loss
 from smoothlab.errors import BadInput
 from smoothlab.experiments.estimators import ucurve
 from smoothlab.experiments.estimators.bias_variance import Row, curve_rows, row
+from smoothlab.experiments.estimators.config import Config
 from smoothlab.stats import samples
-from smoothlab.zeroth.distributions import Gaussian, LowRank, Rademacher, Sparse, Sphere
+from smoothlab.zeroth.distributions import Gaussian, named
 from smoothlab.zeroth.estimators import Directional, ZerothOrder, evaluate
 from smoothlab.zeroth.moments import linear_factor
 from smoothlab.zeroth.perturbation import Perturbation
 
-if TYPE_CHECKING:
-    from smoothlab.experiments.estimators.experiment import Estimators
 
-ESTIMATORS: dict[str, Callable[[float], ZerothOrder]] = {
-    "gaussian": lambda mu: ZerothOrder(mu),
-    "sphere": lambda mu: ZerothOrder(mu, distribution=Sphere()),
-    "rademacher": lambda mu: ZerothOrder(mu, distribution=Rademacher()),
-    "sparse": lambda mu: ZerothOrder(mu, distribution=Sparse()),
-    "lowrank": lambda mu: ZerothOrder(mu, distribution=LowRank()),
-    "one-sided": lambda mu: ZerothOrder(mu, sides=1),
-    "plain4": lambda mu: ZerothOrder(mu, q=4),
-    "orthogonal4": lambda mu: ZerothOrder(mu, q=4, average="orthogonal"),
-}
-"""Coordinate directions are left out: one of millions of weights moves, so that no affordable sample covers."""
-COSTS: dict[str, Callable[[float], ZerothOrder]] = {
-    "gaussian": ESTIMATORS["gaussian"],
-    "kept": lambda mu: ZerothOrder(mu, keep=True),
-    "rademacher": ESTIMATORS["rademacher"],
-    "sphere": ESTIMATORS["sphere"],
-    "sparse": ESTIMATORS["sparse"],
-    "lowrank": ESTIMATORS["lowrank"],
-}
+def estimator_of(kind: str, mu: float) -> ZerothOrder:
+    """The estimator of a kind of the model's parts, see `config.VARIANTS` and `config.COSTS`."""
+    if kind == "one-sided":
+        return ZerothOrder(mu, sides=1)
+    if kind == "plain4":
+        return ZerothOrder(mu, q=4)
+    if kind == "orthogonal4":
+        return ZerothOrder(mu, q=4, average="orthogonal")
+    if kind == "kept":
+        return ZerothOrder(mu, keep=True)
+    return ZerothOrder(mu, distribution=named(kind))
 
 
 class Measured:
     """The model of a run, its minibatch and blocks, at weights representable in bf16."""
 
-    def __init__(self, run: "Estimators") -> None:
+    def __init__(self, run: Config) -> None:
         from smoothlab.experiments.smoothness import Smoothness
 
         tuning = Smoothness(
@@ -148,13 +140,13 @@ def curve(measured: Measured, setting: str) -> Iterator[Row]:
 def variance(measured: Measured, setting: str) -> Iterator[Row]:
     """Setting "model-variance/ESTIMATOR" on the first measured block."""
     run, name = measured.run, measured.names[0]
-    block, estimator = measured.blocks[name], ESTIMATORS[setting.split("/")[1]](run.model_mu)
+    block, estimator = measured.blocks[name], estimator_of(setting.split("/")[1], run.model_mu)
     g = measured.gradients[name]
     truth, square = torch.tensor(g, dtype=torch.float32, device=block.params[0].device), float(g @ g)
     shapes = tuple(tuple(p.shape) for p in block.params)
     factor = linear_factor(estimator, block.dim, shapes, gradient=g)
     count = max(run.model_draws // (1 if estimator.q == 1 else 2), 2)
-    own = list(ESTIMATORS).index(setting.split("/")[1])  # directions of its own for each, so that each is new evidence
+    own = zlib.crc32(setting.encode())  # each estimator has its own directions, so that each is new evidence
     errors = []
     for i in range(count):
         dense = estimator(measured.loss, block, (run.seed, 5, own, i)).dense(block)
@@ -169,7 +161,7 @@ def cost(measured: Measured, setting: str) -> Iterator[Row]:
     """Setting "model-cost/ESTIMATOR" on the first measured block: a pass, and the share of a two-sided step."""
     run, name = measured.run, measured.names[0]
     kind = setting.split("/")[1]
-    block, estimator = measured.blocks[name], COSTS[kind](run.model_mu)
+    block, estimator = measured.blocks[name], estimator_of(kind, run.model_mu)
     place, distribution = Perturbation(block, keep=estimator.keep), estimator.distribution
     passes, shares = [], []
     for i in range(run.rounds + 1):

@@ -18,10 +18,9 @@ from scipy import special
 from torch import Tensor, nn
 
 from smoothlab.blocks import Block
-from smoothlab.zeroth.distributions import Coordinate, Gaussian, Rademacher, Sphere
+from smoothlab.zeroth.distributions import Coordinate, Distribution, Gaussian, Rademacher, Sphere
 from smoothlab.zeroth.estimators import ZerothOrder
 from smoothlab.zeroth.moments import Taylor, mean
-from smoothlab.zeroth.rng import Directions
 
 Array = NDArray[np.float64]
 
@@ -118,7 +117,7 @@ class Ridges:
             return mean(estimator, self.taylor(3))  # the leading term
         return self.derivative(1) @ each
 
-    def exact(self, distribution: Directions) -> bool:
+    def exact(self, distribution: Distribution) -> bool:
         """Whether `mean` is exact for this distribution, and not only its leading term in mu."""
         return self.shape != "cosh" or type(distribution) in (Gaussian, Sphere, Rademacher, Coordinate)
 
@@ -132,7 +131,7 @@ class Ridges:
         return Block("theta", (nn.Parameter(torch.tensor(self.point, dtype=dtype).view(self.matrix)),))
 
 
-def directions(distribution: Directions, block: Block, seed: Sequence[int], count: int, q: int = 1) -> Tensor:
+def directions(distribution: Distribution, block: Block, seed: Sequence[int], count: int, q: int = 1) -> Tensor:
     """What an estimator with seeds (*seed, 0), ..., (*seed, count - 1) draws: [count, q, d], working precision."""
     found = torch.empty(count, q, block.dim, dtype=distribution.stream(block, seed).dtype)
     for i in range(count):

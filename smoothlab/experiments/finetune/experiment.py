@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
 
 from smoothlab.errors import BadInput
 from smoothlab.experiments.finetune.options import ZEROTH, check, grid, unused, used
+from smoothlab.experiments.options import DistributionName
 from smoothlab.llm.tasks.jsonlines import TEMPLATE
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ class Finetune:
     mu: float = 1e-3
     q: int = 1
     sides: Literal[1, 2] = 2
-    distribution: Literal["gaussian", "sphere", "rademacher", "sparse", "lowrank"] = "gaussian"
+    distribution: DistributionName = "gaussian"
     steps: int = 200
     batch: int = 16
     parts: int = 4

@@ -30,8 +30,10 @@ def check(run: "Finetune") -> None:
         BadInput: names the first option that is wrong, and what it may be.
     """
     from smoothlab.llm.memory import check_device
+    from smoothlab.zeroth.distributions import named
 
     check_fields(run, RANGES)
+    named(run.distribution, "--distribution")
     _check_method(run)
     for rates in grid(run):
         _check_rates(run, rates)

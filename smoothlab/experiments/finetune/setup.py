@@ -20,17 +20,13 @@ from smoothlab.llm.tasks.jsonlines import TEMPLATE
 from smoothlab.llm.tuning import Rates, Tuning
 from smoothlab.optim.hybrid import HybridSGD
 from smoothlab.optim.seedlog import SeedLog
-from smoothlab.zeroth import distributions
+from smoothlab.zeroth.distributions import named
 from smoothlab.zeroth.estimators import ZerothOrder
 
 if TYPE_CHECKING:
     from smoothlab.experiments.finetune.experiment import Finetune
 
 Row = dict[str, Any]
-DISTRIBUTIONS = {
-    "gaussian": "Gaussian", "sphere": "Sphere", "rademacher": "Rademacher", "sparse": "Sparse", "lowrank": "LowRank"
-}  # fmt: skip
-"""Names of the distributions of smoothlab.zeroth.distributions."""
 
 
 @dataclass
@@ -119,8 +115,7 @@ def optimizer(
     """Algorithm 1's optimizer: x by the estimator of Eq. (2) where the method says so, y by exact gradients."""
     oracle = None
     if run.method in ZEROTH:
-        distribution = getattr(distributions, DISTRIBUTIONS[run.distribution])()
-        oracle = ZerothOrder(mu=rates.mu, sides=run.sides, distribution=distribution, q=run.q)
+        oracle = ZerothOrder(mu=rates.mu, sides=run.sides, distribution=named(run.distribution), q=run.q)
     x, y = {"lr": rates.eta_x, "oracle": oracle}, {"lr": rates.eta_y, "oracle": None}
     groups = [
         {"params": list(block.params), "name": name, **(x if name == "base" else y)} for name, block in blocks.items()

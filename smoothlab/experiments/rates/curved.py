@@ -90,7 +90,7 @@ def measured(point: Row, replicas: int, longest: int, seed: int) -> list[Row]:
         if length * f.n > longest:
             rows.append(row | {"note": f"{length * f.n} steps are more than {longest}: not run"})
             continue
-        how = Algorithm1(eta, eta, length, distribution=moments.distribution, keep=tuple(range(length)))  # type: ignore[arg-type]
+        how = Algorithm1(eta, eta, length, distribution=moments.distribution, keep=tuple(range(length)))
         kept = how.run(f, z0, replicas, seed=seeded((seed, f"{point['setting']}/{eps:g}")))
         running = (kept.kept_x + kept.kept_y).cumsum(0) / np.arange(1, length + 1)[:, None]
         ends = [f.n * end for end in intervals.first_time(running, eps**2)]

@@ -93,7 +93,7 @@ class Quadratics:
             epochs,
             order=self.order,
             oracle=self.oracle,  # type: ignore[arg-type]
-            distribution=self.distribution,  # type: ignore[arg-type]
+            distribution=self.distribution,
             mu=self.mu,
             keep=keep,
             below=below,

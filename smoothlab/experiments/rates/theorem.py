@@ -167,7 +167,7 @@ def _tried(
         h.T,
         order=point["order"],
         oracle=point["oracle"],
-        distribution=distribution,  # type: ignore[arg-type]
+        distribution=distribution,
         mu=h.mu,
         above=STOPPED * GAP if stops else None,
     )

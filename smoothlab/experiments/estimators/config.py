@@ -1,0 +1,193 @@
+"""Options of `smoothlab estimators`, and what a run with them measures."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+
+from tyro.conf import arg
+
+from smoothlab.errors import BadInput
+from smoothlab.experiments.options import DistributionNames
+from smoothlab.zeroth.names import DISTRIBUTIONS
+
+VARIANTS = ("one-sided", "plain4", "orthogonal4")
+Part = Literal["bias", "variance", "averages", "curve", "model-curve", "model-variance", "model-cost"]
+Function = Literal["cubic", "quartic", "cosh"]
+Precision = Literal["float64", "float32", "bfloat16"]
+Kinds = Annotated[tuple[str, ...], arg(metavar=f"{'|'.join((*DISTRIBUTIONS, *VARIANTS))} ...")]
+"""Distributions of two-sided estimates, and variants of Gaussian ones."""
+# Coordinate directions are left out on models: one of millions of weights moves, so that no affordable sample covers.
+ON_MODELS = tuple(name for name in DISTRIBUTIONS if name != "coordinate")
+SYNTHETIC: tuple[Part, ...] = ("bias", "variance", "averages", "curve")
+ON_MODEL: tuple[Part, ...] = ("model-curve", "model-variance", "model-cost")
+BLOCKS = ("base", "peft", "head")  # of a model, in their order
+AVERAGES = ("plain", "antithetic", "orthogonal")
+COSTS = (*ON_MODELS, "kept")
+STEPS = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
+RANGES: dict[str, tuple[float, float]] = {
+    "draws": (100, 10**7), "curve_draws": (6, 10**6), "model_draws": (6, 10**6), "model_curve_draws": (6, 10**6),
+    "rounds": (6, 10**4), "batch": (1, 10**9), "seed": (0, 2**32 - 1), "dim": (2, 40), "dims": (2, 1024),
+    "qs": (1, 64), "mu": (1e-12, 10), "mus": (1e-12, 10), "curve_mus": (1e-12, 10), "model_mu": (1e-12, 10),
+    "model_mus": (1e-12, 10),
+}  # fmt: skip
+"""Least and greatest value of numbers, or of each of several. Third derivatives grow with dim^3, and cosh overflows
+single precision beyond mu = 10."""
+
+
+MOST_ENTRIES = 2 * 10**8  # of the directions that are in memory together; about four times as much is used
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of the estimators experiment.
+
+    Attributes:
+        parts: what to measure. On functions whose derivatives are known: bias (against mu), variance (against d),
+            averages (variance against q), curve (error of a directional derivative against mu in each precision). On
+            blocks of a model: model-curve, model-variance, model-cost (seconds of a pass against a forward).
+        functions: functions of the bias.
+        distributions: distributions of directions of bias and variance, with a parameter in parentheses if any.
+        draws: directions of each bias and variance; an eighth of that for averages.
+        dim: dimension d of the bias.
+        dims: dimensions d of the variance.
+        qs: numbers of directions q of averages.
+        mu: step of variance and averages.
+        mus: steps of the bias, ascending.
+        curve_mus: steps of the curve, ascending.
+        precisions: precisions of curve and model-curve.
+        curve_draws: directions of the curve.
+        model: hub name, local directory, or "micro" (in the package).
+        data: task (sst2, builtin) or a JSON Lines file with the fields sentence and label.
+        data_dir: folder with the task's files; without it a task is read from the hub.
+        peft: PEFT method whose block is measured too, or "none".
+        measure: blocks of the model-curve (base, peft, head), all by default; variance and cost take the first.
+        batch: sentences in the minibatch.
+        kinds: estimators of the model-variance: a distribution of two-sided estimates, or a variant of Gaussian ones
+            (one side; means over four directions, plain or orthogonal).
+        model_mu: step of the model's variance and cost.
+        model_mus: steps of the model-curve, ascending.
+        model_draws: estimates of each model-variance (half as many where q is 4).
+        model_curve_draws: directions of the model-curve; below 24 intervals may miss errors of heavy tails.
+        rounds: repetitions of each timing.
+        device: "cpu" or "cuda", for the model.
+        seed: seed of functions, minibatch, head, PEFT module and directions.
+    """
+
+    name: ClassVar[str] = "estimators"
+    unit: ClassVar[str] = "setting"
+    parts: tuple[Part, ...] = SYNTHETIC + ON_MODEL
+    functions: tuple[Function, ...] = ("cubic", "quartic", "cosh")
+    distributions: DistributionNames = (
+        "gaussian", "sphere", "rademacher", "coordinate", "sparse(0.25)", "lowrank(2)",
+    )  # fmt: skip
+    draws: int = 20_000
+    dim: int = 9
+    dims: tuple[int, ...] = (4, 16, 64, 256)
+    qs: tuple[int, ...] = (1, 2, 4, 8, 16)
+    mu: float = 0.1
+    mus: tuple[float, ...] = STEPS
+    precisions: tuple[Precision, ...] = ("float64", "float32", "bfloat16")
+    curve_mus: tuple[float, ...] = (1e-9, 1e-8, 1e-7, *STEPS)
+    curve_draws: int = 2000
+    model: str = "micro"
+    data: str = "builtin"
+    data_dir: Path | None = None
+    peft: str = "lora"
+    measure: tuple[str, ...] = ()
+    batch: int = 8
+    kinds: Kinds = (*ON_MODELS, *VARIANTS)
+    model_mu: float = 1e-3
+    model_mus: tuple[float, ...] = STEPS[2:12]
+    model_draws: int = 100
+    model_curve_draws: int = 24
+    rounds: int = 15
+    device: str = "cpu"
+    seed: int = 0
+
+    def settings(self) -> list[str]:
+        """What is measured on synthetic functions, "part/what"."""
+        found = []
+        for part in self.parts:
+            if part == "bias":
+                found += [
+                    f"bias/{function}/{distribution}"
+                    for function in self.functions
+                    for distribution in self.distributions
+                ]
+            elif part == "variance":
+                found += [f"variance/{distribution}" for distribution in self.distributions]
+            elif part == "averages":
+                found += [f"averages/{average}" for average in AVERAGES]
+            elif part == "curve":
+                found += [f"curve/{precision}" for precision in self.precisions]
+        return found
+
+    def model_settings(self, blocks: Sequence[str]) -> list[str]:
+        """What is measured on a model with these blocks."""
+        found = []
+        for part in self.parts:
+            if part == "model-curve":
+                found += [f"{part}/{block}/{precision}" for block in blocks for precision in self.precisions]
+            elif part == "model-variance":
+                found += [f"{part}/{kind}" for kind in self.kinds]
+            elif part == "model-cost":
+                found += [f"{part}/{kind}" for kind in COSTS]
+        return found
+
+    def measures_model(self) -> bool:
+        """Whether a part needs the model."""
+        return bool(set(self.parts) & set(ON_MODEL))
+
+    def check(self) -> None:
+        """Refuse values out of range, names that are none of the choices, and a device that is not there.
+
+        Raises:
+            BadInput: names the first option that is wrong, and what it may be.
+        """
+        from smoothlab.llm.memory import check_device
+        from smoothlab.zeroth.distributions import named
+
+        for field, kind in get_type_hints(type(self)).items():
+            if kind == ClassVar[str]:
+                continue
+            option, value = "--" + field.replace("_", "-"), getattr(self, field)
+            values = value if isinstance(value, tuple) else (value,)
+            if isinstance(value, tuple) and field != "measure" and not value:
+                raise BadInput(f"{option} names nothing: give at least one, or leave the option out")
+            if len(set(values)) < len(values):
+                raise BadInput(f"{option} {_listed(values)} names one twice: name each once")
+            if isinstance(value, tuple) and get_origin(choices := get_args(kind)[0]) is Literal:
+                for one in values:
+                    if one not in get_args(choices):
+                        raise BadInput(f"{option} {one} is unknown: use some of {_listed(get_args(choices))}")
+            if field in RANGES:
+                _check_range(option, values, *RANGES[field])
+            if field.endswith("mus") and (list(values) != sorted(values) or len(values) < 2):
+                raise BadInput(f"{option} {_listed(values)}: give two or more steps, ascending")
+        for name in self.distributions:
+            named(name, "--distributions")
+        for name in set(self.kinds).difference(VARIANTS):
+            named(name, "--kinds")
+        entries = self.draws * max(*self.dims, self.dim, max(self.qs) * 64 // 8)
+        if entries > MOST_ENTRIES:
+            raise BadInput(
+                f"--draws {self.draws} with --dims {_listed(self.dims)} and --qs {_listed(self.qs)} would hold "
+                f"{entries:.1e} numbers at once: use at most {self.draws * MOST_ENTRIES // entries} draws"
+            )
+        check_device(self.device)
+
+
+def _listed(values: Sequence[Any]) -> str:
+    return ", ".join(map(str, values))
+
+
+def _check_range(option: str, values: Sequence[float], least: float, most: float) -> None:
+    for value in values:
+        if not math.isfinite(value):
+            raise BadInput(f"{option} {value}: use a finite number from {least:g} to {most:.10g}")
+        if value < least:
+            raise BadInput(f"{option} {value} is too small: use at least {least:g}")
+        if value > most:
+            raise BadInput(f"{option} {value} is too large: use at most {most:.10g}")
