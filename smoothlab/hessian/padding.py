@@ -197,7 +197,8 @@ def check_batch(model: nn.Module, inputs: Mapping[str, Any], output: Any = None)
     if mask.shape != ids.shape or len(ids) == 1 and bool(mask.all()):
         return
     logits = getattr(model(**inputs) if output is None else output, "logits", None)
-    if not isinstance(logits, Tensor) or logits.ndim > 3:
+    # A caller that gathers positions on the way, as `smoothlab.llm.evaluate` does, has logits of other rows.
+    if not isinstance(logits, Tensor) or logits.ndim > 3 or len(logits) != len(ids):
         return
     for row in spread(mask.bool().sum(1).tolist())[:-1]:
         _check_row(model, inputs, logits, mask[row].bool(), row)

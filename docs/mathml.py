@@ -1,0 +1,20 @@
+"""mkdocs hook: formulas become MathML while pages are built, so that a browser needs no script and no network."""
+
+import html
+import re
+from typing import Any
+
+from latex2mathml.converter import convert
+
+# What pymdownx.arithmatex writes in its generic form: \(...\) in a span and \[...\] in a div.
+FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
+
+
+def on_page_content(content: str, **_: Any) -> str:
+    """Replace every formula of a page by MathML."""
+    return FORMULA.sub(_rendered, content)
+
+
+def _rendered(match: re.Match[str]) -> str:
+    display = "block" if match[1] == "div" else "inline"
+    return convert(html.unescape(match[2]).strip(), display=display)
