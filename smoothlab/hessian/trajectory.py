@@ -24,7 +24,6 @@ from smoothlab.hessian import padding
 from smoothlab.hessian.deflation import gram_matrix
 from smoothlab.hessian.disagreements import WrongProducts
 from smoothlab.hessian.gradients import gradient
-from smoothlab.hessian.norms import block_norms
 from smoothlab.hessian.penalties import penalty
 from smoothlab.hessian.products import ExactHessian, FiniteDifferenceHessian
 from smoothlab.hessian.selfchecks import check_gradient
@@ -73,7 +72,7 @@ def estimated(
     else:
         raise BadInput(f"product '{product}' is unknown: use exact, central or forward")
     common = _common("estimated", hessian.loss, hessian.gradients)
-    for estimate in block_norms(hessian, cross=cross, precision=precision, seed=seed):
+    for estimate in hessian.norms(cross=cross, precision=precision, seed=seed):
         found = asdict(estimate)
         step = hessian.steps.get(estimate.block) if isinstance(hessian, FiniteDifferenceHessian) else None
         if kinks or (step is not None and step.kinks):

@@ -113,7 +113,8 @@ def check_derivatives(loss: Loss, blocks: Mapping[str, Block], method: str) -> N
         if y is not None:
             with standing_at(y, _nearby(y)):
                 check_gradient(loss, list(blocks.values()))
-                check_plainly(ExactHessian(loss, [y]), y.name)
+                hessian = ExactHessian(loss, [y])
+                check_plainly(hessian, y, lambda v: hessian.product(v, y.name, [y.name])[0])
     except WrongProducts as error:
         raise BadInput(f"--peft {method} cannot be measured: {error}") from error
 

@@ -5,7 +5,6 @@ import pytest
 from scipy import stats
 
 from benchmarks import coverage
-from smoothlab.hessian.norms import block_norms
 from smoothlab.stats import intervals
 from smoothlab.stats.intervals import (
     Interval,
@@ -227,7 +226,7 @@ def test_the_coverage_benchmark_tells_biases_and_cross_blocks_and_goes_on_by_who
     matrix = coverage.couplings()["cross, dense"]
     truth = float(np.linalg.norm(matrix[:120, 120:]))
     hessian = coverage.Coupled(matrix)
-    found = [block_norms(hessian, cross=[("b", "a")], seed=(i,))[-1].value for i in range(4)]
+    found = [hessian.norms(cross=[("b", "a")], seed=(i,))[-1].value for i in range(4)]
     error = np.std(found, ddof=1) / 2
     assert rows[3]["truth"] == pytest.approx(truth) and rows[3]["bias"] == pytest.approx(np.mean(found) / truth - 1)
     assert rows[3]["bias_z"] == pytest.approx((np.mean(found) - truth) / error)
