@@ -41,7 +41,7 @@ from smoothlab.llm.adapters import attach
 from smoothlab.llm.models import load_classifier
 from smoothlab.llm.partition import partition
 from smoothlab.records import Row, environment, load, run
-from smoothlab.stats.intervals import effective_rank
+from smoothlab.stats.probes import effective_rank
 from smoothlab.zeroth.distributions import draw
 
 BATCH, LENGTH = 8, 32

@@ -20,7 +20,8 @@ from smoothlab.hessian.deflation import Basis, Deflation, Projection, gram_matri
 from smoothlab.hessian.norms import _flag, _frobenius
 from smoothlab.hessian.products import ExactHessian, FiniteDifferenceHessian, Scheme, Step
 from smoothlab.optim.hybrid import HybridSGD
-from smoothlab.stats.intervals import Interval, effective_rank, mean_of_forms
+from smoothlab.stats.intervals import Interval
+from smoothlab.stats.probes import effective_rank, mean_of_forms
 from smoothlab.theory.constants import Array, Ell
 from smoothlab.theory.theorems import (
     Descent,

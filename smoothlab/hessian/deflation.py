@@ -14,7 +14,8 @@ from torch import Tensor
 
 from smoothlab.blocks import Block, dot
 from smoothlab.errors import BadInput
-from smoothlab.stats.intervals import Interval, Reach, effective_rank, lanczos_reach, sum_of_squares
+from smoothlab.stats.intervals import Interval
+from smoothlab.stats.probes import Reach, effective_rank, lanczos_reach, sum_of_squares
 from smoothlab.zeroth.distributions import draw
 
 _COLUMNS = 1 << 16  # columns of Q handled at once: a chunk of Q and of the vector stays in cache

@@ -25,7 +25,8 @@ from smoothlab.hessian.deflation import FIRST, IMAGES, Deflation, Products, gram
 from smoothlab.hessian.disagreements import doubted
 from smoothlab.hessian.gradients import LossAtPoint
 from smoothlab.hessian.selfchecks import check_plainly, check_products, check_repeats
-from smoothlab.stats.intervals import Interval, Reach, effective_rank, mean_of_forms, spectral_upper, sum_of_squares
+from smoothlab.stats.intervals import Interval
+from smoothlab.stats.probes import Reach, effective_rank, mean_of_forms, spectral_upper, sum_of_squares
 from smoothlab.zeroth.distributions import draw
 
 Quantity = Literal["frobenius", "spectral", "trace"]

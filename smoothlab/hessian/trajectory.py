@@ -27,7 +27,7 @@ from smoothlab.hessian.gradients import gradient
 from smoothlab.hessian.penalties import penalty
 from smoothlab.hessian.products import ExactHessian, FiniteDifferenceHessian
 from smoothlab.hessian.selfchecks import check_gradient
-from smoothlab.stats.intervals import effective_rank, sum_of_squares
+from smoothlab.stats.probes import effective_rank, sum_of_squares
 from smoothlab.zeroth.distributions import draw
 
 Row = dict[str, Any]

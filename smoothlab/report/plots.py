@@ -30,7 +30,8 @@ from smoothlab.report.axes import (
     symbol,
     value_axis,
 )
-from smoothlab.stats.smoothness_table import blocks_of, nothing, points, protocols_of, ratio, spearman
+from smoothlab.stats.ranks import spearman
+from smoothlab.stats.smoothness_table import blocks_of, nothing, points, protocols_of, ratio
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 BLOCK_COLORS = {"base": "#0072B2", "peft": "#D55E00", "head": "#7F7F7F"}

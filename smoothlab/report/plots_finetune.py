@@ -13,12 +13,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scipy import stats
 
 from smoothlab.errors import BadInput
 from smoothlab.report.axes import step_axis
 from smoothlab.report.plots import COLORS, STYLE, figure
-from smoothlab.stats.intervals import LEVEL
+from smoothlab.stats.samples import proportion
 
 GRAY = "#7F7F7F"
 NEEDED = ("part", "trial", "step", "train_loss", "accuracy", "low", "high", "eta_x", "eta_y")
@@ -203,8 +202,8 @@ def pooled(kind: Kind) -> tuple[float, float, float]:
     rows = list(kind.test.values())
     mean = float(np.mean([row["accuracy"] for row in rows]))
     count = int(rows[0]["count"])
-    found = stats.binomtest(round(mean * count), count).proportion_ci(LEVEL, method="exact")
-    return mean, float(found.low), float(found.high)
+    _, low, high = proportion(round(mean * count), count)
+    return mean, low, high
 
 
 def _lines(ax: Axes, kind: Kind, column: str, color: str) -> None:

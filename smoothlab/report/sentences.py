@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from smoothlab.stats.smoothness_table import Correlation, blocks_of, points, protocols_of, ratio, spearman
+from smoothlab.stats.ranks import Correlation, spearman
+from smoothlab.stats.smoothness_table import blocks_of, points, protocols_of, ratio
 
 NAMES = {"frobenius": "Frobenius norm", "spectral": "largest absolute eigenvalue", "trace": "trace"}
 OWNERS = {"base": "base model's", "peft": "PEFT module's", "head": "classification head's"}

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from smoothlab.report.plots_finetune import Kind, kinds, pooled
-from smoothlab.stats.paired import paired
+from smoothlab.stats.samples import paired
 
 
 def reading(df: pd.DataFrame) -> list[str]:

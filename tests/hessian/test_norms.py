@@ -20,7 +20,7 @@ from smoothlab.hessian import deflation, norms
 from smoothlab.hessian.deflation import Basis, Deflation
 from smoothlab.hessian.norms import Hessian, NormEstimate
 from smoothlab.hessian.products import ExactHessian
-from smoothlab.stats import intervals
+from smoothlab.stats import probes
 from smoothlab.zeroth.distributions import draw
 from tests.cases import PROBLEMS, SPECTRA, DenseHessian, diagonal
 from tests.hessian.test_products import dense
@@ -207,7 +207,7 @@ def test_intervals_of_plain_probes_cover(spectrum: str, distribution: str, runs:
 def test_the_coverage_test_sees_intervals_that_claim_too_many_degrees_of_freedom(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    honest = intervals.sum_of_squares
+    honest = probes.sum_of_squares
     monkeypatch.setattr(deflation, "sum_of_squares", lambda x, nu, known=0.0: honest(x, 9 * nu, known))
     runs = 60
     # The precision is loose, so that the interval and not the deflation decides.

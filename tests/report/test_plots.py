@@ -9,7 +9,7 @@ from scipy import stats
 from smoothlab import records
 from smoothlab.errors import BadInput
 from smoothlab.report import plots
-from smoothlab.stats import smoothness_table
+from smoothlab.stats import ranks, smoothness_table
 
 from .curved_path import BASE, BATCH, HEAD, PEFT, SPREAD, rows, write
 
@@ -101,7 +101,7 @@ def test_spearman_agrees_with_scipy_and_its_interval_covers():
     covered = 0
     for _ in range(1000):
         x, y = generator.multivariate_normal([0, 0], [[1, correlation], [correlation, 1]], n).T
-        found = smoothness_table.spearman(x, y)
+        found = ranks.spearman(x, y)
         covered += found.low <= truth_rho <= found.high
     assert found.rho == pytest.approx(stats.spearmanr(x, y).statistic)
     assert stats.binomtest(covered, 1000, 0.95, alternative="less").pvalue > 1e-3
@@ -112,13 +112,13 @@ def test_spearman_agrees_with_scipy_and_its_interval_covers():
     ("x", "y"), [([1, 2, 3], [1, 2, 3]), ([1, 1, 1, 1], [1, 2, 3, 4]), ([1, 2, 3, np.nan], [1, 2, 3, 4])]
 )
 def test_no_correlation_of_too_few_or_constant_points(x, y):
-    assert smoothness_table.spearman(x, y) is None
+    assert ranks.spearman(x, y) is None
 
 
 def test_perfect_order_of_few_points_stays_uncertain():
     four, six = (
-        smoothness_table.spearman(range(4), range(4)),
-        smoothness_table.spearman(range(6), [-i for i in range(6)]),
+        ranks.spearman(range(4), range(4)),
+        ranks.spearman(range(6), [-i for i in range(6)]),
     )
     assert four.rho == 1 and four.low < 0 and four.high == 1  # p = 2/24 two-sided: not significant at 5 %
     assert six.rho == -1 and six.low == -1 and -1 < six.high < 0  # p = 2/720
@@ -192,7 +192,7 @@ def test_scatter_is_log_log_with_the_correlation_of_scipy(ax):
     )
     assert len({tuple(color) for color in estimated.get_facecolors()}) == len(STEPS)  # one color a step
     assert len({tuple(color) for color in np.atleast_2d(paper.get_facecolors())}) == 1
-    found = smoothness_table.spearman(gradients(), truth())
+    found = ranks.spearman(gradients(), truth())
     expected = f"{stats.spearmanr(gradients(), truth()).statistic:+.2f} ({found.low:+.2f} to {found.high:+.2f}), n = 6"
     assert labels(ax)[0] == f"estimated: rank corr. {expected}"
     floor = next(line for line in ax.lines if line.get_linestyle() == "--")

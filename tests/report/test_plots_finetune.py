@@ -13,7 +13,7 @@ from smoothlab.errors import BadInput
 from smoothlab.experiments.finetune.experiment import Finetune
 from smoothlab.report.plots_finetune import finetune_figure, kinds, rate
 from smoothlab.report.sentences_finetune import reading
-from smoothlab.stats.paired import paired
+from smoothlab.stats.samples import paired
 
 BASE = Finetune(data="sst2", steps=40, eval_every=10, eta_x=1e-4, eta_y=0.1)
 ITEMS = 200

@@ -52,7 +52,7 @@ def buys(point: Row, replicas: int, longest: int, seed: int) -> list[Row]:
     gain: Row = {"measured": None, "low": None, "high": None, "note": None}
     if all(row["measured"] is not None and math.isfinite(row["high"]) for row in rows):
         one, two = (Interval(row["measured"], row["low"], row["high"]) for row in rows)
-        gain = intervals.quotient(one, two)._asdict() | {"note": None}
+        gain = samples.ratio(one, two)._asdict() | {"note": None}
         gain["measured"] = gain.pop("value")
     certain = point["oracle"] == "exact" and not noise
     limit = gain_exact(kappa) if certain else None
@@ -85,7 +85,7 @@ def reshuffling(point: Row, replicas: int, longest: int, seed: int) -> list[Row]
         squares = this.run(eta, 0.0, 2 * half, MANY * replicas, key, keep=tuple(late)).kept_x
         means.append(samples.mean_square(squares.mean(0)))
         flags.append(samples.rare_draws(squares.mean(0)))
-    found = intervals.quotient(*means)
+    found = samples.ratio(*means)
     told = "better" if found.high < 1 else "worse" if found.low > 1 else "hidden"
     flag = flags[0] or flags[1]
     return [row | {"measured": found.value, "low": found.low, "high": found.high, "verdict": told, "flag": flag}]

@@ -22,6 +22,7 @@ import numpy as np
 from smoothlab.algorithm1.quadratics import tuned
 from smoothlab.experiments.rates.runs import Quadratics
 from smoothlab.stats import curves as intervals
+from smoothlab.stats import samples
 from smoothlab.stats.intervals import Interval
 from smoothlab.theory.theorems import Setting, delta_exponent, in_expectation, theorem_c1, with_high_probability
 
@@ -187,7 +188,7 @@ def measured(point: Row, replicas: int, longest: int, seed: int) -> list[Row]:
         if axis == "delta":
             under = running <= eps**2
             times = np.where(under.any(0), under.argmax(0) + 1.0, np.inf)
-            one = intervals.quantile(times, 1 - value)
+            one = samples.quantile(times, 1 - value)
         else:
             one = intervals.first_time(running, eps**2)
         ends = [this.n * end for end in one]

@@ -204,7 +204,7 @@ def of_mean(averages: Array, eps: float, diverged: Any) -> Row:
 def of_share(averages: Array, eps: float, delta: float) -> Row:
     """Clopper and Pearson's interval of P((1/T) sum ||grad f||^2 <= eps^2), against 1 - delta if delta is not 0."""
     count = int((averages <= eps**2).sum())
-    found = intervals.share(count, len(averages))
+    found = samples.proportion(count, len(averages))
     told = intervals.verdict(found, 1 - delta, at_most=False) if delta else None
     return {"measured": found.value, "low": found.low, "high": found.high, "verdict": told, "replicas": len(averages)}
 
