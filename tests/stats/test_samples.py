@@ -225,7 +225,7 @@ def test_the_lowest_point_of_a_curve_is_covered_on_any_grid(sides: int, power: i
     ("curve", "old", "new"),
     [
         ((1, 3, 8, 6), "max(n // 2, 3)", "n"),
-        ((1, 3, 8, 12), "np.quantile(found, [_TAIL, 1 - _TAIL], method=\"nearest\")", "(best, best)"),
+        ((1, 3, 8, 12), 'np.quantile(minima, [TAIL, 1 - TAIL], method="nearest").astype(int).tolist()', "(best, best)"),
         ((2, 1, 2, 24), "neighbors[max(last, best) + 2]", "neighbors[max(last, best) + 1]"),
     ],
 )  # fmt: skip
