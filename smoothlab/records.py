@@ -184,6 +184,17 @@ def load(
 ) -> "pandas.DataFrame":
     """All rows of the record files that match, as one table.
 
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from smoothlab import load
+    >>> from smoothlab.records import Writer
+    >>> path = Path(tempfile.mkdtemp()) / "run.jsonl"
+    >>> writer = Writer(path, "mine", {}, {})
+    >>> writer.write({"value": 2.0})
+    >>> writer.end()
+    >>> load(path)["value"].tolist()
+    [2.0]
+
     Args:
         pattern: a file, a glob pattern (`**` too), or several of them. Unfinished files count with the rows they have.
         damaged: what is done with a file that lost rows or whose lines were changed; "leave out" takes its other rows.

@@ -36,6 +36,12 @@ GROUP = 1 << 17  # entries of the state of the replicas that go together
 class Algorithm1:
     """Algorithm 1 with its options.
 
+    >>> import torch
+    >>> from smoothlab import Algorithm1, Quadratic, objective
+    >>> f = objective(Quadratic(10.0), Quadratic(0.5), n=4, sigma=1.0)
+    >>> Algorithm1(eta_x=1e-3, eta_y=0.1, epochs=5).run(f, torch.ones(f.dim), replicas=10).average.shape
+    (10,)
+
     Attributes:
         eta_x: learning rate of x.
         eta_y: learning rate of y.

@@ -36,6 +36,13 @@ Quantity = Literal["frobenius", "spectral", "trace"]
 class NormEstimate:
     """A norm of H_bc with its 95 % interval; b = `wrt`, c = `block` (equal for a diagonal block).
 
+    >>> import torch
+    >>> from smoothlab import frobenius
+    >>> w = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
+    >>> estimate = frobenius(lambda: (w**4).sum() / 4, [w])
+    >>> estimate.quantity, estimate.low <= estimate.value <= estimate.high
+    ('frobenius', True)
+
     Attributes:
         block: block of the directions.
         wrt: block of the images.

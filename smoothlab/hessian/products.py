@@ -28,6 +28,14 @@ class ExactHessian(LossAtPoint, Hessian):
     that has second derivatives; it equals the others up to rounding. Kinks (ReLU) are ignored: the product is the
     Hessian of the smooth piece. The parameters are only read; `.grad`, buffers and flags are not touched.
 
+    >>> import torch
+    >>> from smoothlab import Block, ExactHessian
+    >>> x, y = (torch.nn.Parameter(torch.ones(2, dtype=torch.float64)) for _ in range(2))
+    >>> blocks = [Block("x", (x,)), Block("y", (y,))]
+    >>> hessian = ExactHessian(lambda: (x**2 + x * y + y**2).sum(), blocks)
+    >>> round(hessian.norms(cross=[("x", "y")])[-1].value, 6)   # ||I||_F
+    1.414214
+
     Args:
         loss: deterministic loss of one minibatch.
         blocks: blocks to differentiate, disjoint.
@@ -112,6 +120,14 @@ class FiniteDifferenceHessian(LossAtPoint, Hessian):
     With delta = fl(theta + hv) - theta the move that rounding lets through, the difference is divided by
     h' = <delta, v> / ||v||^2 (``effective=True``), not by h. Rounding leaves noise of size sqrt(2) e / h' (forward) or
     e / (sqrt(2) h') (central), with e the rounding error of one gradient, which `choose_step` measures.
+
+    >>> import torch
+    >>> from smoothlab import Block, FiniteDifferenceHessian
+    >>> x, y = (torch.nn.Parameter(torch.ones(2, dtype=torch.float64)) for _ in range(2))
+    >>> blocks = [Block("x", (x,)), Block("y", (y,))]
+    >>> hessian = FiniteDifferenceHessian(lambda: (x**2 + x * y + y**2).sum(), blocks)
+    >>> round(hessian.norms(cross=[("x", "y")])[-1].value, 6)   # ||I||_F
+    1.414214
 
     Args:
         loss: deterministic loss of one minibatch.

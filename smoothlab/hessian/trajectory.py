@@ -41,6 +41,10 @@ def schedule(steps: int, points: int, kind: Schedule = "linear") -> list[int]:
     """At most `points` distinct steps from 0 (before training) to `steps` (after it), both included.
 
     "linear": evenly spaced. "log": 0 and geometrically spaced from 1 on.
+
+    >>> from smoothlab import schedule
+    >>> schedule(100, 3), schedule(100, 3, "log")
+    ([0, 50, 100], [0, 1, 100])
     """
     if steps < 0 or points < 1:
         raise BadInput(f"{points} points along {steps} steps: ask for at least one point and no negative steps")
@@ -177,6 +181,14 @@ class SmoothnessHook:
         hook(step, lambda: model(**batch).loss)     # before the update of this step
         ...
     hook.close()
+
+    >>> import torch
+    >>> from smoothlab import Block, SmoothnessHook
+    >>> model = torch.nn.Linear(2, 1).double()
+    >>> hook = SmoothnessHook(model, [Block("all", tuple(model.parameters()))], at=[0])
+    >>> hook(0, lambda: model(torch.ones(1, 2).double()).square().mean())
+    >>> [row["quantity"] for row in hook.rows]
+    ['frobenius', 'spectral', 'trace']
 
     Attributes:
         model: the module whose parameters the blocks hold; its train/eval flags, buffers and RNG are left as they are.

@@ -104,7 +104,12 @@ class Psi(ABC):
 
 @dataclass(frozen=True)
 class Quadratic(Psi):
-    """L t^2/2, with ell = L."""
+    """L t^2/2, with ell = L.
+
+    >>> from smoothlab import Quadratic
+    >>> round(float(Quadratic(2.0).ell(1.0)), 4)   # |psi''| where |psi'| <= 1
+    2.0
+    """
 
     L: float
 
@@ -139,7 +144,12 @@ class Quadratic(Psi):
 
 @dataclass(frozen=True)
 class Power(Psi):
-    """c |t|^p / p with p > 2, and ell = (p - 1) c^(1/(p - 1)) u^((p - 2)/(p - 1)): ell(0) = 0."""
+    """c |t|^p / p with p > 2, and ell = (p - 1) c^(1/(p - 1)) u^((p - 2)/(p - 1)): ell(0) = 0.
+
+    >>> from smoothlab import Power
+    >>> round(float(Power(1.0, 4.0).ell(1.0)), 4)   # |psi''| where |psi'| <= 1
+    3.0
+    """
 
     c: float
     p: float
@@ -190,6 +200,10 @@ class Oscillating(Psi):
 
     ell = 1 + A m + A m^2 (u/(1 - A m))^(2m - 2): |t| <= u/(1 - A m), and psi'' - 1 is A times
     cos(r^m - 1) (m r^(m - 2) t)^2, at most m^2 |t|^(2m - 2), plus sin(r^m - 1) m r^(m - 2) (1 + (m - 2) t^2/r^2).
+
+    >>> from smoothlab import Oscillating
+    >>> round(float(Oscillating(0.3, 1.75).ell(1.0)), 4)   # |psi''| where |psi'| <= 1
+    4.3314
     """
 
     A: float

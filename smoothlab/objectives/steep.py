@@ -17,7 +17,12 @@ from smoothlab.objectives.psi import Array, Moments, Psi, positive
 
 @dataclass(frozen=True)
 class Cosh(Psi):
-    """(L0/L1^2)(cosh(L1 t) - 1), with ell = sqrt(L0^2 + L1^2 u^2) <= L0 + L1 u: equality in one dimension."""
+    """(L0/L1^2)(cosh(L1 t) - 1), with ell = sqrt(L0^2 + L1^2 u^2) <= L0 + L1 u: equality in one dimension.
+
+    >>> from smoothlab import Cosh
+    >>> round(float(Cosh(1.0, 0.5).ell(1.0)), 4)   # |psi''| where |psi'| <= 1
+    1.118
+    """
 
     L0: float
     L1: float
@@ -68,6 +73,10 @@ class Exponential(Psi):
     """e^(t^2) - 1, with ell = 6e + u (1 + 2 sqrt(log(1 + u))): grows faster than every power, ell than every line.
 
     psi'' = (2 + 4t^2) e^(t^2) is below 6e for |t| <= 1; beyond, psi''/|psi'| = 1/|t| + 2|t| and t^2 <= log(1 + |psi'|).
+
+    >>> from smoothlab import Exponential
+    >>> round(float(Exponential().ell(1.0)), 4)   # |psi''| where |psi'| <= 1
+    18.9748
     """
 
     @property
@@ -114,6 +123,10 @@ class Barrier(Psi):
 
     psi'' = 2p (1 - t^2)^(-p - 2)(1 + (2p + 1) t^2) is below 4p(p + 1)(1 - t^2)^(-p - 2), and from |t| = 1/2 on
     |psi'| >= p (1 - t^2)^(-p - 1). The domain is open (the setting of Li et al.): Assumption 3.2 asks for all of R^d.
+
+    >>> from smoothlab import Barrier
+    >>> round(float(Barrier(1.3).ell(1.0)), 4)   # |psi''| where |psi'| <= 1
+    39.1132
     """
 
     p: float = 1.0
