@@ -17,7 +17,7 @@ def on_page_content(content: str, **_: Any) -> str:
 
 def _rendered(match: re.Match[str]) -> str:
     source = html.unescape(match[2]).strip()
-    # Rows of tables hold \\lVert instead of the bar, which would end a cell; its bars are stretched too far.
+    # A norm in a table is written with lVert and rVert, since a bar would end the cell; these would be stretched.
     source = source.replace(r"\lVert", r"\|").replace(r"\rVert", r"\|")
     rendered = convert(source, display="block" if match[1] == "div" else "inline")
     # latex2mathml passes on what it does not know, e.g. the environment "aligned" and its "&", without an error.
