@@ -62,5 +62,5 @@ def test_the_table_has_a_row_a_claim_and_six_cells_a_row(rows):
     assert all(row["claim"] in line for row, line in zip(rows, lines[2:], strict=True))
 
 
-def test_the_readme_holds_the_table_of_the_records(rows):
-    assert readme_table(rows) in RECORDS.parents[2].joinpath("README.md").read_text()
+def test_the_claims_page_holds_the_table_of_the_records(rows):
+    assert readme_table(rows) in RECORDS.parents[2].joinpath("docs/claims.md").read_text()
