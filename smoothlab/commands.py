@@ -18,7 +18,7 @@ import tyro
 from tyro.conf import Positional, arg
 
 from smoothlab.errors import BadInput
-from smoothlab.experiments.complaints import plain
+from smoothlab.experiments.complaints import usage_error
 from smoothlab.experiments.estimators.experiment import Estimators
 from smoothlab.experiments.finetune.experiment import Finetune
 from smoothlab.experiments.quadratic.experiment import QuadraticExample
@@ -55,9 +55,7 @@ def parse(argv: list[str]) -> Command:
         if os.environ.get("RANK", "0") != "0":  # of torchrun's processes the first one says it, if it is given time
             time.sleep(2)
             raise
-        command = next((one for one in argv if one in commands), None)
-        help_for = f"smoothlab {command} --help" if command else "smoothlab --help"
-        raise BadInput(f"{_first_words(complaint.getvalue())}; see {help_for}") from None
+        raise BadInput(usage_error(complaint.getvalue(), argv, commands)) from None
 
 
 def _with_checked_paths(command: Callable[..., Command]) -> Callable[..., Command]:
@@ -69,23 +67,6 @@ def _with_checked_paths(command: Callable[..., Command]) -> Callable[..., Comman
         return command(*values, **named)
 
     return checked
-
-
-def _first_words(box: str) -> str:
-    """What tyro says in its box, on one line: the mistake, and the first thing that may have been meant."""
-    lines = [line.strip("│╭╮╰╯|+ ") for line in box.splitlines()]  # drawn in ASCII where the terminal is
-    title, body = lines[0].strip("─- ") if lines else "", [line for line in lines[1:] if line]
-    parts: list[list[str]] = [[]]
-    for line in body:
-        if line.strip("─-"):
-            parts[-1].append(line)
-        else:
-            parts.append([])
-    words = " ".join(next(filter(None, parts), [])).rstrip(" .").replace(" (required)", "")
-    meant = next((part[1] for part in parts if len(part) > 1 and part[0].startswith("Perhaps you meant")), None)
-    choices = next((part[0] for part in parts if part and part[0].startswith("Available")), None)
-    hint = f"; perhaps you meant {meant}" if meant else f"; {choices[0].lower()}{choices[1:]}" if choices else ""
-    return plain(words or title) + hint
 
 
 def _measuring(name: str, kind: type[Any]) -> Callable[..., Command]:
@@ -116,6 +97,8 @@ def _measure(experiment: Any, out: Path, overwrite: bool, dry_run: bool) -> None
             return
         records.run(experiment, out, environment=records.environment(**_machine(experiment)), overwrite=overwrite)
         print(out)
+        if not out.is_file():  # a pipe or device keeps no records to read
+            return
         if hasattr(experiment, "reading"):
             print("\n".join(experiment.reading(out)))
 
@@ -231,14 +214,28 @@ def audit(
     Args:
         claims: Names of claims, whose evidence is printed in full; all verdicts in short by default.
         records: Record files of `smoothlab smoothness`, for the claims on measurements.
-        add: Python files that define claims of yours, CLAIM or CLAIMS (`pydoc smoothlab.claims` tells how); they run.
+        add: Python files that define CLAIM or CLAIMS, and are run; see `python -m pydoc smoothlab.claims`.
         seed: Seed of the searches.
         json: Print verdicts and evidence as one JSON list.
         html: Write a page with every claim.
         out: Record file; one that was stopped halfway is continued.
         overwrite: Discard what the record file holds, and check again.
     """
-    return lambda: _audit((claims, records, add, seed), json, html, out, overwrite)
+    files, names = _files_and_names(add, ".py")
+    record_files, more_names = _files_and_names(records, ".jsonl")
+    experiment = (claims + names + more_names, record_files, files, seed)
+    return lambda: _audit(experiment, json, html, out, overwrite)
+
+
+def _files_and_names(words: Sequence[Path], ending: str) -> tuple[tuple[Path, ...], tuple[str, ...]]:
+    """Files among the words of an option that takes several, and the positional names that stand behind them."""
+    files, names = [], []
+    for word in words:
+        if word.suffix == ending or word.exists():
+            files.append(word)
+        else:
+            names.append(str(word))
+    return tuple(files), tuple(names)
 
 
 def _audit(given: tuple[Any, ...], as_json: bool, html: Path | None, out: Path | None, overwrite: bool) -> int:

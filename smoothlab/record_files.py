@@ -204,7 +204,7 @@ def read(path: Path) -> Contents:
         with open(path, "rb") as stream:
             content = stream.read()
     except OSError as error:
-        raise BadInput(f"cannot read {path}: {error.strerror}") from None
+        raise BadInput(f"cannot read {path}: {error.strerror}; check the path") from None
     if not content:
         raise BadInput(f"{path} is empty; wait for the run, or start it again")
     return parse(path, content)
