@@ -87,7 +87,15 @@ GOOD = {"sentence": "fine", "label": 0}
         (b'{"sentence": "fine", "label": 1.0}\n', "data.jsonl:1 has label 1.0"),
         (b'{"sentence": "fine", "label": 5000}\n', "data.jsonl:1 has label 5000"),
         (b'{"sentence": "fine", "label": 0}\n{"sentence": "bad", "label": 2}\n', "no example with label 1"),
-        (b'{"sentence": "f\xff\xfe", "label": 0}\n', "UTF-8"),
+        (
+            b'{"sentence": "fine", "label": 1}\n{"sentence": "caf\xe9", "label": 0}\n',
+            "data.jsonl:2 is not UTF-8 (byte 0xe9 at character 18): save the file as UTF-8; "
+            "Latin-1 becomes it by iconv -f latin1 -t utf-8",
+        ),
+        (
+            b'{"sentence": "fine", "label": 1, "label": 0}\n',
+            'data.jsonl:1 has the field "label" twice: leave one of them out',
+        ),
         (b'{"sentence": "fine", "label": NaN}\n', "data.jsonl:1 has label NaN"),
         (b'{"sentence": "fine", "label": ' + b"1" * 5000 + b"}\n", "data.jsonl:1 is not JSON (a number too long"),
         (b"[" * 100_000 + b"\n", "data.jsonl:1 is not JSON"),
