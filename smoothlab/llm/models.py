@@ -83,7 +83,7 @@ def load_classifier(
     return loaded
 
 
-def load_lm(name: str, *, seed: int, dtype: Any = None, device: str = "cpu") -> LoadedModel:
+def load_lm(name: str, *, seed: int, dtype: Any = None, device: str = "cpu", measured: bool = False) -> LoadedModel:
     """A causal language model with all its weights as they were saved; `micro` is one, its head tied to its embedding.
 
     Args:
@@ -91,11 +91,12 @@ def load_lm(name: str, *, seed: int, dtype: Any = None, device: str = "cpu") -> 
         seed: seed of random weights; the global RNG is left as it was.
         dtype: precision of the weights, torch.float32 by default.
         device: "cpu", "cuda" or "cuda:N".
+        measured: whether curvature is to be measured, which takes memory for many vectors; else it is trained alone.
 
     Raises:
         BadInput: as `load_classifier`, and where the model generates no text from left to right.
     """
-    loaded = _load(name, None, seed, dtype, device, TRAINED)
+    loaded = _load(name, None, seed, dtype, device, VECTORS if measured else TRAINED)
     loaded.tokenizer.padding_side = "left"
     return loaded
 
