@@ -25,6 +25,7 @@ from smoothlab.experiments.quadratic.experiment import QuadraticExample
 from smoothlab.experiments.rates.experiment import Rates
 from smoothlab.experiments.smoothness import Smoothness
 from smoothlab.paths import check_all
+from smoothlab.threads import use_threads
 
 EXPERIMENTS: dict[str, type[Any]] = {
     "smoothness": Smoothness, "estimators": Estimators, "quadratic": QuadraticExample, "rates": Rates,
@@ -32,6 +33,9 @@ EXPERIMENTS: dict[str, type[Any]] = {
 }  # fmt: skip
 Command = Callable[[], int | None]
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]  # no --no-flag
+Threads = Annotated[
+    int | None, arg(metavar="INT", help="CPU threads that torch computes with; by default one a core that torch sees.")
+]
 
 
 def parse(argv: list[str]) -> Command:
@@ -80,16 +84,19 @@ def _measuring(name: str, kind: type[Any]) -> Callable[..., Command]:
         ] = Path("out") / f"{name}.jsonl",
         overwrite: Annotated[Flag, arg(help="Discard what the record file holds, and measure again.")] = False,
         dry_run: Annotated[Flag, arg(help="Say what would be measured and what it costs, and stop.")] = False,
+        threads: Threads = None,
     ) -> Command:
-        return lambda: _measure(experiment, out, overwrite, dry_run)
+        return lambda: _measure(experiment, out, overwrite, dry_run, threads)
 
     measure.__annotations__["experiment"] = Annotated[kind, arg(name="")]
     measure.__doc__ = kind.__doc__
     return measure
 
 
-def _measure(experiment: Any, out: Path, overwrite: bool, dry_run: bool) -> None:
+def _measure(experiment: Any, out: Path, overwrite: bool, dry_run: bool, threads: int | None) -> None:
     from smoothlab import records
+
+    use_threads(threads)
 
     def lead() -> None:
         if dry_run:
@@ -113,14 +120,15 @@ def _measure(experiment: Any, out: Path, overwrite: bool, dry_run: bool) -> None
 
 def _machine(experiment: Any) -> dict[str, Any]:
     """What records cannot know by themselves: the device, and how torch computes on it."""
-    device = getattr(experiment, "device", None)
-    if device is None:
-        return {}
     import torch
 
+    threads = {"threads": torch.get_num_threads()}
+    device = getattr(experiment, "device", None)
+    if device is None:
+        return threads
     from smoothlab.llm.memory import check_device
 
-    known = {"device": device, "threads": torch.get_num_threads()}
+    known = {"device": device} | threads
     try:
         check_device(device)
     except BadInput:  # the experiment says so, unless its records are finished
@@ -206,6 +214,7 @@ def audit(
     html: Annotated[Path | None, arg(metavar="FILE")] = None,
     out: Annotated[Path | None, arg(metavar="FILE.jsonl")] = None,
     overwrite: Flag = False,
+    threads: Threads = None,
 ) -> Command:
     """Check the paper's claims: does each hold as printed, what breaks it, what holds instead. A minute for all.
 
@@ -220,11 +229,12 @@ def audit(
         html: Write a page with every claim.
         out: Record file; one that was stopped halfway is continued.
         overwrite: Discard what the record file holds, and check again.
+        threads: CPU threads that torch computes with; by default one a core that torch sees.
     """
     files, names = _files_and_names(add, ".py")
     record_files, more_names = _files_and_names(records, ".jsonl")
     experiment = (claims + names + more_names, record_files, files, seed)
-    return lambda: _audit(experiment, json, html, out, overwrite)
+    return lambda: _audit(experiment, json, html, out, overwrite, threads)
 
 
 def _files_and_names(words: Sequence[Path], ending: str) -> tuple[tuple[Path, ...], tuple[str, ...]]:
@@ -238,23 +248,26 @@ def _files_and_names(words: Sequence[Path], ending: str) -> tuple[tuple[Path, ..
     return tuple(files), tuple(names)
 
 
-def _audit(given: tuple[Any, ...], as_json: bool, html: Path | None, out: Path | None, overwrite: bool) -> int:
+def _audit(
+    settings: tuple[Any, ...], as_json: bool, html: Path | None, out: Path | None, overwrite: bool, threads: int | None
+) -> int:
     import json
 
     from smoothlab import records
     from smoothlab.experiments.audit import Audit, differs, lines, loaded, machine_readable, warn
 
-    experiment = Audit(*given)
+    use_threads(threads)
+    experiment = Audit(*settings)
     rows: list[dict[str, Any]] = []
     experiment.chosen()  # a mistake is told before anything is written
     if out is not None:
-        records.run(experiment, out, environment=records.environment(), overwrite=overwrite)
+        records.run(experiment, out, environment=records.environment(**_machine(experiment)), overwrite=overwrite)
         rows = loaded(out)
     for row in rows if out is not None else experiment.rows([]):
         if out is None:
             rows.append(row)
         if not as_json:
-            print("\n".join(lines(row, evidence=bool(given[0]))), flush=True)
+            print("\n".join(lines(row, evidence=bool(settings[0]))), flush=True)
     if as_json:
         print(json.dumps(machine_readable(rows), indent=1))
     if html is not None:

@@ -183,6 +183,33 @@ def test_a_device_keeps_no_records_to_read(squares, monkeypatch, capsys):
     assert squares("--out", "s.jsonl") == 0 and capsys.readouterr().out == "s.jsonl\n5 numbers\n"
 
 
+def test_threads_are_set_and_in_the_records_environment(squares, tmp_path, capsys):
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        assert squares("--threads", "3") == 0
+        assert records.header(tmp_path / "out" / "squares.jsonl")["environment"]["threads"] == 3
+    finally:
+        torch.set_num_threads(before)
+    capsys.readouterr()
+    assert squares("--threads", "0", "--overwrite") == 2
+    assert one_line(capsys) == "smoothlab: error: --threads 0: use 1 to 1024\n"
+
+
+def test_a_busy_machine_is_told_once(squares, monkeypatch, capsys):
+    import torch
+
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    for load, line in ((1.7, "other programs keep 1.7 of 2 cores busy: --threads 1 may be faster than 2 threads"),
+                       (0.3, "")):  # fmt: skip
+        monkeypatch.setattr(os, "getloadavg", lambda load=load: (load, 0.0, 0.0))
+        assert squares("--overwrite") == 0
+        assert capsys.readouterr().err == (f"smoothlab: {line}\n" if line else "")
+
+
 def test_the_version_is_said(capsys):
     import smoothlab as package
 

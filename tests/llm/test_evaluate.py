@@ -10,6 +10,7 @@ from torch import nn
 
 from smoothlab.errors import BadInput
 from smoothlab.llm.adapters import attach
+from smoothlab.llm.encoding import notes
 from smoothlab.llm.evaluate import Accuracy, Encoded, accuracy, accuracy_one_by_one, batch, choice_loss, encode
 from smoothlab.llm.models import load_lm
 from smoothlab.llm.tasks import TASKS, Choice, Kind, load_choices
@@ -48,6 +49,19 @@ def test_a_candidate_that_merges_with_its_prompt_is_scored_from_the_same_place_a
     assert words(found.contexts[0]).endswith("a fine")
     for option, candidate in zip(found.options[0], item.candidates, strict=True):
         assert found.contexts[0] + option == tuple(tokenizer()(item.prompt + candidate)["input_ids"])
+
+
+def test_cut_prompts_and_merged_candidates_are_counted() -> None:
+    merging = Choice("a fine fil", ("m", "ter ."), 0)
+    plain = Choice("a fine film It was", (" bad", " good"), 0)
+    long = Choice("fine " * 40, (" bad", " good"), 0)
+    splits = [encode(tokenizer(), items, 30, "multiple choice") for items in ([merging, plain], [long], [plain])]
+    assert notes(splits) == [
+        "1 of 4 prompts are longer than the model takes and lost words at their start",
+        "in 1 of 4 items the tokenizer merges letters of a candidate with the end of the prompt: these letters of the "
+        "prompt are scored as the candidate's",
+    ]
+    assert notes(splits[2:]) == []
 
 
 @pytest.mark.parametrize("room", [64, 40, 12])
