@@ -18,13 +18,14 @@ import tyro
 from tyro.conf import Positional, arg
 
 from smoothlab.errors import BadInput
-from smoothlab.experiments.complaints import plain
+from smoothlab.experiments.complaints import usage_error
 from smoothlab.experiments.estimators.experiment import Estimators
 from smoothlab.experiments.finetune.experiment import Finetune
 from smoothlab.experiments.quadratic.experiment import QuadraticExample
 from smoothlab.experiments.rates.experiment import Rates
 from smoothlab.experiments.smoothness import Smoothness
 from smoothlab.paths import check_all
+from smoothlab.threads import use_threads
 
 EXPERIMENTS: dict[str, type[Any]] = {
     "smoothness": Smoothness, "estimators": Estimators, "quadratic": QuadraticExample, "rates": Rates,
@@ -32,6 +33,9 @@ EXPERIMENTS: dict[str, type[Any]] = {
 }  # fmt: skip
 Command = Callable[[], int | None]
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]  # no --no-flag
+Threads = Annotated[
+    int | None, arg(metavar="INT", help="CPU threads that torch computes with; by default one a core that torch sees.")
+]
 
 
 def parse(argv: list[str]) -> Command:
@@ -55,9 +59,7 @@ def parse(argv: list[str]) -> Command:
         if os.environ.get("RANK", "0") != "0":  # of torchrun's processes the first one says it, if it is given time
             time.sleep(2)
             raise
-        command = next((one for one in argv if one in commands), None)
-        help_for = f"smoothlab {command} --help" if command else "smoothlab --help"
-        raise BadInput(f"{_first_words(complaint.getvalue())}; see {help_for}") from None
+        raise BadInput(usage_error(complaint.getvalue(), argv, commands)) from None
 
 
 def _with_checked_paths(command: Callable[..., Command]) -> Callable[..., Command]:
@@ -71,23 +73,6 @@ def _with_checked_paths(command: Callable[..., Command]) -> Callable[..., Comman
     return checked
 
 
-def _first_words(box: str) -> str:
-    """What tyro says in its box, on one line: the mistake, and the first thing that may have been meant."""
-    lines = [line.strip("│╭╮╰╯|+ ") for line in box.splitlines()]  # drawn in ASCII where the terminal is
-    title, body = lines[0].strip("─- ") if lines else "", [line for line in lines[1:] if line]
-    parts: list[list[str]] = [[]]
-    for line in body:
-        if line.strip("─-"):
-            parts[-1].append(line)
-        else:
-            parts.append([])
-    words = " ".join(next(filter(None, parts), [])).rstrip(" .").replace(" (required)", "")
-    meant = next((part[1] for part in parts if len(part) > 1 and part[0].startswith("Perhaps you meant")), None)
-    choices = next((part[0] for part in parts if part and part[0].startswith("Available")), None)
-    hint = f"; perhaps you meant {meant}" if meant else f"; {choices[0].lower()}{choices[1:]}" if choices else ""
-    return plain(words or title) + hint
-
-
 def _measuring(name: str, kind: type[Any]) -> Callable[..., Command]:
     """The subcommand that runs an experiment; its options are the experiment's fields, and where the records go."""
 
@@ -99,16 +84,19 @@ def _measuring(name: str, kind: type[Any]) -> Callable[..., Command]:
         ] = Path("out") / f"{name}.jsonl",
         overwrite: Annotated[Flag, arg(help="Discard what the record file holds, and measure again.")] = False,
         dry_run: Annotated[Flag, arg(help="Say what would be measured and what it costs, and stop.")] = False,
+        threads: Threads = None,
     ) -> Command:
-        return lambda: _measure(experiment, out, overwrite, dry_run)
+        return lambda: _measure(experiment, out, overwrite, dry_run, threads)
 
     measure.__annotations__["experiment"] = Annotated[kind, arg(name="")]
     measure.__doc__ = kind.__doc__
     return measure
 
 
-def _measure(experiment: Any, out: Path, overwrite: bool, dry_run: bool) -> None:
+def _measure(experiment: Any, out: Path, overwrite: bool, dry_run: bool, threads: int | None) -> None:
     from smoothlab import records
+
+    use_threads(threads)
 
     def lead() -> None:
         if dry_run:
@@ -116,6 +104,8 @@ def _measure(experiment: Any, out: Path, overwrite: bool, dry_run: bool) -> None
             return
         records.run(experiment, out, environment=records.environment(**_machine(experiment)), overwrite=overwrite)
         print(out)
+        if not out.is_file():  # a pipe or device keeps no records to read
+            return
         if hasattr(experiment, "reading"):
             print("\n".join(experiment.reading(out)))
 
@@ -130,14 +120,15 @@ def _measure(experiment: Any, out: Path, overwrite: bool, dry_run: bool) -> None
 
 def _machine(experiment: Any) -> dict[str, Any]:
     """What records cannot know by themselves: the device, and how torch computes on it."""
-    device = getattr(experiment, "device", None)
-    if device is None:
-        return {}
     import torch
 
+    threads = {"threads": torch.get_num_threads()}
+    device = getattr(experiment, "device", None)
+    if device is None:
+        return threads
     from smoothlab.llm.memory import check_device
 
-    known = {"device": device, "threads": torch.get_num_threads()}
+    known = {"device": device} | threads
     try:
         check_device(device)
     except BadInput:  # the experiment says so, unless its records are finished
@@ -223,6 +214,7 @@ def audit(
     html: Annotated[Path | None, arg(metavar="FILE")] = None,
     out: Annotated[Path | None, arg(metavar="FILE.jsonl")] = None,
     overwrite: Flag = False,
+    threads: Threads = None,
 ) -> Command:
     """Check the paper's claims: does each hold as printed, what breaks it, what holds instead. A minute for all.
 
@@ -231,33 +223,51 @@ def audit(
     Args:
         claims: Names of claims, whose evidence is printed in full; all verdicts in short by default.
         records: Record files of `smoothlab smoothness`, for the claims on measurements.
-        add: Python files that define claims of yours, CLAIM or CLAIMS (`pydoc smoothlab.claims` tells how); they run.
+        add: Python files that define CLAIM or CLAIMS, and are run; see `python -m pydoc smoothlab.claims`.
         seed: Seed of the searches.
         json: Print verdicts and evidence as one JSON list.
         html: Write a page with every claim.
         out: Record file; one that was stopped halfway is continued.
         overwrite: Discard what the record file holds, and check again.
+        threads: CPU threads that torch computes with; by default one a core that torch sees.
     """
-    return lambda: _audit((claims, records, add, seed), json, html, out, overwrite)
+    files, names = _files_and_names(add, ".py")
+    record_files, more_names = _files_and_names(records, ".jsonl")
+    experiment = (claims + names + more_names, record_files, files, seed)
+    return lambda: _audit(experiment, json, html, out, overwrite, threads)
 
 
-def _audit(given: tuple[Any, ...], as_json: bool, html: Path | None, out: Path | None, overwrite: bool) -> int:
+def _files_and_names(words: Sequence[Path], ending: str) -> tuple[tuple[Path, ...], tuple[str, ...]]:
+    """Files among the words of an option that takes several, and the positional names that stand behind them."""
+    files, names = [], []
+    for word in words:
+        if word.suffix == ending or word.exists():
+            files.append(word)
+        else:
+            names.append(str(word))
+    return tuple(files), tuple(names)
+
+
+def _audit(
+    settings: tuple[Any, ...], as_json: bool, html: Path | None, out: Path | None, overwrite: bool, threads: int | None
+) -> int:
     import json
 
     from smoothlab import records
     from smoothlab.experiments.audit import Audit, differs, lines, loaded, machine_readable, warn
 
-    experiment = Audit(*given)
+    use_threads(threads)
+    experiment = Audit(*settings)
     rows: list[dict[str, Any]] = []
     experiment.chosen()  # a mistake is told before anything is written
     if out is not None:
-        records.run(experiment, out, environment=records.environment(), overwrite=overwrite)
+        records.run(experiment, out, environment=records.environment(**_machine(experiment)), overwrite=overwrite)
         rows = loaded(out)
     for row in rows if out is not None else experiment.rows([]):
         if out is None:
             rows.append(row)
         if not as_json:
-            print("\n".join(lines(row, evidence=bool(given[0]))), flush=True)
+            print("\n".join(lines(row, evidence=bool(settings[0]))), flush=True)
     if as_json:
         print(json.dumps(machine_readable(rows), indent=1))
     if html is not None:

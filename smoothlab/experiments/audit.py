@@ -106,6 +106,8 @@ def added_claims(path: Path) -> list[Claim]:
     Raises:
         BadInput: the file cannot be read or run, or defines neither.
     """
+    if not path.exists():
+        raise BadInput(f"--add {path}: there is no such file; check the path")
     if path.suffix != ".py" or not path.is_file():
         raise BadInput(f"--add {path}: give a Python file, FILE.py, that defines CLAIM or CLAIMS")
     spec = importlib.util.spec_from_file_location(f"smoothlab_added_{path.stem}", path)
