@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 from tyro.conf import Positional, arg
@@ -25,12 +25,15 @@ from smoothlab.experiments.quadratic.experiment import QuadraticExample
 from smoothlab.experiments.rates.experiment import Rates
 from smoothlab.experiments.smoothness import Smoothness
 from smoothlab.paths import check_all
+from smoothlab.report import FIGURES
 from smoothlab.threads import use_threads
 
 EXPERIMENTS: dict[str, type[Any]] = {
     "smoothness": Smoothness, "estimators": Estimators, "quadratic": QuadraticExample, "rates": Rates,
     "finetune": Finetune,
 }  # fmt: skip
+SUMMARIZED = ("quadratic", "rates", "finetune")
+"""Experiments whose comparisons are printed after the run."""
 Command = Callable[[], int | None]
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]  # no --no-flag
 Threads = Annotated[
@@ -41,7 +44,7 @@ Threads = Annotated[
 def parse(argv: list[str]) -> Command:
     """The command that `argv` asks for; --help and mistakes end the process as usual, a mistake with one line."""
     commands: dict[str, Callable[..., Command]] = {name: _measuring(name, kind) for name, kind in EXPERIMENTS.items()}
-    commands |= {"plot": plot, "audit": audit, "demo": demo}
+    commands |= {"plot": plot, "report": report, "audit": audit, "demo": demo}
     commands = {name: _with_checked_paths(command) for name, command in commands.items()}
     complaint = io.StringIO()
     try:
@@ -104,10 +107,10 @@ def _measure(experiment: Any, out: Path, overwrite: bool, dry_run: bool, threads
             return
         records.run(experiment, out, environment=records.environment(**_machine(experiment)), overwrite=overwrite)
         print(out)
-        if not out.is_file():  # a pipe or device keeps no records to read
-            return
-        if hasattr(experiment, "reading"):
-            print("\n".join(experiment.reading(out)))
+        if experiment.name in SUMMARIZED and out.is_file():  # a pipe or device keeps no records to read
+            from smoothlab.report import comparisons
+
+            print("\n".join(comparisons.text(records.load(out))))
 
     if isinstance(experiment, Finetune) and int(os.environ.get("WORLD_SIZE", "1")) > 1:  # torchrun
         from smoothlab.llm import distributed
@@ -140,7 +143,14 @@ def _machine(experiment: Any) -> dict[str, Any]:
 
 def plot(
     records: Annotated[Positional[tuple[str, ...]], arg(metavar="FILE.jsonl ...")] = (),
-    kind: Literal["fig1a", "fig1b", "path", "estimators", "quadratic", "rates", "finetune"] = "fig1a",
+    kind: Annotated[
+        str,
+        arg(
+            constructor=tyro.extras.literal_type_from_choices(FIGURES),
+            help="; ".join(f"{name}: {figure.shows}" for name, figure in FIGURES.items()) + ".",
+        ),
+    ] = "fig1a",
+    block: tuple[str, ...] = (),
     quantity: str = "frobenius",
     out: Annotated[Path | None, arg(metavar="FILE.png|pdf|svg")] = None,
     overwrite: Flag = False,
@@ -149,18 +159,16 @@ def plot(
 
     Args:
         records: Record files or glob patterns, e.g. 'out/*.jsonl'.
-        kind: fig1a: one block against step and gradient norm; fig1b: the blocks side by side, and their ratio;
-            path: path-based smoothness of each block; estimators: all that `smoothlab estimators` measured;
-            quadratic, rates: all that `smoothlab quadratic` and `smoothlab rates` measured;
-            finetune: training curves and accuracies of the runs.
-        quantity: Which norm fig1a and fig1b draw: frobenius or spectral (or trace).
+        kind: Kind of figure.
+        block: Blocks that figures of curvature draw; by default the first one in fig1a, all in the others.
+        quantity: Norm that figures of curvature draw: frobenius, spectral or trace.
         out: Figure file, its ending tells the format; default: KIND.png.
         overwrite: Replace the figure file if it exists.
     """
-    return lambda: _plot(records, kind, quantity, out or Path(f"{kind}.png"), overwrite)
+    return lambda: _plot(records, kind, quantity, block, out or Path(f"{kind}.png"), overwrite)
 
 
-def _plot(patterns: Sequence[str], kind: str, quantity: str, out: Path, overwrite: bool) -> None:
+def _plot(patterns: Sequence[str], kind: str, quantity: str, blocks: Sequence[str], out: Path, overwrite: bool) -> None:
     from smoothlab.records import load
 
     if not patterns:
@@ -175,34 +183,43 @@ def _plot(patterns: Sequence[str], kind: str, quantity: str, out: Path, overwrit
     if len(several) > 1:
         raise BadInput(f"these records are of {' and '.join(several)}: draw the records of one experiment at a time")
 
-    from smoothlab.report import plots
-    from smoothlab.stats import smoothness_table
+    from smoothlab.report import draw, panels
 
-    if kind in ("fig1a", "fig1b", "path"):
-        smoothness_table.check(table)
-    if kind == "path":
-        figure = plots.path_figure(table)
-    elif kind == "estimators":
-        from smoothlab.report.plots_estimators import estimators_figure
-
-        figure = estimators_figure(table)
-    elif kind == "finetune":
-        from smoothlab.report.plots_finetune import finetune_figure
-
-        figure = finetune_figure(table)
-    elif kind == "quadratic":
-        from smoothlab.report.plots_quadratic import quadratic_figure
-
-        figure = quadratic_figure(table)
-    elif kind == "rates":
-        from smoothlab.report.plots_rates import rates_figure
-
-        figure = rates_figure(table)
-    else:
-        figure = plots.figure(height=2.9 if kind == "fig1a" else 3.9)
-        {"fig1a": plots.fig1a, "fig1b": plots.fig1b}[kind](figure, table, quantity)
-    for path in plots.save(figure, out.with_suffix(""), (form,)):
+    for path in panels.save(draw(kind, table, quantity, blocks), out.with_suffix(""), (form,)):
         print(path)
+
+
+def report(
+    records: Annotated[Positional[tuple[str, ...]], arg(metavar="FILE.jsonl ...")] = (),
+    where: Annotated[tuple[str, ...], arg(metavar="COLUMN=VALUE ...")] = (),
+    out: Annotated[Path, arg(metavar="FILE.html")] = Path("report.html"),
+    overwrite: Flag = False,
+) -> Command:
+    """Write one page on any record files: what to take away, figures, measured beside references; measures nothing.
+
+    Args:
+        records: Record files or glob patterns of any experiments, e.g. 'out/*.jsonl'.
+        where: Rows of the tables: those with these values in these columns of the records, e.g. part=theorem.
+        out: HTML file, which needs nothing beside it.
+        overwrite: Replace the page if it exists.
+    """
+
+    def run() -> None:
+        from smoothlab.report import page
+
+        if not records:
+            raise BadInput("no record file is named; give one, e.g. smoothlab report out/*.jsonl")
+        if out.exists() and not overwrite:
+            raise BadInput(f"{out} exists; choose another --out, or replace it with --overwrite")
+        filters = {}
+        for text in where:
+            name, equals, value = text.partition("=")
+            if not equals:
+                raise BadInput(f"--where {text}: write COLUMN=VALUE, e.g. part=theorem")
+            filters[name] = value
+        print(page.write(out, records, title="smoothlab report", where=filters))
+
+    return run
 
 
 def audit(
@@ -285,7 +302,7 @@ def _audit(
 def demo(
     out: Annotated[Path, arg(metavar="FOLDER")] = Path("out/demo"), seed: int = 0, overwrite: Flag = False
 ) -> Command:
-    """Measure and draw Fig. 1a, 1b, the estimators and the rates with built-in model and data, in under four minutes.
+    """Measure and draw Fig. 1a, 1b, the estimators and the rates with built-in model and data, in four minutes.
 
     Args:
         out: Where records, figures and index.html go; a run that was stopped is continued.
@@ -295,9 +312,11 @@ def demo(
 
     def run() -> None:
         from smoothlab import records
-        from smoothlab.experiments.demo import measure_and_draw
+        from smoothlab.experiments.demo import measure
+        from smoothlab.report import page
 
-        told = records.environment(**_machine(Smoothness()))
-        print(measure_and_draw(out, seed=seed, environment=told, overwrite=overwrite))
+        measured = measure(out, seed, records.environment(**_machine(Smoothness()) | {"threads": 1}), overwrite)
+        title = "smoothlab in small: curvature, fine-tuning, estimators, rates"
+        print(page.write(out / "index.html", measured, title=title, pictures=out))
 
     return run

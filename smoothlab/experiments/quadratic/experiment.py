@@ -6,7 +6,6 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from smoothlab.errors import BadInput
@@ -100,13 +99,6 @@ class QuadraticExample:
             setting = row["setting"]
             yield row
         progress.close()
-
-    def reading(self, out: Path) -> list[str]:
-        """What the records say, verdicts first."""
-        from smoothlab.records import load
-        from smoothlab.report.sentences_quadratic import reading
-
-        return reading(load(out))
 
     def points(self) -> list[Row]:
         """What is measured: rates at each ratio, noise of each distribution in each dimension, hybrid of each pair."""

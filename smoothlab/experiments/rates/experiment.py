@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import product
-from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 from smoothlab.errors import BadInput
@@ -147,13 +146,6 @@ class Rates:
             setting = row["setting"]
             yield row
         progress.close()
-
-    def reading(self, out: Path) -> list[str]:
-        """What the records say, verdicts first."""
-        from smoothlab.records import load
-        from smoothlab.report.sentences_rates import reading
-
-        return reading(load(out))
 
     def points(self) -> list[Row]:
         """What is measured."""
