@@ -12,7 +12,7 @@ vector of their eigenspace, so nine more starts must be imaged; to know an image
 what is left is certified only by probes that Q does not depend on.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -179,6 +179,24 @@ class Hessian(Products):
             Estimates in the order of `names`, then of `cross`. Simulated coverage of every interval, and the bias of
             every value: benchmarks/coverage.py.
         """
+        order = list(self.blocks if names is None else names)
+        estimates = list(
+            self.norms_by_block(order, cross=cross, precision=precision, lanczos=lanczos, budget=budget, seed=seed)
+        )
+        own = [e for name in order for e in estimates if e.block == e.wrt == name]
+        return own + [e for e in estimates if e.block != e.wrt]
+
+    def norms_by_block(
+        self,
+        names: Sequence[str] | None = None,
+        *,
+        cross: Sequence[tuple[str, str]] = (),
+        precision: float = 0.05,
+        lanczos: int = 12,
+        budget: int = 100,
+        seed: Sequence[int] = (0,),
+    ) -> Iterator[NormEstimate]:
+        """Yield the estimates of `norms`, each block's once it is measured: large blocks first, then `cross`."""
         names = list(self.blocks) if names is None else list(names)
         needed = dict.fromkeys([*names, *(name for pair in cross for name in pair)])
         for name in needed:
@@ -196,7 +214,6 @@ class Hessian(Products):
         # Largest first: cross images of later blocks are then short.
         order = sorted(needed, key=lambda name: -self.blocks[name].dim)
         runs: dict[str, Deflation] = {}
-        estimates: dict[str, list[NormEstimate]] = {}
         for name in order:
             partners = [a if b == name else b for a, b in cross if name in (a, b)]
             bases = {p: runs[p].basis if p in runs else None for p in partners}
@@ -204,13 +221,13 @@ class Hessian(Products):
             run.krylov(lanczos)
             doubts = doubted(name, check_products(run))
             reached = run.complete or run.probe_until(precision, budget)
-            runs[name], estimates[name] = run, _estimates(run, reached, doubts)
+            runs[name] = run
+            if name in names:
+                yield from _estimates(run, reached, doubts)
             run.images = []
-        ordered = [e for name in names for e in estimates[name]]
         for pair in cross:
             first, second = sorted(pair, key=order.index)
-            ordered.append(_cross(runs[first], runs[second], precision))
-        return ordered
+            yield _cross(runs[first], runs[second], precision)
 
     def hutchinson(
         self, name: str, *, probes: int, distribution: str = "gaussian", seed: Sequence[int] = (0,)

@@ -51,12 +51,14 @@ class Measured:
     def __init__(self, run: Config) -> None:
         from smoothlab.experiments.smoothness import Smoothness
 
-        tuning = Smoothness(
-            model=run.model, data=run.data, data_dir=run.data_dir, peft=run.peft, batch=run.batch, seed=run.seed,
-            device=run.device,
-        ).tuning()  # fmt: skip
-        self.run, self.model, self.blocks = run, tuning.model, tuning.blocks
-        self.loss: Loss = tuning.loss(0)
+        method = "fo-full" if run.peft == "none" else "fo-joint"
+        setup = Smoothness(
+            model=run.model, data=run.data, data_dir=run.data_dir, method=method, peft=run.peft, batch=run.batch,
+            seed=run.seed, device=run.device,
+        ).setup()  # fmt: skip
+        self.run, self.model = run, setup.model
+        self.blocks = {block.name: block for block in setup.measured}
+        self.loss: Loss = setup.trainer().minibatch_loss(0)
         self.device = str(next(self.model.parameters()).device)
         for name in run.measure:
             if name not in self.blocks:
