@@ -27,6 +27,7 @@ from smoothlab.experiments.estimators.experiment import Estimators
 from smoothlab.experiments.estimators.synthetic import Ridges
 from smoothlab.experiments.finetune.setup import Setup
 from smoothlab.stats import samples
+from smoothlab.trainer import reshuffled
 from smoothlab.zeroth.distributions import Gaussian, named
 from smoothlab.zeroth.estimators import ZerothOrder
 from smoothlab.zeroth.moments import second_moment
@@ -276,9 +277,14 @@ def setup(experiment: Any) -> Setup:
     x = torch.randn(50, 8, generator=generator, dtype=torch.float64)
     labels = (x[:, 0] * x[:, 1] > 0).long()
     blocks = {n: Block(n, tuple(getattr(model, n).parameters())) for n in ("base", "peft")}
+
+    def batches(step: int) -> list[tuple[Tensor, Tensor]]:
+        numbers = reshuffled(50, 8, 0, step)
+        return [(x[numbers], labels[numbers])]
+
     nothing: Any = None
     return Setup(
-        experiment, model, blocks, list(blocks.values()), lambda step: [(x[:8], labels[:8])], 6, classifier_loss,
+        experiment, model, blocks, list(blocks.values()), batches, 6, classifier_loss,
         nothing, nothing, nothing, "made up", [], nothing,
     )  # fmt: skip
 

@@ -188,12 +188,12 @@ def setup(run: Training) -> Setup:
         p.requires_grad_(id(p) in mine)
     # Single rows are not padded, whatever the model makes of padding.
     multiple = 1 if run.batch == 1 else MULTIPLE
-    if curved:
+    if measured:
+        # All parts, whichever are measured: a wrong gradient of one shows in the others' products.
+        parts = partition(model)
         few = batch(train, range(min(2, len(train))), device, multiple=multiple)
-        with differentiable(curved):
-            check_derivatives(
-                fixed_loss(partial(choice_loss, model, few), model), {b.name: b for b in curved}, run.module
-            )
+        with differentiable(parts.values()):
+            check_derivatives(fixed_loss(partial(choice_loss, model, few), model), parts, run.module)
 
     def batches(step: int) -> list[dict[str, Tensor]]:
         numbers = reshuffled(len(train), run.batch, run.seed, step)
