@@ -222,7 +222,7 @@ def exponents(ax: Axes, df: pd.DataFrame) -> None:
 
 def epochs(ax: Axes, df: pd.DataFrame) -> None:
     """T to eps against L_x/L_y: one best rate and two, exact and zeroth-order."""
-    found = rows_of(df, "buys", "epochs")
+    found = rows_of(df, "speedup_of_two_rates", "epochs")
     for (oracle, d), color in zip(_oracles(found), COLORS, strict=False):
         rows = found[(found["oracle"] == oracle) & (found["d"] == d) & (found["sigma"] == 0)]
         for rule, line, mark in (("one", "--", "s"), ("two", "-", "o")):
@@ -237,7 +237,7 @@ def epochs(ax: Axes, df: pd.DataFrame) -> None:
 
 def gains(ax: Axes, df: pd.DataFrame) -> None:
     """How many times as long one best rate takes."""
-    found = rows_of(df, "buys", "gain")
+    found = rows_of(df, "speedup_of_two_rates", "gain")
     for (oracle, d), color in zip(_oracles(found), COLORS, strict=False):
         for sigma, line, mark in zip(sorted(found["sigma"].unique()), ("-", ":"), ("o", "^"), strict=False):
             rows = found[(found["oracle"] == oracle) & (found["d"] == d) & (found["sigma"] == sigma)]
@@ -282,7 +282,7 @@ def hidden(ax: Axes, df: pd.DataFrame) -> None:
 
 PANELS = {
     "theorem": (averages, successes), "counterexample": (trajectory, failing), "exponents": (steps, exponents),
-    "buys": (epochs, gains), "reshuffling": (reshuffled, hidden),
+    "speedup_of_two_rates": (epochs, gains), "reshuffling": (reshuffled, hidden),
 }  # fmt: skip
 ROW = 2.7  # inches
 MOST = 45  # settings whose names are drawn

@@ -35,7 +35,7 @@ def reading(df: pd.DataFrame) -> list[str]:
         return failures
     rows_of(df, "theorem")
     told: list[str] = []
-    each = {"counterexample": _fails, "theorem": _theorem, "exponents": _exponents, "buys": _buys,
+    each = {"counterexample": _fails, "theorem": _theorem, "exponents": _exponents, "speedup_of_two_rates": _speedup,
             "reshuffling": _reshuffling}  # fmt: skip
     for part, sentences in each.items():
         if ((df["part"] == part) & df["quantity"].notna()).any():
@@ -161,8 +161,8 @@ def _deltas(rows: pd.DataFrame) -> list[str]:
     ]
 
 
-def _buys(df: pd.DataFrame) -> list[str]:
-    gain, epochs = rows_of(df, "buys", "gain"), rows_of(df, "buys", "epochs")
+def _speedup(df: pd.DataFrame) -> list[str]:
+    gain, epochs = rows_of(df, "speedup_of_two_rates", "gain"), rows_of(df, "speedup_of_two_rates", "epochs")
     lines = []
     for (oracle, d, sigma), rows in gain.groupby(["oracle", "d", "sigma"]):
         name = "exact gradients" if oracle == "exact" else f"zeroth order in x, d = {d:g}"

@@ -165,7 +165,7 @@ def theorem_c1(
     def at(epochs: int) -> Printed:
         return _printed(setting, eps, delta, epochs, mu, reading, tail)
 
-    return at(T) if T is not None else at(_smallest(lambda epochs: at(epochs).holds))
+    return at(T) if T is not None else at(smallest_integer(lambda epochs: at(epochs).holds))
 
 
 def _printed(
@@ -203,17 +203,24 @@ def _printed(
     return Printed(eps, delta, s.n, T, eta_x, eta_y, step, F, g, l_x, l_y, H, prime, required)
 
 
-def _smallest(meets: Callable[[int], bool]) -> int:
-    """The smallest T >= 1 that meets a condition which, once met, stays so."""
+def smallest_integer(holds: Callable[[int], bool]) -> int:
+    """The smallest T >= 1 with a property that every larger integer has too, by doubling and bisection.
+
+    Raises:
+        BadInput: no T up to 2^200 has it.
+    """
     high = 1
-    while not meets(high):
+    while not holds(high):
         high *= 2
         if high > 1 << 200:
             raise BadInput("no T below 1e60 meets the theorem's condition: give a larger eps")
     low = high // 2
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if meets(middle) else (middle, high)
+        if holds(middle):
+            high = middle
+        else:
+            low = middle
     return high
 
 

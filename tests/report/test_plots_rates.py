@@ -13,7 +13,7 @@ from smoothlab.errors import BadInput
 from smoothlab.report import plots_rates, sentences_rates
 
 RECORDS = Path(__file__).parents[2] / "benchmarks" / "results" / "rates.jsonl"
-PARTS = ("theorem", "exponents", "counterexample", "buys", "reshuffling")
+PARTS = ("theorem", "exponents", "counterexample", "speedup_of_two_rates", "reshuffling")
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_the_reading_gives_verdicts(table: pd.DataFrame, text: str) -> None:
 
 
 def test_what_failed_is_told(table: pd.DataFrame) -> None:
-    row = table[table["part"] == "buys"].iloc[[0]].copy()
+    row = table[table["part"] == "speedup_of_two_rates"].iloc[[0]].copy()
     row["failed"] = "BadInput: no"
     told = sentences_rates.reading(row)
     assert told == [f"{row['setting'].iloc[0]} failed: BadInput: no"]

@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, stats
 
+from smoothlab.theory.theorems import smallest_integer
+
 Array = NDArray[np.float64]
 Rule = Literal["small", "large", "best", "two"]
 RULES: tuple[Rule, ...] = ("small", "large", "best", "two")
@@ -44,15 +46,7 @@ def steps(square_x: float, square_y: float, eps: float) -> float:
     worst = max(square_x, square_y)
     if worst >= 1:
         return math.inf
-    if worst == 0:
-        return 1.0
-    # Between the k of the slower block alone and that of both at its speed; the sum falls with k.
-    low, high = 0, max(1, math.ceil(math.log(eps**2) / math.log(worst)))
-    while high - low > 1:
-        middle = (low + high) // 2
-        met = (square_x**middle + square_y**middle) / 2 <= eps**2
-        low, high = (low, middle) if met else (middle, high)
-    return float(high)
+    return float(smallest_integer(lambda k: (square_x**k + square_y**k) / 2 <= eps**2))
 
 
 def moment(d: int, distribution: str) -> int:
