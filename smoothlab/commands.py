@@ -257,7 +257,7 @@ def _audit(given: tuple[Any, ...], as_json: bool, html: Path | None, out: Path |
         if out is None:
             rows.append(row)
         if not as_json:
-            print("\n".join(lines(row, evidence=bool(given[0]))), flush=True)
+            print("\n".join(lines(row, evidence=bool(experiment.claims))), flush=True)
     if as_json:
         print(json.dumps(machine_readable(rows), indent=1))
     if html is not None:

@@ -101,11 +101,11 @@ class Moments:
         for _ in range(MOST - 1):
             sums.append(sums[-1] + powers[-1] @ sums[-1])
             powers.append(powers[-1] @ powers[-1])
-        w, total, T = self.start, 0.0, 0  # noqa: N806
+        w, total, T = self.start, 0.0, 0
         for k in reversed(range(MOST)):
             more = total + float(self.square @ sums[k] @ w)
             if more > level * (T + (1 << k)):
-                w, total, T = powers[k] @ w, more, T + (1 << k)  # noqa: N806
+                w, total, T = powers[k] @ w, more, T + (1 << k)
         return T + 1.0 if T < (1 << MOST) - 1 else math.inf
 
     def best(self, level: float) -> tuple[float, float]:

@@ -101,7 +101,7 @@ class Block:
             rate, end = np.log(a), np.where(a == 1, self.start, b / (1 - a))
 
         def at(epochs: ArrayLike) -> Array:
-            T = np.asarray(epochs, dtype=float)  # noqa: N806
+            T = np.asarray(epochs, dtype=float)
             with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
                 mass = np.where(a == 1, 1.0, -np.expm1(T * rate) / (T * (1 - a)))
                 return np.where(a > 0, end + (self.start - end) * mass, end + (self.start - end) / T)
@@ -114,7 +114,7 @@ class Block:
 
     def _powers(self, eta: ArrayLike, epochs: ArrayLike) -> tuple[Array, Array]:
         """Sum over t < T, and the value at T, by powers of the matrix that takes (sum, q, R^t, 1) one epoch on."""
-        eta, T = np.broadcast_arrays(np.asarray(eta, dtype=float), np.asarray(epochs))  # noqa: N806
+        eta, T = np.broadcast_arrays(np.asarray(eta, dtype=float), np.asarray(epochs))
         a, b, c, ratio = self.coefficients(eta)
         total, last = np.empty(eta.shape), np.empty(eta.shape)
         for i in np.ndindex(eta.shape):
@@ -134,7 +134,7 @@ def epochs_to(level: float, x: Block, y: Block, eta_x: ArrayLike, eta_y: ArrayLi
 
     of_x, of_y = x.averages(eta_x), y.averages(eta_y)
 
-    def above(T: Array) -> NDArray[np.bool_]:  # noqa: N803
+    def above(T: Array) -> NDArray[np.bool_]:
         return of_x(T) + of_y(T) > level
 
     low, high = np.zeros(eta_x.shape), np.ones(eta_x.shape)

@@ -213,7 +213,7 @@ def definition(f: BlockSmooth, z: Tensor, level: float, sign: int, seed: int = 0
     if check.passed:
         return check
     # The curvature along the worst direction s = D^(-1/2) q, q the eigenvector, of length 1.
-    D = _diagonal_at(f, worst)  # noqa: N806
+    D = _diagonal_at(f, worst)
     s = torch.linalg.eigh(scaled_hessian(f, worst) * sign)[1][:, -1] * D.rsqrt()
     s = s / s.norm()
     measured, allowed = float(s @ f.hessian(worst) @ s), sign * float(s.square() @ D)

@@ -157,7 +157,7 @@ class FiniteSum(ABC):
         """The part of sigma^2 in block y."""
         return self.variances()[1]
 
-    def constants(self, F: float) -> Constants:  # noqa: N803
+    def constants(self, F: float) -> Constants:
         """G, L_x and L_y of the sublevel set f - f* <= F, by T1 and by the printed Lemma B.3."""
         return constants(self.ell_x, self.ell_y, F)
 

@@ -173,7 +173,7 @@ class Constants:
     L_y_near: float
 
     @property
-    def L_max(self) -> float:  # noqa: N802
+    def L_max(self) -> float:
         """max(L_x, L_y)."""
         return max(self.L_x, self.L_y)
 

@@ -128,7 +128,7 @@ def theorem_c1(
     eps: float,
     delta: float,
     *,
-    T: int | None = None,  # noqa: N803
+    T: int | None = None,
     mu: float | None = None,
     reading: Reading = "printed",
     tail: Literal["2/delta", "ln"] = "2/delta",
@@ -175,7 +175,7 @@ def _printed(
     T: int,
     mu: float | None,
     reading: Reading,
-    tail: str,  # noqa: N803
+    tail: str,
 ) -> Printed:
     sigma = math.sqrt(s.sigma2)
     noisy = math.sqrt(2 / T) / (sigma * s.n) if sigma else math.inf

@@ -72,7 +72,9 @@ def test_a_claim_of_the_users_is_audited(mine: Path, capsys) -> None:
     (found,) = json.loads(capsys.readouterr().out)
     assert found["claim"] == "mine" and found["verdict"] == "open"
     assert found["evidence"][0]["broken"], "cosh 5 = 74 > 26"
-    assert main(["audit", "mine", "prop-2.2", "--add", str(mine)]) == 0
+    for order in (["mine", "prop-2.2", "--add", str(mine)], ["--add", str(mine), "mine", "prop-2.2"]):
+        assert main(["audit", *order, "--json"]) == 0
+        assert [row["claim"] for row in json.loads(capsys.readouterr().out)] == ["mine", "prop-2.2"]
 
 
 def test_another_verdict_than_the_stored_one_is_status_1(mine: Path, capsys) -> None:
