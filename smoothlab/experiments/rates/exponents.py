@@ -274,7 +274,7 @@ def _trial(config: RatesConfig, point: Row, value: float) -> Trial:
     eta, epochs = moments.best(value**2)
 
     def running(length: int) -> Array:
-        algorithm = Algorithm1(eta, eta, length, distribution=moments.distribution, keep=tuple(range(length)))  # type: ignore[arg-type]
+        algorithm = Algorithm1(eta, eta, length, distribution=moments.distribution, keep=tuple(range(length)))
         return running_average(algorithm.run(f, z0, config.replicas, seed=seeded(*seed)))
 
     return Trial(f.n, value, eta, eta, epochs, running)
