@@ -282,7 +282,7 @@ def test_a_first_order_is_kept_by_replica() -> None:
         ({"epochs": 0}, "0 epochs: use at least 1"),
         ({"order": "shuffle"}, "order 'shuffle' is unknown: use one of reshuffle, once, replace"),
         ({"oracle": "zo"}, "oracle 'zo' is unknown: use one of exact, one-sided, two-sided"),
-        ({"distribution": "cauchy"}, "distribution 'cauchy' is unknown: use one of gaussian"),
+        ({"distribution": "cauchy"}, "distribution cauchy is unknown: use one of gaussian"),
         ({"keep": (3, 1)}, "keep = (3, 1): name epochs from 0 to 4, ascending"),
         ({"keep": (5,)}, "keep = (5,): name epochs from 0 to 4"),
         ({"above": -1.0}, "above = -1.0"),

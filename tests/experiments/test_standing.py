@@ -18,7 +18,7 @@ from smoothlab.experiments.smoothness import Smoothness
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
 KINDS = {kind.name: kind for kind in (Audit, Estimators, QuadraticExample, Rates, Smoothness)}
-RENAMED = {"buy_ratios": "speedup_ratios", "buy_dims": "speedup_dims", "longest": "max_steps"}
+RENAMED = {"laws": "distributions", "buy_ratios": "speedup_ratios", "buy_dims": "speedup_dims", "longest": "max_steps"}
 """Fields of the configurations on record, and what they are called today."""
 KEYED = ["audit", "fig1b_micro_sst2", "fast_1b_micro_sst2"]  # whose rows are told apart by what they are
 FILES = [*KEYED, "estimators_micro", "estimators_synthetic", "quadratic", "rates"]
