@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         QuadraticCoupling,
     )
     from smoothlab.objectives.curved import ExponentialSum, LogCoshSum, exponential_sum, log_cosh_sum
-    from smoothlab.objectives.finite_sum import Objective, Ray, objective
+    from smoothlab.objectives.finite_sum import Objective, objective
     from smoothlab.objectives.psi import Barrier, Cosh, Exponential, Oscillating, Power, Psi, Quadratic
     from smoothlab.objectives.quadratic_sums import QuadraticSum, quadratic_sum
     from smoothlab.objectives.sums import FiniteSum
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "OBJECTIVES", "Barrier", "Check", "Cosh", "CosineCoupling", "Coupling", "Exponential", "ExponentialSum",
     "FiniteSum", "Function", "LogCoshCoupling", "LogCoshSum", "Objective", "Oscillating", "Power", "ProductCoupling",
-    "Psi", "Quadratic", "QuadraticCoupling", "QuadraticSum", "Ray", "Witness", "build", "check_all", "exponential_sum",
+    "Psi", "Quadratic", "QuadraticCoupling", "QuadraticSum", "Witness", "build", "check_all", "exponential_sum",
     "log_cosh_sum", "objective", "quadratic_sum",
 ]  # fmt: skip
 _MODULES = ("psi", "couplings", "sums", "finite_sum", "curved", "quadratic_sums", "checks")

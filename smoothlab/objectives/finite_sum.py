@@ -21,19 +21,6 @@ from smoothlab.objectives.sums import FiniteSum, Number, centered, scaled, sizes
 
 
 @dataclass(frozen=True)
-class Ray:
-    """A quadratic along z + h v: f(z + h v) = value + h slope + h^2 curvature/2, for every h exactly. All [...]."""
-
-    value: Tensor
-    slope: Tensor
-    curvature: Tensor
-
-    def at(self, h: float | Tensor) -> Tensor:
-        """f(z + h v)."""
-        return self.value + h * (self.slope + self.curvature * h / 2)
-
-
-@dataclass(frozen=True)
 class Objective(FiniteSum):
     """A finite sum whose components have one Hessian; `objective` makes it.
 
@@ -88,30 +75,22 @@ class Objective(FiniteSum):
 
     @property
     def quadratic(self) -> bool:
-        """Whether f is quadratic, so that `ray` gives values without going there."""
+        """Whether f is quadratic, so that its Hessian is the same everywhere."""
         blocks = isinstance(self.x, Quadratic) and isinstance(self.y, Quadratic)
         return blocks and isinstance(self.coupling, QuadraticCoupling | None)
 
-    def ray(self, z: Tensor, v: Tensor) -> Ray:
-        """f along z + h v from inner products.
-
-        Args:
-            z: points [..., d].
-            v: directions [..., d], or [..., d_x] for those in block x.
+    def curvature_along(self, v: Tensor) -> Tensor:
+        """v'Hv [...] for directions v [..., d_x] in block x.
 
         Raises:
             BadInput: f is not quadratic.
         """
-        if not (isinstance(self.x, Quadratic) and isinstance(self.y, Quadratic) and self.quadratic):
-            raise BadInput(f"'{self.name}' is not quadratic: evaluate it at z + h v instead of along a ray")
-        slope = (self.gradient(z)[..., : v.shape[-1]] * v).sum(-1)
-        curvature = self.x.L * v[..., : self.d_x].square().sum(-1)
-        if v.shape[-1] != self.d_x:
-            curvature = curvature + self.y.L * self._parts(v)[1].square().sum(-1)
+        if not (isinstance(self.x, Quadratic) and self.quadratic):
+            raise BadInput(f"'{self.name}' is not quadratic: its Hessian is not the same everywhere")
+        curvature = self.x.L * v.square().sum(-1)
         if isinstance(self.coupling, QuadraticCoupling):
-            w = self.coupling.w(self.d_x, self.d_y, v)[: v.shape[-1]]
-            curvature = curvature + self.coupling.c * (v @ w).square()
-        return Ray(self.value(z), slope, curvature)
+            curvature = curvature + self.coupling.c * (v @ self.coupling.w(self.d_x, self.d_y, v)[: self.d_x]).square()
+        return curvature
 
     # What is known of it
 

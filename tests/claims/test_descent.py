@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from smoothlab.algorithm1.engine import Algorithm1
-from smoothlab.algorithm1.sampling import Given
+from smoothlab.algorithm1.sampling import Fixed
 from smoothlab.claims import descent
 from smoothlab.claims.runs import PROBLEMS, chi_square_radius, in_mean, near
 from smoothlab.stats.intervals import Interval
@@ -119,7 +119,7 @@ def test_the_variance_in_b6_is_that_at_the_start_of_the_epoch() -> None:
         for level in (0.1, 3.0):
             z = f.at_level(torch.tensor([1.0, -2.0, 0.5, 1.0, 1.0]).double(), level)
             orders = torch.tensor(list(permutations(range(f.n))))
-            draws = Given(orders[None], torch.zeros(1, f.n, len(orders), f.d_x).double())
+            draws = Fixed(orders[None], torch.zeros(1, f.n, len(orders), f.d_x).double())
             after = float(f.value(torch.from_numpy(how.run(f, z, len(orders), draws=draws).z)).mean())
             squares, (s_x, s_y) = f.gradient(z).square(), f.variance(z)
             # B.6' without zeroth-order noise: n/2 - 9/32 etc. of the proof, here as promised
