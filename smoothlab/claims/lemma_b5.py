@@ -42,18 +42,18 @@ def infinite(item: int) -> tuple[Certificate, ...]:
     """
     if not local_definition().supports:
         return ()
-    one, V, ten = exact.enclosed(1), exact.enclosed(400), exact.enclosed(10)
+    x, V, ten = exact.enclosed(1), exact.enclosed(400), exact.enclosed(10)
     log = mpmath.iv.log
     density = -((V + 1) ** 2) / 2 - log(2 * mpmath.iv.pi) / 2
-    value = (one + V / ten) ** 4  # log f(1 + mu v) at its least
-    L, g = ten**LARGEST_L, 4 * exact.exp(one)
+    value = (x + V / ten) ** 4  # log f(1 + mu v) at its least
+    L, g = ten**LARGEST_L, 4 * exact.exp(x)
     if item == 1:
         # g (f(1 + mu v) - f(1 - mu v)) v/mu >= g f(1 + mu v) v/(2 mu)
         measured = log(g) + value + log(V * ten / 2) + density
         allowed = log(L * 8 * g / 20)  # (mu/2) L (d + 3)^1.5 ||g||
     else:
         # c v >= f v/(2 mu), so that its square's half less g^2 is at least an eighth of f^2 v^2/mu^2, less g^2
-        measured = 2 * value + 2 * log(V * ten) - log(16 * one) + density
+        measured = 2 * value + 2 * log(V * ten) - log(16 * x) + density
         allowed = log(32 * g * g + 108 * L * L / 100)
     what = f"item {item} for exp(x^4) at x = 1, mu = 1/10, any L up to 1e100: v in [400, 401] alone, logarithms"
     return exact.refutes(what, measured, allowed)

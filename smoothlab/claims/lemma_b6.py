@@ -80,8 +80,8 @@ INTEGRABLE = Statement("E f(z_1) <= 1e6 for f = cosh from x = 1, by what v in [V
 def _integrable() -> tuple[Certificate, ...]:
     iv = mpmath.iv
     eta, mu, V = exact.enclosed(1) / 768, exact.enclosed(1) / 100, exact.enclosed(4000)
-    one = exact.enclosed(1)
-    logs = eta * (iv.exp(one + mu * V) / 2 - iv.exp(one)) * V / mu - one - iv.log(2) - (V + 1) ** 2 / 2 - iv.log(9) / 2
+    x = exact.enclosed(1)
+    logs = eta * (iv.exp(x + mu * V) / 2 - iv.exp(x)) * V / mu - x - iv.log(2) - (V + 1) ** 2 / 2 - iv.log(9) / 2
     return exact.refutes("E f(z_1) <= 10^(10^15) for f = cosh, x = 1, eta = 1/768, mu = 1/100: v in [4000, 4001] "
                          "alone, logarithms (double exponential of a Gaussian)", logs,
                          exact.enclosed(10**15) * iv.log(10))  # fmt: skip
@@ -158,8 +158,8 @@ def _drift(p: Array) -> Array:
     r = (1 - bend / (2 * n))[:, None]
     inside = k < (n - 1)[:, None]  # i = 1, ..., n - 1: sums of i powers
     first, second = np.cumsum(r**k, 1), np.cumsum(r ** (2 * k), 1)
-    each = first**2 * g2[:, None] + s2[:, None] * (second - (first**2 - second) / (np.maximum(n, 2) - 1)[:, None])
-    return np.where(inside, each, 0).sum(1) / (n**3 * g2 + n**2 * s2)
+    moved = first**2 * g2[:, None] + s2[:, None] * (second - (first**2 - second) / (np.maximum(n, 2) - 1)[:, None])
+    return np.where(inside, moved, 0).sum(1) / (n**3 * g2 + n**2 * s2)
 
 
 CONTROL = Statement(

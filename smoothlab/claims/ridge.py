@@ -139,10 +139,10 @@ def certificates(lemma: str) -> tuple[Certificate, ...]:
         "point": "(2, 2/k)",
     }
     if lemma == "B.1":
-        one = exact.enclosed(1)
-        P = exact.exp(-one / 2) * exact.cosh(one)
-        moved = f_x - (m + P * (exact.sinh(one) / exact.cosh(one) + 1))
-        return exact.refutes("item 1 with ell(2G), y' = y, between x = 1 and 2 on a ridge", moved, one / 2, **facts)
+        x = exact.enclosed(1)
+        P = exact.exp(-x / 2) * exact.cosh(x)
+        moved = f_x - (m + P * (exact.sinh(x) / exact.cosh(x) + 1))
+        return exact.refutes("item 1 with ell(2G), y' = y, between x = 1 and 2 on a ridge", moved, x / 2, **facts)
     left = f_x * f_x if lemma == "B.2 (1)" else f_x * f_x + f_y * f_y / (400 * k * k)
     what = "||grad_x f||^2/(2 ell_x(2u)) <= f - f*" if lemma == "B.2 (1)" else "item 3"
     return exact.refutes(f"{what} on a ridge (f* >= 0)", left, gap, **facts)

@@ -156,16 +156,16 @@ def printed(d: int, sigma: float, gap: float, eps: float, delta: float) -> Print
 
 def enclosed_average(d: int, sigma: Any, gap: Any, eps: Any, delta: Any, T: int) -> tuple[Any, bool]:
     """An interval of (1/T) sum E ||grad f||^2 at Eq. (3)'s largest rates, and if T surely meets its condition."""
-    n, one = 2, exact.enclosed(1)
-    noisy = exact.sqrt(2 * one / T) / (sigma * n)
-    caps = [one / (384 * n * d), one / (2 * n)]
+    n, unit = 2, exact.enclosed(1)
+    noisy = exact.sqrt(2 * unit / T) / (sigma * n)
+    caps = [unit / (384 * n * d), unit / (2 * n)]
     eta_x, eta_y = (noisy if exact.ends(noisy)[1] < exact.ends(cap)[0] else cap for cap in caps)
     prime = sigma**2 / 2 * n**2 * (eta_x**3 + eta_y**3) * T
     G2 = 2 * (8 / delta * (gap + prime))  # noqa: N806  G^2 = 2 L F
     least = min(eta_x / 4, 3 * eta_y / 8, key=lambda x: exact.ends(x)[0])
     required = 2 / delta + G2 / 8 + (gap + 2 * eta_x + eta_y) / (n * least)
     meets = exact.ends(eps**2 * T)[0] >= exact.ends(required)[1]
-    A, c = epoch(d, one, sigma**2, eta_x)
+    A, c = epoch(d, unit, sigma**2, eta_x)
     start, floor = 2 * gap, c / (1 - A)
     fallen = 1 - mpmath.iv.exp(T * mpmath.iv.log(A))
     return floor + (start - floor) * fallen / (T * (1 - A)), meets

@@ -43,8 +43,8 @@ def phi(ell: Ell, u: ArrayLike) -> Array:
         raise BadInput("u is a gradient's norm: give finite numbers that are not negative")
     if not u.any():
         return np.zeros_like(u)
-    wanted = np.unique(u)
-    cuts = np.union1d(wanted, _octaves(wanted[-1]))
+    ends = np.unique(u)
+    cuts = np.union1d(ends, _octaves(ends[-1]))
     reached = np.cumsum(_parts(ell, np.concatenate([[0.0], cuts[:-1]]), cuts))
     return np.where(u > 0, reached[np.searchsorted(cuts, u)], 0.0)
 

@@ -66,8 +66,8 @@ def best_single(a: float, b: float, m: float) -> float:
         return max(mean_square(2 * a * eta, m), (1 - 2 * b * eta) ** 2)
 
     most = min(1 / (a * m), 1 / b)  # beyond it one of them grows
-    found = optimize.minimize_scalar(worst, bounds=(0, most), method="bounded", options={"xatol": 1e-12 * most})
-    return float(found.x)
+    best = optimize.minimize_scalar(worst, bounds=(0, most), method="bounded", options={"xatol": 1e-12 * most})
+    return float(best.x)
 
 
 @cache
@@ -107,5 +107,5 @@ def spread(s: float, d: int, steps: float) -> float:
     """
     w, r, weights = _normal_parts(d)
     quotient = (1 - s * w) ** 2 + s * s * w * r
-    one = math.log(float((weights * quotient**2).sum()) / mean_square(s, d + 2) ** 2)
-    return math.expm1(min(one * steps, 700.0))
+    step = math.log(float((weights * quotient**2).sum()) / mean_square(s, d + 2) ** 2)
+    return math.expm1(min(step * steps, 700.0))
