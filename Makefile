@@ -7,13 +7,14 @@ STAMP := .venv/.installed
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check slow mutants bench lint
+.PHONY: help demo test check slow docs mutants bench lint
 
 help:
 	@echo "make demo    Fig. 1a, 1b and 3, the estimators and the rates on the built-in model and data, into out/demo/ (open index.html); about 4 minutes"
 	@echo "make test    tests, ruff, mypy, import-linter; about 4 minutes"
-	@echo "make check   the longer tests that CI runs after make test; about 10 minutes"
+	@echo "make check   what takes longer, as CI runs it after make test: long tests, code of the docs, examples, wheel, records"
 	@echo "make slow    every test, those of minutes too"
+	@echo "make docs    the documentation as pages, into out/docs (open index.html)"
 	@echo "make mutants tests against a sample of 240 mutants of the instrument's modules; about 20 minutes"
 	@echo "make bench   speed against other Hessian tools and against a literal zeroth-order loop; about 20 minutes"
 	@echo "make lint    ruff, mypy, import-linter only"
@@ -24,7 +25,7 @@ $(STAMP): pyproject.toml constraints.txt tests/references.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "smoothlab needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) -V 2>&1). Name a newer one: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@echo "Setting up .venv with $$($(PYTHON) -V) and the versions in constraints.txt (once; a few minutes) ..."
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[test,docs]'
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps -r tests/references.txt
 	@touch $@
 
@@ -53,6 +54,10 @@ check: $(STAMP)
 
 slow: $(STAMP)
 	@$(BIN)/python -m pytest -n auto --maxprocesses 2 --dist worksteal -m "not gpu and not network"
+
+# mkdocs-material announces on every build that it is maintained until 2027 only; its version is pinned.
+docs: $(STAMP)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet && echo "out/docs/index.html"
 
 mutants: $(STAMP)
 	@$(BIN)/python -m tests.mutation_runs

@@ -1,4 +1,4 @@
-"""Do the intervals cover? `python -m benchmarks.coverage` simulates `block_norms` on known spectra, stopping included.
+"""Do the intervals cover? `python -m benchmarks.coverage` simulates `Hessian.norms` on known spectra and its stopping.
 
 One row a spectrum and quantity: the share of simulations whose 95 % interval holds the truth (`value`, with its
 Clopper-Pearson limits `low` and `high`), the bias of the estimate with its standard error and z-score (for the spectral
@@ -21,7 +21,7 @@ from scipy import stats
 from torch import Tensor
 
 from smoothlab.blocks import Block
-from smoothlab.hessian.norms import NormEstimate, block_norms
+from smoothlab.hessian.norms import Hessian, NormEstimate
 from smoothlab.records import Row, environment, run
 
 DIM = 500
@@ -79,7 +79,7 @@ def couplings() -> dict[str, np.ndarray]:
     return found
 
 
-class Coupled:
+class Coupled(Hessian):
     """A dense Hessian of blocks "a" and "b"."""
 
     def __init__(self, matrix: np.ndarray) -> None:
@@ -102,7 +102,7 @@ class Coupled:
         return float(self.matrix[SIZES[0] :, : SIZES[0]].norm())
 
 
-class Diagonal:
+class Diagonal(Hessian):
     """A Hessian with the given eigenvalues, as block "h"."""
 
     def __init__(self, eigenvalues: np.ndarray) -> None:
@@ -150,7 +150,7 @@ def _row(spectrum: str, quantity: str, truth: float, found: list[NormEstimate]) 
 
 @dataclass(frozen=True)
 class Coverage:
-    """Coverage of the intervals of block_norms.
+    """Coverage of the intervals of Hessian.norms.
 
     Attributes:
         simulations: independent runs per spectrum.
@@ -192,14 +192,14 @@ class Coverage:
     def _cross(self, name: str) -> Iterator[Row]:
         hessian = Coupled(couplings()[name])
         options: dict[str, Any] = {"cross": [("b", "a")], "precision": self.precision}
-        found = [block_norms(hessian, seed=(self.seed + i,), **options)[-1] for i in range(self.simulations)]
+        found = [hessian.norms(seed=(self.seed + i,), **options)[-1] for i in range(self.simulations)]
         yield _row(name, "cross", hessian.truth(), found)
 
     def _spectrum(self, name: str) -> Iterator[Row]:
         hessian = Diagonal(spectra()[name])
         found: dict[Any, list[NormEstimate]] = {q: [] for q in hessian.truth()}
         for i in range(self.simulations):
-            for e in block_norms(hessian, precision=self.precision, seed=(self.seed + i,)):
+            for e in hessian.norms(precision=self.precision, seed=(self.seed + i,)):
                 found[e.quantity].append(e)
         for quantity, truth in hessian.truth().items():
             yield _row(name, quantity, truth, found[quantity])

@@ -1,7 +1,7 @@
 """The measurements behind Figure 1: `python -m benchmarks.fig1 --data-dir DIR [--only NAME ...]`.
 
 DIR holds sst2/train.jsonl.gz. Each run is a grid of one: `smoothlab smoothness` with fixed settings, recorded as
-benchmarks/results/NAME.jsonl, continued where it was stopped. figures/fig1.py draws them.
+benchmarks/results/NAME.jsonl, continued where it was stopped. figures/draw.py draws them.
 
 The 125M run needs a CUDA device and, with --model DIR, real weights (facebook/opt-125m saved as safetensors); without
 them it takes random weights of that shape, which show cost and rounding floor but not the trajectory of the paper.

@@ -1,7 +1,7 @@
 """The rates of Theorem 3.4 on a grid of minutes, or of an hour: `python -m benchmarks.rates [--full] [--jobs N]`.
 
 `smoothlab rates` with fixed settings, recorded as benchmarks/results/rates.jsonl (rates_full.jsonl), continued where it
-was stopped; figures/rates.py draws it. Points go through joblib: see `smoothlab.experiments.grid` for a cluster.
+was stopped; figures/draw.py draws it. Points go through joblib: see `smoothlab.experiments.grid` for a cluster.
 """
 
 import argparse
@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from smoothlab.experiments.rates.experiment import Rates
-from smoothlab.records import environment, run
+from smoothlab.records import environment, load, run
+from smoothlab.report.comparisons import text
 
 RESULTS = Path(__file__).with_name("results")
 
@@ -48,7 +49,7 @@ def main() -> None:
     out = args.out or RESULTS / ("rates_full.jsonl" if args.full else "rates.jsonl")
     with joblib.parallel_config(n_jobs=args.jobs):
         run(experiment, out, environment=environment(device="cpu", jobs=args.jobs, threads=1))
-    print("\n".join([str(out), *experiment.reading(out)]))
+    print("\n".join([str(out), *text(load(out))]))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ import torch
 from benchmarks.timing import ratio_row, timed
 from smoothlab.llm.evaluate import accuracy, accuracy_one_by_one, batch, encode, evaluating, scores
 from smoothlab.llm.models import load_lm
-from smoothlab.llm.tasks import CHOICES, load_choices
+from smoothlab.llm.tasks import TASKS, load_choices
 from smoothlab.records import Row, environment, load, run
 
 SPEEDUP = 10.0  # asked for, over one candidate at a time
@@ -56,8 +56,10 @@ class EvaluateSpeed:
     def rows(self, done: Sequence[Row]) -> Iterator[Row]:
         """For each task how many times faster batches are."""
         loaded = load_lm("micro", seed=0)
-        for name in ("builtin", *(CHOICES if self.data_dir else ())):
-            folder = Path(self.data_dir) if self.data_dir and name in CHOICES else None
+        for name, task in TASKS.items():
+            if task.train and not self.data_dir:
+                continue
+            folder = Path(self.data_dir) if self.data_dir and task.train else None
             yield from self._task(name, folder, loaded)
 
     def _task(self, name: str, folder: Path | None, loaded: Any) -> Iterator[Row]:

@@ -36,13 +36,12 @@ from benchmarks.timing import ratio_row, timed
 from smoothlab.blocks import Block, Loss, fixed_loss, norm
 from smoothlab.hessian.deflation import gram_matrix
 from smoothlab.hessian.gradients import gradient
-from smoothlab.hessian.norms import block_norms
 from smoothlab.hessian.products import ExactHessian, FiniteDifferenceHessian
 from smoothlab.llm.adapters import attach
 from smoothlab.llm.models import load_classifier
 from smoothlab.llm.partition import partition
 from smoothlab.records import Row, environment, load, run
-from smoothlab.stats.intervals import effective_rank
+from smoothlab.stats.probes import effective_rank
 from smoothlab.zeroth.distributions import draw
 
 BATCH, LENGTH = 8, 32
@@ -194,7 +193,7 @@ def _point(repetitions: int) -> Row:
 
         def point(seed: int = seed, found: list[Any] = found) -> None:
             hessian = ExactHessian(bench.loss, list(blocks.values()))
-            found += block_norms(hessian, cross=[("base", "peft")], seed=(seed,))
+            found += hessian.norms(cross=[("base", "peft")], seed=(seed,))
 
         before = [timed(lambda: gradient(bench.loss, blocks)) for _ in range(3)]
         times.append(timed(point))
@@ -285,14 +284,14 @@ def _needed(repetitions: int) -> Iterator[Row]:
     for name, eigenvalues in spectra().items():
         hessian = Diagonal(eigenvalues)
         nu = float((eigenvalues**2).sum() ** 2 / (eigenvalues**4).sum())
-        spent = [float(block_norms(hessian, seed=(i,))[0].hvps) for i in range(2 * repetitions)]
+        spent = [float(hessian.norms(seed=(i,))[0].hvps) for i in range(2 * repetitions)]
         yield _needed_row(name, spent, nu)
     bench = Bench.load("lora")
     hessian = ExactHessian(bench.loss, [bench.blocks["base"], bench.blocks["peft"]])
     for name in ("base", "peft"):
         images = [hessian.product(draw(bench.blocks[name], "gaussian", [1, i]), name, [name])[0] for i in range(16)]
         nu = effective_rank(gram_matrix(images), cautious=False)
-        spent = [float(block_norms(hessian, [name], seed=(i,))[0].hvps) for i in range(min(repetitions, 3))]
+        spent = [float(hessian.norms([name], seed=(i,))[0].hvps) for i in range(min(repetitions, 3))]
         yield _needed_row(f"micro, {name} block", spent, nu)
 
 

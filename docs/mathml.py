@@ -16,5 +16,11 @@ def on_page_content(content: str, **_: Any) -> str:
 
 
 def _rendered(match: re.Match[str]) -> str:
-    display = "block" if match[1] == "div" else "inline"
-    return convert(html.unescape(match[2]).strip(), display=display)
+    source = html.unescape(match[2]).strip()
+    # A norm in a table is written with lVert and rVert, since a bar would end the cell; these would be stretched.
+    source = source.replace(r"\lVert", r"\|").replace(r"\rVert", r"\|")
+    rendered = convert(source, display="block" if match[1] == "div" else "inline")
+    # latex2mathml passes on what it does not know, e.g. the environment "aligned" and its "&", without an error.
+    if "\\" in rendered or ">&<" in rendered:
+        raise ValueError(f"latex2mathml does not know a command of this formula: {source}")
+    return rendered

@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from smoothlab import Block, Directional, HybridSGD, ZerothOrder
+from smoothlab import Block, Directional, Distribution, Gaussian, HybridSGD, ZerothOrder
 from smoothlab.blocks import standing_at
-from smoothlab.zeroth.distributions import Directions, Gaussian
 from smoothlab.zeroth.rng import stream_name
 
 WEIGHTS = {1: 8, -1: -8, 2: -1, -2: 1}
@@ -25,7 +24,7 @@ class FourthOrder:
 
     mu: float = 1e-2
     sides: int = 2
-    distribution: Directions = field(default_factory=Gaussian)
+    distribution: Distribution = field(default_factory=Gaussian)
 
     def __call__(self, loss, block: Block, seed: Sequence[int]) -> Directional:  # type: ignore[no-untyped-def]
         """The estimate: a seed and its coefficient. The weights themselves are never written."""

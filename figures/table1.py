@@ -1,9 +1,9 @@
-"""Tables 1 and 2, Fig. 2 and Fig. 3 from the records of benchmarks/table1.py; measures nothing.
+"""Tables 1 and 2 in Markdown from the records of benchmarks/table1.py; measures nothing.
 
-    python figures/table1.py [--records FOLDER] [--out FOLDER]
+    python figures/table1.py [--records FOLDER]
 
 Prints accuracies and selected rates on each task beside the paper's for OPT-1.3b (another model, at a hundred times the
-steps: no comparison of numbers), draws the curves of each group of runs, and says where hybrid wins, ties or loses.
+steps: no comparison of numbers), and where hybrid wins, ties or loses. figures/draw.py draws Fig. 2 and Fig. 3.
 """
 
 import argparse
@@ -14,9 +14,9 @@ from typing import Any
 
 from smoothlab import records
 from smoothlab.errors import BadInput
-from smoothlab.report import plots
-from smoothlab.report.plots_finetune import finetune_figure, kinds, pooled, rate
-from smoothlab.report.sentences_finetune import reading
+from smoothlab.report import comparisons
+from smoothlab.report.finetune import kinds_of, pooled
+from smoothlab.report.numbers import rate
 
 ROOT = Path(__file__).resolve().parent.parent
 PAPER = {  # Table 1, OPT-1.3b, percent: SST-2, COPA, WinoGrande
@@ -33,7 +33,6 @@ PAPER_2 = {  # Table 2, OPT-1.3b, as far as it is legible: eta_y, eta_x, steps, 
 TASKS = {"sst2": "sst2", "adam": "sst2", "copa": "copa", "winogrande": "winogrande"}
 """Groups of records, and the task of each."""
 ORDER = ("sst2", "copa", "winogrande")
-FIGURES = {"fig2": "fig2-*.jsonl", "fig3": "fig3-*.jsonl"}
 
 
 def tables(folder: Path, group: str) -> list[str]:
@@ -42,50 +41,47 @@ def tables(folder: Path, group: str) -> list[str]:
     Raises:
         BadInput: there are no records of it.
     """
-    found = [kind for kind in kinds(records.load(str(folder / f"{group}-*.jsonl"))) if kind.test]
+    kinds = [kind for kind in kinds_of(records.load(str(folder / f"{group}-*.jsonl"))) if kind.test]
     task = TASKS[group]
-    one = [f"| {group} | test accuracy | interval of its items | each seed | paper, OPT-1.3b |", "| --- " * 5 + "|"]
-    two = [f"| {group} | selected, each seed | step of the best dev accuracy | paper, OPT-1.3b |", "| --- " * 4 + "|"]
-    for kind in found:
+    accuracies = [f"| {group} | test accuracy | interval of its items | each seed | paper, OPT-1.3b |",
+                  "| --- " * 5 + "|"]  # fmt: skip
+    settings = [f"| {group} | selected, each seed | step of the best dev accuracy | paper, OPT-1.3b |",
+                "| --- " * 4 + "|"]  # fmt: skip
+    for kind in kinds:
         mean, low, high = pooled(kind)
         tests = [kind.test[seed] for seed in sorted(kind.test)]
-        each = ", ".join(f"{100 * test['accuracy']:.1f}" for test in tests)
+        seeds = ", ".join(f"{100 * test['accuracy']:.1f}" for test in tests)
         paper = PAPER[kind.name][ORDER.index(task)] if kind.name in PAPER else ""
-        one.append(f"| {kind.name} | {100 * mean:.1f} | {100 * low:.1f} to {100 * high:.1f} | {each} | {paper} |")
+        percent = f"{100 * mean:.1f} | {100 * low:.1f} to {100 * high:.1f}"
+        accuracies.append(f"| {kind.name} | {percent} | {seeds} | {paper} |")
         steps = ", ".join(f"{test['steps_to_best']:.0f}" for test in tests)
         rates = "; ".join(selected(test, kind.config["method"]) for test in tests)
-        two.append(f"| {kind.name} | {rates} | {steps} | {PAPER_2.get((kind.name, task), '')} |")
-    rows = [test for kind in found for test in kind.test.values()]
+        settings.append(f"| {kind.name} | {rates} | {steps} | {PAPER_2.get((kind.name, task), '')} |")
+    rows = [test for kind in kinds for test in kind.test.values()]
     if rows:
         chance = 100 * max(float(rows[0]["chance"]), float(rows[0]["majority"]))
-        one.append(f"| the larger class, or chance | {chance:.1f} | | | |")
-    return [*one, "", *two]
+        accuracies.append(f"| the larger class, or chance | {chance:.1f} | | | |")
+    return [*accuracies, "", *settings]
 
 
 def selected(test: Mapping[str, Any], method: str) -> str:
     """The rates and mu of a test row that its method uses."""
-    used = {"eta_y": method in ("hybrid", "fo-peft"), "eta_x": method != "fo-peft", "mu": method in ("hybrid", "zo")}
-    return ", ".join(f"{name} {rate(test[name])}" for name, there in used.items() if there)
+    used = {"hybrid": ("eta_y", "eta_x", "mu"), "zo": ("eta_x", "mu"), "fo-peft": ("eta_y",), "fo-full": ("eta_x",)}
+    return ", ".join(f"{name} {rate(test[name])}" for name in used[method])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=Path, default=ROOT / "benchmarks" / "results" / "table1", metavar="FOLDER")
-    parser.add_argument("--out", type=Path, default=ROOT / "figures" / "out", help="folder (default: figures/out)")
-    given = parser.parse_args(arguments)
+    folder = parser.parse_args(arguments).records
     try:
         for group in TASKS:
-            if any(given.records.glob(f"{group}-*.jsonl")):
-                told = reading(records.load(str(given.records / f"{group}-*.jsonl")))
-                print("\n".join(["", *tables(given.records, group), "", *told]))
-        for name, pattern in FIGURES.items():
-            if any(given.records.glob(pattern)):
-                found = records.load(str(given.records / pattern))
-                files = plots.save(finetune_figure(found), given.out / name)
-                print("\n  ".join(["", ", ".join(map(str, files)), *reading(found)]))
-        if not any(given.records.glob("*.jsonl")):
-            raise BadInput(f"no records in {given.records}; run python -m benchmarks.table1 first")
+            if any(folder.glob(f"{group}-*.jsonl")):
+                lines = comparisons.text(records.load(str(folder / f"{group}-*.jsonl")))
+                print("\n".join(["", *tables(folder, group), "", *lines]))
+        if not any(folder.glob("*.jsonl")):
+            raise BadInput(f"no records in {folder}; run python -m benchmarks.table1 first")
     except BadInput as error:
         print(f"table1: {error}", file=sys.stderr)
         return 2

@@ -8,62 +8,65 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from smoothlab.algorithm1.engine import Algorithm1
-    from smoothlab.blocks import Block
-    from smoothlab.hessian.norms import NormEstimate, block_norms
-    from smoothlab.hessian.products import exact_hvp, fd_hvp
-    from smoothlab.hessian.trajectory import SmoothnessHook
+    from smoothlab.blocks import Block, fixed_loss
+    from smoothlab.hessian.norms import NormEstimate
+    from smoothlab.hessian.products import ExactHessian, FiniteDifferenceHessian, frobenius
+    from smoothlab.hessian.trajectory import SmoothnessHook, schedule
     from smoothlab.llm.callback import SmoothnessCallback
-    from smoothlab.objectives import objective
+    from smoothlab.llm.partition import partition
+    from smoothlab.objectives.finite_sum import objective
+    from smoothlab.objectives.psi import Barrier, Cosh, Exponential, Oscillating, Power, Quadratic
     from smoothlab.optim.hybrid import HybridSGD
     from smoothlab.optim.seedlog import SeedLog, replay
     from smoothlab.records import load
-    from smoothlab.zeroth.estimators import ControlVariate, Directional, ZerothOrder
+    from smoothlab.zeroth.distributions import (
+        Coordinate,
+        Distribution,
+        Gaussian,
+        LowRank,
+        Masked,
+        Preconditioned,
+        Rademacher,
+        Sparse,
+        Sphere,
+    )
+    from smoothlab.zeroth.estimators import ControlVariate, Directional, Estimator, ZerothOrder
+    from smoothlab.zeroth.moments import Taylor, linear_factor, mean, second_moment
 
 __version__ = "0.1.0"
 __all__ = [
-    "Algorithm1",
-    "Block",
-    "ControlVariate",
-    "Directional",
-    "HybridSGD",
-    "NormEstimate",
-    "SeedLog",
-    "SmoothnessCallback",
-    "SmoothnessHook",
-    "ZerothOrder",
-    "__version__",
-    "block_norms",
-    "exact_hvp",
-    "fd_hvp",
-    "load",
-    "objective",
-    "replay",
-]
+    "Algorithm1", "Barrier", "Block", "ControlVariate", "Coordinate", "Cosh", "Directional", "Distribution",
+    "Estimator", "ExactHessian", "Exponential", "FiniteDifferenceHessian", "Gaussian", "HybridSGD", "LowRank",
+    "Masked", "NormEstimate", "Oscillating", "Power", "Preconditioned", "Quadratic", "Rademacher", "SeedLog",
+    "SmoothnessCallback", "SmoothnessHook", "Sparse", "Sphere", "Taylor", "ZerothOrder", "__version__", "fixed_loss",
+    "frobenius", "linear_factor", "load", "mean", "objective", "partition", "replay", "schedule", "second_moment",
+]  # fmt: skip
 
-_HOMES = {
-    "Algorithm1": "algorithm1.engine",
-    "Block": "blocks",
-    "ControlVariate": "zeroth.estimators",
-    "Directional": "zeroth.estimators",
-    "HybridSGD": "optim.hybrid",
-    "NormEstimate": "hessian.norms",
-    "SeedLog": "optim.seedlog",
-    "SmoothnessCallback": "llm.callback",
-    "SmoothnessHook": "hessian.trajectory",
-    "ZerothOrder": "zeroth.estimators",
-    "block_norms": "hessian.norms",
-    "exact_hvp": "hessian.products",
-    "fd_hvp": "hessian.products",
-    "load": "records",
-    "objective": "objectives",
-    "replay": "optim.seedlog",
+_NAMES = {
+    "algorithm1.engine": "Algorithm1",
+    "blocks": "Block fixed_loss",
+    "hessian.norms": "NormEstimate",
+    "hessian.products": "ExactHessian FiniteDifferenceHessian frobenius",
+    "hessian.trajectory": "SmoothnessHook schedule",
+    "llm.callback": "SmoothnessCallback",
+    "llm.partition": "partition",
+    "objectives.finite_sum": "objective",
+    "objectives.psi": "Barrier Cosh Exponential Oscillating Power Quadratic",
+    "optim.hybrid": "HybridSGD",
+    "optim.seedlog": "SeedLog replay",
+    "records": "load",
+    "zeroth.distributions": "Coordinate Distribution Gaussian LowRank Masked Preconditioned Rademacher Sparse Sphere",
+    "zeroth.estimators": "ControlVariate Directional Estimator ZerothOrder",
+    "zeroth.moments": "Taylor linear_factor mean second_moment",
 }
+"""Public names by the module that they are loaded from."""
+_MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
     globals()[name] = value
     return value
 

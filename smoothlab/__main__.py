@@ -1,8 +1,8 @@
 """The command line, `smoothlab COMMAND ...` or `python -m smoothlab COMMAND ...`: its exit status and its last line.
 
-Exit status: 0; 1 for a failed check, or settings that are left to be measured; 2 for bad input, told in one line; 130
-after Ctrl-C and 143 after SIGTERM, told in one line too, while modules are imported as well. Hence this module imports
-next to nothing.
+Exit status: 0; 1 for a failed check, or settings that are left to be measured; 2 for bad input, 130 after Ctrl-C and
+143 after SIGTERM, each with one line on stderr, while modules are imported as well. Hence this module imports next to
+nothing.
 """
 
 import io
@@ -13,20 +13,31 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
-from smoothlab.errors import BadInput
+from smoothlab import __version__
+from smoothlab.errors import BadInput, out_of_memory
 from smoothlab.interruption import watched
 
 # Threads that spin long while they wait are many times slower where other programs want the cores too; threads that
 # sleep at once halve the speed of small models. GNU's OpenMP counts spins, Intel's milliseconds.
 QUIET_THREADS = {"GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "1"}
 
+MEMORY_OPTIONS = {
+    "batch": "lower --batch", "replicas": "lower --replicas", "model": "take a smaller --model",
+    "blocks": "measure smaller --blocks, e.g. layer",
+}  # fmt: skip
+"""Options of experiments that save memory, and what to do with each."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's) and return its exit status."""
-    own, argv = argv is None, sys.argv[1:] if argv is None else list(argv)
-    again = (
-        "the same command" + (" without --overwrite" if "--overwrite" in argv else "") + " goes on from what is on disk"
-    )
+    own = argv is None
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv == ["--version"]:
+        print(f"smoothlab {__version__}")
+        return 0
+    again = "the same command goes on from what is on disk"
+    if "--overwrite" in argv:
+        again = again.replace("command", "command without --overwrite")
     with watched(again, own=own) as interruption:
         for name, value in QUIET_THREADS.items():
             os.environ.setdefault(name, value)  # read when torch is first imported
@@ -59,9 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise
             return _fail(f"cannot use {paths.shown(str(error.filename))}: {error.strerror}; name another path")
         except (MemoryError, RuntimeError) as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
-            return _fail(f"out of memory; lower --batch, or take a smaller --model or smaller --blocks ({again})")
+            return _fail(f"out of memory: {_memory_advice(argv[0])} ({again})")
 
 
 def _warned(
@@ -84,10 +95,15 @@ def _fail(message: str, status: int = 2) -> int:
     return status
 
 
-def _out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out: Python's, a device's (torch.OutOfMemoryError, by name), or that of torch on the CPU."""
-    names = {kind.__name__ for kind in type(error).__mro__}
-    return bool(names & {"MemoryError", "OutOfMemoryError"}) or "can't allocate memory" in str(error)
+def _memory_advice(command: str) -> str:
+    """Options of a subcommand that save memory, those that it has."""
+    from smoothlab.commands import EXPERIMENTS
+
+    fields = ()
+    if command in EXPERIMENTS:
+        fields = EXPERIMENTS[command].__dataclass_fields__
+    advice = [words for name, words in MEMORY_OPTIONS.items() if name in fields]
+    return ", or ".join(advice) or "free some memory"
 
 
 if __name__ == "__main__":

@@ -25,7 +25,13 @@ _SMALL = 1 << 13  # below that many entries a call costs more than its work
 
 @dataclass(frozen=True)
 class Block:
-    """A named group of parameters of one dtype on one device."""
+    """A named group of parameters of one dtype on one device.
+
+    >>> import torch
+    >>> from smoothlab import Block
+    >>> Block("x", (torch.zeros(2, 3), torch.zeros(4))).dim
+    10
+    """
 
     name: str
     params: tuple[Tensor, ...]
@@ -243,6 +249,13 @@ def fixed_loss(compute: Loss, module: nn.Module, *, train: bool = False, seed: i
     """`compute` as a deterministic Loss that leaves the module's flags and buffers and all RNG states as they were.
 
     eval mode by default; with train=True dropout is on and its mask is the same at every call, fixed by `seed`.
+
+    >>> import torch
+    >>> from smoothlab import fixed_loss
+    >>> net = torch.nn.Sequential(torch.nn.Linear(2, 1), torch.nn.Dropout())
+    >>> loss = fixed_loss(lambda: net(torch.ones(8, 2)).mean(), net, train=True)
+    >>> bool(loss() == loss())
+    True
     """
     modules = list(module.modules())  # walking a transformer takes a quarter of a small one's forward pass
     devices = list({p.device for p in module.parameters() if p.device.type == "cuda"})

@@ -12,32 +12,39 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 from tyro.conf import Positional, arg
 
 from smoothlab.errors import BadInput
-from smoothlab.experiments.complaints import plain
+from smoothlab.experiments.complaints import usage_error
 from smoothlab.experiments.estimators.experiment import Estimators
 from smoothlab.experiments.finetune.experiment import Finetune
 from smoothlab.experiments.quadratic.experiment import QuadraticExample
 from smoothlab.experiments.rates.experiment import Rates
 from smoothlab.experiments.smoothness import Smoothness
 from smoothlab.paths import check_all
+from smoothlab.report import FIGURES
+from smoothlab.threads import use_threads
 
 EXPERIMENTS: dict[str, type[Any]] = {
     "smoothness": Smoothness, "estimators": Estimators, "quadratic": QuadraticExample, "rates": Rates,
     "finetune": Finetune,
 }  # fmt: skip
+SUMMARIZED = ("quadratic", "rates", "finetune")
+"""Experiments whose comparisons are printed after the run."""
 Command = Callable[[], int | None]
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]  # no --no-flag
+Threads = Annotated[
+    int | None, arg(metavar="INT", help="CPU threads that torch computes with; by default one a core that torch sees.")
+]
 
 
 def parse(argv: list[str]) -> Command:
     """The command that `argv` asks for; --help and mistakes end the process as usual, a mistake with one line."""
     commands: dict[str, Callable[..., Command]] = {name: _measuring(name, kind) for name, kind in EXPERIMENTS.items()}
-    commands |= {"plot": plot, "audit": audit, "demo": demo}
+    commands |= {"plot": plot, "report": report, "audit": audit, "demo": demo}
     commands = {name: _with_checked_paths(command) for name, command in commands.items()}
     complaint = io.StringIO()
     try:
@@ -55,9 +62,7 @@ def parse(argv: list[str]) -> Command:
         if os.environ.get("RANK", "0") != "0":  # of torchrun's processes the first one says it, if it is given time
             time.sleep(2)
             raise
-        command = next((one for one in argv if one in commands), None)
-        help_for = f"smoothlab {command} --help" if command else "smoothlab --help"
-        raise BadInput(f"{_first_words(complaint.getvalue())}; see {help_for}") from None
+        raise BadInput(usage_error(complaint.getvalue(), argv, commands)) from None
 
 
 def _with_checked_paths(command: Callable[..., Command]) -> Callable[..., Command]:
@@ -71,23 +76,6 @@ def _with_checked_paths(command: Callable[..., Command]) -> Callable[..., Comman
     return checked
 
 
-def _first_words(box: str) -> str:
-    """What tyro says in its box, on one line: the mistake, and the first thing that may have been meant."""
-    lines = [line.strip("│╭╮╰╯|+ ") for line in box.splitlines()]  # drawn in ASCII where the terminal is
-    title, body = lines[0].strip("─- ") if lines else "", [line for line in lines[1:] if line]
-    parts: list[list[str]] = [[]]
-    for line in body:
-        if line.strip("─-"):
-            parts[-1].append(line)
-        else:
-            parts.append([])
-    words = " ".join(next(filter(None, parts), [])).rstrip(" .").replace(" (required)", "")
-    meant = next((part[1] for part in parts if len(part) > 1 and part[0].startswith("Perhaps you meant")), None)
-    choices = next((part[0] for part in parts if part and part[0].startswith("Available")), None)
-    hint = f"; perhaps you meant {meant}" if meant else f"; {choices[0].lower()}{choices[1:]}" if choices else ""
-    return plain(words or title) + hint
-
-
 def _measuring(name: str, kind: type[Any]) -> Callable[..., Command]:
     """The subcommand that runs an experiment; its options are the experiment's fields, and where the records go."""
 
@@ -99,16 +87,19 @@ def _measuring(name: str, kind: type[Any]) -> Callable[..., Command]:
         ] = Path("out") / f"{name}.jsonl",
         overwrite: Annotated[Flag, arg(help="Discard what the record file holds, and measure again.")] = False,
         dry_run: Annotated[Flag, arg(help="Say what would be measured and what it costs, and stop.")] = False,
+        threads: Threads = None,
     ) -> Command:
-        return lambda: _measure(experiment, out, overwrite, dry_run)
+        return lambda: _measure(experiment, out, overwrite, dry_run, threads)
 
     measure.__annotations__["experiment"] = Annotated[kind, arg(name="")]
     measure.__doc__ = kind.__doc__
     return measure
 
 
-def _measure(experiment: Any, out: Path, overwrite: bool, dry_run: bool) -> None:
+def _measure(experiment: Any, out: Path, overwrite: bool, dry_run: bool, threads: int | None) -> None:
     from smoothlab import records
+
+    use_threads(threads)
 
     def lead() -> None:
         if dry_run:
@@ -116,8 +107,10 @@ def _measure(experiment: Any, out: Path, overwrite: bool, dry_run: bool) -> None
             return
         records.run(experiment, out, environment=records.environment(**_machine(experiment)), overwrite=overwrite)
         print(out)
-        if hasattr(experiment, "reading"):
-            print("\n".join(experiment.reading(out)))
+        if experiment.name in SUMMARIZED and out.is_file():  # a pipe or device keeps no records to read
+            from smoothlab.report import comparisons
+
+            print("\n".join(comparisons.text(records.load(out))))
 
     if isinstance(experiment, Finetune) and int(os.environ.get("WORLD_SIZE", "1")) > 1:  # torchrun
         from smoothlab.llm import distributed
@@ -130,14 +123,15 @@ def _measure(experiment: Any, out: Path, overwrite: bool, dry_run: bool) -> None
 
 def _machine(experiment: Any) -> dict[str, Any]:
     """What records cannot know by themselves: the device, and how torch computes on it."""
-    device = getattr(experiment, "device", None)
-    if device is None:
-        return {}
     import torch
 
+    threads = {"threads": torch.get_num_threads()}
+    device = getattr(experiment, "device", None)
+    if device is None:
+        return threads
     from smoothlab.llm.memory import check_device
 
-    known = {"device": device, "threads": torch.get_num_threads()}
+    known = {"device": device} | threads
     try:
         check_device(device)
     except BadInput:  # the experiment says so, unless its records are finished
@@ -149,7 +143,14 @@ def _machine(experiment: Any) -> dict[str, Any]:
 
 def plot(
     records: Annotated[Positional[tuple[str, ...]], arg(metavar="FILE.jsonl ...")] = (),
-    kind: Literal["fig1a", "fig1b", "path", "estimators", "quadratic", "rates", "finetune"] = "fig1a",
+    kind: Annotated[
+        str,
+        arg(
+            constructor=tyro.extras.literal_type_from_choices(FIGURES),
+            help="; ".join(f"{name}: {figure.shows}" for name, figure in FIGURES.items()) + ".",
+        ),
+    ] = "fig1a",
+    block: tuple[str, ...] = (),
     quantity: str = "frobenius",
     out: Annotated[Path | None, arg(metavar="FILE.png|pdf|svg")] = None,
     overwrite: Flag = False,
@@ -158,18 +159,16 @@ def plot(
 
     Args:
         records: Record files or glob patterns, e.g. 'out/*.jsonl'.
-        kind: fig1a: one block against step and gradient norm; fig1b: the blocks side by side, and their ratio;
-            path: path-based smoothness of each block; estimators: all that `smoothlab estimators` measured;
-            quadratic, rates: all that `smoothlab quadratic` and `smoothlab rates` measured;
-            finetune: training curves and accuracies of the runs.
-        quantity: Which norm fig1a and fig1b draw: frobenius or spectral (or trace).
+        kind: Kind of figure.
+        block: Blocks that figures of curvature draw; by default the first one in fig1a, all in the others.
+        quantity: Norm that figures of curvature draw: frobenius, spectral or trace.
         out: Figure file, its ending tells the format; default: KIND.png.
         overwrite: Replace the figure file if it exists.
     """
-    return lambda: _plot(records, kind, quantity, out or Path(f"{kind}.png"), overwrite)
+    return lambda: _plot(records, kind, quantity, block, out or Path(f"{kind}.png"), overwrite)
 
 
-def _plot(patterns: Sequence[str], kind: str, quantity: str, out: Path, overwrite: bool) -> None:
+def _plot(patterns: Sequence[str], kind: str, quantity: str, blocks: Sequence[str], out: Path, overwrite: bool) -> None:
     from smoothlab.records import load
 
     if not patterns:
@@ -184,34 +183,43 @@ def _plot(patterns: Sequence[str], kind: str, quantity: str, out: Path, overwrit
     if len(several) > 1:
         raise BadInput(f"these records are of {' and '.join(several)}: draw the records of one experiment at a time")
 
-    from smoothlab.report import plots
-    from smoothlab.stats import smoothness_table
+    from smoothlab.report import draw, panels
 
-    if kind in ("fig1a", "fig1b", "path"):
-        smoothness_table.check(table)
-    if kind == "path":
-        figure = plots.path_figure(table)
-    elif kind == "estimators":
-        from smoothlab.report.plots_estimators import estimators_figure
-
-        figure = estimators_figure(table)
-    elif kind == "finetune":
-        from smoothlab.report.plots_finetune import finetune_figure
-
-        figure = finetune_figure(table)
-    elif kind == "quadratic":
-        from smoothlab.report.plots_quadratic import quadratic_figure
-
-        figure = quadratic_figure(table)
-    elif kind == "rates":
-        from smoothlab.report.plots_rates import rates_figure
-
-        figure = rates_figure(table)
-    else:
-        figure = plots.figure(height=2.9 if kind == "fig1a" else 3.9)
-        {"fig1a": plots.fig1a, "fig1b": plots.fig1b}[kind](figure, table, quantity)
-    for path in plots.save(figure, out.with_suffix(""), (form,)):
+    for path in panels.save(draw(kind, table, quantity, blocks), out.with_suffix(""), (form,)):
         print(path)
+
+
+def report(
+    records: Annotated[Positional[tuple[str, ...]], arg(metavar="FILE.jsonl ...")] = (),
+    where: Annotated[tuple[str, ...], arg(metavar="COLUMN=VALUE ...")] = (),
+    out: Annotated[Path, arg(metavar="FILE.html")] = Path("report.html"),
+    overwrite: Flag = False,
+) -> Command:
+    """Write one page on any record files: what to take away, figures, measured beside references; measures nothing.
+
+    Args:
+        records: Record files or glob patterns of any experiments, e.g. 'out/*.jsonl'.
+        where: Rows of the tables: those with these values in these columns of the records, e.g. part=theorem.
+        out: HTML file, which needs nothing beside it.
+        overwrite: Replace the page if it exists.
+    """
+
+    def run() -> None:
+        from smoothlab.report import page
+
+        if not records:
+            raise BadInput("no record file is named; give one, e.g. smoothlab report out/*.jsonl")
+        if out.exists() and not overwrite:
+            raise BadInput(f"{out} exists; choose another --out, or replace it with --overwrite")
+        filters = {}
+        for text in where:
+            name, equals, value = text.partition("=")
+            if not equals:
+                raise BadInput(f"--where {text}: write COLUMN=VALUE, e.g. part=theorem")
+            filters[name] = value
+        print(page.write(out, records, title="smoothlab report", where=filters))
+
+    return run
 
 
 def audit(
@@ -223,6 +231,7 @@ def audit(
     html: Annotated[Path | None, arg(metavar="FILE")] = None,
     out: Annotated[Path | None, arg(metavar="FILE.jsonl")] = None,
     overwrite: Flag = False,
+    threads: Threads = None,
 ) -> Command:
     """Check the paper's claims: does each hold as printed, what breaks it, what holds instead. A minute for all.
 
@@ -231,33 +240,51 @@ def audit(
     Args:
         claims: Names of claims, whose evidence is printed in full; all verdicts in short by default.
         records: Record files of `smoothlab smoothness`, for the claims on measurements.
-        add: Python files that define claims of yours, CLAIM or CLAIMS (`pydoc smoothlab.claims` tells how); they run.
+        add: Python files that define CLAIM or CLAIMS, and are run; see `python -m pydoc smoothlab.claims`.
         seed: Seed of the searches.
         json: Print verdicts and evidence as one JSON list.
         html: Write a page with every claim.
         out: Record file; one that was stopped halfway is continued.
         overwrite: Discard what the record file holds, and check again.
+        threads: CPU threads that torch computes with; by default one a core that torch sees.
     """
-    return lambda: _audit((claims, records, add, seed), json, html, out, overwrite)
+    files, names = _files_and_names(add, ".py")
+    record_files, more_names = _files_and_names(records, ".jsonl")
+    experiment = (claims + names + more_names, record_files, files, seed)
+    return lambda: _audit(experiment, json, html, out, overwrite, threads)
 
 
-def _audit(given: tuple[Any, ...], as_json: bool, html: Path | None, out: Path | None, overwrite: bool) -> int:
+def _files_and_names(words: Sequence[Path], ending: str) -> tuple[tuple[Path, ...], tuple[str, ...]]:
+    """Files among the words of an option that takes several, and the positional names that stand behind them."""
+    files, names = [], []
+    for word in words:
+        if word.suffix == ending or word.exists():
+            files.append(word)
+        else:
+            names.append(str(word))
+    return tuple(files), tuple(names)
+
+
+def _audit(
+    settings: tuple[Any, ...], as_json: bool, html: Path | None, out: Path | None, overwrite: bool, threads: int | None
+) -> int:
     import json
 
     from smoothlab import records
     from smoothlab.experiments.audit import Audit, differs, lines, loaded, machine_readable, warn
 
-    experiment = Audit(*given)
+    use_threads(threads)
+    experiment = Audit(*settings)
     rows: list[dict[str, Any]] = []
     experiment.chosen()  # a mistake is told before anything is written
     if out is not None:
-        records.run(experiment, out, environment=records.environment(), overwrite=overwrite)
+        records.run(experiment, out, environment=records.environment(**_machine(experiment)), overwrite=overwrite)
         rows = loaded(out)
     for row in rows if out is not None else experiment.rows([]):
         if out is None:
             rows.append(row)
         if not as_json:
-            print("\n".join(lines(row, evidence=bool(experiment.claims))), flush=True)
+            print("\n".join(lines(row, evidence=bool(settings[0]))), flush=True)
     if as_json:
         print(json.dumps(machine_readable(rows), indent=1))
     if html is not None:
@@ -275,7 +302,7 @@ def _audit(given: tuple[Any, ...], as_json: bool, html: Path | None, out: Path |
 def demo(
     out: Annotated[Path, arg(metavar="FOLDER")] = Path("out/demo"), seed: int = 0, overwrite: Flag = False
 ) -> Command:
-    """Measure and draw Fig. 1a, 1b, the estimators and the rates with built-in model and data, in under four minutes.
+    """Measure and draw Fig. 1a, 1b, the estimators and the rates with built-in model and data, in four minutes.
 
     Args:
         out: Where records, figures and index.html go; a run that was stopped is continued.
@@ -285,9 +312,11 @@ def demo(
 
     def run() -> None:
         from smoothlab import records
-        from smoothlab.experiments.demo import measure_and_draw
+        from smoothlab.experiments.demo import measure
+        from smoothlab.report import page
 
-        told = records.environment(**_machine(Smoothness()))
-        print(measure_and_draw(out, seed=seed, environment=told, overwrite=overwrite))
+        measured = measure(out, seed, records.environment(**_machine(Smoothness()) | {"threads": 1}), overwrite)
+        title = "smoothlab in small: curvature, fine-tuning, estimators, rates"
+        print(page.write(out / "index.html", measured, title=title, pictures=out))
 
     return run

@@ -9,17 +9,14 @@ as they are.
 """
 
 import errno
-import itertools
 import json
 import os
 import stat
 import tempfile
 import zlib
-from bisect import bisect_left
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -204,7 +201,7 @@ def read(path: Path) -> Contents:
         with open(path, "rb") as stream:
             content = stream.read()
     except OSError as error:
-        raise BadInput(f"cannot read {path}: {error.strerror}") from None
+        raise BadInput(f"cannot read {path}: {error.strerror}; check the path") from None
     if not content:
         raise BadInput(f"{path} is empty; wait for the run, or start it again")
     return parse(path, content)
@@ -248,81 +245,75 @@ def parse(path: Path, content: bytes, run: int | None = None) -> Contents:
             damage.append(Damage(number, "the line was changed" if _parsed(line) else "broken line"))
             record = None
         entries.append((number, starts[number - 1], record))
-    return _ordered(header, entries, damage, numbered)
+    contents = _in_order(header, entries, damage, numbered)
+    if contents.finished and starts[-1] < len(content):
+        contents.damage.append(Damage(len(lines) + 1, "the end line is not at the end"))
+        contents = replace(contents, finished=False)
+    return contents
 
 
-def _ordered(
+def _in_order(
     header: Row | None, entries: Sequence[tuple[int, int, Row | None]], damage: list[Damage], numbered: bool
 ) -> Contents:
-    """Rows in their place, losses between them, and what is wrong with their order."""
-    whole = [(line, end, record) for line, end, record in entries if record is not None and record["kind"] == "row"]
-    ends = [(line, record) for line, _, record in entries if record is not None and record["kind"] == "end"]
-    numbers = [record["row"] if numbered else line - 1 for line, _, record in whole]
-    in_place = _in_every_longest_ascent(numbers)
+    """Rows by their numbers, which their checksums vouch for wherever they stand; gaps between them are losses."""
+    by_number: dict[int, tuple[int, int, Row]] = {}
+    end_lines: list[tuple[int, Row]] = []
+    unreadable = highest = 0
+    for line, stop, record in entries:
+        if record is None:
+            unreadable += 1
+            continue
+        if record["kind"] == "end":
+            end_lines.append((line, record))
+            continue
+        number = line - 1
+        if numbered:
+            number = record["row"]
+        if number in by_number:
+            damage.append(Damage(line, f"row {number} is there twice"))
+            continue
+        if number < highest:
+            damage.append(Damage(line, f"row {number} is out of place"))
+        highest = max(highest, number)
+        by_number[number] = (line, stop, record)
+    total = highest
+    finished = False
+    if end_lines:
+        line, record = end_lines[-1]
+        if numbered:
+            total = record["rows"]
+        finished = len(end_lines) == 1 and line == entries[-1][0] and total == highest
+        if total <= highest and not finished:
+            damage.append(Damage(end_lines[0][0], "the end line is not at the end"))
     rows: list[Row | None] = []
     stops: list[int] = []
-    wrong = [line for line, _, record in entries if record is None]
-    previous, before = 0, 1
-    for (line, stop, record), number, stands in zip(whole, numbers, in_place, strict=True):
-        if not stands:
-            twice = numbers.count(number) > 1
-            damage.append(Damage(line, f"row {number} is there twice" if twice else f"row {number} is out of place"))
-            continue
+    reserved: tuple[str, ...] = ("kind",)
+    if numbered:
+        reserved = RESERVED
+    # Lines that cannot be read are reported as such, and are the missing rows where there are as many.
+    reported = max(total, highest) - len(by_number) > unreadable
+    previous = 0
+    for number in [*sorted(by_number), total + 1]:
         if number > previous + 1:
-            _lost(rows, stops)
-            unread = sum(before < one < line for one in wrong)
-            if number - 1 - previous > unread:  # else they are the lines that could not be read
-                damage.append(Damage(line, f"{_numbered(previous + 1, number - 1)} before it"))
-        rows.append(
-            {name: value for name, value in record.items() if name not in (RESERVED if numbered else ("kind",))}
-        )
-        stops.append(stop)
-        previous, before = number, line
-    finished = False
-    if entries and ends:
-        line, record = ends[-1]
-        last = record["rows"] if numbered else previous
-        finished = len(ends) == 1 and line == entries[-1][0] and last == previous
-        if last > previous:
-            _lost(rows, stops)
-            if last - previous > sum(before < one < line for one in wrong):
-                damage.append(Damage(line, f"{_numbered(previous + 1, last)} before it"))
-        elif not finished:
-            damage.append(Damage(ends[0][0], "the end line is not at the end"))
+            rows.append(None)
+            stops.append(stops[-1] if stops else 0)
+            if reported:
+                following = by_number.get(number, (entries[-1][0],))[0]
+                damage.append(Damage(following, f"{_numbered(previous + 1, number - 1)} before it"))
+        if number in by_number:
+            _, stop, record = by_number[number]
+            rows.append({name: value for name, value in record.items() if name not in reserved})
+            stops.append(stop)
+        previous = max(previous, number)
     if header is not None:
         header = {name: value for name, value in header.items() if name not in RESERVED}
-    return Contents(header, rows, stops, finished, sorted(damage, key=lambda one: one.line), numbered)
-
-
-def _lost(rows: list[Row | None], stops: list[int]) -> None:
-    if not rows or rows[-1] is not None:
-        rows.append(None)
-        stops.append(stops[-1] if stops else 0)
+    return Contents(header, rows, stops, finished, sorted(damage, key=lambda entry: entry.line), numbered)
 
 
 def _numbered(first: int, last: int) -> str:
-    return f"row {first} is missing" if first == last else f"rows {first} to {last} are missing"
-
-
-def _in_every_longest_ascent(numbers: Sequence[int]) -> list[bool]:
-    """Whether each number is in all of the longest ascending subsequences: the others are doubled or out of place."""
-    up_to = _ascent_lengths(numbers)
-    from_there = _ascent_lengths([-number for number in reversed(numbers)])[::-1]
-    longest = max(up_to, default=0)
-    on_a_longest = [a + b - 1 == longest for a, b in zip(up_to, from_there, strict=True)]
-    rivals = Counter(itertools.compress(up_to, on_a_longest))  # numbers that could be at this place of a longest one
-    return [on and rivals[place] == 1 for on, place in zip(on_a_longest, up_to, strict=True)]
-
-
-def _ascent_lengths(numbers: Sequence[int]) -> list[int]:
-    """Length of the longest ascending subsequence that ends at each number."""
-    smallest_ends: list[int] = []  # by length - 1
-    lengths = []
-    for number in numbers:
-        place = bisect_left(smallest_ends, number)
-        smallest_ends[place : place + 1] = [number]
-        lengths.append(place + 1)
-    return lengths
+    if first == last:
+        return f"row {first} is missing"
+    return f"rows {first} to {last} are missing"
 
 
 def _header(line: bytes) -> tuple[Row | None, list[Damage]]:

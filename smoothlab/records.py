@@ -4,7 +4,7 @@ A file holds a header, flat rows, each written as it is measured, and an end lin
 is the whole truth about what was measured: a file with the same config and no end line is continued, one with another
 config is refused. Rows that were removed, doubled, moved or changed are seen by their numbers and checksums: they, and
 those measured together with them, are measured again. NaN and infinity, which JSON cannot hold, are written as null.
-This module imports no machine learning library; it is told the device and its like (`environment`).
+This module imports no machine learning library; callers add the device and its like (`environment`).
 """
 
 import dataclasses
@@ -79,8 +79,11 @@ def whole(
     if key is None:
         good = keys.keys() - doubtful
     else:
-        complete = {one for each in keys.values() for one in each}
-        good = {at for at, each in keys.items() if len(each) == len(complete) and set(each) == complete}
+        complete = set().union(*keys.values())
+        good = set()
+        for at, keys_there in keys.items():
+            if len(keys_there) == len(complete) and set(keys_there) == complete:
+                good.add(at)
         if good <= doubtful:  # no place shows for certain what belongs to one
             good = set()
     return [row for row in rows if row is not None and place(row) in good]
@@ -156,11 +159,11 @@ class Writer:
         self._stack.close()
 
 
-def environment(**told: Any) -> Row:
-    """What a reader needs to judge or repeat the numbers: versions, machine, git commit, and what the caller tells.
+def environment(**known: Any) -> Row:
+    """What a reader needs to judge or repeat the numbers: versions, machine, git commit, and what the caller adds.
 
     Args:
-        told: what only the caller knows, e.g. device, threads, dtype.
+        known: what only the caller knows, e.g. device, threads, dtype.
     """
     packages: dict[str, str | None] = {}
     for package in PACKAGES:
@@ -175,7 +178,7 @@ def environment(**told: Any) -> Row:
         "cpu": _cpu(),
         "packages": packages,
         "git": _commit(),
-        **told,
+        **known,
     }
 
 
@@ -183,6 +186,17 @@ def load(
     pattern: str | Path | Sequence[str | Path], *, damaged: Literal["refuse", "leave out"] = "refuse"
 ) -> "pandas.DataFrame":
     """All rows of the record files that match, as one table.
+
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from smoothlab import load
+    >>> from smoothlab.records import Writer
+    >>> path = Path(tempfile.mkdtemp()) / "run.jsonl"
+    >>> writer = Writer(path, "mine", {}, {})
+    >>> writer.write({"value": 2.0})
+    >>> writer.end()
+    >>> load(path)["value"].tolist()
+    [2.0]
 
     Args:
         pattern: a file, a glob pattern (`**` too), or several of them. Unfinished files count with the rows they have.
@@ -198,11 +212,14 @@ def load(
     import pandas
 
     paths: list[str] = []
-    for one in [pattern] if isinstance(pattern, str | Path) else pattern:
-        found = [str(one)] if os.path.exists(one) else sorted(glob.glob(str(one), recursive=True))
-        if not found:
-            raise BadInput(f"no record file matches {str(one)!r}; check the path, or measure first with --out {one}")
-        paths += [path for path in found if path not in paths]
+    patterns = [pattern] if isinstance(pattern, str | Path) else pattern
+    for name in patterns:
+        matches = [str(name)]
+        if not os.path.exists(name):  # a name that looks like a pattern comes first
+            matches = sorted(glob.glob(str(name), recursive=True))
+        if not matches:
+            raise BadInput(f"no record file matches {str(name)!r}; check the path, or measure first with --out {name}")
+        paths += [path for path in matches if path not in paths]
     rows, headers = [], {}
     for path in paths:
         contents = record_files.read(Path(path))
@@ -299,7 +316,8 @@ def _stand(file: RecordFile, old: Contents | None, head: Row, standing: Sequence
 
 
 def _begins_with(rows: Sequence[Row | None], first: Sequence[Row]) -> bool:
-    return all(one is other for one, other in zip(rows, first, strict=False)) and len(first) <= len(rows)
+    same = all(row is other for row, other in zip(rows, first, strict=False))
+    return same and len(first) <= len(rows)
 
 
 def _place(experiment: Experiment, row: Row) -> int | None:
@@ -316,9 +334,11 @@ def _ordered(experiment: Experiment, rows: Sequence[Row]) -> list[Row]:
 
 def _listed(path: Path, damage: Sequence[Damage]) -> str:
     """Where a file is damaged, as file:line, and how."""
-    words = [f"line {one.line}: {one.words}" for one in damage[1:3]]
-    more = f", and {len(damage) - 3} more" if len(damage) > 3 else ""
-    return f"{path}:{damage[0].line}: {', '.join([damage[0].words, *words])}{more}"
+    words = [damage[0].words]
+    words += [f"line {entry.line}: {entry.words}" for entry in damage[1:3]]
+    if len(damage) > 3:
+        words.append(f"and {len(damage) - 3} more")
+    return f"{path}:{damage[0].line}: {', '.join(words)}"
 
 
 def _unreadable(path: Path, damage: Sequence[Damage]) -> BadInput:
@@ -348,8 +368,8 @@ def _tell_changes(out: Path, old: Row, new: Row) -> None:
     difference = _first_difference({**old, "date": None}, {**new, "date": None})
     if difference is not None:
         name, there, here = difference
-        told = f"it began with {name} = {there}, now {name} = {here}"
-        print(f"smoothlab: continuing {out} in another environment ({told})", file=sys.stderr)
+        change = f"it began with {name} = {there}, now {name} = {here}"
+        print(f"smoothlab: continuing {out} in another environment ({change})", file=sys.stderr)
 
 
 def _first_difference(old: Row, new: Row) -> tuple[str, str, str] | None:
@@ -381,11 +401,13 @@ def _commit() -> str | None:
     root = Path(__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return None
+    options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 10, "check": True}
+    git = ["git", "-C", str(root)]
     try:
-        told = [
-            subprocess.run(["git", "-C", root, *command], capture_output=True, text=True, timeout=10, check=True).stdout
-            for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
-        ]
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], **options).stdout.strip()
+        changes = subprocess.run([*git, "status", "--porcelain", "--untracked-files=no"], **options).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-    return told[0].strip() + ("+changes" if told[1].strip() else "")
+    if changes:
+        commit += "+changes"
+    return commit

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from smoothlab.blocks import Block
+from smoothlab.hessian.norms import Hessian
 from smoothlab.objectives import (
     Barrier,
     Cosh,
@@ -298,8 +299,8 @@ SPECTRA: dict[str, np.ndarray] = {
 }
 
 
-class DenseHessian:
-    """The Hessian protocol on a known symmetric matrix, cut into the blocks "a" (first rows), "b", ... by `sizes`."""
+class DenseHessian(Hessian):
+    """Products with a known symmetric matrix, cut into the blocks "a" (first rows), "b", ... by `sizes`."""
 
     def __init__(self, matrix: np.ndarray | Tensor, *sizes: int, dtype: torch.dtype = torch.float64) -> None:
         self.matrix = torch.as_tensor(matrix, dtype=dtype)

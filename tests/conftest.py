@@ -10,8 +10,8 @@ from tests.second_tier import KEPT
 
 for name, value in QUIET_THREADS.items():  # before torch is imported: threads that spin make tests wait for each other
     os.environ.setdefault(name, value)
-if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores: a second thread in each makes all of them slower
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Workers share the cores: a second thread in each makes all of them slower.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

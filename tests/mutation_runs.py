@@ -37,7 +37,7 @@ TESTS = {
     "smoothlab.hessian.products": "tests/hessian/test_products.py tests/test_values.py",
     "smoothlab.hessian.deflation": "tests/hessian/test_norms.py tests/test_values.py",
     "smoothlab.hessian.norms": "tests/hessian/test_norms.py tests/test_values.py",
-    "smoothlab.stats.intervals": "tests/stats/test_intervals.py tests/hessian/test_norms.py tests/test_values.py",
+    "smoothlab.stats.probes": "tests/stats/test_probes.py tests/hessian/test_norms.py tests/test_values.py",
     "smoothlab.zeroth.estimators": "tests/zeroth/test_estimators.py tests/test_values.py",
     "smoothlab.optim.hybrid": "tests/optim/test_hybrid.py tests/test_values.py",
     "smoothlab.theory.theorems": "tests/theory/test_theorems.py tests/test_values.py",

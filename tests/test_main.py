@@ -21,6 +21,10 @@ from smoothlab.records import Row
 ROOT = Path(__file__).resolve().parents[1]
 
 
+ALL = ", ".join([*commands.EXPERIMENTS, "squares", "plot", "audit", "demo"])
+"""Subcommands, with that of these tests."""
+
+
 class OutOfMemoryError(RuntimeError):
     """Named as torch names a device's."""
 
@@ -122,9 +126,9 @@ def test_dry_run_tells_the_plan_and_measures_nothing(squares, tmp_path, capsys):
     ("how", "status", "told"),
     [
         ("bad", 2, "smoothlab: error: the number 2 is even; use 3\n"),
-        ("memory", 2, "smoothlab: error: out of memory; lower --batch"),
-        ("device", 2, "smoothlab: error: out of memory; lower --batch"),
-        ("cpu", 2, "smoothlab: error: out of memory; lower --batch"),
+        ("memory", 2, "smoothlab: error: out of memory: free some memory (the same command goes on"),
+        ("device", 2, "smoothlab: error: out of memory: free some memory (the same command goes on"),
+        ("cpu", 2, "smoothlab: error: out of memory: free some memory (the same command goes on"),
         ("interrupt", 130, "smoothlab: stopped; the same command goes on from what is on disk"),
     ],
 )
@@ -144,11 +148,22 @@ def test_a_bug_is_not_hidden(squares):
     ("argv", "told"),
     [
         (["squares", "--count", "x"], ["--count x: use a whole number", "see smoothlab squares --help"]),
-        (["squares", "--cuont", "3"], ["--cuont", "perhaps you meant --count INT", "see smoothlab squares --help"]),
+        (
+            ["squares", "--cuont", "3"],
+            ["smoothlab squares has no option --cuont: did you mean --count? see smoothlab squares --help\n"],
+        ),
+        (
+            ["squares", "--tensorboard", "3"],
+            ["squares has no option --tensorboard, which is an option of finetune: leave it out; see smooth"],
+        ),
+        (["squares", "--weird"], ["squares has no option --weird: leave it out; see smoothlab squares --help\n"]),
+        (["squares", "weird"], ["squares has no place for 'weird': leave it out, or name its option; see"]),
         (["squares", "--fails", "how"], ["--fails how is unknown: use no", "interrupt"]),
         (["squares", "--seed"], ["--seed"]),
-        (["sqares"], ["sqares", "available subcommands: smoothness", "see smoothlab --help"]),
-        ([], ["Expected one of {smoothness", "see smoothlab --help"]),
+        (["sqares"], [f"'sqares' is no command of smoothlab: did you mean squares? use one of {ALL}; see smoothlab"]),
+        (["help"], [f"'help' is no command of smoothlab: use one of {ALL}; see smoothlab --help\n"]),
+        (["--seed", "1"], [f"smoothlab has no option --seed before its command: use one of {ALL}; see smoothlab"]),
+        ([], [f"smoothlab: error: no command is named: use one of {ALL}; see smoothlab --help\n"]),
         (["plot"], ["no record file"]),
         (["plot", "none*.jsonl"], ["no record file matches 'none*.jsonl'"]),
         (["plot", "a.jsonl", "--out", "a.gif"], ["a.gif", ".png"]),
@@ -160,6 +175,64 @@ def test_a_mistake_on_the_command_line_is_one_line(squares, capsys, argv, told):
     line = one_line(capsys)
     assert all(words in line for words in told), line
     assert not set(line) & set("│╭─")
+
+
+def test_a_device_keeps_no_records_to_read(squares, monkeypatch, capsys):
+    monkeypatch.setattr(Squares, "reading", lambda self, out: [f"{len(records.load(out))} numbers"], raising=False)
+    assert squares("--out", "/dev/null") == 0 and capsys.readouterr().out == "/dev/null\n"
+    assert squares("--out", "s.jsonl") == 0 and capsys.readouterr().out == "s.jsonl\n5 numbers\n"
+
+
+def test_threads_are_set_and_in_the_records_environment(squares, tmp_path, capsys):
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        assert squares("--threads", "3") == 0
+        assert records.header(tmp_path / "out" / "squares.jsonl")["environment"]["threads"] == 3
+    finally:
+        torch.set_num_threads(before)
+    capsys.readouterr()
+    assert squares("--threads", "0", "--overwrite") == 2
+    assert one_line(capsys) == "smoothlab: error: --threads 0: use 1 to 1024\n"
+
+
+def test_a_busy_machine_is_told_once(squares, monkeypatch, capsys):
+    import torch
+
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    for load, line in ((1.7, "other programs keep 1.7 of 2 cores busy: --threads 1 may be faster than 2 threads"),
+                       (0.3, "")):  # fmt: skip
+        monkeypatch.setattr(os, "getloadavg", lambda load=load: (load, 0.0, 0.0))
+        assert squares("--overwrite") == 0
+        assert capsys.readouterr().err == (f"smoothlab: {line}\n" if line else "")
+
+
+def test_the_version_is_said(capsys):
+    import smoothlab as package
+
+    assert command_line.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"smoothlab {package.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "advice"),
+    [
+        ("smoothness", "lower --batch, or take a smaller --model, or measure smaller --blocks, e.g. layer"),
+        ("finetune", "lower --batch, or take a smaller --model"),
+        ("rates", "lower --replicas"),
+    ],
+)
+def test_out_of_memory_names_options_that_the_command_has(monkeypatch, tmp_path, capsys, command, advice):
+    def full(*args, **options):
+        raise MemoryError
+
+    monkeypatch.setattr(records, "run", full)
+    assert command_line.main([command, "--out", str(tmp_path / "r.jsonl")]) == 2
+    again = "the same command goes on from what is on disk"
+    assert one_line(capsys) == f"smoothlab: error: out of memory: {advice} ({again})\n"
 
 
 def test_plot_does_not_replace_a_file_unasked(squares, tmp_path, capsys):

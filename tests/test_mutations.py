@@ -64,10 +64,10 @@ def test_what_runs_at_import_is_told_from_what_runs_in_a_function() -> None:
 
 
 def test_a_sample_goes_by_its_seed_and_by_the_text() -> None:
-    modules = ["smoothlab.stats.intervals"]
+    modules = ["smoothlab.stats.probes"]
     chosen = [mutation_runs.sample(modules, 10, seed) for seed in (0, 0, 1)]
     assert chosen[0] == chosen[1] != chosen[2] and len({m.key for m in chosen[0]}) == 10
-    assert {m.mutated for m in mutation_runs.sample(modules, 99, 0, "LEVEL =")} == {"LEVEL = 0.855", "LEVEL = 1.95"}
+    assert {m.mutated for m in mutation_runs.sample(modules, 99, 0, "_INNER =")} == {"_INNER = 0.882", "_INNER = 1.98"}
 
 
 @pytest.mark.check

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
 from smoothlab.hessian.deflation import Basis, Deflation, Projection, gram_matrix, half_width
-from smoothlab.hessian.norms import _flag, _root, block_norms, plain_norms
+from smoothlab.hessian.norms import _flag, _frobenius
 from smoothlab.hessian.products import ExactHessian, FiniteDifferenceHessian, Scheme, Step
 from smoothlab.optim.hybrid import HybridSGD
-from smoothlab.stats.intervals import Interval, effective_rank, mean_of_forms
+from smoothlab.stats.intervals import Interval
+from smoothlab.stats.probes import effective_rank, mean_of_forms
 from smoothlab.theory.constants import Array, Ell
 from smoothlab.theory.theorems import (
     Descent,
@@ -420,9 +421,13 @@ def test_the_interval_of_a_trace_by_hand() -> None:
 
 
 def test_a_norm_from_its_square_and_the_flags_of_its_floor() -> None:
-    assert _root(Interval(4.0, 1.0, 9.0), 0.5) == (2.0, 0.5, 3.5)
-    assert _root(Interval(-1.0, -4.0, 0.04), 0.5) == (0.0, 0.0, pytest.approx(0.7))
-    assert _root(Interval(0.25, 0.16, 0.36), 0.5) == (0.5, 0.0, pytest.approx(1.1))
+    for square, limits in (
+        (Interval(4.0, 1.0, 9.0), (2.0, 0.5, 3.5)),
+        (Interval(-1.0, -4.0, 0.04), (0.0, 0.0, 0.7)),
+        (Interval(0.25, 0.16, 0.36), (0.5, 0.0, 1.1)),
+    ):
+        e = _frobenius("a", "a", square, 1, 0.5, True)
+        assert (e.value, e.low, e.high) == pytest.approx(limits)
     below = math.nextafter(2.0, 0.0)
     for value, reached, flag in (
         (2.0, True, None),
@@ -471,7 +476,7 @@ class Rough(DenseHessian):
 
 def test_estimates_of_a_block_taken_whole_by_hand() -> None:
     """H = diag(3, 4) seen by two Lanczos steps: ||H||_F = 5, ||H||_2 = 4, tr H = 7, each with its share of rounding."""
-    frobenius, spectral, trace = block_norms(Rough(np.diag([3.0, 4.0])))
+    frobenius, spectral, trace = Rough(np.diag([3.0, 4.0])).norms()
     assert [e.hvps for e in (frobenius, spectral, trace)] == [4, 4, 4]
     assert [e.flag for e in (frobenius, spectral, trace)] == [None, None, None]
     for e, value, low, high, floor in (
@@ -484,7 +489,7 @@ def test_estimates_of_a_block_taken_whole_by_hand() -> None:
 
 def test_plain_probes_of_a_multiple_of_the_identity_by_hand() -> None:
     """2 I on signs: ||Hv||^2 = 4 d and v'Hv = 2 d for every v, with the rounding of the first product."""
-    frobenius, trace = plain_norms(Rough(2.0 * np.eye(6)), "a", probes=8, distribution="rademacher")
+    frobenius, trace = Rough(2.0 * np.eye(6)).hutchinson("a", probes=8, distribution="rademacher")
     root = math.sqrt(24)
     assert (frobenius.value, frobenius.floor, frobenius.hvps) == (pytest.approx(root), pytest.approx(root / 8), 10)
     assert (trace.value, trace.floor, trace.hvps) == (pytest.approx(12.0), pytest.approx(root / 8), 10)
@@ -495,12 +500,12 @@ def test_plain_probes_of_a_multiple_of_the_identity_by_hand() -> None:
 def test_the_least_settings_are_accepted_and_a_spent_budget_is_flagged() -> None:
     """One Lanczos step and five probes are the least budget: its block of 40 dimensions is not known to 5 % then."""
     hessian = DenseHessian(np.diag(np.linspace(-1.0, 1.0, 40)))
-    frobenius = block_norms(hessian, lanczos=1, budget=7)[0]
+    frobenius = hessian.norms(lanczos=1, budget=7)[0]
     assert frobenius.hvps == 7 and frobenius.flag == "precision not reached"
     with pytest.raises(BadInput, match=r"a budget of at least lanczos \+ 6"):
-        block_norms(hessian, lanczos=1, budget=6)
+        hessian.norms(lanczos=1, budget=6)
     for distribution, least in (("gaussian", 2), ("sphere", 2), ("rademacher", 8)):
-        assert plain_norms(hessian, "a", probes=least, distribution=distribution)[0].hvps == least  # type: ignore[arg-type]
+        assert hessian.hutchinson("a", probes=least, distribution=distribution)[0].hvps == least  # type: ignore[arg-type]
 
 
 # optim
@@ -578,31 +583,27 @@ def test_the_images_join_q_where_more_probes_would_cost_more(
     ratio: float, gram: np.ndarray, dim: int, budget: int, extended: list[int]
 ) -> None:
     run = Scripted(0.01 * ratio, dim, gram)
-    assert run.until(0.01, budget) is False
+    assert run.probe_until(0.01, budget) is False
     assert run.extended == extended and run.hvps >= budget
 
 
 def test_a_run_stops_at_its_precision_after_five_probes_and_at_its_budget_after_two() -> None:
     """The half-width is (3 - 1)/(2 2) = 1/2 of the norm."""
     run = Scripted(0.01, 40, NONE)
-    assert run.until(0.5, 40) is True and len(run.squares) == 5
+    assert run.probe_until(0.5, 40) is True and len(run.squares) == 5
     run = Scripted(0.01, 40, NONE)
-    assert run.until(0.499, 40) is False and len(run.squares) == 28
+    assert run.probe_until(0.499, 40) is False and len(run.squares) == 28
     run = Scripted(0.01, 40, NONE)
-    assert run.until(0.5, 12) is False and len(run.squares) == 2
+    assert run.probe_until(0.5, 12) is False and len(run.squares) == 2
 
 
 def test_the_defaults_of_the_norms_are_those_of_the_documents() -> None:
     """A half-width of 5 %, 12 Lanczos steps, at most 100 products, seed 0; plain probes are Gaussian."""
     hessian = DenseHessian(np.diag(1.0 / np.arange(1.0, 201)) + 0.01, 150, 50)
-    assert block_norms(hessian) == block_norms(
-        hessian, ["a", "b"], cross=(), precision=0.05, lanczos=12, budget=100, seed=(0,)
-    )
-    spent = block_norms(hessian, ["a"], precision=1e-6)
-    assert spent == block_norms(hessian, ["a"], precision=1e-6, budget=100) and spent[0].hvps == 100
-    assert plain_norms(hessian, "a", probes=4) == plain_norms(
-        hessian, "a", probes=4, distribution="gaussian", seed=(0,)
-    )
+    assert hessian.norms() == hessian.norms(["a", "b"], cross=(), precision=0.05, lanczos=12, budget=100, seed=(0,))
+    spent = hessian.norms(["a"], precision=1e-6)
+    assert spent == hessian.norms(["a"], precision=1e-6, budget=100) and spent[0].hvps == 100
+    assert hessian.hutchinson("a", probes=4) == hessian.hutchinson("a", probes=4, distribution="gaussian", seed=(0,))
 
 
 @pytest.mark.parametrize(
@@ -612,7 +613,7 @@ def test_the_rounding_of_a_cross_block_is_the_larger_blocks_per_coordinate(a: fl
     """Diagonal blocks a I of 8 and b I of 2 dimensions: 1/8 of ||a I||_F sqrt(2/8), or of ||b I||_F sqrt(8/2)."""
     h = np.diag([a] * 8 + [b] * 2)
     h[0, 8] = h[8, 0] = 0.5
-    cross = block_norms(Rough(h, 8, 2), cross=[("b", "a")])[-1]
+    cross = Rough(h, 8, 2).norms(cross=[("b", "a")])[-1]
     assert (cross.block, cross.wrt, cross.quantity, cross.hvps) == ("a", "b", "frobenius", 14)
     assert (cross.value, cross.low, cross.high) == pytest.approx((0.5, max(0.5 - floor, 0), 0.5 + floor), rel=1e-9)
     assert cross.floor == pytest.approx(floor, rel=1e-9) and cross.flag == "below floor"

@@ -31,7 +31,14 @@ GROUP = 1 << 17  # entries of the state of the replicas that go together
 
 @dataclass(frozen=True)
 class Algorithm1(Options):
-    """Algorithm 1 with its options, see `Options`."""
+    """Algorithm 1 with its options, see `Options`.
+
+    >>> import torch
+    >>> from smoothlab import Algorithm1, Quadratic, objective
+    >>> f = objective(Quadratic(10.0), Quadratic(0.5), n=4, sigma=1.0)
+    >>> Algorithm1(eta_x=1e-3, eta_y=0.1, epochs=5).run(f, torch.ones(f.dim), replicas=10).average.shape
+    (10,)
+    """
 
     def run(
         self, objective: FiniteSum, z0: Tensor, replicas: int = 1000, seed: int | Sequence[int] = 0,

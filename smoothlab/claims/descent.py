@@ -24,7 +24,7 @@ from torch import Tensor
 from smoothlab.algorithm1.engine import Algorithm1
 from smoothlab.claims import exact
 from smoothlab.claims.claim import About, Certificate, Claim, Finding
-from smoothlab.claims.runs import LEVEL, MU, PROBLEMS, SMOOTH, Run, chi_square_radius, epochs, in_mean, near, runs
+from smoothlab.claims.runs import LEVEL, MU, PROBLEMS, SMOOTH, Run, epochs, in_mean, near, runs
 from smoothlab.objectives import (
     Cosh,
     CosineCoupling,
@@ -97,7 +97,7 @@ def _b5(seed: int) -> Finding:
             errors[where] = _over(samples.mean_square(squares), bound)
             flagged += samples.rare_draws(squares) is not None
             away = rest[:, None] * v  # of mean E ghat - g: <g, v> v has the mean g
-            radius = chi_square_radius(d, np.cov(away.T), DRAWS)
+            radius = samples.mean_radius(np.cov(away.T), DRAWS)
             bias = float(np.linalg.norm(away.mean(0)))
             interval = Interval(bias, max(0.0, bias - radius), bias + radius)
             biases[where] = _over(interval, bounds.bias_bound(mu, L, d))
@@ -302,8 +302,8 @@ def _probability(seed: int) -> Finding:
         algorithm = Algorithm1(h.eta_x, h.eta_y, h.T, mu=h.mu, distribution="sphere", above=h.F, halt=False)
         result = algorithm.run(f, z0, RUNS, seed=(seed, 13))
         where = f"{name}, T = {h.T}"
-        failed[where] = _over(_share(int((result.average > eps**2).sum()), RUNS), DELTA)
-        left[where] = _over(_share(int((result.left >= 0).sum()), RUNS), DELTA / 2)
+        failed[where] = _over(samples.proportion(int((result.average > eps**2).sum()), RUNS), DELTA)
+        left[where] = _over(samples.proportion(int((result.left >= 0).sum()), RUNS), DELTA / 2)
         sizes[where] = _over(samples.mean_square(result.average), eps**2)
         flagged += samples.rare_draws(result.average) is not None
     cases = RUNS * len(failed)
@@ -313,14 +313,6 @@ def _probability(seed: int) -> Finding:
         in_mean("P(tau < T) <= delta/2, the same runs", left, cases),
         in_mean("mean of (1/T) sum ||grad f||^2 <= eps^2, the same runs", sizes, cases, flagged),
     ))  # fmt: skip
-
-
-def _share(count: int, of: int) -> Interval:
-    """Clopper and Pearson's."""
-    from scipy import stats
-
-    found = stats.binomtest(count, of).proportion_ci(0.95, method="exact")
-    return Interval(count / of, float(found.low), float(found.high))
 
 
 _SMOOTH = "all f_i block-smooth with D = diag(L_x, L_y) where the epoch and its perturbations go"

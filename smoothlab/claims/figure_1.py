@@ -11,43 +11,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from smoothlab.claims.claim import About, Certificate, Claim, Finding
-from smoothlab.claims.search import Array
 from smoothlab.stats import samples
-from smoothlab.stats.intervals import Interval
+from smoothlab.stats.ranks import BLOCK, partial_spearman, spearman_of_series
 
 if TYPE_CHECKING:
     import pandas as pd
 
 DEPENDENT = "points of one run are dependent"
-BLOCK, TIMES = 4, 1000  # of the bootstrap: consecutive points that are drawn together, and how often
-
-
-def rank_correlation(x: Array, y: Array, seed: int = 0) -> Interval:
-    """Spearman's, with the wider ends of Fisher's interval and of a moving-block bootstrap, which keeps neighbors."""
-    from scipy import stats
-
-    from smoothlab.stats.smoothness_table import spearman
-
-    found = spearman(x, y)  # type: ignore[arg-type]
-    if found is None:
-        return Interval(float("nan"), -1.0, 1.0)
-    n, rng = len(x), np.random.default_rng(seed)
-    starts = rng.integers(0, n - BLOCK + 1, (TIMES, -(-n // BLOCK)))
-    picks = (starts[..., None] + np.arange(BLOCK)).reshape(TIMES, -1)[:, :n]
-    ranks = stats.rankdata(x[picks], axis=1), stats.rankdata(y[picks], axis=1)
-    a, b = (one - one.mean(1, keepdims=True) for one in ranks)
-    again = (a * b).sum(1) / np.sqrt((a**2).sum(1) * (b**2).sum(1))
-    low, high = np.nanquantile(again, [0.025, 0.975])
-    return Interval(found.rho, min(found.low, float(low)), max(found.high, float(high)))
-
-
-def given_step(x: Array, y: Array, step: Array) -> float:
-    """Rank correlation without the part of both ranks that is linear in the step's; NaN if nothing is left."""
-    from scipy import stats
-
-    both, a, b = (float(stats.spearmanr(*pair).statistic) for pair in ((x, y), (x, step), (y, step)))
-    left = (1 - a**2) * (1 - b**2)
-    return (both - a * b) / left**0.5 if left > 1e-12 else float("nan")
 
 
 def _grows(seed: int, records: Sequence[Path]) -> Finding:
@@ -61,13 +31,13 @@ def _grows(seed: int, records: Sequence[Path]) -> Finding:
             if len(rows) <= 2 * BLOCK:
                 continue
             x, y, step = (rows[column].to_numpy(dtype=float) for column in ("grad_norm", "value", "step"))
-            rho = rank_correlation(x, y, seed)
+            rho = spearman_of_series(x, y, seed)
             supports = True if rho.low > 0 else False if rho.high < 0 else None
             slope = float(np.polyfit(np.log(x), np.log(y), 1)[0])
             about: About = "printed" if quantity == "frobenius" else "corrected"
             facts: dict[str, float | str] = {
                 "rank correlation": rho.value, "low": rho.low, "high": rho.high,
-                "given the step": given_step(x, y, step),
+                "given the step": partial_spearman(x, y, step),
                 "exponent of the gradient norm (1: linear)": slope, "least gradient norm": float(x.min()),
                 "largest": float(x.max()), "points": float(len(x)), "note": DEPENDENT, "records": path.name,
             }  # fmt: skip

@@ -1,7 +1,6 @@
 """Real runs of Algorithm 1, along which the corrected statements are checked: every state at the start of an epoch."""
 
 import functools
-import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -145,11 +144,3 @@ def length(D: Array, s: Tensor) -> Array:
     """||s||_D."""
     length: Array = np.sqrt((D * s.numpy() ** 2).sum(-1))
     return length
-
-
-def chi_square_radius(dim: int, covariance: Array, draws: int) -> float:
-    """How far a mean vector is from the true one, at 95 %: sqrt(q lambda_max/draws), q the chi-square quantile."""
-    from scipy import stats
-
-    top = float(np.linalg.eigvalsh(covariance)[-1]) if dim > 1 else float(np.asarray(covariance))
-    return math.sqrt(float(stats.chi2.ppf(0.95, dim)) * max(top, 0.0) / draws)

@@ -42,12 +42,6 @@ class Audit:
     add: tuple[Path, ...] = ()
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        # `--add FILE NAME`: an option takes all that follows it, also names of claims, which are no files.
-        names = [str(path) for path in self.add if path.suffix != ".py" and not path.exists()]
-        object.__setattr__(self, "add", tuple(path for path in self.add if str(path) not in names))
-        object.__setattr__(self, "claims", (*self.claims, *names))
-
     def chosen(self) -> list[Claim]:
         """The claims that are asked for; with `add` and no names, the added ones.
 
@@ -119,6 +113,8 @@ def added_claims(path: Path) -> list[Claim]:
     Raises:
         BadInput: the file cannot be read or run, or defines neither.
     """
+    if not path.exists():
+        raise BadInput(f"--add {path}: there is no such file; check the path")
     if path.suffix != ".py" or not path.is_file():
         raise BadInput(f"--add {path}: give a Python file, FILE.py, that defines CLAIM or CLAIMS")
     spec = importlib.util.spec_from_file_location(f"smoothlab_added_{path.stem}", path)

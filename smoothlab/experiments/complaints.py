@@ -1,23 +1,110 @@
-"""What the command line's parser says of a wrong value, in the words of every other error: the option, then the fix."""
+"""Mistakes on the command line, in one line: what is wrong, and the option, value or command that would be right."""
 
+import dataclasses
+import difflib
+import inspect
 import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, get_args
 
 _QUOTED = re.compile(r"'([^']*)'")
 
 
+def usage_error(box: str, argv: Sequence[str], commands: Mapping[str, Callable[..., Any]]) -> str:
+    """The error line for an `argv` that the parser refuses.
+
+    Args:
+        box: what the parser (tyro) printed, drawn as a box.
+        argv: words of the command line, without the program's name.
+        commands: subcommands by name.
+    """
+    if not argv or argv[0] not in commands:
+        return _unknown_command(argv, list(commands))
+    command = argv[0]
+    complaint = _complaint(box)
+    if complaint.startswith("Unrecognized"):
+        own_options = options_of(commands[command])
+        for word in argv[1:]:
+            name = word.partition("=")[0]
+            if name.startswith("--") and name.replace("_", "-") not in own_options:
+                complaint = _unknown_option(command, name, own_options, commands)
+                break
+        else:
+            stray = re.split(r"[ ,]", complaint.partition(":")[2].strip())[0]
+            complaint = f"smoothlab {command} has no place for '{stray}': leave it out, or name its option"
+    end = "; see"
+    if complaint.endswith("?"):
+        end = " see"
+    return f"{plain(complaint)}{end} smoothlab {command} --help"
+
+
+def options_of(command: Callable[..., Any]) -> list[str]:
+    """Options of a subcommand as they are typed: its parameters, those of a configuration by field."""
+    names = []
+    for parameter in inspect.signature(command).parameters.values():
+        kind = next(iter(get_args(parameter.annotation)), None)
+        if dataclasses.is_dataclass(kind):
+            names += [field.name for field in dataclasses.fields(kind)]
+        else:
+            names.append(parameter.name)
+    return ["--" + name.replace("_", "-") for name in names] + ["--help"]
+
+
+def _unknown_command(argv: Sequence[str], names: Sequence[str]) -> str:
+    listed = f"use one of {', '.join(names)}; see smoothlab --help"
+    if not argv:
+        return f"no command is named: {listed}"
+    if argv[0].startswith("-"):
+        return f"smoothlab has no option {argv[0]} before its command: {listed}"
+    near = difflib.get_close_matches(argv[0], names, 1)
+    hint = ""
+    if near:
+        hint = f"did you mean {near[0]}? "
+    return f"'{argv[0]}' is no command of smoothlab: {hint}{listed}"
+
+
+def _unknown_option(command: str, name: str, own: Sequence[str], commands: Mapping[str, Callable[..., Any]]) -> str:
+    complaint = f"smoothlab {command} has no option {name}"
+    near = difflib.get_close_matches(name, own, 1, cutoff=0.7)
+    if near:
+        return f"{complaint}: did you mean {near[0]}?"
+    others = [other for other, function in commands.items() if name in options_of(function)]
+    if others:
+        return f"{complaint}, which is an option of {' and '.join(others)}: leave it out"
+    return f"{complaint}: leave it out"
+
+
+def _complaint(box: str) -> str:
+    """The first paragraph in the parser's box, on one line."""
+    title, *lines = [line.strip("│╭╮╰╯|+ ") for line in box.splitlines()]  # drawn in ASCII where the terminal is
+    words: list[str] = []
+    for line in lines:
+        ruler = bool(line) and not line.strip("─-")
+        if ruler and words:
+            break
+        if line and not ruler:
+            words.append(line)
+    complaint = " ".join(words) or title.strip("─- ")
+    return complaint.rstrip(" .").replace(" (required)", "")
+
+
 def plain(words: str) -> str:
     """A parser's complaint about one option as "--option value: what to give"; others as they are."""
-    if found := re.fullmatch(r"Error parsing (--\S+): (invalid literal for int|could not convert).*: '(.*)'", words):
-        kind = "a whole number" if "int" in found[2] else "a number"
-        return f"{found[1]} {found[3]}: use {kind}"
-    if found := re.fullmatch(r"Error parsing (--\S+): Could not find valid parse for arguments: \[(.*)\]", words):
-        given = _QUOTED.findall(found[2])
-        kind = "whole numbers" if all(map(_is_number, given)) else "numbers"
-        return f"{found[1]} {' '.join(given)}: use {kind}, with spaces between them"
-    if found := re.fullmatch(r"invalid choice '(.*)' for argument '(--[^']+)'\. Expected one of \((.*)\)", words):
-        return f"{found[2]} {found[1]} is unknown: use {', '.join(_QUOTED.findall(found[3]))}"
-    if found := re.fullmatch(r"Missing value for argument '(--[^']+)'\. Expected 1 values?", words):
-        return f"{found[1]} has no value: give one"
+    if match := re.fullmatch(r"Error parsing (--\S+): (invalid literal for int|could not convert).*: '(.*)'", words):
+        kind = "a number"
+        if "int" in match[2]:
+            kind = "a whole number"
+        return f"{match[1]} {match[3]}: use {kind}"
+    if match := re.fullmatch(r"Error parsing (--\S+): Could not find valid parse for arguments: \[(.*)\]", words):
+        values = _QUOTED.findall(match[2])
+        kind = "numbers"
+        if all(map(_is_number, values)):
+            kind = "whole numbers"
+        return f"{match[1]} {' '.join(values)}: use {kind}, with spaces between them"
+    if match := re.fullmatch(r"invalid choice '(.*)' for argument '(--[^']+)'\. Expected one of \((.*)\)", words):
+        return f"{match[2]} {match[1]} is unknown: use {', '.join(_QUOTED.findall(match[3]))}"
+    if match := re.fullmatch(r"Missing value for argument '(--[^']+)'\. Expected 1 values?", words):
+        return f"{match[1]} has no value: give one"
     return words
 
 

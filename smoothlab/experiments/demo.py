@@ -1,8 +1,18 @@
-"""Fig. 1a, 1b and 3, the estimators and the rates in small, of built-in model and data: measured, drawn, one page."""
+"""All experiments in small, on the built-in model and data: sections side by side, a thread each."""
 
+import contextlib
+import io
+import multiprocessing
+import os
+import queue
+import signal
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from smoothlab.errors import BadInput, Unfinished
 from smoothlab.experiments.estimators.experiment import Estimators
 from smoothlab.experiments.finetune.experiment import Finetune, Method
 from smoothlab.experiments.rates.experiment import Rates
@@ -10,68 +20,136 @@ from smoothlab.experiments.smoothness import Smoothness
 from smoothlab.records import Experiment, Row, run
 
 # So few steps move the weights only with a rate well above that of Appendix D.4 (5e-5 over 5,000 steps).
-STEPS, POINTS, PROBES, RATE = 150, 6, 20, 2e-2
-
+STEPS, POINTS, PROBES, RATE = 150, 5, 20, 2e-2
 
 # Estimators: few enough directions for half a minute.
-SMALL = Estimators(
-    functions=("cosh",),
-    distributions=("gaussian", "rademacher", "lowrank"),
-    draws=3000,
-    dims=(4, 16, 64),
-    qs=(1, 2, 4, 8),
-    mus=(1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0),
-    curve_draws=400,
-    measure=("base",),
-    model_draws=12,
-    kinds=("gaussian", "rademacher", "one-sided"),
-    model_mus=(1e-5, 1e-4, 1e-3, 1e-2, 1e-1),
-    model_curve_draws=6,
-    rounds=6,
-)
-
+ESTIMATORS = Estimators(
+    functions=("cosh",), distributions=("gaussian", "rademacher", "lowrank"), draws=3000, dims=(4, 16, 64),
+    qs=(1, 2, 4, 8), mus=(1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0), curve_draws=400, measure=("base",),
+    model_draws=12, kinds=("gaussian", "rademacher", "one-sided"), model_mus=(1e-5, 1e-4, 1e-3, 1e-2, 1e-1),
+    model_curve_draws=6, rounds=6,
+)  # fmt: skip
 # Rates: every part, in half a minute.
-SMALL_RATES = Rates(
+RATES = Rates(
     eps=(1.0,), deltas=(0.5,), families=("quadratic", "cosh-y"), orders=("reshuffle", "replace"),
     fit_eps=(0.4, 0.3, 0.2), fit_ns=(2, 4, 8), fit_deltas=(0.5, 0.2), replicas=60, max_steps=13_000,
 )  # fmt: skip
-
 # Fine-tuning: enough steps for the methods to part. Zeroth-order steps alone learn nothing in so few.
-TUNED = Finetune(steps=120, eval_every=30, test=300, patience=0)
+FINETUNE = Finetune(steps=120, eval_every=30, test=300, patience=0)
 METHODS: dict[str, Method] = {"fo-lora": "fo-peft", "hybrid-lora": "hybrid", "zo": "zo"}
+SECONDS = {"fig1b": 75, "fig1a": 50, "finetune-hybrid-lora": 45, "estimators": 38, "rates": 36,
+           "finetune-fo-lora": 27, "finetune-zo": 27}  # fmt: skip
+"""CPU seconds of each section, measured on one thread; the longest begin first, so that none is waited for alone."""
+PATIENCE = 30.0  # seconds between lines where stderr is no terminal
 
 
-def runs(seed: int) -> dict[str, Smoothness]:
-    """The two runs by the figure they are for: full fine-tuning (1a); base and LoRA jointly (1b)."""
-    small = Smoothness(
+def sections(seed: int) -> dict[str, Experiment]:
+    """The runs by the names of their record files."""
+    full = Smoothness(
         model="micro", data="builtin", peft="none", blocks="part", steps=STEPS, points=POINTS, lr=RATE,
         protocol="both", probes=PROBES, seed=seed, measure=("base",),
     )  # fmt: skip
-    return {"fig1a": small, "fig1b": replace(small, peft="lora", measure=("base", "peft"))}
+    runs: dict[str, Experiment] = {
+        "fig1a": full, "fig1b": replace(full, peft="lora", measure=("base", "peft")),
+        "estimators": replace(ESTIMATORS, seed=seed), "rates": replace(RATES, seed=seed),
+    }  # fmt: skip
+    for name, method in METHODS.items():
+        runs[f"finetune-{name}"] = replace(FINETUNE, method=method, seed=seed)
+    return runs
 
 
-def measure_and_draw(folder: Path, *, seed: int, environment: Row, overwrite: bool) -> Path:
-    """Measure all runs into `folder` (continuing what was stopped), draw the figures, and write the page.
+def measure(folder: Path, seed: int, environment: Row, overwrite: bool) -> list[Path]:
+    """Measure all sections into `folder`, continuing what was stopped, in as many processes as there are cores.
 
     Returns:
-        The path of `index.html`.
+        The record files.
 
     Raises:
         BadInput: `folder` cannot be written, or holds records of other settings.
+        Unfinished: a process was ended by the system.
     """
-    every: dict[str, Experiment] = {
-        **runs(seed), "estimators": replace(SMALL, seed=seed), "rates": replace(SMALL_RATES, seed=seed),
-    }  # fmt: skip
-    tuned = {f"finetune-{name}": replace(TUNED, method=method, seed=seed) for name, method in METHODS.items()}
-    every |= tuned
-    records = {
-        figure: run(experiment, folder / f"{figure}.jsonl", environment=environment, overwrite=overwrite)
-        for figure, experiment in every.items()
-    }
+    runs = sections(seed)
+    context = multiprocessing.get_context("spawn")
+    tasks, news = context.Queue(), context.Queue()
+    for name in sorted(runs, key=lambda name: -SECONDS[name]):
+        tasks.put((name, runs[name], folder / f"{name}.jsonl", environment, overwrite))
+    count = min(len(runs), os.cpu_count() or 1)
+    processes = [context.Process(target=_work, args=(tasks, news), daemon=True) for _ in range(count)]
+    for _ in processes:
+        tasks.put(None)
+    threads = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"  # read when a process first imports torch
+    try:
+        for process in processes:
+            process.start()
+        _watch(news, processes, len(runs))
+        for process in processes:
+            process.join()
+    finally:
+        for process in processes:
+            process.terminate()
+        os.environ.pop("OMP_NUM_THREADS")
+        if threads is not None:
+            os.environ["OMP_NUM_THREADS"] = threads
+    return [folder / f"{name}.jsonl" for name in runs]
 
-    from smoothlab.report.page import demo_report
 
-    return demo_report(
-        folder, records["fig1a"], records["fig1b"], records["estimators"], records["rates"],
-        [records[name] for name in tuned],
-    )  # fmt: skip
+def _work(tasks: Any, news: Any) -> None:
+    """One process: sections one after another, until none is left; whatever they print goes to the first process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process ends this one; every row is on disk
+    while (task := tasks.get()) is not None:
+        name, experiment, out, environment, overwrite = task
+        news.put(("begin", name, ""))
+        printed = io.StringIO()
+        try:
+            with contextlib.redirect_stderr(printed):
+                run(experiment, out, environment=environment, overwrite=overwrite)
+        except BadInput as error:
+            news.put(("refused", name, str(error)))
+            return
+        news.put(("end", name, printed.getvalue()))
+
+
+def _watch(news: Any, processes: list[Any], count: int) -> None:
+    """Follow the sections to their end, with a bar that names those that run and says how long the rest will take."""
+    from tqdm import tqdm
+
+    bar = tqdm(total=100, desc="demo", unit="%", disable=not sys.stderr.isatty(),
+               bar_format="{desc}: {percentage:3.0f}%|{bar}| {postfix}")  # fmt: skip
+    begun, spoken = time.monotonic(), time.monotonic()
+    running: dict[str, float] = {}
+    done: list[str] = []
+    while len(done) < count:
+        try:
+            kind, name, text = news.get(timeout=1.0)
+        except queue.Empty:
+            kind, name, text = "", "", ""
+        if kind == "refused":
+            raise BadInput(text)
+        if kind == "begin":
+            running[name] = time.monotonic()
+        if kind == "end":
+            running.pop(name)
+            done.append(name)
+            for line in text.splitlines():
+                bar.write(f"{line}", file=sys.stderr)
+        if not kind and any(process.exitcode for process in processes):
+            raise Unfinished(f"a process that measured {', '.join(running)} was ended; start the same command again")
+        elapsed = time.monotonic() - begun
+        fraction = _fraction(done, running)
+        left = elapsed * (1 - fraction) / fraction if fraction else sum(SECONDS.values()) / len(processes)
+        bar.n = round(100 * fraction)
+        bar.set_postfix_str(f"{', '.join(running)}; about {left:.0f} s left")
+        if bar.disable and time.monotonic() - spoken > PATIENCE:
+            spoken = time.monotonic()
+            words = f"{100 * fraction:.0f} % done, running {', '.join(running)}, about {left:.0f} s left"
+            print(f"smoothlab: demo: {words}", file=sys.stderr)
+    bar.close()
+
+
+def _fraction(done: list[str], running: dict[str, float]) -> float:
+    """Fraction of all work that is done; a section that runs counts by its time, up to nine tenths of itself."""
+    work = float(sum(SECONDS[name] for name in done))
+    for name, begun in running.items():
+        work += min(time.monotonic() - begun, 0.9 * SECONDS[name])
+    return work / sum(SECONDS.values())

@@ -4,17 +4,18 @@ Let Q [k, d] be an orthonormal basis, T = Q H Q' and B = (I - Q'Q) H (I - Q'Q). 
 ||H||_F^2 = 2 ||H Q'||_F^2 - ||T||_F^2 + ||B||_F^2. Gaussian probes orthogonal to Q see B.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from smoothlab.blocks import dot
+from smoothlab.blocks import Block, dot
 from smoothlab.errors import BadInput
-from smoothlab.hessian.products import Hessian
-from smoothlab.stats.intervals import Interval, Reach, effective_rank, lanczos_reach, sum_of_squares
+from smoothlab.stats.intervals import Interval
+from smoothlab.stats.probes import Reach, effective_rank, lanczos_reach, sum_of_squares
 from smoothlab.zeroth.distributions import draw
 
 _COLUMNS = 1 << 16  # columns of Q handled at once: a chunk of Q and of the vector stays in cache
@@ -22,6 +23,34 @@ _AGAIN = 0.25  # share of its square that a vector must keep for one projection 
 _PYTHAGORAS = 0.01  # share of its square that a vector must keep for its norm to follow from its coefficients
 FIRST = 5  # probes before the first look at the interval
 IMAGES = 16  # images kept: enough for the effective rank, and a bound on memory
+
+
+class Products(ABC):
+    """Products with the Hessian of one loss at one point, blocks by name.
+
+    Attributes:
+        blocks: disjoint blocks by name.
+        loss: the loss at the point.
+        gradients: gradient of each block, flat [dim].
+        differences: whether products are finite differences, which kinks and long steps part from the Hessian.
+    """
+
+    blocks: dict[str, Block]
+    loss: float
+    gradients: dict[str, Tensor]
+    differences: ClassVar[bool] = False
+
+    @abstractmethod
+    def product(self, v: Tensor, along: str, wrt: Sequence[str]) -> tuple[Tensor, ...]:
+        """H_bc v for c = `along` and each b of `wrt`, as flat vectors [b.dim]."""
+
+    @abstractmethod
+    def noise(self, v: Tensor, image: Tensor, along: str) -> tuple[float, int]:
+        """Relative rounding error of the product H_cc v = `image`, and how many more products measuring it took."""
+
+    def truncation(self, along: str) -> float:
+        """Relative error of products beside rounding, as far as it is known."""
+        return 0.0
 
 
 class Projection(NamedTuple):
@@ -119,7 +148,7 @@ class Deflation:
     images, and `cross_images[b]` the images themselves while Q_b is to come.
     """
 
-    def __init__(self, hessian: Hessian, name: str, seed: Sequence[int], others: Mapping[str, Basis | None]) -> None:
+    def __init__(self, hessian: Products, name: str, seed: Sequence[int], others: Mapping[str, Basis | None]) -> None:
         self.hessian, self.name, self.block, self.others = hessian, name, hessian.blocks[name], others
         self.basis = Basis(self.block.dim, self.block.params[0])
         self.seed, self.draws, self.hvps, self.lanczos = seed, 0, 0, 0
@@ -268,7 +297,7 @@ class Deflation:
         rest = sum_of_squares(self.squares, effective_rank(self.gram))
         return Interval(*(known + x for x in rest)), rest
 
-    def until(self, precision: float, budget: int) -> bool:
+    def probe_until(self, precision: float, budget: int) -> bool:
         """Probe, and extend Q where that is cheaper, until the norm's half-width is at most `precision` of it.
 
         Probes needed for share s of the square, effective rank nu: m = 2 (0.98 s / precision)^2 / nu, from the relative

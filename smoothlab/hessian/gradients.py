@@ -2,31 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol, runtime_checkable
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from smoothlab.blocks import Block, Loss, by_name, flatten
 from smoothlab.errors import BadInput
-from smoothlab.hessian.loss_graph import LossGraph, read_graph
-
-
-@runtime_checkable
-class Evaluated(Protocol):
-    """A loss at a point, with its gradients, which can be evaluated where the parameters are moved to."""
-
-    loss: float
-    graph: LossGraph
-
-    @property
-    def gradients(self) -> dict[str, Tensor]:
-        """Gradient of each block, flat [dim]."""
-        ...
-
-    def evaluate(self) -> float:
-        """The loss where the parameters are now."""
-        ...
+from smoothlab.hessian.loss_graph import read_graph
 
 
 def finite(loss: Tensor) -> Tensor:
@@ -85,6 +68,8 @@ class LossAtPoint:
     Raises:
         BadInput: the loss is not finite, or does not depend on a block.
     """
+
+    differences: ClassVar[bool] = False
 
     def __init__(self, loss: Loss, blocks: Sequence[Block]) -> None:
         self.blocks = by_name(blocks)

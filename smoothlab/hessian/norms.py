@@ -1,6 +1,6 @@
 """Frobenius, spectral and cross-block norms and traces of Hessian blocks, each with an interval.
 
-`block_norms` deflates and then probes. Let Q [k, d] be an orthonormal basis of k Lanczos vectors from a random start,
+`Hessian.norms` deflates and then probes. Let Q [k, d] be an orthonormal basis of k Lanczos vectors from a random start,
 with full reorthogonalization, T = Q H Q' and B = (I - Q'Q) H (I - Q'Q). Then, exactly,
     ||H||_F^2 = 2 ||H Q'||_F^2 - ||T||_F^2 + ||B||_F^2,     tr H = tr T + tr B,
 and Gaussian probes orthogonal to Q estimate ||B||_F^2 and tr B without bias (the idea of Hutch++, Meyer et al. 2021).
@@ -21,12 +21,12 @@ from torch import Tensor
 
 from smoothlab.blocks import dot
 from smoothlab.errors import BadInput
-from smoothlab.hessian.deflation import FIRST, IMAGES, Deflation, gram_matrix, half_width
+from smoothlab.hessian.deflation import FIRST, IMAGES, Deflation, Products, gram_matrix, half_width
 from smoothlab.hessian.disagreements import doubted
-from smoothlab.hessian.gradients import Evaluated
-from smoothlab.hessian.products import Hessian
+from smoothlab.hessian.gradients import LossAtPoint
 from smoothlab.hessian.selfchecks import check_plainly, check_products, check_repeats
-from smoothlab.stats.intervals import Interval, Reach, effective_rank, mean_of_forms, spectral_upper, sum_of_squares
+from smoothlab.stats.intervals import Interval
+from smoothlab.stats.probes import Reach, effective_rank, mean_of_forms, spectral_upper, sum_of_squares
 from smoothlab.zeroth.distributions import draw
 
 Quantity = Literal["frobenius", "spectral", "trace"]
@@ -35,6 +35,13 @@ Quantity = Literal["frobenius", "spectral", "trace"]
 @dataclass(frozen=True)
 class NormEstimate:
     """A norm of H_bc with its 95 % interval; b = `wrt`, c = `block` (equal for a diagonal block).
+
+    >>> import torch
+    >>> from smoothlab import frobenius
+    >>> w = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
+    >>> estimate = frobenius(lambda: (w**4).sum() / 4, [w])
+    >>> estimate.quantity, estimate.low <= estimate.value <= estimate.high
+    ('frobenius', True)
 
     Attributes:
         block: block of the directions.
@@ -64,10 +71,16 @@ class NormEstimate:
     sign: int | None = None
 
 
-def _root(square: Interval, floor: float) -> tuple[float, float, float]:
-    """Value and limits of a norm from those of its square, widened by the rounding floor."""
+def _frobenius(block: str, wrt: str, square: Interval, hvps: int, floor: float, reached: bool) -> NormEstimate:
+    """A Frobenius norm from the interval of its square, widened by the rounding floor."""
     value, low, high = (max(x, 0.0) ** 0.5 for x in square)
-    return value, max(low - floor, 0.0), high + floor
+    low, high = max(low - floor, 0.0), high + floor
+    return NormEstimate(block, wrt, "frobenius", value, low, high, hvps, floor, _flag(value, floor, reached))
+
+
+def _trace(block: str, trace: Interval, hvps: int, floor: float) -> NormEstimate:
+    low, high, flag = trace.low - floor, trace.high + floor, _flag(trace.value, floor, True)
+    return NormEstimate(block, block, "trace", trace.value, low, high, hvps, floor, flag)
 
 
 def _flag(value: float, floor: float, reached: bool) -> str | None:
@@ -98,19 +111,15 @@ def _estimates(run: Deflation, reached: bool, doubts: Sequence[str]) -> list[Nor
     point = run.noise * top  # rounding of a Ritz value
     spread = run.noise * run.captured**0.5  # of all images at once
     sign = _sign(float(ritz[0]), float(ritz[-1]), Reach(reach.lowest - spread, reach.highest + spread))
-    name, hvps = run.name, run.hvps
-    value, low, high = _root(whole, floor)
+    spectral = NormEstimate(
+        run.name, run.name, "spectral", top, top - point, upper + spread, run.hvps, point, _flag(top, point, True), sign
+    )
     estimates = [
-        NormEstimate(name, name, "frobenius", value, low, high, hvps, floor, _flag(value, floor, reached)),
-        NormEstimate(
-            name, name, "spectral", top, top - point, upper + spread, hvps, point, _flag(top, point, True), sign
-        ),
-        NormEstimate(
-            name, name, "trace", trace.value, trace.low - floor, trace.high + floor, hvps, floor,
-            _flag(trace.value, floor, True),
-        ),
-    ]  # fmt: skip
-    if high < top - point:  # no symmetric matrix has that
+        _frobenius(run.name, run.name, whole, run.hvps, floor, reached),
+        spectral,
+        _trace(run.name, trace, run.hvps, floor),
+    ]
+    if estimates[0].high < spectral.low:  # no symmetric matrix has that
         doubts = [*doubts, "spectral norm above the Frobenius norm"]
     return [_doubtful(e, doubts) for e in estimates]
 
@@ -133,12 +142,8 @@ def _cross(first: Deflation, second: Deflation, precision: float) -> NormEstimat
     known = first.cross_known[second.name] + second.cross_known[first.name]
     whole = sum_of_squares(squares, effective_rank(gram), known)
     floor = max(_spill(first, second), _spill(second, first))
-    value, low, high = _root(whole, floor)
     reached = half_width(whole) <= precision
-    hvps = first.hvps + second.hvps
-    return NormEstimate(
-        first.name, second.name, "frobenius", value, low, high, hvps, floor, _flag(value, floor, reached)
-    )
+    return _frobenius(first.name, second.name, whole, first.hvps + second.hvps, floor, reached)
 
 
 def _spill(run: Deflation, other: Deflation) -> float:
@@ -147,105 +152,109 @@ def _spill(run: Deflation, other: Deflation) -> float:
     return run.noise * diagonal * (other.block.dim / run.block.dim) ** 0.5
 
 
-def block_norms(
-    hessian: Hessian,
-    names: Sequence[str] | None = None,
-    *,
-    cross: Sequence[tuple[str, str]] = (),
-    precision: float = 0.05,
-    lanczos: int = 12,
-    budget: int = 100,
-    seed: Sequence[int] = (0,),
-) -> list[NormEstimate]:
-    """Frobenius norm, spectral norm and trace of each diagonal block, and Frobenius norms of cross blocks.
+class Hessian(Products):
+    """Products with the Hessian of one loss at one point, and the norms that they give."""
 
-    Args:
-        hessian: products with the Hessian; see `smoothlab.hessian.products`.
-        names: blocks to measure; all of the Hessian's by default.
-        cross: pairs of blocks whose H_bc is measured too, from the products of both: no extra cost.
-        precision: half-width of the 95 % interval of ||H||_F, relative to it, at which probing stops.
-        lanczos: Lanczos steps before probing.
-        budget: products per block at which probing stops all the same, flagged "precision not reached".
-        seed: seed of the start vectors and probes.
+    def norms(
+        self,
+        names: Sequence[str] | None = None,
+        *,
+        cross: Sequence[tuple[str, str]] = (),
+        precision: float = 0.05,
+        lanczos: int = 12,
+        budget: int = 100,
+        seed: Sequence[int] = (0,),
+    ) -> list[NormEstimate]:
+        """Frobenius norm, spectral norm and trace of each diagonal block, and Frobenius norms of cross blocks.
 
-    Returns:
-        Estimates in the order of `names`, then of `cross`. Simulated coverage of every interval, and the bias of every
-        value: benchmarks/coverage.py.
-    """
-    names = list(hessian.blocks) if names is None else list(names)
-    for name in [*names, *(name for pair in cross for name in pair)]:
-        _check_name(hessian, name)
-    for a, b in cross:
-        if a == b:
-            raise BadInput(f"cross block ({a}, {b}): name two different blocks")
-    if not 0 < precision < 1 or lanczos < 1 or budget < lanczos + FIRST + 1:
-        raise BadInput(
-            f"precision {precision}, lanczos {lanczos}, budget {budget}: use a precision in (0, 1), at least one "
-            f"Lanczos step, and a budget of at least lanczos + {FIRST + 1}"
-        )
-    needed = dict.fromkeys([*names, *(name for pair in cross for name in pair)])
-    order = sorted(needed, key=lambda name: -hessian.blocks[name].dim)  # cross images of later blocks are then short
-    if isinstance(hessian, Evaluated):
-        check_repeats(hessian)
-    runs: dict[str, Deflation] = {}
-    found: dict[str, list[NormEstimate]] = {}
-    for name in order:
-        partners = [a if b == name else b for a, b in cross if name in (a, b)]
-        others = {p: runs[p].basis if p in runs else None for p in partners}
-        run = Deflation(hessian, name, [*seed, *name.encode()], others)
-        run.krylov(lanczos)
-        doubts = doubted(name, check_products(run))
-        reached = run.complete or run.until(precision, budget)
-        runs[name], found[name] = run, _estimates(run, reached, doubts)
-        run.images = []
-    pairs = [sorted(pair, key=order.index) for pair in cross]
-    return [e for name in names for e in found[name]] + [_cross(runs[a], runs[b], precision) for a, b in pairs]
+        Args:
+            names: blocks to measure; all by default.
+            cross: pairs of blocks whose H_bc is measured too, from the products of both: no extra cost.
+            precision: half-width of the 95 % interval of ||H||_F, relative to it, at which probing stops.
+            lanczos: Lanczos steps before probing.
+            budget: products per block at which probing stops all the same, flagged "precision not reached".
+            seed: seed of the start vectors and probes.
 
+        Returns:
+            Estimates in the order of `names`, then of `cross`. Simulated coverage of every interval, and the bias of
+            every value: benchmarks/coverage.py.
+        """
+        names = list(self.blocks) if names is None else list(names)
+        needed = dict.fromkeys([*names, *(name for pair in cross for name in pair)])
+        for name in needed:
+            self._check_name(name)
+        for a, b in cross:
+            if a == b:
+                raise BadInput(f"cross block ({a}, {b}): name two different blocks")
+        if not 0 < precision < 1 or lanczos < 1 or budget < lanczos + FIRST + 1:
+            raise BadInput(
+                f"precision {precision}, lanczos {lanczos}, budget {budget}: use a precision in (0, 1), at least one "
+                f"Lanczos step, and a budget of at least lanczos + {FIRST + 1}"
+            )
+        if isinstance(self, LossAtPoint):
+            check_repeats(self)
+        # Largest first: cross images of later blocks are then short.
+        order = sorted(needed, key=lambda name: -self.blocks[name].dim)
+        runs: dict[str, Deflation] = {}
+        estimates: dict[str, list[NormEstimate]] = {}
+        for name in order:
+            partners = [a if b == name else b for a, b in cross if name in (a, b)]
+            bases = {p: runs[p].basis if p in runs else None for p in partners}
+            run = Deflation(self, name, [*seed, *name.encode()], bases)
+            run.krylov(lanczos)
+            doubts = doubted(name, check_products(run))
+            reached = run.complete or run.probe_until(precision, budget)
+            runs[name], estimates[name] = run, _estimates(run, reached, doubts)
+            run.images = []
+        ordered = [e for name in names for e in estimates[name]]
+        for pair in cross:
+            first, second = sorted(pair, key=order.index)
+            ordered.append(_cross(runs[first], runs[second], precision))
+        return ordered
 
-def _check_name(hessian: Hessian, name: str) -> None:
-    if name not in hessian.blocks:
-        raise BadInput(f"block '{name}' is unknown: use one of {', '.join(hessian.blocks)}")
+    def hutchinson(
+        self, name: str, *, probes: int, distribution: str = "gaussian", seed: Sequence[int] = (0,)
+    ) -> list[NormEstimate]:
+        """Frobenius norm and trace of one block by plain probing (Hutchinson 1990): means of ||Hv||^2 and v'Hv.
 
+        For comparison with `norms`. Every distribution has E vv' = I (the sphere's radius is sqrt(d)), so no further
+        factor is due. The relative variance of ||Hv||^2 is at most that of Gaussian probes, 2 tr(H^4) / ||H||_F^4, for
+        spheres and signs too, and the interval is made for that. Images of signs can vanish by chance, so at least
+        eight are asked for.
 
-def plain_norms(
-    hessian: Hessian, name: str, *, probes: int, distribution: str = "gaussian", seed: Sequence[int] = (0,)
-) -> list[NormEstimate]:
-    """Frobenius norm and trace of one block by plain probing, for comparison: means of ||Hv||^2 and v'Hv.
+        Args:
+            name: the block.
+            probes: number of probes.
+            distribution: "gaussian", "rademacher" or "sphere".
+            seed: seed of the probes.
+        """
+        if distribution not in ("gaussian", "rademacher", "sphere"):
+            raise BadInput(f"no interval for probes of distribution {distribution}: use gaussian, rademacher or sphere")
+        least = 8 if distribution == "rademacher" else 2
+        if probes < least:
+            raise BadInput(f"{probes} probes are too few for an interval: use {least} {distribution} vectors or more")
+        self._check_name(name)
+        doubts: list[str] = []
+        if isinstance(self, LossAtPoint):
+            check_repeats(self)
+            doubts = doubted(name, check_plainly(self, self.blocks[name], lambda v: self.product(v, name, [name])[0]))
+        images: list[Tensor] = []
+        squares, forms, noise, spent = [], [], 0.0, 0
+        for i in range(probes):
+            v = draw(self.blocks[name], distribution, [*seed, i])
+            (image,) = self.product(v, name, [name])
+            if i == 0:
+                noise, spent = self.noise(v, image, name)
+            squares.append(dot(image, image))
+            forms.append(dot(v, image))
+            if i < IMAGES:
+                images.append(image)
+        whole = sum_of_squares(squares, effective_rank(gram_matrix(images)))
+        floor = noise * max(whole.value, 0.0) ** 0.5
+        frobenius = _frobenius(name, name, whole, probes + spent, floor, True)
+        trace = _trace(name, mean_of_forms(forms, whole.high), probes + spent, floor)
+        return [_doubtful(frobenius, doubts), _doubtful(trace, doubts)]
 
-    Every distribution has E vv' = I (the sphere's radius is sqrt(d)), so no further factor is due. The relative
-    variance of ||Hv||^2 is at most that of Gaussian probes, 2 tr(H^4) / ||H||_F^4, for all three distributions, and the
-    interval is made for that. Rademacher images can vanish by chance, so at least eight are asked for.
-    """
-    least = 8 if distribution == "rademacher" else 2
-    if probes < least:
-        raise BadInput(f"{probes} probes are too few for an interval: use at least {least} with {distribution} vectors")
-    _check_name(hessian, name)
-    doubts: list[str] = []
-    if isinstance(hessian, Evaluated):
-        check_repeats(hessian)
-        doubts = doubted(name, check_plainly(hessian, name))
-    block = hessian.blocks[name]
-    images: list[Tensor] = []
-    squares, forms, noise, spent = [], [], 0.0, 0
-    for i in range(probes):
-        v = draw(block, distribution, [*seed, i])
-        (image,) = hessian.product(v, name, [name])
-        if i == 0:
-            noise, spent = hessian.noise(v, image, name)
-        squares.append(dot(image, image))
-        forms.append(dot(v, image))
-        if i < IMAGES:
-            images.append(image)
-    whole = sum_of_squares(squares, effective_rank(gram_matrix(images)))
-    trace = mean_of_forms(forms, whole.high)
-    floor = noise * max(whole.value, 0.0) ** 0.5
-    value, low, high = _root(whole, floor)
-    hvps = probes + spent
-    estimates = [
-        NormEstimate(name, name, "frobenius", value, low, high, hvps, floor, _flag(value, floor, True)),
-        NormEstimate(
-            name, name, "trace", trace.value, trace.low - floor, trace.high + floor, hvps, floor,
-            _flag(trace.value, floor, True),
-        ),
-    ]  # fmt: skip
-    return [_doubtful(e, doubts) for e in estimates]
+    def _check_name(self, name: str) -> None:
+        if name not in self.blocks:
+            raise BadInput(f"block '{name}' is unknown: use one of {', '.join(self.blocks)}")

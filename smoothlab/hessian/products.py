@@ -4,9 +4,9 @@ For a loss f on blocks, `product(v, along, wrt)` returns H_bc v for v on block c
 b != c this is a cross block, H_xy in the paper. Cost is counted in gradients of the loss (one forward and backward).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -16,36 +16,25 @@ from smoothlab.blocks import Block, Loss, Shift, by_name, dot, flatten, in_passe
 from smoothlab.errors import BadInput
 from smoothlab.hessian.gradients import LossAtPoint, block_gradients, finite, plain_words
 from smoothlab.hessian.loss_graph import read_graph
+from smoothlab.hessian.norms import Hessian, NormEstimate
 
 Scheme = Literal["forward", "central"]
 
 
-class Hessian(Protocol):
-    """What the norms need: products with the Hessian of one loss at one point, blocks by name."""
-
-    blocks: dict[str, Block]
-    loss: float
-
-    @property
-    def gradients(self) -> dict[str, Tensor]:
-        """Gradient of each block, flat [dim]."""
-        ...
-
-    def product(self, v: Tensor, along: str, wrt: Sequence[str]) -> tuple[Tensor, ...]:
-        """H_bc v for c = `along` and each b of `wrt`, as flat vectors [b.dim]."""
-        ...
-
-    def noise(self, v: Tensor, image: Tensor, along: str) -> tuple[float, int]:
-        """Relative rounding error of the product H_cc v = `image`, and how many more products finding it took."""
-        ...
-
-
-class ExactHessian:
+class ExactHessian(LossAtPoint, Hessian):
     """Exact products by double backward: one gradient graph is kept, each product is one backward through it.
 
     H_bc v = d/d theta_b <grad_c f, v> (Pearlmutter 1994). Scaled dot-product attention runs on its MATH kernel, the one
     that has second derivatives; it equals the others up to rounding. Kinks (ReLU) are ignored: the product is the
     Hessian of the smooth piece. The parameters are only read; `.grad`, buffers and flags are not touched.
+
+    >>> import torch
+    >>> from smoothlab import Block, ExactHessian
+    >>> x, y = (torch.nn.Parameter(torch.ones(2, dtype=torch.float64)) for _ in range(2))
+    >>> blocks = [Block("x", (x,)), Block("y", (y,))]
+    >>> hessian = ExactHessian(lambda: (x**2 + x * y + y**2).sum(), blocks)
+    >>> round(hessian.norms(cross=[("x", "y")])[-1].value, 6)   # ||I||_F
+    1.414214
 
     Args:
         loss: deterministic loss of one minibatch.
@@ -65,7 +54,7 @@ class ExactHessian:
         self.loss = float(value.detach())
 
     @property
-    def gradients(self) -> dict[str, Tensor]:
+    def gradients(self) -> dict[str, Tensor]:  # type: ignore[override]
         """Gradient of each block, flat [dim]; copied when asked for, to save memory."""
         return {name: flatten(g.detach() for g in parts) for name, parts in self._graph.items()}
 
@@ -125,12 +114,20 @@ class Step:
     kinks: bool = False
 
 
-class FiniteDifferenceHessian(LossAtPoint):
+class FiniteDifferenceHessian(LossAtPoint, Hessian):
     """Products by finite differences of gradients: forward (grad f(theta + hv) - grad f) / h, or central.
 
     With delta = fl(theta + hv) - theta the move that rounding lets through, the difference is divided by
     h' = <delta, v> / ||v||^2 (``effective=True``), not by h. Rounding leaves noise of size sqrt(2) e / h' (forward) or
     e / (sqrt(2) h') (central), with e the rounding error of one gradient, which `choose_step` measures.
+
+    >>> import torch
+    >>> from smoothlab import Block, FiniteDifferenceHessian
+    >>> x, y = (torch.nn.Parameter(torch.ones(2, dtype=torch.float64)) for _ in range(2))
+    >>> blocks = [Block("x", (x,)), Block("y", (y,))]
+    >>> hessian = FiniteDifferenceHessian(lambda: (x**2 + x * y + y**2).sum(), blocks)
+    >>> round(hessian.norms(cross=[("x", "y")])[-1].value, 6)   # ||I||_F
+    1.414214
 
     Args:
         loss: deterministic loss of one minibatch.
@@ -139,6 +136,8 @@ class FiniteDifferenceHessian(LossAtPoint):
         scheme: "forward" (1 gradient a product, error O(h)) or "central" (2 gradients, error O(h^2)).
         effective: divide by the realized move h' (the default) or by h as given (Appendix D.4 to the letter).
     """
+
+    differences: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -261,6 +260,10 @@ class FiniteDifferenceHessian(LossAtPoint):
         size, floor = norm(image), self.rounding(v, along) * norm(v)
         return (floor / size if size else 0.0), self._spent.pop(along, 0)
 
+    def truncation(self, along: str) -> float:
+        """Estimated relative error of the product at the step in use; 0 where it was not checked."""
+        return self.steps[along].error or 0.0
+
     def choose_step(self, v: Tensor, along: str, longest: float | None = None) -> Step:
         """The move ||h v|| with the smallest estimated error, found by halving twice a time.
 
@@ -300,21 +303,21 @@ class FiniteDifferenceHessian(LossAtPoint):
         return self.choose_step(v, along, longest=0.08 * self._size(along)).kinks
 
 
-def exact_hvp(loss: Loss, along: Block, wrt: Block, v: Tensor) -> Tensor:
-    """H_bc v, exactly, for v [along.dim] on c = `along` and b = `wrt`: flat [wrt.dim]. See `ExactHessian`."""
-    blocks = [along] if wrt is along else [along, wrt]
-    return ExactHessian(loss, blocks).product(v, along.name, [wrt.name])[0]
+def frobenius(
+    loss: Loss, params: Iterable[Tensor], *, precision: float = 0.05, seed: Sequence[int] = (0,)
+) -> NormEstimate:
+    """||H||_F of a loss with respect to parameters, by exact products, with its 95 % interval.
 
+    >>> import torch, smoothlab
+    >>> w = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
+    >>> smoothlab.frobenius(lambda: (w**4).sum() / 4, [w]).value   # ||diag(3, 3, 3)||_F
+    5.196152422706632
 
-def fd_hvp(
-    loss: Loss,
-    along: Block,
-    wrt: Block,
-    v: Tensor,
-    *,
-    h: float | Literal["auto"] = "auto",
-    scheme: Scheme = "central",
-) -> Tensor:
-    """H_bc v by finite differences: flat [wrt.dim]. `h` is the length of the move; see `FiniteDifferenceHessian`."""
-    blocks = [along] if wrt is along else [along, wrt]
-    return FiniteDifferenceHessian(loss, blocks, h=h, scheme=scheme).product(v, along.name, [wrt.name])[0]
+    Args:
+        loss: deterministic loss of one minibatch, e.g. `lambda: model(**batch).loss` in eval mode.
+        params: parameters, e.g. `model.parameters()`; those that require no gradient are left out.
+        precision: half-width of the interval, relative to the norm.
+        seed: seed of the start vector and the probes.
+    """
+    block = Block("params", tuple(p for p in params if p.requires_grad))
+    return ExactHessian(loss, [block]).norms(precision=precision, seed=seed)[0]

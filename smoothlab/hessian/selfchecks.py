@@ -36,9 +36,8 @@ from torch import Tensor
 from smoothlab.blocks import Block, Loss, Shift, dot, norm
 from smoothlab.hessian.deflation import Deflation
 from smoothlab.hessian.disagreements import DOUBTFUL, Disagreement, WrongProducts, refuse_gross
-from smoothlab.hessian.gradients import Evaluated, LossAtPoint
+from smoothlab.hessian.gradients import LossAtPoint
 from smoothlab.hessian.loss_graph import LossGraph, groups_by_reader
-from smoothlab.hessian.products import FiniteDifferenceHessian, Hessian
 
 _ROUNDINGS = 4.0  # rounding error of a loss, in units of eps |f|: sums of many terms are off by a few
 _ABOVE = 400.0  # change of the loss, in units of its rounding, at which a direction is first looked at
@@ -60,7 +59,7 @@ class LineCheck:
         gaps: the largest disagreement of each kind, "gradient" and "curvature".
     """
 
-    def __init__(self, point: Evaluated, block: Block) -> None:
+    def __init__(self, point: LossAtPoint, block: Block) -> None:
         self.block, self.gradient, self._evaluate = block, point.gradients[block.name], point.evaluate
         self._shift, self.start = Shift(block), point.loss
         self.theta = torch.cat([p.detach().reshape(-1) for p in block.params])
@@ -154,7 +153,7 @@ class LineCheck:
                 return
 
 
-def check_repeats(point: Evaluated) -> None:
+def check_repeats(point: LossAtPoint) -> None:
     """Refuse a loss that is another one when it is evaluated again; costs one evaluation.
 
     Raises:
@@ -192,7 +191,7 @@ def check_products(run: Deflation) -> list[Disagreement]:
     """
     hessian = run.hessian
     found: list[Disagreement] = []
-    if isinstance(hessian, Evaluated):
+    if isinstance(hessian, LossAtPoint):
         check = LineCheck(hessian, run.block)
         values, vectors = np.linalg.eigh(run.projected())
         top = int(np.abs(values).argmax())
@@ -200,29 +199,33 @@ def check_products(run: Deflation) -> list[Disagreement]:
         _look_at_the_rest(check, hessian.graph, run.form)
         found += [_explained(gap, hessian) for gap in check.gaps.values()]
     symmetry = _asymmetry(run)
-    found.append(_explained(symmetry, hessian) if isinstance(hessian, Evaluated) else symmetry)
+    found.append(_explained(symmetry, hessian) if isinstance(hessian, LossAtPoint) else symmetry)
     refuse_gross(run.name, found)
     return found
 
 
-def check_plainly(hessian: Hessian, name: str) -> list[Disagreement]:
+def check_plainly(point: LossAtPoint, block: Block, product: Callable[[Tensor], Tensor]) -> list[Disagreement]:
     """Disagreements of a block whose products are not kept, from one product and five evaluations.
+
+    Args:
+        point: loss, gradients and graph at the current parameters.
+        block: the block.
+        product: H v for v on it.
 
     Raises:
         WrongProducts: see `check_products`.
     """
-    assert isinstance(hessian, Evaluated)
-    check = LineCheck(hessian, hessian.blocks[name])
+    check = LineCheck(point, block)
 
     def form(v: Tensor) -> float:
-        return dot(v, hessian.product(v, name, [name])[0])
+        return dot(v, product(v))
 
-    mixed = _mixed(check, hessian.graph)
+    mixed = _mixed(check, point.graph)
     check.look(mixed, ALL_KINDS, form(mixed))
-    _look_at_the_rest(check, hessian.graph, form)
-    found = [_explained(gap, hessian) for gap in check.gaps.values()]
-    refuse_gross(name, found)
-    return found
+    _look_at_the_rest(check, point.graph, form)
+    disagreements = [_explained(gap, point) for gap in check.gaps.values()]
+    refuse_gross(block.name, disagreements)
+    return disagreements
 
 
 TOP = "the top Ritz vector"
@@ -236,7 +239,7 @@ def _look_at_products(check: LineCheck, run: Deflation, top: Tensor, coefficient
     that takes b above 3, a step long enough for q is too long for r, and each is looked at by itself.
     """
     hessian = run.hessian
-    assert isinstance(hessian, Evaluated)
+    assert isinstance(hessian, LossAtPoint)
     if run.deflate(_mixed(check, hessian.graph)) is None:  # Q holds it already: the block is small
         check.look(top, TOP, value)
         mixed = _mixed(check, hessian.graph)
@@ -354,15 +357,14 @@ def _signs(like: Tensor) -> Tensor:
 
 def _asymmetry(run: Deflation) -> Disagreement:
     """Asymmetry beyond three times the products' own errors."""
-    step = run.hessian.steps[run.name] if isinstance(run.hessian, FiniteDifferenceHessian) else None
-    error = run.noise + (step.error or 0.0 if step else 0.0)
+    error = run.noise + run.hessian.truncation(run.name)
     return Disagreement("symmetry", max(run.asymmetry() - 3 * error, 0.0), "its Lanczos vectors")
 
 
-def _explained(gap: Disagreement, hessian: Evaluated) -> Disagreement:
+def _explained(gap: Disagreement, hessian: LossAtPoint) -> Disagreement:
     """A disagreement of curvature with its cause, as far as one can know: differences, or the loss's kinks."""
     if gap.kind == "gradient" or gap.size <= DOUBTFUL:
         return gap
-    if isinstance(hessian, FiniteDifferenceHessian):
+    if hessian.differences:
         return replace(gap, kind="differences")
     return replace(gap, kind="kinks") if gap.kind == "curvature" and hessian.graph.nonsmooth else gap

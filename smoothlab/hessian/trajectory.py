@@ -24,11 +24,10 @@ from smoothlab.hessian import padding
 from smoothlab.hessian.deflation import gram_matrix
 from smoothlab.hessian.disagreements import WrongProducts
 from smoothlab.hessian.gradients import gradient
-from smoothlab.hessian.norms import block_norms
 from smoothlab.hessian.penalties import penalty
 from smoothlab.hessian.products import ExactHessian, FiniteDifferenceHessian
 from smoothlab.hessian.selfchecks import check_gradient
-from smoothlab.stats.intervals import effective_rank, sum_of_squares
+from smoothlab.stats.probes import effective_rank, sum_of_squares
 from smoothlab.zeroth.distributions import draw
 
 Row = dict[str, Any]
@@ -42,6 +41,10 @@ def schedule(steps: int, points: int, kind: Schedule = "linear") -> list[int]:
     """At most `points` distinct steps from 0 (before training) to `steps` (after it), both included.
 
     "linear": evenly spaced. "log": 0 and geometrically spaced from 1 on.
+
+    >>> from smoothlab import schedule
+    >>> schedule(100, 3), schedule(100, 3, "log")
+    ([0, 50, 100], [0, 1, 100])
     """
     if steps < 0 or points < 1:
         raise BadInput(f"{points} points along {steps} steps: ask for at least one point and no negative steps")
@@ -73,7 +76,7 @@ def estimated(
     else:
         raise BadInput(f"product '{product}' is unknown: use exact, central or forward")
     common = _common("estimated", hessian.loss, hessian.gradients)
-    for estimate in block_norms(hessian, cross=cross, precision=precision, seed=seed):
+    for estimate in hessian.norms(cross=cross, precision=precision, seed=seed):
         found = asdict(estimate)
         step = hessian.steps.get(estimate.block) if isinstance(hessian, FiniteDifferenceHessian) else None
         if kinks or (step is not None and step.kinks):
@@ -178,6 +181,14 @@ class SmoothnessHook:
         hook(step, lambda: model(**batch).loss)     # before the update of this step
         ...
     hook.close()
+
+    >>> import torch
+    >>> from smoothlab import Block, SmoothnessHook
+    >>> model = torch.nn.Linear(2, 1).double()
+    >>> hook = SmoothnessHook(model, [Block("all", tuple(model.parameters()))], at=[0])
+    >>> hook(0, lambda: model(torch.ones(1, 2).double()).square().mean())
+    >>> [row["quantity"] for row in hook.rows]
+    ['frobenius', 'spectral', 'trace']
 
     Attributes:
         model: the module whose parameters the blocks hold; its train/eval flags, buffers and RNG are left as they are.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from smoothlab.blocks import Block, Loss, standing_at
-from smoothlab.errors import BadInput
+from smoothlab.errors import BadInput, out_of_memory
 from smoothlab.hessian.disagreements import WrongProducts
 from smoothlab.hessian.products import ExactHessian
 from smoothlab.hessian.selfchecks import check_gradient, check_plainly
@@ -67,7 +67,7 @@ def attach(
             if method == "prefix" and generates(model):
                 start_as_real_tokens(wrapped)
         except (ValueError, TypeError, AssertionError, RuntimeError, LookupError, AttributeError) as error:
-            if "out of memory" in str(error) or "can't allocate memory" in str(error):
+            if out_of_memory(error):
                 raise
             reason, kind = " ".join(str(error).split())[:160], getattr(model.config, "model_type", "unknown")
             raise BadInput(
@@ -113,7 +113,8 @@ def check_derivatives(loss: Loss, blocks: Mapping[str, Block], method: str) -> N
         if y is not None:
             with standing_at(y, _nearby(y)):
                 check_gradient(loss, list(blocks.values()))
-                check_plainly(ExactHessian(loss, [y]), y.name)
+                hessian = ExactHessian(loss, [y])
+                check_plainly(hessian, y, lambda v: hessian.product(v, y.name, [y.name])[0])
     except WrongProducts as error:
         raise BadInput(f"--peft {method} cannot be measured: {error}") from error
 

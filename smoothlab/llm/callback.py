@@ -25,6 +25,11 @@ class SmoothnessCallback(TrainerCallback):
     Measures before the optimizer's step, after the backward pass, in eval mode; parameters, gradients, buffers, RNG and
     the Trainer's own attributes are left as they are: training with it is bit-identical to training without it.
 
+    >>> from smoothlab import SmoothnessCallback
+    >>> callback = SmoothnessCallback(at=[0, 100], out=None)   # Trainer(..., callbacks=[callback])
+    >>> callback.rows
+    []
+
     Args:
         at: optimizer steps to measure at, from 0; see `smoothlab.hessian.trajectory.schedule`.
         out: record file, written as the run goes; None keeps the rows in `.rows` only.

@@ -99,6 +99,20 @@ def encode(tokenizer: Any, items: Sequence[Choice], max_length: int, kind: Loss)
     return Encoded(tuple(contexts), tuple(options), labels, kind, 0 if pad is None else pad, cut, merged)
 
 
+def notes(splits: Sequence[Encoded]) -> list[str]:
+    """What a reader should know of how all items of a run were tokenized: prompts cut, candidates merged with them."""
+    cut, merged, count = (sum(values) for values in zip(*((s.cut, s.merged, len(s)) for s in splits), strict=True))
+    result = []
+    if cut:
+        result.append(f"{cut} of {count} prompts are longer than the model takes and lost words at their start")
+    if merged:
+        result.append(
+            f"in {merged} of {count} items the tokenizer merges letters of a candidate with the end of the prompt: "
+            "these letters of the prompt are scored as the candidate's"
+        )
+    return result
+
+
 def _prompts(tokenizer: Any, items: Sequence[Choice], max_length: int) -> Encoded:
     """What a classifier reads. A prompt that is too long loses its beginning, less the special tokens around it."""
     special = tokenizer.num_special_tokens_to_add()

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from smoothlab.errors import BadInput
 from smoothlab.llm.encoding import MULTIPLE, Encoded, Tokens, batch, encode
-from smoothlab.stats.curves import share
+from smoothlab.stats.samples import proportion
 
 __all__ = [
     "MULTIPLE",
@@ -70,8 +70,8 @@ class Accuracy:
     @property
     def interval(self) -> tuple[float, float]:
         """Clopper-Pearson 95 % interval of the probability of a right prediction."""
-        proportion = share(self.correct, self.count)
-        return proportion.low, proportion.high
+        _, low, high = proportion(self.correct, self.count)
+        return low, high
 
 
 def scores(model: nn.Module, minibatch: Mapping[str, Tensor]) -> Tensor:

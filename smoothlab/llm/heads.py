@@ -36,14 +36,16 @@ def classifier_reason(head: Head, name: str) -> str | None:
     return "--head classifier" if head == "classifier" else None
 
 
-def load(name: str, splits: Splits, reason: str | None, *, seed: int, dtype: Any, device: str) -> LoadedModel:
+def load(
+    name: str, splits: Splits, reason: str | None, *, seed: int, dtype: Any, device: str, measured: bool = False
+) -> LoadedModel:
     """The language model, or a classifier of the task's candidates where `reason` (`classifier_reason`) is given.
 
     Raises:
         BadInput: the candidates are no classes; or see `load_lm` and `load_classifier`.
     """
     if reason is None:
-        return load_lm(name, seed=seed, dtype=dtype, device=device)
+        return load_lm(name, seed=seed, dtype=dtype, device=device, measured=measured)
     if splits.kind == "multiple choice":
         fix = "use --head lm"
         if reason != "--head classifier":  # the model's own files say so, and no option can change them
@@ -51,7 +53,7 @@ def load(name: str, splits: Splits, reason: str | None, *, seed: int, dtype: Any
         raise BadInput(f"the candidates of {splits.name} differ from item to item and cannot be classes: {fix}")
     words = [candidate.strip() for candidate in splits.train[0].candidates]
     classes = len(words)
-    loaded = load_classifier(name, classes, seed=seed, dtype=dtype, device=device, measured=False)
+    loaded = load_classifier(name, classes, seed=seed, dtype=dtype, device=device, measured=measured)
     config = loaded.model.config
     if all(str(label).startswith("LABEL_") for label in config.id2label.values()):  # transformers' own names
         config.id2label = dict(enumerate(words))
@@ -61,7 +63,9 @@ def load(name: str, splits: Splits, reason: str | None, *, seed: int, dtype: Any
     return loaded
 
 
-def attached(loaded: LoadedModel, method: str, *, seed: int, rank: int | None = None) -> nn.Module:
+def attached(
+    loaded: LoadedModel, method: str, *, seed: int, measured: bool = False, rank: int | None = None, **options: Any
+) -> nn.Module:
     """The model with the method's module to train; beside it peft keeps copies of a classifier's head to be trained.
 
     A prefix starts as keys and values of random tokens where the model reads from left to right.
@@ -69,11 +73,10 @@ def attached(loaded: LoadedModel, method: str, *, seed: int, rank: int | None = 
     Raises:
         BadInput: see `attach`; or the method saves no head with its module.
     """
-    options: dict[str, Any] = {}
     modules = _trained_beside(loaded)
     if modules:
         options["modules_to_save"] = modules
-    model = attach(loaded.model, method, seed=seed, measured=False, rank=rank, **options)
+    model = attach(loaded.model, method, seed=seed, measured=measured, rank=rank, **options)
     parts = partition(model)
     if method != "none" and "head" in parts:
         kept = _copies(model)

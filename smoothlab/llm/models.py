@@ -11,12 +11,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from smoothlab.errors import BadInput
+from smoothlab.errors import BadInput, out_of_memory
 from smoothlab.llm import hub
 from smoothlab.llm.memory import TRAINED, VECTORS, check_device, check_memory
 from smoothlab.llm.validation import (  # fmt: skip
     UNLIMITED,
-    causal,
+    check_causal,
+    check_finite,
     check_tokenizer,
     check_vocabulary,
     check_weights,
@@ -82,7 +83,7 @@ def load_classifier(
     return loaded
 
 
-def load_lm(name: str, *, seed: int, dtype: Any = None, device: str = "cpu") -> LoadedModel:
+def load_lm(name: str, *, seed: int, dtype: Any = None, device: str = "cpu", measured: bool = False) -> LoadedModel:
     """A causal language model with all its weights as they were saved; `micro` is one, its head tied to its embedding.
 
     Args:
@@ -90,11 +91,12 @@ def load_lm(name: str, *, seed: int, dtype: Any = None, device: str = "cpu") -> 
         seed: seed of random weights; the global RNG is left as it was.
         dtype: precision of the weights, torch.float32 by default.
         device: "cpu", "cuda" or "cuda:N".
+        measured: whether curvature is to be measured, which takes memory for many vectors; else it is trained alone.
 
     Raises:
         BadInput: as `load_classifier`, and where the model generates no text from left to right.
     """
-    loaded = _load(name, None, seed, dtype, device, TRAINED)
+    loaded = _load(name, None, seed, dtype, device, VECTORS if measured else TRAINED)
     loaded.tokenizer.padding_side = "left"
     return loaded
 
@@ -129,7 +131,15 @@ def _load(name: str, classes: int | None, seed: int, dtype: Any, device: str, co
         torch.manual_seed(seed)
         with _reading("configuration", name):
             config = _opt_125m() if name == "random:opt-125m" else AutoConfig.from_pretrained(place, **options)
-            notes += causal(config, name) if classes is None else prepare(config, classes, name)
+            if classes is None:
+                check_causal(config, name)
+            else:
+                notes += prepare(config, classes, name)
+            if getattr(config, "auto_map", None):
+                notes.append(
+                    f"the custom code that config.json of {name} names (auto_map) was left out: the model is "
+                    f"transformers' own {config.model_type}"
+                )
             check_memory(config, dtype, device, name, kind, copies)
         with _reading("tokenizer", name):
             tokenizer = AutoTokenizer.from_pretrained(place, **options)
@@ -144,6 +154,7 @@ def _load(name: str, classes: int | None, seed: int, dtype: Any, device: str, co
                 )  # fmt: skip
                 new = new_weights(model, report)
                 notes += check_weights(model, report, name)
+                check_finite(model, name)
     check_vocabulary(model, tokenizer, name)
     model.config.pad_token_id = tokenizer.pad_token_id
     longest = longest_input(model, tokenizer)
@@ -178,9 +189,13 @@ def _reading(what: str, name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        memory = isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__
-        if isinstance(error, BadInput) or memory or "can't allocate memory" in str(error):
+        if isinstance(error, BadInput) or out_of_memory(error):
             raise
+        if "custom code" in str(error):
+            raise BadInput(
+                f"cannot load model '{name}': its {what} needs custom code, which smoothlab never runs: use a model of "
+                "a type that transformers has"
+            ) from error
         if words := hub.broke_off(error):
             raise BadInput(
                 f"cannot load model '{name}': the download of its {what} broke off ({words}): try the same "

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from smoothlab.errors import BadInput
+from smoothlab.errors import BadInput, out_of_memory
 from smoothlab.hessian import padding
 from smoothlab.llm.encoding import MULTIPLE, Encoded, batch
 from smoothlab.llm.evaluate import accuracy, evaluating, scores, scores_alone
@@ -166,7 +166,7 @@ def _runs(outputs: Callable[[], Tensor], what: str, other: str) -> Tensor:
     try:
         return outputs()
     except Exception as error:
-        if isinstance(error, BadInput | MemoryError) or "memory" in str(error):
+        if isinstance(error, BadInput) or out_of_memory(error):
             raise
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:160]
         raise BadInput(f"{what} cannot be run on a row by itself ({reason}): use {other}") from error

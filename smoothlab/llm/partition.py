@@ -123,6 +123,11 @@ def unfreeze(model: nn.Module) -> None:
 def partition(model: nn.Module, by: str = "part", patterns: Mapping[str, str] | None = None) -> dict[str, Block]:
     """Blocks of all live parameters, each in exactly one, in the order of their first parameter.
 
+    >>> from smoothlab import partition
+    >>> from smoothlab.llm.models import load_lm
+    >>> list(partition(load_lm("micro", seed=0).model))
+    ['base']
+
     Args:
         model: a transformers model, wrapped by a peft method or not.
         by: "part" (base, peft, head), "layer" (embedding, layer.0, ..., final, peft, head; encoder.layer.0 and

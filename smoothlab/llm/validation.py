@@ -6,6 +6,7 @@ regressor's loss where the configuration names it; a measured curve would not sh
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from smoothlab.errors import BadInput
@@ -32,14 +33,13 @@ def prepare(config: Any, classes: int, name: str) -> list[str]:
     return [f"{name} was made for {stated}: it is trained with the cross-entropy of {classes} classes instead"]
 
 
-def causal(config: Any, name: str) -> list[str]:
+def check_causal(config: Any, name: str) -> None:
     """Refuse what transformers would load as a language model although it does not read from left to right."""
     if not reads_left_to_right(config):
         raise BadInput(
             f"model '{name}' is of type {config.model_type}, which generates no text from left to right: use micro, or "
             "a causal language model as those of the OPT and Llama families are, or --head classifier"
         )
-    return []
 
 
 def classifies(config: Any) -> str:
@@ -97,6 +97,17 @@ def check_weights(model: Any, report: dict[str, Any], name: str) -> list[str]:
     elif outside and not any(id(named[n]) in outside for n in new):
         notes.append(f"the head is that of {name}, not a new one")
     return notes
+
+
+def check_finite(model: Any, name: str) -> None:
+    """Refuse weights with NaN or infinity, which would look like a learning rate that is too high."""
+    for parameter_name, p in model.named_parameters():
+        if not bool(torch.isfinite(p).all()):
+            fix = "use other weights"
+            if p.dtype in (torch.float16, torch.bfloat16):
+                fix += ", or --dtype float32"
+            dtype = str(p.dtype).removeprefix("torch.")
+            raise BadInput(f"cannot load model '{name}': its weight {parameter_name} in {dtype} is not finite: {fix}")
 
 
 def check_vocabulary(model: Any, tokenizer: Any, name: str) -> None:

@@ -128,6 +128,11 @@ def objective(
 ) -> Objective:  # fmt: skip
     """Any family in block x, any in block y, and a coupling.
 
+    >>> from smoothlab import Cosh, Quadratic, objective
+    >>> f = objective(Quadratic(10.0), Cosh(1.0, 0.5), d_x=20, d_y=3, n=8, sigma=1.0)
+    >>> f.dim, f.f_star
+    (23, 0.0)
+
     Args:
         x: family of block x.
         y: family of block y.

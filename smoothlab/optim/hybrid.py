@@ -56,6 +56,14 @@ class Step:
 class HybridSGD(torch.optim.Optimizer):
     """Algorithm 1 as a torch optimizer; learning-rate schedulers work as with any other.
 
+    >>> import torch
+    >>> from smoothlab import HybridSGD, ZerothOrder
+    >>> x, y = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(2))
+    >>> groups = [{"params": [x], "lr": 0.01, "oracle": ZerothOrder(mu=1e-3)}, {"params": [y], "lr": 0.1}]
+    >>> optimizer = HybridSGD(groups)
+    >>> float(optimizer.step(lambda: x.square().sum() + y.square().sum())), y.tolist()
+    (5.0, [0.800000011920929, 0.800000011920929])
+
     Args:
         groups: dicts with "params", and optionally "lr", "oracle" (None, or an estimator such as `ZerothOrder`),
             "name", "weight_decay", and, for exact groups, options of `exact`.

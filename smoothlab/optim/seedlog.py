@@ -90,6 +90,17 @@ class _Content:
 class SeedLog:
     """A seed log that is written along a run.
 
+    >>> import tempfile, torch
+    >>> from pathlib import Path
+    >>> from smoothlab import Block, Gaussian, HybridSGD, SeedLog, ZerothOrder, replay
+    >>> path = Path(tempfile.mkdtemp()) / "x.log"
+    >>> x, y = (Block("x", (torch.nn.Parameter(torch.ones(3)),)) for _ in range(2))
+    >>> log = SeedLog(path, 0, {0: x}, {0: Gaussian()})
+    >>> optimizer = HybridSGD([{"params": x.params, "oracle": ZerothOrder(), "name": "x"}], log=log)
+    >>> loss = optimizer.step(lambda: x.params[0].square().sum())
+    >>> log.steps
+    1
+
     Args:
         path: the file; one that exists is continued if its head is the same, and begun anew if it holds a part of the
             head alone (the process or the machine died while that was written).
@@ -227,6 +238,17 @@ def replay(
 
     16-bit blocks are moved in fp32 copies and rounded once at the end, as `HybridSGD` does with masters: no rounding of
     the weights enters these.
+
+    >>> import tempfile, torch
+    >>> from pathlib import Path
+    >>> from smoothlab import Block, Gaussian, HybridSGD, SeedLog, ZerothOrder, replay
+    >>> path = Path(tempfile.mkdtemp()) / "x.log"
+    >>> x, y = (Block("x", (torch.nn.Parameter(torch.ones(3)),)) for _ in range(2))
+    >>> log = SeedLog(path, 0, {0: x}, {0: Gaussian()})
+    >>> optimizer = HybridSGD([{"params": x.params, "oracle": ZerothOrder(), "name": "x"}], log=log)
+    >>> loss = optimizer.step(lambda: x.params[0].square().sum())
+    >>> replay(path, {0: y}, {0: Gaussian()}), torch.equal(x.params[0], y.params[0])
+    (1, True)
 
     Args:
         path: the log.

@@ -1,0 +1,52 @@
+"""Figures and pages of what records hold; measures nothing.
+
+`FIGURES` is the one table of figures: a new kind is a function ``(records, quantity, blocks) -> Figure`` or
+``(records) -> Figure``, and an entry here. The choices of `smoothlab plot --kind` and their help are read from it.
+"""
+
+import importlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+
+class Kind(NamedTuple):
+    """Kind of figure: the module of this package and the function that draw it, and what it shows."""
+
+    module: str
+    function: str
+    shows: str
+
+
+FIGURES = {
+    "fig1a": Kind("curvature", "fig1a", "Hessian norm of a block against step and gradient norm"),
+    "fig1b": Kind("curvature", "fig1b", "Hessian norms of the blocks side by side, and the ratio of base to PEFT"),
+    "depth": Kind("curvature", "against_depth", "Hessian norm of each layer against its depth"),
+    "path": Kind("curvature", "path", "change of the gradient over change of the weights along the path"),
+    "estimators": Kind("estimators", "figure", "bias, variance, rounding and cost of `smoothlab estimators`"),
+    "quadratic": Kind("quadratic", "figure", "all that `smoothlab quadratic` measured"),
+    "rates": Kind("rates", "figure", "all that `smoothlab rates` measured"),
+    "finetune": Kind("finetune", "figure", "training curves and accuracies of `smoothlab finetune`"),
+}
+
+
+def draw(kind: str, df: "pd.DataFrame", quantity: str = "frobenius", blocks: Sequence[str] = ()) -> "Figure":
+    """Draw a figure of `FIGURES` from records.
+
+    Args:
+        kind: key of `FIGURES`.
+        df: records, as `smoothlab.records.load` gives them.
+        quantity: norm that figures of curvature draw: frobenius, spectral or trace.
+        blocks: blocks that figures of curvature draw.
+
+    Raises:
+        BadInput: the records hold nothing that the figure shows.
+    """
+    figure = FIGURES[kind]
+    function = getattr(importlib.import_module(f"{__name__}.{figure.module}"), figure.function)
+    if figure.module == "curvature":
+        return function(df, quantity, blocks)
+    return function(df)

@@ -1,1 +1,1 @@
-"""Intervals and summaries: the only home of statistics."""
+"""Intervals and summaries: the only home of statistics. Simulated coverage: tests/stats/, benchmarks/coverage.py."""

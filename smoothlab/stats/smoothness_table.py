@@ -7,11 +7,9 @@ Appendix D.4 (protocol ``paper``) are brought to the unit of the estimated ones,
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from smoothlab.errors import BadInput
 
@@ -27,19 +25,6 @@ def check(df: pd.DataFrame) -> None:
     missing = [name for name in NEEDED if name not in df.columns]
     if missing:
         raise BadInput(f"these records lack {', '.join(missing)}: give records of `smoothlab smoothness`")
-
-
-class Correlation(NamedTuple):
-    """Spearman's rank correlation of n points with its 95 % interval."""
-
-    rho: float
-    low: float
-    high: float
-    n: int
-
-    def __str__(self) -> str:
-        """Read it as ``+0.62 (+0.10 to +0.87), n = 12``."""
-        return f"{self.rho:+.2f} ({self.low:+.2f} to {self.high:+.2f}), n = {self.n}"
 
 
 def points(
@@ -124,27 +109,6 @@ def ratio(
     down = np.hypot(distance("value_a", "low_a"), distance("high_b", "value_b"))
     out = both[["path", "step"]].assign(value=np.exp(log), low=np.exp(log - down), high=np.exp(log + up))
     return out.assign(below=both["below_a"] | both["below_b"]).reset_index(drop=True)
-
-
-def spearman(x: Sequence[float] | pd.Series, y: Sequence[float] | pd.Series) -> Correlation | None:
-    """Spearman's rank correlation with a 95 % interval; None for fewer than 4 points or a constant.
-
-    Interval: Fisher's z with the variance (1 + rho^2 / 2) / (n - 3) of Bonett and Wright (Psychometrika 65, 2000). At
-    |rho| = 1, where z is infinite, z is taken half-way to the next possible value, |rho| = 1 - 6 / (n (n^2 - 1)), and
-    the limit on that side is 1. Points are taken as independent; those of one training run are not, so that there the
-    interval is too narrow.
-    """
-    data = np.array([x, y], dtype=float)
-    data = data[:, np.isfinite(data).all(axis=0)]
-    n = data.shape[1]
-    if n < 4 or (data == data[:, :1]).all(axis=1).any():
-        return None
-    rho = float(stats.spearmanr(*data).statistic)
-    inside = 1 - 6 / (n * (n**2 - 1))
-    z = np.arctanh(np.clip(rho, -inside, inside))
-    half = stats.norm.ppf(0.975) * np.sqrt((1 + rho**2 / 2) / (n - 3))
-    low, high = np.tanh(z - half), np.tanh(z + half)
-    return Correlation(rho, -1.0 if rho < -inside else float(low), 1.0 if rho > inside else float(high), n)
 
 
 def protocols_of(df: pd.DataFrame, quantity: str = "frobenius") -> tuple[str, ...]:

@@ -40,6 +40,14 @@ class Distribution(ABC):
     Closed forms and faster ways of drawing belong to the class that says how directions are drawn: a subclass that
     overrides `fill`, `radius`, `pieces` or `stream` inherits none of them.
 
+    >>> import torch
+    >>> from smoothlab import Block, Distribution
+    >>> class Uniform(Distribution):
+    ...     def fill(self, stream, piece, out):
+    ...         out.uniform_(-(3**0.5), 3**0.5, generator=stream.generator(piece.tensor, piece.number))
+    >>> Uniform().draw(Block("x", (torch.zeros(4),)), (0,)).shape
+    torch.Size([4])
+
     Attributes:
         bounded: whether ||z|| is bounded, so that a loss that grows fast has a finite mean at theta + mu z.
     """
@@ -149,7 +157,7 @@ class Distribution(ABC):
 class Gaussian(Distribution):
     """z ~ N(0, I), as in Eq. (2): Gaussian smoothing.
 
-    >>> from smoothlab.zeroth.distributions import Gaussian
+    >>> from smoothlab import Gaussian
     >>> Gaussian().second_moment(((10,),))   # d + 2
     (12.0, 1.0)
     """
@@ -169,7 +177,12 @@ class Gaussian(Distribution):
 
 @dataclass(frozen=True)
 class Sphere(Distribution):
-    """z uniform on the sphere of radius sqrt(dim): a Gaussian one, divided by its length. Costs one more drawing."""
+    """z uniform on the sphere of radius sqrt(dim): a Gaussian one, divided by its length. Costs one more drawing.
+
+    >>> from smoothlab import Sphere
+    >>> Sphere().second_moment(((10,),))
+    (10.0, 1.0)
+    """
 
     bounded: ClassVar[bool] = True
     fill = Gaussian.fill
@@ -221,7 +234,12 @@ _SIGNS_OF_BYTE = ((torch.arange(256)[:, None] >> torch.arange(8)) & 1).double() 
 
 @dataclass(frozen=True)
 class Rademacher(Distribution):
-    """Independent random signs from packed bits, as in SPSA: a third of a Gaussian's cost."""
+    """Independent random signs from packed bits, as in SPSA: a third of a Gaussian's cost.
+
+    >>> from smoothlab import Rademacher
+    >>> Rademacher().second_moment(((10,),))
+    (10.0, 1.0)
+    """
 
     bounded: ClassVar[bool] = True
 
@@ -255,7 +273,12 @@ def _shifts(device: torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class Coordinate(Distribution):
-    """z = +-sqrt(dim) e_j, j and the sign uniform: one entry moves."""
+    """z = +-sqrt(dim) e_j, j and the sign uniform: one entry moves.
+
+    >>> from smoothlab import Coordinate
+    >>> Coordinate().second_moment(((10,),))
+    (10.0, 1.0)
+    """
 
     bounded: ClassVar[bool] = True
 
@@ -278,6 +301,10 @@ class Coordinate(Distribution):
 @dataclass(frozen=True)
 class Sparse(Distribution):
     """z = m g / sqrt(density): Gaussian g on a fresh random mask m that keeps each entry with probability `density`.
+
+    >>> from smoothlab import Sparse
+    >>> Sparse(0.5).second_moment(((10,),))
+    (15.0, 1.0)
 
     Attributes:
         density: probability of an entry to move, in (0, 1].
@@ -304,6 +331,11 @@ class Sparse(Distribution):
 @dataclass(frozen=True)
 class Preconditioned(Distribution):
     """z = S g with diagonal S: E zz' = S^2, so the estimator's mean is S^2 grad f, a preconditioned gradient.
+
+    >>> import torch
+    >>> from smoothlab import Preconditioned
+    >>> Preconditioned((torch.tensor([2.0, 0.5]),)).covariance(((2,),)).tolist()
+    [4.0, 0.25]
 
     Attributes:
         scales: S, one tensor a parameter of the block, in its shape or a single number for all of its entries.
@@ -368,6 +400,11 @@ class Preconditioned(Distribution):
 class Masked(Preconditioned):
     """z = m g: Gaussian g on the entries that a fixed mask keeps, so E zz' = diag(m) and the others get gradient 0.
 
+    >>> import torch
+    >>> from smoothlab import Masked
+    >>> Masked((torch.tensor([True, False]),)).covariance(((2,),)).tolist()
+    [1.0, 0.0]
+
     Attributes:
         scales: one boolean tensor a parameter of the block, in its shape or a single entry for all; True moves.
     """
@@ -378,6 +415,10 @@ class LowRank(Distribution):
     """z = U W' / sqrt(rank) for a matrix [m, n], U [m, rank] and W [n, rank] Gaussian; Gaussian for other tensors.
 
     E vec(Z) vec(Z)' = I, but the entries are uncorrelated, not independent (LOZO, Chen et al. 2024).
+
+    >>> from smoothlab import LowRank
+    >>> LowRank(2).second_moment(((10,),))
+    (12.0, 1.0)
 
     Attributes:
         rank: rank of the direction, from 1.

@@ -33,6 +33,12 @@ Average = Literal["plain", "antithetic", "orthogonal"]
 class Directional:
     """A gradient on one block: sum_j c_j z_j, plus `anchor`; z_j is the direction of `distribution` with seed j.
 
+    >>> import torch
+    >>> from smoothlab import Block, Directional, Rademacher
+    >>> x = Block("x", (torch.zeros(3),))
+    >>> Directional(Rademacher(), (((0,), 2.0),)).dense(x).abs()   # 2 z
+    tensor([2., 2., 2.])
+
     Attributes:
         distribution: distribution of the directions.
         terms: (seed, coefficient) pairs, at least one.
@@ -124,6 +130,11 @@ def _sizes(block: Block) -> list[int]:
 class Estimator(Protocol):
     """What estimates a gradient from values of a loss; `HybridSGD` takes any object that meets this contract.
 
+    >>> from smoothlab import ZerothOrder
+    >>> estimator = ZerothOrder()
+    >>> estimator.distribution, estimator.sides
+    (Gaussian(), 2)
+
     Attributes:
         distribution: distribution of the directions that the estimates are made of; seed logs are bound to it.
         sides: 1: the estimate uses f(x), which `HybridSGD` then passes as `value`; 2: it does without, and its last two
@@ -166,6 +177,13 @@ class ZerothOrder:
     Costs q + 1 (one-sided; q when f(x) is given) or 2q (two-sided) evaluations, and as many passes over the weights
     less one. Its first call on a block evaluates f(x) twice more, to see that the loss is deterministic (with `layers`
     once more, to see that no weight is read elsewhere), and measures how much of the step rounding lets through.
+
+    >>> import torch
+    >>> from smoothlab import Block, ZerothOrder
+    >>> x = torch.nn.Parameter(torch.ones(3))
+    >>> gradient = ZerothOrder(mu=1e-3)(lambda: x.square().sum(), Block("x", (x,)), seed=0)
+    >>> gradient.dense(Block("x", (x,))).shape
+    torch.Size([3])
 
     Attributes:
         mu: length of the step along a direction, whose entries have variance 1.
@@ -397,6 +415,14 @@ class ControlVariate:
 
     At the anchor x~ the gradient of the whole sum is known well: exactly, or as a zeroth-order estimate over many
     directions. Costs twice the evaluations, and two more copies of the block.
+
+    >>> import torch
+    >>> from smoothlab import Block, ControlVariate, ZerothOrder
+    >>> x = torch.nn.Parameter(torch.ones(3))
+    >>> block = Block("x", (x,))
+    >>> estimator = ControlVariate(ZerothOrder(), block, gradient=torch.full((3,), 2.0))
+    >>> estimator(lambda: x.square().sum(), block, (0,)).dense(block)   # at the anchor, no noise is left
+    tensor([2., 2., 2.])
 
     Attributes:
         estimator: what estimates both differences.

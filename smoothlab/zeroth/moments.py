@@ -40,6 +40,12 @@ from smoothlab.zeroth.expectations import Array, Shapes
 class Taylor:
     """What the closed forms need of f at the point.
 
+    >>> import numpy as np
+    >>> from smoothlab import Taylor, ZerothOrder, second_moment
+    >>> f = Taylor(gradient=np.ones(3), hessian=np.eye(3))
+    >>> second_moment(ZerothOrder(sides=1, mu=0.1), f) > second_moment(ZerothOrder(), f)
+    True
+
     Attributes:
         gradient: g [d].
         hessian: A [d, d].
@@ -63,8 +69,8 @@ class Taylor:
 def mean(estimator: ZerothOrder, f: Taylor) -> Array:
     """E ghat [d] for f of degree <= 4: S^2 g + (mu^2/6) E T[z, z, z] z, whatever the sides, q and the average are.
 
-    >>> from smoothlab import ZerothOrder
-    >>> from smoothlab.zeroth.moments import Taylor, mean
+    >>> import numpy as np
+    >>> from smoothlab import Taylor, ZerothOrder, mean
     >>> f = Taylor(gradient=np.array([1.0, 2.0]), hessian=np.eye(2), third=np.ones((2, 2, 2)))
     >>> mean(ZerothOrder(mu=0.1), f)   # g + (mu^2/2) grad Laplace f
     array([1.01, 2.01])
@@ -82,8 +88,8 @@ def mean(estimator: ZerothOrder, f: Taylor) -> Array:
 def second_moment(estimator: ZerothOrder, f: Taylor) -> float:
     """E ||ghat||^2, for f of degree <= 3 with one side and <= 4 with two.
 
-    >>> from smoothlab import ZerothOrder
-    >>> from smoothlab.zeroth.moments import Taylor, second_moment
+    >>> import numpy as np
+    >>> from smoothlab import Taylor, ZerothOrder, second_moment
     >>> second_moment(ZerothOrder(), Taylor(gradient=np.ones(3), hessian=np.eye(3)))   # (d + 2) ||g||^2
     15.0
 
@@ -158,6 +164,10 @@ def linear_factor(
     """E ||ghat||^2 / ||g||^2 as mu -> 0, which is also that of two sides on any quadratic. Cheap for any dim.
 
     See `Distribution.second_moment` for a single direction: Gaussian d + 2, sphere, coordinate and Rademacher d.
+
+    >>> from smoothlab import ZerothOrder, linear_factor
+    >>> linear_factor(ZerothOrder(), 100), linear_factor(ZerothOrder(q=4, average="orthogonal"), 100)
+    (102.0, 25.0)
 
     Args:
         estimator: the estimator; its sides and mu do not matter.

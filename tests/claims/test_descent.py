@@ -11,8 +11,9 @@ import torch
 from smoothlab.algorithm1.engine import Algorithm1
 from smoothlab.algorithm1.sampling import Fixed
 from smoothlab.claims import descent
-from smoothlab.claims.runs import PROBLEMS, chi_square_radius, in_mean, near
+from smoothlab.claims.runs import PROBLEMS, in_mean, near
 from smoothlab.stats.intervals import Interval
+from smoothlab.stats.samples import mean_radius
 from smoothlab.theory.theorems import Setting, with_high_probability
 from smoothlab.zeroth import bounds
 from tests.claims.holding import claim, holds
@@ -151,5 +152,5 @@ def test_the_distance_of_a_mean_vector_covers() -> None:
     hits = 0
     for _ in range(400):
         x = rng.standard_normal((200, 3)) @ root
-        hits += bool(np.linalg.norm(x.mean(0)) <= chi_square_radius(3, np.cov(x.T), 200))
+        hits += bool(np.linalg.norm(x.mean(0)) <= mean_radius(np.cov(x.T), 200))
     assert hits >= 380 - 3 * (400 * 0.05 * 0.95) ** 0.5

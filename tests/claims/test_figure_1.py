@@ -8,6 +8,7 @@ import pytest
 
 from smoothlab import records
 from smoothlab.claims import figure_1
+from smoothlab.stats import ranks
 from smoothlab.stats.intervals import Interval
 from tests.claims.holding import claim
 
@@ -64,7 +65,7 @@ def test_the_interval_of_a_rank_correlation_covers_where_neighbors_are_alike() -
     series = np.zeros_like(noise)
     for t in range(60):
         series[..., t] = 0.3 * series[..., t - 1] * (t > 0) + noise[..., t]
-    found = [figure_1.rank_correlation(x, y) for x, y in series]
+    found = [ranks.spearman_of_series(x, y) for x, y in series]
     assert sum(one.low <= 0 <= one.high for one in found) >= 184
     assert all(isinstance(one, Interval) and one.low <= one.value <= one.high for one in found)
 
@@ -72,6 +73,6 @@ def test_the_interval_of_a_rank_correlation_covers_where_neighbors_are_alike() -
 def test_a_correlation_that_the_step_explains_is_gone_given_the_step() -> None:
     rng, step = np.random.default_rng(2), np.arange(400.0)
     x, y = (step + 60 * rng.standard_normal(400) for _ in range(2))
-    assert figure_1.rank_correlation(x, y).low > 0.5
-    assert abs(figure_1.given_step(x, y, step)) < 0.2
-    assert figure_1.given_step(x, x + rng.standard_normal(400), step) > 0.9
+    assert ranks.spearman_of_series(x, y).low > 0.5
+    assert abs(ranks.partial_spearman(x, y, step)) < 0.2
+    assert ranks.partial_spearman(x, x + rng.standard_normal(400), step) > 0.9

@@ -1,61 +1,91 @@
+"""The demo: sections in small, side by side, and one page."""
+
+import multiprocessing
+import queue
+import time
 from dataclasses import replace
 
 import pytest
 
 from smoothlab.__main__ import main
+from smoothlab.errors import BadInput, Unfinished
 from smoothlab.experiments import demo
 from smoothlab.experiments.estimators.experiment import Estimators
 from smoothlab.experiments.finetune.options import check
 from smoothlab.experiments.rates.experiment import Rates
+from tests.report.test_page import Page
 
 
-def test_the_two_runs_differ_in_the_peft_module_alone():
-    runs = demo.runs(seed=3)
-    assert (runs["fig1a"].peft, runs["fig1b"].peft) == ("none", "lora")
-    assert all(
-        (run.model, run.data, run.protocol, run.seed) == ("micro", "builtin", "both", 3) for run in runs.values()
-    )
+def test_the_two_runs_of_figure_1_differ_in_the_peft_module_alone():
+    runs = demo.sections(seed=3)
+    full, joint = runs["fig1a"], runs["fig1b"]
+    assert replace(full, peft="lora", measure=("base", "peft")) == joint and full.peft == "none"
+    assert all(run.seed == 3 for run in runs.values()) and (full.model, full.data) == ("micro", "builtin")
+    assert set(runs) == set(demo.SECONDS)
 
 
-def test_the_estimators_are_measured_in_small_but_in_every_part():
-    demo.SMALL.check()
-    assert set(demo.SMALL.parts) == set(Estimators().parts) and demo.SMALL.measure == ("base",)
-    assert demo.SMALL.draws * 5 <= Estimators().draws
+def test_every_experiment_is_measured_in_small_but_in_every_part():
+    runs = demo.sections(seed=0)
+    runs["estimators"].check()
+    runs["rates"].check()
+    assert set(runs["estimators"].parts) == set(Estimators().parts) and runs["rates"].parts == Rates().parts
+    assert runs["estimators"].draws * 5 <= Estimators().draws and len(runs["rates"].points()) < len(Rates().points())
+    methods = [run for name, run in runs.items() if name.startswith("finetune")]
+    for run in methods:
+        check(run)
+        assert (run.model, run.data) == ("micro", "builtin")
+    assert {run.method for run in methods} == {"hybrid", "fo-peft", "zo"}
 
 
-def test_the_rates_are_measured_in_small_but_in_every_part():
-    demo.SMALL_RATES.check()
-    assert demo.SMALL_RATES.parts == Rates().parts and len(demo.SMALL_RATES.points()) < len(Rates().points())
+def news_of(*items):
+    news = queue.Queue()
+    for item in items:
+        news.put(item)
+    return news
 
 
-def test_every_method_is_tuned_in_small():
-    for method in demo.METHODS.values():
-        check(replace(demo.TUNED, method=method))
-    assert set(demo.METHODS.values()) == {"hybrid", "fo-peft", "zo"} and (demo.TUNED.model, demo.TUNED.data) == (
-        "micro",
-        "builtin",
-    )
+def test_the_line_off_a_terminal_says_what_runs_and_how_long_it_takes(monkeypatch, capsys):
+    monkeypatch.setattr(demo, "PATIENCE", 0.0)
+    demo._watch(news_of(("begin", "rates", ""), ("end", "rates", "smoothlab: a note\n")), [], 1)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("smoothlab: demo: 0 % done, running rates, about ") and "smoothlab: a note" in lines
+
+
+def test_what_a_section_refuses_and_a_process_that_died_end_the_demo():
+    with pytest.raises(BadInput, match="seed = 0, this one has seed = 1"):
+        demo._watch(news_of(("refused", "rates", "it has seed = 0, this one has seed = 1")), [], 1)
+    process = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
+    process.start()
+    process.kill()
+    process.join()
+    with pytest.raises(Unfinished, match="measured rates was ended; start the same command again"):
+        demo._watch(news_of(("begin", "rates", "")), [process], 1)
+
+
+def test_the_fraction_counts_sections_by_their_seconds():
+    total = sum(demo.SECONDS.values())
+    assert demo._fraction(["rates"], {}) == demo.SECONDS["rates"] / total
+    long_ago = time.monotonic() - 1e6
+    expected = (demo.SECONDS["rates"] + 0.9 * demo.SECONDS["fig1a"]) / total
+    assert demo._fraction(["rates"], {"fig1a": long_ago}) == pytest.approx(expected)
 
 
 @pytest.mark.slow
 def test_demo_writes_records_figures_and_one_page_once(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, "STEPS", 2)
     monkeypatch.setattr(demo, "POINTS", 2)
-    monkeypatch.setattr(demo, "SMALL", replace(demo.SMALL, parts=("bias", "curve"), draws=200))
-    monkeypatch.setattr(demo, "SMALL_RATES", replace(demo.SMALL_RATES, parts=("reshuffling",), shuffle_dims=(2,)))
-    monkeypatch.setattr(demo, "TUNED", replace(demo.TUNED, steps=2, eval_every=1, dev=20, test=20))
+    monkeypatch.setattr(demo, "ESTIMATORS", replace(demo.ESTIMATORS, parts=("bias", "curve"), draws=200))
+    monkeypatch.setattr(demo, "RATES", replace(demo.RATES, parts=("reshuffling",), shuffle_dims=(2,)))
+    monkeypatch.setattr(demo, "FINETUNE", replace(demo.FINETUNE, steps=2, eval_every=1, dev=20, test=20))
     out = tmp_path / "demo"
     assert main(["demo", "--out", str(out)]) == 0
     assert capsys.readouterr().out == f"{out / 'index.html'}\n"
-    there = {path.name: path.read_bytes() for path in out.iterdir()}
-    expected = {"fig1a.jsonl", "fig1b.jsonl", "fig1a.png", "fig1a.pdf", "fig1b.png", "fig1b.pdf", "index.html"}
-    expected |= {f"finetune-{name}.jsonl" for name in demo.METHODS} | {"finetune.png", "finetune.pdf"}
-    expected |= {f"{name}.{kind}" for name in ("estimators", "rates") for kind in ("jsonl", "png", "pdf")}
-    assert expected <= there.keys()
-    assert b"<img" in there["index.html"] and b'src="http' not in there["index.html"]
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert {f"{name}.jsonl" for name in demo.SECONDS} | {"index.html"} <= before.keys()
+    page = Page(before["index.html"].decode())
+    assert len(page.words) <= 2000 and page.tags.count("img") == len(list(out.glob("*.png"))) >= 5
     assert main(["demo", "--out", str(out)]) == 0  # nothing is measured again
-    assert {name: (out / name).read_bytes() for name in there if name.endswith("jsonl")} == {
-        name: content for name, content in there.items() if name.endswith("jsonl")
-    }
+    for name in demo.SECONDS:
+        assert (out / f"{name}.jsonl").read_bytes() == before[f"{name}.jsonl"]
     assert main(["demo", "--out", str(out), "--seed", "1"]) == 2
     assert "seed = 0, this one has seed = 1" in capsys.readouterr().err

@@ -10,7 +10,6 @@ from torch.utils.checkpoint import checkpoint
 from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
 from smoothlab.hessian.gradients import LossAtPoint
-from smoothlab.hessian.norms import block_norms
 from smoothlab.hessian.products import ExactHessian, FiniteDifferenceHessian
 
 
@@ -88,13 +87,13 @@ def _overflow() -> tuple[Any, nn.Parameter]:
 def test_one_line_says_what_is_wrong_and_what_to_do(build: Any, words: str) -> None:
     loss, w = build()
     with pytest.raises(BadInput) as told:
-        block_norms(ExactHessian(loss, [Block("a", (w,))]))
+        ExactHessian(loss, [Block("a", (w,))]).norms()
     assert words in str(told.value) and "\n" not in str(told.value)
 
 
 def test_central_differences_work_where_the_line_offers_them() -> None:
     loss, w = _once()  # the sum of w^4, whose Hessian is 12 w^2
-    found = block_norms(FiniteDifferenceHessian(loss, [Block("a", (w,))]))[0]
+    found = FiniteDifferenceHessian(loss, [Block("a", (w,))]).norms()[0]
     truth = float((12 * w.detach().square()).norm())
     assert found.low <= truth <= found.high and found.flag is None
 

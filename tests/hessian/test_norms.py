@@ -18,9 +18,9 @@ from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
 from smoothlab.hessian import deflation, norms
 from smoothlab.hessian.deflation import Basis, Deflation
-from smoothlab.hessian.norms import NormEstimate, block_norms, plain_norms
+from smoothlab.hessian.norms import Hessian, NormEstimate
 from smoothlab.hessian.products import ExactHessian
-from smoothlab.stats import intervals
+from smoothlab.stats import probes
 from smoothlab.zeroth.distributions import draw
 from tests.cases import PROBLEMS, SPECTRA, DenseHessian, diagonal
 from tests.hessian.test_products import dense
@@ -69,10 +69,10 @@ def covers(e: NormEstimate, truth: float) -> bool:
 
 
 def hits(hessian: DenseHessian, runs: int, **settings: object) -> Counter[tuple[str, str, str]]:
-    """How many of `runs` intervals of block_norms hold the truth, by quantity and blocks."""
+    """How many of `runs` intervals of Hessian.norms hold the truth, by quantity and blocks."""
     found: Counter[tuple[str, str, str]] = Counter()
     for seed in range(runs):
-        for e in block_norms(hessian, seed=(seed,), **settings):
+        for e in hessian.norms(seed=(seed,), **settings):
             found[key(e)] += covers(e, hessian.truth(*key(e)))
     return found
 
@@ -107,7 +107,7 @@ def test_intervals_cover_whatever_the_spectrum(spectrum: str, runs: int) -> None
 def test_rows_say_which_end_of_the_spectrum_is_the_larger(eigenvalues: np.ndarray, sign: int) -> None:
     hessian = DenseHessian(np.diag(eigenvalues))
     for seed in range(3):
-        found = {e.quantity: e for e in block_norms(hessian, precision=0.2, seed=(seed,))}
+        found = {e.quantity: e for e in hessian.norms(precision=0.2, seed=(seed,))}
         assert found["spectral"].sign == sign
         assert found["frobenius"].sign is None and found["trace"].sign is None
 
@@ -122,11 +122,11 @@ def test_the_reach_is_that_of_the_first_start_alone() -> None:
 
 
 def test_a_sign_is_not_told_of_rounding() -> None:
-    assert block_norms(_Rounded(np.eye(30), 0.7), precision=0.2)[1].sign == 0
-    assert block_norms(_Rounded(np.diag([-9.0, *np.ones(29)]), 1e-3), precision=0.2)[1].sign == -1
+    assert _Rounded(np.eye(30), 0.7).norms(precision=0.2)[1].sign == 0
+    assert _Rounded(np.diag([-9.0, *np.ones(29)]), 1e-3).norms(precision=0.2)[1].sign == -1
 
 
-class Broad:
+class Broad(Hessian):
     """A Hessian whose spectrum is given, as block "h" in fp32."""
 
     def __init__(self, eigenvalues: np.ndarray) -> None:
@@ -160,7 +160,7 @@ def test_the_spectral_bound_is_near_its_value_on_broad_spectra(spectrum: str) ->
 
 
 def _spectral(hessian: object, runs: int) -> list[NormEstimate]:
-    return [block_norms(hessian, seed=(i,), precision=0.2)[1] for i in range(runs)]  # type: ignore[arg-type]
+    return [hessian.norms(seed=(i,), precision=0.2)[1] for i in range(runs)]  # type: ignore[arg-type]
 
 
 def _two_blocks(kind: str) -> DenseHessian:
@@ -199,7 +199,7 @@ def test_intervals_of_plain_probes_cover(spectrum: str, distribution: str, runs:
     hessian = DenseHessian(rotation @ hessian.matrix.numpy() @ rotation.T)
     found: Counter[str] = Counter()
     for seed in range(runs):
-        for e in plain_norms(hessian, "a", probes=12, distribution=distribution, seed=(seed,)):
+        for e in hessian.hutchinson("a", probes=12, distribution=distribution, seed=(seed,)):
             found[e.quantity] += covers(e, hessian.truth(e.quantity))
     assert min(found.values()) >= least(runs), found
 
@@ -207,7 +207,7 @@ def test_intervals_of_plain_probes_cover(spectrum: str, distribution: str, runs:
 def test_the_coverage_test_sees_intervals_that_claim_too_many_degrees_of_freedom(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    honest = intervals.sum_of_squares
+    honest = probes.sum_of_squares
     monkeypatch.setattr(deflation, "sum_of_squares", lambda x, nu, known=0.0: honest(x, 9 * nu, known))
     runs = 60
     # The precision is loose, so that the interval and not the deflation decides.
@@ -234,7 +234,7 @@ def test_intervals_cover_on_networks() -> None:
             truth = DenseHessian((matrix + matrix.T) / 2, *(b.dim for b in blocks))
             hessian = ExactHessian(module, blocks)
             names = {"x": "a", "y": "b"}
-            for e in block_norms(hessian, cross=[("x", "y")], seed=(seed,), lanczos=6):
+            for e in hessian.norms(cross=[("x", "y")], seed=(seed,), lanczos=6):
                 kind = e.quantity if e.block == e.wrt else "cross"
                 total[kind] += 1
                 found[kind] += covers(e, truth.truth(e.quantity, names[e.wrt], names[e.block]))
@@ -253,7 +253,7 @@ def test_plain_probes_are_unbiased_with_the_variance_of_theory(distribution: str
     h = symmetric(d, 3) + np.diag(np.linspace(-2, 3, d))
     hessian = DenseHessian(h)
     square, fourth = float((h**2).sum()), float((h @ h @ h @ h).trace())
-    found = [plain_norms(hessian, "a", probes=m, distribution=distribution, seed=(5, i)) for i in range(runs)]
+    found = [hessian.hutchinson("a", probes=m, distribution=distribution, seed=(5, i)) for i in range(runs)]
     f2 = np.array([f.value**2 for f, _ in found])
     traces = np.array([t.value for _, t in found])
     assert abs(z_score(f2, square)) < 3.5 and abs(z_score(traces, float(h.trace()))) < 3.5
@@ -271,7 +271,7 @@ def test_plain_probes_are_unbiased_with_the_variance_of_theory(distribution: str
 def test_the_moment_test_sees_a_sphere_of_radius_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(norms, "draw", lambda b, distribution, seed: draw(b, distribution, seed) / b.dim**0.5)
     hessian = DenseHessian(symmetric(8, 3))
-    f2 = [plain_norms(hessian, "a", probes=8, distribution="sphere", seed=(5, i))[0].value ** 2 for i in range(50)]
+    f2 = [hessian.hutchinson("a", probes=8, distribution="sphere", seed=(5, i))[0].value ** 2 for i in range(50)]
     assert np.mean(f2) == pytest.approx(float((hessian.matrix**2).sum()) / 8, rel=0.2), "the formula without sqrt(d)"
     assert abs(z_score(np.array(f2), float((hessian.matrix**2).sum()))) > 10
 
@@ -280,7 +280,7 @@ def test_the_moment_test_sees_a_sphere_of_radius_one(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("spectrum", longer(["power law", "ten equal", "flat"], "ten equal"))
 def test_with_a_fixed_number_of_probes_deflation_leaves_the_estimates_unbiased(spectrum: str, runs: int) -> None:
     hessian, budget = diagonal(spectrum), 11
-    found = [block_norms(hessian, lanczos=4, budget=budget, precision=1e-6, seed=(9, i)) for i in range(runs)]
+    found = [hessian.norms(lanczos=4, budget=budget, precision=1e-6, seed=(9, i)) for i in range(runs)]
     assert all(f.hvps == budget and f.flag == "precision not reached" for f, _, _ in found)
     assert abs(z_score(np.array([f.value**2 for f, _, _ in found]), hessian.truth("frobenius") ** 2)) < 3.5
     assert abs(z_score(np.array([t.value for _, _, t in found]), hessian.truth("trace"))) < 3.5
@@ -291,7 +291,7 @@ def test_with_a_fixed_number_of_probes_deflation_leaves_the_estimates_unbiased(s
 def test_cross_blocks_are_unbiased_too(kind: str, runs: int) -> None:
     hessian = _two_blocks(kind)
     settings = {"lanczos": 3, "budget": 9, "precision": 1e-6, "cross": [("a", "b")]}
-    f2 = np.array([block_norms(hessian, seed=(9, i), **settings)[-1].value ** 2 for i in range(runs)])
+    f2 = np.array([hessian.norms(seed=(9, i), **settings)[-1].value ** 2 for i in range(runs)])
     assert abs(z_score(f2, hessian.truth("frobenius", "b", "a") ** 2)) < 3.5
 
 
@@ -306,7 +306,7 @@ def test_low_rank_is_deflated_exactly_and_the_interval_knows_rounding(rank: int,
     hessian = DenseHessian(basis @ np.diag(eigenvalues) @ basis.T, dtype=dtype)
     runs, covered = 10, 0
     for seed in range(runs):
-        found = block_norms(hessian, seed=(seed,))
+        found = hessian.norms(seed=(seed,))
         frobenius = found[0]
         covered += covers(frobenius, hessian.truth("frobenius"))
         assert frobenius.flag is None
@@ -323,7 +323,7 @@ def test_low_rank_is_deflated_exactly_and_the_interval_knows_rounding(rank: int,
 @pytest.mark.parametrize("make", [symmetric, lambda d, seed: np.eye(d), lambda d, seed: np.ones((d, d))])
 def test_blocks_of_few_dimensions_are_exact(sizes: tuple[int, int], make: object) -> None:
     hessian = DenseHessian(make(sum(sizes), 2), *sizes)
-    found = {key(e): e for e in block_norms(hessian, cross=[("a", "b")], budget=200)}
+    found = {key(e): e for e in hessian.norms(cross=[("a", "b")], budget=200)}
     small = [name for name, size in zip("ab", sizes, strict=True) if size <= 12]
     for (quantity, wrt, along), e in found.items():
         assert covers(e, hessian.truth(quantity, wrt, along)), e
@@ -336,19 +336,19 @@ def test_blocks_of_few_dimensions_are_exact(sizes: tuple[int, int], make: object
 
 
 def test_a_zero_hessian_and_a_zero_coupling_have_norm_zero() -> None:
-    for e in block_norms(DenseHessian(np.zeros((30, 30)), 20, 10), cross=[("a", "b")]):
+    for e in DenseHessian(np.zeros((30, 30)), 20, 10).norms(cross=[("a", "b")]):
         assert (e.value, e.low, e.high, e.flag) == (0.0, 0.0, 0.0, None)
     h = np.diag(np.arange(1.0, 41))
-    cross = block_norms(DenseHessian(h, 25, 15), cross=[("a", "b")])[-1]
+    cross = DenseHessian(h, 25, 15).norms(cross=[("a", "b")])[-1]
     # Beside blocks that are not zero, rounding could hide a coupling up to its floor.
     assert (cross.value, cross.low, cross.flag) == (0.0, 0.0, "below floor") and 0 < cross.high < 1e-10
-    for e in plain_norms(DenseHessian(np.zeros((5, 5))), "a", probes=4):
+    for e in DenseHessian(np.zeros((5, 5))).hutchinson("a", probes=4):
         assert (e.value, e.low, e.high) == (0.0, 0.0, 0.0)
 
 
 def test_what_the_estimator_spends_follows_the_spectrum() -> None:
     def spent(spectrum: str) -> float:
-        return float(np.median([block_norms(diagonal(spectrum), seed=(i,))[0].hvps for i in range(10)]))
+        return float(np.median([diagonal(spectrum).norms(seed=(i,))[0].hvps for i in range(10)]))
 
     dominated = {name: spent(name) for name in ("power law", "one outlier", "low rank")}
     assert max(dominated.values()) <= 20, dominated
@@ -357,19 +357,19 @@ def test_what_the_estimator_spends_follows_the_spectrum() -> None:
 
 def test_products_told_are_products_made_and_scale_carries_through() -> None:
     hessian = _two_blocks("dense")
-    first = block_norms(hessian, cross=[("a", "b")], seed=(3,))
+    first = hessian.norms(cross=[("a", "b")], seed=(3,))
     by_block = {e.block: e.hvps for e in first if e.block == e.wrt}
     assert hessian.products == sum(by_block.values()) == first[-1].hvps
     assert [key(e)[1:] for e in first] == [("a", "a")] * 3 + [("b", "b")] * 3 + [("b", "a")]
-    scaled = block_norms(DenseHessian(-1000 * hessian.matrix, 40, 30), cross=[("a", "b")], seed=(3,))
+    scaled = DenseHessian(-1000 * hessian.matrix, 40, 30).norms(cross=[("a", "b")], seed=(3,))
     for one, other in zip(first, scaled, strict=True):
         sign = -1 if one.quantity == "trace" else 1
         assert other.value == pytest.approx(sign * 1000 * one.value, rel=1e-9)
         assert other.high - other.low == pytest.approx(1000 * (one.high - one.low), rel=1e-9)
-    only = block_norms(hessian, ["b"], seed=(3,))
+    only = hessian.norms(["b"], seed=(3,))
     assert [e.block for e in only] == ["b"] * 3
-    assert block_norms(hessian, cross=[("a", "b")], seed=(3,)) == first, "the seed fixes all"
-    assert block_norms(hessian, cross=[("a", "b")], seed=(4,)) != first
+    assert hessian.norms(cross=[("a", "b")], seed=(3,)) == first, "the seed fixes all"
+    assert hessian.norms(cross=[("a", "b")], seed=(4,)) != first
 
 
 # Flags and errors
@@ -377,10 +377,10 @@ def test_products_told_are_products_made_and_scale_carries_through() -> None:
 
 def test_a_spent_budget_is_flagged_and_its_interval_still_covers() -> None:
     hessian, runs = diagonal("ten equal"), 60
-    found = [block_norms(hessian, lanczos=2, budget=8, precision=0.01, seed=(i,))[0] for i in range(runs)]
+    found = [hessian.norms(lanczos=2, budget=8, precision=0.01, seed=(i,))[0] for i in range(runs)]
     assert all(e.flag == "precision not reached" and e.hvps == 8 for e in found)
     assert sum(covers(e, hessian.truth("frobenius")) for e in found) >= least(runs)
-    assert all(e.flag is None for e in block_norms(hessian, precision=0.2))
+    assert all(e.flag is None for e in hessian.norms(precision=0.2))
 
 
 class _Rounded(DenseHessian):
@@ -402,10 +402,10 @@ class _Rounded(DenseHessian):
 def test_estimates_under_their_rounding_floor_are_flagged() -> None:
     for error, flag in ((0.7, "below floor"), (1e-3, None)):
         hessian = _Rounded(np.eye(30), error)
-        estimates = {e.quantity: e for e in block_norms(hessian, precision=0.2)}
+        estimates = {e.quantity: e for e in hessian.norms(precision=0.2)}
         assert estimates["frobenius"].flag == flag and estimates["spectral"].flag == flag
         assert estimates["frobenius"].floor == pytest.approx(error * estimates["frobenius"].value)
-        assert plain_norms(hessian, "a", probes=10)[0].flag == flag
+        assert hessian.hutchinson("a", probes=10)[0].flag == flag
 
 
 BAD = {
@@ -424,7 +424,7 @@ BAD = {
 def test_bad_settings_are_told_in_one_line(case: str) -> None:
     settings, message = BAD[case]
     with pytest.raises(BadInput, match=message) as caught:
-        block_norms(_two_blocks("dense"), **settings)
+        _two_blocks("dense").norms(**settings)
     assert "\n" not in str(caught.value)
 
 
@@ -432,11 +432,11 @@ def test_plain_probing_refuses_what_has_no_interval() -> None:
     hessian = _two_blocks("dense")
     for distribution, few in (("gaussian", 1), ("sphere", 1), ("rademacher", 7)):
         with pytest.raises(BadInput, match=f"{few} probes are too few for an interval"):
-            plain_norms(hessian, "a", probes=few, distribution=distribution)
+            hessian.hutchinson("a", probes=few, distribution=distribution)
     with pytest.raises(BadInput, match="block 'c' is unknown"):
-        plain_norms(hessian, "c", probes=10)
-    with pytest.raises(BadInput, match="probe distribution 'cauchy' is unknown"):
-        plain_norms(hessian, "a", probes=10, distribution="cauchy")  # type: ignore[arg-type]
+        hessian.hutchinson("c", probes=10)
+    with pytest.raises(BadInput, match="no interval for probes of distribution cauchy"):
+        hessian.hutchinson("a", probes=10, distribution="cauchy")  # type: ignore[arg-type]
 
 
 # The basis

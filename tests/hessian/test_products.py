@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from importlib import resources
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from smoothlab.blocks import Block, Shift, fixed_loss, flatten, norm
 from smoothlab.errors import BadInput
 from smoothlab.hessian.gradients import gradient
-from smoothlab.hessian.products import ExactHessian, FiniteDifferenceHessian, exact_hvp, fd_hvp
+from smoothlab.hessian.products import ExactHessian, FiniteDifferenceHessian
 from smoothlab.zeroth.distributions import draw
 from tests.cases import PROBLEMS, WIDE, Classifier, Cubic, Problem, Quadratic
 
@@ -29,6 +30,17 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+def exact_hvp(loss: Callable[[], Tensor], along: Block, wrt: Block, v: Tensor) -> Tensor:
+    """H_bc v, b = `wrt` and c = `along`."""
+    return ExactHessian(loss, list({id(b): b for b in (along, wrt)}.values())).product(v, along.name, [wrt.name])[0]
+
+
+def fd_hvp(loss: Callable[[], Tensor], along: Block, wrt: Block, v: Tensor, **options: Any) -> Tensor:
+    """The same by finite differences."""
+    blocks = list({id(b): b for b in (along, wrt)}.values())
+    return FiniteDifferenceHessian(loss, blocks, **options).product(v, along.name, [wrt.name])[0]
 
 
 def dense(module: nn.Module, blocks: list[Block]) -> Tensor:

@@ -10,7 +10,7 @@ from smoothlab.hessian import selfchecks
 from smoothlab.hessian.deflation import Deflation
 from smoothlab.hessian.disagreements import WrongProducts
 from smoothlab.hessian.loss_graph import read_graph
-from smoothlab.hessian.norms import block_norms
+from smoothlab.hessian.norms import Hessian
 from smoothlab.hessian.products import ExactHessian, FiniteDifferenceHessian
 from smoothlab.hessian.selfchecks import check_gradient
 from tests.cases import PROBLEMS
@@ -28,16 +28,16 @@ MESSAGES = {
 def test_exact_products_that_are_not_the_losss_are_flagged_or_refused(lie: Lie) -> None:
     loss, blocks = lie.build()
     if lie.kind == "flagged":
-        assert {e.flag for e in block_norms(ExactHessian(loss, blocks))} == {"products disagree with the loss"}
+        assert {e.flag for e in ExactHessian(loss, blocks).norms()} == {"products disagree with the loss"}
         return
     with pytest.raises(BadInput, match=MESSAGES[lie.kind]):
-        block_norms(ExactHessian(loss, blocks))
+        ExactHessian(loss, blocks).norms()
 
 
 @pytest.mark.parametrize("lie", [lie for lie in LIES if lie.kind in ("products", "flagged")], ids=lambda lie: lie.name)
 def test_where_only_double_backward_is_wrong_central_differences_give_the_dense_truth(lie: Lie) -> None:
     loss, blocks = lie.build()
-    found = {e.quantity: e for e in block_norms(FiniteDifferenceHessian(loss, blocks))}
+    found = {e.quantity: e for e in FiniteDifferenceHessian(loss, blocks).norms()}
     dense = _dense(loss, blocks[0])
     assert float((dense - dense.T).norm()) < 1e-5 * float(dense.norm())
     assert found["frobenius"].low <= float(dense.norm()) <= found["frobenius"].high
@@ -51,7 +51,7 @@ def test_where_only_double_backward_is_wrong_central_differences_give_the_dense_
 def test_a_wrong_gradient_is_refused_with_differences_too(lie: Lie) -> None:
     loss, blocks = lie.build()
     with pytest.raises(WrongProducts, match="not even by differences"):
-        block_norms(FiniteDifferenceHessian(loss, blocks))
+        FiniteDifferenceHessian(loss, blocks).norms()
     with pytest.raises(WrongProducts, match=MESSAGES["gradient"]):
         check_gradient(loss, blocks)
 
@@ -59,7 +59,7 @@ def test_a_wrong_gradient_is_refused_with_differences_too(lie: Lie) -> None:
 def test_a_hessian_that_is_infinite_has_no_unflagged_number_by_differences() -> None:
     loss, blocks = next(lie for lie in LIES if lie.kind == "infinite").build()
     try:
-        found = block_norms(FiniteDifferenceHessian(loss, blocks))
+        found = FiniteDifferenceHessian(loss, blocks).norms()
     except BadInput:
         return
     assert all(e.flag for e in found)
@@ -69,14 +69,14 @@ def test_spectral_norm_whose_buffers_are_held_still_is_seen_by_its_products() ->
     loss, blocks = spectral_norm()
     net = loss.__closure__[0].cell_contents  # type: ignore[attr-defined]
     with pytest.raises(WrongProducts):
-        block_norms(ExactHessian(fixed_loss(loss, net, train=True), blocks))
+        ExactHessian(fixed_loss(loss, net, train=True), blocks).norms()
 
 
 @pytest.mark.parametrize("name", [name for name in PROBLEMS if name not in ("relu", "unused", "opt")])
 def test_sound_losses_are_left_alone(name: str) -> None:
     module, blocks = PROBLEMS[name].build()
     for product in (ExactHessian, FiniteDifferenceHessian):
-        found = block_norms(product(module, blocks))
+        found = product(module, blocks).norms()
         assert not any("disagree" in (e.flag or "") or "asymmetric" in (e.flag or "") for e in found)
     check_gradient(module, blocks)
 
@@ -84,10 +84,10 @@ def test_sound_losses_are_left_alone(name: str) -> None:
 def test_kinks_are_flagged_and_not_refused() -> None:
     module, blocks = PROBLEMS["relu"].build()
     assert read_graph(module()).nonsmooth == ("Relu",)
-    block_norms(ExactHessian(module, blocks))
+    ExactHessian(module, blocks).norms()
 
 
-class _Asymmetric:
+class _Asymmetric(Hessian):
     """Products with A, which is not symmetric."""
 
     def __init__(self, size: float) -> None:
@@ -117,9 +117,9 @@ def test_asymmetry_needs_no_product_and_is_that_of_the_matrix(size: float, flag:
     assert run.asymmetry() == pytest.approx(truth, rel=0.05, abs=1e-12) and run.hvps == spent
     if flag == "refused":
         with pytest.raises(WrongProducts, match="u'Hv and v'Hu differ"):
-            block_norms(hessian)
+            hessian.norms()
     else:
-        assert {e.flag for e in block_norms(hessian, precision=0.2)} == {flag}
+        assert {e.flag for e in hessian.norms(precision=0.2)} == {flag}
 
 
 def test_a_product_of_the_self_check_is_not_lost_and_few_evaluations_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +141,7 @@ def test_the_checks_read_the_parameters_only() -> None:
     module, blocks = PROBLEMS["tanh"].build()
     kept = [p.detach().clone() for p in module.parameters()]
     state = torch.random.get_rng_state()
-    block_norms(ExactHessian(module, blocks))
+    ExactHessian(module, blocks).norms()
     check_gradient(module, blocks)
     assert all(torch.equal(p, q) for p, q in zip(module.parameters(), kept, strict=True))
     assert torch.equal(torch.random.get_rng_state(), state) and all(p.grad is None for p in module.parameters())
@@ -161,7 +161,7 @@ def test_without_the_check_the_numbers_would_be_wrong_without_a_word(build: obje
     """What the checks are for: with them taken out, intervals are narrow, unflagged, and miss."""
     monkeypatch.setattr("smoothlab.hessian.norms.check_products", lambda run: [])  # type: ignore[attr-defined]
     loss, blocks = build()  # type: ignore[operator]
-    found = block_norms(ExactHessian(loss, blocks))[0]
+    found = ExactHessian(loss, blocks).norms()[0]
     truth = float(_dense(loss, blocks[0]).norm())
     assert found.flag is None and not found.low <= truth <= found.high
 

@@ -10,7 +10,6 @@ from torch import nn
 
 from smoothlab.blocks import Block, Shift, dot, fixed_loss, norm
 from smoothlab.errors import BadInput
-from smoothlab.hessian.norms import block_norms
 from smoothlab.hessian.products import ExactHessian, FiniteDifferenceHessian
 from smoothlab.llm.adapters import attach, check_derivatives, pool_at_last_token, virtual_tokens
 from smoothlab.llm.partition import live_parameters, partition, unfreeze
@@ -286,7 +285,7 @@ def test_methods_whose_products_alone_are_wrong_are_refused_at_the_first_point(m
     model = attach(tiny("opt").float(), method, seed=0, **WRONG_DERIVATIVES[method][1]).eval()
     loss = fixed_loss(lambda: model(input_ids=IDS, attention_mask=MASK, labels=LABELS).loss, model)
     with pytest.raises(BadInput, match=words):
-        block_norms(ExactHessian(loss, [partition(model)["peft"]]))
+        ExactHessian(loss, [partition(model)["peft"]]).norms()
 
 
 @pytest.mark.parametrize("method", [m for m in PEFT_METHODS if m not in attachable(measured=True)])

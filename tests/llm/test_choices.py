@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from smoothlab.errors import BadInput
-from smoothlab.llm.tasks import CHOICES, Choice, load_choices
+from smoothlab.llm.tasks import TASKS, Choice, load_choices
 from tests.llm.test_tasks import write
 
 ROWS: dict[str, tuple[dict[str, Any], Choice]] = {
@@ -61,19 +61,19 @@ def changed(row: dict[str, Any], number: int) -> dict[str, Any]:
 @pytest.mark.parametrize("name", ROWS)
 def test_rows_become_the_papers_prompts(name: str) -> None:
     row, choice = ROWS[name]
-    assert CHOICES[name].choice(row) == choice and CHOICES[name].kind == KINDS.get(name, "verbalizer")
-    assert list(ROWS) == list(CHOICES)
+    assert TASKS[name].choice(row) == choice and TASKS[name].kind == KINDS.get(name, "verbalizer")
+    assert [*ROWS] == [name for name, task in TASKS.items() if task.train] and {*TASKS} - {*ROWS} == {"builtin"}
 
 
 def test_copa_says_so_for_effects() -> None:
     row = ROWS["copa"][0] | {"question": "effect", "premise": "He fell"}
-    assert CHOICES["copa"].choice(row).prompt == "He fell so"
+    assert TASKS["copa"].choice(row).prompt == "He fell so"
 
 
 @pytest.mark.parametrize("name", ROWS)
 def test_splits_are_one_permutation_and_the_test_set_never_moves(name: str, tmp_path: Path) -> None:
     """40 training rows: a quarter of them are dev items, and no item is in two splits."""
-    task = CHOICES[name]
+    task = TASKS[name]
     (tmp_path / name).mkdir()
     write(tmp_path / name / task.train[0], [changed(ROWS[name][0], i) for i in range(40)])
     write(tmp_path / name / task.validation[0], [changed(ROWS[name][0], i) for i in range(100, 112)])
@@ -187,11 +187,11 @@ def test_bad_lines_name_file_line_and_fix(tmp_path: Path, row: dict[str, Any], w
 )
 def test_bad_rows_of_published_sets_are_told(tmp_path: Path, name: str, change: dict[str, Any], words: str) -> None:
     rows = [changed(ROWS[name][0], 0), ROWS[name][0] | change]
-    write(tmp_path / CHOICES[name].train[0], rows)
-    write(tmp_path / CHOICES[name].validation[0], rows[:1])
+    write(tmp_path / TASKS[name].train[0], rows)
+    write(tmp_path / TASKS[name].validation[0], rows[:1])
     with pytest.raises(BadInput) as caught:
         load_choices(name, tmp_path)
-    assert f"{CHOICES[name].train[0]}{words}" in str(caught.value) and "\n" not in str(caught.value)
+    assert f"{TASKS[name].train[0]}{words}" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_data_that_teaches_nothing_or_is_cut_is_told(tmp_path: Path) -> None:
@@ -234,11 +234,11 @@ def test_the_hub_gives_the_same_items_as_files(name: str, tmp_path: Path, monkey
         return rows[split]
 
     hub(monkeypatch, read)
-    write(tmp_path / CHOICES[name].train[0], rows["train"])
-    write(tmp_path / CHOICES[name].validation[0], rows["validation"])
+    write(tmp_path / TASKS[name].train[0], rows["train"])
+    write(tmp_path / TASKS[name].validation[0], rows["validation"])
     there, here = load_choices(name), load_choices(name, tmp_path)
     assert (there.train, there.dev, there.test) == (here.train, here.dev, here.test)
-    assert asked == [CHOICES[name].hub] * 2 and "validation split of" in there.served
+    assert asked == [TASKS[name].hub] * 2 and "validation split of" in there.served
 
 
 @pytest.mark.parametrize(
@@ -267,6 +267,6 @@ def test_dev_is_the_tail_of_the_seeds_permutation(tmp_path: Path) -> None:
     rows = [changed(ROWS["sst2"][0], i) for i in range(40)]
     write(tmp_path / "train.jsonl", rows)
     write(tmp_path / "validation.jsonl", rows[:1])
-    order = random.Random(3).sample([CHOICES["sst2"].choice(row) for row in rows], 40)
+    order = random.Random(3).sample([TASKS["sst2"].choice(row) for row in rows], 40)
     found = load_choices("sst2", tmp_path, 3, (20, 5, 1))
     assert found.train == tuple(order[:20]) and found.dev == tuple(order[-5:])

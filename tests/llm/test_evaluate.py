@@ -10,9 +10,10 @@ from torch import nn
 
 from smoothlab.errors import BadInput
 from smoothlab.llm.adapters import attach
+from smoothlab.llm.encoding import notes
 from smoothlab.llm.evaluate import Accuracy, Encoded, accuracy, accuracy_one_by_one, batch, choice_loss, encode
 from smoothlab.llm.models import load_lm
-from smoothlab.llm.tasks import CHOICES, Choice, Kind, load_choices
+from smoothlab.llm.tasks import TASKS, Choice, Kind, load_choices
 from tests.llm.tiny import encoded, other_family, tiny, tiny_lm, tokenizer
 
 KINDS: tuple[Kind, ...] = ("verbalizer", "multiple choice")
@@ -48,6 +49,19 @@ def test_a_candidate_that_merges_with_its_prompt_is_scored_from_the_same_place_a
     assert words(found.contexts[0]).endswith("a fine")
     for option, candidate in zip(found.options[0], item.candidates, strict=True):
         assert found.contexts[0] + option == tuple(tokenizer()(item.prompt + candidate)["input_ids"])
+
+
+def test_cut_prompts_and_merged_candidates_are_counted() -> None:
+    merging = Choice("a fine fil", ("m", "ter ."), 0)
+    plain = Choice("a fine film It was", (" bad", " good"), 0)
+    long = Choice("fine " * 40, (" bad", " good"), 0)
+    splits = [encode(tokenizer(), items, 30, "multiple choice") for items in ([merging, plain], [long], [plain])]
+    assert notes(splits) == [
+        "1 of 4 prompts are longer than the model takes and lost words at their start",
+        "in 1 of 4 items the tokenizer merges letters of a candidate with the end of the prompt: these letters of the "
+        "prompt are scored as the candidate's",
+    ]
+    assert notes(splits[2:]) == []
 
 
 @pytest.mark.parametrize("room", [64, 40, 12])
@@ -221,10 +235,10 @@ QUICK = ("copa", "wic")
 """A task of multiple choice, and one with verbalizers."""
 
 
-@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.check) for n in CHOICES])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.check) for n in TASKS])
 def test_micro_scores_the_published_tasks_as_one_by_one(name: str, shared_data: Path) -> None:
     loaded = load_lm("micro", seed=0)
-    splits = load_choices(name, shared_data, sizes=(8, 4, 24))
+    splits = load_choices(name, shared_data if TASKS[name].train else None, sizes=(8, 4, 24))
     items = encode(loaded.tokenizer, splits.test, loaded.max_length, splits.kind)
     fast, slow = accuracy(loaded.model, items), accuracy_one_by_one(loaded.model, items)
     torch.testing.assert_close(torch.tensor(fast.scores), torch.tensor(slow.scores), rtol=0, atol=1e-4)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from smoothlab.errors import BadInput
 from smoothlab.llm import hub, models
@@ -107,6 +108,36 @@ def test_unknown_models_are_named(name: str, words: str, monkeypatch: pytest.Mon
     with pytest.raises(BadInput) as caught:
         load_classifier(name, 2, seed=0)
     assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    """Also where only the precision asked for cannot hold them: 1e5 is infinite in float16."""
+    folder = saved(tmp_path, "opt")
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name in weights if name.endswith("layers.0.fc1.weight"))
+    for value, dtype, fix in ((float("nan"), "float32", ""), (1e5, "float16", ", or --dtype float32")):
+        weights[name][0, 0] = value
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(BadInput) as caught:
+            load_classifier(str(folder), 2, seed=0, dtype=getattr(torch, dtype))
+        line = f"its weight model.decoder.layers.0.fc1.weight in {dtype} is not finite: use other weights{fix}"
+        assert str(caught.value) == f"cannot load model '{folder}': {line}"
+
+
+@pytest.mark.parametrize("kind", ["opt", "strange"])
+def test_custom_code_is_never_run(tmp_path: Path, kind: str) -> None:
+    """A known type is loaded as transformers' own, and a note says so; an unknown one is refused."""
+    folder = saved(tmp_path, "opt")
+    config = json.loads((folder / "config.json").read_text())
+    code = {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": kind, "auto_map": code}))
+    (folder / "code.py").write_text("raise SystemExit('it ran')")
+    if kind == "opt":
+        note = f"the custom code that config.json of {folder} names (auto_map) was left out: the model is transformers'"
+        assert f"{note} own opt" in load_classifier(str(folder), 2, seed=0).notes
+        return
+    with pytest.raises(BadInput, match="its configuration needs custom code, which smoothlab never runs: use a model"):
+        load_classifier(str(folder), 2, seed=0)
 
 
 def test_pickled_weights_and_empty_directories_are_refused(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ from torch.nn.utils import parametrizations, parametrize
 
 from smoothlab.blocks import Block
 from smoothlab.hessian.disagreements import WrongProducts
-from smoothlab.hessian.norms import block_norms
 from smoothlab.hessian.products import ExactHessian
 from smoothlab.hessian.selfchecks import check_gradient
 from smoothlab.hessian.trajectory import SmoothnessHook
@@ -33,7 +32,7 @@ def test_sound_families_are_left_alone(kind: str) -> None:
     """Twenty-four families in fp32, as they are used: no flag in any row, and no refusal."""
     model = family(kind)
     blocks = _blocks(model)
-    assert {e.flag for e in block_norms(ExactHessian(loss_of(model, kind), blocks))} == {None}
+    assert {e.flag for e in ExactHessian(loss_of(model, kind), blocks).norms()} == {None}
     check_gradient(loss_of(model, kind), blocks)
 
 
@@ -92,7 +91,7 @@ def _seen(model: nn.Module, loss: Any) -> str:
     """What the check says of a block: the error, or the flags."""
     blocks = [Block("all", tuple(model.requires_grad_(True).parameters()))]
     try:
-        return str({e.flag for e in block_norms(ExactHessian(loss, blocks), precision=0.2)})
+        return str({e.flag for e in ExactHessian(loss, blocks).norms(precision=0.2)})
     except WrongProducts as error:
         return str(error)
 

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from smoothlab.errors import BadInput
-from smoothlab.llm.tasks import TASKS, load_task
+from smoothlab.llm.tasks import load_task
 from smoothlab.llm.tasks.builtin import TRAIN, VALIDATION
 
 
@@ -87,7 +87,15 @@ GOOD = {"sentence": "fine", "label": 0}
         (b'{"sentence": "fine", "label": 1.0}\n', "data.jsonl:1 has label 1.0"),
         (b'{"sentence": "fine", "label": 5000}\n', "data.jsonl:1 has label 5000"),
         (b'{"sentence": "fine", "label": 0}\n{"sentence": "bad", "label": 2}\n', "no example with label 1"),
-        (b'{"sentence": "f\xff\xfe", "label": 0}\n', "UTF-8"),
+        (
+            b'{"sentence": "fine", "label": 1}\n{"sentence": "caf\xe9", "label": 0}\n',
+            "data.jsonl:2 is not UTF-8 (byte 0xe9 at character 18): save the file as UTF-8; "
+            "Latin-1 becomes it by iconv -f latin1 -t utf-8",
+        ),
+        (
+            b'{"sentence": "fine", "label": 1, "label": 0}\n',
+            'data.jsonl:1 has the field "label" twice: leave one of them out',
+        ),
         (b'{"sentence": "fine", "label": NaN}\n', "data.jsonl:1 has label NaN"),
         (b'{"sentence": "fine", "label": ' + b"1" * 5000 + b"}\n", "data.jsonl:1 is not JSON (a number too long"),
         (b"[" * 100_000 + b"\n", "data.jsonl:1 is not JSON"),
@@ -191,7 +199,6 @@ def test_unknown_tasks_are_guessed_at() -> None:
         load_task("sst-2", "train")
     with pytest.raises(BadInput, match="split 'test' is unknown"):
         load_task("builtin", "test")
-    assert set(TASKS) == {"builtin", "sst2"}
 
 
 def test_sst2_folders(tmp_path: Path) -> None:

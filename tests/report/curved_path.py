@@ -8,6 +8,7 @@ import json
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
 BATCH, SPREAD, HVPS = 8, 0.05, {"estimated": 15, "paper": 100}
 
@@ -81,3 +82,26 @@ def write(path, found, config=None, experiment="smoothness"):
     lines = [header, *found, {"kind": "end", "seconds": 12.5}]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return path
+
+
+STEPS = [0, 10, 20, 30, 45, 60]
+
+
+def table(blocks=(BASE,), at=STEPS, **options):
+    return pd.DataFrame(rows(blocks, at, **options)).assign(path="run.jsonl", experiment="smoothness")
+
+
+def truth(block=BASE, at=STEPS):
+    trace = list(block.path(max(at) + 1))
+    return np.array([np.linalg.norm(trace[step][2]) for step in at])
+
+
+def gradients(block=BASE, at=STEPS):
+    trace = list(block.path(max(at) + 1))
+    return np.array([np.linalg.norm(trace[step][1]) for step in at])
+
+
+def layers(count=12):
+    """An embedding, numbered layers whose curvature grows with their depth, a PEFT module and a head."""
+    numbered = [Curved(f"layer.{i}", (2.0 + i, 5.0), (6.0, 3.0)) for i in range(count)]
+    return [Curved("embedding", (2.0, 5.0), (6.0, 3.0)), *numbered, PEFT, HEAD]

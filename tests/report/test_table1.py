@@ -13,8 +13,8 @@ spec.loader.exec_module(table1)
 
 
 @pytest.mark.check
-def test_every_method_is_in_the_table_beside_the_papers_number(capsys, tmp_path):
-    assert table1.main(["--out", str(tmp_path)]) == 0
+def test_every_method_is_in_the_table_beside_the_papers_number(capsys):
+    assert table1.main([]) == 0
     told = capsys.readouterr().out
     lines = told.splitlines()
     block = lines[lines.index(next(line for line in lines if line.startswith("| sst2 "))) :]
@@ -24,8 +24,7 @@ def test_every_method_is_in_the_table_beside_the_papers_number(capsys, tmp_path)
         assert 0 < float(cells[1]) < 100 and cells[3].count(",") == 2 and float(cells[4]) == paper[0]
     assert "| Hybrid-Prompt | eta_y 10, eta_x 3e-4, mu 0.001; eta_y 3, eta_x 3e-4, mu 0.001; " in told
     assert "| 50, 200, 0 | 1e-3, 1e-7; 20,000; mu 1e-5 |" in told and "| ZO-FT | eta_x 1e-4, mu 0.001; " in told
-    assert "the larger class, or chance | 50.9" in told and "ties against" in told
-    assert {path.name for path in tmp_path.glob("*.png")} == {"fig2.png", "fig3.png"}
+    assert "the larger class, or chance | 50.9" in told and "Hybrid-LoRA less FO-LoRA" in told
 
 
 def test_without_records_one_line_says_how_to_make_them(capsys, tmp_path):

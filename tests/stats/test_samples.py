@@ -162,10 +162,10 @@ def test_a_flag_without_one_of_its_tests_would_be_seen(
 @pytest.mark.parametrize(
     ("distribution", "n", "where", "old", "new"),
     [
-        ("eighth powers", 24, "mean_square", "_spread_of_power(x)", "0.0"),
+        ("eighth powers", 24, "mean_square", "_variation_of_power(x)", "0.0"),
         ("sinh", 400, "mean_square", "(1 + 20 * ", "(1 + 0 * "),
-        ("fifth powers", 8, "_spread_of_power", "(1 + 2 / k**0.5)", "1.0"),
-        ("normal", 24, "mean_square", "spread / n", "spread / n / 9"),
+        ("fifth powers", 8, "_variation_of_power", "(1 + 2 / k**0.5)", "1.0"),
+        ("normal", 24, "mean_square", "variation / n", "variation / n / 9"),
     ],
 )
 def test_without_one_of_their_parts_they_would_not(
@@ -225,7 +225,7 @@ def test_the_lowest_point_of_a_curve_is_covered_on_any_grid(sides: int, power: i
     ("curve", "old", "new"),
     [
         ((1, 3, 8, 6), "max(n // 2, 3)", "n"),
-        ((1, 3, 8, 12), "np.quantile(found, [_TAIL, 1 - _TAIL], method=\"nearest\")", "(best, best)"),
+        ((1, 3, 8, 12), 'np.quantile(minima, [TAIL, 1 - TAIL], method="nearest").astype(int).tolist()', "(best, best)"),
         ((2, 1, 2, 24), "neighbors[max(last, best) + 2]", "neighbors[max(last, best) + 1]"),
     ],
 )  # fmt: skip

@@ -224,13 +224,6 @@ class Finetune:
             return f"zeroth-order: {'one' if self.sides == 1 else 'two'}-sided {self.distribution}, q = {self.q}"
         return "first-order"
 
-    def reading(self, out: Path) -> list[str]:
-        """What the records of this run say, in sentences."""
-        from smoothlab.records import load
-        from smoothlab.report.sentences_finetune import reading
-
-        return reading(load(out))
-
     def setup(self) -> "Setup":
         """Model, blocks and data as configured, before step 0."""
         from smoothlab.experiments.finetune.setup import setup

@@ -11,7 +11,7 @@ import torch
 from smoothlab.blocks import Block
 from smoothlab.experiments.finetune.options import ZEROTH
 from smoothlab.experiments.finetune.selection import Score
-from smoothlab.llm import distributed, heads, padding
+from smoothlab.llm import distributed, encoding, heads, padding
 from smoothlab.llm.adapters import virtual_tokens
 from smoothlab.llm.evaluate import MULTIPLE, Accuracy, Encoded, accuracy, batch, choice_loss, encode
 from smoothlab.llm.export import save
@@ -101,8 +101,7 @@ def setup(run: "Finetune") -> Setup:
         notes.append("a classifier reads sentences alone: --template and --verbalizers are not used")
     if not mixed:
         notes.append("padding moves this model's scores: rows are trained singly, and evaluated beside rows as long")
-    if cut := train.cut + dev.cut + test.cut:
-        notes.append(f"{cut} prompts are longer than the model takes and lost words at their start")
+    notes += encoding.notes((train, dev, test))
     return Setup(
         tuning, partial(accuracy, model, mixed=mixed), dev, test, splits.served, notes,
         lambda folder, story: save(model, loaded.tokenizer, folder, base=base, story=story),

@@ -1,7 +1,6 @@
 """`smoothlab quadratic`: Example 2.3 by Algorithm 1, beside its closed forms."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from smoothlab.experiments.quadratic.config import QuadraticConfig, Row
 
@@ -18,13 +17,6 @@ class QuadraticExample(QuadraticConfig):
         from smoothlab.experiments.quadratic import runs
 
         return {"rates": runs.rates, "noise": runs.noise, "hybrid": runs.hybrid}[point["part"]](self, point)
-
-    def reading(self, out: Path) -> list[str]:
-        """What the records say, verdicts first."""
-        from smoothlab.records import load
-        from smoothlab.report.sentences_quadratic import reading
-
-        return reading(load(out))
 
     def plan(self) -> str:
         """Say what a run would measure, and about how long it takes."""

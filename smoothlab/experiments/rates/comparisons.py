@@ -52,7 +52,7 @@ def speedup(config: RatesConfig, point: Row) -> list[Row]:
     gain: Row = {**UNMEASURED, "note": None}
     if all(row["measured"] is not None and math.isfinite(row["high"]) for row in rows):
         single, pair = (Interval(row["measured"], row["low"], row["high"]) for row in rows)
-        gain |= measured_row(curves.quotient(single, pair))
+        gain |= measured_row(samples.ratio(single, pair))
     closed_form = gain_exact(kappa) if point["oracle"] == "exact" and not noise else None
     reference = rows[0]["reference"] / rows[1]["reference"]
     rows.append({"quantity": "gain", "rule": None, "n": problem.n, "eps": EPS, "reference": reference,
@@ -85,7 +85,7 @@ def reshuffling(config: RatesConfig, point: Row) -> list[Row]:
                 "error_replace": errors[1]}  # fmt: skip
     if not means:
         return [row | {"note": f"{2 * half * n} steps are more than {config.max_steps}: not run"}]
-    ratio = curves.quotient(*means)
+    ratio = samples.ratio(*means)
     verdict = "hidden"
     if ratio.high < 1:
         verdict = "better"

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 
 from smoothlab.experiments.rates.config import RatesConfig, Row
 
@@ -20,13 +19,6 @@ class Rates(RatesConfig):
             "speedup_of_two_rates": comparisons.speedup, "reshuffling": comparisons.reshuffling,
         }  # fmt: skip
         return runs[point["part"]](self, point)
-
-    def reading(self, out: Path) -> list[str]:
-        """What the records say, verdicts first."""
-        from smoothlab.records import load
-        from smoothlab.report.sentences_rates import reading
-
-        return reading(load(out))
 
     def plan(self) -> str:
         """Say what a run would measure, and about how long it takes."""

@@ -41,7 +41,7 @@ from smoothlab.experiments.rates.runs import (
     running_average,
     seeded,
 )
-from smoothlab.stats import curves
+from smoothlab.stats import curves, samples
 from smoothlab.stats.intervals import Interval
 from smoothlab.theory.theorems import Setting, delta_exponent, in_expectation, theorem_c1, with_high_probability
 
@@ -240,7 +240,7 @@ def measured_exponent(config: RatesConfig, point: Row) -> list[Row]:
         running = trial.running(length)
         if axis == "delta":
             under = running <= trial.eps**2
-            epochs = curves.quantile(np.where(under.any(0), under.argmax(0) + 1.0, np.inf), 1 - value)
+            epochs = samples.quantile(np.where(under.any(0), under.argmax(0) + 1.0, np.inf), 1 - value)
         else:
             epochs = curves.first_time(running, trial.eps**2)
         steps = Interval(*(trial.n * end for end in epochs))

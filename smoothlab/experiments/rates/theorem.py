@@ -141,6 +141,6 @@ def of_mean(averages: Array, eps: float, diverged: Any) -> Row:
 
 def of_share(averages: Array, eps: float, delta: float) -> Row:
     """Clopper-Pearson interval of P((1/T) sum ||grad f||^2 <= eps^2), against 1 - delta if delta is not 0."""
-    share = curves.share(int((averages <= eps**2).sum()), len(averages))
+    share = samples.proportion(int((averages <= eps**2).sum()), len(averages))
     verdict = curves.verdict(share, 1 - delta, at_most=False) if delta else None
     return {**measured_row(share), "verdict": verdict, "replicas": len(averages)}

@@ -1,36 +1,34 @@
-"""Data: named tasks and JSON Lines files, one module each; texts for classifiers, choices for language models."""
+"""Data: the table of named tasks, one module each, and JSON Lines files.
+
+A task to add takes two edits: a module with a `Task` (a function from a row of the published file to a `Choice`, and
+the names of its files; wic.py is one in ten lines), and its entry in TASKS. The command line's choices, the docs' list
+and the tests' cases are read from the table.
+"""
 
 import difflib
 import random
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 from smoothlab.errors import BadInput
 from smoothlab.llm.tasks import builtin, copa, jsonlines, published, sst2, wic, winogrande, wsc
 from smoothlab.llm.tasks.choices import Choice, Kind, Splits, Task
 
-__all__ = [
-    "CHOICES",
-    "FROM_FILES",
-    "TASKS",
-    "Choice",
-    "Examples",
-    "Kind",
-    "Splits",
-    "Task",
-    "load_choices",
-    "load_task",
-]
+__all__ = ["TASKS", "Choice", "Examples", "Kind", "Splits", "Task", "TaskName", "load_choices", "load_task"]
 
-TASKS: dict[str, Callable[[str, Path | None], list[tuple[str, int]]]] = {"builtin": builtin.read, "sst2": sst2.read}
-"""Name of a task -> (split, data_dir) -> its (text, label) pairs."""
+TASKS: dict[str, Task] = {
+    task.name: task for task in (builtin.TASK, sst2.TASK, copa.TASK, winogrande.TASK, wic.TASK, wsc.TASK)
+}
+"""Name on the command line -> task."""
+TaskName = Annotated[str, tyro.conf.arg(metavar="|".join((*TASKS, "FILE.jsonl")))]
+"""Type of the option --data: a name of the table, or a JSON Lines file."""
 
-CHOICES: dict[str, Task] = {task.name: task for task in (sst2.TASK, copa.TASK, winogrande.TASK, wic.TASK, wsc.TASK)}
-"""Published tasks of language models, by name."""
-
+_LABELLED = {"builtin": builtin.read, "sst2": sst2.read}
 FROM_FILES = ("sst2",)
-"""Tasks of classifiers that are read from a folder, or from the hub."""
 
 
 @dataclass(frozen=True)
@@ -62,13 +60,13 @@ def load_task(name: str, split: str, data_dir: Path | None = None) -> Examples:
         raise BadInput(
             f"--data-dir {data_dir} is not read for '{name}', only for {', '.join(FROM_FILES)}: leave it out"
         )
-    if name in TASKS:
-        everything = pairs = TASKS[name](split, data_dir)
+    if name in _LABELLED:
+        everything = pairs = _LABELLED[name](split, data_dir)
     elif name.endswith((".jsonl", ".jsonl.gz")):
         everything = jsonlines.read(Path(name))
         pairs = jsonlines.split(everything, split, Path(name))
     else:
-        raise BadInput(_unknown(name, TASKS))
+        raise BadInput(_unknown(name, _LABELLED))
     texts, labels = zip(*pairs, strict=True)
     for part, found in ((name, {label for _, label in everything}), (f"the training split of {name}", set(labels))):
         if len(found) < 2 and split == "train":
@@ -93,7 +91,7 @@ def load_choices(
     the same tenth for every seed.
 
     Args:
-        name: one of CHOICES, "builtin", or a file ending in .jsonl or .jsonl.gz.
+        name: a name of TASKS, or a file ending in .jsonl or .jsonl.gz.
         data_dir: folder that holds the published sets; read from the hub without.
         seed: of the permutation.
         sizes: numbers of training, dev and test items, as far as the set reaches.
@@ -106,24 +104,24 @@ def load_choices(
     """
     if min(sizes) < 1:
         raise BadInput(f"sizes {sizes} of train, dev and test: use at least 1 each")
-    if data_dir is not None and name not in CHOICES:
-        raise BadInput(f"--data-dir {data_dir} is not read for '{name}', only for {', '.join(CHOICES)}: leave it out")
-    kind: Kind = "verbalizer"
-    if name in CHOICES:
-        kind = CHOICES[name].kind
-        (pool, source), (test, served) = (published.items(CHOICES[name], s, data_dir) for s in ("train", "validation"))
-    elif name == "builtin":
-        pool, test = (
-            jsonlines.sentences(builtin.read(part, None), jsonlines.TEMPLATE, (), name)
-            for part in ("train", "validation")
-        )
-        source, served = "builtin's training sentences", "builtin's own validation sentences"
+    published_names = [task for task, entry in TASKS.items() if entry.train]
+    if data_dir is not None and name not in published_names:
+        names = ", ".join(published_names)
+        raise BadInput(f"--data-dir {data_dir} is not read for '{name}', only for {names}: leave it out")
+    kind: Kind
+    if name in TASKS:
+        kind = TASKS[name].kind
+        pool, source = published.items(TASKS[name], "train", data_dir)
+        test, served = published.items(TASKS[name], "validation", data_dir)
     elif name.endswith((".jsonl", ".jsonl.gz")):
-        everything, kind = jsonlines.choices(Path(name), template, verbalizers)
-        pool, test = (jsonlines.split(everything, part, Path(name)) for part in ("train", "validation"))
-        source, served = name, f"a tenth of {name}, set apart by a fixed permutation"
+        items, kind = jsonlines.choices(Path(name), template, verbalizers)
+        pool, source = jsonlines.split(items, "train", Path(name)), name
+        test, served = (
+            jsonlines.split(items, "validation", Path(name)),
+            f"a tenth of {name}, set apart by a fixed permutation",
+        )
     else:
-        raise BadInput(_unknown(name, ["builtin", *CHOICES]))
+        raise BadInput(_unknown(name, TASKS))
     order = random.Random(seed).sample(pool, len(pool))
     dev = max(1, min(sizes[1], len(order) // 4))
     train = order[: min(sizes[0], len(order) - dev)]
@@ -135,8 +133,8 @@ def load_choices(
         raise BadInput(
             f"the training items of {name} have no label but {min(labels)}: give examples of at least two classes"
         )
-    told = f"train and dev: {source}; test: {served}"
-    return Splits(tuple(train), tuple(order[-dev:]), tuple(test), kind, told, name)
+    served = f"train and dev: {source}; test: {served}"
+    return Splits(tuple(train), tuple(order[-dev:]), tuple(test), kind, served, name)
 
 
 def _unknown(name: str, names: Collection[str]) -> str:

@@ -10,6 +10,9 @@ from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
+from smoothlab.llm.tasks import sst2
+from smoothlab.llm.tasks.choices import Task
+
 TRAIN, VALIDATION = 2400, 600
 """Sentences in each split, half of them positive; no sentence is in both."""
 
@@ -85,3 +88,10 @@ def read(split: str, data_dir: Path | None = None) -> list[tuple[str, int]]:
         pairs += [(_AN.sub("an", sentence), label) for sentence in part]
     random.Random(split).shuffle(pairs)
     return pairs
+
+
+def _rows(split: str) -> list[dict[str, object]]:
+    return [{"sentence": sentence, "label": label} for sentence, label in read(split)]
+
+
+TASK = Task("builtin", "verbalizer", sst2.choice, generate=_rows)

@@ -1,6 +1,6 @@
 """What a language model is asked: a prompt, the candidates that may follow it, and which of them is right."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -36,26 +36,28 @@ class Choice:
 
 @dataclass(frozen=True)
 class Task:
-    """A published set: its files, its place on the hub, and how a row of it becomes a choice.
+    """A named set: its files, its repository on the hub, and how a row of it becomes a choice.
 
     Attributes:
         name: as on the command line, and of its folder.
         kind: "verbalizer": the same few words may follow every prompt, and the loss is the cross entropy over their
             length-normalized log-probabilities; "multiple choice": that of the right candidate's tokens.
         choice: a row's choice; raises ValueError that says what the row lacks.
-        train: names that the file of the training split may have.
+        train: names that the file of the training split may have; empty for a set that is generated.
         validation: the same for the published validation split, which is the test set here.
         hub: repository and configuration of the set on the Hugging Face hub.
         note: what to say beside a number of the files named "validation", where they are not the published ones.
+        generate: rows of a split of a set that is generated, by the split's name.
     """
 
     name: str
     kind: Kind
     choice: Callable[[Row], Choice]
-    train: tuple[str, ...]
-    validation: tuple[str, ...]
-    hub: tuple[str, str]
+    train: tuple[str, ...] = ()
+    validation: tuple[str, ...] = ()
+    hub: tuple[str, str] = ("", "")
     note: str = ""
+    generate: Callable[[str], Sequence[Row]] | None = None
 
 
 @dataclass(frozen=True)
@@ -81,17 +83,17 @@ class Splits:
 
 def text(row: Row, field: str) -> str:
     """The row's text in a field, stripped; ValueError says that there is none."""
-    found = row.get(field)
-    if not isinstance(found, str) or not found.strip():
+    value = row.get(field)
+    if not isinstance(value, str) or not value.strip():
         raise ValueError(f'has no text: give a non-empty string in the field "{field}"')
-    if any(0xD800 <= ord(character) < 0xE000 for character in found):
+    if any(0xD800 <= ord(character) < 0xE000 for character in value):
         raise ValueError("has half of a \\u pair, which no tokenizer takes: mend or delete the line")
-    return found.strip()
+    return value.strip()
 
 
 def label(row: Row, count: int, field: str = "label") -> int:
     """The row's label, 0 to count - 1; ValueError says what it is instead."""
-    found = row.get(field)
-    if not isinstance(found, int) or isinstance(found, bool) or not 0 <= found < count:
-        raise ValueError(f'has {field} {str(found)[:20]!r}: give a whole number, 0 to {count - 1}, in "{field}"')
-    return found
+    value = row.get(field)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < count:
+        raise ValueError(f'has {field} {str(value)[:20]!r}: give a whole number, 0 to {count - 1}, in "{field}"')
+    return value

@@ -8,7 +8,7 @@ import gzip
 import json
 import random
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,27 +29,60 @@ def rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """
     if path.is_dir():
         raise BadInput(f"{path} is a folder: name a .jsonl or .jsonl.gz file in it")
-    found = []
+    result = []
     number = 0
-    form = "gzip file of UTF-8 JSON Lines" if path.suffix == ".gz" else "UTF-8 JSON Lines file"
-    try:  # utf-8-sig: some editors begin a file with a byte order mark
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    found.append((f"{path}:{number}", _object(line, f"{path}:{number}")))
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
-        what = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        where = f" after line {number}" if number else ""
-        fix = "check the name" if isinstance(error, FileNotFoundError) else f"give a whole {form}"
-        raise BadInput(f"cannot read {path}{where}: {what}; {fix}") from None
-    if not found:
+    open_bytes: Callable[..., Any] = open
+    form = "UTF-8 JSON Lines file"
+    if path.suffix == ".gz":
+        open_bytes, form = gzip.open, "gzip file of UTF-8 JSON Lines"
+    try:
+        with open_bytes(path, "rb") as file:
+            for number, line in enumerate(file, start=1):  # noqa: B007, the last number is in the error
+                place = f"{path}:{number}"
+                text_of_line = _decoded(line, place)
+                if text_of_line.strip():
+                    result.append((place, _object(text_of_line, place)))
+    except (OSError, EOFError, zlib.error) as error:
+        reason = str(error)
+        if isinstance(error, OSError) and error.strerror:
+            reason = error.strerror
+        where, fix = "", f"give a whole {form}"
+        if number:
+            where = f" after line {number}"
+        if isinstance(error, FileNotFoundError):
+            fix = "check the name"
+        raise BadInput(f"cannot read {path}{where}: {reason}; {fix}") from None
+    if not result:
         raise BadInput(f'{path} is empty: give lines like {{"sentence": "fine", "label": 1}}')
-    return found
+    return result
+
+
+def _decoded(line: bytes, place: str) -> str:
+    """The text of a line; the byte order mark that some editors begin a file with is dropped."""
+    try:
+        return line.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise BadInput(
+            f"{place} is not UTF-8 (byte 0x{line[error.start]:02x} at character {len(line[: error.start].decode()) + 1}"
+            "): save the file as UTF-8; Latin-1 becomes it by iconv -f latin1 -t utf-8"
+        ) from None
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of some pairs; json alone would silently take the last of equal names."""
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        names = [name for name, _ in pairs]
+        duplicate = next(name for name in names if names.count(name) > 1)
+        raise BadInput(f'has the field "{duplicate}" twice: leave one of them out')
+    return result
 
 
 def _object(line: str, where: str) -> dict[str, Any]:
     try:
-        row = json.loads(line)
+        row = json.loads(line, object_pairs_hook=_without_duplicates)
+    except BadInput as error:
+        raise BadInput(f"{where} {error}") from None
     except (ValueError, RecursionError) as error:  # thousands of digits, or of brackets, raise others than its own
         why = "a number too long, or too many brackets"
         if isinstance(error, json.JSONDecodeError):

@@ -1,4 +1,4 @@
-"""Published sets: found in a folder, or fetched from the Hugging Face hub by `datasets`."""
+"""Items of named tasks: generated, read from a folder, or fetched from the Hugging Face hub by `datasets`."""
 
 from pathlib import Path
 from typing import Any
@@ -61,19 +61,24 @@ def items(task: Task, split: str, folder: Path | None) -> tuple[list[Choice], st
     Raises:
         BadInput: no such file, or a row that is no item of the task; it names file, line and fix.
     """
-    if folder is None:
+    if task.generate is not None:
+        where = f"{task.name}'s own validation sentences"
+        if split == "train":
+            where = f"{task.name}'s training sentences"
+        rows = [(f"row {i} of {where}", row) for i, row in enumerate(task.generate(split))]
+    elif folder is None:
         where = f"the {split} split of {'/'.join(task.hub)}"
         rows = [(f"row {i} of {where}", row) for i, row in enumerate(from_hub(task, split))]
     else:
         path = place(task, split, folder)
-        rows = jsonlines.rows(path)
+        rows = [*jsonlines.rows(path)]
         where = f"{path.parent.name}/{path.name}"
         if split == "validation" and task.note and path.name.startswith("validation"):
             where += f" ({task.note})"
-    found = []
+    result = []
     for line, row in rows:
         try:
-            found.append(task.choice(row))
+            result.append(task.choice(row))
         except ValueError as error:
             raise BadInput(f"{line} {error}") from None
-    return found, where
+    return result, where

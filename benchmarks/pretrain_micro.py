@@ -1,4 +1,4 @@
-"""Pre-training of `micro`: `python -m smoothlab.llm.micro.pretrain --text DIR --out DIR`.
+"""Pre-training of `micro`: `python -m benchmarks.pretrain_micro --text DIR --out DIR`.
 
 Reads DIR/novels.txt.gz and DIR/movie_reviews.txt.gz (one paragraph or review a line), holds back the last two novels
 and the last 60 reviews, trains a lower-casing byte-level BPE tokenizer and an OPT language model on the rest (Muon
@@ -19,7 +19,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 
-from smoothlab.llm.micro.ngram import KneserNey
+from benchmarks.ngram import KneserNey
 
 LENGTH = 128  # tokens in a training window
 BATCH = 16  # windows in a step

@@ -1,0 +1,298 @@
+"""Figures of curvature along training: Hessian norms of blocks against step, gradient norm and depth, and their ratio.
+
+A value is drawn hollow where it is below twice what rounding alone can produce (its floor), and the floor itself as a
+dashed line where it comes near the values. Rows of Appendix D.4 (protocol ``paper``) are drawn in the unit of the
+estimated ones, times sqrt(d)/batch; see `smoothlab.stats.smoothness_table`.
+"""
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from smoothlab.errors import BadInput
+from smoothlab.report.numbers import number
+from smoothlab.report.panels import COLORS, MARKERS, Draw, grid, panel, plain_ticks, step_axis
+from smoothlab.stats.ranks import spearman
+from smoothlab.stats.smoothness_table import blocks_of, nothing, points, protocols_of, ratio
+
+NAMES = {"paper": "Appendix D.4"}
+COLORS_OF_PROTOCOLS = {"paper": "#882255", "estimated": "#0072B2"}  # estimated points are drawn last: on top
+MARKERS_OF_PROTOCOLS = {"estimated": "o", "paper": "s"}
+MEANINGS = {"dashed": "rounding floor", "hollow": "below twice its rounding floor"}
+NEAR = 5.0  # a floor within this factor of the smallest value is drawn; elsewhere it would only stretch the axis
+FEW = 6  # blocks whose legend fits over half the width of the figure
+
+
+def norms(df: pd.DataFrame, block: str, quantity: str, protocol: str | None, *, printed: bool = False) -> pd.DataFrame:
+    """Rows of one block for `panel`: the floor is the reference, where it comes near the values."""
+    rows = points(df, block, quantity, protocol, printed=printed)
+    rows = rows.rename(columns={"value": "measured", "floor": "reference", "below": "hollow", "path": "run"})
+    if not rows["reference"].max() > rows["measured"].abs().min() / NEAR:
+        rows["reference"] = np.nan
+    return rows
+
+
+def chosen(df: pd.DataFrame, blocks: Sequence[str], quantity: str) -> tuple[str, ...]:
+    """The blocks to draw: those named, or all that were measured.
+
+    Raises:
+        BadInput: a named block has no rows of the quantity.
+    """
+    there = blocks_of(df, quantity)
+    for block in blocks:
+        if block not in there:
+            raise BadInput(f"--block {block}: {quantity} was measured of {', '.join(there)}; name some of these")
+    return tuple(blocks) or there
+
+
+def table_of(df: pd.DataFrame, blocks: Sequence[str], quantity: str, protocols: Sequence[str | None]) -> pd.DataFrame:
+    """Rows of several blocks and protocols for `panel`.
+
+    Raises:
+        BadInput: there are none.
+    """
+    parts = []
+    for block in blocks:
+        for protocol in protocols:
+            parts.append(norms(df, block, quantity, protocol).assign(block=block, protocol=protocol))
+    table = pd.concat(parts, ignore_index=True)
+    if table.empty:
+        raise BadInput(nothing(df, blocks, quantity, [str(protocol) for protocol in protocols]))
+    return table
+
+
+def fig1a(df: pd.DataFrame, quantity: str = "frobenius", blocks: Sequence[str] = ()) -> Figure:
+    """Figure 1a: a block's norm against the step (left) and against its gradient norm (right), a line a block.
+
+    Args:
+        df: records with Hessian norms.
+        quantity: frobenius, spectral or trace.
+        blocks: blocks to draw; the first one that was measured by default.
+
+    Raises:
+        BadInput: there are no such rows.
+    """
+    lines = []
+    for block in chosen(df, blocks, quantity)[: None if blocks else 1]:
+        table = table_of(df, [block], quantity, protocols_of(df, quantity))
+        lines.append([partial(against_step, table=table, ylabel=label(quantity, block)),
+                      partial(against_gradient, table=table, ylabel=label(quantity, block), block=block)])  # fmt: skip
+    return grid(lines, MEANINGS, height=2.7)
+
+
+def against_step(ax: Axes, table: pd.DataFrame, ylabel: str) -> None:
+    """One block's norm against the step, by protocol; those of Appendix D.4 in the unit of the estimated ones."""
+    names = {}
+    for protocol, rows in table.groupby("protocol"):
+        factor = rows["factor"].median()
+        times = "" if factor == 1 else rf", $\times\sqrt{{d}}$/batch = {number(factor)}"
+        names[protocol] = NAMES.get(str(protocol), str(protocol)) + times
+    panel(ax, table, "step", ["protocol"], xlabel="step", ylabel=ylabel, names=names, colors=COLORS_OF_PROTOCOLS,
+          markers=MARKERS_OF_PROTOCOLS, line="--", joined=True, columns=1)  # fmt: skip
+    step_axis(ax, table["step"])
+    limits(ax, table)
+
+
+def against_gradient(ax: Axes, table: pd.DataFrame, ylabel: str, block: str) -> None:
+    """One block's norm against its gradient norm, with Spearman's rank correlation of each protocol."""
+    table = table[table["grad_norm"] > 0]
+    names = {}
+    for protocol, rows in table.groupby("protocol"):
+        names[protocol] = f"rank correlation {spearman(rows['grad_norm'], rows['measured']) or 'of too few points'}"
+    panel(ax, table, "grad_norm", ["protocol"], xlabel="gradient norm " + symbol("g", block, r"\|", r"\|"),
+          ylabel=ylabel, scale="xy" if (table["measured"] > 0).all() else "x", names=names, line="--",
+          colors=COLORS_OF_PROTOCOLS, markers=MARKERS_OF_PROTOCOLS, columns=1)  # fmt: skip
+    limits(ax, table)
+
+
+def fig1b(df: pd.DataFrame, quantity: str = "frobenius", blocks: Sequence[str] = ()) -> Figure:
+    """Figure 1b: the blocks' norms side by side along training, and below the ratio of base model to PEFT module.
+
+    Args:
+        df: records with Hessian norms.
+        quantity: frobenius, spectral or trace.
+        blocks: blocks to draw; by default all.
+
+    Raises:
+        BadInput: there are no such rows.
+    """
+    blocks = chosen(df, blocks, quantity)
+    table = table_of(df, blocks, quantity, protocols_of(df, quantity))
+    draws: list[Draw] = []
+    for protocol in protocols_of(df, quantity):
+        draws.append(partial(blocks_against_step, table=table, protocol=protocol, ylabel=label(quantity, "")))
+    lines = [draws] if len(blocks) <= FEW else [[draw] for draw in draws]
+    heights = [2.7] * len(lines)
+    if {"base", "peft"} <= set(blocks):
+        lines.append([partial(base_over_peft, df=df, quantity=quantity)])
+        heights.append(1.9)
+    return grid(lines, MEANINGS, heights=heights)
+
+
+def blocks_against_step(ax: Axes, table: pd.DataFrame, protocol: str, ylabel: str) -> None:
+    """Norms of several blocks against the step, in the range of all protocols: they are compared by eye."""
+    rows = table[table["protocol"] == protocol]
+    colors, markers = looks_of(dict.fromkeys(rows["block"]))
+    title = {"paper": r"Appendix D.4, times $\sqrt{d}$/batch"}.get(protocol, protocol)
+    panel(ax, rows, "step", ["block"], xlabel="step", ylabel=ylabel, title=title, colors=colors, markers=markers,
+          line="--", joined=True, columns=3 if len(colors) <= FEW else 7)  # fmt: skip
+    step_axis(ax, rows["step"])
+    limits(ax, table, log=True)
+
+
+def base_over_peft(ax: Axes, df: pd.DataFrame, quantity: str) -> None:
+    """Ratio of the base model's norm to the PEFT module's against the step; of Appendix D.4 as printed, too."""
+    names = {"estimated": "estimated", "paper": r"D.4, times $\sqrt{d}$/batch", "printed": "D.4 as printed"}
+    parts = []
+    for kind in names:
+        protocol = "paper" if kind == "printed" else kind
+        rows = ratio(df, quantity=quantity, protocol=protocol, printed=kind == "printed").assign(kind=kind)
+        parts.append(rows.rename(columns={"value": "measured", "below": "hollow", "path": "run"}))
+    table = pd.concat(parts, ignore_index=True).assign(reference=np.nan)
+    if table.empty:
+        raise BadInput(f"base and peft have no {quantity} at the same step: leave one out with --block")
+    ax.axhline(1, ls=":", lw=0.8, color="black", label="equal norms")
+    colors = {"estimated": "#0072B2", "paper": "#882255", "printed": "#CC79A7"}
+    markers = {"estimated": "o", "paper": "s", "printed": "^"}
+    panel(ax, table, "step", ["kind"], xlabel="step", ylabel="base / PEFT", names=names, colors=colors,
+          markers=markers, joined=True, columns=4)  # fmt: skip
+    step_axis(ax, table["step"])
+    limits(ax, table, log=True)
+    ax.set_ylim(bottom=min(0.9, ax.get_ylim()[0]))
+
+
+def path(df: pd.DataFrame, quantity: str = "", blocks: Sequence[str] = ()) -> Figure:
+    """Smoothness along the path, ||g(k+1) - g(k)|| / ||w(k+1) - w(k)||, beside each block's spectral norm.
+
+    Raises:
+        BadInput: no block has rows of gradient_lipschitz.
+    """
+    blocks = chosen(df, blocks, "gradient_lipschitz")
+    return grid([[partial(path_smoothness, df=df, blocks=blocks)]], MEANINGS, height=3.2)
+
+
+def path_smoothness(ax: Axes, df: pd.DataFrame, blocks: Sequence[str]) -> None:
+    """Change of the gradient over change of the weights (joined), and the largest absolute eigenvalue (points)."""
+    quotients = table_of(df, blocks, "gradient_lipschitz", [None])
+    colors, markers = looks_of(blocks)
+    spectral = [norms(df, block, "spectral", "estimated").assign(block=block) for block in blocks]
+    eigenvalues = pd.concat(spectral, ignore_index=True).assign(reference=np.nan)
+    eigenvalues["low"] = eigenvalues["measured"]  # the interval is one-sided: the value is its own lower bound
+    names = {block: rf"{block}: $\|\Delta g\| / \|\Delta w\|$" for block in blocks}
+    panel(ax, quotients, "step", ["block"], names=names, colors=colors, markers=dict.fromkeys(blocks, ""), line="--",
+          joined=True)  # fmt: skip
+    names = {block: rf"{block}: $|\lambda|_{{\max}}(H)$" for block in blocks}
+    if len(eigenvalues):
+        panel(ax, eigenvalues, "step", ["block"], names=names, colors=colors, markers=markers)
+    ax.set(xlabel="step", ylabel=r"$\|\Delta g\| / \|\Delta w\|$ (mean loss)")
+    step_axis(ax, quotients["step"])
+    limits(ax, pd.concat([quotients, eigenvalues]))
+
+
+def against_depth(df: pd.DataFrame, quantity: str = "frobenius", blocks: Sequence[str] = ()) -> Figure:
+    """Norm of every block against its depth, at up to four steps of the training.
+
+    Raises:
+        BadInput: no numbered layer was measured.
+    """
+    blocks = chosen(df, blocks, quantity)
+    if all(depth(block) is None for block in blocks):
+        raise BadInput(f"no layer among the blocks {', '.join(blocks)}: measure with --blocks layer")
+    lines: list[list[Draw]] = []
+    for protocol in protocols_of(df, quantity):
+        table = table_of(df, blocks, quantity, [protocol])
+        lines.append([partial(norm_by_depth, table=table, ylabel=label(quantity, ""), title=protocol)])
+    return grid(lines, MEANINGS, height=3.0)
+
+
+def norm_by_depth(ax: Axes, table: pd.DataFrame, ylabel: str, title: str) -> None:
+    """One protocol's norms at the first, the last and two steps between, in the order of the forward pass."""
+    outside = {"embedding": -1, "final": 10**6, "head": 10**7, "peft": 10**8}
+    places = {}
+    for name in dict.fromkeys(table["block"]):
+        layer = depth(name)
+        places[name] = outside.get(name, 10**6) if layer is None else layer
+    order = sorted(places, key=lambda name: places[name])
+    steps = sorted(set(table["step"]))
+    shown = dict.fromkeys(steps[round(i * (len(steps) - 1) / 3)] for i in range(4))
+    shades = matplotlib.colormaps["viridis"](np.linspace(0.0, 0.85, len(shown)))
+    colors = {step: matplotlib.colors.to_hex(shade) for step, shade in zip(shown, shades, strict=True)}
+    # points of one run and step are joined; a floor for each of them would hide the values
+    table = table.assign(at=table["block"].map(order.index), run=table["run"].astype(str), reference=np.nan)
+    panel(ax, table, "at", ["step"], xlabel="block, in the order of the forward pass", ylabel=ylabel, title=title,
+          names={step: f"step {step:,}" for step in shown}, colors=colors, columns=4, dodge=0.06,
+          markers=dict(zip(shown, MARKERS, strict=False)))  # fmt: skip
+    ax.set_xticks(range(len(order)), [name.replace("layer.", "") for name in order])
+    limits(ax, table, log=True)
+
+
+def label(quantity: str, block: str) -> str:
+    """Label of a quantity with its unit: ``||H_base||_F (mean loss)``."""
+    signs = {
+        "frobenius": symbol("H", block, r"\|", r"\|_F"),
+        "spectral": symbol("H", block, r"|\lambda|_{\max}(", ")"),
+        "trace": symbol("H", block, r"\mathrm{tr}\,"),
+    }
+    return f"{signs.get(quantity, quantity)} (mean loss)"
+
+
+def limits(ax: Axes, rows: pd.DataFrame, log: bool | None = None) -> None:
+    """Vertical limits that show every value, interval and drawn floor; from zero on where the axis is linear.
+
+    A logarithmic axis is chosen where values span more than a factor of 10. Intervals that reach zero run out of it.
+    """
+    values = rows["measured"].dropna()
+    ends = pd.concat([values, rows["high"].dropna(), rows["low"].dropna(), rows["reference"].dropna()])
+    if log is None:
+        log = ax.get_yscale() == "log" or bool(values.max() > 10 * values.min())
+    if log and values.min() > 0:
+        ends = ends[ends >= values.min() / NEAR]
+        room = max((ends.max() / ends.min()) ** 0.08, 1.08)
+        ax.set_yscale("log")
+        ax.set_ylim(ends.min() / room, ends.max() * room)
+        plain_ticks(ax.yaxis, pd.Series(ax.get_ylim()))
+        return
+    bottom, top = min(ends.min(), 0.0), max(ends.max(), 0.0)
+    room = 0.06 * (top - bottom or 1.0)
+    ax.set_ylim(bottom - room if bottom < 0 else 0.0, top + room)
+
+
+def symbol(letter: str, block: str, left: str = "", right: str = "") -> str:
+    """Mathtext of a letter with the block's name as its index, or after it where the name is no plain word."""
+    if block.isalnum():
+        return rf"${left}{letter}_{{\mathrm{{{block}}}}}{right}$"
+    return f"${left}{letter}{right}$" + (f" of {block}".replace("$", r"\$") if block else "")
+
+
+def looks_of(blocks: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Color and marker of each block: base, peft and head fixed, numbered layers from dark to light in their order.
+
+    No two blocks share a color, and no two neighboring layers a marker.
+    """
+    fixed = {"base": ("#0072B2", "o"), "peft": ("#D55E00", "s"), "head": ("#7F7F7F", "^")}
+    others = [color for color in COLORS if color not in ("#0072B2", "#D55E00")]
+    layers = sorted((depth(block), block) for block in blocks if depth(block) is not None)
+    shades = matplotlib.colormaps["viridis"](np.linspace(0.0, 0.95, max(len(layers), 2)))
+    looks = {}
+    for index, (_, block) in enumerate(layers):
+        looks[block] = matplotlib.colors.to_hex(shades[index]), MARKERS[index % len(MARKERS)]
+    unnumbered = [block for block in blocks if block not in fixed and block not in looks]
+    for index, block in enumerate(unnumbered):
+        looks[block] = others[index % len(others)], MARKERS[-1 - index % len(MARKERS)]
+    looks = fixed | looks
+    return {block: looks[block][0] for block in blocks}, {block: looks[block][1] for block in blocks}
+
+
+def depth(block: str) -> int | None:
+    """Number of a layer's block (``layer.3``, ``encoder.layer.3``); None for other blocks.
+
+    >>> depth("encoder.layer.3"), depth("embedding")
+    (3, None)
+    """
+    stem, _, last = block.rpartition(".")
+    return int(last) if stem.endswith("layer") and last.isdigit() else None

@@ -1,0 +1,204 @@
+"""Figures of the records of ``smoothlab finetune``: training loss, dev accuracy and test accuracy of several runs.
+
+Fig. 2 is one small rate, one large rate and two rates; Fig. 3 is hybrid, first-order PEFT and zeroth-order. Runs that
+differ in the seed alone are one kind of run: one mean curve, with each run beside it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from smoothlab.errors import BadInput
+from smoothlab.report.numbers import rate
+from smoothlab.report.panels import COLORS, GRAY, grid, panel, scaled, step_axis
+from smoothlab.stats.samples import proportion
+
+NEEDED = ("part", "trial", "step", "train_loss", "accuracy", "low", "high", "eta_x", "eta_y")
+NOT_A_KIND = ("seed", "checkpoint", "save", "tensorboard", "data_dir", "device")
+"""Settings that do not make another kind of run."""
+LATER = {"head": "auto", "template": "{sentence} It was", "verbalizers": []}
+"""Settings that the first records lack, and what these were made at."""
+
+
+@dataclass
+class Kind:
+    """Runs that differ in the seed alone.
+
+    Attributes:
+        name: as the paper calls the method; with "classifier" where the model was one.
+        config: settings of the first run.
+        dev: rows of the selected trial of each run, by seed.
+        test: test row of each run that has one, by seed.
+        stopped: reasons of trials that diverged.
+    """
+
+    name: str
+    config: Mapping[str, Any]
+    dev: dict[int, pd.DataFrame] = field(default_factory=dict)
+    test: dict[int, pd.Series] = field(default_factory=dict)
+    stopped: list[str] = field(default_factory=list)
+
+    @property
+    def rates(self) -> str:
+        """Learning rates of the selected trials; those of different seeds are listed."""
+        texts = []
+        for rows in self.dev.values():
+            x, y = rate(float(rows["eta_x"].iloc[0])), rate(float(rows["eta_y"].iloc[0]))
+            method = self.config["method"]
+            if method == "hybrid":
+                texts.append(f"one rate {x}" if x == y else f"eta_x {x}, eta_y {y}")
+            else:
+                texts.append(f"eta_y {y}" if method == "fo-peft" else f"eta_x {x}")
+        return " or ".join(dict.fromkeys(texts))
+
+    def among(self, kinds: Sequence["Kind"]) -> str:
+        """Its name, or its rates where another kind has the same name."""
+        namesakes = [kind for kind in kinds if kind.name == self.name]
+        return self.name if len(namesakes) == 1 else self.rates
+
+
+def kinds_of(df: pd.DataFrame) -> list[Kind]:
+    """The runs by what they are, in the order of the records.
+
+    Raises:
+        BadInput: the records are not those of ``smoothlab finetune``, are of several models or tasks, or two runs of a
+            kind have the same seed.
+    """
+    missing = [name for name in NEEDED if name not in df.columns]
+    if missing:
+        raise BadInput(f"these records lack {', '.join(missing)}: give records of `smoothlab finetune`")
+    kinds: dict[str, Kind] = {}
+    for path, rows in df.groupby("path", sort=False):
+        config = {**LATER, **df.attrs["headers"][path]["config"]}
+        settings = {name: str(value) for name, value in config.items() if name not in NOT_A_KIND}
+        kind = kinds.setdefault(str(sorted(settings.items())), Kind(method_name(config), config))
+        seed = int(config["seed"])
+        if seed in kind.dev:
+            raise BadInput(f"{path}: there is another run of the same settings and seed {seed}; leave one out")
+        kind.dev[seed] = selected(rows)
+        tested = rows[rows["part"] == "test"]
+        if len(tested):
+            kind.test[seed] = tested.iloc[-1]
+        if "why" in rows:
+            kind.stopped += list(rows.loc[rows["part"] == "stopped", "why"].astype(str))
+    for kind in kinds.values():
+        heads = [test.get("head") for test in kind.test.values()]
+        if "classifier" in (kind.config["head"], *heads):
+            kind.name += " classifier"
+    for name in ("model", "data"):
+        several = sorted({str(kind.config[name]) for kind in kinds.values()})
+        if len(several) > 1:
+            raise BadInput(f"these runs have --{name} {' and '.join(several)}: draw those of one at a time")
+    return list(kinds.values())
+
+
+def method_name(config: Mapping[str, Any]) -> str:
+    """The paper's name of a method: Hybrid-LoRA, FO-Prompt, ZO-FT."""
+    method, peft = config["method"], config["peft"]
+    if method in ("zo", "fo-full"):
+        return "ZO-FT" if method == "zo" else "FO-FT"
+    module = {"auto": "LoRA", "lora": "LoRA", "prompt": "Prompt", "prefix": "Prefix"}.get(peft, peft)
+    return f"{'Hybrid' if method == 'hybrid' else 'FO'}-{module}"
+
+
+def selected(rows: pd.DataFrame) -> pd.DataFrame:
+    """Dev rows of the trial whose weights were tested, or of the best one so far.
+
+    Raises:
+        BadInput: the run was not evaluated yet.
+    """
+    dev = rows[rows["part"] == "dev"]
+    if dev.empty:
+        raise BadInput(f"{rows['path'].iloc[0]} holds no evaluation yet; wait for the run, or start it again")
+    tested = rows[rows["part"] == "test"]
+    trials = tested["trial"] if len(tested) else dev.sort_values("accuracy")["trial"]
+    return dev[dev["trial"] == trials.iloc[-1]].sort_values("step")
+
+
+def pooled(kind: Kind) -> tuple[float, float, float]:
+    """Mean test accuracy over seeds with the 95 % interval (Clopper-Pearson) of the items of one seed's test."""
+    tests = list(kind.test.values())
+    mean = float(np.mean([row["accuracy"] for row in tests]))
+    count = int(tests[0]["count"])
+    limits = proportion(round(mean * count), count)
+    return mean, limits.low, limits.high
+
+
+def table_of(kinds: Sequence[Kind], column: str) -> pd.DataFrame:
+    """Rows of the dev evaluations for `panel`: each run, and where there are several seeds their mean."""
+    parts = []
+    for kind in kinds:
+        runs = []
+        for seed, dev in kind.dev.items():
+            run = pd.DataFrame({"step": dev["step"], "measured": dev[column].astype(float), "run": seed})
+            limits = {"low": dev["low"], "high": dev["high"]} if column == "accuracy" else {}
+            runs.append(run.assign(**{"low": np.nan, "high": np.nan} | limits))
+            if seed in kind.test:
+                runs[-1]["hollow"] = (dev["step"] == kind.test[seed]["step"]) & (column == "accuracy")
+        parts.append(pd.concat(runs).assign(kind=kind.among(kinds), reference=np.nan))
+        if len(runs) > 1:
+            by_step = parts[-1].dropna(subset="measured").groupby(["step", "kind"])["measured"]
+            mean = by_step.mean()[by_step.count() == len(runs)].reset_index()
+            parts[-1] = mean.assign(low=np.nan, high=np.nan, reference=np.nan, run="mean")
+    table = pd.concat(parts, ignore_index=True).dropna(subset="measured")
+    if "hollow" in table:
+        table["hollow"] = table["hollow"].astype("boolean").fillna(False).astype(bool)
+    return scaled(table, 100 if column == "accuracy" else 1)
+
+
+def against_step(ax: Axes, kinds: Sequence[Kind], column: str, ylabel: str) -> None:
+    """Training loss or dev accuracy against the step; the mean over the steps that all seeds have."""
+    table = table_of(kinds, column)
+    names = {kind.among(kinds): mathtext(kind.among(kinds)) for kind in kinds}
+    panel(ax, table, "step", ["kind"], xlabel="step", ylabel=ylabel, names=names, joined=True, columns=2)
+    step_axis(ax, table["step"])
+
+
+def test_accuracy(ax: Axes, kinds: Sequence[Kind]) -> None:
+    """Accuracy on test, a point a seed; bars are 95 % intervals of the items, and chance is dotted."""
+    rows, chance = [], 0.0
+    for place, kind in enumerate(kinds):
+        if not kind.test:
+            reason = "stopped before a test" if kind.stopped else "not tested"
+            ax.text(0.03, place, reason, transform=ax.get_yaxis_transform(), fontsize=7, va="center")
+        for index, (_, test) in enumerate(sorted(kind.test.items())):
+            at = place + (index - (len(kind.test) - 1) / 2) * 0.5 / len(kind.test)
+            limits = {"measured": test["accuracy"], "low": test["low"], "high": test["high"]}
+            rows.append({"kind": kind.among(kinds), "place": at, "reference": np.nan, **limits})
+            chance = max(chance, float(test.get("chance", 0.0)), float(test.get("majority", 0.0)))
+    if chance:
+        ax.axvline(100 * chance, ls=":", lw=0.9, color=GRAY, label="larger class")
+    colors = dict(zip((kind.among(kinds) for kind in kinds), COLORS, strict=False))
+    panel(ax, scaled(pd.DataFrame(rows), 100), "place", ["kind"], xlabel="test accuracy (%)", horizontal=True,
+          colors=colors, names=dict.fromkeys(colors, "_named at the axis"), columns=1)  # fmt: skip
+    ax.set(ylim=(len(kinds) - 0.4, -0.6), yticks=range(len(kinds)))
+    ax.set_yticklabels([mathtext(name.replace(", ", "\n")) for name in colors])
+
+
+def figure(df: pd.DataFrame) -> Figure:
+    """Training loss, dev accuracy and test accuracy of all runs.
+
+    Raises:
+        BadInput: see `kinds_of`; or more kinds of runs than colors.
+    """
+    kinds = kinds_of(df)
+    if len(kinds) > len(COLORS):
+        raise BadInput(f"{len(kinds)} kinds of runs in one figure: draw at most {len(COLORS)} at a time")
+    draws = [
+        partial(against_step, kinds=kinds, column="train_loss", ylabel="training loss"),
+        partial(against_step, kinds=kinds, column="accuracy", ylabel="dev accuracy (%)"),
+    ]
+    if any(kind.test for kind in kinds):
+        draws.append(partial(test_accuracy, kinds=kinds))
+    return grid([draws], {"hollow": "selected on dev"}, height=2.6 + 0.1 * len(kinds))
+
+
+def mathtext(text: str) -> str:
+    """Rates' names as symbols."""
+    return text.replace("eta_x", r"$\eta_x$").replace("eta_y", r"$\eta_y$")

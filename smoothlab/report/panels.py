@@ -1,0 +1,278 @@
+"""The plumbing of all figures: `panel` draws rows as points, intervals and lines; `grid` puts panels into one figure.
+
+A row has measured, low, high and reference, whatever was measured. A point is a measurement, a bar or band its 95 %
+interval, a line the reference (a closed form, a recursion, a rounding floor); a hollow point carries a warning or is
+the reference alone. The legend above a panel names its colors and marks, where it covers no data; the legend at the
+foot of a figure says what bars, lines and hollow points mean.
+
+Colors are those of Okabe and Ito (2008) and Tol's wine, which color-blind readers can tell apart.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib import ticker
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection, PolyCollection
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from smoothlab.errors import BadInput
+
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#882255", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
+LINES = ("-", "--", ":", "-.")
+GRAY = "#666666"
+BAND_FROM = 13  # from this many joined points on intervals are a band; bars show that each stands for one point
+NUMBERS = ("measured", "low", "high", "reference")
+STYLE: Any = {
+    "font.size": 8, "axes.labelsize": 8, "axes.titlesize": 8.5, "xtick.labelsize": 7, "ytick.labelsize": 7,
+    "legend.fontsize": 7, "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False,
+    "axes.linewidth": 0.6, "xtick.major.width": 0.6, "ytick.major.width": 0.6, "xtick.minor.width": 0.4,
+    "ytick.minor.width": 0.4, "lines.linewidth": 1.2, "lines.markersize": 3.2, "pdf.fonttype": 42,
+}  # fmt: skip
+Draw = Callable[[Axes], None]
+
+
+def panel(
+    ax: Axes, rows: pd.DataFrame, x: str, series: Sequence[str], *, xlabel: str = "", ylabel: str = "", title: str = "",
+    scale: str = "", names: Mapping[Any, str] | None = None, colors: Mapping[Any, str] | None = None,
+    markers: Mapping[Any, str] | None = None, line: str = "", joined: bool = False, horizontal: bool = False,
+    columns: int = 3, dodge: float = 0.0,
+) -> None:  # fmt: skip
+    """Draw rows against the column `x`.
+
+    Args:
+        ax: axes to draw in.
+        rows: table with the columns `x`, measured, low, high, reference and those of `series`; where needed hollow
+            (bool) and run (points of different runs are not joined).
+        x: column of the horizontal axis, or of the vertical one where `horizontal`.
+        series: column whose values have a color each, and perhaps a second one whose values have a marker and a line
+            each.
+        xlabel: label of the horizontal axis, with its unit.
+        ylabel: label of the vertical axis, with its unit.
+        title: heading of the legend.
+        scale: logarithmic axes: "", "x", "y" or "xy".
+        names: legend entries of values; by default the value.
+        colors: colors of the first column's values; only these are drawn, in this order.
+        markers: markers of the values; "" draws the line alone.
+        line: line of all references, instead of one for each value of the second column.
+        joined: join measured points, in the order of `x`.
+        horizontal: measured values are abscissas, and references ticks.
+        columns: columns of the legend, at most.
+        dodge: shift from one series to the next, so that intervals stand side by side; a factor on a logarithmic axis.
+    """
+    names, markers = names or {}, markers or {}
+    rows = rows.assign(first=rows[series[0]], second=rows[series[-1]] if len(series) > 1 else "")
+    firsts = list(colors or dict.fromkeys(rows["first"].dropna()))
+    if not colors and pd.api.types.is_numeric_dtype(rows["first"]):
+        firsts.sort()
+    seconds = list(dict.fromkeys(rows["second"]))
+    palette = colors or dict(zip(firsts, COLORS * 2, strict=False))
+    drawn = [key for key in firsts if (rows["first"] == key).any()]
+    for i, first in enumerate(drawn):
+        for j, second in enumerate(seconds):
+            part = rows[(rows["first"] == first) & (rows["second"] == second)].sort_values(x)
+            marker = markers.get(second, markers.get(first, MARKERS[j]))
+            middle = i * len(seconds) + j - (len(drawn) * len(seconds) - 1) / 2
+            at = part[x].astype(float)
+            shifted = at * (1 + dodge) ** middle if "x" in scale else at + dodge * middle
+            reference = part["reference"].astype(float)
+            if horizontal:
+                both = reference.notna() & part["measured"].notna()
+                ax.plot(reference[both], at[both], "|", ms=9, mew=1.3, color="black")
+            elif reference.notna().sum() > 1:
+                ax.plot(at, reference, line or LINES[j], lw=0.9, color=palette[first], zorder=1)
+            if marker or joined:
+                _points(ax, shifted, part, palette[first], marker, joined, horizontal)
+        marker = markers.get(first, MARKERS[0]) if len(series) == 1 else "s"
+        lined = joined or not marker or not (horizontal or rows.loc[rows["first"] == first, "reference"].isna().all())
+        look: dict[str, Any] = {"marker": marker, "color": palette[first], "ls": "-" if lined else "None"}
+        ax.plot([], [], label=names.get(first, str(first)), **look)
+    for j, second in enumerate(seconds):
+        if len(series) > 1:
+            look = {"marker": markers.get(second, MARKERS[j]), "color": GRAY, "ls": line or LINES[j]}
+            ax.plot([], [], lw=0.9, label=names.get(second, str(second)), **look)
+    if "x" in scale:
+        ax.set_xscale("log")
+        plain_ticks(ax.xaxis, rows["measured"] if horizontal else rows[x])
+    if "y" in scale:
+        ax.set_yscale("log")
+        plain_ticks(ax.yaxis, pd.concat([rows["measured"], rows["reference"]]))
+    ax.set(xlabel=xlabel or ax.get_xlabel(), ylabel=ylabel or ax.get_ylabel())
+    legend_above(ax, title, columns)
+
+
+def _points(
+    ax: Axes, at: pd.Series, rows: pd.DataFrame, color: str, marker: str, joined: bool, horizontal: bool
+) -> None:
+    """Points of one series with intervals; where nothing was measured, a hollow point at the reference."""
+    value = rows["measured"].astype(float).fillna(rows["reference"].astype(float))
+    hollow = rows["measured"].isna()
+    if "hollow" in rows:
+        hollow |= rows["hollow"].astype(bool)
+    low, high = rows["low"].astype(float), rows["high"].astype(float)
+    high = high.where(np.isfinite(high) | high.isna(), 1e6 * value.abs())  # an open end runs out of the panel
+    runs = rows["run"].astype(str) if "run" in rows else pd.Series("", index=rows.index)
+    barred = low.notna() & high.notna() & value.notna()
+    if joined and rows.groupby(runs).size().max() >= BAND_FROM:
+        for _, run in rows[barred].groupby(runs[barred]):
+            ax.fill_between(at[run.index], low[run.index], high[run.index], color=color, alpha=0.22, lw=0)
+    else:
+        bars = ax.hlines if horizontal else ax.vlines
+        bars(at[barred], low[barred], high[barred], color=color, lw=1.0, zorder=2)
+    if joined:
+        known = value.notna()
+        for _, run in rows[known].groupby(runs[known]):
+            ax.plot(at[run.index], value[run.index], "-", lw=1.2, color=color, zorder=2.1)
+    for mask, face in ((~hollow, color), (hollow, "white")):
+        across, up = (value[mask], at[mask]) if horizontal else (at[mask], value[mask])
+        if marker and len(across):
+            ax.plot(across, up, ls="", marker=marker, color=color, mfc=face, zorder=3)
+
+
+def magnitudes(rows: pd.DataFrame, bottom: float) -> pd.DataFrame:
+    """Sizes of signed values for a logarithmic axis; hollow, with a bar from `bottom`, where an interval holds zero."""
+    holds = (rows["low"] <= 0) & (rows["high"] >= 0)
+    ends = rows[["low", "high"]].abs()
+    low = ends.min(axis=1).where(~holds, bottom / 10)
+    return rows.assign(measured=rows["measured"].abs(), low=low, high=ends.max(axis=1), hollow=holds)
+
+
+def scaled(rows: pd.DataFrame, factor: Any) -> pd.DataFrame:
+    """Rows with measured, low, high and reference multiplied by a factor, or by one a row."""
+    return rows.assign(**{name: rows[name] * factor for name in NUMBERS})
+
+
+def rows_of(df: pd.DataFrame, needed: Sequence[str], command: str, part: str, quantity: str) -> pd.DataFrame:
+    """Rows of one part and quantity, with the columns `needed`, `NUMBERS` and all numeric ones as numbers.
+
+    Raises:
+        BadInput: the records lack a column of `needed`: they are not those of the `command`.
+    """
+    missing = [name for name in needed if name not in df.columns]
+    if missing:
+        raise BadInput(f"these records lack {', '.join(missing)}: give records of `smoothlab {command}`")
+    rows = df[(df["part"] == part) & (df["quantity"] == quantity)].copy()
+    for name in NUMBERS:
+        rows[name] = pd.to_numeric(rows[name], errors="coerce").astype(float) if name in rows else np.nan
+    return rows
+
+
+def plain_ticks(axis: Any, values: pd.Series) -> None:
+    """Plain numbers on a logarithmic axis: 1-2-5 within two decades, evenly spaced within a factor of 4."""
+    values = values[(values > 0) & np.isfinite(values)]
+    span = values.max() / values.min() if len(values) else 1.0
+    if span < 4:
+        axis.set_major_locator(ticker.MaxNLocator(4, steps=[1, 2, 5, 10]))
+    else:
+        axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if span < 100 else (1,), numticks=8))
+    axis.set_major_formatter("{x:g}" if span < 1e4 else ticker.LogFormatterMathtext())
+    axis.set_minor_formatter(ticker.NullFormatter())
+
+
+def step_axis(ax: Axes, steps: pd.Series) -> None:
+    """Logarithmic (from the first positive step on) where the measuring points crowd at the start."""
+    if steps.nunique() >= 5 and steps.median() < 0.12 * steps.max():
+        ax.set_xscale("symlog", linthresh=steps[steps > 0].min(), linscale=0.4)
+        ax.xaxis.set_major_formatter("{x:g}")
+    elif steps.nunique() == 1:
+        ax.set_xticks([steps.iloc[0]])
+    else:
+        ax.xaxis.set_major_locator(ticker.MaxNLocator(5, integer=True, steps=[1, 2, 2.5, 5, 10]))
+
+
+def legend_above(ax: Axes, title: str = "", columns: int = 3) -> None:
+    """Legend above the frame; its title stands over it, bold."""
+    labels = ax.get_legend_handles_labels()[1]
+    ax.legend(
+        loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=max(1, min(columns, len(labels))), title=title or None,
+        alignment="left", title_fontproperties={"weight": "bold", "size": "medium"}, borderaxespad=0.2,
+        handlelength=1.6, columnspacing=1.0, handletextpad=0.5, borderpad=0.1, labelspacing=0.3,
+    )  # fmt: skip
+
+
+def grid(
+    lines: Sequence[Sequence[Draw]], meanings: Mapping[str, str], *, heights: Sequence[float] = (), height: float = 2.6
+) -> Figure:
+    """Figure of a two-column page's width (7 inches) with a line of panels for each of `lines`.
+
+    Args:
+        lines: functions that draw a panel each.
+        meanings: what marks mean, by their kind (line, dashed, hollow, tick); kinds that are not drawn are left out.
+        heights: height of each line in inches.
+        height: height of all lines, where `heights` are not given.
+    """
+    tall = list(heights or [height] * len(lines))
+    figure = Figure(figsize=(7.0, sum(tall) + 0.25), layout="constrained")
+    with matplotlib.rc_context(STYLE):
+        # each line of panels is laid out by itself: labels of one line do not push those of another
+        parts = figure.subfigures(len(lines), 1, squeeze=False, height_ratios=tall)[:, 0]
+        for part, draws in zip(parts, lines, strict=True):
+            for ax, draw in zip(part.subplots(1, len(draws), squeeze=False)[0], draws, strict=True):
+                draw(ax)
+        _explain(figure, {"interval": "95 % interval", **meanings})
+    return figure
+
+
+def _explain(figure: Figure, meanings: Mapping[str, str]) -> None:
+    """Legend at the foot of the figure: what a mark of each kind means."""
+    gray: Any = {"color": GRAY, "lw": 0.9}
+    handles: dict[str, Any] = {
+        "interval": (Patch(color=GRAY, alpha=0.3, lw=0), Line2D([], [], ls="", marker="|", ms=9, color=GRAY)),
+        "hollow": Line2D([], [], ls="", marker="o", mfc="white", color=GRAY),
+        "tick": Line2D([], [], ls="", marker="|", ms=9, mew=1.3, color="black"),
+        "line": Line2D([], [], ls="-", **gray),
+        "dashed": Line2D([], [], ls="--", **gray),
+    }
+    drawn = set[str]().union(*map(_kinds, figure.get_axes()))
+    kinds = [kind for kind in handles if kind in drawn and kind in meanings]
+    if kinds:
+        figure.legend(
+            [handles[kind] for kind in kinds], [meanings[kind] for kind in kinds], loc="outside lower center",
+            ncols=len(kinds), handlelength=1.6, columnspacing=1.4, handletextpad=0.5,
+        )  # fmt: skip
+
+
+def _kinds(ax: Axes) -> set[str]:
+    """Kinds of marks in axes, beside plain points and what has a legend entry of its own."""
+    kinds = set()
+    for artist in ax.collections:
+        if isinstance(artist, LineCollection):
+            lengths = [np.ptp(segment, axis=0).max() for segment in artist.get_segments()]
+            kinds |= {"interval"} if max(lengths, default=0) > 0 else set()
+        elif isinstance(artist, PolyCollection) and str(artist.get_label()).startswith("_"):
+            kinds.add("interval")
+    for line in ax.lines:
+        if np.size(line.get_xdata()) and str(line.get_label()).startswith("_"):
+            if line.get_marker() == "|":
+                kinds.add("tick")
+            elif line.get_marker() != "None" and line.get_markerfacecolor() == "white":
+                kinds.add("hollow")
+            kinds.add({"-": "line", "--": "dashed"}.get(str(line.get_linestyle()), "point"))
+    return kinds
+
+
+def save(figure: Figure, stem: str | Path, formats: Sequence[str] = ("png", "pdf")) -> list[Path]:
+    """Write the figure as ``stem.png``, ``stem.pdf``; returns the paths. The same records give the same bytes.
+
+    Raises:
+        BadInput: a file cannot be written.
+    """
+    paths = [Path(f"{stem}.{name}") for name in formats]
+    layout = figure.get_layout_engine()
+    for path, name in zip(paths, formats, strict=True):
+        metadata: dict[str, Any] = {"CreationDate": None} if name == "pdf" else {}
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(path, format=name, dpi=200, metadata=metadata)
+        except OSError as error:
+            raise BadInput(f"cannot write {path}: {error.strerror or error}; give a writable folder") from None
+        figure.set_layout_engine("none")  # the layout is computed once: every format gets the same
+    figure.set_layout_engine(layout)
+    return paths

@@ -1,0 +1,219 @@
+"""Figure of the records of ``smoothlab rates``: what Theorem 3.4 promises and what Algorithm 1 does, two panels a part.
+
+A point is a measurement, a line an exact recursion or what a theorem asks for; a hollow point is by the recursion
+alone, where a run would be too long.
+"""
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from smoothlab.errors import BadInput
+from smoothlab.report import panels
+from smoothlab.report.panels import COLORS, GRAY, grid, panel, plain_ticks, scaled
+
+NEEDED = ("part", "setting", "quantity", "measured", "low", "high", "reference")
+MEANINGS = {"line": "exact recursion, or asked for", "hollow": "exact recursion alone: not run"}
+THEOREMS = {"printed": COLORS[1], "expectation": COLORS[0], "probability": COLORS[2]}
+SERIES = THEOREMS | {"zo": COLORS[7], "fo-reshuffle": COLORS[3], "fo-replace": COLORS[4]}
+NAMES = {
+    "printed": "C.1 as printed", "expectation": "in expectation", "probability": "high probability",
+    "zo": "best, zeroth-order", "fo-reshuffle": "best, exact, reshuffled", "fo-replace": "best, exact, replaced",
+    "one": "one rate", "two": "two rates", "exact": "exact gradients", "replace": "with replacement",
+    "once": "shuffled once", "reshuffle": "reshuffled", "ratio": "L_x/L_y", "given": "T", "": "exact",
+}  # fmt: skip
+VARIED = ("eps", "n", "d", "delta", "ratio", "sigma", "family", "order", "oracle", "rule", "given")
+AXES = {"eps": r"$\varepsilon$", "n": "$n$", "d": "$d$", "delta": r"$\delta$"}
+MOST = 45  # settings whose names are drawn
+SHIFT = 0.24  # of a line: from one theorem to the next
+rows_of = partial(panels.rows_of, needed=NEEDED, command="rates")
+
+
+def settings_of(df: pd.DataFrame) -> dict[str, str]:
+    """Short name of each setting of theorem: what differs from the first one."""
+    settings = df[df["part"] == "theorem"].drop_duplicates("setting")
+    names: dict[str, str] = {}
+    for _, row in settings.iterrows():
+        different = [varied(key, row[key]) for key in VARIED if key in row and row[key] != settings.iloc[0][key]]
+        names[row["setting"]] = ", ".join(different) or "base"
+    return names
+
+
+def varied(key: str, value: Any) -> str:
+    """Value of an option in few words."""
+    if isinstance(value, str):
+        return NAMES.get(value, value)
+    return f"{NAMES.get(key, key)} {value:g}"
+
+
+def averages(ax: Axes, df: pd.DataFrame) -> None:
+    """Mean of (1/T) sum ||grad f||^2 over eps^2 of every setting and theorem, and of the counterexample."""
+    rows = by_setting(ax, df, "average")
+    rows = scaled(rows, 1 / rows["bound"])
+    # the recursion is drawn only where nothing was measured: elsewhere the two are one point
+    rows["reference"] = rows["reference"].where(rows["measured"].isna())
+    ax.axvline(1, color="black", lw=0.8, ls=":", label="promised: at most 1")
+    panel(ax, rows, "place", ["theorem"], xlabel=r"mean of $\frac{1}{T}\sum\|\nabla f\|^2$, in $\varepsilon^2$",
+          title="At the constants of the theorems", names=NAMES, colors=THEOREMS, horizontal=True,
+          columns=2)  # fmt: skip
+    ax.set_xscale("log")
+    plain_ticks(ax.xaxis, pd.concat([rows["measured"], rows["reference"]]))
+
+
+def successes(ax: Axes, df: pd.DataFrame) -> None:
+    """Fraction of replicas with (1/T) sum ||grad f||^2 <= eps^2, against the promised 1 - delta (a tick)."""
+    rows = by_setting(ax, df, "success")
+    promised = rows[rows["meets"].astype(bool)]
+    look: Any = {"ms": 6, "mew": 1.2, "color": "black"}
+    ax.plot(promised["bound"], promised["place"], "|", label=r"promised: $1 - \delta$", **look)
+    panel(ax, rows.assign(reference=np.nan), "place", ["theorem"], title="Success of one run", names=NAMES,
+          xlabel=r"probability of $\frac{1}{T}\sum\|\nabla f\|^2 \leq \varepsilon^2$", colors=THEOREMS,
+          horizontal=True, columns=2)  # fmt: skip
+    ax.set_yticklabels([])
+    ax.set(xlim=(-0.03, 1.03), ylabel="")
+
+
+def by_setting(ax: Axes, df: pd.DataFrame, quantity: str) -> pd.DataFrame:
+    """Rows of theorem and counterexample with the ordinate of their setting, which the axis names."""
+    averaged = pd.concat([rows_of(df, part=part, quantity="average") for part in ("theorem", "counterexample")])
+    rows = pd.concat([rows_of(df, part=part, quantity=quantity) for part in ("theorem", "counterexample")])
+    places = {setting: -place for place, setting in enumerate(dict.fromkeys(averaged["setting"]))}
+    names = settings_of(df)
+    for _, row in averaged[averaged["part"] == "counterexample"].iterrows():
+        names[row["setting"]] = f"fails: d {row['d']:g}, sigma {row['sigma']:g}"
+    if len(places) > MOST:
+        ax.set_yticks([])
+        ax.set_ylabel(f"{len(places)} settings")
+    else:
+        ax.set_yticks(list(places.values()), [names[setting] for setting in places])
+    ax.set_ylim(min(places.values()) - 0.6, 0.6)
+    shifts = {theorem: SHIFT * (1 - index) for index, theorem in enumerate(THEOREMS)}
+    return rows.assign(place=rows["setting"].map(places) + rows["theorem"].map(shifts))
+
+
+def trajectory(ax: Axes, df: pd.DataFrame) -> None:
+    """||grad f(z_t)||^2 of the counterexample: mean, all replicas, recursion, and eps^2; the longest that was run."""
+    rows = rows_of(df, part="counterexample", quantity="trajectory")
+    if rows.empty:
+        ax.text(0.5, 0.5, "no instance was short enough\nto be run", ha="center", va="center", transform=ax.transAxes)
+        return
+    rows = rows[(rows["T"] == rows["T"].max()) & (rows["epoch"] > 0)].sort_values("epoch")
+    first, color = rows.iloc[0], THEOREMS["printed"]
+    ax.fill_between(rows["epoch"], rows["least"], rows["largest"], color=color, alpha=0.15, lw=0, label="all replicas")
+    ax.axhline(first["bound"], color=GRAY, lw=1, ls=":", label=r"promised average, $\varepsilon^2$")
+    panel(ax, rows, "epoch", ["theorem"], xlabel=f"epoch ($T$ = {first['T']:,.0f})", ylabel=r"$\|\nabla f(z_t)\|^2$",
+          title=f"C.1 fails: $d$ = {first['d']:.0f}, $n$ = {first['n']:.0f}, $\\sigma$ = {first['sigma']:g}",
+          names={"printed": "mean"}, colors={"printed": color}, scale="xy")  # fmt: skip
+
+
+def failing(ax: Axes, df: pd.DataFrame) -> None:
+    """Smallest d from which on the printed conclusion fails in expectation, against n."""
+    rows = rows_of(df, part="counterexample", quantity="smallest d that fails").sort_values("n")
+    n = np.geomspace(rows["n"].min(), rows["n"].max(), 50)
+    top, color = rows["reference"].max() * 4, THEOREMS["printed"]
+    ax.plot(n, 4 * n - 2, ":", lw=1, color="black", label=r"$d + 2 = 4 n L \Delta$")
+    ax.fill_between(rows["n"], rows["reference"], top, color=color, alpha=0.1, lw=0, label="the conclusion fails")
+    panel(ax, rows, "n", ["theorem"], xlabel="$n$", ylabel="$d$", scale="xy", names={"printed": "smallest such $d$"},
+          title=r"Much noise, $L\Delta = 1$, $\varepsilon^2 = L\Delta/2$", colors={"printed": color},
+          columns=2)  # fmt: skip
+    ax.set_ylim(1, top)
+
+
+def steps(ax: Axes, df: pd.DataFrame) -> None:
+    """NT against eps: what the theorems ask for, and what the best two rates need."""
+    asked = rows_of(df, part="exponents", quantity="steps asked")
+    asked = asked[asked["regime"] == "moderate eps"].assign(measured=np.nan)
+    rows = pd.concat([asked, rows_of(df, part="exponents", quantity="steps")])
+    panel(ax, rows[rows["axis"] == "eps"], "value", ["series"], xlabel=r"$\varepsilon$", ylabel="steps $nT$",
+          scale="xy", title=r"Steps to $\varepsilon$", names=NAMES, colors=SERIES, markers=dict.fromkeys(THEOREMS, ""),
+          columns=2)  # fmt: skip
+    ax.invert_xaxis()
+
+
+def exponents(ax: Axes, df: pd.DataFrame) -> None:
+    """Exponents of nT: measured with intervals (filled), and at small eps what is asked or needed (hollow)."""
+    asked = rows_of(df, part="exponents", quantity="exponent asked").assign(measured=np.nan)
+    asked = asked[(asked["regime"] == "small eps") & (asked["ell"] == "constant")]
+    rows = pd.concat([asked, rows_of(df, part="exponents", quantity="exponent")])
+    rows = rows[rows["series"].isin(list(SERIES))].dropna(subset=["measured", "reference"], how="all")
+    places, ticks, place = {}, {}, 0
+    for axis, sign in AXES.items():
+        measured = set(rows.loc[rows["axis"] == axis, "series"])
+        for series in SERIES:
+            if series in measured:
+                places[axis, series] = place
+                place -= 1
+        if measured:
+            ticks[place + 1 + (len(measured) - 1) / 2] = f"in {sign}"
+            place -= 1
+    rows["place"] = [places.get(key) for key in zip(rows["axis"], rows["series"], strict=True)]
+    # the exponents of the recursion are of moderate eps where they stand beside a measured one: that one is drawn
+    rows["reference"] = rows["reference"].where(rows["measured"].isna())
+    claimed = rows.dropna(subset=["claimed"])
+    ax.plot(claimed["claimed"], claimed["place"], "|", ms=8, mew=1.5, color=GRAY, label="claimed")
+    panel(ax, rows, "place", ["series"], xlabel=r"exponent of $nT$; hollow: exact, at $\varepsilon \approx 10^{-3}$",
+          title="Exponents", names=NAMES, colors=SERIES, horizontal=True, columns=2)  # fmt: skip
+    ax.set_yticks(list(ticks), list(ticks.values()))
+
+
+def speedup(ax: Axes, df: pd.DataFrame, quantity: str, mark: str, ylabel: str, title: str) -> None:
+    """Epochs with one best rate and with two, or their ratio, against L_x/L_y."""
+    rows = rows_of(df, part="speedup_of_two_rates", quantity=quantity)
+    if mark == "rule":
+        rows = rows[rows["sigma"] == 0].sort_values("rule", ascending=False, kind="stable")
+    rows["gradient"] = [NAMES[""] if d == 1 else f"ZO, $d$ = {d:g}" for d in rows["d"]]
+    names = NAMES | {sigma: rf"$\sigma$ = {sigma:g}" for sigma in set(rows["sigma"])}
+    panel(ax, rows, "ratio", ["gradient", mark], xlabel="$L_x/L_y$", ylabel=ylabel, scale="xy", title=title,
+          names=names)  # fmt: skip
+
+
+def reshuffled(ax: Axes, df: pd.DataFrame) -> None:
+    """Error reshuffled over error with replacement, exact gradients, against eta L n, a color an n."""
+    rows = rows_of(df, part="reshuffling", quantity="error ratio")
+    ax.axhline(1, color=GRAY, lw=0.8, ls=":", label="equal")
+    panel(ax, rows[rows["axis"] == "rate"], "scale", ["n"], xlabel=r"$\eta L n$", scale="xy",
+          ylabel="error, reshuffled / replaced", title="Exact gradients: reshuffling wins",
+          names={n: f"$n$ = {n:g}" for n in set(rows["n"])})  # fmt: skip
+
+
+def hidden(ax: Axes, df: pd.DataFrame) -> None:
+    """The same ratio with zeroth-order gradients, against the variance of the estimate (d + 1)/q."""
+    rows = rows_of(df, part="reshuffling", quantity="error ratio")
+    rows = rows[rows["axis"].isin(["d", "q"])].assign(variance=(rows["d"] + 1) / rows["q"])
+    ax.axhline(1, color=GRAY, lw=0.8, ls=":", label="equal")
+    panel(ax, rows, "variance", ["axis"], xlabel="$(d + 1)/q$, variance of the estimate", scale="x",
+          ylabel="error, reshuffled / replaced", title="Zeroth-order: its noise hides it",
+          names={"d": r"$q$ = 1, $d$ varies", "q": "$d$ = 10, $q$ varies"})  # fmt: skip
+    ax.set_ylim(bottom=0)
+
+
+SPEEDUP = (
+    partial(speedup, quantity="epochs", mark="rule", ylabel="epochs", title=r"Epochs to $\varepsilon$, best rates"),
+    partial(speedup, quantity="gain", mark="sigma", ylabel="$T$(one rate) / $T$(two rates)",
+            title="Speedup of two rates"),
+)  # fmt: skip
+PANELS: dict[str, Any] = {
+    "theorem": (averages, successes), "counterexample": (trajectory, failing), "exponents": (steps, exponents),
+    "speedup_of_two_rates": SPEEDUP, "reshuffling": (reshuffled, hidden),
+}  # fmt: skip
+
+
+def figure(df: pd.DataFrame) -> Figure:
+    """All that was measured, a line of two panels a part.
+
+    Raises:
+        BadInput: the records are not those of ``smoothlab rates``.
+    """
+    rows_of(df, part="theorem", quantity="average")
+    measured = set(df.loc[df["quantity"].notna(), "part"])  # a setting that failed has no quantity
+    parts = [part for part in PANELS if part in measured]
+    if not parts:
+        raise BadInput(f"these records hold none of the parts {', '.join(PANELS)}: give those of `smoothlab rates`")
+    settings = df.loc[df["part"].isin(["theorem", "counterexample"]), "setting"].nunique()
+    heights = {"theorem": max(2.7, 1.2 + 0.2 * min(settings, MOST)), "exponents": 3.0}
+    lines = [[partial(draw, df=df) for draw in PANELS[part]] for part in parts]
+    return grid(lines, MEANINGS, heights=[heights.get(part, 2.7) for part in parts])

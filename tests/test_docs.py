@@ -1,0 +1,181 @@
+"""Pages and examples: what they cite exists, their commands parse, their code runs, and all records fit the schema."""
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import smoothlab
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+TEXTS = [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+RECORDS = sorted((ROOT / "benchmarks" / "results").rglob("*.jsonl"))
+PAPER = "New Hybrid Fine-Tuning Paradigm for LLMs: Algorithm Design and Convergence Analysis Framework"
+
+
+def named(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def blocks(path: Path, *languages: str) -> list[str]:
+    """The page's fenced blocks of these languages ("" for a fence without one)."""
+    fences = re.findall(r"^```(\w*)\n(.*?)^```", path.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    return [text for language, text in fences if language in languages]
+
+
+def commands(path: Path) -> list[str]:
+    """Lines of the page's blocks that call smoothlab."""
+    lines = [line for block in blocks(path, "", "console", "sh") for line in block.splitlines()]
+    return [line for line in lines if line.startswith("smoothlab ")]
+
+
+def slug(heading: str) -> str:
+    """The anchor that mkdocs makes of a heading."""
+    return re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower())
+
+
+def test_sections_of_theory_that_the_code_cites_exist() -> None:
+    headings = re.findall(r"^#+ ([A-F](?:\.\d)?)\.? ", (DOCS / "theory.md").read_text(encoding="utf-8"), re.MULTILINE)
+    cited = set()
+    for folder in ("smoothlab", "tests"):
+        for path in (ROOT / folder).rglob("*.py"):
+            cited |= set(re.findall(r"theory\.md[ ,(]+([A-F](?:\.\d)?)\b", path.read_text(encoding="utf-8")))
+    assert cited >= {"A", "B", "B.2", "B.5", "D", "E"}
+    assert cited <= set(headings)
+
+
+def test_the_claims_page_has_each_claim_with_its_verdict() -> None:
+    table = (DOCS / "claims.md").read_text(encoding="utf-8")
+    lines = [json.loads(line) for line in (ROOT / "benchmarks/results/audit.jsonl").read_text().splitlines()]
+    rows = [line for line in lines if line["kind"] == "row"]
+    for row in rows:
+        assert f"| {row['claim']} | {row['place']} | {row['verdict']} |" in table
+    assert table.count("\n| ") == len(rows) + 2
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=named)
+def test_links_lead_somewhere(path: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r"^\[[^\]]+\]: (\S+)", text, re.MULTILINE):
+        if target.startswith(("http://", "https://")):
+            continue
+        file, _, anchor = target.partition("#")
+        page = (path.parent / file).resolve() if file else path
+        assert page.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)", page.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in map(slug, headings), target
+
+
+def test_the_reference_has_every_public_name() -> None:
+    listed = re.findall(r"^::: smoothlab\.(\w+)", (DOCS / "reference.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(listed) == sorted(set(smoothlab.__all__) - {"__version__"})
+
+
+def test_the_paper_is_cited_by_title_authors_and_number() -> None:
+    for path in (ROOT / "README.md", ROOT / "CITATION.cff", ROOT / "smoothlab" / "__init__.py"):
+        text = " ".join(path.read_text(encoding="utf-8").split())
+        for words in (PAPER, "Shaocong", "Ma", "Peiran", "Yu", "Heng", "Huang", "2604.09940"):
+            assert words in text, (path, words)
+
+
+@pytest.mark.parametrize("path", [path for path in TEXTS if commands(path)], ids=named)
+def test_commands_parse(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from smoothlab.commands import parse
+
+    (tmp_path / "out").mkdir()
+    shutil.copy(ROOT / "benchmarks/results/fig1b_micro_sst2.jsonl", tmp_path / "out" / "run.jsonl")
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    (tmp_path / "my.jsonl").write_text('{"sentence": "fine", "label": 0}\n')
+    monkeypatch.chdir(tmp_path)
+    for command in commands(path):
+        assert callable(parse(shlex.split(command, comments=True)[1:])), command
+
+
+@pytest.mark.check
+@pytest.mark.parametrize("path", [path for path in PAGES if blocks(path, "python")], ids=named)
+def test_code_of_pages_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "out").mkdir()
+    shutil.copy(ROOT / "benchmarks/results/fig1b_micro_sst2.jsonl", tmp_path / "out" / "run.jsonl")
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, Any] = {"SCHEMA": DOCS / "records.schema.json"}
+    for number, block in enumerate(blocks(path, "python")):
+        exec(compile(block, f"{named(path)}, block {number + 1}", "exec"), namespace)
+
+
+@pytest.mark.check
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=named)
+def test_examples_run(path: Path, tmp_path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) < 60
+    done = subprocess.run([sys.executable, path], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    expected = {
+        "claim.py": r"cosh-bound: holds once corrected",
+        "curvature.py": r"llama step 5 layer\.1: \|\|H\|\|_F = [\d.]+ \([\d.]+ to [\d.]+\)",
+        "estimator.py": r"fourth order: E \|\|ghat\|\|\^2/\|\|g\|\|\^2 = (4\.[6-9]|5\.[0-4])\d* ",
+        "hybrid.py": r"steps 21 to 30: mean loss 0\.\d+",
+    }
+    assert re.search(expected[path.name], done.stdout), done.stdout
+
+
+@pytest.mark.check
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.ipynb")), ids=named)
+def test_notebooks_run(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    namespace: dict[str, Any] = {}
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] == "code":
+            assert not cell["outputs"], "committed without outputs"
+            exec(compile("".join(cell["source"]), f"{named(path)}, {cell['id']}", "exec"), namespace)
+    assert set(namespace["spectral"].index) == {"base", "peft"}
+
+
+@pytest.mark.check
+def test_all_records_fit_the_schema() -> None:
+    from jsonschema import Draft202012Validator as Validator
+
+    schema = json.loads((DOCS / "records.schema.json").read_text(encoding="utf-8"))
+    Validator.check_schema(schema)
+    any_line = Validator(schema)
+    kinds = set()
+    for path in RECORDS:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        row = Validator({"$ref": f"#/$defs/rows/{lines[0]['experiment']}", "$defs": schema["$defs"]})
+        for number, line in enumerate(lines, 1):
+            errors = [*any_line.iter_errors(line), *(row.iter_errors(line) if line["kind"] == "row" else ())]
+            assert not errors, f"{path.name}:{number}: {errors[0].message}"
+            kinds.add((lines[0]["experiment"], line["kind"]))
+    assert len(RECORDS) >= 79 and {kind for _, kind in kinds} == {"header", "row", "end"}
+
+
+@pytest.mark.check
+def test_the_schema_refuses_wrong_lines() -> None:
+    from jsonschema import Draft202012Validator as Validator
+
+    schema = json.loads((DOCS / "records.schema.json").read_text(encoding="utf-8"))
+    row = Validator({"$ref": "#/$defs/rows/finetune", "$defs": schema["$defs"]})
+    good = {"kind": "row", "part": "dev", "step": 0, "trial": 0, "eta_x": 1e-4, "eta_y": None, "mu": 1e-3}
+    assert row.is_valid(good)
+    for change in ({"step": "0"}, {"unknown": 1}, {"trial": 0.5}):
+        assert not row.is_valid(good | change)
+    assert not row.is_valid({name: value for name, value in good.items() if name != "part"})
+    assert not Validator(schema).is_valid({"kind": "end"})
+
+
+@pytest.mark.check
+def test_pages_build_without_warnings(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs", reason="pip install '.[docs]'")
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", tmp_path]
+    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    theory = (tmp_path / "theory.html").read_text(encoding="utf-8")
+    assert theory.count("<math") > 200 and "arithmatex" not in theory
+    assert "merror" not in theory
