@@ -101,6 +101,7 @@ class Psi(ABC):
 class Quadratic(Psi):
     """L t^2/2, with ell = floor = L.
 
+    >>> from smoothlab import Quadratic
     >>> float(Quadratic(2.0).ell(1.0).round(4))  # |psi''| where |psi'| <= 1
     2.0
     """
@@ -134,6 +135,7 @@ class Quadratic(Psi):
 class Power(Psi):
     """c |t|^p / p with p > 2, and ell = (p - 1) c^(1/(p - 1)) u^((p - 2)/(p - 1)): ell(0) = 0.
 
+    >>> from smoothlab import Power
     >>> float(Power(1.0, 4.0).ell(1.0).round(4))  # |psi''| where |psi'| <= 1
     3.0
     """
@@ -183,6 +185,7 @@ class Oscillating(Psi):
     ell = 1 + A m + A m^2 (u/(1 - A m))^(2m - 2): |t| <= u/(1 - A m), and psi'' - 1 is A times
     cos(r^m - 1) (m r^(m - 2) t)^2, at most m^2 |t|^(2m - 2), plus sin(r^m - 1) m r^(m - 2) (1 + (m - 2) t^2/r^2).
 
+    >>> from smoothlab import Oscillating
     >>> float(Oscillating(0.3, 1.75).ell(1.0).round(4))  # |psi''| where |psi'| <= 1
     4.3314
     """
@@ -235,6 +238,7 @@ class Oscillating(Psi):
 class Cosh(Psi):
     """(L0/L1^2)(cosh(L1 t) - 1), with ell = sqrt(L0^2 + L1^2 u^2) <= L0 + L1 u: equality in one dimension.
 
+    >>> from smoothlab import Cosh
     >>> float(Cosh(1.0, 0.5).ell(1.0).round(4))  # |psi''| where |psi'| <= 1
     1.118
     """
@@ -274,6 +278,7 @@ class Exponential(Psi):
 
     psi'' = (2 + 4t^2) e^(t^2) is below 6e for |t| <= 1; beyond, psi''/|psi'| = 1/|t| + 2|t| and t^2 <= log(1 + |psi'|).
 
+    >>> from smoothlab import Exponential
     >>> float(Exponential().ell(1.0).round(4))  # |psi''| where |psi'| <= 1
     18.9748
     """
@@ -305,6 +310,7 @@ class Barrier(Psi):
     psi'' = 2p (1 - t^2)^(-p - 2)(1 + (2p + 1) t^2) is below 4p(p + 1)(1 - t^2)^(-p - 2), and from |t| = 1/2 on
     |psi'| >= p (1 - t^2)^(-p - 1). The domain is open (the setting of Li et al.): Assumption 3.2 asks for all of R^d.
 
+    >>> from smoothlab import Barrier
     >>> float(Barrier(1.3).ell(1.0).round(4))  # |psi''| where |psi'| <= 1
     39.1132
     """
