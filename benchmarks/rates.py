@@ -20,15 +20,15 @@ MINUTES = Rates(
     sigmas=(0.2, 1.0, 30.0), families=("quadratic", "cosh-y", "cosh-x", "oscillating", "cosine"),
     oracles=("two-sided", "one-sided", "exact"), epochs=(100, 1000), instances=("small", "large"),
     fit_eps=(0.4, 0.3, 0.2, 0.14, 0.1), fit_dims=(5, 10, 20, 40), fit_deltas=(0.5, 0.3, 0.2, 0.1, 0.05),
-    buy_dims=(10, 100), shuffle_ns=(2, 8, 32, 128), shuffle_scales=(1.0, 0.3, 0.1, 0.03),
-    shuffle_dims=(1, 3, 10, 30, 100, 300), shuffle_qs=(2, 4, 16, 64), longest=70_000,
+    speedup_dims=(10, 100), shuffle_ns=(2, 8, 32, 128), shuffle_scales=(1.0, 0.3, 0.1, 0.03),
+    shuffle_dims=(1, 3, 10, 30, 100, 300), shuffle_qs=(2, 4, 16, 64), max_steps=70_000,
 )  # fmt: skip
 
 # An hour on two cores: all combinations of what the theorem's rows vary, more replicas, longer runs.
 FULL = replace(
     MINUTES, eps=(1.0, 0.7), ns=(2, 8), dims=(2, 10), deltas=(0.5, 0.1), ratios=(1.0, 30.0), sigmas=(0.2, 3.0),
     families=("quadratic", "cosh-y"), oracles=("two-sided", "exact"), orders=("reshuffle", "replace"), rules=("two",),
-    every=True, epochs=(), fit_eps=(0.4, 0.3, 0.2, 0.14, 0.1, 0.07), replicas=200, longest=130_000,
+    all_combinations=True, epochs=(), fit_eps=(0.4, 0.3, 0.2, 0.14, 0.1, 0.07), replicas=200, max_steps=130_000,
 )  # fmt: skip
 
 

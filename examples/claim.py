@@ -8,9 +8,7 @@ import numpy as np
 
 from smoothlab.claims import Claim, Finding, Statement, exact
 
-SEARCH = Statement(
-    "cosh x <= 1 + x^2 for |x| <= 5", ("x",), ((-5, 5),), lambda p: np.cosh(p[:, 0]) / (1 + p[:, 0] ** 2)
-)
+SEARCH = Statement("cosh x <= 1 + x^2 for |x| <= 5", {"x": (-5, 5)}, lambda p: np.cosh(p[:, 0]) / (1 + p[:, 0] ** 2))
 
 
 def check(seed: int) -> Finding:
@@ -38,7 +36,7 @@ CLAIM = Claim(
 )
 
 if __name__ == "__main__":
-    finding = CLAIM.found()
+    finding = CLAIM.finding()
     for evidence in finding.evidence:
         print(evidence)
     print(f"{CLAIM.name}: {finding.verdict}")

@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from smoothlab.llm.callback import SmoothnessCallback
     from smoothlab.llm.partition import partition
     from smoothlab.objectives.finite_sum import objective
-    from smoothlab.objectives.psi import Oscillating, Power, Quadratic
-    from smoothlab.objectives.steep import Barrier, Cosh, Exponential
+    from smoothlab.objectives.psi import Barrier, Cosh, Exponential, Oscillating, Power, Quadratic
     from smoothlab.optim.hybrid import HybridSGD
     from smoothlab.optim.seedlog import SeedLog, replay
     from smoothlab.records import load
@@ -52,8 +51,7 @@ _NAMES = {
     "llm.callback": "SmoothnessCallback",
     "llm.partition": "partition",
     "objectives.finite_sum": "objective",
-    "objectives.psi": "Oscillating Power Quadratic",
-    "objectives.steep": "Barrier Cosh Exponential",
+    "objectives.psi": "Barrier Cosh Exponential Oscillating Power Quadratic",
     "optim.hybrid": "HybridSGD",
     "optim.seedlog": "SeedLog replay",
     "records": "load",

@@ -251,11 +251,17 @@ def header(path: str | Path) -> Row:
 
 
 def _renamed(row: Row) -> Row:
-    """A row with the names of today: files of before 0.2 say "law" for a distribution, "careful" for "estimated"."""
+    """A row with the names of today.
+
+    Files of before 0.2 say "law" for a distribution, "careful" for "estimated", "buys" for "speedup_of_two_rates".
+    """
     if "law" in row:
         row = {"distribution" if name == "law" else name: value for name, value in row.items()}
     if row.get("protocol") == "careful":
         row = row | {"protocol": "estimated"}
+    if row.get("part") == "buys":
+        part = "speedup_of_two_rates"
+        row = row | {"part": part, "setting": part + row["setting"].removeprefix("buys")}
     return row
 
 

@@ -357,7 +357,7 @@ def test_any_row_survives_the_disk_and_any_cut(tmp_path_factory, table, stop):
     out = tmp_path_factory.mktemp("any") / "any.jsonl"
 
     @dataclass(frozen=True)
-    class Given(Walk):
+    class Fixed(Walk):
         def rows(self, done):
             assert list(done) == table[: len(done)]
             yield from table[len(done) :]
@@ -368,11 +368,11 @@ def test_any_row_survives_the_disk_and_any_cut(tmp_path_factory, table, stop):
         def standing(self, rows):
             return [row for row in rows if row is not None]
 
-    whole = run(Given(), out).read_bytes()
+    whole = run(Fixed(), out).read_bytes()
     assert [bare(row) for row in rows_of(whole)] == table
     body = whole[: whole.rindex(b'{"kind": "end"')]
     out.write_bytes(body[:stop])
-    assert rows_of(run(Given(), out).read_bytes()) == rows_of(whole)
+    assert rows_of(run(Fixed(), out).read_bytes()) == rows_of(whole)
 
 
 def rows_of(content: bytes) -> list[Row]:

@@ -368,10 +368,9 @@ def test_c1_without_noise_has_the_rates_of_smoothness_and_its_largest_mu() -> No
     assert found.sigma_prime == pytest.approx(7 * 3 * found.eta_x * found.mu * 3 * 1.5 * 5 * found.G, rel=1e-9)
     assert found.G == pytest.approx(math.sqrt(2 * 1.5 * found.F), rel=1e-9)
     assert theorem_c1(s, 0.5, 0.1, T=7, mu=0.0).mu == 0.0 != theorem_c1(s, 0.5, 0.1, T=7, mu=1e-5).mu == 1e-5
-    logarithm = theorem_c1(s, 0.5, 0.1, T=7, tail="ln", mu=0.0)
-    eta = min(logarithm.eta_x / 4, 3 * logarithm.eta_y / 8)
-    rest = logarithm.G**2 / 8 + (2 + 2 * logarithm.eta_x + logarithm.eta_y) / (3 * eta)
-    assert logarithm.required == pytest.approx(math.log(20) + rest, rel=1e-12)
+    eta = min(found.eta_x / 4, 3 * found.eta_y / 8)
+    rest = found.G**2 / 8 + (2 + 2 * found.eta_x + found.eta_y) / (3 * eta)
+    assert found.required == pytest.approx(2 / 0.1 + rest, rel=1e-12)
 
 
 def test_readings_of_g_and_l() -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from smoothlab.objectives import FiniteSum, QuadraticSum
@@ -86,26 +87,27 @@ class Moments:
 
     def gradients(self, eta_x: float, eta_y: float, epochs: int) -> Array:
         """E ||grad f(z_t)||^2 for t = 0, ..., epochs."""
-        w, epoch, found = self.start, self.epoch(eta_x, eta_y), []
+        w, epoch, values = self.start, self.epoch(eta_x, eta_y), []
         for _ in range(epochs + 1):
-            found.append(self.square @ w)
+            values.append(self.square @ w)
             w = epoch @ w
-        return np.array(found)
+        return np.array(values)
 
     def epochs_to(self, level: float, eta_x: float, eta_y: float) -> float:
         """The smallest T with (1/T) sum_{t < T} E ||grad f(z_t)||^2 <= level, an average that falls; or infinity."""
         powers = [self.epoch(eta_x, eta_y)]
         if np.abs(np.linalg.eigvals(powers[0])).max() > 1 + 1e-9:
             return math.inf
+        # Maps of 2^k epochs, and the sums of those before: T is built from its highest bit down.
         sums = [np.eye(len(powers[0]))]
         for _ in range(MOST - 1):
             sums.append(sums[-1] + powers[-1] @ sums[-1])
             powers.append(powers[-1] @ powers[-1])
-        w, total, T = self.start, 0.0, 0  # noqa: N806
+        w, total, T = self.start, 0.0, 0
         for k in reversed(range(MOST)):
             more = total + float(self.square @ sums[k] @ w)
             if more > level * (T + (1 << k)):
-                w, total, T = powers[k] @ w, more, T + (1 << k)  # noqa: N806
+                w, total, T = powers[k] @ w, more, T + (1 << k)
         return T + 1.0 if T < (1 << MOST) - 1 else math.inf
 
     def best(self, level: float) -> tuple[float, float]:
@@ -121,10 +123,6 @@ class Moments:
 
 def linearized(f: FiniteSum) -> QuadraticSum:
     """The quadratics that have every component's gradient and Hessian at the minimum."""
-    import torch
-
-    each = range(f.n)
-    hessians = torch.stack([f.hessian_of(f.center, i) for i in each])
-    return QuadraticSum(
-        f"{f.name}, linearized", f.d_x, f.d_y, hessians, torch.stack([f.gradient_of(f.center, i) for i in each])
-    )
+    hessians = torch.stack([f.hessian_of(f.center, i) for i in range(f.n)])
+    shifts = torch.stack([f.gradient_of(f.center, i) for i in range(f.n)])
+    return QuadraticSum(f"{f.name}, linearized", f.d_x, f.d_y, hessians, shifts)

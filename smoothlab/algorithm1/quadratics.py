@@ -101,7 +101,7 @@ class Block:
             rate, end = np.log(a), np.where(a == 1, self.start, b / (1 - a))
 
         def at(epochs: ArrayLike) -> Array:
-            T = np.asarray(epochs, dtype=float)  # noqa: N806
+            T = np.asarray(epochs, dtype=float)
             with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
                 mass = np.where(a == 1, 1.0, -np.expm1(T * rate) / (T * (1 - a)))
                 return np.where(a > 0, end + (self.start - end) * mass, end + (self.start - end) / T)
@@ -114,12 +114,12 @@ class Block:
 
     def _powers(self, eta: ArrayLike, epochs: ArrayLike) -> tuple[Array, Array]:
         """Sum over t < T, and the value at T, by powers of the matrix that takes (sum, q, R^t, 1) one epoch on."""
-        eta, T = np.broadcast_arrays(np.asarray(eta, dtype=float), np.asarray(epochs))  # noqa: N806
+        eta, T = np.broadcast_arrays(np.asarray(eta, dtype=float), np.asarray(epochs))
         a, b, c, ratio = self.coefficients(eta)
         total, last = np.empty(eta.shape), np.empty(eta.shape)
         for i in np.ndindex(eta.shape):
-            one = np.array([[1, 1, 0, 0], [0, a[i], -c[i], b[i]], [0, 0, ratio[i], 0], [0, 0, 0, 1.0]])
-            total[i], last[i], *_ = np.linalg.matrix_power(one, int(T[i])) @ [0, self.start, 1, 1]
+            epoch = np.array([[1, 1, 0, 0], [0, a[i], -c[i], b[i]], [0, 0, ratio[i], 0], [0, 0, 0, 1.0]])
+            total[i], last[i], *_ = np.linalg.matrix_power(epoch, int(T[i])) @ [0, self.start, 1, 1]
         return total, last
 
 
@@ -134,7 +134,7 @@ def epochs_to(level: float, x: Block, y: Block, eta_x: ArrayLike, eta_y: ArrayLi
 
     of_x, of_y = x.averages(eta_x), y.averages(eta_y)
 
-    def above(T: Array) -> NDArray[np.bool_]:  # noqa: N803
+    def above(T: Array) -> NDArray[np.bool_]:
         return of_x(T) + of_y(T) > level
 
     low, high = np.zeros(eta_x.shape), np.ones(eta_x.shape)
@@ -169,15 +169,15 @@ def tuned(level: float, x: Block, y: Block, rule: Rule) -> Tuned:
     count = BUDGET if rule == "one" else math.isqrt(BUDGET)
     spans = [(SPAN * top, top)] * 2
     for _ in range(STAGES):
-        each = [np.geomspace(low, high, count) for low, high in spans]
+        grids = [np.geomspace(low, high, count) for low, high in spans]
         if rule == "one":
-            times, pairs = epochs_to(level, x, y, each[0], each[0]), np.stack([each[0], each[0]], -1)
+            pairs = np.stack([grids[0], grids[0]], -1)
         else:
-            pairs = np.stack(np.meshgrid(*each, indexing="ij"), -1).reshape(-1, 2)
-            times = epochs_to(level, x, y, pairs[:, 0], pairs[:, 1])
-        # Of equals the middle one, as T is whole.
+            pairs = np.stack(np.meshgrid(*grids, indexing="ij"), -1).reshape(-1, 2)
+        times = epochs_to(level, x, y, pairs[:, 0], pairs[:, 1])
+        # Of equals the middle pair, as T is whole.
         best = pairs[np.flatnonzero(times == times.min())[(times == times.min()).sum() // 2]]
-        widths = [one[1] / one[0] for one in each]
+        widths = [grid[1] / grid[0] for grid in grids]
         spans = [(rate / width, min(rate * width, top)) for rate, width in zip(best, widths, strict=True)]
     return Tuned(float(best[0]), float(best[1]), float(times.min()))
 

@@ -11,7 +11,7 @@ from smoothlab.objectives import FiniteSum
 
 
 class Plain(NamedTuple):
-    """What became of one replica; see `Result`."""
+    """The result of one replica; see `Result`."""
 
     epochs: int
     average_x: float
@@ -22,11 +22,11 @@ class Plain(NamedTuple):
     diverged: bool
 
 
-def one_replica(how: Algorithm1, objective: FiniteSum, z0: Tensor, orders: Tensor, directions: Tensor) -> Plain:
-    """Algorithm 1 as the paper prints it, on given draws.
+def one_replica(options: Algorithm1, objective: FiniteSum, z0: Tensor, orders: Tensor, directions: Tensor) -> Plain:
+    """Algorithm 1 as the paper prints it, on these draws.
 
     Args:
-        how: options; `keep` is left out.
+        options: options; `keep` is left out.
         objective: the finite sum.
         z0: where it starts, [d].
         orders: [T, n].
@@ -36,33 +36,33 @@ def one_replica(how: Algorithm1, objective: FiniteSum, z0: Tensor, orders: Tenso
     def f(z: Tensor, i: int) -> float:
         return float(objective.value_of(z, i))
 
-    z, d_x, mu = z0.double().clone(), objective.d_x, how.mu
+    z, d_x, mu = z0.double().clone(), objective.d_x, options.mu
     total_x, total_y, left, reached = 0.0, 0.0, -1, -1
-    for t in range(how.epochs + 1):
+    for t in range(options.epochs + 1):
         g = objective.gradient(z)
         square_x, square_y = float(g[:d_x] @ g[:d_x]), float(g[d_x:] @ g[d_x:])
         if not math.isfinite(square_x + square_y):
-            left = t if how.above is not None and left < 0 else left
+            left = t if options.above is not None and left < 0 else left
             return Plain(t, math.inf, math.inf, z, left, reached, True)
-        if how.below is not None and t and reached < 0 and total_x + total_y <= how.below * t:
+        if options.below is not None and t and reached < 0 and total_x + total_y <= options.below * t:
             reached = t
-        if how.above is not None and left < 0 and float(objective.value(z)) - objective.f_star > how.above:
+        if options.above is not None and left < 0 and float(objective.value(z)) - objective.f_star > options.above:
             left = t
-        if t == how.epochs or (how.halt and max(left, reached) >= 0):
+        if t == options.epochs or (options.halt and max(left, reached) >= 0):
             return Plain(t, total_x / t if t else math.nan, total_y / t if t else math.nan, z, left, reached, False)
         total_x, total_y = total_x + square_x, total_y + square_y
-        for i, several in zip(orders[t].tolist(), directions[t].split(how.q), strict=True):
+        for i, several in zip(orders[t].tolist(), directions[t].split(options.q), strict=True):
             g = objective.gradient_of(z, i)
-            ghat = g[:d_x] if how.oracle == "exact" else torch.zeros_like(g[:d_x])
-            for v in several if how.oracle != "exact" else ():
+            ghat = g[:d_x] if options.oracle == "exact" else torch.zeros_like(g[:d_x])
+            for v in several if options.oracle != "exact" else ():
                 step = torch.zeros_like(z)
                 step[:d_x] = mu * v
                 if mu == 0:
                     slope = float(g[:d_x] @ v)
-                elif how.oracle == "one-sided":
+                elif options.oracle == "one-sided":
                     slope = (f(z + step, i) - f(z, i)) / mu
                 else:
                     slope = (f(z + step, i) - f(z - step, i)) / (2 * mu)
-                ghat = ghat + slope * v / how.q
-            z = torch.cat([z[:d_x] - how.eta_x * ghat, z[d_x:] - how.eta_y * g[d_x:]])
+                ghat = ghat + slope * v / options.q
+            z = torch.cat([z[:d_x] - options.eta_x * ghat, z[d_x:] - options.eta_y * g[d_x:]])
     raise AssertionError("unreachable: epoch T returns")

@@ -1,39 +1,99 @@
-"""Replicas of Algorithm 1 that go together, step by step: their state, what is seen of it, and what became of them.
+"""Replicas of Algorithm 1 that go together, step by step: options, state, observations, and the result.
 
-`smoothlab.algorithm1.engine` has the algorithm's options and makes the groups.
+`smoothlab.algorithm1.engine` makes the groups.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from smoothlab.algorithm1.sampling import Draws
+from smoothlab.algorithm1.sampling import Draws, Order, Precision
+from smoothlab.errors import BadInput
 from smoothlab.objectives import FiniteSum, Objective
-
-if TYPE_CHECKING:
-    from smoothlab.algorithm1.engine import Algorithm1
+from smoothlab.zeroth.distributions import named
 
 Array = NDArray[np.float64]
+Oracle = Literal["exact", "one-sided", "two-sided"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of Algorithm 1.
+
+    Attributes:
+        eta_x: learning rate of x.
+        eta_y: learning rate of y.
+        epochs: T.
+        order: "reshuffle": a fresh permutation every epoch, as in Algorithm 1; "once": the first one again and again;
+            "replace": n independent numbers an epoch.
+        oracle: gradient of x: "exact", or "one-sided" or "two-sided" as in Eq. (2).
+        mu: step of Eq. (2); 0 is its limit <grad_x f_i(z), v> v.
+        distribution: name of the directions' distribution, see `smoothlab.zeroth.names.DISTRIBUTIONS`: "gaussian" as in
+            Eq. (2), "sphere" of radius sqrt(d_x), "sparse(0.25)", ...
+        above: F; a replica stops at the first t with f(z_t) - f* > F. None: never.
+        below: eps^2; it stops at the first t >= 1 with (1/t) sum_{s < t} ||grad f(z_s)||^2 <= eps^2. None: never.
+        halt: False goes on to T, and only notes where a replica would have stopped.
+        keep: epochs, ascending, at which f and squared gradients are kept.
+        precision: of the normal numbers that are drawn; see `Fresh`.
+        q: directions a step, whose estimates are averaged.
+    """
+
+    eta_x: float
+    eta_y: float
+    epochs: int
+    order: Order = "reshuffle"
+    oracle: Oracle = "two-sided"
+    mu: float = 0.0
+    distribution: str = "gaussian"
+    above: float | None = None
+    below: float | None = None
+    halt: bool = True
+    keep: tuple[int, ...] = ()
+    precision: Precision = "float32"
+    q: int = 1
+
+    def __post_init__(self) -> None:
+        for what, rate in (("eta_x", self.eta_x), ("eta_y", self.eta_y), ("mu", self.mu)):
+            if not 0 <= rate < math.inf:
+                raise BadInput(f"{what} = {rate}: use a finite number of at least 0")
+        if self.epochs < 1:
+            raise BadInput(f"{self.epochs} epochs: use at least 1")
+        if not isinstance(self.q, int) or self.q < 1:
+            raise BadInput(f"q = {self.q} directions a step: use an integer of at least 1")
+        for what, kind in (("order", Order), ("oracle", Oracle), ("precision", Precision)):
+            if getattr(self, what) not in get_args(kind):
+                raise BadInput(f"{what} '{getattr(self, what)}' is unknown: use one of {', '.join(get_args(kind))}")
+        named(self.distribution)  # refuses an unknown name
+        if list(self.keep) != sorted(set(self.keep)) or not all(0 <= t <= self.epochs for t in self.keep):
+            raise BadInput(f"keep = {self.keep}: name epochs from 0 to {self.epochs}, ascending")
+        for what, level in (("above", self.above), ("below", self.below)):
+            if level is not None and not level >= 0:
+                raise BadInput(f"{what} = {level}: use a number of at least 0, or None")
 
 
 class Observed(NamedTuple):
-    """What a point z tells: squared norms of both parts of grad f(z) and, where asked for, f(z) - f*; [A] each."""
+    """Squared norms of both parts of grad f(z) and, where asked for, f(z) - f*, [A] each; and the gradient [A, d]."""
 
     square_x: Tensor
     square_y: Tensor
     gap: Tensor | None
     gradient: Tensor
 
+    def of(self, members: Tensor) -> "Observed":
+        """Those of some replicas."""
+        gap = None if self.gap is None else self.gap[members]
+        return Observed(self.square_x[members], self.square_y[members], gap, self.gradient[members])
+
 
 @dataclass(frozen=True)
 class Result:
-    """What became of R replicas; tau is where one stopped, at most T.
+    """The result of R replicas; tau is the epoch at which a replica stopped, at most T.
 
     Attributes:
         epochs: tau, int [R].
@@ -41,11 +101,11 @@ class Result:
         average_y: the same of grad_y.
         gap: f(z_tau) - f*, [R]; infinite where the replica diverged.
         z: z_tau, [R, d].
-        left: first t with f(z_t) - f* above `Algorithm1.above`, or where it diverged; -1 if there is none or none
+        left: first t with f(z_t) - f* above `Options.above`, or where it diverged; -1 if there is none or none
             was asked for, int [R].
-        reached: first t >= 1 with (1/t) sum_{s < t} ||grad f(z_s)||^2 at most `Algorithm1.below`, or -1.
+        reached: first t >= 1 with (1/t) sum_{s < t} ||grad f(z_s)||^2 at most `Options.below`, or -1.
         diverged: whether the gradient (or f where it was asked for) was not finite any more, bool [R].
-        kept_gap: f(z_t) - f* at the epochs `Algorithm1.keep`, [len(keep), R]; after tau it stays what it was there.
+        kept_gap: f(z_t) - f* at the epochs `Options.keep`, [len(keep), R]; after tau it stays what it was there.
         kept_x: ||grad_x f(z_t)||^2 likewise.
         kept_y: ||grad_y f(z_t)||^2 likewise.
     """
@@ -70,27 +130,21 @@ class Result:
     @classmethod
     def empty(cls, replicas: int, d: int, kept: int) -> "Result":
         """Arrays to be filled."""
-
-        def numbers(*shape: int) -> Array:
-            return np.full(shape, math.inf)
-
-        def never() -> NDArray[np.int64]:
-            return np.full(replicas, -1)
-
-        return cls(
-            never(), numbers(replicas), numbers(replicas), numbers(replicas), numbers(replicas, d), never(), never(),
-            np.zeros(replicas, dtype=bool), numbers(kept, replicas), numbers(kept, replicas), numbers(kept, replicas),
-        )  # fmt: skip
+        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("average_x", "average_y", "gap"), (replicas,))
+        shapes |= {"z": (replicas, d), **dict.fromkeys(("kept_gap", "kept_x", "kept_y"), (kept, replicas))}
+        numbers: Any = {name: np.full(shape, math.inf) for name, shape in shapes.items()}
+        never: Any = {name: np.full(replicas, -1) for name in ("epochs", "left", "reached")}
+        return cls(diverged=np.zeros(replicas, dtype=bool), **numbers, **never)
 
 
 class Group:
     """Replicas that go together; those that have stopped are written to the result and left out."""
 
     def __init__(
-        self, how: "Algorithm1", objective: FiniteSum, draws: Draws, z: Tensor, live: Tensor, result: Result
+        self, options: Options, objective: FiniteSum, draws: Draws, z: Tensor, live: Tensor, result: Result
     ) -> None:
-        self.how, self.objective, self.draws, self.result = how, objective, draws, result
-        self.places = {epoch: number for number, epoch in enumerate(how.keep)}
+        self.options, self.objective, self.draws, self.result = options, objective, draws, result
+        self.kept_at = {epoch: number for number, epoch in enumerate(options.keep)}
         zeros = torch.zeros(len(z), dtype=torch.float64)
         self._take(z, live, zeros, zeros.clone())
 
@@ -101,16 +155,17 @@ class Group:
 
     def run(self) -> None:
         """Epochs until all have stopped, at most T."""
-        how = self.how
-        for t in range(how.epochs + 1):
-            seen = self._stop(t, self._observe(how.above is not None or t in self.places or t == how.epochs))
+        options = self.options
+        for t in range(options.epochs + 1):
+            wanted = options.above is not None or t in self.kept_at or t == options.epochs
+            observed = self._stop(t, self._observe(wanted))
             if not len(self.live):
                 return
-            if t in self.places:
-                self._keep(self.places[t], seen)
-            self.sum_x += seen.square_x
-            self.sum_y += seen.square_y
-            first: Tensor | None = seen.gradient  # the epoch begins where it was taken
+            if t in self.kept_at:
+                self._keep(self.kept_at[t], observed)
+            self.sum_x += observed.square_x
+            self.sum_y += observed.square_y
+            first: Tensor | None = observed.gradient  # the epoch begins at the point where it was taken
             for step, members in enumerate(self.draws.order(t, self.live)):
                 self._step(t, step, members, first)
                 first = None
@@ -127,24 +182,24 @@ class Group:
 
     def _step(self, t: int, step: int, members: Tensor, gradient: Tensor | None) -> None:
         """One step of each replica on its summand; `gradient` is grad f(z) where that is known."""
-        how, d_x = self.how, self.objective.d_x
+        options, d_x = self.options, self.objective.d_x
         x, y = self.z[:, :d_x], self.z[:, d_x:]
-        if how.oracle == "exact":
+        if options.oracle == "exact":
             g = self._summand(members, gradient)
-            x.add_(g[:, :d_x], alpha=-how.eta_x)
-            y.add_(g[:, d_x:], alpha=-how.eta_y)
+            x.add_(g[:, :d_x], alpha=-options.eta_x)
+            y.add_(g[:, d_x:], alpha=-options.eta_y)
             return
         slope, g_y = self._estimate(members, gradient)
-        if how.q == 1:
+        if options.q == 1:
             v = self.draws.direction(t, step, self.live)
-            x.addcmul_(slope(v).unsqueeze(1), v, value=-how.eta_x)
+            x.addcmul_(slope(v).unsqueeze(1), v, value=-options.eta_x)
         else:
             total = torch.zeros_like(x)
-            for number in range(step * how.q, (step + 1) * how.q):
+            for number in range(step * options.q, (step + 1) * options.q):
                 v = self.draws.direction(t, number, self.live)
                 total.addcmul_(slope(v).unsqueeze(1), v)
-            x.add_(total, alpha=-how.eta_x / how.q)
-        y.add_(g_y, alpha=-how.eta_y)
+            x.add_(total, alpha=-options.eta_x / options.q)
+        y.add_(g_y, alpha=-options.eta_y)
 
     def _summand(self, members: Tensor, gradient: Tensor | None) -> Tensor:
         """grad f_i(z)."""
@@ -154,81 +209,80 @@ class Group:
         """The coefficient of v in the estimate, as a function of v [A, d_x] that gives [A], and grad_y f_i(z)."""
         d_x = self.objective.d_x
         g = self._summand(members, gradient)
-        if self.how.mu == 0:
+        if self.options.mu == 0:
             return lambda v: torch.linalg.vecdot(g[:, :d_x], v), g[:, d_x:]
         return lambda v: self._quotient(v, lambda z: self.objective.value_of(z, members)), g[:, d_x:]
 
     def _quotient(self, v: Tensor, value: Callable[[Tensor], Tensor]) -> Tensor:
         """The difference quotient of a function of z along v, [A]."""
-        how, d_x = self.how, self.objective.d_x
+        options, d_x = self.options, self.objective.d_x
         moved = self.products.copy_(self.z)
-        moved[:, :d_x].add_(v, alpha=how.mu)
+        moved[:, :d_x].add_(v, alpha=options.mu)
         plus = value(moved)
-        if how.oracle == "one-sided":
-            return (plus - value(self.z)) / how.mu
-        torch.add(self.z[:, :d_x], v, alpha=-how.mu, out=moved[:, :d_x])
-        return (plus - value(moved)) / (2 * how.mu)
+        if options.oracle == "one-sided":
+            return (plus - value(self.z)) / options.mu
+        torch.add(self.z[:, :d_x], v, alpha=-options.mu, out=moved[:, :d_x])
+        return (plus - value(moved)) / (2 * options.mu)
 
-    def _stop(self, t: int, seen: Observed) -> Observed:
-        """Take out those whose time it is at the start of epoch t, all of them at T; what was seen of the others."""
-        how, result = self.how, self.result
-        gone = ~torch.isfinite(seen.square_x + seen.square_y)
-        if seen.gap is not None:
-            gone |= ~torch.isfinite(seen.gap)
-        stops = gone.clone() if t < how.epochs else torch.ones_like(gone)
-        if how.below is not None and t:
-            stops |= self._mark(result.reached, t, ~gone & (self.sum_x + self.sum_y <= how.below * t))
-        if how.above is not None and seen.gap is not None:
-            stops |= self._mark(result.left, t, gone | (seen.gap > how.above))
+    def _stop(self, t: int, observed: Observed) -> Observed:
+        """Take out the replicas that stop at the start of epoch t, all at T; return the observations of the others."""
+        options, result = self.options, self.result
+        lost = ~torch.isfinite(observed.square_x + observed.square_y)
+        if observed.gap is not None:
+            lost |= ~torch.isfinite(observed.gap)
+        stops = lost.clone() if t < options.epochs else torch.ones_like(lost)
+        if options.below is not None and t:
+            stops |= self._mark(result.reached, t, ~lost & (self.sum_x + self.sum_y <= options.below * t))
+        if options.above is not None and observed.gap is not None:
+            stops |= self._mark(result.left, t, lost | (observed.gap > options.above))
         if stops.any():
-            self._write(t, seen, stops, gone)
+            self._write(t, observed, stops, lost)
             stays = ~stops
-            gap = None if seen.gap is None else seen.gap[stays]
-            seen = Observed(seen.square_x[stays], seen.square_y[stays], gap, seen.gradient[stays])
+            observed = observed.of(stays)
             self._take(self.z[stays], self.live[stays], self.sum_x[stays], self.sum_y[stays])
-        return seen
+        return observed
 
     def _mark(self, times: NDArray[np.int64], t: int, now: Tensor) -> Tensor:
         """Note t as the time of those that have none yet; which of them stop."""
         members = self.live[now].numpy()
         times[members] = np.where(times[members] < 0, t, times[members])
-        return now if self.how.halt else torch.zeros_like(now)
+        return now if self.options.halt else torch.zeros_like(now)
 
-    def _write(self, t: int, seen: Observed, stops: Tensor, gone: Tensor) -> None:
+    def _write(self, t: int, observed: Observed, stops: Tensor, lost: Tensor) -> None:
         members, z = self.live[stops].numpy(), self.z[stops]
-        result, lost = self.result, gone[stops]
+        result, observed, lost = self.result, observed.of(stops), lost[stops]
         result.diverged[members] = lost.numpy()
         result.epochs[members] = t
         result.z[members] = z.numpy()
         result.average_x[members] = _or_infinite(self.sum_x[stops] / t, lost)
         result.average_y[members] = _or_infinite(self.sum_y[stops] / t, lost)
         result.gap[members] = _or_infinite(self.objective.value(z) - self.objective.f_star, lost)
-        for epoch, number in self.places.items():
+        for epoch, number in self.kept_at.items():
             if epoch >= t:
                 result.kept_gap[number, members] = result.gap[members]
-                result.kept_x[number, members] = _or_infinite(seen.square_x[stops], lost)
-                result.kept_y[number, members] = _or_infinite(seen.square_y[stops], lost)
+                result.kept_x[number, members] = _or_infinite(observed.square_x, lost)
+                result.kept_y[number, members] = _or_infinite(observed.square_y, lost)
 
-    def _keep(self, number: int, seen: Observed) -> None:
+    def _keep(self, number: int, observed: Observed) -> None:
         members = self.live.numpy()
-        if seen.gap is not None:
-            self.result.kept_gap[number, members] = seen.gap.numpy()
-        self.result.kept_x[number, members] = seen.square_x.numpy()
-        self.result.kept_y[number, members] = seen.square_y.numpy()
+        if observed.gap is not None:
+            self.result.kept_gap[number, members] = observed.gap.numpy()
+        self.result.kept_x[number, members] = observed.square_x.numpy()
+        self.result.kept_y[number, members] = observed.square_y.numpy()
 
 
 class Shifted(Group):
     """Components f + <c_i, z>: f is evaluated once for all, in scratch memory where its Hessian is one diagonal."""
 
     def __init__(
-        self, how: "Algorithm1", objective: Objective, draws: Draws, z: Tensor, live: Tensor, result: Result
+        self, options: Options, objective: Objective, draws: Draws, z: Tensor, live: Tensor, result: Result
     ) -> None:
         self.mean = objective
         self.shifts = objective.shifts.double() if objective.shifts.any() else None
         self.diagonal: Tensor | None = None  # of a Hessian that is diagonal and the same everywhere
         if objective.quadratic and objective.coupling is None:
             self.diagonal = objective.hessian(torch.zeros_like(z[0])).diagonal().contiguous()
-        super().__init__(how, objective, draws, z, live, result)
+        super().__init__(options, objective, draws, z, live, result)
 
     def _gradient(self) -> Tensor:
         """grad f(z), in scratch memory where it can be."""
@@ -252,9 +306,9 @@ class Shifted(Group):
     def _estimate(self, members: Tensor, gradient: Tensor | None) -> tuple[Callable[[Tensor], Tensor], Tensor]:
         """See `Group`; <c_i, z> has the same difference quotient at every mu."""
         d_x = self.mean.d_x
-        if self.how.mu == 0 or self.mean.quadratic:
+        if self.options.mu == 0 or self.mean.quadratic:
             g = self._summand(members, gradient)
-            g_x, several = g[:, :d_x], self.how.q > 1
+            g_x, several = g[:, :d_x], self.options.q > 1
             return (lambda v: self._along(g_x.clone() if several else g_x, v)), g[:, d_x:]
         g_y, shift = self._gradient_y() if gradient is None else gradient[:, d_x:], self._shift(members)
         if shift is None:
@@ -273,15 +327,15 @@ class Shifted(Group):
 
     def _along(self, g_x: Tensor, v: Tensor) -> Tensor:
         """The coefficient of v in the estimate for a quadratic f_i, or for mu = 0, from g_x, which is used up; [A]."""
-        bend = self.how.mu / 2 if self.how.oracle == "one-sided" else 0.0
+        bend = self.options.mu / 2 if self.options.oracle == "one-sided" else 0.0
         if bend and self.diagonal is not None:  # <g, v> + (mu/2) <v, H v> in one pass
             g_x.addcmul_(v, self.diagonal[: g_x.shape[1]], value=bend)
         slope = torch.mul(g_x, v, out=self.products[:, : g_x.shape[1]]).sum(-1)
         if bend and self.diagonal is None:
-            slope += self.mean.ray(self.z, v).curvature * bend
+            slope += self.mean.curvature_along(v) * bend
         return slope
 
 
 def _or_infinite(values: Tensor, lost: Tensor) -> Array:
-    found: Array = values.masked_fill(lost, math.inf).numpy()
-    return found
+    numbers: Array = values.masked_fill(lost, math.inf).numpy()
+    return numbers

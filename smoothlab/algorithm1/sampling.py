@@ -34,7 +34,7 @@ class Draws(Protocol):
 
 
 @dataclass(frozen=True)
-class Given:
+class Fixed:
     """Draws made elsewhere, for all replicas.
 
     Attributes:
@@ -46,11 +46,11 @@ class Given:
     directions: Tensor
 
     def order(self, epoch: int, live: Tensor) -> Tensor:
-        """As given."""
+        """The numbers of `orders`."""
         return self.orders[epoch, live].T.contiguous()
 
     def direction(self, epoch: int, step: int, live: Tensor) -> Tensor:
-        """As given."""
+        """The directions of `directions`."""
         return self.directions[epoch, step, live]
 
 
@@ -68,13 +68,7 @@ class Fresh:
     """
 
     def __init__(
-        self,
-        seed: Sequence[int],
-        n: int,
-        dim: int,
-        order: Order,
-        distribution: str,
-        precision: Precision = "float32",
+        self, seed: Sequence[int], n: int, dim: int, order: Order, distribution: str, precision: Precision = "float32"
     ) -> None:
         words = np.random.SeedSequence([len(seed), *seed])
         self._orders = np.random.default_rng(words.spawn(1)[0])
@@ -91,8 +85,8 @@ class Fresh:
             return torch.from_numpy(self._orders.integers(self._n, size=(self._n, len(live))))
         if self._kind == "once" and epoch:
             return self._once[:, live - self._first].contiguous()
-        sorted_ones = np.broadcast_to(np.arange(self._n), (len(live), self._n))
-        order = torch.from_numpy(np.ascontiguousarray(self._orders.permuted(sorted_ones, axis=1).T))
+        ascending = np.broadcast_to(np.arange(self._n), (len(live), self._n))
+        order = torch.from_numpy(np.ascontiguousarray(self._orders.permuted(ascending, axis=1).T))
         if self._kind == "once":  # epoch 0, when every replica of the group is live
             self._once, self._first = order, int(live[0])
         return order

@@ -9,75 +9,53 @@ from torch import Tensor
 
 from smoothlab.claims import exact
 from smoothlab.claims.claim import Certificate, Claim, Finding
-from smoothlab.claims.courses import Course, along, courses, diagonal, ellipsoid, ells, length
+from smoothlab.claims.runs import along, ellipsoid, length, runs
 from smoothlab.objectives import FiniteSum
+from smoothlab.objectives.checks import diagonal, ells, t1_sides, t2_sides
 from smoothlab.theory.constants import Array, largest, phi
 
-TESTS = "tests/claims/test_along_runs.py::"
-SMALL = 1e-12  # f - f* below is rounding
 ROUNDING = 1e-9  # of quotients
-LAMBDAS = np.geomspace(1, 1e8, 200)
-
-
-def t1_ratio(f: FiniteSum, z: Tensor) -> Array:
-    """Phi(||grad f||)/(f - f*) at z [N, d]."""
-    gap = (f.value(z) - f.f_star).numpy()
-    bound = phi(largest(f.ell_x, f.ell_y), f.gradient(z).norm(dim=-1).numpy())
-    return np.divide(bound, gap, out=np.full_like(gap, np.nan), where=gap > SMALL)
-
-
-def t2_ratio(f: FiniteSum, z: Tensor) -> Array:
-    """Left over right of T2 with the smallest lambda of a grid from 1 to 1e8 that it allows."""
-    gap, g = (f.value(z) - f.f_star).numpy(), f.gradient(z)
-    u, squares = g.norm(dim=-1).numpy(), g.square().numpy()
-    ell_x, ell_y = (np.broadcast_to(one, (len(u), len(LAMBDAS))) for one in ells(f, u[:, None] * LAMBDAS))
-    fits = LAMBDAS**2 >= np.maximum(ell_x, ell_y) / np.minimum(ell_x, ell_y)
-    fits[:, 0] = ell_x[:, 0] == ell_y[:, 0]  # lambda = 1 is for equal ell
-    first, rows = fits.argmax(1), np.arange(len(u))
-    left = squares[:, : f.d_x].sum(1) / ell_x[rows, first] + squares[:, f.d_x :].sum(1) / ell_y[rows, first]
-    kept = (gap > SMALL) & fits[rows, first]
-    return np.divide(left / 2, gap, out=np.full_like(gap, np.nan), where=kept)
 
 
 def b1_ratios(f: FiniteSum, z: Tensor, seed: int = 0) -> dict[str, Array]:
     """B.1' around z [N, d], at points s on the edge of its ellipsoid: measured/allowed of each of its statements."""
-    s, D, G = ellipsoid(f, z, seed)  # noqa: N806
+    s, D, G = ellipsoid(f, z, seed)
     g, there, far = f.gradient(z), f.gradient(z + s), length(D, s)
     moved = (there - g).numpy()
     rise = (f.value(z + s) - f.value(z) - (g * s).sum(-1)).abs().numpy()
     s_x = torch.cat([s[:, : f.d_x], torch.zeros_like(s[:, f.d_x :])], -1)
     moved_x = (f.gradient(z + s_x) - g)[:, : f.d_x].norm(dim=-1).numpy()
-    found = {
+    ratios = {
         "||grad f(z + s)|| <= 2G": there.norm(dim=-1).numpy() / (2 * G),
         "||grad f(z + s) - grad f(z)||_{D^-1} <= ||s||_D": np.sqrt((moved**2 / D).sum(-1)) / far,
         "||grad_x f(x + s_x, y) - grad_x f(x, y)|| <= L_x ||s_x||": moved_x / (D[:, 0] * s_x.norm(dim=-1).numpy()),
         "|f(z + s) - f(z) - <grad f(z), s>| <= ||s||_D^2/2": rise / (far**2 / 2),
     }
-    return {what: np.where(G > 1e-6, ratio, np.nan) for what, ratio in found.items()}
+    return {what: np.where(G > 1e-6, ratio, np.nan) for what, ratio in ratios.items()}
 
 
 def flow_ratios(f: FiniteSum, z: Tensor) -> dict[str, Array]:
     """The proofs' steps at z [N, d]: what they use of Hess f <= D, and Phi(u) >= u^2/(2 lM(u))."""
-    g, H = f.gradient(z), f.hessian(z)  # noqa: N806
+    g, H = f.gradient(z), f.hessian(z)
     u = g.norm(dim=-1).numpy()
     kept = u > 1e-9
-    g, H, u = g[kept], H[kept], u[kept]  # noqa: N806
+    g, H, u = g[kept], H[kept], u[kept]
     ell_x, ell_y = ells(f, u)
-    top, D = np.maximum(ell_x, ell_y), torch.from_numpy(diagonal(f, ell_x, ell_y))  # noqa: N806
-    straight, scaled = ((way.unsqueeze(-1) * H * way.unsqueeze(-2)).sum((-1, -2)).numpy() for way in (g, g / D))
+    top, D = np.maximum(ell_x, ell_y), torch.from_numpy(diagonal(f, ell_x, ell_y))
+    straight, scaled = ((v.unsqueeze(-1) * H * v.unsqueeze(-2)).sum((-1, -2)).numpy() for v in (g, g / D))
+    squares = (g.square() / D).sum(-1).numpy()
     return {
         "u' >= -lM(u) u along z' = -grad f": straight / (top * u**2),
-        "(||grad f||^2_{D^-1})' >= -2 ||grad f||^2_{D^-1} along z' = -D^-1 grad f": scaled
-        / (g.square() / D).sum(-1).numpy(),
+        "(||grad f||^2_{D^-1})' >= -2 ||grad f||^2_{D^-1} along z' = -D^-1 grad f": scaled / squares,
         "u^2/(2 lM(u)) <= Phi(u)": u**2 / (2 * top) / phi(largest(f.ell_x, f.ell_y), u),
     }
 
 
 def hessian_ratios(f: FiniteSum, z: Tensor, seed: int = 0) -> dict[str, Array]:
     """B.1's proof inside the ellipsoid: -D <= Hess f <= D, and ||H s|| <= sqrt(lM) ||s||_D, which is at most G."""
-    s, D, _ = ellipsoid(f, z, seed)  # noqa: N806
+    s, D, _ = ellipsoid(f, z, seed)
     inside = torch.from_numpy(np.random.default_rng(seed).random((len(s), 1))) * s
-    H = f.hessian(z + inside)  # noqa: N806
+    H = f.hessian(z + inside)
     root = torch.from_numpy(D).rsqrt()
     top = torch.linalg.eigvalsh(root.unsqueeze(-1) * H * root.unsqueeze(-2)).abs().amax(-1).numpy()
     image = (H @ s.unsqueeze(-1)).squeeze(-1).norm(dim=-1).numpy()
@@ -87,41 +65,36 @@ def hessian_ratios(f: FiniteSum, z: Tensor, seed: int = 0) -> dict[str, Array]:
     }
 
 
-def _together(each: list[dict[str, Array]]) -> dict[str, Array]:
-    return {what: np.concatenate([one[what] for one in each]) for what in each[0]}
-
-
-def _proof(what: str, each: list[dict[str, Array]]) -> list[Certificate]:
-    return [
-        exact.dense(f"{what}: {step}, at the states of the runs", ratios[np.isfinite(ratios)], rounding=ROUNDING)
-        for step, ratios in _together(each).items()
-    ]
-
-
-def _of(runs: tuple[Course, ...], ratio: object) -> dict[str, Array]:
-    assert callable(ratio)
-    return {run.name: ratio(run.f, run.flat) for run in runs}
+def _proof(what: str, ratios: list[dict[str, Array]]) -> list[Certificate]:
+    """One certificate a step of a proof, from the ratios of all runs."""
+    certificates = []
+    for step in ratios[0]:
+        values = np.concatenate([run[step] for run in ratios])
+        values = values[np.isfinite(values)]
+        certificates.append(exact.dense(f"{what}: {step}, at the states of the runs", values, rounding=ROUNDING))
+    return certificates
 
 
 def _t1(seed: int) -> Finding:
-    runs = courses(seed)
-    steps = _proof("T1's proof", [flow_ratios(run.f, run.flat) for run in runs])
-    return Finding((steps[0], steps[2], along("Phi(||grad f||) <= f - f*", _of(runs, t1_ratio))))
+    flow = _proof("T1's proof", [flow_ratios(run.f, run.flat) for run in runs(seed)])
+    ratios = {run.name: np.divide(*t1_sides(run.f, run.flat)) for run in runs(seed)}
+    return Finding((flow[0], flow[2], along("Phi(||grad f||) <= f - f*", ratios)))
 
 
 def _t2(seed: int) -> Finding:
-    runs = courses(seed)
-    steps = _proof("T2's proof", [flow_ratios(run.f, run.flat) for run in runs])
+    flow = _proof("T2's proof", [flow_ratios(run.f, run.flat) for run in runs(seed)])
     what = "[||grad_x f||^2/ell_x(l u) + ||grad_y f||^2/ell_y(l u)]/2 <= f - f*"
-    return Finding((*steps[:2], along(what, _of(runs, t2_ratio))))
+    ratios = {run.name: np.divide(*t2_sides(run.f, run.flat)) for run in runs(seed)}
+    return Finding((*flow[:2], along(what, ratios)))
 
 
 def _b1(seed: int) -> Finding:
-    runs = courses(seed)
-    steps = _proof("B.1's proof", [hessian_ratios(run.f, run.flat, seed) for run in runs])
-    found = {run.name: b1_ratios(run.f, run.flat, seed) for run in runs}
-    whats = next(iter(found.values()))
-    return Finding((*steps, *(along(what, {name: one[what] for name, one in found.items()}) for what in whats)))
+    proof = _proof("B.1's proof", [hessian_ratios(run.f, run.flat, seed) for run in runs(seed)])
+    ratios = {run.name: b1_ratios(run.f, run.flat, seed) for run in runs(seed)}
+    searches = []
+    for what in next(iter(ratios.values())):
+        searches.append(along(what, {name: statements[what] for name, statements in ratios.items()}))
+    return Finding((*proof, *searches))
 
 
 _BLOCK_SMOOTH = "Definition 2.1 (T1, T2: one-sided suffices), coercive"
@@ -129,17 +102,16 @@ CLAIMS = (
     Claim(
         "t1", "Phi(||grad f||) <= f - f*, Phi(u) = int_0^u v/max(ell_x, ell_y)(v) dv; so ||grad f||^2 <= "
         "2 max(ell_x, ell_y)(||grad f||) (f - f*).", "corrects Lemma B.2 (1), (2); proves Lemma B.3", _BLOCK_SMOOTH,
-        "holds", "", TESTS + "test_verdicts[t1]", _t1,
+        "holds", "", _t1,
     ),
     Claim(
         "t2", "[||grad_x f||^2/ell_x(l u) + ||grad_y f||^2/ell_y(l u)]/2 <= f - f* for every l > 1 with l^2 >= "
         "max(ell_x, ell_y)(l u)/min(ell_x, ell_y)(l u), u = ||grad f||.", "corrects Lemma B.2 (3)", _BLOCK_SMOOTH,
-        "holds", "", TESTS + "test_verdicts[t2]", _t2,
+        "holds", "", _t2,
     ),
     Claim(
         "b.1-corrected", "With G = ||grad f(z)||, D = diag(ell_x(2G) I, ell_y(2G) I): where ||s||_D^2 <= G^2/"
         "max(ell_x, ell_y)(2G), ||grad f(z + s)|| <= 2G, gradients differ by at most ||s||_D in ||.||_{D^-1}, f from "
-        "its linear part by at most ||s||_D^2/2.", "corrects Lemma B.1", "Definition 2.1, two-sided", "holds", "",
-        TESTS + "test_verdicts[b.1-corrected]", _b1,
+        "its linear part by at most ||s||_D^2/2.", "corrects Lemma B.1", "Definition 2.1, two-sided", "holds", "", _b1,
     ),
 )  # fmt: skip

@@ -72,12 +72,12 @@ class Search:
         return self.slack < -1e-8
 
     def __str__(self) -> str:
-        tried = f"{self.cases:,} cases and {self.evaluations:,} steps of optimization"
+        effort = f"{self.cases:,} cases and {self.evaluations:,} steps of optimization"
         if not self.broken:
-            told = f"no violation in {tried}, smallest slack {self.slack:.3g}"
-            return f"{told}; out of reach: {self.unreachable}" if self.unreachable else told
-        point = ", ".join(f"{name} = {_told(value)}" for name, value in self.at.items())
-        return f"violated within {tried}: measured is {1 - self.slack:.4g} times what is allowed, at {point}"
+            text = f"no violation in {effort}, smallest slack {self.slack:.3g}"
+            return f"{text}; out of reach: {self.unreachable}" if self.unreachable else text
+        point = ", ".join(f"{name} = {as_text(value)}" for name, value in self.at.items())
+        return f"violated within {effort}: measured is {1 - self.slack:.4g} times what is allowed, at {point}"
 
 
 Evidence = Certificate | Search
@@ -85,19 +85,19 @@ Evidence = Certificate | Search
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found: certificates and searches, in the order in which they are read."""
+    """The result of a check: certificates and searches, in the order in which they are read."""
 
     evidence: tuple[Evidence, ...]
 
     @property
     def certificates(self) -> list[Certificate]:
-        """Of the evidence."""
-        return [one for one in self.evidence if isinstance(one, Certificate)]
+        """The certificates among the evidence."""
+        return [item for item in self.evidence if isinstance(item, Certificate)]
 
     @property
     def searches(self) -> list[Search]:
-        """Of the evidence."""
-        return [one for one in self.evidence if isinstance(one, Search)]
+        """The searches among the evidence."""
+        return [item for item in self.evidence if isinstance(item, Search)]
 
     @property
     def verdict(self) -> Verdict:
@@ -126,11 +126,11 @@ class Claim:
         statement: in plain mathematics.
         place: where the paper has it.
         hypotheses: what it assumes.
-        verdict: the one that is held; `smoothlab audit` fails if the check finds another.
+        verdict: the one that is held; `smoothlab audit` fails if the check gives another.
         correction: what holds instead; empty if the statement holds, or nothing is known.
-        test: the test that holds it.
-        check: looks at it, seconds at most; its argument is the seed of the searches.
+        check: takes the seed of the searches, runs for seconds at most, returns a Finding.
         records: asks for record files of `smoothlab smoothness`: the check then also takes their paths.
+        test: the test that holds the verdict.
     """
 
     name: str
@@ -139,15 +139,15 @@ class Claim:
     hypotheses: str
     verdict: Verdict
     correction: str
-    test: str
     check: Callable[..., Finding] = field(repr=False)
     records: bool = False
+    test: str = "no test"
 
     def __post_init__(self) -> None:
         if self.verdict not in VERDICTS:
             raise BadInput(f"claim '{self.name}' stores the verdict '{self.verdict}': use one of {', '.join(VERDICTS)}")
 
-    def found(self, seed: int = 0, records: Sequence[Path] = ()) -> Finding:
+    def finding(self, seed: int = 0, records: Sequence[Path] = ()) -> Finding:
         """Run the check.
 
         Raises:
@@ -159,5 +159,6 @@ class Claim:
         return finding
 
 
-def _told(value: float | str) -> str:
+def as_text(value: float | str) -> str:
+    """A fact as it is printed: text as it is, numbers with six significant digits."""
     return value if isinstance(value, str) else f"{value:.6g}"

@@ -8,9 +8,7 @@ from scipy import special
 
 from smoothlab.claims import exact
 from smoothlab.claims.claim import Certificate, Claim, Finding
-from smoothlab.claims.search import Array, Statement, falsify
-
-TESTS = "tests/claims/test_definitions.py::"
+from smoothlab.claims.search import Array, Log, Statement, check_by
 
 # Proposition 2.2
 
@@ -23,19 +21,17 @@ def _largest_scaled(p: Array) -> Array:
 
 
 SMOOTH_IS_HYBRID = Statement(
-    "Hess f <= diag(L, L) for quadratics with ||Hess f|| = L", ("H_xx", "H_yy", "H_xy"), ((-10, 10),) * 3,
-    _largest_scaled, known=1.0, cases=5000, starts=1,
+    "Hess f <= diag(L, L) for quadratics with ||Hess f|| = L",
+    {"H_xx": (-10, 10), "H_yy": (-10, 10), "H_xy": (-10, 10)}, _largest_scaled, known=1.0, cases=5000, starts=1,
 )  # fmt: skip
 
 
-def _proposition(seed: int) -> Finding:
-    matrices = [(L, [[L * (i == j) for j in range(3)] for i in range(3)]) for L in (1, 7)]
-    same = exact.equal(
+def _proposition() -> Certificate:
+    matrices = [[[L * (i == j) for j in range(3)] for i in range(3)] for L in (1, 7)]
+    return exact.equal(
         "diag(ell_x I, ell_y I) with ell_x = ell_y = L is L I: both conditions are the same matrix inequality",
-        [m for _, m in matrices],
-        [np.diag([L, L, L]).tolist() for L, _ in matrices],
-    )
-    return Finding((same, *falsify([SMOOTH_IS_HYBRID], seed)))
+        matrices, [np.diag([L, L, L]).tolist() for L in (1, 7)],
+    )  # fmt: skip
 
 
 # One-sided bounds of the Hessian. f''(x) = 1 - A exp(-(x - 3)^2/(2 w^2)) is at most 1, and f is coercive.
@@ -52,15 +48,13 @@ def _dip(p: Array) -> Array:
     return np.abs(dip_slopes(height, width, a, a + length)) / length
 
 
+_DIPS = {"A": (0, 20), "w": Log(1e-2, 1), "a": (0, 6), "b - a": Log(1e-2, 1)}
 ONE_SIDED = Statement(
-    "|f'(a) - f'(b)| <= |a - b| where f'' = 1 - A exp(-(x - 3)^2/(2 w^2)) <= 1", ("A", "w", "a", "b - a"),
-    ((0, 20), (1e-2, 1), (0, 6), (1e-2, 1)), _dip, log=(False, True, False, True), cases=5000,
-)  # fmt: skip
+    "|f'(a) - f'(b)| <= |a - b| where f'' = 1 - A exp(-(x - 3)^2/(2 w^2)) <= 1", _DIPS, _dip, cases=5000
+)
 TWO_SIDED = Statement(
-    "|f'(a) - f'(b)| <= L |a - b| where f'' is within [-L, L], L = max(1, A - 1)", ("A", "w", "a", "b - a"),
-    ((0, 20), (1e-2, 1), (0, 6), (1e-2, 1)),
-    lambda p: _dip(p) / np.maximum(1, np.abs(1 - p[:, 0])), "corrected", (False, True, False, True), known=1.0,
-    cases=5000,
+    "|f'(a) - f'(b)| <= L |a - b| where f'' is within [-L, L], L = max(1, A - 1)", _DIPS,
+    lambda p: _dip(p) / np.maximum(1, np.abs(1 - p[:, 0])), "corrected", known=1.0, cases=5000,
 )  # fmt: skip
 
 
@@ -81,16 +75,6 @@ def _lipschitz_dense() -> Certificate:
         ratios / (9 * np.abs(a - b)[differ]),
         "corrected",
     )
-
-
-def _equivalently(seed: int) -> Finding:
-    refuted = one_sided_counterexample("L I >= Hess f with L = 1, yet the gradient is not 1-Lipschitz")
-    return Finding((*refuted, _lipschitz_dense(), *falsify([ONE_SIDED, TWO_SIDED], seed)))
-
-
-def _one_sided(seed: int) -> Finding:
-    refuted = one_sided_counterexample("Definition 2.1 with ell = 1 as printed, yet Lemma B.1 (1) fails")
-    return Finding((*refuted, _lipschitz_dense(), *falsify([ONE_SIDED, TWO_SIDED], seed)))
 
 
 # Eq. (2)
@@ -135,14 +119,12 @@ def _factor(p: Array) -> Array:
 
 
 DIVERGES = Statement(
-    "1 <= |1 - a/b|, the factor of x at the rate 1/(2b), for a > b", ("a/b",), ((1.0001, 10),), _factor, cases=1000
+    "1 <= |1 - a/b|, the factor of x at the rate 1/(2b), for a > b", {"a/b": (1.0001, 10)}, _factor, cases=1000
 )
-DIVERGES_BEYOND = Statement(
-    "1 <= |1 - a/b| for a > 2b", ("a/b",), ((2, 10),), _factor, "corrected", known=1.0, cases=1000
-)
+DIVERGES_BEYOND = Statement("1 <= |1 - a/b| for a > 2b", {"a/b": (2, 10)}, _factor, "corrected", 1.0, cases=1000)
 
 
-def _example(seed: int) -> Finding:
+def _example() -> tuple[Certificate, Certificate]:
     a, b = Fraction(3, 2), Fraction(1)
     x = Fraction(1)
     for _ in range(10):
@@ -152,39 +134,44 @@ def _example(seed: int) -> Finding:
         abs(x), Fraction(1, 1024), supports=False,
     )  # fmt: skip
     ratios = [Fraction(k, 20) for k in range(21, 200)]
-    told = exact.equal("|1 - a/b| > 1 exactly if a/b > 2, for 179 fractions a/b > 1 (1 - r < -1)",
-                       [abs(1 - r) > 1 for r in ratios], [r > 2 for r in ratios], "corrected")  # fmt: skip
-    return Finding((contracts, told, *falsify([DIVERGES, DIVERGES_BEYOND], seed)))
+    diverges = exact.equal("|1 - a/b| > 1 exactly if a/b > 2, for 179 fractions a/b > 1 (1 - r < -1)",
+                           [abs(1 - r) > 1 for r in ratios], [r > 2 for r in ratios], "corrected")  # fmt: skip
+    return contracts, diverges
 
 
 _DIP = "f'' = 1 - 10 exp(-(x - 3)^2/0.02), ell = 1"
 CLAIMS = (
     Claim(
         "prop-2.2", "If Hess f <= L I everywhere, Definition 2.1 holds with ell_x = ell_y = L.", "Proposition 2.2",
-        "f C^2", "holds", "", TESTS + "test_verdicts[prop-2.2]", _proposition,
+        "f C^2", "holds", "", check_by(_proposition, searches=(SMOOTH_IS_HYBRID,)),
     ),
     Claim(
         "equivalently", "L I >= Hess f everywhere if and only if ||grad f(z) - grad f(z')|| <= L ||z - z'||.",
         "Section 2.1", "f C^2", "holds once corrected",
         "-L I <= Hess f <= L I everywhere if and only if the gradient is L-Lipschitz.",
-        TESTS + "test_verdicts[equivalently]", _equivalently,
+        check_by(
+            lambda: one_sided_counterexample("L I >= Hess f with L = 1, yet the gradient is not 1-Lipschitz"),
+            _lipschitz_dense, searches=(ONE_SIDED, TWO_SIDED),
+        ),
     ),
     Claim(
         "definition-2.1",
         "Hess f <= diag(ell_x(u) I, ell_y(u) I), u = ||grad f||, bounds differences of gradients (B.1).",
         "Definition 2.1, used in Lemma B.1", "f C^2, coercive", "holds once corrected",
         "Two-sided, -D <= Hess f <= D; counterexample to the one-sided form: " + _DIP,
-        TESTS + "test_verdicts[definition-2.1]", _one_sided,
+        check_by(
+            lambda: one_sided_counterexample("Definition 2.1 with ell = 1 as printed, yet Lemma B.1 (1) fails"),
+            _lipschitz_dense, searches=(ONE_SIDED, TWO_SIDED),
+        ),
     ),
     Claim(
         "eq-2", "Both estimates have the mean grad f as mu -> 0 (two sides over 2 mu: the scan has lost denominators).",
-        "Eq. (2)", "f a polynomial, v normal", "holds", "", TESTS + "test_verdicts[eq-2]", _eq2,
+        "Eq. (2)", "f a polynomial, v normal", "holds", "", _eq2,
     ),
     Claim(
         "example-2.3", "f = a x^2 + b y^2, a > b: with one rate 1/(2b) x diverges, as a/b > 1.",
         "Example 2.3", "a > b > 0",
         "holds once corrected", "It diverges if and only if a/b > 2; at a/b = 2 it neither grows nor falls.",
-        TESTS + "test_verdicts[example-2.3]", _example,
+        check_by(_example, searches=(DIVERGES, DIVERGES_BEYOND)),
     ),
 )  # fmt: skip
-STATEMENTS = (SMOOTH_IS_HYBRID, ONE_SIDED, TWO_SIDED, DIVERGES, DIVERGES_BEYOND)

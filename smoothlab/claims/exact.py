@@ -6,7 +6,6 @@ certain. Numbers are given as text or integers ("0.1" is one tenth, not its near
 
 import functools
 import math
-from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
@@ -58,8 +57,8 @@ def refutes(
     (least, _), (_, most) = ends(measured), ends(allowed)
     if not least > most:
         return ()
-    told = {"measured, at least": least, "allowed, at most": most, **facts}
-    return (Certificate(what, about, False, "interval", told),)
+    ends_facts = {"measured, at least": least, "allowed, at most": most}
+    return (Certificate(what, about, False, "interval", {**ends_facts, **facts}),)
 
 
 def dense(
@@ -68,8 +67,8 @@ def dense(
     """A proof's inequality at points of a grid, as quotients left/right; one above 1 refutes it."""
     values = np.asarray(ratios, dtype=float)
     largest = float(values.max()) if values.size and np.isfinite(values).all() else math.inf
-    told = {"points": float(values.size), "largest left/right": largest, **facts}
-    return Certificate(what, about, largest <= 1 + rounding, "proof and dense check", told)
+    facts = {"points": float(values.size), "largest left/right": largest, **facts}
+    return Certificate(what, about, largest <= 1 + rounding, "proof and dense check", facts)
 
 
 def equal(
@@ -79,22 +78,15 @@ def equal(
 
     If they are, this supports the statement, or refutes it for `supports` False; if not, the opposite.
     """
-    told: dict[str, float | str] = dict(facts)
     if isinstance(left, list):
-        told["cases"] = float(len(left))
+        facts["cases"] = float(len(left))
     else:
-        told["value"] = str(left)
+        facts["value"] = str(left)
     if left != right:
-        told["instead of"] = str(right)[:200]
-    return Certificate(what, about, (left == right) is supports, "exact", told)
+        facts["instead of"] = str(right)[:200]
+    return Certificate(what, about, (left == right) is supports, "exact", facts)
 
 
 @functools.cache
 def _ready() -> None:
     mpmath.iv.dps = DIGITS
-
-
-def integral(f: Callable[[Any], Any], *points: Any) -> Any:
-    """High precision, not an enclosure: mpmath's tanh-sinh rule with 40 digits."""
-    with mpmath.workdps(DIGITS):
-        return mpmath.quad(f, list(points))

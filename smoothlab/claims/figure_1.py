@@ -17,7 +17,6 @@ from smoothlab.stats.ranks import BLOCK, partial_spearman, spearman_of_series
 if TYPE_CHECKING:
     import pandas as pd
 
-TESTS = "tests/claims/test_figure_1.py::"
 DEPENDENT = "points of one run are dependent"
 
 
@@ -90,12 +89,10 @@ def _dimension(table: "pd.DataFrame", block: str) -> float:
 CLAIMS = (
     Claim(
         "l-grows", "Along training L grows with the gradient norm (L as in Fig. 1a: the base model's ||H||_F).",
-        "Section 2.1 (1), Figure 1a", "`micro` on SST-2, the runs of these records", "holds", "",
-        TESTS + "test_verdicts[l-grows]", _grows, records=True,
+        "Section 2.1 (1), Figure 1a", "`micro` on SST-2, the runs of these records", "holds", "", _grows, records=True,
     ),
     Claim(
         "lora-smaller", "LoRA has a substantially smaller L than the base model.", "Section 2.1 (2), Figure 1b",
-        "`micro` on SST-2 with LoRA of rank 16, the runs of these records", "holds", "",
-        TESTS + "test_verdicts[lora-smaller]", _smaller, records=True,
+        "`micro` on SST-2 with LoRA of rank 16, the runs of these records", "holds", "", _smaller, records=True,
     ),
 )  # fmt: skip

@@ -5,11 +5,9 @@ from typing import Any
 import numpy as np
 
 from smoothlab.claims import exact, ridge
-from smoothlab.claims.claim import Certificate, Claim, Finding
-from smoothlab.claims.members import Coupled, Product
-from smoothlab.claims.search import Array, Statement, falsify
-
-TESTS = "tests/claims/test_lemma_b1.py::"
+from smoothlab.claims.claim import Certificate, Claim
+from smoothlab.claims.members import Coupled, Product, bounded_hessians
+from smoothlab.claims.search import Array, Statement, check_by
 
 
 def _points(p: Array) -> tuple[Coupled, list[Array], Array, Array, Array]:
@@ -20,26 +18,26 @@ def _points(p: Array) -> tuple[Coupled, list[Array], Array, Array, Array]:
 
 def _printed(p: Array) -> Array:
     """L = ell_x(G), at x1, x2 in the ball of radius G/L around x and y' = y."""
-    f, (s1, s2), x, y, G = _points(p)  # noqa: N806
-    L = f.ell(G)[0]  # noqa: N806
+    f, (s1, s2), x, y, G = _points(p)
+    L = f.ell(G)[0]
     return _difference(f, x + s1 * G / L, x + s2 * G / L, y, L)
 
 
 def _unit_radius(p: Array) -> Array:
     """L = ell_x(2G), radius 1/L."""
-    f, (s1, s2), x, y, G = _points(p)  # noqa: N806
-    L = f.ell(2 * G)[0]  # noqa: N806
+    f, (s1, s2), x, y, G = _points(p)
+    L = f.ell(2 * G)[0]
     return _difference(f, x + s1 / L, x + s2 / L, y, L)
 
 
-def _difference(f: Coupled, x1: Array, x2: Array, y: Array, L: Array) -> Array:  # noqa: N803
+def _difference(f: Coupled, x1: Array, x2: Array, y: Array, L: Array) -> Array:
     return np.abs(f.gradient(x1, y)[0] - f.gradient(x2, y)[0]) / (L * np.abs(x1 - x2))
 
 
 def _ellipsoid(p: Array) -> Array:
     """B.1': L = ell(2G) on L_x dx^2 + L_y dy^2 <= G^2/max(L_x, L_y): items 1 and 3, the tighter one."""
-    f, (s1, s2, t), x, y, G = _points(p)  # noqa: N806
-    L_x, L_y = f.ell(2 * G)  # noqa: N806
+    f, (s1, s2, t), x, y, G = _points(p)
+    L_x, L_y = f.ell(2 * G)
     top = np.maximum(L_x, L_y)
     room = np.sqrt(1 - t**2) * G / np.sqrt(L_x * top)
     x1, x2, y1 = x + s1 * room, x + s2 * room, y + t * G / np.sqrt(L_y * top)
@@ -51,8 +49,8 @@ def _ellipsoid(p: Array) -> Array:
 
 def _descent(p: Array) -> Array:
     """Item 3 with L = ell(G), y' = y."""
-    f, (s1, _), x, y, G = _points(p)  # noqa: N806
-    L = f.ell(G)[0]  # noqa: N806
+    f, (s1, _), x, y, G = _points(p)
+    L = f.ell(G)[0]
     step = s1 * G / L
     rise = f.value(x + step, y) - f.value(x, y) - f.gradient(x, y)[0] * step
     return rise / (L * step**2 / 2)
@@ -62,34 +60,28 @@ def _any_y(p: Array) -> Array:
     """L = ell_x(2G), x1 and x2 in the ball of radius G/L around x, any y'."""
     a, b, c, x, y, s1, s2, y1 = p.T
     f = Product(a, b, c)
-    G = np.hypot(*f.gradient(x, y))  # noqa: N806
-    L = f.ell_x(2 * G)  # noqa: N806
+    G = np.hypot(*f.gradient(x, y))
+    L = f.ell_x(2 * G)
     x1, x2 = x + s1 * G / L, x + s2 * G / L
     return np.abs(f.gradient_x(x1, y1) - f.gradient_x(x2, y1)) / (L * np.abs(x1 - x2))
 
 
-_AROUND = ((-2.0, 2.0), (-2.0, 2.0), (0.05, 1.0), (-1.0, 0.0))
-_NAMES, _RANGES, _LOG = (
-    (*Coupled.NAMES, "x", "y", "s1", "s2"),
-    (*Coupled.RANGES, *_AROUND),
-    (*Coupled.LOG, *(False,) * 4),
-)
-ELL_OF_G = Statement("item 1 with L_x = ell_x(G) and y' = y, coupled members", _NAMES, _RANGES, _printed, log=_LOG)
-UNIT_RADIUS = Statement("item 1 with L_x = ell_x(2G), radius 1/L_x, y' = y, coupled members", _NAMES, _RANGES,
-                        _unit_radius, log=_LOG)  # fmt: skip
-DESCENT = Statement("item 3 with L = ell(G) and y' = y, coupled members", _NAMES, _RANGES, _descent, log=_LOG)
+_AROUND = {"x": (-2.0, 2.0), "y": (-2.0, 2.0), "s1": (0.05, 1.0), "s2": (-1.0, 0.0)}
+_COUPLED = {**Coupled.RANGES, **_AROUND}
+ELL_OF_G = Statement("item 1 with L_x = ell_x(G) and y' = y, coupled members", _COUPLED, _printed)
+UNIT_RADIUS = Statement("item 1 with L_x = ell_x(2G), radius 1/L_x, y' = y, coupled members", _COUPLED, _unit_radius)
+DESCENT = Statement("item 3 with L = ell(G) and y' = y, coupled members", _COUPLED, _descent)
 ANY_Y = Statement(
     "item 1 with L_x = ell_x(2G), radius G/L_x, every y', product members",
-    (*Product.NAMES, "x", "y", "s1", "s2", "y'"), (*Product.RANGES, *_AROUND, (-1000.0, 1000.0)), _any_y,
-    log=(*Product.LOG, *(False,) * 5),
+    {**Product.RANGES, **_AROUND, "y'": (-1000.0, 1000.0)}, _any_y,
 )  # fmt: skip
 ELLIPSOID = Statement(
-    "B.1': items 1 and 3 with ell(2G) on the ellipsoid, coupled members", (*_NAMES, "t"), (*_RANGES, (-0.99, 0.99)),
-    _ellipsoid, "corrected", (*_LOG, False), known=1.0,
+    "B.1': items 1 and 3 with ell(2G) on the ellipsoid, coupled members", {**_COUPLED, "t": (-0.99, 0.99)}, _ellipsoid,
+    "corrected", known=1.0,
 )  # fmt: skip
 RIDGE = Statement(
-    "item 1 with ell(2G), radius G/L_x and y' = y, ridges", (*ridge.NAMES, "x1"), (*ridge.RANGES, (-3.0, 3.0)),
-    ridge.far_difference, log=(*ridge.LOG, False), cases=200, steps=60,
+    "item 1 with ell(2G), radius G/L_x and y' = y, ridges", {**ridge.RANGES, "x1": (-3.0, 3.0)}, ridge.far_difference,
+    cases=200, steps=60,
 )  # fmt: skip
 
 # Certificates
@@ -105,7 +97,7 @@ def _cosh(side: str) -> tuple[Certificate, ...]:
 def _cosh_near_0(side: str) -> tuple[Certificate, ...]:
     """At 0.05: G = sinh 0.05, L = ell(2G) = 1.005, and 1 is within 1/L."""
     x, g = exact.enclosed("0.05"), exact.sinh(exact.enclosed("0.05"))
-    L = exact.sqrt(1 + 4 * g * g)  # noqa: N806
+    L = exact.sqrt(1 + 4 * g * g)
     moved = exact.sinh(exact.enclosed(1)) - g
     return exact.refutes(f"item 1 with radius 1/L, L = ell(2G), block {side}: f = cosh between 0.05 and 1",
                          moved, L * (1 - x))  # fmt: skip
@@ -130,34 +122,13 @@ def _cosh_descent() -> tuple[Certificate, ...]:
 
 def _ellipsoid_dense() -> Certificate:
     """The step of the proof that is not algebra: ||H s|| <= sqrt(max L) ||s||_D for -D <= H <= D, on random H."""
-    rng = np.random.default_rng(0)
     ratios = []
-    for _ in range(2000):
-        d = rng.integers(2, 6)
-        diagonal = np.exp(rng.normal(size=d) * 3)
-        a = rng.normal(size=(d, d))
-        a = (a + a.T) / np.abs(np.linalg.eigvalsh(a + a.T)).max()
-        H = np.sqrt(np.outer(diagonal, diagonal)) * a  # noqa: N806
-        s = rng.normal(size=d)
+    for diagonal, H, s in bounded_hessians(two_sided=True):
         ratios.append(np.linalg.norm(H @ s) / np.sqrt(diagonal.max() * (diagonal @ s**2)))
     what = (
         "B.1' (proof: theory.md B.1): -D <= H <= D gives ||H s|| <= sqrt(max L) ||s||_D, so ||grad f|| stays below 2G"
     )
     return exact.dense(what, ratios, "corrected")
-
-
-def _item_1(seed: int) -> Finding:
-    found = (*_cosh("x"), *_cosh_near_0("x"), *_product("x"), *ridge.certificates("B.1"), _ellipsoid_dense())
-    return Finding((*found, *falsify([ELL_OF_G, UNIT_RADIUS, ANY_Y, RIDGE, ELLIPSOID], seed)))
-
-
-def _item_2(seed: int) -> Finding:
-    found = (*_cosh("y"), *_cosh_near_0("y"), *_product("y"), _ellipsoid_dense())
-    return Finding((*found, *falsify([ELL_OF_G, UNIT_RADIUS, ANY_Y, ELLIPSOID], seed)))
-
-
-def _third(seed: int) -> Finding:
-    return Finding((*_cosh_descent(), _ellipsoid_dense(), *falsify([DESCENT, ELLIPSOID], seed)))
 
 
 _CORRECTED = "L = ell(2G) on the ellipsoid L_x dx^2 + L_y dy^2 <= G^2/max(L_x, L_y): "
@@ -166,17 +137,21 @@ CLAIMS = (
         "b.1-1",
         "||grad f(z)|| <= G: ||grad_x f(x1, y') - grad_x f(x2, y')|| <= L_x ||x1 - x2|| in the ball around x of "
         "radius G/L_x (or 1/L_x), L_x = ell_x(G) (or ell_x(2G)), for all y'.", "Lemma B.1 (1)",
-        "Definition 2.1, two-sided", "holds once corrected", _CORRECTED + "for segments inside it.",
-        TESTS + "test_verdicts[b.1-1]", _item_1,
+        "Definition 2.1, two-sided", "holds once corrected", _CORRECTED + "for segments inside it.", check_by(
+            lambda: _cosh("x"), lambda: _cosh_near_0("x"), lambda: _product("x"), lambda: ridge.certificates("B.1"),
+            _ellipsoid_dense, searches=(ELL_OF_G, UNIT_RADIUS, ANY_Y, RIDGE, ELLIPSOID),
+        ),
     ),
     Claim(
         "b.1-2", "The same for block y, for all x'.", "Lemma B.1 (2)", "Definition 2.1, two-sided",
-        "holds once corrected", _CORRECTED + "for segments inside it.", TESTS + "test_verdicts[b.1-2]", _item_2,
+        "holds once corrected", _CORRECTED + "for segments inside it.", check_by(
+            lambda: _cosh("y"), lambda: _cosh_near_0("y"), lambda: _product("y"), _ellipsoid_dense,
+            searches=(ELL_OF_G, UNIT_RADIUS, ANY_Y, ELLIPSOID),
+        ),
     ),
     Claim(
         "b.1-3", "f(z') <= f(z) + <grad f(z), z' - z> + (L_x ||dx||^2 + L_y ||dy||^2)/2 there.", "Lemma B.1 (3)",
         "Definition 2.1, two-sided", "holds once corrected", _CORRECTED + "from above and below.",
-        TESTS + "test_verdicts[b.1-3]", _third,
+        check_by(_cosh_descent, _ellipsoid_dense, searches=(DESCENT, ELLIPSOID)),
     ),
 )  # fmt: skip
-STATEMENTS = (ELL_OF_G, UNIT_RADIUS, DESCENT, ANY_Y, ELLIPSOID, RIDGE)

@@ -3,23 +3,20 @@
 import numpy as np
 
 from smoothlab.claims import exact, ridge
-from smoothlab.claims.claim import Certificate, Claim, Finding
-from smoothlab.claims.members import Coupled
-from smoothlab.claims.search import Array, Statement, falsify
+from smoothlab.claims.claim import Certificate, Claim
+from smoothlab.claims.members import Coupled, bounded_hessians
+from smoothlab.claims.search import Array, Statement, check_by
 
-TESTS = "tests/claims/test_lemma_b2.py::"
 STEPS = np.linspace(0, 1, 201)
 LAMBDAS = np.geomspace(1, 1e4, 81)
-_NAMES, _RANGES = (*Coupled.NAMES, "x", "y"), (*Coupled.RANGES, (-4.0, 4.0), (-4.0, 4.0))
-_LOG = (*Coupled.LOG, False, False)
+RANGES = {**Coupled.RANGES, "x": (-4.0, 4.0), "y": (-4.0, 4.0)}
 
 
 def phi_from_below(f: Coupled, u: Array) -> Array:
     """Phi(u) = int_0^u v/lM(v) dv [cases], at most: lM is largest at the end of each of 200 steps."""
     v = u[:, None] * STEPS
-    each = Coupled(*(np.asarray(getattr(f, name))[:, None] for name in Coupled.NAMES))
-    found: Array = (np.diff(v**2, axis=1) / (2 * np.maximum(*each.ell(v[:, 1:])))).sum(1)
-    return found
+    integral: Array = (np.diff(v**2, axis=1) / (2 * np.maximum(*f.columns().ell(v[:, 1:])))).sum(1)
+    return integral
 
 
 def _t1(p: Array) -> Array:
@@ -31,8 +28,7 @@ def _t2(p: Array) -> Array:
     """With the smallest lambda of a grid that has lambda^2 >= lM(lambda u)/lm(lambda u); at 1 only if ell_x = ell_y."""
     f, (x, y) = Coupled.split(p)
     g_x, g_y = f.gradient(x, y)
-    each = Coupled(*(np.asarray(getattr(f, name))[:, None] for name in Coupled.NAMES))
-    ell_x, ell_y = each.ell(np.hypot(g_x, g_y)[:, None] * LAMBDAS)
+    ell_x, ell_y = f.columns().ell(np.hypot(g_x, g_y)[:, None] * LAMBDAS)
     fits = LAMBDAS**2 >= np.maximum(ell_x, ell_y) / np.minimum(ell_x, ell_y)
     fits[:, 0] = ell_x[:, 0] == ell_y[:, 0]
     first, rows = fits.argmax(1), np.arange(len(p))
@@ -49,28 +45,28 @@ def _crossed(p: Array) -> Array:
     return np.where(fits, (g_x**2 / ell_x + g_y**2 / ell_y) / 2 / f.value(x, y), np.nan)
 
 
-FIRST = Statement("||grad_x f||^2/(2 ell_x(2u)) <= f - f* on ridges", ridge.NAMES, ridge.RANGES, ridge.first_item,
-                  log=ridge.LOG, cases=200, steps=60)  # fmt: skip
-THIRD = Statement("[||grad_x f||^2/ell_x(2u) + ||grad_y f||^2/ell_y(2u)]/2 <= f - f* on ridges", ridge.NAMES,
-                  ridge.RANGES, ridge.third_item, log=ridge.LOG, cases=200, steps=60)  # fmt: skip
-T1 = Statement("T1: Phi(||grad f||) <= f - f*, coupled members", _NAMES, _RANGES, _t1, "corrected", _LOG, known=1.0,
-               cases=4000, steps=150)  # fmt: skip
-T2 = Statement("T2: item 3 with ell(lambda u), coupled members", _NAMES, _RANGES, _t2, "corrected", _LOG, known=1.0,
-               cases=8000, steps=150)  # fmt: skip
-NEAR = Statement("item 3 as printed where lM(2u) <= 4 lm(2u), coupled members", _NAMES, _RANGES, _crossed, "corrected",
-                 _LOG, known=1.0)  # fmt: skip
+FIRST = Statement(
+    "||grad_x f||^2/(2 ell_x(2u)) <= f - f* on ridges", ridge.RANGES, ridge.first_item, cases=200, steps=60
+)
+THIRD = Statement(
+    "[||grad_x f||^2/ell_x(2u) + ||grad_y f||^2/ell_y(2u)]/2 <= f - f* on ridges", ridge.RANGES, ridge.third_item,
+    cases=200, steps=60,
+)  # fmt: skip
+T1 = Statement(
+    "T1: Phi(||grad f||) <= f - f*, coupled members", RANGES, _t1, "corrected", known=1.0, cases=4000, steps=150
+)
+T2 = Statement(
+    "T2: item 3 with ell(lambda u), coupled members", RANGES, _t2, "corrected", known=1.0, cases=8000, steps=150
+)
+NEAR = Statement(
+    "item 3 as printed where lM(2u) <= 4 lm(2u), coupled members", RANGES, _crossed, "corrected", known=1.0
+)
 
 
 def flow_dense() -> Certificate:
     """What the proofs use of the Hessian: g'Hg <= lM |g|^2 and g'D^-1 H D^-1 g <= g'D^-1 g for H <= D, at random."""
-    rng = np.random.default_rng(0)
     ratios = []
-    for _ in range(2000):
-        d = rng.integers(2, 6)
-        D = np.exp(3 * rng.normal(size=d))  # noqa: N806
-        a = rng.normal(size=(d, d))
-        a = (a + a.T) / np.abs(np.linalg.eigvalsh(a + a.T)[-1])  # at most 1, and as far below -1 as it likes
-        H, g = np.sqrt(np.outer(D, D)) * a, rng.normal(size=d)  # noqa: N806
+    for D, H, g in bounded_hessians(two_sided=False):
         ratios += [g @ H @ g / (D.max() * (g @ g)), (g / D) @ H @ (g / D) / (g @ (g / D))]
     what = (
         "T1 and T2 (proof: theory.md B.2): along z' = -grad f u' >= -lM(u) u, along z' = -D^-1 grad f the square "
@@ -91,25 +87,18 @@ def cosh_equality() -> Certificate:
                        "corrected", rounding=1e-12)  # fmt: skip
 
 
-def _first(seed: int) -> Finding:
-    found = (*ridge.certificates("B.2 (1)"), flow_dense(), cosh_equality())
-    return Finding((*found, *falsify([FIRST, T1, T2], seed)))
-
-
-def _third(seed: int) -> Finding:
-    return Finding((*ridge.certificates("B.2 (3)"), flow_dense(), *falsify([THIRD, T2, NEAR], seed)))
-
-
+_FIRST_CHECK = check_by(
+    lambda: ridge.certificates("B.2 (1)"), flow_dense, cosh_equality, searches=(FIRST, T1, T2)
+)  # fmt: skip
 _T2 = "T2: [||grad_x f||^2/ell_x(l u) + ||grad_y f||^2/ell_y(l u)]/2 <= f - f* for l > 1, l^2 >= lM(l u)/lm(l u)"
 _T1 = "T1: ||grad f||^2/(2 lM(u)) <= Phi(u) <= f - f*, Phi(u) = int_0^u v/lM(v) dv, lM = max(ell_x, ell_y)"
 CLAIMS = (
     Claim("b.2-1", "||grad_x f||^2/(2 ell_x(2u)) <= f - f*, u = ||grad f||.", "Lemma B.2 (1)",
-          "Definition 2.1, coercive", "holds once corrected", f"{_T1}. {_T2}.", TESTS + "test_verdicts[b.2-1]", _first),
+          "Definition 2.1, coercive", "holds once corrected", f"{_T1}. {_T2}.", _FIRST_CHECK),
     Claim("b.2-2", "||grad_y f||^2/(2 ell_y(2u)) <= f - f*.", "Lemma B.2 (2)", "Definition 2.1, coercive",
           "holds once corrected", f"{_T1}. {_T2}. (The counterexample to (1) with the blocks' names swapped.)",
-          TESTS + "test_verdicts[b.2-2]", _first),
+          _FIRST_CHECK),
     Claim("b.2-3", "[||grad_x f||^2/ell_x(2u) + ||grad_y f||^2/ell_y(2u)]/2 <= f - f*.", "Lemma B.2 (3)",
           "Definition 2.1, coercive", "holds once corrected", f"{_T2}; as printed where lM(2u) <= 4 lm(2u).",
-          TESTS + "test_verdicts[b.2-3]", _third),
+          check_by(lambda: ridge.certificates("B.2 (3)"), flow_dense, searches=(THIRD, T2, NEAR))),
 )  # fmt: skip
-STATEMENTS = (FIRST, THIRD, T1, T2, NEAR)

@@ -1,50 +1,20 @@
 """Lemma B.3, the bound of gradients on a sublevel set G_F = {f - f* <= F}, and the four items of Lemma B.4.
 
-Members beside the coupled ones: f = cosh(p x + q y) - 1 + m (x^2 + y^2)/2, f* = 0, with w = (p, q), s = w'z:
-
-    grad f = sinh(s) w + m z,  Hess f = cosh(s) ww' + m I,  0 <= ww' <= (p + q) diag(p, q)
-    w'grad f = |w|^2 sinh s + m s, of one sign: |sinh s| <= u/|w|, ell_x(u) = m + p (p + q) sqrt(1 + u^2/|w|^2).
-
-(x, y) and (x', y') can be in G_F while (x', y), where item 2 compares gradients, is far outside.
+For crossed members (x, y) and (x', y') can be in G_F while (x', y), where item 2 compares gradients, is far outside.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from smoothlab.claims import exact
-from smoothlab.claims.claim import Certificate, Claim, Finding
-from smoothlab.claims.lemma_b2 import T1, flow_dense
-from smoothlab.claims.members import Coupled
-from smoothlab.claims.search import Array, Statement, falsify
+from smoothlab.claims.claim import Certificate, Claim
+from smoothlab.claims.lemma_b2 import RANGES, T1, flow_dense
+from smoothlab.claims.members import Coupled, Crossed
+from smoothlab.claims.search import Array, Statement, check_by
 from smoothlab.theory import constants
-
-TESTS = "tests/claims/test_lemma_b3_b4.py::"
-
-
-@dataclass(frozen=True)
-class Crossed:
-    """See the module; every attribute is an array [cases] or a number."""
-
-    p: Array
-    q: Array
-    m: Array
-
-    def value(self, x: Array, y: Array) -> Array:
-        """f."""
-        found: Array = np.cosh(self.p * x + self.q * y) - 1 + self.m * (x**2 + y**2) / 2
-        return found
-
-    def gradient(self, x: Array, y: Array) -> tuple[Array, Array]:
-        """Both entries."""
-        slope = np.sinh(self.p * x + self.q * y)
-        return self.p * slope + self.m * x, self.q * slope + self.m * y
-
-    def ell(self, u: Array) -> tuple[Array, Array]:
-        """ell_x and ell_y."""
-        bend = (self.p + self.q) * np.sqrt(1 + u**2 / (self.p**2 + self.q**2))
-        return self.m + self.p * bend, self.m + self.q * bend
 
 
 def bound(ell: Callable[[Array], tuple[Array, Array]], level: Array, stretch: float = 1.0) -> Array:
@@ -66,11 +36,9 @@ def _printed(p: Array) -> Array:
     return np.hypot(*f.gradient(x, y)) / bound(f.ell, f.value(x, y))
 
 
-_NAMES, _RANGES = (*Coupled.NAMES, "x", "y"), (*Coupled.RANGES, (-4.0, 4.0), (-4.0, 4.0))
-_LOG = (*Coupled.LOG, False, False)
 BOUNDED = Statement(
-    "||grad f|| <= G = sup{u: u^2 <= 2 max(ell_x, ell_y)(u) F} with F = f - f*, coupled members", _NAMES, _RANGES,
-    _printed, log=_LOG, known=1.0, cases=5000, steps=150,
+    "||grad f|| <= G = sup{u: u^2 <= 2 max(ell_x, ell_y)(u) F} with F = f - f*, coupled members", RANGES, _printed,
+    known=1.0, cases=5000, steps=150,
 )  # fmt: skip
 
 
@@ -84,27 +52,25 @@ def _chain() -> tuple[Certificate, ...]:
         lambda v: 1.0 + 9 * (np.asarray(v, float) > 1),
     ]  # fmt: skip
     parts = np.concatenate([u**2 / (2 * np.asarray(ell(u))) / constants.phi(ell, u) for ell in ells])
-    told = exact.dense("u^2/(2 lM(u)) <= Phi(u), as lM does not decrease: with T1 u^2 <= 2 lM(u) F on G_F, for 5 ell",
+    step = exact.dense("u^2/(2 lM(u)) <= Phi(u), as lM does not decrease: with T1 u^2 <= 2 lM(u) F on G_F, for 5 ell",
                        parts, "printed", rounding=1e-8)  # fmt: skip
-    return flow, told
+    return flow, step
 
 
 def _sharp() -> Certificate:
     """G = Phi^-1(F) is attained: f = cosh x - 1 with F = 10 has sinh x = sqrt(120)."""
     low, high = exact.ends(exact.sqrt(exact.enclosed(120)))
-    found = constants.gradient_bound(lambda u: np.sqrt(1 + np.asarray(u, float) ** 2), 10.0)
-    printed = [
-        constants.gradient_bound_printed(lambda u: np.sqrt(1 + np.asarray(u, float) ** 2), 10.0, s) for s in (1, 2)
-    ]
+
+    def ell(u: ArrayLike) -> Array:
+        return np.sqrt(1 + np.asarray(u, float) ** 2)
+
+    sharp = constants.gradient_bound(ell, 10.0)
+    printed = [constants.gradient_bound_printed(ell, 10.0, stretch) for stretch in (1, 2)]
     return exact.dense(
         "sharper: G = Phi^-1(F), which f = cosh x - 1 attains at F = 10, where sinh x = sqrt(120)",
-        [found / high, low / found], "corrected", rounding=1e-8,
-        **{"Phi^-1(F)": found, "printed": printed[0], "with ell(2u), as the paper's proof": printed[1]},
+        [sharp / high, low / sharp], "corrected", rounding=1e-8,
+        **{"Phi^-1(F)": sharp, "printed": printed[0], "with ell(2u), as the paper's proof": printed[1]},
     )  # fmt: skip
-
-
-def _b3(seed: int) -> Finding:
-    return Finding((*_chain(), _sharp(), *falsify([BOUNDED, T1], seed)))
 
 
 # Lemma B.4
@@ -112,46 +78,53 @@ def _b3(seed: int) -> Finding:
 
 def _second(p: Array) -> Array:
     """Item 2 with L_x = ell_x(2G), G by B.3 with ell(2u), the largest reading; the points are (x, y) and (x', y')."""
-    f, (x, y, x1, y1) = Crossed(*p.T[:3]), p.T[3:]
-    G = bound(f.ell, np.maximum(f.value(x, y), f.value(x1, y1)), 2.0)  # noqa: N806
-    return np.abs(f.gradient(x, y)[0] - f.gradient(x1, y)[0]) / (f.ell(2 * G)[0] * np.abs(x - x1))
+    f, (x, y, x1, y1) = Crossed.split(p)
+    G = bound(f.ell, np.maximum(f.value(x, y), f.value(x1, y1)), 2.0)
+    return _quotient(f, x, x1, y, f.ell(2 * G)[0])
+
+
+def _quotient(f: Coupled | Crossed, x: Array, x1: Array, y: Array, L: Array) -> Array:
+    """||grad_x f(x, y) - grad_x f(x', y)|| over L ||x - x'||."""
+    return np.abs(f.gradient(x, y)[0] - f.gradient(x1, y)[0]) / (L * np.abs(x - x1))
 
 
 def _near(p: Array) -> Array:
     """The same with 2 sqrt(L_x L_M) where (x', y) is in G_F too, on coupled members."""
     f, (x, y, x1) = Coupled.split(p)
-    G = bound(f.ell, np.maximum(f.value(x, y), f.value(x1, y)))  # noqa: N806
-    L_x, L_y = f.ell(2 * G)  # noqa: N806
-    allowed = 2 * np.sqrt(L_x * np.maximum(L_x, L_y)) * np.abs(x - x1)
-    return np.abs(f.gradient(x, y)[0] - f.gradient(x1, y)[0]) / allowed
+    G = bound(f.ell, np.maximum(f.value(x, y), f.value(x1, y)))
+    L_x, L_y = f.ell(2 * G)
+    return _quotient(f, x, x1, y, 2 * np.sqrt(L_x * np.maximum(L_x, L_y)))
 
 
 def _free(p: Array) -> Array:
     """Item 4 with x' anywhere and any L that random members have: L_x = ell_x(2G)."""
-    f, (x, y, x1) = Crossed(*p.T[:3]), p.T[3:]
-    G = bound(f.ell, f.value(x, y), 2.0)  # noqa: N806
-    return np.abs(f.gradient(x, y)[0] - f.gradient(x1, y)[0]) / (f.ell(2 * G)[0] * np.abs(x - x1))
+    f, (x, y, x1) = Crossed.split(p)
+    G = bound(f.ell, f.value(x, y), 2.0)
+    return _quotient(f, x, x1, y, f.ell(2 * G)[0])
 
 
-_PQM = ((0.1, 2.0), (0.1, 2.0), (1e-3, 1.0))
 OUTSIDE = Statement(
     "item 2 with L_x = ell_x(2G), G by B.3 with ell(2u), (x, y) and (x', y') in G_F, members cosh(p x + q y)",
-    ("p", "q", "m", "x", "y", "x'", "y'"), (*_PQM, *((-4.0, 4.0),) * 4), _second,
-    log=(False, False, True, *(False,) * 4), cases=5000,
+    {**Crossed.RANGES, "x": (-4.0, 4.0), "y": (-4.0, 4.0), "x'": (-4.0, 4.0), "y'": (-4.0, 4.0)}, _second, cases=5000,
 )  # fmt: skip
 INSIDE = Statement(
-    "item 2 with 2 sqrt(L_x L_M), L = ell(2G), where (x', y) is in G_F too, coupled members", (*_NAMES, "x'"),
-    (*_RANGES, (-4.0, 4.0)), _near, "corrected", (*_LOG, False), known=0.5, cases=5000, steps=150,
+    "item 2 with 2 sqrt(L_x L_M), L = ell(2G), where (x', y) is in G_F too, coupled members",
+    {**RANGES, "x'": (-4.0, 4.0)}, _near, "corrected", known=0.5, cases=5000, steps=150,
 )  # fmt: skip
 FREE = Statement(
-    "item 4 with L_x = ell_x(2G) and x' anywhere, members cosh(p x + q y)", ("p", "q", "m", "x", "y", "x'"),
-    (*_PQM, (-4.0, 4.0), (-4.0, 4.0), (-40.0, 40.0)), _free, log=(False, False, True, *(False,) * 3), cases=5000,
+    "item 4 with L_x = ell_x(2G) and x' anywhere, members cosh(p x + q y)",
+    {**Crossed.RANGES, "x": (-4.0, 4.0), "y": (-4.0, 4.0), "x'": (-40.0, 40.0)}, _free, cases=5000,
 )  # fmt: skip
+
+
+def _grid(edge: float, count: int) -> list[Array]:
+    """All points of a square grid on [-edge, edge]^2, x and y [count^2]."""
+    return [part.ravel() for part in np.meshgrid(np.linspace(-edge, edge, count), np.linspace(-edge, edge, count))]
 
 
 def definition_dense() -> Certificate:
     """That the members' ell is one: 0 <= Hess f <= D(u) by the module's text, and on a grid."""
-    x, y = (one.ravel() for one in np.meshgrid(np.linspace(-6, 6, 121), np.linspace(-6, 6, 121)))
+    x, y = _grid(6, 121)
     ratios = []
     for p, q, m in ((1.0, 1.0, 0.01), (0.1, 2.0, 0.5), (1.3, 0.4, 1e-3)):
         f = Crossed(np.array(p), np.array(q), np.array(m))
@@ -188,19 +161,19 @@ def outside_counterexample() -> tuple[Certificate, ...]:
 
 def unbounded() -> tuple[Certificate, ...]:
     """No L at all if x' is free: f_i = cosh x + cosh y at 0 has |sinh x'| > L |x'| at x' = 3 k + 3 for L = 10^k."""
-    found = []
+    exceeded = []
     for k in range(1, 13):
         x = exact.enclosed(3 * k + 3)
-        found.append(exact.ends(exact.sinh(x))[0] > exact.ends(x * 10**k)[1])
+        exceeded.append(exact.ends(exact.sinh(x))[0] > exact.ends(x * 10**k)[1])
     return (exact.equal("item 4 as printed, for (x, y) in G_F and x' anywhere: f_i = cosh x + cosh y at 0 exceeds L = "
-                        "10^k at x' = 3k + 3, k = 1, ..., 12 (sinh x'/x' has no bound)", all(found), True,
+                        "10^k at x' = 3k + 3, k = 1, ..., 12 (sinh x'/x' has no bound)", all(exceeded), True,
                         supports=False),)  # fmt: skip
 
 
 def _hull() -> Certificate:
     """The smallest box around G_F is compact and convex and holds (x', y): sup |f_xx| over it is an L_x."""
     f = Crossed(np.array(1.0), np.array(1.0), np.array(0.1))
-    x, y = (one.ravel() for one in np.meshgrid(np.linspace(-9, 9, 301), np.linspace(-9, 9, 301)))
+    x, y = _grid(9, 301)
     inside = f.value(x, y) <= 3.0
     edge_x, edge_y = np.abs(x[inside]).max(), np.abs(y[inside]).max()
     rng = np.random.default_rng(0)
@@ -208,7 +181,7 @@ def _hull() -> Certificate:
     differ = x[a] != x[b]
     a, b = a[differ], b[differ]
     moved = np.abs(f.gradient(x[a], y[a])[0] - f.gradient(x[b], y[a])[0])
-    L = 0.1 + np.cosh(edge_x + edge_y)  # noqa: N806
+    L = 0.1 + np.cosh(edge_x + edge_y)
     return exact.dense("some L_x exists: sup |f_xx| over the box of G_F's projections, which is compact and convex and "
                        "holds (x', y)", moved / (L * np.abs(x[a] - x[b])), "corrected", L=float(L))  # fmt: skip
 
@@ -216,7 +189,7 @@ def _hull() -> Certificate:
 def _far() -> Certificate:
     """Both cases of the proof: near by L_x <= 2 sqrt(L_x L_M); for r >= G/sqrt(L_x L_M) 2G <= 2 sqrt(L_x L_M) r."""
     rng = np.random.default_rng(0)
-    L_x, L_y, G, far = np.exp(3 * rng.normal(size=(4, 5000)))  # noqa: N806
+    L_x, L_y, G, far = np.exp(3 * rng.normal(size=(4, 5000)))
     top = np.sqrt(L_x * np.maximum(L_x, L_y))
     r = (1 + far) * G / top
     what = "2 sqrt(L_x L_M), L = ell(2G), for (x, y), (x', y) in G_F: near by B.1', far by 2G (proof: constants.md B.4)"
@@ -226,31 +199,18 @@ def _far() -> Certificate:
 def _components() -> Certificate:
     """f_i = f + <c_i, z>: ||grad f_i|| <= G + ||c_i|| on G_F, G by B.3."""
     f = Crossed(np.array(1.0), np.array(0.5), np.array(0.3))
-    x, y = (one.ravel() for one in np.meshgrid(np.linspace(-6, 6, 301), np.linspace(-6, 6, 301)))
+    x, y = _grid(6, 301)
     level = 4.0
     inside = f.value(x, y) <= level
-    G = float(bound(f.ell, np.array([level]))[0])  # noqa: N806
+    G = float(bound(f.ell, np.array([level]))[0])
     g_x, g_y = (g[inside] for g in f.gradient(x, y))
     ratios = [np.hypot(g_x + c_x, g_y + c_y) / (G + np.hypot(c_x, c_y)) for c_x, c_y in ((3, 0), (-3, 1), (0, -1))]
     return exact.dense("G_F is compact (coercive) and grad f_i continuous, so that it is bounded there; for f_i = f + "
                        "<c_i, z> by G + ||c_i||", np.concatenate(ratios))  # fmt: skip
 
 
-def _item_2(seed: int) -> Finding:
-    refuted = outside_counterexample() if definition_dense().supports else ()
-    return Finding((*refuted, _hull(), _far(), *falsify([OUTSIDE, INSIDE], seed)))
-
-
-def _item_1(seed: int) -> Finding:
-    return Finding((*_chain(), BOUNDED.falsify(seed)))
-
-
-def _item_3(seed: int) -> Finding:
-    return Finding((_components(),))
-
-
-def _item_4(seed: int) -> Finding:
-    return Finding((*unbounded(), _hull(), *falsify([FREE], seed)))
+def _outside() -> tuple[Certificate, ...]:
+    return outside_counterexample() if definition_dense().supports else ()
 
 
 _EXIST = "for (x, y), (x', y') in G_F: over the compact box of G_F's projections, not those of B.1 and B.3"
@@ -259,26 +219,26 @@ CLAIMS = (
         "b.3", "f - f* <= F implies ||grad f|| <= G = sup{u: u^2 <= 2 max(ell_x, ell_y)(u) F} < infinity.", "Lemma B.3",
         "Definition 2.1 (one-sided is enough), coercive", "holds",
         "Sharper: G = Phi^-1(F), Phi(u) = int_0^u v/lM(v) dv. (The paper's own proof, by B.2, has ell(2u).)",
-        TESTS + "test_verdicts[b.3]", _b3,
+        check_by(_chain, _sharp, searches=(BOUNDED, T1)),
     ),
     Claim(
         "b.4-1", "||grad f|| <= G on G_F, G of Lemma B.3.", "Lemma B.4 (1)", "Definition 2.1, coercive", "holds", "",
-        TESTS + "test_verdicts[b.4-1]", _item_1,
+        check_by(_chain, searches=(BOUNDED,)),
     ),
     Claim(
         "b.4-2", "||grad_x f(x, y) - grad_x f(x', y)|| <= L_x ||x - x'|| for all (x, y), (x', y') in G_F, likewise in "
         "y, with L of B.1 and G of B.3.", "Lemma B.4 (2)", "Definition 2.1, coercive", "holds once corrected",
         f"Some L exist {_EXIST}. If (x', y) is in G_F too, L_x = 2 sqrt(ell_x(2G) lM(2G)); if less will do, is open.",
-        TESTS + "test_verdicts[b.4-2]", _item_2,
+        check_by(_outside, _hull, _far, searches=(OUTSIDE, INSIDE)),
     ),
     Claim(
         "b.4-3", "||grad_x f_i|| <= G_x,max and ||grad_y f_i|| <= G_y,max on G_F for some constants.", "Lemma B.4 (3)",
-        "f_i C^2, f coercive", "holds", "", TESTS + "test_verdicts[b.4-3]", _item_3,
+        "f_i C^2, f coercive", "holds", "", check_by(_components),
     ),
     Claim(
         "b.4-4", "||grad_x f_i(x, y) - grad_x f_i(x', y)|| <= L_x,max ||x - x'|| for all (x, y) in G_F and some "
         "constants, likewise in y.", "Lemma B.4 (4)", "f_i C^2, f coercive", "holds once corrected",
-        f"Some L exist {_EXIST}; as printed x' is free, and then none does.", TESTS + "test_verdicts[b.4-4]", _item_4,
+        f"Some L exist {_EXIST}; as printed x' is free, and then none does.",
+        check_by(unbounded, _hull, searches=(FREE,)),
     ),
 )  # fmt: skip
-STATEMENTS = (BOUNDED, OUTSIDE, INSIDE, FREE)

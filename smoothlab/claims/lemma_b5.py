@@ -7,16 +7,16 @@ c(a) = (psi(t + mu a) - psi(t))/mu, E ghat = E[c(a) a] w and E ||ghat||^2 = E c(
 """
 
 import math
+from typing import Any
 
 import mpmath
 import numpy as np
 
 from smoothlab.claims import exact
-from smoothlab.claims.claim import Certificate, Claim, Finding
-from smoothlab.claims.search import Array, Statement, falsify
+from smoothlab.claims.claim import Certificate, Claim
+from smoothlab.claims.search import Array, Log, Statement, check_by
 from smoothlab.zeroth import bounds
 
-TESTS = "tests/claims/test_lemma_b5.py::"
 NODES = np.linspace(-10, 10, 401)
 WEIGHTS = np.exp(-(NODES**2) / 2) / math.sqrt(2 * math.pi) * (NODES[1] - NODES[0])
 LARGEST_L = 100  # log10 of the largest L that the counterexample refutes
@@ -42,18 +42,18 @@ def infinite(item: int) -> tuple[Certificate, ...]:
     """
     if not local_definition().supports:
         return ()
-    one, V, ten = exact.enclosed(1), exact.enclosed(400), exact.enclosed(10)  # noqa: N806
+    x, V, ten = exact.enclosed(1), exact.enclosed(400), exact.enclosed(10)
     log = mpmath.iv.log
     density = -((V + 1) ** 2) / 2 - log(2 * mpmath.iv.pi) / 2
-    value = (one + V / ten) ** 4  # log f(1 + mu v) at its least
-    L, g = ten**LARGEST_L, 4 * exact.exp(one)  # noqa: N806
+    value = (x + V / ten) ** 4  # log f(1 + mu v) at its least
+    L, g = ten**LARGEST_L, 4 * exact.exp(x)
     if item == 1:
         # g (f(1 + mu v) - f(1 - mu v)) v/mu >= g f(1 + mu v) v/(2 mu)
         measured = log(g) + value + log(V * ten / 2) + density
         allowed = log(L * 8 * g / 20)  # (mu/2) L (d + 3)^1.5 ||g||
     else:
         # c v >= f v/(2 mu), so that its square's half less g^2 is at least an eighth of f^2 v^2/mu^2, less g^2
-        measured = 2 * value + 2 * log(V * ten) - log(16 * one) + density
+        measured = 2 * value + 2 * log(V * ten) - log(16 * x) + density
         allowed = log(32 * g * g + 108 * L * L / 100)
     what = f"item {item} for exp(x^4) at x = 1, mu = 1/10, any L up to 1e100: v in [400, 401] alone, logarithms"
     return exact.refutes(what, measured, allowed)
@@ -61,7 +61,7 @@ def infinite(item: int) -> tuple[Certificate, ...]:
 
 def _tail(p: Array) -> Array:
     """Item 2 at 0 for exp(a |x|^k): what |v| in [V, V + 1] contributes to E ghat^2 over 108 mu^2 L^2."""
-    a, k, mu, V = p.T  # noqa: N806
+    a, k, mu, V = p.T
     power = a * (mu * V) ** k
     log_value = np.where(power > 1, power + np.log1p(-np.exp(-power)), np.log(np.expm1(np.minimum(power, 1))))
     measured = np.log(2) + 2 * (log_value + np.log(V / mu)) - (V + 1) ** 2 / 2 - np.log(2 * np.pi) / 2
@@ -71,8 +71,7 @@ def _tail(p: Array) -> Array:
 
 LOCAL = Statement(
     "item 2 at 0 for exp(a |x|^k), L = max f'' on [-1, 1], by what |v| in [V, V + 1] contributes",
-    ("a", "k", "mu", "V"), ((0.1, 2.0), (2.0, 5.0), (1e-2, 1.0), (1.0, 1e4)), _tail, log=(True, False, True, True),
-    cases=5000,
+    {"a": Log(0.1, 2.0), "k": (2.0, 5.0), "mu": Log(1e-2, 1.0), "V": Log(1.0, 1e4)}, _tail, cases=5000,
 )  # fmt: skip
 
 # The global one
@@ -92,27 +91,27 @@ def ridge_moments(p: Array) -> tuple[Array, Array, Array, Array, Array, Array]:
 
 
 def _global_1(p: Array) -> Array:
-    mu, L, d, _, bias, _ = ridge_moments(p)  # noqa: N806
+    mu, L, d, _, bias, _ = ridge_moments(p)
     return bias / (mu / 2 * L * (d + 3) ** 1.5)
 
 
 def _global_2(p: Array) -> Array:
-    mu, L, d, g, _, error = ridge_moments(p)  # noqa: N806
+    mu, L, d, g, _, error = ridge_moments(p)
     return error / (32 * d * g**2 + 108 * mu**2 * L**2 * d**4)
 
 
-_RIDGE = {
-    "names": ("a", "b", "c", "phase", "t", "mu", "d"), "about": "corrected", "cases": 2000, "steps": 150,
-    "ranges": ((-1.0, 1.0), (0.0, 1.0), (0.1, 3.0), (0.0, 6.3), (-3.0, 3.0), (1e-2, 3.0), (0.5, 1000.0)),
-    "log": (False, False, False, False, False, True, True),
+_RIDGE: dict[str, Any] = {
+    "ranges": {"a": (-1.0, 1.0), "b": (0.0, 1.0), "c": (0.1, 3.0), "phase": (0.0, 6.3), "t": (-3.0, 3.0),
+               "mu": Log(1e-2, 3.0), "d": Log(0.5, 1000.0)},
+    "about": "corrected", "cases": 2000, "steps": 150,
 }  # fmt: skip
 GLOBAL_1 = Statement(
     "item 1 where the gradient is L-Lipschitz everywhere, ridges a t^2/2 + b cos(c t + phase)", ratio=_global_1,
-    known=0.11282, **_RIDGE,  # type: ignore[arg-type]
+    known=0.11282, **_RIDGE,
 )  # fmt: skip
 GLOBAL_2 = Statement(
     "item 2 where the gradient is L-Lipschitz everywhere, ridges a t^2/2 + b cos(c t + phase)", ratio=_global_2,
-    known=0.0625, **_RIDGE,  # type: ignore[arg-type]
+    known=0.0625, **_RIDGE,
 )  # fmt: skip
 
 
@@ -137,14 +136,6 @@ def sharper() -> tuple[Certificate, ...]:
     )  # fmt: skip
 
 
-def _item_1(seed: int) -> Finding:
-    return Finding((*infinite(1), *sharper(), *falsify([LOCAL, GLOBAL_1], seed)))
-
-
-def _item_2(seed: int) -> Finding:
-    return Finding((*infinite(2), *sharper(), *falsify([LOCAL, GLOBAL_2], seed)))
-
-
 # The derivation, and o(mu) in Lemma B.6
 
 
@@ -160,39 +151,42 @@ def derived(d: int) -> tuple[bool, bool]:
     return 16 * d + 66 <= 32 * d, 4 * (d + 4) * (d + 3) ** 3 + 6 * (d + 4) ** 3 <= 108 * d**4
 
 
-DERIVED = Statement("the derivation's bound <= the printed one", ("d", "(mu L/||g||)^2"), ((0.5, 1000), (1e-6, 1e6)),
-                    _chain, log=(True, True), cases=2000)  # fmt: skip
+DERIVED = Statement(
+    "the derivation's bound <= the printed one", {"d": Log(0.5, 1000), "(mu L/||g||)^2": Log(1e-6, 1e6)}, _chain,
+    cases=2000,
+)  # fmt: skip
 DERIVED_FROM_5 = Statement(
-    "the derivation's bound <= the printed one for d >= 5", ("d", "(mu L/||g||)^2"), ((5, 1000), (1e-6, 1e6)), _chain,
-    "corrected", (True, True), known=0.9125, cases=2000,
+    "the derivation's bound <= the printed one for d >= 5", {"d": Log(5, 1000), "(mu L/||g||)^2": Log(1e-6, 1e6)},
+    _chain, "corrected", known=0.9125, cases=2000,
 )  # fmt: skip
 
 
-def _derivation(seed: int) -> Finding:
+def _derivation() -> tuple[Certificate, Certificate]:
     small = exact.equal("(16 d + 66) ||g||^2 + [4 (d + 4)(d + 3)^3 + 6 (d + 4)^3] mu^2 L^2 is within 32 d ||g||^2 + "
                         "108 mu^2 L^2 d^4 for d = 1, ..., 4", all(all(derived(d)) for d in range(1, 5)), False,
                         supports=False, d_1="82 > 32 and 2030 > 108", d_4="130 > 128")  # fmt: skip
     from_5 = exact.equal("both coefficients for d = 5, ..., 5000", all(all(derived(d)) for d in range(5, 5001)), True,
                          "corrected")  # fmt: skip
-    return Finding((small, from_5, *falsify([DERIVED, DERIVED_FROM_5], seed)))
+    return small, from_5
 
 
-REMAINDER = Statement("(mu/2) L (d + 3)^1.5 <= 3 mu L d", ("d",), ((0.5, 1e4),),
-                      lambda p: (np.round(p[:, 0]) + 3) ** 1.5 / (6 * np.round(p[:, 0])), log=(True,),
-                      cases=1000)  # fmt: skip
+REMAINDER = Statement(
+    "(mu/2) L (d + 3)^1.5 <= 3 mu L d", {"d": Log(0.5, 1e4)},
+    lambda p: (np.round(p[:, 0]) + 3) ** 1.5 / (6 * np.round(p[:, 0])), cases=1000,
+)  # fmt: skip
 REMAINDER_SHARP = Statement(
-    "mu L sqrt(d) <= 3 mu L d", ("d",), ((0.5001, 1e4),), lambda p: 1 / (3 * np.sqrt(np.round(p[:, 0]))), "corrected",
-    (True,), known=1 / 3, cases=1000,
+    "mu L sqrt(d) <= 3 mu L d", {"d": Log(0.5001, 1e4)}, lambda p: 1 / (3 * np.sqrt(np.round(p[:, 0]))), "corrected",
+    known=1 / 3, cases=1000,
 )  # fmt: skip
 
 
-def _remainder(seed: int) -> Finding:
+def _remainder() -> tuple[Certificate, Certificate]:
     fits = [d for d in range(1, 5001) if (d + 3) ** 3 <= 36 * d**2]
     fails = exact.equal("(d + 3)^1.5/2 <= 3 d holds for d = 1, ..., 5000: (d + 3)^3 <= 36 d^2", len(fits), 5000,
                         holds_for=f"d = {fits[0]}, ..., {fits[-1]}")  # fmt: skip
     sharp = exact.equal("sqrt(d) <= 3 d: 1 <= 9 d, d = 1, ..., 5000", all(1 <= 9 * d for d in range(1, 5001)), True,
                         "corrected", d_30=bounds.bias_bound(1, 1, 30))  # fmt: skip
-    return Finding((fails, sharp, *falsify([REMAINDER, REMAINDER_SHARP], seed)))
+    return fails, sharp
 
 
 _LOCAL = "f C^2 with G-bounded and L-Lipschitz gradient at x; v ~ N(0, I_d)"
@@ -201,23 +195,22 @@ CLAIMS = (
     Claim(
         "b.5-1", "E <g, ghat - grad f(x)> <= (mu/2) L (d + 3)^1.5 ||g||, ghat one-sided.", "Lemma B.5 (1)", _LOCAL,
         "holds once corrected", _EVERYWHERE + "||E ghat - grad f|| <= mu L sqrt(d), one- and two-sided.",
-        TESTS + "test_verdicts[b.5-1]", _item_1,
+        check_by(lambda: infinite(1), sharper, searches=(LOCAL, GLOBAL_1)),
     ),
     Claim(
         "b.5-2", "E ||ghat - grad f(x)||^2 <= 32 d ||grad f(x)||^2 + 108 mu^2 L^2 d^4.", "Lemma B.5 (2)", _LOCAL,
         "holds once corrected", _EVERYWHERE + "<= 2 (d + 1) ||grad f||^2 + (mu^2 L^2/2) d (d + 2)(d + 4).",
-        TESTS + "test_verdicts[b.5-2]", _item_2,
+        check_by(lambda: infinite(2), sharper, searches=(LOCAL, GLOBAL_2)),
     ),
     Claim(
         "b.5-derivation", "The proof's 8 (d + 4) ||grad f_mu||^2 + 6 mu^2 L^2 (d + 4)^3 + 2 ||g||^2, with ||grad "
         "f_mu||^2 <= 2 ||g||^2 + (mu^2 L^2/2)(d + 3)^3, is at most item 2's bound.", "Lemma B.5, proof",
         "d >= 1", "holds once corrected", "For d >= 5; item 2's bound itself holds for every d.",
-        TESTS + "test_verdicts[b.5-derivation]", _derivation,
+        check_by(_derivation, searches=(DERIVED, DERIVED_FROM_5)),
     ),
     Claim(
         "b.6-remainder", "eta_x n (mu/2) L_x (d + 3)^1.5 G <= o(mu) = 3 eta_x mu n L_x d G.", "Lemma B.6, last line",
         "d >= 1", "holds once corrected", "For 2 <= d <= 25; with the sharper mu L sqrt(d) for every d. L is that of "
-        "the f_i, L_x,max.", TESTS + "test_verdicts[b.6-remainder]", _remainder,
+        "the f_i, L_x,max.", check_by(_remainder, searches=(REMAINDER, REMAINDER_SHARP)),
     ),
 )  # fmt: skip
-STATEMENTS = (LOCAL, GLOBAL_1, GLOBAL_2, DERIVED, DERIVED_FROM_5, REMAINDER, REMAINDER_SHARP)

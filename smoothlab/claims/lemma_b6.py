@@ -12,15 +12,13 @@ import mpmath
 import numpy as np
 
 from smoothlab.claims import exact
-from smoothlab.claims.claim import Certificate, Claim, Finding
+from smoothlab.claims.claim import Certificate, Claim
 from smoothlab.claims.definitions import estimate_mean
 from smoothlab.claims.descent import collection
-from smoothlab.claims.search import Array, Statement, falsify
-
-TESTS = "tests/claims/test_lemma_b6.py::"
+from smoothlab.claims.search import Array, Log, Statement, check_by
 
 
-def epoch(d: Any, L: Any, noise: Any, eta: Any) -> tuple[Any, Any]:  # noqa: N803
+def epoch(d: Any, L: Any, noise: Any, eta: Any) -> tuple[Any, Any]:
     """r^2 and c of the pair, in floats, arrays or fractions."""
     second = eta * eta * (d + 2)
     r = 1 - 2 * eta * L + second * L * L
@@ -28,7 +26,7 @@ def epoch(d: Any, L: Any, noise: Any, eta: Any) -> tuple[Any, Any]:  # noqa: N80
 
 
 def _pair(p: Array, corrected: bool) -> Array:
-    d, L, noise, share, q = np.round(p[:, 0]), *p.T[1:]  # noqa: N806
+    d, L, noise, share, q = np.round(p[:, 0]), *p.T[1:]
     eta = share * (np.minimum(1 / (16 * L), 1 / (64 * L * (d + 1))) if corrected else 1 / (768 * L * d))
     shrink, c = epoch(d, L, noise, eta)
     change = L / 2 * (shrink * q + c - q) + eta / 2 * L**2 * q  # n eta/4 = eta/2
@@ -37,14 +35,15 @@ def _pair(p: Array, corrected: bool) -> Array:
     return change / (2 * eta**3 * L**2 * noise)
 
 
-_PAIR = {
-    "names": ("d", "L", "sigma^2", "eta/its largest", "||x_0||^2"), "log": (True,) * 5, "cases": 5000,
-    "ranges": ((0.6, 1000.0), (0.1, 10.0), (0.01, 100.0), (1e-3, 1.0), (1e-9, 10.0)),
+_PAIR: dict[str, Any] = {
+    "ranges": {"d": Log(0.6, 1000.0), "L": Log(0.1, 10.0), "sigma^2": Log(0.01, 100.0),
+               "eta/its largest": Log(1e-3, 1.0), "||x_0||^2": Log(1e-9, 10.0)},
+    "cases": 5000,
 }  # fmt: skip
 PRINTED = Statement("an epoch of a pair of quadratics, mu -> 0, against n^2 eta^3 L^2 sigma^2/2",
-                    ratio=lambda p: _pair(p, False), **_PAIR)  # type: ignore[arg-type]  # fmt: skip
+                    ratio=lambda p: _pair(p, False), **_PAIR)  # fmt: skip
 CORRECTED = Statement("B.6': an epoch of a pair of quadratics, mu -> 0", ratio=lambda p: _pair(p, True),
-                      about="corrected", known=0.083334, **_PAIR)  # type: ignore[arg-type]  # fmt: skip
+                      about="corrected", known=0.083334, **_PAIR)  # fmt: skip
 
 
 def counterexample() -> tuple[Certificate, ...]:
@@ -58,39 +57,34 @@ def counterexample() -> tuple[Certificate, ...]:
                          stopping="F, H large, then mu small: E f(z_tau) tends to E f(z_1), o(mu) to 0")  # fmt: skip
 
 
-def _main(seed: int) -> Finding:
-    return Finding((*counterexample(), *collection("corrected"), *falsify([PRINTED, CORRECTED], seed)))
-
-
 # Integrability
 
 
-def _log_far(eta: Any, mu: Any, x: Any, V: Any, log: Any, exp: Any) -> Any:  # noqa: N803
+def _log_far(eta: Any, mu: Any, x: Any, V: Any, log: Any, exp: Any) -> Any:
     """Log of what v in [V, V + 1] alone contributes to E cosh(z_1), z_1 = x - eta (cosh(x + mu v) - cosh x) v/mu."""
     jump = eta * (exp(x + mu * V) / 2 - exp(x)) * V / mu
     return jump - x - log(2) - (V + 1) * (V + 1) / 2 - log(mpmath.pi * 2) / 2
 
 
 def _far(p: Array) -> Array:
-    eta, mu, V = p.T  # noqa: N806
+    eta, mu, V = p.T
     logs = _log_far(eta, mu, 1.0, V, lambda u: np.log(float(u)), np.exp)
     return np.exp(np.clip(logs - np.log(1e6), -600, 600))
 
 
 INTEGRABLE = Statement("E f(z_1) <= 1e6 for f = cosh from x = 1, by what v in [V, V + 1] contributes",
-                       ("eta", "mu", "V"), ((1e-6, 1e-2), (1e-3, 0.1), (1.0, 1e5)), _far, log=(True,) * 3,
+                       {"eta": Log(1e-6, 1e-2), "mu": Log(1e-3, 0.1), "V": Log(1.0, 1e5)}, _far,
                        cases=5000)  # fmt: skip
 
 
-def _integrable(seed: int) -> Finding:
+def _integrable() -> tuple[Certificate, ...]:
     iv = mpmath.iv
-    eta, mu, V = exact.enclosed(1) / 768, exact.enclosed(1) / 100, exact.enclosed(4000)  # noqa: N806
-    one = exact.enclosed(1)
-    logs = eta * (iv.exp(one + mu * V) / 2 - iv.exp(one)) * V / mu - one - iv.log(2) - (V + 1) ** 2 / 2 - iv.log(9) / 2
-    infinite = exact.refutes("E f(z_1) <= 10^(10^15) for f = cosh, x = 1, eta = 1/768, mu = 1/100: v in [4000, 4001] "
-                             "alone, logarithms (double exponential of a Gaussian)", logs,
-                             exact.enclosed(10**15) * iv.log(10))  # fmt: skip
-    return Finding((*infinite, _bounded(), INTEGRABLE.falsify(seed)))
+    eta, mu, V = exact.enclosed(1) / 768, exact.enclosed(1) / 100, exact.enclosed(4000)
+    x = exact.enclosed(1)
+    logs = eta * (iv.exp(x + mu * V) / 2 - iv.exp(x)) * V / mu - x - iv.log(2) - (V + 1) ** 2 / 2 - iv.log(9) / 2
+    return exact.refutes("E f(z_1) <= 10^(10^15) for f = cosh, x = 1, eta = 1/768, mu = 1/100: v in [4000, 4001] "
+                         "alone, logarithms (double exponential of a Gaussian)", logs,
+                         exact.enclosed(10**15) * iv.log(10))  # fmt: skip
 
 
 def _bounded() -> Certificate:
@@ -123,21 +117,22 @@ def _stopped(p: Array) -> Array:
     return np.abs(parts[1] - parts[0]) / 1e-3
 
 
-AHEAD = Statement("|E 1{0 < tau} <grad f, noise>| <= ||grad f||^2/1000, f = x^2/2 from 1", ("eta", "F/f(z_0)"),
-                  ((1e-5, 1 / 384), (0.99, 1.01)), _stopped, log=(True, False), cases=5000)  # fmt: skip
+AHEAD = Statement("|E 1{0 < tau} <grad f, noise>| <= ||grad f||^2/1000, f = x^2/2 from 1",
+                  {"eta": Log(1e-5, 1 / 384), "F/f(z_0)": (0.99, 1.01)}, _stopped, cases=5000)  # fmt: skip
 
 
-def _stopping(seed: int) -> Finding:
+def _stopping() -> tuple[Certificate, ...]:
     eta, level = exact.enclosed(1) / 384, exact.enclosed(Fraction(3, 5))
     least = correlation(eta, level, exact.sqrt, exact.exp, mpmath.iv.pi)
     ahead = exact.refutes("E 1{0 < tau} <grad f, noise> = 0 with tau_1 = min{t: f(z_{t+1}) - f* > F}: its size for f = "
                           "x^2/2, x_0 = 1, eta = 1/384, F = 3/5", least, exact.enclosed(0))  # fmt: skip
     points = [Fraction(k, 7) for k in range(-10, 11)]
-    known = exact.equal("with tau = min{t: f(z_t) - f* > F} the event {t < tau} is known at z_t, and given z_t "
-    "the mean "
-                        "of ghat is grad f for f = x^2", [estimate_mean((0, 0, 1), x, Fraction(1, 9), 0, 1) for x in
-                                                          points], [2 * x for x in points], "corrected")  # fmt: skip
-    return Finding((*ahead, known, AHEAD.falsify(seed)))
+    known = exact.equal(
+        "with tau = min{t: f(z_t) - f* > F} the event {t < tau} is known at z_t, and given z_t the mean of ghat is "
+        "grad f for f = x^2", [estimate_mean((0, 0, 1), x, Fraction(1, 9), 0, 1) for x in points],
+        [2 * x for x in points], "corrected",
+    )  # fmt: skip
+    return (*ahead, known)
 
 
 # Control: exact gradients
@@ -163,62 +158,59 @@ def _drift(p: Array) -> Array:
     r = (1 - bend / (2 * n))[:, None]
     inside = k < (n - 1)[:, None]  # i = 1, ..., n - 1: sums of i powers
     first, second = np.cumsum(r**k, 1), np.cumsum(r ** (2 * k), 1)
-    each = first**2 * g2[:, None] + s2[:, None] * (second - (first**2 - second) / (np.maximum(n, 2) - 1)[:, None])
-    return np.where(inside, each, 0).sum(1) / (n**3 * g2 + n**2 * s2)
+    moved = first**2 * g2[:, None] + s2[:, None] * (second - (first**2 - second) / (np.maximum(n, 2) - 1)[:, None])
+    return np.where(inside, moved, 0).sum(1) / (n**3 * g2 + n**2 * s2)
 
 
 CONTROL = Statement(
     "sum E ||x_i - x_0||^2 <= eta^2 n^3 ||grad f||^2 + eta^2 n^2 sigma^2, quadratics of curvature within [-L, L]",
-    ("n", "curvature/L", "share of ||grad f||^2"), ((1.5, 100), (-1.0, 1.0), (0.0, 1.0)), _drift,
-    log=(True, False, False), known=0.4823, cases=2000,
+    {"n": Log(1.5, 100), "curvature/L": (-1.0, 1.0), "share of ||grad f||^2": (0.0, 1.0)}, _drift, known=0.4823,
+    cases=2000,
 )  # fmt: skip
 
 
-def _control(seed: int) -> Finding:
+def _control() -> tuple[Certificate, Certificate]:
     sums = all(
         3 * sum(i * i for i in range(n)) <= n**3 and sum(i * (n - i) for i in range(n)) * 6 == (n - 1) * n * (n + 1)
         for n in range(2, 201)
     )
     proof = exact.equal("W (1 - eta^2 L^2 n^2) <= 2 eta^2 [n^3/3 ||grad f||^2 + n (n + 1)/6 sigma^2], so W <= (8/9) "
-                        "eta^2 n^3 ||grad f||^2 + (4/9) eta^2 n (n + 1) sigma^2 for eta <= 1/(2Ln): the sums "
-                        "for n = 2, ..., "
-                        "200 (proof: theory.md B)", sums, True)  # fmt: skip
+                        "eta^2 n^3 ||grad f||^2 + (4/9) eta^2 n (n + 1) sigma^2 for eta <= 1/(2Ln): the sums for n = "
+                        "2, ..., 200 (proof: theory.md B)", sums, True)  # fmt: skip
     eta, fits = Fraction(1, 7), []
     for shifts in ((1, -1), (3, -1, -2), (5, 1, -2, -4), (1, 1, 1, 1, -4)):
         n, s2 = len(shifts), Fraction(sum(c * c for c in shifts), len(shifts))
         for g in (0, 1, 5):
             for r in (1 - Fraction(1, 2 * n), Fraction(1), 1 + Fraction(1, 2 * n)):
-                W = deviation(tuple(map(Fraction, shifts)), Fraction(g), r, eta)  # noqa: N806
+                W = deviation(tuple(map(Fraction, shifts)), Fraction(g), r, eta)
                 fits.append(eta**2 * (n**3 * g * g + n**2 * s2) >= W)
     whole = exact.equal("all orders of 2 to 5 quadratics, in fractions", fits, [True] * len(fits))
-    return Finding((proof, whole, CONTROL.falsify(seed)))
+    return proof, whole
 
 
 _B6 = ("B.6' (theory.md B): the noise is theta^2 (eta_x sigma_x^2 + eta_y sigma_y^2) + 6n (d + 1) L_x eta_x^2 "
-"sigma_x^2 + "
-       "terms in mu; its part n (d + 1) L eta^2 sigma^2 is necessary")  # fmt: skip
+       "sigma_x^2 + terms in mu; its part n (d + 1) L eta^2 sigma^2 is necessary")  # fmt: skip
 CLAIMS = (
     Claim(
         "b.6", "E f(z_tau) - f* + E sum_{t < tau} [(n eta_x/4) ||grad_x f||^2 + (3 n eta_y/8) ||grad_y f||^2] <= f_0 - "
         "f* + [(sigma^2 n^2/2)(eta_x^3 L_x^2 + eta_y^3 L_y^2) + o(mu)] T.", "Lemma B.6",
         "Assumptions 3.2, 3.3, eta_x <= min{1/(2Ln), 1/(384 L n d)}, eta_y <= 1/(2Ln)", "holds once corrected", _B6,
-        TESTS + "test_verdicts[b.6]", _main,
+        check_by(counterexample, lambda: collection("corrected"), searches=(PRINTED, CORRECTED)),
     ),
     Claim(
         "b.6-expectation", "E f(z_{t+1}) is finite, so that the proof may take expectations.", "Lemma B.6, proof",
         "Definition 2.1, Gaussian directions", "holds once corrected",
-        "With directions on the sphere of radius sqrt(d), which are bounded.", TESTS + "test_verdicts[b.6-expectation]",
-        _integrable,
+        "With directions on the sphere of radius sqrt(d), which are bounded.",
+        check_by(_integrable, _bounded, searches=(INTEGRABLE,)),
     ),
     Claim(
         "b.6-stopping", "E 1{t < tau} <grad f(z_t), noise of epoch t> = 0 for tau_1 = min{t: f(z_{t+1}) - f* > F}.",
         "Lemma B.6, proof", "unbiased noise", "holds once corrected", "For tau = min{t: f(z_t) - f* > F}, which does "
-        "not look ahead.", TESTS + "test_verdicts[b.6-stopping]", _stopping,
+        "not look ahead.", check_by(_stopping, searches=(AHEAD,)),
     ),
     Claim(
         "b.6-control", "sum_i E ||x_i - x_0||^2 <= eta^2 n^3 ||grad f||^2 + eta^2 n^2 sigma^2 for EXACT gradients, one "
         "block.", "Lemma 5 of Mishchenko et al. (2020), used in Lemma B.6", "f_i L-smooth, eta <= 1/(2Ln)", "holds", "",
-        TESTS + "test_verdicts[b.6-control]", _control,
+        check_by(_control, searches=(CONTROL,)),
     ),
 )  # fmt: skip
-STATEMENTS = (PRINTED, CORRECTED, INTEGRABLE, AHEAD, CONTROL)

@@ -1,16 +1,16 @@
 """Appendix D.4: the norm formula, and the step in single precision."""
 
+import itertools
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from smoothlab.claims import exact
 from smoothlab.claims.claim import Certificate, Claim, Finding
-from smoothlab.claims.search import Array, Statement, falsify
-
-TESTS = "tests/claims/test_measuring.py::"
+from smoothlab.claims.search import Array, Log, Statement
 
 # ||H||_F from unit vectors. A uniform v on the sphere has E v_i v_j = 1{i = j}/d, E v_i^4 = 3/(d (d + 2)) and
 # E v_i^2 v_j^2 = 1/(d (d + 2)), so that for H = diag(h) the mean square of ||Hv|| and its variance are fractions.
@@ -18,43 +18,45 @@ TESTS = "tests/claims/test_measuring.py::"
 
 def unit_mean(h: Sequence[int]) -> Fraction:
     """E v'H^2 v."""
-    return Fraction(sum(one**2 for one in h), len(h))
+    return Fraction(sum(value**2 for value in h), len(h))
 
 
 def unit_variance(h: Sequence[int]) -> Fraction:
     """Relative variance of v'H^2 v."""
-    d, square, fourth = len(h), sum(one**2 for one in h), sum(one**4 for one in h)
+    d, square, fourth = len(h), sum(value**2 for value in h), sum(value**4 for value in h)
     second = Fraction(square**2 + 2 * fourth, d * (d + 2))
     return second / unit_mean(h) ** 2 - 1
 
 
-def _ratio_to_formula(p: Array) -> Array:
-    """||H||_F over sqrt(E v'H^2 v), H of eigenvalues k^-decay; the first d of them."""
+def _traces(p: Array, power: int) -> tuple[Array, Array]:
+    """d, and tr H^power for H with the first d of the eigenvalues k^-decay."""
     d, decay = np.round(p[:, 0]), p[:, 1]
     k = np.arange(1, 1001)
-    squares = np.where(k <= d[:, None], k ** (-2 * decay[:, None]), 0.0).sum(1)
-    found: Array = np.sqrt(squares) / np.sqrt(squares / d)
-    return found
+    return d, np.where(k <= d[:, None], k ** (-power * decay[:, None]), 0.0).sum(1)
+
+
+def _ratio_to_formula(p: Array) -> Array:
+    """||H||_F over sqrt(E v'H^2 v)."""
+    d, squares = _traces(p, 2)
+    ratio: Array = np.sqrt(squares) / np.sqrt(squares / d)
+    return ratio
 
 
 def _spread(p: Array) -> Array:
     """Relative variance of d v'H^2 v over its bound 2."""
-    d, decay = np.round(p[:, 0]), p[:, 1]
-    k = np.arange(1, 1001)
-    fourths = np.where(k <= d[:, None], k ** (-4 * decay[:, None]), 0.0).sum(1)
-    squares = np.where(k <= d[:, None], k ** (-2 * decay[:, None]), 0.0).sum(1)
-    found: Array = 2 / (d + 2) * (d * fourths / squares**2 - 1) / 2
-    return found
+    (d, squares), (_, fourths) = _traces(p, 2), _traces(p, 4)
+    ratio: Array = 2 / (d + 2) * (d * fourths / squares**2 - 1) / 2
+    return ratio
 
 
-_SPECTRA = {"names": ("d", "decay"), "ranges": ((1.0, 1000.0), (0.0, 6.0)), "log": (True, False)}
+_SPECTRA = {"d": Log(1.0, 1000.0), "decay": (0.0, 6.0)}
 FORMULA = Statement(
     "||H||_F <= sqrt(E v'H^2 v), v uniform on the unit sphere, H with eigenvalues k^-decay, k <= d",
-    ratio=_ratio_to_formula, cases=2000, steps=60, **_SPECTRA,  # type: ignore[arg-type]
+    _SPECTRA, _ratio_to_formula, cases=2000, steps=60,
 )  # fmt: skip
 SPREAD = Statement(
-    "relative variance of d v'H^2 v <= 2, H with eigenvalues k^-decay, k <= d", ratio=_spread, about="corrected",
-    known=999 / 1002, cases=2000, steps=60, **_SPECTRA,  # type: ignore[arg-type]
+    "relative variance of d v'H^2 v <= 2, H with eigenvalues k^-decay, k <= d", _SPECTRA, _spread, "corrected",
+    known=999 / 1002, cases=2000, steps=60,
 )  # fmt: skip
 
 
@@ -66,8 +68,8 @@ def _formula(seed: int) -> Finding:
         "H = I in two dimensions: every unit v has v'H^2 v = 1, and ||H||_F^2 = 2 is not that", unit_mean([1, 1]),
         Fraction(1), supports=False,
     )  # fmt: skip
-    frames = [rng.integers(-9, 10, (d, d)) for d in range(2, 30)]
-    symmetric = [(one + one.T).astype(object) for one in frames]
+    matrices = [rng.integers(-9, 10, (d, d)) for d in range(2, 30)]
+    symmetric = [(a + a.T).astype(object) for a in matrices]
     # +-e_i are a design of degree 3: the mean over them of v'H^2 v is that over the sphere.
     means = [sum(Fraction(int((h[:, i] ** 2).sum()), len(h)) for i in range(len(h))) for h in symmetric]
     corrected = exact.equal(
@@ -80,7 +82,7 @@ def _formula(seed: int) -> Finding:
         "variance (2/(d + 2)) (d tr H^4/||H||_F^4 - 1) <= 2, as tr H^4 <= ||H||_F^4",
         [float(unit_variance(h) / 2) for h in spectra], "corrected",
     )  # fmt: skip
-    return Finding((isotropic, corrected, hundred, *falsify([FORMULA, SPREAD], seed)))
+    return Finding((isotropic, corrected, hundred, FORMULA.falsify(seed), SPREAD.falsify(seed)))
 
 
 # The step h = 1e-5 in single precision
@@ -116,17 +118,17 @@ def _step(central: bool, p: Array) -> Array:
     return np.array([difference_error(n, s, o, h, central) / TOLERATED for n, s, o, h in members])
 
 
-_WEIGHTS = {
-    "names": ("d", "size of weights", "||c||/||x||"), "ranges": ((10.0, 1e5), (1e-3, 1.0), (1e-2, 100.0)),
-    "log": (True, True, True), "cases": 150, "starts": 2, "steps": 40,
+_WEIGHTS: dict[str, Any] = {
+    "ranges": {"d": Log(10.0, 1e5), "size of weights": Log(1e-3, 1.0), "||c||/||x||": Log(1e-2, 100.0)},
+    "cases": 150, "starts": 2, "steps": 40,
 }  # fmt: skip
 STEP = Statement(
     "||q - Hv|| <= ||Hv||/10 for the forward difference at h = 1e-5 in fp32, f = ||x - c||^2/2",
-    ratio=lambda p: _step(False, p), **_WEIGHTS,  # type: ignore[arg-type]
+    ratio=lambda p: _step(False, p), **_WEIGHTS,
 )  # fmt: skip
 LONG_STEP = Statement(
     "||q - Hv|| <= ||Hv||/10 for the central difference at h = ||x||/100 in fp32, f = ||x - c||^2/2",
-    ratio=lambda p: _step(True, p), about="corrected", known=0.0019, **_WEIGHTS,  # type: ignore[arg-type]
+    ratio=lambda p: _step(True, p), about="corrected", known=0.0019, **_WEIGHTS,
 )  # fmt: skip
 
 
@@ -144,8 +146,8 @@ def _steps(seed: int, records: Sequence[Path]) -> Finding:
         "the same in numpy's fp32, on 100,000 random weights from 1/64 to 1: all stay as they are",
         bool((weights + np.float32(1e-5 / OPT_125M**0.5) == weights).all()), True, supports=False,
     )  # fmt: skip
-    told = [one for path in records for one in _rounding(path)]
-    return Finding((lost, same, *told, *falsify([STEP, LONG_STEP], seed)))
+    rounding = itertools.chain(*map(_rounding, records))
+    return Finding((lost, same, *rounding, STEP.falsify(seed), LONG_STEP.falsify(seed)))
 
 
 def _rounding(path: Path) -> list[Certificate]:
@@ -153,7 +155,7 @@ def _rounding(path: Path) -> list[Certificate]:
     from smoothlab.records import load
     from smoothlab.stats.smoothness_table import points
 
-    table, found = load(path), []
+    table, certificates = load(path), []
     for protocol, about, most in (("paper", "printed", 0.5), ("estimated", "corrected", 0.01)):
         rows = points(table, "base", protocol=protocol)
         rows = rows[rows["floor"].notna()]
@@ -161,28 +163,24 @@ def _rounding(path: Path) -> list[Certificate]:
             continue
         share = (rows["floor"] / rows["value"].abs()).to_numpy()
         above = int((share > most).sum())
-        what = (
-            "printed values (h = 1e-5, fp32) of the base model under twice their rounding floor"
-            if protocol == "paper"
-            else "estimated values (exact products) of the base model with a rounding floor of more than 1 %"
-        )
+        what = {"paper": "printed values (h = 1e-5, fp32) of the base model under twice their rounding floor",
+                "estimated": "estimated values (exact products) of the base model with a rounding floor of more than "
+                "1 %"}[protocol]  # fmt: skip
         facts = {"points": float(len(rows)), "such points": float(above), "median floor/value": float(np.median(share)),
                  "largest floor/value": float(share.max()), "records": path.name}  # fmt: skip
-        found.append(Certificate(what, about, above == 0, "records", facts))  # type: ignore[arg-type]
-    return found
+        certificates.append(Certificate(what, about, above == 0, "records", facts))  # type: ignore[arg-type]
+    return certificates
 
 
 CLAIMS = (
     Claim(
         "d4-formula", "||H||_F = sqrt(E v'H^2 v) for v on the unit sphere.", "Appendix D.4", "H symmetric",
         "holds once corrected", "||H||_F = sqrt(d E v'H^2 v); 100 vectors give its square to 14 %. The sum over a "
-        "batch of 8 is 8 times the mean loss's Hessian.", TESTS + "test_verdicts[d4-formula]", _formula,
+        "batch of 8 is 8 times the mean loss's Hessian.", _formula,
     ),
     Claim(
         "d4-step", "(grad f(x + hv) - grad f(x))/h with h = 1e-5, unit v and fp32 is Hv to 10 %.", "Appendix D.4",
         "weights and gradients in fp32", "holds once corrected",
-        "Exact products, or central differences with h of about ||x||/100 (1e-3 to 1e-2 ||x||).",
-        TESTS + "test_verdicts[d4-step]", _steps, records=True,
+        "Exact products, or central differences with h of about ||x||/100 (1e-3 to 1e-2 ||x||).", _steps, records=True,
     ),
 )  # fmt: skip
-STATEMENTS = (FORMULA, SPREAD, STEP, LONG_STEP)

@@ -15,15 +15,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from smoothlab.claims import exact
 from smoothlab.claims.claim import Certificate
+from smoothlab.claims.search import Array, Log
 
-Array = NDArray[np.float64]
-NAMES = ("m", "m_y", "k", "lambda", "x")
-RANGES = ((1e-3, 1.0), (1e-6, 1e-1), (1.0, 1e6), (3.0, 1e3), (0.1, 5.0))
-LOG = (True, True, True, True, False)
+RANGES = {"m": Log(1e-3, 1.0), "m_y": Log(1e-6, 1e-1), "k": Log(1.0, 1e6), "lambda": Log(3.0, 1e3), "x": (0.1, 5.0)}
 S = np.concatenate([-np.geomspace(1e-9, 10, 60)[::-1], [0.0], np.geomspace(1e-9, 10, 60)])
 STORED = (0.1, 0.001, 1e5, 200.0, 2.0)
 
@@ -37,25 +34,25 @@ class Ridge:
     k: Array
 
     def value(self, x: Array, s: Array) -> Array:
-        """R."""
+        """R, the function of the module."""
         y = (s + x) / self.k
-        found: Array = self.m * x**2 / 2 + self.m_y * y**2 / 2 + np.exp(-(s**2) / 2) * np.cosh(x)
-        return found
+        value: Array = self.m * x**2 / 2 + self.m_y * y**2 / 2 + np.exp(-(s**2) / 2) * np.cosh(x)
+        return value
 
     def gradient(self, x: Array, s: Array) -> tuple[Array, Array]:
-        """Both entries."""
-        P = np.exp(-(s**2) / 2) * np.cosh(x)  # noqa: N806
+        """R_x and R_y."""
+        P = np.exp(-(s**2) / 2) * np.cosh(x)
         return self.m * x + P * (np.tanh(x) + s), self.m_y * (s + x) / self.k - self.k * s * P
 
     def needed(self, x: Array, s: Array, ell_y: Array) -> Array:
         """The least ell_x at a point, given ell_y; infinite where ell_y itself is too small."""
-        P, t = np.exp(-(s**2) / 2) * np.cosh(x), np.tanh(x)  # noqa: N806
+        P, t = np.exp(-(s**2) / 2) * np.cosh(x), np.tanh(x)
         xx, xy = self.m + P * s * (2 * t + s), self.k * P * (1 - s * t - s**2)
         yy = self.m_y + self.k**2 * P * (s**2 - 1)
         room = np.stack([ell_y - yy, ell_y + yy])
         needed = np.stack([xx, -xx]) + xy**2 / np.where(room > 0, room, np.nan)
-        found: Array = np.where((room > 0).all(0), needed.max(0), np.inf)
-        return found
+        least: Array = np.where((room > 0).all(0), needed.max(0), np.inf)
+        return least
 
     def ell_x(self, u: Array, ell_y: Array) -> Array:
         """The largest `needed` on a grid where ||grad f|| <= u, all of them [cases]: from below."""
@@ -65,8 +62,8 @@ class Ridge:
         wide = Ridge(*(np.asarray(v)[:, None, None] for v in (self.m, self.m_y, self.k)))
         inside = np.hypot(*wide.gradient(x, S)) <= u[:, None, None]
         needed = np.where(inside, wide.needed(x, S, ell_y[:, None, None]), 0.0)
-        found: Array = needed.max((1, 2))
-        return found
+        largest: Array = needed.max((1, 2))
+        return largest
 
 
 def _at(p: Array) -> tuple[Ridge, Array, Array, Array, Array]:
@@ -115,7 +112,7 @@ def definition_dense() -> Certificate:
     worst, bound = 0.0, 0.0
     with np.errstate(over="ignore"):
         for sign in (1.0, -1.0):
-            P = np.exp(-(s**2) / 2) * np.cosh(x)  # noqa: N806
+            P = np.exp(-(s**2) / 2) * np.cosh(x)
             inside = np.hypot(*f.gradient(x, sign * s)) <= u
             near = inside & (s <= 1e-3)
             proven = m + P * s * (2 + s) + P**2 * (1 + s + s**2) ** 2 / (stretch - P)
@@ -142,10 +139,10 @@ def certificates(lemma: str) -> tuple[Certificate, ...]:
         "point": "(2, 2/k)",
     }
     if lemma == "B.1":
-        one = exact.enclosed(1)
-        P = exact.exp(-one / 2) * exact.cosh(one)  # noqa: N806
-        moved = f_x - (m + P * (exact.sinh(one) / exact.cosh(one) + 1))
-        return exact.refutes("item 1 with ell(2G), y' = y, between x = 1 and 2 on a ridge", moved, one / 2, **facts)
+        x = exact.enclosed(1)
+        P = exact.exp(-x / 2) * exact.cosh(x)
+        moved = f_x - (m + P * (exact.sinh(x) / exact.cosh(x) + 1))
+        return exact.refutes("item 1 with ell(2G), y' = y, between x = 1 and 2 on a ridge", moved, x / 2, **facts)
     left = f_x * f_x if lemma == "B.2 (1)" else f_x * f_x + f_y * f_y / (400 * k * k)
     what = "||grad_x f||^2/(2 ell_x(2u)) <= f - f*" if lemma == "B.2 (1)" else "item 3"
     return exact.refutes(f"{what} on a ridge (f* >= 0)", left, gap, **facts)

@@ -1,22 +1,29 @@
 """Falsification: an inequality measured <= allowed on random members, then optimization from the worst of them.
 
 A `Statement` knows how to draw members, numbers [cases, p] in the unit cube that `ratio` turns into functions and
-points, and what measured/allowed is there. Nothing is told of stored counterexamples: what is found, is found from
+points, and what measured/allowed is there. It knows no stored counterexample: whatever a search finds, it finds from
 random numbers. Nelder and Mead's search from the worst members needs no derivatives, which maxima of eigenvalues and
 minimal ell do not have.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize
 
-from smoothlab.claims.claim import About, Search
+from smoothlab.claims.claim import About, Certificate, Finding, Search
 
 Array = NDArray[np.float64]
+
+
+class Log(NamedTuple):
+    """The range of a parameter that is drawn on the log scale."""
+
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -24,13 +31,10 @@ class Statement:
     """An inequality that may be broken.
 
     Attributes:
-        what: it, and where it is looked for.
-        names: of the parameters, for the report.
-        ranges: least and greatest value of each; those with a positive least value of a wide range are drawn on the
-            log scale if `log` says so.
+        what: the inequality, and where it is looked for.
+        ranges: least and greatest value of each parameter, by name; `Log` for those drawn on the log scale.
         ratio: measured/allowed at parameters [cases, p]: [cases]; NaN or -inf where there is nothing to compare.
         about: the printed or the corrected statement.
-        log: which parameters are drawn on the log scale.
         known: the largest ratio known, for a true inequality.
         unreachable: see `Search`.
         cases: random members.
@@ -39,11 +43,9 @@ class Statement:
     """
 
     what: str
-    names: tuple[str, ...]
-    ranges: tuple[tuple[float, float], ...]
+    ranges: Mapping[str, tuple[float, float]]
     ratio: Callable[[Array], Array]
     about: About = "printed"
-    log: tuple[bool, ...] = ()
     known: float | None = None
     unreachable: str = ""
     cases: int = 20_000
@@ -52,17 +54,17 @@ class Statement:
 
     def members(self, unit: Array) -> Array:
         """Parameters [cases, p] from numbers in the unit cube."""
-        low, high = np.array(self.ranges).T
-        logs = np.array(self.log or (False,) * len(self.names))
+        low, high = np.array(list(self.ranges.values())).T
+        logs = [isinstance(ends, Log) for ends in self.ranges.values()]
         with np.errstate(divide="ignore", invalid="ignore"):
             geometric = low * (high / low) ** unit
-        found: Array = np.where(logs, geometric, low + (high - low) * unit)
-        return found
+        members: Array = np.where(logs, geometric, low + (high - low) * unit)
+        return members
 
     def falsify(self, seed: int = 0, factor: float = 1.0) -> Search:
         """Look for measured > factor allowed; `factor` below 1 makes the statement false on purpose, to test this."""
         rng = np.random.default_rng([seed, *self.what.encode()])
-        unit = rng.random((self.cases, len(self.names)))
+        unit = rng.random((self.cases, len(self.ranges)))
         ratios = self._ratios(unit)
         best, where, count = float(ratios.max()), unit[ratios.argmax()], 0
 
@@ -73,23 +75,33 @@ class Statement:
             options: Any = {
                 "maxfev": self.steps, "initial_simplex": _simplex(start), "xatol": 1e-9, "fatol": 1e-12,
             }  # fmt: skip
-            found: Any = optimize.minimize(short_of, start, method="Nelder-Mead", options=options)
-            count += int(found.nfev)
-            if -found.fun > best:
-                best, where = -float(found.fun), _reflected(found.x)
-        point = dict(zip(self.names, self.members(where[None])[0].tolist(), strict=True))
+            result: Any = optimize.minimize(short_of, start, method="Nelder-Mead", options=options)
+            count += int(result.nfev)
+            if -result.fun > best:
+                best, where = -float(result.fun), _reflected(result.x)
+        point = dict(zip(self.ranges, self.members(where[None])[0].tolist(), strict=True))
         return Search(self.what, self.about, self.cases, count, 1 - best / factor, point, self.known, self.unreachable)
 
     def _ratios(self, unit: Array) -> Array:
         with np.errstate(all="ignore"):
-            found = np.asarray(self.ratio(self.members(unit)), dtype=float)
+            ratios = np.asarray(self.ratio(self.members(unit)), dtype=float)
         # An overflow is no violation: nothing is compared there.
-        return np.where(np.isfinite(found), found, -1e300)
+        return np.where(np.isfinite(ratios), ratios, -1e300)
 
 
-def falsify(statements: Sequence[Statement], seed: int = 0) -> tuple[Search, ...]:
-    """Each of them."""
-    return tuple(one.falsify(seed) for one in statements)
+def check_by(
+    *certificates: Callable[[], Certificate | tuple[Certificate, ...]], searches: Sequence[Statement] = ()
+) -> Callable[[int], Finding]:
+    """A check that makes these certificates, and then searches for counterexamples to these statements."""
+
+    def check(seed: int) -> Finding:
+        evidence: list[Certificate | Search] = []
+        for make in certificates:
+            made = make()
+            evidence += made if isinstance(made, tuple) else (made,)
+        return Finding((*evidence, *(statement.falsify(seed) for statement in searches)))
+
+    return check
 
 
 def _reflected(u: Array) -> Array:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from smoothlab.claims import CLAIMS, Claim, Evidence, Finding, Search
+from smoothlab.claims.claim import as_text
 from smoothlab.errors import BadInput
 from smoothlab.records import Row, header, load
 
@@ -23,36 +24,42 @@ MISSING = "no records"
 
 @dataclass(frozen=True)
 class Audit:
-    """Check claims of the paper: verdict, counterexample, what holds instead, and how that was found."""
+    """Check claims of the paper: verdict, counterexample, what holds instead, and the evidence.
+
+    Attributes:
+        claims: names of claims; all of them by default, or those of `add` where it is given.
+        records: record files of `smoothlab smoothness` for the claims on measurements; by default those of this
+            checkout.
+        add: Python files with claims of the user's, CLAIM or CLAIMS; see `smoothlab.claims`.
+        seed: seed of the searches.
+    """
 
     name: ClassVar[str] = "audit"
     unit: ClassVar[str] = "claim"
 
     claims: tuple[str, ...] = ()
-    """Names; all of them if none is given."""
     records: tuple[Path, ...] = ()
-    """Record files of `smoothlab smoothness` for the claims on measurements; by default those of this checkout."""
     add: tuple[Path, ...] = ()
-    """Python files with claims of the user's, CLAIM or CLAIMS; see `smoothlab.claims`."""
     seed: int = 0
-    """Of the searches."""
 
     def chosen(self) -> list[Claim]:
-        """The claims that are asked for; with --add and no names, the added ones.
+        """The claims that are asked for; with `add` and no names, the added ones.
 
         Raises:
-            BadInput: an unknown name, or a file of --add that cannot be used.
+            BadInput: an unknown name, or a file of `add` that cannot be used.
         """
-        added = [claim for path in self.add for claim in added_claims(path)]
+        added: list[Claim] = []
+        for path in self.add:
+            added += added_claims(path)
         known = dict(CLAIMS)
         for claim in added:
             if claim.name in known:
                 raise BadInput(f"--add: a claim named '{claim.name}' is there already; give it another name")
             known[claim.name] = claim
+        lower = {name.lower(): name for name in known}
         for name in self.claims:
             if name not in known:
-                lower = {one.lower(): one for one in known}
-                near = [lower[one] for one in difflib.get_close_matches(name.lower(), lower, cutoff=0.5)]
+                near = [lower[match] for match in difflib.get_close_matches(name.lower(), lower, cutoff=0.5)]
                 hint = f"perhaps you meant {', '.join(near)}; " if near else ""
                 raise BadInput(f"claim '{name}' is unknown: {hint}smoothlab audit without a name lists all")
         if self.claims:
@@ -60,44 +67,44 @@ class Audit:
         return added or list(known.values())
 
     def rows(self, done: Sequence[Row]) -> Iterator[Row]:
-        """One row a claim."""
+        """Yield one row a claim that `done` lacks."""
         paths = self._records()
-        behind = {row["claim"] for row in done}
-        for claim in (claim for claim in self.chosen() if claim.name not in behind):
+        finished = {row["claim"] for row in done}
+        for claim in self.chosen():
+            if claim.name in finished:
+                continue
             begun = time.monotonic()
-            finding = claim.found(self.seed, paths)
+            finding = claim.finding(self.seed, paths)
             row: Row = {
                 **{key: getattr(claim, key) for key in ("statement", "place", "hypotheses", "correction", "test")},
                 "claim": claim.name, "verdict": finding.verdict, "stored": claim.verdict,
-                "evidence": [_told(one) for one in finding.evidence],
+                "evidence": [_evidence_row(item) for item in finding.evidence],
             }  # fmt: skip
             if claim.records and not paths and finding.verdict != claim.verdict:
                 row |= {"verdict": "open", "note": MISSING}
             yield row | {"seconds": round(time.monotonic() - begun, 3)}
 
     @cached_property
-    def _places(self) -> dict[str, int]:
-        return {claim.name: n for n, claim in enumerate(self.chosen())}
+    def _numbers(self) -> dict[str, int]:
+        return {claim.name: number for number, claim in enumerate(self.chosen())}
 
     def place(self, row: Row) -> int:
-        """The number of the claim."""
-        return self._places[row["claim"]]
+        """Return the number of the row's claim."""
+        return self._numbers[row["claim"]]
 
     def standing(self, rows: Sequence[Row | None]) -> list[Row]:
-        """Every row stands: claims do not depend on each other."""
+        """Keep every row, as claims do not depend on each other."""
         return list({row["claim"]: row for row in rows if row is not None}.values())
 
     def plan(self) -> str:
-        """What would be checked."""
+        """Say what would be checked."""
         return "\n".join(f"{claim.name}: {claim.statement}" for claim in self.chosen())
 
     def _records(self) -> tuple[Path, ...]:
-        if not self.records:
-            return tuple(path for path in RECORDS if path.exists())
         for path in self.records:
             if header(path)["experiment"] not in ("smoothness", "hook"):
                 raise BadInput(f"{path} does not hold records of smoothlab smoothness: give such a file to --records")
-        return self.records
+        return self.records or tuple(path for path in RECORDS if path.exists())
 
 
 def added_claims(path: Path) -> list[Claim]:
@@ -119,32 +126,34 @@ def added_claims(path: Path) -> list[Claim]:
         raise
     except Exception as error:
         raise BadInput(f"--add {path}: {type(error).__name__}: {error}; correct the file") from error
-    found = [module.CLAIM] if hasattr(module, "CLAIM") else list(getattr(module, "CLAIMS", ()))
-    if not found or not all(isinstance(one, Claim) for one in found):
+    added = [module.CLAIM] if hasattr(module, "CLAIM") else list(getattr(module, "CLAIMS", ()))
+    if not added or not all(isinstance(claim, Claim) for claim in added):
         raise BadInput(f"--add {path}: define CLAIM, or a tuple CLAIMS, of smoothlab.claims.Claim")
-    return [dataclasses.replace(one, check=_guarded(one, path)) for one in found]
+    return [dataclasses.replace(claim, check=_guarded(claim, path)) for claim in added]
 
 
 def _guarded(claim: Claim, path: Path) -> Callable[..., Finding]:
     """The check of a user's claim, whose errors become one line."""
 
-    def check(*given: object) -> Finding:
+    def check(*arguments: object) -> Finding:
         try:
-            return claim.check(*given)
+            return claim.check(*arguments)
         except BadInput:
             raise
         except Exception as error:
-            told = f"{type(error).__name__}: {error}"
-            raise BadInput(f"--add {path}: the check of claim '{claim.name}' failed: {told}; correct it") from error
+            cause = f"{type(error).__name__}: {error}"
+            raise BadInput(f"--add {path}: the check of claim '{claim.name}' failed: {cause}; correct it") from error
 
     return check
 
 
-def _told(evidence: Evidence) -> Row:
-    row: Row = {"kind": "search" if isinstance(evidence, Search) else "certificate", **dataclasses.asdict(evidence)}
+def _evidence_row(evidence: Evidence) -> Row:
+    row: Row = {"kind": "certificate", **dataclasses.asdict(evidence)}
+    if isinstance(evidence, Search):
+        row |= {"kind": "search", "broken": evidence.broken, "text": str(evidence)}
     for key in {"facts", "at"} & row.keys():  # JSON has no infinity
         row[key] = {k: v if isinstance(v, str) or math.isfinite(v) else str(v) for k, v in row[key].items()}
-    return row | ({"broken": evidence.broken, "text": str(evidence)} if isinstance(evidence, Search) else {})
+    return row
 
 
 def loaded(path: Path) -> list[Row]:
@@ -168,21 +177,21 @@ def lines(row: Row, evidence: bool) -> list[str]:
     """A row for people: the verdict, and with `evidence` all that led to it."""
     note = f" ({row['note']})" if row.get("note") else ""
     against = f", but '{row['stored']}' is stored" if differs(row) else ""
-    told = [f"{row['claim']:<19} {row['verdict']}{note}{against}  [{row['place']}]"]
+    text = [f"{row['claim']:<19} {row['verdict']}{note}{against}  [{row['place']}]"]
     if not evidence:
-        return told
-    told += [f"  claim    {row['statement']}", f"  given    {row['hypotheses']}"]
+        return text
+    text += [f"  claim    {row['statement']}", f"  given    {row['hypotheses']}"]
     if row["correction"]:
-        told.append(f"  instead  {row['correction']}")
-    for one in row["evidence"]:
-        facts = ", ".join(f"{k} = {v if isinstance(v, str) else f'{v:.6g}'}" for k, v in one["facts"].items())
-        if one["kind"] == "search":
+        text.append(f"  instead  {row['correction']}")
+    for item in row["evidence"]:
+        facts = ", ".join(f"{name} = {as_text(value)}" for name, value in item["facts"].items())
+        if item["kind"] == "search":
             facts = f"; {facts}" if facts else ""
-            told.append(f"  search   {one['about']}: {one['what']}: {one['text']}{facts}")
+            text.append(f"  search   {item['about']}: {item['what']}: {item['text']}{facts}")
             continue
-        word = {True: "supports", False: "refutes", None: "leaves open"}[one["supports"]]
-        told.append(f"  {one['how']}, {word} what is {one['about']}: {one['what']}: {facts}")
-    return [*told, f"  test     {row['test']}"]
+        word = {True: "supports", False: "refutes", None: "leaves open"}[item["supports"]]
+        text.append(f"  {item['how']}, {word} what is {item['about']}: {item['what']}: {facts}")
+    return [*text, f"  test     {row['test']}"]
 
 
 def warn(rows: Sequence[Row]) -> None:

@@ -1,4 +1,4 @@
-"""What every objective must pass, also a user's own: each check tells how many points it saw, and the smallest slack.
+"""What every objective must pass, also a user's own: each check gives how many points it saw, and the smallest slack.
 
     derivatives       gradient and Hessian against autograd, and those of every component
     definition 2.1    -D <= Hess f <= D with D = diag(ell_x(u), ell_y(u)), u = ||grad f||, both signs apart; where
@@ -16,8 +16,10 @@ refute, and then the point is shown.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,14 +27,17 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from smoothlab.errors import BadInput
-from smoothlab.objectives.component import Component
 from smoothlab.objectives.finite_sum import Objective
-from smoothlab.objectives.sublevel import Claim, climb, sample
+from smoothlab.objectives.psi import Array
+from smoothlab.objectives.sublevel import BlockSmooth, climb, sample
 from smoothlab.objectives.sums import FiniteSum
 from smoothlab.theory.constants import largest, phi
 
 _EXACT = 1e-8  # relative: rounding of f, and the error of Phi
-_LAMBDAS = np.geomspace(1, 1e8, 200)
+_ROUNDS = 60  # of searches
+_SEARCHED = _ROUNDS * 8 * 32  # points that a search looks at
+SMALL = 1e-12  # f - f* below is rounding
+LAMBDAS = np.geomspace(1, 1e8, 200)
 
 
 @dataclass(frozen=True)
@@ -67,17 +72,17 @@ class Function:
 
     def value(self, z: Tensor) -> Tensor:
         """f at z [..., d]."""
-        return self._each(self.function, z)
+        return self._batched(self.function, z)
 
     def gradient(self, z: Tensor) -> Tensor:
         """By autograd."""
-        return self._each(torch.func.grad(self.function), z)
+        return self._batched(torch.func.grad(self.function), z)
 
     def hessian(self, z: Tensor) -> Tensor:
         """By autograd, backward over backward."""
-        return self._each(torch.func.jacrev(torch.func.grad(self.function)), z)
+        return self._batched(torch.func.jacrev(torch.func.grad(self.function)), z)
 
-    def _each(self, function: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+    def _batched(self, function: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
         flat = z.reshape(-1, z.shape[-1])
         if not len(flat):
             return function(torch.zeros_like(self.center)).new_zeros(0)
@@ -118,12 +123,12 @@ class Witness:
 
 @dataclass(frozen=True)
 class Check:
-    """One check of one claim.
+    """The result of one check.
 
     Attributes:
-        name: which.
-        points: how many it saw.
-        slack: the smallest relative slack; negative where the claim fails.
+        name: what was checked.
+        points: number of points looked at.
+        slack: the smallest relative slack; negative where the f fails.
         tolerance: how negative rounding can make it.
         witness: where it fails most.
     """
@@ -145,7 +150,7 @@ class Check:
         return text if self.witness is None else f"{text}; {self.witness}"
 
 
-def check_all(claim: Claim, level: float = 10.0, points: int = 10_000, seed: int = 0) -> list[Check]:
+def check_all(f: BlockSmooth, level: float = 10.0, points: int = 10_000, seed: int = 0) -> list[Check]:
     """All checks on the sublevel set f - f* <= level, each with `points` points and searches from the worst of them.
 
     Raises:
@@ -153,162 +158,178 @@ def check_all(claim: Claim, level: float = 10.0, points: int = 10_000, seed: int
     """
     if not 0 < level < math.inf or points < 1:
         raise BadInput(f"level {level} and {points} points: both must be positive")
-    z = sample(claim, level, points, seed)
-    checks = [definition(claim, z, level, sign, seed) for sign in (1, -1)] + [t1(claim, z), t2(claim, z)]
-    checks += [coercivity(claim, level, seed)]
-    if isinstance(claim, FiniteSum):
-        checks += [derivatives(claim, z[:: max(1, points // 1000)])]
-    if isinstance(claim, Objective):
-        checks += [sigma(claim, z[:20])]
-    elif isinstance(claim, FiniteSum):
-        checks += [components(claim, z[::10], level, sign, seed) for sign in (1, -1)]
-        checks += [scatter(claim, z, level, seed)]
+    z = sample(f, level, points, seed)
+    checks = [definition(f, z, level, sign, seed) for sign in (1, -1)]
+    checks += [t1(f, z), t2(f, z), coercivity(f, level, seed)]
+    if isinstance(f, FiniteSum):
+        checks += [derivatives(f, z[:: max(1, points // 1000)])]
+    if isinstance(f, Objective):
+        checks += [sigma(f, z[:20])]
+    elif isinstance(f, FiniteSum):
+        checks += [components(f, z[::10], level, sign, seed) for sign in (1, -1)]
+        checks += [scatter(f, z, level, seed)]
     return checks
 
 
-def _sizes(claim: Claim, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """||grad f||, ell_x, ell_y at z [..., d]: [...]."""
-    u = claim.gradient(z).norm(dim=-1)
-    ells = (torch.from_numpy(np.asarray(ell(u.numpy()), dtype=float)) for ell in (claim.ell_x, claim.ell_y))
-    ell_x, ell_y = (ell.expand(u.shape) for ell in ells)
-    return u, ell_x, ell_y
+# Definition 2.1
 
 
-def _diagonal(claim: Claim, ell_x: Tensor, ell_y: Tensor) -> Tensor:
-    """D [..., d]."""
-    return torch.cat(
-        [ell_x[..., None].expand(*ell_x.shape, claim.d_x), ell_y[..., None].expand(*ell_y.shape, claim.d_y)], -1
-    )
+def ells(f: BlockSmooth, u: Array) -> tuple[Array, Array]:
+    """ell_x and ell_y at gradient norms u [...]: [...] each."""
+    ell_x, ell_y = (np.broadcast_to(np.asarray(ell(u), dtype=float), u.shape) for ell in (f.ell_x, f.ell_y))
+    return ell_x, ell_y
 
 
-def scaled_hessian(claim: Claim, z: Tensor) -> Tensor:
+def diagonal(f: BlockSmooth, ell_x: Array, ell_y: Array) -> Array:
+    """D [..., d] of ell_x and ell_y [...]."""
+    return np.concatenate([np.repeat(ell_x[..., None], f.d_x, -1), np.repeat(ell_y[..., None], f.d_y, -1)], -1)
+
+
+def _diagonal_at(f: BlockSmooth, z: Tensor) -> Tensor:
+    """D at points z [..., d]: [..., d]."""
+    return torch.from_numpy(diagonal(f, *ells(f, f.gradient(z).norm(dim=-1).numpy())))
+
+
+def scaled_hessian(f: BlockSmooth, z: Tensor) -> Tensor:
     """D^(-1/2) Hess f D^(-1/2) [..., d, d]: definition 2.1 says that its eigenvalues are in [-1, 1]."""
-    _, ell_x, ell_y = _sizes(claim, z)
-    root = _diagonal(claim, ell_x, ell_y).rsqrt()
-    return root.unsqueeze(-1) * claim.hessian(z) * root.unsqueeze(-2)
+    root = _diagonal_at(f, z).rsqrt()
+    return root.unsqueeze(-1) * f.hessian(z) * root.unsqueeze(-2)
 
 
-def definition(claim: Claim, z: Tensor, level: float, sign: int, seed: int = 0) -> Check:
+def definition(f: BlockSmooth, z: Tensor, level: float, sign: int, seed: int = 0) -> Check:
     """Definition 2.1 at points z [n, d] and where a search from the worst of them leads; sign 1 as printed, or -1."""
 
     def score(points: Tensor) -> Tensor:
-        scaled = scaled_hessian(claim, points) * sign
+        scaled = scaled_hessian(f, points) * sign
         broken = ~scaled.isfinite().all(-1).all(-1)
         eigenvalues = torch.linalg.eigvalsh(torch.where(broken[..., None, None], 0.0, scaled))[..., -1]
         return torch.where(broken, -torch.inf, eigenvalues)
 
     # u = 0 is left out: ell(0) = 0 is allowed, and a quotient by it is not (theory.md E).
-    kept = z[claim.gradient(z).norm(dim=-1) > 0]
-    rounds = 60
-    worst = climb(claim, level, score, kept, rounds, seed)[0]
-    slack = 1 - float(score(worst))
+    kept = z[f.gradient(z).norm(dim=-1) > 0]
+    worst = climb(f, level, score, kept, _ROUNDS, seed)[0]
     name = f"definition 2.1, {'Hess f <= D (as printed)' if sign > 0 else 'Hess f >= -D'}"
-    check = Check(name, len(kept) + rounds * 8 * 32, slack, _EXACT)
-    return check if check.passed else _witnessed(check, claim, worst, sign)
-
-
-def _witnessed(check: Check, claim: Claim, z: Tensor, sign: int) -> Check:
-    """With the curvature along the worst direction s = D^(-1/2) q, q the eigenvector, of length 1."""
-    _, ell_x, ell_y = _sizes(claim, z)
-    diagonal = _diagonal(claim, ell_x, ell_y)
-    q = torch.linalg.eigh(scaled_hessian(claim, z) * sign)[1][:, -1]
-    s = q * diagonal.rsqrt()
-    s = s / s.norm()
-    measured, allowed = float(s @ claim.hessian(z) @ s), sign * float(s.square() @ diagonal)
-    return Check(check.name, check.points, check.slack, check.tolerance, _witness(claim, z, measured, allowed))
-
-
-def _witness(claim: Claim, z: Tensor, measured: float, allowed: float) -> Witness:
-    u, ell_x, ell_y = _sizes(claim, z)
-    eigenvalues = torch.linalg.eigvalsh(claim.hessian(z))
-    largest_one = float(eigenvalues[eigenvalues.abs().argmax()])
-    return Witness(z, float(u), measured, allowed, float(ell_x), float(ell_y), largest_one)
-
-
-def _inequality(name: str, claim: Claim, z: Tensor, left: Tensor, right: Tensor) -> Check:
-    """Left <= right at every point, relative to the right-hand side."""
-    slack, where = ((right - left) / right).min(0)
-    check = Check(name, len(z), float(slack), _EXACT)
+    check = Check(name, len(kept) + _SEARCHED, 1 - float(score(worst)), _EXACT)
     if check.passed:
         return check
-    witness = _witness(claim, z[where], float(left[where]), float(right[where]))
-    return Check(name, len(z), float(slack), _EXACT, witness)
+    # The curvature along the worst direction s = D^(-1/2) q, q the eigenvector, of length 1.
+    D = _diagonal_at(f, worst)
+    s = torch.linalg.eigh(scaled_hessian(f, worst) * sign)[1][:, -1] * D.rsqrt()
+    s = s / s.norm()
+    measured, allowed = float(s @ f.hessian(worst) @ s), sign * float(s.square() @ D)
+    return replace(check, witness=_witness(f, worst, measured, allowed))
 
 
-def t1(claim: Claim, z: Tensor) -> Check:
-    """Phi(||grad f||) <= f - f* at points z [n, d] with f > f*."""
-    gap = claim.value(z) - claim.f_star
-    z, gap = z[gap > 0], gap[gap > 0]
-    bound = torch.from_numpy(phi(largest(claim.ell_x, claim.ell_y), claim.gradient(z).norm(dim=-1).numpy()))
-    return _inequality("T1", claim, z, bound, gap)
+def _witness(f: BlockSmooth, z: Tensor, measured: float, allowed: float) -> Witness:
+    u = f.gradient(z).norm()
+    ell_x, ell_y = ells(f, u.numpy())
+    eigenvalues = torch.linalg.eigvalsh(f.hessian(z))
+    eigenvalue = float(eigenvalues[eigenvalues.abs().argmax()])
+    return Witness(z, float(u), measured, allowed, float(ell_x), float(ell_y), eigenvalue)
 
 
-def t2(claim: Claim, z: Tensor) -> Check:
-    """T2 with the smallest lambda on a grid from 1 to 1e8; points where none will do are not counted."""
-    gap = claim.value(z) - claim.f_star
-    g = claim.gradient(z)
-    u = g.norm(dim=-1).numpy()
-    stretched = u[:, None] * _LAMBDAS
-    both = [
-        np.broadcast_to(np.asarray(ell(stretched), dtype=float), stretched.shape) for ell in (claim.ell_x, claim.ell_y)
-    ]
+def component(f: FiniteSum, i: int) -> Any:
+    """One component's Hessian with what is claimed of it at u, the norm of the mean's gradient, as a `BlockSmooth`."""
+    return SimpleNamespace(
+        name=f"{f.name}, component {i}", d_x=f.d_x, d_y=f.d_y, f_star=f.f_star, center=f.center, value=f.value,
+        gradient=f.gradient, hessian=partial(f.hessian_of, i=i), ell_x=f.component_ell_x, ell_y=f.component_ell_y,
+    )  # fmt: skip
+
+
+def components(f: FiniteSum, z: Tensor, level: float, sign: int, seed: int = 0) -> Check:
+    """Definition 2.1 of every component, at points z [n, d] and by a search for each; see `definition`."""
+    checks = [definition(component(f, i), z, level, sign, seed) for i in range(f.n)]
+    worst = min(checks, key=lambda check: check.slack)
+    name = worst.name.replace("Hess f", "Hess f_i").replace(" (as printed)", "")
+    return replace(worst, name=name, points=sum(check.points for check in checks))
+
+
+# What follows from it
+
+
+def t1_sides(f: BlockSmooth, z: Tensor) -> tuple[Array, Array]:
+    """Both sides of Phi(||grad f||) <= f - f* at points z [n, d]; the left one is NaN where f - f* is rounding."""
+    gap = (f.value(z) - f.f_star).numpy()
+    bound = phi(largest(f.ell_x, f.ell_y), f.gradient(z).norm(dim=-1).numpy())
+    return np.where(gap > SMALL, bound, np.nan), gap
+
+
+def t2_sides(f: BlockSmooth, z: Tensor) -> tuple[Array, Array]:
+    """Both sides of T2 with the smallest lambda of a grid from 1 to 1e8; the left one is NaN where none will do."""
+    gap, g = (f.value(z) - f.f_star).numpy(), f.gradient(z)
+    u, squares = g.norm(dim=-1).numpy(), g.square().numpy()
+    ell_x, ell_y = ells(f, u[:, None] * LAMBDAS)
     with np.errstate(divide="ignore", invalid="ignore"):
-        fits = _LAMBDAS**2 >= np.maximum(*both) / np.minimum(*both)
-    fits[:, 0] = both[0][:, 0] == both[1][:, 0]  # lambda = 1 is for equal ell
-    first = fits.argmax(1)
-    rows = np.arange(len(u))
-    kept = torch.from_numpy(fits[rows, first] & (u > 0)) & (gap > 0)
-    ell_x, ell_y = (torch.from_numpy(ell[rows, first]) for ell in both)
-    left = (g[:, : claim.d_x].square().sum(-1) / ell_x + g[:, claim.d_x :].square().sum(-1) / ell_y) / 2
-    if not kept.any():
-        return Check("T2", 0, math.inf, _EXACT)
-    return _inequality("T2", claim, z[kept], left[kept], gap[kept])
+        fits = LAMBDAS**2 >= np.maximum(ell_x, ell_y) / np.minimum(ell_x, ell_y)
+    fits[:, 0] = ell_x[:, 0] == ell_y[:, 0]  # lambda = 1 is for equal ell
+    first, rows = fits.argmax(1), np.arange(len(u))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        left = squares[:, : f.d_x].sum(1) / ell_x[rows, first] + squares[:, f.d_x :].sum(1) / ell_y[rows, first]
+    kept = (gap > SMALL) & fits[rows, first] & (u > 0)
+    return np.where(kept, left / 2, np.nan), gap
 
 
-def coercivity(claim: Claim, level: float, seed: int = 0, rays: int = 500) -> Check:
-    """f - f* along rays, at 20 distances from 2^20 times where it first reaches the level (or outside the domain).
+def t1(f: BlockSmooth, z: Tensor) -> Check:
+    """Phi(||grad f||) <= f - f* at points z [n, d]."""
+    return _inequality("T1", f, z, *t1_sides(f, z))
+
+
+def t2(f: BlockSmooth, z: Tensor) -> Check:
+    """T2 at points z [n, d] where a lambda of the grid will do."""
+    return _inequality("T2", f, z, *t2_sides(f, z))
+
+
+def _inequality(name: str, f: BlockSmooth, z: Tensor, left: Array, right: Array) -> Check:
+    """left <= right at every point where left is a number, relative to the right-hand side."""
+    points = int(np.isfinite(left).sum())
+    if not points:
+        return Check(name, 0, math.inf, _EXACT)
+    slack = np.divide(right - left, right, out=np.full_like(right, np.nan), where=np.isfinite(left))
+    worst = int(np.nanargmin(slack))
+    check = Check(name, points, float(slack[worst]), _EXACT)
+    if check.passed:
+        return check
+    return replace(check, witness=_witness(f, z[worst], float(left[worst]), float(right[worst])))
+
+
+# Coercivity, derivatives, sigma
+
+
+def coercivity(f: BlockSmooth, level: float, seed: int = 0, rays: int = 500) -> Check:
+    """f - f* along rays, at 20 distances up to 2^20 times where it first reaches the level (or outside the domain).
 
     A necessary condition: f must be above the level at all of them. Values that are not finite count as infinite.
     """
-    draw = torch.Generator().manual_seed(seed)
-    way = torch.randn(rays, claim.d_x + claim.d_y, generator=draw, dtype=torch.float64)
-    edge = (sample(claim, level, rays, seed) - claim.center).norm(dim=-1).max()
-    way = way / way.norm(dim=-1, keepdim=True) * edge
-    scales = 2.0 ** torch.arange(1, 21, dtype=torch.float64)
-    far = claim.center + way.unsqueeze(1) * scales[:, None]
-    values = (claim.value(far) - claim.f_star).nan_to_num(nan=torch.inf, posinf=torch.inf)
+    rng = torch.Generator().manual_seed(seed)
+    direction = torch.randn(rays, f.d_x + f.d_y, generator=rng, dtype=torch.float64)
+    edge = (sample(f, level, rays, seed) - f.center).norm(dim=-1).max()
+    direction = direction / direction.norm(dim=-1, keepdim=True) * edge
+    far = f.center + direction.unsqueeze(1) * 2.0 ** torch.arange(1, 21, dtype=torch.float64)[:, None]
+    values = (f.value(far) - f.f_star).nan_to_num(nan=torch.inf, posinf=torch.inf)
     lowest = float(values.min())
     return Check("coercivity", values.numel(), 1 - level / lowest if lowest > 0 else -math.inf, 0.0)
 
 
-def components(claim: FiniteSum, z: Tensor, level: float, sign: int, seed: int = 0) -> Check:
-    """Definition 2.1 of every component, at points z [n, d] and by a search for each; see `definition`."""
-    found = [definition(Component(claim, i), z, level, sign, seed) for i in range(claim.n)]
-    worst = min(found, key=lambda check: check.slack)
-    name = worst.name.replace("Hess f", "Hess f_i").replace(" (as printed)", "")
-    return Check(name, sum(check.points for check in found), worst.slack, worst.tolerance, worst.witness)
-
-
-def derivatives(claim: FiniteSum, z: Tensor) -> Check:
+def derivatives(f: FiniteSum, z: Tensor) -> Check:
     """Closed-form gradients and Hessians, of f and its components, against autograd, relative to their size.
 
     The mean of the components' values and gradients must be those of f, too.
     """
-
-    def apart(a: Tensor, b: Tensor) -> float:
-        return float(((a - b).flatten(1).norm(dim=1) / (1e-12 + b.flatten(1).norm(dim=1))).max())
-
-    pairs = [(claim.gradient(z), _slope(claim.value, z)), (claim.hessian(z), _bend(claim.gradient, z))]
-    if not isinstance(claim, Objective):
-        each = range(claim.n)
-        for i in each:
-            value, gradient = (partial(f, i=i) for f in (claim.value_of, claim.gradient_of))
-            pairs += [(claim.gradient_of(z, i), _slope(value, z)), (claim.hessian_of(z, i), _bend(gradient, z))]
-        pairs += [
-            (torch.stack([claim.value_of(z, i) for i in each], -1).mean(-1, keepdim=True), claim.value(z)[:, None]),
-            (torch.stack([claim.gradient_of(z, i) for i in each]).mean(0), claim.gradient(z)),
-        ]
-    return Check("derivatives", len(z), -max(apart(*pair) for pair in pairs), 1e-9)
+    pairs = [(f.gradient(z), _slope(f.value, z)), (f.hessian(z), _bend(f.gradient, z))]
+    if not isinstance(f, Objective):
+        values, gradients = [], []
+        for i in range(f.n):
+            value, gradient = partial(f.value_of, i=i), partial(f.gradient_of, i=i)
+            pairs += [(gradient(z), _slope(value, z)), (f.hessian_of(z, i), _bend(gradient, z))]
+            values.append(value(z))
+            gradients.append(gradient(z))
+        pairs += [(torch.stack(values, -1).mean(-1, keepdim=True), f.value(z)[:, None]),
+                  (torch.stack(gradients).mean(0), f.gradient(z))]  # fmt: skip
+    worst = 0.0
+    for a, b in pairs:
+        distance = (a - b).flatten(1).norm(dim=1) / (1e-12 + b.flatten(1).norm(dim=1))
+        worst = max(worst, float(distance.max()))
+    return Check("derivatives", len(z), -worst, 1e-9)
 
 
 def _slope(value: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
@@ -319,37 +340,33 @@ def _bend(gradient: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
     return torch.func.vmap(torch.func.jacrev(gradient))(z)
 
 
-def scatter(claim: FiniteSum, z: Tensor, level: float, seed: int = 0) -> Check:
+def scatter(f: FiniteSum, z: Tensor, level: float, seed: int = 0) -> Check:
     """The variance of both blocks at most that of the sublevel set, and the spread, by searches from points z [n, d].
 
     The slack is the smallest of 1 - measured/claimed. The spread is claimed at u = ||grad f(z)||.
     """
-
-    def far(points: Tensor) -> Tensor:
-        g = torch.stack([claim.gradient_of(points, i) for i in range(claim.n)])
-        apart = (g - g.mean(0)).norm(dim=-1).amax(0)
-        u = g.mean(0).norm(dim=-1)
-        return apart / torch.tensor([claim.spread(one) for one in u.flatten().tolist()]).reshape(u.shape)
-
-    rounds, ratios = 60, [float(far(z[:200]).max())]
-    for side, most in enumerate(claim.variances(level)):
-        best = climb(claim, level, lambda points, side=side: claim.variance(points)[side], z, rounds, seed)[0]  # type: ignore[misc]
-        measured = float(claim.variance(best)[side])
+    g = torch.stack([f.gradient_of(z[:200], i) for i in range(f.n)])
+    apart = (g - g.mean(0)).norm(dim=-1).amax(0)
+    claimed = [f.spread(u) for u in g.mean(0).norm(dim=-1).tolist()]
+    ratios = [float((apart / torch.tensor(claimed)).max())]
+    for side, most in enumerate(f.variances(level)):
+        best = climb(f, level, lambda points, side=side: f.variance(points)[side], z, _ROUNDS, seed)[0]  # type: ignore[misc]
+        measured = float(f.variance(best)[side])
         ratios.append(measured / most if most else 1 + measured)
-    return Check("sigma", len(z) + 2 * rounds * 8 * 32, 1 - max(ratios), _EXACT)
+    return Check("sigma", len(z) + 2 * _SEARCHED, 1 - max(ratios), _EXACT)
 
 
-def sigma(claim: Objective, z: Tensor) -> Check:
+def sigma(f: Objective, z: Tensor) -> Check:
     """mean_i ||grad f_i - grad f||^2 at points z, with gradients of the components' losses, against sigma^2."""
-    blocks = claim.blocks()
+    blocks = f.blocks()
     params = [p for name in ("x", "y") for p in blocks[name].params]
     worst = 0.0
     for point in z:
-        for p, part in zip(params, point.split([claim.d_x, claim.d_y]), strict=True):
+        for p, part in zip(params, point.split([f.d_x, f.d_y]), strict=True):
             p.data = part.clone()
-        rows = [torch.cat(torch.autograd.grad(claim.loss(blocks, i)(), params)) for i in range(claim.n)]
-        spread = torch.stack(rows) - claim.gradient(point)
-        scale = claim.sigma2 + float(claim.gradient(point).norm()) ** 2
-        worst = max(worst, abs(float(spread.square().sum(-1).mean()) - claim.sigma2) / max(scale, 1e-300))
-        worst = max(worst, float(spread.mean(0).norm()) / max(scale, 1e-300) ** 0.5)
+        rows = [torch.cat(torch.autograd.grad(f.loss(blocks, i)(), params)) for i in range(f.n)]
+        spread = torch.stack(rows) - f.gradient(point)
+        scale = max(f.sigma2 + float(f.gradient(point).norm()) ** 2, 1e-300)
+        worst = max(worst, abs(float(spread.square().sum(-1).mean()) - f.sigma2) / scale)
+        worst = max(worst, float(spread.mean(0).norm()) / scale**0.5)
     return Check("sigma", len(z), -worst, 1e-12)

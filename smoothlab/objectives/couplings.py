@@ -12,16 +12,13 @@ c |p| (|p| + |q|) and c |q| (|p| + |q|) (theory.md E).
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from smoothlab.objectives.psi import Array, Psi, Quadratic, positive
-
-Side = Literal["x", "y"]
+from smoothlab.objectives.psi import Array, Psi, Quadratic, Side, positive
 
 
 @dataclass(frozen=True)

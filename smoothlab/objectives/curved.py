@@ -26,38 +26,22 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from smoothlab.errors import BadInput
-from smoothlab.objectives.psi import Array, Moments, positive
-from smoothlab.objectives.sums import FiniteSum, Number
+from smoothlab.objectives.psi import Array, Side, positive
+from smoothlab.objectives.sums import FiniteSum, Number, sizes
 
 
-def block_bound(matrices: Tensor, d_x: int) -> tuple[float, float]:
-    """The largest alpha and beta of the module over matrices [..., d, d]."""
+def block_bound(matrices: Tensor, d_x: int) -> dict[Side, float]:
+    """The largest alpha (of x) and beta (of y) of the module over matrices [..., d, d]."""
     xx, xy, yy = (
         torch.linalg.matrix_norm(part, 2)
         for part in (matrices[..., :d_x, :d_x], matrices[..., :d_x, d_x:], matrices[..., d_x:, d_x:])
     )
-    return float((xx + xy).max()), float((yy + xy).max())
+    return {"x": float((xx + xy).max()), "y": float((yy + xy).max())}
 
 
-def _flat(value: float, u: ArrayLike) -> Array:
+def flat(value: float, u: ArrayLike) -> Array:
+    """An ell that is one number for every u."""
     return np.full_like(np.asarray(u, dtype=float), value)
-
-
-def _scaled(normals: Tensor, d_x: int, lengths: tuple[float, float]) -> Tensor:
-    """Rows with parts in x and y of these lengths."""
-    x, y = normals[:, :d_x], normals[:, d_x:]
-    return torch.cat([x / x.norm(dim=1, keepdim=True) * lengths[0], y / y.norm(dim=1, keepdim=True) * lengths[1]], 1)
-
-
-def _sizes(d_x: int, d_y: int, n: int) -> None:
-    for what, size in (("d_x", d_x), ("d_y", d_y), ("n", n)):
-        if not isinstance(size, int) or size < 1:
-            raise BadInput(f"{what} is {size}: give an integer of at least 1")
-
-
-def _even(n: int) -> None:
-    if n % 2:
-        raise BadInput(f"n is {n}: components come in pairs here, so give an even number")
 
 
 @dataclass(frozen=True)
@@ -65,17 +49,11 @@ class _Ridges(FiniteSum):
     """f_i = m||z||^2/2 + phi(a_i'z - b_i).
 
     Attributes:
-        name: for records.
-        d_x: dimension of x.
-        d_y: dimension of y.
         mass: m_x and m_y.
         directions: a_i [n, d] fp64.
         offsets: b_i [n].
     """
 
-    name: str
-    d_x: int
-    d_y: int
     mass: tuple[float, float]
     directions: Tensor = field(repr=False, compare=False)
     offsets: Tensor = field(repr=False, compare=False)
@@ -134,19 +112,28 @@ class _Ridges(FiniteSum):
         return torch.diag(self.masses) + bend * a.unsqueeze(-1) * a.unsqueeze(-2)
 
     @cached_property
-    def _of_mean(self) -> tuple[float, float]:
+    def _of_mean(self) -> dict[Side, float]:
         """`block_bound` of mean a_i a_i'."""
         return block_bound(self.directions.T @ self.directions / self.n, self.d_x)
 
     @cached_property
-    def _of_each(self) -> tuple[Array, Array]:
-        """That of each a_i a_i', [n] in both blocks."""
-        x, y = self._lengths(0).numpy(), self._lengths(1).numpy()
-        return x * (x + y), y * (x + y)
+    def _of_components(self) -> dict[Side, Array]:
+        """That of each a_i a_i', [n]."""
+        x, y = self._lengths("x").numpy(), self._lengths("y").numpy()
+        return {"x": x * (x + y), "y": y * (x + y)}
 
-    def _lengths(self, side: int) -> Tensor:
-        """||a_i|| in block x (0) or y (1), [n]."""
-        return self._parts(self.directions)[side].norm(dim=1)
+    def _lengths(self, side: Side) -> Tensor:
+        """||a_i|| in a block, [n]."""
+        x, y = self._parts(self.directions)
+        return (x if side == "x" else y).norm(dim=1)
+
+    def _mass(self, side: Side) -> float:
+        return self.mass[0] if side == "x" else self.mass[1]
+
+    def _spread(self, slopes: Array | float) -> float:
+        """||(1 - 1/n) v_i - (1/n) sum_{j != i} v_j|| for v_j = phi'_j a_j, |phi'_j| at most `slopes`."""
+        lengths = slopes * self.directions.norm(dim=1).numpy()
+        return float(((self.n - 2) * lengths.max() + lengths.sum()) / self.n)
 
 
 @dataclass(frozen=True)
@@ -168,43 +155,27 @@ class LogCoshSum(_Ridges):
         """Mean log cosh b_i."""
         return float(self.phi(self.offsets, 0).mean())
 
-    def ell_x(self, u: ArrayLike) -> Array:
-        """m_x and the bound of mean a_i a_i'."""
-        return _flat(self.mass[0] + self._of_mean[0], u)
+    def ell(self, u: ArrayLike, side: Side) -> Array:
+        """m and the bound of mean a_i a_i'."""
+        return flat(self._mass(side) + self._of_mean[side], u)
 
-    def ell_y(self, u: ArrayLike) -> Array:
-        """See `ell_x`."""
-        return _flat(self.mass[1] + self._of_mean[1], u)
-
-    def component_ell_x(self, u: ArrayLike) -> Array:
-        """m_x and the largest bound of a_i a_i'."""
-        return _flat(self.mass[0] + float(self._of_each[0].max()), u)
-
-    def component_ell_y(self, u: ArrayLike) -> Array:
-        """See `component_ell_x`."""
-        return _flat(self.mass[1] + float(self._of_each[1].max()), u)
+    def component_ell(self, u: ArrayLike, side: Side) -> Array:
+        """m and the largest bound of a_i a_i'."""
+        return flat(self._mass(side) + float(self._of_components[side].max()), u)
 
     def variances(self, level: float = math.inf) -> tuple[float, float]:
         """Mean ||a_i||^2 of both blocks, at every z."""
-        return float(self._lengths(0).square().mean()), float(self._lengths(1).square().mean())
+        return float(self._lengths("x").square().mean()), float(self._lengths("y").square().mean())
 
     def spread(self, u: float = math.inf) -> float:
-        """||(1 - 1/n) phi'_i a_i - (1/n) sum_{j != i} phi'_j a_j|| with |phi'| < 1."""
-        lengths = self.directions.norm(dim=1)
-        return float(((self.n - 2) * lengths.max() + lengths.sum()) / self.n)
+        """With |phi'| < 1."""
+        return self._spread(1.0)
 
 
 def log_cosh_sum(
-    mass: float | tuple[float, float] = 0.5,
-    lengths: tuple[float, float] = (1.0, 1.0),
-    offset: float = 1.0,
-    *,
-    d_x: int = 3,
-    d_y: int = 2,
-    n: int = 4,
-    seed: int = 0,
-    name: str = "log cosh sum",
-) -> LogCoshSum:
+    mass: float | tuple[float, float] = 0.5, lengths: tuple[float, float] = (1.0, 1.0), offset: float = 1.0, *,
+    d_x: int = 3, d_y: int = 2, n: int = 4, seed: int = 0, name: str = "log cosh sum",
+) -> LogCoshSum:  # fmt: skip
     """Pairs m||z||^2/2 + log cosh(a'z -+ b) with random directions a and b between offset/2 and 3 offset/2.
 
     Args:
@@ -220,15 +191,27 @@ def log_cosh_sum(
     Raises:
         BadInput: a number out of range.
     """
-    _sizes(d_x, d_y, n)
-    _even(n)
-    for what, number in (("||a|| in x", lengths[0]), ("||a|| in y", lengths[1]), ("the offset b", offset)):
-        positive(what, number)
+    positive("the offset b", offset)
     rng = np.random.default_rng(seed)
-    a = _scaled(torch.from_numpy(rng.normal(size=(n // 2, d_x + d_y))), d_x, lengths)
+    a = _directions(rng, d_x, d_y, n, lengths)
     b = torch.from_numpy(offset * rng.uniform(0.5, 1.5, n // 2))
-    masses = mass if isinstance(mass, tuple) else (mass, mass)
-    return LogCoshSum(name, d_x, d_y, masses, torch.cat([a, a]), torch.cat([b, -b]))
+    return LogCoshSum(name, d_x, d_y, _masses(mass), torch.cat([a, a]), torch.cat([b, -b]))
+
+
+def _masses(mass: float | tuple[float, float]) -> tuple[float, float]:
+    return mass if isinstance(mass, tuple) else (mass, mass)
+
+
+def _directions(rng: np.random.Generator, d_x: int, d_y: int, n: int, lengths: tuple[float, float]) -> Tensor:
+    """Random directions of half of the components, with parts in x and y of these lengths."""
+    sizes(d_x, d_y, n)
+    if n % 2:
+        raise BadInput(f"n is {n}: components come in pairs here, so give an even number")
+    for what, number in zip(("||a|| in x", "||a|| in y"), lengths, strict=True):
+        positive(what, number)
+    parts = torch.from_numpy(rng.normal(size=(n // 2, d_x + d_y))).split([d_x, d_y], 1)
+    unit = [part / part.norm(dim=1, keepdim=True) * length for part, length in zip(parts, lengths, strict=True)]
+    return torch.cat(unit, 1)
 
 
 @dataclass(frozen=True)
@@ -267,13 +250,8 @@ class ExponentialSum(_Ridges):
         return self.c
 
     @property
-    def gaussian_moments(self) -> Moments:
-        """E f is infinite after one step: a double exponential of a Gaussian."""
-        return "infinite"
-
-    @property
     def gaussian_reason(self) -> str:
-        """One line."""
+        """E f is infinite after one step: a double exponential of a Gaussian."""
         return f"'{self.name}' grows exponentially in x: use Sphere directions"
 
     @cached_property
@@ -291,31 +269,16 @@ class ExponentialSum(_Ridges):
             steep = self.n * far * math.sqrt(self.n // 2) / (2 * self.c * least)
             return np.minimum(np.arcsinh(steep), lengths * far)
 
-    def _ell(self, u: ArrayLike, side: int) -> Array:
-        """Mean of 2c cosh s_j a_j a_j' over half of the directions, with cosh at its largest for each."""
+    def ell(self, u: ArrayLike, side: Side) -> Array:
+        """m and the bound of (2c/n) sum_pairs cosh s_j a_j a_j', with cosh at its largest for each."""
         with np.errstate(over="ignore"):
-            return self.mass[side] + self.c * self._of_mean[side] * np.cosh(self._farthest(u).max(-1))
+            return self._mass(side) + self.c * self._of_mean[side] * np.cosh(self._farthest(u).max(-1))
 
-    def ell_x(self, u: ArrayLike) -> Array:
-        """m_x and the bound of (2c/n) sum_pairs cosh s_j a_j a_j'."""
-        return self._ell(u, 0)
-
-    def ell_y(self, u: ArrayLike) -> Array:
-        """See `ell_x`."""
-        return self._ell(u, 1)
-
-    def _component_ell(self, u: ArrayLike, side: int) -> Array:
+    def component_ell(self, u: ArrayLike, side: Side) -> Array:
+        """m and the largest bound of c e^(s_j) a_j a_j'."""
         with np.errstate(over="ignore"):
-            found: Array = (self._of_each[side] * np.exp(self._farthest(u))).max(-1)
-        return self.mass[side] + self.c * found
-
-    def component_ell_x(self, u: ArrayLike) -> Array:
-        """m_x and the largest bound of c e^(s_j) a_j a_j'."""
-        return self._component_ell(u, 0)
-
-    def component_ell_y(self, u: ArrayLike) -> Array:
-        """See `component_ell_x`."""
-        return self._component_ell(u, 1)
+            steepest: Array = (self._of_components[side] * np.exp(self._farthest(u))).max(-1)
+        return self._mass(side) + self.c * steepest
 
     def variances(self, level: float = math.inf) -> tuple[float, float]:
         """Mean ||c e^(s_i) a_i||^2 = (2c^2/n) sum_pairs ||a_j||^2 cosh 2s_j: the smaller of two bounds on f - f* <= F.
@@ -327,32 +290,22 @@ class ExponentialSum(_Ridges):
             return math.inf, math.inf
         top = self.n * level / (2 * self.c)
         far = np.minimum(math.acosh(1 + top), self._stretched[0] * math.sqrt(2 * level))
-        found = []
-        for side in (0, 1):
+        bounds = []
+        for side in ("x", "y"):
             squares = self._lengths(side).square().numpy()
             corner = squares.mean() + 2 / self.n * squares.max() * (4 * top + 2 * top**2)
-            found.append(self.c**2 * min(float(corner), float((squares * np.cosh(2 * far)).mean())))
-        return found[0], found[1]
+            bounds.append(self.c**2 * min(float(corner), float((squares * np.cosh(2 * far)).mean())))
+        return bounds[0], bounds[1]
 
     def spread(self, u: float = math.inf) -> float:
-        """||(1 - 1/n) v_i - (1/n) sum_{j != i} v_j|| with v_j = c e^(s_j) a_j at their largest."""
-        if not math.isfinite(u):
-            return math.inf
-        lengths = self.c * np.exp(self._farthest(u)) * self.directions.norm(dim=1).numpy()
-        return float(((self.n - 2) * lengths.max() + lengths.sum()) / self.n)
+        """With phi'_j = c e^(s_j) at their largest; infinite on R^d."""
+        return self._spread(self.c * np.exp(self._farthest(u))) if math.isfinite(u) else math.inf
 
 
 def exponential_sum(
-    mass: float | tuple[float, float] = 1.0,
-    lengths: tuple[float, float] = (1.0, 1.0),
-    c: float = 1.0,
-    *,
-    d_x: int = 3,
-    d_y: int = 2,
-    n: int = 4,
-    seed: int = 0,
-    name: str = "exponential sum",
-) -> ExponentialSum:
+    mass: float | tuple[float, float] = 1.0, lengths: tuple[float, float] = (1.0, 1.0), c: float = 1.0, *,
+    d_x: int = 3, d_y: int = 2, n: int = 4, seed: int = 0, name: str = "exponential sum",
+) -> ExponentialSum:  # fmt: skip
     """Pairs m||z||^2/2 + c exp(+-a'z) with random directions a.
 
     Args:
@@ -368,11 +321,5 @@ def exponential_sum(
     Raises:
         BadInput: a number out of range.
     """
-    _sizes(d_x, d_y, n)
-    _even(n)
-    for what, number in (("||a|| in x", lengths[0]), ("||a|| in y", lengths[1])):
-        positive(what, number)
-    normals = torch.from_numpy(np.random.default_rng(seed).normal(size=(n // 2, d_x + d_y)))
-    a = _scaled(normals, d_x, lengths)
-    masses = mass if isinstance(mass, tuple) else (mass, mass)
-    return ExponentialSum(name, d_x, d_y, masses, torch.cat([a, -a]), torch.zeros(n).double(), c)
+    a = _directions(np.random.default_rng(seed), d_x, d_y, n, lengths)
+    return ExponentialSum(name, d_x, d_y, _masses(mass), torch.cat([a, -a]), torch.zeros(n).double(), c)

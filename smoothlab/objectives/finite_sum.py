@@ -16,75 +16,57 @@ from torch import Tensor
 
 from smoothlab.errors import BadInput
 from smoothlab.objectives.couplings import Around, Coupling, QuadraticCoupling
-from smoothlab.objectives.psi import Array, Moments, Psi, Quadratic
-from smoothlab.objectives.sums import FiniteSum, Number
-
-
-@dataclass(frozen=True)
-class Ray:
-    """A quadratic along z + h v: f(z + h v) = value + h slope + h^2 curvature/2, for every h exactly. All [...]."""
-
-    value: Tensor
-    slope: Tensor
-    curvature: Tensor
-
-    def at(self, h: float | Tensor) -> Tensor:
-        """f(z + h v)."""
-        return self.value + h * (self.slope + self.curvature * h / 2)
+from smoothlab.objectives.psi import Array, Psi, Quadratic, Side
+from smoothlab.objectives.sums import FiniteSum, Number, centered, scaled, sizes
 
 
 @dataclass(frozen=True)
 class Objective(FiniteSum):
-    """A finite sum. `objective` makes one.
+    """A finite sum whose components have one Hessian; `objective` makes it.
 
     Attributes:
-        name: for records.
         x: family of block x.
         y: family of block y.
-        coupling: between them, or None.
-        d_x: dimension of x.
-        d_y: dimension of y.
-        n: number of components.
+        coupling: between the blocks, or None.
         shifts: c_i [n, d] fp64, of sum 0.
-        f_star: the minimum, at z = 0.
     """
 
-    name: str
     x: Psi
     y: Psi
     coupling: Coupling | None
-    d_x: int
-    d_y: int
-    n: int
     shifts: Tensor = field(repr=False, compare=False)
-    f_star: float = 0.0
+
+    @property
+    def n(self) -> int:
+        """Number of components."""
+        return len(self.shifts)
 
     # The function
 
     def value(self, z: Tensor) -> Tensor:
-        """f at z [..., d]: [...]; infinite outside the domain."""
+        """psi_x(x) + psi_y(y) + coupling(x, y) [...]; infinite outside the domain."""
         x, y = self._parts(z)
         f = self.x.value(x).sum(-1) + self.y.value(y).sum(-1)
         return f if self.coupling is None else f + self.coupling.value(x, y)
 
     def gradient(self, z: Tensor) -> Tensor:
-        """grad f [..., d]; nan outside the domain."""
+        """grad f [..., d]; NaN outside the domain."""
         x, y = self._parts(z)
         g = torch.cat([self.x.slope(x), self.y.slope(y)], -1)
         return g if self.coupling is None else g + self.coupling.gradient(x, y)
 
     def hessian(self, z: Tensor) -> Tensor:
-        """Hess f [..., d, d], of every component too; nan outside the domain."""
+        """Hess f [..., d, d], of every component too; NaN outside the domain."""
         x, y = self._parts(z)
         h = torch.diag_embed(torch.cat([self.x.curvature(x), self.y.curvature(y)], -1))
         return h if self.coupling is None else h + self.coupling.hessian(x, y)
 
     def value_of(self, z: Tensor, i: Number) -> Tensor:
-        """f_i at z [..., d]: [...]."""
+        """f + <c_i, z>."""
         return self.value(z) + (z * self.shifts[i].to(z)).sum(-1)
 
     def gradient_of(self, z: Tensor, i: Number) -> Tensor:
-        """grad f_i [..., d]."""
+        """grad f + c_i."""
         return self.gradient(z) + self.shifts[i]
 
     def hessian_of(self, z: Tensor, i: Number) -> Tensor:
@@ -93,31 +75,22 @@ class Objective(FiniteSum):
 
     @property
     def quadratic(self) -> bool:
-        """Whether f is quadratic, so that `ray` gives values without going there."""
-        return all(isinstance(psi, Quadratic) for psi in (self.x, self.y)) and (
-            self.coupling is None or isinstance(self.coupling, QuadraticCoupling)
-        )
+        """Whether f is quadratic, so that its Hessian is the same everywhere."""
+        blocks = isinstance(self.x, Quadratic) and isinstance(self.y, Quadratic)
+        return blocks and isinstance(self.coupling, QuadraticCoupling | None)
 
-    def ray(self, z: Tensor, v: Tensor) -> Ray:
-        """f along z + h v from inner products.
-
-        Args:
-            z: points [..., d].
-            v: directions [..., d], or [..., d_x] for those in block x.
+    def curvature_along(self, v: Tensor) -> Tensor:
+        """v'Hv [...] for directions v [..., d_x] in block x.
 
         Raises:
             BadInput: f is not quadratic.
         """
-        if not (isinstance(self.x, Quadratic) and isinstance(self.y, Quadratic) and self.quadratic):
-            raise BadInput(f"'{self.name}' is not quadratic: evaluate it at z + h v instead of along a ray")
-        v_x, v_y = (v, None) if v.shape[-1] == self.d_x else self._parts(v)
-        slope, curvature = (self.gradient(z)[..., : v.shape[-1]] * v).sum(-1), self.x.L * v_x.square().sum(-1)
-        if v_y is not None:
-            curvature = curvature + self.y.L * v_y.square().sum(-1)
+        if not (isinstance(self.x, Quadratic) and self.quadratic):
+            raise BadInput(f"'{self.name}' is not quadratic: its Hessian is not the same everywhere")
+        curvature = self.x.L * v.square().sum(-1)
         if isinstance(self.coupling, QuadraticCoupling):
-            w = self.coupling.w(self.d_x, self.d_y, v)[: v.shape[-1]]
-            curvature = curvature + self.coupling.c * (v @ w).square()
-        return Ray(self.value(z), slope, curvature)
+            curvature = curvature + self.coupling.c * (v @ self.coupling.w(self.d_x, self.d_y, v)[: self.d_x]).square()
+        return curvature
 
     # What is known of it
 
@@ -130,35 +103,16 @@ class Objective(FiniteSum):
         """The largest ||c_i||."""
         return float(self.shifts.norm(dim=-1).max())
 
-    @property
-    def _around(self) -> Around:
-        return Around(self.x, self.y, self.d_x, self.d_y)
-
-    def ell_x(self, u: ArrayLike) -> Array:
-        """-diag(ell_x, ell_y) <= Hess f <= diag(ell_x, ell_y) where ||grad f|| <= u (Definition 2.1, two-sided)."""
-        return self.x.ell(u) if self.coupling is None else self.coupling.ell(u, "x", self._around)
-
-    def ell_y(self, u: ArrayLike) -> Array:
-        """See `ell_x`."""
-        return self.y.ell(u) if self.coupling is None else self.coupling.ell(u, "y", self._around)
-
-    def component_ell_x(self, u: ArrayLike) -> Array:
-        """ell_x: all components have the Hessian of f."""
-        return self.ell_x(u)
-
-    def component_ell_y(self, u: ArrayLike) -> Array:
-        """ell_y."""
-        return self.ell_y(u)
-
-    @property
-    def gaussian_moments(self) -> Moments:
-        """Whether E f stays finite when block x moves by zeroth-order steps with Gaussian directions."""
-        return self.x.gaussian_moments
+    def ell(self, u: ArrayLike, side: Side) -> Array:
+        """That of the block's family, or of the coupling around both."""
+        if self.coupling is None:
+            return (self.x if side == "x" else self.y).ell(u)
+        return self.coupling.ell(u, side, Around(self.x, self.y, self.d_x, self.d_y))
 
     @property
     def gaussian_reason(self) -> str:
-        """Why not, and what to do; empty where it does."""
-        if self.gaussian_moments == "finite":
+        """That of the family of block x."""
+        if not self.x.reason:
             return ""
         return f"block x of '{self.name}': {self.x.reason}; use Sphere directions, or swap the blocks"
 
@@ -169,17 +123,9 @@ class Objective(FiniteSum):
 
 
 def objective(
-    x: Psi,
-    y: Psi,
-    coupling: Coupling | None = None,
-    *,
-    d_x: int = 3,
-    d_y: int = 2,
-    n: int = 1,
-    sigma: float | tuple[float, float] = 0.0,
-    seed: int = 0,
-    name: str = "",
-) -> Objective:
+    x: Psi, y: Psi, coupling: Coupling | None = None, *, d_x: int = 3, d_y: int = 2, n: int = 1,
+    sigma: float | tuple[float, float] = 0.0, seed: int = 0, name: str = "",
+) -> Objective:  # fmt: skip
     """Any family in block x, any in block y, and a coupling.
 
     >>> from smoothlab import Cosh, Quadratic, objective
@@ -190,7 +136,7 @@ def objective(
     Args:
         x: family of block x.
         y: family of block y.
-        coupling: between them.
+        coupling: between the blocks.
         d_x: dimension of x.
         d_y: dimension of y.
         n: number of components.
@@ -201,24 +147,14 @@ def objective(
     Raises:
         BadInput: a number out of range.
     """
-    for what, value in (("d_x", d_x), ("d_y", d_y), ("n", n)):
-        if not isinstance(value, int) or value < 1:
-            raise BadInput(f"{what} is {value}: give an integer of at least 1")
+    sizes(d_x, d_y, n)
     sigmas = sigma if isinstance(sigma, tuple) else (sigma,)
     if any(not 0 <= s < math.inf for s in sigmas) or len(sigmas) > 2:
         raise BadInput(f"sigma is {sigma}: give a finite number that is not negative, or a pair (sigma_x, sigma_y)")
     if n == 1 and any(sigmas):
         raise BadInput(f"sigma is {sigma} with n = 1: one component is the sum itself, so sigma must be 0")
-    drawn = torch.from_numpy(np.random.default_rng(seed).normal(size=(n, d_x + d_y)))
-    drawn -= drawn.mean(0)
+    drawn = centered(torch.from_numpy(np.random.default_rng(seed).normal(size=(n, d_x + d_y))))
     parts = drawn.split([d_x, d_y], 1) if len(sigmas) == 2 else (drawn,)
-    shifts = torch.cat([_scaled(part, s) for part, s in zip(parts, sigmas, strict=True)], 1)
+    shifts = torch.cat([scaled(part, s) for part, s in zip(parts, sigmas, strict=True)], 1)
     title = name or " + ".join(str(part) for part in (x, y, coupling) if part is not None)
-    return Objective(title, x, y, coupling, d_x, d_y, n, shifts)
-
-
-def _scaled(shifts: Tensor, sigma: float) -> Tensor:
-    """Rows of mean square sigma^2."""
-    if sigma == 0:
-        return torch.zeros_like(shifts)
-    return shifts * (sigma / float(shifts.square().sum(-1).mean().sqrt()))
+    return Objective(title, d_x, d_y, x, y, coupling, shifts)

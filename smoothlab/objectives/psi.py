@@ -1,4 +1,4 @@
-"""Families of block functions, psi(x) = sum_j psi(x_j), with closed-form derivatives and ell; here the slow ones.
+"""Families of block functions, psi(x) = sum_j psi(x_j), with closed-form derivatives and ell.
 
 A family is one even function psi of one number with its minimum 0 at 0. Its Hessian is diag(psi''(x_j)), and
 |psi''(t)| <= ell(|psi'(t)|) for every t makes Definition 2.1 hold on the block with the same ell in any dimension:
@@ -7,12 +7,16 @@ max_j ell(|psi'(x_j)|) <= ell(||grad psi(x)||), as ell does not decrease (theory
 What couplings need is how far a point can be where the gradient is small. All families have psi'(t) t >= 0, and
 
     psi'(t) t summed over a block >= floor ||x||^2 - deficit,       ||x|| <= reach(||grad psi(x)||).
+
+`Cosh`, `Exponential` and `Barrier` outgrow every power or leave R: after one step with Gaussian directions E f is
+infinite (theory.md B). In block x they need bounded directions, those of the sphere; in block y, which has exact
+gradients, they are as good as any.
 """
 
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -22,7 +26,7 @@ from torch import Tensor
 from smoothlab.errors import BadInput
 
 Array = NDArray[np.float64]
-Moments = Literal["finite", "infinite"]
+Side = Literal["x", "y"]
 
 
 def positive(what: str, value: float, below: float = math.inf) -> None:
@@ -41,37 +45,16 @@ class Psi(ABC):
     """One family. `value`, `slope` and `curvature` act on every entry of a tensor of any shape.
 
     Attributes:
-        gaussian_moments: whether E f stays finite after steps of a zeroth-order estimate with Gaussian directions.
-        reason: why not, in one line.
+        reason: why E f is infinite after a zeroth-order step with Gaussian directions; empty where it is finite.
         half_width: the domain is (-half_width, half_width); f is infinite and has no gradient outside.
     """
 
-    @property
-    def gaussian_moments(self) -> Moments:
-        """Polynomial growth keeps all moments finite for any finite number of steps."""
-        return "finite"
-
-    @property
-    def reason(self) -> str:
-        """Empty where moments are finite."""
-        return ""
-
-    @property
-    def half_width(self) -> float:
-        """Infinite except for barriers."""
-        return math.inf
+    reason: ClassVar[str] = ""
+    half_width: ClassVar[float] = math.inf
 
     @abstractmethod
-    def value(self, t: Tensor) -> Tensor:
-        """psi."""
-
-    @abstractmethod
-    def slope(self, t: Tensor) -> Tensor:
-        """psi'."""
-
-    @abstractmethod
-    def curvature(self, t: Tensor) -> Tensor:
-        """psi''."""
+    def psi(self, t: Tensor, order: int) -> Tensor:
+        """psi, or its first or second derivative, at t."""
 
     @abstractmethod
     def ell(self, u: ArrayLike) -> Array:
@@ -80,19 +63,31 @@ class Psi(ABC):
     @property
     @abstractmethod
     def floor(self) -> float:
-        """See the module."""
-
-    def deficit(self, dim: int) -> float:
-        """See the module."""
-        return 0.0
-
-    def reach(self, u: ArrayLike, dim: int) -> Array:
-        """See the module; psi'(t)/t >= floor gives ||x|| <= u/floor."""
-        return np.asarray(u, dtype=float) / self.floor
+        """The largest number of which psi'(t)/t is not below, for every t; see the module."""
 
     @abstractmethod
     def edge(self, level: float) -> float:
         """The largest t with psi(t) <= level, or more."""
+
+    def value(self, t: Tensor) -> Tensor:
+        """psi(t)."""
+        return self.psi(t, 0)
+
+    def slope(self, t: Tensor) -> Tensor:
+        """psi'(t)."""
+        return self.psi(t, 1)
+
+    def curvature(self, t: Tensor) -> Tensor:
+        """psi''(t)."""
+        return self.psi(t, 2)
+
+    def deficit(self, dim: int) -> float:
+        """The deficit of the module's inequality for a block of `dim` entries."""
+        return 0.0
+
+    def reach(self, u: ArrayLike, dim: int) -> Array:
+        """A bound of ||x|| where ||grad psi(x)|| <= u: psi'(t)/t >= floor gives u/floor."""
+        return np.asarray(u, dtype=float) / self.floor
 
     def sublevel_curvature(self, level: float) -> float:
         """Sup |psi''| where psi <= level: of ||Hess|| on a block's sublevel set too, in any dimension.
@@ -104,10 +99,10 @@ class Psi(ABC):
 
 @dataclass(frozen=True)
 class Quadratic(Psi):
-    """L t^2/2, with ell = L.
+    """L t^2/2, with ell = floor = L.
 
     >>> from smoothlab import Quadratic
-    >>> round(float(Quadratic(2.0).ell(1.0)), 4)   # |psi''| where |psi'| <= 1
+    >>> float(Quadratic(2.0).ell(1.0).round(4))  # |psi''| where |psi'| <= 1
     2.0
     """
 
@@ -116,17 +111,11 @@ class Quadratic(Psi):
     def __post_init__(self) -> None:
         positive("the curvature L of a quadratic", self.L)
 
-    def value(self, t: Tensor) -> Tensor:
-        """L t^2/2."""
-        return t.square() * (self.L / 2)
-
-    def slope(self, t: Tensor) -> Tensor:
-        """L t."""
-        return t * self.L
-
-    def curvature(self, t: Tensor) -> Tensor:
-        """L."""
-        return torch.full_like(t, self.L)
+    def psi(self, t: Tensor, order: int) -> Tensor:
+        """L t^2/2, L t, L."""
+        if order == 0:
+            return t.square() * (self.L / 2)
+        return t * self.L if order == 1 else torch.full_like(t, self.L)
 
     def ell(self, u: ArrayLike) -> Array:
         """L."""
@@ -147,7 +136,7 @@ class Power(Psi):
     """c |t|^p / p with p > 2, and ell = (p - 1) c^(1/(p - 1)) u^((p - 2)/(p - 1)): ell(0) = 0.
 
     >>> from smoothlab import Power
-    >>> round(float(Power(1.0, 4.0).ell(1.0)), 4)   # |psi''| where |psi'| <= 1
+    >>> float(Power(1.0, 4.0).ell(1.0).round(4))  # |psi''| where |psi'| <= 1
     3.0
     """
 
@@ -159,17 +148,12 @@ class Power(Psi):
         if not 2 < self.p < math.inf:
             raise BadInput(f"the exponent p of a power is {self.p}: give one above 2 (2 is Quadratic)")
 
-    def value(self, t: Tensor) -> Tensor:
-        """c |t|^p / p."""
-        return t.abs().pow(self.p) * (self.c / self.p)
-
-    def slope(self, t: Tensor) -> Tensor:
-        """c |t|^(p - 1) sign t."""
-        return t.abs().pow(self.p - 1) * t.sign() * self.c
-
-    def curvature(self, t: Tensor) -> Tensor:
-        """(p - 1) c |t|^(p - 2)."""
-        return t.abs().pow(self.p - 2) * (self.c * (self.p - 1))
+    def psi(self, t: Tensor, order: int) -> Tensor:
+        """c |t|^p/p, c |t|^(p - 1) sign t, (p - 1) c |t|^(p - 2)."""
+        power = t.abs().pow(self.p - order)
+        if order == 0:
+            return power * (self.c / self.p)
+        return power * t.sign() * self.c if order == 1 else power * (self.c * (self.p - 1))
 
     def ell(self, u: ArrayLike) -> Array:
         """(p - 1) c^(1/(p - 1)) u^((p - 2)/(p - 1))."""
@@ -202,7 +186,7 @@ class Oscillating(Psi):
     cos(r^m - 1) (m r^(m - 2) t)^2, at most m^2 |t|^(2m - 2), plus sin(r^m - 1) m r^(m - 2) (1 + (m - 2) t^2/r^2).
 
     >>> from smoothlab import Oscillating
-    >>> round(float(Oscillating(0.3, 1.75).ell(1.0)), 4)   # |psi''| where |psi'| <= 1
+    >>> float(Oscillating(0.3, 1.75).ell(1.0).round(4))  # |psi''| where |psi'| <= 1
     4.3314
     """
 
@@ -218,27 +202,19 @@ class Oscillating(Psi):
                 f"A m of an oscillating function is {self.A * self.m:g}: it must be below 1, or f has other minima"
             )
 
-    def _phase(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """r^2 and r^m - 1."""
-        return 1 + t.square(), torch.expm1(torch.log1p(t.square()) * (self.m / 2))
-
-    def value(self, t: Tensor) -> Tensor:
-        """1 - cos w = 2 sin^2(w/2)."""
-        return t.square() / 2 + 2 * self.A * torch.sin(self._phase(t)[1] / 2).square()
-
-    def slope(self, t: Tensor) -> Tensor:
-        """t (1 + A m r^(m - 2) sin(r^m - 1))."""
-        square, w = self._phase(t)
-        return t * (1 + self.A * self.m * square.pow(self.m / 2 - 1) * torch.sin(w))
-
-    def curvature(self, t: Tensor) -> Tensor:
-        """See the class."""
-        square, w = self._phase(t)
+    def psi(self, t: Tensor, order: int) -> Tensor:
+        """See the class; psi' = t (1 + A m r^(m - 2) sin(r^m - 1))."""
+        square, phase = 1 + t.square(), torch.expm1(torch.log1p(t.square()) * (self.m / 2))  # r^2 and r^m - 1
+        if order == 0:  # 1 - cos w = 2 sin^2(w/2) keeps its digits near 0
+            return t.square() / 2 + 2 * self.A * torch.sin(phase / 2).square()
+        if order == 1:
+            return t * (1 + self.A * self.m * square.pow(self.m / 2 - 1) * torch.sin(phase))
         bend = square.pow(self.m / 2 - 1) * (1 + (self.m - 2) * t.square() / square) * self.m
-        return 1 + self.A * (torch.cos(w) * (self.m * t).square() * square.pow(self.m - 2) + torch.sin(w) * bend)
+        steep = torch.cos(phase) * (self.m * t).square() * square.pow(self.m - 2)
+        return 1 + self.A * (steep + torch.sin(phase) * bend)
 
     def ell(self, u: ArrayLike) -> Array:
-        """See the class."""
+        """1 + A m + A m^2 (u/(1 - A m))^(2m - 2)."""
         slack = 1 - self.A * self.m
         with np.errstate(over="ignore"):
             return 1 + self.A * self.m + self.A * self.m**2 * (np.asarray(u, dtype=float) / slack) ** (2 * self.m - 2)
@@ -256,3 +232,122 @@ class Oscillating(Psi):
         """On a grid of 2^16 points: to about 1e-6 from below (psi'' has no closed-form maximum)."""
         t = torch.linspace(0, self.edge(level), 1 << 16, dtype=torch.float64)
         return float(self.curvature(t[self.value(t) <= level]).abs().max())
+
+
+@dataclass(frozen=True)
+class Cosh(Psi):
+    """(L0/L1^2)(cosh(L1 t) - 1), with ell = sqrt(L0^2 + L1^2 u^2) <= L0 + L1 u: equality in one dimension.
+
+    >>> from smoothlab import Cosh
+    >>> float(Cosh(1.0, 0.5).ell(1.0).round(4))  # |psi''| where |psi'| <= 1
+    1.118
+    """
+
+    L0: float
+    L1: float
+    reason = "cosh grows exponentially: after one step with Gaussian directions E f is infinite"
+
+    def __post_init__(self) -> None:
+        positive("L0 of a cosh", self.L0)
+        positive("L1 of a cosh", self.L1)
+
+    def psi(self, t: Tensor, order: int) -> Tensor:
+        """The value is written as 2 sinh^2(L1 t/2), which keeps its digits near 0; psi'' = L0 cosh(L1 t)."""
+        if order == 0:
+            return torch.sinh(t * (self.L1 / 2)).square() * (2 * self.L0 / self.L1**2)
+        return torch.sinh(t * self.L1) * (self.L0 / self.L1) if order == 1 else torch.cosh(t * self.L1) * self.L0
+
+    def ell(self, u: ArrayLike) -> Array:
+        """sqrt(L0^2 + L1^2 u^2)."""
+        with np.errstate(over="ignore"):
+            return np.hypot(self.L0, self.L1 * np.asarray(u, dtype=float))
+
+    @property
+    def floor(self) -> float:
+        """L0."""
+        return self.L0
+
+    def edge(self, level: float) -> float:
+        """arccosh(1 + F L1^2/L0)/L1; the sublevel constant is L0 + L1^2 F."""
+        return 2 * math.asinh(self.L1 * math.sqrt(level / (2 * self.L0))) / self.L1
+
+
+@dataclass(frozen=True)
+class Exponential(Psi):
+    """e^(t^2) - 1, with ell = 6e + u (1 + 2 sqrt(log(1 + u))): grows faster than every power, ell than every line.
+
+    psi'' = (2 + 4t^2) e^(t^2) is below 6e for |t| <= 1; beyond, psi''/|psi'| = 1/|t| + 2|t| and t^2 <= log(1 + |psi'|).
+
+    >>> from smoothlab import Exponential
+    >>> float(Exponential().ell(1.0).round(4))  # |psi''| where |psi'| <= 1
+    18.9748
+    """
+
+    floor = 2.0  # psi'(t)/t >= 2
+    reason = "exp(t^2) has no Gaussian mean: E f is infinite after one step, and for mu^2 >= 1/2 so is E f(x + mu v)"
+
+    def psi(self, t: Tensor, order: int) -> Tensor:
+        """e^(t^2) - 1, 2t e^(t^2), (2 + 4t^2) e^(t^2)."""
+        if order == 0:
+            return torch.expm1(t.square())
+        return (2 * t if order == 1 else 2 + 4 * t.square()) * torch.exp(t.square())
+
+    def ell(self, u: ArrayLike) -> Array:
+        """6e + u (1 + 2 sqrt(log(1 + u)))."""
+        u = np.asarray(u, dtype=float)
+        with np.errstate(over="ignore"):
+            return 6 * math.e + u * (1 + 2 * np.sqrt(np.log1p(u)))
+
+    def edge(self, level: float) -> float:
+        """sqrt(log(1 + F))."""
+        return math.sqrt(math.log1p(level))
+
+
+@dataclass(frozen=True)
+class Barrier(Psi):
+    """(1 - t^2)^(-p) - 1 on (-1, 1), with ell = 4p(p + 1)[(4/3)^(p + 2) + (u/p)^((p + 2)/(p + 1))].
+
+    psi'' = 2p (1 - t^2)^(-p - 2)(1 + (2p + 1) t^2) is below 4p(p + 1)(1 - t^2)^(-p - 2), and from |t| = 1/2 on
+    |psi'| >= p (1 - t^2)^(-p - 1). The domain is open (the setting of Li et al.): Assumption 3.2 asks for all of R^d.
+
+    >>> from smoothlab import Barrier
+    >>> float(Barrier(1.3).ell(1.0).round(4))  # |psi''| where |psi'| <= 1
+    39.1132
+    """
+
+    p: float = 1.0
+    reason = "Gaussian directions leave the barrier's domain (-1, 1), where f is infinite"
+    half_width = 1.0
+
+    def __post_init__(self) -> None:
+        positive("the exponent p of a barrier", self.p)
+
+    def psi(self, t: Tensor, order: int) -> Tensor:
+        """See the class; outside the domain the value is infinite and the derivatives are NaN."""
+        if order == 0:
+            inside = t.abs() < 1
+            s = torch.where(inside, t, 0.0)
+            # 1 - t^2 rounds too coarsely near 1, and (1 - t)(1 + t) near 0.
+            log = torch.where(s.abs() < 0.5, torch.log1p(-s.square()), torch.log1p(-s) + torch.log1p(s))
+            values = torch.expm1(log * -self.p)
+            return torch.where(inside, values, torch.where(t.isnan(), t, math.inf))
+        gap = (1 - t) * (1 + t)  # 1 - t^2, without the cancellation of t^2
+        gap = torch.where(gap > 0, gap, math.nan)
+        if order == 1:
+            return 2 * self.p * t * gap.pow(-self.p - 1)
+        return 2 * self.p * gap.pow(-self.p - 2) * (1 + (2 * self.p + 1) * t.square())
+
+    def ell(self, u: ArrayLike) -> Array:
+        """4p(p + 1)[(4/3)^(p + 2) + (u/p)^((p + 2)/(p + 1))]."""
+        with np.errstate(over="ignore"):
+            grown = (np.asarray(u, dtype=float) / self.p) ** ((self.p + 2) / (self.p + 1))
+            return 4 * self.p * (self.p + 1) * ((4 / 3) ** (self.p + 2) + grown)
+
+    @property
+    def floor(self) -> float:
+        """2p."""
+        return 2 * self.p
+
+    def edge(self, level: float) -> float:
+        """sqrt(1 - (1 + F)^(-1/p))."""
+        return math.sqrt(-math.expm1(-math.log1p(level) / self.p))

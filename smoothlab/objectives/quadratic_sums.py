@@ -21,29 +21,22 @@ from scipy import optimize
 from torch import Tensor
 
 from smoothlab.errors import BadInput
-from smoothlab.objectives.curved import _flat, _sizes, block_bound
-from smoothlab.objectives.psi import Array, positive
-from smoothlab.objectives.sums import FiniteSum, Number
+from smoothlab.objectives.curved import block_bound, flat
+from smoothlab.objectives.psi import Array, Side, positive
+from smoothlab.objectives.sums import FiniteSum, Number, centered, scaled, sizes
 
 
 @dataclass(frozen=True)
 class QuadraticSum(FiniteSum):
-    """See the module.
+    """f_i = z'H_i z/2 + c_i'z; see the module.
 
     Attributes:
-        name: for records.
-        d_x: dimension of x.
-        d_y: dimension of y.
         hessians: H_i [n, d, d] fp64, symmetric.
         shifts: c_i [n, d], of sum 0.
     """
 
-    name: str
-    d_x: int
-    d_y: int
     hessians: Tensor = field(repr=False, compare=False)
     shifts: Tensor = field(repr=False, compare=False)
-    f_star: float = 0.0
 
     def __post_init__(self) -> None:
         if float(torch.linalg.eigvalsh(self.mean)[0]) <= 0:
@@ -74,7 +67,7 @@ class QuadraticSum(FiniteSum):
         return self.mean.expand(*z.shape, self.dim)
 
     def value_of(self, z: Tensor, i: Number) -> Tensor:
-        """See the module."""
+        """z'H_i z/2 + c_i'z."""
         return (self._image(z, i) / 2 * z + self.shifts[i] * z).sum(-1)
 
     def gradient_of(self, z: Tensor, i: Number) -> Tensor:
@@ -88,21 +81,13 @@ class QuadraticSum(FiniteSum):
     def _image(self, z: Tensor, i: Number) -> Tensor:
         return z @ self.hessians[i] if isinstance(i, int) else (self.hessians[i] @ z.unsqueeze(-1)).squeeze(-1)
 
-    def ell_x(self, u: ArrayLike) -> Array:
-        """||H_xx|| + ||H_xy||."""
-        return _flat(block_bound(self.mean, self.d_x)[0], u)
+    def ell(self, u: ArrayLike, side: Side) -> Array:
+        """||H_xx|| + ||H_xy||, and that of y."""
+        return flat(block_bound(self.mean, self.d_x)[side], u)
 
-    def ell_y(self, u: ArrayLike) -> Array:
-        """||H_yy|| + ||H_xy||."""
-        return _flat(block_bound(self.mean, self.d_x)[1], u)
-
-    def component_ell_x(self, u: ArrayLike) -> Array:
-        """The largest ||H_xx|| + ||H_xy|| of the H_i."""
-        return _flat(block_bound(self.hessians, self.d_x)[0], u)
-
-    def component_ell_y(self, u: ArrayLike) -> Array:
-        """See `component_ell_x`."""
-        return _flat(block_bound(self.hessians, self.d_x)[1], u)
+    def component_ell(self, u: ArrayLike, side: Side) -> Array:
+        """The largest ||H_xx|| + ||H_xy|| of the H_i, and that of y."""
+        return flat(block_bound(self.hessians, self.d_x)[side], u)
 
     @property
     def _apart(self) -> Tensor:
@@ -117,13 +102,13 @@ class QuadraticSum(FiniteSum):
             return math.inf, math.inf
         eigenvalues, vectors = torch.linalg.eigh(self.mean)
         root = vectors * eigenvalues.rsqrt()
-        found = []
+        bounds = []
         for part in (slice(None, self.d_x), slice(self.d_x, None)):
             rows, c = (self._apart @ root)[:, part], self.shifts[:, part]
             a = torch.einsum("npk,npl->kl", rows, rows) / self.n
             b = torch.einsum("npk,np->k", rows, c) / self.n
-            found.append(float(c.square().sum(-1).mean()) + largest_on_ball(a.numpy(), b.numpy(), 2 * level))
-        return found[0], found[1]
+            bounds.append(float(c.square().sum(-1).mean()) + largest_on_ball(a.numpy(), b.numpy(), 2 * level))
+        return bounds[0], bounds[1]
 
     def spread(self, u: float = math.inf) -> float:
         """||(H_i - H) H^(-1)|| u + ||c_i||, as z = H^(-1) grad f."""
@@ -147,22 +132,14 @@ def largest_on_ball(a: Array, b: Array, square: float) -> float:
 
     # The best t is at most ||b||/R above the top eigenvalue, and dual is convex in t, so unimodal in its logarithm.
     high = math.log(math.sqrt(float(weights.sum()) / square)) + 1e-9
-    found = optimize.minimize_scalar(dual, bounds=(high - 60, high), method="bounded", options={"xatol": 1e-10})
-    return float(found.fun)
+    best = optimize.minimize_scalar(dual, bounds=(high - 60, high), method="bounded", options={"xatol": 1e-10})
+    return float(best.fun)
 
 
 def quadratic_sum(
-    l_x: float = 1.0,
-    l_y: float = 1.0,
-    bend: float = 0.5,
-    *,
-    sigma: float = 0.0,
-    d_x: int = 3,
-    d_y: int = 2,
-    n: int = 4,
-    seed: int = 0,
-    name: str = "quadratic sum",
-) -> QuadraticSum:
+    l_x: float = 1.0, l_y: float = 1.0, bend: float = 0.5, *, sigma: float = 0.0, d_x: int = 3, d_y: int = 2,
+    n: int = 4, seed: int = 0, name: str = "quadratic sum",
+) -> QuadraticSum:  # fmt: skip
     """H_i = D^(1/2) (I + R_i) D^(1/2) with D = diag(l_x I, l_y I) and random symmetric R_i of sum 0 and norm `bend`.
 
     Args:
@@ -179,9 +156,9 @@ def quadratic_sum(
     Raises:
         BadInput: a number out of range.
     """
-    _sizes(d_x, d_y, n)
-    for what, number in (("the curvature l_x", l_x), ("the curvature l_y", l_y)):
-        positive(what, number)
+    sizes(d_x, d_y, n)
+    positive("the curvature l_x", l_x)
+    positive("the curvature l_y", l_y)
     for what, number in (("bend", bend), ("sigma", sigma)):
         if not 0 <= number < math.inf:
             raise BadInput(f"{what} is {number}: give a finite number that is not negative")
@@ -189,13 +166,10 @@ def quadratic_sum(
         raise BadInput("n = 1: one component is the sum itself, so bend and sigma must be 0")
     rng, d = np.random.default_rng(seed), d_x + d_y
     apart = torch.from_numpy(rng.normal(size=(n, d, d)))
-    apart = apart + apart.mT
-    apart = apart - apart.mean(0)
+    apart = centered(apart + apart.mT)
     largest = float(torch.linalg.matrix_norm(apart, 2).max())
     root = torch.tensor([l_x] * d_x + [l_y] * d_y, dtype=torch.float64).sqrt()
     scale = bend / largest if largest else 0.0
     hessians = (torch.eye(d, dtype=torch.float64) + scale * apart) * root[:, None] * root
-    shifts = torch.from_numpy(rng.normal(size=(n, d)))
-    shifts = shifts - shifts.mean(0)
-    size = float(shifts.square().sum(-1).mean().sqrt())
-    return QuadraticSum(name, d_x, d_y, hessians, shifts * (sigma / size if size else 0.0))
+    shifts = centered(torch.from_numpy(rng.normal(size=(n, d))))
+    return QuadraticSum(name, d_x, d_y, hessians, scaled(shifts, sigma))

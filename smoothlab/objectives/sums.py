@@ -4,16 +4,17 @@ z is a flat vector [d], x first, d = d_x + d_y; the minimum f* is at z = 0. Ther
 components differ by linear terms and share one Hessian, and those of `smoothlab.objectives.curved`, whose components
 curve differently. The theorems ask of the second kind what comes free with the first (theory.md B):
 
-    component_ell_x, component_ell_y    -D <= Hess f_i <= D for every i where ||grad f|| <= u, the norm of the mean's
-                                        gradient: at least ell_x and ell_y, which are those of f alone
-    variances(F)                        sup of (1/n) sum ||grad_x f_i - grad_x f||^2 where f - f* <= F, and of y
-    spread(u)                           sup over i of ||grad f_i - grad f|| where ||grad f|| <= u
+    component_ell    -D <= Hess f_i <= D for every i where ||grad f|| <= u, the norm of the mean's gradient: at least
+                     ell, which is that of f alone
+    variances(F)     sup of (1/n) sum ||grad_x f_i - grad_x f||^2 where f - f* <= F, and of y
+    spread(u)        sup over i of ||grad f_i - grad f|| where ||grad f|| <= u
 """
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from numpy.typing import ArrayLike
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from smoothlab.blocks import Block, Loss, flatten
 from smoothlab.errors import BadInput
-from smoothlab.objectives.psi import Array, Moments
+from smoothlab.objectives.psi import Array, Side
 from smoothlab.objectives.sublevel import at_level
 from smoothlab.theory.constants import Constants, constants
 from smoothlab.theory.theorems import Setting
@@ -30,6 +31,7 @@ Number = int | Tensor
 """The number of a component, or one for each point, int64 [...]."""
 
 
+@dataclass(frozen=True)
 class FiniteSum(ABC):
     """A finite sum.
 
@@ -37,31 +39,27 @@ class FiniteSum(ABC):
         name: for records.
         d_x: dimension of x.
         d_y: dimension of y.
-        n: number of components.
-        f_star: the minimum, at z = 0.
+        gaussian_reason: why E f is infinite after a step in x with Gaussian directions; empty where it is finite.
     """
 
-    if TYPE_CHECKING:  # fields of the dataclasses below; as properties here they would stay abstract
+    name: str
+    d_x: int
+    d_y: int
 
-        @property
-        def name(self) -> str:
-            """See the class."""
+    @property
+    @abstractmethod
+    def n(self) -> int:
+        """Number of components."""
 
-        @property
-        def d_x(self) -> int:
-            """See the class."""
+    @property
+    def f_star(self) -> float:
+        """The minimum, at z = 0."""
+        return 0.0
 
-        @property
-        def d_y(self) -> int:
-            """See the class."""
-
-        @property
-        def n(self) -> int:
-            """See the class."""
-
-        @property
-        def f_star(self) -> float:
-            """See the class."""
+    @property
+    def gaussian_reason(self) -> str:
+        """See the class."""
+        return ""
 
     # The function and its components
 
@@ -71,11 +69,11 @@ class FiniteSum(ABC):
 
     @abstractmethod
     def gradient(self, z: Tensor) -> Tensor:
-        """grad f [..., d]; nan outside the domain."""
+        """grad f [..., d]; NaN outside the domain."""
 
     @abstractmethod
     def hessian(self, z: Tensor) -> Tensor:
-        """Hess f [..., d, d]; nan outside the domain."""
+        """Hess f [..., d, d]; NaN outside the domain."""
 
     @abstractmethod
     def value_of(self, z: Tensor, i: Number) -> Tensor:
@@ -113,20 +111,12 @@ class FiniteSum(ABC):
     # What is known of it
 
     @abstractmethod
-    def ell_x(self, u: ArrayLike) -> Array:
+    def ell(self, u: ArrayLike, side: Side) -> Array:
         """-diag(ell_x, ell_y) <= Hess f <= diag(ell_x, ell_y) where ||grad f|| <= u (Definition 2.1, two-sided)."""
 
-    @abstractmethod
-    def ell_y(self, u: ArrayLike) -> Array:
-        """See `ell_x`."""
-
-    @abstractmethod
-    def component_ell_x(self, u: ArrayLike) -> Array:
-        """See the module."""
-
-    @abstractmethod
-    def component_ell_y(self, u: ArrayLike) -> Array:
-        """See the module."""
+    def component_ell(self, u: ArrayLike, side: Side) -> Array:
+        """See the module; that of f where all components have its Hessian."""
+        return self.ell(u, side)
 
     @abstractmethod
     def variances(self, level: float = math.inf) -> tuple[float, float]:
@@ -135,6 +125,22 @@ class FiniteSum(ABC):
     @abstractmethod
     def spread(self, u: float = math.inf) -> float:
         """See the module; infinite where there is no bound."""
+
+    def ell_x(self, u: ArrayLike) -> Array:
+        """ell of block x."""
+        return self.ell(u, "x")
+
+    def ell_y(self, u: ArrayLike) -> Array:
+        """ell of block y."""
+        return self.ell(u, "y")
+
+    def component_ell_x(self, u: ArrayLike) -> Array:
+        """ell of block x for every component."""
+        return self.component_ell(u, "x")
+
+    def component_ell_y(self, u: ArrayLike) -> Array:
+        """ell of block y for every component."""
+        return self.component_ell(u, "y")
 
     @property
     def sigma2(self) -> float:
@@ -151,12 +157,12 @@ class FiniteSum(ABC):
         """The part of sigma^2 in block y."""
         return self.variances()[1]
 
-    def constants(self, F: float) -> Constants:  # noqa: N803
+    def constants(self, F: float) -> Constants:
         """G, L_x and L_y of the sublevel set f - f* <= F, by T1 and by the printed Lemma B.3."""
         return constants(self.ell_x, self.ell_y, F)
 
     def setting(self, gap: float, level: float = math.inf) -> Setting:
-        """What the theorems are given, from f(z_0) - f* = gap on.
+        """What the theorems take, from f(z_0) - f* = gap on.
 
         Args:
             gap: Delta.
@@ -179,14 +185,9 @@ class FiniteSum(ABC):
         )
 
     @property
-    def gaussian_moments(self) -> Moments:
+    def gaussian_moments(self) -> Literal["finite", "infinite"]:
         """Whether E f stays finite when block x moves by zeroth-order steps with Gaussian directions."""
-        return "finite"
-
-    @property
-    def gaussian_reason(self) -> str:
-        """Why not, and what to do; empty where it does."""
-        return ""
+        return "infinite" if self.gaussian_reason else "finite"
 
     def inside(self, z: Tensor) -> Tensor:
         """Whether z [..., d] is in the domain: [...]."""
@@ -230,3 +231,25 @@ class FiniteSum(ABC):
             return self.value(z) if i is None else self.value_of(z, i)
 
         return loss
+
+
+def sizes(d_x: int, d_y: int, n: int) -> None:
+    """Refuse dimensions and numbers of components that are no integers of at least 1.
+
+    Raises:
+        BadInput: names the size.
+    """
+    for what, size in (("d_x", d_x), ("d_y", d_y), ("n", n)):
+        if not isinstance(size, int) or size < 1:
+            raise BadInput(f"{what} is {size}: give an integer of at least 1")
+
+
+def centered(drawn: Tensor) -> Tensor:
+    """Rows [n, ...] whose sum is 0."""
+    return drawn - drawn.mean(0)
+
+
+def scaled(shifts: Tensor, sigma: float) -> Tensor:
+    """Rows of mean square sigma^2."""
+    size = float(shifts.square().sum(-1).mean().sqrt())
+    return shifts * (sigma / size if sigma else 0.0)

@@ -162,8 +162,7 @@ def exponents(ax: Axes, df: pd.DataFrame) -> None:
 
 def speedup(ax: Axes, df: pd.DataFrame, quantity: str, mark: str, ylabel: str, title: str) -> None:
     """Epochs with one best rate and with two, or their ratio, against L_x/L_y."""
-    # files of before 0.2 call this part "buys"
-    rows = pd.concat([rows_of(df, part=part, quantity=quantity) for part in ("buys", "speedup_of_two_rates")])
+    rows = rows_of(df, part="speedup_of_two_rates", quantity=quantity)
     if mark == "rule":
         rows = rows[rows["sigma"] == 0].sort_values("rule", ascending=False, kind="stable")
     rows["gradient"] = [NAMES[""] if d == 1 else f"ZO, $d$ = {d:g}" for d in rows["d"]]
@@ -199,7 +198,7 @@ SPEEDUP = (
 )  # fmt: skip
 PANELS: dict[str, Any] = {
     "theorem": (averages, successes), "counterexample": (trajectory, failing), "exponents": (steps, exponents),
-    "buys": SPEEDUP, "speedup_of_two_rates": SPEEDUP, "reshuffling": (reshuffled, hidden),
+    "speedup_of_two_rates": SPEEDUP, "reshuffling": (reshuffled, hidden),
 }  # fmt: skip
 
 

@@ -43,8 +43,8 @@ def phi(ell: Ell, u: ArrayLike) -> Array:
         raise BadInput("u is a gradient's norm: give finite numbers that are not negative")
     if not u.any():
         return np.zeros_like(u)
-    wanted = np.unique(u)
-    cuts = np.union1d(wanted, _octaves(wanted[-1]))
+    ends = np.unique(u)
+    cuts = np.union1d(ends, _octaves(ends[-1]))
     reached = np.cumsum(_parts(ell, np.concatenate([[0.0], cuts[:-1]]), cuts))
     return np.where(u > 0, reached[np.searchsorted(cuts, u)], 0.0)
 
@@ -173,7 +173,7 @@ class Constants:
     L_y_near: float
 
     @property
-    def L_max(self) -> float:  # noqa: N802
+    def L_max(self) -> float:
         """max(L_x, L_y)."""
         return max(self.L_x, self.L_y)
 

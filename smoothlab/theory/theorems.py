@@ -22,7 +22,7 @@ Reading = Literal["printed", "doubled", "sharp"]
 
 @dataclass(frozen=True)
 class Setting:
-    """What the theorems are given.
+    """The problem, as the theorems take it.
 
     Attributes:
         ell_x: of f and of every component, at ||grad f|| (for shifts <c_i, z>, of equal Hessians, both are the same;
@@ -69,7 +69,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Horizon:
-    """What a theorem asks for and promises.
+    """The rates and the number of epochs that a theorem asks for, and what it promises.
 
     Attributes:
         eps: (1/T) sum ||grad f||^2 <= eps^2.
@@ -124,15 +124,9 @@ class Printed(Horizon):
 
 
 def theorem_c1(
-    setting: Setting,
-    eps: float,
-    delta: float,
-    *,
-    T: int | None = None,  # noqa: N803
-    mu: float | None = None,
+    setting: Setting, eps: float, delta: float, *, T: int | None = None, mu: float | None = None,
     reading: Reading = "printed",
-    tail: Literal["2/delta", "ln"] = "2/delta",
-) -> Printed:
+) -> Printed:  # fmt: skip
     """All constants of Theorem C.1, with the largest eta_x, eta_y, mu of Eq. (3).
 
         Eq. (3)  eta_x = min{1/(2 L_x n), 1/(384 L_x n d), sqrt(2/T)/(sigma n L_x)}
@@ -144,7 +138,7 @@ def theorem_c1(
 
     G, L_x, L_y are those of f - f* <= F, so that F is the solution of its own equation: its right-hand side is at
     least 8 Delta/delta, and at most (8/delta)(Delta + 2 eta_x + eta_y) there. T enters the rates: the smallest T is
-    looked for by doubling, then bisection.
+    looked for by doubling, then bisection. The proof has ln(2/delta) where T's condition has 2/delta.
 
     Args:
         setting: the problem.
@@ -153,7 +147,6 @@ def theorem_c1(
         T: epochs; by default the smallest that meets the condition.
         mu: perturbation, at most that of Eq. (3), which is the default; 0 for the limit.
         reading: of G and L.
-        tail: "ln" for ln(2/delta) instead of 2/delta, as in the proof.
 
     Raises:
         BadInput: eps, delta, T or mu out of range.
@@ -161,22 +154,12 @@ def theorem_c1(
     _accuracy(eps, delta)
     if T is not None and T < 1:
         raise BadInput(f"T is {T}: give at least one epoch")
-
-    def at(epochs: int) -> Printed:
-        return _printed(setting, eps, delta, epochs, mu, reading, tail)
-
-    return at(T) if T is not None else at(_smallest(lambda epochs: at(epochs).holds))
+    if T is None:
+        T = smallest_integer(lambda epochs: _printed(setting, eps, delta, epochs, mu, reading).holds)
+    return _printed(setting, eps, delta, T, mu, reading)
 
 
-def _printed(
-    s: Setting,
-    eps: float,
-    delta: float,
-    T: int,
-    mu: float | None,
-    reading: Reading,
-    tail: str,  # noqa: N803
-) -> Printed:
+def _printed(s: Setting, eps: float, delta: float, T: int, mu: float | None, reading: Reading) -> Printed:
     sigma = math.sqrt(s.sigma2)
     noisy = math.sqrt(2 / T) / (sigma * s.n) if sigma else math.inf
 
@@ -193,27 +176,33 @@ def _printed(
         return g, l_x, l_y, eta_x, eta_y, step, noise * T
 
     low = 8 * s.gap / delta
-    first = at(low)
-    high = 8 / delta * (s.gap + 2 * first[3] + first[4]) * (1 + 1e-9)
+    _, _, _, eta_x, eta_y, _, _ = at(low)
+    high = 8 / delta * (s.gap + 2 * eta_x + eta_y) * (1 + 1e-9)
     F = float(optimize.brentq(lambda level: level - 8 / delta * (s.gap + at(level)[6]), low, high, rtol=1e-12))
     g, l_x, l_y, eta_x, eta_y, step, prime = at(F)
     H = 2 * math.sqrt((200 * g**2 * s.d / s.n + 2 * g**2 + 2 * s.sigma2 / s.n) * T / delta)
-    start = 2 / delta if tail == "2/delta" else math.log(2 / delta)
-    required = start + g**2 / 8 + (s.gap + 2 * eta_x + eta_y) / (s.n * min(eta_x / 4, 3 * eta_y / 8))
+    required = 2 / delta + g**2 / 8 + (s.gap + 2 * eta_x + eta_y) / (s.n * min(eta_x / 4, 3 * eta_y / 8))
     return Printed(eps, delta, s.n, T, eta_x, eta_y, step, F, g, l_x, l_y, H, prime, required)
 
 
-def _smallest(meets: Callable[[int], bool]) -> int:
-    """The smallest T >= 1 that meets a condition which, once met, stays so."""
+def smallest_integer(holds: Callable[[int], bool]) -> int:
+    """The smallest T >= 1 with a property that every larger integer has too, by doubling and bisection.
+
+    Raises:
+        BadInput: no T up to 2^200 has it.
+    """
     high = 1
-    while not meets(high):
+    while not holds(high):
         high *= 2
         if high > 1 << 200:
             raise BadInput("no T below 1e60 meets the theorem's condition: give a larger eps")
     low = high // 2
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if meets(middle) else (middle, high)
+        if holds(middle):
+            high = middle
+        else:
+            low = middle
     return high
 
 
@@ -245,7 +234,7 @@ class Descent:
 
 
 def descent(setting: Setting, eta_x: float, eta_y: float, mu: float, l_x: float, l_y: float) -> Descent:
-    """B.6' for given rates, perturbation and smoothness."""
+    """B.6' at these rates, perturbation and smoothness."""
     n, d = setting.n, setting.d
     theta = n * max(eta_x * l_x, eta_y * l_y)
     noise = theta**2 * (eta_x * setting.sigma2_x + eta_y * setting.sigma2_y)
@@ -322,9 +311,9 @@ def with_high_probability(setting: Setting, eps: float, delta: float) -> Horizon
         T = math.ceil(16 * s.gap / (delta * eps**2 * s.n * eta))
         mu = math.sqrt(s.gap / (4 * T) / _perturbed(s.n, s.d, eta, l_x))
         mu = min(mu, r / (4 * math.sqrt(l_x * s.d)), g_max / (l_x * math.sqrt(s.d)))
-        way = math.sqrt(l_x) * s.d * (g_max + mu * l_x * math.sqrt(s.d) / 2) + math.sqrt(l_y) * g_max * 2 / 3
+        step = math.sqrt(l_x) * s.d * (g_max + mu * l_x * math.sqrt(s.d) / 2) + math.sqrt(l_y) * g_max * 2 / 3
         epoch = descent(s, eta, 2 * eta / 3, mu, l_x, l_y)
-        fits = epoch.holds and epoch.noise * T <= s.gap and s.n * eta * way + math.sqrt(l_x * s.d) * mu <= r
+        fits = epoch.holds and epoch.noise * T <= s.gap and s.n * eta * step + math.sqrt(l_x * s.d) * mu <= r
         return fits, Horizon(eps, delta, s.n, T, eta, 2 * eta / 3, mu, F, c.G, l_x, l_y)
 
     high = 1 / (8 * s.n * min(l_x, l_y))
@@ -333,7 +322,10 @@ def with_high_probability(setting: Setting, eps: float, delta: float) -> Horizon
         low /= 2
     for _ in range(60):
         middle = math.sqrt(low * high)
-        low, high = (middle, high) if at(middle)[0] else (low, middle)
+        if at(middle)[0]:
+            low = middle
+        else:
+            high = middle
     return at(low)[1]
 
 

@@ -9,7 +9,8 @@ import torch
 
 from smoothlab.algorithm1.curved_quadratics import Moments, linearized
 from smoothlab.algorithm1.engine import Algorithm1
-from smoothlab.experiments.rates import curved
+from smoothlab.experiments.rates import exponents
+from smoothlab.experiments.rates.experiment import Rates
 from smoothlab.objectives import QuadraticSum, quadratic_sum
 from tests.cases import CURVED
 
@@ -82,7 +83,7 @@ def test_linearized_sums_have_the_components_derivatives_at_the_minimum() -> Non
 def test_exponents_measured_on_sums_that_curve_differently() -> None:
     for series in ("zo-quadratics", "zo-log-cosh", "zo-exponentials"):
         point = {"series": series, "setting": series, "axis": "eps", "values": [0.4, 0.3, 0.2]}
-        *steps, last = curved.measured(point, 100, 14_000, 0)
+        *steps, last = exponents.measured(Rates(), point)
         assert last["low"] < last["measured"] < last["high"] and abs(last["measured"] - last["linearized"]) < 0.2
         assert -4.1 < last["measured"] < -3.1
         if series == "zo-quadratics":

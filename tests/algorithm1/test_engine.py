@@ -15,7 +15,7 @@ from smoothlab.algorithm1 import engine
 from smoothlab.algorithm1.engine import Algorithm1
 from smoothlab.algorithm1.reference import one_replica
 from smoothlab.algorithm1.replicas import Result
-from smoothlab.algorithm1.sampling import Draws, Fresh, Given
+from smoothlab.algorithm1.sampling import Draws, Fixed, Fresh
 from smoothlab.errors import BadInput
 from smoothlab.objectives import (
     Cosh,
@@ -52,10 +52,10 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def given(f: FiniteSum, epochs: int, replicas: int, seed: int = 0, q: int = 1) -> Given:
+def given(f: FiniteSum, epochs: int, replicas: int, seed: int = 0, q: int = 1) -> Fixed:
     rng = np.random.default_rng(seed)
     orders = rng.permuted(np.broadcast_to(np.arange(f.n), (epochs, replicas, f.n)), axis=2)
-    return Given(torch.from_numpy(orders), torch.from_numpy(rng.normal(size=(epochs, f.n * q, replicas, f.d_x))))
+    return Fixed(torch.from_numpy(orders), torch.from_numpy(rng.normal(size=(epochs, f.n * q, replicas, f.d_x))))
 
 
 class Recorded:
@@ -75,7 +75,7 @@ class Recorded:
         return v
 
 
-def same_as_plain(how: Algorithm1, f: FiniteSum, z0: Tensor, draws: Given, found: Result) -> None:
+def same_as_plain(how: Algorithm1, f: FiniteSum, z0: Tensor, draws: Fixed, found: Result) -> None:
     # To rounding: the plain loop sums inner products in another order, and differences include <c_i, z>, which the
     # engine takes out. 24 steps of at most 1e-13 of a value each.
     for r in range(len(found.epochs)):
@@ -204,7 +204,7 @@ def test_a_replica_that_overflows_is_marked_and_the_others_go_on() -> None:
         np.isinf([found.average_x[2], found.gap[2], found.kept_gap[1, 2]]).all()
         and np.isfinite(found.kept_gap[0]).all()
     )
-    fine = how.run(f, z0[[0, 1, 3]], 3, draws=Given(draws.orders[:, [0, 1, 3]], draws.directions[:, :, [0, 1, 3]]))
+    fine = how.run(f, z0[[0, 1, 3]], 3, draws=Fixed(draws.orders[:, [0, 1, 3]], draws.directions[:, :, [0, 1, 3]]))
     np.testing.assert_array_equal(found.z[[0, 1, 3]], fine.z)
     assert np.isfinite(fine.average).all()
     assert replace(how, above=1e8).run(f, z0, 4, draws=draws).left.tolist() == [-1, -1, 1, -1]
@@ -282,7 +282,7 @@ def test_a_first_order_is_kept_by_replica() -> None:
         ({"epochs": 0}, "0 epochs: use at least 1"),
         ({"order": "shuffle"}, "order 'shuffle' is unknown: use one of reshuffle, once, replace"),
         ({"oracle": "zo"}, "oracle 'zo' is unknown: use one of exact, one-sided, two-sided"),
-        ({"distribution": "cauchy"}, "distribution 'cauchy' is unknown: use one of gaussian"),
+        ({"distribution": "cauchy"}, "distribution cauchy is unknown: use one of gaussian"),
         ({"keep": (3, 1)}, "keep = (3, 1): name epochs from 0 to 4, ascending"),
         ({"keep": (5,)}, "keep = (5,): name epochs from 0 to 4"),
         ({"above": -1.0}, "above = -1.0"),

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from smoothlab.algorithm1.quadratics import Block, epochs_to, gain_exact, moment, tuned
-from smoothlab.experiments.rates import theorem
+from smoothlab.experiments.rates import counterexample
 from smoothlab.experiments.rates.runs import Quadratics
 
 NOISY = Quadratics(4, 3, 1.3, 0.5, 0.8, 0.4)
@@ -99,7 +99,7 @@ def test_several_directions_have_the_means_of_the_recursion() -> None:
 
 def test_long_runs_keep_their_digits() -> None:
     """The 32 million epochs of theory.md's instance against 60 digits."""
-    one = theorem.INSTANCES["long"]
+    one = counterexample.INSTANCES["long"]
     h, block = one.printed(), one.quadratics.x
     with mpmath.workdps(60):
         eta, d, s2 = mpmath.mpf(h.eta_x), one.d, mpmath.mpf(one.sigma) ** 2

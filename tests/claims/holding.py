@@ -2,19 +2,19 @@
 
 from types import ModuleType
 
-from smoothlab.claims import Claim, Finding
+from smoothlab.claims import Claim, Finding, Statement
 
 
 def claim(module: ModuleType, name: str) -> Claim:
     """By its name."""
-    return next(one for one in module.CLAIMS if one.name == name)
+    return next(entry for entry in module.CLAIMS if entry.name == name)
 
 
 def holds(module: ModuleType, name: str, seed: int = 0) -> Finding:
-    """The verdict is the stored one; true statements are not broken, false ones are or it is told why not."""
-    one = claim(module, name)
-    finding = one.found(seed)
-    assert finding.verdict == one.verdict
+    """The verdict is the stored one; true statements are not broken, false ones are, or the reason is stated."""
+    entry = claim(module, name)
+    finding = entry.finding(seed)
+    assert finding.verdict == entry.verdict
     for search in finding.searches:
         if search.known is not None:
             assert not search.broken
@@ -24,6 +24,6 @@ def holds(module: ModuleType, name: str, seed: int = 0) -> Finding:
     return finding
 
 
-def mutated(module: ModuleType) -> list[int]:
-    """Numbers of the true statements, to be made false on purpose."""
-    return [number for number, one in enumerate(module.STATEMENTS) if one.known is not None]
+def true_statements(module: ModuleType) -> list[Statement]:
+    """The module's true statements, to be made false on purpose."""
+    return [value for value in vars(module).values() if isinstance(value, Statement) and value.known is not None]

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from smoothlab.algorithm1.engine import Algorithm1
-from smoothlab.algorithm1.sampling import Given
+from smoothlab.algorithm1.sampling import Fixed
 from smoothlab.claims import descent
-from smoothlab.claims.courses import PROBLEMS, in_mean, near
+from smoothlab.claims.runs import PROBLEMS, in_mean, near
 from smoothlab.stats.intervals import Interval
 from smoothlab.stats.samples import mean_radius
 from smoothlab.theory.theorems import Setting, with_high_probability
@@ -79,7 +79,7 @@ def test_estimates_of_a_quadratic_have_their_closed_form() -> None:
 def test_an_error_bound_too_small_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     right = bounds.error_bound
     monkeypatch.setattr(bounds, "error_bound", lambda *a: right(*a) * 0.55 / 2)
-    finding = claim(descent, "b.5-corrected").found(0)
+    finding = claim(descent, "b.5-corrected").finding(0)
     assert finding.searches[0].broken and finding.verdict == "open"
 
 
@@ -87,7 +87,7 @@ def test_an_error_bound_too_small_is_caught(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_noise_term_too_small_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     right = descent.descent
     monkeypatch.setattr(descent, "descent", lambda *a: replace(right(*a), noise=right(*a).noise * 0.042 / 2))
-    finding = claim(descent, "b.6-corrected").found(0)
+    finding = claim(descent, "b.6-corrected").finding(0)
     assert finding.searches[0].broken and finding.verdict == "open"
 
 
@@ -100,7 +100,7 @@ def test_a_horizon_too_short_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
             return replace(right(*a), T=max(1, right(*a).T // 200))
 
         monkeypatch.setattr(descent, theorem, short)
-        finding = claim(descent, name).found(0)
+        finding = claim(descent, name).finding(0)
         assert any(search.broken for search in finding.searches) and finding.verdict in ("open", "false as printed")
 
 
@@ -120,7 +120,7 @@ def test_the_variance_in_b6_is_that_at_the_start_of_the_epoch() -> None:
         for level in (0.1, 3.0):
             z = f.at_level(torch.tensor([1.0, -2.0, 0.5, 1.0, 1.0]).double(), level)
             orders = torch.tensor(list(permutations(range(f.n))))
-            draws = Given(orders[None], torch.zeros(1, f.n, len(orders), f.d_x).double())
+            draws = Fixed(orders[None], torch.zeros(1, f.n, len(orders), f.d_x).double())
             after = float(f.value(torch.from_numpy(how.run(f, z, len(orders), draws=draws).z)).mean())
             squares, (s_x, s_y) = f.gradient(z).square(), f.variance(z)
             # B.6' without zeroth-order noise: n/2 - 9/32 etc. of the proof, here as promised
@@ -132,7 +132,7 @@ def test_the_variance_in_b6_is_that_at_the_start_of_the_epoch() -> None:
 
 @pytest.mark.check
 def test_log_cosh_sums_keep_the_promise_with_high_probability() -> None:
-    f, z0, eps = descent._tried("log cosh sum")
+    f, z0, eps = descent._small("log cosh sum")
     h = with_high_probability(f.setting(1.0, 4 / descent.DELTA), eps, descent.DELTA)
     how = Algorithm1(h.eta_x, h.eta_y, h.T, mu=h.mu, distribution="sphere", above=h.F, halt=False)
     found = how.run(f, z0, 100, seed=5)

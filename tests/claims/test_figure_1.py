@@ -34,9 +34,9 @@ def written(path: Path, base: Sequence[float], peft: Sequence[float], floor: flo
 
 @pytest.mark.parametrize("name", ["l-grows", "lora-smaller"])
 def test_verdicts(name: str) -> None:
-    one = claim(figure_1, name)
-    assert one.found(0, RECORDS).verdict == one.verdict
-    assert one.found(0).verdict == "open", "without records nothing is known"
+    entry = claim(figure_1, name)
+    assert entry.finding(0, RECORDS).verdict == entry.verdict
+    assert entry.finding(0).verdict == "open", "without records nothing is known"
 
 
 def test_a_run_that_shows_nothing_leaves_growth_open_and_one_that_falls_refutes_it(tmp_path: Path) -> None:
@@ -44,17 +44,17 @@ def test_a_run_that_shows_nothing_leaves_growth_open_and_one_that_falls_refutes_
     rising = written(tmp_path / "rising.jsonl", RISING, RISING)
     flat = written(tmp_path / "flat.jsonl", list(rng.uniform(1, 2, 20)), RISING)
     falling = written(tmp_path / "falling.jsonl", RISING[::-1], RISING)
-    assert grows.found(0, [rising]).verdict == "holds"
-    assert grows.found(0, [rising, flat]).verdict == "open"
-    assert grows.found(0, [falling]).verdict == "false as printed"
-    assert grows.found(0, [rising, falling]).verdict == "open"
+    assert grows.finding(0, [rising]).verdict == "holds"
+    assert grows.finding(0, [rising, flat]).verdict == "open"
+    assert grows.finding(0, [falling]).verdict == "false as printed"
+    assert grows.finding(0, [rising, falling]).verdict == "open"
 
 
 def test_ratios_that_are_not_apart_leave_it_open(tmp_path: Path) -> None:
     smaller = claim(figure_1, "lora-smaller")
     for factor, verdict in ((2.0, "holds"), (1.05, "open"), (0.5, "false as printed")):
         path = written(tmp_path / f"{factor}.jsonl", [factor * value for value in RISING], RISING)
-        assert smaller.found(0, [path]).verdict == verdict
+        assert smaller.finding(0, [path]).verdict == verdict
 
 
 @pytest.mark.check

@@ -6,24 +6,24 @@ import numpy as np
 import pytest
 
 from smoothlab.claims import measuring
-from tests.claims.holding import claim, mutated
+from smoothlab.claims.search import Statement
+from tests.claims.holding import claim, true_statements
 from tests.claims.test_figure_1 import RECORDS, written
 
 
 @pytest.mark.parametrize("name", ["d4-formula", "d4-step"])
 def test_verdicts(name: str) -> None:
-    one = claim(measuring, name)
-    finding = one.found(0, RECORDS)
-    assert finding.verdict == one.verdict
+    entry = claim(measuring, name)
+    finding = entry.finding(0, RECORDS)
+    assert finding.verdict == entry.verdict
     assert [search.broken for search in finding.searches] == [True, False]
     without = {"d4-formula": "holds once corrected", "d4-step": "false as printed"}
-    assert one.found(0).verdict == without[name], "without records no estimated value supports the correction"
+    assert entry.finding(0).verdict == without[name], "without records no estimated value supports the correction"
 
 
-@pytest.mark.parametrize("number", mutated(measuring))
-def test_false_on_purpose_is_caught(number: int) -> None:
-    statement = measuring.STATEMENTS[number]
-    assert statement.falsify(1, statement.known / 2).broken
+@pytest.mark.parametrize("statement", true_statements(measuring), ids=lambda statement: statement.what)
+def test_false_on_purpose_is_caught(statement: Statement) -> None:
+    assert statement.known is not None and statement.falsify(1, statement.known / 2).broken
 
 
 def test_moments_of_unit_vectors_by_sampling() -> None:
@@ -44,5 +44,5 @@ def test_the_quotient_is_right_where_nothing_rounds(central: bool) -> None:
 
 def test_careful_values_under_their_floor_take_the_correction_back(tmp_path: Path) -> None:
     table = written(tmp_path / "a.jsonl", [1.0] * 8, [1.0] * 8, floor=0.5)
-    finding = claim(measuring, "d4-step").found(0, [table])
+    finding = claim(measuring, "d4-step").finding(0, [table])
     assert finding.verdict == "false as printed"

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from smoothlab.claims import exact, theorem
+from smoothlab.claims.search import Statement
 from smoothlab.theory.theorems import Setting, in_expectation
-from tests.claims.holding import holds, mutated
+from tests.claims.holding import holds, true_statements
 from tests.theory.test_theorems import Pair, one
 
 
@@ -14,10 +15,9 @@ def test_verdicts(name: str) -> None:
     holds(theorem, name)
 
 
-@pytest.mark.parametrize("number", mutated(theorem))
-def test_false_on_purpose_is_caught(number: int) -> None:
-    statement = theorem.STATEMENTS[number]
-    assert statement.falsify(1, statement.known / 2).broken
+@pytest.mark.parametrize("statement", true_statements(theorem), ids=lambda statement: statement.what)
+def test_false_on_purpose_is_caught(statement: Statement) -> None:
+    assert statement.known is not None and statement.falsify(1, statement.known / 2).broken
 
 
 def test_both_instances_are_what_theory_says() -> None:

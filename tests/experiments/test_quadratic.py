@@ -21,7 +21,7 @@ from smoothlab.report import comparisons, draw, panels, quadratic
 
 SMALL = QuadraticExample(
     ratios=(1.5, 2.0, 3.0, 30.0), hybrid_ratios=(1.0, 3.0, 30.0), dims=(1, 10), hybrid_dims=(10,), scales=(0.5, 1.0),
-    replicas=100, steps=20, eps=0.1, longest=150,
+    replicas=100, steps=20, eps=0.1, max_steps=150,
 )  # fmt: skip
 
 
@@ -120,7 +120,7 @@ def test_exact_rows_are_their_closed_forms(small: SimpleNamespace) -> None:
 def test_rows_tell_what_was_not_run(small: SimpleNamespace) -> None:
     notes = {(row["ratio"], row["rule"]): row["note"] for row in small.rows if row["part"] == "hybrid"}
     assert notes.pop((30.0, "best")) == "more than 150 steps: not run" and set(notes.values()) == {None}
-    carried = replace(SMALL, parts=("hybrid",), longest=10**4, hybrid_ratios=(30.0,))
+    carried = replace(SMALL, parts=("hybrid",), max_steps=10**4, hybrid_ratios=(30.0,))
     (row,) = [row for row in carried.measured(carried.points()[0]) if row["rule"] == "best"]
     assert row["note"] == "the mean is carried by rare runs: not run" and row["measured"] is None
 

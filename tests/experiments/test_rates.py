@@ -17,9 +17,10 @@ from smoothlab.__main__ import main
 from smoothlab.algorithm1 import quadratics
 from smoothlab.algorithm1.quadratics import tuned
 from smoothlab.errors import BadInput
-from smoothlab.experiments.rates import comparisons, fits, theorem
+from smoothlab.experiments.rates import comparisons, counterexample, exponents, theorem
 from smoothlab.experiments.rates.experiment import Rates
 from smoothlab.experiments.rates.runs import Quadratics
+from smoothlab.objectives.table import build
 from smoothlab.stats import curves as intervals
 from smoothlab.stats import samples
 from smoothlab.stats.intervals import Interval
@@ -27,9 +28,12 @@ from smoothlab.stats.intervals import Interval
 TINY = Rates(
     eps=(1.9,), ns=(2,), dims=(2,), deltas=(0.5,), ratios=(1.0,), sigmas=(0.2,), families=("quadratic", "cosh-x"),
     orders=("reshuffle", "once"), oracles=("two-sided",), rules=("two", "one"), epochs=(20,), fit_eps=(0.5, 0.3),
-    fit_ns=(2, 4), fit_dims=(2, 10), fit_deltas=(0.5, 0.2), buy_ratios=(1.0, 30.0), shuffle_ns=(2,),
-    shuffle_scales=(0.3,), shuffle_dims=(2, 30), shuffle_qs=(4,), replicas=40, longest=3500, instances=(),
+    fit_ns=(2, 4), fit_dims=(2, 10), fit_deltas=(0.5, 0.2), speedup_ratios=(1.0, 30.0), shuffle_ns=(2,),
+    shuffle_scales=(0.3,), shuffle_dims=(2, 30), shuffle_qs=(4,), replicas=40, max_steps=3500, instances=(),
 )  # fmt: skip
+
+
+SHORT = Rates(replicas=30, max_steps=8000)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -120,7 +124,7 @@ def test_means_of_the_theorem_rows_cover() -> None:
              "order": "reshuffle", "oracle": "two-sided", "rule": "two", "setting": "s"}  # fmt: skip
     held = []
     for seed in range(40):
-        average, success = theorem.measured(point, 25, 1000, seed, "fitting", None)
+        average, success = theorem.measured(Rates(replicas=25, max_steps=1000, seed=seed), point)
         held.append(average["low"] <= average["reference"] <= average["high"])
         assert success["low"] <= success["measured"] <= success["high"]
     assert np.mean(held) > 0.95 - 4 * (0.95 * 0.05 / 40) ** 0.5
@@ -161,7 +165,7 @@ def test_sums_that_cannot_be_are_told_in_their_rows() -> None:
     for change, words in (({"n": 3}, "n is 3: components come in pairs"), ({"sigma": 0.0}, "in x is 0.0")):
         point = {"eps": 1.0, "d": 2, "delta": 0.5, "ratio": 1.0, "given": 0, "n": 2, "sigma": 0.2} | change
         for family in ("log-cosh", "exponentials"):
-            rows = theorem.measured({**point, "family": family}, 30, 8000, 0, "fitting", None)
+            rows = theorem.measured(SHORT, {**point, "family": family})
             assert [row["theorem"] for row in rows] == ["printed", "expectation", "probability"]
             assert all(words in row["note"] and row["measured"] is None for row in rows)
 
@@ -172,7 +176,7 @@ def test_theorem_rows_of_components_that_curve_differently() -> None:
     base = {"part": "theorem", "eps": 1.2, "n": 2, "d": 2, "delta": 0.5, "ratio": 1.0, "sigma": 0.2, "given": 0,
             "order": "reshuffle", "oracle": "two-sided", "rule": "two", "setting": "s"}  # fmt: skip
     for family in ("log-cosh", "quadratics", "exponentials"):
-        rows = theorem.measured({**base, "family": family}, 30, 8000, 0, "fitting", None)
+        rows = theorem.measured(SHORT, {**base, "family": family})
         found = {row["theorem"]: row for row in rows if row["quantity"] == "average"}
         ran = ["expectation", "probability"] if family != "exponentials" else ["probability"]
         for name in ran:
@@ -183,20 +187,20 @@ def test_theorem_rows_of_components_that_curve_differently() -> None:
         else:
             assert "sigma of" in found["printed"]["note"] and "Assumption 3.3 fails" in found["printed"]["note"]
     assert "not global" in found["expectation"]["note"] and found["probability"]["distribution"] == "sphere"
-    quadratics = theorem.measured({**base, "family": "quadratics"}, 30, 8000, 0, "fitting", None)
+    quadratics = theorem.measured(SHORT, {**base, "family": "quadratics"})
     notes = [row["note"] for row in quadratics if row["theorem"] == "expectation" and row["quantity"] == "average"]
     assert notes == ["sigma holds where f - f* <= 16 Delta: 0 of 30 replicas were stopped"]
 
 
 def test_families_are_what_they_are_called() -> None:
     for family in ("oscillating", "cosine"):
-        f = theorem.problem(family, 1.0, 2, 2, 0.2)
+        f = build(family)
         level = 4 / 0.3
         z = torch.from_numpy(np.random.default_rng(0).normal(size=(20_000, f.dim))) * 4
         z = z[f.value(z) <= level]
         assert float(torch.linalg.eigvalsh(f.hessian(z)).min()) < -0.01, "not convex below F"
-    assert theorem.problem("cosh-x", 1.0, 2, 2, 0.2).gaussian_moments == "infinite"
-    assert theorem.problem("quadratic", 1.0, 2, 1, 0.2).sigma2 == 0
+    assert build("cosh-x").gaussian_moments == "infinite"
+    assert build("quadratic", n=1).sigma2 == 0
 
 
 @pytest.mark.check
@@ -207,12 +211,14 @@ def test_the_printed_theorem_fails_pathwise_and_by_the_recursion(tiny: SimpleNam
             assert row["meets"] and row["reference"] > 15 * row["bound"] and row["verdict"] == "fails"
     least = {row["n"]: row["reference"] for row in rows if row["quantity"] == "smallest d that fails"}
     assert least == {2: 6, 8: 25, 32: 102}
-    (average, success, *path) = theorem.counterexample({"instance": "small", "pathwise": True, "setting": "s"}, 1)
+    (average, success, *path) = counterexample.measured(
+        Rates(seed=1), {"instance": "small", "pathwise": True, "setting": "s"}
+    )
     assert average["low"] <= average["reference"] <= average["high"] and average["least"] > average["bound"]
     assert success["measured"] == 0 and success["high"] < success["bound"] and success["verdict"] == "fails"
     held = [row["low"] <= row["reference"] <= row["high"] for row in path if row["epoch"] > 0]
     assert np.mean(held) > 0.8 and len(path) > 30  # of one run: not independent
-    h = theorem.INSTANCES["large"].printed()
+    h = counterexample.INSTANCES["large"].printed()
     assert h.T == 320_288 and h.holds
 
 
@@ -273,11 +279,13 @@ def test_a_setting_that_fails_does_not_lose_the_others(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(comparisons, "gain_exact", fail)
     path = records.run(
-        replace(TINY, parts=("buys", "reshuffling"), buy_ratios=(1.0,)), tmp_path / "run.jsonl", environment={}
+        replace(TINY, parts=("speedup_of_two_rates", "reshuffling"), speedup_ratios=(1.0,)),
+        tmp_path / "run.jsonl",
+        environment={},
     )
     failed = [row for row in rows_of(path) if row["failed"]]
     assert [row["failed"] for row in failed] == ["FloatingPointError: no best rate"]
-    assert {row["part"] for row in rows_of(path) if not row["failed"]} == {"buys", "reshuffling"}
+    assert {row["part"] for row in rows_of(path) if not row["failed"]} == {"speedup_of_two_rates", "reshuffling"}
 
 
 def test_a_stopped_run_goes_on_to_the_same_rows(tmp_path: Path) -> None:
@@ -342,16 +350,16 @@ def test_the_plan_tells_settings_and_minutes(capsys: pytest.CaptureFixture[str])
     told = capsys.readouterr().out
     assert f"{len(Rates().points())} settings" in told and "minutes" in told
     assert "counterexample" in told and "by exact recursion alone: large, long, any" in told and "14,000 steps" in told
-    assert len(replace(TINY, every=True, parts=("theorem",)).points()) == 2 * 2 * 2 * 2
+    assert len(replace(TINY, all_combinations=True, parts=("theorem",)).points()) == 2 * 2 * 2 * 2
     assert quadratics.BUDGET == math.isqrt(quadratics.BUDGET) ** 2, "pairs have the budget of single rates"
-    assert set(fits.SERIES) == {"zo", "fo-reshuffle", "fo-replace"}
+    assert set(exponents.SERIES) == {"zo", "fo-reshuffle", "fo-replace"}
 
 
 @pytest.mark.slow
 def test_two_processes_measure_the_same(tmp_path: Path) -> None:
     import joblib
 
-    short = replace(TINY, parts=("reshuffling", "buys"))
+    short = replace(TINY, parts=("reshuffling", "speedup_of_two_rates"))
     one = records.run(short, tmp_path / "one.jsonl", environment={})
     with joblib.parallel_config(n_jobs=2):
         two = records.run(short, tmp_path / "two.jsonl", environment={})

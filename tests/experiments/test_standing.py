@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from smoothlab import record_files
+from smoothlab import record_files, records
 from smoothlab.errors import BadInput
 from smoothlab.experiments.audit import Audit
 from smoothlab.experiments.estimators.experiment import Estimators
@@ -18,6 +18,8 @@ from smoothlab.experiments.smoothness import Smoothness
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
 KINDS = {kind.name: kind for kind in (Audit, Estimators, QuadraticExample, Rates, Smoothness)}
+RENAMED = {"laws": "distributions", "buy_ratios": "speedup_ratios", "buy_dims": "speedup_dims", "longest": "max_steps"}
+"""Fields of the configurations on record, and what they are called today."""
 KEYED = ["audit", "fig1b_micro_sst2", "fast_1b_micro_sst2"]  # whose rows are told apart by what they are
 FILES = [*KEYED, "estimators_micro", "estimators_synthetic", "quadratic", "rates"]
 
@@ -28,8 +30,11 @@ def there(name: str) -> tuple[Any, list[dict]]:
     assert contents.header is not None and not contents.damage and contents.finished
     kind = KINDS[contents.header["experiment"]]
     fields = {field.name for field in dataclasses.fields(kind)}
-    config = {k: tuple(v) if isinstance(v, list) else v for k, v in contents.header["config"].items() if k in fields}
-    return kind(**config), [row for row in contents.rows if row is not None]
+    old = {RENAMED.get(k, k): tuple(v) if isinstance(v, list) else v for k, v in contents.header["config"].items()}
+    config = {k: v for k, v in old.items() if k in fields}
+    if name == "rates":
+        config["parts"] = kind.choices["parts"]
+    return kind(**config), [records._renamed(row) for row in contents.rows if row is not None]
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from smoothlab.errors import BadInput
 from smoothlab.objectives import (
-    Component,
     ExponentialSum,
     FiniteSum,
     LogCoshSum,
@@ -21,8 +20,8 @@ from smoothlab.objectives import (
     log_cosh_sum,
     quadratic_sum,
 )
-from smoothlab.objectives.checks import components, definition, derivatives, scatter
-from smoothlab.objectives.psi import Array
+from smoothlab.objectives.checks import component, components, definition, derivatives, scatter
+from smoothlab.objectives.psi import Array, Side
 from smoothlab.objectives.quadratic_sums import largest_on_ball
 from smoothlab.objectives.sublevel import climb, sample
 from smoothlab.theory.constants import constants
@@ -50,7 +49,7 @@ def test_points_of_the_sublevel_set_keep_to_every_claim(name: str) -> None:
     assert derivatives(f, z[::30]).passed
     u = f.gradient(z).norm(dim=-1)
     for view, ell_x, ell_y in [(f, f.ell_x, f.ell_y)] + [
-        (Component(f, i), f.component_ell_x, f.component_ell_y) for i in range(f.n)
+        (component(f, i), f.component_ell_x, f.component_ell_y) for i in range(f.n)
     ]:
         D = np.concatenate(
             [np.repeat(ell_x(u.numpy())[:, None], f.d_x, 1), np.repeat(ell_y(u.numpy())[:, None], f.d_y, 1)], 1
@@ -174,11 +173,8 @@ class Shrunk(QuadraticSum):
     factor: float = 1.0
     share: float = 1.0
 
-    def component_ell_x(self, u: ArrayLike) -> Array:
-        return super().component_ell_x(u) * self.factor
-
-    def component_ell_y(self, u: ArrayLike) -> Array:
-        return super().component_ell_y(u) * self.factor
+    def component_ell(self, u: ArrayLike, side: Side) -> Array:
+        return super().component_ell(u, side) * self.factor
 
     def variances(self, level: float = math.inf) -> tuple[float, float]:
         return (super().variances(level)[0] * self.share, super().variances(level)[1])

@@ -20,7 +20,7 @@ from .estimator_rows import table as estimator_table
 from .finetune_runs import RUN, write_run
 
 RATES = Path(__file__).parents[2] / "benchmarks" / "results" / "rates.jsonl"
-PARTS = ("theorem", "exponents", "counterexample", "buys", "reshuffling")
+PARTS = ("theorem", "exponents", "counterexample", "speedup_of_two_rates", "reshuffling")
 
 
 def lines(ax, marker=None, style=None):
@@ -102,15 +102,6 @@ def test_many_settings_are_drawn_without_names(table: pd.DataFrame) -> None:
     many = pd.concat([part.assign(setting=part["setting"] + f"/{i}") for i in range(4)])
     figure = draw("rates", many)
     assert figure.get_figheight() < 12 and figure.get_axes()[0].get_ylabel().endswith(" settings")
-
-
-def test_records_before_the_part_was_renamed_are_drawn_alike(table: pd.DataFrame) -> None:
-    old = table[table["part"] == "buys"]
-    new = old.assign(part="speedup_of_two_rates")
-    for before, after in zip(draw("rates", old).get_axes(), draw("rates", new).get_axes(), strict=True):
-        assert [line.get_xydata().tolist() for line in before.lines] == [
-            line.get_xydata().tolist() for line in after.lines
-        ]
 
 
 # ------------------------------------------------------------------------------------------------ fine-tuning

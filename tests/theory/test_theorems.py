@@ -139,8 +139,6 @@ def test_t_of_c1_hides_delta_in_l_of_f() -> None:
     assert second / first == pytest.approx(3.99, abs=0.01)
     t = [theorem_c1(s, 1e-2, 0.1, reading=r).T for r in ("sharp", "printed", "doubled")]  # type: ignore[arg-type]
     assert t[0] < t[1] < t[2]
-    logarithm = theorem_c1(s, 1.0, 0.001, tail="ln")
-    assert logarithm.required < theorem_c1(s, 1.0, 0.001, T=logarithm.T).required - 1900
 
 
 @pytest.mark.parametrize(("sigma", "eps"), [(10.0, 0.05), (100.0, 0.5)])

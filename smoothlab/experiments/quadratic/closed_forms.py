@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, stats
 
+from smoothlab.theory.theorems import smallest_integer
+
 Array = NDArray[np.float64]
 Rule = Literal["small", "large", "best", "two"]
 RULES: tuple[Rule, ...] = ("small", "large", "best", "two")
@@ -44,15 +46,7 @@ def steps(square_x: float, square_y: float, eps: float) -> float:
     worst = max(square_x, square_y)
     if worst >= 1:
         return math.inf
-    if worst == 0:
-        return 1.0
-    # Between the k of the slower block alone and that of both at its speed; the sum falls with k.
-    low, high = 0, max(1, math.ceil(math.log(eps**2) / math.log(worst)))
-    while high - low > 1:
-        middle = (low + high) // 2
-        met = (square_x**middle + square_y**middle) / 2 <= eps**2
-        low, high = (low, middle) if met else (middle, high)
-    return float(high)
+    return float(smallest_integer(lambda k: (square_x**k + square_y**k) / 2 <= eps**2))
 
 
 def moment(d: int, distribution: str) -> int:
@@ -72,8 +66,8 @@ def best_single(a: float, b: float, m: float) -> float:
         return max(mean_square(2 * a * eta, m), (1 - 2 * b * eta) ** 2)
 
     most = min(1 / (a * m), 1 / b)  # beyond it one of them grows
-    found = optimize.minimize_scalar(worst, bounds=(0, most), method="bounded", options={"xatol": 1e-12 * most})
-    return float(found.x)
+    best = optimize.minimize_scalar(worst, bounds=(0, most), method="bounded", options={"xatol": 1e-12 * most})
+    return float(best.x)
 
 
 @cache
@@ -113,5 +107,5 @@ def spread(s: float, d: int, steps: float) -> float:
     """
     w, r, weights = _normal_parts(d)
     quotient = (1 - s * w) ** 2 + s * s * w * r
-    one = math.log(float((weights * quotient**2).sum()) / mean_square(s, d + 2) ** 2)
-    return math.expm1(min(one * steps, 700.0))
+    step = math.log(float((weights * quotient**2).sum()) / mean_square(s, d + 2) ** 2)
+    return math.expm1(min(step * steps, 700.0))

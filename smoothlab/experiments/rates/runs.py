@@ -1,19 +1,27 @@
-"""The quadratic of `smoothlab rates`: as blocks of the exact recursion, and run with Algorithm 1."""
+"""The quadratic of `smoothlab rates`, as blocks of the exact recursion and run with Algorithm 1; parts of rows."""
 
 import math
 import zlib
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from smoothlab.algorithm1.quadratics import Block, Order, moment
+from smoothlab.stats.intervals import Interval
 
 if TYPE_CHECKING:
     from smoothlab.algorithm1.replicas import Result
 
 Array = NDArray[np.float64]
+Row = dict[str, Any]
+UNMEASURED: Row = {"measured": None, "low": None, "high": None}
+
+
+def measured_row(interval: Interval) -> Row:
+    """Return an estimate as the fields of a row."""
+    return {"measured": interval.value, "low": interval.low, "high": interval.high}
 
 
 @dataclass(frozen=True)
@@ -52,17 +60,20 @@ class Quadratics:
 
     @property
     def x(self) -> Block:
-        """Block x for the recursion."""
-        m = moment(self.d, "exact" if self.oracle == "exact" else self.distribution, self.q)
-        extra = 0.0
+        """Block x of the recursion."""
+        if self.oracle == "exact":
+            return Block(self.L_x, self.start_x, self.n, self.sigma2_x, moment(self.d, "exact"), self.order)
+        extra, sixth = 0.0, self.d**3
+        if self.distribution == "gaussian":
+            sixth = self.d * (self.d + 2) * (self.d + 4)
         if self.oracle == "one-sided":
-            sixth = self.d * (self.d + 2) * (self.d + 4) if self.distribution == "gaussian" else self.d**3
             extra = (self.mu * self.L_x) ** 2 / 4 * sixth / self.q
+        m = moment(self.d, self.distribution, self.q)
         return Block(self.L_x, self.start_x, self.n, self.sigma2_x, m, self.order, extra)
 
     @property
     def y(self) -> Block:
-        """Block y."""
+        """Block y of the recursion."""
         return Block(self.L_y, self.start_y, self.n, self.sigma2_y, 1, self.order)
 
     def average(self, eta_x: float, eta_y: float, epochs: int) -> float:
@@ -77,7 +88,7 @@ class Quadratics:
         self, eta_x: float, eta_y: float, epochs: int, replicas: int, seed: tuple[int, str], *,
         keep: tuple[int, ...] = (), below: float | None = None,
     ) -> "Result":  # fmt: skip
-        """Algorithm 1 from that start; see `smoothlab.algorithm1.engine` for `keep` and `below`."""
+        """Run Algorithm 1 from that start; see `smoothlab.algorithm1.engine` for `keep` and `below`."""
         import torch
 
         from smoothlab.algorithm1.engine import Algorithm1
@@ -87,30 +98,23 @@ class Quadratics:
         f = objective(Quadratic(self.L_x), Quadratic(self.L_y), d_x=self.d, d_y=1, n=self.n, sigma=sigma)
         z0 = torch.full((self.d + 1,), math.sqrt(self.start_x / self.d) / self.L_x, dtype=torch.float64)
         z0[-1] = math.sqrt(self.start_y) / self.L_y
-        how = Algorithm1(
-            eta_x,
-            eta_y,
-            epochs,
-            order=self.order,
-            oracle=self.oracle,  # type: ignore[arg-type]
-            distribution=self.distribution,
-            mu=self.mu,
-            keep=keep,
-            below=below,
-            q=self.q,
-        )
-        return how.run(f, z0, replicas, seed=seeded(seed))
+        algorithm = Algorithm1(
+            eta_x, eta_y, epochs, self.order, self.oracle, self.mu, self.distribution,  # type: ignore[arg-type]
+            keep=keep, below=below, q=self.q,
+        )  # fmt: skip
+        return algorithm.run(f, z0, replicas, seed=seeded(*seed))
 
     def running(self, eta_x: float, eta_y: float, epochs: int, replicas: int, seed: tuple[int, str]) -> Array:
         """(1/t) sum_{s < t} ||grad f(z_s)||^2 for t = 1, ..., T: [T, R]."""
-        found = self.run(eta_x, eta_y, epochs, replicas, seed, keep=tuple(range(epochs)))
-        return (found.kept_x + found.kept_y).cumsum(0) / np.arange(1, epochs + 1)[:, None]
-
-    def ordered(self, order: Order) -> "Quadratics":
-        """The same in another order."""
-        return replace(self, order=order)
+        return running_average(self.run(eta_x, eta_y, epochs, replicas, seed, keep=tuple(range(epochs))))
 
 
-def seeded(seed: tuple[int, str]) -> tuple[int, int]:
-    """Numbers for a generator, from the experiment's seed and what is run."""
-    return seed[0], zlib.crc32(seed[1].encode())
+def running_average(result: "Result") -> Array:
+    """Running averages of ||grad f||^2 of a run that kept every epoch, [T, R]."""
+    averages: Array = (result.kept_x + result.kept_y).cumsum(0) / np.arange(1, len(result.kept_x) + 1)[:, None]
+    return averages
+
+
+def seeded(seed: int, name: str) -> tuple[int, int]:
+    """Return a generator's seed from the experiment's and the name of what is run."""
+    return seed, zlib.crc32(name.encode())

@@ -5,26 +5,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor
 
+from smoothlab import objectives
 from smoothlab.algorithm1.engine import Algorithm1
 from smoothlab.claims.claim import Facts, Search
-from smoothlab.objectives import (
-    Cosh,
-    CosineCoupling,
-    FiniteSum,
-    LogCoshCoupling,
-    Oscillating,
-    Power,
-    ProductCoupling,
-    Quadratic,
-    QuadraticCoupling,
-    exponential_sum,
-    log_cosh_sum,
-    objective,
-    quadratic_sum,
-)
+from smoothlab.objectives import Cosh, FiniteSum, Quadratic, objective
+from smoothlab.objectives.checks import diagonal, ells
 from smoothlab.stats import samples
 from smoothlab.stats.intervals import Interval
 from smoothlab.theory.constants import Array, constants
@@ -32,16 +19,16 @@ from smoothlab.theory.constants import Array, constants
 LEVEL, EPOCHS, REPLICAS, MU = 10.0, 30, 24, 1e-2
 LEVELS = torch.logspace(-3, 0, REPLICAS, dtype=torch.float64) * LEVEL
 PROBLEMS: dict[str, FiniteSum] = {
-    "quadratic": objective(Quadratic(10.0), Quadratic(0.5), QuadraticCoupling(2.0), n=4, sigma=0.5),
+    "quadratic": objective(Quadratic(10.0), Quadratic(0.5), objectives.QuadraticCoupling(2.0), n=4, sigma=0.5),
     "cosh in y": objective(Quadratic(3.0), Cosh(1.0, 0.5), n=4, sigma=0.5),
-    "power": objective(Power(1.0, 3.0), Quadratic(1.0), n=4, sigma=0.5),
-    "oscillating": objective(Oscillating(0.3, 1.75), Quadratic(3.0), n=4, sigma=0.5),
-    "cosine": objective(Quadratic(2.0), Quadratic(0.5), CosineCoupling(1.5), n=4, sigma=0.5),
-    "cosh, log cosh": objective(Cosh(1.0, 0.5), Cosh(0.1, 2.0), LogCoshCoupling(1.5), n=4, sigma=0.5),
-    "product": objective(Quadratic(2.0), Quadratic(0.5), ProductCoupling(1.0), n=4, sigma=0.5),
-    "log cosh sum": log_cosh_sum(0.2, (1.5, 0.5), 1.5),
-    "quadratic sum": quadratic_sum(2.0, 0.5, 1.2, sigma=0.5),
-    "exponential sum": exponential_sum((1.0, 0.5), (0.6, 0.4)),
+    "power": objective(objectives.Power(1.0, 3.0), Quadratic(1.0), n=4, sigma=0.5),
+    "oscillating": objective(objectives.Oscillating(0.3, 1.75), Quadratic(3.0), n=4, sigma=0.5),
+    "cosine": objective(Quadratic(2.0), Quadratic(0.5), objectives.CosineCoupling(1.5), n=4, sigma=0.5),
+    "cosh, log cosh": objective(Cosh(1.0, 0.5), Cosh(0.1, 2.0), objectives.LogCoshCoupling(1.5), n=4, sigma=0.5),
+    "product": objective(Quadratic(2.0), Quadratic(0.5), objectives.ProductCoupling(1.0), n=4, sigma=0.5),
+    "log cosh sum": objectives.log_cosh_sum(0.2, (1.5, 0.5), 1.5),
+    "quadratic sum": objectives.quadratic_sum(2.0, 0.5, 1.2, sigma=0.5),
+    "exponential sum": objectives.exponential_sum((1.0, 0.5), (0.6, 0.4)),
 }
 """n = 4, d_x = 3, d_y = 2, sigma = 1/2 but for the sums of log cosh and of exponentials; components of the last three
 curve differently. Those of SMOOTH are smooth everywhere with one constant, and so are all their components."""
@@ -49,19 +36,19 @@ SMOOTH = ("quadratic", "cosine", "log cosh sum", "quadratic sum")
 
 
 @dataclass(frozen=True)
-class Course:
+class Run:
     """States of some replicas.
 
     Attributes:
         name: of the problem.
         f: the problem.
-        how: one epoch.
+        algorithm: one epoch.
         z: [epochs + 1, replicas, d], at the starts of the epochs.
     """
 
     name: str
     f: FiniteSum
-    how: Algorithm1
+    algorithm: Algorithm1
     z: Tensor
 
     @property
@@ -71,19 +58,17 @@ class Course:
 
 
 @functools.cache
-def courses(seed: int) -> tuple[Course, ...]:
-    """Of every problem, from f - f* = 0.01 to 10, with sphere directions and the rates of B.6'."""
-    found = []
+def runs(seed: int) -> tuple[Run, ...]:
+    """Runs of every problem, from f - f* = 0.01 to 10, with sphere directions and the rates of B.6'."""
+    runs = []
     for number, (name, f) in enumerate(PROBLEMS.items()):
-        way = torch.randn(REPLICAS, f.dim, generator=torch.Generator().manual_seed(100 * seed + number),
-                          dtype=torch.float64)  # fmt: skip
-        z, (l_x, l_y) = [f.at_level(way, LEVELS)], near(f)
-        eta_x, eta_y = rates(f, l_x, l_y)
-        how = Algorithm1(eta_x, eta_y, 1, distribution="sphere", mu=MU)
+        rng = torch.Generator().manual_seed(100 * seed + number)
+        z = [f.at_level(torch.randn(REPLICAS, f.dim, generator=rng, dtype=torch.float64), LEVELS)]
+        algorithm = Algorithm1(*rates(f, *near(f)), 1, distribution="sphere", mu=MU)
         for t in range(EPOCHS):
-            z.append(torch.from_numpy(how.run(f, z[-1], REPLICAS, seed=(seed, number, t)).z))
-        found.append(Course(name, f, how, torch.stack(z)))
-    return tuple(found)
+            z.append(torch.from_numpy(algorithm.run(f, z[-1], REPLICAS, seed=(seed, number, t)).z))
+        runs.append(Run(name, f, algorithm, torch.stack(z)))
+    return tuple(runs)
 
 
 def near(f: FiniteSum) -> tuple[float, float]:
@@ -97,20 +82,9 @@ def rates(f: FiniteSum, l_x: float, l_y: float) -> tuple[float, float]:
     return min(1 / (8 * f.n), 1 / (64 * (f.d_x + 1))) / l_x, 1 / (8 * f.n * l_y)
 
 
-def epochs(course: Course, z: Tensor, replicas: int, seed: int, count: int = 1) -> Tensor:
+def epochs(run: Run, z: Tensor, replicas: int, seed: int, count: int = 1) -> Tensor:
     """z after `count` epochs from one state [d], [replicas, d]."""
-    how = replace(course.how, epochs=count)
-    return torch.from_numpy(how.run(course.f, z, replicas, seed=(seed, 7)).z)
-
-
-def ells(f: FiniteSum, u: ArrayLike) -> tuple[Array, Array]:
-    """ell_x and ell_y."""
-    return np.asarray(f.ell_x(u)), np.asarray(f.ell_y(u))
-
-
-def diagonal(f: FiniteSum, ell_x: Array, ell_y: Array) -> Array:
-    """D [..., d]."""
-    return np.concatenate([np.repeat(ell_x[..., None], f.d_x, -1), np.repeat(ell_y[..., None], f.d_y, -1)], -1)
+    return torch.from_numpy(replace(run.algorithm, epochs=count).run(run.f, z, replicas, seed=(seed, 7)).z)
 
 
 def along(what: str, ratios: dict[str, Array]) -> Search:
@@ -118,7 +92,7 @@ def along(what: str, ratios: dict[str, Array]) -> Search:
 
     Args:
         what: it.
-        ratios: by problem, at the states of `Course.flat`; NaN where there is nothing to compare. The typical one is
+        ratios: by problem, at the states of `Run.flat`; NaN where there is nothing to compare. The typical one is
             the median over replicas, which are independent, of their own medians over epochs.
     """
     tops = {name: float(np.nanmax(r)) for name, r in ratios.items()}
@@ -143,7 +117,7 @@ def in_mean(what: str, measured: dict[str, Interval], cases: int, flagged: int =
     """
     worst = max(measured, key=lambda name: measured[name].value)
     top = measured[worst]
-    surely = max(one.low for one in measured.values())
+    surely = max(interval.low for interval in measured.values())
     facts: Facts = {"tightness, largest": top.value, "its low": top.low, "its high": top.high, "where": worst,
                     "places": float(len(measured)), **({"flagged": float(flagged)} if flagged else {})}  # fmt: skip
     return Search(what, "printed", cases, 0, 1 - (surely if surely > 1 else min(top.value, 1.0)), {}, 1.0, facts=facts)
@@ -155,9 +129,9 @@ def ellipsoid(f: FiniteSum, z: Tensor, seed: int) -> tuple[Tensor, Array, Array]
     Half of them random, half along D^-1 grad f, where gradients grow fastest, of both signs.
     """
     g = f.gradient(z)
-    G = g.norm(dim=-1).numpy()  # noqa: N806
+    G = g.norm(dim=-1).numpy()
     ell_x, ell_y = ells(f, 2 * G)
-    D = diagonal(f, ell_x, ell_y)  # noqa: N806
+    D = diagonal(f, ell_x, ell_y)
     rng = np.random.default_rng(seed)
     s = rng.standard_normal(D.shape) / np.sqrt(D)
     steep = rng.random(len(s)) < 0.5
@@ -166,7 +140,7 @@ def ellipsoid(f: FiniteSum, z: Tensor, seed: int) -> tuple[Tensor, Array, Array]
     return torch.from_numpy(s), D, G
 
 
-def length(D: Array, s: Tensor) -> Array:  # noqa: N803
+def length(D: Array, s: Tensor) -> Array:
     """||s||_D."""
-    found: Array = np.sqrt((D * s.numpy() ** 2).sum(-1))
-    return found
+    length: Array = np.sqrt((D * s.numpy() ** 2).sum(-1))
+    return length

@@ -1,0 +1,73 @@
+"""The options of `smoothlab quadratic`, and the settings that they stand for."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, get_args
+
+from smoothlab.experiments.settings import SettingsExperiment, short
+
+Row = dict[str, Any]
+Part = Literal["rates", "noise", "hybrid"]
+Distribution = Literal["gaussian", "sphere", "rademacher"]
+PARTS: tuple[Part, ...] = get_args(Part)
+
+
+@dataclass(frozen=True)
+class QuadraticConfig(SettingsExperiment):
+    """What `smoothlab quadratic` measures.
+
+    Attributes:
+        parts: rates: exact gradients, factor a step and steps to eps against a/b; noise: x zeroth-order, mean square
+            factor and largest stable rate against d; hybrid: steps to eps of one best rate and of two, x zeroth-order
+            and y exact.
+        ratios: a/b of rates.
+        hybrid_ratios: a/b of hybrid.
+        dims: dimensions d of x in noise.
+        hybrid_dims: dimensions d of x in hybrid.
+        distributions: distributions of the directions in noise.
+        scales: rates of noise, relative to the largest rate that is stable in mean square, 2/m over the curvature.
+        eps: distance from the minimum that counts as there, relative to the distance at the start.
+        replicas: replicas of noise and hybrid.
+        steps: steps of noise.
+        max_steps: largest number of steps of a run, ten times as many with exact gradients; a longer run is left out,
+            and its row says so.
+        seed: seed of the directions.
+    """
+
+    name: ClassVar[str] = "quadratic"
+    parts: tuple[Part, ...] = PARTS
+    ratios: tuple[float, ...] = (1.0, 1.2, 1.5, 1.8, 2.0, 2.2, 2.5, 3.0, 10.0, 100.0, 1000.0)
+    hybrid_ratios: tuple[float, ...] = (1.0, 3.0, 10.0, 30.0, 100.0)
+    dims: tuple[int, ...] = (1, 3, 10, 100, 1000)
+    hybrid_dims: tuple[int, ...] = (10, 100)
+    distributions: tuple[Distribution, ...] = ("gaussian", "sphere")
+    scales: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
+    eps: float = 1e-2
+    replicas: int = 400
+    steps: int = 50
+    max_steps: int = 3000
+    seed: int = 0
+
+    choices = {"parts": PARTS, "distributions": get_args(Distribution)}
+    ranges = {
+        "ratios": (1, 10**6), "hybrid_ratios": (1, 10**6), "dims": (1, 10**4), "hybrid_dims": (2, 10**4),
+        "scales": (1e-3, 10), "eps": (1e-12, 0.5), "replicas": (30, 10**6), "steps": (10, 10**5),
+        "max_steps": (10, 10**7), "seed": (0, 2**32 - 1),
+    }  # fmt: skip
+
+    def points(self) -> list[Row]:
+        """List the settings: rates at each ratio, noise of each distribution in each dimension, hybrid of each pair."""
+        settings: dict[str, list[Row]] = {"rates": [], "noise": [], "hybrid": []}
+        for ratio in self.ratios:
+            settings["rates"].append({"ratio": ratio, "d": 1, "distribution": None})
+        for distribution in self.distributions:
+            for d in self.dims:
+                settings["noise"].append({"ratio": None, "d": d, "distribution": distribution})
+        for d in self.hybrid_dims:
+            for ratio in self.hybrid_ratios:
+                settings["hybrid"].append({"ratio": ratio, "d": d, "distribution": "gaussian"})
+        points = []
+        for part in self.parts:
+            for values in settings[part]:
+                words = [short(value) for value in values.values() if value]
+                points.append({"part": part, "setting": "/".join([part, *words]), **values})
+        return points

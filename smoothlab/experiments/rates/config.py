@@ -1,0 +1,190 @@
+"""The options of `smoothlab rates`, and the settings that they stand for."""
+
+from dataclasses import dataclass
+from itertools import product
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
+
+from tyro.conf import arg
+
+from smoothlab.errors import BadInput
+from smoothlab.experiments.settings import SettingsExperiment, short
+from smoothlab.objectives.table import OBJECTIVES
+
+if TYPE_CHECKING:
+    Family = str
+else:
+    Family = Literal[tuple(OBJECTIVES)]
+
+Row = dict[str, Any]
+Part = Literal["theorem", "exponents", "counterexample", "speedup_of_two_rates", "reshuffling"]
+Order = Literal["reshuffle", "once", "replace"]
+Oracle = Literal["two-sided", "one-sided", "exact"]
+Rule = Literal["two", "one"]
+Instance = Literal["small", "large"]
+Distribution = Literal["fitting", "gaussian", "sphere", "rademacher"]
+PARTS: tuple[Part, ...] = get_args(Part)
+STAR = ("eps", "n", "d", "delta", "ratio", "sigma", "family", "order", "oracle", "rule", "given")
+"""What the rows of theorem vary; given: T, or 0 for what the theorem asks for."""
+SHUFFLED = 8  # components of reshuffling on its other axes
+SHUFFLE_SCALE = 0.3  # eta n there
+FAMILIES = "; ".join(f"{name}: {entry.description}" for name, entry in OBJECTIVES.items())
+
+
+@dataclass(frozen=True)
+class RatesConfig(SettingsExperiment):
+    """What `smoothlab rates` measures.
+
+    Attributes:
+        parts: theorem: Algorithm 1 at the constants of Theorem C.1 and of the corrected theorems; exponents: of the
+            steps that theorems ask for and that runs need; counterexample: where Theorem C.1 fails;
+            speedup_of_two_rates: the best single learning rate against the best two; reshuffling: against sampling
+            with replacement.
+        eps: accuracies of theorem, (1/T) sum ||grad f||^2 <= eps^2. Of each option the first value is the base, from
+            which the others are varied one at a time; gap f - f* = 1 at the start, curvature 1 in x.
+        ns: numbers of components.
+        dims: dimensions of x.
+        deltas: probabilities of failure.
+        ratios: L_x/L_y at the minimum.
+        sigmas: noise of Assumption 3.3.
+        families: objectives of theorem.
+        orders: how an epoch goes through the components.
+        oracles: gradient of x.
+        rules: two learning rates, or the smaller of them for both blocks.
+        all_combinations: vary the options of theorem together, instead of one at a time.
+        epochs: T of Theorem C.1, besides the smallest T that its condition allows.
+        mu: perturbation in Theorem C.1 (default: the largest Eq. (3) allows).
+        distribution: of the directions; fitting: Gaussian, but sphere where Gaussian moments are infinite and where the
+            high-probability theorem asks for it.
+        instances: of the counterexample that are run besides their recursion; large: d = 100, 640,576 steps.
+        fit_eps: accuracies at which the exponent of eps is measured, relative to ||grad f(z_0)||.
+        fit_ns: numbers of components at which the exponent of n is measured.
+        fit_dims: dimensions d at which the exponent of d is measured.
+        fit_deltas: shares of failing replicas at which the exponent of delta is measured.
+        speedup_ratios: L_x/L_y of speedup_of_two_rates.
+        speedup_dims: dimensions of x in speedup_of_two_rates with zeroth-order gradients.
+        shuffle_ns: numbers of components of reshuffling.
+        shuffle_scales: eta L n of reshuffling.
+        shuffle_dims: dimensions of x in reshuffling with zeroth-order gradients.
+        shuffle_qs: directions a step of reshuffling, at d = 10.
+        replicas: runs of each setting.
+        max_steps: largest number of steps nT of a run; a longer run is left out, and its row says so.
+        seed: seed of orders and directions.
+    """
+
+    name: ClassVar[str] = "rates"
+    parts: tuple[Part, ...] = PARTS
+    eps: tuple[float, ...] = (1.0, 0.7)
+    ns: tuple[int, ...] = (2, 8)
+    dims: tuple[int, ...] = (2, 5)
+    deltas: tuple[float, ...] = (0.5, 0.3)
+    ratios: tuple[float, ...] = (1.0, 10.0)
+    sigmas: tuple[float, ...] = (0.2, 30.0)
+    families: Annotated[tuple[Family, ...], arg(help=f"Objectives of theorem. {FAMILIES}.")] = (
+        "quadratic", "cosh-y", "cosh-x", "cosine", "log-cosh", "quadratics", "exponentials",
+    )  # fmt: skip
+    orders: tuple[Order, ...] = ("reshuffle", "replace", "once")
+    oracles: tuple[Oracle, ...] = ("two-sided", "exact")
+    rules: tuple[Rule, ...] = ("two", "one")
+    all_combinations: bool = False
+    epochs: tuple[int, ...] = ()
+    mu: float | None = None
+    distribution: Distribution = "fitting"
+    instances: tuple[Instance, ...] = ("small",)
+    fit_eps: tuple[float, ...] = (0.4, 0.3, 0.2, 0.14)
+    fit_ns: tuple[int, ...] = (2, 4, 8, 16)
+    fit_dims: tuple[int, ...] = (5, 10, 20)
+    fit_deltas: tuple[float, ...] = (0.5, 0.2, 0.05)
+    speedup_ratios: tuple[float, ...] = (1.0, 10.0, 100.0, 1000.0, 10000.0)
+    speedup_dims: tuple[int, ...] = (10,)
+    shuffle_ns: tuple[int, ...] = (2, 8, 32)
+    shuffle_scales: tuple[float, ...] = (1.0, 0.3, 0.1)
+    shuffle_dims: tuple[int, ...] = (1, 3, 10, 100)
+    shuffle_qs: tuple[int, ...] = (4, 16)
+    replicas: int = 100
+    max_steps: int = 14_000
+    seed: int = 0
+
+    optional = ("epochs", "instances")
+    choices = {
+        "parts": PARTS, "families": tuple(OBJECTIVES), "orders": get_args(Order), "oracles": get_args(Oracle),
+        "rules": get_args(Rule), "distribution": get_args(Distribution), "instances": get_args(Instance),
+    }  # fmt: skip
+    ranges = {
+        "eps": (1e-6, 1e3), "ns": (1, 4096), "dims": (1, 10**4), "deltas": (1e-6, 0.999), "ratios": (1e-6, 1e6),
+        "sigmas": (0, 1e6), "epochs": (1, 10**12), "mu": (0, 1e3), "fit_eps": (0.01, 0.6), "fit_ns": (2, 1024),
+        "fit_dims": (2, 10**4), "fit_deltas": (1e-3, 0.9), "speedup_ratios": (1, 1e6), "speedup_dims": (1, 10**4),
+        "shuffle_ns": (2, 1024), "shuffle_scales": (1e-3, 1), "shuffle_dims": (1, 10**4), "shuffle_qs": (1, 1024),
+        "replicas": (20, 10**6), "max_steps": (0, 10**12), "seed": (0, 2**32 - 1),
+    }  # fmt: skip
+
+    def points(self) -> list[Row]:
+        """List the settings, part by part."""
+        settings = {
+            "theorem": self._theorem, "exponents": self._exponents, "counterexample": self._counterexample,
+            "speedup_of_two_rates": self._speedup, "reshuffling": self._reshuffling,
+        }  # fmt: skip
+        points = []
+        for part in self.parts:
+            for values in settings[part]():
+                words = [f"{key}={short(value)}" for key, value in values.items() if key != "values"]
+                points.append({"part": part, "setting": "/".join([part, *words]), **values})
+        return points
+
+    def check(self) -> None:
+        """Refuse options out of range, and Gaussian steps on an objective without a finite mean after them.
+
+        Raises:
+            BadInput: names the first option that is wrong, and what it may be.
+        """
+        super().check()
+        steep = [name for name in self.families if OBJECTIVES[name].steep]
+        zeroth_order = set(self.oracles) != {"exact"}
+        if "theorem" in self.parts and self.distribution == "gaussian" and zeroth_order and steep:
+            raise BadInput(
+                f"--distribution gaussian with --families {steep[0]}: it grows exponentially, and after one step with "
+                "Gaussian directions E f is infinite; use --distribution sphere, or cosh-y"
+            )
+
+    def _theorem(self) -> list[Row]:
+        values = dict(zip(STAR, (self.eps, self.ns, self.dims, self.deltas, self.ratios, self.sigmas, self.families,
+                                 self.orders, self.oracles, self.rules, (0, *self.epochs)), strict=True))  # fmt: skip
+        if self.all_combinations:
+            return [dict(zip(STAR, combination, strict=True)) for combination in product(*values.values())]
+        base = {key: several[0] for key, several in values.items()}
+        points = [base]
+        for key, several in values.items():
+            points += [{**base, key: value} for value in several[1:]]
+        return points
+
+    def _exponents(self) -> list[Row]:
+        points: list[Row] = [{"series": k, "axis": None} for k in ("conditions", "zo", "fo-reshuffle", "fo-replace")]
+        axes = {"eps": self.fit_eps, "n": self.fit_ns, "d": self.fit_dims, "delta": self.fit_deltas}
+        for series, several in (("zo", axes), ("fo-reshuffle", ("eps", "n")), ("fo-replace", ("eps",))):
+            points += [{"series": series, "axis": axis, "values": list(axes[axis])} for axis in several]
+        points += [{"series": series, "axis": None} for series in ("zo-quadratics", "fo-quadratics")]
+        for series in ("zo-quadratics", "zo-log-cosh", "zo-exponentials"):
+            points.append({"series": series, "axis": "eps", "values": list(self.fit_eps)})
+        return points
+
+    def _counterexample(self) -> list[Row]:
+        points: list[Row] = [{"instance": name, "n": 2, "pathwise": name in self.instances}
+                             for name in ("small", "large", "long")]  # fmt: skip
+        return points + [{"instance": "any", "n": n, "pathwise": False} for n in (2, 8, 32)]
+
+    def _speedup(self) -> list[Row]:
+        points: list[Row] = []
+        for oracle, d in [("exact", 1), *(("two-sided", d) for d in self.speedup_dims)]:
+            for sigma, ratio in product((0.0, 0.5), self.speedup_ratios):
+                points.append({"oracle": oracle, "d": d, "sigma": sigma, "ratio": ratio})
+        return points
+
+    def _reshuffling(self) -> list[Row]:
+        base: Row = {"axis": "rate", "oracle": "exact", "d": 10, "n": SHUFFLED, "q": 1, "sigma": 1.0,
+                     "scale": SHUFFLE_SCALE, "start": 0.0, "lengths": 3}  # fmt: skip
+        zo = {**base, "oracle": "two-sided"}
+        return [
+            *({**base, "n": n, "scale": scale} for n, scale in product(self.shuffle_ns, self.shuffle_scales)),
+            *({**base, "axis": "noise", "sigma": s, "start": 1.0, "lengths": 1} for s in (0.03, 0.1, 0.3, 1.0)),
+            *({**zo, "axis": "d", "d": d} for d in self.shuffle_dims),
+            *({**zo, "axis": "q", "q": q} for q in self.shuffle_qs),
+        ]
