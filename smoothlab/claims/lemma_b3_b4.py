@@ -10,6 +10,7 @@ Members beside the coupled ones: f = cosh(p x + q y) - 1 + m (x^2 + y^2)/2, f* =
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -173,7 +174,7 @@ def outside_counterexample() -> tuple[Certificate, ...]:
     level = exact.cosh(five) - 1 + m * five * five / 2
     u = exact.enclosed(420)
 
-    def ell(v):  # type: ignore[no-untyped-def]
+    def ell(v: Any) -> Any:
         return m + 2 * exact.sqrt(1 + v * v / 2)
 
     beyond = exact.ends(2 * ell(2 * u) * level)[1] < exact.ends(u * u)[0]

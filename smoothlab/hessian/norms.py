@@ -12,6 +12,7 @@ vector of their eigenspace, so nine more starts must be imaged; to know an image
 what is left is certified only by probes that Q does not depend on.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -148,8 +149,8 @@ def _cross(first: Deflation, second: Deflation, precision: float) -> NormEstimat
 
 def _spill(run: Deflation, other: Deflation) -> float:
     """Rounding in `other`'s images of `run`'s products: that of the diagonal block, as much per coordinate."""
-    diagonal = max(run.frobenius_squared()[0].value, 0.0) ** 0.5
-    return run.noise * diagonal * (other.block.dim / run.block.dim) ** 0.5
+    diagonal = math.sqrt(max(run.frobenius_squared()[0].value, 0.0))
+    return run.noise * diagonal * math.sqrt(other.block.dim / run.block.dim)
 
 
 class Hessian(Products):

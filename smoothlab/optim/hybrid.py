@@ -115,7 +115,7 @@ class HybridSGD(torch.optim.Optimizer):
             None  # whether f(x, y) is evaluated without a graph too: with one it is rounded otherwise
         )
         first = [group for group in self.param_groups if group["oracle"] is None]
-        make = exact or (lambda those: torch.optim.SGD(those, momentum=momentum))
+        make = exact or (lambda exact_groups: torch.optim.SGD(exact_groups, momentum=momentum))
         self._exact = make(first) if first else None  # holds the same dicts: a scheduler writes to both
 
     def add_param_group(self, param_group: Group) -> None:
@@ -158,23 +158,23 @@ class HybridSGD(torch.optim.Optimizer):
             raise BadInput("step() got no closure: give a function that computes the loss, or several")
         with self._frozen():
             try:
-                loss, norm, found = self._at_this_point(closures)
+                loss, norm, gradients = self._at_this_point(closures)
             except BaseException:
                 self.zero_grad()
                 raise
-        self._note(found)
+        self._note(gradients)
         for k, group in self._zeroth:
-            self._move(k, group, found[k])
+            self._move(k, group, gradients[k])
         if self._exact is not None:
             self._exact.step()
-        gradients, fractions = {}, {}
+        estimates, fractions = {}, {}
         for k, group in self._zeroth:
-            gradients[group["name"]] = found[k]
+            estimates[group["name"]] = gradients[k]
             measure = getattr(group["oracle"], "realized_fraction", None)
             fraction = measure and measure(self._blocks[k])
             if fraction is not None:
                 fractions[group["name"]] = fraction
-        self.last = Step(loss, gradients, norm, fractions)
+        self.last = Step(loss, estimates, norm, fractions)
         self.steps += 1
         return torch.tensor(loss, dtype=torch.float64)
 
@@ -262,18 +262,18 @@ class HybridSGD(torch.optim.Optimizer):
             if (graph is None and sides != {2}) or (self._apart and 1 in sides):
                 loss = evaluate(mean, self._first_block())  # as f(x + mu z) is evaluated, without a graph
             center = graph if loss is None else loss
-            found = {k: self._estimate(k, group, mean, center) for k, group in self._zeroth}
+            gradients = {k: self._estimate(k, group, mean, center) for k, group in self._zeroth}
             if center is None:
                 center = sum(values[-2:]) / 2  # of the last direction, both sides
             if self.last is None:
-                for k, gradient in found.items():
+                for k, gradient in gradients.items():
                     check_depends(mean, self._blocks[k], gradient)
             if plain is not None:
                 watch.looked()
             else:
                 self._look_again(watch, closures, graph, loss)
         self._watch, self._apart = watch, bool(self._apart)
-        return center if graph is None else graph, norm, found
+        return center if graph is None else graph, norm, gradients
 
     def _begun(self, closures: Sequence[Closure]) -> tuple[Watch, float]:
         """Look closely at the closures, standing at copies of the weights, to which they might write; also f(x, y)."""
@@ -380,13 +380,13 @@ class HybridSGD(torch.optim.Optimizer):
             )
         return gradient
 
-    def _note(self, found: Mapping[int, Directional]) -> None:
+    def _note(self, gradients: Mapping[int, Directional]) -> None:
         """Write the step to the log, all of it or nothing, before any weight moves."""
         if self.log is None:
             return
         try:
             for k, group in self._zeroth:
-                self.log.append(self.steps, k, found[k], group["lr"], group["weight_decay"])
+                self.log.append(self.steps, k, gradients[k], group["lr"], group["weight_decay"])
         except BadInput:
             if self.log.steps == self.steps:
                 self.log.cut(self.steps)

@@ -287,15 +287,15 @@ def descend(block: Block, gradient: Directional, lr: float, weight_decay: float 
         gradient.add_to(block, -lr)
 
 
-def widened(block: Block, place: Block | None = None) -> Block:
+def widened(block: Block, copies: Block | None = None) -> Block:
     """Fp32 copies of a 16-bit block's parameters, in `place` where it is given; other blocks themselves."""
     if block.params[0].dtype.itemsize > 2:
         return block
-    if place is None:
+    if copies is None:
         return Block(block.name, tuple(p.detach().float().contiguous() for p in block.params))
-    for p, wide in zip(block.params, place.params, strict=True):
+    for p, wide in zip(block.params, copies.params, strict=True):
         wide.copy_(p.detach())
-    return place
+    return copies
 
 
 def _ends(path: Path, there: int, wanted: int) -> BadInput:
@@ -307,7 +307,7 @@ def _ends(path: Path, there: int, wanted: int) -> BadInput:
 
 
 def _head(seed: int, blocks: Mapping[int, Block], distributions: Mapping[int, Distribution]) -> dict[str, object]:
-    told = {
+    groups = {
         str(k): {
             "distribution": repr(distributions[k]),
             "shapes": [list(p.shape) for p in block.params],
@@ -316,7 +316,7 @@ def _head(seed: int, blocks: Mapping[int, Block], distributions: Mapping[int, Di
         for k, block in blocks.items()
     }
     device = next(iter(blocks.values())).params[0].device
-    return {"format": FORMAT, "seed": seed, "stream": stream_name(device), "groups": told}
+    return {"format": FORMAT, "seed": seed, "stream": stream_name(device), "groups": groups}
 
 
 def _line(head: Mapping[str, object]) -> bytes:
@@ -400,11 +400,11 @@ def _checked(head: dict[str, Any], rest: bytes, checksum: int, start: int) -> _C
     moves: list[Move] = []
     ends, sums = [start], [checksum]
     terms: list[tuple[tuple[int, ...], float]] = []
-    for place in range(0, len(rest) - size + 1, size):
-        body = rest[place : place + BODY.size]
+    for offset in range(0, len(rest) - size + 1, size):
+        body = rest[offset : offset + BODY.size]
         if size == ENTRY.size:
             checksum = zlib.crc32(body, checksum)
-            if CHECKSUM.pack(checksum) != rest[place + BODY.size : place + size]:
+            if CHECKSUM.pack(checksum) != rest[offset + BODY.size : offset + size]:
                 return _Content(head, moves, ends, sums, True)
         step, group, count, j, c, lr, decay = BODY.unpack(body)
         due = (len(moves) // len(groups), groups[len(moves) % len(groups)])
@@ -413,7 +413,7 @@ def _checked(head: dict[str, Any], rest: bytes, checksum: int, start: int) -> _C
         terms.append(((head["seed"], step, group, j), c))
         if len(terms) == count:
             moves.append(Move(step, group, tuple(terms), lr, decay))
-            ends.append(start + place + size)
+            ends.append(start + offset + size)
             sums.append(checksum)
             terms = []
     return _Content(head, moves, ends, sums, False)

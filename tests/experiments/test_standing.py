@@ -28,7 +28,9 @@ def there(name: str) -> tuple[Any, list[dict]]:
     assert contents.header is not None and not contents.damage and contents.finished
     kind = KINDS[contents.header["experiment"]]
     fields = {field.name for field in dataclasses.fields(kind)}
-    config = {k: tuple(v) if isinstance(v, list) else v for k, v in contents.header["config"].items() if k in fields}
+    names = {"laws": "distributions", "law": "distribution"}  # of before 0.2
+    recorded = {names.get(k, k): v for k, v in contents.header["config"].items()}
+    config = {k: tuple(v) if isinstance(v, list) else v for k, v in recorded.items() if k in fields}
     return kind(**config), [row for row in contents.rows if row is not None]
 
 
