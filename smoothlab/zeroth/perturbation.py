@@ -281,7 +281,7 @@ def _like(p: Tensor) -> Tensor:
 
 
 def _shifted(home: Tensor, z: Tensor, h: float, out: Tensor) -> None:
-    """Out = fl(home + h z), the sum in the precision of z."""
+    """out = fl(home + h z), the sum in the precision of z."""
     with torch.no_grad():
         if home.dtype == z.dtype:
             torch.add(home, z, alpha=h, out=out)
@@ -290,7 +290,7 @@ def _shifted(home: Tensor, z: Tensor, h: float, out: Tensor) -> None:
 
 
 def _mirror(home: Tensor, out: Tensor) -> None:
-    """Out = home - (out - home); the difference is exact where the step is shorter than half of the entry."""
+    """out = home - (out - home); the difference is exact where the step is shorter than half of the entry."""
     with torch.no_grad():
         out.lerp_(home, 2.0)
 

@@ -106,7 +106,7 @@ def bias(run: Config, setting: str) -> Iterator[Row]:
 
 
 def _nearby(f: Ridges, drawn: torch.Tensor, kind: torch.dtype) -> np.ndarray:
-    """Values of F in this precision at `ucurve.PLACES` along directions [n, d], which show its rounding errors."""
+    """Values of f in this precision at `ucurve.PLACES` along directions [n, d], which show its rounding errors."""
     theta = torch.tensor(f.point, dtype=kind).to(drawn.dtype)
     near = ucurve.spacing(str(kind).removeprefix("torch."), float(np.square(f.point).mean() ** 0.5))
     values = []

@@ -75,7 +75,7 @@ class Measured:
 
     @cached_property
     def spreads(self) -> dict[str, tuple[float, float]]:
-        """Kappa and tau of the measured blocks."""
+        """kappa and tau of the measured blocks."""
         return {name: self._spread(self.blocks[name]) for name in self.gradients}
 
     def _spread(self, block: Block) -> tuple[float, float]:

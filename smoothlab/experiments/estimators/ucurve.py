@@ -93,7 +93,7 @@ def best(sides: int, spread: float, noise: float) -> float:
 
 
 def gaussian_spread(hessian: Array, third: Array) -> tuple[float, float]:
-    """Kappa and tau for Gaussian z: E A[z, z]^2 = (tr A)^2 + 2 ||A||_F^2, E T[z, z, z]^2 = 9 ||t||^2 + 6 ||T||^2."""
+    """kappa and tau for Gaussian z: E A[z, z]^2 = (tr A)^2 + 2 ||A||_F^2, E T[z, z, z]^2 = 9 ||t||^2 + 6 ||T||^2."""
     t = np.einsum("ijj->i", third)
     kappa = np.trace(hessian) ** 2 + 2 * (hessian**2).sum()
     return float(kappa**0.5), float((9 * t @ t + 6 * (third**2).sum()) ** 0.5)
