@@ -402,7 +402,7 @@ def _commit() -> str | None:
     options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 10, "check": True}
     git = ["git", "-C", str(root)]
     try:
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], **options).stdout.strip()
+        commit: str = subprocess.run([*git, "rev-parse", "HEAD"], **options).stdout.strip()
         changes = subprocess.run([*git, "status", "--porcelain", "--untracked-files=no"], **options).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
