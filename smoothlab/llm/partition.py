@@ -202,8 +202,8 @@ def _ruled(model: nn.Module, named: list[tuple[str, Tensor]], by: str) -> Iterat
     adapter, head = adapter_parameters(model), head_parameters(model)
     prefixes: dict[Stack, str] = {}
     if by == "layer":
-        stacks = (_stack(model, name) for name, p in named if id(p) not in adapter)
-        prefixes = _prefixes(set(filter(None, stacks)))
+        stacks = [_stack(model, name) for name, p in named if id(p) not in adapter]
+        prefixes = _prefixes({stack for stack in stacks if stack is not None})
     for name, p in named:
         if id(p) in adapter:
             yield "peft", p
