@@ -28,7 +28,7 @@ MINUTES = Rates(
 FULL = replace(
     MINUTES, eps=(1.0, 0.7), ns=(2, 8), dims=(2, 10), deltas=(0.5, 0.1), ratios=(1.0, 30.0), sigmas=(0.2, 3.0),
     families=("quadratic", "cosh-y"), oracles=("two-sided", "exact"), orders=("reshuffle", "replace"), rules=("two",),
-    every=True, epochs=(), fit_eps=(0.4, 0.3, 0.2, 0.14, 0.1, 0.07), replicas=200, longest=130_000,
+    all_candidates=True, epochs=(), fit_eps=(0.4, 0.3, 0.2, 0.14, 0.1, 0.07), replicas=200, longest=130_000,
 )  # fmt: skip
 
 

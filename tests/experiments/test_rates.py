@@ -342,7 +342,7 @@ def test_the_plan_tells_settings_and_minutes(capsys: pytest.CaptureFixture[str])
     told = capsys.readouterr().out
     assert f"{len(Rates().points())} settings" in told and "minutes" in told
     assert "counterexample" in told and "by exact recursion alone: large, long, any" in told and "14,000 steps" in told
-    assert len(replace(TINY, every=True, parts=("theorem",)).points()) == 2 * 2 * 2 * 2
+    assert len(replace(TINY, all_candidates=True, parts=("theorem",)).points()) == 2 * 2 * 2 * 2
     assert quadratics.BUDGET == math.isqrt(quadratics.BUDGET) ** 2, "pairs have the budget of single rates"
     assert set(fits.SERIES) == {"zo", "fo-reshuffle", "fo-replace"}
 
