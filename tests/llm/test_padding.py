@@ -56,7 +56,7 @@ def scored_alike(model: nn.Module, items: Encoded) -> None:
     flat = torch.tensor([score for each in truth for score in each])
     bound = 200 * EPS * float(flat.abs().max())
     with torch.no_grad():
-        together = scores(model, batch(items, range(len(items)), every=True))
+        together = scores(model, batch(items, range(len(items)), all_candidates=True))
     torch.testing.assert_close(together, flat, rtol=0, atol=bound)
     torch.testing.assert_close(torch.tensor(accuracy(model, items).scores), torch.tensor(truth), rtol=0, atol=bound)
 

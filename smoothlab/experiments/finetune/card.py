@@ -6,7 +6,8 @@ from dataclasses import fields
 from typing import Any
 
 from smoothlab.experiments.finetune.config import FinetuneOptions
-from smoothlab.experiments.finetune.options import grid, option, used
+from smoothlab.experiments.finetune.options import grid, used
+from smoothlab.experiments.options import option
 from smoothlab.records import PACKAGES
 
 
