@@ -11,17 +11,19 @@ products are exact products with another matrix. What does see it:
 - curvatures: (f(theta + s v) - 2 f(theta) + f(theta - s v)) / s^2 -> v'Hv.
 
 Directions v: the top Ritz vector, whose v'Hv is known; one in which all kinds of parameters move, each kind (what the
-same operation reads) so far that it changes the loss alike, and which joins Q, so that its product is not lost; the
+same operation reads) so far that it changes the loss alike, and which joins Q, so that its product is not lost; rows of
+matrices along themselves, where a normalization of rows that is held constant has a slope and the loss has none; the
 entries whose gradient is exactly 0, which must not move the loss to first order; and rows `padding_idx` that the
 minibatch looks up. A random direction would do for none of it: in a million dimensions it moves the loss by less than
 its rounding.
 
-A direction is looked at twice. First with two evaluations, at a step that changes the loss by 400 times its rounding.
-Where these disagree by more than rounding and 0.5 % of a slope or 1 % of a curvature, polynomials are fitted to eight
-evaluations at each of four scales, and the finest scale that resolves the number decides. Disagreement is then beyond
-doubt, and is flagged; from 1 % (slopes) or 5 % (`GROSS`) on, the measurement is refused. Kinks (ReLU) also part
-differences of the loss from exact products: where the graph holds such an operation, a curvature that disagrees is
-flagged "kinks" and not refused.
+A direction is looked at up to three times. First with two evaluations, at a step that changes the loss by 200 times its
+rounding. Where these disagree by more than rounding and 0.5 % of a slope or 1 % of a curvature, two at twice the step
+take the next term of Taylor's series out. Where that disagrees too, polynomials are fitted to eight evaluations at each
+of four scales, and the finest scale that resolves the number decides. Disagreement is then beyond doubt, and is
+flagged; from 1 % (slopes) or 5 % (`GROSS`) on, the measurement is refused. Kinks (ReLU) also part differences of the
+loss from exact products: where the graph holds such an operation, a curvature that disagrees is flagged "kinks" and not
+refused.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -40,16 +42,18 @@ from smoothlab.hessian.gradients import LossAtPoint
 from smoothlab.hessian.loss_graph import LossGraph, groups_by_reader
 
 _ROUNDINGS = 4.0  # rounding error of a loss, in units of eps |f|: sums of many terms are off by a few
-_ABOVE = 400.0  # change of the loss, in units of its rounding, at which a direction is first looked at
+_ABOVE = 200.0  # change of the loss, in units of its rounding, at which a direction is first looked at
 _SCALES = (8.0, 2.0, 0.5, 0.125)  # of the second look, in units of the first look's step
 _POSITIONS = (-1.0, -0.75, -0.5, -0.25, 0.25, 0.5, 0.75, 1.0)
+_COARSE = 0.02  # share of a slope that may be curvature where one evaluation is to do
 _RESOLVED = 0.03  # a scale whose standard error is this share of the number resolves it
 
 
 class LineCheck:
     """Slopes and curvatures of the loss along directions of one block, against g'v and v'Hv.
 
-    Costs two evaluations of the loss a direction, and 32 more where they disagree; three vectors of the block's size.
+    Costs two evaluations of the loss a direction, two more where they disagree, and 32 more where these do, too; three
+    vectors of the block's size.
 
     Args:
         point: loss, gradients and graph at the current parameters.
@@ -84,19 +88,46 @@ class LineCheck:
             self.look_again(v, where, curvature, least=least)
 
     def agrees(self, v: Tensor, curvature: float | None, *, least: float = 0.0, longest: float = float("inf")) -> bool:
-        """The first look: whether the slope along the unit vector v is right to 0.5 %, its curvature to 1 %."""
+        """Whether the slope along the unit vector v is right to 0.5 %, and its curvature to 1 %."""
         slope = dot(self.gradient, v)
         step = min(self._step(slope, curvature or 0.0), longest)
+
+        def right(first: float, second: float, noise: float, noise_second: float) -> bool:
+            curved = abs(second if curvature is None else curvature) * step
+            if not abs(first - slope) <= noise + DOUBTFUL * (max(abs(slope), least) + curved):
+                return False
+            return curvature is None or abs(second - curvature) <= noise_second + 2 * DOUBTFUL * abs(curvature)
+
+        near = self._differences(v, step)
+        if near is None:
+            return False
+        if right(*near):
+            return True
+        far = self._differences(v, 2 * step)
+        if far is None:
+            return False
+        first, second = ((4 * near[i] - far[i]) / 3 for i in (0, 1))
+        noise, noise_second = ((4 * near[i] + far[i]) / 3 for i in (2, 3))
+        return right(first, second, noise, noise_second)
+
+    def _differences(self, v: Tensor, step: float) -> tuple[float, float, float, float] | None:
+        """First and second difference along v, then the rounding of each; None where weights round the move away."""
         (up, above), (down, below) = self.at(v, step), self.at(v, -step)
         length = (up - down) / 2
-        if not length > 0.5 * step:  # rounding let little of the move through: only the second look can tell
-            return False
+        if not length > 0.5 * step:
+            return None
         first, second = (above - below) / (2 * length), (above + below) / length**2
-        natural = max(abs(slope), least) + abs(second if curvature is None else curvature) * length
-        if not abs(first - slope) <= 2 * self.rounding / length + DOUBTFUL * natural:
-            return False
-        bound = 4 * self.rounding / length**2 + 2 * DOUBTFUL * abs(curvature or 0.0)
-        return curvature is None or abs(second - curvature) <= bound
+        return first, second, 2 * self.rounding / length, 4 * self.rounding / length**2
+
+    def starts_right(self, v: Tensor) -> bool:
+        """Whether one short step along the unit vector v changes the loss as its slope, if any, says, to 2 %."""
+        slope = dot(self.gradient, v)
+        if not slope:
+            return True
+        step = min(_ABOVE * self.rounding / abs(slope), self._step(slope, 0.0))
+        moved, change = self.at(v, step)
+        right = abs(change - slope * moved) <= 2 * self.rounding + _COARSE * abs(slope * moved)
+        return right and moved > 0.5 * step
 
     def rests(self, v: Tensor, step: float) -> bool:
         """Whether a step along v changes the loss by nothing but its slope."""
@@ -117,7 +148,7 @@ class LineCheck:
             self._judge("curvature", where, curvature, [(fit[2], fit[3]) for fit in fits], 0.0)
 
     def _step(self, slope: float, curve: float) -> float:
-        """The step whose curvature changes the loss by 400 roundings, and whose slope changes it by at most 2 %."""
+        """The step whose curvature changes the loss by 200 roundings, and whose slope changes it by at most 2 %."""
         change = max(_ABOVE * self.rounding, 1e-6 * abs(self.start)) or 1e-6  # a loss of 0 tells no rounding
         longest = 0.01 * (self.size or 1.0)
         if slope:
@@ -179,6 +210,9 @@ def check_gradient(loss: Loss, blocks: Sequence[Block]) -> None:
         check = LineCheck(point, block)
         check.look(_mixed(check, point.graph), ALL_KINDS, None)
         check.look(*_scattered(check, point.graph))
+        rows = _along_rows(check, point.graph)
+        if dot(check.gradient, rows):
+            check.look(rows, ROWS, None)
         _look_at_the_rest(check, point.graph, None)
         refuse_gross(block.name, list(check.gaps.values()))
 
@@ -196,6 +230,7 @@ def check_products(run: Deflation) -> list[Disagreement]:
         values, vectors = np.linalg.eigh(run.projected())
         top = int(np.abs(values).argmax())
         _look_at_products(check, run, run.in_full_space(vectors[:, top]), vectors[:, top], float(values[top]))
+        _look_along_rows(check, hessian.graph)
         _look_at_the_rest(check, hessian.graph, run.form)
         gaps += [_explained(gap, hessian) for gap in check.gaps.values()]
     symmetry = _asymmetry(run)
@@ -222,6 +257,7 @@ def check_plainly(point: LossAtPoint, block: Block, product: Callable[[Tensor], 
 
     mixed = _mixed(check, point.graph)
     check.look(mixed, ALL_KINDS, form(mixed))
+    _look_along_rows(check, point.graph)
     _look_at_the_rest(check, point.graph, form)
     disagreements = [_explained(gap, point) for gap in check.gaps.values()]
     refuse_gross(block.name, disagreements)
@@ -230,6 +266,7 @@ def check_plainly(point: LossAtPoint, block: Block, product: Callable[[Tensor], 
 
 TOP = "the top Ritz vector"
 ALL_KINDS = "a direction of all kinds of parameters"
+ROWS = "rows of weights along themselves"
 
 
 def _look_at_products(check: LineCheck, run: Deflation, top: Tensor, coefficients: np.ndarray, value: float) -> None:
@@ -254,6 +291,13 @@ def _look_at_products(check: LineCheck, run: Deflation, top: Tensor, coefficient
             return
     check.look(top, TOP, value)
     check.look(mixed, ALL_KINDS, own)
+
+
+def _look_along_rows(check: LineCheck, graph: LossGraph) -> None:
+    """Rows along themselves, by one evaluation where it sees nothing: what it is to see is no small part of a slope."""
+    v = _along_rows(check, graph)
+    if not check.starts_right(v):
+        check.look(v, ROWS, None)
 
 
 def _look_at_the_rest(check: LineCheck, graph: LossGraph, form: Callable[[Tensor], float] | None) -> None:
@@ -326,6 +370,31 @@ def _mixed(check: LineCheck, graph: LossGraph) -> Tensor:
                 parts[i].add_(weights[i], alpha=0.5 * reach / own)
     size = norm(v)
     return v.mul_(1 / size) if size > 0.0 else v.fill_(v.numel() ** -0.5)
+
+
+def _along_rows(check: LineCheck, graph: LossGraph) -> Tensor:
+    """A unit vector in which rows of weights grow or shrink, so that each raises the loss, each kind of them alike.
+
+    Where a norm of rows is taken for a constant (a detached norm, DoRA), such a row has a slope, and the loss has none.
+    A vector is one row. Without any such slope it is 0.
+    """
+    groups = groups_by_reader(graph, check.block.params)
+    v = torch.zeros_like(check.gradient)
+    parts, gradients, weights = (check.block.split(x) for x in (v, check.gradient, check.theta))
+    slopes = dict.fromkeys(groups, 0.0)
+    for name, those in groups.items():
+        for i in those:
+            p = check.block.params[i]
+            rows = weights[i].view(len(p) if p.dim() > 1 and p.numel() else 1, -1)
+            each = (rows * gradients[i].view_as(rows)).sum(1, keepdim=True)
+            torch.mul(rows, each.sign(), out=parts[i].view_as(rows))
+            slopes[name] += float(each.abs().sum())
+    largest = max(slopes.values()) or 1.0
+    for name, those in groups.items():
+        for i in those:
+            parts[i].mul_(largest / max(slopes[name], 1e-3 * largest))
+    size = norm(v)
+    return v.mul_(1 / size) if size > 0.0 else v
 
 
 def _silent(check: LineCheck) -> _Still:
