@@ -223,7 +223,7 @@ def test_the_version_is_said(capsys):
     ("command", "advice"),
     [
         ("smoothness", "lower --batch, or take a smaller --model, or measure smaller --blocks, e.g. layer"),
-        ("finetune", "lower --batch, or take a smaller --model"),
+        ("finetune", "lower --batch, or take a smaller --model, or measure smaller --blocks, e.g. layer"),
         ("rates", "lower --replicas"),
     ],
 )
@@ -444,7 +444,7 @@ def test_an_ignored_interrupt_stays_ignored(tmp_path):
 
 
 PATHS = {
-    "smoothness": ["--data-dir", "--keep-weights", "--from-weights", "--out"],
+    "smoothness": ["--data-dir", "--checkpoint", "--from-weights", "--out"],
     "estimators": ["--data-dir", "--out"],
     "quadratic": ["--out"],
     "rates": ["--out"],
