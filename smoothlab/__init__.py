@@ -22,19 +22,10 @@ if TYPE_CHECKING:
     from smoothlab.optim.hybrid import HybridSGD
     from smoothlab.optim.seedlog import SeedLog, replay
     from smoothlab.records import load
-    from smoothlab.zeroth.distributions import (
-        Coordinate,
-        Distribution,
-        Gaussian,
-        LowRank,
-        Masked,
-        Preconditioned,
-        Rademacher,
-        Sparse,
-        Sphere,
-    )
+    from smoothlab.zeroth.distributions import Coordinate, Distribution, Gaussian, LowRank, Rademacher, Sparse, Sphere
     from smoothlab.zeroth.estimators import ControlVariate, Directional, Estimator, ZerothOrder
     from smoothlab.zeroth.moments import Taylor, linear_factor, mean, second_moment
+    from smoothlab.zeroth.scaled import Masked, Preconditioned
 
 __version__ = "0.1.0"
 __all__ = [
@@ -58,8 +49,9 @@ _NAMES = {
     "optim.hybrid": "HybridSGD",
     "optim.seedlog": "SeedLog replay",
     "records": "load",
-    "zeroth.distributions": "Coordinate Distribution Gaussian LowRank Masked Preconditioned Rademacher Sparse Sphere",
+    "zeroth.distributions": "Coordinate Distribution Gaussian LowRank Rademacher Sparse Sphere",
     "zeroth.estimators": "ControlVariate Directional Estimator ZerothOrder",
+    "zeroth.scaled": "Masked Preconditioned",
     "zeroth.moments": "Taylor linear_factor mean second_moment",
 }
 """Public names by the module that they are loaded from."""
