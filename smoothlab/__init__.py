@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from smoothlab.optim.hybrid import HybridSGD
     from smoothlab.optim.seedlog import SeedLog, replay
     from smoothlab.records import load
+    from smoothlab.trainer import Points, Trainer
     from smoothlab.zeroth.distributions import Coordinate, Distribution, Gaussian, LowRank, Rademacher, Sparse, Sphere
     from smoothlab.zeroth.estimators import ControlVariate, Directional, Estimator, ZerothOrder
     from smoothlab.zeroth.moments import Taylor, linear_factor, mean, second_moment
@@ -31,9 +32,10 @@ __version__ = "0.1.0"
 __all__ = [
     "Algorithm1", "Barrier", "Block", "ControlVariate", "Coordinate", "Cosh", "Directional", "Distribution",
     "Estimator", "ExactHessian", "Exponential", "FiniteDifferenceHessian", "Gaussian", "HybridSGD", "LowRank",
-    "Masked", "NormEstimate", "Oscillating", "Power", "Preconditioned", "Quadratic", "Rademacher", "SeedLog",
-    "SmoothnessCallback", "SmoothnessHook", "Sparse", "Sphere", "Taylor", "ZerothOrder", "__version__", "fixed_loss",
-    "frobenius", "linear_factor", "load", "mean", "objective", "partition", "replay", "schedule", "second_moment",
+    "Masked", "NormEstimate", "Oscillating", "Points", "Power", "Preconditioned", "Quadratic", "Rademacher",
+    "SeedLog", "SmoothnessCallback", "SmoothnessHook", "Sparse", "Sphere", "Taylor", "Trainer", "ZerothOrder",
+    "__version__", "fixed_loss", "frobenius", "linear_factor", "load", "mean", "objective", "partition", "replay",
+    "schedule", "second_moment",
 ]  # fmt: skip
 
 _NAMES = {
@@ -49,6 +51,7 @@ _NAMES = {
     "optim.hybrid": "HybridSGD",
     "optim.seedlog": "SeedLog replay",
     "records": "load",
+    "trainer": "Points Trainer",
     "zeroth.distributions": "Coordinate Distribution Gaussian LowRank Rademacher Sparse Sphere",
     "zeroth.estimators": "ControlVariate Directional Estimator ZerothOrder",
     "zeroth.scaled": "Masked Preconditioned",
