@@ -21,8 +21,8 @@ import torch
 
 from benchmarks.test_speed import Bench
 from benchmarks.timing import ratio_row
-from smoothlab import norms
-from smoothlab.hessian import ExactHessian
+from smoothlab.hessian import norms
+from smoothlab.hessian.products import ExactHessian
 from smoothlab.records import Row, environment, load, run
 
 MOST = 1.10
@@ -44,7 +44,7 @@ def point(bench: Bench, seed: int) -> tuple[float, int]:
     """CPU seconds of one point, graph and gradient included, and its products."""
     begun = time.process_time()
     hessian = ExactHessian(bench.loss, [bench.blocks[name] for name in EACH])
-    found = norms.block_norms(hessian, cross=[EACH], seed=(seed,))
+    found = hessian.norms(cross=[EACH], seed=(seed,))
     return time.process_time() - begun, found[-1].hvps
 
 

@@ -26,6 +26,7 @@ loss from exact products: where the graph holds such an operation, a curvature t
 refused.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -71,7 +72,7 @@ class LineCheck:
         eps = torch.finfo(self.theta.dtype).eps
         # A moved weight is rounded to its precision, which moves the loss by g'(rounding).
         self.rounding = _ROUNDINGS * eps * abs(self.start) + eps * norm(self.theta * self.gradient)
-        self.gaps = {kind: Disagreement(kind) for kind in ("gradient", "curvature")}
+        self.gaps = {"gradient": Disagreement("gradient"), "curvature": Disagreement("curvature")}
 
     def at(self, v: Tensor, s: float) -> tuple[float, float]:
         """The move along the unit vector v that rounding let through, and by how much it changes the loss."""
@@ -138,14 +139,18 @@ class LineCheck:
         self, v: Tensor, where: str, curvature: float | None, step: float | None = None, *, least: float = 0.0
     ) -> None:
         """Compare along v by fits at four scales around `step`."""
-        slope = dot(self.gradient, v)
-        step = self._step(slope, curvature or 0.0) if step is None else step
-        fits = [fit for scale in reversed(_SCALES) if (fit := self._fit(v, scale * step)) is not None]
-        self._judge(
-            "gradient", where, slope, [(fit[0], fit[1]) for fit in fits], max(abs(curvature or 0.0) * step, least)
-        )
+        slope, bend = dot(self.gradient, v), curvature or 0.0
+        if step is None:
+            step = self._step(slope, bend)
+        slopes, curvatures = [], []  # finest scale first
+        for scale in reversed(_SCALES):
+            fit = self._fit(v, scale * step)
+            if fit is not None:
+                slopes.append(fit[:2])
+                curvatures.append(fit[2:])
+        self._judge("gradient", where, slope, slopes, max(abs(bend) * step, least))
         if curvature is not None:
-            self._judge("curvature", where, curvature, [(fit[2], fit[3]) for fit in fits], 0.0)
+            self._judge("curvature", where, curvature, curvatures, 0.0)
 
     def _step(self, slope: float, curve: float) -> float:
         """The step whose curvature changes the loss by 200 roundings, and whose slope changes it by at most 2 %."""
@@ -153,7 +158,9 @@ class LineCheck:
         longest = 0.01 * (self.size or 1.0)
         if slope:
             longest = min(longest, max(0.02 * abs(self.start), change) / abs(slope))
-        return min((2 * change / abs(curve)) ** 0.5, longest) if curve else longest
+        if curve:
+            longest = min(math.sqrt(2 * change / abs(curve)), longest)
+        return longest
 
     def _fit(self, v: Tensor, step: float) -> tuple[float, float, float, float] | None:
         """Slope and curvature with their errors from a polynomial of degree 4 through 0; None where moves are lost."""
@@ -304,7 +311,8 @@ def _look_at_the_rest(check: LineCheck, graph: LossGraph, form: Callable[[Tensor
     """Entries without gradient, and padding rows that have one from elsewhere (a tied head); form(v) = v'Hv."""
     silent = _silent(check)
     if silent.length > 0.0 and not check.rests(silent.v, 0.1 * silent.length):
-        check.look_again(silent.v, silent.where, None if form is None else form(silent.v), 0.1 * silent.length)
+        curvature = None if form is None else form(silent.v)
+        check.look_again(silent.v, silent.where, curvature, 0.1 * silent.length)
     for i, row in _padded(check, graph):
         padding = _padding_row(check, i, row)
         if dot(check.gradient, padding.v) and not check.agrees(padding.v, None, longest=0.05 * padding.length):
@@ -322,8 +330,8 @@ class _Still(NamedTuple):
 def _padded(check: LineCheck, graph: LossGraph) -> Iterator[tuple[int, int]]:
     """(position of an embedding in the block, its row padding_idx) where the minibatch looks that row up."""
     for i, p in enumerate(check.block.params):
-        if (row := graph.padded.get(id(p))) is not None:
-            yield i, row
+        if id(p) in graph.padded:
+            yield i, graph.padded[id(p)]
 
 
 def _scattered(check: LineCheck, graph: LossGraph) -> tuple[Tensor, str, None, float]:
@@ -334,18 +342,23 @@ def _scattered(check: LineCheck, graph: LossGraph) -> tuple[Tensor, str, None, f
     """
     v = _signs(check.gradient)
     parts, gradients = check.block.split(v), check.block.split(check.gradient)
-    squares = {
-        name: (sum(dot(gradients[i], gradients[i]) for i in positions), sum(parts[i].numel() for i in positions))
-        for name, positions in groups_by_reader(graph, check.block.params).items()
-    }
-    typical = {name: (square / count) ** 0.5 for name, (square, count) in squares.items()}
+    groups = groups_by_reader(graph, check.block.params)
+    typical = {}  # root mean square gradient of each kind
+    for name, positions in groups.items():
+        entries = sum(parts[i].numel() for i in positions)
+        typical[name] = _length(gradients, positions) / math.sqrt(entries)
     largest = max(typical.values()) or 1.0
-    for name, positions in groups_by_reader(graph, check.block.params).items():
+    for name, positions in groups.items():
         for i in positions:
             parts[i].mul_(largest / max(typical[name], 1e-3 * largest))
     size = norm(v)
     slope = norm(v * check.gradient) / size  # the root mean square over signs
     return v.mul_(1 / size), "a random direction", None, slope
+
+
+def _length(parts: Sequence[Tensor], positions: Sequence[int]) -> float:
+    """Euclidean norm of some parts of a vector together."""
+    return math.sqrt(sum(dot(parts[i], parts[i]) for i in positions))
 
 
 def _mixed(check: LineCheck, graph: LossGraph) -> Tensor:
@@ -356,20 +369,22 @@ def _mixed(check: LineCheck, graph: LossGraph) -> Tensor:
     """
     groups = groups_by_reader(graph, check.block.params)
     v = torch.zeros_like(check.gradient)
-    parts, gradients, weights = (check.block.split(x) for x in (v, check.gradient, check.theta))
-    sizes = {name: sum(dot(gradients[i], gradients[i]) for i in positions) ** 0.5 for name, positions in groups.items()}
+    parts, gradients, weights = map(check.block.split, (v, check.gradient, check.theta))
+    sizes = {name: _length(gradients, positions) for name, positions in groups.items()}
     largest = max(sizes.values())
     for name, positions in groups.items():
         if sizes[name] == 0.0:
             continue
         reach = largest / max(sizes[name], 1e-3 * largest)
-        own = sum(dot(weights[i], weights[i]) for i in positions) ** 0.5
+        own = _length(weights, positions)
         for i in positions:
             parts[i].add_(gradients[i], alpha=reach / sizes[name])
             if own:
                 parts[i].add_(weights[i], alpha=0.5 * reach / own)
     size = norm(v)
-    return v.mul_(1 / size) if size > 0.0 else v.fill_(v.numel() ** -0.5)
+    if size == 0.0:
+        return v.fill_(v.numel() ** -0.5)
+    return v.mul_(1 / size)
 
 
 def _along_rows(check: LineCheck, graph: LossGraph) -> Tensor:
@@ -400,12 +415,16 @@ def _along_rows(check: LineCheck, graph: LossGraph) -> Tensor:
 def _silent(check: LineCheck) -> _Still:
     """Random signs on the entries whose gradient is exactly 0; of length 0 where every entry has a gradient."""
     v = torch.zeros_like(check.gradient)
-    for part, gradient, weight in zip(*(check.block.split(x) for x in (v, check.gradient, check.theta)), strict=True):
+    parts, gradients, weights = map(check.block.split, (v, check.gradient, check.theta))
+    for part, gradient, weight in zip(parts, gradients, weights, strict=True):
         still = gradient == 0
         if still.any():
+            # As far as the weights are large, or a little where they are 0.
             part.add_(_signs(part).mul_(still), alpha=norm(weight) / weight.numel() ** 0.5 or 1e-2)
     length = norm(v)
-    return _Still(v.mul_(1 / length) if length else v, "the entries whose gradient is 0", length)
+    if length:
+        v.mul_(1 / length)
+    return _Still(v, "the entries whose gradient is 0", length)
 
 
 def _padding_row(check: LineCheck, position: int, row: int) -> _Still:
@@ -436,4 +455,6 @@ def _explained(gap: Disagreement, hessian: LossAtPoint) -> Disagreement:
         return gap
     if hessian.differences:
         return replace(gap, kind="differences")
-    return replace(gap, kind="kinks") if gap.kind == "curvature" and hessian.graph.nonsmooth else gap
+    if gap.kind == "curvature" and hessian.graph.nonsmooth:
+        return replace(gap, kind="kinks")
+    return gap

@@ -18,7 +18,7 @@ from smoothlab.experiments.finetune.experiment import Finetune
 from smoothlab.experiments.finetune.loggers import Progress
 from smoothlab.experiments.smoothness import Smoothness
 from smoothlab.stats import smoothness_table
-from tests.experiments.test_finetune import rows_of, run
+from tests.experiments.test_finetune import run
 from tests.experiments.toy_finetune import Toy, forked
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
