@@ -8,22 +8,20 @@ from scipy import special
 
 from smoothlab.claims import exact
 from smoothlab.claims.claim import Certificate, Claim, Finding
-from smoothlab.claims.search import Array, Log, Statement, check_by
+from smoothlab.claims.search import Array, Log, Statement, check_by, statement
 
 # Proposition 2.2
 
 
-def _largest_scaled(p: Array) -> Array:
+@statement(
+    "Hess f <= diag(L, L) for quadratics with ||Hess f|| = L",
+    {"H_xx": (-10, 10), "H_yy": (-10, 10), "H_xy": (-10, 10)}, known=1.0, cases=5000, starts=1,
+)  # fmt: skip
+def SMOOTH_IS_HYBRID(p: Array) -> Array:
     """Of D^(-1/2) H D^(-1/2), D = ||H|| I, H = [[a, c], [c, b]]: its largest eigenvalue."""
     a, b, c = p.T
     middle, half = (a + b) / 2, np.hypot((a - b) / 2, c)
     return (middle + half) / (np.abs(middle) + half)
-
-
-SMOOTH_IS_HYBRID = Statement(
-    "Hess f <= diag(L, L) for quadratics with ||Hess f|| = L",
-    {"H_xx": (-10, 10), "H_yy": (-10, 10), "H_xy": (-10, 10)}, _largest_scaled, known=1.0, cases=5000, starts=1,
-)  # fmt: skip
 
 
 def _proposition() -> Certificate:

@@ -13,7 +13,7 @@ from smoothlab.claims import exact
 from smoothlab.claims.claim import Certificate, Claim
 from smoothlab.claims.lemma_b2 import RANGES, T1, flow_dense
 from smoothlab.claims.members import Coupled, Crossed
-from smoothlab.claims.search import Array, Statement, check_by
+from smoothlab.claims.search import Array, check_by, statement
 from smoothlab.theory import constants
 
 
@@ -31,15 +31,14 @@ def bound(ell: Callable[[Array], tuple[Array, Array]], level: Array, stretch: fl
 # Lemma B.3
 
 
-def _printed(p: Array) -> Array:
+@statement(
+    "||grad f|| <= G = sup{u: u^2 <= 2 max(ell_x, ell_y)(u) F} with F = f - f*, coupled members",
+    RANGES, known=1.0, cases=5000, steps=150,
+)  # fmt: skip
+def BOUNDED(p: Array) -> Array:
+    """||grad f|| over G."""
     f, (x, y) = Coupled.split(p)
     return np.hypot(*f.gradient(x, y)) / bound(f.ell, f.value(x, y))
-
-
-BOUNDED = Statement(
-    "||grad f|| <= G = sup{u: u^2 <= 2 max(ell_x, ell_y)(u) F} with F = f - f*, coupled members", RANGES, _printed,
-    known=1.0, cases=5000, steps=150,
-)  # fmt: skip
 
 
 def _chain() -> tuple[Certificate, ...]:
@@ -76,7 +75,11 @@ def _sharp() -> Certificate:
 # Lemma B.4
 
 
-def _second(p: Array) -> Array:
+@statement(
+    "item 2 with L_x = ell_x(2G), G by B.3 with ell(2u), (x, y) and (x', y') in G_F, members cosh(p x + q y)",
+    {**Crossed.RANGES, "x": (-4.0, 4.0), "y": (-4.0, 4.0), "x'": (-4.0, 4.0), "y'": (-4.0, 4.0)}, cases=5000,
+)  # fmt: skip
+def OUTSIDE(p: Array) -> Array:
     """Item 2 with L_x = ell_x(2G), G by B.3 with ell(2u), the largest reading; the points are (x, y) and (x', y')."""
     f, (x, y, x1, y1) = Crossed.split(p)
     G = bound(f.ell, np.maximum(f.value(x, y), f.value(x1, y1)), 2.0)
@@ -88,7 +91,11 @@ def _quotient(f: Coupled | Crossed, x: Array, x1: Array, y: Array, L: Array) -> 
     return np.abs(f.gradient(x, y)[0] - f.gradient(x1, y)[0]) / (L * np.abs(x - x1))
 
 
-def _near(p: Array) -> Array:
+@statement(
+    "item 2 with 2 sqrt(L_x L_M), L = ell(2G), where (x', y) is in G_F too, coupled members",
+    {**RANGES, "x'": (-4.0, 4.0)}, about="corrected", known=0.5, cases=5000, steps=150,
+)  # fmt: skip
+def INSIDE(p: Array) -> Array:
     """The same with 2 sqrt(L_x L_M) where (x', y) is in G_F too, on coupled members."""
     f, (x, y, x1) = Coupled.split(p)
     G = bound(f.ell, np.maximum(f.value(x, y), f.value(x1, y)))
@@ -96,25 +103,15 @@ def _near(p: Array) -> Array:
     return _quotient(f, x, x1, y, 2 * np.sqrt(L_x * np.maximum(L_x, L_y)))
 
 
-def _free(p: Array) -> Array:
+@statement(
+    "item 4 with L_x = ell_x(2G) and x' anywhere, members cosh(p x + q y)",
+    {**Crossed.RANGES, "x": (-4.0, 4.0), "y": (-4.0, 4.0), "x'": (-40.0, 40.0)}, cases=5000,
+)  # fmt: skip
+def FREE(p: Array) -> Array:
     """Item 4 with x' anywhere and any L that random members have: L_x = ell_x(2G)."""
     f, (x, y, x1) = Crossed.split(p)
     G = bound(f.ell, f.value(x, y), 2.0)
     return _quotient(f, x, x1, y, f.ell(2 * G)[0])
-
-
-OUTSIDE = Statement(
-    "item 2 with L_x = ell_x(2G), G by B.3 with ell(2u), (x, y) and (x', y') in G_F, members cosh(p x + q y)",
-    {**Crossed.RANGES, "x": (-4.0, 4.0), "y": (-4.0, 4.0), "x'": (-4.0, 4.0), "y'": (-4.0, 4.0)}, _second, cases=5000,
-)  # fmt: skip
-INSIDE = Statement(
-    "item 2 with 2 sqrt(L_x L_M), L = ell(2G), where (x', y) is in G_F too, coupled members",
-    {**RANGES, "x'": (-4.0, 4.0)}, _near, "corrected", known=0.5, cases=5000, steps=150,
-)  # fmt: skip
-FREE = Statement(
-    "item 4 with L_x = ell_x(2G) and x' anywhere, members cosh(p x + q y)",
-    {**Crossed.RANGES, "x": (-4.0, 4.0), "y": (-4.0, 4.0), "x'": (-40.0, 40.0)}, _free, cases=5000,
-)  # fmt: skip
 
 
 def _grid(edge: float, count: int) -> list[Array]:

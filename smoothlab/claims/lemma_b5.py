@@ -14,7 +14,7 @@ import numpy as np
 
 from smoothlab.claims import exact
 from smoothlab.claims.claim import Certificate, Claim
-from smoothlab.claims.search import Array, Log, Statement, check_by
+from smoothlab.claims.search import Array, Log, Statement, check_by, statement
 from smoothlab.zeroth import bounds
 
 NODES = np.linspace(-10, 10, 401)
@@ -59,7 +59,11 @@ def infinite(item: int) -> tuple[Certificate, ...]:
     return exact.refutes(what, measured, allowed)
 
 
-def _tail(p: Array) -> Array:
+@statement(
+    "item 2 at 0 for exp(a |x|^k), L = max f'' on [-1, 1], by what |v| in [V, V + 1] contributes",
+    {"a": Log(0.1, 2.0), "k": (2.0, 5.0), "mu": Log(1e-2, 1.0), "V": Log(1.0, 1e4)}, cases=5000,
+)  # fmt: skip
+def LOCAL(p: Array) -> Array:
     """Item 2 at 0 for exp(a |x|^k): what |v| in [V, V + 1] contributes to E ghat^2 over 108 mu^2 L^2."""
     a, k, mu, V = p.T
     power = a * (mu * V) ** k
@@ -69,12 +73,14 @@ def _tail(p: Array) -> Array:
     return np.exp(np.minimum(measured - np.log(108 * mu**2 * L**2), 600))
 
 
-LOCAL = Statement(
-    "item 2 at 0 for exp(a |x|^k), L = max f'' on [-1, 1], by what |v| in [V, V + 1] contributes",
-    {"a": Log(0.1, 2.0), "k": (2.0, 5.0), "mu": Log(1e-2, 1.0), "V": Log(1.0, 1e4)}, _tail, cases=5000,
-)  # fmt: skip
-
 # The global one
+
+
+_RIDGE: dict[str, Any] = {
+    "ranges": {"a": (-1.0, 1.0), "b": (0.0, 1.0), "c": (0.1, 3.0), "phase": (0.0, 6.3), "t": (-3.0, 3.0),
+               "mu": Log(1e-2, 3.0), "d": Log(0.5, 1000.0)},
+    "about": "corrected", "cases": 2000, "steps": 150,
+}  # fmt: skip
 
 
 def ridge_moments(p: Array) -> tuple[Array, Array, Array, Array, Array, Array]:
@@ -90,29 +96,22 @@ def ridge_moments(p: Array) -> tuple[Array, Array, Array, Array, Array, Array]:
     return mu, np.abs(a) + b * c**2, d, g, np.abs(mean - g), second - 2 * g * mean + g**2
 
 
-def _global_1(p: Array) -> Array:
+@statement(
+    "item 1 where the gradient is L-Lipschitz everywhere, ridges a t^2/2 + b cos(c t + phase)", known=0.11282, **_RIDGE,
+)  # fmt: skip
+def GLOBAL_1(p: Array) -> Array:
+    """|bias| over (mu/2) L (d + 3)^1.5."""
     mu, L, d, _, bias, _ = ridge_moments(p)
     return bias / (mu / 2 * L * (d + 3) ** 1.5)
 
 
-def _global_2(p: Array) -> Array:
+@statement(
+    "item 2 where the gradient is L-Lipschitz everywhere, ridges a t^2/2 + b cos(c t + phase)", known=0.0625, **_RIDGE,
+)  # fmt: skip
+def GLOBAL_2(p: Array) -> Array:
+    """E ||ghat - g||^2 over 32 d ||g||^2 + 108 mu^2 L^2 d^4."""
     mu, L, d, g, _, error = ridge_moments(p)
     return error / (32 * d * g**2 + 108 * mu**2 * L**2 * d**4)
-
-
-_RIDGE: dict[str, Any] = {
-    "ranges": {"a": (-1.0, 1.0), "b": (0.0, 1.0), "c": (0.1, 3.0), "phase": (0.0, 6.3), "t": (-3.0, 3.0),
-               "mu": Log(1e-2, 3.0), "d": Log(0.5, 1000.0)},
-    "about": "corrected", "cases": 2000, "steps": 150,
-}  # fmt: skip
-GLOBAL_1 = Statement(
-    "item 1 where the gradient is L-Lipschitz everywhere, ridges a t^2/2 + b cos(c t + phase)", ratio=_global_1,
-    known=0.11282, **_RIDGE,
-)  # fmt: skip
-GLOBAL_2 = Statement(
-    "item 2 where the gradient is L-Lipschitz everywhere, ridges a t^2/2 + b cos(c t + phase)", ratio=_global_2,
-    known=0.0625, **_RIDGE,
-)  # fmt: skip
 
 
 def sharper() -> tuple[Certificate, ...]:

@@ -15,7 +15,7 @@ from smoothlab.claims import exact
 from smoothlab.claims.claim import Certificate, Claim
 from smoothlab.claims.definitions import estimate_mean
 from smoothlab.claims.descent import collection
-from smoothlab.claims.search import Array, Log, Statement, check_by
+from smoothlab.claims.search import Array, Log, Statement, check_by, statement
 
 
 def epoch(d: Any, L: Any, noise: Any, eta: Any) -> tuple[Any, Any]:
@@ -66,15 +66,15 @@ def _log_far(eta: Any, mu: Any, x: Any, V: Any, log: Any, exp: Any) -> Any:
     return jump - x - log(2) - (V + 1) * (V + 1) / 2 - log(mpmath.pi * 2) / 2
 
 
-def _far(p: Array) -> Array:
+@statement(
+    "E f(z_1) <= 1e6 for f = cosh from x = 1, by what v in [V, V + 1] contributes",
+    {"eta": Log(1e-6, 1e-2), "mu": Log(1e-3, 0.1), "V": Log(1.0, 1e5)}, cases=5000,
+)  # fmt: skip
+def INTEGRABLE(p: Array) -> Array:
+    """What v in [V, V + 1] contributes, over 10^6."""
     eta, mu, V = p.T
     logs = _log_far(eta, mu, 1.0, V, lambda u: np.log(float(u)), np.exp)
     return np.exp(np.clip(logs - np.log(1e6), -600, 600))
-
-
-INTEGRABLE = Statement("E f(z_1) <= 1e6 for f = cosh from x = 1, by what v in [V, V + 1] contributes",
-                       {"eta": Log(1e-6, 1e-2), "mu": Log(1e-3, 0.1), "V": Log(1.0, 1e5)}, _far,
-                       cases=5000)  # fmt: skip
 
 
 def _integrable() -> tuple[Certificate, ...]:
@@ -109,16 +109,16 @@ def correlation(eta: Any, level: Any, sqrt: Any, exp: Any, pi: Any) -> Any:
     return 2 * a * exp(-a * a / 2) / sqrt(2 * pi)
 
 
-def _stopped(p: Array) -> Array:
+@statement(
+    "|E 1{0 < tau} <grad f, noise>| <= ||grad f||^2/1000, f = x^2/2 from 1",
+    {"eta": Log(1e-5, 1 / 384), "F/f(z_0)": (0.99, 1.01)}, cases=5000,
+)  # fmt: skip
+def AHEAD(p: Array) -> Array:
     """The same for every F: v^2 is above (1 - sqrt(2F))/eta too if 2F < 1."""
     eta, root = p[:, 0], np.sqrt(p[:, 1])
     parts = [2 * a * np.exp(-(a**2) / 2) / np.sqrt(2 * np.pi) for a in
              (np.sqrt((1 + root) / eta), np.sqrt(np.maximum(1 - root, 0) / eta))]  # fmt: skip
     return np.abs(parts[1] - parts[0]) / 1e-3
-
-
-AHEAD = Statement("|E 1{0 < tau} <grad f, noise>| <= ||grad f||^2/1000, f = x^2/2 from 1",
-                  {"eta": Log(1e-5, 1 / 384), "F/f(z_0)": (0.99, 1.01)}, _stopped, cases=5000)  # fmt: skip
 
 
 def _stopping() -> tuple[Certificate, ...]:
@@ -150,7 +150,11 @@ def deviation(shifts: tuple[Fraction, ...], g: Fraction, r: Fraction, eta: Fract
     return total / len(orders)
 
 
-def _drift(p: Array) -> Array:
+@statement(
+    "sum E ||x_i - x_0||^2 <= eta^2 n^3 ||grad f||^2 + eta^2 n^2 sigma^2, quadratics of curvature within [-L, L]",
+    {"n": Log(1.5, 100), "curvature/L": (-1.0, 1.0), "share of ||grad f||^2": (0.0, 1.0)}, known=0.4823, cases=2000,
+)  # fmt: skip
+def CONTROL(p: Array) -> Array:
     """The same in closed form for n components, over eta^2 n^3 g^2 + eta^2 n^2 sigma^2; eta |L| = bend/(2n)."""
     n, bend, share = np.round(p[:, 0]), p[:, 1], p[:, 2]
     g2, s2 = share, 1 - share
@@ -160,13 +164,6 @@ def _drift(p: Array) -> Array:
     first, second = np.cumsum(r**k, 1), np.cumsum(r ** (2 * k), 1)
     moved = first**2 * g2[:, None] + s2[:, None] * (second - (first**2 - second) / (np.maximum(n, 2) - 1)[:, None])
     return np.where(inside, moved, 0).sum(1) / (n**3 * g2 + n**2 * s2)
-
-
-CONTROL = Statement(
-    "sum E ||x_i - x_0||^2 <= eta^2 n^3 ||grad f||^2 + eta^2 n^2 sigma^2, quadratics of curvature within [-L, L]",
-    {"n": Log(1.5, 100), "curvature/L": (-1.0, 1.0), "share of ||grad f||^2": (0.0, 1.0)}, _drift, known=0.4823,
-    cases=2000,
-)  # fmt: skip
 
 
 def _control() -> tuple[Certificate, Certificate]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from smoothlab.claims import exact
 from smoothlab.claims.claim import Certificate, Claim, Finding
-from smoothlab.claims.search import Array, Log, Statement
+from smoothlab.claims.search import Array, Log, Statement, statement
 
 # ||H||_F from unit vectors. A uniform v on the sphere has E v_i v_j = 1{i = j}/d, E v_i^4 = 3/(d (d + 2)) and
 # E v_i^2 v_j^2 = 1/(d (d + 2)), so that for H = diag(h) the mean square of ||Hv|| and its variance are fractions.
@@ -28,6 +28,9 @@ def unit_variance(h: Sequence[int]) -> Fraction:
     return second / unit_mean(h) ** 2 - 1
 
 
+_SPECTRA = {"d": Log(1.0, 1000.0), "decay": (0.0, 6.0)}
+
+
 def _traces(p: Array, power: int) -> tuple[Array, Array]:
     """d, and tr H^power for H with the first d of the eigenvalues k^-decay."""
     d, decay = np.round(p[:, 0]), p[:, 1]
@@ -35,29 +38,26 @@ def _traces(p: Array, power: int) -> tuple[Array, Array]:
     return d, np.where(k <= d[:, None], k ** (-power * decay[:, None]), 0.0).sum(1)
 
 
-def _ratio_to_formula(p: Array) -> Array:
+@statement(
+    "||H||_F <= sqrt(E v'H^2 v), v uniform on the unit sphere, H with eigenvalues k^-decay, k <= d",
+    _SPECTRA, cases=2000, steps=60,
+)  # fmt: skip
+def FORMULA(p: Array) -> Array:
     """||H||_F over sqrt(E v'H^2 v)."""
     d, squares = _traces(p, 2)
     ratio: Array = np.sqrt(squares) / np.sqrt(squares / d)
     return ratio
 
 
-def _spread(p: Array) -> Array:
+@statement(
+    "relative variance of d v'H^2 v <= 2, H with eigenvalues k^-decay, k <= d",
+    _SPECTRA, about="corrected", known=999 / 1002, cases=2000, steps=60,
+)  # fmt: skip
+def SPREAD(p: Array) -> Array:
     """Relative variance of d v'H^2 v over its bound 2."""
     (d, squares), (_, fourths) = _traces(p, 2), _traces(p, 4)
     ratio: Array = 2 / (d + 2) * (d * fourths / squares**2 - 1) / 2
     return ratio
-
-
-_SPECTRA = {"d": Log(1.0, 1000.0), "decay": (0.0, 6.0)}
-FORMULA = Statement(
-    "||H||_F <= sqrt(E v'H^2 v), v uniform on the unit sphere, H with eigenvalues k^-decay, k <= d",
-    _SPECTRA, _ratio_to_formula, cases=2000, steps=60,
-)  # fmt: skip
-SPREAD = Statement(
-    "relative variance of d v'H^2 v <= 2, H with eigenvalues k^-decay, k <= d", _SPECTRA, _spread, "corrected",
-    known=999 / 1002, cases=2000, steps=60,
-)  # fmt: skip
 
 
 def _formula(seed: int) -> Finding:

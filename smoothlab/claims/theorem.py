@@ -16,7 +16,7 @@ from smoothlab.claims import exact
 from smoothlab.claims.claim import Certificate, Claim, Finding
 from smoothlab.claims.descent import collection, summed
 from smoothlab.claims.lemma_b6 import epoch
-from smoothlab.claims.search import Array, Log, Statement, check_by
+from smoothlab.claims.search import Array, Log, Statement, check_by, statement
 from smoothlab.theory.theorems import Printed, Setting, theorem_c1
 
 
@@ -83,21 +83,18 @@ def _satisfiable() -> Certificate:
     )  # fmt: skip
 
 
-def _sigma(p: Array) -> Array:
+@statement(
+    "sigma' <= 2 eta_x + eta_y under Eq. (3)",
+    {"sigma": Log(0.01, 100.0), "n": Log(1.0, 100.0), "L": Log(0.1, 10.0), "T": Log(1.0, 1e6), "eta_x": Log(1e-3, 1.0),
+     "eta_y": Log(1e-3, 1.0), "mu in their largest": (0.0, 1.0)}, known=1.0, cases=2000,
+)  # fmt: skip
+def SIGMA(p: Array) -> Array:
     """Of sigma' and 2 eta_x + eta_y, with shares of Eq. (3)'s noisy rates and of mu; one L for both blocks."""
     sigma, n, L, T, a, b, m = p.T
     most = np.sqrt(2 / T) / (sigma * n * L)
     eta_x, eta_y = a * most, b * most
     prime = sigma**2 / 2 * n**2 * (eta_x**3 + eta_y**3) * L**2 * T + m * eta_x  # o(mu) T = eta_x at the largest mu
     return prime / (2 * eta_x + eta_y)
-
-
-SIGMA = Statement(
-    "sigma' <= 2 eta_x + eta_y under Eq. (3)",
-    {"sigma": Log(0.01, 100.0), "n": Log(1.0, 100.0), "L": Log(0.1, 10.0), "T": Log(1.0, 1e6), "eta_x": Log(1e-3, 1.0),
-     "eta_y": Log(1e-3, 1.0), "mu in their largest": (0.0, 1.0)},
-    _sigma, known=1.0, cases=2000,
-)  # fmt: skip
 
 
 def _sigma_prime() -> Certificate:
@@ -111,16 +108,14 @@ def _sigma_prime() -> Certificate:
 # Exponents
 
 
-def _claimed(p: Array) -> Array:
+@statement(
+    "T <= 100 (eps^-2/delta + eps^-4/n), Delta = sigma = L = 1",
+    {"eps": Log(1e-4, 1.0), "n": Log(1.0, 1e6), "delta": Log(1e-3, 0.5)}, cases=2000,
+)  # fmt: skip
+def EXPONENTS(p: Array) -> Array:
     """8 Delta^2 sigma^2 L^2/eps^4, which T exceeds, over 100 (eps^-2/delta + eps^-4/n), Delta = sigma = L = 1."""
     eps, n, delta = p.T
     return 8 * eps**-4 / (100 * (eps**-2 / delta + eps**-4 / n))
-
-
-EXPONENTS = Statement(
-    "T <= 100 (eps^-2/delta + eps^-4/n), Delta = sigma = L = 1",
-    {"eps": Log(1e-4, 1.0), "n": Log(1.0, 1e6), "delta": Log(1e-3, 0.5)}, _claimed, cases=2000,
-)  # fmt: skip
 
 
 def _exponents() -> tuple[Certificate, ...]:
@@ -207,28 +202,30 @@ def _mean(d: Array, sigma: Array, gap: Array, eta: Array, T: Array) -> Array:
     return floor + (2 * gap - floor) * -np.expm1(T * np.log(A)) / (T * (1 - A))
 
 
-def _conclusion_ratio(p: Array) -> Array:
-    d, sigma, gap, eps, delta = np.round(p[:, 0]), *p.T[1:]
-    T, eta = _smallest_T(d, sigma, gap, eps, delta)
-    return _mean(d, sigma, gap, eta, T) / eps**2
-
-
-def _corrected_ratio(p: Array) -> Array:
-    d, sigma, gap, eps, _ = np.round(p[:, 0]), *p.T[1:]
-    eta = np.minimum.reduce([np.full_like(d, 1 / 16), 1 / (64 * (d + 1)), eps / (4 * math.sqrt(2) * sigma),
-                             eps**2 / (96 * (d + 1) * sigma**2)])  # fmt: skip
-    return _mean(d, sigma, gap, eta, np.ceil(8 * gap / (eta * eps**2))) / eps**2
-
-
 _PAIRS: dict[str, Any] = {
     "ranges": {"d": Log(0.6, 1000.0), "sigma": Log(0.1, 1000.0), "Delta": Log(0.01, 10.0), "eps": Log(0.01, 1.0),
                "delta": Log(0.01, 0.5)},
     "cases": 3000,
 }  # fmt: skip
-CONCLUSION = Statement("(1/T) sum E ||grad f||^2 <= eps^2 at the printed constants, pairs of quadratics, mu -> 0",
-                       ratio=_conclusion_ratio, **_PAIRS)  # fmt: skip
-CORRECTED = Statement("the same at the constants of the corrected theorem in expectation", ratio=_corrected_ratio,
-                      about="corrected", known=0.06905, **_PAIRS)  # fmt: skip
+
+
+@statement("(1/T) sum E ||grad f||^2 <= eps^2 at the printed constants, pairs of quadratics, mu -> 0", **_PAIRS)
+def CONCLUSION(p: Array) -> Array:
+    """The average in closed form over eps^2."""
+    d, sigma, gap, eps, delta = np.round(p[:, 0]), *p.T[1:]
+    T, eta = _smallest_T(d, sigma, gap, eps, delta)
+    return _mean(d, sigma, gap, eta, T) / eps**2
+
+
+@statement(
+    "the same at the constants of the corrected theorem in expectation", about="corrected", known=0.06905, **_PAIRS,
+)  # fmt: skip
+def CORRECTED(p: Array) -> Array:
+    """See `CONCLUSION`."""
+    d, sigma, gap, eps, _ = np.round(p[:, 0]), *p.T[1:]
+    eta = np.minimum.reduce([np.full_like(d, 1 / 16), 1 / (64 * (d + 1)), eps / (4 * math.sqrt(2) * sigma),
+                             eps**2 / (96 * (d + 1) * sigma**2)])  # fmt: skip
+    return _mean(d, sigma, gap, eta, np.ceil(8 * gap / (eta * eps**2))) / eps**2
 
 
 def _conclusion(seed: int) -> Finding:
