@@ -37,7 +37,7 @@ from smoothlab.objectives import (
 )
 from smoothlab.stats import samples
 from smoothlab.stats.intervals import Interval
-from smoothlab.theory.constants import Array, constants
+from smoothlab.theory.constants import Array, constants, ones
 from smoothlab.theory.theorems import Setting, descent, in_expectation, with_high_probability
 from smoothlab.zeroth import bounds
 
@@ -225,16 +225,12 @@ def summed(s: Setting, eps: float, smoothness: float) -> float:
     return 4 * (s.gap / h.T + epoch.noise) / (s.n * h.eta_x) / eps**2
 
 
-def _ones(u: object) -> Array:
-    return np.ones_like(np.asarray(u, dtype=float))
-
-
 def _expectation(seed: int) -> Finding:
     rng, ratios = np.random.default_rng(seed), []
     for _ in range(2000):
         eps, L, gap, sx, sy = np.exp(rng.uniform(np.log(1e-3), np.log(10), 5))
         n, d = (int(size) for size in np.exp(rng.uniform(0, np.log(1000), 2)))
-        ratios.append(summed(Setting(_ones, _ones, gap, n, d, sx, sy), eps, L))
+        ratios.append(summed(Setting(ones, ones, gap, n, d, sx, sy), eps, L))
     proof = exact.dense("B.6' summed over T epochs: (1/T) sum E ||grad f||^2 <= 4 Delta/(n eta T) + 4 noise/(n eta) <= "
                         "eps^2 at the theorem's constants", ratios)  # fmt: skip
     means: dict[str, Interval] = {}

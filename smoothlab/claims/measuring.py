@@ -94,12 +94,8 @@ TOLERATED = 0.1  # relative error of Hv
 def difference_error(d: int, size: float, offset: float, h: float, central: bool) -> float:
     """||q - Hv||/||Hv|| of the difference quotient q of grad f = x - c in fp32, v a random unit vector.
 
-    Args:
-        d: number of weights.
-        size: root mean square of the weights.
-        offset: ||c||/||x||.
-        h: step.
-        central: (grad f(x + hv) - grad f(x - hv))/(2h) instead of (grad f(x + hv) - grad f(x))/h.
+    d weights of root mean square `size`, `offset` = ||c||/||x||; q = (grad f(x + hv) - grad f(x))/h, or `central`
+    (grad f(x + hv) - grad f(x - hv))/(2h).
     """
     x, c, v = np.random.default_rng(0).standard_normal((3, d))
     v /= np.linalg.norm(v)

@@ -17,11 +17,8 @@ from smoothlab.claims.claim import Certificate, Claim, Finding
 from smoothlab.claims.descent import collection, summed
 from smoothlab.claims.lemma_b6 import epoch
 from smoothlab.claims.search import Array, Log, Statement, check_by, statement
+from smoothlab.theory.constants import ones
 from smoothlab.theory.theorems import Printed, Setting, theorem_c1
-
-
-def _ones(u: Any) -> Array:
-    return np.ones_like(np.asarray(u, dtype=float))
 
 
 def _affine(u: Any) -> Array:
@@ -68,7 +65,7 @@ def _hoeffding() -> tuple[Certificate, ...]:
 def _settings() -> list[Printed]:
     """Constants of 48 settings."""
     constants = []
-    for ell, n, d, s2 in itertools.product((_ones, _affine), (2, 64), (1, 100), (0.0, 1.0, 100.0)):
+    for ell, n, d, s2 in itertools.product((ones, _affine), (2, 64), (1, 100), (0.0, 1.0, 100.0)):
         for eps, delta in ((1.0, 0.5), (0.03, 0.1)):
             constants.append(theorem_c1(Setting(ell, ell, 1.0, n, d, s2, 0.0), eps, delta))
     return constants
@@ -127,7 +124,7 @@ def _exponents() -> tuple[Certificate, ...]:
         exact.enclosed(8 * 10**12), exact.enclosed(100 * (10**7 + 10**6)),
     )  # fmt: skip
 
-    def T(n: int, d: int, eps: float, delta: float = 0.1, ell: Any = _ones) -> float:
+    def T(n: int, d: int, eps: float, delta: float = 0.1, ell: Any = ones) -> float:
         return float(theorem_c1(Setting(ell, ell, 1.0, n, d, 1.0, 0.0), eps, delta, reading="doubled").T)
 
     off = [abs(T(n, d, 1e-4) * 1e-16 / 8 - 1) / 1e-4 for n in (2, 512) for d in (1, 10_000)]
@@ -146,7 +143,7 @@ def _exponents() -> tuple[Certificate, ...]:
 
 def printed(d: int, sigma: float, gap: float, eps: float, delta: float) -> Printed:
     """The constants of the pair, with the smallest T."""
-    return theorem_c1(Setting(_ones, _ones, gap, 2, d, sigma**2, 0.0), eps, delta, mu=0.0)
+    return theorem_c1(Setting(ones, ones, gap, 2, d, sigma**2, 0.0), eps, delta, mu=0.0)
 
 
 def enclosed_average(d: int, sigma: Any, gap: Any, eps: Any, delta: Any, T: int) -> tuple[Any, bool]:
@@ -233,7 +230,7 @@ def _conclusion(seed: int) -> Finding:
     for _ in range(500):
         eps, L, gap, s2 = np.exp(rng.uniform(np.log(1e-3), np.log(10), 4))
         n, d = (int(size) for size in np.exp(rng.uniform(0, 7, 2)))
-        ratios.append(summed(Setting(_ones, _ones, gap, n, d, s2, 0.0), eps, L))
+        ratios.append(summed(Setting(ones, ones, gap, n, d, s2, 0.0), eps, L))
     total = exact.dense("B.6' summed over T epochs is at most eps^2 at the corrected theorem's constants", ratios,
                         "corrected", rounding=1e-6)  # fmt: skip
     return check_by(
