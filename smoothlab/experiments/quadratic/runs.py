@@ -82,21 +82,13 @@ def noise(config: QuadraticConfig, point: Row) -> list[Row]:
         labels = {"rule": None, "eta_x": s / 2, "eta_y": 0.0, "scale": scale}
         mean = _widened(samples.mean_square(quotients))  # not negative, and far off at times
         flag = samples.rare_draws(quotients)
-        rows.append(
-            {
-                **labels,
-                "quantity": "mean square factor",
-                **measured_row(mean),
-                "reference": forms.mean_square(s, m),
-                "flag": flag,
-            }
-        )
+        row = {**measured_row(mean), "reference": forms.mean_square(s, m), "flag": flag}
+        rows.append({**labels, "quantity": "mean square factor", **row})
         if distribution == "gaussian":
             with np.errstate(divide="ignore"):
                 log = _widened(samples.mean(np.log(quotients)))
-            rows.append(
-                {**labels, "quantity": "typical log factor", **measured_row(log), "reference": forms.typical(s, d)}
-            )
+            row = {**measured_row(log), "reference": forms.typical(s, d)}
+            rows.append({**labels, "quantity": "typical log factor", **row})
         # E <u, v>^2 = 1 is known: the mean of the quotients gives E <u, v>^2 ||v||^2 = m, and 2/m is the limit
         limit = [2 * s * s / (value - 1 + 2 * s) if value - 1 + 2 * s > 0 else math.inf for value in mean]
         row = {**measured_row((limit[0], limit[2], limit[1])), "reference": 2 / m, "flag": flag}

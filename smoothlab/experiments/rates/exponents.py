@@ -157,7 +157,7 @@ def needed_curved(series: str) -> list[Row]:
 
 
 def computed(labels: Row, values: tuple[float, ...], steps: Callable[[float], float], unit: float) -> list[Row]:
-    """Rows of nT, `steps` at `values` in a unit, and of its exponent, with the flattest and steepest slope between them.
+    """Rows of nT, `steps` at `values` in a unit, and of its exponent, with the flattest and steepest slope.
 
     There are no statistics in it; `labels` are series, regime, axis and ell.
     """
