@@ -84,12 +84,9 @@ def _smaller(seed: int, records: Sequence[Path]) -> Finding:
 
 
 CLAIMS = (
-    Claim(
-        "l-grows", "Along training L grows with the gradient norm (L as in Fig. 1a: the base model's ||H||_F).",
-        "Section 2.1 (1), Figure 1a", "`micro` on SST-2, the runs of these records", "holds", "", _grows, records=True,
-    ),
-    Claim(
-        "lora-smaller", "LoRA has a substantially smaller L than the base model.", "Section 2.1 (2), Figure 1b",
-        "`micro` on SST-2 with LoRA of rank 16, the runs of these records", "holds", "", _smaller, records=True,
-    ),
+    Claim("l-grows", "Along training L grows with the gradient norm (L as in Fig. 1a: the base model's ||H||_F).",
+          "Section 2.1 (1), Figure 1a", "`micro` on SST-2, the runs of these records", "holds", "", _grows,
+          records=True),
+    Claim("lora-smaller", "LoRA has a substantially smaller L than the base model.", "Section 2.1 (2), Figure 1b",
+          "`micro` on SST-2 with LoRA of rank 16, the runs of these records", "holds", "", _smaller, records=True),
 )  # fmt: skip

@@ -80,10 +80,8 @@ def ANY_Y(p: Array) -> Array:
     return np.abs(f.gradient_x(x1, y1) - f.gradient_x(x2, y1)) / (L * np.abs(x1 - x2))
 
 
-RIDGE = Statement(
-    "item 1 with ell(2G), radius G/L_x and y' = y, ridges", {**ridge.RANGES, "x1": (-3.0, 3.0)}, ridge.far_difference,
-    cases=200, steps=60,
-)  # fmt: skip
+RIDGE = Statement("item 1 with ell(2G), radius G/L_x and y' = y, ridges", {**ridge.RANGES, "x1": (-3.0, 3.0)},
+                  ridge.far_difference, cases=200, steps=60)  # fmt: skip
 
 # Certificates
 
@@ -116,9 +114,8 @@ def _cosh_descent() -> tuple[Certificate, ...]:
     """Of cosh from 1 to 1.1."""
     a, b, h = exact.enclosed(1), exact.enclosed("1.1"), exact.enclosed("0.1")
     line: Any = exact.cosh(a) + exact.sinh(a) * h
-    return exact.refutes(
-        "item 3 with L = ell(G): f = cosh from 1 to 1.1", exact.cosh(b), line + exact.cosh(a) * h * h / 2
-    )
+    return exact.refutes("item 3 with L = ell(G): f = cosh from 1 to 1.1", exact.cosh(b),
+                         line + exact.cosh(a) * h * h / 2)  # fmt: skip
 
 
 def _ellipsoid_dense() -> Certificate:
@@ -134,25 +131,17 @@ def _ellipsoid_dense() -> Certificate:
 
 _CORRECTED = "L = ell(2G) on the ellipsoid L_x dx^2 + L_y dy^2 <= G^2/max(L_x, L_y): "
 CLAIMS = (
-    Claim(
-        "b.1-1",
-        "||grad f(z)|| <= G: ||grad_x f(x1, y') - grad_x f(x2, y')|| <= L_x ||x1 - x2|| in the ball around x of "
-        "radius G/L_x (or 1/L_x), L_x = ell_x(G) (or ell_x(2G)), for all y'.", "Lemma B.1 (1)",
-        "Definition 2.1, two-sided", "holds once corrected", _CORRECTED + "for segments inside it.", check_by(
-            lambda: _cosh("x"), lambda: _cosh_near_0("x"), lambda: _product("x"), lambda: ridge.certificates("B.1"),
-            _ellipsoid_dense, searches=(ELL_OF_G, UNIT_RADIUS, ANY_Y, RIDGE, ELLIPSOID),
-        ),
-    ),
-    Claim(
-        "b.1-2", "The same for block y, for all x'.", "Lemma B.1 (2)", "Definition 2.1, two-sided",
-        "holds once corrected", _CORRECTED + "for segments inside it.", check_by(
-            lambda: _cosh("y"), lambda: _cosh_near_0("y"), lambda: _product("y"), _ellipsoid_dense,
-            searches=(ELL_OF_G, UNIT_RADIUS, ANY_Y, ELLIPSOID),
-        ),
-    ),
-    Claim(
-        "b.1-3", "f(z') <= f(z) + <grad f(z), z' - z> + (L_x ||dx||^2 + L_y ||dy||^2)/2 there.", "Lemma B.1 (3)",
-        "Definition 2.1, two-sided", "holds once corrected", _CORRECTED + "from above and below.",
-        check_by(_cosh_descent, _ellipsoid_dense, searches=(DESCENT, ELLIPSOID)),
-    ),
+    Claim("b.1-1", "||grad f(z)|| <= G: ||grad_x f(x1, y') - grad_x f(x2, y')|| <= L_x ||x1 - x2|| in the ball around "
+          "x of radius G/L_x (or 1/L_x), L_x = ell_x(G) (or ell_x(2G)), for all y'.", "Lemma B.1 (1)",
+          "Definition 2.1, two-sided", "holds once corrected", _CORRECTED + "for segments inside it.",
+          check_by(lambda: _cosh("x"), lambda: _cosh_near_0("x"), lambda: _product("x"),
+          lambda: ridge.certificates("B.1"), _ellipsoid_dense, searches=(ELL_OF_G, UNIT_RADIUS, ANY_Y, RIDGE,
+          ELLIPSOID))),
+    Claim("b.1-2", "The same for block y, for all x'.", "Lemma B.1 (2)", "Definition 2.1, two-sided",
+          "holds once corrected", _CORRECTED + "for segments inside it.",
+          check_by(lambda: _cosh("y"), lambda: _cosh_near_0("y"), lambda: _product("y"), _ellipsoid_dense,
+          searches=(ELL_OF_G, UNIT_RADIUS, ANY_Y, ELLIPSOID))),
+    Claim("b.1-3", "f(z') <= f(z) + <grad f(z), z' - z> + (L_x ||dx||^2 + L_y ||dy||^2)/2 there.", "Lemma B.1 (3)",
+          "Definition 2.1, two-sided", "holds once corrected", _CORRECTED + "from above and below.",
+          check_by(_cosh_descent, _ellipsoid_dense, searches=(DESCENT, ELLIPSOID))),
 )  # fmt: skip

@@ -53,13 +53,10 @@ def NEAR(p: Array) -> Array:
     return np.where(fits, (g_x**2 / ell_x + g_y**2 / ell_y) / 2 / f.value(x, y), np.nan)
 
 
-FIRST = Statement(
-    "||grad_x f||^2/(2 ell_x(2u)) <= f - f* on ridges", ridge.RANGES, ridge.first_item, cases=200, steps=60
-)
-THIRD = Statement(
-    "[||grad_x f||^2/ell_x(2u) + ||grad_y f||^2/ell_y(2u)]/2 <= f - f* on ridges", ridge.RANGES, ridge.third_item,
-    cases=200, steps=60,
-)  # fmt: skip
+FIRST = Statement("||grad_x f||^2/(2 ell_x(2u)) <= f - f* on ridges", ridge.RANGES, ridge.first_item, cases=200,
+                  steps=60)  # fmt: skip
+THIRD = Statement("[||grad_x f||^2/ell_x(2u) + ||grad_y f||^2/ell_y(2u)]/2 <= f - f* on ridges", ridge.RANGES,
+                  ridge.third_item, cases=200, steps=60)  # fmt: skip
 
 
 def flow_dense() -> Certificate:

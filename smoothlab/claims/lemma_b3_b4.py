@@ -129,9 +129,8 @@ def definition_dense() -> Certificate:
         bend = np.cosh(p * x + q * y)
         a, b, c = (p * p * bend + m) / d_x, (q * q * bend + m) / d_y, p * q * bend / np.sqrt(d_x * d_y)
         ratios.append((a + b) / 2 + np.hypot((a - b) / 2, c))  # of D^(-1/2) H D^(-1/2)
-    return exact.dense(
-        "members cosh(p x + q y) - 1 + m |z|^2/2 meet Definition 2.1 with their ell", np.concatenate(ratios)
-    )
+    return exact.dense("members cosh(p x + q y) - 1 + m |z|^2/2 meet Definition 2.1 with their ell",
+                       np.concatenate(ratios))  # fmt: skip
 
 
 def outside_counterexample() -> tuple[Certificate, ...]:
@@ -150,10 +149,9 @@ def outside_counterexample() -> tuple[Certificate, ...]:
     moved = exact.sinh(2 * five) + m * five - exact.sinh(five)
     if not beyond:
         return ()
-    return exact.refutes(
-        "item 2 with the constants of B.1 and B.3, ell(2G) and G with ell(2u): f = cosh(x + y) - 1 + (x^2 + y^2)/200",
-        moved, ell(2 * u) * five, points="(0, 5) and (5, 0) of f = F", G="at most 420",
-    )  # fmt: skip
+    return exact.refutes("item 2 with the constants of B.1 and B.3, ell(2G) and G with ell(2u): f = cosh(x + y) - 1 + "
+                         "(x^2 + y^2)/200", moved, ell(2 * u) * five, points="(0, 5) and (5, 0) of f = F",
+                         G="at most 420")  # fmt: skip
 
 
 def unbounded() -> tuple[Certificate, ...]:
@@ -212,30 +210,20 @@ def _outside() -> tuple[Certificate, ...]:
 
 _EXIST = "for (x, y), (x', y') in G_F: over the compact box of G_F's projections, not those of B.1 and B.3"
 CLAIMS = (
-    Claim(
-        "b.3", "f - f* <= F implies ||grad f|| <= G = sup{u: u^2 <= 2 max(ell_x, ell_y)(u) F} < infinity.", "Lemma B.3",
-        "Definition 2.1 (one-sided is enough), coercive", "holds",
-        "Sharper: G = Phi^-1(F), Phi(u) = int_0^u v/lM(v) dv. (The paper's own proof, by B.2, has ell(2u).)",
-        check_by(_chain, _sharp, searches=(BOUNDED, T1)),
-    ),
-    Claim(
-        "b.4-1", "||grad f|| <= G on G_F, G of Lemma B.3.", "Lemma B.4 (1)", "Definition 2.1, coercive", "holds", "",
-        check_by(_chain, searches=(BOUNDED,)),
-    ),
-    Claim(
-        "b.4-2", "||grad_x f(x, y) - grad_x f(x', y)|| <= L_x ||x - x'|| for all (x, y), (x', y') in G_F, likewise in "
-        "y, with L of B.1 and G of B.3.", "Lemma B.4 (2)", "Definition 2.1, coercive", "holds once corrected",
-        f"Some L exist {_EXIST}. If (x', y) is in G_F too, L_x = 2 sqrt(ell_x(2G) lM(2G)); if less will do, is open.",
-        check_by(_outside, _hull, _far, searches=(OUTSIDE, INSIDE)),
-    ),
-    Claim(
-        "b.4-3", "||grad_x f_i|| <= G_x,max and ||grad_y f_i|| <= G_y,max on G_F for some constants.", "Lemma B.4 (3)",
-        "f_i C^2, f coercive", "holds", "", check_by(_components),
-    ),
-    Claim(
-        "b.4-4", "||grad_x f_i(x, y) - grad_x f_i(x', y)|| <= L_x,max ||x - x'|| for all (x, y) in G_F and some "
-        "constants, likewise in y.", "Lemma B.4 (4)", "f_i C^2, f coercive", "holds once corrected",
-        f"Some L exist {_EXIST}; as printed x' is free, and then none does.",
-        check_by(unbounded, _hull, searches=(FREE,)),
-    ),
+    Claim("b.3", "f - f* <= F implies ||grad f|| <= G = sup{u: u^2 <= 2 max(ell_x, ell_y)(u) F} < infinity.",
+          "Lemma B.3", "Definition 2.1 (one-sided is enough), coercive", "holds", "Sharper: G = Phi^-1(F), Phi(u) = "
+          "int_0^u v/lM(v) dv. (The paper's own proof, by B.2, has ell(2u).)",
+          check_by(_chain, _sharp, searches=(BOUNDED, T1))),
+    Claim("b.4-1", "||grad f|| <= G on G_F, G of Lemma B.3.", "Lemma B.4 (1)", "Definition 2.1, coercive", "holds", "",
+          check_by(_chain, searches=(BOUNDED,))),
+    Claim("b.4-2", "||grad_x f(x, y) - grad_x f(x', y)|| <= L_x ||x - x'|| for all (x, y), (x', y') in G_F, likewise "
+          "in y, with L of B.1 and G of B.3.", "Lemma B.4 (2)", "Definition 2.1, coercive", "holds once corrected",
+          f"Some L exist {_EXIST}. If (x', y) is in G_F too, L_x = 2 sqrt(ell_x(2G) lM(2G)); if less will do, is open.",
+          check_by(_outside, _hull, _far, searches=(OUTSIDE, INSIDE))),
+    Claim("b.4-3", "||grad_x f_i|| <= G_x,max and ||grad_y f_i|| <= G_y,max on G_F for some constants.",
+          "Lemma B.4 (3)", "f_i C^2, f coercive", "holds", "", check_by(_components)),
+    Claim("b.4-4", "||grad_x f_i(x, y) - grad_x f_i(x', y)|| <= L_x,max ||x - x'|| for all (x, y) in G_F and some "
+          "constants, likewise in y.", "Lemma B.4 (4)", "f_i C^2, f coercive", "holds once corrected",
+          f"Some L exist {_EXIST}; as printed x' is free, and then none does.",
+          check_by(unbounded, _hull, searches=(FREE,))),
 )  # fmt: skip

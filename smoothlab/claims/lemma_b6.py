@@ -127,11 +127,10 @@ def _stopping() -> tuple[Certificate, ...]:
     ahead = exact.refutes("E 1{0 < tau} <grad f, noise> = 0 with tau_1 = min{t: f(z_{t+1}) - f* > F}: its size for f = "
                           "x^2/2, x_0 = 1, eta = 1/384, F = 3/5", least, exact.enclosed(0))  # fmt: skip
     points = [Fraction(k, 7) for k in range(-10, 11)]
-    known = exact.equal(
-        "with tau = min{t: f(z_t) - f* > F} the event {t < tau} is known at z_t, and given z_t the mean of ghat is "
-        "grad f for f = x^2", [estimate_mean((0, 0, 1), x, Fraction(1, 9), 0, 1) for x in points],
-        [2 * x for x in points], "corrected",
-    )  # fmt: skip
+    known = exact.equal("with tau = min{t: f(z_t) - f* > F} the event {t < tau} is known at z_t, and given z_t the "
+                        "mean of ghat is grad f for f = x^2",
+                        [estimate_mean((0, 0, 1), x, Fraction(1, 9), 0, 1) for x in points], [2 * x for x in points],
+                        "corrected")  # fmt: skip
     return (*ahead, known)
 
 
@@ -188,26 +187,17 @@ def _control() -> tuple[Certificate, Certificate]:
 _B6 = ("B.6' (theory.md B): the noise is theta^2 (eta_x sigma_x^2 + eta_y sigma_y^2) + 6n (d + 1) L_x eta_x^2 "
        "sigma_x^2 + terms in mu; its part n (d + 1) L eta^2 sigma^2 is necessary")  # fmt: skip
 CLAIMS = (
-    Claim(
-        "b.6", "E f(z_tau) - f* + E sum_{t < tau} [(n eta_x/4) ||grad_x f||^2 + (3 n eta_y/8) ||grad_y f||^2] <= f_0 - "
-        "f* + [(sigma^2 n^2/2)(eta_x^3 L_x^2 + eta_y^3 L_y^2) + o(mu)] T.", "Lemma B.6",
-        "Assumptions 3.2, 3.3, eta_x <= min{1/(2Ln), 1/(384 L n d)}, eta_y <= 1/(2Ln)", "holds once corrected", _B6,
-        check_by(counterexample, lambda: collection("corrected"), searches=(PRINTED, CORRECTED)),
-    ),
-    Claim(
-        "b.6-expectation", "E f(z_{t+1}) is finite, so that the proof may take expectations.", "Lemma B.6, proof",
-        "Definition 2.1, Gaussian directions", "holds once corrected",
-        "With directions on the sphere of radius sqrt(d), which are bounded.",
-        check_by(_integrable, _bounded, searches=(INTEGRABLE,)),
-    ),
-    Claim(
-        "b.6-stopping", "E 1{t < tau} <grad f(z_t), noise of epoch t> = 0 for tau_1 = min{t: f(z_{t+1}) - f* > F}.",
-        "Lemma B.6, proof", "unbiased noise", "holds once corrected", "For tau = min{t: f(z_t) - f* > F}, which does "
-        "not look ahead.", check_by(_stopping, searches=(AHEAD,)),
-    ),
-    Claim(
-        "b.6-control", "sum_i E ||x_i - x_0||^2 <= eta^2 n^3 ||grad f||^2 + eta^2 n^2 sigma^2 for EXACT gradients, one "
-        "block.", "Lemma 5 of Mishchenko et al. (2020), used in Lemma B.6", "f_i L-smooth, eta <= 1/(2Ln)", "holds", "",
-        check_by(_control, searches=(CONTROL,)),
-    ),
+    Claim("b.6", "E f(z_tau) - f* + E sum_{t < tau} [(n eta_x/4) ||grad_x f||^2 + (3 n eta_y/8) ||grad_y f||^2] <= f_0 "
+          "- f* + [(sigma^2 n^2/2)(eta_x^3 L_x^2 + eta_y^3 L_y^2) + o(mu)] T.", "Lemma B.6", "Assumptions 3.2, 3.3, "
+          "eta_x <= min{1/(2Ln), 1/(384 L n d)}, eta_y <= 1/(2Ln)", "holds once corrected", _B6,
+          check_by(counterexample, lambda: collection("corrected"), searches=(PRINTED, CORRECTED))),
+    Claim("b.6-expectation", "E f(z_{t+1}) is finite, so that the proof may take expectations.", "Lemma B.6, proof",
+          "Definition 2.1, Gaussian directions", "holds once corrected", "With directions on the sphere of radius "
+          "sqrt(d), which are bounded.", check_by(_integrable, _bounded, searches=(INTEGRABLE,))),
+    Claim("b.6-stopping", "E 1{t < tau} <grad f(z_t), noise of epoch t> = 0 for tau_1 = min{t: f(z_{t+1}) - f* > F}.",
+          "Lemma B.6, proof", "unbiased noise", "holds once corrected", "For tau = min{t: f(z_t) - f* > F}, which does "
+          "not look ahead.", check_by(_stopping, searches=(AHEAD,))),
+    Claim("b.6-control", "sum_i E ||x_i - x_0||^2 <= eta^2 n^3 ||grad f||^2 + eta^2 n^2 sigma^2 for EXACT gradients, "
+          "one block.", "Lemma 5 of Mishchenko et al. (2020), used in Lemma B.6", "f_i L-smooth, eta <= 1/(2Ln)",
+          "holds", "", check_by(_control, searches=(CONTROL,))),
 )  # fmt: skip

@@ -37,13 +37,10 @@ def _two_points(p: Array, corrected: bool) -> Array:
 
 
 _TWO = {"T": Log(1.0, 1000.0), "G": Log(0.1, 3.0), "P(X > 0)": (0.01, 0.99)}
-HOEFFDING = Statement(
-    "E e^X <= exp(E X + G^2/8), X of two values in [0, T G^2]", _TWO, lambda p: _two_points(p, False), cases=2000
-)
-HOEFFDING_RIGHT = Statement(
-    "E e^X <= exp(E X + T^2 G^4/8), X of two values in [0, T G^2]", _TWO, lambda p: _two_points(p, True), "corrected",
-    known=1.0, cases=2000,
-)  # fmt: skip
+HOEFFDING = Statement("E e^X <= exp(E X + G^2/8), X of two values in [0, T G^2]", _TWO, lambda p: _two_points(p, False),
+                      cases=2000)  # fmt: skip
+HOEFFDING_RIGHT = Statement("E e^X <= exp(E X + T^2 G^4/8), X of two values in [0, T G^2]", _TWO,
+                            lambda p: _two_points(p, True), "corrected", known=1.0, cases=2000)  # fmt: skip
 
 
 def _hoeffding() -> tuple[Certificate, ...]:
@@ -51,10 +48,9 @@ def _hoeffding() -> tuple[Certificate, ...]:
                             (1 + exact.exp(exact.enclosed(10))) / 2, exact.exp(5 + exact.enclosed(1) / 8))  # fmt: skip
     share, width = np.meshgrid(np.linspace(0.001, 0.999, 300), np.geomspace(1e-2, 500, 200))
     ratios = np.exp(np.logaddexp(np.log(share) + width, np.log1p(-share)) - share * width - width**2 / 8)
-    lemma = exact.dense(
-        "Hoeffding's lemma, width T G^2: log E e^X - E X has a second derivative p (1 - p) <= 1/4 in the width",
-        np.concatenate([ratios.ravel(), (4 * share * (1 - share)).ravel()]), "corrected",
-    )  # fmt: skip
+    lemma = exact.dense("Hoeffding's lemma, width T G^2: log E e^X - E X has a second derivative p (1 - p) <= 1/4 in "
+                        "the width", np.concatenate([ratios.ravel(), (4 * share * (1 - share)).ravel()]),
+                        "corrected")  # fmt: skip
     return (*refuted, lemma)
 
 
@@ -73,11 +69,10 @@ def _settings() -> list[Printed]:
 
 def _satisfiable() -> Certificate:
     settings = _settings()
-    return exact.dense(
-        "required/(eps^2 T) at the smallest T: the right-hand side grows as sqrt(T), as eta_min falls as T^-1/2 (48 "
-        "settings, constant and affine ell)", [r.required / (r.eps**2 * r.T) for r in settings],
-        largest_T=max(float(r.T) for r in settings),
-    )  # fmt: skip
+    return exact.dense("required/(eps^2 T) at the smallest T: the right-hand side grows as sqrt(T), as eta_min falls "
+                       "as T^-1/2 (48 settings, constant and affine ell)",
+                       [r.required / (r.eps**2 * r.T) for r in settings],
+                       largest_T=max(float(r.T) for r in settings))  # fmt: skip
 
 
 @statement(
@@ -95,11 +90,9 @@ def SIGMA(p: Array) -> Array:
 
 
 def _sigma_prime() -> Certificate:
-    return exact.dense(
-        "(sigma^2/2) n^2 eta^3 L^2 T <= eta as eta^2 <= 2/(T sigma^2 n^2 L^2), and o(mu) T <= eta_x as mu <= "
-        "1/(3 L_x T n d G): at the constants of 48 settings",
-        [r.sigma_prime / (2 * r.eta_x + r.eta_y) for r in _settings()],
-    )  # fmt: skip
+    return exact.dense("(sigma^2/2) n^2 eta^3 L^2 T <= eta as eta^2 <= 2/(T sigma^2 n^2 L^2), and o(mu) T <= eta_x as "
+                       "mu <= 1/(3 L_x T n d G): at the constants of 48 settings",
+                       [r.sigma_prime / (2 * r.eta_x + r.eta_y) for r in _settings()])  # fmt: skip
 
 
 # Exponents
@@ -117,12 +110,10 @@ def EXPONENTS(p: Array) -> Array:
 
 def _exponents() -> tuple[Certificate, ...]:
     # eps^2 T >= Delta/(n eta_x/4) and eta_x <= sqrt(2/T)/(sigma n L) give T >= 8 Delta^2 sigma^2 L^2/eps^4, any n.
-    refuted = exact.refutes(
-        "T <= C (eps^-2/delta + eps^-4/n) with C = 100 at eps = 1/1000, delta = 1/10, n = 10^6, Delta = sigma = L = 1: "
-        "eps^2 T >= 4 Delta/(n eta_x) and eta_x <= sqrt(2/T)/(sigma n L) give T >= 8 Delta^2 sigma^2 L^2 eps^-4 "
-        "for every n",
-        exact.enclosed(8 * 10**12), exact.enclosed(100 * (10**7 + 10**6)),
-    )  # fmt: skip
+    refuted = exact.refutes("T <= C (eps^-2/delta + eps^-4/n) with C = 100 at eps = 1/1000, delta = 1/10, n = 10^6, "
+                            "Delta = sigma = L = 1: eps^2 T >= 4 Delta/(n eta_x) and eta_x <= sqrt(2/T)/(sigma n L) "
+                            "give T >= 8 Delta^2 sigma^2 L^2 eps^-4 for every n", exact.enclosed(8 * 10**12),
+                            exact.enclosed(100 * (10**7 + 10**6)))  # fmt: skip
 
     def T(n: int, d: int, eps: float, delta: float = 0.1, ell: Any = ones) -> float:
         return float(theorem_c1(Setting(ell, ell, 1.0, n, d, 1.0, 0.0), eps, delta, reading="doubled").T)
@@ -240,30 +231,20 @@ def _conclusion(seed: int) -> Finding:
 
 _PLACE = "Theorem 3.4 (C.1)"
 CLAIMS = (
-    Claim(
-        "theorem", "Eq. (3) and T's condition give (1/T) sum_{t < T} E ||grad f(z_t)||^2 <= eps^2.", _PLACE,
-        "Assumptions 3.2, 3.3, Definition 2.1", "holds once corrected",
-        "Claims theorem-expectation and theorem-probability: the rate must also be within eps^2/(96 (d + 1) L "
-        "sigma_x^2); nT = O(L Delta [d sigma_x^2 eps^-4 + sqrt(n) sigma eps^-3 + (n + d) eps^-2]).", _conclusion,
-    ),
-    Claim(
-        "theorem-hoeffding", "E exp(X) <= exp(E X + G^2/8) for X = sum_{t < T} ||grad f_t||^2, ||grad f_t|| <= G.",
-        "Proof of Theorem C.1, step (iii)", "0 <= X <= T G^2", "holds once corrected",
-        "E exp(X) <= exp(E X + T^2 G^4/8), which is of no use: it exceeds exp(T eps^2).",
-        check_by(_hoeffding, searches=(HOEFFDING, HOEFFDING_RIGHT)),
-    ),
-    Claim(
-        "theorem-t", "There is a T that meets T's condition, though eta_min depends on T by Eq. (3).", _PLACE,
-        "sub-quadratic ell", "holds", "", check_by(_satisfiable),
-    ),
-    Claim(
-        "theorem-exponents", "T = O(eps^-2/delta + eps^-4/n).", "Theorem 3.4", "Eq. (3), T's condition",
-        "holds once corrected", "T = Theta(Delta^2 sigma^2 L^2 eps^-4 + Delta L d eps^-2 + eps^-2/delta): no 1/n, nT "
-        "is n eps^-4; delta enters through L = ell(G(F)), F ~ 1/delta, as delta^-2 if ell is affine.",
-        check_by(_exponents, searches=(EXPONENTS,)),
-    ),
-    Claim(
-        "theorem-sigma", "sigma' = [(sigma^2/2) n^2 (eta_x^3 L_x^2 + eta_y^3 L_y^2) + o(mu)] T <= 2 eta_x + eta_y.",
-        "Proof of Theorem C.1, Eq. (4)", "Eq. (3)", "holds", "", check_by(_sigma_prime, searches=(SIGMA,)),
-    ),
+    Claim("theorem", "Eq. (3) and T's condition give (1/T) sum_{t < T} E ||grad f(z_t)||^2 <= eps^2.", _PLACE,
+          "Assumptions 3.2, 3.3, Definition 2.1", "holds once corrected", "Claims theorem-expectation and "
+          "theorem-probability: the rate must also be within eps^2/(96 (d + 1) L sigma_x^2); nT = O(L Delta [d "
+          "sigma_x^2 eps^-4 + sqrt(n) sigma eps^-3 + (n + d) eps^-2]).", _conclusion),
+    Claim("theorem-hoeffding", "E exp(X) <= exp(E X + G^2/8) for X = sum_{t < T} ||grad f_t||^2, ||grad f_t|| <= G.",
+          "Proof of Theorem C.1, step (iii)", "0 <= X <= T G^2", "holds once corrected", "E exp(X) <= exp(E X + T^2 "
+          "G^4/8), which is of no use: it exceeds exp(T eps^2).",
+          check_by(_hoeffding, searches=(HOEFFDING, HOEFFDING_RIGHT))),
+    Claim("theorem-t", "There is a T that meets T's condition, though eta_min depends on T by Eq. (3).", _PLACE,
+          "sub-quadratic ell", "holds", "", check_by(_satisfiable)),
+    Claim("theorem-exponents", "T = O(eps^-2/delta + eps^-4/n).", "Theorem 3.4", "Eq. (3), T's condition",
+          "holds once corrected", "T = Theta(Delta^2 sigma^2 L^2 eps^-4 + Delta L d eps^-2 + eps^-2/delta): no 1/n, nT "
+          "is n eps^-4; delta enters through L = ell(G(F)), F ~ 1/delta, as delta^-2 if ell is affine.",
+          check_by(_exponents, searches=(EXPONENTS,))),
+    Claim("theorem-sigma", "sigma' = [(sigma^2/2) n^2 (eta_x^3 L_x^2 + eta_y^3 L_y^2) + o(mu)] T <= 2 eta_x + eta_y.",
+          "Proof of Theorem C.1, Eq. (4)", "Eq. (3)", "holds", "", check_by(_sigma_prime, searches=(SIGMA,))),
 )  # fmt: skip
