@@ -5,6 +5,8 @@ the history h, N1+(h .) counts the distinct tokens seen after h, and every order
 left contexts instead of occurrences (Chen and Goodman 1999, Eqs. (25) to (27)); D_n = n1 / (n1 + 2 n2).
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,7 +20,7 @@ class KneserNey:
         if not 1 <= order <= 3 or vocabulary > 1 << 21:
             raise ValueError(f"order {order}, vocabulary {vocabulary}: order must be 1 to 3, vocabulary at most 2^21")
         self.order, self.vocabulary = order, vocabulary
-        self.levels: list[tuple[NDArray, NDArray, NDArray, NDArray, NDArray, float]] = []
+        self.levels: list[tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], float]] = []
         grams, counts = np.unique(self._keys(train, order), return_counts=True)
         for n in range(order, 0, -1):
             histories, first, inverse = np.unique(grams // vocabulary, return_index=True, return_inverse=True)

@@ -25,7 +25,7 @@ METHODS = [("zo", "auto"), *((method, peft) for peft in PEFT for method in ("fo-
 SEEDS = (0, 1, 2)
 PARTS = ("sst2", "adam", "copa", "winogrande", "fig2", "fig3")
 
-MICRO = Finetune(rule="sgd", steps=200, eval_every=50, patience=0, batch=16)
+MICRO = Finetune(optimizer="sgd", steps=200, eval_every=50, patience=0, batch=16)
 RATES: dict[str, tuple[float, ...]] = {
     "zo": (1e-4, 3e-4),
     "prompt": (3.0, 10.0),
@@ -41,7 +41,7 @@ ADAM: dict[str, tuple[float, ...]] = {
 }
 """The same for Adam's steps of y."""
 # Table 2: 20,000 steps at most with early stopping, batch 16; rates of the order of its legible cells.
-FULL = Finetune(rule="sgd", steps=20_000, eval_every=500, patience=8, batch=16, mu=1e-3)
+FULL = Finetune(optimizer="sgd", steps=20_000, eval_every=500, patience=8, batch=16, mu=1e-3)
 FULL_RATES: dict[str, tuple[float, ...]] = {
     "zo": (1e-7, 1e-6), "prompt": (1e-3, 1e-2), "prefix": (2e-3, 8e-3), "lora": (1e-4, 1e-3),
 }  # fmt: skip
@@ -74,14 +74,14 @@ def cells(
             continue
         if part == "fig3":  # Fig. 3: enough steps, data and Adam's steps of y for micro to leave chance
             longer = replace(
-                base, data="sst2", train=5000, dev=400, steps=1000, eval_every=100, rule="adam", eta_y=2e-3
+                base, data="sst2", train=5000, dev=400, steps=1000, eval_every=100, optimizer="adam", eta_y=2e-3
             )
             for name, method in (("zo", "zo"), ("fo-lora", "fo-peft"), ("hybrid-lora", "hybrid")):
                 found[f"fig3-{name}"] = replace(longer, method=method, eta_x=rates["zo"][0])
             continue
         here, grid, task = base, rates, part
         if part == "adam":
-            here = replace(base, train=5000, dev=200, steps=300, eval_every=100, rule="adam")
+            here = replace(base, train=5000, dev=200, steps=300, eval_every=100, optimizer="adam")
             grid, task = ADAM, "sst2"
         for method, peft in METHODS:
             short = method if method == "zo" else f"{method.removesuffix('-peft')}-{peft}"

@@ -76,7 +76,9 @@ class EvaluateSpeed:
         def given_order() -> None:
             with evaluating(model):
                 for start in range(0, len(items), 16):
-                    scores(model, batch(items, range(start, min(start + 16, len(items))), every=True, multiple=1))
+                    scores(
+                        model, batch(items, range(start, min(start + 16, len(items))), all_candidates=True, multiple=1)
+                    )
 
         slow = {
             "one by one": lambda: accuracy_one_by_one(model, items),

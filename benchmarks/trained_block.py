@@ -24,14 +24,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results") / "trained_block_spectrum.txt")
     args = parser.parse_args()
     run = Smoothness(
-        model="micro", data="sst2", data_dir=args.data_dir, peft="none", blocks=r"norm=layer_norm\.weight", lr=5e-3,
-        dtype="float64",
+        model="micro", data="sst2", data_dir=args.data_dir, method="fo-full", blocks=r"norm=layer_norm\.weight",
+        eta_x=5e-3, dtype="float64",
     )  # fmt: skip
-    tuning = run.tuning()
-    while tuning.step < args.steps:
-        tuning.update()
-    block = tuning.blocks["norm"]
-    exact = ExactHessian(tuning.loss(args.steps), [block])
+    setup = run.setup()
+    trainer = setup.trainer()
+    while trainer.step < args.steps:
+        trainer.update()
+    block = next(block for block in setup.measured if block.name == "norm")
+    exact = ExactHessian(trainer.minibatch_loss(args.steps), [block])
     columns = []
     for i in range(block.dim):
         v = torch.zeros(block.dim, dtype=torch.float64)

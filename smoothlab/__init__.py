@@ -1,5 +1,8 @@
 """smoothlab: per-block curvature of language models along their fine-tuning, with error bars.
 
+The method, and the theory that it examines: Shaocong Ma, Peiran Yu, Heng Huang, "New Hybrid Fine-Tuning Paradigm for
+LLMs: Algorithm Design and Convergence Analysis Framework", arXiv:2604.09940, 2026.
+
 The names below are loaded when first used, so that importing the package costs nothing: neither torch nor transformers.
 """
 

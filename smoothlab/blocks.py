@@ -5,6 +5,7 @@ returns the mean loss of one fixed minibatch at the current parameters, and `Blo
 (x = "base" and y = "peft" in Eq. (1)). Vectors on a block are flat tensors [dim], in the order of its parameters.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -41,8 +42,8 @@ class Block:
             raise BadInput(f"block '{self.name}' has no parameters: leave it out or widen its pattern")
         kinds = {(p.dtype, p.device) for p in self.params}
         if len(kinds) > 1:
-            found = ", ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds))
-            raise BadInput(f"block '{self.name}' mixes {found}: split it, or convert the model to one dtype and device")
+            listed = ", ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds))
+            raise BadInput(f"block '{self.name}' mixes {listed}: split it, or convert it to one dtype and device")
 
     @property
     def dim(self) -> int:
@@ -145,7 +146,7 @@ def dot(a: Tensor, b: Tensor) -> float:
 
 def norm(a: Tensor) -> float:
     """Euclidean norm of a flat vector, summed as `dot` does."""
-    return dot(a, a) ** 0.5
+    return math.sqrt(dot(a, a))
 
 
 def in_passes(work: Callable[..., None], out: Sequence[Tensor], *vectors: Sequence[Tensor]) -> None:
@@ -158,14 +159,14 @@ def in_passes(work: Callable[..., None], out: Sequence[Tensor], *vectors: Sequen
 
     def gathered() -> None:
         sizes = [out[i].numel() for i in small]
-        place = out[0].new_empty(sum(sizes))
-        work(place, *(torch.cat([vector[i] for i in small]) for vector in vectors))
-        torch.split_with_sizes_copy(place, sizes, out=[out[i] for i in small])
+        target = out[0].new_empty(sum(sizes))
+        work(target, *(torch.cat([vector[i] for i in small]) for vector in vectors))
+        torch.split_with_sizes_copy(target, sizes, out=[out[i] for i in small])
         small.clear()
 
     waiting = 0
-    for i, place in enumerate(out):
-        size = place.numel()
+    for i, target in enumerate(out):
+        size = target.numel()
         if size < _SMALL:
             if waiting + size > _PASS:
                 gathered()
@@ -173,10 +174,10 @@ def in_passes(work: Callable[..., None], out: Sequence[Tensor], *vectors: Sequen
             small.append(i)
             waiting += size
         elif size <= _PASS:
-            work(place, *(vector[i] for vector in vectors))
+            work(target, *(vector[i] for vector in vectors))
         else:
             cut = -(-size // -(-size // _PASS))  # pieces of equal size
-            for pieces in zip(place.split(cut), *(vector[i].split(cut) for vector in vectors), strict=True):
+            for pieces in zip(target.split(cut), *(vector[i].split(cut) for vector in vectors), strict=True):
                 work(*pieces)
     if small:
         gathered()
@@ -191,8 +192,8 @@ def standing_at(block: Block, tensors: Sequence[Tensor]) -> Iterator[None]:
             p.data = tensor
         yield
     finally:
-        for p, place in zip(block.params, home, strict=True):
-            p.data = place
+        for p, own in zip(block.params, home, strict=True):
+            p.data = own
 
 
 class Shift:
@@ -219,14 +220,14 @@ class Shift:
         home = [p.data for p in self.block.params]
         products = []
 
-        def move(end: Tensor, start: Tensor, way: Tensor) -> None:
-            torch.add(start, way, alpha=h, out=end)
-            if way.dtype.itemsize == 2:  # products would leave the range of fp16
-                end, start, way = end.float(), start.float(), way.float()
+        def move(end: Tensor, start: Tensor, direction: Tensor) -> None:
+            torch.add(start, direction, alpha=h, out=end)
+            if direction.dtype.itemsize == 2:  # products would leave the range of fp16
+                end, start, direction = end.float(), start.float(), direction.float()
             # Not torch.dot: where tensors of odd sizes leave a piece unaligned, it loses 6 bits over 2^16 entries.
-            products.append((end - start).mul_(way).sum())
+            products.append((end - start).mul_(direction).sum())
 
-        in_passes(move, self._flat, [place.reshape(-1) for place in home], self.block.split(v))
+        in_passes(move, self._flat, [values.reshape(-1) for values in home], self.block.split(v))
         self.realized = float(torch.stack(products).double().sum())
         with standing_at(self.block, self._moved):
             yield

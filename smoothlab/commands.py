@@ -21,6 +21,7 @@ from smoothlab.errors import BadInput
 from smoothlab.experiments.complaints import usage_error
 from smoothlab.experiments.estimators.experiment import Estimators
 from smoothlab.experiments.finetune.experiment import Finetune
+from smoothlab.experiments.finetune.options import check_renamed
 from smoothlab.experiments.quadratic.experiment import QuadraticExample
 from smoothlab.experiments.rates.experiment import Rates
 from smoothlab.experiments.smoothness import Smoothness
@@ -43,6 +44,7 @@ Threads = Annotated[
 
 def parse(argv: list[str]) -> Command:
     """The command that `argv` asks for; --help and mistakes end the process as usual, a mistake with one line."""
+    check_renamed(argv)
     commands: dict[str, Callable[..., Command]] = {name: _measuring(name, kind) for name, kind in EXPERIMENTS.items()}
     commands |= {"plot": plot, "report": report, "audit": audit, "demo": demo}
     commands = {name: _with_checked_paths(command) for name, command in commands.items()}

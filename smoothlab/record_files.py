@@ -158,6 +158,28 @@ class RecordFile:
         return BadInput(f"cannot write {self.path}: {error.strerror}; {fix}")
 
 
+def locked_file(path: Path) -> int:
+    """A locked descriptor of the file that lies at `path`, which is made where it is not there.
+
+    The operating system holds the lock, so that a killed run leaves none.
+
+    Raises:
+        BlockingIOError: another process holds the lock.
+    """
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file), os.stat(path)):
+                    return file
+        except BaseException:
+            os.close(file)
+            raise
+        os.close(file)  # another run removed or replaced the file between our open and our lock: open anew
+
+
 @contextmanager
 def opened(out: Path) -> Iterator[RecordFile]:
     """The record file `out`, whose folders are made, locked; one that stays empty is removed again.
@@ -167,17 +189,7 @@ def opened(out: Path) -> Iterator[RecordFile]:
     """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        while True:
-            file = os.open(out, os.O_RDWR | os.O_CREAT, 0o644)
-            try:
-                if fcntl is not None:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.path.exists(out) and os.path.samestat(os.fstat(file), os.stat(out)):
-                    break
-            except BaseException:
-                os.close(file)
-                raise
-            os.close(file)  # another run removed or replaced the file between our open and our lock: open anew
+        file = locked_file(out)
     except BlockingIOError:
         raise BadInput(f"{out} is being written by another run; wait for it, or choose another --out") from None
     except OSError as error:

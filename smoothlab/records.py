@@ -17,7 +17,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
@@ -36,7 +36,7 @@ PACKAGES = ("smoothlab", "torch", "transformers", "peft", "numpy", "scipy", "tok
 class Experiment(Protocol):
     """A frozen dataclass that is at once the config, the command line and the header of one run.
 
-    It may have a class attribute `later`: fields that records of before lack, with what these were made at.
+    It may have a static method `upgrade`, which brings the config of an older record file to the fields of today.
 
     Attributes:
         name: its subcommand.
@@ -109,7 +109,8 @@ def run(experiment: Experiment, out: Path, *, environment: Row, overwrite: bool 
         if old is not None and old.header is not None:
             finished = old.finished and not old.damage
             elsewhere = () if finished else getattr(experiment, "elsewhere", ())
-            _check_same(out, old.header, head, getattr(experiment, "later", {}), elsewhere)
+            upgrade = getattr(experiment, "upgrade", dict)
+            _check_same(out, {**old.header, "config": upgrade(old.header["config"])}, head, elsewhere)
             if finished:
                 count = f"{len(old.rows)} rows"
                 print(f"smoothlab: {out} is finished ({count}); --overwrite runs it again", file=sys.stderr)
@@ -348,15 +349,12 @@ def _unreadable(path: Path, damage: Sequence[Damage]) -> BadInput:
     return BadInput(f"{_listed(path, damage)}; {fix}")
 
 
-def _check_same(out: Path, old: Row, new: Row, later: Mapping[str, Any], elsewhere: Sequence[str]) -> None:
-    """Refuse to go on in a file that holds another run.
-
-    Fields that came `later` stood at these values before; those of what is written `elsewhere` may differ.
-    """
+def _check_same(out: Path, old: Row, new: Row, elsewhere: Sequence[str]) -> None:
+    """Refuse to continue in a file that holds another run; fields of what is written `elsewhere` may differ."""
     fix = "choose another --out, or discard what is there with --overwrite"
     if old["experiment"] != new["experiment"]:
         raise BadInput(f"{out} holds the experiment {old['experiment']}, not {new['experiment']}; {fix}")
-    configs = {**_plain(dict(later)), **old["config"]}, new["config"]
+    configs = _plain(old["config"]), new["config"]
     difference = _first_difference(*({k: v for k, v in one.items() if k not in elsewhere} for one in configs))
     if difference is not None:
         name, there, here = difference
@@ -404,7 +402,7 @@ def _commit() -> str | None:
     options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 10, "check": True}
     git = ["git", "-C", str(root)]
     try:
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], **options).stdout.strip()
+        commit: str = subprocess.run([*git, "rev-parse", "HEAD"], **options).stdout.strip()
         changes = subprocess.run([*git, "status", "--porcelain", "--untracked-files=no"], **options).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None

@@ -42,10 +42,10 @@ TESTS = {
     "smoothlab.optim.hybrid": "tests/optim/test_hybrid.py tests/test_values.py",
     "smoothlab.theory.theorems": "tests/theory/test_theorems.py tests/test_values.py",
     "smoothlab.llm.evaluate": "tests/llm/test_evaluate.py tests/llm/test_choices.py tests/llm/test_values.py",
-    "smoothlab.llm.tuning": "tests/llm/test_tuning.py tests/llm/test_values.py",
+    "smoothlab.trainer": "tests/test_trainer.py tests/llm/test_values.py",
 }
 """The test files of each module, those that mirror it."""
-SAMPLED = tuple(module for module in TESTS if module != "smoothlab.llm.tuning")
+SAMPLED = tuple(module for module in TESTS if module != "smoothlab.trainer")
 EXPLAINED = Path(__file__).with_name("equivalent_mutants.jsonl")
 """Mutants that change no result, each with the reason why."""
 QUIET = "-q -x --tb=no --no-header --assert=plain -p no:cacheprovider -p no:unraisableexception".split()

@@ -5,6 +5,7 @@ For crossed members (x, y) and (x', y') can be in G_F while (x', y), where item 
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -142,7 +143,7 @@ def outside_counterexample() -> tuple[Certificate, ...]:
     level = exact.cosh(five) - 1 + m * five * five / 2
     u = exact.enclosed(420)
 
-    def ell(v):  # type: ignore[no-untyped-def]
+    def ell(v: Any) -> Any:
         return m + 2 * exact.sqrt(1 + v * v / 2)
 
     beyond = exact.ends(2 * ell(2 * u) * level)[1] < exact.ends(u * u)[0]

@@ -14,7 +14,8 @@ from typing import Any
 
 from smoothlab.errors import BadInput, Unfinished
 from smoothlab.experiments.estimators.experiment import Estimators
-from smoothlab.experiments.finetune.experiment import Finetune, Method
+from smoothlab.experiments.finetune.config import Method
+from smoothlab.experiments.finetune.experiment import Finetune
 from smoothlab.experiments.rates.experiment import Rates
 from smoothlab.experiments.smoothness import Smoothness
 from smoothlab.records import Experiment, Row, run
@@ -46,11 +47,11 @@ PATIENCE = 30.0  # seconds between lines where stderr is no terminal
 def sections(seed: int) -> dict[str, Experiment]:
     """The runs by the names of their record files."""
     full = Smoothness(
-        model="micro", data="builtin", peft="none", blocks="part", steps=STEPS, points=POINTS, lr=RATE,
+        model="micro", data="builtin", method="fo-full", steps=STEPS, points=POINTS, eta_x=RATE, eta_y=RATE,
         protocol="both", probes=PROBES, seed=seed, measure=("base",),
     )  # fmt: skip
     runs: dict[str, Experiment] = {
-        "fig1a": full, "fig1b": replace(full, peft="lora", measure=("base", "peft")),
+        "fig1a": full, "fig1b": replace(full, method="fo-joint", measure=("base", "peft")),
         "estimators": replace(ESTIMATORS, seed=seed), "rates": replace(RATES, seed=seed),
     }  # fmt: skip
     for name, method in METHODS.items():

@@ -4,6 +4,7 @@ Let Q [k, d] be an orthonormal basis, T = Q H Q' and B = (I - Q'Q) H (I - Q'Q). 
 ||H||_F^2 = 2 ||H Q'||_F^2 - ||T||_F^2 + ||B||_F^2. Gaussian probes orthogonal to Q see B.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, NamedTuple
@@ -204,11 +205,11 @@ class Deflation:
             )  # of `dot`
         for name, cross in crossed.items():
             self.cross_known[name] += self._outside(name, cross)
-        told = self.basis.project_out(image)
-        self.captured += told.before**2
-        self.columns.append(told.coefficients)
-        self.residuals.append(told.after)
-        return image, told
+        projection = self.basis.project_out(image)
+        self.captured += projection.before**2
+        self.columns.append(projection.coefficients)
+        self.residuals.append(projection.after)
+        return image, projection
 
     def krylov(self, steps: int) -> None:
         """Lanczos steps from a uniformly random start, and from another one wherever the Krylov space closes.
@@ -217,11 +218,11 @@ class Deflation:
         """
         most = min(steps, self.block.dim)
         self.basis.reserve(min(most + 1, self.block.dim))  # and a direction of the self-checks
-        found: tuple[Tensor, Projection] | None = None
+        following: tuple[Tensor, Projection] | None = None
         while self.basis.size < most:
-            if found is None and self.basis.size:
+            if following is None and self.basis.size:
                 self.unbroken = self.unbroken or self.basis.size
-            found = self.deflate(*found) if found else self.deflate(self._draw())
+            following = self.deflate(*following) if following else self.deflate(self._draw())
         self.lanczos = self.basis.size
         self.unbroken = self.unbroken or self.lanczos
 
@@ -243,12 +244,12 @@ class Deflation:
         self.basis.project_out(g)
         image, crossed = self._product(g)
         self.forms.append(dot(g, image))
-        told = self.basis.project_out(image)
-        self.squares.append(told.after**2)
+        projection = self.basis.project_out(image)
+        self.squares.append(projection.after**2)
         if len(self.images) < IMAGES:
             row = np.array([dot(image, other) for other, _ in self.images])
             self.gram = np.block([[self.gram, row[:, None]], [row[None, :], np.array([[self.squares[-1]]])]])
-            self.images.append((image, told))
+            self.images.append((image, projection))
         for name, cross in crossed.items():
             self.cross_squares[name].append(self._outside(name, cross))
             if self.others[name] is None:
@@ -259,8 +260,8 @@ class Deflation:
         images = self.images
         self._clear()
         self.basis.reserve(len(images))
-        for image, told in images:
-            self.deflate(image, told)
+        for image, projection in images:
+            self.deflate(image, projection)
 
     def projected(self) -> np.ndarray:
         """T = Q H Q' [k, k], from its columns' upper parts by symmetry."""
@@ -337,4 +338,4 @@ def half_width(square: Interval) -> float:
     """Half-width of the norm's interval relative to the norm, from that of its square."""
     if square.value <= 0.0:
         return 0.0
-    return (square.high**0.5 - max(square.low, 0.0) ** 0.5) / (2 * square.value**0.5)
+    return (math.sqrt(square.high) - math.sqrt(max(square.low, 0.0))) / (2 * math.sqrt(square.value))

@@ -35,9 +35,9 @@ class Disagreement:
     reference: float = 0.0
 
 
-def doubted(name: str, found: Sequence[Disagreement]) -> list[str]:
+def doubted(name: str, gaps: Sequence[Disagreement]) -> list[str]:
     """What to write beside the numbers of a block; each doubt but kinks is a warning of one line, too."""
-    doubts = [gap for gap in found if gap.size > DOUBTFUL]
+    doubts = [gap for gap in gaps if gap.size > DOUBTFUL]
     for gap in doubts:
         if gap.kind != "kinks":
             warnings.warn(complaint(name, gap), stacklevel=3)
@@ -76,12 +76,12 @@ def complaint(name: str, gap: Disagreement) -> str:
     )
 
 
-def refuse_gross(name: str, found: Sequence[Disagreement]) -> None:
+def refuse_gross(name: str, gaps: Sequence[Disagreement]) -> None:
     """Raise for the first disagreement above `GROSS` that kinks do not explain.
 
     Raises:
         WrongProducts: there is one.
     """
-    for gap in sorted(found, key=lambda gap: gap.kind != "gradient"):  # a wrong gradient makes wrong products too
+    for gap in sorted(gaps, key=lambda gap: gap.kind != "gradient"):  # a wrong gradient makes wrong products too
         if gap.size > GROSS.get(gap.kind, float("inf")):
             raise WrongProducts(complaint(name, gap))

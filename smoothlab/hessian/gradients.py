@@ -32,10 +32,10 @@ def finite(loss: Tensor) -> Tensor:
 def block_gradients(loss: Tensor, blocks: dict[str, Block], *, create_graph: bool) -> dict[str, list[Tensor]]:
     """Gradients by block: 0 for a parameter that the loss does not reach, an error for a whole block of them."""
     params = [p for block in blocks.values() for p in block.params]
-    found = iter(torch.autograd.grad(loss, params, create_graph=create_graph, allow_unused=True))
+    grads = iter(torch.autograd.grad(loss, params, create_graph=create_graph, allow_unused=True))
     gradients = {}
     for name, block in blocks.items():
-        parts = [next(found) for _ in block.params]
+        parts = [next(grads) for _ in block.params]
         if all(part is None for part in parts):
             raise BadInput(
                 f"the loss does not depend on block '{name}': leave it out, or check requires_grad and the model "

@@ -3,7 +3,8 @@
 `Hessian.norms` deflates and then probes. Let Q [k, d] be an orthonormal basis of k Lanczos vectors from a random start,
 with full reorthogonalization, T = Q H Q' and B = (I - Q'Q) H (I - Q'Q). Then, exactly,
     ||H||_F^2 = 2 ||H Q'||_F^2 - ||T||_F^2 + ||B||_F^2,     tr H = tr T + tr B,
-and Gaussian probes orthogonal to Q estimate ||B||_F^2 and tr B without bias (the idea of Hutch++, Meyer et al. 2021).
+and Gaussian probes orthogonal to Q, Hutchinson's, estimate ||B||_F^2 and tr B without bias (the idea of Hutch++, Meyer
+et al. 2021).
 If one direction dominates, as in small trained nets, Q takes it and little is left to probe; if the spectrum is broad,
 as in large pretrained nets, B is broad and few probes are enough. Between the two, e.g. ten equal eigenvalues of which
 a Krylov space sees one, the images of the probes already made join Q, and probing starts anew on the smaller rest.
@@ -12,22 +13,20 @@ vector of their eigenspace, so nine more starts must be imaged; to know an image
 what is left is certified only by probes that Q does not depend on.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from torch import Tensor
 
-from smoothlab.blocks import dot
 from smoothlab.errors import BadInput
-from smoothlab.hessian.deflation import FIRST, IMAGES, Deflation, Products, gram_matrix, half_width
+from smoothlab.hessian.deflation import FIRST, Deflation, Products, gram_matrix, half_width
 from smoothlab.hessian.disagreements import doubted
 from smoothlab.hessian.gradients import LossAtPoint
-from smoothlab.hessian.selfchecks import check_plainly, check_products, check_repeats
+from smoothlab.hessian.selfchecks import check_products, check_repeats
 from smoothlab.stats.intervals import Interval
 from smoothlab.stats.probes import Reach, effective_rank, mean_of_forms, spectral_upper, sum_of_squares
-from smoothlab.zeroth.distributions import draw
 
 Quantity = Literal["frobenius", "spectral", "trace"]
 
@@ -148,8 +147,8 @@ def _cross(first: Deflation, second: Deflation, precision: float) -> NormEstimat
 
 def _spill(run: Deflation, other: Deflation) -> float:
     """Rounding in `other`'s images of `run`'s products: that of the diagonal block, as much per coordinate."""
-    diagonal = max(run.frobenius_squared()[0].value, 0.0) ** 0.5
-    return run.noise * diagonal * (other.block.dim / run.block.dim) ** 0.5
+    diagonal = math.sqrt(max(run.frobenius_squared()[0].value, 0.0))
+    return run.noise * diagonal * math.sqrt(other.block.dim / run.block.dim)
 
 
 class Hessian(Products):
@@ -179,6 +178,24 @@ class Hessian(Products):
             Estimates in the order of `names`, then of `cross`. Simulated coverage of every interval, and the bias of
             every value: benchmarks/coverage.py.
         """
+        order = list(self.blocks if names is None else names)
+        estimates = list(
+            self.norms_by_block(order, cross=cross, precision=precision, lanczos=lanczos, budget=budget, seed=seed)
+        )
+        own = [e for name in order for e in estimates if e.block == e.wrt == name]
+        return own + [e for e in estimates if e.block != e.wrt]
+
+    def norms_by_block(
+        self,
+        names: Sequence[str] | None = None,
+        *,
+        cross: Sequence[tuple[str, str]] = (),
+        precision: float = 0.05,
+        lanczos: int = 12,
+        budget: int = 100,
+        seed: Sequence[int] = (0,),
+    ) -> Iterator[NormEstimate]:
+        """Yield the estimates of `norms`, each block's once it is measured: large blocks first, then `cross`."""
         names = list(self.blocks) if names is None else list(names)
         needed = dict.fromkeys([*names, *(name for pair in cross for name in pair)])
         for name in needed:
@@ -196,7 +213,6 @@ class Hessian(Products):
         # Largest first: cross images of later blocks are then short.
         order = sorted(needed, key=lambda name: -self.blocks[name].dim)
         runs: dict[str, Deflation] = {}
-        estimates: dict[str, list[NormEstimate]] = {}
         for name in order:
             partners = [a if b == name else b for a, b in cross if name in (a, b)]
             bases = {p: runs[p].basis if p in runs else None for p in partners}
@@ -204,56 +220,13 @@ class Hessian(Products):
             run.krylov(lanczos)
             doubts = doubted(name, check_products(run))
             reached = run.complete or run.probe_until(precision, budget)
-            runs[name], estimates[name] = run, _estimates(run, reached, doubts)
+            runs[name] = run
+            if name in names:
+                yield from _estimates(run, reached, doubts)
             run.images = []
-        ordered = [e for name in names for e in estimates[name]]
         for pair in cross:
             first, second = sorted(pair, key=order.index)
-            ordered.append(_cross(runs[first], runs[second], precision))
-        return ordered
-
-    def hutchinson(
-        self, name: str, *, probes: int, distribution: str = "gaussian", seed: Sequence[int] = (0,)
-    ) -> list[NormEstimate]:
-        """Frobenius norm and trace of one block by plain probing (Hutchinson 1990): means of ||Hv||^2 and v'Hv.
-
-        For comparison with `norms`. Every distribution has E vv' = I (the sphere's radius is sqrt(d)), so no further
-        factor is due. The relative variance of ||Hv||^2 is at most that of Gaussian probes, 2 tr(H^4) / ||H||_F^4, for
-        spheres and signs too, and the interval is made for that. Images of signs can vanish by chance, so at least
-        eight are asked for.
-
-        Args:
-            name: the block.
-            probes: number of probes.
-            distribution: "gaussian", "rademacher" or "sphere".
-            seed: seed of the probes.
-        """
-        if distribution not in ("gaussian", "rademacher", "sphere"):
-            raise BadInput(f"no interval for probes of distribution {distribution}: use gaussian, rademacher or sphere")
-        least = 8 if distribution == "rademacher" else 2
-        if probes < least:
-            raise BadInput(f"{probes} probes are too few for an interval: use {least} {distribution} vectors or more")
-        self._check_name(name)
-        doubts: list[str] = []
-        if isinstance(self, LossAtPoint):
-            check_repeats(self)
-            doubts = doubted(name, check_plainly(self, self.blocks[name], lambda v: self.product(v, name, [name])[0]))
-        images: list[Tensor] = []
-        squares, forms, noise, spent = [], [], 0.0, 0
-        for i in range(probes):
-            v = draw(self.blocks[name], distribution, [*seed, i])
-            (image,) = self.product(v, name, [name])
-            if i == 0:
-                noise, spent = self.noise(v, image, name)
-            squares.append(dot(image, image))
-            forms.append(dot(v, image))
-            if i < IMAGES:
-                images.append(image)
-        whole = sum_of_squares(squares, effective_rank(gram_matrix(images)))
-        floor = noise * max(whole.value, 0.0) ** 0.5
-        frobenius = _frobenius(name, name, whole, probes + spent, floor, True)
-        trace = _trace(name, mean_of_forms(forms, whole.high), probes + spent, floor)
-        return [_doubtful(frobenius, doubts), _doubtful(trace, doubts)]
+            yield _cross(runs[first], runs[second], precision)
 
     def _check_name(self, name: str) -> None:
         if name not in self.blocks:

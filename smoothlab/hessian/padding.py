@@ -64,21 +64,21 @@ def distances(model: nn.Module, alone: Outputs, among: Mapping[str, Outputs]) ->
     """
     with torch.no_grad():
         truth, rounding = alone().double(), None
-        found = {}
+        apart_by_name = {}
         for name, outputs in among.items():
             apart = outputs().double() - truth
             if not bool(torch.isfinite(apart).all()):
                 lost = bool(torch.isfinite(truth).all())  # a model of broken weights is not a matter of padding
-                found[name] = Distance(math.inf, math.inf) if lost else Distance(0.0, 0.0)
+                apart_by_name[name] = Distance(math.inf, math.inf) if lost else Distance(0.0, 0.0)
             elif not bool(apart.any()):
-                found[name] = Distance(0.0, 0.0)
+                apart_by_name[name] = Distance(0.0, 0.0)
             else:
                 apart_rms = apart.square().mean(-1).sqrt()
                 if rounding is None and bool((apart_rms > LIMIT * _own_roundoff(truth)).any()):
                     rounding = _rounding(model, alone, truth)
                 times = float((apart_rms / (_own_roundoff(truth) if rounding is None else rounding)).max())
-                found[name] = Distance(float(apart.abs().max()), times)
-        return found
+                apart_by_name[name] = Distance(float(apart.abs().max()), times)
+        return apart_by_name
 
 
 def _own_roundoff(truth: Tensor) -> Tensor:
@@ -127,7 +127,7 @@ def _roundoff(y: Tensor, terms: int) -> float:
     """Standard deviation of the relative rounding of a module's output; parts of fp64 models compute in fp32."""
     tf32 = y.is_cuda and y.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
     kept = 2.0**-11 if tf32 else torch.finfo(y.dtype).eps / 2
-    return max(kept, terms**0.5 * torch.finfo(torch.float32).eps / 2)
+    return max(kept, math.sqrt(terms) * torch.finfo(torch.float32).eps / 2)
 
 
 def check(model: nn.Module, alone: Outputs, among: Mapping[str, Outputs], what: str, fix: str) -> None:
@@ -218,8 +218,8 @@ def _check_row(model: nn.Module, inputs: Mapping[str, Any], logits: Tensor, real
     own = (real.cumsum(0) - 1)[places] - int(real.sum())
 
     def alone() -> Tensor:
-        found: Tensor = model(**single).logits[0]
-        return found if whole else found[own]
+        logits: Tensor = model(**single).logits[0]
+        return logits if whole else logits[own]
 
     def among() -> Tensor:
         return logits[row] if whole else logits[row, places - shape[1]]  # virtual tokens stand before the T
@@ -243,9 +243,9 @@ def spread(lengths: Sequence[int]) -> list[int]:
 
 def _unpadded(ids: Tensor, pad: int | None) -> Tensor:
     """Where tokens are text if no mask says it: not in the padding tokens at an end that the longest row lacks."""
-    filled, place = ids == (-1 if pad is None else pad), torch.arange(ids.shape[1], device=ids.device)
+    filled, position = ids == (-1 if pad is None else pad), torch.arange(ids.shape[1], device=ids.device)
     lead, trail = filled.cumprod(1).sum(1, keepdim=True), filled.flip(1).cumprod(1).sum(1, keepdim=True)
-    return ((place >= lead - lead.min()) & (place < ids.shape[1] - trail + trail.min())).long()
+    return ((position >= lead - lead.min()) & (position < ids.shape[1] - trail + trail.min())).long()
 
 
 def _cut(value: Any, shape: torch.Size, row: int, real: Tensor, name: str, pairs: bool) -> Any:

@@ -4,6 +4,7 @@ For a loss f on blocks, `product(v, along, wrt)` returns H_bc v for v on block c
 b != c this is a cross block, H_xy in the paper. Cost is counted in gradients of the loss (one forward and backward).
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -71,17 +72,17 @@ class ExactHessian(LossAtPoint, Hessian):
         params = [p for name in wrt for p in self.blocks[name].params]
         # Activations that a checkpointed model recomputes here must come from the same attention kernel as before.
         with sdpa_kernel(SDPBackend.MATH), plain_words():
-            found = torch.autograd.grad(
+            grads = torch.autograd.grad(
                 [g for g, _ in reached], params, [part for _, part in reached], retain_graph=True, allow_unused=True
             )
-        parts = list(reversed(found))
-        del found
+        parts = list(reversed(grads))
+        del grads
         images = []
         for name in wrt:  # each part is freed as soon as it is copied
             image = torch.empty(self.blocks[name].dim, dtype=v.dtype, device=v.device)
-            for place in self.blocks[name].views(image):
+            for target in self.blocks[name].views(image):
                 part = parts.pop()
-                place.zero_() if part is None else place.copy_(part)
+                target.zero_() if part is None else target.copy_(part)
             images.append(image)
         return tuple(images)
 
@@ -186,8 +187,8 @@ class FiniteDifferenceHessian(LossAtPoint, Hessian):
         if scale == 0.0:
             raise BadInput(f"a step of {h:g} along v changes no weight of '{along}' in its precision: use a larger h")
 
-        def quotient(place: Tensor, end: Tensor, start: Tensor) -> None:
-            torch.sub(end, start, out=place).mul_(1 / scale)
+        def quotient(out: Tensor, end: Tensor, start: Tensor) -> None:
+            torch.sub(end, start, out=out).mul_(1 / scale)
 
         result = []
         for name, ends, starts in zip(wrt, plus, minus, strict=True):
@@ -224,16 +225,16 @@ class FiniteDifferenceHessian(LossAtPoint, Hessian):
         start, eps = self.gradients[along], torch.finfo(v.dtype).eps
         backward = norm(self._scaled(3 / 7, along).mul_(7 / 3).sub_(start)) / 2**0.5
         ulp = eps * self._size(along) / norm(v)
-        found: list[float] = []
+        noises: list[float] = []
         for length in (16.0, -1.0, 1 / 4, -1 / 16):
             curl = flatten(self._moved(v, along, length * ulp, [along])[0]).mul_(-2).add_(start)
             curl.add_(flatten(self._moved(v, along, 2 * length * ulp, [along])[0]))
-            found.append(norm(curl) / 6**0.5)
-            if found[-1] <= 4 * backward:
+            noises.append(norm(curl) / 6**0.5)
+            if noises[-1] <= 4 * backward:
                 break
         else:
-            found[-1] = (sum(x**2 for x in found[1:]) / len(found[1:])) ** 0.5
-        return max(found[-1], backward, eps * norm(start) / 12**0.5)
+            noises[-1] = (sum(x**2 for x in noises[1:]) / len(noises[1:])) ** 0.5
+        return max(noises[-1], backward, eps * norm(start) / 12**0.5)
 
     def _scaled(self, factor: float, along: str) -> Tensor:
         """The gradient of `factor` times the loss, at the weights themselves."""
@@ -251,8 +252,8 @@ class FiniteDifferenceHessian(LossAtPoint, Hessian):
                 self.steps[along] = self.choose_step(v, along)
             else:
                 self.steps[along] = Step(h=self._h, noise=self.gradient_noise(v, along))
-            each = 1 if self.scheme == "forward" else 2
-            self._spent[along] = -(-(self._gradients_taken - before) // each)
+            gradients = 1 if self.scheme == "forward" else 2
+            self._spent[along] = -(-(self._gradients_taken - before) // gradients)
         return self._floor(self.steps[along].noise, self.steps[along].h)
 
     def noise(self, v: Tensor, image: Tensor, along: str) -> tuple[float, int]:
@@ -296,7 +297,7 @@ class FiniteDifferenceHessian(LossAtPoint, Hessian):
     def _size(self, along: str) -> float:
         """||theta_c||, or a little above 0 for a block of zeros."""
         theta = flatten(p.detach() for p in self.blocks[along].params)
-        return max(norm(theta), torch.finfo(theta.dtype).eps ** 0.5)
+        return max(norm(theta), math.sqrt(torch.finfo(theta.dtype).eps))
 
     def has_kinks(self, v: Tensor, along: str) -> bool:
         """Whether moves of up to 8 % of ||theta_c|| along v, in any precision, cross kinks of the gradient (ReLU)."""

@@ -190,18 +190,18 @@ def check_products(run: Deflation) -> list[Disagreement]:
         WrongProducts: a gross one; names what is wrong, likely causes, and what would be right.
     """
     hessian = run.hessian
-    found: list[Disagreement] = []
+    gaps: list[Disagreement] = []
     if isinstance(hessian, LossAtPoint):
         check = LineCheck(hessian, run.block)
         values, vectors = np.linalg.eigh(run.projected())
         top = int(np.abs(values).argmax())
         _look_at_products(check, run, run.in_full_space(vectors[:, top]), vectors[:, top], float(values[top]))
         _look_at_the_rest(check, hessian.graph, run.form)
-        found += [_explained(gap, hessian) for gap in check.gaps.values()]
+        gaps += [_explained(gap, hessian) for gap in check.gaps.values()]
     symmetry = _asymmetry(run)
-    found.append(_explained(symmetry, hessian) if isinstance(hessian, LossAtPoint) else symmetry)
-    refuse_gross(run.name, found)
-    return found
+    gaps.append(_explained(symmetry, hessian) if isinstance(hessian, LossAtPoint) else symmetry)
+    refuse_gross(run.name, gaps)
+    return gaps
 
 
 def check_plainly(point: LossAtPoint, block: Block, product: Callable[[Tensor], Tensor]) -> list[Disagreement]:
@@ -313,14 +313,14 @@ def _mixed(check: LineCheck, graph: LossGraph) -> Tensor:
     groups = groups_by_reader(graph, check.block.params)
     v = torch.zeros_like(check.gradient)
     parts, gradients, weights = (check.block.split(x) for x in (v, check.gradient, check.theta))
-    sizes = {name: sum(dot(gradients[i], gradients[i]) for i in those) ** 0.5 for name, those in groups.items()}
+    sizes = {name: sum(dot(gradients[i], gradients[i]) for i in positions) ** 0.5 for name, positions in groups.items()}
     largest = max(sizes.values())
-    for name, those in groups.items():
+    for name, positions in groups.items():
         if sizes[name] == 0.0:
             continue
         reach = largest / max(sizes[name], 1e-3 * largest)
-        own = sum(dot(weights[i], weights[i]) for i in those) ** 0.5
-        for i in those:
+        own = sum(dot(weights[i], weights[i]) for i in positions) ** 0.5
+        for i in positions:
             parts[i].add_(gradients[i], alpha=reach / sizes[name])
             if own:
                 parts[i].add_(weights[i], alpha=0.5 * reach / own)

@@ -64,7 +64,7 @@ def estimated(
     seed: Sequence[int] = (0,),
     kinks: bool = False,
 ) -> Iterator[Row]:
-    """Rows of the estimated protocol at the current parameters: all norms of every block, then the cross blocks.
+    """Rows of the estimated protocol at the current parameters, each block's once measured, then the cross blocks'.
 
     `kinks` marks a loss that is known not to be twice differentiable (ReLU): exact products ignore kinks.
     """
@@ -76,7 +76,7 @@ def estimated(
     else:
         raise BadInput(f"product '{product}' is unknown: use exact, central or forward")
     common = _common("estimated", hessian.loss, hessian.gradients)
-    for estimate in hessian.norms(cross=cross, precision=precision, seed=seed):
+    for estimate in hessian.norms_by_block(cross=cross, precision=precision, seed=seed):
         found = asdict(estimate)
         step = hessian.steps.get(estimate.block) if isinstance(hessian, FiniteDifferenceHessian) else None
         if kinks or (step is not None and step.kinks):

@@ -20,7 +20,9 @@ _MEANS = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 def _adalora(model: nn.Module) -> Any:
     """AdaLoRA around the model, or None for every other method."""
     inner = model._modules.get("base_model")
-    return inner if hasattr(inner, "rankallocator") else None
+    if hasattr(inner, "rankallocator"):
+        return inner
+    return None
 
 
 def after_step(model: nn.Module, step: int, total: int) -> None:
@@ -42,9 +44,14 @@ def state(model: nn.Module) -> dict[str, Tensor]:
     inner = _adalora(model)
     if inner is None:
         return {}
-    means = {f"{kind}/{n}": t for kind in _MEANS for n, t in getattr(inner.rankallocator, kind).items()}
+    tensors = {}
+    for kind in _MEANS:
+        for name, mean in getattr(inner.rankallocator, kind).items():
+            tensors[f"{kind}/{name}"] = mean
     pattern = inner.peft_config[inner.trainable_adapter_name].rank_pattern or {}
-    return means | {f"pattern/{name}": torch.tensor(kept) for name, kept in pattern.items()}
+    for name, kept in pattern.items():
+        tensors[f"pattern/{name}"] = torch.tensor(kept)
+    return tensors
 
 
 def restore(model: nn.Module, saved: Mapping[str, Tensor]) -> None:
@@ -53,13 +60,15 @@ def restore(model: nn.Module, saved: Mapping[str, Tensor]) -> None:
     if inner is None:
         return
     device = next(model.parameters()).device
-    parts: dict[str, dict[str, Tensor]] = {kind: {} for kind in (*_MEANS, "pattern")}
+    pattern = {}
+    for kind in _MEANS:
+        setattr(inner.rankallocator, kind, {})
     for key, tensor in saved.items():
         kind, _, name = key.partition("/")
-        parts[kind][name] = tensor
-    for kind in _MEANS:
-        setattr(inner.rankallocator, kind, {name: t.to(device) for name, t in parts[kind].items()})
-    pattern = {name: kept.tolist() for name, kept in parts["pattern"].items()}
+        if kind == "pattern":
+            pattern[name] = tensor.tolist()
+        else:
+            getattr(inner.rankallocator, kind)[name] = tensor.to(device)
     inner.peft_config[inner.trainable_adapter_name].rank_pattern = pattern or None
 
 
@@ -72,6 +81,10 @@ def settle(model: nn.Module) -> None:
     inner = _adalora(model)
     if inner is None:
         return
-    name = inner.trainable_adapter_name
-    values = {n: p.detach().view(-1) != 0 for n, p in inner.model.named_parameters() if f"lora_E.{name}" in n}
-    inner.peft_config[name].rank_pattern = {n: kept.tolist() for n, kept in values.items() if kept.any()} or None
+    adapter = inner.trainable_adapter_name
+    pattern = {}
+    for name, p in inner.model.named_parameters():
+        kept = p.detach().view(-1) != 0
+        if f"lora_E.{adapter}" in name and kept.any():
+            pattern[name] = kept.tolist()
+    inner.peft_config[adapter].rank_pattern = pattern or None

@@ -14,7 +14,7 @@ from smoothlab.llm.partition import partition
 from smoothlab.llm.trainer_loss import LossWatch, MinibatchLoss, running_trainer
 
 
-class SmoothnessCallback(TrainerCallback):
+class SmoothnessCallback(TrainerCallback):  # type: ignore[misc]
     """Measures Hessian norms at chosen steps of a `transformers.Trainer`, on the minibatch of the step.
 
     What is measured is the mean loss of one minibatch as the Trainer itself computes it: the model's own loss, that of

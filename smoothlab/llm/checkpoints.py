@@ -6,9 +6,10 @@ the disk is full, the snapshot before stays as it was. Each tensor has a checksu
 state and the tensors' names, types and shapes have a common one (SHA-256): a file with a bit that has flipped on disk
 is refused. Files of before have no checksums of their tensors' bytes, and are read without. No pickle.
 
-A folder holds the snapshots of one run. `after-00000012.safetensors` is where the run stood when its twelfth row was on
-record, so that a stopped run keeps twelve rows and goes on from there; `best-00000009.safetensors` are the best weights
-so far, found with the ninth.
+A folder holds the checkpoints of one run. Of `smoothlab finetune`, `after-00000012.safetensors` is where the run stood
+when its twelfth row was on record, so that a stopped run keeps twelve rows and continues from there;
+`best-00000009.safetensors` are the best weights so far, found with the ninth. Of `smoothlab smoothness`, which keeps
+one checkpoint a measuring point, `after-00000250.safetensors` is where it stood before update 250.
 """
 
 import hashlib
@@ -126,26 +127,25 @@ def _checksums(tensors: Mapping[str, Tensor]) -> dict[str, int]:
 
 
 def pack(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
-    """`value` as JSON holds it; its tensors go to `tensors` under names that begin with name/.
+    """`value` as JSON holds it; its tensors go to `tensors`, named after the keys that lead to them from `name` on.
 
-    Takes what an optimizer's `state_dict` is made of: tensors, numbers, text, None, lists, tuples, and dicts whose keys
-    are of these. Numbers stay the same to the bit.
+    Takes what a `state_dict` is made of: tensors, numbers, text, None, lists, tuples, and dicts whose keys are of
+    these. Numbers stay the same to the bit.
 
     Raises:
         TypeError: it holds something else.
     """
     if isinstance(value, Tensor):
-        key = f"{name}/{len(tensors)}"
-        tensors[key] = value
-        return {_TENSOR: key}
+        tensors[name] = value
+        return {_TENSOR: name}
     if isinstance(value, Mapping):
         if all(isinstance(key, str) and not key.startswith("__") for key in value):
-            return {key: pack(one, tensors, name) for key, one in value.items()}
-        return {_PAIRS: [[pack(key, tensors, name), pack(one, tensors, name)] for key, one in value.items()]}
-    if isinstance(value, tuple):
-        return {_TUPLE: [pack(one, tensors, name) for one in value]}
-    if isinstance(value, list):
-        return [pack(one, tensors, name) for one in value]
+            return {key: pack(item, tensors, f"{name}/{key}") for key, item in value.items()}
+        pairs = enumerate(value.items())
+        return {_PAIRS: [[pack(key, tensors, name), pack(item, tensors, f"{name}/{n}")] for n, (key, item) in pairs]}
+    if isinstance(value, tuple | list):
+        items = [pack(item, tensors, f"{name}/{n}") for n, item in enumerate(value)]
+        return {_TUPLE: items} if isinstance(value, tuple) else items
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise TypeError(f"a snapshot cannot hold a {type(value).__name__}")
@@ -154,80 +154,111 @@ def pack(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
 def unpack(packed: Any, tensors: Mapping[str, Tensor]) -> Any:
     """What `pack` was given."""
     if isinstance(packed, list):
-        return [unpack(one, tensors) for one in packed]
+        return [unpack(item, tensors) for item in packed]
     if not isinstance(packed, dict):
         return packed
     if _TENSOR in packed:
         return tensors[packed[_TENSOR]]
     if _TUPLE in packed:
-        return tuple(unpack(one, tensors) for one in packed[_TUPLE])
+        return tuple(unpack(packed[_TUPLE], tensors))
     if _PAIRS in packed:
-        return {unpack(key, tensors): unpack(one, tensors) for key, one in packed[_PAIRS]}
-    return {key: unpack(one, tensors) for key, one in packed.items()}
+        return {unpack(key, tensors): unpack(item, tensors) for key, item in packed[_PAIRS]}
+    return {key: unpack(item, tensors) for key, item in packed.items()}
 
 
 @dataclass(frozen=True)
 class Folder:
-    """The snapshots of one run.
+    """The checkpoints of one run.
 
     Attributes:
-        path: the folder; made when the first snapshot is written.
-        run: what the weights depend on, in one line; snapshots of another run are refused.
+        path: the folder; made when the first checkpoint is written.
+        run: what the weights depend on, as "name=value, name=value"; checkpoints of another run are refused.
     """
 
     path: Path
     run: str
 
-    def after(self, rows: int) -> Path:
-        """File of where the run stood after so many rows."""
-        return self.path / f"after-{rows:08d}.safetensors"
+    def after(self, number: int) -> Path:
+        """File of a whole run's state, after so many rows on record or before the update of such a step."""
+        return self.path / f"after-{number:08d}.safetensors"
 
     def best(self, rows: int) -> Path:
         """File of the weights that were the best so far after so many rows."""
         return self.path / f"best-{rows:08d}.safetensors"
 
     def log(self, trial: int) -> Path:
-        """Seed log of a trial's base model, where snapshots leave that out."""
+        """Seed log of a trial's base model, where checkpoints leave that out."""
         return self.path / f"zeroth-{trial:03d}.log"
 
-    def put(self, path: Path, snapshot: Snapshot) -> None:
-        """Write a snapshot of this run."""
-        write(path, Snapshot(snapshot.tensors, {"run": self.run, **snapshot.state}))
+    def put(self, path: Path, state: Mapping[str, Any]) -> None:
+        """Write a nested state of tensors, numbers and text, see `pack`."""
+        tensors: dict[str, Tensor] = {}
+        packed = {key: pack(value, tensors, key) for key, value in state.items()}
+        write(path, Snapshot(tensors, {"run": self.run, "packed": packed}))
 
-    def get(self, path: Path) -> Snapshot:
-        """Read one.
+    def get(self, path: Path) -> dict[str, Any]:
+        """Read the state in a file that `put` wrote.
 
         Raises:
             BadInput: it cannot be read, or is of another run.
         """
-        found = read(path)
-        if found.state.get("run") != self.run:
-            there, here = difference(str(found.state.get("run")), self.run)
+        snapshot = read(path)
+        written = str(snapshot.state.get("run"))
+        if written != self.run:
+            there, here = difference(written, self.run)
             raise BadInput(f"{path} is of another run ({there}, this one has {here}): name another --checkpoint folder")
-        return found
+        return contents(path, snapshot)
 
-    def rows(self) -> list[int]:
-        """After how many rows there are snapshots, ascending; all are of this run.
+    def numbers(self) -> list[int]:
+        """Numbers of the checkpoints in the folder, ascending; all are of this run.
 
         Raises:
-            BadInput: the newest cannot be read or is of another run, or the folder is a file.
+            BadInput: the newest cannot be read or is of another run, the folder is a file, or it holds weights that
+                smoothlab 0.1 kept in another format.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise BadInput(f"--checkpoint {self.path} is a file: name a folder")
-        names = (path.stem.removeprefix("after-") for path in self.path.glob("after-*.safetensors"))
-        found = sorted(int(name) for name in names if name.isascii() and name.isdecimal())  # others are not ours
-        if found:
-            self.get(self.after(found[-1]))
-        return found
+        taken = saved_numbers(self.path)
+        if taken:
+            self.get(self.after(taken[-1]))
+        return taken
 
     def keep(self, paths: Iterable[Path]) -> None:
-        """Delete all other snapshots of this folder, and what was half written when the process was killed."""
+        """Delete all other checkpoints of this folder, and what was half written when the process was killed."""
         kept = set(paths)
         shutil.rmtree(self.path / PARTIAL, ignore_errors=True)
         for pattern in ("after-*.safetensors", "best-*.safetensors"):
             for path in self.path.glob(pattern):
                 if path not in kept:
                     path.unlink(missing_ok=True)
+
+
+def contents(path: Path, snapshot: Snapshot) -> dict[str, Any]:
+    """The state that `Folder.put` wrote.
+
+    Raises:
+        BadInput: the file has the layout of smoothlab 0.1.
+    """
+    if "packed" not in snapshot.state:
+        raise BadInput(f"{path} was written by smoothlab 0.1: finish that run with it, or name another folder")
+    state: dict[str, Any] = unpack(snapshot.state["packed"], snapshot.tensors)
+    return state
+
+
+def saved_numbers(folder: Path, option: str = "--checkpoint") -> list[int]:
+    """Numbers of the checkpoints after-NUMBER.safetensors in a folder, ascending.
+
+    Raises:
+        BadInput: the folder is a file, or holds step-*.safetensors of --keep-weights, as smoothlab 0.1 wrote them.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise BadInput(f"{option} {folder} is a file: name a folder")
+    names = [path.stem.removeprefix("after-") for path in folder.glob("after-*.safetensors")]
+    taken = sorted(int(name) for name in names if name.isascii() and name.isdecimal())  # others are not ours
+    if not taken and any(folder.glob("step-*.safetensors")):
+        raise BadInput(
+            f"{option} {folder} holds step-*.safetensors, which --keep-weights of smoothlab 0.1 wrote: name another "
+            "folder, and train again with --checkpoint"
+        )
+    return taken
 
 
 def own(tensor: Tensor) -> Tensor:
@@ -247,7 +278,7 @@ def force(path: Path) -> None:
 
 
 def difference(there: str, here: str) -> tuple[str, str]:
-    """The first setting that differs between two runs told as "name=value, name=value"."""
+    """The first setting that differs between two runs written as "name=value, name=value"."""
     for old, new in zip_longest(there.split(", "), here.split(", "), fillvalue="nothing more"):
         if old != new:
             return old, new

@@ -65,38 +65,55 @@ def encode(tokenizer: Any, items: Sequence[Choice], max_length: int, kind: Loss)
         raise BadInput("there are no items to encode: give at least one")
     if kind == "classifier":
         return _prompts(tokenizer, items, max_length)
-    texts = [item.prompt + tail for item in items for tail in ("", *item.candidates)]
-    rows = iter(tokenizer(texts, verbose=False)["input_ids"])  # long texts are cut here, and counted
-    first = next((t for t in (tokenizer.bos_token_id, tokenizer.eos_token_id) if t is not None), None)
+    texts = []
+    for item in items:
+        texts.append(item.prompt)
+        texts += [item.prompt + candidate for candidate in item.candidates]
     ends = _endings(tokenizer)
+    rows = iter(tokenizer(texts, verbose=False)["input_ids"])  # long texts are cut here, and counted
     empty = tokenizer("")["input_ids"]
     start = tuple(empty[: len(empty) - ends])
     contexts, options, cut, merged = [], [], 0, 0
     for item in items:
-        prompt, *wholes = (tuple(next(rows)) for _ in range(1 + len(item.candidates)))
-        prompt, *wholes = (row[: len(row) - ends] for row in (prompt, *wholes))
-        shared = min(shared_start(prompt, whole) for whole in wholes)
+        prompt, *wholes = [_trimmed(next(rows), ends) for _ in range(1 + len(item.candidates))]
+        shared = min(_shared_start(prompt, whole) for whole in wholes)
         merged += shared < len(prompt)
-        context, tails = prompt[:shared], tuple(whole[shared:] for whole in wholes)
-        if not context and first is not None:  # the first token of a text has no probability without one before it
-            context = (first,)
-        longest = max(map(len, tails))
+        context = prompt[:shared]
+        if not context:  # the first token of a text has no probability without one before it
+            context = _first_token(tokenizer)
+        tails = tuple(whole[shared:] for whole in wholes)
         _check(item, context, tails)
-        kept = shared_start(context, start)
-        room = max_length + 1 - longest  # the last token of a candidate is not read
+        room = max_length + 1 - max(map(len, tails))  # the last token of a candidate is not read
         if len(context) > room:
-            if room < kept + 1:
-                raise BadInput(
-                    f"the candidate '{_short(max(item.candidates, key=len))}' has {longest} tokens, and rows of "
-                    f"{max_length} leave no room for its prompt: shorten it, or use a model with more positions"
-                )
-            context = context[:kept] + context[len(context) - room + kept :]
+            context = _cut(context, _shared_start(context, start), room, item, max_length)
             cut += 1
         contexts.append(context)
         options.append(tails)
-    pad = tokenizer.pad_token_id
     labels = tuple(item.label for item in items)
-    return Encoded(tuple(contexts), tuple(options), labels, kind, 0 if pad is None else pad, cut, merged)
+    return Encoded(tuple(contexts), tuple(options), labels, kind, tokenizer.pad_token_id or 0, cut, merged)
+
+
+def _trimmed(row: Sequence[int], ends: int) -> Tokens:
+    return tuple(row[: len(row) - ends])
+
+
+def _first_token(tokenizer: Any) -> Tokens:
+    """The token that a text may begin with, () where the tokenizer has none."""
+    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return (token,)
+    return ()
+
+
+def _cut(context: Tokens, kept: int, room: int, item: Choice, max_length: int) -> Tokens:
+    """The prompt's first `kept` tokens, and as many of its last ones as there is room for."""
+    if room < kept + 1:
+        longest = max(item.candidates, key=len)
+        raise BadInput(
+            f"the candidate '{_short(longest)}' has {max_length + 1 - room} tokens, and rows of {max_length} leave no "
+            "room for its prompt: shorten it, or use a model with more positions"
+        )
+    return context[:kept] + context[len(context) - room + kept :]
 
 
 def notes(splits: Sequence[Encoded]) -> list[str]:
@@ -143,9 +160,12 @@ def _endings(tokenizer: Any) -> int:
     return count
 
 
-def shared_start(a: Tokens, b: Tokens) -> int:
+def _shared_start(a: Tokens, b: Tokens) -> int:
     """Length of the longest common start."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    length = 0
+    while length < min(len(a), len(b)) and a[length] == b[length]:
+        length += 1
+    return length
 
 
 def _check(item: Choice, context: Tokens, tails: Sequence[Tokens]) -> None:
@@ -163,43 +183,58 @@ def _short(words: str) -> str:
 
 
 def batch(
-    encoded: Encoded, indices: Sequence[int], device: Any = "cpu", *, every: bool = False, multiple: int = MULTIPLE
+    encoded: Encoded,
+    indices: Sequence[int],
+    device: Any = "cpu",
+    *,
+    all_candidates: bool = False,
+    multiple: int = MULTIPLE,
 ) -> dict[str, Tensor]:
-    """The minibatch of some items for `choice_loss`: what it scores, and no more unless `every` candidate is asked for.
+    """The minibatch of some items for `choice_loss`: what it scores, and no more unless `all_candidates` is set.
 
     Rows are padded to a `multiple` of tokens on the right: what reads from left to right never sees the padding, even
     if it looks at no mask, and virtual tokens of prompt methods stand next to the text.
 
     Returns:
-        input_ids and attention_mask [R, T]; row and back [P], the places whose next token is scored, the last of the T
-        of a row having back = 1; place and token [C, L], for each candidate which of the P places tells of each of its
-        tokens, and mask [C, L], 1 where it has one; labels [B] but for multiple choice, where the B items have C / B
-        candidates each.
+        input_ids and attention_mask [R, T]; row and back [P], the positions whose next token is scored, the last of the
+        T of a row having back = 1; place and token [C, L], for each candidate which of the P positions scores each of
+        its tokens, and mask [C, L], 1 where it has one; labels [B] but for multiple choice, where the B items have
+        C / B candidates each.
     """
-    chosen = encoded.kind == "multiple choice" and not every
+    right_alone = encoded.kind == "multiple choice" and not all_candidates
     rows: dict[tuple[int, Tokens], int] = {}
-    places: dict[tuple[int, int], int] = {}
+    positions: dict[tuple[int, int], int] = {}
     scored: list[list[tuple[int, int]]] = []
-    for number in indices:
+    for owner, number in enumerate(indices):
         context, tails = encoded.contexts[number], encoded.options[number]
-        for tail in tails[encoded.labels[number] :][:1] if chosen else tails:
-            row = rows.setdefault((number if not chosen else len(scored), context + tail[:-1]), len(rows))
-            backs = ((row, len(tail) - k) for k in range(len(tail)))
-            scored.append([(places.setdefault(b, len(places)), t) for b, t in zip(backs, tail, strict=True)])
+        if right_alone:
+            tails = (tails[encoded.labels[number]],)
+        else:
+            owner = number  # an item that is drawn twice is read once
+        for tail in tails:
+            row = rows.setdefault((owner, context + tail[:-1]), len(rows))
+            entries = []
+            for k, token in enumerate(tail):
+                entries.append((positions.setdefault((row, len(tail) - k), len(positions)), token))
+            scored.append(entries)
     longest = max(len(tokens) for _, tokens in rows)
     width = -(-longest // multiple) * multiple
-    behind = [width - len(tokens) for _, tokens in rows]
     size = max(map(len, scored))
-    filled = [line + [(0, 0)] * (size - len(line)) for line in scored]
-    found = {
-        "input_ids": [[*tokens] + [encoded.pad] * n for n, (_, tokens) in zip(behind, rows, strict=True)],
-        "attention_mask": [[1] * (width - n) + [0] * n for n in behind],
-        "row": [row for row, _ in places],
-        "back": [behind[row] + back for row, back in places],
-        "place": [[place for place, _ in line] for line in filled],
-        "token": [[token for _, token in line] for line in filled],
-        "mask": [[1] * len(line) + [0] * (size - len(line)) for line in scored],
-    }
+    ids, seen, padding = [], [], []
+    for _, tokens in rows:
+        padding.append(width - len(tokens))
+        ids.append([*tokens] + [encoded.pad] * padding[-1])
+        seen.append([1] * len(tokens) + [0] * padding[-1])
+    places, targets, mask = [], [], []
+    for entries in scored:
+        filled = entries + [(0, 0)] * (size - len(entries))
+        places.append([place for place, _ in filled])
+        targets.append([token for _, token in filled])
+        mask.append([1] * len(entries) + [0] * (size - len(entries)))
+    columns = {"input_ids": ids, "attention_mask": seen, "place": places, "token": targets, "mask": mask}
+    result = {name: torch.tensor(values, device=device) for name, values in columns.items()}
+    result["row"] = torch.tensor([row for row, _ in positions], device=device)
+    result["back"] = torch.tensor([padding[row] + back for row, back in positions], device=device)
     if encoded.kind != "multiple choice":
-        found["labels"] = [encoded.labels[number] for number in indices]
-    return {key: torch.tensor(value, device=device) for key, value in found.items()}
+        result["labels"] = torch.tensor([encoded.labels[number] for number in indices], device=device)
+    return result

@@ -113,7 +113,7 @@ def accuracy(model: nn.Module, encoded: Encoded, *, tokens: int | None = None, m
     result = [[0.0] * len(options) for options in encoded.options]
     with evaluating(model):
         for bucket in _buckets(rows, limit, mixed):
-            minibatch = batch(rows, bucket, device, every=True, multiple=1)
+            minibatch = batch(rows, bucket, device, all_candidates=True, multiple=1)
             scored = [owner for row in bucket for owner in owners[row]]
             for (item, candidate), score in zip(scored, scores(model, minibatch).tolist(), strict=True):
                 result[item][candidate] = score

@@ -101,7 +101,7 @@ def make_room(folder: Path, run: str = "") -> str:
             f"--save {folder} holds the weights of another run ({old}, this one has {new}): name another folder, or "
             "delete it"
         )
-    weights = [path for part in ("adapter", "model") for path in (folder / part).glob("*model*.safetensors")]
+    weights = [*folder.glob("adapter/*model*.safetensors"), *folder.glob("model/*model*.safetensors")]
     if there or not weights:
         return ""
     return f"--save {folder} holds weights that do not say of which run they are: they will be replaced"
@@ -126,46 +126,60 @@ def _run_of(folder: Path) -> str:
         content = json.loads((folder / RUN).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return ""
-    return str(content.get("run", "")) if isinstance(content, dict) else ""
+    if not isinstance(content, dict):
+        return ""
+    return str(content.get("run", ""))
 
 
 def _save_both(whole: Any, tokenizer: Any, folder: Path, base: bool, story: str) -> None:
     """Write an adapter, and its base model where that was trained."""
-    config, origin, place = whole.active_peft_config, _origin(whole), folder / "adapter"
+    config, origin, target = whole.active_peft_config, _origin(whole), folder / "adapter"
     base = base or not origin or _named_start(config)
-    weights = _base_weights(whole) if base else {}
+    kind, classes = _kind(whole), None
+    weights: dict[str, Tensor] = {}
+    if base:
+        weights = _base_weights(whole)
+    elif kind != CAUSAL:
+        classes = whole.config.num_labels
     stays = not base or _loads_as(origin, whole.config, weights.values())
-    kind, classes = _kind(whole), whole.config.num_labels if _kind(whole) != CAUSAL and not base else None
-    _save_adapter(whole, place, origin if stays else os.path.abspath(folder / "model"), weights if stays else {})
+    if stays:
+        _save_adapter(whole, target, origin, weights)
+    else:
+        _save_adapter(whole, target, os.path.abspath(folder / "model"), {})
     if base:
         _save_model(_without_adapter(whole), tokenizer, folder, str(config.peft_type.value).lower(), story, origin)
-        _link(folder / "model", place)
+        _link(folder / "model", target)
     padded = kind == CAUSAL or not config.is_prompt_learning
     loading = model_cards.of_adapter(
         kind, base=base, stays=stays, written=(folder / "model").absolute(), classes=classes, padded=padded
     )
-    model_cards.write(place, library="peft", task=TASKS[kind], origin=origin, loading=loading, story=story)
+    model_cards.write(target, library="peft", task=TASKS[kind], origin=origin, loading=loading, story=story)
 
 
 def _save_model(model: Any, tokenizer: Any, folder: Path, module: str, story: str, origin: str | None = None) -> None:
     """Write a model without an adapter, and its tokenizer."""
-    place, kind = folder / "model", _kind(model)
-    model.save_pretrained(str(place))
-    tokenizer.save_pretrained(str(place))
-    origin = _origin(model) if origin is None else origin
+    target, kind = folder / "model", _kind(model)
+    model.save_pretrained(str(target))
+    tokenizer.save_pretrained(str(target))
+    if origin is None:
+        origin = _origin(model)
     loading = model_cards.of_model(kind, module)
-    model_cards.write(place, library="transformers", task=TASKS[kind], origin=origin, loading=loading, story=story)
+    model_cards.write(target, library="transformers", task=TASKS[kind], origin=origin, loading=loading, story=story)
 
 
 def _kind(model: Any) -> str:
     """The class that others load the model with."""
-    return CAUSAL if model.get_output_embeddings() is not None else "AutoModelForSequenceClassification"
+    if model.get_output_embeddings() is not None:
+        return CAUSAL
+    return "AutoModelForSequenceClassification"
 
 
 def _origin(model: Any) -> str:
     """Hub name or absolute folder of the model that the run began with; "" for one that was made up."""
     name = str(getattr(model.config, "_name_or_path", "") or "")
-    return os.path.abspath(name) if name and Path(name).is_dir() else name
+    if name and Path(name).is_dir():
+        return os.path.abspath(name)
+    return name
 
 
 def _named_start(config: Any) -> bool:
@@ -188,27 +202,27 @@ def _loads_as(origin: str, config: Any, weights: Iterable[Tensor]) -> bool:
     return alike and wide and all(torch.promote_types(stored.dtype, w.dtype) == stored.dtype for w in weights)
 
 
-def _save_adapter(whole: Any, place: Path, base: str, weights: dict[str, Tensor]) -> None:
+def _save_adapter(whole: Any, target: Path, base: str, weights: dict[str, Tensor]) -> None:
     """Write the module as peft does, the base model's name, and its weights where they are given."""
-    config, module = _module(whole, place)
+    config, module = _module(whole, target)
     config.base_model_name_or_path = base
-    config.save_pretrained(str(place))
-    _write(place / WEIGHTS, module | weights)
+    config.save_pretrained(str(target))
+    _write(target / WEIGHTS, module | weights)
 
 
-def _module(whole: Any, place: Path) -> tuple[Any, dict[str, Tensor]]:
+def _module(whole: Any, target: Path) -> tuple[Any, dict[str, Tensor]]:
     """The module's config and weights, as plain peft loads them onto the trained base model."""
     from peft import LoraConfig, convert_to_lora
     from safetensors.torch import load_file
 
-    whole.save_pretrained(str(place), save_embedding_layers=False)
-    weights: dict[str, Tensor] = load_file(place / WEIGHTS)
+    whole.save_pretrained(str(target), save_embedding_layers=False)
+    weights: dict[str, Tensor] = load_file(target / WEIGHTS)
     config = copy.copy(whole.active_peft_config)
     config.inference_mode = True
     if _named_start(config):  # peft would begin anew with the weights that are trained now, and change them again
         config.init_lora_weights = True
-        for name in ("loftq_config", "eva_config", "corda_config", "lora_ga_config"):
-            setattr(config, name, {} if name == "loftq_config" else None)
+        config.loftq_config = {}
+        config.eva_config = config.corda_config = config.lora_ga_config = None
     if config.peft_type in ROTATED:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

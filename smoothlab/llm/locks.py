@@ -6,14 +6,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from smoothlab.errors import BadInput
-
-try:
-    import fcntl
-except ImportError:  # not a POSIX system: no lock there
-    fcntl = None  # type: ignore[assignment]
+from smoothlab.record_files import locked_file
 
 NAME = ".lock"
-"""File in a locked folder. The operating system holds the lock, so that a killed run leaves none."""
+"""File in a locked folder."""
 
 
 @contextmanager
@@ -29,9 +25,9 @@ def locked(folders: Mapping[str, Path | None]) -> Iterator[None]:
     with ExitStack() as stack:
         held: set[str] = set()
         for option, folder in folders.items():
-            if folder is not None and (real := os.path.realpath(folder)) not in held:
+            if folder is not None and os.path.realpath(folder) not in held:
                 stack.enter_context(_locked(option, folder))
-                held.add(real)
+                held.add(os.path.realpath(folder))
         yield
 
 
@@ -40,7 +36,7 @@ def _locked(option: str, folder: Path) -> Iterator[None]:
     try:
         new = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
-        file = _open(folder / NAME)
+        file = locked_file(folder / NAME)
     except BlockingIOError:
         raise BadInput(f"{option} {folder} is in use by another run; wait for it, or name another folder") from None
     except OSError as error:
@@ -48,25 +44,9 @@ def _locked(option: str, folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        # Removed before the lock is let go: a run that waits then opens a new file.
         (folder / NAME).unlink(missing_ok=True)
         os.close(file)
         if new:
             with suppress(OSError):  # it holds something
                 folder.rmdir()
-
-
-def _open(path: Path) -> int:
-    """A locked descriptor of the file that lies at `path`: a run that ends removes its file before it lets go."""
-    while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            if fcntl is None:
-                return file
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(file), os.stat(path)):
-                    return file
-        except BaseException:
-            os.close(file)
-            raise
-        os.close(file)

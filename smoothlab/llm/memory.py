@@ -1,6 +1,8 @@
-"""Whether a model fits: the devices there are, and the memory it takes, estimated before weights are read."""
+"""Memory: whether a model fits a device, estimated before weights are read, and the peak that a process has reached."""
 
 import re
+import resource
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +50,28 @@ def check_memory(config: Any, dtype: Any, device: str, name: str, kind: Any = No
 
     width = torch.tensor([], dtype=dtype).element_size()
     needed, left = copies * parameter_count(config, kind) * width, free(device)
-    if needed > left:
-        fits = [n for n, d in SHAPES.items() if copies * d * width <= left]
-        work = "measured" if copies == VECTORS else "trained"
-        raise BadInput(
-            f"{name} needs about {needed / 2**30:.1f} GiB to be {work} and {left / 2**30:.1f} GiB are free: "
-            + (f"{fits[-1]} would fit" if fits else "free some memory")
-        )
+    if needed <= left:
+        return
+    fix, work = "free some memory", "trained"
+    for shape, count in SHAPES.items():
+        if copies * count * width <= left:
+            fix = f"{shape} would fit"
+    if copies == VECTORS:
+        work = "measured"
+    sizes = f"about {needed / 2**30:.1f} GiB to be {work} and {left / 2**30:.1f} GiB are free"
+    raise BadInput(f"{name} needs {sizes}: {fix}")
+
+
+def peak(device: str) -> int:
+    """Most bytes so far: of the process with its libraries on a CPU, of torch's tensors on a GPU."""
+    import torch
+
+    if device.startswith("cuda"):
+        return int(torch.cuda.max_memory_allocated(torch.device(device)))
+    unit = 1024
+    if sys.platform == "darwin":  # in bytes there
+        unit = 1
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def free(device: str, groups: Path = Path("/sys/fs/cgroup")) -> int:
@@ -66,9 +83,10 @@ def free(device: str, groups: Path = Path("/sys/fs/cgroup")) -> int:
         return int(torch.cuda.mem_get_info(torch.device(device))[0])
     left = int(psutil.virtual_memory().available)
     try:
-        allowed, used = (int((groups / f"memory.{what}").read_text()) for what in ("max", "current"))
-        told = dict(line.split() for line in (groups / "memory.stat").read_text().splitlines())
-        used -= int(told["active_file"]) + int(told["inactive_file"])  # cached files make room
+        allowed = int((groups / "memory.max").read_text())
+        used = int((groups / "memory.current").read_text())
+        statistics = dict(line.split() for line in (groups / "memory.stat").read_text().splitlines())
+        used -= int(statistics["active_file"]) + int(statistics["inactive_file"])  # cached files make room
     except (OSError, ValueError, KeyError):  # no groups here, or "max": no limit
         return left
     return max(min(left, allowed - used), 0)

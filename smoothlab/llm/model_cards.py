@@ -19,10 +19,13 @@ def write(folder: Path, *, library: str, task: str, origin: str, loading: str, s
     head = [f"library_name: {library}", f"pipeline_tag: {task}", "tags:", "- smoothlab"]
     if origin and not Path(origin).is_absolute():  # the hub looks it up
         head.append(f"base_model: {origin}")
-    began = f"The training began with `{origin}`.\n\n" if origin else ""
-    what = "Adapter" if library == "peft" else "Model"
-    parts = ["---", *head, "---", "", f"# {what} fine-tuned with smoothlab", "", story.strip(), "", "## Loading", ""]
-    (folder / CARD).write_text("\n".join(parts) + f"\n{began}{loading.strip()}\n", encoding="utf-8")
+    title = "# Model fine-tuned with smoothlab"
+    if library == "peft":
+        title = title.replace("Model", "Adapter")
+    parts = ["---", *head, "---", "", title, "", story.strip(), "", "## Loading", ""]
+    if origin:
+        parts += [f"The training began with `{origin}`.", ""]
+    (folder / CARD).write_text("\n".join([*parts, loading.strip(), ""]), encoding="utf-8")
 
 
 def _code(*lines: str) -> str:
@@ -48,7 +51,9 @@ def of_adapter(kind: str, *, base: bool, stays: bool, written: Path, classes: in
         classes: of a classifier whose base model's files have no head for as many; else None.
         padded: whether the loaded model tells padding from text.
     """
-    auto, more = kind.replace("AutoModel", "AutoPeftModel"), f", num_labels={classes}" if classes else ""
+    auto, more = kind.replace("AutoModel", "AutoPeftModel"), ""
+    if classes:
+        more = f", num_labels={classes}"
     text = _code(f"from peft import {auto}", "", f'model = {auto}.from_pretrained("adapter"{more})  # this folder')
     both = f'model = PeftModel.from_pretrained({kind}.from_pretrained("model"), "adapter")'
     two = _code("from peft import PeftModel", f"from transformers import {kind}", "", both)

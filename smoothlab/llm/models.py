@@ -165,7 +165,8 @@ def _load(name: str, classes: int | None, seed: int, dtype: Any, device: str, co
 
 def _place(name: str) -> tuple[str, dict[str, Any]]:
     """Where a model's files are, and how transformers is to read them; a hub that does not answer is left alone."""
-    from huggingface_hub.utils import HFValidationError, validate_repo_id
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils._validators import validate_repo_id
 
     options: dict[str, Any] = {"trust_remote_code": False}  # without it transformers asks on the terminal
     if name in NAMES:

@@ -50,7 +50,7 @@ def check_items(model: nn.Module, splits: Sequence[Encoded], name: str, method: 
         return torch.tensor([score for n in rows for score in scores_alone(model, items, n)])
 
     def trained(*numbers: int) -> Tensor:
-        return scores(model, batch(items, numbers, device, every=True, multiple=MULTIPLE if size > 1 else 1))
+        return scores(model, batch(items, numbers, device, all_candidates=True, multiple=MULTIPLE if size > 1 else 1))
 
     def evaluated(mixed: bool) -> Tensor:
         found = accuracy(model, items, mixed=mixed).scores
@@ -81,7 +81,7 @@ def _check_order(model: nn.Module, items: Encoded, what: str, method: str) -> No
     device = next(model.parameters()).device
     padding.check(
         model, lambda: torch.tensor(scores_alone(model, one, 0)),
-        {"followed by other tokens": lambda: scores(model, batch(one, [0], device, every=True, multiple=1))},
+        {"followed by other tokens": lambda: scores(model, batch(one, [0], device, all_candidates=True, multiple=1))},
         f"{what} does not read from left to right",
         f"use {'' if method == 'none' else 'another PEFT method, '}a causal language model, or --head classifier",
     )  # fmt: skip

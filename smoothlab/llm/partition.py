@@ -1,4 +1,4 @@
-"""Rules that name the blocks of a transformers model, wrapped by any peft method or none.
+"""Blocks of a transformers model, wrapped by any peft method or none: base, PEFT module and head; layers; modules.
 
 Structure decides wherever it can: the headless body that a transformers model declares, classes of modules, peft's own
 layers and wrappers, numbered layers. Names decide only where a model declares no body, and for projections of
@@ -8,7 +8,6 @@ embeddings.
 import re
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from itertools import takewhile
 
 from torch import Tensor, nn
 
@@ -16,8 +15,10 @@ from smoothlab.blocks import Block, check_partition
 from smoothlab.errors import BadInput
 
 RULES = ("part", "layer", "module")
-# Attributes that hold the head of a model that does not declare its headless body.
 HEADS = ("score", "classifier", "classification_head", "qa_outputs")
+"""Attributes that hold the head of a model that does not declare its headless body."""
+Stack = tuple[str, ...]
+"""Name of a list of layers, cut at its dots."""
 
 
 def live_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -29,22 +30,23 @@ def live_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def dead_copies(model: nn.Module) -> set[int]:
-    """The ids of parameters that peft keeps beside those in use, found by peft's structure, not by their gradients.
+    """The ids of parameters that peft keeps beside those in use, by peft's structure, not by their gradients.
 
     They are originals whose trained copy is in use (`modules_to_save`, norms under LN tuning), adapters that are not
     active, and counters stored as parameters (AdaLoRA's `ranknum`). What is tied to a live parameter is alive.
     """
     if "peft" not in sys.modules:  # importing it takes seconds, and nothing here is of its making
         return set()
-    idle = {(id(holder), name) for module in model.modules() for holder, name in _idle(module)}
-
-    def reach(module: nn.Module) -> Iterator[int]:
-        yield from (id(p) for name, p in module._parameters.items() if (id(module), name) not in idle)
-        for name, part in module.named_children():
-            if (id(module), name) not in idle:
-                yield from reach(part)
-
-    return {id(p) for p in model.parameters()} - set(reach(model))
+    idle: set[tuple[int, str]] = set()
+    for module in model.modules():
+        idle |= {(id(holder), name) for holder, name in _idle(module)}
+    live: set[int] = set()
+    waiting = [model]
+    while waiting:
+        module = waiting.pop()
+        live |= {id(p) for name, p in module._parameters.items() if (id(module), name) not in idle}
+        waiting += [child for name, child in module.named_children() if (id(module), name) not in idle]
+    return {id(p) for p in model.parameters()} - live
 
 
 def _idle(module: nn.Module) -> Iterator[tuple[nn.Module, str]]:
@@ -55,17 +57,23 @@ def _idle(module: nn.Module) -> Iterator[tuple[nn.Module, str]]:
 
     if not isinstance(module, ModulesToSaveWrapper | BaseTunerLayer):
         return
-    active = [] if module.disable_adapters else module.active_adapters
-    if isinstance(module, ModulesToSaveWrapper):
-        copies: Iterable[str] = ("modules_to_save",)
-    else:
-        copies = module.adapter_layer_names
-        yield from ((module, name) for name in module.other_param_names)
+    active = module.active_adapters
+    if module.disable_adapters:
+        active = []
+    copies: Iterable[str] = ("modules_to_save",)
+    original = "original_module"
+    if isinstance(module, BaseTunerLayer):
+        copies, original = module.adapter_layer_names, "base_layer"
+        for name in module.other_param_names:
+            yield module, name
     if active and isinstance(module, ModulesToSaveWrapper | LNTuningLayer):
-        yield module, "original_module" if isinstance(module, ModulesToSaveWrapper) else "base_layer"
-    for part in (getattr(module, name, None) for name in copies):
-        if isinstance(part, nn.ModuleDict | nn.ParameterDict):
-            yield from ((part, name) for name in part if name not in active)
+        yield module, original
+    for copy in copies:
+        adapters = getattr(module, copy, None)
+        if isinstance(adapters, nn.ModuleDict | nn.ParameterDict):
+            for name in adapters:
+                if name not in active:
+                    yield adapters, name
 
 
 def adapter_parameters(model: nn.Module) -> set[int]:
@@ -76,20 +84,20 @@ def adapter_parameters(model: nn.Module) -> set[int]:
     from peft.tuners.adaption_prompt.layer import _BaseAdaptedAttention
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    found: set[int] = set()
+    ids: set[int] = set()
     for module in model.modules():
         if isinstance(module, BaseTunerLayer):
             for name in module.adapter_layer_names:
                 part = getattr(module, name, None)
                 if isinstance(part, nn.Parameter):
-                    found.add(id(part))
+                    ids.add(id(part))
                 elif isinstance(part, nn.Module):
-                    found |= {id(p) for p in part.parameters()}
+                    ids.update(map(id, part.parameters()))
         elif isinstance(module, _BaseAdaptedAttention):
-            found |= {id(p) for p in module._parameters.values()}
+            ids.update(map(id, module._parameters.values()))
         elif isinstance(module, PeftModel) and "prompt_encoder" in module._modules:
-            found |= {id(p) for p in module.prompt_encoder.parameters()}
-    return found
+            ids.update(map(id, module.prompt_encoder.parameters()))
+    return ids
 
 
 def head_parameters(model: nn.Module) -> set[int]:
@@ -97,27 +105,25 @@ def head_parameters(model: nn.Module) -> set[int]:
 
     A language model has none: the weights that score its vocabulary are trained with its body, and often tied to it.
     """
-    if "transformers" not in sys.modules:
-        return _called_head(model)
-    from transformers import PreTrainedModel
+    if "transformers" in sys.modules:
+        from transformers import PreTrainedModel
 
-    whole = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
-    if whole is not None and whole.get_output_embeddings() is not None:
-        return set()
-    if whole is not None and whole.base_model is not whole:
-        return {id(p) for p in whole.parameters()} - {id(p) for p in whole.base_model.parameters()}
-    return _called_head(model)
-
-
-def _called_head(model: nn.Module) -> set[int]:
+        for module in model.modules():
+            if not isinstance(module, PreTrainedModel):
+                continue
+            if module.get_output_embeddings() is not None:
+                return set()
+            if module.base_model is not module:
+                return set(map(id, module.parameters())) - set(map(id, module.base_model.parameters()))
+            break  # parts of it are models of their own
     return {id(p) for name, p in model.named_parameters() if set(HEADS) & set(name.split("."))}
 
 
 def unfreeze(model: nn.Module) -> None:
     """Let every live parameter require a gradient, the adapter's and the base model's; dead copies are frozen."""
-    live = {id(p) for _, p in live_parameters(model)}
+    dead = dead_copies(model)
     for p in model.parameters():
-        p.requires_grad_(id(p) in live and p.is_floating_point())
+        p.requires_grad_(id(p) not in dead and p.is_floating_point())
 
 
 def partition(model: nn.Module, by: str = "part", patterns: Mapping[str, str] | None = None) -> dict[str, Block]:
@@ -139,36 +145,33 @@ def partition(model: nn.Module, by: str = "part", patterns: Mapping[str, str] | 
         BadInput: unknown rule, a pattern that is no regex or matches nothing, a parameter in two blocks or in none.
     """
     named = list(live_parameters(model))
+    members: dict[str, list[Tensor]] = {}
     if patterns is not None or "=" in by:
-        rules = _checked(_parsed(by) if patterns is None else patterns.items())
-        found = _grouped((_matched(name, rules), p) for name, p in named)
+        pairs = _parsed(by) if patterns is None else patterns.items()
+        rules = _compiled(pairs)
+        for name, p in named:
+            members.setdefault(_matched(name, rules), []).append(p)
         for name, pattern in rules.items():
-            if name not in found:
+            if name not in members:
                 examples = ", ".join(n for n, _ in named[:3])
                 raise BadInput(f"pattern {name}={pattern.pattern} matches no parameter; names look like {examples}")
     elif by in RULES:
-        found = _grouped(_ruled(model, named, by))
+        for block, p in _ruled(model, named, by):
+            members.setdefault(block, []).append(p)
     else:
         raise BadInput(f"--blocks {by} is unknown: use {', '.join(RULES)}, or patterns name=regex,name=regex")
-    blocks = {name: Block(name, tuple(params)) for name, params in found.items()}
+    blocks = {name: Block(name, tuple(params)) for name, params in members.items()}
     check_partition(blocks.values(), named)
     return blocks
 
 
-def _grouped(pairs: Iterable[tuple[str, Tensor]]) -> dict[str, list[Tensor]]:
-    found: dict[str, list[Tensor]] = {}
-    for block, p in pairs:
-        found.setdefault(block, []).append(p)
-    return found
-
-
 def _parsed(text: str) -> Iterator[tuple[str, str]]:
-    for part in re.split(r",(?=[\w.-]+=)", text):  # a comma inside a regex, as in x{1,2}, does not separate
-        name, _, pattern = part.partition("=")
+    for rule in re.split(r",(?=[\w.-]+=)", text):  # a comma inside a regex, as in x{1,2}, does not separate
+        name, _, pattern = rule.partition("=")
         yield name, pattern
 
 
-def _checked(pairs: Iterable[tuple[str, str]]) -> dict[str, re.Pattern[str]]:
+def _compiled(pairs: Iterable[tuple[str, str]]) -> dict[str, re.Pattern[str]]:
     rules: dict[str, re.Pattern[str]] = {}
     for name, pattern in pairs:
         if not name or not pattern or name == "rest" or name in rules:
@@ -191,16 +194,17 @@ def _matched(name: str, rules: Mapping[str, re.Pattern[str]]) -> str:
         raise BadInput(
             f"parameter {name} is in blocks '{hits[0]}' and '{hits[1]}': make the patterns exclude each other"
         )
-    return hits[0] if hits else "rest"
+    return [*hits, "rest"][0]
 
 
 def _ruled(model: nn.Module, named: list[tuple[str, Tensor]], by: str) -> Iterator[tuple[str, Tensor]]:
+    """(block, parameter) by one of RULES."""
     adapter, head = adapter_parameters(model), head_parameters(model)
-    chains = {name: _chain(model, name) for name, _ in named}
-    depths = {name: _depth(chain) for name, chain in chains.items()}
-    owners = _owners({_stack(name, d) for name, p in named if (d := depths[name]) is not None and id(p) not in adapter})
+    prefixes: dict[Stack, str] = {}
+    if by == "layer":
+        stacks = [_stack(model, name) for name, p in named if id(p) not in adapter]
+        prefixes = _prefixes({stack for stack in stacks if stack is not None})
     for name, p in named:
-        depth = depths[name]
         if id(p) in adapter:
             yield "peft", p
         elif id(p) in head:
@@ -208,40 +212,65 @@ def _ruled(model: nn.Module, named: list[tuple[str, Tensor]], by: str) -> Iterat
         elif by == "part":
             yield "base", p
         elif by == "module":
-            yield _kind(name, chains[name], depth), p
-        elif depth is None:
-            yield "embedding" if _embeds(name, chains[name]) else "final", p
+            yield _kind(model, name), p
         else:
-            yield f"{owners[_stack(name, depth)]}layer.{name.split('.')[depth]}", p
+            yield _layer(model, name, prefixes), p
 
 
-def _stack(name: str, depth: int) -> tuple[str, ...]:
-    return tuple(name.split(".")[:depth])
+def _layer(model: nn.Module, name: str, prefixes: Mapping[Stack, str]) -> str:
+    """Block of a parameter of the body by layers."""
+    stack = _stack(model, name)
+    if stack is not None:
+        return f"{prefixes[stack]}layer.{name.split('.')[len(stack)]}"
+    if _embeds(model, name):
+        return "embedding"
+    return "final"
 
 
-def _owners(stacks: Collection[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
-    """What tells each stack of layers from the others, as "encoder." and "decoder."; "" where there is one."""
-
-    def shared(paths: list[tuple[str, ...]]) -> int:
-        together = takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False))
-        return sum(1 for _ in together) if len(paths) > 1 else max(map(len, paths), default=0)
-
-    start = shared(list(stacks))
-    ends = {stack: stack[start:] for stack in stacks}
-    same = shared([end[::-1] for end in ends.values()])
-    return {stack: "".join(f"{part}." for part in end[: len(end) - same]) for stack, end in ends.items()}
-
-
-def _kind(name: str, chain: list[nn.Module], depth: int | None) -> str:
+def _kind(model: nn.Module, name: str) -> str:
     """Kind of the module that a parameter of the body or of a vocabulary head belongs to."""
+    chain = _chain(model, name)
     if "norm" in type(chain[-1]).__name__.lower():
         return "norm"
-    if depth is None:
-        return "embedding" if _embeds(name, chain) else "rest"
-    layer, *inside = chain[depth + 1 :]
-    if any(_attends(module) for module in inside):
+    stack = _stack(model, name)
+    if stack is None:
+        if _embeds(model, name):
+            return "embedding"
+        return "rest"
+    layer, *inside = chain[len(stack) + 1 :]
+    if any(map(_attends, inside)):
         return "attention"
-    return "mlp" if any(_attends(module) for module in layer.modules()) else "rest"
+    if any(map(_attends, layer.modules())):
+        return "mlp"
+    return "rest"
+
+
+def _stack(model: nn.Module, name: str) -> Stack | None:
+    """Name of the outermost list of numbered layers that a parameter lies in; None outside of all."""
+    for depth, module in enumerate(_chain(model, name)):
+        if isinstance(module, nn.ModuleList):
+            return tuple(name.split(".")[:depth])
+    return None
+
+
+def _prefixes(stacks: Collection[Stack]) -> dict[Stack, str]:
+    """What distinguishes each stack of layers from the others, as "encoder." and "decoder."; "" where there is one."""
+    start = _shared(list(stacks))
+    ends = {stack: stack[start:] for stack in stacks}
+    same = _shared([end[::-1] for end in ends.values()])
+    prefixes = {}
+    for stack, end in ends.items():
+        prefixes[stack] = "".join(f"{part}." for part in end[: len(end) - same])
+    return prefixes
+
+
+def _shared(paths: list[Stack]) -> int:
+    """Number of parts at the start that all paths share; of a single path, all."""
+    length = min(map(len, paths), default=0)
+    for number in range(length):
+        if len({path[number] for path in paths}) > 1:
+            return number
+    return length
 
 
 def _attends(module: nn.Module) -> bool:
@@ -249,15 +278,11 @@ def _attends(module: nn.Module) -> bool:
     return "attention" in kind or "attn" in kind
 
 
-def _embeds(name: str, chain: list[nn.Module]) -> bool:
-    """Whether a parameter outside the layers makes their input; only names tell for projections of embeddings."""
-    classes = (type(module).__name__.lower() for module in chain)
-    return any("embedding" in kind for kind in classes) or "embed" in name or "project_in" in name.split(".")
-
-
-def _depth(chain: list[nn.Module]) -> int | None:
-    """Where in the chain the outermost stack of numbered layers is; None outside of stacks."""
-    return next((i for i, module in enumerate(chain) if isinstance(module, nn.ModuleList)), None)
+def _embeds(model: nn.Module, name: str) -> bool:
+    """Whether a parameter outside the layers makes their input; names alone show projections of embeddings."""
+    if "embed" in name or "project_in" in name.split("."):
+        return True
+    return any("embedding" in type(module).__name__.lower() for module in _chain(model, name))
 
 
 def _chain(model: nn.Module, name: str) -> list[nn.Module]:

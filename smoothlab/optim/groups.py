@@ -21,15 +21,15 @@ def checked(groups: Iterable[Group], lr: float, weight_decay: float) -> list[Gro
     Raises:
         BadInput: see `HybridSGD`.
     """
-    found: list[Group] = []
+    complete: list[Group] = []
     owners: dict[tuple[Any, ...], str] = {}
-    for k, given in enumerate(groups):
-        group = {"name": f"group {k}", "oracle": None, "lr": lr, **given}
-        group["params"] = [given["params"]] if isinstance(given["params"], Tensor) else list(given["params"])
+    for k, partial in enumerate(groups):
+        group = {"name": f"group {k}", "oracle": None, "lr": lr, **partial}
+        group["params"] = [partial["params"]] if isinstance(partial["params"], Tensor) else list(partial["params"])
         name, exact = group["name"], group["oracle"] is None
         if not group["params"]:
             raise BadInput(f"group '{name}' has no parameters: leave it out, or look at what should be in it")
-        if any(other["name"] == name for other in found):
+        if any(other["name"] == name for other in complete):
             raise BadInput(f"two groups are named '{name}': give each a name of its own")
         lack = None if exact else missing(group["oracle"])
         if lack is not None:
@@ -58,10 +58,10 @@ def checked(groups: Iterable[Group], lr: float, weight_decay: float) -> list[Gro
                     "or the same one twice): keep it in one"
                 )
             owners[memory] = name
-        found.append(group)
-    if not found:
+        complete.append(group)
+    if not complete:
         raise BadInput("no groups: give at least one, a dict with params")
-    return found
+    return complete
 
 
 def check_depends(loss: Loss, block: Block, gradient: Directional) -> None:

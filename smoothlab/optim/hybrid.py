@@ -13,6 +13,7 @@ Several closures in one step are parts of one minibatch; their losses and gradie
 `smoothlab.optim.summation`. Several processes (`HybridSGD.peers`) hold as many parts each, and take the same step.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -104,19 +105,28 @@ class HybridSGD(torch.optim.Optimizer):
         self.seed, self.clip, self.log, self.steps = seed, clip, log, 0
         self.last: Step | None = None
         self.peers: Peers | None = None
-        self._zeroth = [(k, group) for k, group in enumerate(self.param_groups) if group["oracle"] is not None]
-        self._blocks = {k: Block(group["name"], tuple(group["params"])) for k, group in self._zeroth}
-        self._masters = {k: wide for k, b in self._blocks.items() if masters and (wide := masters_of(b)) is not b}
-        for block in self._blocks.values():
+        self._zeroth: dict[int, Group] = {}
+        self._blocks: dict[int, Block] = {}
+        self._masters: dict[int, Block] = {}  # fp32 copies of 16-bit blocks
+        exact_groups = []
+        for k, group in enumerate(self.param_groups):
+            if group["oracle"] is None:
+                exact_groups.append(group)
+                continue
+            block = Block(group["name"], tuple(group["params"]))
+            self._zeroth[k], self._blocks[k] = group, block
             warn_short(block, masters)
+            wide = masters_of(block)
+            if masters and wide is not block:
+                self._masters[k] = wide
         self._check_log()
         self._watch: Watch | None = None
-        self._apart: bool | None = (
-            None  # whether f(x, y) is evaluated without a graph too: with one it is rounded otherwise
-        )
-        first = [group for group in self.param_groups if group["oracle"] is None]
-        make = exact or (lambda those: torch.optim.SGD(those, momentum=momentum))
-        self._exact = make(first) if first else None  # holds the same dicts: a scheduler writes to both
+        # Whether f(x, y) is evaluated without a graph too, as with one it is rounded otherwise; None: not known yet.
+        self._apart: bool | None = None
+        self._exact: torch.optim.Optimizer | None = None
+        if exact_groups:
+            # The torch optimizer holds the same dicts, so that a scheduler writes to both.
+            self._exact = exact(exact_groups) if exact else torch.optim.SGD(exact_groups, momentum=momentum)
 
     def add_param_group(self, param_group: Group) -> None:
         """Refused after the start: seeds, blocks and masters go by the numbers of the groups."""
@@ -132,8 +142,9 @@ class HybridSGD(torch.optim.Optimizer):
                 f"{self.log.path} is of seed {self.log.seed} and groups {list(self.log.groups)}, the zeroth-order ones "
                 f"here are {list(self._blocks)}, of seed {self.seed}: make the log for them"
             )
-        if any(block.params[0].dtype.itemsize == 2 and k not in self._masters for k, block in self._blocks.items()):
-            raise BadInput("a seed log of 16-bit weights needs masters: a replay adds steps up in fp32, as they do")
+        for k, block in self._blocks.items():
+            if block.params[0].dtype.itemsize == 2 and k not in self._masters:
+                raise BadInput("a seed log of 16-bit weights needs masters: a replay adds steps up in fp32, as they do")
 
     def step(self, closure: Closure | Sequence[Closure]) -> Tensor:  # type: ignore[override]
         """One step of Algorithm 1.
@@ -158,23 +169,22 @@ class HybridSGD(torch.optim.Optimizer):
             raise BadInput("step() got no closure: give a function that computes the loss, or several")
         with self._frozen():
             try:
-                loss, norm, found = self._at_this_point(closures)
+                loss, norm, gradients = self._at_this_point(closures)
             except BaseException:
                 self.zero_grad()
                 raise
-        self._note(found)
-        for k, group in self._zeroth:
-            self._move(k, group, found[k])
-        if self._exact is not None:
-            self._exact.step()
-        gradients, fractions = {}, {}
-        for k, group in self._zeroth:
-            gradients[group["name"]] = found[k]
+        self._note(gradients)
+        estimates, fractions = {}, {}
+        for k, group in self._zeroth.items():
+            self._move(k, group, gradients[k])
+            estimates[group["name"]] = gradients[k]
             measure = getattr(group["oracle"], "realized_fraction", None)
             fraction = measure and measure(self._blocks[k])
             if fraction is not None:
                 fractions[group["name"]] = fraction
-        self.last = Step(loss, gradients, norm, fractions)
+        if self._exact is not None:
+            self._exact.step()
+        self.last = Step(loss, estimates, norm, fractions)
         self.steps += 1
         return torch.tensor(loss, dtype=torch.float64)
 
@@ -185,11 +195,13 @@ class HybridSGD(torch.optim.Optimizer):
         """
         if self.log is not None:
             self.log.force()
-        groups = [{k: v for k, v in group.items() if k not in ("params", "oracle")} for group in self.param_groups]
-        state: dict[str, Any] = {"steps": self.steps, "seed": self.seed, "groups": groups, "apart": self._apart}
-        state["exact"] = None if self._exact is None else self._exact.state_dict()
-        wide = {str(k): [p.clone() for p in block.params] for k, block in self._masters.items()} if masters else None
-        state["masters"] = wide
+        groups = []
+        for group in self.param_groups:
+            groups.append({name: value for name, value in group.items() if name not in ("params", "oracle")})
+        state = {"steps": self.steps, "seed": self.seed, "groups": groups, "apart": self._apart}
+        state |= {"exact": self._exact and self._exact.state_dict(), "masters": None}
+        if masters:
+            state["masters"] = {str(k): [p.clone() for p in block.params] for k, block in self._masters.items()}
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -203,27 +215,28 @@ class HybridSGD(torch.optim.Optimizer):
         names = [group["name"] for group in self.param_groups]
         if [group.get("name") for group in state_dict["groups"]] != names:
             raise BadInput(f"the optimizer's state is of other groups than {', '.join(names)}: make it with the same")
-        exact, kept = state_dict["exact"] is not None, state_dict["masters"]
-        if exact != (self._exact is not None) or (kept is not None and set(map(int, kept)) != set(self._masters)):
+        exact, masters = state_dict["exact"], state_dict["masters"]
+        other_masters = masters is not None and set(map(int, masters)) != set(self._masters)
+        if (exact is None) != (self._exact is None) or other_masters:
             raise BadInput("the optimizer's state is of other oracles or masters: make it with the same")
         self.steps, self.seed = state_dict["steps"], state_dict["seed"]
-        self._apart = state_dict.get("apart")  # a state of before has none
+        self._apart = state_dict.get("apart")  # states of before 0.2 have none
         self._check_log()
         if self._exact is not None:
-            mine = self._exact.param_groups
-            self._exact.load_state_dict(state_dict["exact"])
-            self._exact.param_groups = mine
+            own = self._exact.param_groups  # torch would put copies in their place
+            self._exact.load_state_dict(exact)
+            self._exact.param_groups = own
         for group, saved in zip(self.param_groups, state_dict["groups"], strict=True):
             group.update(saved)
-        for k, block in self._masters.items() if kept is not None else ():
-            for p, saved in zip(block.params, kept[str(k)], strict=True):
-                p.copy_(saved)
+        for k, values in (masters or {}).items():
+            for p, value in zip(self._masters[int(k)].params, values, strict=True):
+                p.copy_(value)
         if self.log is not None:
             self.log.cut(self.steps)
 
     def replay(self, log: Path, until: int | None = None) -> int:
         """Move the zeroth-order groups, which stand at theta_0, and their masters along a log; see `seedlog.replay`."""
-        distributions = {k: group["oracle"].distribution for k, group in self._zeroth}
+        distributions = {k: group["oracle"].distribution for k, group in self._zeroth.items()}
         return replay(log, self._blocks, distributions, until, self._masters)
 
     @contextmanager
@@ -250,8 +263,12 @@ class HybridSGD(torch.optim.Optimizer):
             values.append(float(loss.detach()))
             return loss
 
-        watch, plain = (self._watch, None) if self._watch is not None else self._begun(closures)
-        sides = {group["oracle"].sides for _, group in self._zeroth}
+        plain: float | None = None
+        if self._watch is None:
+            watch, plain = self._begun(closures)
+        else:
+            watch = self._watch
+        one_sided = any(group["oracle"].sides == 1 for group in self._zeroth.values())
         with watch.step():
             graph = norm = loss = None
             if self._exact is not None:
@@ -259,35 +276,38 @@ class HybridSGD(torch.optim.Optimizer):
                     graph, norm = self._differentiate(closures)
             if plain is not None and graph is not None and not self._same(graph, plain) and self._apart is None:
                 self._apart = True
-            if (graph is None and sides != {2}) or (self._apart and 1 in sides):
+            if one_sided and (graph is None or self._apart):
                 loss = evaluate(mean, self._first_block())  # as f(x + mu z) is evaluated, without a graph
             center = graph if loss is None else loss
-            found = {k: self._estimate(k, group, mean, center) for k, group in self._zeroth}
+            gradients = {k: self._estimate(k, group, mean, center) for k, group in self._zeroth.items()}
             if center is None:
                 center = sum(values[-2:]) / 2  # of the last direction, both sides
             if self.last is None:
-                for k, gradient in found.items():
+                for k, gradient in gradients.items():
                     check_depends(mean, self._blocks[k], gradient)
             if plain is not None:
                 watch.looked()
             else:
                 self._look_again(watch, closures, graph, loss)
         self._watch, self._apart = watch, bool(self._apart)
-        return center if graph is None else graph, norm, found
+        return center if graph is None else graph, norm, gradients
 
     def _begun(self, closures: Sequence[Closure]) -> tuple[Watch, float]:
         """Look closely at the closures, standing at copies of the weights, to which they might write; also f(x, y)."""
-        watch, names = Watch([p for group in self.param_groups for p in group["params"]]), self._first_block()
+        block = self._first_block()
+        watch = Watch([p for group in self.param_groups for p in group["params"]])
         with ExitStack() as stack:
             for group in self.param_groups:
-                if getattr(group["oracle"], "layers", None) is None:  # else there may be no room for a copy
-                    block = Block(group["name"], tuple(group["params"]))
-                    stack.enter_context(standing_at(block, [p.detach().clone() for p in block.params]))
+                if getattr(group["oracle"], "layers", None) is not None:
+                    continue  # memory may not hold a copy of the block
+                own = Block(group["name"], tuple(group["params"]))
+                stack.enter_context(standing_at(own, [p.detach().clone() for p in own.params]))
             versions = [p._version for p in watch.params]
             with watch.meeting():
-                first, second = (evaluate(lambda: self._mean(closures), names) for _ in range(2))
+                first = evaluate(lambda: self._mean(closures), block)
+                second = evaluate(lambda: self._mean(closures), block)
         check_written(watch.params[: len(versions)], versions)
-        check_same(first, second, f"block '{names.name}'")
+        check_same(first, second, f"block '{block.name}'")
         return watch, second
 
     def _look_again(self, watch: Watch, closures: Sequence[Closure], graph: float | None, plain: float | None) -> None:
@@ -295,16 +315,16 @@ class HybridSGD(torch.optim.Optimizer):
         due = self.steps % AGAIN == 0
         sign = torch.tensor([float(watch.changed())], dtype=torch.float64)
         if self.peers is not None:
-            self.peers.sum([sign])
+            self.peers.sum([sign])  # all processes look, or none
         if not due and not float(sign):
             return
-        names = self._first_block()
+        block = self._first_block()
         with watch.keeping_buffers():
-            again = evaluate(lambda: self._mean(closures), names)
+            again = evaluate(lambda: self._mean(closures), block)
             if plain is None and again != graph:
-                plain = evaluate(lambda: self._mean(closures), names)
+                plain = evaluate(lambda: self._mean(closures), block)
         if plain is not None:
-            check_same(plain, again, f"block '{names.name}'")
+            check_same(plain, again, f"block '{block.name}'")
         if graph is not None and not self._same(graph, again) and due:
             self._apart = True
         watch.looked()
@@ -319,17 +339,18 @@ class HybridSGD(torch.optim.Optimizer):
 
     def _mean_of(self, losses: Sequence[Tensor]) -> Tensor:
         self._rounded = losses[0].dtype
-        if self._parts(losses) == 1:
+        parts = self._parts(losses)
+        if parts == 1:
             return losses[0]
         total = in_order(loss.double() for loss in losses)
         if self.peers is not None:
             total = total.detach().clone()
             self.peers.sum([total])
-        return total / self._parts(losses)
+        return total / parts
 
-    def _parts(self, here: Sequence[object]) -> int:
+    def _parts(self, own: Sequence[object]) -> int:
         """Parts of the minibatch in all processes."""
-        return len(here) * (1 if self.peers is None else self.peers.count)
+        return len(own) * (self.peers.count if self.peers is not None else 1)
 
     def _differentiate(self, closures: Sequence[Closure]) -> tuple[float, float]:
         """The mean loss, and the norm of its exact gradient, which is left in the parameters."""
@@ -337,11 +358,11 @@ class HybridSGD(torch.optim.Optimizer):
         self._exact.zero_grad()
         losses, params = [], [p for group in self._exact.param_groups for p in group["params"]]
         tree, parts, waiting = Tree(), self._parts(closures), 0
-        narrow = any(p.dtype.itemsize == 2 for p in params)  # these are added in fp32
+        narrow = any(p.dtype.itemsize == 2 for p in params)  # 16-bit gradients are added in fp32
         for number, closure in enumerate(closures):
             with torch.enable_grad():
                 loss = scalar(closure(), self._first_block())
-            if self.peers is None:  # else all hear of it together
+            if self.peers is None:  # of several processes, all hear of it together, from the mean
                 finite(float(loss.detach()), self._first_block())
             losses.append(loss.detach())
             if loss.requires_grad:
@@ -354,25 +375,26 @@ class HybridSGD(torch.optim.Optimizer):
         value = finite(float(self._mean_of(losses)), self._first_block())
         if parts > 1:
             total: Terms = tree.total()
-            total = total if self.peers is None else over_all(total, params, self.peers)
+            if self.peers is not None:
+                total = over_all(total, params, self.peers)
             for p, gradient in zip(params, total, strict=True):
                 p.grad = None if gradient is None else gradient.to(p.dtype)
         if all(p.grad is None for p in params):
             raise BadInput("the loss depends on no parameter of an exact group: look at what is in the groups")
-        norm = float(torch.nn.utils.clip_grad_norm_(params, self.clip if self.clip is not None else float("inf")))
-        if not norm < float("inf"):
+        # Without a limit, clipping to infinity is what measures the norm.
+        norm = float(torch.nn.utils.clip_grad_norm_(params, self.clip or math.inf))
+        if not norm < math.inf:
             raise BadInput(f"the exact gradient's norm is {norm} at step {self.steps}: lower the learning rates")
         return value, norm
 
     def _first_block(self) -> Block:
-        """A block for what is said of the loss."""
+        """A block that errors about the loss name."""
         group = self.param_groups[0] if self._exact is None else self._exact.param_groups[0]
         return Block(group["name"], (group["params"][0],))
 
     def _estimate(self, k: int, group: Group, mean: Closure, loss: float | None) -> Directional:
         oracle, block, seed = group["oracle"], self._blocks[k], (self.seed, self.steps, k)
-        options = {"value": loss} if oracle.sides == 1 else {}
-        gradient = oracle(mean, block, seed, **options)
+        gradient = oracle(mean, block, seed, value=loss) if oracle.sides == 1 else oracle(mean, block, seed)
         if not isinstance(gradient, Directional):
             raise BadInput(
                 f"the oracle of group '{block.name}' returned a {type(gradient).__name__}: return a "
@@ -380,13 +402,13 @@ class HybridSGD(torch.optim.Optimizer):
             )
         return gradient
 
-    def _note(self, found: Mapping[int, Directional]) -> None:
+    def _note(self, gradients: Mapping[int, Directional]) -> None:
         """Write the step to the log, all of it or nothing, before any weight moves."""
         if self.log is None:
             return
         try:
-            for k, group in self._zeroth:
-                self.log.append(self.steps, k, found[k], group["lr"], group["weight_decay"])
+            for k, group in self._zeroth.items():
+                self.log.append(self.steps, k, gradients[k], group["lr"], group["weight_decay"])
         except BadInput:
             if self.log.steps == self.steps:
                 self.log.cut(self.steps)
@@ -394,9 +416,9 @@ class HybridSGD(torch.optim.Optimizer):
 
     @torch.no_grad()
     def _move(self, k: int, group: Group, gradient: Directional) -> None:
-        block, lr, decay = self._blocks[k], group["lr"], group["weight_decay"]
+        block = self._blocks[k]
         target = self._masters.get(k, block)
-        descend(target, gradient, lr, decay)
+        descend(target, gradient, group["lr"], group["weight_decay"])
         if target is not block:
             for p, master in zip(block.params, target.params, strict=True):
                 p.copy_(master)

@@ -8,17 +8,18 @@ distribution, number of parameters), then entries of fixed size; a last entry th
 
 Each entry ends with a checksum, the CRC-32 of its bytes continued from the checksum of the entry before it, the first
 from that of the line of JSON: what was changed, removed, doubled or swapped breaks the chain there. Logs of format 1,
-written before there were checksums, are read and continued as they are.
+written before there were checksums, can be replayed, not continued.
 """
 
 import json
 import os
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 
@@ -26,10 +27,7 @@ from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
 from smoothlab.zeroth.distributions import Distribution
 from smoothlab.zeroth.estimators import Directional
-from smoothlab.zeroth.rng import stream_name
-
-if TYPE_CHECKING:
-    from smoothlab.zeroth.rng import Terms
+from smoothlab.zeroth.rng import Terms, stream_name
 
 FORMAT, UNCHECKED = "smoothlab seed log 2", "smoothlab seed log 1"
 BODY = struct.Struct("<IHHHddd")
@@ -46,7 +44,7 @@ class Move:
 
     step: int
     group: int
-    terms: "Terms"
+    terms: Terms
     lr: float
     weight_decay: float
 
@@ -57,22 +55,15 @@ class _Content:
 
     Attributes:
         head: the line of JSON.
+        line: the same as bytes.
         moves: moves that are whole and undamaged, up to the first that is not.
-        ends: number of the byte behind each move; ends[0] is the one behind the head.
-        sums: the checksum there.
         damaged: whether more stands behind them than a move that was cut off.
     """
 
     head: dict[str, Any]
+    line: bytes
     moves: list[Move]
-    ends: list[int]
-    sums: list[int]
     damaged: bool
-
-    @property
-    def steps(self) -> int:
-        """Whole steps; one that was cut off between two groups is none."""
-        return len(self.moves) // len(self.head["groups"])
 
     def until(self, step: int | None, path: Path) -> list[Move]:
         """The moves before a step, or all of the whole steps; what is damaged behind them does not matter.
@@ -80,11 +71,13 @@ class _Content:
         Raises:
             BadInput: the log ends before, or is damaged before.
         """
-        if self.damaged and (step is None or step > self.steps):
-            raise BadInput(f"{path} is broken behind step {self.steps}: give a whole one, or start again without")
-        if step is not None and step > self.steps:
-            raise _ends(path, self.steps, step)
-        return self.moves[: (self.steps if step is None else step) * len(self.head["groups"])]
+        groups = len(self.head["groups"])
+        steps = len(self.moves) // groups  # a step that was cut off between two groups is none
+        if self.damaged and (step is None or step > steps):
+            raise BadInput(f"{path} is broken behind step {steps}: give a whole one, or start again without")
+        if step is not None and step > steps:
+            raise _ends(path, steps, step)
+        return self.moves[: (steps if step is None else step) * groups]
 
 
 class SeedLog:
@@ -130,25 +123,24 @@ class SeedLog:
                 f"{path} would be a seed log of no group: give the zeroth-order blocks, or leave the log out"
             )
         self.path, self.seed, self.groups, self._distributions = path, seed, tuple(blocks), dict(distributions)
-        self._checked, self._in_folder = True, False
+        self._in_folder = False
         head = _head(seed, blocks, distributions)
-        try:
+        with _writing(path, "choose another folder, or make room"):
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.exists() and not _is_part_of(head, path):
                 content = _read(path)
-                _same(path, content.head, head)
-                self._checked = content.head["format"] == FORMAT
-                self._file = os.open(path, os.O_WRONLY)
+                _check_head(path, content.head, head)
+                if content.head["format"] != FORMAT:
+                    raise BadInput(f"{path} is of before 0.2, and cannot be continued: replay it, or name a new file")
+                self._file = os.open(path, os.O_RDWR)
                 self._stand_behind(content, content.until(keep, path))
             elif keep:
                 raise _ends(path, 0, keep)
             else:
-                self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+                self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
                 line = _line(head)
                 _write(self._file, line)
                 self._moves, self._sum = 0, zlib.crc32(line)
-        except OSError as error:
-            raise BadInput(f"cannot write {path}: {error.strerror}; choose another folder, or make room") from None
 
     @property
     def steps(self) -> int:
@@ -164,11 +156,13 @@ class SeedLog:
         content = _read(self.path)
         self._stand_behind(content, content.until(step, self.path))
 
-    def _stand_behind(self, content: _Content, kept: list[Move]) -> None:
-        self._moves = len(kept)
-        self._sum, size = content.sums[self._moves], content.ends[self._moves]
+    def _stand_behind(self, content: _Content, moves: list[Move]) -> None:
+        size = len(content.line) + ENTRY.size * sum(len(move.terms) for move in moves)
         os.ftruncate(self._file, size)
         os.lseek(self._file, size, os.SEEK_SET)
+        self._moves, self._sum = len(moves), zlib.crc32(content.line)
+        if moves:  # the chain goes on from the checksum of the last entry
+            (self._sum,) = CHECKSUM.unpack(os.pread(self._file, CHECKSUM.size, size - CHECKSUM.size))
 
     def append(self, step: int, group: int, gradient: Directional, lr: float, weight_decay: float) -> None:
         """Add what one step does to one group, through to the operating system.
@@ -184,25 +178,24 @@ class SeedLog:
                 "load the checkpoint that belongs to it, or name a new file"
             )
         if gradient.anchor is not None or any(seed[:3] != (self.seed, step, group) for seed, _ in gradient.terms):
-            raise BadInput("a seed log holds plain zeroth-order steps: leave control variates or given directions out")
+            raise BadInput("a seed log holds plain zeroth-order steps: leave control variates or known directions out")
         if gradient.distribution != self._distributions[group]:
-            there, here = self._distributions[group].name, gradient.distribution.name
-            raise BadInput(f"{self.path} is for {there} directions, these are other ones ({here}): name a new file")
-        count = len(gradient.terms)
-        entries, checksum = [], self._sum
+            logged, other = self._distributions[group].name, gradient.distribution.name
+            raise BadInput(f"{self.path} is for {logged} directions, these are other ones ({other}): name a new file")
+        entries, checksum = b"", self._sum
         for seed, c in gradient.terms:
-            entries.append(BODY.pack(step, group, count, seed[3], c, lr, weight_decay))
-            if self._checked:
-                checksum = zlib.crc32(entries[-1], checksum)
-                entries.append(CHECKSUM.pack(checksum))
-        stood = os.lseek(self._file, 0, os.SEEK_CUR)
-        try:
-            _write(self._file, b"".join(entries))
-            self._moves, self._sum = self._moves + 1, checksum
-        except OSError as error:
-            os.ftruncate(self._file, stood)
-            os.lseek(self._file, stood, os.SEEK_SET)
-            raise BadInput(f"cannot write {self.path}: {error.strerror}; make room, and go on from here") from None
+            body = BODY.pack(step, group, len(gradient.terms), seed[3], c, lr, weight_decay)
+            checksum = zlib.crc32(body, checksum)
+            entries += body + CHECKSUM.pack(checksum)
+        end = os.lseek(self._file, 0, os.SEEK_CUR)
+        with _writing(self.path, "make room, and go on from here"):
+            try:
+                _write(self._file, entries)
+            except OSError:  # no part of a step stays
+                os.ftruncate(self._file, end)
+                os.lseek(self._file, end, os.SEEK_SET)
+                raise
+        self._moves, self._sum = self._moves + 1, checksum
 
     def force(self) -> None:
         """Let the operating system bring the log to disk now, so that it is there if the machine dies.
@@ -210,7 +203,7 @@ class SeedLog:
         Raises:
             BadInput: it cannot.
         """
-        try:
+        with _writing(self.path, "make room, and go on from here"):
             os.fsync(self._file)
             if not self._in_folder:
                 folder = os.open(self.path.parent, os.O_RDONLY)
@@ -219,8 +212,6 @@ class SeedLog:
                 finally:
                     os.close(folder)
                 self._in_folder = True
-        except OSError as error:
-            raise BadInput(f"cannot write {self.path}: {error.strerror}; make room, and go on from here") from None
 
     def close(self) -> None:
         """Close the file."""
@@ -236,9 +227,6 @@ def replay(
 ) -> int:
     """Move blocks at theta_0 to where the logged run left them, to the bit; the number of steps made.
 
-    16-bit blocks are moved in fp32 copies and rounded once at the end, as `HybridSGD` does with masters: no rounding of
-    the weights enters these.
-
     >>> import tempfile, torch
     >>> from pathlib import Path
     >>> from smoothlab import Block, Gaussian, HybridSGD, SeedLog, ZerothOrder, replay
@@ -249,6 +237,9 @@ def replay(
     >>> loss = optimizer.step(lambda: x.params[0].square().sum())
     >>> replay(path, {0: y}, {0: Gaussian()}), torch.equal(x.params[0], y.params[0])
     (1, True)
+
+    16-bit blocks are moved in fp32 copies and rounded once at the end, as `HybridSGD` does with masters: no rounding of
+    the weights enters these.
 
     Args:
         path: the log.
@@ -262,16 +253,16 @@ def replay(
             ends, or is damaged, before step `until`, and anywhere without `until`.
     """
     content = _read(path)
-    _same(path, content.head, _head(content.head["seed"], blocks, distributions))
-    stands = {k: widened(block, (masters or {}).get(k)) for k, block in blocks.items()}
+    _check_head(path, content.head, _head(content.head["seed"], blocks, distributions))
+    moved = {k: widened(block, (masters or {}).get(k)) for k, block in blocks.items()}
     steps = 0
     for move in content.until(until, path):
         gradient = Directional(distributions[move.group], move.terms, stream=content.head["stream"])
-        descend(stands[move.group], gradient, move.lr, move.weight_decay)
+        descend(moved[move.group], gradient, move.lr, move.weight_decay)
         steps = move.step + 1
     for k, block in blocks.items():
-        if stands[k] is not block:
-            for p, wide in zip(block.params, stands[k].params, strict=True):
+        if moved[k] is not block:
+            for p, wide in zip(block.params, moved[k].params, strict=True):
                 p.data.copy_(wide)
     return steps
 
@@ -287,19 +278,19 @@ def descend(block: Block, gradient: Directional, lr: float, weight_decay: float 
         gradient.add_to(block, -lr)
 
 
-def widened(block: Block, place: Block | None = None) -> Block:
-    """Fp32 copies of a 16-bit block's parameters, in `place` where it is given; other blocks themselves."""
+def widened(block: Block, copies: Block | None = None) -> Block:
+    """fp32 copies of a 16-bit block's parameters, written to `copies` if there are such; other blocks themselves."""
     if block.params[0].dtype.itemsize > 2:
         return block
-    if place is None:
+    if copies is None:
         return Block(block.name, tuple(p.detach().float().contiguous() for p in block.params))
-    for p, wide in zip(block.params, place.params, strict=True):
+    for p, wide in zip(block.params, copies.params, strict=True):
         wide.copy_(p.detach())
-    return place
+    return copies
 
 
-def _ends(path: Path, there: int, wanted: int) -> BadInput:
-    stands = f"ends before step {there}" if there else "holds no step"
+def _ends(path: Path, last: int, wanted: int) -> BadInput:
+    stands = f"ends before step {last}" if last else "holds no step"
     return BadInput(
         f"{path} {stands}, the run goes on from step {wanted}: give the log that was written along with that "
         "checkpoint, or start again without both"
@@ -307,16 +298,13 @@ def _ends(path: Path, there: int, wanted: int) -> BadInput:
 
 
 def _head(seed: int, blocks: Mapping[int, Block], distributions: Mapping[int, Distribution]) -> dict[str, object]:
-    told = {
-        str(k): {
-            "distribution": repr(distributions[k]),
-            "shapes": [list(p.shape) for p in block.params],
-            "dtype": str(block.params[0].dtype),
-        }
-        for k, block in blocks.items()
-    }
+    """What the seeds of a run are bound to."""
+    groups = {}
+    for k, block in blocks.items():
+        shapes, dtype = [list(p.shape) for p in block.params], str(block.params[0].dtype)
+        groups[str(k)] = {"distribution": repr(distributions[k]), "shapes": shapes, "dtype": dtype}
     device = next(iter(blocks.values())).params[0].device
-    return {"format": FORMAT, "seed": seed, "stream": stream_name(device), "groups": told}
+    return {"format": FORMAT, "seed": seed, "stream": stream_name(device), "groups": groups}
 
 
 def _line(head: Mapping[str, object]) -> bytes:
@@ -328,44 +316,39 @@ def _write(file: int, content: bytes) -> None:
         content = content[os.write(file, content) :]
 
 
-_RENAMED = {"law": "distribution"}
+@contextmanager
+def _writing(path: Path, fix: str) -> Iterator[None]:
+    """One line for what the operating system refuses."""
+    try:
+        yield
+    except OSError as error:
+        raise BadInput(f"cannot write {path}: {error.strerror}; {fix}") from None
 
 
-def _current(value: object) -> object:
-    """A value with the names of today: logs of before 0.2 have Sparse(share=0.1)."""
-    return value.replace("Sparse(share=", "Sparse(density=") if isinstance(value, str) else value
+def _current(groups: Any) -> Any:
+    """Groups of a head with the names of today: logs of before 0.2 have "law" and Sparse(share=0.1)."""
+    text = json.dumps(groups).replace('"law": ', '"distribution": ').replace("Sparse(share=", "Sparse(density=")
+    return json.loads(text)
 
 
-def _renamed(head: Mapping[str, object]) -> Mapping[str, object]:
-    """A head with the names of today: logs of before 0.2 call a group's distribution its "law"."""
-    groups = head["groups"]
-    if isinstance(groups, dict):
-        groups = {
-            key: {_RENAMED.get(name, name): _current(value) for name, value in group.items()}
-            for key, group in groups.items()
-        }
-    return {**head, "groups": groups}
-
-
-def _same(path: Path, there: Mapping[str, object], here: Mapping[str, object]) -> None:
-    if there["stream"] != here["stream"]:
+def _check_head(path: Path, logged: Mapping[str, Any], own: Mapping[str, object]) -> None:
+    if logged["stream"] != own["stream"]:
         raise BadInput(
-            f"{path}: its seeds are of generator {there['stream']}, this is {here['stream']}: replay it there"
+            f"{path}: its seeds are of generator {logged['stream']}, this is {own['stream']}: replay it there"
         )
-    for what in ("seed", "groups"):
-        if _renamed(there)[what] != here[what]:
+    for name, value in (("seed", logged["seed"]), ("groups", _current(logged["groups"]))):
+        if value != own[name]:
             raise BadInput(
-                f"{path} is of another run ({what} differ): name the log of this model, its distributions and its seed"
+                f"{path} is of another run ({name} differ): name the log of this model, its distributions and its seed"
             )
 
 
 def _is_part_of(head: Mapping[str, object], path: Path) -> bool:
-    """Whether a file holds the beginning of this head, of either format, and nothing more."""
+    """Whether a file holds the beginning of this head and nothing more."""
     with path.open("rb") as file:
-        first = file.readline()
-    first = first.rstrip(b"\0")  # a machine that died leaves zeros where nothing was written yet
-    lines = (_line({**head, "format": name}) for name in (FORMAT, UNCHECKED))
-    return any(line.startswith(first) and line != first for line in lines)
+        first = file.readline().rstrip(b"\0")  # a machine that died leaves zeros where nothing was written yet
+    line = _line(head)
+    return line.startswith(first) and line != first
 
 
 def _read(path: Path) -> _Content:
@@ -374,14 +357,16 @@ def _read(path: Path) -> _Content:
         content = path.read_bytes()
     except OSError as error:
         raise BadInput(f"cannot read {path}: {error.strerror}; name a seed log") from None
-    first, newline, rest = content.partition(b"\n")
-    try:
-        head = json.loads(first) if newline else None
-    except (ValueError, RecursionError):
-        head = None
+    first, newline, entries = content.partition(b"\n")
+    head = None
+    if newline:
+        try:
+            head = json.loads(first)
+        except (ValueError, RecursionError):
+            pass  # refused below
     if not _is_head(head):
         raise BadInput(f"{path} is no seed log of smoothlab, or its first line is broken: give a whole one")
-    return _checked(head, rest, zlib.crc32(first + newline), len(first) + 1)
+    return _parsed(head, first + newline, entries)
 
 
 def _is_head(head: Any) -> TypeGuard[dict[str, Any]]:
@@ -393,27 +378,23 @@ def _is_head(head: Any) -> TypeGuard[dict[str, Any]]:
     return all(k.isascii() and k.isdecimal() and len(k) < 6 for k in groups)
 
 
-def _checked(head: dict[str, Any], rest: bytes, checksum: int, start: int) -> _Content:
-    """The moves in the bytes behind a head that ends at `start`, up to the first that is damaged."""
+def _parsed(head: dict[str, Any], line: bytes, entries: bytes) -> _Content:
+    """The moves in the bytes behind a head, up to the first that is damaged."""
     groups = [int(k) for k in head["groups"]]
-    size = ENTRY.size if head["format"] == FORMAT else BODY.size
+    checked, checksum = head["format"] == FORMAT, zlib.crc32(line)
+    size = ENTRY.size if checked else BODY.size
     moves: list[Move] = []
-    ends, sums = [start], [checksum]
-    terms: list[tuple[tuple[int, ...], float]] = []
-    for place in range(0, len(rest) - size + 1, size):
-        body = rest[place : place + BODY.size]
-        if size == ENTRY.size:
-            checksum = zlib.crc32(body, checksum)
-            if CHECKSUM.pack(checksum) != rest[place + BODY.size : place + size]:
-                return _Content(head, moves, ends, sums, True)
+    terms: Terms = ()
+    for offset in range(0, len(entries) - size + 1, size):
+        body, end = entries[offset : offset + BODY.size], entries[offset + BODY.size : offset + size]
+        checksum = zlib.crc32(body, checksum)
         step, group, count, j, c, lr, decay = BODY.unpack(body)
         due = (len(moves) // len(groups), groups[len(moves) % len(groups)])
-        if (step, group) != due or len(terms) >= count:
-            return _Content(head, moves, ends, sums, True)
-        terms.append(((head["seed"], step, group, j), c))
+        broken = checked and CHECKSUM.pack(checksum) != end
+        if broken or (step, group) != due or len(terms) >= count:
+            return _Content(head, line, moves, True)
+        terms = (*terms, ((head["seed"], step, group, j), c))
         if len(terms) == count:
-            moves.append(Move(step, group, tuple(terms), lr, decay))
-            ends.append(start + place + size)
-            sums.append(checksum)
-            terms = []
-    return _Content(head, moves, ends, sums, False)
+            moves.append(Move(step, group, terms, lr, decay))
+            terms = ()
+    return _Content(head, line, moves, False)

@@ -39,7 +39,7 @@ def fact(value: float | str) -> str:
     return value if isinstance(value, str) else number(value)
 
 
-def readme_table(rows: Sequence[Row]) -> str:
+def claims_table(rows: Sequence[Row]) -> str:
     """The table of claims in Markdown: claim, verdict, what broke it or how close it comes, figure, test."""
     lines = ["| claim | where | verdict | what breaks it, or how close it comes | figure | test |", "| --- " * 6 + "|"]
     for row in rows:

@@ -18,7 +18,7 @@ from smoothlab.errors import BadInput
 from smoothlab.report.numbers import number
 from smoothlab.report.panels import COLORS, MARKERS, Draw, grid, panel, plain_ticks, step_axis
 from smoothlab.stats.ranks import spearman
-from smoothlab.stats.smoothness_table import blocks_of, nothing, points, protocols_of, ratio
+from smoothlab.stats.smoothness_table import blocks_of, check, nothing, points, protocols_of, ratio
 
 NAMES = {"paper": "Appendix D.4"}
 COLORS_OF_PROTOCOLS = {"paper": "#882255", "estimated": "#0072B2"}  # estimated points are drawn last: on top
@@ -41,8 +41,9 @@ def chosen(df: pd.DataFrame, blocks: Sequence[str], quantity: str) -> tuple[str,
     """The blocks to draw: those named, or all that were measured.
 
     Raises:
-        BadInput: a named block has no rows of the quantity.
+        BadInput: a named block has no rows of the quantity, or the records are of another experiment.
     """
+    check(df)
     there = blocks_of(df, quantity)
     for block in blocks:
         if block not in there:

@@ -62,7 +62,7 @@ def mean_square(ax: Axes, df: pd.DataFrame) -> None:
 
 
 def typical(ax: Axes, df: pd.DataFrame) -> None:
-    """M E log(||x+||^2/||x||^2) against the rate: below 0 almost every run converges."""
+    """m E log(||x+||^2/||x||^2) against the rate: below 0 almost every run converges."""
     rows = rows_of(df, part="noise", quantity="typical log factor")
     against_rate(ax, scaled(rows, rows["d"] + 2), r"$m\,E\log(\|x^+\|^2/\|x\|^2)$", "Zeroth-order step, typical run")
 

@@ -124,7 +124,7 @@ def failing(ax: Axes, df: pd.DataFrame) -> None:
 
 
 def steps(ax: Axes, df: pd.DataFrame) -> None:
-    """NT against eps: what the theorems ask for, and what the best two rates need."""
+    """nT against eps: what the theorems ask for, and what the best two rates need."""
     asked = rows_of(df, part="exponents", quantity="steps asked")
     asked = asked[asked["regime"] == "moderate eps"].assign(measured=np.nan)
     rows = pd.concat([asked, rows_of(df, part="exponents", quantity="steps")])

@@ -1,4 +1,4 @@
-"""What the smoothness records say: a block's values in one unit, ratios of blocks, correlation with the gradient.
+"""Tables of smoothness records: the values of a block in one unit, and ratios of blocks.
 
 Read by the plots and the report, so that a sentence and the curve beside it come from the same numbers. Rows of
 Appendix D.4 (protocol ``paper``) are brought to the unit of the estimated ones, that of ``normalized``:
@@ -10,17 +10,19 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from smoothlab.errors import BadInput
 
 NEEDED = ("step", "protocol", "block", "wrt", "quantity", "value", "low", "high", "floor", "flag", "grad_norm")
+ORDER = {"base": 0, "peft": 1, "head": 2}  # other blocks follow
 
 
 def check(df: pd.DataFrame) -> None:
     """Refuse rows of other experiments.
 
     Raises:
-        BadInput: where a column of the smoothness experiment is missing.
+        BadInput: a column of the smoothness experiment is missing.
     """
     missing = [name for name in NEEDED if name not in df.columns]
     if missing:
@@ -49,37 +51,34 @@ def points(
         so) and factor (drawn value / recorded value; 1 unless rescaled). Rows without a finite value are dropped.
 
     Raises:
-        BadInput: where a column of the smoothness experiment is missing.
+        BadInput: a column of the smoothness experiment is missing.
     """
     check(df)
     chosen = (df["block"] == block) & (df["wrt"] == block) & (df["quantity"] == quantity)
     if protocol is not None:
         chosen &= df["protocol"] == protocol
-    rows = pd.DataFrame({name: df[name].to_numpy()[chosen.to_numpy()] for name in df.columns})
+    rows = df[chosen.to_numpy()].reset_index(drop=True)
 
-    def column(name: str) -> np.ndarray:
+    def column(name: str) -> NDArray[np.float64]:
         return pd.to_numeric(rows[name], errors="coerce").to_numpy(dtype=float, na_value=np.nan)
 
     value = column("value")
-    factor: np.ndarray = np.ones(len(rows))
+    factor: NDArray[np.float64] = np.ones(len(rows))
     if protocol == "paper" and not printed and "normalized" in rows:
-        found = pd.Series(column("normalized") / np.where(value == 0, np.nan, value))
-        # sqrt(d)/batch is one number a run: a row whose value is 0 borrows it from the others
-        factor = found.fillna(found.median()).fillna(1.0).to_numpy()
-    out = pd.DataFrame(
-        {
-            "path": rows["path"].astype(str) if "path" in rows else "",
-            "step": rows["step"].astype(int),
-            **{name: column(name) * factor for name in ("value", "low", "high", "floor")},
-            "grad_norm": column("grad_norm"),
-            "flag": rows["flag"].where(rows["flag"].notna(), None),
-            "factor": factor,
-        }
-    )
-    told = np.array(["below floor" in str(flag) for flag in out["flag"]], dtype=bool)
-    out["below"] = told | (out["value"].abs() < 2 * out["floor"])
-    out = out[np.isfinite(out["value"])]
-    return out.sort_values(["path", "step"], kind="stable").reset_index(drop=True)
+        factors = pd.Series(column("normalized") / np.where(value == 0, np.nan, value))
+        # sqrt(d)/batch is one number a run: a row whose value is 0 borrows it from the others.
+        factor = np.asarray(factors.fillna(factors.median()).fillna(1.0), dtype=np.float64)
+    out = pd.DataFrame({"path": "", "step": rows["step"].astype(int)})
+    if "path" in rows:
+        out["path"] = rows["path"].astype(str)
+    for name in ("value", "low", "high", "floor"):
+        out[name] = column(name) * factor
+    out["grad_norm"], out["factor"] = column("grad_norm"), factor
+    out["flag"] = rows["flag"].where(rows["flag"].notna(), None)
+    flagged = rows["flag"].astype(str).str.contains("below floor", regex=False).astype(bool)
+    out["below"] = flagged | (out["value"].abs() < 2 * out["floor"])
+    finite: pd.DataFrame = out.loc[np.isfinite(out["value"])]
+    return finite.sort_values(["path", "step"], kind="stable").reset_index(drop=True)
 
 
 def ratio(
@@ -88,21 +87,21 @@ def ratio(
 ) -> pd.DataFrame:  # fmt: skip
     """Ratio of two blocks' norms at the steps where both were measured, with a 95 % interval.
 
-    The two estimates use independent directions, so their distances to the limits add in quadrature on the log scale
-    (the MOVER of Zou and Donner, Stat. Med. 27, 2008): with values a, b and limits (a-, a+), (b-, b+),
-
-        log high = log(a/b) + sqrt(log(a+/a)^2 + log(b/b-)^2),   log low = log(a/b) - sqrt(log(a/a-)^2 + log(b+/b)^2).
+    The two estimates use independent directions, so their distances to the limits add in quadrature on the log scale,
+    as in `smoothlab.stats.samples.ratio`.
 
     Returns:
         Columns path, step, value, low, high, below (either block under twice its floor); limits are NaN where an
         interval is missing or reaches zero, and steps where a value is not positive are left out.
     """
-    a, b = (points(df, block, quantity, protocol, printed=printed) for block in (over, under))
+    a = points(df, over, quantity, protocol, printed=printed)
+    b = points(df, under, quantity, protocol, printed=printed)
     both = a.merge(b, on=["path", "step"], suffixes=("_a", "_b"))
     both = both[(both["value_a"] > 0) & (both["value_b"] > 0)]
 
-    def distance(upper: str, lower: str) -> np.ndarray:
-        return np.log(both[upper].to_numpy() / both[lower].where(both[lower] > 0).to_numpy())
+    def distance(upper: str, lower: str) -> NDArray[np.float64]:
+        positive = both[lower].where(both[lower] > 0)
+        return np.asarray(np.log(both[upper].to_numpy() / positive.to_numpy()), dtype=float)
 
     log = distance("value_a", "value_b")
     up = np.hypot(distance("high_a", "value_a"), distance("value_b", "low_b"))
@@ -113,27 +112,29 @@ def ratio(
 
 def protocols_of(df: pd.DataFrame, quantity: str = "frobenius") -> tuple[str, ...]:
     """Protocols that have rows of this quantity, estimated first."""
-    there = df.loc[(df["quantity"] == quantity) & df["value"].notna(), "protocol"].drop_duplicates()
-    return tuple(sorted(there, key=lambda name: (name != "estimated", name)))
+    names = df.loc[(df["quantity"] == quantity) & df["value"].notna(), "protocol"].drop_duplicates()
+    return tuple(sorted(names, key=lambda name: (name != "estimated", name)))
 
 
 def blocks_of(df: pd.DataFrame, quantity: str = "frobenius") -> tuple[str, ...]:
     """Blocks whose own Hessian was measured: base, peft, head, then the others as they come.
 
     Raises:
-        BadInput: where there is none; names the quantities there are.
+        BadInput: there is none; names the quantities of the records.
     """
-    own = df.loc[(df["quantity"] == quantity) & (df["wrt"] == df["block"]), "block"]
+    own = df.loc[(df["quantity"] == quantity) & (df["wrt"] == df["block"]), "block"].drop_duplicates()
     if own.empty:
         raise BadInput(nothing(df, (), quantity, ()))
-    first = {"base": 0, "peft": 1, "head": 2}
-    return tuple(sorted(own.drop_duplicates(), key=lambda name: first.get(name, 3)))
+    return tuple(sorted(own, key=lambda name: ORDER.get(name, len(ORDER))))
 
 
 def nothing(df: pd.DataFrame, blocks: Sequence[str], quantity: str, protocols: Sequence[str]) -> str:
     """One line that says which rows were looked for and which there are."""
-    there = df.loc[df["value"].notna(), ["block", "quantity", "protocol"]].drop_duplicates()
-    listed = ", ".join(f"{row.quantity} of {row.block} ({row.protocol})" for row in there.itertuples()) or "no rows"
-    named = f" of {', '.join(blocks)}" if blocks else ""
-    wanted = f"{quantity}{named}" + (f" ({', '.join(protocols)})" if protocols else "")
+    held = df.loc[df["value"].notna(), ["block", "quantity", "protocol"]].drop_duplicates()
+    listed = ", ".join(held["quantity"] + " of " + held["block"] + " (" + held["protocol"] + ")") or "no rows"
+    wanted = quantity
+    if blocks:
+        wanted += f" of {', '.join(blocks)}"
+    if protocols:
+        wanted += f" ({', '.join(protocols)})"
     return f"these records hold no finite value for {wanted}; they hold: {listed}"

@@ -18,7 +18,7 @@ from scipy import integrate, special
 
 def printed_bias_bound(mu: float, lipschitz: float, dim: int, gradient_norm: float) -> float:
     """E <g, ghat - g> <= (mu/2) L (d + 3)^1.5 ||g||: Lemma B.5 (1), one-sided, true if f is L-smooth everywhere."""
-    return mu / 2 * lipschitz * (dim + 3) ** 1.5 * gradient_norm
+    return mu / 2 * lipschitz * math.pow(dim + 3, 1.5) * gradient_norm
 
 
 def printed_error_bound(mu: float, lipschitz: float, dim: int, gradient_norm: float) -> float:

@@ -213,7 +213,7 @@ class Sphere(Distribution):
     def second_moment(
         self, shapes: Shapes, *, parts: Sequence[float] | None = None, gradient: Array | None = None
     ) -> tuple[float, float]:
-        """D, as ||z||^2 = d."""
+        """d, as ||z||^2 = d."""
         return float(sum(prod(shape) for shape in shapes)), 1.0
 
 

@@ -61,9 +61,9 @@ class Directional:
         """
         self._check_generator(block)
         out = self._stream(block).numbers()
-        for place, part in zip(out.split(_sizes(block)), self._anchors(block), strict=True):
+        for target, part in zip(out.split(_sizes(block)), self._anchors(block), strict=True):
             if part is not None:
-                place += part
+                target += part
         return out
 
     def add_to(self, block: Block, alpha: float) -> None:
@@ -79,13 +79,13 @@ class Directional:
         stream = self.distribution.stream(block, self.terms[0][0]) if single else self._stream(block)
 
         def add(piece: Piece, numbers: Tensor) -> None:
-            place, anchor = flats[piece.tensor][piece.start : piece.stop], anchors[piece.tensor]
+            target, anchor = flats[piece.tensor][piece.start : piece.stop], anchors[piece.tensor]
             if anchor is not None:
                 numbers = numbers + anchor[piece.start : piece.stop]
-            if place.dtype == numbers.dtype:
-                place.add_(numbers, alpha=scale)
+            if target.dtype == numbers.dtype:
+                target.add_(numbers, alpha=scale)
             else:
-                place.copy_(place.to(numbers.dtype).add_(numbers, alpha=scale))
+                target.copy_(target.to(numbers.dtype).add_(numbers, alpha=scale))
 
         with torch.no_grad():
             if single and self.terms[0][0] in self.kept:
@@ -120,7 +120,7 @@ class Directional:
         if self.anchor is None:
             return [None] * len(block.params)
         flat = self.anchor.dense(block) if isinstance(self.anchor, Directional) else self.anchor
-        return flat.split(_sizes(block))
+        return list(flat.split(_sizes(block)))
 
 
 def _sizes(block: Block) -> list[int]:

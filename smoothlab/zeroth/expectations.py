@@ -87,7 +87,7 @@ def by_coordinates(shapes: Shapes, factors: Sequence[Array], *, free: bool) -> A
         return _zero(shapes, free)
     same = Index(-1, 0, 0)
     names = tuple((same,) * f.ndim for f in factors) + (((same,),) if free else ((),))
-    return d ** (order // 2 - 1) * _contracted(factors, names, shapes)
+    return float(d) ** (order // 2 - 1) * _contracted(factors, names, shapes)
 
 
 def _zero(shapes: Shapes, free: bool) -> Array:
@@ -142,7 +142,7 @@ def _partitions(items: tuple[int, ...]) -> tuple[Blocks, ...]:
 def _loops(block: tuple[int, ...], tensor: int, start: int) -> tuple[dict[int, Index], ...]:
     """Names of the block's indices for each pair of pairings, of rows and of columns, that makes a single loop."""
     pairings = [p for p in _partitions(block) if len(p) == len(block) // 2]
-    found = []
+    loops = []
     for rows, columns in product(pairings, pairings):
         row = {i: k for k, pair in enumerate(rows) for i in pair}
         column = {i: k for k, pair in enumerate(columns) for i in pair}
@@ -154,8 +154,8 @@ def _loops(block: tuple[int, ...], tensor: int, start: int) -> tuple[dict[int, I
             if here == block[0]:
                 break
         if length == len(block):
-            found.append({i: Index(tensor, start + row[i], start + column[i]) for i in block})
-    return tuple(found)
+            loops.append({i: Index(tensor, start + row[i], start + column[i]) for i in block})
+    return tuple(loops)
 
 
 def _canonical(at: dict[int, Index], orders: tuple[int, ...], free: bool) -> Names:

@@ -245,8 +245,8 @@ class Perturbation:
             mine[module].append([i for i in owners[module] if i not in standing])  # tied ones may be moved already
             places = {i: (home[i], _like(home[i])) for i in mine[module][-1]}
             move(places)
-            for i, (_, place) in places.items():
-                self.block.params[i].data = place
+            for i, (_, out) in places.items():
+                self.block.params[i].data = out
             standing.update(places)
             moved.update(places)
 
@@ -281,7 +281,7 @@ def _like(p: Tensor) -> Tensor:
 
 
 def _shifted(home: Tensor, z: Tensor, h: float, out: Tensor) -> None:
-    """Out = fl(home + h z), the sum in the precision of z."""
+    """out = fl(home + h z), the sum in the precision of z."""
     with torch.no_grad():
         if home.dtype == z.dtype:
             torch.add(home, z, alpha=h, out=out)
@@ -290,7 +290,7 @@ def _shifted(home: Tensor, z: Tensor, h: float, out: Tensor) -> None:
 
 
 def _mirror(home: Tensor, out: Tensor) -> None:
-    """Out = home - (out - home); the difference is exact where the step is shorter than half of the entry."""
+    """out = home - (out - home); the difference is exact where the step is shorter than half of the entry."""
     with torch.no_grad():
         out.lerp_(home, 2.0)
 
@@ -298,8 +298,8 @@ def _mirror(home: Tensor, out: Tensor) -> None:
 def _owners(block: Block, module: nn.Module) -> dict[nn.Module, list[int]]:
     """Modules that hold parameters of the block directly, with their numbers in it; a tied one has several owners."""
     numbers = {id(p): i for i, p in enumerate(block.params)}
-    found = {m: [numbers[id(p)] for p in m._parameters.values() if id(p) in numbers] for m in module.modules()}
-    owners = {m: held for m, held in found.items() if held}
+    held_by = {m: [numbers[id(p)] for p in m._parameters.values() if id(p) in numbers] for m in module.modules()}
+    owners = {m: held for m, held in held_by.items() if held}
     held = {i for numbers in owners.values() for i in numbers}
     if len(held) < len(block.params):
         raise BadInput(

@@ -142,8 +142,8 @@ class Stream:
             results = []
             with torch.no_grad():
                 for p in mine:
-                    place = parts[p.tensor][p.start : p.stop] if parts else scratch[: p.stop - p.start]
-                    results.append(work(p, self.fill(p, place)))
+                    out = parts[p.tensor][p.start : p.stop] if parts else scratch[: p.stop - p.start]
+                    results.append(work(p, self.fill(p, out)))
             return results
 
         return spread(several, pieces, self.device)

@@ -19,7 +19,8 @@ from tests.report.test_page import Page
 def test_the_two_runs_of_figure_1_differ_in_the_peft_module_alone():
     runs = demo.sections(seed=3)
     full, joint = runs["fig1a"], runs["fig1b"]
-    assert replace(full, peft="lora", measure=("base", "peft")) == joint and full.peft == "none"
+    assert replace(full, method="fo-joint", measure=("base", "peft")) == joint
+    assert (full.module, joint.module) == ("none", "lora")
     assert all(run.seed == 3 for run in runs.values()) and (full.model, full.data) == ("micro", "builtin")
     assert set(runs) == set(demo.SECONDS)
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,11 +25,13 @@ from smoothlab.experiments.estimators import bias_variance, model_blocks, synthe
 from smoothlab.experiments.estimators.config import ON_MODEL, SYNTHETIC
 from smoothlab.experiments.estimators.experiment import Estimators
 from smoothlab.experiments.estimators.synthetic import Ridges
-from smoothlab.llm.train import FineTuning
+from smoothlab.experiments.finetune.setup import Setup
 from smoothlab.stats import samples
+from smoothlab.trainer import reshuffled
 from smoothlab.zeroth.distributions import Gaussian, named
 from smoothlab.zeroth.estimators import ZerothOrder
 from smoothlab.zeroth.moments import second_moment
+from tests.experiments.toy import classifier_loss
 
 SMALL = Estimators(
     parts=SYNTHETIC,
@@ -269,17 +272,26 @@ class Network(nn.Module):
         return SimpleNamespace(logits=self.base(x) + self.peft(x))
 
 
-def tuning(experiment: object) -> FineTuning:
+def setup(experiment: Any) -> Setup:
     model, generator = Network(), torch.Generator().manual_seed(1)
     x = torch.randn(50, 8, generator=generator, dtype=torch.float64)
     labels = (x[:, 0] * x[:, 1] > 0).long()
     blocks = {n: Block(n, tuple(getattr(model, n).parameters())) for n in ("base", "peft")}
-    return FineTuning(model, blocks, lambda i: {"x": x[i], "labels": labels[i]}, 50, 8, dict.fromkeys(blocks, 0.1))
+
+    def batches(step: int) -> list[tuple[Tensor, Tensor]]:
+        numbers = reshuffled(50, 8, 0, step)
+        return [(x[numbers], labels[numbers])]
+
+    nothing: Any = None
+    return Setup(
+        experiment, model, blocks, list(blocks.values()), batches, 6, classifier_loss,
+        nothing, nothing, nothing, "made up", [], nothing,
+    )  # fmt: skip
 
 
 @pytest.fixture
 def toy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("smoothlab.experiments.smoothness.Smoothness.tuning", tuning)
+    monkeypatch.setattr("smoothlab.experiments.smoothness.Smoothness.setup", setup)
 
 
 def test_a_models_rows(toy: None, tmp_path: Path) -> None:

@@ -222,7 +222,12 @@ def test_checkpoints_are_not_lost_to_another_record_file(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"method": "sgd"}, "--method sgd is unknown: use one of hybrid, zo, fo-peft, fo-full"),
+        ({"method": "sgd"}, "--method sgd is unknown: use one of hybrid, zo, fo-peft, fo-full, fo-joint"),
+        ({"optimizer": "lion"}, "--optimizer lion is unknown: use one of sgd, adam"),
+        ({"rank": 0}, "--rank 0 is too small: use at least 1"),
+        ({"measure": ("bass",)}, "--measure bass: no such block, use all or some of base, peft"),
+        ({"measure": ("all",), "dtype": "bfloat16"}, "--measure with --dtype bfloat16, whose rounding hides curvature"),
+        ({"eta": ("base=1",)}, "--eta base=1: use --eta-x 1 for block 'base'"),
         ({"method": "fo-full", "peft": "lora"}, "--peft lora with --method fo-full, which trains the base model alone"),
         ({"method": "zo", "peft": "lora"}, "--peft lora with --method zo, which trains the base model alone"),
         ({"peft": "none"}, "--peft none with --method hybrid: name a PEFT method"),
@@ -326,13 +331,12 @@ def test_saved_weights_load_in_plain_peft_and_transformers(tmp_path: Path, run: 
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from smoothlab.llm.evaluate import accuracy
-    from smoothlab.llm.tuning import Rates
 
     setup = run.setup()
-    setup.tuning.start(Rates(run.eta_x, run.eta_y, run.mu))
+    trainer = setup.trainer()
     before = setup.judge(setup.test).scores
     for _ in range(run.steps):
-        setup.tuning.update()
+        trainer.update()
     scores = setup.judge(setup.test).scores
     setup.save(tmp_path / "written", "")
     (tmp_path / "written").rename(tmp_path / "saved")
@@ -398,14 +402,19 @@ class Broken(Toy):
 
     def setup(self) -> Any:
         setup = super().setup()
-        judge = setup.judge
+        judge, make, trainers = setup.judge, setup.trainer, []
+
+        def trainer(*options: Any, **named: Any) -> Any:
+            trainers.append(make(*options, **named))
+            return trainers[-1]
 
         def broken(part: Any) -> Any:
-            if setup.tuning.rates.eta_y == self.at and setup.tuning.step:
+            rates = {group["name"]: group["lr"] for group in trainers[-1].optimizer.param_groups}
+            if rates["peft"] == self.at and trainers[-1].step:
                 raise NotFinite("3 of 40 items have a score that is not finite")
             return judge(part)
 
-        setup.judge = broken
+        setup.judge, setup.trainer = broken, trainer  # type: ignore[method-assign]
         return setup
 
 
@@ -453,6 +462,10 @@ def test_the_command_line_trains_micro_and_goes_on(tmp_path: Path, capsys: pytes
         ("--mu 1e-12", "mu = 1e-12 on block 'base' in float32: rounding lets"),
         ("--mu 1e-4 --dtype bfloat16", "rounding lets"),
         ("--model nowhere", "nowhere"),
+        ("--rank 4 --peft ia3", "--rank 4 with --peft ia3, which has no rank: leave --rank out"),
+        ("--rule sgd", "--rule of `smoothlab finetune` is --optimizer now"),
+        ("--mu 1e30", "at x + mu z, and 0.803 at x: lower --mu (1e+30)"),
+        ("--measure base --peft dora", "--peft dora cannot be measured: "),
     ],
 )
 def test_the_command_line_says_one_line(
@@ -465,7 +478,7 @@ def test_the_command_line_says_one_line(
     assert main(["finetune", *sizes, str(out), *options.split()]) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("smoothlab: error: ") and words in last
-    assert not out.exists() or [row["step"] for row in rows_of(out)] == [0]  # what mu is too small for begins behind it
+    assert not out.exists() or {row["step"] for row in rows_of(out)} == {0}  # what mu is too small for begins behind it
 
 
 @pytest.mark.parametrize(

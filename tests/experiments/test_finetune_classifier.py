@@ -10,9 +10,8 @@ import torch
 
 from smoothlab.errors import BadInput
 from smoothlab.experiments.finetune.experiment import Finetune
-from smoothlab.experiments.finetune.selection import Score
+from smoothlab.experiments.finetune.setup import Score
 from smoothlab.llm.evaluate import Encoded, accuracy_one_by_one
-from smoothlab.llm.tuning import Rates
 from tests.experiments.command import ended, forked
 from tests.experiments.test_finetune import rows_of, run
 from tests.experiments.test_finetune_killed import FEW, FEW_LOGGED, PLACES, written
@@ -42,8 +41,7 @@ def configured(folder: Path, kind: str, **options: Any) -> Finetune:
 
 def started(run: Finetune) -> Any:
     setup = run.setup()
-    setup.tuning.start(Rates(run.eta_x, run.eta_y, run.mu))
-    return setup
+    return setup, setup.trainer()
 
 
 def scores(model: Any, items: Encoded) -> torch.Tensor:
@@ -70,14 +68,14 @@ def parts(names: set[str]) -> set[str]:
 )
 def test_what_a_method_trains_moves_and_nothing_else(folder: Path, kind: str, method: str) -> None:
     """All of it moves; ESM's contact head, which a classifier does not use, moves by zeroth-order steps at most."""
-    setup = started(configured(folder, kind, method=method, eta_y=0.01))
-    named = dict(setup.tuning.model.named_parameters())
+    setup, trainer = started(configured(folder, kind, method=method, eta_y=0.01))
+    named = dict(setup.model.named_parameters())
     before = {name: p.detach().clone() for name, p in named.items()}
     for _ in range(3):
-        setup.tuning.update()
+        trainer.update()
     moved = {name for name, p in named.items() if not torch.equal(p, before[name])}
     own = {"hybrid": ("base", "peft", "head"), "fo-peft": ("peft", "head")}.get(method, ("base",))
-    assert tuple(setup.tuning.blocks) == own
+    assert tuple(setup.blocks) == own
     wanted = {"peft", "head"} if method == "fo-peft" else {"base", "head"} | ({"peft"} if method == "hybrid" else set())
     if kind == "bert" and "peft" in own:
         wanted |= {"pooler"}  # a new one, trained with the head
@@ -107,16 +105,16 @@ LEARN = {
 )  # fmt: skip
 def test_the_loss_falls_on_the_training_data(folder: Path, kind: str, method: str) -> None:
     run = configured(folder, kind, method=method, **LEARN[method])
-    setup = started(run)
-    tuning = setup.tuning
+    _, trainer = started(run)
 
     def loss() -> float:
         with torch.no_grad():
-            return float(tuning.loss(tuning.model, tuning.examples(range(run.train))))
+            epoch = [float(trainer.minibatch_loss(step)()) for step in range(run.train // run.batch)]
+        return sum(epoch) / len(epoch)
 
     begun = loss()
     for _ in range(run.steps):
-        tuning.update()
+        trainer.update()
     assert 1.0 < begun < 1.5, "log 3 = 1.1 for guesses of three classes"
     assert loss() < (0.95 * begun if method == "zo" else 0.2)
 
@@ -144,11 +142,11 @@ def test_saved_classifiers_load_in_plain_peft_and_transformers(
     from transformers import AutoModelForSequenceClassification
 
     run = configured(folder, kind, method=method, peft=peft, eta_y=0.05)
-    setup = started(run)
+    setup, trainer = started(run)
     start = setup.judge(setup.test).scores
     for _ in range(3):
-        setup.tuning.update()
-    trained = scores(setup.tuning.model, setup.test)
+        trainer.update()
+    trained = scores(setup.model, setup.test)
     setup.save(tmp_path, "Three classes.")
     base = tmp_path / "model" if method != "fo-peft" else folder / kind
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=3).eval()
@@ -165,7 +163,7 @@ def test_saved_classifiers_load_in_plain_peft_and_transformers(
         assert any("it was saved as" in note for note in again.notes)
         assert any("the head is that of" in note for note in again.notes)
         if method in ("zo", "fo-full"):
-            torch.testing.assert_close(scores(again.tuning.model, again.test), trained, rtol=0, atol=1e-6)
+            torch.testing.assert_close(scores(again.model, again.test), trained, rtol=0, atol=1e-6)
 
 
 def test_a_run_scores_by_cross_entropy_over_classes(folder: Path, tmp_path: Path) -> None:
@@ -173,8 +171,8 @@ def test_a_run_scores_by_cross_entropy_over_classes(folder: Path, tmp_path: Path
     run_ = configured(folder, "bert-classifier", method="fo-peft", steps=0)
     rows = run(run_, tmp_path / "run.jsonl")
     setup = run_.setup()
-    slow = Score.of(accuracy_one_by_one(setup.tuning.model, setup.dev), setup.dev)
-    probabilities = scores(setup.tuning.model, setup.dev)
+    slow = Score.of(accuracy_one_by_one(setup.model, setup.dev), setup.dev)
+    probabilities = scores(setup.model, setup.dev)
     loss = torch.nn.functional.nll_loss(probabilities, torch.tensor(setup.dev.labels))
     assert slow.loss == pytest.approx(float(loss), rel=1e-6)
     assert rows[0]["dev_loss"] == pytest.approx(slow.loss, rel=1e-5) and rows[0]["correct"] == slow.correct
@@ -183,7 +181,7 @@ def test_a_run_scores_by_cross_entropy_over_classes(folder: Path, tmp_path: Path
 
 KILLED = {
     "bert": ("--model bert --head auto --eta-y 0.01 --schedule cosine", "log:", FEW_LOGGED),
-    "opt": ("--model opt --search eta_y=0.01,0.1 --rule sgd --sides 1 --peft prompt --dtype bfloat16", "", FEW),
+    "opt": ("--model opt --search eta_y=0.01,0.1 --optimizer sgd --sides 1 --peft prompt --dtype bfloat16", "", FEW),
     "zo": ("--model roberta --method zo --eta-x 1e-3", "log:", FEW_LOGGED),
 }  # fmt: skip
 
@@ -236,7 +234,10 @@ def test_the_command_line_trains_micro_as_a_classifier(tmp_path: Path, capsys: p
     command = "finetune --head classifier --train 24 --dev 8 --test 8 --batch 4 --steps 2 --eval-every 2 --out".split()
     assert main([*command, str(out), "--dry-run"]) == 0
     said = capsys.readouterr().out
-    assert "micro (classifier) on builtin" in said and "block head            384 parameters, first-order" in said
+    assert (
+        "micro (classifier) on builtin" in said
+        and "trains head                   384 parameters, first-order, learning rate 0.005" in said
+    )
     assert main([*command, str(out)]) == 0
     assert "Hybrid-LoRA classifier (eta_x 1e-4, eta_y 0.005):" in capsys.readouterr().out
     assert main(["plot", str(out), "--kind", "finetune", "--out", str(tmp_path / "curves.png")]) == 0
@@ -270,5 +271,5 @@ def test_what_goes_wrong_is_one_line(folder: Path, tmp_path: Path, options: dict
     kind = options.get("kind", "bert")
     given = {name: value for name, value in options.items() if name != "kind"}
     with pytest.raises(BadInput) as told:
-        run(configured(folder, kind, **{"rule": "sgd", "verbalizers": WORDS} | given), tmp_path / "run.jsonl")
+        run(configured(folder, kind, **{"optimizer": "sgd", "verbalizers": WORDS} | given), tmp_path / "run.jsonl")
     assert words in str(told.value) and "\n" not in str(told.value)

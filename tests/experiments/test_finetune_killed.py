@@ -20,9 +20,9 @@ from tests.experiments.test_finetune import rows_of
 OPTIONS = "--train 24 --dev 8 --test 4 --batch 4 --eval-every 4 --patience 0 --mu 0.03 --steps 24"
 RUNS = {
     "adalora": "--peft adalora --eta-y 0.05 --schedule cosine --dtype bfloat16 --steps 16 --eval-every 2",
-    "search": "--search eta_x=1e-4,1e-3 --dtype bfloat16 --rule sgd --sides 1 --q 2 --peft prefix --steps 8",
-    "float32": "--rule adam --schedule linear --eta-y 0.01",
-    "float16": "--dtype float16 --rule sgd --peft ia3 --eta-y 0.1",
+    "search": "--search eta_x=1e-4,1e-3 --dtype bfloat16 --optimizer sgd --sides 1 --q 2 --peft prefix --steps 8",
+    "float32": "--optimizer adam --schedule linear --eta-y 0.01",
+    "float16": "--dtype float16 --optimizer sgd --peft ia3 --eta-y 0.1",
     "zo": "--method zo --eta-x 1e-3 --schedule cosine",
     "fo-full": "--method fo-full --schedule cosine",
 }

@@ -36,7 +36,9 @@ def said(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monke
         given = ["--model", str(model), "--data", "data.jsonl", "--out", "run.jsonl", *OPTIONS.split()]
         assert main(["finetune", *given, *options.split()]) == status
         lines = capsys.readouterr().err.splitlines()
-        told = [line for line in lines if not line.startswith("smoothlab: train and dev")]
+        told = [
+            line for line in lines if not line.startswith(("smoothlab: train and dev", "smoothlab: resumed at step"))
+        ]
         (line,) = told
         assert line.startswith("smoothlab: error: ") == (status == 2)
         return line.removeprefix("smoothlab: ").removeprefix("error: ")
@@ -212,9 +214,15 @@ DAMAGE: dict[str, tuple[Callable[[Path, Path], Any], str]] = {
     "empty": (lambda after, best: os.truncate(after, 0), "after-00000003.safetensors: it is damaged ("),
     "best cut": (lambda after, best: os.truncate(best, 999), ".safetensors: it is damaged ("),
     "best lost": (lambda after, best: best.unlink(), ".safetensors: there is no such file; put the file back, or"),
-    "count": (lambda after, best: edited(after, lambda s, t: s["course"].update(rows=2)), "or was changed since;"),
-    "step": (lambda after, best: edited(after, lambda s, t: s.update(step="x")), "or was changed since;"),
-    "part": (lambda after, best: edited(after, lambda s, t: s.pop("course")), "or was changed since;"),
+    "count": (
+        lambda after, best: edited(after, lambda s, t: s["packed"]["selection"].update(rows=2)),
+        "or was changed since;",
+    ),
+    "step": (
+        lambda after, best: edited(after, lambda s, t: s["packed"]["trainer"].update(step="x")),
+        "or was changed since;",
+    ),
+    "part": (lambda after, best: edited(after, lambda s, t: s["packed"].pop("selection")), "or was changed since;"),
     "weights": (lambda after, best: edited(after, lambda s, t: without(t, "lora_A")), "or was changed since;"),
     "best": (lambda after, best: edited(best, lambda s, t: without(t, "lora_A")), "or was changed since;"),
     "no JSON": (lambda after, best: after.write_bytes(b"{broken"), "after-00000003.safetensors: it is damaged ("),

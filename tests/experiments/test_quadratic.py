@@ -207,7 +207,7 @@ def test_the_table_gives_verdicts(small: SimpleNamespace) -> None:
     table = comparisons.comparisons(small.table)
     printed = table[(table["quantity"] == "factor x") & table["verdict"].str.endswith("as printed")]
     assert list(zip(printed["measured"], printed["verdict"], strict=True)) == [
-        (0.5, "not as printed"), (1.0, "not as printed"), (2.0, "as printed"),
+        (0.5, "not as printed"), (1.0, "not as printed"), (2.0, "as printed"), (29.0, "as printed"),
     ]  # fmt: skip
 
 
@@ -216,7 +216,9 @@ def test_the_command_line_measures_draws_and_reads(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["quadratic", "--parts", "rates", "--ratios", "1.5", "3", "--out", "a.jsonl"]) == 0
-    assert "not as printed 1" in " ".join(capsys.readouterr().out.split())
+    assert "rule=large factor x 0.500 (0.500 to 0.500) 0.500 not as printed" in " ".join(
+        capsys.readouterr().out.split()
+    )
     assert main(["plot", "a.jsonl", "--kind", "quadratic", "--out", "a.png"]) == 0 and Path("a.png").exists()
     for options in (["--eps", "0"], ["--parts", "pie"], ["--dims", "0"], ["--ratios", "0.5"], ["--replicas", "3"]):
         assert main(["quadratic", *options]) == 2

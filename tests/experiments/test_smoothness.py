@@ -15,11 +15,12 @@ import torch
 from smoothlab import records
 from smoothlab.errors import BadInput
 from smoothlab.record_files import RESERVED
+from smoothlab.trainer import Trainer
 from tests.experiments.toy import Toy
 
 FIELDS = {
-    "step", "protocol", "block", "wrt", "quantity", "value", "low", "high", "hvps", "h", "floor", "flag", "loss",
-    "grad_norm", "grad_norm_total", "dim", "normalized", "sign",
+    "step", "method", "protocol", "block", "wrt", "quantity", "value", "low", "high", "hvps", "h", "floor", "flag",
+    "loss", "grad_norm", "grad_norm_total", "dim", "normalized", "sign",
 }  # fmt: skip
 
 
@@ -46,7 +47,7 @@ def test_every_point_has_the_same_complete_rows(tmp_path: Path) -> None:
 @pytest.mark.parametrize("keep", [pytest.param(False, marks=pytest.mark.check), True])
 def test_a_stopped_run_ends_as_an_undisturbed_one(tmp_path: Path, keep: bool) -> None:
     """Cut after any row, even halfway through a line: the continued records are the same to the byte."""
-    toy = Toy(steps=12, points=4, keep_weights=tmp_path / "kept" if keep else None)
+    toy = Toy(steps=12, points=4, checkpoint=tmp_path / "kept" if keep else None)
     whole = tmp_path / "whole.jsonl"
     run(toy, whole)
     lines = whole.read_bytes().splitlines(keepends=True)
@@ -54,7 +55,7 @@ def test_a_stopped_run_ends_as_an_undisturbed_one(tmp_path: Path, keep: bool) ->
         again = tmp_path / f"cut{cut}.jsonl"
         again.write_bytes(b"".join(lines[:cut]) + lines[cut][:20])
         if keep:
-            for late in sorted((tmp_path / "kept").glob("*"))[(cut - 1) // 11 + 1 :]:
+            for late in sorted((tmp_path / "kept").glob("after-*"))[(cut - 1) // 11 + 1 :]:
                 late.unlink()
         assert run(toy, again) == rows_of(whole), cut
 
@@ -67,13 +68,13 @@ def test_damaged_points_alone_are_measured_again(tmp_path: Path, monkeypatch: py
     lines, each = out.read_bytes().splitlines(keepends=True), len(whole) // 4
     at = 1 + 2 * each
     out.write_bytes(b"".join([*lines[: each + 3], *lines[each + 4 : at], lines[at + 1], lines[at], *lines[at + 2 :]]))
-    measured, point = [], Toy._point
+    measured, point = [], Trainer.point
 
-    def watched(self, tuning, *rest):
-        measured.append(tuning.step)
-        return point(self, tuning, *rest)
+    def watched(self):
+        measured.append(self.step)
+        return point(self)
 
-    monkeypatch.setattr(Toy, "_point", watched)
+    monkeypatch.setattr(Trainer, "point", watched)
     assert run(toy, out) == whole and measured == [4, 8]
     assert "measured again: step 4, step 8" in capsys.readouterr().err
     assert out.read_bytes().splitlines(keepends=True)[:-1] == lines[:-1]
@@ -96,7 +97,7 @@ def test_killed_runs_end_as_an_undisturbed_one(tmp_path: Path) -> None:
     torch.set_num_threads(1)
     try:
         full = Toy(steps=60, points=6, protocol="estimated")
-        run(replace(full, keep_weights=tmp_path / "kept"), killed)
+        run(replace(full, checkpoint=tmp_path / "kept"), killed)
         run(full, whole)
     finally:
         torch.set_num_threads(threads)
@@ -106,7 +107,7 @@ def test_killed_runs_end_as_an_undisturbed_one(tmp_path: Path) -> None:
 @pytest.mark.check
 def test_measuring_afterwards_from_kept_weights_is_measuring_online(tmp_path: Path) -> None:
     kept = tmp_path / "kept"
-    online = run(Toy(keep_weights=kept), tmp_path / "online.jsonl")
+    online = run(Toy(checkpoint=kept), tmp_path / "online.jsonl")
     after = run(Toy(from_weights=kept), tmp_path / "after.jsonl")
     assert online == after
 
@@ -115,17 +116,17 @@ def test_measuring_does_not_change_the_trajectory(tmp_path: Path) -> None:
     """The weights after 40 steps are the same to the bit whether six points or one were measured, dropout included."""
     states = []
     for points in (6, 2):
-        toy = Toy(points=points, dropout=True, keep_weights=tmp_path / f"{points}")
+        toy = Toy(points=points, dropout=True, checkpoint=tmp_path / f"{points}")
         run(toy, tmp_path / f"{points}.jsonl")
-        tuning = toy.tuning()
-        tuning.load(tmp_path / f"{points}" / "step-00000040.safetensors")
-        states.append([p.detach().clone() for p in tuning.model.parameters()])
+        trainer, folder = toy.setup().trainer(), toy._folder(tmp_path / f"{points}")
+        trainer.load_state_dict(folder.get(folder.after(40)))
+        states.append([p.detach().clone() for p in trainer.model.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
 
 
 @pytest.mark.check
 def test_a_fixed_minibatch_is_the_same_at_all_points(tmp_path: Path) -> None:
-    still = Toy(minibatch="fixed", lr=0.0, protocol="estimated", path=False)
+    still = Toy(minibatch="fixed", eta_x=0.0, eta_y=0.0, protocol="estimated", path=False)
     losses = {row["loss"] for row in run(still, tmp_path / "fixed.jsonl")}
     assert len(losses) == 1
     moving = {row["loss"] for row in run(replace(still, minibatch="step"), tmp_path / "step.jsonl")}
@@ -134,8 +135,8 @@ def test_a_fixed_minibatch_is_the_same_at_all_points(tmp_path: Path) -> None:
 
 def test_a_diverging_run_keeps_what_it_measured(tmp_path: Path) -> None:
     out = tmp_path / "run.jsonl"
-    with pytest.raises(BadInput, match=r"loss is (nan|inf) at step \d+: lower --lr"):
-        run(Toy(lr=1e308, path=False), out)
+    with pytest.raises(BadInput, match=r"loss is (nan|inf) at step \d+"):
+        run(Toy(eta_x=1e308, eta_y=1e308, path=False), out)
     assert {row["step"] for row in rows_of(out)} == {0}
 
 
@@ -144,14 +145,14 @@ def test_a_loss_that_is_nan_at_a_point_keeps_what_was_measured(tmp_path: Path, p
     """The only update leads to weights of 1e308, where the second and last point finds no finite loss."""
     out = tmp_path / "run.jsonl"
     with pytest.raises(BadInput, match=r"loss is (nan|inf)"):
-        run(Toy(steps=1, points=2, lr=1e308, protocol=protocol, path=False), out)
+        run(Toy(steps=1, points=2, eta_x=1e308, eta_y=1e308, protocol=protocol, path=False), out)
     rows = rows_of(out)
     assert rows and {row["step"] for row in rows} == {0} and all(row["loss"] is not None for row in rows)
 
 
 def test_the_plan_names_blocks_points_and_cost() -> None:
     plan = Toy().plan()
-    assert "base" in plan and "178 parameters" in plan and "0, 8, 16, 24, 32, 40" in plan
+    assert "trains base " in plan and "178 parameters" in plan and "points at steps 0, 8, 16, 24, 32, 40" in plan
     assert "altogether about" in plan and "minutes" in plan and "GiB" in plan
 
 
@@ -165,14 +166,14 @@ def test_fewer_points_than_asked_for_are_told(capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"measure": ("bass",)}, "--measure bass: no such block, use some of base, peft"),
+        ({"measure": ("bass",)}, "--measure bass: no such block, use all or some of base, peft"),
         ({"cross": ("base-peft",)}, "--cross base-peft: write two different measured blocks as a:b"),
         ({"cross": ("base:base",)}, "two different"),
         ({"steps": -1}, "--steps -1 is too small"),
         ({"probes": 1}, "--probes 1 is too small"),
         ({"precision": 0.0}, "--precision 0.0"),
-        ({"lr": -1.0}, "--lr -1.0"),
-        ({"batch": 51}, "--batch 51 with 50 examples: use 1 to 50"),
+        ({"eta_x": -1.0}, "--eta-x -1"),
+        ({"batch": 51}, "--batch 51 with 50 training examples: use 1 to 50"),
         ({"batch": 0}, "--batch 0 is too small: use at least 1"),
         ({"steps": 10**26}, f"--steps {10**26} is too large: use at most 1000000000"),
         ({"points": 10**11}, "--points 100000000000 is too large: use at most 1000000"),
@@ -181,18 +182,23 @@ def test_fewer_points_than_asked_for_are_told(capsys: pytest.CaptureFixture[str]
         ({"seed": 2**70}, f"--seed {2**70} is too large: use at most 4294967295"),
         ({"precision": 1.0}, "--precision 1.0: use a number between 0 and 1"),
         ({"precision": float("nan")}, "--precision nan: use a number between 0 and 1"),
-        ({"lr": float("nan")}, "--lr nan: use a finite rate"),
-        ({"lr": float("inf")}, "--lr inf: use a finite rate"),
-        ({"lr_block": ("base=nan",)}, "--lr-block base=nan: write name=rate with a finite rate"),
-        ({"lr_block": ("base=inf",)}, "--lr-block base=inf: write name=rate with a finite rate"),
-        ({"lr_block": ("base=1", "base=2")}, "--lr-block base=2: block 'base' has a rate already"),
+        ({"eta_y": float("nan")}, "--eta-y nan: use a finite rate"),
+        ({"eta_x": float("inf")}, "--eta-x inf: use a finite rate"),
+        ({"eta": ("head=nan",)}, "--eta head=nan: write NAME=RATE with a finite rate"),
+        ({"eta": ("head=1", "head=2")}, "--eta head=2: block 'head' has a rate already"),
+        ({"measure": ()}, "--measure names no block: use all, or some of base, peft, head"),
+        ({"peft": "none"}, "--peft none with --method fo-joint: name a PEFT method, or use zo or fo-full"),
+        (
+            {"checkpoint": Path("log:kept")},
+            "--checkpoint log:kept with --method fo-joint: a seed log holds zeroth-order",
+        ),
         ({"cross": ("base:peft", "base:peft")}, "--cross base:peft is given twice"),
         ({"device": "tpu"}, "--device tpu is unknown: use cpu, cuda or cuda:0"),
         ({"product": "exakt"}, "--product exakt is unknown: use one of exact, central, forward"),
         ({"minibatch": "steps"}, "--minibatch steps is unknown: use one of step, fixed"),
-        ({"keep_weights": Path("k"), "from_weights": Path("f")}, "--keep-weights k with --from-weights f: nothing is"),
-        ({"keep_weights": Path(__file__)}, "test_smoothness.py is a file: name a folder"),
-        ({"from_weights": Path("nowhere")}, "--from-weights nowhere: no step-"),
+        ({"checkpoint": Path("k"), "from_weights": Path("f")}, "--checkpoint k with --from-weights f: nothing is"),
+        ({"checkpoint": Path(__file__)}, "test_smoothness.py is a file: name a folder"),
+        ({"from_weights": Path("nowhere")}, "--from-weights nowhere: no after-"),
     ],
 )
 def test_bad_options_are_named(tmp_path: Path, change: dict, words: str) -> None:
@@ -202,21 +208,29 @@ def test_bad_options_are_named(tmp_path: Path, change: dict, words: str) -> None
     assert not (tmp_path / "run.jsonl").exists()
 
 
-@pytest.mark.parametrize("text", ["base", "base=", "base=fast", "base=-1", "=1"])
+@pytest.mark.parametrize("text", ["head", "head=", "head=fast", "head=-1", "=1"])
 def test_bad_rates_are_named(text: str) -> None:
-    from smoothlab.experiments.options import rates
+    from smoothlab.experiments.finetune.options import block_rates
 
-    with pytest.raises(BadInput, match="name=rate"):
-        rates([text])
+    with pytest.raises(BadInput, match="NAME=RATE"):
+        block_rates(Toy(eta=(text,)))
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ("--batch 8 --data few.jsonl", "--batch 8 with 2 examples: use 1 to 2"),
-        ("--data long.jsonl", "'word word word word word word word word ...' has 302 tokens, micro takes 256: cut it"),
-        ("--data long.jsonl --batch 1 --peft prompt --data short.jsonl", "has 252 tokens, micro takes 246: cut it"),
-        ("--lr 1e300", "learning rate 1e+300 of block 'base': use a rate of torch.float32"),
+        ("--batch 20 --data few.jsonl", "--batch 20 with 17 training examples: use 1 to 17"),
+        ("--eta-x 1e300", "learning rate 1e+300 of block 'base': use at most 3.40282e+38"),
+        ("--lr 0.1", "--lr of `smoothlab smoothness` is --eta-x and --eta-y now"),
+        (
+            "--lr-block base=1",
+            "--lr-block of `smoothlab smoothness` is --eta-x, --eta-y, and --eta NAME=RATE for other",
+        ),
+        ("--schedule log", "--schedule log of `smoothlab smoothness` is --spacing log now"),
+        ("--keep-weights kept", "--keep-weights of `smoothlab smoothness` is --checkpoint now"),
+        ("--rule=adam", "--rule of `smoothlab smoothness` is --optimizer now"),
+        ("--checkpoint old", "--checkpoint old holds step-*.safetensors, which --keep-weights of smoothlab 0.1 wrote"),
+        ("--from-weights old", "--from-weights old holds step-*.safetensors, which --keep-weights of smoothlab 0.1"),
         ("--cross a:b", "--cross a:b: write two different measured blocks"),
     ],
 )
@@ -227,10 +241,10 @@ def test_the_command_line_says_one_line(
     from smoothlab.__main__ import main
 
     monkeypatch.chdir(tmp_path)
-    texts = {"few": ["fine", "dull"], "long": ["fine", "word " * 300] * 10, "short": ["fine", "word " * 250] * 10}
-    for name, sentences in texts.items():
-        rows = ({"sentence": text, "label": i % 2} for i, text in enumerate(sentences))
-        Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = ({"sentence": f"film {i}", "label": i % 2} for i in range(20))
+    Path("few.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Path("old").mkdir()
+    Path("old/step-00000000.safetensors").touch()
     assert main(["smoothness", *options.split()]) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("smoothlab: error: ") and words in last

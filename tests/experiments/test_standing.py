@@ -94,7 +94,7 @@ def test_fine_tuning_stands_up_to_the_first_loss(tmp_path: Path, monkeypatch: py
     run = Finetune(checkpoint=tmp_path / "kept")
     rows: list[Any] = [{"part": "dev", "step": step} for step in range(0, 125, 25)]
     taken = [3]
-    monkeypatch.setattr(Folder, "rows", lambda self: taken)
+    monkeypatch.setattr(Folder, "numbers", lambda self: taken)
     assert run.standing([*rows[:4], None]) == rows[:3]
     assert run.standing([*rows[:3], None, *rows[4:]]) == rows[:3]
     with pytest.raises(BadInput, match="holds this run after 3 rows, which are in no record file given here"):

@@ -4,7 +4,6 @@ import os
 import time
 import traceback
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,12 +13,13 @@ from torch import Tensor, nn
 from smoothlab import records
 from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
+from smoothlab.experiments.finetune.config import Exact
 from smoothlab.experiments.finetune.experiment import Finetune
-from smoothlab.experiments.finetune.setup import Setup, optimizer
+from smoothlab.experiments.finetune.setup import Setup, _check_batch, measured_blocks
 from smoothlab.llm import distributed
 from smoothlab.llm.evaluate import Accuracy, Encoded
-from smoothlab.llm.tuning import Tuning
-from tests.experiments.toy import Network
+from smoothlab.trainer import reshuffled
+from tests.experiments.toy import Network, classifier_loss
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Toy(Finetune):
     name: ClassVar[str] = "toy"
     pause: ClassVar[float] = 0.0  # seconds that a loss takes longer
     train: int = 64
-    rule: str = "sgd"  # type: ignore[assignment]
+    optimizer: Exact = "sgd"
     eta_x: float = 2e-3
     eta_y: float = 0.2
     steps: int = 24
@@ -45,18 +45,21 @@ class Toy(Finetune):
         places = {"train": range(self.train), "dev": range(100, 140), "test": range(140, 240)}
         splits = {n: Encoded(((),) * len(p), (((0,), (1,)),) * len(p), tuple(labels[p.start : p.stop].tolist()),
                              "verbalizer", 0) for n, p in places.items()}  # fmt: skip
-        names = {"hybrid": ("base", "peft"), "fo-peft": ("peft",)}.get(self.method, ("base",))
+        names = {"hybrid": ("base", "peft"), "fo-joint": ("base", "peft"), "fo-peft": ("peft",)}.get(
+            self.method, ("base",)
+        )
         for name in ("base", "peft"):
             getattr(model, name).requires_grad_(name in names)
         blocks = {n: Block(n, tuple(getattr(model, n).parameters())) for n in names}
 
-        def examples(numbers: list[int]) -> tuple[Tensor, Tensor]:
-            return x[numbers], labels[numbers]
+        def batches(step: int) -> list[tuple[Tensor, Tensor]]:
+            numbers = reshuffled(self.train, self.batch, self.seed, step)
+            parts = distributed.parts(numbers, "cpu", self.parts)
+            return [(x[part], labels[part]) for part in parts]
 
-        def loss(model: Any, inputs: tuple[Tensor, Tensor]) -> Tensor:
+        def loss(model: Any, part: tuple[Tensor, Tensor]) -> Tensor:
             time.sleep(self.pause)
-            x, labels = inputs
-            return nn.functional.cross_entropy(model(x).logits, labels)
+            return classifier_loss(model, part)
 
         def judge(part: Encoded) -> Accuracy:
             place = places["dev" if part is splits["dev"] else "test"]
@@ -71,11 +74,12 @@ class Toy(Finetune):
             torch.save(nn.Module.state_dict(model), folder / "model.pt")
 
         model.eval()
-        tuning = Tuning(
-            model, blocks, examples, loss, partial(optimizer, self), self.train, self.batch, self.steps,
-            self.evaluations, self.schedule, self.seed, self.logged, self.parts,
+        _check_batch(self, self.train)
+        measured = measured_blocks(self, {n: Block(n, tuple(getattr(model, n).parameters())) for n in ("base", "peft")})
+        return Setup(
+            self, model, blocks, measured, batches, self.train // self.batch, loss, judge, splits["dev"],
+            splits["test"], "made up", [], save,
         )  # fmt: skip
-        return Setup(tuning, judge, splits["dev"], splits["test"], "made up", [], save)
 
 
 def forked(toy: Toy, out: Path, said: Path, pause: float = 0.0, **environment: str) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
-from smoothlab.hessian import deflation, norms
+from smoothlab.hessian import deflation
 from smoothlab.hessian.deflation import Basis, Deflation
 from smoothlab.hessian.norms import Hessian, NormEstimate
 from smoothlab.hessian.products import ExactHessian
@@ -190,20 +190,6 @@ def test_intervals_of_cross_blocks_cover(kind: str, runs: int) -> None:
     assert min(found.values()) >= least(runs), found
 
 
-@simulated(40, 1000)
-@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
-@pytest.mark.parametrize("spectrum", ["flat", "one outlier"])
-def test_intervals_of_plain_probes_cover(spectrum: str, distribution: str, runs: int) -> None:
-    hessian = diagonal(spectrum)
-    rotation = np.linalg.qr(np.random.default_rng(0).standard_normal((80, 80)))[0]  # signs see the axes
-    hessian = DenseHessian(rotation @ hessian.matrix.numpy() @ rotation.T)
-    found: Counter[str] = Counter()
-    for seed in range(runs):
-        for e in hessian.hutchinson("a", probes=12, distribution=distribution, seed=(seed,)):
-            found[e.quantity] += covers(e, hessian.truth(e.quantity))
-    assert min(found.values()) >= least(runs), found
-
-
 def test_the_coverage_test_sees_intervals_that_claim_too_many_degrees_of_freedom(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -244,36 +230,6 @@ def test_intervals_cover_on_networks() -> None:
 
 
 # Moments
-
-
-@simulated(250, 10_000)
-@pytest.mark.parametrize("distribution", longer(DISTRIBUTIONS, "gaussian"))
-def test_plain_probes_are_unbiased_with_the_variance_of_theory(distribution: str, runs: int) -> None:
-    d, m = 8, 8
-    h = symmetric(d, 3) + np.diag(np.linspace(-2, 3, d))
-    hessian = DenseHessian(h)
-    square, fourth = float((h**2).sum()), float((h @ h @ h @ h).trace())
-    found = [hessian.hutchinson("a", probes=m, distribution=distribution, seed=(5, i)) for i in range(runs)]
-    f2 = np.array([f.value**2 for f, _ in found])
-    traces = np.array([t.value for _, t in found])
-    assert abs(z_score(f2, square)) < 3.5 and abs(z_score(traces, float(h.trace()))) < 3.5
-    relative_variance = {
-        "gaussian": 2 * fourth / square**2,
-        "rademacher": 2 * (fourth - float((np.diag(h @ h) ** 2).sum())) / square**2,
-        "sphere": 2 / (d + 2) * (d * fourth / square**2 - 1),
-    }
-    z = {kind: z_score((f2 / square - 1) ** 2 * m, value) for kind, value in relative_variance.items()}
-    assert abs(z[distribution]) < 3.5, z
-    # The others' variances are told apart, so that the distribution asked for is the distribution drawn.
-    assert distribution != "gaussian" or min(abs(v) for kind, v in z.items() if kind != distribution) > 3.5, z
-
-
-def test_the_moment_test_sees_a_sphere_of_radius_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(norms, "draw", lambda b, distribution, seed: draw(b, distribution, seed) / b.dim**0.5)
-    hessian = DenseHessian(symmetric(8, 3))
-    f2 = [hessian.hutchinson("a", probes=8, distribution="sphere", seed=(5, i))[0].value ** 2 for i in range(50)]
-    assert np.mean(f2) == pytest.approx(float((hessian.matrix**2).sum()) / 8, rel=0.2), "the formula without sqrt(d)"
-    assert abs(z_score(np.array(f2), float((hessian.matrix**2).sum()))) > 10
 
 
 @simulated(80, 3000)
@@ -342,8 +298,6 @@ def test_a_zero_hessian_and_a_zero_coupling_have_norm_zero() -> None:
     cross = DenseHessian(h, 25, 15).norms(cross=[("a", "b")])[-1]
     # Beside blocks that are not zero, rounding could hide a coupling up to its floor.
     assert (cross.value, cross.low, cross.flag) == (0.0, 0.0, "below floor") and 0 < cross.high < 1e-10
-    for e in DenseHessian(np.zeros((5, 5))).hutchinson("a", probes=4):
-        assert (e.value, e.low, e.high) == (0.0, 0.0, 0.0)
 
 
 def test_what_the_estimator_spends_follows_the_spectrum() -> None:
@@ -405,7 +359,6 @@ def test_estimates_under_their_rounding_floor_are_flagged() -> None:
         estimates = {e.quantity: e for e in hessian.norms(precision=0.2)}
         assert estimates["frobenius"].flag == flag and estimates["spectral"].flag == flag
         assert estimates["frobenius"].floor == pytest.approx(error * estimates["frobenius"].value)
-        assert hessian.hutchinson("a", probes=10)[0].flag == flag
 
 
 BAD = {
@@ -426,17 +379,6 @@ def test_bad_settings_are_told_in_one_line(case: str) -> None:
     with pytest.raises(BadInput, match=message) as caught:
         _two_blocks("dense").norms(**settings)
     assert "\n" not in str(caught.value)
-
-
-def test_plain_probing_refuses_what_has_no_interval() -> None:
-    hessian = _two_blocks("dense")
-    for distribution, few in (("gaussian", 1), ("sphere", 1), ("rademacher", 7)):
-        with pytest.raises(BadInput, match=f"{few} probes are too few for an interval"):
-            hessian.hutchinson("a", probes=few, distribution=distribution)
-    with pytest.raises(BadInput, match="block 'c' is unknown"):
-        hessian.hutchinson("c", probes=10)
-    with pytest.raises(BadInput, match="no interval for probes of distribution cauchy"):
-        hessian.hutchinson("a", probes=10, distribution="cauchy")  # type: ignore[arg-type]
 
 
 # The basis

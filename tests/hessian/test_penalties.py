@@ -65,12 +65,14 @@ def test_smoothness_leaves_the_penalty_out_and_says_so() -> None:
         protocol="both", probes=2,
     )  # fmt: skip
     rows = list(run.rows([]))
-    tuning = run.tuning()
-    value = float(by_hand(tuning.model, tuning.examples(tuning.minibatch(0))).detach())
+    trainer = run.setup().trainer()
+    (minibatch,) = trainer.batches(0)
+    named = ("input_ids", "attention_mask", "labels")
+    value = float(by_hand(trainer.model, {name: minibatch[name] for name in named}).detach())
     assert {row["quantity"] for row in rows} >= {"frobenius", "spectral", "gradient_lipschitz"}
     assert {row["penalty"] for row in rows} == {"left out"}
     assert all(row["loss"] == pytest.approx(value, rel=1e-5) for row in rows)
-    assert tuning.update() == pytest.approx(value, rel=1e-5)
+    assert trainer.update() == pytest.approx(value, rel=1e-5)
 
 
 @pytest.mark.check

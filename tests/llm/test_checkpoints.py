@@ -203,16 +203,16 @@ def test_killed_at_any_moment_the_snapshot_is_a_whole_one(tmp_path: Path) -> Non
 def test_a_folder_keeps_what_is_named(tmp_path: Path) -> None:
     folder = Folder(tmp_path, "model=micro, seed=0")
     for rows in (1, 2, 3):
-        folder.put(folder.after(rows), some(rows))
-        folder.put(folder.best(rows), some(rows))
+        folder.put(folder.after(rows), {"step": rows, "x": torch.ones(3)})
+        folder.put(folder.best(rows), {"step": rows})
     (tmp_path / PARTIAL / ".tmp123456").touch()
     (tmp_path / "mine.txt").touch()
-    assert folder.rows() == [1, 2, 3]
+    assert folder.numbers() == [1, 2, 3]
     folder.keep([folder.after(3), folder.best(2)])
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "after-00000003.safetensors", "best-00000002.safetensors", "mine.txt",
     ]  # fmt: skip
-    assert folder.get(folder.after(3)).state["step"] == 3
+    assert folder.get(folder.after(3))["step"] == 3
 
 
 @pytest.mark.parametrize(
@@ -221,24 +221,24 @@ def test_a_folder_keeps_what_is_named(tmp_path: Path) -> None:
         (lambda f: f.path.joinpath("after-00000009.safetensors").write_bytes(b"\0" * 50), "cannot read"),
         (lambda f: write(f.after(9), some()), "is of another run (None, this one has model=micro)"),
         (
-            lambda f: Folder(f.path, "model=micro, seed=1").put(f.after(9), some()),
+            lambda f: Folder(f.path, "model=micro, seed=1").put(f.after(9), {}),
             "is of another run (seed=1, this one has seed=0): name another --checkpoint folder",
         ),
     ],
 )
 def test_snapshots_that_are_not_this_runs_are_named(tmp_path: Path, do, words: str) -> None:
     folder = Folder(tmp_path, "model=micro, seed=0")
-    folder.put(folder.after(1), some(1))
+    folder.put(folder.after(1), {"step": 1})
     do(folder)
     with pytest.raises(BadInput) as caught:
-        folder.rows()
+        folder.numbers()
     assert words in str(caught.value) and "after-00000009" in str(caught.value) and "\n" not in str(caught.value)
-    assert folder.get(folder.after(1)).state["step"] == 1
+    assert folder.get(folder.after(1))["step"] == 1
 
 
 def test_a_file_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(BadInput, match="--checkpoint .*file is a file: name a folder"):
-        Folder(tmp_path / "file", "run").rows()
+        Folder(tmp_path / "file", "run").numbers()
     with pytest.raises(BadInput, match="cannot write .*after-00000001.safetensors"):
-        Folder(tmp_path / "file", "run").put(Folder(tmp_path / "file", "run").after(1), some())
+        Folder(tmp_path / "file", "run").put(Folder(tmp_path / "file", "run").after(1), {})

@@ -6,19 +6,21 @@ import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from smoothlab.experiments.finetune.config import Rates
 from smoothlab.experiments.finetune.experiment import Finetune
 from smoothlab.experiments.finetune.setup import optimizer
 from smoothlab.llm import distributed
 from smoothlab.llm.adapters import attach
 from smoothlab.llm.evaluate import batch, choice_loss
 from smoothlab.llm.partition import partition
-from smoothlab.llm.tuning import Rates, Tuning
 from smoothlab.optim.hybrid import HybridSGD
+from smoothlab.trainer import Trainer, reshuffled
 from smoothlab.zeroth.estimators import NotFinite
 from tests.llm.tiny import encoded, tiny_lm
 
@@ -69,12 +71,15 @@ def trained(options: str, steps: int = 3) -> dict[str, torch.Tensor]:
     mine = {id(p) for block in blocks.values() for p in block.params}
     for p in model.parameters():
         p.requires_grad_(id(p) in mine)
-    tuning = Tuning(
-        model, blocks, lambda numbers: batch(ITEMS, [n % len(ITEMS) for n in numbers]), choice_loss,
-        partial(optimizer, run), 24, size, steps,
-    )  # fmt: skip
-    tuning.start(Rates(1e-3, 0.05, 1e-2))
-    found = {f"loss {k}": torch.tensor(tuning.update(), dtype=torch.float64) for k in range(steps)}
+    stepper = optimizer(run, blocks, Rates(1e-3, 0.05, 1e-2))
+    stepper.peers = distributed.Peers() if distributed.world_size() > 1 else None
+
+    def batches(step: int) -> list[Any]:
+        parts = distributed.parts(reshuffled(24, size, 0, step), "cpu")
+        return [batch(ITEMS, [n % len(ITEMS) for n in part]) for part in parts]
+
+    trainer = Trainer(model, blocks, batches, choice_loss, stepper, steps=steps)
+    found = {f"loss {k}": torch.tensor(trainer.update(), dtype=torch.float64) for k in range(steps)}
     found |= {f"gradient of {n}": p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     return found | {n: p.detach().clone() for n, p in model.named_parameters()}
 
@@ -149,7 +154,7 @@ def imported() -> None:
 
 @pytest.mark.check
 @pytest.mark.usefixtures("imported")
-@pytest.mark.parametrize("options", ["method=hybrid sides=1", "method=fo-full peft=none dtype=bfloat16 rule=adam"])
+@pytest.mark.parametrize("options", ["method=hybrid sides=1", "method=fo-full peft=none dtype=bfloat16 optimizer=adam"])
 def test_the_number_of_processes_leaves_every_bit(tmp_path: Path, options: str) -> None:
     work = partial(trained, options)
     (alone,) = everywhere(1, work, tmp_path)

@@ -73,7 +73,7 @@ def test_long_prompts_are_cut_on_the_left_behind_the_start_token(room: int) -> N
     rows = [c + o for c, os in zip(found.contexts, found.options, strict=True) for o in os]
     assert found.cut == 1 and max(map(len, rows)) == room + 1  # the last token is scored, not read
     assert found.contexts[0][0] == 2 and found.contexts[0][1:] == whole[len(whole) - len(found.contexts[0]) + 1 :]
-    assert batch(found, [0, 1], every=True, multiple=1)["input_ids"].shape[1] == room
+    assert batch(found, [0, 1], all_candidates=True, multiple=1)["input_ids"].shape[1] == room
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_batches_are_padded_on_the_right_and_share_rows() -> None:
     assert one["token"].tolist() == [[10], [11]] * 2 and one["place"].tolist() == [[0], [0], [1], [1]]
     assert one["labels"].tolist() == [0, 0]
     choices = encoded("multiple choice")
-    trained, every = batch(choices, [0, 1]), batch(choices, [0, 1], every=True)
+    trained, every = batch(choices, [0, 1]), batch(choices, [0, 1], all_candidates=True)
     assert len(trained["input_ids"]) == 2 and len(every["input_ids"]) == 4 and "labels" not in trained
     assert trained["token"][1][trained["mask"][1] == 1].tolist() == list(choices.options[1][1])
     twice = batch(choices, [0, 0])

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from smoothlab.blocks import fixed_loss
 from smoothlab.errors import BadInput
+from smoothlab.experiments.finetune.config import Rates
 from smoothlab.experiments.finetune.experiment import Finetune
 from smoothlab.experiments.finetune.setup import optimizer
 from smoothlab.llm.adapters import attach
@@ -27,7 +28,6 @@ from smoothlab.llm.evaluate import batch, choice_loss
 from smoothlab.llm.export import claim, make_room, save
 from smoothlab.llm.partition import partition
 from smoothlab.llm.peft_methods import MEASURABLE, attachable
-from smoothlab.llm.tuning import Rates
 from tests.cases import ADAPTER_CASES
 from tests.llm.tiny import IDS, MASK, encoded, tiny, tiny_lm, tokenizer
 

@@ -56,7 +56,7 @@ def scored_alike(model: nn.Module, items: Encoded) -> None:
     flat = torch.tensor([score for each in truth for score in each])
     bound = 200 * EPS * float(flat.abs().max())
     with torch.no_grad():
-        together = scores(model, batch(items, range(len(items)), every=True))
+        together = scores(model, batch(items, range(len(items)), all_candidates=True))
     torch.testing.assert_close(together, flat, rtol=0, atol=bound)
     torch.testing.assert_close(torch.tensor(accuracy(model, items).scores), torch.tensor(truth), rtol=0, atol=bound)
 
@@ -293,8 +293,8 @@ def test_the_commands_refuse_before_the_first_step(tmp_path: Path) -> None:
     folder = str(checkpoint(tmp_path, "xlnet"))
     run = {"model": folder, "data": "builtin", "peft": "none"}
     with pytest.raises(BadInput, match=f"model '{folder}' of type xlnet: the scores of a row change when"):
-        Smoothness(**run).tuning()  # type: ignore[arg-type]
-    Smoothness(**run, batch=1).tuning()  # type: ignore[arg-type]
+        Smoothness(**run, method="fo-full").setup()  # type: ignore[arg-type]
+    Smoothness(**run, method="fo-full", batch=1).setup()  # type: ignore[arg-type]
     for head, words in (("lm", "does not read from left to right"), ("classifier", "the scores of a row change")):
         with pytest.raises(BadInput, match=f"of type xlnet.* {words}"):
             Finetune(**run, method="fo-full", head=head).setup()  # type: ignore[arg-type]

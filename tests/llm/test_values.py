@@ -2,8 +2,6 @@
 
 import math
 import re
-from collections.abc import Mapping
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,8 +10,8 @@ from torch import Tensor, nn
 from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
 from smoothlab.llm.evaluate import Encoded, _accuracy, _buckets
-from smoothlab.llm.tuning import Diverged, Rates, Schedule, Tuning
 from smoothlab.optim.hybrid import HybridSGD
+from smoothlab.trainer import Diverged, Schedule, Trainer
 
 
 class Linear(nn.Module):
@@ -28,17 +26,15 @@ class Linear(nn.Module):
         return self.x @ self.x.new_tensor([1.0, 2.0]) + self.y @ self.y.new_tensor([1.0, -3.0])
 
 
-def linear(schedule: Schedule = "constant", steps: int = 1) -> tuple[Linear, Tuning]:
+def linear(schedule: Schedule = "constant", steps: int = 1) -> tuple[Linear, Trainer]:
     """`Linear`, and its training by plain SGD with eta_x = 1/2 and eta_y = 1/4."""
     model = Linear()
     blocks = {"base": Block("base", (model.x,)), "peft": Block("peft", (model.y,))}
-
-    def optimizer(blocks: Mapping[str, Block], rates: Rates, log: Path | None, steps: int) -> HybridSGD:
-        lrs = {"base": rates.eta_x, "peft": rates.eta_y}
-        return HybridSGD([{"params": list(b.params), "lr": lrs[name], "name": name} for name, b in blocks.items()])
-
-    run = Tuning(model, blocks, len, lambda model, _: model(), optimizer, 4, 2, steps, schedule=schedule)
-    run.start(Rates(0.5, 0.25, 1e-3))
+    rates = {"base": 0.5, "peft": 0.25}
+    optimizer = HybridSGD([{"params": list(b.params), "lr": rates[n], "name": n} for n, b in blocks.items()])
+    run = Trainer(
+        model, blocks, lambda step: [step], lambda model, _: model(), optimizer, steps=steps, schedule=schedule
+    )
     return model, run
 
 
@@ -71,7 +67,7 @@ def test_a_mean_loss_has_diverged_just_above_twice_the_first_plus_one() -> None:
     """f = 14 at first: 29 is the last loss that is accepted, the next number is refused."""
     _, run = linear(steps=2)
     run.check(1e300)  # before the first step there is nothing to compare with
-    assert run.update() == run.first == 14.0
+    assert run.update() == run.first_loss == 14.0
     for fine in (-50.0, 14.0, 29.0):
         run.check(fine)
     for far in (math.nextafter(29.0, 30.0), 1e300, math.inf, -math.inf, math.nan):
@@ -81,7 +77,7 @@ def test_a_mean_loss_has_diverged_just_above_twice_the_first_plus_one() -> None:
 
 def test_a_loss_that_is_not_finite_is_refused_before_the_first_step_too() -> None:
     _, run = linear()
-    with pytest.raises(Diverged, match="the loss is nan before training: the model is broken, or needs a wider"):
+    with pytest.raises(Diverged, match="the loss is nan before training: use other weights, or a wider --dtype"):
         run.check(math.nan)
 
 
@@ -96,7 +92,7 @@ def test_a_loss_that_is_not_finite_is_refused_before_the_first_step_too() -> Non
 )
 def test_the_rate_of_the_block_that_has_grown_most_is_blamed(x: float, y: float, blamed: str) -> None:
     model, run = linear(steps=2)
-    run.first = 1.0
+    run.first_loss = 1.0
     with torch.no_grad():
         model.x.mul_(x)
         model.y.copy_(torch.tensor([0.0, -y]))

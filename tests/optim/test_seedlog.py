@@ -13,7 +13,7 @@ from torch import nn
 from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
 from smoothlab.optim.seedlog import BODY, ENTRY, SeedLog, replay
-from smoothlab.zeroth.distributions import Gaussian, Rademacher
+from smoothlab.zeroth.distributions import Gaussian, Rademacher, Sparse
 from smoothlab.zeroth.estimators import Directional
 
 LAW = Gaussian()
@@ -143,31 +143,39 @@ def unchecked(content: bytes) -> bytes:
     return head.replace(b"seed log 2", b"seed log 1") + b"".join(entry[: BODY.size] for entry in held)
 
 
-def test_logs_of_before_are_read_and_go_on(tmp_path: Path) -> None:
+def test_logs_of_before_are_replayed_and_not_continued(tmp_path: Path) -> None:
     path, five = tmp_path / "old", unchecked(written(tmp_path / "five", 5, count=2).read_bytes())
     head, _, rest = five.partition(b"\n")
     assert b"seed log 1" in head and len(rest) == 10 * 34
-    path.write_bytes(five[: -4 * BODY.size - 3])  # a step and a part of the next are not there yet
-    assert torch.equal(weights(path), weights(written(tmp_path / "two", 2, count=2)))
-    log = SeedLog(path, 7, {0: block()}, {0: LAW})
-    assert log.steps == 2
-    for t in range(2, 5):
-        log.append(t, 0, step(t, 2), 1e-3, 0.0)
+    two = weights(written(tmp_path / "two", 2, count=2))
+    for content in (five, five.replace(b'"distribution": ', b'"law": ')):
+        path.write_bytes(content[: -4 * BODY.size - 3])  # a step and a part of the next are not there yet
+        assert torch.equal(weights(path), two)
+        path.write_bytes(content)
+        assert torch.equal(weights(path), weights(tmp_path / "five"))
+        with pytest.raises(BadInput, match="is of before 0.2, and cannot be continued: replay it, or name a new file"):
+            SeedLog(path, 7, {0: block()}, {0: LAW})
+
+
+def test_directions_that_had_a_share_have_a_density_now(tmp_path: Path) -> None:
+    log = SeedLog(tmp_path / "log", 7, {0: block()}, {0: Sparse(0.5)})
     log.close()
-    assert path.read_bytes() == five
-    assert torch.equal(weights(path), weights(tmp_path / "five"))
+    path = tmp_path / "log"
+    path.write_bytes(path.read_bytes().replace(b"Sparse(density=0.5)", b"Sparse(share=0.5)"))
+    assert replay(path, {0: block()}, {0: Sparse(0.5)}) == 0
+    with pytest.raises(BadInput, match="groups differ"):
+        replay(path, {0: block()}, {0: Sparse(0.4)})
 
 
 def test_a_part_of_a_head_does_not_block_its_run(tmp_path: Path) -> None:
     whole = written(tmp_path / "whole", 2).read_bytes()
     size, path = whole.index(b"\n"), tmp_path / "log"
-    for content in (whole, unchecked(whole)):
-        for kept in (0, 1, size // 2, size):
-            for zeros in (0, 50):
-                path.write_bytes(content[:kept] + bytes(zeros))
-                with pytest.raises(BadInput, match="holds no step, the run goes on from step 1: give the log"):
-                    SeedLog(path, 7, {0: block()}, {0: LAW}, keep=1)
-                assert written(path, 2).read_bytes() == whole
+    for kept in (0, 1, size // 2, size):
+        for zeros in (0, 50):
+            path.write_bytes(whole[:kept] + bytes(zeros))
+            with pytest.raises(BadInput, match="holds no step, the run goes on from step 1: give the log"):
+                SeedLog(path, 7, {0: block()}, {0: LAW}, keep=1)
+            assert written(path, 2).read_bytes() == whole
     for other in (b"notes of mine", whole[:size].replace(b'"seed": 7', b'"seed": 8'), whole[:size] + b"x"):
         path.write_bytes(other)
         with pytest.raises(BadInput, match="is no seed log of smoothlab, or its first line is broken"):

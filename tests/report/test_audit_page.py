@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from smoothlab.experiments.audit import loaded
-from smoothlab.report.audit_page import page, readme_table
+from smoothlab.report.audit_page import claims_table, page
 
 RECORDS = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "audit.jsonl"
 
@@ -59,11 +59,11 @@ def test_a_verdict_other_than_the_stored_one_is_told(rows):
 
 
 def test_the_table_has_a_row_a_claim_and_six_cells_a_row(rows):
-    lines = readme_table(rows).splitlines()
+    lines = claims_table(rows).splitlines()
     assert len(lines) == len(rows) + 2
     assert {line.replace("\\|", "").count("|") for line in lines} == {7}
     assert all(row["claim"] in line for row, line in zip(rows, lines[2:], strict=True))
 
 
-def test_the_claims_page_holds_the_table_of_the_records(rows):
-    assert readme_table(rows) in RECORDS.parents[2].joinpath("docs/claims.md").read_text()
+def test_the_docs_hold_the_table_of_the_records(rows):
+    assert claims_table(rows) in RECORDS.parents[2].joinpath("docs", "claims.md").read_text()

@@ -9,7 +9,7 @@ from scipy import stats
 
 from smoothlab.errors import BadInput
 from smoothlab.report import curvature, draw, panels
-from smoothlab.stats import smoothness_table
+from smoothlab.stats import ranks
 
 from .curved_path import BASE, BATCH, HEAD, PEFT, SPREAD, STEPS, gradients, layers, table, truth
 
@@ -86,7 +86,7 @@ def test_scatter_is_log_log_with_the_correlation_of_scipy():
     points = [line for line in right.lines if line.get_marker() == "o" and np.size(line.get_xdata())][0]
     expected = sorted(zip(gradients(), truth(), strict=True))
     np.testing.assert_allclose(sorted(zip(points.get_xdata(), points.get_ydata(), strict=True)), expected)
-    limits = smoothness_table.spearman(gradients(), truth())
+    limits = ranks.spearman(gradients(), truth())
     rho = stats.spearmanr(gradients(), truth()).statistic
     assert f"rank correlation {rho:+.2f} ({limits.low:+.2f} to {limits.high:+.2f}), n = 6" in labels(right)
     one = draw("fig1a", table(at=[0], protocols=("estimated",))).get_axes()[1]

@@ -119,10 +119,8 @@ def test_layers_and_fine_tuning_have_sections_of_their_own(tmp_path):
     a = write(tmp_path / "layers.jsonl", rows(layers(4), [0, 10], ("estimated",)))
     b = write_run(tmp_path / "run.jsonl", RUN, 0.9)
     sections = page.sections_of([a, b])
-    assert [[kind for _, kind in section.pictures] for section in sections] == [
-        ["fig1b", "depth", "path"],
-        ["finetune"],
-    ]
+    kinds = [[kind for _, kind in section.pictures] for section in sections]
+    assert kinds == [["fig1b", "depth", "path"], ["finetune"]]
 
 
 def test_seeds_share_a_section_and_other_settings_do_not(tmp_path):

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from smoothlab.stats import smoothness_table
+from smoothlab.stats import ranks, smoothness_table
 from tests.report.curved_path import BASE, BATCH, PEFT, SPREAD, gradients, table, truth
 
 
@@ -64,7 +64,7 @@ def test_spearman_agrees_with_scipy_and_its_interval_covers():
     covered = 0
     for _ in range(1000):
         x, y = generator.multivariate_normal([0, 0], [[1, correlation], [correlation, 1]], n).T
-        found = smoothness_table.spearman(x, y)
+        found = ranks.spearman(x, y)
         covered += found.low <= truth_rho <= found.high
     assert found.rho == pytest.approx(stats.spearmanr(x, y).statistic)
     assert stats.binomtest(covered, 1000, 0.95, alternative="less").pvalue > 1e-3
@@ -75,13 +75,13 @@ def test_spearman_agrees_with_scipy_and_its_interval_covers():
     ("x", "y"), [([1, 2, 3], [1, 2, 3]), ([1, 1, 1, 1], [1, 2, 3, 4]), ([1, 2, 3, np.nan], [1, 2, 3, 4])]
 )
 def test_no_correlation_of_too_few_or_constant_points(x, y):
-    assert smoothness_table.spearman(x, y) is None
+    assert ranks.spearman(x, y) is None
 
 
 def test_perfect_order_of_few_points_stays_uncertain():
     four, six = (
-        smoothness_table.spearman(range(4), range(4)),
-        smoothness_table.spearman(range(6), [-i for i in range(6)]),
+        ranks.spearman(range(4), range(4)),
+        ranks.spearman(range(6), [-i for i in range(6)]),
     )
     assert four.rho == 1 and four.low < 0 and four.high == 1  # p = 2/24 two-sided: not significant at 5 %
     assert six.rho == -1 and six.low == -1 and -1 < six.high < 0  # p = 2/720

@@ -539,8 +539,8 @@ MUTATIONS: dict[str, tuple[tuple[Any, str], str, str, Check]] = {
         lambda: check_add_to("two-sided gaussian", 0, torch.float64),
     ),
     "rounded twice": (
-        (Directional, "add_to"), "place.copy_(place.to(numbers.dtype).add_(numbers, alpha=scale))",
-        "place.add_((scale * numbers).to(place.dtype))",
+        (Directional, "add_to"), "target.copy_(target.to(numbers.dtype).add_(numbers, alpha=scale))",
+        "target.add_((scale * numbers).to(target.dtype))",
         lambda: [check_add_to("two-sided gaussian", s, torch.bfloat16) for s in range(20)][0],
     ),
 }  # fmt: skip

@@ -16,7 +16,7 @@ How each is measured, over N directions that `ZerothOrder` would draw from these
 - curve: the root mean square of D(mu) - <g, z> over ||g||, see `smoothlab.experiments.estimators.ucurve`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, get_args
 
 import numpy as np
@@ -49,11 +49,11 @@ def rounded(value: float | None) -> float | None:
 
 
 def row(
-    setting: str, quantity: str, found: Interval, estimator: ZerothOrder, *, dtype: str, d: int, draws: int,
+    setting: str, quantity: str, measured: Interval, estimator: ZerothOrder, *, dtype: str, d: int, draws: int,
     reference: float | None = None, predicted: float | None = None, device: str = "cpu", **more: Any,
 ) -> Row:  # fmt: skip
     """One flat row; `setting` is what a stopped run repeats as a whole, "part/..."."""
-    told: Row = {
+    columns: Row = {
         "part": setting.split("/")[0],
         "setting": setting,
         "quantity": quantity,
@@ -66,15 +66,15 @@ def row(
         "dtype": dtype,
         "d": d,
         "draws": draws,
-        "measured": rounded(found.value),
-        "low": rounded(found.low),
-        "high": rounded(found.high),
+        "measured": rounded(measured.value),
+        "low": rounded(measured.low),
+        "high": rounded(measured.high),
         "reference": rounded(reference),
         "predicted": rounded(predicted),
         "stream": stream_name(device),
     }
-    told |= {name: rounded(value) if isinstance(value, float) else value for name, value in more.items()}
-    return {name: value for name, value in told.items() if value is not None or name in ALWAYS}
+    columns |= {name: rounded(value) if isinstance(value, float) else value for name, value in more.items()}
+    return {name: value for name, value in columns.items() if value is not None or name in ALWAYS}
 
 
 def bias(run: Config, setting: str) -> Iterator[Row]:
@@ -97,20 +97,23 @@ def bias(run: Config, setting: str) -> Iterator[Row]:
                     c = c - mu / 2 * ((z @ taylor.hessian) * z).sum(1)
                 expected = f.mean(estimator) - g
                 floor = float(ucurve.rounding(mu, sides, noise)) / size
-                found = _along(c[:, None] * z, expected, size, floor)
+                component = _along(c[:, None] * z, expected, size, floor)
                 yield row(
-                    setting, "bias", found[0], estimator, dtype=dtype, d=f.dim, draws=run.draws, function=function,
-                    block="theta", reference=float(np.linalg.norm(expected)) / size, p_value=found[1],
+                    setting, "bias", component[0], estimator, dtype=dtype, d=f.dim, draws=run.draws, function=function,
+                    block="theta", reference=float(np.linalg.norm(expected)) / size, p_value=component[1],
                     floor=floor or None, exact=f.exact(distribution),
                 )  # fmt: skip
 
 
 def _nearby(f: Ridges, drawn: torch.Tensor, kind: torch.dtype) -> np.ndarray:
-    """Values of F in this precision at `ucurve.PLACES` along directions [n, d], which show its rounding errors."""
+    """Values of f in this precision at `ucurve.PLACES` along directions [n, d], which show its rounding errors."""
     theta = torch.tensor(f.point, dtype=kind).to(drawn.dtype)
     near = ucurve.spacing(str(kind).removeprefix("torch."), float(np.square(f.point).mean() ** 0.5))
-    nearby = [f.values(torch.add(theta, drawn, alpha=float(place * near)).to(kind)).double() for place in ucurve.PLACES]
-    return np.asarray(torch.stack(nearby, 1))
+    values = []
+    for position in ucurve.PLACES:
+        moved = torch.add(theta, drawn, alpha=float(position * near))
+        values.append(f.values(moved.to(kind)).double())
+    return np.asarray(torch.stack(values, 1))
 
 
 def _along(vectors: np.ndarray, expected: np.ndarray, size: float, floor: float = 0.0) -> tuple[Interval, float | None]:
@@ -120,14 +123,14 @@ def _along(vectors: np.ndarray, expected: np.ndarray, size: float, floor: float 
     standard error, and where nothing has, there is no p-value.
     """
     n = len(vectors)
-    way = expected / np.linalg.norm(expected)
+    axis = expected / np.linalg.norm(expected)
     off = vectors.mean(0) - expected
     scale = vectors.std(0, ddof=1) + 1e-300  # the covariance would underflow at small mu
     values, axes = np.linalg.eigh(np.cov(vectors / scale, rowvar=False))
     rounded_away = n * (10 * floor * size / scale.min()) ** 2
     free = values > max(1e-9 * values[-1], rounded_away)  # one sum of a coordinate estimate's components does not vary
-    found = samples.mean(vectors @ way / size)
-    interval = Interval(found.value, found.low - floor, found.high + floor)
+    component = samples.mean(vectors @ axis / size)
+    interval = Interval(component.value, component.low - floor, component.high + floor)
     if not (rank := int(free.sum())):
         return interval, None
     statistic = float(n * ((off / scale @ axes[:, free]) ** 2 / values[free]).sum())
@@ -161,9 +164,9 @@ def averages(run: Config, setting: str) -> Iterator[Row]:
 def _error(setting: str, f: Ridges, estimator: ZerothOrder, drawn: torch.Tensor) -> Row:
     taylor = f.taylor(2)
     g, square = taylor.gradient, float(taylor.gradient @ taylor.gradient)
-    found = slopes(f, estimator.mu, estimator.sides, frames(estimator, drawn), torch.float64).estimates
+    estimates = slopes(f, estimator.mu, estimator.sides, frames(estimator, drawn), torch.float64).estimates
     reference = (second_moment(estimator, taylor) - square) / square  # E ghat = g on quadratics
-    errors = ((found - g) ** 2).sum(1) / square
+    errors = ((estimates - g) ** 2).sum(1) / square
     measured = samples.mean_square(errors)
     return row(
         setting, "error", measured, estimator, dtype="float64", d=f.dim, draws=len(drawn), function=f.shape,
@@ -184,23 +187,23 @@ def curve(run: Config, setting: str) -> Iterator[Row]:
     def at(h: float) -> np.ndarray:
         return np.asarray(f.values(torch.add(theta, drawn, alpha=h).to(kind)).double())
 
-    found = ucurve.errors(at, float(at(0.0)[0]), drawn.double().numpy() @ taylor.gradient, run.curve_mus)
+    errors = ucurve.errors(at, float(at(0.0)[0]), drawn.double().numpy() @ taylor.gradient, run.curve_mus)
     spreads = ucurve.gaussian_spread(taylor.hessian, taylor.third)
     size = float(np.linalg.norm(taylor.gradient))
     nearby = _nearby(f, drawn, kind)
-    yield from curve_rows(setting, found, run.curve_mus, nearby, spreads, size, seed=run.seed, dtype=dtype, d=f.dim,
+    yield from curve_rows(setting, errors, run.curve_mus, nearby, spreads, size, seed=run.seed, dtype=dtype, d=f.dim,
                           function=CURVE, block="theta")  # fmt: skip
 
 
 def curve_rows(
-    setting: str, found: dict[int, np.ndarray], mus: Sequence[float], nearby: np.ndarray, spreads: Sequence[float],
+    setting: str, errors: dict[int, np.ndarray], mus: Sequence[float], nearby: np.ndarray, spreads: Sequence[float],
     size: float, *, seed: int, dtype: str, **more: Any,
 ) -> Iterator[Row]:  # fmt: skip
     """Rows of a U-curve: its points, the noise it is predicted from, and the best mu, by sides.
 
     Args:
         setting: of the rows.
-        found: `ucurve.errors`.
+        errors: `ucurve.errors`.
         mus: the steps, ascending.
         nearby: values of the loss at `ucurve.PLACES` along some directions, for its noise.
         spreads: kappa and tau.
@@ -210,7 +213,7 @@ def curve_rows(
         more: what the rows tell besides.
     """
     noise = ucurve.noise(nearby)
-    for sides, off in found.items():
+    for sides, off in errors.items():
         spread, n = spreads[sides - 1], len(off)
         expected = ucurve.predicted(mus, sides, spread, noise.value) / size
         for i, mu in enumerate(mus):
@@ -225,3 +228,8 @@ def curve_rows(
         yield row(setting, "best mu", lowest, estimator, dtype=dtype, draws=n, predicted=best, edge=edge, **more)
     yield row(setting, "noise", noise, ZerothOrder(), dtype=dtype, draws=len(nearby),
               flag=ucurve.noise_flag(nearby), **more)  # fmt: skip
+
+
+PARTS: dict[str, Callable[[Config, str], Iterator[Row]]] = {
+    "bias": bias, "variance": variance, "averages": averages, "curve": curve
+}  # fmt: skip

@@ -44,34 +44,34 @@ class Config:
     """Options of the estimators experiment.
 
     Attributes:
-        parts: what to measure. On functions whose derivatives are known: bias (against mu), variance (against d),
+        parts: parts to measure. On functions whose derivatives are known: bias (against mu), variance (against d),
             averages (variance against q), curve (error of a directional derivative against mu in each precision). On
-            blocks of a model: model-curve, model-variance, model-cost (seconds of a pass against a forward).
-        functions: functions of the bias.
-        distributions: distributions of directions of bias and variance, with a parameter in parentheses if any.
-        draws: directions of each bias and variance; an eighth of that for averages.
+            blocks of a model: model-curve, model-variance, model-cost (time of a pass over the weights, in forwards).
+        functions: functions that the bias is measured on.
+        distributions: distributions of the directions of bias and variance; sparse(0.25) sets a parameter.
+        draws: number of directions of each bias and variance; averages take an eighth of it.
         dim: dimension d of the bias.
         dims: dimensions d of the variance.
-        qs: numbers of directions q of averages.
-        mu: step of variance and averages.
-        mus: steps of the bias, ascending.
-        curve_mus: steps of the curve, ascending.
+        qs: numbers of directions q whose estimates are averaged in averages.
+        mu: step mu of variance and averages.
+        mus: steps mu of the bias, ascending.
+        curve_mus: steps mu of the curve, ascending.
         precisions: precisions of curve and model-curve.
-        curve_draws: directions of the curve.
-        model: hub name, local directory, or "micro" (in the package).
-        data: task (sst2, builtin) or a JSON Lines file with the fields sentence and label.
-        data_dir: folder with the task's files; without it a task is read from the hub.
-        peft: PEFT method whose block is measured too, or "none".
+        curve_draws: number of directions of the curve.
+        model: model of the model's parts: a hub name, a local directory, or micro (in the package).
+        data: data of the minibatch: a task (sst2, builtin) or a JSON Lines file with the fields sentence and label.
+        data_dir: folder with the task's files; a task is read from the hub without it.
+        peft: PEFT method whose block is measured too, or none.
         measure: blocks of the model-curve (base, peft, head), all by default; variance and cost take the first.
-        batch: sentences in the minibatch.
+        batch: number of sentences in the minibatch.
         kinds: estimators of the model-variance: a distribution of two-sided estimates, or a variant of Gaussian ones
             (one side; means over four directions, plain or orthogonal).
-        model_mu: step of the model's variance and cost.
-        model_mus: steps of the model-curve, ascending.
-        model_draws: estimates of each model-variance (half as many where q is 4).
-        model_curve_draws: directions of the model-curve; below 24 intervals may miss errors of heavy tails.
-        rounds: repetitions of each timing.
-        device: "cpu" or "cuda", for the model.
+        model_mu: step mu of model-variance and model-cost.
+        model_mus: steps mu of the model-curve, ascending.
+        model_draws: number of estimates of each model-variance (half as many where q is 4).
+        model_curve_draws: number of directions of the model-curve; below 24 intervals may miss errors of heavy tails.
+        rounds: number of repetitions of each timing.
+        device: device of the model: cpu or cuda.
         seed: seed of functions, minibatch, head, PEFT module and directions.
     """
 
@@ -106,35 +106,16 @@ class Config:
     device: str = "cpu"
     seed: int = 0
 
-    def settings(self) -> list[str]:
-        """What is measured on synthetic functions, "part/what"."""
-        found = []
-        for part in self.parts:
-            if part == "bias":
-                found += [
-                    f"bias/{function}/{distribution}"
-                    for function in self.functions
-                    for distribution in self.distributions
-                ]
-            elif part == "variance":
-                found += [f"variance/{distribution}" for distribution in self.distributions]
-            elif part == "averages":
-                found += [f"averages/{average}" for average in AVERAGES]
-            elif part == "curve":
-                found += [f"curve/{precision}" for precision in self.precisions]
-        return found
-
-    def model_settings(self, blocks: Sequence[str]) -> list[str]:
-        """What is measured on a model with these blocks."""
-        found = []
-        for part in self.parts:
-            if part == "model-curve":
-                found += [f"{part}/{block}/{precision}" for block in blocks for precision in self.precisions]
-            elif part == "model-variance":
-                found += [f"{part}/{kind}" for kind in self.kinds]
-            elif part == "model-cost":
-                found += [f"{part}/{kind}" for kind in COSTS]
-        return found
+    def settings(self, blocks: Sequence[str] = BLOCKS) -> list[str]:
+        """Names "part/what" of what is measured, on functions and on a model with these blocks, in order."""
+        curves = [f"{block}/{precision}" for block in blocks for precision in self.precisions]
+        biases = [f"{function}/{name}" for function in self.functions for name in self.distributions]
+        cases: dict[str, Sequence[str]] = {
+            "bias": biases, "variance": self.distributions, "averages": AVERAGES, "curve": self.precisions,
+            "model-curve": curves, "model-variance": self.kinds, "model-cost": COSTS,
+        }  # fmt: skip
+        ordered = [part for part in self.parts if part in SYNTHETIC] + [part for part in self.parts if part in ON_MODEL]
+        return [f"{part}/{case}" for part in ordered for case in cases[part]]
 
     def measures_model(self) -> bool:
         """Whether a part needs the model."""
@@ -150,22 +131,8 @@ class Config:
         from smoothlab.zeroth.distributions import named
 
         for field, kind in get_type_hints(type(self)).items():
-            if kind == ClassVar[str]:
-                continue
-            option, value = "--" + field.replace("_", "-"), getattr(self, field)
-            values = value if isinstance(value, tuple) else (value,)
-            if isinstance(value, tuple) and field != "measure" and not value:
-                raise BadInput(f"{option} names nothing: give at least one, or leave the option out")
-            if len(set(values)) < len(values):
-                raise BadInput(f"{option} {_listed(values)} names one twice: name each once")
-            if isinstance(value, tuple) and get_origin(choices := get_args(kind)[0]) is Literal:
-                for one in values:
-                    if one not in get_args(choices):
-                        raise BadInput(f"{option} {one} is unknown: use some of {_listed(get_args(choices))}")
-            if field in RANGES:
-                _check_range(option, values, *RANGES[field])
-            if field.endswith("mus") and (list(values) != sorted(values) or len(values) < 2):
-                raise BadInput(f"{option} {_listed(values)}: give two or more steps, ascending")
+            if kind != ClassVar[str]:
+                self._check_option(field, kind)
         for name in self.distributions:
             named(name, "--distributions")
         for name in set(self.kinds).difference(VARIANTS):
@@ -177,6 +144,23 @@ class Config:
                 f"{entries:.1e} numbers at once: use at most {self.draws * MOST_ENTRIES // entries} draws"
             )
         check_device(self.device)
+
+    def _check_option(self, field: str, kind: Any) -> None:
+        """Refuse values of one option that are empty, repeated, none of its choices, or out of range."""
+        option, value = "--" + field.replace("_", "-"), getattr(self, field)
+        values = value if isinstance(value, tuple) else (value,)
+        if not values and field != "measure":
+            raise BadInput(f"{option} names nothing: give at least one, or leave the option out")
+        if len(set(values)) < len(values):
+            raise BadInput(f"{option} {_listed(values)} names one twice: name each once")
+        choices = get_args(get_args(kind)[0]) if get_origin(kind) is tuple else ()
+        for choice in values:
+            if choices and choice not in choices:
+                raise BadInput(f"{option} {choice} is unknown: use some of {_listed(choices)}")
+        if field in RANGES:
+            _check_range(option, values, *RANGES[field])
+        if field.endswith("mus") and (list(values) != sorted(values) or len(values) < 2):
+            raise BadInput(f"{option} {_listed(values)}: give two or more steps, ascending")
 
 
 def _listed(values: Sequence[Any]) -> str:

@@ -13,8 +13,7 @@ the same gradient and derivatives, which are taken in fp64.
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -51,12 +50,14 @@ class Measured:
     def __init__(self, run: Config) -> None:
         from smoothlab.experiments.smoothness import Smoothness
 
-        tuning = Smoothness(
-            model=run.model, data=run.data, data_dir=run.data_dir, peft=run.peft, batch=run.batch, seed=run.seed,
-            device=run.device,
-        ).tuning()  # fmt: skip
-        self.run, self.model, self.blocks = run, tuning.model, tuning.blocks
-        self.loss: Loss = tuning.loss(0)
+        method = "fo-full" if run.peft == "none" else "fo-joint"
+        setup = Smoothness(
+            model=run.model, data=run.data, data_dir=run.data_dir, method=method, peft=run.peft, batch=run.batch,
+            seed=run.seed, device=run.device,
+        ).setup()  # fmt: skip
+        self.run, self.model = run, setup.model
+        self.blocks = {block.name: block for block in setup.measured}
+        self.loss: Loss = setup.trainer().minibatch_loss(0)
         self.device = str(next(self.model.parameters()).device)
         for name in run.measure:
             if name not in self.blocks:
@@ -70,13 +71,13 @@ class Measured:
         from smoothlab.hessian.gradients import gradient
 
         self.model.double()
-        _, found = gradient(self.loss, {name: self.blocks[name] for name in self.names})
+        _, gradients = gradient(self.loss, {name: self.blocks[name] for name in self.names})
         self.model.float()
-        return {name: g.numpy(force=True).copy() for name, g in found.items()}
+        return {name: g.numpy(force=True).copy() for name, g in gradients.items()}
 
     @cached_property
     def spreads(self) -> dict[str, tuple[float, float]]:
-        """Kappa and tau of the measured blocks."""
+        """kappa and tau of the measured blocks."""
         return {name: self._spread(self.blocks[name]) for name in self.gradients}
 
     def _spread(self, block: Block) -> tuple[float, float]:
@@ -96,20 +97,20 @@ def size_of(block: Block) -> float:
 
 
 def values_along(
-    loss: Loss, block: Block, seed: tuple[int, ...], count: int, places: np.ndarray, seen: Any = None
+    loss: Loss, block: Block, seed: tuple[int, ...], count: int, steps: np.ndarray, look: Any = None
 ) -> np.ndarray:
     """Values of the loss at theta + h z, [count, places], Gaussian z; `seen(z)` is called with each direction."""
-    place, distribution, rows = Perturbation(block, keep=True), Gaussian(), []
+    perturbation, distribution, rows = Perturbation(block, keep=True), Gaussian(), []
     for i in range(count):
         direction = (((*seed, i), 1.0),)
-        found = []
-        for h in places:
-            with place.along(distribution, direction, float(h)):
-                found.append(evaluate(loss, block))
-        if seen is not None:
-            seen(place.kept[(*seed, i)])
-        place.forget()
-        rows.append(found)
+        values = []
+        for h in steps:
+            with perturbation.along(distribution, direction, float(h)):
+                values.append(evaluate(loss, block))
+        if look is not None:
+            look(perturbation.kept[(*seed, i)])
+        perturbation.forget()
+        rows.append(values)
     return np.array(rows)
 
 
@@ -129,11 +130,11 @@ def curve(measured: Measured, setting: str) -> Iterator[Row]:
     )  # fmt: skip
     plus, minus = np.split(values, 2, axis=1)
     at = {**dict(zip(mus, plus.T, strict=True)), **dict(zip(-mus, minus.T, strict=True))}
-    found = ucurve.errors(at.__getitem__, center, np.array(exact), run.model_mus)
+    errors = ucurve.errors(at.__getitem__, center, np.array(exact), run.model_mus)
     near = ucurve.spacing(dtype, size_of(block))
     nearby = values_along(loss, block, (run.seed, 7), max(count // 2, 4), near * ucurve.PLACES)
     measured.model.float()
-    yield from curve_rows(setting, found, run.model_mus, nearby, spreads, float(np.linalg.norm(g)), seed=run.seed,
+    yield from curve_rows(setting, errors, run.model_mus, nearby, spreads, float(np.linalg.norm(g)), seed=run.seed,
                           dtype=dtype, d=block.dim, block=name, function=run.model, device=measured.device)  # fmt: skip
 
 
@@ -151,46 +152,60 @@ def variance(measured: Measured, setting: str) -> Iterator[Row]:
     for i in range(count):
         dense = estimator(measured.loss, block, (run.seed, 5, own, i)).dense(block)
         errors.append(float((dense - truth).double().square().sum()) / square)
-    told: dict[str, Any] = {"dtype": "float32", "d": block.dim, "draws": count, "block": name, "function": run.model,
+    details: dict[str, Any] = {"dtype": "float32", "d": block.dim, "draws": count, "block": name, "function": run.model,
             "device": measured.device}  # fmt: skip
     yield row(setting, "error", samples.mean_square(errors), estimator, reference=factor - 1,
-              flag=samples.rare_draws(errors), **told)  # fmt: skip
+              flag=samples.rare_draws(errors), **details)  # fmt: skip
 
 
 def cost(measured: Measured, setting: str) -> Iterator[Row]:
-    """Setting "model-cost/ESTIMATOR" on the first measured block: a pass, and the share of a two-sided step."""
+    """Setting "model-cost/ESTIMATOR" on the first measured block: a pass, and its part of a two-sided step."""
     run, name = measured.run, measured.names[0]
-    kind = setting.split("/")[1]
-    block, estimator = measured.blocks[name], estimator_of(kind, run.model_mu)
-    place, distribution = Perturbation(block, keep=estimator.keep), estimator.distribution
-    passes, shares = [], []
+    block, estimator = measured.blocks[name], estimator_of(setting.split("/")[1], run.model_mu)
+    perturbation = Perturbation(block, keep=estimator.keep)
+    passes, fractions = [], []
     for i in range(run.rounds + 1):
         key = (run.seed, 8, i)
-        forward = sum(_seconds(partial(evaluate, measured.loss, block), block) for _ in range(2)) / 2
-        place.forget()
-        step = (distribution, ((key, 1.0),), run.model_mu)
-        moves = sum(_seconds(partial(_enter, way, *step), block) for way in (place.along, place.against))
-        update = Directional(distribution, ((key, 0.0),), kept=place.kept)
-        moves += _seconds(partial(update.add_to, block, 0.0), block)
+        step = (estimator.distribution, ((key, 1.0),), run.model_mu)
+        perturbation.forget()
+        clock = Clock(measured.device)
+        evaluate(measured.loss, block)
+        evaluate(measured.loss, block)
+        forward = clock.lap() / 2
+        with perturbation.along(*step):
+            pass
+        with perturbation.against(*step):
+            pass
+        Directional(estimator.distribution, ((key, 0.0),), kept=perturbation.kept).add_to(block, 0.0)
+        moves = clock.lap()
         if i:  # the first round warms up
             passes.append(moves / 3 / forward)
-            shares.append(moves / (moves + 2 * forward))
-    told: dict[str, Any] = {"dtype": "float32", "d": block.dim, "draws": run.rounds, "block": name,
-                            "function": run.model, "device": measured.device, "kept": estimator.keep,
-                            "threads": torch.get_num_threads()}  # fmt: skip
-    yield row(setting, "pass in forwards", samples.median(passes), estimator, **told)
-    yield row(setting, "share of a step", samples.median(shares), estimator, **told)
+            fractions.append(moves / (moves + 2 * forward))
+    details: dict[str, Any] = {
+        "dtype": "float32", "d": block.dim, "draws": run.rounds, "block": name, "function": run.model,
+        "device": measured.device, "kept": estimator.keep, "threads": torch.get_num_threads(),
+    }  # fmt: skip
+    yield row(setting, "pass in forwards", samples.median(passes), estimator, **details)
+    yield row(setting, "share of a step", samples.median(fractions), estimator, **details)
 
 
-def _enter(context: Callable[..., AbstractContextManager[None]], *arguments: Any) -> None:
-    with context(*arguments):
-        pass
+class Clock:
+    """Seconds since the last lap, when the device's work is done."""
+
+    def __init__(self, device: str) -> None:
+        self._cuda = device.startswith("cuda")
+        self.lap()
+
+    def lap(self) -> float:
+        """Seconds since the lap before."""
+        if self._cuda:
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        seconds = now - getattr(self, "_begun", now)
+        self._begun = now
+        return seconds
 
 
-def _seconds(work: Callable[[], Any], block: Block) -> float:
-    wait = torch.cuda.synchronize if block.params[0].device.type == "cuda" else (lambda: None)
-    wait()
-    begun = time.perf_counter()
-    work()
-    wait()
-    return time.perf_counter() - begun
+PARTS: dict[str, Callable[[Measured, str], Iterator[Row]]] = {
+    "model-curve": curve, "model-variance": variance, "model-cost": cost
+}  # fmt: skip

@@ -106,16 +106,16 @@ class Ridges:
         mu, d, w, distribution = estimator.mu, self.dim, self.w, type(estimator.distribution)
         squares = (mu**2 * (w**2).sum(1))[:, None]
         if distribution is Gaussian:
-            each = w * np.exp(squares / 2)
+            terms = w * np.exp(squares / 2)
         elif distribution is Sphere:
-            each = w * special.hyp0f1(d / 2 + 1, d * squares / 4)
+            terms = w * special.hyp0f1(d / 2 + 1, d * squares / 4)
         elif distribution is Rademacher:
-            each = np.tanh(mu * w) / mu * np.cosh(mu * w).prod(1, keepdims=True)
+            terms = np.tanh(mu * w) / mu * np.cosh(mu * w).prod(1, keepdims=True)
         elif distribution is Coordinate:
-            each = np.sinh(mu * d**0.5 * w) / (mu * d**0.5)
+            terms = np.sinh(mu * d**0.5 * w) / (mu * d**0.5)
         else:
             return mean(estimator, self.taylor(3))  # the leading term
-        return self.derivative(1) @ each
+        return np.asarray(self.derivative(1) @ terms)
 
     def exact(self, distribution: Distribution) -> bool:
         """Whether `mean` is exact for this distribution, and not only its leading term in mu."""
@@ -133,11 +133,11 @@ class Ridges:
 
 def directions(distribution: Distribution, block: Block, seed: Sequence[int], count: int, q: int = 1) -> Tensor:
     """What an estimator with seeds (*seed, 0), ..., (*seed, count - 1) draws: [count, q, d], working precision."""
-    found = torch.empty(count, q, block.dim, dtype=distribution.stream(block, seed).dtype)
+    drawn = torch.empty(count, q, block.dim, dtype=distribution.stream(block, seed).dtype)
     for i in range(count):
         for j in range(q):
-            distribution.stream(block, (*seed, i, j)).each(lambda piece, numbers: None, out=found[i, j])
-    return found
+            distribution.stream(block, (*seed, i, j)).each(lambda piece, numbers: None, out=drawn[i, j])
+    return drawn
 
 
 def frames(estimator: ZerothOrder, drawn: Tensor) -> Tensor:
@@ -149,7 +149,8 @@ def frames(estimator: ZerothOrder, drawn: Tensor) -> Tensor:
     if estimator.average == "orthogonal":
         wide = z.double()
         lower = torch.linalg.cholesky(wide @ wide.mT)
-        return z.shape[-1] ** 0.5 * torch.linalg.solve_triangular(lower, wide, upper=False).to(z.dtype)
+        frame: Tensor = torch.linalg.solve_triangular(lower, wide, upper=False)
+        return frame.mul_(z.shape[-1] ** 0.5).to(z.dtype)
     return z
 
 

@@ -58,8 +58,8 @@ def noise_flag(values: ArrayLike) -> str | None:
 def _roughness(values: ArrayLike) -> Array:
     """Mean square of the sixth differences of each direction, in units of e^2."""
     differences = np.diff(np.asarray(values, dtype=float), ORDER, axis=1)
-    found: Array = (differences**2).mean(1) / float(factorial(2 * ORDER) / factorial(ORDER) ** 2)
-    return found
+    squares: Array = (differences**2).mean(1) / float(factorial(2 * ORDER) / factorial(ORDER) ** 2)
+    return squares
 
 
 def derivatives(values: ArrayLike, step: float) -> tuple[Array, Array]:
@@ -93,7 +93,7 @@ def best(sides: int, spread: float, noise: float) -> float:
 
 
 def gaussian_spread(hessian: Array, third: Array) -> tuple[float, float]:
-    """Kappa and tau for Gaussian z: E A[z, z]^2 = (tr A)^2 + 2 ||A||_F^2, E T[z, z, z]^2 = 9 ||t||^2 + 6 ||T||^2."""
+    """kappa and tau for Gaussian z: E A[z, z]^2 = (tr A)^2 + 2 ||A||_F^2, E T[z, z, z]^2 = 9 ||t||^2 + 6 ||T||^2."""
     t = np.einsum("ijj->i", third)
     kappa = np.trace(hessian) ** 2 + 2 * (hessian**2).sum()
     return float(kappa**0.5), float((9 * t @ t + 6 * (third**2).sum()) ** 0.5)
@@ -110,9 +110,9 @@ def errors(
         exact: <g, z> for every direction.
         mus: the steps.
     """
-    found: dict[int, list[Array]] = {1: [], 2: []}
+    two_sided, one_sided = [], []
     for mu in mus:
         plus, minus = at(mu), at(-mu)
-        found[2].append((plus - minus) / (2 * mu) - exact)
-        found[1].append((plus - center) / mu - exact)
-    return {sides: np.stack(columns, 1) for sides, columns in found.items()}
+        two_sided.append((plus - minus) / (2 * mu) - exact)
+        one_sided.append((plus - center) / mu - exact)
+    return {1: np.stack(one_sided, 1), 2: np.stack(two_sided, 1)}

@@ -3,24 +3,15 @@
 import importlib.metadata
 import shlex
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from smoothlab.experiments.finetune.config import FinetuneOptions
 from smoothlab.experiments.finetune.options import grid, used
 from smoothlab.experiments.options import option
 from smoothlab.records import PACKAGES
 
-if TYPE_CHECKING:
-    from smoothlab.experiments.finetune.experiment import Finetune
 
-METHODS = {
-    "hybrid": "the base model by zeroth-order and the {} module by first-order gradients, at the same point",
-    "zo": "the base model alone, by zeroth-order gradients",
-    "fo-peft": "the {} module alone, by first-order gradients",
-    "fo-full": "the base model alone, by first-order gradients",
-}
-
-
-def command(run: "Finetune") -> str:
+def command(run: FinetuneOptions) -> str:
     """The command line of a run, with every option that is not at its default."""
     words = ["smoothlab", "finetune"]
     for field in fields(run):
@@ -30,7 +21,7 @@ def command(run: "Finetune") -> str:
     return " ".join(map(shlex.quote, words))
 
 
-def story(run: "Finetune", test: dict[str, Any]) -> str:
+def story(run: FinetuneOptions, test: dict[str, Any]) -> str:
     """What was trained, on which data, by which command and with which result, in Markdown.
 
     Args:
@@ -40,7 +31,7 @@ def story(run: "Finetune", test: dict[str, Any]) -> str:
     rates = ", ".join(f"{name} {test[name]:g}" for name in used(run.method))
     trials = f", trial {test['trial'] + 1} of {len(grid(run))}" if run.search else ""
     rows = {
-        "trained": f"{run.method}: {METHODS[run.method].format(run.module)}",
+        "trained": f"{run.method}: {run.recipe.description.format(run.module)}",
         "scored by": "a classifier's head" if test["head"] == "classifier" else "the language model's own head",
         "data": f"`{run.data}` ({test['served']}), at most {run.train:,d} items to train on, {run.dev:,d} to select by",
         "rates": f"{rates}, {run.schedule} schedule",

@@ -1,86 +1,134 @@
-"""Who is told of a run: the progress bar, and TensorBoard where it is asked for."""
+"""Loggers of a training run: progress on stderr, and TensorBoard where it is asked for."""
 
 import contextlib
 import sys
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 from smoothlab.errors import BadInput
 
 Row = dict[str, Any]
 
 
-class Bar:
-    """A progress bar on stderr: loss, dev accuracy, steps/s and time left; silent where stderr is no terminal."""
-
-    def __init__(self, trials: int, *, silent: bool = False) -> None:
-        self._trials, self._silent, self._told = trials, silent or not sys.stderr.isatty(), ""
-        self._bar: Any = None
+class Logger(Protocol):
+    """Receives the events of a run: steps and rows."""
 
     def begin(self, trial: int, steps: int, step: int) -> None:
-        """A trial begins, or goes on at `step`."""
-        from tqdm import tqdm
-
-        self.close()
-        name = "finetune" if self._trials == 1 else f"trial {trial + 1}/{self._trials}"
-        self._bar = tqdm(total=steps, initial=step, desc=name, unit="step", disable=self._silent)
+        """A trial begins, or continues at `step`."""
 
     def stepped(self, step: int, loss: float) -> None:
-        """A step was made."""
-        self._bar.set_postfix_str(f"loss {loss:.3f}{self._told}", refresh=False)
-        self._bar.update()
+        """Update number `step`, counted from 1, was made; `loss` is that before it."""
 
-    def evaluated(self, row: Row) -> None:
-        """An evaluation is on record."""
-        if row["part"] == "dev":
-            self._told = f", dev accuracy {100 * row['accuracy']:.1f} %"
+    def recorded(self, row: Row) -> None:
+        """A row is on record."""
 
     def close(self) -> None:
-        """The bar ends."""
+        """The run has ended."""
+
+
+class Progress:
+    """Loss, dev accuracy, point and time left on stderr: a bar on a terminal, elsewhere a line every 30 seconds."""
+
+    interval: ClassVar[float] = 30.0
+    """Seconds between two lines where stderr is no terminal."""
+
+    def __init__(self, name: str, trials: int = 1, *, silent: bool = False) -> None:
+        self._name, self._trials, self._silent = name, trials, silent
+        self._bar: Any = None
+        self._accuracy = ""
+
+    def begin(self, trial: int, steps: int, step: int) -> None:
+        """A trial begins, or continues at `step`."""
+        self.close()
+        self._steps, self._step, self._first, self._loss = steps, step, step, ""
+        self._begun = self._written = time.monotonic()
+        self._title = self._name
+        if self._trials > 1:
+            self._title += f" trial {trial + 1}/{self._trials}"
+        if sys.stderr.isatty() and not self._silent:
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=steps, initial=step, desc=self._title, unit="step")
+
+    def stepped(self, step: int, loss: float) -> None:
+        """An update was made."""
+        self._step, self._loss = step, f", loss {loss:.3f}"
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"{self._loss[2:]}{self._accuracy}", refresh=False)
+            self._bar.update()
+        self._write_line(self._loss)
+
+    def recorded(self, row: Row) -> None:
+        """A row is on record: an evaluation, or curvature of a block."""
+        if "accuracy" in row:
+            self._accuracy = f", dev accuracy {100 * row['accuracy']:.1f} %"
+        if "quantity" not in row:
+            return
+        measured = f", measured {row['quantity']} of {row['block']}"
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"{self._loss[2:]}{measured}")
+        self._write_line(f"{self._loss}{measured}")
+
+    def close(self) -> None:
+        """The run ends."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
 
+    def _write_line(self, news: str) -> None:
+        now = time.monotonic()
+        if self._bar is not None or self._silent or now - self._written < self.interval:
+            return
+        self._written, left = now, ""
+        if self._step > self._first:
+            seconds = (now - self._begun) / (self._step - self._first) * (self._steps - self._step)
+            left = f", about {seconds:.0f} s left"
+        print(f"smoothlab: {self._title} step {self._step} of {self._steps}{news}{left}", file=sys.stderr)
+
 
 class TensorBoard:
-    """Curves of loss and accuracy for TensorBoard, one run a trial, beside the progress bar.
+    """Curves of loss, accuracy and curvature for TensorBoard, one run a trial, beside the progress.
 
     Raises:
         BadInput: TensorBoard is not installed, or its folder cannot be written.
     """
 
-    def __init__(self, folder: Path, bar: Bar) -> None:
+    def __init__(self, folder: Path, progress: Logger) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise BadInput(f"--tensorboard {folder}: pip install tensorboard, or leave the option out") from None
-        self._folder, self._bar, self._writer = folder, bar, SummaryWriter
+        self._folder, self._progress, self._writer = folder, progress, SummaryWriter
         self._open: Any = None
 
     def begin(self, trial: int, steps: int, step: int) -> None:
-        """A trial begins, or goes on at `step`; what a stopped run wrote after it is left out."""
+        """A trial begins, or continues at `step`; what a stopped run wrote after it is left out."""
         self.close()
         try:
             self._open = self._writer(str(self._folder / f"trial-{trial}"), purge_step=step)
         except OSError as error:
             raise BadInput(f"--tensorboard {self._folder}: cannot write there ({error.strerror})") from None
-        self._bar.begin(trial, steps, step)
+        self._progress.begin(trial, steps, step)
 
     def stepped(self, step: int, loss: float) -> None:
-        """A step was made."""
+        """An update was made."""
         self._open.add_scalar("train/loss", loss, step)
-        self._bar.stepped(step, loss)
+        self._progress.stepped(step, loss)
 
-    def evaluated(self, row: Row) -> None:
-        """An evaluation is on record."""
+    def recorded(self, row: Row) -> None:
+        """A row is on record."""
         for name in ("dev_loss", "accuracy", "steps_per_second"):
             if row.get(name) is not None:
                 self._open.add_scalar(f"dev/{name.removeprefix('dev_')}", row[name], row["step"])
-        self._bar.evaluated(row)
+        if row.get("value") is not None:
+            name = f"{row['quantity']}/{row['block']}-{row['wrt']} ({row['protocol']})"
+            self._open.add_scalar(name, row["value"], row["step"])
+        self._progress.recorded(row)
 
     def close(self) -> None:
         """Write what is not written yet."""
-        self._bar.close()
+        self._progress.close()
         if self._open is not None:
             with contextlib.suppress(OSError):  # the records have it all
                 self._open.close()

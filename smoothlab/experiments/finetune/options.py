@@ -1,30 +1,35 @@
-"""Whether the options of `smoothlab finetune` make sense together, told before anything is loaded."""
+"""Whether the options of `smoothlab finetune` and `smoothlab smoothness` fit together, before anything loads."""
 
 import itertools
 import math
+import sys
 from dataclasses import fields
-from typing import TYPE_CHECKING
 
 from smoothlab.errors import BadInput
+from smoothlab.experiments.finetune.config import METHODS, FinetuneOptions, Rates, Training
 from smoothlab.experiments.options import check_fields, option
 from smoothlab.llm.tasks.jsonlines import TEMPLATE
 
-if TYPE_CHECKING:
-    from smoothlab.experiments.finetune.experiment import Finetune
-    from smoothlab.llm.tuning import Rates
-
 RANGES = {
-    "train": (1, 10**9), "dev": (1, 10**9), "test": (1, 10**9), "q": (1, 10**4), "steps": (0, 10**9),
-    "batch": (1, 10**9), "parts": (1, 64), "eval_every": (1, 10**9), "patience": (0, 10**9), "seed": (0, 2**32 - 1),
+    "train": (1, 10**9), "dev": (1, 10**9), "test": (1, 10**9), "q": (1, 10**4),
+    "steps": (0, 10**9), "batch": (1, 10**9), "parts": (1, 64), "points": (1, 10**6), "probes": (2, 10**6),
+    "eval_every": (1, 10**9), "patience": (0, 10**9), "seed": (0, 2**32 - 1),
 }  # fmt: skip
-"""Least and greatest value of whole numbers."""
+"""Least and greatest value of whole numbers; seeds are shifted by 2^20 and must stay below torch's 2^63."""
 MOST_TRIALS = 1000
-ZEROTH, FIRST = ("hybrid", "zo"), ("hybrid", "fo-peft")
-"""Methods with a zeroth-order base model, and with a PEFT module."""
+ZEROTH = tuple(name for name, recipe in METHODS.items() if recipe.base == "zeroth")
+RENAMED = {
+    "finetune": {"--rule": "--optimizer"},
+    "smoothness": {
+        "--lr": "--eta-x and --eta-y", "--lr-block": "--eta-x, --eta-y, and --eta NAME=RATE for other blocks",
+        "--keep-weights": "--checkpoint", "--schedule log": "--spacing log", "--rule": "--optimizer",
+    },
+}  # fmt: skip
+"""Options of smoothlab 0.1 by subcommand, and their names of today."""
 
 
-def check(run: "Finetune") -> None:
-    """Refuse values out of range, names that are none of the choices, and combinations that train nothing.
+def check(run: Training) -> None:
+    """Refuse values out of range, names that are none of the choices, and combinations that make no sense.
 
     Raises:
         BadInput: names the first option that is wrong, and what it may be.
@@ -34,34 +39,81 @@ def check(run: "Finetune") -> None:
 
     check_fields(run, RANGES)
     named(run.distribution, "--distribution")
+    if run.rank is not None and run.rank < 1:
+        raise BadInput(f"--rank {run.rank} is too small: use at least 1")
     _check_method(run)
-    for rates in grid(run):
+    trials = [run.rates]
+    if isinstance(run, FinetuneOptions):
+        trials = grid(run)
+    for rates in trials:
         _check_rates(run, rates)
+    _check_measuring(run)
     if run.logged and run.method not in ZEROTH:
         raise BadInput(
             f"--checkpoint {run.checkpoint} with --method {run.method}: a seed log holds zeroth-order steps, which "
             f"{' and '.join(ZEROTH)} make; leave log: out"
         )
     if (run.template, run.verbalizers) != (TEMPLATE, ()) and not run.data.endswith((".jsonl", ".jsonl.gz")):
-        given = "template" if run.template != TEMPLATE else "verbalizers"
+        name = "template" if run.template != TEMPLATE else "verbalizers"
         raise BadInput(
-            f"{option(given)} with --data {run.data}, which has prompts of its own: leave it out, it is for JSON "
+            f"{option(name)} with --data {run.data}, which has prompts of its own: leave it out, it is for JSON "
             "Lines files"
         )
     check_device(run.device)
-    for field, folder in (("checkpoint", run.folder), ("save", run.save), ("tensorboard", run.tensorboard)):
+    folders = {"checkpoint": run.folder}
+    if isinstance(run, FinetuneOptions):
+        folders |= {"save": run.save, "tensorboard": run.tensorboard}
+    for name, folder in folders.items():
         if folder is not None and folder.exists() and not folder.is_dir():
-            raise BadInput(f"{option(field)} {folder} is a file: name a folder")
+            raise BadInput(f"{option(name)} {folder} is a file: name a folder")
 
 
-def grid(run: "Finetune") -> list["Rates"]:
-    """Rates of each trial: all combinations of the values of --search; what it does not name is as given.
+def check_renamed(arguments: list[str]) -> None:
+    """Refuse options of smoothlab 0.1 in one line that has the new option's name.
+
+    Raises:
+        BadInput: an argument is one.
+    """
+    for command, names in RENAMED.items():
+        if command not in arguments:
+            continue
+        words = " ".join(arguments).replace("=", " ") + " "
+        for old, new in names.items():
+            if f" {old} " in words:
+                raise BadInput(f"{old} of `smoothlab {command}` is {new} now")
+
+
+def block_rates(run: Training) -> dict[str, float]:
+    """Learning rates of --eta, by block.
+
+    Raises:
+        BadInput: not of the form NAME=RATE, a rate that is negative or not finite, or a block named twice.
+    """
+    rates: dict[str, float] = {}
+    for text in run.eta:
+        name, _, number = text.partition("=")
+        try:
+            rate = float(number)
+        except ValueError:
+            rate = math.nan
+        if not name or not math.isfinite(rate) or rate < 0:
+            raise BadInput(f"--eta {text}: write NAME=RATE with a finite rate of at least 0, e.g. layer.0=1e-6")
+        if name in rates:
+            raise BadInput(f"--eta {text}: block '{name}' has a rate already; name each block once")
+        if name in ("base", "peft"):
+            raise BadInput(
+                f"--eta {text}: use {'--eta-x' if name == 'base' else '--eta-y'} {number} for block '{name}'"
+            )
+        rates[name] = rate
+    return rates
+
+
+def grid(run: FinetuneOptions) -> list[Rates]:
+    """Rates of each trial: all combinations of the values of --search; what it does not name is as configured.
 
     Raises:
         BadInput: not of the form name=a,b,..., a name twice, or too many combinations.
     """
-    from smoothlab.llm.tuning import Rates
-
     values: dict[str, list[float]] = {}
     for text in run.search:
         name, _, rest = text.partition("=")
@@ -70,28 +122,31 @@ def grid(run: "Finetune") -> list["Rates"]:
         if name in values:
             raise BadInput(f"--search {text}: {name} has values already; name each once")
         try:
-            values[name] = [float(one) for one in rest.split(",")]
+            values[name] = [float(number) for number in rest.split(",")]
         except ValueError:
             raise BadInput(f"--search {text}: write {name}=a,b,... with numbers, e.g. {name}=1e-4,1e-3") from None
         if len(set(values[name])) < len(values[name]):
             raise BadInput(f"--search {text}: a value is there twice")
-    every = [values.get(name, [getattr(run, name)]) for name in Rates._fields]
-    if (count := math.prod(map(len, every))) > MOST_TRIALS:
+    all_values = [values.get(name, [getattr(run, name)]) for name in Rates._fields]
+    if (count := math.prod(map(len, all_values))) > MOST_TRIALS:
         raise BadInput(f"--search asks for {count} combinations: at most {MOST_TRIALS}")
-    return [Rates(*combination) for combination in itertools.product(*every)]
+    return [Rates(*combination) for combination in itertools.product(*all_values)]
 
 
 def used(method: str) -> tuple[str, ...]:
     """The rates, and mu, that a method uses."""
-    there = {"eta_x": method != "fo-peft", "eta_y": method in FIRST, "mu": method in ZEROTH}
-    return tuple(name for name, is_there in there.items() if is_there)
+    recipe = METHODS[method]
+    needed = {"eta_x": recipe.base, "eta_y": recipe.module, "mu": recipe.base == "zeroth"}
+    return tuple(name for name, is_used in needed.items() if is_used)
 
 
-def unused(run: "Finetune") -> list[str]:
-    """What to say of options that were given and that the method does not use."""
-    idle = {"eta_x", "eta_y", "mu"} - {*used(run.method)} | (
-        {"q", "sides", "distribution"} if run.method not in ZEROTH else set()
-    )
+def unused(run: Training) -> list[str]:
+    """A note on each option that was set and that the method does not use."""
+    idle = {"eta_x", "eta_y", "mu"} - {*used(run.method)}
+    if run.method not in ZEROTH:
+        idle |= {"q", "sides", "distribution"}
+    if not run.recipe.module and run.method == "zo":
+        idle |= {"optimizer"}
     return [
         f"{option(f.name)} {getattr(run, f.name)} is not used by --method {run.method}"
         for f in fields(run)
@@ -99,27 +154,62 @@ def unused(run: "Finetune") -> list[str]:
     ]
 
 
-def _check_method(run: "Finetune") -> None:
-    if run.method in FIRST and run.peft == "none":
+def measuring_steps(run: Training) -> list[int]:
+    """Steps of a run at which curvature is measured."""
+    from smoothlab.hessian.trajectory import schedule
+
+    if not run.measure:
+        return []
+    steps = schedule(run.steps, run.points, run.spacing)
+    if len(steps) < run.points and run.steps:
+        say(f"{len(steps)} points, not {run.points}: {run.steps} steps have no more distinct ones")
+    return steps
+
+
+def say(text: str) -> None:
+    """Write a line to stderr."""
+    print(f"smoothlab: {text}", file=sys.stderr)
+
+
+def _check_method(run: Training) -> None:
+    if run.recipe.module and run.peft == "none":
         raise BadInput(f"--peft none with --method {run.method}: name a PEFT method, or use zo or fo-full")
-    if run.method not in FIRST and run.peft not in ("auto", "none"):
+    if not run.recipe.module and run.peft not in ("auto", "none"):
         raise BadInput(
             f"--peft {run.peft} with --method {run.method}, which trains the base model alone: leave --peft out, "
             "or use hybrid or fo-peft"
         )
-    for text in run.search:
-        name = text.partition("=")[0]
-        if name in ("eta_x", "eta_y", "mu") and name not in used(run.method):
-            raise BadInput(f"--search {text}: --method {run.method} uses no {name}")
+    if isinstance(run, FinetuneOptions):
+        for text in run.search:
+            name = text.partition("=")[0]
+            if name in Rates._fields and name not in used(run.method):
+                raise BadInput(f"--search {text}: --method {run.method} uses no {name}")
 
 
-def _check_rates(run: "Finetune", rates: "Rates") -> None:
+def _check_rates(run: Training, rates: Rates) -> None:
     for name in ("eta_x", "eta_y"):
-        value = getattr(rates, name)
-        if not (math.isfinite(value) and value >= 0):
-            raise BadInput(f"{option(name)} {value:g}: use a finite rate of at least 0")
-    if not any(getattr(rates, name) for name in used(run.method) if name != "mu"):
-        name = "eta_y" if run.method == "fo-peft" else "eta_x"
-        raise BadInput(f"{option(name)} 0 with --method {run.method} trains nothing: give a rate above 0")
+        rate = getattr(rates, name)
+        if not (math.isfinite(rate) and rate >= 0):
+            raise BadInput(f"{option(name)} {rate:g}: use a finite rate of at least 0")
     if not (math.isfinite(rates.mu) and rates.mu > 0):
         raise BadInput(f"--mu {rates.mu:g}: use a finite step above 0, e.g. 1e-3")
+    trained = [getattr(rates, name) for name in used(run.method) if name != "mu"]
+    if not any((*trained, *block_rates(run).values())) and not run.measure:
+        name = "eta_y" if run.method == "fo-peft" else "eta_x"
+        raise BadInput(f"{option(name)} 0 with --method {run.method} trains nothing: give a rate above 0")
+
+
+def _check_measuring(run: Training) -> None:
+    from smoothlab.llm import distributed
+
+    if not 0 < run.precision < 1:
+        raise BadInput(f"--precision {run.precision}: use a number between 0 and 1, both excluded")
+    for text in run.cross:
+        if run.cross.count(text) > 1:
+            raise BadInput(f"--cross {text} is given twice: name each pair once")
+    if not run.measure:
+        return
+    if run.dtype in ("bfloat16", "float16"):
+        raise BadInput(f"--measure with --dtype {run.dtype}, whose rounding hides curvature: use float32 or float64")
+    if distributed.world_size() > 1:
+        raise BadInput(f"--measure with {distributed.world_size()} processes: start one process, without torchrun")

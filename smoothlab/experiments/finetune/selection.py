@@ -1,264 +1,265 @@
-"""The course of a fine-tuning: trials of rates, evaluations on dev, early stopping, snapshots; then one look at test.
+"""Selection: trials of rates, evaluations on dev, early stopping, checkpoints; then one look at test.
 
 Selection sees the dev split only: the best weights are those with the most right answers there, of equal ones those
 with the lowest dev loss, over all trials and evaluations, step 0 included. The test split is looked at once, with them.
+Curvature is measured on the way, where the run has measuring points, and is no part of selection.
 """
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 from torch import Tensor
 
 from smoothlab.errors import BadInput
+from smoothlab.experiments.finetune.config import Rates
+from smoothlab.experiments.finetune.loggers import Logger
+from smoothlab.experiments.finetune.setup import Score, Setup
 from smoothlab.llm import distributed
-from smoothlab.llm.checkpoints import Folder, Snapshot
-from smoothlab.llm.evaluate import Accuracy, Encoded, NotFinite
-from smoothlab.llm.tuning import Diverged, Rates, Tuning, part
+from smoothlab.llm.checkpoints import Folder
+from smoothlab.llm.evaluate import NotFinite
+from smoothlab.trainer import Diverged, Trainer
 
 Row = dict[str, Any]
 
 
-class Score(NamedTuple):
-    """Right answers on a split, the accuracy's 95 % interval, and the mean loss."""
-
-    correct: int
-    items: int
-    low: float
-    high: float
-    loss: float
-
-    @staticmethod
-    def of(found: Accuracy, encoded: Encoded) -> "Score":
-        """From what was measured on a split."""
-        losses = []
-        for scores, label in zip(found.scores, encoded.labels, strict=True):
-            peak = max(scores)
-            every = encoded.kind != "multiple choice"
-            total = peak + math.log(sum(math.exp(s - peak) for s in scores)) if every else 0.0
-            losses.append(total - scores[label])
-        return Score(found.correct, found.count, *found.interval, math.fsum(losses) / len(losses))
-
-    def row(self) -> Row:
-        """The columns of a record."""
-        return {
-            "accuracy": self.correct / self.items, "low": self.low, "high": self.high, "correct": self.correct,
-            "count": self.items,
-        }  # fmt: skip
-
-
-class Watcher(Protocol):
-    """Is told of what happens: a progress bar, a sink of curves."""
-
-    def begin(self, trial: int, steps: int, step: int) -> None:
-        """A trial begins, or goes on at `step`."""
-
-    def stepped(self, step: int, loss: float) -> None:
-        """A step was made."""
-
-    def evaluated(self, row: Row) -> None:
-        """An evaluation is on record."""
-
-    def close(self) -> None:
-        """The course has ended."""
-
-
 @dataclass
 class RunState:
-    """Where the course stands, beside the weights: what a snapshot holds as JSON.
+    """Where a selection stands, beside the trainer: what a checkpoint holds as JSON.
 
     Attributes:
         rows: rows on record.
         trial: number of the trial.
-        over: whether the trial has ended early.
-        waited: evaluations since the trial's last better one.
-        top: the trial's best (correct, -dev loss).
-        first: the trial's first step with as many right answers.
+        stopped: whether the trial has ended early.
+        evals_without_gain: evaluations since the trial's last better one.
+        best: the trial's best (correct, -dev loss).
+        best_step: the trial's first step with as many right answers.
+        evaluated: the trial's last step that was evaluated; a checkpoint may be taken just before an evaluation.
         seconds: spent on steps and evaluations.
-        best: the best evaluation of all trials, as far as the row of the test tells of it.
+        best_row: the best evaluation of all trials, as far as the row of the test repeats it.
         best_rows: rows that were on record with it.
     """
 
     rows: int = 0
     trial: int = 0
-    over: bool = False
-    waited: int = 0
-    top: tuple[int, float] | None = None
-    first: int = 0
+    stopped: bool = False
+    evals_without_gain: int = 0
+    best: tuple[int, float] | None = None
+    best_step: int = 0
+    evaluated: int = -1
     seconds: float = 0.0
-    best: Row | None = None
+    best_row: Row | None = None
     best_rows: int = 0
 
 
 @dataclass
-class Course:
+class Selection:
     """Trials of `grid`, each of at most `steps` steps.
 
     Attributes:
-        tuning: model and data.
+        setup: model and data.
         grid: rates of each trial.
         steps: steps of a trial.
-        every: steps between evaluations.
+        eval_every: steps between evaluations.
         patience: evaluations without a better one after which a trial ends; 0: never.
-        dev: evaluates the model on the dev split.
-        watcher: is told of steps and evaluations.
-        folder: where snapshots go; without it the best weights are kept in memory.
+        evaluations: of the loss in a step.
+        logger: receives steps and rows.
+        folder: folder of the checkpoints; without it the best weights are kept in memory.
+        points: steps to measure curvature at.
     """
 
-    tuning: Tuning
+    setup: Setup
     grid: Sequence[Rates]
     steps: int
-    every: int
+    eval_every: int
     patience: int
-    dev: Callable[[], Score]
-    watcher: Watcher
+    evaluations: int
+    logger: Logger
     folder: Folder | None = None
-    at: RunState = field(default_factory=RunState, init=False)
+    points: Sequence[int] = ()
+    state: RunState = field(default_factory=RunState, init=False)
     _best: Mapping[str, Tensor] | None = field(default=None, init=False)
 
     @property
     def alone(self) -> bool:
-        """Whether there is a single trial: if it diverges, the course ends with an error, after a row that says so."""
+        """Whether there is a single trial: if it diverges, the run ends with an error, after a row with the reason."""
         return len(self.grid) == 1
 
-    def resume(self, rows: int) -> None:
-        """Go on from the snapshot taken after so many rows."""
+    def resume(self, rows: int) -> int:
+        """Continue from the checkpoint taken after so many rows; the step it stands at."""
         assert self.folder is not None
-        if not self.alone or self.tuning.logged:
-            self.tuning.remember_start()
-        found = self.folder.get(self.folder.after(rows))
-        self.at = RunState(**found.state["course"])
-        self.at.top = None if self.at.top is None else (int(self.at.top[0]), float(self.at.top[1]))
-        self._begin(found.state["step"])
-        self.tuning.restore(found, self.folder.log(self.at.trial))
+        self._remember_start()
+        saved = self.folder.get(self.folder.after(rows))
+        self.state = RunState(**saved["selection"])
+        self._begin(saved["trainer"]["step"])
+        self.trainer.load_state_dict(saved["trainer"])
+        return self.trainer.step
 
     def rows(self) -> Iterator[Row]:
-        """Rows of the evaluations that are ahead; after each is on record, a snapshot is taken."""
-        resumed = self.at.rows > 0
-        if not resumed and (not self.alone or self.tuning.logged):
-            self.tuning.remember_start()
-        while self.at.trial < len(self.grid):
+        """Rows of the evaluations and points that are ahead; checkpoints are taken once they are on record."""
+        resumed = self.state.rows > 0
+        if not resumed:
+            self._remember_start()
+        while self.state.trial < len(self.grid):
             if not resumed:
                 self._begin()
-            self.watcher.begin(self.at.trial, self.steps, self.tuning.step)
-            if self.at.top is None and not self.at.over:
-                yield from self._kept(self._evaluation(None))
-            while self.tuning.step < self.steps and not self.at.over:
-                row = self._leg()
-                if self.alone and row["part"] == "stopped":  # without a snapshot: the last good one stays the newest
-                    yield row
-                    raise self._told(row["why"])
-                yield from self._kept(row)
-            if self.at.trial == len(self.grid) - 1:
+            self.logger.begin(self.state.trial, self.steps, self.trainer.step)
+            if self.state.best is None and not self.state.stopped:
+                yield from self._evaluated(self._evaluation(None))
+            while not self.state.stopped and (self.trainer.step < self.steps or self._is_evaluation()):
+                yield from self._leg()
+            if not self.state.stopped:
+                yield from self._point()
+            if self.state.trial == len(self.grid) - 1:
                 return
-            stay = {name: getattr(self.at, name) for name in ("rows", "seconds", "best", "best_rows")}
-            self.at = RunState(trial=self.at.trial + 1, **stay)
+            kept = {name: getattr(self.state, name) for name in ("rows", "seconds", "best_row", "best_rows")}
+            self.state = RunState(trial=self.state.trial + 1, **kept)
             resumed = False
 
-    def stand_at_best(self) -> Row:
-        """Take the best weights on dev; what is known of them."""
-        assert self.at.best is not None
+    def load_best(self) -> Row:
+        """Copy in the best weights on dev; what is known of them."""
+        assert self.state.best_row is not None
         log = None
         if self.folder is not None:
-            self._best = part(self.folder.get(self.folder.best(self.at.best_rows)), "weights")
-            log = self.folder.log(self.at.best["trial"])
+            self._best = self.folder.get(self.folder.best(self.state.best_rows))["weights"]
+            log = self.folder.log(self.state.best_row["trial"])
         assert self._best is not None
-        self.tuning.stand_at(self._best, log, self.at.best["step"])
-        return self.at.best
+        self.trainer.load_weights(self._best, self.state.best_row["step"], log)
+        return self.state.best_row
+
+    def _remember_start(self) -> None:
+        if not self.alone or self.setup.run.logged:
+            self.setup.remember_start()
 
     def _begin(self, steps: int = 0) -> None:
         """Begin the trial; `steps` of its seed log stand."""
-        write = self.tuning.logged and self.folder is not None and distributed.rank() == 0
-        log = self.folder.log(self.at.trial) if write and self.folder is not None else None
-        self.tuning.start(self.grid[self.at.trial], log, steps)
+        log = None
+        if self.setup.run.logged and self.folder is not None:
+            log = self.folder.log(self.state.trial)
+        rates = self.grid[self.state.trial]
+        self.trainer: Trainer = self.setup.trainer(rates, at=self.points, log=log, log_steps=steps)
+        self.trainer.on_step = self.logger.stepped
 
-    def _leg(self) -> Row:
+    def _leg(self) -> Iterator[Row]:
         """Steps up to the next evaluation, and its row."""
-        begun, losses = time.monotonic(), []
+        trainer, steps, seconds = self.trainer, 0, 0.0
         try:
-            while True:
-                losses.append(self.tuning.update())
-                self.watcher.stepped(self.tuning.step, losses[-1])
-                if self.tuning.step % self.every == 0 or self.tuning.step == self.steps:
-                    break
-            mean = sum(losses) / len(losses)
-            self.tuning.check(mean)
-            seconds = time.monotonic() - begun
-            return self._evaluation(mean, len(losses) / seconds, seconds)
+            while not self._is_evaluation():
+                before = trainer.step
+                yield from self._point()
+                if trainer.step == before:  # a point that measures path smoothness has made the update
+                    begun = time.monotonic()
+                    trainer.update()
+                    seconds += time.monotonic() - begun
+                    steps += 1
+            mean = sum(trainer.losses) / len(trainer.losses)
+            trainer.losses.clear()
+            trainer.check(mean)
+            self.state.seconds += seconds
+            row = self._evaluation(mean, steps / seconds if seconds else None)
         except BadInput as error:
             if not isinstance(error, Diverged) and not self._refused(error):
                 raise
-            self.at.over = True
-            return {"part": "stopped", **self._place(), "why": str(error)}
+            self.state.stopped = True
+            row = {"part": "stopped", **self._where(), "why": str(error)}
+        if self.alone and row["part"] == "stopped":  # without a checkpoint: the last good one stays the newest
+            yield row
+            raise self._final_error(row["why"])
+        yield from self._evaluated(row)
+
+    def _is_evaluation(self) -> bool:
+        """Whether the current step is one to evaluate at, and is not evaluated yet."""
+        step = self.trainer.step
+        return step > self.state.evaluated and (step % self.eval_every == 0 or step == self.steps)
+
+    def _point(self) -> Iterator[Row]:
+        """Rows of curvature, if the current step is a point, and a checkpoint behind them."""
+        if not self.trainer.due():
+            return
+        where = {"part": "curvature", "trial": self.state.trial, "method": self.setup.run.method}
+        for row in self.trainer.point():
+            yield from self._on_record(where | row)
+        self._checkpoint()
 
     def _refused(self, error: BadInput) -> bool:
         """Whether it is these rates that are refused (a mu below rounding): others of the search may do."""
-        elsewhere = isinstance(error, distributed.PeerLost) or isinstance(error.__context__, OSError)
-        return not self.alone and self.tuning.step == 0 and not elsewhere
+        outside = isinstance(error.__context__, OSError | RuntimeError)
+        return not self.alone and self.trainer.step == 0 and not outside
 
-    def _told(self, why: str) -> BadInput:
+    def _final_error(self, why: str) -> BadInput:
         """The error with what is left of the run."""
         if self.folder is None:
             return BadInput(f"{why}; the rows so far are on record")
         return BadInput(f"{why}; the checkpoint of the last evaluation before is in {self.folder.path}")
 
-    def _evaluation(self, loss: float | None, speed: float | None = None, seconds: float = 0.0) -> Row:
-        """Evaluate on dev, compare with what was, and make the row."""
-        begun = time.monotonic()
-        told = distributed.broadcast(self._score() if distributed.rank() == 0 else None, len(Score._fields))
-        score = Score(int(told[0]), int(told[1]), *told[2:])
+    def _evaluation(self, loss: float | None, speed: float | None = None) -> Row:
+        """Evaluate on dev, compare with the evaluations before, and make the row."""
+        begun, state = time.monotonic(), self.state
+        numbers = distributed.broadcast(self._score() if distributed.rank() == 0 else None, len(Score._fields))
+        score = Score(int(numbers[0]), int(numbers[1]), *numbers[2:])
         if not math.isfinite(score.loss):
-            raise self.tuning.diverged(score.loss)
-        self.at.seconds += seconds + time.monotonic() - begun
-        found = (score.correct, -score.loss)
-        if self.at.top is None or score.correct > self.at.top[0]:
-            self.at.first = self.tuning.step
-        self.at.waited = 0 if self.at.top is None or found > self.at.top else self.at.waited + 1
-        self.at.top = found if self.at.top is None else max(found, self.at.top)
-        self.at.over = 0 < self.patience <= self.at.waited
+            raise self.trainer.diverged(score.loss)
+        state.seconds += time.monotonic() - begun
+        state.evaluated = self.trainer.step
+        result = (score.correct, -score.loss)
+        if state.best is None or score.correct > state.best[0]:
+            state.best_step = self.trainer.step
+        if state.best is None or result > state.best:
+            state.best, state.evals_without_gain = result, 0
+        else:
+            state.evals_without_gain += 1
+        state.stopped = 0 < self.patience <= state.evals_without_gain
         return {
-            "part": "dev", **self._place(), "train_loss": loss, "dev_loss": score.loss, **score.row(),
-            "steps_per_second": speed, "forwards": self.tuning.step * self.tuning.evaluations,
-            "seconds": round(self.at.seconds, 3),
+            "part": "dev", **self._where(), "train_loss": loss, "dev_loss": score.loss, **score.row(),
+            "steps_per_second": speed, "forwards": self.trainer.step * self.evaluations,
+            "seconds": round(state.seconds, 3),
         }  # fmt: skip
 
     def _score(self) -> Score:
-        """What `dev` says; scores that are not finite are a loss that is not, which every process hears of."""
+        """The score on dev; scores that are not finite are a loss that is not, which every process hears of."""
         try:
-            return self.dev()
+            return self.setup.score_dev()
         except NotFinite:
             return Score(0, 1, 0.0, 1.0, math.nan)
 
-    def _place(self) -> Row:
-        rates = self.tuning.rates
-        epoch = self.tuning.step / (self.tuning.count // self.tuning.batch)
-        return {"trial": self.at.trial, **rates._asdict(), "step": self.tuning.step, "epoch": round(epoch, 4)}
+    def _where(self) -> Row:
+        """Trial, rates, step and epoch of a row."""
+        rates = self.grid[self.state.trial]
+        epoch = self.trainer.step / self.setup.steps_per_epoch
+        return {"trial": self.state.trial, **rates._asdict(), "step": self.trainer.step, "epoch": round(epoch, 4)}
 
-    def _kept(self, row: Row) -> Iterator[Row]:
-        """Yield the row; once it is on record, take the snapshots that belong to it."""
+    def _on_record(self, row: Row) -> Iterator[Row]:
+        """Yield a row; it is on record, and counted, when the caller asks for the next."""
         yield row
-        self.at.rows += 1
-        self.watcher.evaluated(row)
+        self.state.rows += 1
+        self.logger.recorded(row)
+
+    def _evaluated(self, row: Row) -> Iterator[Row]:
+        """Yield the row; once it is on record, take the checkpoints that belong to it."""
+        yield from self._on_record(row)
+        state = self.state
         if row["part"] == "dev" and self._better(row):
-            same = ("trial", *Rates._fields, "step", "dev_loss")
-            self.at.best = {name: row[name] for name in same} | {
-                "steps_to_best": self.at.first, "dev_correct": row["correct"], "dev_accuracy": row["accuracy"],
+            repeated = ("trial", *Rates._fields, "step", "dev_loss")
+            state.best_row = {name: row[name] for name in repeated} | {
+                "steps_to_best": state.best_step, "dev_correct": row["correct"], "dev_accuracy": row["accuracy"],
             }  # fmt: skip
-            self.at.best_rows = self.at.rows
+            state.best_rows = state.rows
             if self.folder is None:
-                self._best = self.tuning.weights()
+                self._best = self.trainer.weights()
             elif distributed.rank() == 0:
-                weights = {f"weights/{name}": tensor for name, tensor in self.tuning.weights().items()}
-                self.folder.put(self.folder.best(self.at.rows), Snapshot(weights, {"best": self.at.best}))
-        if self.folder is not None and distributed.rank() == 0:
-            stands = self.tuning.snapshot()
-            state = {**stands.state, "course": asdict(self.at)}
-            self.folder.put(self.folder.after(self.at.rows), Snapshot(stands.tensors, state))
-            assert self.at.best is not None
-            self.folder.keep([self.folder.after(self.at.rows), self.folder.best(self.at.best_rows)])
+                self.folder.put(self.folder.best(state.rows), {"weights": self.trainer.weights()})
+        self._checkpoint()
+
+    def _checkpoint(self) -> None:
+        """Keep where the run stands, and the best weights; nothing without a folder, or before the first evaluation."""
+        if self.folder is None or distributed.rank() != 0:
+            return
+        after = self.folder.after(self.state.rows)
+        self.folder.put(after, {"trainer": self.trainer.state_dict(), "selection": asdict(self.state)})
+        self.folder.keep([after, self.folder.best(self.state.best_rows)])
 
     def _better(self, row: Row) -> bool:
-        best = self.at.best
+        best = self.state.best_row
         return best is None or (row["correct"], -row["dev_loss"]) > (best["dev_correct"], -best["dev_loss"])

@@ -1,32 +1,64 @@
-"""A fine-tuning run as configured, before step 0: its model, blocks, data, and Algorithm 1's optimizer."""
+"""A training run as configured, before step 0: its model, blocks, data, and Algorithm 1's optimizer."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor, nn
 
-from smoothlab.blocks import Block
-from smoothlab.experiments.finetune.options import ZEROTH
-from smoothlab.experiments.finetune.selection import Score
-from smoothlab.llm import distributed, encoding, heads, padding
-from smoothlab.llm.adapters import virtual_tokens
+from smoothlab.blocks import Block, differentiable, fixed_loss
+from smoothlab.errors import BadInput
+from smoothlab.experiments.finetune.config import Rates, Training
+from smoothlab.experiments.finetune.options import block_rates
+from smoothlab.llm import adalora, distributed, encoding, heads, padding
+from smoothlab.llm.adapters import check_derivatives, virtual_tokens
 from smoothlab.llm.evaluate import MULTIPLE, Accuracy, Encoded, accuracy, batch, choice_loss, encode
 from smoothlab.llm.export import save
+from smoothlab.llm.partition import partition
 from smoothlab.llm.tasks import load_choices
 from smoothlab.llm.tasks.jsonlines import TEMPLATE
-from smoothlab.llm.tuning import Rates, Tuning
 from smoothlab.optim.hybrid import HybridSGD
 from smoothlab.optim.seedlog import SeedLog
+from smoothlab.trainer import Points, Trainer, reshuffled
 from smoothlab.zeroth.distributions import named
 from smoothlab.zeroth.estimators import ZerothOrder
 
-if TYPE_CHECKING:
-    from smoothlab.experiments.finetune.experiment import Finetune
-
 Row = dict[str, Any]
+OPTIMIZERS: dict[str, Any] = {"sgd": None, "adam": partial(torch.optim.AdamW, weight_decay=0.0)}
+"""What makes the optimizer of the exact groups, by name; None is HybridSGD's own SGD."""
+
+
+class Score(NamedTuple):
+    """Right answers on a split, the accuracy's 95 % interval, and the mean loss."""
+
+    correct: int
+    items: int
+    low: float
+    high: float
+    loss: float
+
+    @staticmethod
+    def of(result: Accuracy, encoded: Encoded) -> "Score":
+        """The score of predictions on a split."""
+        losses = []
+        for scores, label in zip(result.scores, encoded.labels, strict=True):
+            total = 0.0
+            if encoded.kind != "multiple choice":
+                peak = max(scores)
+                total = peak + math.log(sum(math.exp(s - peak) for s in scores))
+            losses.append(total - scores[label])
+        return Score(result.correct, result.count, *result.interval, math.fsum(losses) / len(losses))
+
+    def row(self) -> Row:
+        """The columns of a record."""
+        return {
+            "accuracy": self.correct / self.items, "low": self.low, "high": self.high, "correct": self.correct,
+            "count": self.items,
+        }  # fmt: skip
 
 
 @dataclass
@@ -34,22 +66,80 @@ class Setup:
     """A run as configured, before step 0.
 
     Attributes:
-        tuning: model, blocks and training data.
+        run: its configuration.
+        model: the model with its PEFT module, in eval mode.
+        blocks: blocks that are trained.
+        measured: blocks whose curvature is measured.
+        batches: parts of the minibatch of a step.
+        steps_per_epoch: minibatches in an epoch.
+        loss: mean loss of a part.
         judge: finds the accuracy of the model as it stands on a split.
         dev: items to select by.
         test: items to be looked at once.
         served: which files these came from.
         notes: what a reader should know.
-        save: writes the model as it stands to a folder, with what its model cards tell.
+        save: writes the model as it stands to a folder, with the text of its model cards.
+        start: weights at step 0 of what is trained, where they are needed again; see `remember_start`.
     """
 
-    tuning: Tuning
+    run: Training
+    model: nn.Module
+    blocks: Mapping[str, Block]
+    measured: Sequence[Block]
+    batches: Callable[[int], Sequence[Any]]
+    steps_per_epoch: int
+    loss: Callable[[nn.Module, Any], Tensor]
     judge: Callable[[Encoded], Accuracy]
     dev: Encoded
     test: Encoded
     served: str
     notes: list[str]
     save: Callable[[Path, str], None]
+    start: dict[str, Tensor] | None = field(default=None, init=False)
+
+    def remember_start(self) -> None:
+        """Keep a copy of the trained weights, so that `trainer` can be called again after steps."""
+        self.start = {name: p.detach().to("cpu", copy=True) for name, p in self._trained()}
+
+    def trainer(
+        self, rates: Rates | None = None, *, at: Sequence[int] = (), log: Path | None = None, log_steps: int = 0,
+        dropout: bool = False,
+    ) -> Trainer:  # fmt: skip
+        """A trainer before step 0, at the weights that the model was loaded with.
+
+        Args:
+            rates: learning rates and mu; as configured by default.
+            at: steps to measure curvature at.
+            log: seed log that the base model's steps are written to, by process 0.
+            log_steps: steps of the log that stand; later ones are cut off.
+            dropout: train and measure in train mode, with fixed masks.
+
+        Raises:
+            BadInput: a rate is too large for the weights' precision.
+        """
+        run, rates = self.run, rates or self.run.rates
+        if self.start is not None:
+            with torch.no_grad():
+                for name, p in self._trained():
+                    p.copy_(self.start[name])
+            adalora.restore(self.model, {})
+        written = log if distributed.rank() == 0 else None
+        stepper = optimizer(run, self.blocks, rates, written, log_steps)
+        for group in stepper.param_groups:
+            largest = torch.finfo(group["params"][0].dtype).max
+            if group["lr"] > largest:
+                raise BadInput(f"learning rate {group['lr']:g} of block '{group['name']}': use at most {largest:g}")
+        stepper.peers = distributed.Peers() if distributed.world_size() > 1 else None
+        points = None
+        if at:
+            points = Points(
+                at, self.measured, pairs(run, self.measured), run.protocol, run.product, run.precision, run.probes,
+                run.path, run.minibatch, run.batch, run.seed,
+            )  # fmt: skip
+        return Trainer(
+            self.model, self.blocks, self.batches, self.loss, stepper, points, run.steps, run.schedule, run.seed,
+            dropout, adalora, self.start, log,
+        )  # fmt: skip
 
     def score_dev(self) -> Score:
         """The model as it stands, on dev."""
@@ -57,45 +147,59 @@ class Setup:
 
     def test_row(self) -> Row:
         """How the model as it stands does on test, how guesses would, and each answer: right 1, wrong 0."""
-        found, labels, options = self.judge(self.test), self.test.labels, self.test.options
+        result, labels, options = self.judge(self.test), self.test.labels, self.test.options
         head = "classifier" if self.test.kind == "classifier" else "lm"
         return {
-            **Score.of(found, self.test).row(), "head": head,
-            "chance": sum(1 / len(each) for each in options) / len(options),
+            **Score.of(result, self.test).row(), "head": head,
+            "chance": sum(1 / len(candidates) for candidates in options) / len(options),
             "majority": max(map(labels.count, labels)) / len(labels), "served": self.served,
-            "right": "".join("01"[p == label] for p, label in zip(found.predictions, labels, strict=True)),
+            "right": "".join("01"[p == label] for p, label in zip(result.predictions, labels, strict=True)),
         }  # fmt: skip
 
+    def _trained(self) -> list[tuple[str, Tensor]]:
+        return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
 
-def setup(run: "Finetune") -> Setup:
+
+def setup(run: Training) -> Setup:
     """Model, blocks and data of a run.
 
     Raises:
         BadInput: they cannot be had, or do not fit each other; one line that names the fix.
     """
-    reason = heads.classifier_reason(run.head, run.model)
-    sizes, words = (run.train, run.dev, run.test), run.verbalizers if reason is None else None
-    splits = load_choices(run.data, run.data_dir, run.seed, sizes, template=run.template, verbalizers=words)
+    reason, measured = heads.classifier_reason(run.head, run.model), bool(run.measure)
+    words = run.verbalizers if reason is None else None
+    splits = load_choices(run.data, run.data_dir, run.seed, run.sizes, template=run.template, verbalizers=words)
     device = distributed.local_device(run.device)
-    loaded = heads.load(run.model, splits, reason, seed=run.seed, dtype=getattr(torch, run.dtype), device=device)
-    model = heads.attached(loaded, run.module, seed=run.seed)
+    loaded = heads.load(
+        run.model, splits, reason, seed=run.seed, dtype=getattr(torch, run.dtype), device=device, measured=measured
+    )
+    model = heads.attached(loaded, run.module, seed=run.seed, measured=measured, rank=run.rank)
     longest = loaded.max_length - virtual_tokens(model)
     kind = splits.kind if reason is None else "classifier"
     train, dev, test = (
         encode(loaded.tokenizer, items, longest, kind) for items in (splits.train, splits.dev, splits.test)
     )
+    _check_batch(run, len(train))
     mixed = padding.check_items(model, (train, dev, test), run.model, run.module, size=run.batch)
-    base = run.method != "fo-peft"
-    trained = heads.blocks(model, base=base, module=run.module != "none")
-    mine = {id(p) for block in trained.values() for p in block.params}
+    curved = measured_blocks(run, partition(model, run.blocks)) if measured else []
+    blocks = trained_blocks(run, model)
+    mine = {id(p) for block in blocks.values() for p in block.params}
     for p in model.parameters():
         p.requires_grad_(id(p) in mine)
-    multiple = 1 if run.batch == 1 else MULTIPLE  # single rows are not padded, whatever the model makes of padding
-    tuning = Tuning(
-        model, trained, lambda numbers: batch(train, numbers, device, multiple=multiple), choice_loss,
-        partial(optimizer, run), len(train), run.batch, run.steps, run.evaluations, run.schedule, run.seed, run.logged,
-        run.parts,
-    )  # fmt: skip
+    # Single rows are not padded, whatever the model makes of padding.
+    multiple = 1 if run.batch == 1 else MULTIPLE
+    if measured:
+        # All parts, whichever are measured: a wrong gradient of one shows in the others' products.
+        parts = partition(model)
+        few = batch(train, range(min(2, len(train))), device, multiple=multiple)
+        with differentiable(parts.values()):
+            check_derivatives(fixed_loss(partial(choice_loss, model, few), model), parts, run.module)
+
+    def batches(step: int) -> list[dict[str, Tensor]]:
+        numbers = reshuffled(len(train), run.batch, run.seed, step)
+        parts = distributed.parts(numbers, device, run.parts_of_batch)
+        return [batch(train, part, device, multiple=multiple) for part in parts]
+
     notes = [*loaded.notes, splits.served]
     if reason is not None and (run.template, run.verbalizers) != (TEMPLATE, ()):
         notes.append("a classifier reads sentences alone: --template and --verbalizers are not used")
@@ -103,24 +207,89 @@ def setup(run: "Finetune") -> Setup:
         notes.append("padding moves this model's scores: rows are trained singly, and evaluated beside rows as long")
     notes += encoding.notes((train, dev, test))
     return Setup(
-        tuning, partial(accuracy, model, mixed=mixed), dev, test, splits.served, notes,
-        lambda folder, story: save(model, loaded.tokenizer, folder, base=base, story=story),
+        run, model, blocks, curved, batches, len(train) // run.batch, choice_loss,
+        partial(accuracy, model, mixed=mixed), dev, test, splits.served, notes,
+        lambda folder, story: save(model, loaded.tokenizer, folder, base=bool(run.recipe.base), story=story),
     )  # fmt: skip
 
 
+def trained_blocks(run: Training, model: nn.Module) -> dict[str, Block]:
+    """Blocks that the method trains; the base model as one, or cut into the blocks that --eta may name.
+
+    Raises:
+        BadInput: --eta names no block that is trained by exact gradients.
+    """
+    trained = heads.blocks(model, base=bool(run.recipe.base), module=run.recipe.module)
+    rates = block_rates(run)
+    if not rates:
+        return trained
+    if run.recipe.base == "exact":
+        # The base model's parts have groups of their own; what is trained beside it stays as it is.
+        base = {id(p) for p in trained.pop("base").params}
+        parts = partition(model, run.blocks).values()
+        cut = {b.name: Block(b.name, kept) for b in parts if (kept := tuple(p for p in b.params if id(p) in base))}
+        trained = cut | trained
+    for name in rates:
+        if name not in trained:
+            raise BadInput(f"--eta {name}={rates[name]:g}: no such block of exact gradients, use {', '.join(trained)}")
+    return trained
+
+
+def measured_blocks(run: Training, blocks: Mapping[str, Block]) -> list[Block]:
+    """Blocks that --measure names.
+
+    Raises:
+        BadInput: it names one that is not there.
+    """
+    if run.measure == ("all",):
+        return list(blocks.values())
+    for name in run.measure:
+        if name not in blocks:
+            raise BadInput(f"--measure {name}: no such block, use all or some of {', '.join(blocks)}")
+    return [block for name, block in blocks.items() if name in run.measure]
+
+
+def pairs(run: Training, blocks: Sequence[Block]) -> list[tuple[str, str]]:
+    """Pairs of measured blocks that --cross names.
+
+    Raises:
+        BadInput: not two different measured blocks.
+    """
+    names = [block.name for block in blocks]
+    chosen = []
+    for text in run.cross:
+        first, _, second = text.partition(":")
+        if text == "auto":
+            chosen += [("base", "peft")] if {"base", "peft"} <= set(names) else []
+        elif first not in names or second not in names or first == second:
+            raise BadInput(f"--cross {text}: write two different measured blocks as a:b, of {', '.join(names)}")
+        else:
+            chosen.append((first, second))
+    return chosen
+
+
 def optimizer(
-    run: "Finetune", blocks: Mapping[str, Block], rates: Rates, log: Path | None = None, steps: int = 0
+    run: Training, blocks: Mapping[str, Block], rates: Rates, log: Path | None = None, steps: int = 0
 ) -> HybridSGD:
-    """Algorithm 1's optimizer: x by the estimator of Eq. (2) where the method says so, y by exact gradients."""
+    """Algorithm 1's optimizer: x by the estimator of Eq. (2) where the method says so, all else by exact gradients."""
     oracle = None
-    if run.method in ZEROTH:
+    if run.recipe.base == "zeroth":
         oracle = ZerothOrder(mu=rates.mu, sides=run.sides, distribution=named(run.distribution), q=run.q)
-    x, y = {"lr": rates.eta_x, "oracle": oracle}, {"lr": rates.eta_y, "oracle": None}
-    groups = [
-        {"params": list(block.params), "name": name, **(x if name == "base" else y)} for name, block in blocks.items()
-    ]
-    exact = partial(torch.optim.AdamW, weight_decay=0.0) if run.rule == "adam" else None
+    own_rates, beside = block_rates(run), ("peft", "head") if run.recipe.module else ("peft",)
+    groups = []
+    for name, block in blocks.items():
+        rate = own_rates.get(name, rates.eta_y if name in beside else rates.eta_x)
+        zeroth = oracle if name == "base" else None
+        groups.append({"params": list(block.params), "name": name, "lr": rate, "oracle": zeroth})
     written = None
     if log is not None and oracle is not None:
         written = SeedLog(log, run.seed, {0: blocks["base"]}, {0: oracle.distribution}, keep=steps)
-    return HybridSGD(groups, seed=run.seed, exact=exact, log=written)
+    return HybridSGD(groups, seed=run.seed, exact=OPTIMIZERS[run.optimizer], log=written)
+
+
+def _check_batch(run: Training, count: int) -> None:
+    if not 1 <= run.batch <= count:
+        raise BadInput(f"--batch {run.batch} with {count} training examples: use 1 to {count}")
+    if run.batch % distributed.world_size():
+        processes = distributed.world_size()
+        raise BadInput(f"--batch {run.batch} with {processes} processes: use a multiple of {processes}")

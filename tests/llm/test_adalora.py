@@ -10,24 +10,25 @@ from smoothlab.llm import adalora
 from smoothlab.llm.adapters import attach
 from smoothlab.llm.evaluate import accuracy, batch, choice_loss
 from smoothlab.llm.partition import partition
-from smoothlab.llm.tuning import Rates, Tuning
 from smoothlab.optim.hybrid import HybridSGD
+from smoothlab.trainer import Trainer, reshuffled
 from tests.llm.tiny import encoded, tiny_lm
 
 ITEMS = encoded("verbalizer")
 
 
-def tuning(steps: int) -> Tuning:
+def trained(steps: int) -> Trainer:
     """AdaLoRA alone, by gradients, on a tiny OPT."""
     model = attach(tiny_lm("opt"), "adalora", seed=0)
     blocks = {"peft": partition(model)["peft"]}
     for p in model.parameters():
-        p.requires_grad_(any(p is one for one in blocks["peft"].params))
+        p.requires_grad_(any(p is q for q in blocks["peft"].params))
+    optimizer = HybridSGD([{"params": blocks["peft"].params, "lr": 0.1, "name": "peft"}], exact=torch.optim.Adam)
 
-    def optimizer(blocks: dict, rates: Rates, log: None, steps: int) -> HybridSGD:
-        return HybridSGD([{"params": blocks["peft"].params, "lr": rates.eta_y, "name": "peft"}], exact=torch.optim.Adam)
+    def batches(step: int) -> list:
+        return [batch(ITEMS, reshuffled(6, 2, 0, step))]
 
-    return Tuning(model, blocks, lambda numbers: batch(ITEMS, numbers), choice_loss, optimizer, 6, 2, steps)
+    return Trainer(model, blocks, batches, choice_loss, optimizer, steps=steps, allocator=adalora)
 
 
 def ranked(model: nn.Module) -> int:
@@ -39,14 +40,13 @@ def test_adalora_is_saved_as_it_stands(tmp_path: Path, best: int) -> None:
     """Step 0 has no singular value yet, step 2 all of them, step 5 some that later steps gave up."""
     from peft import PeftModel
 
-    run = tuning(20)
-    run.start(Rates(0.0, 0.1, 1e-3))
+    run = trained(20)
     kept = run.weights()
     for _ in range(20):
         run.update()
         kept = run.weights() if run.step == best else kept
     assert ranked(run.model) == 32
-    run.stand_at(kept)
+    run.load_weights(kept, best)
     few, many = {0: (0, 0), 2: (48, 48), 5: (33, 47), 20: (32, 32)}[best]
     assert few <= ranked(run.model) <= many
     run.model.save_pretrained(tmp_path)  # type: ignore[operator]
@@ -56,13 +56,11 @@ def test_adalora_is_saved_as_it_stands(tmp_path: Path, best: int) -> None:
 
 
 def test_a_run_that_goes_on_takes_back_the_schedules_ranks() -> None:
-    """`restore` stands at the weights, and the ranks that peft then masks are those of the schedule."""
-    run, other = tuning(20), tuning(20)
-    for each in (run, other):
-        each.start(Rates(0.0, 0.1, 1e-3))
+    """`load_state_dict` loads the weights, and the ranks that peft then masks are those of the schedule."""
+    run, other = trained(20), trained(20)
     for _ in range(12):
         run.update()
-    other.restore(run.snapshot())
+    other.load_state_dict(run.state_dict())
     assert adalora.state(other.model).keys() == adalora.state(run.model).keys()
     for name, value in adalora.state(run.model).items():
         assert torch.equal(value, adalora.state(other.model)[name]), name

@@ -1,0 +1,379 @@
+"""The one training loop: HybridSGD on any model or objective, with curvature measured at chosen steps of the run.
+
+A trajectory is a function of the configuration and the seed alone: minibatch `step`, its dropout masks, the directions
+of step `step` and its rates are the same whenever they are asked for, and nothing else is random. That is why a
+checkpoint needs the weights, the optimizer's state and a few numbers to continue to the bit, and why measuring, which
+only reads the weights, leaves the run as it would be without.
+
+    trainer = Trainer(model, blocks, batches, loss, optimizer, measure=Points([0, 50, 100], blocks.values()))
+    for row in trainer.train(100):       # trains; yields the rows of each point as they are measured
+        print(row["step"], row["block"], row["quantity"], row["value"])
+"""
+
+import copy
+import itertools
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from smoothlab.blocks import Block, Loss, check_partition, differentiable, fixed_loss, norm
+from smoothlab.errors import BadInput
+from smoothlab.hessian.disagreements import WrongProducts
+from smoothlab.hessian.penalties import penalty
+from smoothlab.hessian.trajectory import PathSmoothness, Product, Row, estimated, has_kinks, paper
+from smoothlab.optim.hybrid import HybridSGD
+from smoothlab.zeroth.estimators import NotFinite
+
+Schedule = Literal["constant", "linear", "cosine"]
+Protocols = Literal["estimated", "paper", "both"]
+RISE = 2.0, 1.0
+"""A mean training loss above 2 f_0 + 1, f_0 that of the first minibatch, has diverged."""
+RATE_OPTIONS = {"base": "--eta-x", "peft": "--eta-y", "head": "--eta-y"}
+"""Command-line option of each block's learning rate; that of any other block is --eta NAME=RATE."""
+
+
+class Diverged(BadInput):
+    """The loss is not finite, or far above that of the first minibatch; the message names the rate to lower."""
+
+
+class Allocator(Protocol):
+    """What changes a model after the optimizer's step, as AdaLoRA's allocation of ranks does."""
+
+    def after_step(self, model: Any, step: int, total: int) -> None:
+        """Act after update number `step`, counted from 1, of `total`."""
+
+    def state(self, model: Any) -> dict[str, Tensor]:
+        """What the next call depends on beside the parameters."""
+
+    def restore(self, model: Any, saved: Mapping[str, Tensor]) -> None:
+        """Load what `state` returned; an empty mapping is the state before step 0."""
+
+    def settle(self, model: Any) -> None:
+        """Fit the model's own description to weights that were copied in."""
+
+
+@dataclass(frozen=True)
+class Points:
+    """The steps of a run at which curvature is measured, and how.
+
+    Attributes:
+        steps: steps before whose update is measured; the number of steps itself stands for the end of the run.
+        blocks: blocks to measure, those that training keeps frozen too.
+        cross: pairs of block names whose cross block H_ab is measured too.
+        protocol: "estimated" (products with intervals), "paper" (Appendix D.4 as printed), or "both".
+        product: "exact", "central" or "forward" products of the estimated protocol.
+        precision: relative half-width of the Frobenius norms' 95 % intervals at which probing stops.
+        probes: unit vectors a block in the paper's protocol.
+        path: measure ||g(k+1) - g(k)|| / ||w(k+1) - w(k)|| of each block over the update, too.
+        minibatch: "step": the minibatch of the step; "fixed": minibatch 0 at all points.
+        batch: examples in a minibatch, over which the paper's protocol sums.
+        seed: seed of the probes.
+    """
+
+    steps: Sequence[int]
+    blocks: Sequence[Block]
+    cross: Sequence[tuple[str, str]] = ()
+    protocol: Protocols = "estimated"
+    product: Product = "exact"
+    precision: float = 0.05
+    probes: int = 100
+    path: bool = True
+    minibatch: Literal["step", "fixed"] = "step"
+    batch: int = 1
+    seed: int = 0
+
+
+@dataclass
+class Trainer:
+    """A model or objective, its blocks and its minibatches, before update `step`.
+
+    Attributes:
+        model: an nn.Module, in the mode it is trained in, or any object that `loss` is computed with.
+        blocks: blocks that are trained; of an nn.Module they hold every parameter that requires a gradient.
+        batches: equal parts of minibatch `step` (one, or several that are computed one after the other).
+        loss: mean loss of a part, loss(model, part); a scalar.
+        optimizer: HybridSGD over the blocks; its rates are those of the schedule's factor 1.
+        measure: where curvature is measured; None measures nothing.
+        steps: number of steps T of the schedule and of the run.
+        schedule: factor of all rates at step t: constant 1, linear 1 - t/T, cosine (1 + cos(pi t/T))/2.
+        seed: seed of dropout masks.
+        dropout: compute the loss in train mode with masks fixed by seed and step, instead of eval mode.
+        allocator: what changes the model after each step, see `Allocator`.
+        start: weights at step 0 by parameter name; given where `log` is.
+        log: seed log of block "base", which checkpoints leave out and rebuild from `start` and the log.
+        on_step: called after each update with the number of updates and the loss before the last.
+    """
+
+    model: Any
+    blocks: Mapping[str, Block]
+    batches: Callable[[int], Sequence[Any]]
+    loss: Callable[[Any, Any], Tensor]
+    optimizer: HybridSGD
+    measure: Points | None = None
+    steps: int = 0
+    schedule: Schedule = "constant"
+    seed: int = 0
+    dropout: bool = False
+    allocator: Allocator | None = None
+    start: Mapping[str, Tensor] | None = None
+    log: Path | None = None
+    on_step: Callable[[int, float], None] | None = None
+    step: int = field(default=0, init=False)
+    first_loss: float | None = field(default=None, init=False)
+    losses: list[float] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        if self.schedule != "constant" and self.steps < 1:
+            raise BadInput(f"a {self.schedule} schedule over {self.steps} steps: give the number of steps of the run")
+        self._names = {id(p): f"{b.name}.{n}" for b in self.blocks.values() for n, p in enumerate(b.params)}
+        if isinstance(self.model, nn.Module):
+            parameters = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+            check_partition(self.blocks.values(), parameters)
+            self._names = {id(p): name for name, p in parameters}
+        self._rates = [group["lr"] for group in self.optimizer.param_groups]
+        self._sizes = {name: _size(block) for name, block in self.blocks.items()}
+        self._measured = -1
+        self._kinks = False
+        if self.measure is not None:
+            # Finite differences have no right step across kinks, which random weights show as well as trained ones.
+            with differentiable(self.measure.blocks):
+                bodies = [block for block in self.measure.blocks if block.name != "head"]
+                self._kinks = any(has_kinks(self.minibatch_loss(0), block) for block in bodies)
+
+    @property
+    def kinks(self) -> bool:
+        """Whether the gradient of a measured block jumps, as that of ReLU networks does."""
+        return self._kinks
+
+    def minibatch_loss(self, step: int) -> Loss:
+        """Mean loss of minibatch `step` at the current parameters, the function that update `step` descends."""
+        parts = self._parts(step)
+        if len(parts) == 1:
+            return parts[0]
+        return lambda: torch.stack([part() for part in parts]).mean()
+
+    def factor(self, step: int) -> float:
+        """What the rates of update `step` are multiplied with."""
+        if self.schedule == "constant":
+            return 1.0
+        progress = step / self.steps
+        if self.schedule == "linear":
+            return 1 - progress
+        return (1 + math.cos(math.pi * progress)) / 2
+
+    def update(self) -> float:
+        """One step of the optimizer on minibatch `step`; the loss before it.
+
+        Raises:
+            Diverged: the loss is not finite; the parameters stay as they were.
+            BadInput: what the optimizer refuses: a frozen block, mu below rounding.
+        """
+        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * self.factor(self.step)
+        try:
+            value = float(self.optimizer.step(self._parts(self.step)))
+        except NotFinite as error:
+            raise self.diverged(error.value) from None
+        except BadInput as error:
+            # A log that cannot be written, or a process that is gone, says nothing about the weights.
+            outside = isinstance(error.__context__, OSError | RuntimeError)
+            if self.step == 0 or isinstance(error, Diverged) or outside:
+                raise
+            raise Diverged(f"{error}; first of all {self._suspect()}") from None
+        if self.first_loss is None:
+            self.first_loss = value
+        self.losses.append(value)
+        self.step += 1
+        if self.allocator is not None:
+            self.allocator.after_step(self.model, self.step, self.steps)
+        if self.on_step is not None:
+            self.on_step(self.step, value)
+        return value
+
+    def train(self, until: int) -> Iterator[Row]:
+        """Train up to step `until`; yields the rows of the points before it, each as soon as it is measured."""
+        while self.step < until:
+            before = self.step
+            if self.due():
+                yield from self.point()
+            if self.step == before:  # a point that measures path smoothness has made the update
+                self.update()
+
+    def due(self) -> bool:
+        """Whether the current step is a point that is not measured yet."""
+        return self.measure is not None and self.step in self.measure.steps and self.step != self._measured
+
+    def point(self) -> Iterator[Row]:
+        """Measure at the current parameters; yields the rows of each block as soon as they are there.
+
+        Path smoothness needs the update of this step, which is made on the way; after the last step of the run it is
+        made on trial and taken back.
+        """
+        points, step = self.measure, self.step
+        assert points is not None
+        loss = self.minibatch_loss(step if points.minibatch == "step" else 0)
+        adds: Row = {}
+        if isinstance(self.model, nn.Module):
+            adds |= penalty(loss, self.model)
+        seed = (points.seed, step)
+        measured: list[Iterator[Row]] = []
+        if points.protocol != "paper":
+            measured.append(estimated(
+                loss, points.blocks, cross=points.cross, product=points.product, precision=points.precision, seed=seed,
+                kinks=self._kinks,
+            ))  # fmt: skip
+        if points.protocol != "estimated":
+            measured.append(paper(loss, points.blocks, batch=points.batch, probes=points.probes, seed=seed))
+        first, self._measured = self._measured < 0, step
+        try:
+            with differentiable(points.blocks):
+                for row in itertools.chain(*measured):
+                    yield {"step": step, **row, **adds}
+        except WrongProducts as error:
+            if first:
+                raise
+            # Hours of training should not end because products fail at a later point.
+            warnings.warn(f"step {step} is not measured: {error}", stacklevel=2)
+            return
+        if points.path:
+            with differentiable(points.blocks):
+                smoothness = PathSmoothness(loss, points.blocks)
+            on_trial = step == self.steps
+            if on_trial:
+                kept, on_step = copy.deepcopy(self.state_dict()), self.on_step
+                self.on_step = None
+            self.update()
+            with differentiable(points.blocks):
+                for row in smoothness.rows():
+                    yield {"step": step, **row, **adds}
+            if on_trial:
+                self.load_state_dict(kept)
+                self.on_step = on_step
+
+    def check(self, loss: float) -> None:
+        """Refuse a mean loss over some steps that is far above the loss of the first minibatch.
+
+        Raises:
+            Diverged: it is, or is not finite.
+        """
+        factor, more = RISE
+        if not math.isfinite(loss) or (self.first_loss is not None and loss > factor * self.first_loss + more):
+            raise self.diverged(loss)
+
+    def diverged(self, loss: float) -> Diverged:
+        """The error for such a loss; names the rate of the block whose weights have grown most."""
+        if self.first_loss is not None:
+            return Diverged(
+                f"the loss is {loss:.3g} at step {self.step}, and was {self.first_loss:.3g} at first: lower "
+                f"{self._suspect()}"
+            )
+        for name, p in self._held(everything=True):
+            if not bool(torch.isfinite(p).all()):
+                return Diverged(
+                    f"the loss is {loss:.3g} before training, as {name} holds numbers that are not finite: use other "
+                    "weights"
+                )
+        with torch.no_grad():
+            plain = float(self.minibatch_loss(self.step)())
+        oracles = [group["oracle"] for group in self.optimizer.param_groups if group["oracle"] is not None]
+        if math.isfinite(plain) and oracles:
+            mu = getattr(oracles[0], "mu", 0.0)
+            return Diverged(f"the loss is {loss:.3g} at x + mu z, and {plain:.3g} at x: lower --mu ({mu:g})")
+        return Diverged(f"the loss is {loss:.3g} before training: use other weights, or a wider --dtype")
+
+    def weights(self) -> dict[str, Tensor]:
+        """A copy of the weights that checkpoints hold, on the CPU, by the parameters' names."""
+        return {name: p.detach().to("cpu", copy=True) for name, p in self._held()}
+
+    def load_weights(self, weights: Mapping[str, Tensor], step: int, log: Path | None = None) -> None:
+        """Copy in such weights, and rebuild those that a seed log stands for from its first `step` steps.
+
+        Raises:
+            BadInput: they are of another model, PEFT method or method; or the log is.
+        """
+        self._copy_in(weights, self._held())
+        if self.allocator is not None:
+            self.allocator.settle(self.model)
+        if self.log is not None:
+            assert self.start is not None
+            base = [(self._names[id(p)], p) for p in self.blocks["base"].params]
+            self._copy_in(self.start, base)
+            self.optimizer.replay(log or self.log, until=step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next steps depend on; tensors are not copied."""
+        return {
+            "step": self.step,
+            "first_loss": self.first_loss,
+            "losses": list(self.losses),
+            "measured": self._measured,
+            "weights": {name: p.detach() for name, p in self._held()},
+            "allocator": {} if self.allocator is None else self.allocator.state(self.model),
+            "optimizer": self.optimizer.state_dict(masters=self.log is None),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue, to the bit, from where `state_dict` was called on a trainer of the same configuration."""
+        self.load_weights(state["weights"], state["step"])
+        if self.allocator is not None:
+            self.allocator.restore(self.model, state["allocator"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.first_loss = state["step"], state["first_loss"]
+        self.losses, self._measured = list(state["losses"]), state["measured"]
+
+    def _parts(self, step: int) -> list[Loss]:
+        """The loss of each part of minibatch `step`."""
+        parts: list[Loss] = []
+        for part in self.batches(step):
+            compute: Loss = partial(self.loss, self.model, part)
+            if isinstance(self.model, nn.Module):
+                compute = fixed_loss(compute, self.model, train=self.dropout, seed=(self.seed << 20) + step)
+            parts.append(compute)
+        return parts
+
+    def _suspect(self) -> str:
+        """The rate of the block whose weights have grown most, and by how much each block's have."""
+        grown = {name: _size(block) / (self._sizes[name] or 1.0) for name, block in self.blocks.items()}
+        worst = max(grown, key=lambda name: grown[name] if math.isfinite(grown[name]) else math.inf)
+        rates = {group["name"]: rate for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True)}
+        option = RATE_OPTIONS.get(worst, f"--eta {worst}=RATE")
+        sizes = ", ".join(f"{name} {size:.4g}" for name, size in grown.items())
+        return f"{option} ({rates[worst]:g}); size of the weights, times that at the start: {sizes}"
+
+    def _copy_in(self, weights: Mapping[str, Tensor], named: Sequence[tuple[str, Tensor]]) -> None:
+        if any(name not in weights or weights[name].shape != p.shape for name, p in named):
+            raise BadInput(
+                "the checkpoint's weights are of another model or PEFT method than this run's: give the --model that "
+                "it was made with, or name another --checkpoint folder"
+            )
+        with torch.no_grad():
+            for name, p in named:
+                p.copy_(weights[name])
+
+    def _held(self, *, everything: bool = False) -> list[tuple[str, Tensor]]:
+        """Parameters that checkpoints hold: all that are trained, or all but the base model where a log has that."""
+        held = []
+        for name, block in self.blocks.items():
+            if everything or name != "base" or self.log is None:
+                held += [(self._names[id(p)], p) for p in block.params]
+        return held
+
+
+def reshuffled(count: int, batch: int, seed: int, step: int) -> list[int]:
+    """Example numbers of minibatch `step`: each epoch is a fresh permutation, cut into whole minibatches."""
+    epoch, number = divmod(step, count // batch)
+    generator = torch.Generator().manual_seed((seed << 20) + epoch)
+    order = torch.randperm(count, generator=generator)
+    return order[number * batch : (number + 1) * batch].tolist()
+
+
+def _size(block: Block) -> float:
+    """Euclidean norm of the block's weights."""
+    return math.sqrt(sum(norm(p.detach().reshape(-1)) ** 2 for p in block.params))
