@@ -28,21 +28,13 @@ RATES = 25  # tried at a time
 
 @dataclass(frozen=True)
 class Moments:
-    """The recursion of one problem.
+    """The recursion of one problem."""
 
-    Attributes:
-        f: quadratics, at most about 10 of them.
-        z0: where it starts, [d].
-        oracle: "two-sided" or "exact".
-        distribution: "gaussian" or "sphere".
-        q: directions a step.
-    """
-
-    f: QuadraticSum
-    z0: Array
-    oracle: str = "two-sided"
-    distribution: str = "gaussian"
-    q: int = 1
+    f: QuadraticSum  # quadratics, at most about 10 of them
+    z0: Array  # where it starts, [d]
+    oracle: str = "two-sided"  # "two-sided" or "exact"
+    distribution: str = "gaussian"  # "gaussian" or "sphere"
+    q: int = 1  # directions a step
 
     def _step(self, i: int, eta_x: float, eta_y: float) -> Array:
         """The map of vec W, [m^2, m^2], m = d + 1."""

@@ -42,25 +42,15 @@ def moment(d: int, distribution: str, q: int = 1) -> float:
 
 @dataclass(frozen=True)
 class Block:
-    """One block of the quadratic.
+    """One block of the quadratic."""
 
-    Attributes:
-        L: its curvature.
-        start: ||grad f(z_0)||^2 of the block.
-        n: number of components.
-        sigma2: sigma^2 of the block.
-        moment: m.
-        order: how an epoch goes through the components.
-        extra: what the one-sided estimate adds to E ||ghat||^2.
-    """
-
-    L: float
-    start: float
-    n: int
-    sigma2: float
-    moment: float
-    order: Order = "reshuffle"
-    extra: float = 0.0
+    L: float  # its curvature
+    start: float  # ||grad f(z_0)||^2 of the block
+    n: int  # number of components
+    sigma2: float  # sigma^2 of the block
+    moment: float  # m
+    order: Order = "reshuffle"  # how an epoch goes through the components
+    extra: float = 0.0  # what the one-sided estimate adds to E ||ghat||^2
 
     def coefficients(self, eta: ArrayLike) -> tuple[Array, Array, Array, Array]:
         """A, B, C and R of the module's text at each rate, for the squared gradient L^2 q_t."""

@@ -35,15 +35,10 @@ class Draws(Protocol):
 
 @dataclass(frozen=True)
 class Fixed:
-    """Draws made elsewhere, for all replicas.
+    """Draws made elsewhere, for all replicas."""
 
-    Attributes:
-        orders: int64 [T, R, n].
-        directions: fp64 [T, n q, R, d_x].
-    """
-
-    orders: Tensor
-    directions: Tensor
+    orders: Tensor  # int64 [T, R, n]
+    directions: Tensor  # fp64 [T, n q, R, d_x]
 
     def order(self, epoch: int, live: Tensor) -> Tensor:
         """The numbers of `orders`."""

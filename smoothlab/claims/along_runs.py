@@ -99,19 +99,14 @@ def _b1(seed: int) -> Finding:
 
 _BLOCK_SMOOTH = "Definition 2.1 (T1, T2: one-sided suffices), coercive"
 CLAIMS = (
-    Claim(
-        "t1", "Phi(||grad f||) <= f - f*, Phi(u) = int_0^u v/max(ell_x, ell_y)(v) dv; so ||grad f||^2 <= "
-        "2 max(ell_x, ell_y)(||grad f||) (f - f*).", "corrects Lemma B.2 (1), (2); proves Lemma B.3", _BLOCK_SMOOTH,
-        "holds", "", _t1,
-    ),
-    Claim(
-        "t2", "[||grad_x f||^2/ell_x(l u) + ||grad_y f||^2/ell_y(l u)]/2 <= f - f* for every l > 1 with l^2 >= "
-        "max(ell_x, ell_y)(l u)/min(ell_x, ell_y)(l u), u = ||grad f||.", "corrects Lemma B.2 (3)", _BLOCK_SMOOTH,
-        "holds", "", _t2,
-    ),
-    Claim(
-        "b.1-corrected", "With G = ||grad f(z)||, D = diag(ell_x(2G) I, ell_y(2G) I): where ||s||_D^2 <= G^2/"
-        "max(ell_x, ell_y)(2G), ||grad f(z + s)|| <= 2G, gradients differ by at most ||s||_D in ||.||_{D^-1}, f from "
-        "its linear part by at most ||s||_D^2/2.", "corrects Lemma B.1", "Definition 2.1, two-sided", "holds", "", _b1,
-    ),
+    Claim("t1", "Phi(||grad f||) <= f - f*, Phi(u) = int_0^u v/max(ell_x, ell_y)(v) dv; so ||grad f||^2 <= 2 "
+          "max(ell_x, ell_y)(||grad f||) (f - f*).", "corrects Lemma B.2 (1), (2); proves Lemma B.3", _BLOCK_SMOOTH,
+          "holds", "", _t1),
+    Claim("t2", "[||grad_x f||^2/ell_x(l u) + ||grad_y f||^2/ell_y(l u)]/2 <= f - f* for every l > 1 with l^2 >= "
+          "max(ell_x, ell_y)(l u)/min(ell_x, ell_y)(l u), u = ||grad f||.", "corrects Lemma B.2 (3)", _BLOCK_SMOOTH,
+          "holds", "", _t2),
+    Claim("b.1-corrected", "With G = ||grad f(z)||, D = diag(ell_x(2G) I, ell_y(2G) I): where ||s||_D^2 <= "
+          "G^2/max(ell_x, ell_y)(2G), ||grad f(z + s)|| <= 2G, gradients differ by at most ||s||_D in ||.||_{D^-1}, f "
+          "from its linear part by at most ||s||_D^2/2.", "corrects Lemma B.1", "Definition 2.1, two-sided", "holds",
+          "", _b1),
 )  # fmt: skip

@@ -22,49 +22,31 @@ Facts = Mapping[str, float | str]
 
 @dataclass(frozen=True)
 class Certificate:
-    """One thing that is settled.
+    """One thing that is settled."""
 
-    Attributes:
-        what: it, in plain mathematics.
-        about: whether it speaks of the statement as printed or of the corrected one.
-        supports: whether it supports that statement, or refutes it; None: it leaves it open.
-        how: exact or interval arithmetic, a proof whose inequalities were checked on a dense grid, or records of
-            measurements with their intervals.
-        facts: the numbers, by name.
-    """
-
-    what: str
-    about: About
-    supports: bool | None
+    what: str  # it, in plain mathematics
+    about: About  # whether it speaks of the statement as printed or of the corrected one
+    supports: bool | None  # whether it supports that statement, or refutes it; None: it leaves it open
+    # exact or interval arithmetic, a proof whose inequalities were checked on a dense grid, or records of measurements
+    # with their intervals
     how: How
-    facts: Facts = field(default_factory=dict)
+    facts: Facts = field(default_factory=dict)  # the numbers, by name
 
 
 @dataclass(frozen=True)
 class Search:
-    """One attempt to break an inequality measured <= allowed.
+    """One attempt to break an inequality measured <= allowed."""
 
-    Attributes:
-        what: the inequality, and where it was looked for.
-        about: the statement as printed, or the corrected one.
-        cases: random members and points tried.
-        evaluations: of the optimizations that started from the worst of them.
-        slack: smallest 1 - measured/allowed; negative where it is broken.
-        at: the parameters of that case, by name.
-        known: largest measured/allowed that is known, for a true inequality; None for one that is to be broken.
-        unreachable: why random members do not reach the known counterexample; empty if they do.
-        facts: more numbers, by name: how tight a true inequality is.
-    """
-
-    what: str
-    about: About
-    cases: int
-    evaluations: int
-    slack: float
-    at: Facts
+    what: str  # the inequality, and where it was looked for
+    about: About  # the statement as printed, or the corrected one
+    cases: int  # random members and points tried
+    evaluations: int  # of the optimizations that started from the worst of them
+    slack: float  # smallest 1 - measured/allowed; negative where it is broken
+    at: Facts  # the parameters of that case, by name
+    # largest measured/allowed that is known, for a true inequality; None for one that is to be broken
     known: float | None = None
-    unreachable: str = ""
-    facts: Facts = field(default_factory=dict)
+    unreachable: str = ""  # why random members do not reach the known counterexample; empty if they do
+    facts: Facts = field(default_factory=dict)  # more numbers, by name: how tight a true inequality is
 
     @property
     def broken(self) -> bool:

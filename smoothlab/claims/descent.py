@@ -37,7 +37,7 @@ from smoothlab.objectives import (
 )
 from smoothlab.stats import samples
 from smoothlab.stats.intervals import Interval
-from smoothlab.theory.constants import Array, constants
+from smoothlab.theory.constants import Array, constants, ones
 from smoothlab.theory.theorems import Setting, descent, in_expectation, with_high_probability
 from smoothlab.zeroth import bounds
 
@@ -101,10 +101,9 @@ def _b5(seed: int) -> Finding:
             bias = float(np.linalg.norm(away.mean(0)))
             interval = Interval(bias, max(0.0, bias - radius), bias + radius)
             biases[where] = _over(interval, bounds.bias_bound(mu, L, d))
-    taylor = exact.dense(
-        "|c(v) - <g, v>| <= mu L ||v||^2/2 (Taylor) for every direction drawn, so that ghat - g = (<g, v> v - g) + r v "
-        "and ||a + b||^2 <= 2 ||a||^2 + 2 ||b||^2; the bias by Stein's identity", np.concatenate(rests), rounding=1e-6,
-    )  # fmt: skip
+    taylor = exact.dense("|c(v) - <g, v>| <= mu L ||v||^2/2 (Taylor) for every direction drawn, so that ghat - g = "
+                         "(<g, v> v - g) + r v and ||a + b||^2 <= 2 ||a||^2 + 2 ||b||^2; the bias by Stein's identity",
+                         np.concatenate(rests), rounding=1e-6)  # fmt: skip
     what = "E ||ghat - g||^2 <= 2 (d + 1) ||g||^2 + mu^2 L^2 d (d + 2)(d + 4)/2, at states of runs"
     cases = len(errors) * DRAWS
     return Finding((
@@ -225,16 +224,12 @@ def summed(s: Setting, eps: float, smoothness: float) -> float:
     return 4 * (s.gap / h.T + epoch.noise) / (s.n * h.eta_x) / eps**2
 
 
-def _ones(u: object) -> Array:
-    return np.ones_like(np.asarray(u, dtype=float))
-
-
 def _expectation(seed: int) -> Finding:
     rng, ratios = np.random.default_rng(seed), []
     for _ in range(2000):
         eps, L, gap, sx, sy = np.exp(rng.uniform(np.log(1e-3), np.log(10), 5))
         n, d = (int(size) for size in np.exp(rng.uniform(0, np.log(1000), 2)))
-        ratios.append(summed(Setting(_ones, _ones, gap, n, d, sx, sy), eps, L))
+        ratios.append(summed(Setting(ones, ones, gap, n, d, sx, sy), eps, L))
     proof = exact.dense("B.6' summed over T epochs: (1/T) sum E ||grad f||^2 <= 4 Delta/(n eta T) + 4 noise/(n eta) <= "
                         "eps^2 at the theorem's constants", ratios)  # fmt: skip
     means: dict[str, Interval] = {}
@@ -284,12 +279,11 @@ def hypotheses(f: FiniteSum, eps: float, delta: float, gap: float = 1.0) -> list
 def _probability(seed: int) -> Finding:
     # With Delta = 1 and eta' = min(eta_x, 3 eta_y/2), n eta' = 1: P(tau < T) <= 2/F, P(sum too large) <= 8/(T eps^2).
     pairs = [(Fraction(1, a), Fraction(1, b)) for a in range(2, 30) for b in range(1, 30)]
-    markov = exact.equal(
-        "Markov twice: E f(z_tau) - f* <= 2 Delta, F = 4 Delta/delta give P(tau < T) <= delta/2, and T = 16 Delta/"
-        "(delta eps^2 n eta') gives P(sum_{t < tau} ||grad f||^2 > T eps^2) <= 2 Delta * 4/(n eta' T eps^2) = delta/2",
-        [2 / (4 / delta) + 8 / (16 / (delta * eps**2) * eps**2) for delta, eps in pairs],
-        [delta for delta, _ in pairs],
-    )  # fmt: skip
+    markov = exact.equal("Markov twice: E f(z_tau) - f* <= 2 Delta, F = 4 Delta/delta give P(tau < T) <= delta/2, and "
+                         "T = 16 Delta/(delta eps^2 n eta') gives P(sum_{t < tau} ||grad f||^2 > T eps^2) <= 2 Delta * "
+                         "4/(n eta' T eps^2) = delta/2",
+                         [2 / (4 / delta) + 8 / (16 / (delta * eps**2) * eps**2) for delta, eps in pairs],
+                         [delta for delta, _ in pairs])  # fmt: skip
     asked: list[float] = []
     for f, eps, delta in itertools.product([*PROBLEMS.values(), *SMALL.values()], (0.3, 1.0), (0.1, 0.3)):
         asked += hypotheses(f, eps, delta)
@@ -317,27 +311,19 @@ def _probability(seed: int) -> Finding:
 
 _SMOOTH = "all f_i block-smooth with D = diag(L_x, L_y) where the epoch and its perturbations go"
 CLAIMS = (
-    Claim(
-        "b.5-corrected", "||E ghat - grad f|| <= mu L sqrt(d), E ||ghat - grad f||^2 <= 2 (d + 1) ||grad f||^2 + "
-        "(mu^2 L^2/2) d (d + 2)(d + 4), one- and two-sided.", "sharpens Lemma B.5 (theory.md B)",
-        "gradient L-Lipschitz everywhere, v Gaussian", "holds", "", _b5,
-    ),
-    Claim(
-        "b.6-corrected", "E f(z_{t+1}) <= f(z_t) - (n/4) eta_x ||grad_x f||^2 - (3n/8) eta_y ||grad_y f||^2 + theta^2 "
-        "(eta_x sigma_x^2 + eta_y sigma_y^2) + 6n (d + 1) L_x eta_x^2 sigma_x^2 + 3n eta_x beta^2 + 2n eta_x^2 L_x v.",
-        "corrects Lemma B.6 (theory.md B)",
-        _SMOOTH + ", n max(eta_x L_x, eta_y L_y) = theta <= 1/8, eta_x L_x (d + 1) <= 1/64", "holds", "", _b6,
-    ),
-    Claim(
-        "theorem-expectation", "(1/T) sum E ||grad f||^2 <= eps^2 for eta = min{1/(8nL), 1/(64 L (d + 1)), eps/(4 "
-        "sqrt(n) L sigma), eps^2/(96 (d + 1) L sigma_x^2)}, T = 16 Delta/(n eta eps^2): nT = O(L Delta [d sigma_x^2 "
-        "eps^-4 + sqrt(n) sigma eps^-3 + (n + d) eps^-2]).", "corrects Theorem 3.4 (theory.md B)",
-        "all f_i L-smooth, mu small", "holds", "", _expectation,
-    ),
-    Claim(
-        "theorem-probability", "P((1/T) sum ||grad f||^2 <= eps^2) >= 1 - delta for T = 16 Delta/(delta eps^2 n "
-        "min(eta_x, 3 eta_y/2)), F = 4 Delta/delta, rates that keep an epoch within B.1's radius and noise T <= Delta.",
-        "corrects Theorem 3.4 (theory.md B)", "Definition 2.1 for every f_i, two-sided; v on the sphere", "holds", "",
-        _probability,
-    ),
+    Claim("b.5-corrected", "||E ghat - grad f|| <= mu L sqrt(d), E ||ghat - grad f||^2 <= 2 (d + 1) ||grad f||^2 + "
+          "(mu^2 L^2/2) d (d + 2)(d + 4), one- and two-sided.", "sharpens Lemma B.5 (theory.md B)",
+          "gradient L-Lipschitz everywhere, v Gaussian", "holds", "", _b5),
+    Claim("b.6-corrected", "E f(z_{t+1}) <= f(z_t) - (n/4) eta_x ||grad_x f||^2 - (3n/8) eta_y ||grad_y f||^2 + "
+          "theta^2 (eta_x sigma_x^2 + eta_y sigma_y^2) + 6n (d + 1) L_x eta_x^2 sigma_x^2 + 3n eta_x beta^2 + 2n "
+          "eta_x^2 L_x v.", "corrects Lemma B.6 (theory.md B)",
+          _SMOOTH + ", n max(eta_x L_x, eta_y L_y) = theta <= 1/8, eta_x L_x (d + 1) <= 1/64", "holds", "", _b6),
+    Claim("theorem-expectation", "(1/T) sum E ||grad f||^2 <= eps^2 for eta = min{1/(8nL), 1/(64 L (d + 1)), eps/(4 "
+          "sqrt(n) L sigma), eps^2/(96 (d + 1) L sigma_x^2)}, T = 16 Delta/(n eta eps^2): nT = O(L Delta [d sigma_x^2 "
+          "eps^-4 + sqrt(n) sigma eps^-3 + (n + d) eps^-2]).", "corrects Theorem 3.4 (theory.md B)",
+          "all f_i L-smooth, mu small", "holds", "", _expectation),
+    Claim("theorem-probability", "P((1/T) sum ||grad f||^2 <= eps^2) >= 1 - delta for T = 16 Delta/(delta eps^2 n "
+          "min(eta_x, 3 eta_y/2)), F = 4 Delta/delta, rates that keep an epoch within B.1's radius and noise T <= "
+          "Delta.", "corrects Theorem 3.4 (theory.md B)", "Definition 2.1 for every f_i, two-sided; v on the sphere",
+          "holds", "", _probability),
 )  # fmt: skip

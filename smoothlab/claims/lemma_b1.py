@@ -7,7 +7,10 @@ import numpy as np
 from smoothlab.claims import exact, ridge
 from smoothlab.claims.claim import Certificate, Claim
 from smoothlab.claims.members import Coupled, Product, bounded_hessians
-from smoothlab.claims.search import Array, Statement, check_by
+from smoothlab.claims.search import Array, Statement, check_by, statement
+
+_AROUND = {"x": (-2.0, 2.0), "y": (-2.0, 2.0), "s1": (0.05, 1.0), "s2": (-1.0, 0.0)}
+_COUPLED = {**Coupled.RANGES, **_AROUND}
 
 
 def _points(p: Array) -> tuple[Coupled, list[Array], Array, Array, Array]:
@@ -16,15 +19,17 @@ def _points(p: Array) -> tuple[Coupled, list[Array], Array, Array, Array]:
     return f, where, x, y, np.hypot(*f.gradient(x, y))
 
 
-def _printed(p: Array) -> Array:
-    """L = ell_x(G), at x1, x2 in the ball of radius G/L around x and y' = y."""
+@statement("item 1 with L_x = ell_x(G) and y' = y, coupled members", _COUPLED)
+def ELL_OF_G(p: Array) -> Array:
+    """||grad_x f(x1, y) - grad_x f(x2, y)|| over L ||x1 - x2||, x1 and x2 in the ball of radius G/L around x."""
     f, (s1, s2), x, y, G = _points(p)
     L = f.ell(G)[0]
     return _difference(f, x + s1 * G / L, x + s2 * G / L, y, L)
 
 
-def _unit_radius(p: Array) -> Array:
-    """L = ell_x(2G), radius 1/L."""
+@statement("item 1 with L_x = ell_x(2G), radius 1/L_x, y' = y, coupled members", _COUPLED)
+def UNIT_RADIUS(p: Array) -> Array:
+    """See `ELL_OF_G`."""
     f, (s1, s2), x, y, G = _points(p)
     L = f.ell(2 * G)[0]
     return _difference(f, x + s1 / L, x + s2 / L, y, L)
@@ -34,8 +39,12 @@ def _difference(f: Coupled, x1: Array, x2: Array, y: Array, L: Array) -> Array:
     return np.abs(f.gradient(x1, y)[0] - f.gradient(x2, y)[0]) / (L * np.abs(x1 - x2))
 
 
-def _ellipsoid(p: Array) -> Array:
-    """B.1': L = ell(2G) on L_x dx^2 + L_y dy^2 <= G^2/max(L_x, L_y): items 1 and 3, the tighter one."""
+@statement(
+    "B.1': items 1 and 3 with ell(2G) on the ellipsoid, coupled members",
+    {**_COUPLED, "t": (-0.99, 0.99)}, about="corrected", known=1.0,
+)  # fmt: skip
+def ELLIPSOID(p: Array) -> Array:
+    """The tighter item where L_x dx^2 + L_y dy^2 <= G^2/max(L_x, L_y)."""
     f, (s1, s2, t), x, y, G = _points(p)
     L_x, L_y = f.ell(2 * G)
     top = np.maximum(L_x, L_y)
@@ -47,8 +56,9 @@ def _ellipsoid(p: Array) -> Array:
     return np.maximum(first, rise / (L_x * (x1 - x) ** 2 / 2 + L_y * (y1 - y) ** 2 / 2))
 
 
-def _descent(p: Array) -> Array:
-    """Item 3 with L = ell(G), y' = y."""
+@statement("item 3 with L = ell(G) and y' = y, coupled members", _COUPLED)
+def DESCENT(p: Array) -> Array:
+    """f(x + dx, y) - f(x, y) - f_x(x, y) dx over L dx^2/2."""
     f, (s1, _), x, y, G = _points(p)
     L = f.ell(G)[0]
     step = s1 * G / L
@@ -56,8 +66,12 @@ def _descent(p: Array) -> Array:
     return rise / (L * step**2 / 2)
 
 
-def _any_y(p: Array) -> Array:
-    """L = ell_x(2G), x1 and x2 in the ball of radius G/L around x, any y'."""
+@statement(
+    "item 1 with L_x = ell_x(2G), radius G/L_x, every y', product members",
+    {**Product.RANGES, **_AROUND, "y'": (-1000.0, 1000.0)},
+)  # fmt: skip
+def ANY_Y(p: Array) -> Array:
+    """See `ELL_OF_G`."""
     a, b, c, x, y, s1, s2, y1 = p.T
     f = Product(a, b, c)
     G = np.hypot(*f.gradient(x, y))
@@ -66,23 +80,8 @@ def _any_y(p: Array) -> Array:
     return np.abs(f.gradient_x(x1, y1) - f.gradient_x(x2, y1)) / (L * np.abs(x1 - x2))
 
 
-_AROUND = {"x": (-2.0, 2.0), "y": (-2.0, 2.0), "s1": (0.05, 1.0), "s2": (-1.0, 0.0)}
-_COUPLED = {**Coupled.RANGES, **_AROUND}
-ELL_OF_G = Statement("item 1 with L_x = ell_x(G) and y' = y, coupled members", _COUPLED, _printed)
-UNIT_RADIUS = Statement("item 1 with L_x = ell_x(2G), radius 1/L_x, y' = y, coupled members", _COUPLED, _unit_radius)
-DESCENT = Statement("item 3 with L = ell(G) and y' = y, coupled members", _COUPLED, _descent)
-ANY_Y = Statement(
-    "item 1 with L_x = ell_x(2G), radius G/L_x, every y', product members",
-    {**Product.RANGES, **_AROUND, "y'": (-1000.0, 1000.0)}, _any_y,
-)  # fmt: skip
-ELLIPSOID = Statement(
-    "B.1': items 1 and 3 with ell(2G) on the ellipsoid, coupled members", {**_COUPLED, "t": (-0.99, 0.99)}, _ellipsoid,
-    "corrected", known=1.0,
-)  # fmt: skip
-RIDGE = Statement(
-    "item 1 with ell(2G), radius G/L_x and y' = y, ridges", {**ridge.RANGES, "x1": (-3.0, 3.0)}, ridge.far_difference,
-    cases=200, steps=60,
-)  # fmt: skip
+RIDGE = Statement("item 1 with ell(2G), radius G/L_x and y' = y, ridges", {**ridge.RANGES, "x1": (-3.0, 3.0)},
+                  ridge.far_difference, cases=200, steps=60)  # fmt: skip
 
 # Certificates
 
@@ -115,9 +114,8 @@ def _cosh_descent() -> tuple[Certificate, ...]:
     """Of cosh from 1 to 1.1."""
     a, b, h = exact.enclosed(1), exact.enclosed("1.1"), exact.enclosed("0.1")
     line: Any = exact.cosh(a) + exact.sinh(a) * h
-    return exact.refutes(
-        "item 3 with L = ell(G): f = cosh from 1 to 1.1", exact.cosh(b), line + exact.cosh(a) * h * h / 2
-    )
+    return exact.refutes("item 3 with L = ell(G): f = cosh from 1 to 1.1", exact.cosh(b),
+                         line + exact.cosh(a) * h * h / 2)  # fmt: skip
 
 
 def _ellipsoid_dense() -> Certificate:
@@ -133,25 +131,17 @@ def _ellipsoid_dense() -> Certificate:
 
 _CORRECTED = "L = ell(2G) on the ellipsoid L_x dx^2 + L_y dy^2 <= G^2/max(L_x, L_y): "
 CLAIMS = (
-    Claim(
-        "b.1-1",
-        "||grad f(z)|| <= G: ||grad_x f(x1, y') - grad_x f(x2, y')|| <= L_x ||x1 - x2|| in the ball around x of "
-        "radius G/L_x (or 1/L_x), L_x = ell_x(G) (or ell_x(2G)), for all y'.", "Lemma B.1 (1)",
-        "Definition 2.1, two-sided", "holds once corrected", _CORRECTED + "for segments inside it.", check_by(
-            lambda: _cosh("x"), lambda: _cosh_near_0("x"), lambda: _product("x"), lambda: ridge.certificates("B.1"),
-            _ellipsoid_dense, searches=(ELL_OF_G, UNIT_RADIUS, ANY_Y, RIDGE, ELLIPSOID),
-        ),
-    ),
-    Claim(
-        "b.1-2", "The same for block y, for all x'.", "Lemma B.1 (2)", "Definition 2.1, two-sided",
-        "holds once corrected", _CORRECTED + "for segments inside it.", check_by(
-            lambda: _cosh("y"), lambda: _cosh_near_0("y"), lambda: _product("y"), _ellipsoid_dense,
-            searches=(ELL_OF_G, UNIT_RADIUS, ANY_Y, ELLIPSOID),
-        ),
-    ),
-    Claim(
-        "b.1-3", "f(z') <= f(z) + <grad f(z), z' - z> + (L_x ||dx||^2 + L_y ||dy||^2)/2 there.", "Lemma B.1 (3)",
-        "Definition 2.1, two-sided", "holds once corrected", _CORRECTED + "from above and below.",
-        check_by(_cosh_descent, _ellipsoid_dense, searches=(DESCENT, ELLIPSOID)),
-    ),
+    Claim("b.1-1", "||grad f(z)|| <= G: ||grad_x f(x1, y') - grad_x f(x2, y')|| <= L_x ||x1 - x2|| in the ball around "
+          "x of radius G/L_x (or 1/L_x), L_x = ell_x(G) (or ell_x(2G)), for all y'.", "Lemma B.1 (1)",
+          "Definition 2.1, two-sided", "holds once corrected", _CORRECTED + "for segments inside it.",
+          check_by(lambda: _cosh("x"), lambda: _cosh_near_0("x"), lambda: _product("x"),
+          lambda: ridge.certificates("B.1"), _ellipsoid_dense, searches=(ELL_OF_G, UNIT_RADIUS, ANY_Y, RIDGE,
+          ELLIPSOID))),
+    Claim("b.1-2", "The same for block y, for all x'.", "Lemma B.1 (2)", "Definition 2.1, two-sided",
+          "holds once corrected", _CORRECTED + "for segments inside it.",
+          check_by(lambda: _cosh("y"), lambda: _cosh_near_0("y"), lambda: _product("y"), _ellipsoid_dense,
+          searches=(ELL_OF_G, UNIT_RADIUS, ANY_Y, ELLIPSOID))),
+    Claim("b.1-3", "f(z') <= f(z) + <grad f(z), z' - z> + (L_x ||dx||^2 + L_y ||dy||^2)/2 there.", "Lemma B.1 (3)",
+          "Definition 2.1, two-sided", "holds once corrected", _CORRECTED + "from above and below.",
+          check_by(_cosh_descent, _ellipsoid_dense, searches=(DESCENT, ELLIPSOID))),
 )  # fmt: skip

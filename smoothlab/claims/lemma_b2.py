@@ -5,7 +5,7 @@ import numpy as np
 from smoothlab.claims import exact, ridge
 from smoothlab.claims.claim import Certificate, Claim
 from smoothlab.claims.members import Coupled, bounded_hessians
-from smoothlab.claims.search import Array, Statement, check_by
+from smoothlab.claims.search import Array, Statement, check_by, statement
 
 STEPS = np.linspace(0, 1, 201)
 LAMBDAS = np.geomspace(1, 1e4, 81)
@@ -19,12 +19,19 @@ def phi_from_below(f: Coupled, u: Array) -> Array:
     return integral
 
 
-def _t1(p: Array) -> Array:
+@statement(
+    "T1: Phi(||grad f||) <= f - f*, coupled members", RANGES, about="corrected", known=1.0, cases=4000, steps=150,
+)  # fmt: skip
+def T1(p: Array) -> Array:
+    """Phi(u), bounded from below, over f."""
     f, (x, y) = Coupled.split(p)
     return phi_from_below(f, np.hypot(*f.gradient(x, y))) / f.value(x, y)
 
 
-def _t2(p: Array) -> Array:
+@statement(
+    "T2: item 3 with ell(lambda u), coupled members", RANGES, about="corrected", known=1.0, cases=8000, steps=150,
+)  # fmt: skip
+def T2(p: Array) -> Array:
     """With the smallest lambda of a grid that has lambda^2 >= lM(lambda u)/lm(lambda u); at 1 only if ell_x = ell_y."""
     f, (x, y) = Coupled.split(p)
     g_x, g_y = f.gradient(x, y)
@@ -36,7 +43,8 @@ def _t2(p: Array) -> Array:
     return np.where(fits[rows, first], left / f.value(x, y), np.nan)
 
 
-def _crossed(p: Array) -> Array:
+@statement("item 3 as printed where lM(2u) <= 4 lm(2u), coupled members", RANGES, about="corrected", known=1.0)
+def NEAR(p: Array) -> Array:
     """The printed (3) where its own proof's condition lM(2u) <= 4 lm(2u) makes it true."""
     f, (x, y) = Coupled.split(p)
     g_x, g_y = f.gradient(x, y)
@@ -45,22 +53,10 @@ def _crossed(p: Array) -> Array:
     return np.where(fits, (g_x**2 / ell_x + g_y**2 / ell_y) / 2 / f.value(x, y), np.nan)
 
 
-FIRST = Statement(
-    "||grad_x f||^2/(2 ell_x(2u)) <= f - f* on ridges", ridge.RANGES, ridge.first_item, cases=200, steps=60
-)
-THIRD = Statement(
-    "[||grad_x f||^2/ell_x(2u) + ||grad_y f||^2/ell_y(2u)]/2 <= f - f* on ridges", ridge.RANGES, ridge.third_item,
-    cases=200, steps=60,
-)  # fmt: skip
-T1 = Statement(
-    "T1: Phi(||grad f||) <= f - f*, coupled members", RANGES, _t1, "corrected", known=1.0, cases=4000, steps=150
-)
-T2 = Statement(
-    "T2: item 3 with ell(lambda u), coupled members", RANGES, _t2, "corrected", known=1.0, cases=8000, steps=150
-)
-NEAR = Statement(
-    "item 3 as printed where lM(2u) <= 4 lm(2u), coupled members", RANGES, _crossed, "corrected", known=1.0
-)
+FIRST = Statement("||grad_x f||^2/(2 ell_x(2u)) <= f - f* on ridges", ridge.RANGES, ridge.first_item, cases=200,
+                  steps=60)  # fmt: skip
+THIRD = Statement("[||grad_x f||^2/ell_x(2u) + ||grad_y f||^2/ell_y(2u)]/2 <= f - f* on ridges", ridge.RANGES,
+                  ridge.third_item, cases=200, steps=60)  # fmt: skip
 
 
 def flow_dense() -> Certificate:

@@ -14,7 +14,7 @@ from smoothlab.claims import exact
 from smoothlab.claims.claim import Certificate, Claim
 from smoothlab.claims.lemma_b2 import RANGES, T1, flow_dense
 from smoothlab.claims.members import Coupled, Crossed
-from smoothlab.claims.search import Array, Statement, check_by
+from smoothlab.claims.search import Array, check_by, statement
 from smoothlab.theory import constants
 
 
@@ -32,15 +32,14 @@ def bound(ell: Callable[[Array], tuple[Array, Array]], level: Array, stretch: fl
 # Lemma B.3
 
 
-def _printed(p: Array) -> Array:
+@statement(
+    "||grad f|| <= G = sup{u: u^2 <= 2 max(ell_x, ell_y)(u) F} with F = f - f*, coupled members",
+    RANGES, known=1.0, cases=5000, steps=150,
+)  # fmt: skip
+def BOUNDED(p: Array) -> Array:
+    """||grad f|| over G."""
     f, (x, y) = Coupled.split(p)
     return np.hypot(*f.gradient(x, y)) / bound(f.ell, f.value(x, y))
-
-
-BOUNDED = Statement(
-    "||grad f|| <= G = sup{u: u^2 <= 2 max(ell_x, ell_y)(u) F} with F = f - f*, coupled members", RANGES, _printed,
-    known=1.0, cases=5000, steps=150,
-)  # fmt: skip
 
 
 def _chain() -> tuple[Certificate, ...]:
@@ -77,7 +76,11 @@ def _sharp() -> Certificate:
 # Lemma B.4
 
 
-def _second(p: Array) -> Array:
+@statement(
+    "item 2 with L_x = ell_x(2G), G by B.3 with ell(2u), (x, y) and (x', y') in G_F, members cosh(p x + q y)",
+    {**Crossed.RANGES, "x": (-4.0, 4.0), "y": (-4.0, 4.0), "x'": (-4.0, 4.0), "y'": (-4.0, 4.0)}, cases=5000,
+)  # fmt: skip
+def OUTSIDE(p: Array) -> Array:
     """Item 2 with L_x = ell_x(2G), G by B.3 with ell(2u), the largest reading; the points are (x, y) and (x', y')."""
     f, (x, y, x1, y1) = Crossed.split(p)
     G = bound(f.ell, np.maximum(f.value(x, y), f.value(x1, y1)), 2.0)
@@ -89,7 +92,11 @@ def _quotient(f: Coupled | Crossed, x: Array, x1: Array, y: Array, L: Array) -> 
     return np.abs(f.gradient(x, y)[0] - f.gradient(x1, y)[0]) / (L * np.abs(x - x1))
 
 
-def _near(p: Array) -> Array:
+@statement(
+    "item 2 with 2 sqrt(L_x L_M), L = ell(2G), where (x', y) is in G_F too, coupled members",
+    {**RANGES, "x'": (-4.0, 4.0)}, about="corrected", known=0.5, cases=5000, steps=150,
+)  # fmt: skip
+def INSIDE(p: Array) -> Array:
     """The same with 2 sqrt(L_x L_M) where (x', y) is in G_F too, on coupled members."""
     f, (x, y, x1) = Coupled.split(p)
     G = bound(f.ell, np.maximum(f.value(x, y), f.value(x1, y)))
@@ -97,25 +104,15 @@ def _near(p: Array) -> Array:
     return _quotient(f, x, x1, y, 2 * np.sqrt(L_x * np.maximum(L_x, L_y)))
 
 
-def _free(p: Array) -> Array:
+@statement(
+    "item 4 with L_x = ell_x(2G) and x' anywhere, members cosh(p x + q y)",
+    {**Crossed.RANGES, "x": (-4.0, 4.0), "y": (-4.0, 4.0), "x'": (-40.0, 40.0)}, cases=5000,
+)  # fmt: skip
+def FREE(p: Array) -> Array:
     """Item 4 with x' anywhere and any L that random members have: L_x = ell_x(2G)."""
     f, (x, y, x1) = Crossed.split(p)
     G = bound(f.ell, f.value(x, y), 2.0)
     return _quotient(f, x, x1, y, f.ell(2 * G)[0])
-
-
-OUTSIDE = Statement(
-    "item 2 with L_x = ell_x(2G), G by B.3 with ell(2u), (x, y) and (x', y') in G_F, members cosh(p x + q y)",
-    {**Crossed.RANGES, "x": (-4.0, 4.0), "y": (-4.0, 4.0), "x'": (-4.0, 4.0), "y'": (-4.0, 4.0)}, _second, cases=5000,
-)  # fmt: skip
-INSIDE = Statement(
-    "item 2 with 2 sqrt(L_x L_M), L = ell(2G), where (x', y) is in G_F too, coupled members",
-    {**RANGES, "x'": (-4.0, 4.0)}, _near, "corrected", known=0.5, cases=5000, steps=150,
-)  # fmt: skip
-FREE = Statement(
-    "item 4 with L_x = ell_x(2G) and x' anywhere, members cosh(p x + q y)",
-    {**Crossed.RANGES, "x": (-4.0, 4.0), "y": (-4.0, 4.0), "x'": (-40.0, 40.0)}, _free, cases=5000,
-)  # fmt: skip
 
 
 def _grid(edge: float, count: int) -> list[Array]:
@@ -133,9 +130,8 @@ def definition_dense() -> Certificate:
         bend = np.cosh(p * x + q * y)
         a, b, c = (p * p * bend + m) / d_x, (q * q * bend + m) / d_y, p * q * bend / np.sqrt(d_x * d_y)
         ratios.append((a + b) / 2 + np.hypot((a - b) / 2, c))  # of D^(-1/2) H D^(-1/2)
-    return exact.dense(
-        "members cosh(p x + q y) - 1 + m |z|^2/2 meet Definition 2.1 with their ell", np.concatenate(ratios)
-    )
+    return exact.dense("members cosh(p x + q y) - 1 + m |z|^2/2 meet Definition 2.1 with their ell",
+                       np.concatenate(ratios))  # fmt: skip
 
 
 def outside_counterexample() -> tuple[Certificate, ...]:
@@ -154,10 +150,9 @@ def outside_counterexample() -> tuple[Certificate, ...]:
     moved = exact.sinh(2 * five) + m * five - exact.sinh(five)
     if not beyond:
         return ()
-    return exact.refutes(
-        "item 2 with the constants of B.1 and B.3, ell(2G) and G with ell(2u): f = cosh(x + y) - 1 + (x^2 + y^2)/200",
-        moved, ell(2 * u) * five, points="(0, 5) and (5, 0) of f = F", G="at most 420",
-    )  # fmt: skip
+    return exact.refutes("item 2 with the constants of B.1 and B.3, ell(2G) and G with ell(2u): f = cosh(x + y) - 1 + "
+                         "(x^2 + y^2)/200", moved, ell(2 * u) * five, points="(0, 5) and (5, 0) of f = F",
+                         G="at most 420")  # fmt: skip
 
 
 def unbounded() -> tuple[Certificate, ...]:
@@ -216,30 +211,20 @@ def _outside() -> tuple[Certificate, ...]:
 
 _EXIST = "for (x, y), (x', y') in G_F: over the compact box of G_F's projections, not those of B.1 and B.3"
 CLAIMS = (
-    Claim(
-        "b.3", "f - f* <= F implies ||grad f|| <= G = sup{u: u^2 <= 2 max(ell_x, ell_y)(u) F} < infinity.", "Lemma B.3",
-        "Definition 2.1 (one-sided is enough), coercive", "holds",
-        "Sharper: G = Phi^-1(F), Phi(u) = int_0^u v/lM(v) dv. (The paper's own proof, by B.2, has ell(2u).)",
-        check_by(_chain, _sharp, searches=(BOUNDED, T1)),
-    ),
-    Claim(
-        "b.4-1", "||grad f|| <= G on G_F, G of Lemma B.3.", "Lemma B.4 (1)", "Definition 2.1, coercive", "holds", "",
-        check_by(_chain, searches=(BOUNDED,)),
-    ),
-    Claim(
-        "b.4-2", "||grad_x f(x, y) - grad_x f(x', y)|| <= L_x ||x - x'|| for all (x, y), (x', y') in G_F, likewise in "
-        "y, with L of B.1 and G of B.3.", "Lemma B.4 (2)", "Definition 2.1, coercive", "holds once corrected",
-        f"Some L exist {_EXIST}. If (x', y) is in G_F too, L_x = 2 sqrt(ell_x(2G) lM(2G)); if less will do, is open.",
-        check_by(_outside, _hull, _far, searches=(OUTSIDE, INSIDE)),
-    ),
-    Claim(
-        "b.4-3", "||grad_x f_i|| <= G_x,max and ||grad_y f_i|| <= G_y,max on G_F for some constants.", "Lemma B.4 (3)",
-        "f_i C^2, f coercive", "holds", "", check_by(_components),
-    ),
-    Claim(
-        "b.4-4", "||grad_x f_i(x, y) - grad_x f_i(x', y)|| <= L_x,max ||x - x'|| for all (x, y) in G_F and some "
-        "constants, likewise in y.", "Lemma B.4 (4)", "f_i C^2, f coercive", "holds once corrected",
-        f"Some L exist {_EXIST}; as printed x' is free, and then none does.",
-        check_by(unbounded, _hull, searches=(FREE,)),
-    ),
+    Claim("b.3", "f - f* <= F implies ||grad f|| <= G = sup{u: u^2 <= 2 max(ell_x, ell_y)(u) F} < infinity.",
+          "Lemma B.3", "Definition 2.1 (one-sided is enough), coercive", "holds", "Sharper: G = Phi^-1(F), Phi(u) = "
+          "int_0^u v/lM(v) dv. (The paper's own proof, by B.2, has ell(2u).)",
+          check_by(_chain, _sharp, searches=(BOUNDED, T1))),
+    Claim("b.4-1", "||grad f|| <= G on G_F, G of Lemma B.3.", "Lemma B.4 (1)", "Definition 2.1, coercive", "holds", "",
+          check_by(_chain, searches=(BOUNDED,))),
+    Claim("b.4-2", "||grad_x f(x, y) - grad_x f(x', y)|| <= L_x ||x - x'|| for all (x, y), (x', y') in G_F, likewise "
+          "in y, with L of B.1 and G of B.3.", "Lemma B.4 (2)", "Definition 2.1, coercive", "holds once corrected",
+          f"Some L exist {_EXIST}. If (x', y) is in G_F too, L_x = 2 sqrt(ell_x(2G) lM(2G)); if less will do, is open.",
+          check_by(_outside, _hull, _far, searches=(OUTSIDE, INSIDE))),
+    Claim("b.4-3", "||grad_x f_i|| <= G_x,max and ||grad_y f_i|| <= G_y,max on G_F for some constants.",
+          "Lemma B.4 (3)", "f_i C^2, f coercive", "holds", "", check_by(_components)),
+    Claim("b.4-4", "||grad_x f_i(x, y) - grad_x f_i(x', y)|| <= L_x,max ||x - x'|| for all (x, y) in G_F and some "
+          "constants, likewise in y.", "Lemma B.4 (4)", "f_i C^2, f coercive", "holds once corrected",
+          f"Some L exist {_EXIST}; as printed x' is free, and then none does.",
+          check_by(unbounded, _hull, searches=(FREE,))),
 )  # fmt: skip

@@ -14,7 +14,7 @@ import numpy as np
 
 from smoothlab.claims import exact
 from smoothlab.claims.claim import Certificate, Claim
-from smoothlab.claims.search import Array, Log, Statement, check_by
+from smoothlab.claims.search import Array, Log, Statement, check_by, statement
 from smoothlab.zeroth import bounds
 
 NODES = np.linspace(-10, 10, 401)
@@ -59,7 +59,11 @@ def infinite(item: int) -> tuple[Certificate, ...]:
     return exact.refutes(what, measured, allowed)
 
 
-def _tail(p: Array) -> Array:
+@statement(
+    "item 2 at 0 for exp(a |x|^k), L = max f'' on [-1, 1], by what |v| in [V, V + 1] contributes",
+    {"a": Log(0.1, 2.0), "k": (2.0, 5.0), "mu": Log(1e-2, 1.0), "V": Log(1.0, 1e4)}, cases=5000,
+)  # fmt: skip
+def LOCAL(p: Array) -> Array:
     """Item 2 at 0 for exp(a |x|^k): what |v| in [V, V + 1] contributes to E ghat^2 over 108 mu^2 L^2."""
     a, k, mu, V = p.T
     power = a * (mu * V) ** k
@@ -69,12 +73,14 @@ def _tail(p: Array) -> Array:
     return np.exp(np.minimum(measured - np.log(108 * mu**2 * L**2), 600))
 
 
-LOCAL = Statement(
-    "item 2 at 0 for exp(a |x|^k), L = max f'' on [-1, 1], by what |v| in [V, V + 1] contributes",
-    {"a": Log(0.1, 2.0), "k": (2.0, 5.0), "mu": Log(1e-2, 1.0), "V": Log(1.0, 1e4)}, _tail, cases=5000,
-)  # fmt: skip
-
 # The global one
+
+
+_RIDGE: dict[str, Any] = {
+    "ranges": {"a": (-1.0, 1.0), "b": (0.0, 1.0), "c": (0.1, 3.0), "phase": (0.0, 6.3), "t": (-3.0, 3.0),
+               "mu": Log(1e-2, 3.0), "d": Log(0.5, 1000.0)},
+    "about": "corrected", "cases": 2000, "steps": 150,
+}  # fmt: skip
 
 
 def ridge_moments(p: Array) -> tuple[Array, Array, Array, Array, Array, Array]:
@@ -90,29 +96,22 @@ def ridge_moments(p: Array) -> tuple[Array, Array, Array, Array, Array, Array]:
     return mu, np.abs(a) + b * c**2, d, g, np.abs(mean - g), second - 2 * g * mean + g**2
 
 
-def _global_1(p: Array) -> Array:
+@statement(
+    "item 1 where the gradient is L-Lipschitz everywhere, ridges a t^2/2 + b cos(c t + phase)", known=0.11282, **_RIDGE,
+)  # fmt: skip
+def GLOBAL_1(p: Array) -> Array:
+    """|bias| over (mu/2) L (d + 3)^1.5."""
     mu, L, d, _, bias, _ = ridge_moments(p)
     return bias / (mu / 2 * L * (d + 3) ** 1.5)
 
 
-def _global_2(p: Array) -> Array:
+@statement(
+    "item 2 where the gradient is L-Lipschitz everywhere, ridges a t^2/2 + b cos(c t + phase)", known=0.0625, **_RIDGE,
+)  # fmt: skip
+def GLOBAL_2(p: Array) -> Array:
+    """E ||ghat - g||^2 over 32 d ||g||^2 + 108 mu^2 L^2 d^4."""
     mu, L, d, g, _, error = ridge_moments(p)
     return error / (32 * d * g**2 + 108 * mu**2 * L**2 * d**4)
-
-
-_RIDGE: dict[str, Any] = {
-    "ranges": {"a": (-1.0, 1.0), "b": (0.0, 1.0), "c": (0.1, 3.0), "phase": (0.0, 6.3), "t": (-3.0, 3.0),
-               "mu": Log(1e-2, 3.0), "d": Log(0.5, 1000.0)},
-    "about": "corrected", "cases": 2000, "steps": 150,
-}  # fmt: skip
-GLOBAL_1 = Statement(
-    "item 1 where the gradient is L-Lipschitz everywhere, ridges a t^2/2 + b cos(c t + phase)", ratio=_global_1,
-    known=0.11282, **_RIDGE,
-)  # fmt: skip
-GLOBAL_2 = Statement(
-    "item 2 where the gradient is L-Lipschitz everywhere, ridges a t^2/2 + b cos(c t + phase)", ratio=_global_2,
-    known=0.0625, **_RIDGE,
-)  # fmt: skip
 
 
 def sharper() -> tuple[Certificate, ...]:
@@ -151,14 +150,11 @@ def derived(d: int) -> tuple[bool, bool]:
     return 16 * d + 66 <= 32 * d, 4 * (d + 4) * (d + 3) ** 3 + 6 * (d + 4) ** 3 <= 108 * d**4
 
 
-DERIVED = Statement(
-    "the derivation's bound <= the printed one", {"d": Log(0.5, 1000), "(mu L/||g||)^2": Log(1e-6, 1e6)}, _chain,
-    cases=2000,
-)  # fmt: skip
-DERIVED_FROM_5 = Statement(
-    "the derivation's bound <= the printed one for d >= 5", {"d": Log(5, 1000), "(mu L/||g||)^2": Log(1e-6, 1e6)},
-    _chain, "corrected", known=0.9125, cases=2000,
-)  # fmt: skip
+DERIVED = Statement("the derivation's bound <= the printed one",
+                    {"d": Log(0.5, 1000), "(mu L/||g||)^2": Log(1e-6, 1e6)}, _chain, cases=2000)  # fmt: skip
+DERIVED_FROM_5 = Statement("the derivation's bound <= the printed one for d >= 5",
+                           {"d": Log(5, 1000), "(mu L/||g||)^2": Log(1e-6, 1e6)}, _chain, "corrected", known=0.9125,
+                           cases=2000)  # fmt: skip
 
 
 def _derivation() -> tuple[Certificate, Certificate]:
@@ -170,14 +166,11 @@ def _derivation() -> tuple[Certificate, Certificate]:
     return small, from_5
 
 
-REMAINDER = Statement(
-    "(mu/2) L (d + 3)^1.5 <= 3 mu L d", {"d": Log(0.5, 1e4)},
-    lambda p: (np.round(p[:, 0]) + 3) ** 1.5 / (6 * np.round(p[:, 0])), cases=1000,
-)  # fmt: skip
-REMAINDER_SHARP = Statement(
-    "mu L sqrt(d) <= 3 mu L d", {"d": Log(0.5001, 1e4)}, lambda p: 1 / (3 * np.sqrt(np.round(p[:, 0]))), "corrected",
-    known=1 / 3, cases=1000,
-)  # fmt: skip
+REMAINDER = Statement("(mu/2) L (d + 3)^1.5 <= 3 mu L d", {"d": Log(0.5, 1e4)},
+                      lambda p: (np.round(p[:, 0]) + 3) ** 1.5 / (6 * np.round(p[:, 0])), cases=1000)  # fmt: skip
+REMAINDER_SHARP = Statement("mu L sqrt(d) <= 3 mu L d", {"d": Log(0.5001, 1e4)},
+                            lambda p: 1 / (3 * np.sqrt(np.round(p[:, 0]))), "corrected", known=1 / 3,
+                            cases=1000)  # fmt: skip
 
 
 def _remainder() -> tuple[Certificate, Certificate]:
@@ -192,25 +185,17 @@ def _remainder() -> tuple[Certificate, Certificate]:
 _LOCAL = "f C^2 with G-bounded and L-Lipschitz gradient at x; v ~ N(0, I_d)"
 _EVERYWHERE = "if the gradient is L-Lipschitz everywhere; then also "
 CLAIMS = (
-    Claim(
-        "b.5-1", "E <g, ghat - grad f(x)> <= (mu/2) L (d + 3)^1.5 ||g||, ghat one-sided.", "Lemma B.5 (1)", _LOCAL,
-        "holds once corrected", _EVERYWHERE + "||E ghat - grad f|| <= mu L sqrt(d), one- and two-sided.",
-        check_by(lambda: infinite(1), sharper, searches=(LOCAL, GLOBAL_1)),
-    ),
-    Claim(
-        "b.5-2", "E ||ghat - grad f(x)||^2 <= 32 d ||grad f(x)||^2 + 108 mu^2 L^2 d^4.", "Lemma B.5 (2)", _LOCAL,
-        "holds once corrected", _EVERYWHERE + "<= 2 (d + 1) ||grad f||^2 + (mu^2 L^2/2) d (d + 2)(d + 4).",
-        check_by(lambda: infinite(2), sharper, searches=(LOCAL, GLOBAL_2)),
-    ),
-    Claim(
-        "b.5-derivation", "The proof's 8 (d + 4) ||grad f_mu||^2 + 6 mu^2 L^2 (d + 4)^3 + 2 ||g||^2, with ||grad "
-        "f_mu||^2 <= 2 ||g||^2 + (mu^2 L^2/2)(d + 3)^3, is at most item 2's bound.", "Lemma B.5, proof",
-        "d >= 1", "holds once corrected", "For d >= 5; item 2's bound itself holds for every d.",
-        check_by(_derivation, searches=(DERIVED, DERIVED_FROM_5)),
-    ),
-    Claim(
-        "b.6-remainder", "eta_x n (mu/2) L_x (d + 3)^1.5 G <= o(mu) = 3 eta_x mu n L_x d G.", "Lemma B.6, last line",
-        "d >= 1", "holds once corrected", "For 2 <= d <= 25; with the sharper mu L sqrt(d) for every d. L is that of "
-        "the f_i, L_x,max.", check_by(_remainder, searches=(REMAINDER, REMAINDER_SHARP)),
-    ),
+    Claim("b.5-1", "E <g, ghat - grad f(x)> <= (mu/2) L (d + 3)^1.5 ||g||, ghat one-sided.", "Lemma B.5 (1)", _LOCAL,
+          "holds once corrected", _EVERYWHERE + "||E ghat - grad f|| <= mu L sqrt(d), one- and two-sided.",
+          check_by(lambda: infinite(1), sharper, searches=(LOCAL, GLOBAL_1))),
+    Claim("b.5-2", "E ||ghat - grad f(x)||^2 <= 32 d ||grad f(x)||^2 + 108 mu^2 L^2 d^4.", "Lemma B.5 (2)", _LOCAL,
+          "holds once corrected", _EVERYWHERE + "<= 2 (d + 1) ||grad f||^2 + (mu^2 L^2/2) d (d + 2)(d + 4).",
+          check_by(lambda: infinite(2), sharper, searches=(LOCAL, GLOBAL_2))),
+    Claim("b.5-derivation", "The proof's 8 (d + 4) ||grad f_mu||^2 + 6 mu^2 L^2 (d + 4)^3 + 2 ||g||^2, with ||grad "
+          "f_mu||^2 <= 2 ||g||^2 + (mu^2 L^2/2)(d + 3)^3, is at most item 2's bound.", "Lemma B.5, proof", "d >= 1",
+          "holds once corrected", "For d >= 5; item 2's bound itself holds for every d.",
+          check_by(_derivation, searches=(DERIVED, DERIVED_FROM_5))),
+    Claim("b.6-remainder", "eta_x n (mu/2) L_x (d + 3)^1.5 G <= o(mu) = 3 eta_x mu n L_x d G.", "Lemma B.6, last line",
+          "d >= 1", "holds once corrected", "For 2 <= d <= 25; with the sharper mu L sqrt(d) for every d. L is that of "
+          "the f_i, L_x,max.", check_by(_remainder, searches=(REMAINDER, REMAINDER_SHARP))),
 )  # fmt: skip

@@ -15,7 +15,7 @@ from smoothlab.claims import exact
 from smoothlab.claims.claim import Certificate, Claim
 from smoothlab.claims.definitions import estimate_mean
 from smoothlab.claims.descent import collection
-from smoothlab.claims.search import Array, Log, Statement, check_by
+from smoothlab.claims.search import Array, Log, Statement, check_by, statement
 
 
 def epoch(d: Any, L: Any, noise: Any, eta: Any) -> tuple[Any, Any]:
@@ -66,15 +66,15 @@ def _log_far(eta: Any, mu: Any, x: Any, V: Any, log: Any, exp: Any) -> Any:
     return jump - x - log(2) - (V + 1) * (V + 1) / 2 - log(mpmath.pi * 2) / 2
 
 
-def _far(p: Array) -> Array:
+@statement(
+    "E f(z_1) <= 1e6 for f = cosh from x = 1, by what v in [V, V + 1] contributes",
+    {"eta": Log(1e-6, 1e-2), "mu": Log(1e-3, 0.1), "V": Log(1.0, 1e5)}, cases=5000,
+)  # fmt: skip
+def INTEGRABLE(p: Array) -> Array:
+    """What v in [V, V + 1] contributes, over 10^6."""
     eta, mu, V = p.T
     logs = _log_far(eta, mu, 1.0, V, lambda u: np.log(float(u)), np.exp)
     return np.exp(np.clip(logs - np.log(1e6), -600, 600))
-
-
-INTEGRABLE = Statement("E f(z_1) <= 1e6 for f = cosh from x = 1, by what v in [V, V + 1] contributes",
-                       {"eta": Log(1e-6, 1e-2), "mu": Log(1e-3, 0.1), "V": Log(1.0, 1e5)}, _far,
-                       cases=5000)  # fmt: skip
 
 
 def _integrable() -> tuple[Certificate, ...]:
@@ -109,16 +109,16 @@ def correlation(eta: Any, level: Any, sqrt: Any, exp: Any, pi: Any) -> Any:
     return 2 * a * exp(-a * a / 2) / sqrt(2 * pi)
 
 
-def _stopped(p: Array) -> Array:
+@statement(
+    "|E 1{0 < tau} <grad f, noise>| <= ||grad f||^2/1000, f = x^2/2 from 1",
+    {"eta": Log(1e-5, 1 / 384), "F/f(z_0)": (0.99, 1.01)}, cases=5000,
+)  # fmt: skip
+def AHEAD(p: Array) -> Array:
     """The same for every F: v^2 is above (1 - sqrt(2F))/eta too if 2F < 1."""
     eta, root = p[:, 0], np.sqrt(p[:, 1])
     parts = [2 * a * np.exp(-(a**2) / 2) / np.sqrt(2 * np.pi) for a in
              (np.sqrt((1 + root) / eta), np.sqrt(np.maximum(1 - root, 0) / eta))]  # fmt: skip
     return np.abs(parts[1] - parts[0]) / 1e-3
-
-
-AHEAD = Statement("|E 1{0 < tau} <grad f, noise>| <= ||grad f||^2/1000, f = x^2/2 from 1",
-                  {"eta": Log(1e-5, 1 / 384), "F/f(z_0)": (0.99, 1.01)}, _stopped, cases=5000)  # fmt: skip
 
 
 def _stopping() -> tuple[Certificate, ...]:
@@ -127,11 +127,10 @@ def _stopping() -> tuple[Certificate, ...]:
     ahead = exact.refutes("E 1{0 < tau} <grad f, noise> = 0 with tau_1 = min{t: f(z_{t+1}) - f* > F}: its size for f = "
                           "x^2/2, x_0 = 1, eta = 1/384, F = 3/5", least, exact.enclosed(0))  # fmt: skip
     points = [Fraction(k, 7) for k in range(-10, 11)]
-    known = exact.equal(
-        "with tau = min{t: f(z_t) - f* > F} the event {t < tau} is known at z_t, and given z_t the mean of ghat is "
-        "grad f for f = x^2", [estimate_mean((0, 0, 1), x, Fraction(1, 9), 0, 1) for x in points],
-        [2 * x for x in points], "corrected",
-    )  # fmt: skip
+    known = exact.equal("with tau = min{t: f(z_t) - f* > F} the event {t < tau} is known at z_t, and given z_t the "
+                        "mean of ghat is grad f for f = x^2",
+                        [estimate_mean((0, 0, 1), x, Fraction(1, 9), 0, 1) for x in points], [2 * x for x in points],
+                        "corrected")  # fmt: skip
     return (*ahead, known)
 
 
@@ -150,7 +149,11 @@ def deviation(shifts: tuple[Fraction, ...], g: Fraction, r: Fraction, eta: Fract
     return total / len(orders)
 
 
-def _drift(p: Array) -> Array:
+@statement(
+    "sum E ||x_i - x_0||^2 <= eta^2 n^3 ||grad f||^2 + eta^2 n^2 sigma^2, quadratics of curvature within [-L, L]",
+    {"n": Log(1.5, 100), "curvature/L": (-1.0, 1.0), "share of ||grad f||^2": (0.0, 1.0)}, known=0.4823, cases=2000,
+)  # fmt: skip
+def CONTROL(p: Array) -> Array:
     """The same in closed form for n components, over eta^2 n^3 g^2 + eta^2 n^2 sigma^2; eta |L| = bend/(2n)."""
     n, bend, share = np.round(p[:, 0]), p[:, 1], p[:, 2]
     g2, s2 = share, 1 - share
@@ -160,13 +163,6 @@ def _drift(p: Array) -> Array:
     first, second = np.cumsum(r**k, 1), np.cumsum(r ** (2 * k), 1)
     moved = first**2 * g2[:, None] + s2[:, None] * (second - (first**2 - second) / (np.maximum(n, 2) - 1)[:, None])
     return np.where(inside, moved, 0).sum(1) / (n**3 * g2 + n**2 * s2)
-
-
-CONTROL = Statement(
-    "sum E ||x_i - x_0||^2 <= eta^2 n^3 ||grad f||^2 + eta^2 n^2 sigma^2, quadratics of curvature within [-L, L]",
-    {"n": Log(1.5, 100), "curvature/L": (-1.0, 1.0), "share of ||grad f||^2": (0.0, 1.0)}, _drift, known=0.4823,
-    cases=2000,
-)  # fmt: skip
 
 
 def _control() -> tuple[Certificate, Certificate]:
@@ -191,26 +187,17 @@ def _control() -> tuple[Certificate, Certificate]:
 _B6 = ("B.6' (theory.md B): the noise is theta^2 (eta_x sigma_x^2 + eta_y sigma_y^2) + 6n (d + 1) L_x eta_x^2 "
        "sigma_x^2 + terms in mu; its part n (d + 1) L eta^2 sigma^2 is necessary")  # fmt: skip
 CLAIMS = (
-    Claim(
-        "b.6", "E f(z_tau) - f* + E sum_{t < tau} [(n eta_x/4) ||grad_x f||^2 + (3 n eta_y/8) ||grad_y f||^2] <= f_0 - "
-        "f* + [(sigma^2 n^2/2)(eta_x^3 L_x^2 + eta_y^3 L_y^2) + o(mu)] T.", "Lemma B.6",
-        "Assumptions 3.2, 3.3, eta_x <= min{1/(2Ln), 1/(384 L n d)}, eta_y <= 1/(2Ln)", "holds once corrected", _B6,
-        check_by(counterexample, lambda: collection("corrected"), searches=(PRINTED, CORRECTED)),
-    ),
-    Claim(
-        "b.6-expectation", "E f(z_{t+1}) is finite, so that the proof may take expectations.", "Lemma B.6, proof",
-        "Definition 2.1, Gaussian directions", "holds once corrected",
-        "With directions on the sphere of radius sqrt(d), which are bounded.",
-        check_by(_integrable, _bounded, searches=(INTEGRABLE,)),
-    ),
-    Claim(
-        "b.6-stopping", "E 1{t < tau} <grad f(z_t), noise of epoch t> = 0 for tau_1 = min{t: f(z_{t+1}) - f* > F}.",
-        "Lemma B.6, proof", "unbiased noise", "holds once corrected", "For tau = min{t: f(z_t) - f* > F}, which does "
-        "not look ahead.", check_by(_stopping, searches=(AHEAD,)),
-    ),
-    Claim(
-        "b.6-control", "sum_i E ||x_i - x_0||^2 <= eta^2 n^3 ||grad f||^2 + eta^2 n^2 sigma^2 for EXACT gradients, one "
-        "block.", "Lemma 5 of Mishchenko et al. (2020), used in Lemma B.6", "f_i L-smooth, eta <= 1/(2Ln)", "holds", "",
-        check_by(_control, searches=(CONTROL,)),
-    ),
+    Claim("b.6", "E f(z_tau) - f* + E sum_{t < tau} [(n eta_x/4) ||grad_x f||^2 + (3 n eta_y/8) ||grad_y f||^2] <= f_0 "
+          "- f* + [(sigma^2 n^2/2)(eta_x^3 L_x^2 + eta_y^3 L_y^2) + o(mu)] T.", "Lemma B.6", "Assumptions 3.2, 3.3, "
+          "eta_x <= min{1/(2Ln), 1/(384 L n d)}, eta_y <= 1/(2Ln)", "holds once corrected", _B6,
+          check_by(counterexample, lambda: collection("corrected"), searches=(PRINTED, CORRECTED))),
+    Claim("b.6-expectation", "E f(z_{t+1}) is finite, so that the proof may take expectations.", "Lemma B.6, proof",
+          "Definition 2.1, Gaussian directions", "holds once corrected", "With directions on the sphere of radius "
+          "sqrt(d), which are bounded.", check_by(_integrable, _bounded, searches=(INTEGRABLE,))),
+    Claim("b.6-stopping", "E 1{t < tau} <grad f(z_t), noise of epoch t> = 0 for tau_1 = min{t: f(z_{t+1}) - f* > F}.",
+          "Lemma B.6, proof", "unbiased noise", "holds once corrected", "For tau = min{t: f(z_t) - f* > F}, which does "
+          "not look ahead.", check_by(_stopping, searches=(AHEAD,))),
+    Claim("b.6-control", "sum_i E ||x_i - x_0||^2 <= eta^2 n^3 ||grad f||^2 + eta^2 n^2 sigma^2 for EXACT gradients, "
+          "one block.", "Lemma 5 of Mishchenko et al. (2020), used in Lemma B.6", "f_i L-smooth, eta <= 1/(2Ln)",
+          "holds", "", check_by(_control, searches=(CONTROL,))),
 )  # fmt: skip

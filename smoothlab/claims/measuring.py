@@ -10,7 +10,7 @@ import numpy as np
 
 from smoothlab.claims import exact
 from smoothlab.claims.claim import Certificate, Claim, Finding
-from smoothlab.claims.search import Array, Log, Statement
+from smoothlab.claims.search import Array, Log, Statement, statement
 
 # ||H||_F from unit vectors. A uniform v on the sphere has E v_i v_j = 1{i = j}/d, E v_i^4 = 3/(d (d + 2)) and
 # E v_i^2 v_j^2 = 1/(d (d + 2)), so that for H = diag(h) the mean square of ||Hv|| and its variance are fractions.
@@ -28,6 +28,9 @@ def unit_variance(h: Sequence[int]) -> Fraction:
     return second / unit_mean(h) ** 2 - 1
 
 
+_SPECTRA = {"d": Log(1.0, 1000.0), "decay": (0.0, 6.0)}
+
+
 def _traces(p: Array, power: int) -> tuple[Array, Array]:
     """d, and tr H^power for H with the first d of the eigenvalues k^-decay."""
     d, decay = np.round(p[:, 0]), p[:, 1]
@@ -35,53 +38,44 @@ def _traces(p: Array, power: int) -> tuple[Array, Array]:
     return d, np.where(k <= d[:, None], k ** (-power * decay[:, None]), 0.0).sum(1)
 
 
-def _ratio_to_formula(p: Array) -> Array:
+@statement(
+    "||H||_F <= sqrt(E v'H^2 v), v uniform on the unit sphere, H with eigenvalues k^-decay, k <= d",
+    _SPECTRA, cases=2000, steps=60,
+)  # fmt: skip
+def FORMULA(p: Array) -> Array:
     """||H||_F over sqrt(E v'H^2 v)."""
     d, squares = _traces(p, 2)
     ratio: Array = np.sqrt(squares) / np.sqrt(squares / d)
     return ratio
 
 
-def _spread(p: Array) -> Array:
+@statement(
+    "relative variance of d v'H^2 v <= 2, H with eigenvalues k^-decay, k <= d",
+    _SPECTRA, about="corrected", known=999 / 1002, cases=2000, steps=60,
+)  # fmt: skip
+def SPREAD(p: Array) -> Array:
     """Relative variance of d v'H^2 v over its bound 2."""
     (d, squares), (_, fourths) = _traces(p, 2), _traces(p, 4)
     ratio: Array = 2 / (d + 2) * (d * fourths / squares**2 - 1) / 2
     return ratio
 
 
-_SPECTRA = {"d": Log(1.0, 1000.0), "decay": (0.0, 6.0)}
-FORMULA = Statement(
-    "||H||_F <= sqrt(E v'H^2 v), v uniform on the unit sphere, H with eigenvalues k^-decay, k <= d",
-    _SPECTRA, _ratio_to_formula, cases=2000, steps=60,
-)  # fmt: skip
-SPREAD = Statement(
-    "relative variance of d v'H^2 v <= 2, H with eigenvalues k^-decay, k <= d", _SPECTRA, _spread, "corrected",
-    known=999 / 1002, cases=2000, steps=60,
-)  # fmt: skip
-
-
 def _formula(seed: int) -> Finding:
     rng = np.random.default_rng(seed)
     spectra = [[int(h) for h in rng.integers(-9, 10, d)] for d in range(1, 41)]
     spectra = [h for h in spectra if any(h)]
-    isotropic = exact.equal(
-        "H = I in two dimensions: every unit v has v'H^2 v = 1, and ||H||_F^2 = 2 is not that", unit_mean([1, 1]),
-        Fraction(1), supports=False,
-    )  # fmt: skip
+    isotropic = exact.equal("H = I in two dimensions: every unit v has v'H^2 v = 1, and ||H||_F^2 = 2 is not that",
+                            unit_mean([1, 1]), Fraction(1), supports=False)  # fmt: skip
     matrices = [rng.integers(-9, 10, (d, d)) for d in range(2, 30)]
     symmetric = [(a + a.T).astype(object) for a in matrices]
     # +-e_i are a design of degree 3: the mean over them of v'H^2 v is that over the sphere.
     means = [sum(Fraction(int((h[:, i] ** 2).sum()), len(h)) for i in range(len(h))) for h in symmetric]
-    corrected = exact.equal(
-        "d E v'H^2 v = ||H||_F^2: E vv' = I/d, as flips and permutations of coordinates leave the sphere as it is",
-        [len(h) * mean for h, mean in zip(symmetric, means, strict=True)],
-        [int((h**2).sum()) for h in symmetric], "corrected",
-    )  # fmt: skip
-    hundred = exact.dense(
-        "100 vectors give ||H||_F^2 with a relative standard deviation of at most sqrt(2/100) = 14 %: relative "
-        "variance (2/(d + 2)) (d tr H^4/||H||_F^4 - 1) <= 2, as tr H^4 <= ||H||_F^4",
-        [float(unit_variance(h) / 2) for h in spectra], "corrected",
-    )  # fmt: skip
+    corrected = exact.equal("d E v'H^2 v = ||H||_F^2: E vv' = I/d, as flips and permutations of coordinates leave the "
+                            "sphere as it is", [len(h) * mean for h, mean in zip(symmetric, means, strict=True)],
+                            [int((h**2).sum()) for h in symmetric], "corrected")  # fmt: skip
+    hundred = exact.dense("100 vectors give ||H||_F^2 with a relative standard deviation of at most sqrt(2/100) = 14 "
+                          "%: relative variance (2/(d + 2)) (d tr H^4/||H||_F^4 - 1) <= 2, as tr H^4 <= ||H||_F^4",
+                          [float(unit_variance(h) / 2) for h in spectra], "corrected")  # fmt: skip
     return Finding((isotropic, corrected, hundred, FORMULA.falsify(seed), SPREAD.falsify(seed)))
 
 
@@ -94,12 +88,8 @@ TOLERATED = 0.1  # relative error of Hv
 def difference_error(d: int, size: float, offset: float, h: float, central: bool) -> float:
     """||q - Hv||/||Hv|| of the difference quotient q of grad f = x - c in fp32, v a random unit vector.
 
-    Args:
-        d: number of weights.
-        size: root mean square of the weights.
-        offset: ||c||/||x||.
-        h: step.
-        central: (grad f(x + hv) - grad f(x - hv))/(2h) instead of (grad f(x + hv) - grad f(x))/h.
+    d weights of root mean square `size`, `offset` = ||c||/||x||; q = (grad f(x + hv) - grad f(x))/h, or `central`
+    (grad f(x + hv) - grad f(x - hv))/(2h).
     """
     x, c, v = np.random.default_rng(0).standard_normal((3, d))
     v /= np.linalg.norm(v)
@@ -135,17 +125,15 @@ LONG_STEP = Statement(
 def _steps(seed: int, records: Sequence[Path]) -> Finding:
     # Weights from 1/64 on have a spacing of at least 2^-29 in fp32: less than half of it rounds away.
     move_squared, half_squared = Fraction(1, 10**10 * OPT_125M), Fraction(1, 2**60)
-    lost = exact.equal(
-        "v of equal entries 1/sqrt(d), d = 125,239,296 (OPT-125M): h v_i is below half the spacing of every fp32 "
-        "weight of at least 1/64, so that x + hv rounds to x and the quotient is 0 for every H",
-        move_squared < half_squared, True, supports=False, move=float(move_squared) ** 0.5, half=2.0**-30,
-    )  # fmt: skip
+    lost = exact.equal("v of equal entries 1/sqrt(d), d = 125,239,296 (OPT-125M): h v_i is below half the spacing of "
+                       "every fp32 weight of at least 1/64, so that x + hv rounds to x and the quotient is 0 for every "
+                       "H", move_squared < half_squared, True, supports=False, move=float(move_squared) ** 0.5,
+                       half=2.0**-30)  # fmt: skip
     rng = np.random.default_rng(seed)
     weights = rng.uniform(1 / 64, 1, 100_000).astype(np.float32)
-    same = exact.equal(
-        "the same in numpy's fp32, on 100,000 random weights from 1/64 to 1: all stay as they are",
-        bool((weights + np.float32(1e-5 / OPT_125M**0.5) == weights).all()), True, supports=False,
-    )  # fmt: skip
+    same = exact.equal("the same in numpy's fp32, on 100,000 random weights from 1/64 to 1: all stay as they are",
+                       bool((weights + np.float32(1e-5 / OPT_125M**0.5) == weights).all()), True,
+                       supports=False)  # fmt: skip
     rounding = itertools.chain(*map(_rounding, records))
     return Finding((lost, same, *rounding, STEP.falsify(seed), LONG_STEP.falsify(seed)))
 
@@ -173,14 +161,10 @@ def _rounding(path: Path) -> list[Certificate]:
 
 
 CLAIMS = (
-    Claim(
-        "d4-formula", "||H||_F = sqrt(E v'H^2 v) for v on the unit sphere.", "Appendix D.4", "H symmetric",
-        "holds once corrected", "||H||_F = sqrt(d E v'H^2 v); 100 vectors give its square to 14 %. The sum over a "
-        "batch of 8 is 8 times the mean loss's Hessian.", _formula,
-    ),
-    Claim(
-        "d4-step", "(grad f(x + hv) - grad f(x))/h with h = 1e-5, unit v and fp32 is Hv to 10 %.", "Appendix D.4",
-        "weights and gradients in fp32", "holds once corrected",
-        "Exact products, or central differences with h of about ||x||/100 (1e-3 to 1e-2 ||x||).", _steps, records=True,
-    ),
+    Claim("d4-formula", "||H||_F = sqrt(E v'H^2 v) for v on the unit sphere.", "Appendix D.4", "H symmetric",
+          "holds once corrected", "||H||_F = sqrt(d E v'H^2 v); 100 vectors give its square to 14 %. The sum over a "
+          "batch of 8 is 8 times the mean loss's Hessian.", _formula),
+    Claim("d4-step", "(grad f(x + hv) - grad f(x))/h with h = 1e-5, unit v and fp32 is Hv to 10 %.", "Appendix D.4",
+          "weights and gradients in fp32", "holds once corrected", "Exact products, or central differences with h of "
+          "about ||x||/100 (1e-3 to 1e-2 ||x||).", _steps, records=True),
 )  # fmt: skip

@@ -37,19 +37,12 @@ SMOOTH = ("quadratic", "cosine", "log cosh sum", "quadratic sum")
 
 @dataclass(frozen=True)
 class Run:
-    """States of some replicas.
+    """States of some replicas."""
 
-    Attributes:
-        name: of the problem.
-        f: the problem.
-        algorithm: one epoch.
-        z: [epochs + 1, replicas, d], at the starts of the epochs.
-    """
-
-    name: str
-    f: FiniteSum
-    algorithm: Algorithm1
-    z: Tensor
+    name: str  # of the problem
+    f: FiniteSum  # the problem
+    algorithm: Algorithm1  # one epoch
+    z: Tensor  # [epochs + 1, replicas, d], at the starts of the epochs
 
     @property
     def flat(self) -> Tensor:
@@ -90,10 +83,8 @@ def epochs(run: Run, z: Tensor, replicas: int, seed: int, count: int = 1) -> Ten
 def along(what: str, ratios: dict[str, Array]) -> Search:
     """An inequality that holds at every point: the largest measured/allowed of all runs, and a typical one.
 
-    Args:
-        what: it.
-        ratios: by problem, at the states of `Run.flat`; NaN where there is nothing to compare. The typical one is
-            the median over replicas, which are independent, of their own medians over epochs.
+    `ratios` are by problem, at the states of `Run.flat`, NaN where there is nothing to compare. The typical one is the
+    median over replicas, which are independent, of their own medians over epochs.
     """
     tops = {name: float(np.nanmax(r)) for name, r in ratios.items()}
     middle = samples.median(np.concatenate([np.nanmedian(r.reshape(-1, REPLICAS), 0) for r in ratios.values()]))
@@ -107,13 +98,9 @@ def along(what: str, ratios: dict[str, Array]) -> Search:
 
 
 def in_mean(what: str, measured: dict[str, Interval], cases: int, flagged: int = 0) -> Search:
-    """An inequality between means, in its bound: broken where an interval lies above 1.
+    """An inequality between means, measured/allowed by place: broken where an interval lies above 1.
 
-    Args:
-        what: it.
-        measured: measured/allowed with its interval, by place.
-        cases: draws behind all of them.
-        flagged: how many of the means rare draws may carry; see `samples.rare_draws`.
+    `cases` are the draws behind all of them; rare draws may carry `flagged` of the means (`samples.rare_draws`).
     """
     worst = max(measured, key=lambda name: measured[name].value)
     top = measured[worst]

@@ -89,6 +89,13 @@ class Statement:
         return np.where(np.isfinite(ratios), ratios, -1e300)
 
 
+def statement(
+    what: str, ranges: Mapping[str, tuple[float, float]], **options: Any
+) -> Callable[[Callable[[Array], Array]], Statement]:
+    """A decorator that makes a `Statement` of the function of its ratio; `options` are the statement's other fields."""
+    return lambda ratio: Statement(what, ranges, ratio, **options)
+
+
 def check_by(
     *certificates: Callable[[], Certificate | tuple[Certificate, ...]], searches: Sequence[Statement] = ()
 ) -> Callable[[int], Finding]:

@@ -13,22 +13,19 @@ from typing import Any, ClassVar
 from smoothlab.errors import BadInput
 
 Row = dict[str, Any]
+UNMEASURED: Row = {"measured": None, "low": None, "high": None}
+"""The fields of an estimate in a row that has none."""
 
 
 class SettingsExperiment:
-    """An experiment whose rows are measured setting by setting.
-
-    Attributes:
-        choices: values that an option, or each of its several values, may have, by field.
-        ranges: least and greatest number, by field.
-        optional: fields that may be empty.
-    """
+    """An experiment whose rows are measured setting by setting."""
 
     unit: ClassVar[str] = "setting"
     device: ClassVar[str] = "cpu"  # for the header: seeds are bound to the generator of one kind of CPU
+    # values that an option, or each of its several values, may have, by field
     choices: ClassVar[Mapping[str, Sequence[str]]] = {}
-    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {}
-    optional: ClassVar[tuple[str, ...]] = ()
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {}  # least and greatest number, by field
+    optional: ClassVar[tuple[str, ...]] = ()  # fields that may be empty
 
     def points(self) -> list[Row]:
         """List the settings in their order: `part`, `setting` (a name of its own), and what the setting varies."""
@@ -93,3 +90,8 @@ class SettingsExperiment:
 def short(value: object) -> str:
     """Return a value as it stands in a setting's name: numbers with six significant digits at most."""
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def measured_row(ends: Sequence[float]) -> Row:
+    """Return an estimate and the ends of its interval as the fields of a row."""
+    return dict(zip(UNMEASURED, ends, strict=True))

@@ -92,25 +92,15 @@ class Function:
 
 @dataclass(frozen=True)
 class Witness:
-    """A point where a claim is false.
+    """A point where a claim is false."""
 
-    Attributes:
-        z: the point [d].
-        gradient_norm: u there.
-        measured: what is too large: the curvature s'Hs of a unit vector s, or a left-hand side.
-        allowed: what it may be: s'Ds, or the right-hand side.
-        ell_x: ell_x(u).
-        ell_y: ell_y(u).
-        eigenvalue: of Hess f, the one of largest size.
-    """
-
-    z: Tensor
-    gradient_norm: float
-    measured: float
-    allowed: float
-    ell_x: float
-    ell_y: float
-    eigenvalue: float
+    z: Tensor  # the point [d]
+    gradient_norm: float  # u there
+    measured: float  # what is too large: the curvature s'Hs of a unit vector s, or a left-hand side
+    allowed: float  # what it may be: s'Ds, or the right-hand side
+    ell_x: float  # ell_x(u)
+    ell_y: float  # ell_y(u)
+    eigenvalue: float  # of Hess f, the one of largest size
 
     def __str__(self) -> str:
         point = ", ".join(f"{v:.6g}" for v in self.z.tolist())
@@ -123,21 +113,13 @@ class Witness:
 
 @dataclass(frozen=True)
 class Check:
-    """The result of one check.
+    """The result of one check."""
 
-    Attributes:
-        name: what was checked.
-        points: number of points looked at.
-        slack: the smallest relative slack; negative where the f fails.
-        tolerance: how negative rounding can make it.
-        witness: where it fails most.
-    """
-
-    name: str
-    points: int
-    slack: float
-    tolerance: float
-    witness: Witness | None = None
+    name: str  # what was checked
+    points: int  # number of points looked at
+    slack: float  # the smallest relative slack; negative where the claim fails
+    tolerance: float  # how negative rounding can make it
+    witness: Witness | None = None  # where it fails most
 
     @property
     def passed(self) -> bool:

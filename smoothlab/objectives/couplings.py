@@ -71,17 +71,11 @@ class Coupling(ABC):
 
 @dataclass(frozen=True)
 class Ridge(Coupling):
-    """c phi(w.z) with w = (p e_x, -q e_y), e_x and e_y the unit vectors along (1, ..., 1): |w| is the same in any d.
+    """c phi(w.z) with w = (p e_x, -q e_y), e_x and e_y the unit vectors along (1, ..., 1): |w| is the same in any d."""
 
-    Attributes:
-        c: strength.
-        p: length of w's part in x.
-        q: length of w's part in y.
-    """
-
-    c: float
-    p: float = 1.0
-    q: float = 1.0
+    c: float  # strength
+    p: float = 1.0  # length of w's part in x
+    q: float = 1.0  # length of w's part in y
 
     def __post_init__(self) -> None:
         positive("the strength c of a coupling", self.c)

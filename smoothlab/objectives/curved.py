@@ -46,17 +46,11 @@ def flat(value: float, u: ArrayLike) -> Array:
 
 @dataclass(frozen=True)
 class _Ridges(FiniteSum):
-    """f_i = m||z||^2/2 + phi(a_i'z - b_i).
+    """f_i = m||z||^2/2 + phi(a_i'z - b_i)."""
 
-    Attributes:
-        mass: m_x and m_y.
-        directions: a_i [n, d] fp64.
-        offsets: b_i [n].
-    """
-
-    mass: tuple[float, float]
-    directions: Tensor = field(repr=False, compare=False)
-    offsets: Tensor = field(repr=False, compare=False)
+    mass: tuple[float, float]  # m_x and m_y
+    directions: Tensor = field(repr=False, compare=False)  # a_i [n, d] fp64
+    offsets: Tensor = field(repr=False, compare=False)  # b_i [n]
 
     def __post_init__(self) -> None:
         for block, mass in zip("xy", self.mass, strict=True):
@@ -178,15 +172,7 @@ def log_cosh_sum(
 ) -> LogCoshSum:  # fmt: skip
     """Pairs m||z||^2/2 + log cosh(a'z -+ b) with random directions a and b between offset/2 and 3 offset/2.
 
-    Args:
-        mass: m, or m_x and m_y.
-        lengths: ||a|| in x and in y.
-        offset: mean of the b.
-        d_x: dimension of x.
-        d_y: dimension of y.
-        n: number of components, even.
-        seed: of directions and offsets.
-        name: for records.
+    `mass` is m, or m_x and m_y; `lengths` are ||a|| in x and in y; n is even; the rest is that of `objective`.
 
     Raises:
         BadInput: a number out of range.
@@ -229,12 +215,9 @@ class ExponentialSum(_Ridges):
 
     which bound phi'' = c e^s of each component by c (S + sqrt(1 + S^2)): affine in u. On f - f* <= F the mean of
     cosh s_j - 1 is at most F/c, and |s_j| <= ||a~_j|| sqrt(2F): variances are bounded there, and nowhere else.
-
-    Attributes:
-        c: strength.
     """
 
-    c: float = 1.0
+    c: float = 1.0  # strength
 
     def __post_init__(self) -> None:
         positive("the strength c of exponentials", self.c)
@@ -308,15 +291,7 @@ def exponential_sum(
 ) -> ExponentialSum:  # fmt: skip
     """Pairs m||z||^2/2 + c exp(+-a'z) with random directions a.
 
-    Args:
-        mass: m, or m_x and m_y.
-        lengths: ||a|| in x and in y.
-        c: strength.
-        d_x: dimension of x.
-        d_y: dimension of y.
-        n: number of components, even.
-        seed: of the directions.
-        name: for records.
+    `mass` is m, or m_x and m_y; `lengths` are ||a|| in x and in y; n is even; the rest is that of `objective`.
 
     Raises:
         BadInput: a number out of range.

@@ -22,19 +22,12 @@ from smoothlab.objectives.sums import FiniteSum, Number, centered, scaled, sizes
 
 @dataclass(frozen=True)
 class Objective(FiniteSum):
-    """A finite sum whose components have one Hessian; `objective` makes it.
+    """A finite sum whose components have one Hessian; `objective` makes it."""
 
-    Attributes:
-        x: family of block x.
-        y: family of block y.
-        coupling: between the blocks, or None.
-        shifts: c_i [n, d] fp64, of sum 0.
-    """
-
-    x: Psi
-    y: Psi
-    coupling: Coupling | None
-    shifts: Tensor = field(repr=False, compare=False)
+    x: Psi  # family of block x
+    y: Psi  # family of block y
+    coupling: Coupling | None  # between the blocks, or None
+    shifts: Tensor = field(repr=False, compare=False)  # c_i [n, d] fp64, of sum 0
 
     @property
     def n(self) -> int:

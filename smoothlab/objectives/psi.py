@@ -42,14 +42,11 @@ def positive(what: str, value: float, below: float = math.inf) -> None:
 
 @dataclass(frozen=True)
 class Psi(ABC):
-    """One family. `value`, `slope` and `curvature` act on every entry of a tensor of any shape.
+    """One family. `value`, `slope` and `curvature` act on every entry of a tensor of any shape."""
 
-    Attributes:
-        reason: why E f is infinite after a zeroth-order step with Gaussian directions; empty where it is finite.
-        half_width: the domain is (-half_width, half_width); f is infinite and has no gradient outside.
-    """
-
+    # why E f is infinite after a zeroth-order step with Gaussian directions; empty where it is finite
     reason: ClassVar[str] = ""
+    # the domain is (-half_width, half_width); f is infinite and has no gradient outside
     half_width: ClassVar[float] = math.inf
 
     @abstractmethod

@@ -28,15 +28,10 @@ from smoothlab.objectives.sums import FiniteSum, Number, centered, scaled, sizes
 
 @dataclass(frozen=True)
 class QuadraticSum(FiniteSum):
-    """f_i = z'H_i z/2 + c_i'z; see the module.
+    """f_i = z'H_i z/2 + c_i'z; see the module."""
 
-    Attributes:
-        hessians: H_i [n, d, d] fp64, symmetric.
-        shifts: c_i [n, d], of sum 0.
-    """
-
-    hessians: Tensor = field(repr=False, compare=False)
-    shifts: Tensor = field(repr=False, compare=False)
+    hessians: Tensor = field(repr=False, compare=False)  # H_i [n, d, d] fp64, symmetric
+    shifts: Tensor = field(repr=False, compare=False)  # c_i [n, d], of sum 0
 
     def __post_init__(self) -> None:
         if float(torch.linalg.eigvalsh(self.mean)[0]) <= 0:
@@ -142,16 +137,8 @@ def quadratic_sum(
 ) -> QuadraticSum:  # fmt: skip
     """H_i = D^(1/2) (I + R_i) D^(1/2) with D = diag(l_x I, l_y I) and random symmetric R_i of sum 0 and norm `bend`.
 
-    Args:
-        l_x: curvature of f in x.
-        l_y: curvature of f in y.
-        bend: the largest ||R_i||; above 1 some H_i has a negative eigenvalue.
-        sigma: sigma at the minimum, where the variance is mean ||c_i||^2.
-        d_x: dimension of x.
-        d_y: dimension of y.
-        n: number of components.
-        seed: of R_i and c_i.
-        name: for records.
+    Above 1, `bend` gives some H_i a negative eigenvalue; `sigma` is that at the minimum, where the variance is
+    mean ||c_i||^2; the rest is that of `objective`.
 
     Raises:
         BadInput: a number out of range.

@@ -195,12 +195,7 @@ class FiniteSum(ABC):
         return z.isfinite().all(-1)
 
     def at_level(self, direction: Tensor, level: float | Tensor) -> Tensor:
-        """A point z = s direction, s > 0, with f(z) - f* = level: [..., d], to rounding.
-
-        Args:
-            direction: [..., d], not 0.
-            level: not negative; a number or [...].
-        """
+        """A point z = s direction, s > 0, with f(z) - f* = level: [..., d], to rounding; see `sublevel.at_level`."""
         return at_level(self, direction, level)
 
     # As a Loss on Blocks

@@ -18,17 +18,12 @@ BEND = 0.1  # how far the Hessians of the components of "quadratics" are from th
 
 @dataclass(frozen=True)
 class Entry:
-    """One objective, of curvature 1 in x and 1/ratio in y at the minimum.
+    """One objective, of curvature 1 in x and 1/ratio in y at the minimum."""
 
-    Attributes:
-        description: what it is, for help and documentation.
-        make: takes the package `smoothlab.objectives`, ratio, sigma and the sizes; returns the sum.
-        steep: whether E f is infinite after one step with Gaussian directions in x.
-    """
-
-    description: str
+    description: str  # what it is, for help and documentation
+    # takes the package `smoothlab.objectives`, ratio, sigma and the sizes; returns the sum
     make: "Callable[[Any, float, float, dict[str, Any]], FiniteSum]"
-    steep: bool = False
+    steep: bool = False  # whether E f is infinite after one step with Gaussian directions in x
 
 
 def _blocks(x: str, y: str, coupled: bool = False) -> "Callable[[Any, float, float, dict[str, Any]], FiniteSum]":

@@ -24,6 +24,11 @@ _RELATIVE = 1e-9  # the error of Phi that is accepted
 _COARSE, _FINE = (np.polynomial.legendre.leggauss(order) for order in (12, 20))
 
 
+def ones(u: ArrayLike) -> Array:
+    """The function ell = 1."""
+    return np.ones_like(np.asarray(u, dtype=float))
+
+
 def largest(ell_x: Ell, ell_y: Ell) -> Ell:
     """The function lM = max(ell_x, ell_y)."""
     return lambda u: np.maximum(ell_x(u), ell_y(u))
@@ -150,27 +155,16 @@ def gradient_bound(ell: Ell, level: float) -> float:
 
 @dataclass(frozen=True)
 class Constants:
-    """What ell says about the sublevel set f - f* <= F.
+    """What ell says about the sublevel set f - f* <= F."""
 
-    Attributes:
-        F: the level.
-        G: bound of ||grad f|| by T1, the sharp one.
-        G_printed: by Lemma B.3 with ell(u), as printed.
-        G_doubled: by Lemma B.3 with ell(2u), as its own proof supports.
-        L_x: ell_x(G): ||H_xx|| <= L_x on the set.
-        L_y: ell_y(G).
-        L_x_near: ell_x(2G), which holds in a neighborhood of the set (B.1 corrected).
-        L_y_near: ell_y(2G).
-    """
-
-    F: float
-    G: float
-    G_printed: float
-    G_doubled: float
-    L_x: float
-    L_y: float
-    L_x_near: float
-    L_y_near: float
+    F: float  # the level
+    G: float  # bound of ||grad f|| by T1, the sharp one
+    G_printed: float  # by Lemma B.3 with ell(u), as printed
+    G_doubled: float  # by Lemma B.3 with ell(2u), as its own proof supports
+    L_x: float  # ell_x(G): ||H_xx|| <= L_x on the set
+    L_y: float  # ell_y(G)
+    L_x_near: float  # ell_x(2G), which holds in a neighborhood of the set (B.1 corrected)
+    L_y_near: float  # ell_y(2G)
 
     @property
     def L_max(self) -> float:

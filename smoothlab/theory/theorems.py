@@ -69,33 +69,19 @@ class Setting:
 
 @dataclass(frozen=True)
 class Horizon:
-    """The rates and the number of epochs that a theorem asks for, and what it promises.
+    """The rates and the number of epochs that a theorem asks for, and what it promises."""
 
-    Attributes:
-        eps: (1/T) sum ||grad f||^2 <= eps^2.
-        delta: with probability at least 1 - delta; 0 for a theorem in expectation.
-        n: number of components.
-        T: epochs.
-        eta_x: learning rate of x.
-        eta_y: learning rate of y.
-        mu: perturbation.
-        F: level that the iterates stay below; infinite where smoothness is global.
-        G: bound of ||grad f|| there.
-        L_x: smoothness there.
-        L_y: smoothness there.
-    """
-
-    eps: float
-    delta: float
-    n: int
-    T: int
-    eta_x: float
-    eta_y: float
-    mu: float
-    F: float
-    G: float
-    L_x: float
-    L_y: float
+    eps: float  # (1/T) sum ||grad f||^2 <= eps^2
+    delta: float  # with probability at least 1 - delta; 0 for a theorem in expectation
+    n: int  # number of components
+    T: int  # epochs
+    eta_x: float  # learning rate of x
+    eta_y: float  # learning rate of y
+    mu: float  # perturbation
+    F: float  # level that the iterates stay below; infinite where smoothness is global
+    G: float  # bound of ||grad f|| there
+    L_x: float  # smoothness there
+    L_y: float  # smoothness there
 
     @property
     def gradients(self) -> int:
@@ -105,17 +91,11 @@ class Horizon:
 
 @dataclass(frozen=True)
 class Printed(Horizon):
-    """Theorem C.1 as printed, which is false (theory.md B).
+    """Theorem C.1 as printed, which is false (theory.md B)."""
 
-    Attributes:
-        H: threshold of the noise, Eq. (6): 2 sqrt([200 G^2 d/n + 2 G^2 + 2 sigma^2/n] T/delta).
-        sigma_prime: Eq. (4), at most 2 eta_x + eta_y.
-        required: what eps^2 T must reach; T is the smallest integer where it does, unless T was given.
-    """
-
-    H: float
-    sigma_prime: float
-    required: float
+    H: float  # threshold of the noise, Eq. (6): 2 sqrt([200 G^2 d/n + 2 G^2 + 2 sigma^2/n] T/delta)
+    sigma_prime: float  # Eq. (4), at most 2 eta_x + eta_y
+    required: float  # what eps^2 T must reach; T is the smallest integer where it does, unless T was given
 
     @property
     def holds(self) -> bool:
@@ -210,21 +190,15 @@ def smallest_integer(holds: Callable[[int], bool]) -> int:
 class Descent:
     """B.6' (theory.md B), what one epoch does if all f_i are block-smooth with diag(L_x, L_y) where it goes:
 
-        E f(z_{t+1}) <= f(z_t) - decrease_x ||grad_x f||^2 - decrease_y ||grad_y f||^2 + noise
-
-    Attributes:
-        theta: n max(eta_x L_x, eta_y L_y), at most 1/8.
-        drift: eta_x L_x (d + 1), at most 1/64.
-        decrease_x: n eta_x/4.
-        decrease_y: 3 n eta_y/8.
-        noise: theta^2 (eta_x sigma_x^2 + eta_y sigma_y^2) + 6 n (d + 1) L_x eta_x^2 sigma_x^2 + 3 n eta_x beta^2
-            + 2 n eta_x^2 L_x v, with beta = mu L_x sqrt(d) and v = mu^2 L_x^2 d (d + 2)(d + 4)/2.
+    E f(z_{t+1}) <= f(z_t) - decrease_x ||grad_x f||^2 - decrease_y ||grad_y f||^2 + noise
     """  # noqa: D205, D400, D415
 
-    theta: float
-    drift: float
-    decrease_x: float
-    decrease_y: float
+    theta: float  # n max(eta_x L_x, eta_y L_y), at most 1/8
+    drift: float  # eta_x L_x (d + 1), at most 1/64
+    decrease_x: float  # n eta_x/4
+    decrease_y: float  # 3 n eta_y/8
+    # theta^2 (eta_x sigma_x^2 + eta_y sigma_y^2) + 6 n (d + 1) L_x eta_x^2 sigma_x^2 + 3 n eta_x beta^2 + 2 n eta_x^2
+    # L_x v, with beta = mu L_x sqrt(d) and v = mu^2 L_x^2 d (d + 2)(d + 4)/2
     noise: float
 
     @property

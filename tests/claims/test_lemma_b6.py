@@ -37,7 +37,7 @@ def test_stopped_means_by_quadrature() -> None:
     eta, root = 1e-2, 0.995
     ends = np.sqrt((1 - root) / eta), np.sqrt((1 + root) / eta)
     truth = 2 * integrate.quad(lambda v: (v**2 - 1) * stats.norm.pdf(v), *ends, epsabs=1e-13)[0]
-    assert lemma_b6._stopped(np.array([[eta, root**2]]))[0] / 1000 == pytest.approx(abs(truth), rel=1e-9)
+    assert lemma_b6.AHEAD.ratio(np.array([[eta, root**2]]))[0] / 1000 == pytest.approx(abs(truth), rel=1e-9)
 
 
 @pytest.mark.parametrize("bend", [-1.0, 0.0, 0.5, 1.0])
@@ -46,5 +46,5 @@ def test_drift_in_closed_form_is_the_mean_over_all_orders(bend: float) -> None:
     n, s2 = 4, sum(c * c for c in shifts) / 4
     r = 1 - Fraction(bend) / (2 * n)
     truth = float(lemma_b6.deviation(tuple(map(Fraction, shifts)), Fraction(g), r, Fraction(1)))
-    found = lemma_b6._drift(np.array([[n, bend, g**2 / (g**2 + s2)]]))[0]
+    found = lemma_b6.CONTROL.ratio(np.array([[n, bend, g**2 / (g**2 + s2)]]))[0]
     assert found == pytest.approx(truth / (n**3 * g**2 + n**2 * s2), rel=1e-12)

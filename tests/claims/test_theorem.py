@@ -35,12 +35,12 @@ def test_fast_and_enclosed_averages_are_those_of_the_recursion(d: int, sigma: fl
     p = np.array([[d, sigma, gap, eps, 0.1]])
     T, eta = theorem._smallest_T(*p.T)  # noqa: N806
     assert T[0] == pytest.approx(h.T, abs=1.5) and eta[0] == pytest.approx(h.eta_x, rel=1e-3)
-    assert theorem._conclusion_ratio(p)[0] == pytest.approx(truth / eps**2, rel=1e-3)
+    assert theorem.CONCLUSION.ratio(p)[0] == pytest.approx(truth / eps**2, rel=1e-3)
     given = (exact.enclosed(v) for v in (sigma, gap, eps, 0.1))
     low, high = exact.ends(theorem.enclosed_average(d, *given, h.T)[0])
     assert low <= truth * (1 + 1e-9) and high >= truth * (1 - 1e-9) and high / low < 1 + 1e-9
     right = in_expectation(Setting(one, one, gap, 2, d, sigma**2, 0.0), eps, 1.0)
-    assert theorem._corrected_ratio(p)[0] == pytest.approx(pair.average(right.eta_x, right.T) / eps**2, rel=1e-6)
+    assert theorem.CORRECTED.ratio(p)[0] == pytest.approx(pair.average(right.eta_x, right.T) / eps**2, rel=1e-6)
 
 
 def test_a_t_that_is_too_small_is_seen_not_to_meet_its_condition() -> None:

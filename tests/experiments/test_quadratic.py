@@ -14,6 +14,7 @@ import torch
 
 from smoothlab import records
 from smoothlab.__main__ import main
+from smoothlab.algorithm1.quadratics import moment
 from smoothlab.errors import BadInput
 from smoothlab.experiments.quadratic import closed_forms as forms
 from smoothlab.experiments.quadratic.experiment import QuadraticExample
@@ -73,7 +74,7 @@ def test_a_zeroth_order_step_has_the_mean_square_of_all_signs() -> None:
     x, every = np.array([0.3, -1.0, 2.0]), np.array(list(product((-1.0, 1.0), repeat=3)))
     after = x - 0.2 * (every @ x)[:, None] * every
     quotient = (after**2).sum(1).mean() / (x @ x)
-    assert quotient == pytest.approx(forms.mean_square(0.2, forms.moment(3, "rademacher")))
+    assert quotient == pytest.approx(forms.mean_square(0.2, moment(3, "rademacher")))
 
 
 @pytest.mark.parametrize("d", [1, 2, 10])

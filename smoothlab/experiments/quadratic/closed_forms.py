@@ -49,11 +49,6 @@ def steps(square_x: float, square_y: float, eps: float) -> float:
     return float(smallest_integer(lambda k: (square_x**k + square_y**k) / 2 <= eps**2))
 
 
-def moment(d: int, distribution: str) -> int:
-    """m in E||<g, v> v||^2 = m ||g||^2."""
-    return d + 2 if distribution == "gaussian" else d
-
-
 def mean_square(s: float, m: float) -> float:
     """E ||x+||^2 / ||x||^2 of one zeroth-order step, s = 2a eta_x."""
     return 1 - 2 * s + s * s * m

@@ -1,11 +1,10 @@
 """The options of `smoothlab quadratic`, and the settings that they stand for."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import ClassVar, Literal, get_args
 
-from smoothlab.experiments.settings import SettingsExperiment, short
+from smoothlab.experiments.settings import Row, SettingsExperiment, short
 
-Row = dict[str, Any]
 Part = Literal["rates", "noise", "hybrid"]
 Distribution = Literal["gaussian", "sphere", "rademacher"]
 PARTS: tuple[Part, ...] = get_args(Part)

@@ -10,8 +10,10 @@ import numpy as np
 import torch
 
 from smoothlab.algorithm1.engine import Algorithm1
+from smoothlab.algorithm1.quadratics import moment
 from smoothlab.experiments.quadratic import closed_forms as forms
-from smoothlab.experiments.quadratic.config import QuadraticConfig, Row
+from smoothlab.experiments.quadratic.config import QuadraticConfig
+from smoothlab.experiments.settings import UNMEASURED, Row, measured_row
 from smoothlab.objectives import Quadratic, objective
 from smoothlab.stats import samples
 
@@ -19,7 +21,6 @@ LOOKS = 2000  # of one run
 ROUNDING = 1e-12  # of a factor
 NEAR = 3.0  # factor of the level within which intervals of the mean may hold it
 CARRIED = 5.0  # relative variance of ||z||^2 up to which a few hundred runs show its mean
-UNMEASURED: Row = {"measured": None, "low": None, "high": None}
 
 
 class Run(NamedTuple):
@@ -72,7 +73,7 @@ def rates(config: QuadraticConfig, point: Row) -> list[Row]:
 def noise(config: QuadraticConfig, point: Row) -> list[Row]:
     """Quotients ||x+||^2 / ||x||^2 of zeroth-order steps at several rates; curvature 2, so s = 2 eta_x."""
     d, distribution = point["d"], point["distribution"]
-    m, rows = forms.moment(d, distribution), []
+    m, rows = moment(d, distribution), []
     for scale in config.scales:
         s = 2 * scale / m
         seed = point["setting"] + f"/{scale:g}"
@@ -81,15 +82,17 @@ def noise(config: QuadraticConfig, point: Row) -> list[Row]:
         labels = {"rule": None, "eta_x": s / 2, "eta_y": 0.0, "scale": scale}
         mean = _widened(samples.mean_square(quotients))  # not negative, and far off at times
         flag = samples.rare_draws(quotients)
-        rows.append({**labels, "quantity": "mean square factor", **_row(mean, forms.mean_square(s, m)), "flag": flag})
+        row = {**measured_row(mean), "reference": forms.mean_square(s, m), "flag": flag}
+        rows.append({**labels, "quantity": "mean square factor", **row})
         if distribution == "gaussian":
             with np.errstate(divide="ignore"):
                 log = _widened(samples.mean(np.log(quotients)))
-            rows.append({**labels, "quantity": "typical log factor", **_row(log, forms.typical(s, d))})
+            row = {**measured_row(log), "reference": forms.typical(s, d)}
+            rows.append({**labels, "quantity": "typical log factor", **row})
         # E <u, v>^2 = 1 is known: the mean of the quotients gives E <u, v>^2 ||v||^2 = m, and 2/m is the limit
         limit = [2 * s * s / (value - 1 + 2 * s) if value - 1 + 2 * s > 0 else math.inf for value in mean]
-        row = _row((limit[0], limit[2], limit[1]), 2 / m)
-        rows.append({**labels, "quantity": "largest stable rate", **row, "flag": flag})
+        row = {**measured_row((limit[0], limit[2], limit[1])), "reference": 2 / m, "flag": flag}
+        rows.append({**labels, "quantity": "largest stable rate", **row})
     if distribution == "gaussian":
         rows.append({"rule": None, "eta_x": None, "eta_y": None, "quantity": "largest typical rate", **UNMEASURED,
                      "reference": forms.typical_limit(d)})  # fmt: skip
@@ -107,7 +110,7 @@ def hybrid(config: QuadraticConfig, point: Row) -> list[Row]:
 
 def hybrid_rates(a: float, d: int) -> list[tuple[str, tuple[float, float], tuple[float, float]]]:
     """The best single rate and the best two: rule, eta_x and eta_y, and the factors of E ||x||^2 and of ||y||^2."""
-    m = forms.moment(d, "gaussian")
+    m = moment(d, "gaussian")
     single = forms.best_single(a, 1.0, m)
     rules = []
     for rule, eta_x, eta_y in (("best", single, single), ("two", 1 / (2 * a * m), 1 / 2)):
@@ -153,7 +156,7 @@ def _steps(
     means = (square_x + square_y) / 2
     if exact:
         count = float(steps[int(np.argmax(means[:, 0] <= level))])
-        return row | {"measured": count, "low": count, "high": count}
+        return row | measured_row((count, count, count))
     values = means.mean(1)
     lows, highs = values.copy(), values.copy()
     for i in np.flatnonzero(np.abs(np.log(values / level)) < math.log(NEAR)):
@@ -212,10 +215,6 @@ def _timed(work: Any) -> float:
 def _widened(ends: Sequence[float]) -> Sequence[float]:
     """By rounding: on the sphere and in one dimension some quotients are the same in every run."""
     return ends[0], ends[1] - ROUNDING, ends[2] + ROUNDING
-
-
-def _row(ends: Sequence[float], reference: float) -> Row:
-    return {"measured": ends[0], "low": ends[1], "high": ends[2], "reference": reference}
 
 
 def _verdict(factor: float) -> str:

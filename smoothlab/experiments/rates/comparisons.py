@@ -7,7 +7,8 @@ import numpy as np
 
 from smoothlab.algorithm1.quadratics import Order, Rule, gain_exact, tuned
 from smoothlab.experiments.rates.config import RatesConfig
-from smoothlab.experiments.rates.runs import UNMEASURED, Quadratics, Row, measured_row
+from smoothlab.experiments.rates.runs import Quadratics
+from smoothlab.experiments.settings import UNMEASURED, Row, measured_row
 from smoothlab.stats import curves, samples
 from smoothlab.stats.intervals import Interval
 

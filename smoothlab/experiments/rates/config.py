@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, get_args
 
 from tyro.conf import arg
 
 from smoothlab.errors import BadInput
-from smoothlab.experiments.settings import SettingsExperiment, short
+from smoothlab.experiments.settings import Row, SettingsExperiment, short
 from smoothlab.objectives.table import OBJECTIVES
 
 if TYPE_CHECKING:
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 else:
     Family = Literal[tuple(OBJECTIVES)]
 
-Row = dict[str, Any]
 Part = Literal["theorem", "exponents", "counterexample", "speedup_of_two_rates", "reshuffling"]
 Order = Literal["reshuffle", "once", "replace"]
 Oracle = Literal["two-sided", "one-sided", "exact"]

@@ -2,21 +2,18 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from smoothlab.experiments.rates.config import RatesConfig
-from smoothlab.experiments.rates.runs import Quadratics, Row, measured_row
+from smoothlab.experiments.rates.runs import Quadratics
 from smoothlab.experiments.rates.theorem import EMPTY, of_mean, of_share
+from smoothlab.experiments.settings import Row, measured_row
 from smoothlab.stats import samples
+from smoothlab.theory.constants import ones
 from smoothlab.theory.theorems import Printed, Setting, smallest_integer, theorem_c1
 
 REPLICAS = 30
-
-
-def _ones(u: Any) -> Any:
-    return np.ones_like(np.asarray(u, dtype=float))
 
 
 @dataclass(frozen=True)
@@ -41,7 +38,7 @@ class Instance:
 
     def printed(self) -> Printed:
         """Theorem C.1 at mu -> 0, with the smallest T that it allows."""
-        setting = Setting(_ones, _ones, self.gap, self.n, self.d, self.sigma**2, 0.0)
+        setting = Setting(ones, ones, self.gap, self.n, self.d, self.sigma**2, 0.0)
         return theorem_c1(setting, self.eps, self.delta, mu=0.0)
 
     def average(self, h: Printed) -> float:

@@ -32,15 +32,8 @@ import numpy as np
 from smoothlab.algorithm1.curved_quadratics import Moments, linearized
 from smoothlab.algorithm1.quadratics import tuned
 from smoothlab.experiments.rates.config import RatesConfig
-from smoothlab.experiments.rates.runs import (
-    UNMEASURED,
-    Array,
-    Quadratics,
-    Row,
-    measured_row,
-    running_average,
-    seeded,
-)
+from smoothlab.experiments.rates.runs import Array, Quadratics, running_average, seeded
+from smoothlab.experiments.settings import UNMEASURED, Row, measured_row
 from smoothlab.stats import curves, samples
 from smoothlab.stats.intervals import Interval
 from smoothlab.theory.theorems import Setting, delta_exponent, in_expectation, theorem_c1, with_high_probability
@@ -164,13 +157,9 @@ def needed_curved(series: str) -> list[Row]:
 
 
 def computed(labels: Row, values: tuple[float, ...], steps: Callable[[float], float], unit: float) -> list[Row]:
-    """Rows of nT and of its exponent, with the flattest and steepest slope between neighbors; no statistics in it.
+    """Rows of nT, `steps` at `values` in a unit, and of its exponent, with the flattest and steepest slope.
 
-    Args:
-        labels: series, regime, axis and ell.
-        values: on the axis, in `unit`.
-        steps: nT at a value.
-        unit: of the values.
+    There are no statistics in it; `labels` are series, regime, axis and ell.
     """
     counts = [float(steps(value)) for value in values]
     x, y = np.log(values), np.log(counts)

@@ -3,60 +3,36 @@
 import math
 import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from smoothlab.algorithm1.quadratics import Block, Order, moment
-from smoothlab.stats.intervals import Interval
 
 if TYPE_CHECKING:
     from smoothlab.algorithm1.replicas import Result
 
 Array = NDArray[np.float64]
-Row = dict[str, Any]
-UNMEASURED: Row = {"measured": None, "low": None, "high": None}
-
-
-def measured_row(interval: Interval) -> Row:
-    """Return an estimate as the fields of a row."""
-    return {"measured": interval.value, "low": interval.low, "high": interval.high}
 
 
 @dataclass(frozen=True)
 class Quadratics:
-    """L_x ||x||^2/2 + L_y y^2/2 + <c_i, z>, x [d] by zeroth-order or exact gradients, y [1] by exact ones.
+    """L_x ||x||^2/2 + L_y y^2/2 + <c_i, z>, x [d] by zeroth-order or exact gradients, y [1] by exact ones."""
 
-    Attributes:
-        d: dimension of x.
-        n: number of components.
-        L_x: curvature of x.
-        L_y: curvature of y.
-        sigma2_x: sigma_x^2.
-        sigma2_y: sigma_y^2.
-        start_x: ||grad_x f(z_0)||^2.
-        start_y: ||grad_y f(z_0)||^2.
-        order: how an epoch goes through the components.
-        oracle: gradient of x, "exact", "two-sided" or "one-sided".
-        distribution: distribution of the directions.
-        q: directions a step, averaged.
-        mu: perturbation; the two-sided estimate does not depend on it.
-    """
-
-    d: int
-    n: int
-    L_x: float = 1.0
-    L_y: float = 1.0
-    sigma2_x: float = 0.0
-    sigma2_y: float = 0.0
-    start_x: float = 0.5
-    start_y: float = 0.5
-    order: Order = "reshuffle"
-    oracle: str = "two-sided"
-    distribution: str = "gaussian"
-    q: int = 1
-    mu: float = 0.0
+    d: int  # dimension of x
+    n: int  # number of components
+    L_x: float = 1.0  # curvature of x
+    L_y: float = 1.0  # curvature of y
+    sigma2_x: float = 0.0  # sigma_x^2
+    sigma2_y: float = 0.0  # sigma_y^2
+    start_x: float = 0.5  # ||grad_x f(z_0)||^2
+    start_y: float = 0.5  # ||grad_y f(z_0)||^2
+    order: Order = "reshuffle"  # how an epoch goes through the components
+    oracle: str = "two-sided"  # gradient of x, "exact", "two-sided" or "one-sided"
+    distribution: str = "gaussian"  # distribution of the directions
+    q: int = 1  # directions a step, averaged
+    mu: float = 0.0  # perturbation; the two-sided estimate does not depend on it
 
     @property
     def x(self) -> Block:
