@@ -227,7 +227,7 @@ def test_the_version_is_said(capsys):
             "lower --batch, or take a smaller --model, or measure smaller --blocks, e.g. layer",
         ),
         ("smoothness", "lower --batch, or take a smaller --model, or measure smaller --blocks, e.g. layer"),
-        ("finetune", "lower --batch, or take a smaller --model, or measure smaller --blocks, e.g. layer"),
+        ("finetune", "lower --batch, or take a smaller --model"),
         ("rates", "lower --replicas"),
     ],
 )
