@@ -191,7 +191,15 @@ def test_the_schema_refuses_wrong_lines() -> None:
 
     schema = json.loads((DOCS / "records.schema.json").read_text(encoding="utf-8"))
     row = Validator({"$ref": "#/$defs/rows/finetune", "$defs": schema["$defs"]})
-    good: dict[str, Any] = {"kind": "row", "part": "dev", "step": 0, "trial": 0, "eta_x": 1e-4, "eta_y": None, "mu": 1e-3}
+    good: dict[str, Any] = {
+        "kind": "row",
+        "part": "dev",
+        "step": 0,
+        "trial": 0,
+        "eta_x": 1e-4,
+        "eta_y": None,
+        "mu": 1e-3,
+    }
     assert row.is_valid(good)
     for change in ({"step": "0"}, {"unknown": 1}, {"trial": 0.5}):
         assert not row.is_valid(good | change)
