@@ -35,8 +35,11 @@ RATES = Rates(
     eps=(1.0,), deltas=(0.5,), families=("quadratic", "cosh-y"), orders=("reshuffle", "replace"),
     fit_eps=(0.4, 0.3, 0.2), fit_ns=(2, 4, 8), fit_deltas=(0.5, 0.2), replicas=60, max_steps=13_000,
 )  # fmt: skip
-# Fine-tuning: enough steps for the methods to part. Zeroth-order steps alone learn nothing in so few.
-FINETUNE = Finetune(steps=120, eval_every=30, test=300, patience=0)
+# Fine-tuning: enough steps for the methods to part, and curvature along each of them, on one minibatch. Zeroth-order
+# steps alone learn nothing in so few.
+FINETUNE = Finetune(
+    steps=120, eval_every=30, test=300, patience=0, measure=("base", "peft"), points=4, minibatch="fixed", path=False
+)
 METHODS: dict[str, Method] = {"fo-lora": "fo-peft", "hybrid-lora": "hybrid", "zo": "zo"}
 SECONDS = {"fig1b": 75, "fig1a": 50, "finetune-hybrid-lora": 45, "estimators": 38, "rates": 36,
            "finetune-fo-lora": 27, "finetune-zo": 27}  # fmt: skip
@@ -55,7 +58,8 @@ def sections(seed: int) -> dict[str, Experiment]:
         "estimators": replace(ESTIMATORS, seed=seed), "rates": replace(RATES, seed=seed),
     }  # fmt: skip
     for name, method in METHODS.items():
-        runs[f"finetune-{name}"] = replace(FINETUNE, method=method, seed=seed)
+        measured = ("base",) if method == "zo" else FINETUNE.measure  # without a PEFT module
+        runs[f"finetune-{name}"] = replace(FINETUNE, method=method, measure=measured, seed=seed)
     return runs
 
 

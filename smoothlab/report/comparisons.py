@@ -186,22 +186,30 @@ def _curvature(df: pd.DataFrame) -> list[dict[str, Any]]:
     for quantity in [quantity for quantity in QUANTITIES if (df["quantity"] == quantity).any()][:1]:
         for block in blocks_of(df, quantity):
             for protocol in protocols_of(df, quantity):
-                for _, run in points(df, block, quantity, protocol).groupby("path"):
-                    rows += _ends(run, f"{block}, {protocol}", QUANTITIES[quantity])
-                    rows += _correlation(run, f"{block}, {protocol}")
+                for path, run in points(df, block, quantity, protocol).groupby("path"):
+                    what = f"{method_of(df, path)}{block}, {protocol}"
+                    rows += _ends(run, what, QUANTITIES[quantity])
+                    rows += _correlation(run, what)
         for protocol in protocols_of(df, quantity):
-            quotient = ratio(df, quantity=quantity, protocol=protocol)
-            if len(quotient):
+            for path, quotient in ratio(df, quantity=quantity, protocol=protocol).groupby("path"):
                 above, below = int((quotient["low"] > 1).sum()), int((quotient["high"] < 1).sum())
                 verdict = f"above 1 at {above} and below 1 at {below} of {len(quotient)} points"
-                for row in _ends(quotient, f"base over peft, {protocol}", f"ratio of {QUANTITIES[quantity]}s"):
+                what = f"{method_of(df, path)}base over peft, {protocol}"
+                for row in _ends(quotient, what, f"ratio of {QUANTITIES[quantity]}s"):
                     rows.append(row | {"reference": 1.0, "verdict": verdict})
     if (df["quantity"] == "gradient_lipschitz").any():
         for block in blocks_of(df, "gradient_lipschitz"):
-            path, top = points(df, block, "gradient_lipschitz", None), points(df, block, "spectral")
-            rows.append({"what": f"{block}, median of {len(path)} steps", "quantity": "smoothness along the path",
-                         "measured": path["value"].median(), "reference": top["value"].median()})  # fmt: skip
+            quotients, top = points(df, block, "gradient_lipschitz", None), points(df, block, "spectral")
+            rows.append({"what": f"{block}, median of {len(quotients)} steps", "quantity": "smoothness along the path",
+                         "measured": quotients["value"].median(), "reference": top["value"].median()})  # fmt: skip
     return rows
+
+
+def method_of(df: pd.DataFrame, path: Any) -> str:
+    """Method of a run before a name, where records are of several methods: "hybrid, "."""
+    if "method" not in df or df["method"].nunique() < 2:
+        return ""
+    return f"{df.loc[df['path'] == path, 'method'].iloc[0]}, "
 
 
 def _ends(run: pd.DataFrame, what: str, quantity: str) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from markupsafe import Markup, escape
 
 from smoothlab import records
 from smoothlab.errors import BadInput
-from smoothlab.report import comparisons, draw
+from smoothlab.report import FIGURES, comparisons, draw
 from smoothlab.report.curvature import depth
 from smoothlab.report.numbers import interval, number
 
@@ -89,8 +89,13 @@ class Section:
 
     @property
     def ends(self) -> list[dict[str, Any]]:
-        """First and last estimated Frobenius norm of the first block; none in other sections."""
-        return self.find("Frobenius", f"{self.df['block'].iloc[0]}, estimated")[:2] if "block" in self.df else []
+        """First and last estimated Frobenius norm of the first block, or of each method; none in other sections."""
+        return self.find("Frobenius", f"{self.df['block'].iloc[0]}, estimated") if self.kind == "curvature" else []
+
+    @property
+    def methods(self) -> bool:
+        """Whether the section compares methods."""
+        return self.kind == "curvature" and several_methods(self.df)
 
     @property
     def held(self) -> str:
@@ -101,12 +106,17 @@ class Section:
     @property
     def refuted(self) -> dict[str, int]:
         """Counts of the verdicts that contradict the paper."""
-        verdicts = list(self.table["verdict"])
-        return {verdict: verdicts.count(verdict) for verdict in REFUTED if verdict in verdicts}
+        rows = self.table[self.table["verdict"].isin(REFUTED)]
+        counts: dict[str, int] = {}
+        for part, verdict in zip(rows["part"], rows["verdict"], strict=True):
+            name = f"{part} {verdict}"
+            counts[name] = counts.get(name, 0) + 1
+        return counts
 
     def find(self, quantity: str, what: str = "") -> list[dict[str, Any]]:
-        """Rows of the table by the beginning of their quantity and name, for sentences of the template."""
-        keep = self.table["quantity"].astype(str).str.startswith(quantity) & self.table["what"].str.startswith(what)
+        """Rows of the table by the beginning of their quantity and a part of their name, for the template."""
+        keep = self.table["quantity"].astype(str).str.startswith(quantity)
+        keep &= self.table["what"].str.contains(what, regex=False)
         return [{str(name): value for name, value in row.items()} for row in self.table[keep].to_dict("records")]
 
 
@@ -175,26 +185,34 @@ def _section(kind: str, df: pd.DataFrame, where: Mapping[str, str] | None) -> Se
         "quadratic": "Example 2.3: one learning rate or two", "rates": "Theorem 3.4: does its rate hold?",
         "audit": "The paper's claims",
     }  # fmt: skip
-    if kind == "curvature":
-        curvature = comparisons.curvature_rows(df)
-        df = curvature.assign(path=curvature["path"])
-        df.attrs = curvature.attrs
-        titles[kind] += f", {config['peft']}" if config.get("peft") not in (None, "none") else ", full fine-tuning"
+    curvature, headers = comparisons.curvature_rows(df), df.attrs["headers"]
+    df = curvature if kind == "curvature" else df.drop(curvature.index)
+    df.attrs["headers"] = headers
+    trained = {"none": "full fine-tuning"}.get(config.get("peft"), config.get("peft"))
+    trained = "each method" if kind == "curvature" and several_methods(df) else config.get("method") or trained
+    titles["curvature"] += f", {trained}"
     section = Section(kind, df, titles.get(kind, f"Records of {kind}: {run}".removesuffix(": ")))
     figures = [kind]
     if kind == "curvature":
         blocks = set(df["block"])
         figures = ["fig1b" if len(blocks) > 1 else "fig1a"]
+        if several_methods(df):
+            figures = ["methods"]
         figures += ["depth"] if any(depth(block) is not None for block in blocks) else []
-        figures += ["path"] if (df["quantity"] == "gradient_lipschitz").any() else []
+        if (df["quantity"] == "gradient_lipschitz").any() and not several_methods(df):
+            figures.append("path")
     for name in figures:
-        if name not in ("fig1a", "fig1b", "depth", "path", *ORDER[1:5]):
-            continue
-        buffer = io.BytesIO()
-        draw(name, df).savefig(buffer, format="png", dpi=150)
-        section.pictures.append((base64.b64encode(buffer.getvalue()).decode("ascii"), name))
+        if name in FIGURES:
+            buffer = io.BytesIO()
+            draw(name, df).savefig(buffer, format="png", dpi=150)
+            section.pictures.append((base64.b64encode(buffer.getvalue()).decode("ascii"), name))
     section.table = comparisons.comparisons(df, where)
     return section
+
+
+def several_methods(df: pd.DataFrame) -> bool:
+    """Whether records are of several methods of training."""
+    return "method" in df and df["method"].nunique() > 1
 
 
 def page(sections: Sequence[Section], title: str) -> str:
