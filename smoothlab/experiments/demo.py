@@ -5,6 +5,7 @@ import io
 import multiprocessing
 import os
 import queue
+import re
 import signal
 import sys
 import time
@@ -44,17 +45,19 @@ METHODS: dict[str, Method] = {"fo-lora": "fo-peft", "hybrid-lora": "hybrid", "zo
 SECONDS = {"fig1b": 75, "fig1a": 50, "finetune-hybrid-lora": 45, "estimators": 38, "rates": 36,
            "finetune-fo-lora": 27, "finetune-zo": 27}  # fmt: skip
 """CPU seconds of each section, measured on one thread; the longest begin first, so that none is waited for alone."""
+PROGRESS = re.compile(r" \d+ of \d+,|\d+ s left")
+"""A line of a section's own progress."""
 PATIENCE = 30.0  # seconds between lines where stderr is no terminal
 
 
 def sections(seed: int) -> dict[str, Experiment]:
     """The runs by the names of their record files."""
     full = Smoothness(
-        model="micro", data="builtin", method="fo-full", steps=STEPS, points=POINTS, eta_x=RATE, eta_y=RATE,
+        model="micro", data="builtin", method="fo-full", steps=STEPS, points=POINTS, eta_x=RATE,
         protocol="both", probes=PROBES, seed=seed, measure=("base",),
     )  # fmt: skip
     runs: dict[str, Experiment] = {
-        "fig1a": full, "fig1b": replace(full, method="fo-joint", measure=("base", "peft")),
+        "fig1a": full, "fig1b": replace(full, method="fo-joint", eta_y=RATE, measure=("base", "peft")),
         "estimators": replace(ESTIMATORS, seed=seed), "rates": replace(RATES, seed=seed),
     }  # fmt: skip
     for name, method in METHODS.items():
@@ -124,6 +127,7 @@ def _watch(news: Any, processes: list[Any], count: int) -> None:
     begun, spoken = time.monotonic(), time.monotonic()
     running: dict[str, float] = {}
     done: list[str] = []
+    notes: list[str] = []
     while len(done) < count:
         try:
             kind, name, text = news.get(timeout=1.0)
@@ -137,7 +141,10 @@ def _watch(news: Any, processes: list[Any], count: int) -> None:
             running.pop(name)
             done.append(name)
             for line in text.splitlines():
-                bar.write(f"{line}", file=sys.stderr)
+                # the bar shows the progress of all sections, and two of them say the same of the model
+                if not PROGRESS.search(line) and line not in notes:
+                    notes.append(line)
+                    bar.write(line, file=sys.stderr)
         if not kind and any(process.exitcode for process in processes):
             raise Unfinished(f"a process that measured {', '.join(running)} was ended; start the same command again")
         elapsed = time.monotonic() - begun
