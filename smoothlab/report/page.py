@@ -6,7 +6,7 @@ in templates/report.html, numbers come from `comparisons`, pictures from `FIGURE
 
 import base64
 import io
-import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +29,7 @@ ORDER = ("curvature", "finetune", "estimators", "quadratic", "rates", "audit")
 SETTINGS = ("method", "peft", "model", "data", "seed")
 """Settings that the list of runs shows."""
 REFUTED = ("fails", "inconsistent", "not as printed", "false as printed")
-MOST = 10  # rows of a section's table
+LONG, MOST = 36, 10  # rows of a table that is shown as a whole, and those shown of a longer one
 TERMS = {
     "base": "the pretrained model's own weights",
     "PEFT": "parameter-efficient fine-tuning: a small trained module, here LoRA unless a run says otherwise",
@@ -71,13 +71,15 @@ class Section:
     @property
     def rows(self) -> list[list[str]]:
         """The table as text: all of it where it is short, else what disagrees."""
-        table = self.table if len(self.table) <= 36 else comparisons.disagreements(self.table, MOST)
-        return [comparisons.cells(row) for row in table.to_dict("records")]
+        table = self.table
+        if len(table) > LONG:
+            table = comparisons.disagreements(table, MOST)
+        return list(map(comparisons.cells, table.to_dict("records")))
 
     @property
     def counts(self) -> list[list[str]]:
         """Counts of a long table."""
-        if len(self.table) <= 36:
+        if len(self.table) <= LONG:
             return []
         return comparisons.summary(self.table).astype(str).values.tolist()
 
@@ -99,31 +101,23 @@ class Section:
 
     @property
     def held(self) -> str:
-        """How many intervals hold their closed form or recursion; "" where none has one."""
-        held = self.table["held"].dropna()
-        return f"{int(held.sum())} of {len(held)}" if len(held) else ""
+        """How many intervals hold their reference."""
+        return comparisons.held(self.table)
 
     @property
     def refuted(self) -> dict[str, int]:
         """Counts of the verdicts that contradict the paper."""
         rows = self.table[self.table["verdict"].isin(REFUTED)]
-        counts: dict[str, int] = {}
-        for part, verdict in zip(rows["part"], rows["verdict"], strict=True):
-            name = f"{part} {verdict}"
-            counts[name] = counts.get(name, 0) + 1
-        return counts
+        return dict(Counter(rows["part"] + " " + rows["verdict"]))
 
     def find(self, quantity: str, what: str = "") -> list[dict[str, Any]]:
         """Rows of the table by the beginning of their quantity and a part of their name, for the template."""
         keep = self.table["quantity"].astype(str).str.startswith(quantity)
         keep &= self.table["what"].str.contains(what, regex=False)
-        return [{str(name): value for name, value in row.items()} for row in self.table[keep].to_dict("records")]
+        return list(map(dict, self.table[keep].to_dict("records")))
 
 
-def write(
-    path: Path, patterns: Sequence[str | Path], *, title: str, where: Mapping[str, str] | None = None,
-    pictures: Path | None = None,
-) -> Path:  # fmt: skip
+def write(path: Path, patterns: Sequence[str | Path], *, title: str, where: Mapping[str, str] | None = None) -> Path:
     """Write the page of all record files that match, and return its path.
 
     Args:
@@ -131,20 +125,14 @@ def write(
         patterns: record files or glob patterns, of any experiments.
         title: heading of the page.
         where: values that columns of the tables must have; see `comparisons.comparisons`.
-        pictures: folder where the figures are written as PNG too.
 
     Raises:
-        BadInput: no such records, or a file cannot be written.
+        BadInput: no such records, or the file cannot be written.
     """
-    sections = sections_of(patterns, where)
-    html = page(sections, title)
+    html = page(sections_of(patterns, where), title)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(html, encoding="utf-8")
-        for section in sections:
-            for png, kind in section.pictures:
-                if pictures is not None:
-                    (pictures / f"{section.anchor}-{kind}.png").write_bytes(base64.b64decode(png))
     except OSError as error:
         raise BadInput(f"cannot write {path}: {error.strerror or error}; give a writable folder") from None
     return path
@@ -156,16 +144,16 @@ def sections_of(patterns: Sequence[str | Path], where: Mapping[str, str] | None 
     groups: dict[tuple[str, str], list[str]] = {}
     for path, head in df.attrs["headers"].items():
         config, rows = head.get("config", {}), df[df["path"] == path]
-        key = {name: value for name, value in config.items() if name not in ALIKE}
-        if head["experiment"] == "finetune":
-            key = {name: config.get(name) for name in ("model", "data")}
+        settings = pd.Series(config, dtype=object).drop(list(ALIKE), errors="ignore")
+        if head["experiment"] == "finetune":  # methods and rates are compared within a section
+            settings = settings.reindex(["model", "data"])
         if head["experiment"] in ("estimators", "quadratic", "rates", "audit"):
-            key = {}
+            settings = settings[:0]
+        key = settings.to_json(default_handler=str)
         if len(comparisons.curvature_rows(rows)):
-            groups.setdefault(("curvature", json.dumps(key, sort_keys=True, default=str)), []).append(path)
+            groups.setdefault(("curvature", key), []).append(path)
         if head["experiment"] not in ("smoothness", "hook") and len(rows):
-            name = (head["experiment"], json.dumps(key, sort_keys=True, default=str))
-            groups.setdefault(name, []).append(path)
+            groups.setdefault((head["experiment"], key), []).append(path)
     sections: list[Section] = []
     for kind, key_text in sorted(groups, key=lambda name: [*ORDER, name[0]].index(name[0])):
         paths = groups[kind, key_text]
@@ -221,14 +209,12 @@ def page(sections: Sequence[Section], title: str) -> str:
     for section in sections:
         for path, head in section.df.attrs["headers"].items():
             config, machine = head.get("config", {}), head.get("environment", {})
-            settings = [str(config[name]) for name in SETTINGS if config.get(name) is not None]
-            git = str(machine.get("git") or "")[:7]
-            name = Path(path).name
+            settings = pd.Series(config, dtype=object).reindex(SETTINGS).dropna().astype(str)
+            name, git = Path(path).name, str(machine.get("git") or "")[:7]
             runs[path] = [name, head["experiment"], ", ".join(settings), str(machine.get("threads", "")), git]
-    notes = {section.anchor: comparisons.notes(section.df) for section in sections}
     template = environment().get_template("report.html")
-    return template.render(title=title, sections=sections, runs=list(runs.values()), term=Terms(), notes=notes,
-                           products=_products(sections))  # fmt: skip
+    return template.render(title=title, sections=sections, runs=list(runs.values()), term=Terms(),
+                           notes=comparisons.notes, products=_products(sections))  # fmt: skip
 
 
 def environment() -> jinja2.Environment:

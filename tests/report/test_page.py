@@ -55,7 +55,7 @@ def small(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     a = write(folder / "full.jsonl", rows([BASE], STEPS, noise=0.02), {"peft": "none", "data": "<b>&"})
     b = write(folder / "joint.jsonl", rows([BASE, PEFT, HEAD], STEPS))
-    return page.write(folder / "out" / "page.html", [a, b], title="<i>title</i>", pictures=folder / "out")
+    return page.write(folder / "out" / "page.html", [a, b], title="<i>title</i>")
 
 
 def test_the_page_is_self_contained_with_a_text_for_each_picture(small):
@@ -63,8 +63,7 @@ def test_the_page_is_self_contained_with_a_text_for_each_picture(small):
     shown = Page(text)
     pictures = [value for tag, name, value in shown.attributes if name == "src"]
     assert len(pictures) == 4 and all(value.startswith("data:image/png;base64,") for value in pictures)
-    written = {path.read_bytes() for path in small.parent.glob("*.png")}
-    assert {base64.b64decode(value.split(",")[1]) for value in pictures} == written
+    assert all(base64.b64decode(value.split(",")[1])[:4] == b"\x89PNG" for value in pictures)
     bare = re.sub(r"base64,[A-Za-z0-9+/=]+", "", text)
     assert not re.search(r"https?:|//|url\(|@import|<script|<link", bare)
     alts = [value for tag, name, value in shown.attributes if name == "alt"]
