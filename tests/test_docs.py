@@ -35,7 +35,7 @@ def blocks(path: Path, *languages: str) -> list[str]:
 
 def commands(path: Path) -> list[str]:
     """Lines of the page's blocks that call smoothlab."""
-    lines = [line for block in blocks(path, "", "console", "sh") for line in block.splitlines()]
+    lines = [line for block in blocks(path, "", "sh") for line in block.splitlines()]
     return [line for line in lines if line.startswith("smoothlab ")]
 
 
