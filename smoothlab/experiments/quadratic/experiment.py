@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from smoothlab.experiments.quadratic.config import QuadraticConfig, Row
+from smoothlab.experiments.quadratic.config import QuadraticConfig
+from smoothlab.experiments.settings import Row
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 from collections import Counter
 from dataclasses import dataclass
 
-from smoothlab.experiments.rates.config import RatesConfig, Row
+from smoothlab.experiments.rates.config import RatesConfig
+from smoothlab.experiments.settings import Row
 
 
 @dataclass(frozen=True)
