@@ -118,11 +118,10 @@ class _Ridges(FiniteSum):
 
     def _lengths(self, side: Side) -> Tensor:
         """||a_i|| in a block, [n]."""
-        x, y = self._parts(self.directions)
-        return (x if side == "x" else y).norm(dim=1)
+        return dict(zip("xy", self._parts(self.directions), strict=True))[side].norm(dim=1)
 
     def _mass(self, side: Side) -> float:
-        return self.mass[0] if side == "x" else self.mass[1]
+        return self.mass["xy".index(side)]
 
     def _spread(self, slopes: Array | float) -> float:
         """||(1 - 1/n) v_i - (1/n) sum_{j != i} v_j|| for v_j = phi'_j a_j, |phi'_j| at most `slopes`."""

@@ -29,15 +29,14 @@ Array = NDArray[np.float64]
 Side = Literal["x", "y"]
 
 
-def positive(what: str, value: float, below: float = math.inf) -> None:
-    """Refuse a parameter that is not in (0, below).
+def positive(what: str, value: float) -> None:
+    """Refuse a parameter that is not in (0, infinity).
 
     Raises:
-        BadInput: names the parameter and its range.
+        BadInput: names the parameter.
     """
-    if not 0 < value < below:
-        end = "positive and finite" if below == math.inf else f"between 0 and {below:g}"
-        raise BadInput(f"{what} is {value}: give a number that is {end}")
+    if not 0 < value < math.inf:
+        raise BadInput(f"{what} is {value}: give a number that is positive and finite")
 
 
 @dataclass(frozen=True)
