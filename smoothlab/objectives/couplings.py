@@ -182,7 +182,7 @@ class ProductCoupling(Coupling):
         return torch.cat([x * (b / a).unsqueeze(-1), y * (a / b).unsqueeze(-1)], -1) * self.c
 
     def hessian(self, x: Tensor, y: Tensor) -> Tensor:
-        """See the class."""
+        """c [[(I - xx'/X^2) Y/X, xy'/(XY)], [yx'/(XY), (I - yy'/Y^2) X/Y]]."""
         a, b = (root[..., None, None] for root in self._roots(x, y))
         cross = x.unsqueeze(-1) * y.unsqueeze(-2) / (a * b)
         top = torch.cat([_curved(x, a) * b, cross], -1)

@@ -90,7 +90,7 @@ class _Ridges(FiniteSum):
         return torch.diag(self.masses) + bend @ self.directions / self.n
 
     def value_of(self, z: Tensor, i: Number) -> Tensor:
-        """See the class."""
+        """m||z||^2/2 + phi(a_i'z - b_i)."""
         s = (z * self.directions[i]).sum(-1) - self.offsets[i]
         return (self.masses * z.square()).sum(-1) / 2 + self.phi(s, 0)
 
@@ -112,7 +112,7 @@ class _Ridges(FiniteSum):
 
     @cached_property
     def _of_components(self) -> dict[Side, Array]:
-        """That of each a_i a_i', [n]."""
+        """|p|(|p| + |q|) and |q|(|p| + |q|) of each a_i = (p, q), [n]."""
         x, y = self._lengths("x").numpy(), self._lengths("y").numpy()
         return {"x": x * (x + y), "y": y * (x + y)}
 
@@ -228,7 +228,7 @@ class ExponentialSum(_Ridges):
 
     @property
     def f_star(self) -> float:
-        """Its strength: every exponential is 1 at z = 0."""
+        """The strength c: every exponential is 1 at z = 0."""
         return self.c
 
     @property

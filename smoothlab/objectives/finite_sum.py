@@ -97,7 +97,7 @@ class Objective(FiniteSum):
         return float(self.shifts.norm(dim=-1).max())
 
     def ell(self, u: ArrayLike, side: Side) -> Array:
-        """That of the block's family, or of the coupling around both."""
+        """ell of the block's family, or of the coupling with both families."""
         families = Families({"x": self.x, "y": self.y}, {"x": self.d_x, "y": self.d_y})
         if self.coupling is None:
             return families.psi[side].ell(u)
@@ -105,7 +105,7 @@ class Objective(FiniteSum):
 
     @property
     def gaussian_reason(self) -> str:
-        """That of the family of block x."""
+        """The reason of the family of block x."""
         if not self.x.reason:
             return ""
         return f"block x of '{self.name}': {self.x.reason}; use Sphere directions, or swap the blocks"
