@@ -20,20 +20,20 @@ RESULTS = Path(__file__).with_name("results")
 D4 = Smoothness(model="micro", data="sst2", protocol="both", rank=16)
 
 RUNS: dict[str, Smoothness] = {
-    "fig1a_micro_sst2": replace(D4, method="fo-full", rank=8),
+    "fig1a_micro_sst2": replace(D4, method="fo-full", rank=None),
     "fig1b_micro_sst2": replace(D4, peft="lora"),
     # One minibatch at all points tells what the trajectory changes from what the draw of the minibatch does.
-    "fixed_1a_micro_sst2": replace(D4, method="fo-full", rank=8, minibatch="fixed", protocol="estimated"),
+    "fixed_1a_micro_sst2": replace(D4, method="fo-full", rank=None, minibatch="fixed", protocol="estimated"),
     # A rate at which 5,000 steps do train: at 5e-5 the weights hardly move.
     "fast_1a_micro_sst2": replace(
-        D4, method="fo-full", rank=8, eta_x=5e-3, eta_y=5e-3, protocol="estimated", minibatch="fixed"
+        D4, method="fo-full", rank=None, eta_x=5e-3, eta_y=5e-3, protocol="estimated", minibatch="fixed"
     ),
     "fast_1b_micro_sst2": replace(D4, peft="lora", eta_x=5e-3, eta_y=5e-3, protocol="estimated", minibatch="fixed"),
     # Cost and rounding floor at 125M parameters, random weights: two points, the base model alone.
     "cost_opt125m_random": replace(
         D4, model="random:opt-125m", peft="lora", steps=2, points=2, probes=4, measure=("base", "peft"), precision=0.2
     ),
-    "fig1a_opt125m": replace(D4, model="random:opt-125m", method="fo-full", rank=8, device="cuda"),
+    "fig1a_opt125m": replace(D4, model="random:opt-125m", method="fo-full", rank=None, device="cuda"),
     "fig1b_opt125m": replace(D4, model="random:opt-125m", peft="lora", device="cuda"),
 }
 

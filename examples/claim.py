@@ -18,10 +18,13 @@ def check(seed: int) -> Finding:
         (
             SEARCH.falsify(seed),
             *exact.refutes("cosh 3 <= 10", exact.cosh(exact.enclosed(3)), exact.enclosed(10)),
-            exact.dense("cosh x <= 1 + x^2 for |x| <= 2 (series: x^2/2 + x^4/24 + ... <= x^2)",
-                        np.cosh(x) / (1 + x**2), "corrected"),
+            exact.dense(
+                "cosh x <= 1 + x^2 for |x| <= 2 (series: x^2/2 + x^4/24 + ... <= x^2)",
+                np.cosh(x) / (1 + x**2),
+                "corrected",
+            ),
         )
-    )  # fmt: skip
+    )
 
 
 CLAIM = Claim(
@@ -31,7 +34,6 @@ CLAIM = Claim(
     hypotheses="none",
     verdict="holds once corrected",
     correction="cosh x <= 1 + x^2 for |x| <= 2.",
-    test="examples/claim.py",
     check=check,
 )
 

@@ -22,27 +22,20 @@ if TYPE_CHECKING:
     from smoothlab.optim.hybrid import HybridSGD
     from smoothlab.optim.seedlog import SeedLog, replay
     from smoothlab.records import load
-    from smoothlab.zeroth.distributions import (
-        Coordinate,
-        Distribution,
-        Gaussian,
-        LowRank,
-        Masked,
-        Preconditioned,
-        Rademacher,
-        Sparse,
-        Sphere,
-    )
+    from smoothlab.trainer import Points, Trainer
+    from smoothlab.zeroth.distributions import Coordinate, Distribution, Gaussian, LowRank, Rademacher, Sparse, Sphere
     from smoothlab.zeroth.estimators import ControlVariate, Directional, Estimator, ZerothOrder
     from smoothlab.zeroth.moments import Taylor, linear_factor, mean, second_moment
+    from smoothlab.zeroth.scaled import Masked, Preconditioned
 
 __version__ = "0.1.0"
 __all__ = [
     "Algorithm1", "Barrier", "Block", "ControlVariate", "Coordinate", "Cosh", "Directional", "Distribution",
     "Estimator", "ExactHessian", "Exponential", "FiniteDifferenceHessian", "Gaussian", "HybridSGD", "LowRank",
-    "Masked", "NormEstimate", "Oscillating", "Power", "Preconditioned", "Quadratic", "Rademacher", "SeedLog",
-    "SmoothnessCallback", "SmoothnessHook", "Sparse", "Sphere", "Taylor", "ZerothOrder", "__version__", "fixed_loss",
-    "frobenius", "linear_factor", "load", "mean", "objective", "partition", "replay", "schedule", "second_moment",
+    "Masked", "NormEstimate", "Oscillating", "Points", "Power", "Preconditioned", "Quadratic", "Rademacher",
+    "SeedLog", "SmoothnessCallback", "SmoothnessHook", "Sparse", "Sphere", "Taylor", "Trainer", "ZerothOrder",
+    "__version__", "fixed_loss", "frobenius", "linear_factor", "load", "mean", "objective", "partition", "replay",
+    "schedule", "second_moment",
 ]  # fmt: skip
 
 _NAMES = {
@@ -58,8 +51,10 @@ _NAMES = {
     "optim.hybrid": "HybridSGD",
     "optim.seedlog": "SeedLog replay",
     "records": "load",
-    "zeroth.distributions": "Coordinate Distribution Gaussian LowRank Masked Preconditioned Rademacher Sparse Sphere",
+    "trainer": "Points Trainer",
+    "zeroth.distributions": "Coordinate Distribution Gaussian LowRank Rademacher Sparse Sphere",
     "zeroth.estimators": "ControlVariate Directional Estimator ZerothOrder",
+    "zeroth.scaled": "Masked Preconditioned",
     "zeroth.moments": "Taylor linear_factor mean second_moment",
 }
 """Public names by the module that they are loaded from."""

@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
-            return _fail(f"out of memory: {_memory_advice(argv[0])} ({again})")
+            return _fail(f"out of memory: {_memory_advice(argv)} ({again})")
 
 
 def _warned(
@@ -95,14 +95,18 @@ def _fail(message: str, status: int = 2) -> int:
     return status
 
 
-def _memory_advice(command: str) -> str:
-    """Options of a subcommand that save memory, those that it has."""
+def _memory_advice(argv: Sequence[str]) -> str:
+    """Options of the subcommand that save memory, those that it has and that matter here."""
     from smoothlab.commands import EXPERIMENTS
 
-    fields = ()
-    if command in EXPERIMENTS:
-        fields = EXPERIMENTS[command].__dataclass_fields__
-    advice = [words for name, words in MEMORY_OPTIONS.items() if name in fields]
+    experiment = EXPERIMENTS.get(argv[0])
+    advice = []
+    for name, words in MEMORY_OPTIONS.items():
+        if experiment is None or name not in experiment.__dataclass_fields__:
+            continue
+        if name == "blocks" and not experiment.measure and not any(word.startswith("--measure") for word in argv):
+            continue  # nothing is measured
+        advice.append(words)
     return ", or ".join(advice) or "free some memory"
 
 

@@ -41,8 +41,9 @@ class Interruption:
             return  # of torchrun's processes the first one speaks
         self._said = True
         words = WORDS[signal.Signals(self._number or signal.SIGINT)]
-        start = "\n" if stream.isatty() else ""  # behind ^C, or a progress bar
-        print(f"{start}smoothlab: {words}; {self.again}", file=stream, flush=True)
+        if stream.isatty():  # behind ^C, or a progress bar
+            print(file=stream)
+        print(f"smoothlab: {words}; {self.again}", file=stream, flush=True)
 
     def leave(self) -> None:
         """Say it, and end the process as it stands."""
@@ -82,7 +83,9 @@ def watched(again: str, *, own: bool) -> Iterator[Interruption]:
     if threading.current_thread() is not threading.main_thread():
         yield state
         return
-    taken = [signal.SIGINT] if signal.getsignal(signal.SIGINT) is signal.default_int_handler else []
+    taken = []
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        taken.append(signal.SIGINT)
     # Torchrun's other processes write nothing: SIGTERM ends them at once, even where they wait for the first one.
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL and os.environ.get("RANK", "0") == "0":
         taken.append(signal.SIGTERM)

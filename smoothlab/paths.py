@@ -1,4 +1,4 @@
-"""Paths that are given to the command: one that cannot be used is told in one line before anything is loaded."""
+"""Paths on the command line: one that cannot be used is refused in one line before anything is loaded."""
 
 import dataclasses
 import errno
@@ -29,11 +29,14 @@ def check_all(values: Mapping[str, Any]) -> None:
     for name, value in values.items():
         if dataclasses.is_dataclass(value):
             check_all({field.name: getattr(value, field.name) for field in dataclasses.fields(value)})
-        for path in value if isinstance(value, tuple) else (value,):
+        values_of_option = value if isinstance(value, tuple) else (value,)
+        option = f"--{name.replace('_', '-')} "
+        for path in values_of_option:
             if isinstance(path, Path):
-                _check(f"--{name.replace('_', '-')} ", str(path).removeprefix(LOG))
+                _check(option, str(path).removeprefix(LOG))
             elif isinstance(path, str) and name in NAMES:
-                _check("" if name == "records" else f"--{name} ", path, other=(errno.ENOENT, errno.ENOTDIR))
+                # A text that is no path may be a name; record files are positional.
+                _check(option.replace("--records ", ""), path, other=(errno.ENOENT, errno.ENOTDIR))
 
 
 def _check(option: str, path: str, other: Sequence[int] = (errno.ENOENT,)) -> None:
@@ -50,4 +53,6 @@ def _check(option: str, path: str, other: Sequence[int] = (errno.ENOENT,)) -> No
 
 def shown(path: str) -> str:
     """A path as it fits on a line."""
-    return path if len(path) <= 120 else f"{path[:60]}...{path[-30:]} ({len(path)} characters)"
+    if len(path) <= 120:
+        return path
+    return f"{path[:60]}...{path[-30:]} ({len(path)} characters)"

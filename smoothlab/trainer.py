@@ -63,6 +63,11 @@ class Allocator(Protocol):
 class Points:
     """The steps of a run at which curvature is measured, and how.
 
+    >>> import torch
+    >>> from smoothlab import Block, Points
+    >>> Points(steps=[0, 100], blocks=[Block("x", (torch.zeros(3),))], cross=[]).protocol
+    'estimated'
+
     Attributes:
         steps: steps before whose update is measured; the number of steps itself stands for the end of the run.
         blocks: blocks to measure, those that training keeps frozen too.
@@ -93,6 +98,17 @@ class Points:
 @dataclass
 class Trainer:
     """A model or objective, its blocks and its minibatches, before update `step`.
+
+    >>> import torch
+    >>> from smoothlab import Block, HybridSGD, Points, Trainer
+    >>> model = torch.nn.Linear(3, 1).double()
+    >>> block = Block("all", tuple(model.parameters()))
+    >>> optimizer = HybridSGD([{"params": block.params, "lr": 0.1, "name": "all"}])
+    >>> batches = lambda step: [torch.ones(4, 3).double() * (step + 1)]
+    >>> loss = lambda model, batch: model(batch).square().mean()
+    >>> trainer = Trainer(model, {"all": block}, batches, loss, optimizer, measure=Points([0], [block], path=False))
+    >>> [row["quantity"] for row in trainer.train(2)]
+    ['frobenius', 'spectral', 'trace']
 
     Attributes:
         model: an nn.Module, in the mode it is trained in, or any object that `loss` is computed with.

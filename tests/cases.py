@@ -39,19 +39,10 @@ from smoothlab.objectives import (
     quadratic_sum,
 )
 from smoothlab.objectives import Quadratic as QuadraticPsi
-from smoothlab.zeroth.distributions import (
-    Coordinate,
-    Distribution,
-    Gaussian,
-    LowRank,
-    Masked,
-    Preconditioned,
-    Rademacher,
-    Sparse,
-    Sphere,
-)
+from smoothlab.zeroth.distributions import Coordinate, Distribution, Gaussian, LowRank, Rademacher, Sparse, Sphere
 from smoothlab.zeroth.estimators import Average, Sides, ZerothOrder
 from smoothlab.zeroth.moments import Taylor
+from smoothlab.zeroth.scaled import Masked, Preconditioned
 
 
 @dataclass(frozen=True)

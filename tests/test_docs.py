@@ -138,22 +138,51 @@ def test_notebooks_run(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(namespace["spectral"].index) == {"base", "peft"}
 
 
-@pytest.mark.check
-def test_all_records_fit_the_schema() -> None:
+def misfits(path: Path) -> list[str]:
+    """What docs/records.schema.json says against the lines of a record file."""
     from jsonschema import Draft202012Validator as Validator
 
     schema = json.loads((DOCS / "records.schema.json").read_text(encoding="utf-8"))
-    Validator.check_schema(schema)
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     any_line = Validator(schema)
-    kinds = set()
+    any_row = Validator({"$ref": f"#/$defs/rows/{lines[0]['experiment']}", "$defs": schema["$defs"]})
+    found = []
+    for number, line in enumerate(lines, 1):
+        errors = [*any_line.iter_errors(line), *(any_row.iter_errors(line) if line["kind"] == "row" else ())]
+        found += [f"{path.name}:{number}: {error.message}" for error in errors]
+    return found
+
+
+@pytest.mark.check
+def test_all_records_fit_the_schema() -> None:
+    assert len(RECORDS) >= 79
     for path in RECORDS:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        row = Validator({"$ref": f"#/$defs/rows/{lines[0]['experiment']}", "$defs": schema["$defs"]})
-        for number, line in enumerate(lines, 1):
-            errors = [*any_line.iter_errors(line), *(row.iter_errors(line) if line["kind"] == "row" else ())]
-            assert not errors, f"{path.name}:{number}: {errors[0].message}"
-            kinds.add((lines[0]["experiment"], line["kind"]))
-    assert len(RECORDS) >= 79 and {kind for _, kind in kinds} == {"header", "row", "end"}
+        assert not misfits(path)
+
+
+@pytest.mark.check
+@pytest.mark.parametrize(
+    "command",
+    [
+        "finetune --measure peft --points 2 --steps 1 --train 8 --dev 2 --test 2 --batch 4 --probes 2 --precision 0.5",
+        "smoothness --measure peft --protocol both --points 2 --steps 1 --batch 4 --probes 2 --precision 0.5",
+        "quadratic --ratios 2 --hybrid-ratios 2 --dims 3 --hybrid-dims 3 --replicas 30 --steps 10 --max-steps 1000",
+        "estimators --parts bias variance averages curve --functions cubic --draws 100 --dim 4 --dims 4 --qs 2 "
+        "--mus 0.1 0.2 --precisions float64 --curve-mus 1e-3 1e-2 --curve-draws 30",
+        "rates --eps 1 --ns 2 --dims 2 --deltas 0.5 --ratios 1 --sigmas 1 --families quadratic --orders reshuffle "
+        "--oracles two-sided --instances small --fit-eps 0.4 0.3 --fit-ns 2 4 --fit-dims 5 10 --fit-deltas 0.5 0.3 "
+        "--speedup-ratios 10 --speedup-dims 10 --shuffle-ns 2 --shuffle-scales 1 --shuffle-dims 1 --shuffle-qs 2 "
+        "--replicas 30 --max-steps 5000",
+        "audit eq-2",
+    ],
+    ids=lambda command: command.partition(" ")[0],
+)
+def test_new_records_fit_the_schema(command: str, tmp_path: Path) -> None:
+    from smoothlab.__main__ import main
+
+    out = tmp_path / "records.jsonl"
+    assert main([*command.split(), "--out", str(out)]) == 0
+    assert not misfits(out)
 
 
 @pytest.mark.check
@@ -162,7 +191,15 @@ def test_the_schema_refuses_wrong_lines() -> None:
 
     schema = json.loads((DOCS / "records.schema.json").read_text(encoding="utf-8"))
     row = Validator({"$ref": "#/$defs/rows/finetune", "$defs": schema["$defs"]})
-    good = {"kind": "row", "part": "dev", "step": 0, "trial": 0, "eta_x": 1e-4, "eta_y": None, "mu": 1e-3}
+    good: dict[str, Any] = {
+        "kind": "row",
+        "part": "dev",
+        "step": 0,
+        "trial": 0,
+        "eta_x": 1e-4,
+        "eta_y": None,
+        "mu": 1e-3,
+    }
     assert row.is_valid(good)
     for change in ({"step": "0"}, {"unknown": 1}, {"trial": 0.5}):
         assert not row.is_valid(good | change)
@@ -171,11 +208,19 @@ def test_the_schema_refuses_wrong_lines() -> None:
 
 
 @pytest.mark.check
-def test_pages_build_without_warnings(tmp_path: Path) -> None:
+def test_pages_build_without_warnings_and_list_the_tables(tmp_path: Path) -> None:
+    from smoothlab.llm.peft_methods import MEASURABLE
+    from smoothlab.llm.tasks import TASKS
+    from smoothlab.objectives import OBJECTIVES
+    from smoothlab.zeroth.names import DISTRIBUTIONS
+
     pytest.importorskip("mkdocs", reason="pip install '.[docs]'")
     build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", tmp_path]
     done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    listed = (tmp_path / "howto" / "extend.html").read_text(encoding="utf-8")
+    for names in (DISTRIBUTIONS, MEASURABLE, TASKS, OBJECTIVES):
+        assert all(f"<code>{name}</code>" in listed for name in names)
     theory = (tmp_path / "theory.html").read_text(encoding="utf-8")
     assert theory.count("<math") > 200 and "arithmatex" not in theory
     assert "merror" not in theory

@@ -222,6 +222,10 @@ def test_the_version_is_said(capsys):
 @pytest.mark.parametrize(
     ("command", "advice"),
     [
+        (
+            "finetune --measure base",
+            "lower --batch, or take a smaller --model, or measure smaller --blocks, e.g. layer",
+        ),
         ("smoothness", "lower --batch, or take a smaller --model, or measure smaller --blocks, e.g. layer"),
         ("finetune", "lower --batch, or take a smaller --model"),
         ("rates", "lower --replicas"),
@@ -232,7 +236,7 @@ def test_out_of_memory_names_options_that_the_command_has(monkeypatch, tmp_path,
         raise MemoryError
 
     monkeypatch.setattr(records, "run", full)
-    assert command_line.main([command, "--out", str(tmp_path / "r.jsonl")]) == 2
+    assert command_line.main([*command.split(), "--out", str(tmp_path / "r.jsonl")]) == 2
     again = "the same command goes on from what is on disk"
     assert one_line(capsys) == f"smoothlab: error: out of memory: {advice} ({again})\n"
 
@@ -444,7 +448,7 @@ def test_an_ignored_interrupt_stays_ignored(tmp_path):
 
 
 PATHS = {
-    "smoothness": ["--data-dir", "--keep-weights", "--from-weights", "--out"],
+    "smoothness": ["--data-dir", "--checkpoint", "--from-weights", "--out"],
     "estimators": ["--data-dir", "--out"],
     "quadratic": ["--out"],
     "rates": ["--out"],

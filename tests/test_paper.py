@@ -42,14 +42,16 @@ def test_d4_formula_is_short_of_sqrt_d_and_sums_the_batch(dim: int) -> None:
 
 def test_d4_step_sees_rounding_of_micro() -> None:
     """D.4: h = 1e-5 in fp32. FALSE for the base model: the result is rounding, well above the norm it is meant for."""
-    from smoothlab.llm.models import encode, load_classifier
+    from smoothlab.llm.encoding import batch, encode
+    from smoothlab.llm.evaluate import choice_loss
+    from smoothlab.llm.models import load_classifier
     from smoothlab.llm.partition import partition
-    from smoothlab.llm.tasks import load_task
+    from smoothlab.llm.tasks import load_choices
 
     loaded = load_classifier("micro", 2, seed=0)
-    data = load_task("builtin", "train")
-    inputs = encode(loaded, data.texts[:8], data.labels[:8], "cpu")
-    loss = fixed_loss(lambda: loaded.model(**inputs).loss, loaded.model)
+    items = encode(loaded.tokenizer, load_choices("builtin").train[:8], loaded.max_length, "classifier")
+    inputs = batch(items, range(8))
+    loss = fixed_loss(lambda: choice_loss(loaded.model, inputs), loaded.model)
     base = partition(loaded.model)["base"]
     (printed,) = paper(loss, [base], batch=8, probes=4)
     exact = next(row for row in estimated(loss, [base], precision=0.2) if row["quantity"] == "frobenius")

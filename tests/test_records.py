@@ -220,7 +220,10 @@ def test_a_field_or_experiment_that_the_file_does_not_know_is_refused(tmp_path):
     @dataclass(frozen=True)
     class Later(Stopped):
         name: ClassVar[str] = "walk"
-        later: ClassVar[dict[str, int]] = {"after": 3}
+
+        @staticmethod
+        def upgrade(config: records.Row) -> records.Row:
+            return {"after": 3, **config}
 
     before = out.read_bytes()
     run(Later(), out)  # the option came later, and these records were made as it is by default

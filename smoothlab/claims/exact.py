@@ -41,7 +41,7 @@ def sinh(x: Any) -> Any:
 
 
 def sqrt(x: Any) -> Any:
-    """The interval of sqrt(x) for x in an interval."""
+    """The interval of the square root of x for x in an interval."""
     return mpmath.iv.sqrt(x)
 
 

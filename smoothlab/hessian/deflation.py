@@ -95,7 +95,8 @@ class Basis:
                 x.addmv_(q.T, down, alpha=-1)
             if look:
                 seen.append(q @ x)
-            x = x.float() if x.dtype.itemsize == 2 else x  # fp16 squares would overflow
+            if x.dtype.itemsize == 2:
+                x = x.float()  # fp16 squares would overflow
             squares.append(torch.dot(x, x))
         coefficients = torch.stack(seen).double().sum(0).cpu().numpy() if look else np.zeros(0)
         return coefficients, float(torch.stack(squares).double().sum())
@@ -118,7 +119,9 @@ class Basis:
             return dot(w, w)
         seen, square = self._sweep(w)
         left = square - float(seen @ seen)
-        return left if left >= _PYTHAGORAS * square else self.project_out(w).after ** 2
+        if left < _PYTHAGORAS * square:  # the difference would be rounding
+            left = self.project_out(w).after ** 2
+        return left
 
     def add(self, w: Tensor, seen: Projection | None = None) -> bool:
         """Append w, orthogonalized (in place) and normalized; False when w lies in the span up to rounding.
@@ -126,12 +129,15 @@ class Basis:
         `seen` is what w's earlier projection told. On this very Q it need not be repeated; and how much of w is
         rounding is judged by the norm before it.
         """
-        now = self.project_out(w) if seen is None or len(seen.coefficients) < self.size else seen
-        if not now.after > _rounding(w, now.before if seen is None else seen.before):
+        projection = seen
+        if projection is None or len(projection.coefficients) < self.size:
+            projection = self.project_out(w)
+        before = projection.before if seen is None else seen.before
+        if not projection.after > _rounding(w, before):
             return False
         if self.size == len(self._rows):
             self.reserve(max(4, self.size // 2))
-        torch.mul(w, 1 / now.after, out=self._rows[self.size])
+        torch.mul(w, 1 / projection.after, out=self._rows[self.size])
         self.size += 1
         return True
 
@@ -186,7 +192,9 @@ class Deflation:
     def _outside(self, name: str, cross: Tensor) -> float:
         """The square of a cross image, of its part outside Q_b where that is known already; the image may be spoilt."""
         basis = self.others[name]
-        return dot(cross, cross) if basis is None else basis.outside(cross)
+        if basis is None:
+            return dot(cross, cross)
+        return basis.outside(cross)
 
     def deflate(self, w: Tensor, seen: Projection | None = None) -> tuple[Tensor, Projection] | None:
         """Add the direction w to Q (w is overwritten): (I - Q'Q) H q, or None when w lies in the span of Q already.
@@ -200,9 +208,8 @@ class Deflation:
         if self.hvps == 1:
             self.noise, spent = self.hessian.noise(q, image, self.name)
             self.hvps += spent
-            self.noise = max(
-                self.noise, (256 if q.dtype == torch.float64 else 64) * torch.finfo(q.dtype).eps
-            )  # of `dot`
+            units = 256 if q.dtype == torch.float64 else 64  # of rounding in `dot`
+            self.noise = max(self.noise, units * torch.finfo(q.dtype).eps)
         for name, cross in crossed.items():
             self.cross_known[name] += self._outside(name, cross)
         projection = self.basis.project_out(image)
@@ -218,11 +225,13 @@ class Deflation:
         """
         most = min(steps, self.block.dim)
         self.basis.reserve(min(most + 1, self.block.dim))  # and a direction of the self-checks
-        following: tuple[Tensor, Projection] | None = None
+        following: tuple[Tensor, Projection | None] | None = None  # the next vector; None where the space closed
         while self.basis.size < most:
             if following is None and self.basis.size:
                 self.unbroken = self.unbroken or self.basis.size
-            following = self.deflate(*following) if following else self.deflate(self._draw())
+            if following is None:
+                following = self._draw(), None
+            following = self.deflate(*following)
         self.lanczos = self.basis.size
         self.unbroken = self.unbroken or self.lanczos
 
@@ -281,7 +290,9 @@ class Deflation:
             right = np.array([column[j] for column in self.columns[j + 1 :]])
             right[0] -= self.residuals[j]
             squares += float(right @ right)
-        return (squares / self.captured) ** 0.5 if self.captured > 0.0 else 0.0
+        if self.captured == 0.0:
+            return 0.0
+        return math.sqrt(squares / self.captured)
 
     def in_full_space(self, coefficients: np.ndarray) -> Tensor:
         """Q'c, flat [dim], for c [k]."""
@@ -296,7 +307,7 @@ class Deflation:
         """Intervals of ||H||_F^2 and of its probed part ||B||_F^2."""
         known = 2 * self.captured - float((self.projected() ** 2).sum())
         rest = sum_of_squares(self.squares, effective_rank(self.gram))
-        return Interval(*(known + x for x in rest)), rest
+        return Interval(known + rest.value, known + rest.low, known + rest.high), rest
 
     def probe_until(self, precision: float, budget: int) -> bool:
         """Probe, and extend Q where that is cheaper, until the norm's half-width is at most `precision` of it.

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -66,17 +67,17 @@ class ExactHessian(LossAtPoint, Hessian):
 
     def product(self, v: Tensor, along: str, wrt: Sequence[str]) -> tuple[Tensor, ...]:
         """H_bc v for c = `along` and each b of `wrt`; about two gradients, whatever the number of blocks."""
-        reached = [
-            (g, part) for g, part in zip(self._graph[along], self.blocks[along].views(v), strict=True) if g.grad_fn
-        ]
+        # A gradient without a graph is constant: its second derivatives are 0.
+        outputs, directions = [], []
+        for g, part in zip(self._graph[along], self.blocks[along].views(v), strict=True):
+            if g.grad_fn:
+                outputs.append(g)
+                directions.append(part)
         params = [p for name in wrt for p in self.blocks[name].params]
         # Activations that a checkpointed model recomputes here must come from the same attention kernel as before.
         with sdpa_kernel(SDPBackend.MATH), plain_words():
-            grads = torch.autograd.grad(
-                [g for g, _ in reached], params, [part for _, part in reached], retain_graph=True, allow_unused=True
-            )
-        parts = list(reversed(grads))
-        del grads
+            parts = list(torch.autograd.grad(outputs, params, directions, retain_graph=True, allow_unused=True))
+        parts.reverse()
         images = []
         for name in wrt:  # each part is freed as soon as it is copied
             image = torch.empty(self.blocks[name].dim, dtype=v.dtype, device=v.device)
@@ -89,12 +90,14 @@ class ExactHessian(LossAtPoint, Hessian):
     def noise(self, v: Tensor, image: Tensor, along: str) -> tuple[float, int]:
         """Relative rounding error of the product, from H(cv)/c against H v = `image` with c = 3/7.
 
-        Multiplying by 3/7 changes every mantissa, so the two roundings are independent: ||difference|| / sqrt(2) is
-        one.
+        Multiplying by 3/7 changes every mantissa, so the two roundings are independent: the length of each is
+        ||difference|| / sqrt(2).
         """
         other = self.product(v * (3 / 7), along, [along])[0].mul_(7 / 3).sub_(image)
         size = dot(image, image)
-        return (dot(other, other) / (2 * size)) ** 0.5 if size else 0.0, 1
+        if not size:
+            return 0.0, 1
+        return math.sqrt(dot(other, other) / (2 * size)), 1
 
 
 @dataclass(frozen=True)
@@ -178,12 +181,14 @@ class FiniteDifferenceHessian(LossAtPoint, Hessian):
         """The difference quotient at the move h v, whatever step was chosen; `squared` is ||v||^2."""
         shift = self._shift(along)
         plus = self._moved(v, along, h, wrt)
-        scale = shift.realized / squared if self.effective else h
+        realized, scale = shift.realized, h
         if self.scheme == "central":
             minus = self._moved(v, along, -h, wrt)
-            scale -= shift.realized / squared if self.effective else -h
+            realized, scale = realized - shift.realized, 2 * h
         else:
             minus = [self.blocks[name].split(self.gradients[name]) for name in wrt]
+        if self.effective:
+            scale = realized / squared  # the move that rounding let through
         if scale == 0.0:
             raise BadInput(f"a step of {h:g} along v changes no weight of '{along}' in its precision: use a larger h")
 
@@ -201,12 +206,11 @@ class FiniteDifferenceHessian(LossAtPoint, Hessian):
         squared = dot(v, v)
         if squared == 0.0:
             return tuple(torch.zeros_like(self.gradients[name]) for name in wrt)
-        if self._h != "auto":
-            length = self._h
-        else:
-            self.rounding(v, along)
+        length = self._h
+        if length == "auto":
+            self.rounding(v, along)  # chooses the step at the block's first product
             length = self.steps[along].h
-        return self.difference(v, along, length / squared**0.5, wrt, squared)
+        return self.difference(v, along, length / math.sqrt(squared), wrt, squared)
 
     def gradient_noise(self, v: Tensor, along: str) -> float:
         """Rounding error e of one gradient of block `along` (Euclidean norm), from gradients a few ulp apart.
@@ -223,18 +227,19 @@ class FiniteDifferenceHessian(LossAtPoint, Hessian):
         Never less than the backward pass's rounding, nor than eps ||g|| / sqrt(12), the error of storing the gradient.
         """
         start, eps = self.gradients[along], torch.finfo(v.dtype).eps
-        backward = norm(self._scaled(3 / 7, along).mul_(7 / 3).sub_(start)) / 2**0.5
+        backward = norm(self._scaled(3 / 7, along).mul_(7 / 3).sub_(start)) / math.sqrt(2)
         ulp = eps * self._size(along) / norm(v)
         noises: list[float] = []
         for length in (16.0, -1.0, 1 / 4, -1 / 16):
             curl = flatten(self._moved(v, along, length * ulp, [along])[0]).mul_(-2).add_(start)
             curl.add_(flatten(self._moved(v, along, 2 * length * ulp, [along])[0]))
-            noises.append(norm(curl) / 6**0.5)
+            noises.append(norm(curl) / math.sqrt(6))
             if noises[-1] <= 4 * backward:
+                noise = noises[-1]
                 break
-        else:
-            noises[-1] = (sum(x**2 for x in noises[1:]) / len(noises[1:])) ** 0.5
-        return max(noises[-1], backward, eps * norm(start) / 12**0.5)
+        else:  # rounding itself meets the kinks
+            noise = float(np.sqrt(np.square(noises[1:]).mean()))
+        return max(noise, backward, eps * norm(start) / math.sqrt(12))
 
     def _scaled(self, factor: float, along: str) -> Tensor:
         """The gradient of `factor` times the loss, at the weights themselves."""
@@ -242,7 +247,8 @@ class FiniteDifferenceHessian(LossAtPoint, Hessian):
         return flatten(block_gradients(self._loss() * factor, {along: self.blocks[along]}, create_graph=False)[along])
 
     def _floor(self, noise: float, h: float) -> float:
-        return (2**0.5 if self.scheme == "forward" else 0.5**0.5) * noise / h
+        gradients_error = math.sqrt(2) if self.scheme == "forward" else math.sqrt(0.5)
+        return gradients_error * noise / h
 
     def rounding(self, v: Tensor, along: str) -> float:
         """||H_cc u|| of a unit u that rounding alone produces at the step in use; measured along v if need be."""
@@ -252,14 +258,15 @@ class FiniteDifferenceHessian(LossAtPoint, Hessian):
                 self.steps[along] = self.choose_step(v, along)
             else:
                 self.steps[along] = Step(h=self._h, noise=self.gradient_noise(v, along))
-            gradients = 1 if self.scheme == "forward" else 2
-            self._spent[along] = -(-(self._gradients_taken - before) // gradients)
+            gradients_a_product = 1 if self.scheme == "forward" else 2
+            self._spent[along] = math.ceil((self._gradients_taken - before) / gradients_a_product)
         return self._floor(self.steps[along].noise, self.steps[along].h)
 
     def noise(self, v: Tensor, image: Tensor, along: str) -> tuple[float, int]:
         """Relative rounding error of the product H_cc v = `image`; the chosen step's, or measured for a given h."""
         size, floor = norm(image), self.rounding(v, along) * norm(v)
-        return (floor / size if size else 0.0), self._spent.pop(along, 0)
+        relative = floor / size if size else 0.0
+        return relative, self._spent.pop(along, 0)
 
     def truncation(self, along: str) -> float:
         """Estimated relative error of the product at the step in use; 0 where it was not checked."""
@@ -281,17 +288,21 @@ class FiniteDifferenceHessian(LossAtPoint, Hessian):
             longest = 16 * self._size(along) * eps ** (1 / (order + 1))
         lengths = [longest / 4**i for i in range(6)]
         products = [self.difference(v, along, h / unit, [along], unit**2)[0] / unit for h in lengths]
-        gaps = [norm(a - b) for a, b in zip(products, products[1:], strict=False)]
-        floors = [self._floor(noise, h) for h in lengths]
+        gaps = np.array([norm(a - b) for a, b in zip(products, products[1:], strict=False)])
+        floors = np.array([self._floor(noise, h) for h in lengths])
         # The gap between h and h/4 is the truncation error at h times (1 - 4^-order), plus both roundings.
-        errors = [gap * 4.0**-order / (1 - 4.0**-order) + floors[i + 1] for i, gap in enumerate(gaps)]
-        best = min(range(len(errors)), key=errors.__getitem__)
+        errors = gaps * 4.0**-order / (1 - 4.0**-order) + floors[1:]
+        best = int(errors.argmin())
         size = norm(products[best + 1])
-        clear = [gap > 4 * (floors[i] + floors[i + 1]) for i, gap in enumerate(gaps)]
-        shrinks = sorted(gaps[i] / gaps[i + 1] for i in range(len(gaps) - 1) if clear[i] and clear[i + 1])
-        largest = max((gap for gap, is_clear in zip(gaps, clear, strict=True) if is_clear), default=0.0)
-        kinks = bool(shrinks) and shrinks[len(shrinks) // 2] < 4 ** (order / 2) and largest > 0.01 * size
-        error = None if kinks or not size else errors[best] / size
+        # Only gaps that stand clear of rounding say how truncation shrinks.
+        clear = gaps > 4 * (floors[:-1] + floors[1:])
+        both = clear[:-1] & clear[1:]
+        shrinks = np.sort(gaps[:-1][both] / gaps[1:][both])
+        kinks = False
+        if len(shrinks):
+            slow = shrinks[len(shrinks) // 2] < 4 ** (order / 2)
+            kinks = bool(slow and gaps[clear].max() > 0.01 * size)
+        error = None if kinks or not size else float(errors[best]) / size
         return Step(h=lengths[best + 1], noise=noise, error=error, kinks=kinks)
 
     def _size(self, along: str) -> float:

@@ -11,19 +11,22 @@ products are exact products with another matrix. What does see it:
 - curvatures: (f(theta + s v) - 2 f(theta) + f(theta - s v)) / s^2 -> v'Hv.
 
 Directions v: the top Ritz vector, whose v'Hv is known; one in which all kinds of parameters move, each kind (what the
-same operation reads) so far that it changes the loss alike, and which joins Q, so that its product is not lost; the
+same operation reads) so far that it changes the loss alike, and which joins Q, so that its product is not lost; rows of
+matrices along themselves, where a normalization of rows that is held constant has a slope and the loss has none; the
 entries whose gradient is exactly 0, which must not move the loss to first order; and rows `padding_idx` that the
 minibatch looks up. A random direction would do for none of it: in a million dimensions it moves the loss by less than
 its rounding.
 
-A direction is looked at twice. First with two evaluations, at a step that changes the loss by 400 times its rounding.
-Where these disagree by more than rounding and 0.5 % of a slope or 1 % of a curvature, polynomials are fitted to eight
-evaluations at each of four scales, and the finest scale that resolves the number decides. Disagreement is then beyond
-doubt, and is flagged; from 1 % (slopes) or 5 % (`GROSS`) on, the measurement is refused. Kinks (ReLU) also part
-differences of the loss from exact products: where the graph holds such an operation, a curvature that disagrees is
-flagged "kinks" and not refused.
+A direction is looked at up to three times. First with two evaluations, at a step that changes the loss by 200 times its
+rounding. Where these disagree by more than rounding and 0.5 % of a slope or 1 % of a curvature, two at twice the step
+take the next term of Taylor's series out. Where that disagrees too, polynomials are fitted to eight evaluations at each
+of four scales, and the finest scale that resolves the number decides. Disagreement is then beyond doubt, and is
+flagged; from 1 % (slopes) or 5 % (`GROSS`) on, the measurement is refused. Kinks (ReLU) also part differences of the
+loss from exact products: where the graph holds such an operation, a curvature that disagrees is flagged "kinks" and not
+refused.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -40,16 +43,18 @@ from smoothlab.hessian.gradients import LossAtPoint
 from smoothlab.hessian.loss_graph import LossGraph, groups_by_reader
 
 _ROUNDINGS = 4.0  # rounding error of a loss, in units of eps |f|: sums of many terms are off by a few
-_ABOVE = 400.0  # change of the loss, in units of its rounding, at which a direction is first looked at
+_ABOVE = 200.0  # change of the loss, in units of its rounding, at which a direction is first looked at
 _SCALES = (8.0, 2.0, 0.5, 0.125)  # of the second look, in units of the first look's step
 _POSITIONS = (-1.0, -0.75, -0.5, -0.25, 0.25, 0.5, 0.75, 1.0)
+_COARSE = 0.02  # share of a slope that may be curvature where one evaluation is to do
 _RESOLVED = 0.03  # a scale whose standard error is this share of the number resolves it
 
 
 class LineCheck:
     """Slopes and curvatures of the loss along directions of one block, against g'v and v'Hv.
 
-    Costs two evaluations of the loss a direction, and 32 more where they disagree; three vectors of the block's size.
+    Costs two evaluations of the loss a direction, two more where they disagree, and 32 more where these do, too; three
+    vectors of the block's size.
 
     Args:
         point: loss, gradients and graph at the current parameters.
@@ -67,7 +72,7 @@ class LineCheck:
         eps = torch.finfo(self.theta.dtype).eps
         # A moved weight is rounded to its precision, which moves the loss by g'(rounding).
         self.rounding = _ROUNDINGS * eps * abs(self.start) + eps * norm(self.theta * self.gradient)
-        self.gaps = {kind: Disagreement(kind) for kind in ("gradient", "curvature")}
+        self.gaps = {"gradient": Disagreement("gradient"), "curvature": Disagreement("curvature")}
 
     def at(self, v: Tensor, s: float) -> tuple[float, float]:
         """The move along the unit vector v that rounding let through, and by how much it changes the loss."""
@@ -84,19 +89,46 @@ class LineCheck:
             self.look_again(v, where, curvature, least=least)
 
     def agrees(self, v: Tensor, curvature: float | None, *, least: float = 0.0, longest: float = float("inf")) -> bool:
-        """The first look: whether the slope along the unit vector v is right to 0.5 %, its curvature to 1 %."""
+        """Whether the slope along the unit vector v is right to 0.5 %, and its curvature to 1 %."""
         slope = dot(self.gradient, v)
         step = min(self._step(slope, curvature or 0.0), longest)
+
+        def right(first: float, second: float, noise: float, noise_second: float) -> bool:
+            curved = abs(second if curvature is None else curvature) * step
+            if not abs(first - slope) <= noise + DOUBTFUL * (max(abs(slope), least) + curved):
+                return False
+            return curvature is None or abs(second - curvature) <= noise_second + 2 * DOUBTFUL * abs(curvature)
+
+        near = self._differences(v, step)
+        if near is None:
+            return False
+        if right(*near):
+            return True
+        far = self._differences(v, 2 * step)
+        if far is None:
+            return False
+        first, second = ((4 * near[i] - far[i]) / 3 for i in (0, 1))
+        noise, noise_second = ((4 * near[i] + far[i]) / 3 for i in (2, 3))
+        return right(first, second, noise, noise_second)
+
+    def _differences(self, v: Tensor, step: float) -> tuple[float, float, float, float] | None:
+        """First and second difference along v, then the rounding of each; None where weights round the move away."""
         (up, above), (down, below) = self.at(v, step), self.at(v, -step)
         length = (up - down) / 2
-        if not length > 0.5 * step:  # rounding let little of the move through: only the second look can tell
-            return False
+        if not length > 0.5 * step:
+            return None
         first, second = (above - below) / (2 * length), (above + below) / length**2
-        natural = max(abs(slope), least) + abs(second if curvature is None else curvature) * length
-        if not abs(first - slope) <= 2 * self.rounding / length + DOUBTFUL * natural:
-            return False
-        bound = 4 * self.rounding / length**2 + 2 * DOUBTFUL * abs(curvature or 0.0)
-        return curvature is None or abs(second - curvature) <= bound
+        return first, second, 2 * self.rounding / length, 4 * self.rounding / length**2
+
+    def starts_right(self, v: Tensor) -> bool:
+        """Whether one short step along the unit vector v changes the loss as its slope, if any, says, to 2 %."""
+        slope = dot(self.gradient, v)
+        if not slope:
+            return True
+        step = min(_ABOVE * self.rounding / abs(slope), self._step(slope, 0.0))
+        moved, change = self.at(v, step)
+        right = abs(change - slope * moved) <= 2 * self.rounding + _COARSE * abs(slope * moved)
+        return right and moved > 0.5 * step
 
     def rests(self, v: Tensor, step: float) -> bool:
         """Whether a step along v changes the loss by nothing but its slope."""
@@ -107,22 +139,28 @@ class LineCheck:
         self, v: Tensor, where: str, curvature: float | None, step: float | None = None, *, least: float = 0.0
     ) -> None:
         """Compare along v by fits at four scales around `step`."""
-        slope = dot(self.gradient, v)
-        step = self._step(slope, curvature or 0.0) if step is None else step
-        fits = [fit for scale in reversed(_SCALES) if (fit := self._fit(v, scale * step)) is not None]
-        self._judge(
-            "gradient", where, slope, [(fit[0], fit[1]) for fit in fits], max(abs(curvature or 0.0) * step, least)
-        )
+        slope, bend = dot(self.gradient, v), curvature or 0.0
+        if step is None:
+            step = self._step(slope, bend)
+        slopes, curvatures = [], []  # finest scale first
+        for scale in reversed(_SCALES):
+            fit = self._fit(v, scale * step)
+            if fit is not None:
+                slopes.append(fit[:2])
+                curvatures.append(fit[2:])
+        self._judge("gradient", where, slope, slopes, max(abs(bend) * step, least))
         if curvature is not None:
-            self._judge("curvature", where, curvature, [(fit[2], fit[3]) for fit in fits], 0.0)
+            self._judge("curvature", where, curvature, curvatures, 0.0)
 
     def _step(self, slope: float, curve: float) -> float:
-        """The step whose curvature changes the loss by 400 roundings, and whose slope changes it by at most 2 %."""
+        """The step whose curvature changes the loss by 200 roundings, and whose slope changes it by at most 2 %."""
         change = max(_ABOVE * self.rounding, 1e-6 * abs(self.start)) or 1e-6  # a loss of 0 tells no rounding
         longest = 0.01 * (self.size or 1.0)
         if slope:
             longest = min(longest, max(0.02 * abs(self.start), change) / abs(slope))
-        return min((2 * change / abs(curve)) ** 0.5, longest) if curve else longest
+        if curve:
+            longest = min(math.sqrt(2 * change / abs(curve)), longest)
+        return longest
 
     def _fit(self, v: Tensor, step: float) -> tuple[float, float, float, float] | None:
         """Slope and curvature with their errors from a polynomial of degree 4 through 0; None where moves are lost."""
@@ -179,6 +217,9 @@ def check_gradient(loss: Loss, blocks: Sequence[Block]) -> None:
         check = LineCheck(point, block)
         check.look(_mixed(check, point.graph), ALL_KINDS, None)
         check.look(*_scattered(check, point.graph))
+        rows = _along_rows(check, point.graph)
+        if dot(check.gradient, rows):
+            check.look(rows, ROWS, None)
         _look_at_the_rest(check, point.graph, None)
         refuse_gross(block.name, list(check.gaps.values()))
 
@@ -196,6 +237,7 @@ def check_products(run: Deflation) -> list[Disagreement]:
         values, vectors = np.linalg.eigh(run.projected())
         top = int(np.abs(values).argmax())
         _look_at_products(check, run, run.in_full_space(vectors[:, top]), vectors[:, top], float(values[top]))
+        _look_along_rows(check, hessian.graph)
         _look_at_the_rest(check, hessian.graph, run.form)
         gaps += [_explained(gap, hessian) for gap in check.gaps.values()]
     symmetry = _asymmetry(run)
@@ -222,6 +264,7 @@ def check_plainly(point: LossAtPoint, block: Block, product: Callable[[Tensor], 
 
     mixed = _mixed(check, point.graph)
     check.look(mixed, ALL_KINDS, form(mixed))
+    _look_along_rows(check, point.graph)
     _look_at_the_rest(check, point.graph, form)
     disagreements = [_explained(gap, point) for gap in check.gaps.values()]
     refuse_gross(block.name, disagreements)
@@ -230,6 +273,7 @@ def check_plainly(point: LossAtPoint, block: Block, product: Callable[[Tensor], 
 
 TOP = "the top Ritz vector"
 ALL_KINDS = "a direction of all kinds of parameters"
+ROWS = "rows of weights along themselves"
 
 
 def _look_at_products(check: LineCheck, run: Deflation, top: Tensor, coefficients: np.ndarray, value: float) -> None:
@@ -256,11 +300,19 @@ def _look_at_products(check: LineCheck, run: Deflation, top: Tensor, coefficient
     check.look(mixed, ALL_KINDS, own)
 
 
+def _look_along_rows(check: LineCheck, graph: LossGraph) -> None:
+    """Rows along themselves, by one evaluation where it sees nothing: what it is to see is no small part of a slope."""
+    v = _along_rows(check, graph)
+    if not check.starts_right(v):
+        check.look(v, ROWS, None)
+
+
 def _look_at_the_rest(check: LineCheck, graph: LossGraph, form: Callable[[Tensor], float] | None) -> None:
     """Entries without gradient, and padding rows that have one from elsewhere (a tied head); form(v) = v'Hv."""
     silent = _silent(check)
     if silent.length > 0.0 and not check.rests(silent.v, 0.1 * silent.length):
-        check.look_again(silent.v, silent.where, None if form is None else form(silent.v), 0.1 * silent.length)
+        curvature = None if form is None else form(silent.v)
+        check.look_again(silent.v, silent.where, curvature, 0.1 * silent.length)
     for i, row in _padded(check, graph):
         padding = _padding_row(check, i, row)
         if dot(check.gradient, padding.v) and not check.agrees(padding.v, None, longest=0.05 * padding.length):
@@ -278,8 +330,8 @@ class _Still(NamedTuple):
 def _padded(check: LineCheck, graph: LossGraph) -> Iterator[tuple[int, int]]:
     """(position of an embedding in the block, its row padding_idx) where the minibatch looks that row up."""
     for i, p in enumerate(check.block.params):
-        if (row := graph.padded.get(id(p))) is not None:
-            yield i, row
+        if id(p) in graph.padded:
+            yield i, graph.padded[id(p)]
 
 
 def _scattered(check: LineCheck, graph: LossGraph) -> tuple[Tensor, str, None, float]:
@@ -290,18 +342,23 @@ def _scattered(check: LineCheck, graph: LossGraph) -> tuple[Tensor, str, None, f
     """
     v = _signs(check.gradient)
     parts, gradients = check.block.split(v), check.block.split(check.gradient)
-    squares = {
-        name: (sum(dot(gradients[i], gradients[i]) for i in positions), sum(parts[i].numel() for i in positions))
-        for name, positions in groups_by_reader(graph, check.block.params).items()
-    }
-    typical = {name: (square / count) ** 0.5 for name, (square, count) in squares.items()}
+    groups = groups_by_reader(graph, check.block.params)
+    typical = {}  # root mean square gradient of each kind
+    for name, positions in groups.items():
+        entries = sum(parts[i].numel() for i in positions)
+        typical[name] = _length(gradients, positions) / math.sqrt(entries)
     largest = max(typical.values()) or 1.0
-    for name, positions in groups_by_reader(graph, check.block.params).items():
+    for name, positions in groups.items():
         for i in positions:
             parts[i].mul_(largest / max(typical[name], 1e-3 * largest))
     size = norm(v)
     slope = norm(v * check.gradient) / size  # the root mean square over signs
     return v.mul_(1 / size), "a random direction", None, slope
+
+
+def _length(parts: Sequence[Tensor], positions: Sequence[int]) -> float:
+    """Euclidean norm of some parts of a vector together."""
+    return math.sqrt(sum(dot(parts[i], parts[i]) for i in positions))
 
 
 def _mixed(check: LineCheck, graph: LossGraph) -> Tensor:
@@ -312,31 +369,62 @@ def _mixed(check: LineCheck, graph: LossGraph) -> Tensor:
     """
     groups = groups_by_reader(graph, check.block.params)
     v = torch.zeros_like(check.gradient)
-    parts, gradients, weights = (check.block.split(x) for x in (v, check.gradient, check.theta))
-    sizes = {name: sum(dot(gradients[i], gradients[i]) for i in positions) ** 0.5 for name, positions in groups.items()}
+    parts, gradients, weights = map(check.block.split, (v, check.gradient, check.theta))
+    sizes = {name: _length(gradients, positions) for name, positions in groups.items()}
     largest = max(sizes.values())
     for name, positions in groups.items():
         if sizes[name] == 0.0:
             continue
         reach = largest / max(sizes[name], 1e-3 * largest)
-        own = sum(dot(weights[i], weights[i]) for i in positions) ** 0.5
+        own = _length(weights, positions)
         for i in positions:
             parts[i].add_(gradients[i], alpha=reach / sizes[name])
             if own:
                 parts[i].add_(weights[i], alpha=0.5 * reach / own)
     size = norm(v)
-    return v.mul_(1 / size) if size > 0.0 else v.fill_(v.numel() ** -0.5)
+    if size == 0.0:
+        return v.fill_(v.numel() ** -0.5)
+    return v.mul_(1 / size)
+
+
+def _along_rows(check: LineCheck, graph: LossGraph) -> Tensor:
+    """A unit vector in which rows of weights grow or shrink, so that each raises the loss, each kind of them alike.
+
+    Where a norm of rows is taken for a constant (a detached norm, DoRA), such a row has a slope, and the loss has none.
+    A vector is one row. Without any such slope it is 0.
+    """
+    groups = groups_by_reader(graph, check.block.params)
+    v = torch.zeros_like(check.gradient)
+    parts, gradients, weights = (check.block.split(x) for x in (v, check.gradient, check.theta))
+    slopes = dict.fromkeys(groups, 0.0)
+    for name, those in groups.items():
+        for i in those:
+            p = check.block.params[i]
+            rows = weights[i].view(len(p) if p.dim() > 1 and p.numel() else 1, -1)
+            each = (rows * gradients[i].view_as(rows)).sum(1, keepdim=True)
+            torch.mul(rows, each.sign(), out=parts[i].view_as(rows))
+            slopes[name] += float(each.abs().sum())
+    largest = max(slopes.values()) or 1.0
+    for name, those in groups.items():
+        for i in those:
+            parts[i].mul_(largest / max(slopes[name], 1e-3 * largest))
+    size = norm(v)
+    return v.mul_(1 / size) if size > 0.0 else v
 
 
 def _silent(check: LineCheck) -> _Still:
     """Random signs on the entries whose gradient is exactly 0; of length 0 where every entry has a gradient."""
     v = torch.zeros_like(check.gradient)
-    for part, gradient, weight in zip(*(check.block.split(x) for x in (v, check.gradient, check.theta)), strict=True):
+    parts, gradients, weights = map(check.block.split, (v, check.gradient, check.theta))
+    for part, gradient, weight in zip(parts, gradients, weights, strict=True):
         still = gradient == 0
         if still.any():
+            # As far as the weights are large, or a little where they are 0.
             part.add_(_signs(part).mul_(still), alpha=norm(weight) / weight.numel() ** 0.5 or 1e-2)
     length = norm(v)
-    return _Still(v.mul_(1 / length) if length else v, "the entries whose gradient is 0", length)
+    if length:
+        v.mul_(1 / length)
+    return _Still(v, "the entries whose gradient is 0", length)
 
 
 def _padding_row(check: LineCheck, position: int, row: int) -> _Still:
@@ -367,4 +455,6 @@ def _explained(gap: Disagreement, hessian: LossAtPoint) -> Disagreement:
         return gap
     if hessian.differences:
         return replace(gap, kind="differences")
-    return replace(gap, kind="kinks") if gap.kind == "curvature" and hessian.graph.nonsmooth else gap
+    if gap.kind == "curvature" and hessian.graph.nonsmooth:
+        return replace(gap, kind="kinks")
+    return gap

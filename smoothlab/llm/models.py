@@ -3,9 +3,8 @@
 import contextlib
 import difflib
 import logging
-import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -29,7 +28,6 @@ from smoothlab.llm.validation import (  # fmt: skip
 
 NAMES = ("micro", "random:opt-125m")
 _CHOICES = "micro, random:opt-125m, a local directory or a hub name"
-_SPECIAL = 8  # special tokens around a text, at most
 
 
 @dataclass
@@ -207,59 +205,6 @@ def _reading(what: str, name: str) -> Iterator[None]:
         if Path(name).is_dir():
             hint = "the directory needs config.json, a tokenizer and model.safetensors (no pickled weights)"
         raise BadInput(f"cannot load model '{name}': {why}; {hint}") from error
-
-
-def encode(loaded: LoadedModel, texts: Sequence[str], labels: Sequence[int], device: str) -> dict[str, Any]:
-    """One padded minibatch: input_ids and attention_mask [B, length], labels [B].
-
-    Raises:
-        BadInput: a text is longer than the model allows; it is never cut silently.
-    """
-    import torch
-
-    rows = [_tokens(loaded, text) for text in texts]
-    batch = loaded.tokenizer.pad({"input_ids": rows}, return_tensors="pt")
-    found = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "labels": torch.tensor(labels)}
-    return {key: value.to(device) for key, value in found.items()}
-
-
-def check_lengths(loaded: LoadedModel, texts: Sequence[str]) -> None:
-    """Refuse texts longer than the model allows before anything is measured, not when their minibatch comes.
-
-    A token stands for a byte at least, beside the special ones: short texts need no tokenizing. `encode` checks again.
-
-    Raises:
-        BadInput: names the first text that is too long.
-    """
-    for text in texts:
-        if len(text.encode()) + _SPECIAL > loaded.max_length:
-            _tokens(loaded, text)
-
-
-def check_loss(loaded: LoadedModel, model: Any, inputs: dict[str, Any]) -> None:
-    """Refuse a model, wrapped by a PEFT method or not, that has no finite loss on a minibatch, before anything else.
-
-    Raises:
-        BadInput: the loss cannot be computed, or is not finite as the weights are.
-    """
-    import torch
-
-    with _reading("loss", loaded.name), torch.no_grad():
-        value = float(model(**inputs).loss)
-    if not math.isfinite(value):
-        raise BadInput(f"the loss of '{loaded.name}' is {value} before training: its weights are broken, use others")
-
-
-def _tokens(loaded: LoadedModel, text: str) -> list[int]:
-    row: list[int] = loaded.tokenizer(text)["input_ids"]
-    start = " ".join(text.split())[:40]
-    if len(row) > loaded.max_length:
-        raise BadInput(
-            f"the sentence '{start}...' has {len(row)} tokens, {loaded.name} takes {loaded.max_length}: cut it"
-        )
-    if not row:
-        raise BadInput(f"the sentence '{start}...' has no token that {loaded.name} knows: delete it")
-    return row
 
 
 def _opt_125m() -> Any:

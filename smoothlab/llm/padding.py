@@ -17,11 +17,8 @@ from smoothlab.hessian import padding
 from smoothlab.llm.encoding import MULTIPLE, Encoded, batch
 from smoothlab.llm.evaluate import accuracy, evaluating, scores, scores_alone
 from smoothlab.llm.memory import free
-from smoothlab.llm.models import LoadedModel, encode
 
 ALIKE = "rows of equal length"
-ENDS = 500
-"""Sentences tokenized to find the shortest and the longest: as many of the fewest letters and of the most."""
 
 
 def check_items(model: nn.Module, splits: Sequence[Encoded], name: str, method: str, *, size: int) -> bool:
@@ -85,40 +82,6 @@ def _check_order(model: nn.Module, items: Encoded, what: str, method: str) -> No
         f"{what} does not read from left to right",
         f"use {'' if method == 'none' else 'another PEFT method, '}a causal language model, or --head classifier",
     )  # fmt: skip
-
-
-def check_texts(loaded: LoadedModel, model: nn.Module, texts: Sequence[str], method: str, size: int) -> None:
-    """Refuse a classifier of `smoothness` whose logits of a sentence are others in a minibatch than by itself.
-
-    Args:
-        loaded: the classifier and its tokenizer.
-        model: the same with its PEFT method.
-        texts: all sentences that will be trained on.
-        method: the PEFT method, or "none".
-        size: sentences in a minibatch; single ones are not padded.
-
-    Raises:
-        BadInput: one line with the model type, the method, and a fix.
-    """
-    ordered = sorted(texts, key=len)
-    ends = ordered if len(ordered) <= 2 * ENDS else ordered[:ENDS] + ordered[-ENDS:]
-    lengths = [len(row) for row in loaded.tokenizer(ends, verbose=False)["input_ids"]]
-    rows = [ends[n] for n in padding.spread(lengths)]
-    what, device = _subject(model, loaded.name, method), str(next(model.parameters()).device)
-
-    def logits(chosen: Sequence[str]) -> Tensor:
-        return model(**encode(loaded, chosen, [0] * len(chosen), device)).logits
-
-    def alone() -> Tensor:
-        return torch.cat([logits([text]) for text in rows[:-1]]).flatten()
-
-    with evaluating(model):
-        _runs(alone, what, _other(method))
-        if size > 1:
-            padding.check(
-                model, alone, {"beside a longer one": lambda: logits(rows)[:-1].flatten()}, what,
-                f"use --batch 1, {ALIKE}, or {_other(method)}",
-            )  # fmt: skip
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import pandas as pd
 from smoothlab.errors import BadInput
 from smoothlab.report import finetune
 from smoothlab.report.numbers import interval, number
+from smoothlab.report.panels import short_names
 from smoothlab.stats.ranks import spearman
 from smoothlab.stats.samples import paired
 from smoothlab.stats.smoothness_table import NEEDED, blocks_of, points, protocols_of, ratio
@@ -170,13 +171,12 @@ def _names(df: pd.DataFrame) -> list[str]:
         return list(df[columns].astype(str).agg(", ".join, axis=1)) if columns else [""] * len(df)
     names: dict[Any, str] = {}
     for _, part in df.groupby("part", sort=False):
-        first = set(str(part["setting"].iloc[0]).split("/"))
+        short = short_names(part["setting"])
         for setting, rows in part.groupby("setting", sort=False):
-            tokens = [token for token in str(setting).split("/")[1:] if "=" not in token or token not in first]
             varied = [name for name in VARIED if name in rows and rows[name].nunique() > 1]
             for index, row in rows.iterrows():
                 extra = [f"{name}={row[name]}" for name in varied if pd.notna(row[name])]
-                names[index] = ", ".join([*tokens, *extra]) or "base"
+                names[index] = ", ".join([short[str(setting)], *extra]).removeprefix("base, ")
     return [names[index] for index in df.index]
 
 

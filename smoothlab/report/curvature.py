@@ -7,6 +7,7 @@ estimated ones, times sqrt(d)/batch; see `smoothlab.stats.smoothness_table`.
 
 from collections.abc import Iterable, Sequence
 from functools import partial
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -20,9 +21,10 @@ from smoothlab.report.panels import COLORS, MARKERS, Draw, grid, panel, plain_ti
 from smoothlab.stats.ranks import spearman
 from smoothlab.stats.smoothness_table import blocks_of, check, nothing, points, protocols_of, ratio
 
-NAMES = {"paper": "Appendix D.4"}
-COLORS_OF_PROTOCOLS = {"paper": "#882255", "estimated": "#0072B2"}  # estimated points are drawn last: on top
-MARKERS_OF_PROTOCOLS = {"estimated": "o", "paper": "s"}
+Looks = tuple[dict[str, str], dict[str, str]]
+"""Colors and markers of series."""
+# estimated points are drawn last, on top
+LOOKS_OF_PROTOCOLS: Looks = {"paper": "#882255", "estimated": "#0072B2"}, {"estimated": "o", "paper": "s"}
 MEANINGS = {"dashed": "rounding floor", "hollow": "below twice its rounding floor"}
 NEAR = 5.0  # a floor within this factor of the smallest value is drawn; elsewhere it would only stretch the axis
 FEW = 6  # blocks whose legend fits over half the width of the figure
@@ -38,11 +40,7 @@ def norms(df: pd.DataFrame, block: str, quantity: str, protocol: str | None, *, 
 
 
 def chosen(df: pd.DataFrame, blocks: Sequence[str], quantity: str) -> tuple[str, ...]:
-    """The blocks to draw: those named, or all that were measured.
-
-    Raises:
-        BadInput: a named block has no rows of the quantity, or the records are of another experiment.
-    """
+    """The blocks to draw: those named, or all that were measured; refuses others, and other experiments."""
     check(df)
     there = blocks_of(df, quantity)
     for block in blocks:
@@ -52,11 +50,7 @@ def chosen(df: pd.DataFrame, blocks: Sequence[str], quantity: str) -> tuple[str,
 
 
 def table_of(df: pd.DataFrame, blocks: Sequence[str], quantity: str, protocols: Sequence[str | None]) -> pd.DataFrame:
-    """Rows of several blocks and protocols for `panel`.
-
-    Raises:
-        BadInput: there are none.
-    """
+    """Rows of several blocks and protocols for `panel`; refuses to return none."""
     parts = []
     for block in blocks:
         for protocol in protocols:
@@ -68,21 +62,13 @@ def table_of(df: pd.DataFrame, blocks: Sequence[str], quantity: str, protocols: 
 
 
 def fig1a(df: pd.DataFrame, quantity: str = "frobenius", blocks: Sequence[str] = ()) -> Figure:
-    """Figure 1a: a block's norm against the step (left) and against its gradient norm (right), a line a block.
-
-    Args:
-        df: records with Hessian norms.
-        quantity: frobenius, spectral or trace.
-        blocks: blocks to draw; the first one that was measured by default.
-
-    Raises:
-        BadInput: there are no such rows.
-    """
+    """Figure 1a: a block's norm against the step (left) and against its gradient norm (right), a line a block."""
     lines = []
     for block in chosen(df, blocks, quantity)[: None if blocks else 1]:
         table = table_of(df, [block], quantity, protocols_of(df, quantity))
-        lines.append([partial(against_step, table=table, ylabel=label(quantity, block)),
-                      partial(against_gradient, table=table, ylabel=label(quantity, block), block=block)])  # fmt: skip
+        ylabel = label(quantity, block)
+        lines.append([partial(against_step, table=table, ylabel=ylabel),
+                      partial(against_gradient, table=table, ylabel=ylabel, block=block)])  # fmt: skip
     return grid(lines, MEANINGS, height=2.7)
 
 
@@ -92,10 +78,8 @@ def against_step(ax: Axes, table: pd.DataFrame, ylabel: str) -> None:
     for protocol, rows in table.groupby("protocol"):
         factor = rows["factor"].median()
         times = "" if factor == 1 else rf", $\times\sqrt{{d}}$/batch = {number(factor)}"
-        names[protocol] = NAMES.get(str(protocol), str(protocol)) + times
-    panel(ax, table, "step", ["protocol"], xlabel="step", ylabel=ylabel, names=names, colors=COLORS_OF_PROTOCOLS,
-          markers=MARKERS_OF_PROTOCOLS, line="--", joined=True, columns=1)  # fmt: skip
-    step_axis(ax, table["step"])
+        names[protocol] = {"paper": "Appendix D.4"}.get(str(protocol), str(protocol)) + times
+    along_steps(ax, table, "protocol", LOOKS_OF_PROTOCOLS, ylabel=ylabel, names=names, columns=1)
     limits(ax, table)
 
 
@@ -105,23 +89,15 @@ def against_gradient(ax: Axes, table: pd.DataFrame, ylabel: str, block: str) -> 
     names = {}
     for protocol, rows in table.groupby("protocol"):
         names[protocol] = f"rank correlation {spearman(rows['grad_norm'], rows['measured']) or 'of too few points'}"
+    colors, markers = LOOKS_OF_PROTOCOLS
     panel(ax, table, "grad_norm", ["protocol"], xlabel="gradient norm " + symbol("g", block, r"\|", r"\|"),
-          ylabel=ylabel, scale="xy" if (table["measured"] > 0).all() else "x", names=names, line="--",
-          colors=COLORS_OF_PROTOCOLS, markers=MARKERS_OF_PROTOCOLS, columns=1)  # fmt: skip
+          ylabel=ylabel, scale="xy" if (table["measured"] > 0).all() else "x", names=names, line="--", colors=colors,
+          markers=markers, columns=1)  # fmt: skip
     limits(ax, table)
 
 
 def fig1b(df: pd.DataFrame, quantity: str = "frobenius", blocks: Sequence[str] = ()) -> Figure:
-    """Figure 1b: the blocks' norms side by side along training, and below the ratio of base model to PEFT module.
-
-    Args:
-        df: records with Hessian norms.
-        quantity: frobenius, spectral or trace.
-        blocks: blocks to draw; by default all.
-
-    Raises:
-        BadInput: there are no such rows.
-    """
+    """Figure 1b: the blocks' norms side by side along training, and below the ratio of base model to PEFT module."""
     blocks = chosen(df, blocks, quantity)
     table = table_of(df, blocks, quantity, protocols_of(df, quantity))
     draws: list[Draw] = []
@@ -138,12 +114,17 @@ def fig1b(df: pd.DataFrame, quantity: str = "frobenius", blocks: Sequence[str] =
 def blocks_against_step(ax: Axes, table: pd.DataFrame, protocol: str, ylabel: str) -> None:
     """Norms of several blocks against the step, in the range of all protocols: they are compared by eye."""
     rows = table[table["protocol"] == protocol]
-    colors, markers = looks_of(dict.fromkeys(rows["block"]))
+    looks = looks_of(dict.fromkeys(rows["block"]))
     title = {"paper": r"Appendix D.4, times $\sqrt{d}$/batch"}.get(protocol, protocol)
-    panel(ax, rows, "step", ["block"], xlabel="step", ylabel=ylabel, title=title, colors=colors, markers=markers,
-          line="--", joined=True, columns=3 if len(colors) <= FEW else 7)  # fmt: skip
-    step_axis(ax, rows["step"])
+    along_steps(ax, rows, "block", looks, ylabel=ylabel, title=title, columns=3 if len(looks[0]) <= FEW else 7)
     limits(ax, table, log=True)
+
+
+def along_steps(ax: Axes, rows: pd.DataFrame, series: str, looks: Looks, **options: Any) -> None:
+    """Joined points against the step, and their floors as dashed lines."""
+    colors, markers = looks
+    panel(ax, rows, "step", [series], xlabel="step", colors=colors, markers=markers, line="--", joined=True, **options)
+    step_axis(ax, rows["step"])
 
 
 def base_over_peft(ax: Axes, df: pd.DataFrame, quantity: str) -> None:
@@ -158,21 +139,14 @@ def base_over_peft(ax: Axes, df: pd.DataFrame, quantity: str) -> None:
     if table.empty:
         raise BadInput(f"base and peft have no {quantity} at the same step: leave one out with --block")
     ax.axhline(1, ls=":", lw=0.8, color="black", label="equal norms")
-    colors = {"estimated": "#0072B2", "paper": "#882255", "printed": "#CC79A7"}
-    markers = {"estimated": "o", "paper": "s", "printed": "^"}
-    panel(ax, table, "step", ["kind"], xlabel="step", ylabel="base / PEFT", names=names, colors=colors,
-          markers=markers, joined=True, columns=4)  # fmt: skip
-    step_axis(ax, table["step"])
+    looks = dict(zip(names, ("#0072B2", "#882255", "#CC79A7"), strict=True)), dict(zip(names, "os^", strict=True))
+    along_steps(ax, table, "kind", looks, ylabel="base / PEFT", names=names, columns=4)
     limits(ax, table, log=True)
     ax.set_ylim(bottom=min(0.9, ax.get_ylim()[0]))
 
 
 def path(df: pd.DataFrame, quantity: str = "", blocks: Sequence[str] = ()) -> Figure:
-    """Smoothness along the path, ||g(k+1) - g(k)|| / ||w(k+1) - w(k)||, beside each block's spectral norm.
-
-    Raises:
-        BadInput: no block has rows of gradient_lipschitz.
-    """
+    """Smoothness along the path, ||g(k+1) - g(k)|| / ||w(k+1) - w(k)||, beside each block's spectral norm."""
     blocks = chosen(df, blocks, "gradient_lipschitz")
     return grid([[partial(path_smoothness, df=df, blocks=blocks)]], MEANINGS, height=3.2)
 
@@ -185,22 +159,16 @@ def path_smoothness(ax: Axes, df: pd.DataFrame, blocks: Sequence[str]) -> None:
     eigenvalues = pd.concat(spectral, ignore_index=True).assign(reference=np.nan)
     eigenvalues["low"] = eigenvalues["measured"]  # the interval is one-sided: the value is its own lower bound
     names = {block: rf"{block}: $\|\Delta g\| / \|\Delta w\|$" for block in blocks}
-    panel(ax, quotients, "step", ["block"], names=names, colors=colors, markers=dict.fromkeys(blocks, ""), line="--",
-          joined=True)  # fmt: skip
+    along_steps(ax, quotients, "block", (colors, dict.fromkeys(blocks, "")), names=names)
     names = {block: rf"{block}: $|\lambda|_{{\max}}(H)$" for block in blocks}
     if len(eigenvalues):
         panel(ax, eigenvalues, "step", ["block"], names=names, colors=colors, markers=markers)
-    ax.set(xlabel="step", ylabel=r"$\|\Delta g\| / \|\Delta w\|$ (mean loss)")
-    step_axis(ax, quotients["step"])
+    ax.set_ylabel(r"$\|\Delta g\| / \|\Delta w\|$ (mean loss)")
     limits(ax, pd.concat([quotients, eigenvalues]))
 
 
 def against_depth(df: pd.DataFrame, quantity: str = "frobenius", blocks: Sequence[str] = ()) -> Figure:
-    """Norm of every block against its depth, at up to four steps of the training.
-
-    Raises:
-        BadInput: no numbered layer was measured.
-    """
+    """Norm of every block against its depth, at up to four steps of the training."""
     blocks = chosen(df, blocks, quantity)
     if all(depth(block) is None for block in blocks):
         raise BadInput(f"no layer among the blocks {', '.join(blocks)}: measure with --blocks layer")
@@ -270,7 +238,7 @@ def symbol(letter: str, block: str, left: str = "", right: str = "") -> str:
     return f"${left}{letter}{right}$" + (f" of {block}".replace("$", r"\$") if block else "")
 
 
-def looks_of(blocks: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
+def looks_of(blocks: Iterable[str]) -> Looks:
     """Color and marker of each block: base, peft and head fixed, numbered layers from dark to light in their order.
 
     No two blocks share a color, and no two neighboring layers a marker.

@@ -164,6 +164,15 @@ def rows_of(df: pd.DataFrame, needed: Sequence[str], command: str, part: str, qu
     return rows
 
 
+def short_names(settings: pd.Series) -> dict[str, str]:
+    """Short name of each setting ("part/eps=1/n=2"): the options in which it differs from the first one."""
+    first, names = set(str(settings.iloc[0]).split("/")), {}
+    for setting in dict.fromkeys(settings):
+        tokens = [token for token in setting.split("/")[1:] if "=" not in token or token not in first]
+        names[setting] = ", ".join(tokens) or "base"
+    return names
+
+
 def plain_ticks(axis: Any, values: pd.Series) -> None:
     """Plain numbers on a logarithmic axis: 1-2-5 within two decades, evenly spaced within a factor of 4."""
     values = values[(values > 0) & np.isfinite(values)]

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from smoothlab.errors import BadInput
 from smoothlab.report import panels
-from smoothlab.report.panels import COLORS, GRAY, grid, panel, plain_ticks, scaled
+from smoothlab.report.panels import COLORS, GRAY, grid, panel, plain_ticks, scaled, short_names
 
 NEEDED = ("part", "setting", "quantity", "measured", "low", "high", "reference")
 MEANINGS = {"line": "exact recursion, or asked for", "hollow": "exact recursion alone: not run"}
@@ -23,31 +23,12 @@ SERIES = THEOREMS | {"zo": COLORS[7], "fo-reshuffle": COLORS[3], "fo-replace": C
 NAMES = {
     "printed": "C.1 as printed", "expectation": "in expectation", "probability": "high probability",
     "zo": "best, zeroth-order", "fo-reshuffle": "best, exact, reshuffled", "fo-replace": "best, exact, replaced",
-    "one": "one rate", "two": "two rates", "exact": "exact gradients", "replace": "with replacement",
-    "once": "shuffled once", "reshuffle": "reshuffled", "ratio": "L_x/L_y", "given": "T", "": "exact",
+    "one": "one rate", "two": "two rates",
 }  # fmt: skip
-VARIED = ("eps", "n", "d", "delta", "ratio", "sigma", "family", "order", "oracle", "rule", "given")
 AXES = {"eps": r"$\varepsilon$", "n": "$n$", "d": "$d$", "delta": r"$\delta$"}
 MOST = 45  # settings whose names are drawn
 SHIFT = 0.24  # of a line: from one theorem to the next
 rows_of = partial(panels.rows_of, needed=NEEDED, command="rates")
-
-
-def settings_of(df: pd.DataFrame) -> dict[str, str]:
-    """Short name of each setting of theorem: what differs from the first one."""
-    settings = df[df["part"] == "theorem"].drop_duplicates("setting")
-    names: dict[str, str] = {}
-    for _, row in settings.iterrows():
-        different = [varied(key, row[key]) for key in VARIED if key in row and row[key] != settings.iloc[0][key]]
-        names[row["setting"]] = ", ".join(different) or "base"
-    return names
-
-
-def varied(key: str, value: Any) -> str:
-    """Value of an option in few words."""
-    if isinstance(value, str):
-        return NAMES.get(value, value)
-    return f"{NAMES.get(key, key)} {value:g}"
 
 
 def averages(ax: Axes, df: pd.DataFrame) -> None:
@@ -82,7 +63,7 @@ def by_setting(ax: Axes, df: pd.DataFrame, quantity: str) -> pd.DataFrame:
     averaged = pd.concat([rows_of(df, part=part, quantity="average") for part in ("theorem", "counterexample")])
     rows = pd.concat([rows_of(df, part=part, quantity=quantity) for part in ("theorem", "counterexample")])
     places = {setting: -place for place, setting in enumerate(dict.fromkeys(averaged["setting"]))}
-    names = settings_of(df)
+    names = short_names(df.loc[df["part"] == "theorem", "setting"])
     for _, row in averaged[averaged["part"] == "counterexample"].iterrows():
         names[row["setting"]] = f"fails: d {row['d']:g}, sigma {row['sigma']:g}"
     if len(places) > MOST:
@@ -165,7 +146,7 @@ def speedup(ax: Axes, df: pd.DataFrame, quantity: str, mark: str, ylabel: str, t
     rows = rows_of(df, part="speedup_of_two_rates", quantity=quantity)
     if mark == "rule":
         rows = rows[rows["sigma"] == 0].sort_values("rule", ascending=False, kind="stable")
-    rows["gradient"] = [NAMES[""] if d == 1 else f"ZO, $d$ = {d:g}" for d in rows["d"]]
+    rows["gradient"] = ["exact" if d == 1 else f"ZO, $d$ = {d:g}" for d in rows["d"]]
     names = NAMES | {sigma: rf"$\sigma$ = {sigma:g}" for sigma in set(rows["sigma"])}
     panel(ax, rows, "ratio", ["gradient", mark], xlabel="$L_x/L_y$", ylabel=ylabel, scale="xy", title=title,
           names=names)  # fmt: skip

@@ -10,7 +10,7 @@ import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from functools import cache
 from math import prod
 from typing import ClassVar
@@ -21,10 +21,12 @@ from torch import Tensor
 
 from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
-from smoothlab.zeroth.expectations import Array, Cumulants, Shapes, by_coordinates, from_cumulants
+from smoothlab.zeroth.expectations import Array, Cumulants, Shapes, by_coordinates, entries, from_cumulants
 from smoothlab.zeroth.names import DISTRIBUTIONS
 from smoothlab.zeroth.rng import SHARED, Piece, Stream, chunk_of, cut
 
+Parts = Sequence[float] | None
+Vector = Array | None
 _SAMPLING = {"fill", "radius", "pieces", "stream"}
 _DERIVED = ("draw", "fill_replicas", "cumulants", "covariance", "expectation", "second_moment")
 
@@ -68,10 +70,8 @@ class Distribution(ABC):
     @property
     def name(self) -> str:
         """Name for records, with the parameters: "gaussian", "sparse(0.1)"."""
-        label = type(self).__name__.lower()
-        if not self.parameters:
-            return label
-        return f"{label}({', '.join(format(value, 'g') for value in self.parameters)})"
+        label, numbers = type(self).__name__.lower(), ", ".join(map("{:g}".format, self.parameters))
+        return f"{label}({numbers})" if numbers else label
 
     @abstractmethod
     def fill(self, stream: Stream, piece: Piece, out: Tensor) -> None:
@@ -119,7 +119,7 @@ class Distribution(ABC):
 
     def covariance(self, shapes: Shapes) -> Array:
         """Diagonal of E zz' [d]."""
-        return np.ones(sum(prod(shape) for shape in shapes))
+        return np.ones(entries(shapes))
 
     def expectation(self, shapes: Shapes, factors: Sequence[Array], *, free: bool = False) -> Array:
         """E prod_k F_k[z, ..., z], or the vector E z prod_k F_k[z, ..., z] with `free`.
@@ -134,9 +134,7 @@ class Distribution(ABC):
         """
         return from_cumulants(self.cumulants(), shapes, factors, free=free)
 
-    def second_moment(
-        self, shapes: Shapes, *, parts: Sequence[float] | None = None, gradient: Array | None = None
-    ) -> tuple[float, float]:
+    def second_moment(self, shapes: Shapes, parts: Parts = None, gradient: Vector = None) -> tuple[float, float]:
         """E ||<g, z> z||^2 and ||E <g, z> z||^2, over ||g||^2. Cheap for any dimension.
 
         E (g'z)^2 ||z||^2 = sum_ij g_i g_j E z_i z_j ||z||^2; for independent entries d - 1 + E z_i^4 (Isserlis).
@@ -150,7 +148,7 @@ class Distribution(ABC):
             BadInput: no closed form is known, or the moments depend on the gradient and neither `parts` nor `gradient`
                 says enough.
         """
-        return sum(prod(shape) for shape in shapes) + 2 + self.cumulants().fourth, 1.0
+        return entries(shapes) + 2 + self.cumulants().fourth, 1.0
 
 
 @dataclass(frozen=True)
@@ -205,16 +203,14 @@ class Sphere(Distribution):
 
     def expectation(self, shapes: Shapes, factors: Sequence[Array], *, free: bool = False) -> Array:
         """The Gaussian's of order 2n, on whose length z does not depend, times d^n / (d (d + 2) ... (d + 2n - 2))."""
-        d = sum(prod(shape) for shape in shapes)
+        d = entries(shapes)
         order = sum(f.ndim for f in factors) + free
         shrink = prod(d / (d + 2 * k) for k in range(order // 2))
         return shrink * Gaussian().expectation(shapes, factors, free=free)
 
-    def second_moment(
-        self, shapes: Shapes, *, parts: Sequence[float] | None = None, gradient: Array | None = None
-    ) -> tuple[float, float]:
+    def second_moment(self, shapes: Shapes, parts: Parts = None, gradient: Vector = None) -> tuple[float, float]:
         """d, as ||z||^2 = d."""
-        return float(sum(prod(shape) for shape in shapes)), 1.0
+        return float(entries(shapes)), 1.0
 
 
 def _square(g: Tensor) -> float:
@@ -329,88 +325,6 @@ class Sparse(Distribution):
 
 
 @dataclass(frozen=True)
-class Preconditioned(Distribution):
-    """z = S g with diagonal S: E zz' = S^2, so the estimator's mean is S^2 grad f, a preconditioned gradient.
-
-    >>> import torch
-    >>> from smoothlab import Preconditioned
-    >>> Preconditioned((torch.tensor([2.0, 0.5]),)).covariance(((2,),)).tolist()
-    [4.0, 0.25]
-
-    Attributes:
-        scales: S, one tensor a parameter of the block, in its shape or a single number for all of its entries.
-    """
-
-    scales: tuple[Tensor, ...] = field(compare=False)
-
-    def fill(self, stream: Stream, piece: Piece, out: Tensor) -> None:
-        """Normal numbers times S."""
-        shapes = [tuple(p.shape) for p in stream.block.params]
-        self._check(shapes)
-        scale = self.scales[piece.tensor].reshape(-1)
-        out.normal_(generator=stream.generator(piece.tensor, piece.number))
-        out.mul_(scale if len(scale) == 1 else scale[piece.start : piece.stop])
-
-    def _check(self, shapes: Sequence[tuple[int, ...]]) -> None:
-        """Refuse scales that do not fit tensors of these shapes."""
-        own = [tuple(t.shape) for t in self.scales]
-        fits = len(own) == len(shapes)
-        for scale, shape in zip(self.scales, shapes, strict=False):
-            fits = fits and (scale.numel() == 1 or scale.numel() == prod(shape))
-        if not fits:
-            raise BadInput(
-                f"{self.name} directions: tensors of shapes {own} do not fit parameters of shapes {list(shapes)}: give "
-                "one tensor a parameter, of its shape or of one entry"
-            )
-
-    def covariance(self, shapes: Shapes) -> Array:
-        """S^2."""
-        self._check(shapes)
-        flat = [t.detach().cpu().double().numpy().reshape(-1) for t in self.scales]
-        return np.concatenate([np.broadcast_to(s, prod(shape)) for s, shape in zip(flat, shapes, strict=True)]) ** 2
-
-    def expectation(self, shapes: Shapes, factors: Sequence[Array], *, free: bool = False) -> Array:
-        """The Gaussian's, each index of each F_k times S."""
-        scale = self.covariance(shapes) ** 0.5
-        scaled = []
-        for f in factors:
-            for axis in range(f.ndim):
-                f = f * np.expand_dims(scale, [k for k in range(f.ndim) if k != axis])
-            scaled.append(f)
-        value = Gaussian().expectation(shapes, scaled, free=free)
-        return value * scale if free else value
-
-    def second_moment(
-        self, shapes: Shapes, *, parts: Sequence[float] | None = None, gradient: Array | None = None
-    ) -> tuple[float, float]:
-        """(tr S^2 ||S g||^2 + 2 ||S^2 g||^2) / ||g||^2, from g or, where S is one number a tensor, from its norms."""
-        if gradient is not None:
-            s, g2 = self.covariance(shapes), gradient**2
-            trace = s.sum()
-        elif parts is not None and all(t.numel() == 1 for t in self.scales):
-            s, g2 = np.array([float(t) ** 2 for t in self.scales]), np.array(parts)
-            trace = s @ [prod(shape) for shape in shapes]
-        else:
-            raise BadInput(f"the variance of {self.name} directions depends on the gradient: give gradient")
-        total, aligned = g2.sum(), s**2 @ g2
-        return float((trace * (s @ g2) + 2 * aligned) / total), float(aligned / total)
-
-
-@dataclass(frozen=True)
-class Masked(Preconditioned):
-    """z = m g: Gaussian g on the entries that a fixed mask keeps, so E zz' = diag(m) and the others get gradient 0.
-
-    >>> import torch
-    >>> from smoothlab import Masked
-    >>> Masked((torch.tensor([True, False]),)).covariance(((2,),)).tolist()
-    [1.0, 0.0]
-
-    Attributes:
-        scales: one boolean tensor a parameter of the block, in its shape or a single entry for all; True moves.
-    """
-
-
-@dataclass(frozen=True)
 class LowRank(Distribution):
     """z = U W' / sqrt(rank) for a matrix [m, n], U [m, rank] and W [n, rank] Gaussian; Gaussian for other tensors.
 
@@ -460,9 +374,7 @@ class LowRank(Distribution):
         """The Gaussian's, and those of matrices, see `smoothlab.zeroth.expectations`."""
         return Cumulants(rank=self.rank)
 
-    def second_moment(
-        self, shapes: Shapes, *, parts: Sequence[float] | None = None, gradient: Array | None = None
-    ) -> tuple[float, float]:
+    def second_moment(self, shapes: Shapes, parts: Parts = None, gradient: Vector = None) -> tuple[float, float]:
         """sum_t (||g_t||^2 / ||g||^2) e_t with e_t = d + 2 + 2 (m_t + n_t + 1)/r for matrices [m_t, n_t], else d + 2.
 
         Rows pair in 3 ways and columns in 3; equal pairings give mn + 2, the 6 unequal ones 2m + 2n + 2 over r; other
@@ -477,23 +389,7 @@ class LowRank(Distribution):
                 f"{self.name} directions on tensors of shapes {shapes}: give parts, the squared gradient norm of each"
             )
         mean = extra[0] if parts is None else float(np.dot(extra, parts) / sum(parts))
-        return sum(prod(shape) for shape in shapes) + mean, 1.0
-
-
-@dataclass(frozen=True)
-class Known(Distribution):
-    """Directions that are there already: seed (i,) stands for number i of them.
-
-    Attributes:
-        vectors: flat vectors [dim] in the order of the block's parameters.
-    """
-
-    vectors: tuple[Tensor, ...] = field(compare=False)
-
-    def fill(self, stream: Stream, piece: Piece, out: Tensor) -> None:
-        """Copy."""
-        before = sum(p.numel() for p in stream.block.params[: piece.tensor])
-        out.copy_(self.vectors[stream.seed[0]][before + piece.start : before + piece.stop])
+        return entries(shapes) + mean, 1.0
 
 
 def named(text: str, option: str = "distribution") -> Distribution:

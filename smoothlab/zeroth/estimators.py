@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from smoothlab.blocks import Block, Loss, standing_at
 from smoothlab.errors import BadInput
 from smoothlab.zeroth.closures import check_same, check_written, meeting
-from smoothlab.zeroth.distributions import Distribution, Gaussian, Known
+from smoothlab.zeroth.distributions import Distribution, Gaussian
 from smoothlab.zeroth.perturbation import Perturbation
 from smoothlab.zeroth.rng import Mixture, Piece, Seed, Stream, Terms, stream_name
+from smoothlab.zeroth.scaled import Known
 
 Sides = Literal[1, 2]
 Average = Literal["plain", "antithetic", "orthogonal"]

@@ -46,6 +46,11 @@ class Index(NamedTuple):
 Names = tuple[tuple[Index, ...], ...]  # of the indices of each factor, the free one last
 
 
+def entries(shapes: Shapes) -> int:
+    """Number d of entries of tensors of these shapes."""
+    return sum(map(prod, shapes))
+
+
 class Cumulants(NamedTuple):
     """Cumulants of orders 4, 6 and 8 of an entry of variance 1; entries are independent unless `rank` is set.
 
@@ -82,7 +87,7 @@ def from_cumulants(cumulants: Cumulants, shapes: Shapes, factors: Sequence[Array
 
 def by_coordinates(shapes: Shapes, factors: Sequence[Array], *, free: bool) -> Array:
     """The same for z = +-sqrt(d) e_j."""
-    order, d = sum(f.ndim for f in factors) + free, sum(prod(shape) for shape in shapes)
+    order, d = sum(f.ndim for f in factors) + free, entries(shapes)
     if order % 2:
         return _zero(shapes, free)
     same = Index(-1, 0, 0)
@@ -91,7 +96,7 @@ def by_coordinates(shapes: Shapes, factors: Sequence[Array], *, free: bool) -> A
 
 
 def _zero(shapes: Shapes, free: bool) -> Array:
-    return np.zeros(sum(prod(shape) for shape in shapes)) if free else np.zeros(())
+    return np.zeros(entries(shapes) if free else ())
 
 
 @cache

@@ -25,7 +25,6 @@ Averages:
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import prod
 from types import FunctionType
 
 import numpy as np
@@ -33,7 +32,7 @@ import numpy as np
 from smoothlab.errors import BadInput
 from smoothlab.zeroth.distributions import Distribution, Sphere
 from smoothlab.zeroth.estimators import ZerothOrder
-from smoothlab.zeroth.expectations import Array, Shapes
+from smoothlab.zeroth.expectations import Array, Shapes, entries
 
 
 @dataclass(frozen=True)
@@ -182,9 +181,8 @@ def linear_factor(
     """
     distribution, (q, _) = _direction(estimator), _independent(estimator)
     tensors = shapes or ((dim,),)
-    entries = sum(prod(shape) for shape in tensors)
-    if entries != dim:
-        raise BadInput(f"tensors of shapes {tensors} have {entries} entries, not {dim}")
+    if entries(tensors) != dim:
+        raise BadInput(f"tensors of shapes {tensors} have {entries(tensors)} entries, not {dim}")
     single, aligned = distribution.second_moment(tensors, parts=parts, gradient=gradient)
     if estimator.average == "orthogonal":
         return single / q

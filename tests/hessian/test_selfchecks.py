@@ -3,18 +3,20 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from smoothlab.blocks import Block, fixed_loss
 from smoothlab.errors import BadInput
 from smoothlab.hessian import selfchecks
 from smoothlab.hessian.deflation import Deflation
 from smoothlab.hessian.disagreements import WrongProducts
+from smoothlab.hessian.gradients import LossAtPoint
 from smoothlab.hessian.loss_graph import read_graph
 from smoothlab.hessian.norms import Hessian
 from smoothlab.hessian.products import ExactHessian, FiniteDifferenceHessian
 from smoothlab.hessian.selfchecks import check_gradient
 from tests.cases import PROBLEMS
-from tests.lying import LIES, Lie, half_double, once, spectral_norm
+from tests.lying import LIES, DetachedNorm, Lie, half_double, once, spectral_norm
 
 MESSAGES = {
     "products": "products of block 'base' are not its loss's",
@@ -54,6 +56,42 @@ def test_a_wrong_gradient_is_refused_with_differences_too(lie: Lie) -> None:
         FiniteDifferenceHessian(loss, blocks).norms()
     with pytest.raises(WrongProducts, match=MESSAGES["gradient"]):
         check_gradient(loss, blocks)
+
+
+def test_a_detached_norm_of_long_rows_is_seen_along_the_rows() -> None:
+    """There a gradient is almost at right angles with its row: what is wrong is 1/features of a slope along it."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(400, 40, bias=False), nn.Tanh(), nn.Linear(40, 1))
+    parametrize.register_parametrization(net[0], "weight", DetachedNorm())
+    x, y = torch.randn(16, 400), torch.randn(16)
+    blocks = [Block("base", tuple(net.parameters()))]
+
+    def loss() -> Tensor:
+        return (net(x)[:, 0] - y).square().mean()
+
+    with pytest.raises(WrongProducts, match="along rows of weights along themselves"):
+        ExactHessian(loss, blocks).norms()
+    with pytest.raises(WrongProducts, match="gradient of block 'base'"):
+        check_gradient(loss, blocks)
+
+
+def test_a_strong_third_derivative_takes_two_evaluations_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """10 + u/6 + 9 u^2/2 + 100 u^3 along a unit vector: Taylor's next term is why first differences are off."""
+    w = nn.Parameter(torch.ones(20))
+    v = torch.full((20,), 20**-0.5)
+
+    def loss() -> Tensor:
+        u = ((w - 1) * v).sum()
+        return 10 + u / 6 + 4.5 * u**2 + 100 * u**3
+
+    blocks = [Block("base", (w,))]
+    point, made = LossAtPoint(loss, blocks), []
+    check = selfchecks.LineCheck(point, blocks[0])
+    monkeypatch.setattr(check, "_evaluate", lambda: made.append(0) or point.evaluate())
+    assert check.agrees(v, 9.0) and len(made) == 4
+    assert not check.agrees(v, 9.5)
+    check.look(v, "here", 9.5)
+    assert check.gaps["curvature"].size == pytest.approx(0.5 / 9.5, rel=0.2) and check.gaps["gradient"].size == 0.0
 
 
 def test_a_hessian_that_is_infinite_has_no_unflagged_number_by_differences() -> None:

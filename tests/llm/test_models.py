@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from smoothlab.errors import BadInput
 from smoothlab.llm import hub, models
 from smoothlab.llm.memory import parameter_count
-from smoothlab.llm.models import check_lengths, check_loss, encode, load_classifier, load_lm
+from smoothlab.llm.models import load_classifier, load_lm
 
 
 @pytest.fixture(scope="module")
@@ -63,33 +63,35 @@ def test_the_head_is_seeded_and_the_global_generator_left(micro: models.LoadedMo
     assert load_classifier("micro", 5, seed=0).model.score.weight.shape == (5, 192)
 
 
+def padded(loaded: models.LoadedModel, texts: list[str], labels: list[int]) -> dict[str, torch.Tensor]:
+    """A minibatch by the tokenizer's own padding."""
+    batch = loaded.tokenizer(texts, padding=True, return_tensors="pt")
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    return inputs | {"labels": torch.tensor(labels)}
+
+
 def test_padding_does_not_change_a_sentence(micro: models.LoadedModel) -> None:
     """Logits alone and beside a longer sentence agree to fp32 rounding of sums over 192 features and 6 layers."""
     texts = ["a fine film .", "although the plot is hollow , the film as a whole is lively ."]
     with torch.no_grad():
-        both = micro.model(**{k: v for k, v in encode(micro, texts, [0, 1], "cpu").items() if k != "labels"}).logits
-        alone = micro.model(**{k: v for k, v in encode(micro, texts[:1], [0], "cpu").items() if k != "labels"}).logits
+        both = micro.model(**{k: v for k, v in padded(micro, texts, [0, 1]).items() if k != "labels"}).logits
+        alone = micro.model(**{k: v for k, v in padded(micro, texts[:1], [0]).items() if k != "labels"}).logits
     scale = float(both.abs().max())
     assert float((both[0] - alone[0]).abs().max()) < 192 * 6 * torch.finfo(torch.float32).eps * scale
 
 
 def test_batches_are_padded_on_the_right_after_the_start_token(micro: models.LoadedModel) -> None:
-    batch = encode(micro, ["fine", "a long and winding remark"], [1, 0], "cpu")
+    batch = padded(micro, ["fine", "a long and winding remark"], [1, 0])
     assert batch["input_ids"][0, 0] == micro.tokenizer.bos_token_id == 2
     assert batch["input_ids"][0, -1] == micro.tokenizer.pad_token_id == 1 and batch["attention_mask"][0, -1] == 0
     assert batch["labels"].tolist() == [1, 0]
     assert micro.tokenizer.decode(micro.tokenizer("A Film, fine.")["input_ids"][1:]) == "a film, fine."
 
 
-def test_a_long_sentence_is_refused_not_cut(micro: models.LoadedModel) -> None:
-    with pytest.raises(BadInput, match=r"the sentence 'word word .*' has \d+ tokens, micro takes 256"):
-        encode(micro, ["word " * 300], [0], "cpu")
-
-
 @pytest.mark.parametrize("kind", ["opt", "llama", "bert", "gpt2"])
 def test_local_directories_load(tmp_path: Path, kind: str) -> None:
     loaded = load_classifier(str(saved(tmp_path, kind)), 3, seed=0)
-    loss = loaded.model(**encode(loaded, ["fine", "a dull film"], [0, 2], "cpu")).loss
+    loss = loaded.model(**padded(loaded, ["fine", "a dull film"], [0, 2])).loss
     assert torch.isfinite(loss) and loaded.max_length == 50
 
 
@@ -215,7 +217,7 @@ def test_a_checkpoints_own_head_is_kept_or_replaced_and_told(tmp_path: Path) -> 
 @pytest.mark.parametrize("problem", ["regression", "multi_label_classification"])
 def test_other_problem_types_become_classification(tmp_path: Path, problem: str) -> None:
     loaded = load_classifier(str(edited(saved(tmp_path, "opt"), problem_type=problem)), 2, seed=0)
-    inputs = encode(loaded, ["fine", "a dull film"], [0, 1], "cpu")
+    inputs = padded(loaded, ["fine", "a dull film"], [0, 1])
     found = loaded.model(**inputs)
     torch.testing.assert_close(found.loss, torch.nn.functional.cross_entropy(found.logits, inputs["labels"]))
     assert any(f"was made for {problem}: it is trained with the cross-entropy of 2 classes" in n for n in loaded.notes)
@@ -281,10 +283,10 @@ def test_positions_numbered_from_the_padding_token_on_are_left_out(tmp_path: Pat
     shutil.copy(tmp_path / "other" / "tokenizer_config.json", tmp_path)
     loaded = load_classifier(str(tmp_path), 2, seed=0)
     assert loaded.max_length == 50
-    longest = encode(loaded, [" ".join(["fine"] * 48)], [0], "cpu")
+    longest = padded(loaded, [" ".join(["fine"] * 48)], [0])
     assert longest["input_ids"].shape == (1, 50) and torch.isfinite(loaded.model(**longest).loss)
-    with pytest.raises(BadInput, match="has 51 tokens, .* takes 50"):
-        encode(loaded, [" ".join(["fine"] * 49)], [0], "cpu")
+    with pytest.raises((IndexError, RuntimeError)):
+        loaded.model(**padded(loaded, [" ".join(["fine"] * 49)], [0]))
 
 
 def test_a_model_without_positions_takes_what_its_tokenizer_does_or_anything(tmp_path: Path) -> None:
@@ -299,25 +301,7 @@ def test_a_model_without_positions_takes_what_its_tokenizer_does_or_anything(tmp
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(said))
     loaded = load_classifier(str(tmp_path), 2, seed=0)
     assert any("states no longest input" in note for note in loaded.notes)
-    assert torch.isfinite(loaded.model(**encode(loaded, ["fine " * 999], [0], "cpu")).loss)
-
-
-def test_long_sentences_are_found_before_their_minibatch(micro: models.LoadedModel) -> None:
-    check_lengths(micro, ["fine " * 10, "word " * 200])
-    with pytest.raises(BadInput, match=r"the sentence 'word word .*' has 30. tokens, micro takes 256"):
-        check_lengths(micro, ["fine"] * 3 + ["word " * 300])
-
-
-def test_broken_weights_are_found_before_training() -> None:
-    loaded = load_classifier("micro", 2, seed=0)
-    inputs = encode(loaded, ["fine"], [0], "cpu")
-    check_loss(loaded, loaded.model, inputs)
-    with pytest.raises(BadInput, match="cannot load model 'micro': its loss cannot be had .IndexError"):
-        check_loss(loaded, loaded.model, inputs | {"labels": torch.tensor([2])})
-    with torch.no_grad():
-        loaded.model.score.weight[0, 0] = float("nan")
-    with pytest.raises(BadInput, match="the loss of 'micro' is nan before training: its weights are broken"):
-        check_loss(loaded, loaded.model, inputs)
+    assert torch.isfinite(loaded.model(**padded(loaded, ["fine " * 999], [0])).loss)
 
 
 def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from smoothlab.llm.adapters import attach
 from smoothlab.llm.encoding import Encoded, batch
 from smoothlab.llm.evaluate import accuracy, accuracy_one_by_one, choice_loss, scores
 from smoothlab.llm.models import LoadedModel
-from smoothlab.llm.padding import check_items, check_texts, precise
+from smoothlab.llm.padding import check_items, precise
 from smoothlab.llm.peft_methods import MEASURABLE
 from smoothlab.llm.tasks import Kind
 from tests.llm import zoo
@@ -168,41 +168,6 @@ def test_classifiers_of_language_models_score_alike(kind: str, method: str) -> N
 
 def loaded(kind: str) -> LoadedModel:
     return LoadedModel(zoo.classifier(kind, vocab_size=4096), tokenizer(), "some/model", 128)
-
-
-TEXTS = (
-    "a film",
-    "a dull film",
-    "a film of the year",
-    "one of the finest films of its kind that the year has to offer us",
-    "dull it is",
-)
-
-
-@pytest.mark.check
-@pytest.mark.parametrize("kind", ["opt", "fnet", "xlnet", "convbert", "nystromformer", "mobilebert", "phi3"])
-def test_classifiers_in_smoothness(kind: str) -> None:
-    """By the tokenizer's own padding; single rows have none."""
-    one = loaded(kind)
-    check_texts(one, one.model, TEXTS, "none", 1)
-    if kind == "opt":
-        return check_texts(one, one.model, TEXTS, "none", 8)
-    texts = (TEXTS[0], " and ".join(TEXTS * 3)) if kind == "phi3" else TEXTS
-    with pytest.raises(
-        BadInput, match=f"of type {kind}: the scores of a row change when it is beside a longer one .by"
-    ):
-        check_texts(one, one.model, texts, "none", 8)
-    return None
-
-
-@pytest.mark.check
-def test_canine_in_smoothness() -> None:
-    """It reads letters by fours: some sentences are right among others, not all."""
-    from transformers import CanineTokenizer
-
-    one = LoadedModel(zoo.classifier("canine"), CanineTokenizer(), "some/model", 128)
-    with pytest.raises(BadInput, match="of type canine: the scores of a row change when it is beside a longer one"):
-        check_texts(one, one.model, TEXTS, "none", 8)
 
 
 def test_sixteen_bits_do_not_hide_a_change() -> None:

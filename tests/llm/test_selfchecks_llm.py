@@ -70,6 +70,13 @@ def _parametrized(module: nn.Module, lie: nn.Module) -> None:
     parametrize.register_parametrization(module, "weight", lie)
 
 
+def _weight_norm(layer: Any) -> None:
+    """With small weights: what double backward leaves out is then no small part of the Hessian."""
+    with torch.no_grad():
+        layer.weight.mul_(0.01)
+    parametrizations.weight_norm(layer)
+
+
 def _padding(model: Any) -> None:
     model.get_input_embeddings().padding_idx = 8  # a token of the text, as where pad = eos
 
@@ -77,7 +84,7 @@ def _padding(model: Any) -> None:
 PLANTED: dict[str, Callable[[Any], None]] = {
     "once_differentiable": _fuse,
     "detached norm": lambda model: _parametrized(_layer(model), DetachedNorm()),
-    "weight_norm": lambda model: parametrizations.weight_norm(_layer(model)) and None,
+    "weight_norm": lambda model: _weight_norm(_layer(model)),
     "padding row": _padding,
 }
 

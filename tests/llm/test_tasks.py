@@ -10,8 +10,8 @@ import pytest
 from scipy import stats
 
 from smoothlab.errors import BadInput
-from smoothlab.llm.tasks import load_task
-from smoothlab.llm.tasks.builtin import TRAIN, VALIDATION
+from smoothlab.llm.tasks import TASKS, load_choices, published
+from smoothlab.llm.tasks.builtin import TRAIN, VALIDATION, read
 
 
 def write(path: Path, rows: list) -> Path:
@@ -21,20 +21,20 @@ def write(path: Path, rows: list) -> Path:
 
 
 def test_builtin_is_large_balanced_and_split() -> None:
-    train, validation = load_task("builtin", "train"), load_task("builtin", "validation")
-    assert (len(train.texts), len(validation.texts)) == (TRAIN, VALIDATION)
-    everything = [*train.texts, *validation.texts]
+    train, validation = read("train"), read("validation")
+    assert (len(train), len(validation)) == (TRAIN, VALIDATION)
+    everything = [row["sentence"] for row in (*train, *validation)]
     assert len({text.lower().strip() for text in everything}) == len(everything) >= 2000
-    assert sum(train.labels) * 2 == TRAIN and sum(validation.labels) * 2 == VALIDATION and train.classes == 2
-    assert load_task("builtin", "train") == train
+    assert sum(row["label"] for row in train) * 2 == TRAIN and sum(row["label"] for row in validation) * 2 == VALIDATION
+    assert read("train") == train
     assert not any(" a awkward" in text or " a honest" in text for text in everything)
 
 
 def test_no_keyword_solves_builtin() -> None:
     """The best single word, present or absent, is right as often as chance allows the best of all the words to be."""
-    train, validation = load_task("builtin", "train"), load_task("builtin", "validation")
-    labels = np.array([*train.labels, *validation.labels])
-    bags = [set(text.split()) for text in (*train.texts, *validation.texts)]
+    rows = [*read("train"), *read("validation")]
+    labels = np.array([row["label"] for row in rows])
+    bags = [set(row["sentence"].split()) for row in rows]
     words = sorted(set.union(*bags))
     best = 0.0
     for word in words:
@@ -48,23 +48,23 @@ def test_word_order_decides_builtin() -> None:
     """The rule that its grammar states (last adjective, turned by negation) is right everywhere."""
     from smoothlab.llm.tasks.builtin import _BAD, _GOOD
 
-    for text, label in zip(
-        load_task("builtin", "validation").texts, load_task("builtin", "validation").labels, strict=True
-    ):
+    for row in read("validation"):
+        text = row["sentence"]
         last = [word for word in text.split() if word in _GOOD + _BAD][-1]
         turned = any(mark in text for mark in ("not ", "anything but", "nothing about", "no one could"))
-        assert ((last in _GOOD) != turned) == bool(label), text
+        assert ((last in _GOOD) != turned) == bool(row["label"]), text
 
 
 @pytest.mark.parametrize("name", ["data.jsonl", "data.jsonl.gz"])
 @pytest.mark.parametrize("field", ["sentence", "text"])
 def test_files_are_read_and_split(tmp_path: Path, name: str, field: str) -> None:
     path = write(tmp_path / name, [{field: f" phrase {i} ", "label": i % 3, "idx": i} for i in range(30)])
-    train, validation = load_task(str(path), "train"), load_task(str(path), "validation")
-    assert train.classes == 3 and len(train.texts) == 27 and len(validation.texts) == 3
-    pairs = set(zip(train.texts + validation.texts, train.labels + validation.labels, strict=True))
-    assert pairs == {(f"phrase {i}", i % 3) for i in range(30)}
-    assert load_task(str(path), "train") == train
+    splits = load_choices(str(path), verbalizers=None)
+    assert [len(part) for part in (splits.train, splits.dev, splits.test)] == [21, 6, 3]
+    items = [*splits.train, *splits.dev, *splits.test]
+    assert {(item.sentence, item.label) for item in items} == {(f"phrase {i}", i % 3) for i in range(30)}
+    assert all(item.candidates == (" 0", " 1", " 2") for item in items)
+    assert load_choices(str(path), verbalizers=None) == splits
 
 
 GOOD = {"sentence": "fine", "label": 0}
@@ -101,30 +101,30 @@ GOOD = {"sentence": "fine", "label": 0}
         (b"[" * 100_000 + b"\n", "data.jsonl:1 is not JSON"),
         (b'{"sentence": "fine", "label": ' + str([0] * 99).encode() + b"}\n", "[0, 0, 0, 0, 0, 0, 0: number"),
         (b'{"sentence": "f \\ud800", "label": 0}\n', "data.jsonl:1 has half of a \\u pair"),
-        (b'{"sentence": "fine", "label": 0}\n' * 30, "data.jsonl has no label but 0: a classifier needs"),
+        (b'{"sentence": "fine", "label": 0}\n' * 30, "data.jsonl has no label but 0: give examples of at least two"),
     ],
 )
 def test_bad_files_name_file_line_and_fix(tmp_path: Path, content: bytes, words: str) -> None:
     path = tmp_path / "data.jsonl"
     path.write_bytes(content)
     with pytest.raises(BadInput) as caught:
-        load_task(str(path), "train")
+        load_choices(str(path))
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_files_that_cannot_be_opened(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="cannot read .*missing.jsonl: No such file"):
-        load_task(str(tmp_path / "missing.jsonl"), "train")
+        load_choices(str(tmp_path / "missing.jsonl"))
     (tmp_path / "folder.jsonl").mkdir()
     with pytest.raises(BadInput, match="is a folder: name a .jsonl"):
-        load_task(str(tmp_path / "folder.jsonl"), "train")
+        load_choices(str(tmp_path / "folder.jsonl"))
     whole = write(tmp_path / "cut.jsonl.gz", [GOOD] * 1000).read_bytes()
     (tmp_path / "cut.jsonl.gz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(BadInput, match="cannot read .*cut.jsonl.gz"):
-        load_task(str(tmp_path / "cut.jsonl.gz"), "train")
+        load_choices(str(tmp_path / "cut.jsonl.gz"))
     (tmp_path / "plain.jsonl.gz").write_text("not gzip")
     with pytest.raises(BadInput, match="cannot read .*plain.jsonl.gz: Not a gzipped file"):
-        load_task(str(tmp_path / "plain.jsonl.gz"), "train")
+        load_choices(str(tmp_path / "plain.jsonl.gz"))
 
 
 @pytest.mark.parametrize("name", ["bits.jsonl.gz", "tail.jsonl.gz", "crc.jsonl.gz"])
@@ -140,36 +140,15 @@ def test_broken_archives_are_told(tmp_path: Path, name: str) -> None:
         whole[-6] ^= 0xFF
     path.write_bytes(whole)
     with pytest.raises(BadInput, match=f"cannot read .*{name}.*; give a whole gzip file of UTF-8 JSON Lines"):
-        load_task(str(path), "train")
+        load_choices(str(path))
 
 
 @pytest.mark.parametrize("name", ["mark.jsonl", "mark.jsonl.gz"])
 def test_a_byte_order_mark_and_windows_line_ends_are_read(tmp_path: Path, name: str) -> None:
     text = b"\xef\xbb\xbf" + b'{"sentence": "fine", "label": 0}\r\n{"sentence": "dull", "label": 1}\r\n' * 20
     (tmp_path / name).write_bytes(gzip.compress(text) if name.endswith("gz") else text)
-    assert set(load_task(str(tmp_path / name), "train").texts) == {"fine", "dull"}
-
-
-def test_a_training_split_of_one_class_is_refused(tmp_path: Path) -> None:
-    """The only example with label 1 falls into the validation split."""
-    for place in range(20):
-        rows = [{"sentence": f"{i}", "label": int(i == place)} for i in range(20)]
-        path = write(tmp_path / "one.jsonl", rows)
-        if 1 in load_task(str(path), "validation").labels:
-            break
-    with pytest.raises(BadInput, match="the training split of .*one.jsonl has no label but 0"):
-        load_task(str(path), "train")
-
-
-def test_a_data_folder_that_is_not_read_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="--data-dir .* is not read for 'builtin', only for sst2: leave it out"):
-        load_task("builtin", "train", tmp_path)
-
-
-def test_sst2_has_two_labels(tmp_path: Path) -> None:
-    write(tmp_path / "validation.jsonl", [{"sentence": "fine", "label": i} for i in range(3)])
-    with pytest.raises(BadInput, match="validation.jsonl has label 2: those of SST-2 are 0 and 1"):
-        load_task("sst2", "validation", tmp_path)
+    splits = load_choices(str(tmp_path / name))
+    assert {item.sentence for item in splits.train} == {"fine", "dull"}
 
 
 def test_sst2_from_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,33 +164,33 @@ def test_sst2_from_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(BadInput, match="sst2 is read from the hub, which cannot be reached: give --data-dir"):
-        load_task("sst2", "train")
+        load_choices("sst2")
 
 
 def test_a_file_too_small_to_split_says_so(tmp_path: Path) -> None:
-    path = write(tmp_path / "small.jsonl", [GOOD] * 5)
+    path = write(tmp_path / "small.jsonl", [GOOD | {"label": i % 2} for i in range(5)])
     with pytest.raises(BadInput, match="small.jsonl has 5 examples, too few for a validation split: give at least 10"):
-        load_task(str(path), "validation")
+        load_choices(str(path))
 
 
 def test_unknown_tasks_are_guessed_at() -> None:
     with pytest.raises(BadInput, match="task 'sst-2' is unknown: did you mean sst2"):
-        load_task("sst-2", "train")
-    with pytest.raises(BadInput, match="split 'test' is unknown"):
-        load_task("builtin", "test")
+        load_choices("sst-2")
 
 
 def test_sst2_folders(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="is no folder"):
-        load_task("sst2", "train", tmp_path / "nowhere")
+        load_choices("sst2", tmp_path / "nowhere")
     with pytest.raises(BadInput, match="no sst2/train.jsonl.gz in"):
-        load_task("sst2", "train", tmp_path)
-    write(tmp_path / "train.jsonl.gz", [{"sentence": "fine ", "label": 1, "idx": 0}, {"sentence": "dull ", "label": 0}])
-    assert load_task("sst2", "train", tmp_path).texts == ("fine", "dull")
+        load_choices("sst2", tmp_path)
+    rows = [{"sentence": "fine ", "label": 1, "idx": 0}, {"sentence": "dull ", "label": 0}]
+    write(tmp_path / "train.jsonl.gz", rows)
+    items, served = published.items(TASKS["sst2"], "train", tmp_path)
+    assert [item.sentence for item in items] == ["fine", "dull"] and served.endswith("train.jsonl.gz")
 
 
 def test_sst2_is_the_published_set(shared_data: Path) -> None:
-    train, validation = (load_task("sst2", split, shared_data) for split in ("train", "validation"))
-    assert (len(train.labels), sum(train.labels)) == (67_349, 37_569)
-    assert (len(validation.labels), sum(validation.labels)) == (872, 444)
-    assert all(text == text.strip() for text in train.texts)
+    train, validation = (published.items(TASKS["sst2"], split, shared_data)[0] for split in ("train", "validation"))
+    assert (len(train), sum(item.label for item in train)) == (67_349, 37_569)
+    assert (len(validation), sum(item.label for item in validation)) == (872, 444)
+    assert all(item.sentence == item.sentence.strip() for item in train)

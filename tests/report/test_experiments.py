@@ -11,7 +11,7 @@ import pytest
 from smoothlab import records
 from smoothlab.__main__ import main
 from smoothlab.errors import BadInput
-from smoothlab.report import draw, estimators, rates
+from smoothlab.report import draw, estimators, panels
 from smoothlab.report.finetune import kinds_of
 
 from .curved_path import BASE, rows, write
@@ -92,9 +92,9 @@ def test_points_are_the_measurements_and_lines_the_recursion(table: pd.DataFrame
 
 
 def test_settings_are_named_by_what_differs(table: pd.DataFrame) -> None:
-    names = rates.settings_of(table)
+    names = panels.short_names(table.loc[table["part"] == "theorem", "setting"])
     assert list(names.values())[0] == "base" and len(set(names.values())) == len(names)
-    assert {"L_x/L_y 10", "cosh-x", "one rate", "exact gradients", "T 100"} <= set(names.values())
+    assert {"ratio=10", "family=cosh-x", "rule=one", "oracle=exact", "given=100"} <= set(names.values())
 
 
 def test_many_settings_are_drawn_without_names(table: pd.DataFrame) -> None:

@@ -18,10 +18,7 @@ from smoothlab.zeroth.distributions import (
     Coordinate,
     Distribution,
     Gaussian,
-    Known,
     LowRank,
-    Masked,
-    Preconditioned,
     Rademacher,
     Sparse,
     Sphere,
@@ -29,6 +26,7 @@ from smoothlab.zeroth.distributions import (
     named,
 )
 from smoothlab.zeroth.rng import Piece, Stream, stream_name
+from smoothlab.zeroth.scaled import Known, Masked, Preconditioned
 
 DTYPES = (torch.float32, torch.float64)
 

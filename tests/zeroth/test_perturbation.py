@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from smoothlab.blocks import Block, flatten, standing_at
 from smoothlab.errors import BadInput
-from smoothlab.zeroth.distributions import Coordinate, Gaussian, Masked, Rademacher
+from smoothlab.zeroth.distributions import Coordinate, Gaussian, Rademacher
 from smoothlab.zeroth.estimators import ZerothOrder
 from smoothlab.zeroth.perturbation import ENOUGH_FRACTION, Perturbation
 from smoothlab.zeroth.rng import Terms
+from smoothlab.zeroth.scaled import Masked
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 ONE: Terms = (((3,), 1.0),)

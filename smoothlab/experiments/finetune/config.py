@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from smoothlab.experiments.options import DistributionName
 from smoothlab.llm.peft_methods import PeftName
+from smoothlab.llm.tasks import TaskName
 from smoothlab.llm.tasks.jsonlines import TEMPLATE
 
 
@@ -61,8 +62,8 @@ class Training:
             is trained with the PEFT module, at eta_y, or as part of the base model where there is none; auto:
             classifier where config.json says ...ForSequenceClassification or names a type that is no causal language
             model (BERT, RoBERTa), else lm.
-        data: task (builtin, sst2, copa, winogrande, wic, wsc) or a JSON Lines file (.gz too) with the fields sentence
-            and label, or prompt, candidates and label.
+        data: name of a task, or a JSON Lines file (.gz too) with the fields sentence and label, or prompt, candidates
+            and label.
         data_dir: folder with the task's files; without it a task is read from the hub.
         template: prompt of the sentences of a JSON Lines file, with {sentence} in it.
         verbalizers: word of each class of such a file, in the order of the labels; by default terrible and great for
@@ -107,7 +108,7 @@ class Training:
 
     model: str = "micro"
     head: Literal["auto", "lm", "classifier"] = "auto"
-    data: str = "builtin"
+    data: TaskName = "builtin"
     data_dir: Path | None = None
     template: str = TEMPLATE
     verbalizers: tuple[str, ...] = ()

@@ -8,7 +8,6 @@ and the tests' cases are read from the table.
 import difflib
 import random
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +17,7 @@ from smoothlab.errors import BadInput
 from smoothlab.llm.tasks import builtin, copa, jsonlines, published, sst2, wic, winogrande, wsc
 from smoothlab.llm.tasks.choices import Choice, Kind, Splits, Task
 
-__all__ = ["TASKS", "Choice", "Examples", "Kind", "Splits", "Task", "TaskName", "load_choices", "load_task"]
+__all__ = ["TASKS", "Choice", "Kind", "Splits", "Task", "TaskName", "load_choices"]
 
 TASKS: dict[str, Task] = {
     task.name: task for task in (builtin.TASK, sst2.TASK, copa.TASK, winogrande.TASK, wic.TASK, wsc.TASK)
@@ -26,52 +25,6 @@ TASKS: dict[str, Task] = {
 """Name on the command line -> task."""
 TaskName = Annotated[str, tyro.conf.arg(metavar="|".join((*TASKS, "FILE.jsonl")))]
 """Type of the option --data: a name of the table, or a JSON Lines file."""
-
-_LABELLED = {"builtin": builtin.read, "sst2": sst2.read}
-FROM_FILES = ("sst2",)
-
-
-@dataclass(frozen=True)
-class Examples:
-    """Labelled texts of one split.
-
-    Attributes:
-        texts: the sentences.
-        labels: their classes, 0 to classes - 1.
-        classes: number of classes.
-        name: task or file they come from.
-    """
-
-    texts: tuple[str, ...]
-    labels: tuple[int, ...]
-    classes: int
-    name: str
-
-
-def load_task(name: str, split: str, data_dir: Path | None = None) -> Examples:
-    """Split "train" or "validation" of a named task or of a JSON Lines file (.jsonl, .jsonl.gz).
-
-    Raises:
-        BadInput: unknown task, data that cannot be read, or of one class only; one line that names file, line and fix.
-    """
-    if split not in ("train", "validation"):
-        raise BadInput(f"split '{split}' is unknown: use train or validation")
-    if data_dir is not None and name not in FROM_FILES:
-        raise BadInput(
-            f"--data-dir {data_dir} is not read for '{name}', only for {', '.join(FROM_FILES)}: leave it out"
-        )
-    if name in _LABELLED:
-        everything = pairs = _LABELLED[name](split, data_dir)
-    elif name.endswith((".jsonl", ".jsonl.gz")):
-        everything = jsonlines.read(Path(name))
-        pairs = jsonlines.split(everything, split, Path(name))
-    else:
-        raise BadInput(_unknown(name, _LABELLED))
-    texts, labels = zip(*pairs, strict=True)
-    for part, found in ((name, {label for _, label in everything}), (f"the training split of {name}", set(labels))):
-        if len(found) < 2 and split == "train":
-            raise BadInput(f"{part} has no label but {min(found)}: a classifier needs examples of at least two classes")
-    return Examples(texts, labels, max(label for _, label in everything) + 1, name)
 
 
 def load_choices(

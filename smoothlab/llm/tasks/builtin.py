@@ -8,10 +8,9 @@ import random
 import re
 from collections.abc import Iterator
 from itertools import product
-from pathlib import Path
 
 from smoothlab.llm.tasks import sst2
-from smoothlab.llm.tasks.choices import Task
+from smoothlab.llm.tasks.choices import Row, Task
 
 TRAIN, VALIDATION = 2400, 600
 """Sentences in each split, half of them positive; no sentence is in both."""
@@ -79,19 +78,17 @@ def _chosen(label: int, count: int) -> list[str]:
     return chosen
 
 
-def read(split: str, data_dir: Path | None = None) -> list[tuple[str, int]]:
-    """(sentence, label) pairs of "train" or "validation", in an order fixed for all time; `data_dir` is not needed."""
-    pairs = []
+def read(split: str) -> list[Row]:
+    """Rows of "train" or "validation", with sentence and label, in an order fixed for all time."""
+    rows: list[Row] = []
     for label in (0, 1):
         chosen = _chosen(label, (TRAIN + VALIDATION) // 2)
-        part = chosen[: TRAIN // 2] if split == "train" else chosen[TRAIN // 2 :]
-        pairs += [(_AN.sub("an", sentence), label) for sentence in part]
-    random.Random(split).shuffle(pairs)
-    return pairs
+        part = chosen[TRAIN // 2 :]
+        if split == "train":
+            part = chosen[: TRAIN // 2]
+        rows += [{"sentence": _AN.sub("an", sentence), "label": label} for sentence in part]
+    random.Random(split).shuffle(rows)
+    return rows
 
 
-def _rows(split: str) -> list[dict[str, object]]:
-    return [{"sentence": sentence, "label": label} for sentence, label in read(split)]
-
-
-TASK = Task("builtin", "verbalizer", sst2.choice, generate=_rows)
+TASK = Task("builtin", "verbalizer", sst2.choice, generate=read)

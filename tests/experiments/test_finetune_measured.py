@@ -1,0 +1,159 @@
+"""Curvature measured along a fine-tuning: the run stays as it is, its rows are written as they come, and it resumes."""
+
+import itertools
+import os
+import re
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from smoothlab import records
+from smoothlab.__main__ import main
+from smoothlab.experiments.finetune.config import METHODS, upgraded
+from smoothlab.experiments.finetune.experiment import Finetune
+from smoothlab.experiments.finetune.loggers import Progress
+from smoothlab.experiments.smoothness import Smoothness
+from smoothlab.stats import smoothness_table
+from tests.experiments.test_finetune import run
+from tests.experiments.toy_finetune import Toy, forked
+
+RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
+MEASURED = Toy(measure=("base", "peft"), points=3, precision=0.3, protocol="both", probes=3)
+RATES = {"zo": {"eta_x": 0.02, "q": 8}, "fo-full": {"eta_x": 0.2}, "fo-joint": {"eta_x": 0.2}}
+Row = dict[str, Any]
+
+
+def training(rows: list[Row]) -> list[Row]:
+    """Rows of dev and test, without their numbers in the file."""
+    return [{k: v for k, v in row.items() if k != "row"} for row in rows if row["part"] != "curvature"]
+
+
+def toy(method: str, **options: Any) -> Toy:
+    return replace(MEASURED, method=method, **RATES.get(method, {}), **options)
+
+
+@pytest.mark.parametrize(
+    "method", [m if m in ("hybrid", "fo-peft") else pytest.param(m, marks=pytest.mark.check) for m in METHODS]
+)
+def test_measuring_leaves_a_run_as_it_is_to_the_bit(tmp_path: Path, method: str) -> None:
+    """Blocks that the method keeps frozen are measured too; each point has the same rows."""
+    rows = run(toy(method), tmp_path / "measured.jsonl")
+    plain = run(replace(toy(method), measure=()), tmp_path / "plain.jsonl")
+    assert training(rows) == training(plain)
+    curvature = [row for row in rows if row["part"] == "curvature"]
+    assert {row["method"] for row in curvature} == {method}
+    kinds = {
+        step: [(row["protocol"], row["block"], row["wrt"], row["quantity"]) for row in group]
+        for step, group in itertools.groupby(curvature, key=lambda row: row["step"])
+    }
+    assert list(kinds) == [0, 12, 24] and len({str(kind) for kind in kinds.values()}) == 1
+    assert len(kinds[0]) == len(set(kinds[0])) == 3 + 3 + 1 + 2 + 2
+    for row in curvature:
+        trained = method in ("hybrid", "fo-joint") or row["block"] == {"fo-peft": "peft"}.get(method, "base")
+        if row["quantity"] == "gradient_lipschitz":
+            assert (row["value"] is not None) == trained
+        else:
+            assert row["value"] is not None
+
+
+@pytest.mark.parametrize("minibatch", ["step", pytest.param("fixed", marks=pytest.mark.check)])
+def test_a_stopped_measured_run_ends_as_an_undisturbed_one(tmp_path: Path, minibatch: Any) -> None:
+    """Stopped within a point, behind it, and behind an evaluation that follows from its update."""
+    measured = toy("hybrid", minibatch=minibatch, eval_every=1, steps=6, checkpoint=tmp_path / "whole")
+    wanted = run(measured, tmp_path / "whole.jsonl")
+    assert wanted[-1]["part"] == "test"
+    starts = [n for n, row in enumerate(wanted) if row["part"] == "curvature" and row["step"] == 3]
+    for stop in (1, 5, starts[0] + 2, starts[-1] + 1, starts[-1] + 2, len(wanted) - 2):
+        again, out = replace(measured, checkpoint=tmp_path / f"{stop}"), tmp_path / f"{stop}.jsonl"
+        writer = records.Writer(out, "toy", records._plain(again.__dict__), {})
+        rows = again.rows([])
+        for row in itertools.islice(rows, stop):
+            writer.write(row)
+        rows.close()
+        writer._stack.close()
+        assert run(again, out) == wanted, stop
+
+
+@pytest.mark.check
+def test_a_killed_measured_run_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
+    """SIGKILL within a step, and while the rows of a point are written."""
+    measured, out = toy("hybrid", steps=60, points=6, checkpoint=tmp_path / "kept"), tmp_path / "killed.jsonl"
+    wanted = run(replace(measured, checkpoint=None), tmp_path / "whole.jsonl")
+    for lines in (6, 20, 33):
+        child = forked(measured, out, tmp_path / "said", pause=0.003)
+        while not out.exists() or out.read_bytes().count(b"\n") < lines:
+            assert os.waitpid(child, os.WNOHANG) == (0, 0), (tmp_path / "said").read_text()
+            time.sleep(0.0005)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert run(measured, out) == wanted
+
+
+@pytest.mark.parametrize("head", ["lm", pytest.param("classifier", marks=pytest.mark.check)])
+def test_the_command_measures_a_models_blocks_on_a_file(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], head: str
+) -> None:
+    """A language model of 70,000 parameters and a user's sentences; the records are drawn as those of smoothness."""
+    sizes = "--train 16 --dev 8 --test 8 --batch 4 --steps 2 --eval-every 2 --points 2 --precision 0.5".split()
+    out = tmp_path / "run.jsonl"
+    data = ["--model", str(folder / "model"), "--data", str(folder / "data.jsonl"), "--head", head]
+    options = [*data, *sizes, "--measure", "base", "peft", "--mu", "1e-2", "--out", str(out)]
+    assert main(["finetune", *options]) == 0
+    table = records.load(out)
+    rows = table[table["part"] == "curvature"]
+    assert set(zip(rows["step"], rows["block"], rows["wrt"], strict=True)) == {
+        (step, *pair) for step in (0, 2) for pair in (("base", "base"), ("peft", "peft"), ("base", "peft"))
+    }
+    assert len(smoothness_table.points(table, "base")) == 2
+    assert main(["plot", str(out), "--kind", "fig1b", "--out", str(tmp_path / "fig1b.png")]) == 0
+
+
+def test_off_a_terminal_a_line_says_step_loss_point_and_seconds_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And a run that is resumed says so, and from where."""
+    monkeypatch.setattr(Progress, "interval", 0.0)
+    measured, out = toy("hybrid", checkpoint=tmp_path / "kept"), tmp_path / "run.jsonl"
+    run(measured, out)
+    said = capsys.readouterr().err
+    assert re.search(r"smoothlab: finetune step 5 of 24, loss \d\.\d{3}, about \d+ s left\n", said)
+    assert re.search(r"smoothlab: finetune step 12 of 24, loss \d\.\d{3}, measured trace of peft, about", said)
+    monkeypatch.setattr(Progress, "interval", 1000.0)
+    lines = out.read_text().splitlines(keepends=True)
+    out.write_text("".join(lines[:-2]))
+    run(measured, out)
+    kept = len(lines) - 3  # header, test row, end
+    assert f"smoothlab: resumed at step 24 from --checkpoint {tmp_path / 'kept'}, with {kept} rows on record" in (
+        capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize("name", ["fig1a_micro_sst2", "fig1b_micro_sst2", "fast_1b_micro_sst2"])
+def test_finished_records_of_smoothlab_0_1_are_those_of_todays_options(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """The same run in the options of today is finished; an unfinished one is refused with their names."""
+    path = RESULTS / f"{name}.jsonl"
+    config = upgraded(records.header(path)["config"], Smoothness)
+    named = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
+    same = Smoothness(**{**named, "data_dir": None if named["data_dir"] is None else Path(named["data_dir"])})
+    assert (same.method, same.rank) == ("fo-full" if name == "fig1a_micro_sst2" else "fo-joint", 16)
+    assert records.run(same, path, environment={}) == path
+    assert "is finished" in capsys.readouterr().err
+    stopped = tmp_path / "stopped.jsonl"
+    stopped.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(Exception, match=r"smoothlab 0\.1 trained on other minibatches .*--eta-x and --eta-y now"):
+        records.run(same, stopped, environment={})
+
+
+def test_finished_fine_tunings_of_smoothlab_0_1_are_those_of_todays_options(capsys: pytest.CaptureFixture[str]) -> None:
+    path = RESULTS / "table1" / "sst2-zo-seed0.jsonl"
+    config = upgraded(records.header(path)["config"], Finetune)
+    named = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
+    same = Finetune(**{**named, "data_dir": None if named["data_dir"] is None else Path(named["data_dir"])})
+    assert same.optimizer == "sgd" and records.run(same, path, environment={}) == path
+    assert "is finished" in capsys.readouterr().err
