@@ -83,7 +83,7 @@ class Block:
         return self.averages(eta)(epochs)
 
     def averages(self, eta: ArrayLike) -> Callable[[ArrayLike], Array]:
-        """The same as a function of T, for many T at the same rates."""
+        """(1/T) sum_{t < T} E ||grad f(z_t)||^2 as a function of T, for many T at the same rates."""
         if self.order == "once":
             return lambda epochs: self._powers(eta, epochs)[0] / np.asarray(epochs, dtype=float)
         a, b, _, _ = self.coefficients(eta)

@@ -86,7 +86,7 @@ class Observed(NamedTuple):
     gradient: Tensor
 
     def of(self, members: Tensor) -> "Observed":
-        """Those of some replicas."""
+        """The observations of some replicas."""
         gap = None if self.gap is None else self.gap[members]
         return Observed(self.square_x[members], self.square_y[members], gap, self.gradient[members])
 
@@ -304,7 +304,7 @@ class Shifted(Group):
         return g if shift is None else g.add_(shift)
 
     def _estimate(self, members: Tensor, gradient: Tensor | None) -> tuple[Callable[[Tensor], Tensor], Tensor]:
-        """See `Group`; <c_i, z> has the same difference quotient at every mu."""
+        """The coefficient of v, and grad_y f_i(z); <c_i, z> has the same difference quotient at every mu."""
         d_x = self.mean.d_x
         if self.options.mu == 0 or self.mean.quadratic:
             g = self._summand(members, gradient)

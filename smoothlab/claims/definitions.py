@@ -18,7 +18,7 @@ from smoothlab.claims.search import Array, Log, Statement, check_by, statement
     {"H_xx": (-10, 10), "H_yy": (-10, 10), "H_xy": (-10, 10)}, known=1.0, cases=5000, starts=1,
 )  # fmt: skip
 def SMOOTH_IS_HYBRID(p: Array) -> Array:
-    """Of D^(-1/2) H D^(-1/2), D = ||H|| I, H = [[a, c], [c, b]]: its largest eigenvalue."""
+    """The largest eigenvalue of D^(-1/2) H D^(-1/2), D = ||H|| I, H = [[a, c], [c, b]]."""
     a, b, c = p.T
     middle, half = (a + b) / 2, np.hypot((a - b) / 2, c)
     return (middle + half) / (np.abs(middle) + half)

@@ -26,22 +26,22 @@ def enclosed(number: str | int | Fraction | float) -> Any:
 
 
 def exp(x: Any) -> Any:
-    """Of an interval."""
+    """The interval of e^x for x in an interval."""
     return mpmath.iv.exp(x)
 
 
 def cosh(x: Any) -> Any:
-    """Of an interval that is not negative, where cosh grows: from its ends."""
+    """The interval of cosh x for x in an interval that is not negative, where cosh grows."""
     return (mpmath.iv.exp(x) + mpmath.iv.exp(-x)) / 2
 
 
 def sinh(x: Any) -> Any:
-    """Of a narrow interval."""
+    """The interval of sinh x for x in a narrow interval."""
     return (mpmath.iv.exp(x) - mpmath.iv.exp(-x)) / 2
 
 
 def sqrt(x: Any) -> Any:
-    """Of an interval."""
+    """The interval of the square root of x for x in an interval."""
     return mpmath.iv.sqrt(x)
 
 

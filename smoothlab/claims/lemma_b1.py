@@ -29,7 +29,7 @@ def ELL_OF_G(p: Array) -> Array:
 
 @statement("item 1 with L_x = ell_x(2G), radius 1/L_x, y' = y, coupled members", _COUPLED)
 def UNIT_RADIUS(p: Array) -> Array:
-    """See `ELL_OF_G`."""
+    """||grad_x f(x1, y) - grad_x f(x2, y)|| over L ||x1 - x2||, within 1/L."""
     f, (s1, s2), x, y, G = _points(p)
     L = f.ell(2 * G)[0]
     return _difference(f, x + s1 / L, x + s2 / L, y, L)
@@ -71,7 +71,7 @@ def DESCENT(p: Array) -> Array:
     {**Product.RANGES, **_AROUND, "y'": (-1000.0, 1000.0)},
 )  # fmt: skip
 def ANY_Y(p: Array) -> Array:
-    """See `ELL_OF_G`."""
+    """||grad_x f(x1, y') - grad_x f(x2, y')|| over L ||x1 - x2||."""
     a, b, c, x, y, s1, s2, y1 = p.T
     f = Product(a, b, c)
     G = np.hypot(*f.gradient(x, y))
@@ -111,7 +111,7 @@ def _product(side: str) -> tuple[Certificate, ...]:
 
 
 def _cosh_descent() -> tuple[Certificate, ...]:
-    """Of cosh from 1 to 1.1."""
+    """cosh from 1 to 1.1 rises by more than its slope and L = ell(G) = cosh 1 allow."""
     a, b, h = exact.enclosed(1), exact.enclosed("1.1"), exact.enclosed("0.1")
     line: Any = exact.cosh(a) + exact.sinh(a) * h
     return exact.refutes("item 3 with L = ell(G): f = cosh from 1 to 1.1", exact.cosh(b),

@@ -97,7 +97,7 @@ def _quotient(f: Coupled | Crossed, x: Array, x1: Array, y: Array, L: Array) -> 
     {**RANGES, "x'": (-4.0, 4.0)}, about="corrected", known=0.5, cases=5000, steps=150,
 )  # fmt: skip
 def INSIDE(p: Array) -> Array:
-    """The same with 2 sqrt(L_x L_M) where (x', y) is in G_F too, on coupled members."""
+    """Item 2 with 2 sqrt(L_x L_M) where (x', y) is in G_F too, on coupled members."""
     f, (x, y, x1) = Coupled.split(p)
     G = bound(f.ell, np.maximum(f.value(x, y), f.value(x1, y)))
     L_x, L_y = f.ell(2 * G)
@@ -121,7 +121,7 @@ def _grid(edge: float, count: int) -> list[Array]:
 
 
 def definition_dense() -> Certificate:
-    """That the members' ell is one: 0 <= Hess f <= D(u) by the module's text, and on a grid."""
+    """Crossed members meet Definition 2.1 with their ell: 0 <= Hess f <= D(u), on a grid."""
     x, y = _grid(6, 121)
     ratios = []
     for p, q, m in ((1.0, 1.0, 0.01), (0.1, 2.0, 0.5), (1.3, 0.4, 1e-3)):

@@ -25,7 +25,7 @@ LARGEST_L = 100  # log10 of the largest L that the counterexample refutes
 
 
 def local_definition() -> Certificate:
-    """That exp(x^4) meets Definition 2.1, two-sided as f'' >= 0, with ell(u) = 80 + 3 u^1.5."""
+    """The function exp(x^4) meets Definition 2.1, two-sided as f'' >= 0, with ell(u) = 80 + 3 u^1.5."""
     x = np.linspace(0, 4.5, 20_001)
     curvature, slope = (12 * x**2 + 16 * x**6) * np.exp(x**4), 4 * x**3 * np.exp(x**4)
     far = np.linspace(4.5, 50, 1000)  # 12 x^2 + 16 x^6 <= 17 x^6, and f'^1.5 = 8 x^4.5 e^(1.5 x^4)
@@ -84,7 +84,7 @@ _RIDGE: dict[str, Any] = {
 
 
 def ridge_moments(p: Array) -> tuple[Array, Array, Array, Array, Array, Array]:
-    """Of psi = a t^2/2 + b cos(c t + phase): mu, L, d, psi'(t), |bias|, E ||ghat - g||^2 [cases], and d is rounded."""
+    """For psi = a t^2/2 + b cos(c t + phase): mu, L, d, psi'(t), |bias|, E ||ghat - g||^2 [cases], and d is rounded."""
     a, b, c, phase, t, mu, d = p.T
     d = np.round(d)
     there = t[:, None] + mu[:, None] * NODES

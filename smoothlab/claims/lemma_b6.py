@@ -114,7 +114,7 @@ def correlation(eta: Any, level: Any, sqrt: Any, exp: Any, pi: Any) -> Any:
     {"eta": Log(1e-5, 1 / 384), "F/f(z_0)": (0.99, 1.01)}, cases=5000,
 )  # fmt: skip
 def AHEAD(p: Array) -> Array:
-    """The same for every F: v^2 is above (1 - sqrt(2F))/eta too if 2F < 1."""
+    """The correlation for every F, over 1/1000: v^2 is above (1 - sqrt(2F))/eta too if 2F < 1."""
     eta, root = p[:, 0], np.sqrt(p[:, 1])
     parts = [2 * a * np.exp(-(a**2) / 2) / np.sqrt(2 * np.pi) for a in
              (np.sqrt((1 + root) / eta), np.sqrt(np.maximum(1 - root, 0) / eta))]  # fmt: skip
@@ -154,7 +154,7 @@ def deviation(shifts: tuple[Fraction, ...], g: Fraction, r: Fraction, eta: Fract
     {"n": Log(1.5, 100), "curvature/L": (-1.0, 1.0), "share of ||grad f||^2": (0.0, 1.0)}, known=0.4823, cases=2000,
 )  # fmt: skip
 def CONTROL(p: Array) -> Array:
-    """The same in closed form for n components, over eta^2 n^3 g^2 + eta^2 n^2 sigma^2; eta |L| = bend/(2n)."""
+    """`deviation` in closed form for n components, over eta^2 n^3 g^2 + eta^2 n^2 sigma^2; eta |L| = bend/(2n)."""
     n, bend, share = np.round(p[:, 0]), p[:, 1], p[:, 2]
     g2, s2 = share, 1 - share
     k = np.arange(100)

@@ -100,7 +100,7 @@ def far_difference(p: Array) -> Array:
 
 @functools.cache
 def definition_dense() -> Certificate:
-    """That ell_x = 1/2 and ell_y = 200 k^2 do for the stored member where ||grad f|| <= 7.84, twice its u and more.
+    """ell_x = 1/2 and ell_y = 200 k^2 do for the stored member where ||grad f|| <= 7.84, twice its u and more.
 
     On the grid with the proof's bound (theory.md B.2): for |s| <= 1e-3 the need is at most m + P |s| (2 + |s|) +
     P^2 (1 + |s| + s^2)^2/(200 - P); beyond, P |s| <= 1.01 u/k bounds everything by 0.1016.

@@ -81,7 +81,7 @@ def _satisfiable() -> Certificate:
      "eta_y": Log(1e-3, 1.0), "mu in their largest": (0.0, 1.0)}, known=1.0, cases=2000,
 )  # fmt: skip
 def SIGMA(p: Array) -> Array:
-    """Of sigma' and 2 eta_x + eta_y, with shares of Eq. (3)'s noisy rates and of mu; one L for both blocks."""
+    """sigma' over 2 eta_x + eta_y, with shares of Eq. (3)'s noisy rates and of mu; one L for both blocks."""
     sigma, n, L, T, a, b, m = p.T
     most = np.sqrt(2 / T) / (sigma * n * L)
     eta_x, eta_y = a * most, b * most
@@ -155,7 +155,7 @@ def enclosed_average(d: int, sigma: Any, gap: Any, eps: Any, delta: Any, T: int)
 
 
 def conclusions() -> tuple[Certificate, ...]:
-    """Both instances of theory.md B."""
+    """The two counterexamples of theory.md B, in interval arithmetic."""
     certificates: list[Certificate] = []
     for sigma, eps in (("100", "0.5"), ("10", "0.05")):
         T = printed(100, float(sigma), 0.5, float(eps), 0.1).T
@@ -209,7 +209,7 @@ def CONCLUSION(p: Array) -> Array:
     "the same at the constants of the corrected theorem in expectation", about="corrected", known=0.06905, **_PAIRS,
 )  # fmt: skip
 def CORRECTED(p: Array) -> Array:
-    """See `CONCLUSION`."""
+    """The average over eps^2 at the corrected rates."""
     d, sigma, gap, eps, _ = np.round(p[:, 0]), *p.T[1:]
     eta = np.minimum.reduce([np.full_like(d, 1 / 16), 1 / (64 * (d + 1)), eps / (4 * math.sqrt(2) * sigma),
                              eps**2 / (96 * (d + 1) * sigma**2)])  # fmt: skip

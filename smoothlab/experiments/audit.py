@@ -126,7 +126,9 @@ def added_claims(path: Path) -> list[Claim]:
         raise
     except Exception as error:
         raise BadInput(f"--add {path}: {type(error).__name__}: {error}; correct the file") from error
-    added = [module.CLAIM] if hasattr(module, "CLAIM") else list(getattr(module, "CLAIMS", ()))
+    added = list(getattr(module, "CLAIMS", ()))
+    if hasattr(module, "CLAIM"):
+        added = [module.CLAIM]
     if not added or not all(isinstance(claim, Claim) for claim in added):
         raise BadInput(f"--add {path}: define CLAIM, or a tuple CLAIMS, of smoothlab.claims.Claim")
     return [dataclasses.replace(claim, check=_guarded(claim, path)) for claim in added]
@@ -151,15 +153,21 @@ def _evidence_row(evidence: Evidence) -> Row:
     row: Row = {"kind": "certificate", **dataclasses.asdict(evidence)}
     if isinstance(evidence, Search):
         row |= {"kind": "search", "broken": evidence.broken, "text": str(evidence)}
-    for key in {"facts", "at"} & row.keys():  # JSON has no infinity
-        row[key] = {k: v if isinstance(v, str) or math.isfinite(v) else str(v) for k, v in row[key].items()}
+    for facts in (row["facts"], row.get("at", {})):
+        for name, value in facts.items():
+            if not isinstance(value, str) and not math.isfinite(value):
+                facts[name] = str(value)  # JSON has no infinity
     return row
 
 
 def loaded(path: Path) -> list[Row]:
     """The rows of a record file, without what is missing."""
-    table = load(path).drop(columns=["path", "experiment"])
-    return [{str(k): v for k, v in row.items() if v is not None and v == v} for row in table.to_dict("records")]
+    rows = load(path).drop(columns=["path", "experiment"]).to_dict("records")
+    for row in rows:
+        for name, value in list(row.items()):
+            if value is None or value != value:  # a column has NaN in the rows that lack it
+                del row[name]
+    return rows  # type: ignore[return-value]
 
 
 def differs(row: Row) -> bool:
@@ -168,16 +176,24 @@ def differs(row: Row) -> bool:
 
 
 def machine_readable(rows: Sequence[Row]) -> list[Row]:
-    """What --json prints."""
-    keys = ("claim", "verdict", "evidence", "correction", "place", "test")
-    return [{key: row[key] for key in keys} | {k: row[k] for k in ("note",) if row.get(k)} for row in rows]
+    """The rows as --json prints them: verdicts and evidence, without what only people read."""
+    printed = []
+    for row in rows:
+        kept = {key: row[key] for key in ("claim", "verdict", "evidence", "correction", "place", "test")}
+        if row.get("note"):
+            kept["note"] = row["note"]
+        printed.append(kept)
+    return printed
 
 
 def lines(row: Row, evidence: bool) -> list[str]:
     """A row for people: the verdict, and with `evidence` all that led to it."""
-    note = f" ({row['note']})" if row.get("note") else ""
-    against = f", but '{row['stored']}' is stored" if differs(row) else ""
-    text = [f"{row['claim']:<19} {row['verdict']}{note}{against}  [{row['place']}]"]
+    verdict = row["verdict"]
+    if row.get("note"):
+        verdict += f" ({row['note']})"
+    if differs(row):
+        verdict += f", but '{row['stored']}' is stored"
+    text = [f"{row['claim']:<19} {verdict}  [{row['place']}]"]
     if not evidence:
         return text
     text += [f"  claim    {row['statement']}", f"  given    {row['hypotheses']}"]

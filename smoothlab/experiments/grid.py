@@ -47,7 +47,8 @@ def rows(points: Sequence[Row], work: Callable[[Row], Sequence[Row]], jobs: int 
     wanting: list[str] = []
     try:
         for several, want in measured:
-            wanting += [want] if want else []
+            if want:
+                wanting.append(want)
             yield from several
     except Exception as error:
         if not _wants(error):
@@ -71,7 +72,9 @@ def _tried(work: Callable[[Row], Sequence[Row]], point: Row) -> tuple[list[Row],
     try:
         return [{**point, **row, "failed": None} for row in work(point)], ""
     except Exception as error:
-        return ([], _line(error)) if _wants(error) else ([{**point, "failed": _line(error)}], "")
+        if _wants(error):
+            return [], _line(error)  # no row: the next start measures the point
+        return [{**point, "failed": _line(error)}], ""
     finally:
         torch.set_num_threads(threads)
 

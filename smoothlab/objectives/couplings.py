@@ -12,6 +12,7 @@ c |p| (|p| + |q|) and c |q| (|p| + |q|) (theory.md E).
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,22 +22,11 @@ from torch import Tensor
 from smoothlab.objectives.psi import Array, Psi, Quadratic, Side, positive
 
 
-@dataclass(frozen=True)
-class Around:
-    """The blocks that a coupling couples: families and dimensions of x and y."""
+class Families(NamedTuple):
+    """The blocks that a coupling couples, by side."""
 
-    x: Psi
-    y: Psi
-    d_x: int
-    d_y: int
-
-    def psi(self, side: Side) -> Psi:
-        """The family of a block."""
-        return self.x if side == "x" else self.y
-
-    def dim(self, side: Side) -> int:
-        """The dimension of a block."""
-        return self.d_x if side == "x" else self.d_y
+    psi: dict[Side, Psi]
+    dim: dict[Side, int]
 
 
 @dataclass(frozen=True)
@@ -56,17 +46,17 @@ class Coupling(ABC):
         """[..., d, d]."""
 
     @abstractmethod
-    def shift(self, u: Array, side: Side, around: Around) -> Array:
+    def shift(self, u: Array, side: Side, families: Families) -> Array:
         """A bound of ||grad_x coupling|| that psi's own gradient may hide, where ||grad f|| <= u."""
 
     @abstractmethod
-    def curvature(self, u: Array, side: Side, around: Around) -> Array:
+    def curvature(self, u: Array, side: Side, families: Families) -> Array:
         """A bound of ||H_xx|| + ||H_xy|| of the coupling there."""
 
-    def ell(self, u: ArrayLike, side: Side, around: Around) -> Array:
+    def ell(self, u: ArrayLike, side: Side, families: Families) -> Array:
         """ell of the whole objective for a block."""
         u = np.asarray(u, dtype=float)
-        return around.psi(side).ell(u + self.shift(u, side, around)) + self.curvature(u, side, around)
+        return families.psi[side].ell(u + self.shift(u, side, families)) + self.curvature(u, side, families)
 
 
 @dataclass(frozen=True)
@@ -113,11 +103,11 @@ class Ridge(Coupling):
     def _length(self, side: Side) -> float:
         return self.p if side == "x" else self.q
 
-    def shift(self, u: Array, side: Side, around: Around) -> Array:
+    def shift(self, u: Array, side: Side, families: Families) -> Array:
         """c |p|, as |phi'| <= 1."""
         return np.full_like(u, self.c * self._length(side))
 
-    def curvature(self, u: Array, side: Side, around: Around) -> Array:
+    def curvature(self, u: Array, side: Side, families: Families) -> Array:
         """c |p| (|p| + |q|)."""
         return np.full_like(u, self.c * self._length(side) * (self.p + self.q))
 
@@ -156,12 +146,12 @@ class QuadraticCoupling(Ridge):
         """s^2/2."""
         return s.square() / 2, s, torch.ones_like(s)
 
-    def shift(self, u: Array, side: Side, around: Around) -> Array:
+    def shift(self, u: Array, side: Side, families: Families) -> Array:
         """c |p| |w.z|, and none where psi's ell is constant."""
-        if isinstance(around.psi(side), Quadratic):
+        if isinstance(families.psi[side], Quadratic):
             return np.zeros_like(u)
-        m = min(around.x.floor, around.y.floor)
-        k = around.x.deficit(around.d_x) + around.y.deficit(around.d_y)
+        x, y = families.psi["x"], families.psi["y"]
+        m, k = min(x.floor, y.floor), x.deficit(families.dim["x"]) + y.deficit(families.dim["y"])
         return math.sqrt(self.c) * self._length(side) * np.hypot(u / math.sqrt(4 * m), math.sqrt(k))
 
 
@@ -192,20 +182,20 @@ class ProductCoupling(Coupling):
         return torch.cat([x * (b / a).unsqueeze(-1), y * (a / b).unsqueeze(-1)], -1) * self.c
 
     def hessian(self, x: Tensor, y: Tensor) -> Tensor:
-        """See the class."""
+        """c [[(I - xx'/X^2) Y/X, xy'/(XY)], [yx'/(XY), (I - yy'/Y^2) X/Y]]."""
         a, b = (root[..., None, None] for root in self._roots(x, y))
         cross = x.unsqueeze(-1) * y.unsqueeze(-2) / (a * b)
         top = torch.cat([_curved(x, a) * b, cross], -1)
         return torch.cat([top, torch.cat([cross.mT, _curved(y, b) * a], -1)], -2) * self.c
 
-    def shift(self, u: Array, side: Side, around: Around) -> Array:
+    def shift(self, u: Array, side: Side, families: Families) -> Array:
         """None."""
         return np.zeros_like(u)
 
-    def curvature(self, u: Array, side: Side, around: Around) -> Array:
+    def curvature(self, u: Array, side: Side, families: Families) -> Array:
         """c + c sqrt(1 + reach(u)^2), the reach of the other block."""
         other: Side = "y" if side == "x" else "x"
-        return self.c + self.c * np.hypot(1.0, around.psi(other).reach(u, around.dim(other)))
+        return self.c + self.c * np.hypot(1.0, families.psi[other].reach(u, families.dim[other]))
 
 
 def _curved(x: Tensor, root: Tensor) -> Tensor:

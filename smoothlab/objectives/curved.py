@@ -90,7 +90,7 @@ class _Ridges(FiniteSum):
         return torch.diag(self.masses) + bend @ self.directions / self.n
 
     def value_of(self, z: Tensor, i: Number) -> Tensor:
-        """See the class."""
+        """m||z||^2/2 + phi(a_i'z - b_i)."""
         s = (z * self.directions[i]).sum(-1) - self.offsets[i]
         return (self.masses * z.square()).sum(-1) / 2 + self.phi(s, 0)
 
@@ -112,17 +112,16 @@ class _Ridges(FiniteSum):
 
     @cached_property
     def _of_components(self) -> dict[Side, Array]:
-        """That of each a_i a_i', [n]."""
+        """|p|(|p| + |q|) and |q|(|p| + |q|) of each a_i = (p, q), [n]."""
         x, y = self._lengths("x").numpy(), self._lengths("y").numpy()
         return {"x": x * (x + y), "y": y * (x + y)}
 
     def _lengths(self, side: Side) -> Tensor:
         """||a_i|| in a block, [n]."""
-        x, y = self._parts(self.directions)
-        return (x if side == "x" else y).norm(dim=1)
+        return dict(zip("xy", self._parts(self.directions), strict=True))[side].norm(dim=1)
 
     def _mass(self, side: Side) -> float:
-        return self.mass[0] if side == "x" else self.mass[1]
+        return self.mass["xy".index(side)]
 
     def _spread(self, slopes: Array | float) -> float:
         """||(1 - 1/n) v_i - (1/n) sum_{j != i} v_j|| for v_j = phi'_j a_j, |phi'_j| at most `slopes`."""
@@ -229,7 +228,7 @@ class ExponentialSum(_Ridges):
 
     @property
     def f_star(self) -> float:
-        """Its strength: every exponential is 1 at z = 0."""
+        """The strength c: every exponential is 1 at z = 0."""
         return self.c
 
     @property

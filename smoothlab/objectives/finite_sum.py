@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from smoothlab.errors import BadInput
-from smoothlab.objectives.couplings import Around, Coupling, QuadraticCoupling
+from smoothlab.objectives.couplings import Coupling, Families, QuadraticCoupling
 from smoothlab.objectives.psi import Array, Psi, Quadratic, Side
 from smoothlab.objectives.sums import FiniteSum, Number, centered, scaled, sizes
 
@@ -97,14 +97,15 @@ class Objective(FiniteSum):
         return float(self.shifts.norm(dim=-1).max())
 
     def ell(self, u: ArrayLike, side: Side) -> Array:
-        """That of the block's family, or of the coupling around both."""
+        """ell of the block's family, or of the coupling with both families."""
+        families = Families({"x": self.x, "y": self.y}, {"x": self.d_x, "y": self.d_y})
         if self.coupling is None:
-            return (self.x if side == "x" else self.y).ell(u)
-        return self.coupling.ell(u, side, Around(self.x, self.y, self.d_x, self.d_y))
+            return families.psi[side].ell(u)
+        return self.coupling.ell(u, side, families)
 
     @property
     def gaussian_reason(self) -> str:
-        """That of the family of block x."""
+        """The reason of the family of block x."""
         if not self.x.reason:
             return ""
         return f"block x of '{self.name}': {self.x.reason}; use Sphere directions, or swap the blocks"

@@ -29,15 +29,14 @@ Array = NDArray[np.float64]
 Side = Literal["x", "y"]
 
 
-def positive(what: str, value: float, below: float = math.inf) -> None:
-    """Refuse a parameter that is not in (0, below).
+def positive(what: str, value: float) -> None:
+    """Refuse a parameter that is not in (0, infinity).
 
     Raises:
-        BadInput: names the parameter and its range.
+        BadInput: names the parameter.
     """
-    if not 0 < value < below:
-        end = "positive and finite" if below == math.inf else f"between 0 and {below:g}"
-        raise BadInput(f"{what} is {value}: give a number that is {end}")
+    if not 0 < value < math.inf:
+        raise BadInput(f"{what} is {value}: give a number that is positive and finite")
 
 
 @dataclass(frozen=True)
@@ -200,7 +199,7 @@ class Oscillating(Psi):
             )
 
     def psi(self, t: Tensor, order: int) -> Tensor:
-        """See the class; psi' = t (1 + A m r^(m - 2) sin(r^m - 1))."""
+        """The class's psi and psi''; psi' = t (1 + A m r^(m - 2) sin(r^m - 1))."""
         square, phase = 1 + t.square(), torch.expm1(torch.log1p(t.square()) * (self.m / 2))  # r^2 and r^m - 1
         if order == 0:  # 1 - cos w = 2 sin^2(w/2) keeps its digits near 0
             return t.square() / 2 + 2 * self.A * torch.sin(phase / 2).square()
@@ -320,7 +319,7 @@ class Barrier(Psi):
         positive("the exponent p of a barrier", self.p)
 
     def psi(self, t: Tensor, order: int) -> Tensor:
-        """See the class; outside the domain the value is infinite and the derivatives are NaN."""
+        """The class's function; outside the domain the value is infinite and the derivatives are NaN."""
         if order == 0:
             inside = t.abs() < 1
             s = torch.where(inside, t, 0.0)

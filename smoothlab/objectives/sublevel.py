@@ -18,7 +18,7 @@ class BlockSmooth(Protocol):
 
     @property
     def name(self) -> str:
-        """Its name in messages."""
+        """The name in messages."""
 
     @property
     def d_x(self) -> int:

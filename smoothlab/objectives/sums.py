@@ -58,7 +58,7 @@ class FiniteSum(ABC):
 
     @property
     def gaussian_reason(self) -> str:
-        """See the class."""
+        """Why E f is infinite after a step in x with Gaussian directions; empty where it is finite."""
         return ""
 
     # The function and its components
@@ -115,7 +115,7 @@ class FiniteSum(ABC):
         """-diag(ell_x, ell_y) <= Hess f <= diag(ell_x, ell_y) where ||grad f|| <= u (Definition 2.1, two-sided)."""
 
     def component_ell(self, u: ArrayLike, side: Side) -> Array:
-        """See the module; that of f where all components have its Hessian."""
+        """ell of every component, at the norm of the mean's gradient; that of f where all have its Hessian."""
         return self.ell(u, side)
 
     @abstractmethod
@@ -124,7 +124,7 @@ class FiniteSum(ABC):
 
     @abstractmethod
     def spread(self, u: float = math.inf) -> float:
-        """See the module; infinite where there is no bound."""
+        """Sup over i of ||grad f_i - grad f|| where ||grad f|| <= u; infinite where there is no bound."""
 
     def ell_x(self, u: ArrayLike) -> Array:
         """ell of block x."""

@@ -100,20 +100,20 @@ def test_the_next_start_measures_what_was_wanting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Exit status 1 and no end of the records, then 0 and the rows of an undisturbed run; nothing twice."""
-    from smoothlab.experiments.quadratic.experiment import QuadraticExample
+    from smoothlab.experiments.quadratic import runs
 
     argv = "quadratic --parts rates --ratios 1 10 100 --out".split()
     out, whole = tmp_path / "run.jsonl", tmp_path / "whole.jsonl"
     assert main([*argv, str(whole)]) == 0
-    measured, calls = QuadraticExample._rates, []
+    measured, calls = runs.rates, []
 
-    def full(self: QuadraticExample, ratio: float) -> list[dict]:
-        calls.append(ratio)
+    def full(config: object, point: dict) -> list[dict]:
+        calls.append(point["ratio"])
         if len(calls) == 2:
             torch.empty(2**50)
-        return measured(self, ratio)
+        return measured(config, point)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(QuadraticExample, "_rates", full)
+    monkeypatch.setattr(runs, "rates", full)
     capsys.readouterr()
     assert main([*argv, str(out)]) == 1
     (line,) = capsys.readouterr().err.splitlines()

@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
@@ -17,6 +18,7 @@ from smoothlab.__main__ import main
 from smoothlab.algorithm1.quadratics import moment
 from smoothlab.errors import BadInput
 from smoothlab.experiments.quadratic import closed_forms as forms
+from smoothlab.experiments.quadratic import runs
 from smoothlab.experiments.quadratic.experiment import QuadraticExample
 from smoothlab.report import comparisons, draw, panels, quadratic
 
@@ -161,6 +163,19 @@ def test_hybrid_intervals_cover() -> None:
             held.append(row["low"] <= row["reference"] <= row["high"])
             assert row["low"] <= row["measured"] <= row["high"]
     assert len(held) == 50 and np.mean(held) > 0.95 - 4 * (0.95 * 0.05 / 50) ** 0.5
+
+
+@pytest.mark.check
+def test_the_estimate_of_the_duration_is_right_within_a_factor_of_one_and_a_half() -> None:
+    experiment = QuadraticExample(
+        replicas=150, steps=30, dims=(3, 100), ratios=(1.5, 30.0, 300.0), hybrid_ratios=(3.0, 10.0), hybrid_dims=(10,),
+        max_steps=2000,
+    )  # fmt: skip
+    estimate = runs.seconds(experiment, experiment.points(), time.process_time)  # a busy machine does not count
+    begun = time.process_time()
+    for point in experiment.points():
+        experiment.measured(point)
+    assert 1 / 1.5 < estimate / (time.process_time() - begun) < 1.5
 
 
 def test_a_stopped_run_goes_on_to_the_same_rows(small: SimpleNamespace, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from smoothlab.experiments.quadratic.config import QuadraticConfig
-from smoothlab.records import Row
+from smoothlab.experiments.settings import Row
 
 
 @dataclass(frozen=True)

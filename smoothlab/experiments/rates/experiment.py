@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from smoothlab.experiments.rates.config import RatesConfig
-from smoothlab.records import Row
+from smoothlab.experiments.settings import Row
 
 
 @dataclass(frozen=True)
