@@ -98,7 +98,7 @@ def paper(
     """Rows of Appendix D.4 at the current parameters, one a block; see the module's first lines.
 
     `value`, its interval and `floor` are as printed (sum over the batch, no sqrt(d)); `normalized` is value sqrt(d) /
-    batch, which an estimated value can be compared with. `floor` is what rounding contributes to `value`, in quadrature.
+    batch, which an estimated value can be compared with. `floor` is what rounding adds to `value`, in quadrature.
     """
     for block in blocks:
         hessian = FiniteDifferenceHessian(loss, [block], h=h, scheme="forward", effective=False)
