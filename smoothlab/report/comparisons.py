@@ -255,7 +255,10 @@ def _finetune(df: pd.DataFrame) -> list[dict[str, Any]]:
     """Test accuracy of each kind of run beside the larger class, and differences to hybrid, paired by item."""
     kinds, rows = finetune.kinds_of(df), []
     for kind in kinds:
-        row = {"what": f"{kind.name} ({kind.rates})", "quantity": f"test accuracy, {len(kind.test)} seed(s)"}
+        row: dict[str, Any] = {
+            "what": f"{kind.name} ({kind.rates})",
+            "quantity": f"test accuracy, {len(kind.test)} seed(s)",
+        }
         if not kind.test:
             last = pd.concat(kind.dev.values()).groupby("path")["accuracy"].last()
             rows.append(row | {"quantity": "dev accuracy", "measured": last.mean(), "verdict": "not tested"})
