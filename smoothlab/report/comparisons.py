@@ -177,7 +177,7 @@ def _names(df: pd.DataFrame) -> list[str]:
     for _, part in df.groupby("part", sort=False):
         short = short_names(part["setting"])
         for setting, rows in part.groupby("setting", sort=False):
-            varied = rows[rows.columns.intersection(VARIED, sort=False)]
+            varied = rows[rows.columns.intersection(list(VARIED), sort=False)]
             varied = varied.loc[:, varied.nunique() > 1]
             for index, row in varied.iterrows():
                 extra = row.dropna()
@@ -265,7 +265,7 @@ def _finetune(df: pd.DataFrame) -> list[dict[str, Any]]:
             continue
         mean, low, high = finetune.pooled(kind)
         tests = pd.DataFrame(list(kind.test.values()))
-        chance = float(tests.reindex(columns=["chance", "majority"]).astype(float).max(axis=None))
+        chance = float(np.nanmax(tests.reindex(columns=["chance", "majority"]).to_numpy(float)))
         row |= {"measured": mean, "low": low, "high": high, "reference": chance}
         rows.append(row | {"verdict": "not above the larger class"})
         if low > chance:
