@@ -17,6 +17,7 @@ from smoothlab.report.panels import Draw, grid
 from smoothlab.stats.smoothness_table import quotient
 
 REFERENCE = "fo-peft"
+SHIFT = 0.012  # of the run's length, from one method to the next: lines that agree would hide each other
 COLORS = {"fo-peft": "#D55E00", "hybrid": "#0072B2", "zo": "#009E73", "fo-full": "#CC79A7", "fo-joint": "#882255"}
 MARKERS = {"fo-peft": "s", "hybrid": "o", "zo": "^", "fo-full": "D", "fo-joint": "v"}
 
@@ -68,7 +69,7 @@ def over_reference(table: pd.DataFrame) -> pd.DataFrame:
 
 def norm_of_block(ax: Axes, table: pd.DataFrame, ylabel: str) -> None:
     """One block's norm against the step, by method."""
-    along_steps(ax, table, "method", looks(table), ylabel=ylabel)
+    along_steps(ax, table, "method", looks(table), ylabel=ylabel, dodge=SHIFT * table["step"].max())
     limits(ax, table)
 
 
@@ -78,7 +79,7 @@ def ratio_of_block(ax: Axes, table: pd.DataFrame, ylabel: str) -> None:
         ax.set_axis_off()
         return
     ax.axhline(1, ls=":", lw=0.8, color="black", label="equal norms")
-    along_steps(ax, table, "method", looks(table), ylabel=ylabel)
+    along_steps(ax, table, "method", looks(table), ylabel=ylabel, dodge=SHIFT * table["step"].max())
     limits(ax, table, log=True)
     bottom, top = ax.get_ylim()
     ax.set_ylim(min(bottom, 0.9), max(top, 1.1))
