@@ -7,15 +7,17 @@ import signal
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
 from smoothlab import records
 from smoothlab.__main__ import main
-from smoothlab.experiments.finetune.config import METHODS, upgraded
+from smoothlab.errors import BadInput
+from smoothlab.experiments.finetune.config import EXACT, METHODS, upgraded
 from smoothlab.experiments.finetune.experiment import Finetune
 from smoothlab.experiments.finetune.loggers import Progress
+from smoothlab.experiments.finetune.setup import OPTIMIZERS
 from smoothlab.experiments.smoothness import Smoothness
 from smoothlab.stats import smoothness_table
 from tests.experiments.test_finetune import run
@@ -158,3 +160,23 @@ def test_finished_fine_tunings_of_smoothlab_0_1_are_those_of_todays_options(caps
     same = Finetune(**{**named, "data_dir": None if named["data_dir"] is None else Path(named["data_dir"])})
     assert same.optimizer == "sgd" and records.run(same, path, environment={}) == path
     assert "is finished" in capsys.readouterr().err
+
+
+def test_the_choices_of_the_command_line_are_the_tables() -> None:
+    kinds = get_type_hints(Finetune)
+    assert get_args(kinds["method"]) == tuple(METHODS)
+    assert get_args(kinds["optimizer"]) == EXACT == tuple(OPTIMIZERS)
+
+
+def test_blocks_that_eta_names_have_rates_of_their_own(folder: Path) -> None:
+    """The others of the base model have eta_x, the PEFT module eta_y; a zeroth-order base model has one rate."""
+    sizes: Row = {"train": 8, "dev": 4, "test": 4, "batch": 2, "blocks": "layer"}
+    asked = Finetune(model=str(folder / "model"), data=str(folder / "data.jsonl"), eta=("layer.1=0.5",), **sizes)
+    trainer = replace(asked, method="fo-joint", eta_x=0.25, eta_y=0.125).setup().trainer()
+    rates = {group["name"]: group["lr"] for group in trainer.optimizer.param_groups}
+    assert rates == {"embedding": 0.25, "layer.0": 0.25, "layer.1": 0.5, "final": 0.25, "peft": 0.125}
+    assert all(group["oracle"] is None for group in trainer.optimizer.param_groups)
+    for method, there in (("hybrid", "base, peft"), ("fo-peft", "peft")):
+        words = f"--eta layer.1=0.5: no such block of exact gradients, use {there}"
+        with pytest.raises(BadInput, match=re.escape(words)):
+            replace(asked, method=method).setup()
