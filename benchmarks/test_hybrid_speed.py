@@ -26,8 +26,9 @@ from smoothlab.llm.partition import partition
 from smoothlab.llm.tasks import load_choices
 from smoothlab.optim.hybrid import HybridSGD
 from smoothlab.records import Row, environment, load, run
+from smoothlab.zeroth.directional import Directional
 from smoothlab.zeroth.distributions import Gaussian, Rademacher
-from smoothlab.zeroth.estimators import Directional, ZerothOrder
+from smoothlab.zeroth.estimators import ZerothOrder
 from smoothlab.zeroth.perturbation import Perturbation
 from smoothlab.zeroth.rng import stream_name
 

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from smoothlab.optim.seedlog import SeedLog, replay
     from smoothlab.records import load
     from smoothlab.trainer import Points, Trainer
+    from smoothlab.zeroth.directional import Directional
     from smoothlab.zeroth.distributions import Coordinate, Distribution, Gaussian, LowRank, Rademacher, Sparse, Sphere
-    from smoothlab.zeroth.estimators import ControlVariate, Directional, Estimator, ZerothOrder
+    from smoothlab.zeroth.estimators import ControlVariate, Estimator, ZerothOrder
     from smoothlab.zeroth.moments import Taylor, linear_factor, mean, second_moment
     from smoothlab.zeroth.scaled import Masked, Preconditioned
 
@@ -52,8 +53,9 @@ _NAMES = {
     "optim.seedlog": "SeedLog replay",
     "records": "load",
     "trainer": "Points Trainer",
+    "zeroth.directional": "Directional",
     "zeroth.distributions": "Coordinate Distribution Gaussian LowRank Rademacher Sparse Sphere",
-    "zeroth.estimators": "ControlVariate Directional Estimator ZerothOrder",
+    "zeroth.estimators": "ControlVariate Estimator ZerothOrder",
     "zeroth.scaled": "Masked Preconditioned",
     "zeroth.moments": "Taylor linear_factor mean second_moment",
 }

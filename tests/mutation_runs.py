@@ -39,6 +39,7 @@ TESTS = {
     "smoothlab.hessian.norms": "tests/hessian/test_norms.py tests/test_values.py",
     "smoothlab.stats.probes": "tests/stats/test_probes.py tests/hessian/test_norms.py tests/test_values.py",
     "smoothlab.zeroth.estimators": "tests/zeroth/test_estimators.py tests/test_values.py",
+    "smoothlab.zeroth.directional": "tests/zeroth/test_estimators.py tests/test_values.py",
     "smoothlab.optim.hybrid": "tests/optim/test_hybrid.py tests/test_values.py",
     "smoothlab.theory.theorems": "tests/theory/test_theorems.py tests/test_values.py",
     "smoothlab.llm.evaluate": "tests/llm/test_evaluate.py tests/llm/test_choices.py tests/llm/test_values.py",

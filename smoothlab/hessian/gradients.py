@@ -32,21 +32,24 @@ def finite(loss: Tensor) -> Tensor:
 def block_gradients(loss: Tensor, blocks: dict[str, Block], *, create_graph: bool) -> dict[str, list[Tensor]]:
     """Gradients by block: 0 for a parameter that the loss does not reach, an error for a whole block of them."""
     params = [p for block in blocks.values() for p in block.params]
-    grads = iter(torch.autograd.grad(loss, params, create_graph=create_graph, allow_unused=True))
-    gradients = {}
+    grads = list(torch.autograd.grad(loss, params, create_graph=create_graph, allow_unused=True))
+    gradients: dict[str, list[Tensor]] = {}
     for name, block in blocks.items():
-        parts = [next(grads) for _ in block.params]
-        if all(part is None for part in parts):
+        parts, grads = grads[: len(block.params)], grads[len(block.params) :]
+        if parts == [None] * len(parts):
             raise BadInput(
                 f"the loss does not depend on block '{name}': leave it out, or check requires_grad and the model "
                 "(reentrant gradient checkpointing hides parameters: switch it off)"
             )
-        gradients[name] = [torch.zeros_like(p) if g is None else g for p, g in zip(block.params, parts, strict=True)]
-        if not all(bool(torch.isfinite(g.detach().sum())) for g in gradients[name]):
-            raise BadInput(
-                f"the gradient of block '{name}' is not finite although the loss is: look for a root, a norm or a "
-                "division at 0, or use a wider --dtype"
-            )
+        gradients[name] = []
+        for p, g in zip(block.params, parts, strict=True):
+            g = torch.zeros_like(p) if g is None else g
+            gradients[name].append(g)
+            if not torch.isfinite(g.detach().sum()):  # one pass, and no memory as isfinite(g) would take
+                raise BadInput(
+                    f"the gradient of block '{name}' is not finite although the loss is: look for a root, a norm or a "
+                    "division at 0, or use a wider --dtype"
+                )
     return gradients
 
 

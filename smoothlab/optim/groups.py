@@ -10,7 +10,8 @@ from torch import Tensor
 
 from smoothlab.blocks import Block, Loss, standing_at
 from smoothlab.errors import BadInput
-from smoothlab.zeroth.estimators import Directional, missing
+from smoothlab.zeroth.directional import Directional
+from smoothlab.zeroth.estimators import missing
 
 Group = dict[str, Any]
 

@@ -30,7 +30,8 @@ from smoothlab.optim.seedlog import SeedLog, descend, replay
 from smoothlab.optim.seedlog import widened as masters_of
 from smoothlab.optim.summation import Peers, Terms, Tree, in_order, over_all, widened
 from smoothlab.zeroth.closures import AGAIN, Watch, check_same, check_written, same_function
-from smoothlab.zeroth.estimators import Directional, evaluate, finite, scalar
+from smoothlab.zeroth.directional import Directional
+from smoothlab.zeroth.estimators import evaluate, finite, scalar
 
 Closure = Callable[[], Tensor]
 
@@ -398,7 +399,7 @@ class HybridSGD(torch.optim.Optimizer):
         if not isinstance(gradient, Directional):
             raise BadInput(
                 f"the oracle of group '{block.name}' returned a {type(gradient).__name__}: return a "
-                "smoothlab.zeroth.estimators.Directional"
+                "smoothlab.Directional"
             )
         return gradient
 

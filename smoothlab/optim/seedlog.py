@@ -25,8 +25,8 @@ import torch
 
 from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
+from smoothlab.zeroth.directional import Directional
 from smoothlab.zeroth.distributions import Distribution
-from smoothlab.zeroth.estimators import Directional
 from smoothlab.zeroth.rng import Terms, stream_name
 
 FORMAT, UNCHECKED = "smoothlab seed log 2", "smoothlab seed log 1"

@@ -19,7 +19,7 @@ Sums over partitions are made symbolically and equal terms gathered, so that few
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 from itertools import combinations, product
 from math import prod
@@ -135,12 +135,12 @@ def _partitions(items: tuple[int, ...]) -> tuple[Blocks, ...]:
     if not items:
         return ((),)
     first, rest = items[0], items[1:]
-    return tuple(
-        ((first, *others), *blocks)
-        for size in range(1, len(items), 2)
-        for others in combinations(rest, size)
-        for blocks in _partitions(tuple(i for i in rest if i not in others))
-    )
+    partitions: list[Blocks] = []
+    for size in range(1, len(items), 2):
+        for others in combinations(rest, size):
+            left = tuple(i for i in rest if i not in others)
+            partitions += [((first, *others), *blocks) for blocks in _partitions(left)]
+    return tuple(partitions)
 
 
 @cache
@@ -149,15 +149,19 @@ def _loops(block: tuple[int, ...], tensor: int, start: int) -> tuple[dict[int, I
     pairings = [p for p in _partitions(block) if len(p) == len(block) // 2]
     loops = []
     for rows, columns in product(pairings, pairings):
-        row = {i: k for k, pair in enumerate(rows) for i in pair}
-        column = {i: k for k, pair in enumerate(columns) for i in pair}
-        length, here = 0, block[0]
-        while True:  # along a row's pair, then along a column's, until the start
-            here = next(i for i in rows[row[here]] if i != here)
-            here = next(i for i in columns[column[here]] if i != here)
+        partners: tuple[dict[int, int], dict[int, int]] = ({}, {})  # in rows and in columns
+        row: dict[int, int] = {}
+        column: dict[int, int] = {}
+        for k, ((a, b), (c, d)) in enumerate(zip(rows, columns, strict=True)):
+            partners[0].update({a: b, b: a})
+            partners[1].update({c: d, d: c})
+            row |= {a: k, b: k}
+            column |= {c: k, d: k}
+        # Along a row's pair, then along a column's, until the start: other loops are products of cumulants.
+        length, position = 0, block[0]
+        while length == 0 or position != block[0]:
+            position = partners[1][partners[0][position]]
             length += 2
-            if here == block[0]:
-                break
         if length == len(block):
             loops.append({i: Index(tensor, start + row[i], start + column[i]) for i in block})
     return tuple(loops)
@@ -165,50 +169,55 @@ def _loops(block: tuple[int, ...], tensor: int, start: int) -> tuple[dict[int, I
 
 def _canonical(at: dict[int, Index], orders: tuple[int, ...], free: bool) -> Names:
     """Names in order of appearance, each symmetric factor's sorted: contractions that are equal mostly look so."""
-    positions = iter(range(len(at)))
-    factors = [[at[next(positions)] for _ in range(n)] for n in orders]
-    last = [at[next(positions)]] if free else []
-    for _ in range(2):
+    ends = np.cumsum((0, *orders, int(free))).tolist()
+    factors = [[at[i] for i in range(a, b)] for a, b in zip(ends, ends[1:], strict=False)]
+    for _ in range(2):  # sorting changes the order of appearance, once
         rows: dict[tuple[int, int], int] = {}
         columns: dict[tuple[int, int], int] = {}
-        for index in [i for f in factors for i in f] + last:
-            rows.setdefault((index.tensor, index.row), len(rows))
-            columns.setdefault((index.tensor, index.column), len(columns))
-        renamed = [
-            [Index(i.tensor, rows[i.tensor, i.row], columns[i.tensor, i.column] if i.tensor >= 0 else 0) for i in f]
-            for f in [*factors, last]
-        ]
-        factors, last = [sorted(f) for f in renamed[:-1]], renamed[-1]
-    return tuple(tuple(f) for f in [*factors, last])
+        renamed = []
+        for factor in factors:
+            indices = []
+            for tensor, row, column in factor:
+                k = rows.setdefault((tensor, row), len(rows))
+                m = columns.setdefault((tensor, column), len(columns))
+                indices.append(Index(tensor, k, m if tensor >= 0 else 0))
+            renamed.append(indices)
+        factors = [*map(sorted, renamed[:-1]), renamed[-1]]
+    return tuple(map(tuple, factors))
 
 
 def _contracted(factors: Sequence[Array], names: Names, shapes: Shapes) -> Array:
     """The contraction that `names` (the free index last) describe."""
-    starts = np.cumsum([0, *(prod(shape) for shape in shapes)])
+    starts = np.cumsum([0, *map(prod, shapes)])
     letters: dict[tuple[str, int, int], int] = {}
 
-    def letter(kind: str, index: Index, value: int) -> int:
-        return letters.setdefault((kind, index.tensor, value), len(letters))
-
-    def labels(index: Index) -> Iterator[int]:
-        yield letter("row", index, index.row)
+    def labels(index: Index) -> list[int]:
+        """Letters of einsum: one for an index of the whole vector, two for a row and a column of a matrix."""
+        keys = [("row", index.tensor, index.row)]
         if index.tensor >= 0:
-            yield letter("column", index, index.column)
+            keys.append(("column", index.tensor, index.column))
+        return [letters.setdefault(key, len(letters)) for key in keys]
 
     arguments: list[object] = []
     for f, indices in zip(factors, names, strict=False):
-        if not indices:
-            continue
-        where = tuple(slice(None) if i.tensor < 0 else slice(*starts[i.tensor : i.tensor + 2]) for i in indices)
-        part = f[where]
-        sides = [
-            s for i, n in zip(indices, part.shape, strict=True) for s in (shapes[i.tensor] if i.tensor >= 0 else (n,))
-        ]
-        arguments += [part.reshape(sides), [name for i in indices for name in labels(i)]]
-    out = list(labels(names[-1][0])) if names[-1] else []
-    value = np.asarray(np.einsum(*arguments, out, optimize="greedy"))  # type: ignore[call-overload]
-    if names[-1] and names[-1][0].tensor >= 0:
-        whole = np.zeros(starts[-1])
-        whole[slice(*starts[names[-1][0].tensor : names[-1][0].tensor + 2])] = value.reshape(-1)
-        return whole
-    return value
+        sides: list[int] = []
+        letters_of_f: list[int] = []
+        for axis, index in enumerate(indices):
+            letters_of_f += labels(index)
+            if index.tensor < 0:
+                sides.append(f.shape[axis])
+                continue
+            # Entries of one matrix, by row and column.
+            f = f.take(range(*starts[index.tensor : index.tensor + 2]), axis)
+            sides += shapes[index.tensor]
+        if indices:
+            arguments += [f.reshape(sides), letters_of_f]
+    if not names[-1]:
+        return np.asarray(np.einsum(*arguments, [], optimize="greedy"))  # type: ignore[call-overload]
+    (free,) = names[-1]
+    value = np.asarray(np.einsum(*arguments, labels(free), optimize="greedy"))  # type: ignore[call-overload]
+    if free.tensor < 0:
+        return value
+    whole = np.zeros(starts[-1])
+    whole[slice(*starts[free.tensor : free.tensor + 2])] = value.reshape(-1)
+    return whole

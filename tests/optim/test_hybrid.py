@@ -17,8 +17,9 @@ from smoothlab.blocks import Block, Loss
 from smoothlab.errors import BadInput
 from smoothlab.optim.hybrid import HybridSGD
 from smoothlab.optim.seedlog import ENTRY, SeedLog, replay
+from smoothlab.zeroth.directional import Directional
 from smoothlab.zeroth.distributions import Distribution, Gaussian
-from smoothlab.zeroth.estimators import Directional, ZerothOrder
+from smoothlab.zeroth.estimators import ZerothOrder
 from tests.cases import ESTIMATORS, OBJECTIVES
 
 

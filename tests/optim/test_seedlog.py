@@ -13,8 +13,8 @@ from torch import nn
 from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
 from smoothlab.optim.seedlog import BODY, ENTRY, SeedLog, replay
+from smoothlab.zeroth.directional import Directional
 from smoothlab.zeroth.distributions import Gaussian, Rademacher, Sparse
-from smoothlab.zeroth.estimators import Directional
 
 LAW = Gaussian()
 

@@ -21,8 +21,9 @@ from smoothlab.blocks import Block, flatten
 from smoothlab.errors import BadInput
 from smoothlab.experiments.estimators.synthetic import frames
 from smoothlab.zeroth import distributions, estimators, perturbation
+from smoothlab.zeroth.directional import Directional
 from smoothlab.zeroth.distributions import Coordinate, Distribution, Gaussian, LowRank, Rademacher, Sparse, Sphere
-from smoothlab.zeroth.estimators import ControlVariate, Directional, ZerothOrder
+from smoothlab.zeroth.estimators import ControlVariate, ZerothOrder
 from smoothlab.zeroth.moments import Taylor, control_variate, mean, second_moment
 from smoothlab.zeroth.perturbation import Perturbation, stream_of
 from smoothlab.zeroth.rng import Stream, stream_name

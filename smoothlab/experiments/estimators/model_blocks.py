@@ -25,8 +25,9 @@ from smoothlab.experiments.estimators import ucurve
 from smoothlab.experiments.estimators.bias_variance import Row, curve_rows, row
 from smoothlab.experiments.estimators.config import Config
 from smoothlab.stats import samples
+from smoothlab.zeroth.directional import Directional
 from smoothlab.zeroth.distributions import Gaussian, named
-from smoothlab.zeroth.estimators import Directional, ZerothOrder, evaluate
+from smoothlab.zeroth.estimators import ZerothOrder, evaluate
 from smoothlab.zeroth.moments import linear_factor
 from smoothlab.zeroth.perturbation import Perturbation
 
