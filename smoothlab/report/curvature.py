@@ -194,9 +194,10 @@ def norm_by_depth(ax: Axes, table: pd.DataFrame, ylabel: str, title: str) -> Non
     outside = {"embedding": -1, "final": 10**6, "head": 10**7, "peft": 10**8}
     places = {}
     for name in dict.fromkeys(table["block"]):
-        places[name] = depth(name)
-        if places[name] is None:
-            places[name] = outside.get(name, 10**6)
+        layer = depth(name)
+        if layer is None:
+            layer = outside.get(name, 10**6)
+        places[name] = layer
     order = sorted(places, key=lambda name: places[name])
     steps = np.unique(table["step"])
     # more than four steps would hide each other

@@ -72,7 +72,7 @@ def by_setting(ax: Axes, df: pd.DataFrame, quantity: str) -> pd.DataFrame:
         ax.set_yticks([])
         ax.set_ylabel(f"{len(places)} settings")
     else:
-        ax.set_yticks(list(places.values()), list(map(names.get, places)))
+        ax.set_yticks(list(places.values()), list(map(names.__getitem__, places)))
     ax.set_ylim(min(places.values()) - 0.6, 0.6)
     shifts = {"printed": SHIFT, "expectation": 0.0, "probability": -SHIFT}  # below each other in their line
     return rows.assign(place=rows["setting"].map(places) + rows["theorem"].map(shifts))

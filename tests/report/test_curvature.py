@@ -11,7 +11,7 @@ from smoothlab.errors import BadInput
 from smoothlab.report import curvature, draw, panels
 from smoothlab.stats import ranks
 
-from .curved_path import BASE, BATCH, HEAD, PEFT, SPREAD, STEPS, gradients, layers, table, truth
+from .curved_path import BASE, BATCH, HEAD, PEFT, SPREAD, STEPS, gradients, layers, methods, table, truth
 
 
 def labels(ax):
