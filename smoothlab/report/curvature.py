@@ -5,6 +5,7 @@ dashed line where it comes near the values. Rows of Appendix D.4 (protocol ``pap
 estimated ones, times sqrt(d)/batch; see `smoothlab.stats.smoothness_table`.
 """
 
+import itertools
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -64,7 +65,9 @@ def table_of(df: pd.DataFrame, blocks: Sequence[str], quantity: str, protocols: 
 def fig1a(df: pd.DataFrame, quantity: str = "frobenius", blocks: Sequence[str] = ()) -> Figure:
     """Figure 1a: a block's norm against the step (left) and against its gradient norm (right), a line a block."""
     lines = []
-    for block in chosen(df, blocks, quantity)[: None if blocks else 1]:
+    # one block fills the figure: without --block it is the first one, the base model where it was measured
+    for block in blocks or chosen(df, (), quantity)[:1]:
+        chosen(df, [block], quantity)
         table = table_of(df, [block], quantity, protocols_of(df, quantity))
         ylabel = label(quantity, block)
         lines.append([partial(against_step, table=table, ylabel=ylabel),
@@ -76,9 +79,11 @@ def against_step(ax: Axes, table: pd.DataFrame, ylabel: str) -> None:
     """One block's norm against the step, by protocol; those of Appendix D.4 in the unit of the estimated ones."""
     names = {}
     for protocol, rows in table.groupby("protocol"):
+        names[protocol] = {"paper": "Appendix D.4"}.get(str(protocol), str(protocol))
+        # the paper's unit differs from that of the mean loss by this factor
         factor = rows["factor"].median()
-        times = "" if factor == 1 else rf", $\times\sqrt{{d}}$/batch = {number(factor)}"
-        names[protocol] = {"paper": "Appendix D.4"}.get(str(protocol), str(protocol)) + times
+        if factor != 1:
+            names[protocol] += rf", $\times\sqrt{{d}}$/batch = {number(factor)}"
     along_steps(ax, table, "protocol", LOOKS_OF_PROTOCOLS, ylabel=ylabel, names=names, columns=1)
     limits(ax, table)
 
@@ -91,8 +96,9 @@ def against_gradient(ax: Axes, table: pd.DataFrame, ylabel: str, block: str) -> 
         names[protocol] = f"rank correlation {spearman(rows['grad_norm'], rows['measured']) or 'of too few points'}"
     colors, markers = LOOKS_OF_PROTOCOLS
     panel(ax, table, "grad_norm", ["protocol"], xlabel="gradient norm " + symbol("g", block, r"\|", r"\|"),
-          ylabel=ylabel, scale="xy" if (table["measured"] > 0).all() else "x", names=names, line="--", colors=colors,
-          markers=markers, columns=1)  # fmt: skip
+          ylabel=ylabel, scale="x", names=names, line="--", colors=colors, markers=markers, columns=1)  # fmt: skip
+    if (table["measured"] > 0).all():  # a power of the gradient norm is a straight line
+        ax.set_yscale("log")
     limits(ax, table)
 
 
@@ -103,7 +109,9 @@ def fig1b(df: pd.DataFrame, quantity: str = "frobenius", blocks: Sequence[str] =
     draws: list[Draw] = []
     for protocol in protocols_of(df, quantity):
         draws.append(partial(blocks_against_step, table=table, protocol=protocol, ylabel=label(quantity, "")))
-    lines = [draws] if len(blocks) <= FEW else [[draw] for draw in draws]
+    lines = [draws]
+    if len(blocks) > FEW:
+        lines = [[draw] for draw in draws]
     heights = [2.7] * len(lines)
     if {"base", "peft"} <= set(blocks):
         lines.append([partial(base_over_peft, df=df, quantity=quantity)])
@@ -116,7 +124,8 @@ def blocks_against_step(ax: Axes, table: pd.DataFrame, protocol: str, ylabel: st
     rows = table[table["protocol"] == protocol]
     looks = looks_of(dict.fromkeys(rows["block"]))
     title = {"paper": r"Appendix D.4, times $\sqrt{d}$/batch"}.get(protocol, protocol)
-    along_steps(ax, rows, "block", looks, ylabel=ylabel, title=title, columns=3 if len(looks[0]) <= FEW else 7)
+    columns = 3 + 4 * (len(looks[0]) > FEW)
+    along_steps(ax, rows, "block", looks, ylabel=ylabel, title=title, columns=columns)
     limits(ax, table, log=True)
 
 
@@ -155,14 +164,15 @@ def path_smoothness(ax: Axes, df: pd.DataFrame, blocks: Sequence[str]) -> None:
     """Change of the gradient over change of the weights (joined), and the largest absolute eigenvalue (points)."""
     quotients = table_of(df, blocks, "gradient_lipschitz", [None])
     colors, markers = looks_of(blocks)
-    spectral = [norms(df, block, "spectral", "estimated").assign(block=block) for block in blocks]
+    lines, dots, spectral = {}, {}, []
+    for block in blocks:
+        lines[block], dots[block] = rf"{block}: $\|\Delta g\| / \|\Delta w\|$", rf"{block}: $|\lambda|_{{\max}}(H)$"
+        spectral.append(norms(df, block, "spectral", "estimated").assign(block=block))
     eigenvalues = pd.concat(spectral, ignore_index=True).assign(reference=np.nan)
     eigenvalues["low"] = eigenvalues["measured"]  # the interval is one-sided: the value is its own lower bound
-    names = {block: rf"{block}: $\|\Delta g\| / \|\Delta w\|$" for block in blocks}
-    along_steps(ax, quotients, "block", (colors, dict.fromkeys(blocks, "")), names=names)
-    names = {block: rf"{block}: $|\lambda|_{{\max}}(H)$" for block in blocks}
+    along_steps(ax, quotients, "block", (colors, dict.fromkeys(blocks, "")), names=lines)
     if len(eigenvalues):
-        panel(ax, eigenvalues, "step", ["block"], names=names, colors=colors, markers=markers)
+        panel(ax, eigenvalues, "step", ["block"], names=dots, colors=colors, markers=markers)
     ax.set_ylabel(r"$\|\Delta g\| / \|\Delta w\|$ (mean loss)")
     limits(ax, pd.concat([quotients, eigenvalues]))
 
@@ -170,7 +180,7 @@ def path_smoothness(ax: Axes, df: pd.DataFrame, blocks: Sequence[str]) -> None:
 def against_depth(df: pd.DataFrame, quantity: str = "frobenius", blocks: Sequence[str] = ()) -> Figure:
     """Norm of every block against its depth, at up to four steps of the training."""
     blocks = chosen(df, blocks, quantity)
-    if all(depth(block) is None for block in blocks):
+    if set(map(depth, blocks)) == {None}:
         raise BadInput(f"no layer among the blocks {', '.join(blocks)}: measure with --blocks layer")
     lines: list[list[Draw]] = []
     for protocol in protocols_of(df, quantity):
@@ -185,18 +195,20 @@ def norm_by_depth(ax: Axes, table: pd.DataFrame, ylabel: str, title: str) -> Non
     places = {}
     for name in dict.fromkeys(table["block"]):
         layer = depth(name)
-        places[name] = outside.get(name, 10**6) if layer is None else layer
+        if layer is None:
+            layer = outside.get(name, 10**6)
+        places[name] = layer
     order = sorted(places, key=lambda name: places[name])
-    steps = sorted(set(table["step"]))
-    shown = dict.fromkeys(steps[round(i * (len(steps) - 1) / 3)] for i in range(4))
-    shades = matplotlib.colormaps["viridis"](np.linspace(0.0, 0.85, len(shown)))
-    colors = {step: matplotlib.colors.to_hex(shade) for step, shade in zip(shown, shades, strict=True)}
+    steps = np.unique(table["step"])
+    # more than four steps would hide each other
+    shown = np.unique(steps[np.linspace(0, len(steps) - 1, 4).round().astype(int)]).tolist()
+    colors = dict(zip(shown, shades(len(shown)), strict=False))
     # points of one run and step are joined; a floor for each of them would hide the values
     table = table.assign(at=table["block"].map(order.index), run=table["run"].astype(str), reference=np.nan)
     panel(ax, table, "at", ["step"], xlabel="block, in the order of the forward pass", ylabel=ylabel, title=title,
-          names={step: f"step {step:,}" for step in shown}, colors=colors, columns=4, dodge=0.06,
+          names=dict(zip(shown, map("step {:,}".format, shown), strict=True)), colors=colors, columns=4, dodge=0.06,
           markers=dict(zip(shown, MARKERS, strict=False)))  # fmt: skip
-    ax.set_xticks(range(len(order)), [name.replace("layer.", "") for name in order])
+    ax.set_xticks(range(len(order)), list(pd.Series(order).str.replace("layer.", "", regex=False)))
     limits(ax, table, log=True)
 
 
@@ -228,14 +240,17 @@ def limits(ax: Axes, rows: pd.DataFrame, log: bool | None = None) -> None:
         return
     bottom, top = min(ends.min(), 0.0), max(ends.max(), 0.0)
     room = 0.06 * (top - bottom or 1.0)
-    ax.set_ylim(bottom - room if bottom < 0 else 0.0, top + room)
+    ax.set_ylim(bottom - room * (bottom < 0), top + room)
 
 
 def symbol(letter: str, block: str, left: str = "", right: str = "") -> str:
     """Mathtext of a letter with the block's name as its index, or after it where the name is no plain word."""
     if block.isalnum():
         return rf"${left}{letter}_{{\mathrm{{{block}}}}}{right}$"
-    return f"${left}{letter}{right}$" + (f" of {block}".replace("$", r"\$") if block else "")
+    text = f"${left}{letter}{right}$"
+    if block:
+        text += f" of {block}".replace("$", r"\$")
+    return text
 
 
 def looks_of(blocks: Iterable[str]) -> Looks:
@@ -244,17 +259,20 @@ def looks_of(blocks: Iterable[str]) -> Looks:
     No two blocks share a color, and no two neighboring layers a marker.
     """
     fixed = {"base": ("#0072B2", "o"), "peft": ("#D55E00", "s"), "head": ("#7F7F7F", "^")}
-    others = [color for color in COLORS if color not in ("#0072B2", "#D55E00")]
-    layers = sorted((depth(block), block) for block in blocks if depth(block) is not None)
-    shades = matplotlib.colormaps["viridis"](np.linspace(0.0, 0.95, max(len(layers), 2)))
-    looks = {}
-    for index, (_, block) in enumerate(layers):
-        looks[block] = matplotlib.colors.to_hex(shades[index]), MARKERS[index % len(MARKERS)]
-    unnumbered = [block for block in blocks if block not in fixed and block not in looks]
-    for index, block in enumerate(unnumbered):
-        looks[block] = others[index % len(others)], MARKERS[-1 - index % len(MARKERS)]
-    looks = fixed | looks
-    return {block: looks[block][0] for block in blocks}, {block: looks[block][1] for block in blocks}
+    layers = sorted(filter(lambda block: depth(block) is not None, blocks), key=lambda block: (depth(block), block))
+    looks = dict(zip(layers, zip(shades(len(layers)), MARKERS * 9, strict=False), strict=False))
+    # the other blocks take the colors that base and peft leave, and markers from the end of the list
+    spare = itertools.cycle(zip(COLORS[2:], MARKERS[::-1], strict=False))
+    colors, markers = {}, {}
+    for block in blocks:
+        look = looks.get(block) or fixed.get(block) or next(spare)
+        colors[block], markers[block] = look
+    return colors, markers
+
+
+def shades(count: int) -> list[str]:
+    """Colors from dark to light, for what has an order."""
+    return list(map(matplotlib.colors.to_hex, matplotlib.colormaps["viridis"](np.linspace(0.0, 0.95, max(count, 2)))))
 
 
 def depth(block: str) -> int | None:
@@ -264,4 +282,6 @@ def depth(block: str) -> int | None:
     (3, None)
     """
     stem, _, last = block.rpartition(".")
-    return int(last) if stem.endswith("layer") and last.isdigit() else None
+    if stem.endswith("layer") and last.isdigit():
+        return int(last)
+    return None

@@ -51,16 +51,18 @@ class Kind:
         for rows in self.dev.values():
             x, y = rate(float(rows["eta_x"].iloc[0])), rate(float(rows["eta_y"].iloc[0]))
             method = self.config["method"]
-            if method == "hybrid":
-                texts.append(f"one rate {x}" if x == y else f"eta_x {x}, eta_y {y}")
-            else:
-                texts.append(f"eta_y {y}" if method == "fo-peft" else f"eta_x {x}")
+            text = {"hybrid": f"eta_x {x}, eta_y {y}", "fo-peft": f"eta_y {y}"}.get(method, f"eta_x {x}")
+            if method == "hybrid" and x == y:
+                text = f"one rate {x}"
+            texts.append(text)
         return " or ".join(dict.fromkeys(texts))
 
     def among(self, kinds: Sequence["Kind"]) -> str:
         """Its name, or its rates where another kind has the same name."""
-        namesakes = [kind for kind in kinds if kind.name == self.name]
-        return self.name if len(namesakes) == 1 else self.rates
+        for kind in kinds:
+            if kind is not self and kind.name == self.name:
+                return self.rates
+        return self.name
 
 
 def kinds_of(df: pd.DataFrame) -> list[Kind]:
@@ -76,8 +78,8 @@ def kinds_of(df: pd.DataFrame) -> list[Kind]:
     kinds: dict[str, Kind] = {}
     for path, rows in df.groupby("path", sort=False):
         config = {**LATER, **df.attrs["headers"][path]["config"]}
-        settings = {name: str(value) for name, value in config.items() if name not in NOT_A_KIND}
-        kind = kinds.setdefault(str(sorted(settings.items())), Kind(method_name(config), config))
+        settings = pd.Series(config, dtype=object).drop(list(NOT_A_KIND), errors="ignore").sort_index()
+        kind = kinds.setdefault(settings.astype(str).to_json(), Kind(method_name(config), config))
         seed = int(config["seed"])
         if seed in kind.dev:
             raise BadInput(f"{path}: there is another run of the same settings and seed {seed}; leave one out")
@@ -88,7 +90,8 @@ def kinds_of(df: pd.DataFrame) -> list[Kind]:
         if "why" in rows:
             kind.stopped += list(rows.loc[rows["part"] == "stopped", "why"].astype(str))
     for kind in kinds.values():
-        heads = [test.get("head") for test in kind.test.values()]
+        # what --head auto chose stands in the row of the test
+        heads = pd.DataFrame(list(kind.test.values())).get("head", pd.Series(dtype=object))
         if "classifier" in (kind.config["head"], *heads):
             kind.name += " classifier"
     for name in ("model", "data"):
@@ -100,11 +103,10 @@ def kinds_of(df: pd.DataFrame) -> list[Kind]:
 
 def method_name(config: Mapping[str, Any]) -> str:
     """The paper's name of a method: Hybrid-LoRA, FO-Prompt, ZO-FT."""
-    method, peft = config["method"], config["peft"]
-    if method in ("zo", "fo-full"):
-        return "ZO-FT" if method == "zo" else "FO-FT"
-    module = {"auto": "LoRA", "lora": "LoRA", "prompt": "Prompt", "prefix": "Prefix"}.get(peft, peft)
-    return f"{'Hybrid' if method == 'hybrid' else 'FO'}-{module}"
+    names = {"auto": "LoRA", "lora": "LoRA", "prompt": "Prompt", "prefix": "Prefix"}
+    module = names.get(config["peft"], config["peft"])
+    methods = {"zo": "ZO-FT", "fo-full": "FO-FT", "hybrid": f"Hybrid-{module}"}
+    return methods.get(config["method"], f"FO-{module}")
 
 
 def selected(rows: pd.DataFrame) -> pd.DataFrame:
@@ -116,15 +118,15 @@ def selected(rows: pd.DataFrame) -> pd.DataFrame:
     dev = rows[rows["part"] == "dev"]
     if dev.empty:
         raise BadInput(f"{rows['path'].iloc[0]} holds no evaluation yet; wait for the run, or start it again")
-    tested = rows[rows["part"] == "test"]
-    trials = tested["trial"] if len(tested) else dev.sort_values("accuracy")["trial"]
+    # the trial that was tested comes last, and before a test the best one so far
+    trials = pd.concat([dev.sort_values("accuracy")["trial"], rows.loc[rows["part"] == "test", "trial"]])
     return dev[dev["trial"] == trials.iloc[-1]].sort_values("step")
 
 
 def pooled(kind: Kind) -> tuple[float, float, float]:
     """Mean test accuracy over seeds with the 95 % interval (Clopper-Pearson) of the items of one seed's test."""
     tests = list(kind.test.values())
-    mean = float(np.mean([row["accuracy"] for row in tests]))
+    mean = float(pd.DataFrame(tests)["accuracy"].mean())
     count = int(tests[0]["count"])
     limits = proportion(round(mean * count), count)
     return mean, limits.low, limits.high
@@ -136,36 +138,40 @@ def table_of(kinds: Sequence[Kind], column: str) -> pd.DataFrame:
     for kind in kinds:
         runs = []
         for seed, dev in kind.dev.items():
-            run = pd.DataFrame({"step": dev["step"], "measured": dev[column].astype(float), "run": seed})
-            limits = {"low": dev["low"], "high": dev["high"]} if column == "accuracy" else {}
-            runs.append(run.assign(**{"low": np.nan, "high": np.nan} | limits))
-            if seed in kind.test:
-                runs[-1]["hollow"] = (dev["step"] == kind.test[seed]["step"]) & (column == "accuracy")
+            run = dev[["step", "low", "high"]].assign(measured=dev[column].astype(float), run=seed, hollow=False)
+            if column == "train_loss":  # the interval of these rows is the accuracy's
+                run[["low", "high"]] = np.nan
+            elif seed in kind.test:
+                run["hollow"] = dev["step"] == kind.test[seed]["step"]
+            runs.append(run)
         parts.append(pd.concat(runs).assign(kind=kind.among(kinds), reference=np.nan))
         if len(runs) > 1:
             by_step = parts[-1].dropna(subset="measured").groupby(["step", "kind"])["measured"]
             mean = by_step.mean()[by_step.count() == len(runs)].reset_index()
-            parts[-1] = mean.assign(low=np.nan, high=np.nan, reference=np.nan, run="mean")
+            parts[-1] = mean.assign(low=np.nan, high=np.nan, reference=np.nan, run="mean", hollow=False)
     table = pd.concat(parts, ignore_index=True).dropna(subset="measured")
-    if "hollow" in table:
-        table["hollow"] = table["hollow"].astype("boolean").fillna(False).astype(bool)
-    return scaled(table, 100 if column == "accuracy" else 1)
+    if column == "accuracy":
+        return scaled(table, 100)
+    return table
 
 
 def against_step(ax: Axes, kinds: Sequence[Kind], column: str, ylabel: str) -> None:
     """Training loss or dev accuracy against the step; the mean over the steps that all seeds have."""
     table = table_of(kinds, column)
-    names = {kind.among(kinds): mathtext(kind.among(kinds)) for kind in kinds}
-    panel(ax, table, "step", ["kind"], xlabel="step", ylabel=ylabel, names=names, joined=True, columns=2)
+    panel(ax, table.assign(kind=table["kind"].map(mathtext)), "step", ["kind"], xlabel="step", ylabel=ylabel,
+          joined=True, columns=2)  # fmt: skip
     step_axis(ax, table["step"])
 
 
 def test_accuracy(ax: Axes, kinds: Sequence[Kind]) -> None:
     """Accuracy on test, a point a seed; bars are 95 % intervals of the items, and chance is dotted."""
-    rows, chance = [], 0.0
+    rows, colors, chance = [], {}, 0.0
     for place, kind in enumerate(kinds):
+        colors[kind.among(kinds)] = COLORS[place]
         if not kind.test:
-            reason = "stopped before a test" if kind.stopped else "not tested"
+            reason = "not tested"
+            if kind.stopped:
+                reason = "stopped before a test"
             ax.text(0.03, place, reason, transform=ax.get_yaxis_transform(), fontsize=7, va="center")
         for index, (_, test) in enumerate(sorted(kind.test.items())):
             at = place + (index - (len(kind.test) - 1) / 2) * 0.5 / len(kind.test)
@@ -174,11 +180,11 @@ def test_accuracy(ax: Axes, kinds: Sequence[Kind]) -> None:
             chance = max(chance, float(test.get("chance", 0.0)), float(test.get("majority", 0.0)))
     if chance:
         ax.axvline(100 * chance, ls=":", lw=0.9, color=GRAY, label="larger class")
-    colors = dict(zip((kind.among(kinds) for kind in kinds), COLORS, strict=False))
+    # the kinds are named at the axis, not in the legend
     panel(ax, scaled(pd.DataFrame(rows), 100), "place", ["kind"], xlabel="test accuracy (%)", horizontal=True,
-          colors=colors, names=dict.fromkeys(colors, "_named at the axis"), columns=1)  # fmt: skip
+          colors=colors, names=dict.fromkeys(colors, "_kind"), columns=1)  # fmt: skip
     ax.set(ylim=(len(kinds) - 0.4, -0.6), yticks=range(len(kinds)))
-    ax.set_yticklabels([mathtext(name.replace(", ", "\n")) for name in colors])
+    ax.set_yticklabels(map(mathtext, pd.Series(list(colors)).str.replace(", ", "\n")))
 
 
 def figure(df: pd.DataFrame) -> Figure:
@@ -194,7 +200,7 @@ def figure(df: pd.DataFrame) -> Figure:
         partial(against_step, kinds=kinds, column="train_loss", ylabel="training loss"),
         partial(against_step, kinds=kinds, column="accuracy", ylabel="dev accuracy (%)"),
     ]
-    if any(kind.test for kind in kinds):
+    if (df["part"] == "test").any():
         draws.append(partial(test_accuracy, kinds=kinds))
     return grid([draws], {"hollow": "selected on dev"}, height=2.6 + 0.1 * len(kinds))
 

@@ -60,9 +60,11 @@ def successes(ax: Axes, df: pd.DataFrame) -> None:
 
 def by_setting(ax: Axes, df: pd.DataFrame, quantity: str) -> pd.DataFrame:
     """Rows of theorem and counterexample with the ordinate of their setting, which the axis names."""
-    averaged = pd.concat([rows_of(df, part=part, quantity="average") for part in ("theorem", "counterexample")])
-    rows = pd.concat([rows_of(df, part=part, quantity=quantity) for part in ("theorem", "counterexample")])
-    places = {setting: -place for place, setting in enumerate(dict.fromkeys(averaged["setting"]))}
+    averaged, rows = (
+        pd.concat([rows_of(df, part="theorem", quantity=name), rows_of(df, part="counterexample", quantity=name)])
+        for name in ("average", quantity)
+    )
+    places = dict(zip(dict.fromkeys(averaged["setting"]), range(0, -len(averaged), -1), strict=False))
     names = short_names(df.loc[df["part"] == "theorem", "setting"])
     for _, row in averaged[averaged["part"] == "counterexample"].iterrows():
         names[row["setting"]] = f"fails: d {row['d']:g}, sigma {row['sigma']:g}"
@@ -70,9 +72,9 @@ def by_setting(ax: Axes, df: pd.DataFrame, quantity: str) -> pd.DataFrame:
         ax.set_yticks([])
         ax.set_ylabel(f"{len(places)} settings")
     else:
-        ax.set_yticks(list(places.values()), [names[setting] for setting in places])
+        ax.set_yticks(list(places.values()), list(map(names.__getitem__, places)))
     ax.set_ylim(min(places.values()) - 0.6, 0.6)
-    shifts = {theorem: SHIFT * (1 - index) for index, theorem in enumerate(THEOREMS)}
+    shifts = {"printed": SHIFT, "expectation": 0.0, "probability": -SHIFT}  # below each other in their line
     return rows.assign(place=rows["setting"].map(places) + rows["theorem"].map(shifts))
 
 
