@@ -17,6 +17,7 @@ from smoothlab.report import comparisons, draw, panels
 ROOT = Path(__file__).resolve().parent.parent
 FIGURES = {
     "fig1a": ("fig1a", "fig1a_*.jsonl"), "fig1b": ("fig1b", "fig1b_*.jsonl"), "path": ("path", "fig1b_*.jsonl"),
+    "methods": ("methods", "methods/*.jsonl"),
     "estimators": ("estimators", "estimators_*.jsonl"), "quadratic": ("quadratic", "quadratic.jsonl"),
     "rates": ("rates", "rates.jsonl"), "fig2": ("finetune", "table1/fig2-*.jsonl"),
     "fig3": ("finetune", "table1/fig3-*.jsonl"),

@@ -46,9 +46,19 @@ class Block:
             raise BadInput(f"block '{self.name}' mixes {listed}: split it, or convert it to one dtype and device")
 
     @property
+    def sizes(self) -> list[int]:
+        """Number of entries of each parameter."""
+        return [p.numel() for p in self.params]
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shape of each parameter."""
+        return tuple(tuple(p.shape) for p in self.params)
+
+    @property
     def dim(self) -> int:
         """Number of scalar parameters d of the block."""
-        return sum(p.numel() for p in self.params)
+        return sum(self.sizes)
 
     def views(self, flat: Tensor) -> list[Tensor]:
         """Parts of a flat vector [dim] in the shapes of the parameters, without copying."""
@@ -56,7 +66,15 @@ class Block:
 
     def split(self, flat: Tensor) -> list[Tensor]:
         """Parts of a flat vector [dim], one a parameter and flat themselves, without copying."""
-        return list(flat.split([p.numel() for p in self.params]))
+        return list(flat.split(self.sizes))
+
+    def copies(self) -> list[Tensor]:
+        """Copies of the parameters' values."""
+        return [p.detach().clone() for p in self.params]
+
+    def offset(self, number: int) -> int:
+        """Position of the first entry of parameter `number` in a flat vector."""
+        return sum(self.sizes[:number])
 
 
 def flatten(tensors: Iterable[Tensor]) -> Tensor:

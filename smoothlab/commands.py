@@ -319,6 +319,6 @@ def demo(
 
         measured = measure(out, seed, records.environment(**_machine(Smoothness()) | {"threads": 1}), overwrite)
         title = "smoothlab in small: curvature, fine-tuning, estimators, rates"
-        print(page.write(out / "index.html", measured, title=title, pictures=out))
+        print(page.write(out / "index.html", measured, title=title))
 
     return run

@@ -1,11 +1,13 @@
 """Pages and examples: what they cite exists, their commands parse, their code runs, and all records fit the schema."""
 
+import importlib.util
 import json
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,7 @@ def blocks(path: Path, *languages: str) -> list[str]:
 
 def commands(path: Path) -> list[str]:
     """Lines of the page's blocks that call smoothlab."""
-    lines = [line for block in blocks(path, "", "console", "sh") for line in block.splitlines()]
+    lines = [line for block in blocks(path, "", "sh") for line in block.splitlines()]
     return [line for line in lines if line.startswith("smoothlab ")]
 
 
@@ -98,6 +100,30 @@ def test_commands_parse(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(tmp_path)
     for command in commands(path):
         assert callable(parse(shlex.split(command, comments=True)[1:])), command
+
+
+def test_old_flags_are_refused_with_the_name_that_the_page_gives() -> None:
+    from smoothlab.commands import parse
+    from smoothlab.errors import BadInput
+
+    rows = re.findall(r"^\| (\w+) \| `(--[^`]+)` \| `(--[^`]+)`", (DOCS / "migration.md").read_text(), re.MULTILINE)
+    assert len(rows) == 16
+    for command, old, new in rows:
+        with pytest.raises(BadInput, match=f"^{old} of `smoothlab {command}` is {new}"):
+            parse([command, *old.split(), "1"])
+
+
+def test_modules_and_tables_that_pages_name_exist() -> None:
+    names = set(
+        re.findall(r"`(smoothlab[\w.]+)` \|$", (DOCS / "migration.md").read_text(encoding="utf-8"), re.MULTILINE)
+    )
+    names |= set(
+        re.findall(r"`(smoothlab\.[\w.]+\.[\w]+)`", (DOCS / "howto" / "extend.md").read_text(encoding="utf-8"))
+    )
+    assert len(names) > 25
+    for name in names:
+        home, _, attribute = name.rpartition(".")
+        assert importlib.util.find_spec(name) if attribute.islower() else hasattr(import_module(home), attribute), name
 
 
 @pytest.mark.check

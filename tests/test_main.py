@@ -219,14 +219,17 @@ def test_the_version_is_said(capsys):
     assert capsys.readouterr().out == f"smoothlab {package.__version__}\n"
 
 
+LESS = "lower --batch, or take a smaller --model, or measure smaller --blocks, e.g. layer"
+
+
 @pytest.mark.parametrize(
     ("command", "advice"),
     [
         (
             "finetune --measure base",
-            "lower --batch, or take a smaller --model, or measure smaller --blocks, e.g. layer",
+            LESS,
         ),
-        ("smoothness", "lower --batch, or take a smaller --model, or measure smaller --blocks, e.g. layer"),
+        ("smoothness", LESS),
         ("finetune", "lower --batch, or take a smaller --model"),
         ("rates", "lower --replicas"),
     ],

@@ -5,6 +5,7 @@ import io
 import multiprocessing
 import os
 import queue
+import re
 import signal
 import sys
 import time
@@ -35,27 +36,33 @@ RATES = Rates(
     eps=(1.0,), deltas=(0.5,), families=("quadratic", "cosh-y"), orders=("reshuffle", "replace"),
     fit_eps=(0.4, 0.3, 0.2), fit_ns=(2, 4, 8), fit_deltas=(0.5, 0.2), replicas=60, max_steps=13_000,
 )  # fmt: skip
-# Fine-tuning: enough steps for the methods to part. Zeroth-order steps alone learn nothing in so few.
-FINETUNE = Finetune(steps=120, eval_every=30, test=300, patience=0)
+# Fine-tuning: enough steps for the methods to part, and curvature along each of them, on one minibatch. Zeroth-order
+# steps alone learn nothing in so few.
+FINETUNE = Finetune(
+    steps=120, eval_every=30, test=300, patience=0, measure=("base", "peft"), points=4, minibatch="fixed", path=False
+)
 METHODS: dict[str, Method] = {"fo-lora": "fo-peft", "hybrid-lora": "hybrid", "zo": "zo"}
 SECONDS = {"fig1b": 75, "fig1a": 50, "finetune-hybrid-lora": 45, "estimators": 38, "rates": 36,
            "finetune-fo-lora": 27, "finetune-zo": 27}  # fmt: skip
 """CPU seconds of each section, measured on one thread; the longest begin first, so that none is waited for alone."""
+PROGRESS = re.compile(r" \d+ of \d+,|\d+ s left")
+"""A line of a section's own progress."""
 PATIENCE = 30.0  # seconds between lines where stderr is no terminal
 
 
 def sections(seed: int) -> dict[str, Experiment]:
     """The runs by the names of their record files."""
     full = Smoothness(
-        model="micro", data="builtin", method="fo-full", steps=STEPS, points=POINTS, eta_x=RATE, eta_y=RATE,
+        model="micro", data="builtin", method="fo-full", steps=STEPS, points=POINTS, eta_x=RATE,
         protocol="both", probes=PROBES, seed=seed, measure=("base",),
     )  # fmt: skip
     runs: dict[str, Experiment] = {
-        "fig1a": full, "fig1b": replace(full, method="fo-joint", measure=("base", "peft")),
+        "fig1a": full, "fig1b": replace(full, method="fo-joint", eta_y=RATE, measure=("base", "peft")),
         "estimators": replace(ESTIMATORS, seed=seed), "rates": replace(RATES, seed=seed),
     }  # fmt: skip
     for name, method in METHODS.items():
-        runs[f"finetune-{name}"] = replace(FINETUNE, method=method, seed=seed)
+        measured = ("base",) if method == "zo" else FINETUNE.measure  # without a PEFT module
+        runs[f"finetune-{name}"] = replace(FINETUNE, method=method, measure=measured, seed=seed)
     return runs
 
 
@@ -120,6 +127,7 @@ def _watch(news: Any, processes: list[Any], count: int) -> None:
     begun, spoken = time.monotonic(), time.monotonic()
     running: dict[str, float] = {}
     done: list[str] = []
+    notes: list[str] = []
     while len(done) < count:
         try:
             kind, name, text = news.get(timeout=1.0)
@@ -133,7 +141,10 @@ def _watch(news: Any, processes: list[Any], count: int) -> None:
             running.pop(name)
             done.append(name)
             for line in text.splitlines():
-                bar.write(f"{line}", file=sys.stderr)
+                # the bar shows the progress of all sections, and two of them say the same of the model
+                if not PROGRESS.search(line) and line not in notes:
+                    notes.append(line)
+                    bar.write(line, file=sys.stderr)
         if not kind and any(process.exitcode for process in processes):
             raise Unfinished(f"a process that measured {', '.join(running)} was ended; start the same command again")
         elapsed = time.monotonic() - begun

@@ -397,16 +397,16 @@ def _along_rows(check: LineCheck, graph: LossGraph) -> Tensor:
     v = torch.zeros_like(check.gradient)
     parts, gradients, weights = (check.block.split(x) for x in (v, check.gradient, check.theta))
     slopes = dict.fromkeys(groups, 0.0)
-    for name, those in groups.items():
-        for i in those:
+    for name, positions in groups.items():
+        for i in positions:
             p = check.block.params[i]
             rows = weights[i].view(len(p) if p.dim() > 1 and p.numel() else 1, -1)
-            each = (rows * gradients[i].view_as(rows)).sum(1, keepdim=True)
-            torch.mul(rows, each.sign(), out=parts[i].view_as(rows))
-            slopes[name] += float(each.abs().sum())
+            products = (rows * gradients[i].view_as(rows)).sum(1, keepdim=True)
+            torch.mul(rows, products.sign(), out=parts[i].view_as(rows))
+            slopes[name] += float(products.abs().sum())
     largest = max(slopes.values()) or 1.0
-    for name, those in groups.items():
-        for i in those:
+    for name, positions in groups.items():
+        for i in positions:
             parts[i].mul_(largest / max(slopes[name], 1e-3 * largest))
     size = norm(v)
     return v.mul_(1 / size) if size > 0.0 else v

@@ -77,11 +77,13 @@ def estimated(
         raise BadInput(f"product '{product}' is unknown: use exact, central or forward")
     common = _common("estimated", hessian.loss, hessian.gradients)
     for estimate in hessian.norms_by_block(cross=cross, precision=precision, seed=seed):
-        found = asdict(estimate)
-        step = hessian.steps.get(estimate.block) if isinstance(hessian, FiniteDifferenceHessian) else None
+        fields = asdict(estimate)
+        step = None
+        if isinstance(hessian, FiniteDifferenceHessian):
+            step = hessian.steps.get(estimate.block)
         if kinks or (step is not None and step.kinks):
-            found["flag"] = ", ".join(filter(None, (found["flag"], "kinks")))
-        yield common[estimate.block] | found | {"h": None if step is None else step.h, "normalized": None}
+            fields["flag"] = ", ".join(filter(None, (fields["flag"], "kinks")))
+        yield common[estimate.block] | fields | {"h": None if step is None else step.h, "normalized": None}
 
 
 def paper(
@@ -96,7 +98,7 @@ def paper(
     """Rows of Appendix D.4 at the current parameters, one a block; see the module's first lines.
 
     `value`, its interval and `floor` are as printed (sum over the batch, no sqrt(d)); `normalized` is value sqrt(d) /
-    batch, which a estimated value can be compared with. `floor` is what rounding contributes to `value`, in quadrature.
+    batch, which an estimated value can be compared with. `floor` is what rounding adds to `value`, in quadrature.
     """
     for block in blocks:
         hessian = FiniteDifferenceHessian(loss, [block], h=h, scheme="forward", effective=False)
@@ -107,8 +109,8 @@ def paper(
             squares.append(norm(image) ** 2)
             if i < 16:
                 images.append(image)
-        found = sum_of_squares(squares, effective_rank(gram_matrix(images)))
-        value, low, high = (batch * max(x, 0.0) ** 0.5 for x in found)
+        squared = sum_of_squares(squares, effective_rank(gram_matrix(images)))
+        value, low, high = (batch * max(x, 0.0) ** 0.5 for x in squared)
         floor = batch * hessian.rounding(v, block.name)
         yield _common("paper", hessian.loss, hessian.gradients)[block.name] | {
             "block": block.name, "wrt": block.name, "quantity": "frobenius", "value": value, "low": low, "high": high,
@@ -226,8 +228,8 @@ class SmoothnessHook:
             config = {k: getattr(self, k) for k in ("at", "cross", "product", "precision", "seed", "train")}
             config |= {"blocks": {b.name: b.dim for b in named}}
             device = str(named[0].params[0].device)
-            told = records.environment(device=device, threads=torch.get_num_threads())
-            self._file = records.Writer(Path(self.out), "hook", config, told, overwrite=self.overwrite)
+            environment = records.environment(device=device, threads=torch.get_num_threads())
+            self._file = records.Writer(Path(self.out), "hook", config, environment, overwrite=self.overwrite)
 
     def __call__(self, step: int, compute: Loss) -> None:
         """Measure if `step` is one of the points; `compute` returns the mean loss of the step's minibatch.

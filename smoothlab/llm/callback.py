@@ -90,11 +90,11 @@ class SmoothnessCallback(TrainerCallback):  # type: ignore[misc]
             )
         if not state.is_world_process_zero:
             return
-        found = partition(model, self._by)
+        all_blocks = partition(model, self._by)
         for name in self._names:
-            if name not in found:
-                raise BadInput(f"block '{name}' is unknown: use some of {', '.join(found)}")
-        blocks: list[Block] = [b for name, b in found.items() if not self._names or name in self._names]
+            if name not in all_blocks:
+                raise BadInput(f"block '{name}' is unknown: use some of {', '.join(all_blocks)}")
+        blocks: list[Block] = [b for name, b in all_blocks.items() if not self._names or name in self._names]
         if self._hook is None or self._hook.model is not model:  # else the Trainer starts anew with smaller batches
             self._hook = SmoothnessHook(model, blocks, **self._options)
             self.rows = self._hook.rows

@@ -4,7 +4,7 @@ A snapshot holds named tensors and a state that JSON can hold (steps, sums, rand
 state). It is written to a new file, which is forced to disk and only then renamed: whenever the process is killed or
 the disk is full, the snapshot before stays as it was. Each tensor has a checksum (CRC-32) of its bytes, and these, the
 state and the tensors' names, types and shapes have a common one (SHA-256): a file with a bit that has flipped on disk
-is refused. Files of before have no checksums of their tensors' bytes, and are read without. No pickle.
+is refused. No pickle.
 
 A folder holds the checkpoints of one run. Of `smoothlab finetune`, `after-00000012.safetensors` is where the run stood
 when its twelfth row was on record, so that a stopped run keeps twelve rows and continues from there;
@@ -101,29 +101,29 @@ def read(path: Path) -> Snapshot:
 
 def _changed(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
     """What is wrong with the content of a file; "" where it is as it was written."""
-    sums = metadata.get("sums")
+    sums = metadata.get("sums", "")
     if metadata.get("sum") != _sum(metadata.get("state", ""), tensors, sums):
         return "it is no checkpoint of smoothlab, or was changed since"
-    if sums is None:  # of before: its tensors' bytes are taken as they are
-        return ""
-    written, there = json.loads(sums), _checksums(tensors)
-    broken = [name for name in there if there[name] != written[name]]
-    return f"it is damaged (the numbers of {broken[0]} are not those that were written)" if broken else ""
+    written = json.loads(sums)
+    broken = [name for name, checksum in _checksums(tensors).items() if checksum != written[name]]
+    if broken:
+        return f"it is damaged (the numbers of {broken[0]} are not those that were written)"
+    return ""
 
 
-def _sum(state: str, tensors: Mapping[str, Tensor], sums: str | None) -> str:
-    """SHA-256 of the state, of the tensors' names, types and shapes, and, where there are any, of their checksums."""
+def _sum(state: str, tensors: Mapping[str, Tensor], sums: str) -> str:
+    """SHA-256 of the state, of the tensors' names, types and shapes, and of their checksums."""
     shapes = sorted((name, str(tensor.dtype), list(tensor.shape)) for name, tensor in tensors.items())
-    return hashlib.sha256(json.dumps([state, shapes] + ([] if sums is None else [sums])).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([state, shapes, sums]).encode()).hexdigest()
 
 
 def _checksums(tensors: Mapping[str, Tensor]) -> dict[str, int]:
     """CRC-32 of each tensor's bytes: it sees every change of up to 32 neighboring bits."""
-    found = {}
+    checksums = {}
     for name, tensor in sorted(tensors.items()):
         content: Any = tensor.cpu().reshape(-1).view(torch.uint8).numpy()
-        found[name] = zlib.crc32(content)
-    return found
+        checksums[name] = zlib.crc32(content)
+    return checksums
 
 
 def pack(value: Any, tensors: dict[str, Tensor], name: str) -> Any:

@@ -301,7 +301,7 @@ class HybridSGD(torch.optim.Optimizer):
                 if getattr(group["oracle"], "layers", None) is not None:
                     continue  # memory may not hold a copy of the block
                 own = Block(group["name"], tuple(group["params"]))
-                stack.enter_context(standing_at(own, [p.detach().clone() for p in own.params]))
+                stack.enter_context(standing_at(own, own.copies()))
             versions = [p._version for p in watch.params]
             with watch.meeting():
                 first = evaluate(lambda: self._mean(closures), block)

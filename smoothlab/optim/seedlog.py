@@ -301,7 +301,7 @@ def _head(seed: int, blocks: Mapping[int, Block], distributions: Mapping[int, Di
     """What the seeds of a run are bound to."""
     groups = {}
     for k, block in blocks.items():
-        shapes, dtype = [list(p.shape) for p in block.params], str(block.params[0].dtype)
+        shapes, dtype = list(map(list, block.shapes)), str(block.params[0].dtype)
         groups[str(k)] = {"distribution": repr(distributions[k]), "shapes": shapes, "dtype": dtype}
     device = next(iter(blocks.values())).params[0].device
     return {"format": FORMAT, "seed": seed, "stream": stream_name(device), "groups": groups}

@@ -30,10 +30,15 @@ class Peers(Protocol):
 
 
 class Tree:
-    """A sum of tensors, of which a logarithm of their number is kept; the tensors are added in place."""
+    """A sum of tensors, of which a logarithm of their number is kept.
 
-    def __init__(self) -> None:
+    Args:
+        in_place: write sums to the first of two tensors, instead of to memory of their own.
+    """
+
+    def __init__(self, *, in_place: bool = True) -> None:
         self._runs: list[tuple[int, Terms]] = []  # sums of so many consecutive terms, longer ones first
+        self._in_place = in_place
 
     def push(self, term: Terms, length: int = 1) -> None:
         """Add the next term, or the sum of the next `length` ones."""
@@ -49,43 +54,43 @@ class Tree:
 
     def _join(self) -> None:
         (more, right), (length, left) = self._runs.pop(), self._runs.pop()
-        self._runs.append((length + more, [_added(a, b) for a, b in zip(left, right, strict=True)]))
+        self._runs.append((length + more, [self._added(a, b) for a, b in zip(left, right, strict=True)]))
 
-
-def _added(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    if a is None or b is None:
-        return b if a is None else a
-    return a.add_(b)
+    def _added(self, a: Tensor | None, b: Tensor | None) -> Tensor | None:
+        if a is None:
+            return b
+        if b is None:
+            return a
+        return a.add_(b) if self._in_place else a + b
 
 
 def in_order(terms: Iterable[Tensor]) -> Tensor:
     """The sum of tensors, which stay as they are and may be part of a graph."""
-    runs: list[tuple[int, Tensor]] = []
+    tree = Tree(in_place=False)
     for term in terms:
-        runs.append((1, term))
-        while len(runs) > 1 and runs[-1][0] == runs[-2][0]:
-            (_, right), (length, left) = runs.pop(), runs.pop()
-            runs.append((2 * length, left + right))
-    total = runs.pop()[1]
-    while runs:
-        total = runs.pop()[1] + total
+        tree.push([term])
+    (total,) = tree.total()
+    assert total is not None
     return total
 
 
 def over_all(term: Terms, like: Sequence[Tensor], peers: Peers) -> Terms:
     """The sum over the processes of terms in the shapes of `like`; None where no process has one."""
-    here = torch.tensor([float(t is not None) for t in term], dtype=torch.float64, device=like[0].device)
-    peers.sum([here])
-    anywhere = [count > 0 for count in here.tolist()]
-    # -0.0 is what changes no term that is added to it; 0.0 would make 0.0 of -0.0.
-    filled = [torch.full_like(p, -0.0, dtype=_wide(p)) if t is None else t for t, p in zip(term, like, strict=True)]
-    peers.sum([t for t, some in zip(filled, anywhere, strict=True) if some])
-    return [t if some else None for t, some in zip(filled, anywhere, strict=True)]
+    counts = torch.tensor([float(t is not None) for t in term], dtype=torch.float64, device=like[0].device)
+    peers.sum([counts])
+    total: list[Tensor | None] = []
+    for t, p, count in zip(term, like, counts.tolist(), strict=True):
+        if count and t is None:
+            # -0.0 changes no term that is added to it; 0.0 would make 0.0 of -0.0.
+            t = torch.full_like(p, -0.0, dtype=_wide(p))
+        total.append(t if count else None)
+    peers.sum([t for t in total if t is not None])
+    return total
 
 
 def widened(term: Terms) -> Terms:
     """16-bit tensors in fp32: their sums are rounded once."""
-    return [None if t is None else t.to(_wide(t)) for t in term]
+    return [t if t is None else t.to(_wide(t)) for t in term]
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

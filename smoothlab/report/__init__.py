@@ -24,8 +24,10 @@ class Kind(NamedTuple):
 FIGURES = {
     "fig1a": Kind("curvature", "fig1a", "Hessian norm of a block against step and gradient norm"),
     "fig1b": Kind("curvature", "fig1b", "Hessian norms of the blocks side by side, and the ratio of base to PEFT"),
+    "methods": Kind("curvature", "methods", "Hessian norms along each method of `smoothlab finetune --measure`"),
     "depth": Kind("curvature", "against_depth", "Hessian norm of each layer against its depth"),
     "path": Kind("curvature", "path", "change of the gradient over change of the weights along the path"),
+    "methods": Kind("methods", "methods", "Hessian norms along each training method's own run"),
     "estimators": Kind("estimators", "figure", "bias, variance, rounding and cost of `smoothlab estimators`"),
     "quadratic": Kind("quadratic", "figure", "all that `smoothlab quadratic` measured"),
     "rates": Kind("rates", "figure", "all that `smoothlab rates` measured"),
@@ -47,6 +49,6 @@ def draw(kind: str, df: "pd.DataFrame", quantity: str = "frobenius", blocks: Seq
     """
     figure = FIGURES[kind]
     function = getattr(importlib.import_module(f"{__name__}.{figure.module}"), figure.function)
-    if figure.module == "curvature":
+    if figure.module in ("curvature", "methods"):
         return function(df, quantity, blocks)
     return function(df)

@@ -4,6 +4,7 @@ The page shows it, and the command line prints it after a run. A verdict is the 
 has one; else it says whether the interval holds the reference. Nothing is estimated here but what smoothlab.stats does.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -47,7 +48,7 @@ def comparisons(df: pd.DataFrame, where: Mapping[str, str] | None = None) -> pd.
         BadInput: `where` names a column that there is not.
     """
     filters = dict(where or {})
-    for name in [name for name in filters if name in df.columns]:
+    for name in set(filters) & set(df.columns):
         df = df[df[name].astype(str) == filters.pop(name)]
     tables = []
     curvature = curvature_rows(df)
@@ -58,8 +59,7 @@ def comparisons(df: pd.DataFrame, where: Mapping[str, str] | None = None) -> pd.
         tables.append(pd.DataFrame(_finetune(df)))
     elif len(df):
         tables.append(_generic(df))
-    table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
-    table = table.reindex(columns=COLUMNS)
+    table = pd.concat(tables or [pd.DataFrame()], ignore_index=True).reindex(columns=COLUMNS)
     for name, value in filters.items():
         if name not in table.columns:
             raise BadInput(f"--where {name}={value}: no column {name}; use one of {', '.join(COLUMNS)}")
@@ -73,11 +73,18 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Counts of a table by part and quantity: rows, intervals that hold the reference, verdicts."""
     rows = []
     for (part, quantity), group in table.groupby(["part", "quantity"], sort=False):
-        held = group["held"].dropna()
+        # verdicts that only repeat whether the interval holds the reference are counted already
         counts = group.loc[~group["verdict"].isin(["", "consistent", "off"]), "verdict"].value_counts()
-        rows.append([part, quantity, len(group), f"{int(held.sum())} of {len(held)}" if len(held) else "",
-                     ", ".join(f"{verdict} {count}" for verdict, count in counts.items())])  # fmt: skip
+        rows.append([part, quantity, len(group), held(group), ", ".join(counts.index + " " + counts.astype(str))])
     return pd.DataFrame(rows, columns=["part", "quantity", "rows", "intervals that hold the reference", "verdicts"])
+
+
+def held(table: pd.DataFrame) -> str:
+    """How many intervals hold their closed form or recursion: "9 of 10"; "" where none has one."""
+    known = table["held"].dropna()
+    if known.empty:
+        return ""
+    return f"{int(known.sum())} of {len(known)}"
 
 
 def disagreements(table: pd.DataFrame, most: int = 12) -> pd.DataFrame:
@@ -108,48 +115,45 @@ def notes(df: pd.DataFrame) -> list[str]:
 
 def cells(row: Mapping[Any, Any]) -> list[str]:
     """A row of the table as text: what, quantity, measured with its interval, reference, verdict."""
-    measured = interval(row["measured"], row["low"], row["high"])
-    reference = "" if pd.isna(row["reference"]) else number(row["reference"])
-    what = f"{row['part']} {row['what']}".strip()
-    return [what, str(row["quantity"]), measured, reference, str(row["verdict"])]
+    texts = [f"{row['part']} {row['what']}".strip(), str(row["quantity"])]
+    texts += [interval(row["measured"], row["low"], row["high"]), "", str(row["verdict"])]
+    if pd.notna(row["reference"]):
+        texts[3] = number(row["reference"])
+    return texts
 
 
 def text(df: pd.DataFrame) -> list[str]:
     """Lines for a terminal: the whole table where it is short, else its summary and what disagrees; then notes."""
     table = comparisons(df)
-    lines = [["what", "quantity", "measured", "reference", "verdict"]]
-    shown = table
+    blocks = [[["what", "quantity", "measured", "reference", "verdict"], *map(cells, table.to_dict("records"))]]
     if len(table) > 40:
-        shown = disagreements(table)
-    lines += [cells(row) for row in shown.to_dict("records")]
-    blocks = [lines]
-    if len(table) > 40:
-        counts = summary(table)
-        blocks.insert(0, [list(counts.columns), *counts.astype(str).values.tolist()])
+        counts, few = summary(table), disagreements(table)
+        blocks = [[list(counts.columns), *counts.astype(str).values.tolist()],
+                  [blocks[0][0], *map(cells, few.to_dict("records"))]]  # fmt: skip
     printed = []
     for block in blocks:
-        widths = [max(map(len, column)) for column in zip(*block, strict=True)]
-        for cell_texts in block:
-            padded = [cell.ljust(width) for cell, width in zip(cell_texts, widths, strict=True)]
-            printed.append("  ".join(padded).rstrip())
+        widths = pd.DataFrame(block).map(len).max()
+        for texts in block:
+            printed.append("  ".join(map(str.ljust, texts, widths)).rstrip())
     return [*printed, *notes(df)]
 
 
 def _generic(df: pd.DataFrame) -> pd.DataFrame:
     """Rows of settings experiments, of the audit and of benchmarks."""
-    df = df[df["quantity"].notna()] if "quantity" in df else df
+    if "quantity" in df:  # a setting that failed has none
+        df = df[df["quantity"].notna()]
     table = pd.DataFrame(index=df.index)
-    for name, other in (("measured", "value"), ("low", "low"), ("high", "high"), ("reference", "reference")):
-        column = name if name in df else other
-        table[name] = pd.to_numeric(df[column], errors="coerce").astype(float) if column in df else np.nan
-    for name, other in (("part", "experiment"), ("quantity", "unit"), ("verdict", "verdict")):
-        column = name if name in df else other
-        table[name] = df[column] if column in df else ""
+    for name, other in (("measured", "value"), ("low", ""), ("high", ""), ("reference", "")):
+        column = pd.Series(df.get(name, df.get(other)), df.index, dtype=object)
+        table[name] = pd.to_numeric(column, errors="coerce").astype(float)
+    for name, other in (("part", "experiment"), ("quantity", "unit"), ("verdict", "")):
+        table[name] = pd.Series(df.get(name, df.get(other)), df.index, dtype=object).fillna("")
+    # the last digit of a stored closed form does not count against an interval
     slack = ROUNDING * table["reference"].abs()
     inside = (table["low"] - slack <= table["reference"]) & (table["reference"] <= table["high"] + slack)
     known = table[["low", "high", "reference"]].notna().all(axis=1)
     table["held"] = inside.astype(object).where(known, None)
-    own = table["verdict"].notna() & (table["verdict"] != "")
+    own = table["verdict"] != ""
     table["verdict"] = table["verdict"].where(own, inside.map({True: "consistent", False: "off"}).where(known, ""))
     if "printed" in df and "found" in df:  # what the paper says of this row, and what was measured
         printed = df["printed"].notna()
@@ -167,41 +171,53 @@ def _generic(df: pd.DataFrame) -> pd.DataFrame:
 def _names(df: pd.DataFrame) -> list[str]:
     """Short name of each row: its setting without what it shares with the first of its part, and what varies there."""
     if "setting" not in df:
-        columns = [name for name in ("claim", "what", "case", "spectrum") if name in df]
-        return list(df[columns].astype(str).agg(", ".join, axis=1)) if columns else [""] * len(df)
+        columns = df.columns.intersection(["claim", "what", "case", "spectrum"])
+        return list(df[columns].astype(str).apply(", ".join, axis=1)) if len(columns) else [""] * len(df)
     names: dict[Any, str] = {}
     for _, part in df.groupby("part", sort=False):
         short = short_names(part["setting"])
         for setting, rows in part.groupby("setting", sort=False):
-            varied = [name for name in VARIED if name in rows and rows[name].nunique() > 1]
-            for index, row in rows.iterrows():
-                extra = [f"{name}={row[name]}" for name in varied if pd.notna(row[name])]
-                names[index] = ", ".join([short[str(setting)], *extra]).removeprefix("base, ")
-    return [names[index] for index in df.index]
+            varied = rows[rows.columns.intersection(VARIED, sort=False)]
+            varied = varied.loc[:, varied.nunique() > 1]
+            for index, row in varied.iterrows():
+                extra = row.dropna()
+                options = extra.index + "=" + extra.astype(str)
+                names[index] = ", ".join([short[str(setting)], *options]).removeprefix("base, ")
+    return list(map(names.__getitem__, df.index))
 
 
 def _curvature(df: pd.DataFrame) -> list[dict[str, Any]]:
     """First and last point of each block and protocol, correlation with the gradient norm, ratio base over PEFT."""
     rows = []
-    for quantity in [quantity for quantity in QUANTITIES if (df["quantity"] == quantity).any()][:1]:
-        for block in blocks_of(df, quantity):
-            for protocol in protocols_of(df, quantity):
-                for _, run in points(df, block, quantity, protocol).groupby("path"):
-                    rows += _ends(run, f"{block}, {protocol}", QUANTITIES[quantity])
-                    rows += _correlation(run, f"{block}, {protocol}")
+    for quantity, name in QUANTITIES.items():
+        if not (df["quantity"] == quantity).any():
+            continue
+        for block, protocol in itertools.product(blocks_of(df, quantity), protocols_of(df, quantity)):
+            for path, run in points(df, block, quantity, protocol).groupby("path"):
+                what = f"{method_of(df, path)}{block}, {protocol}"
+                rows += _ends(run, what, name)
+                rows += _correlation(run, what)
         for protocol in protocols_of(df, quantity):
-            quotient = ratio(df, quantity=quantity, protocol=protocol)
-            if len(quotient):
+            for path, quotient in ratio(df, quantity=quantity, protocol=protocol).groupby("path"):
                 above, below = int((quotient["low"] > 1).sum()), int((quotient["high"] < 1).sum())
                 verdict = f"above 1 at {above} and below 1 at {below} of {len(quotient)} points"
-                for row in _ends(quotient, f"base over peft, {protocol}", f"ratio of {QUANTITIES[quantity]}s"):
+                what = f"{method_of(df, path)}base over peft, {protocol}"
+                for row in _ends(quotient, what, f"ratio of {name}s"):
                     rows.append(row | {"reference": 1.0, "verdict": verdict})
+        break  # the others say the same of the same points
     if (df["quantity"] == "gradient_lipschitz").any():
         for block in blocks_of(df, "gradient_lipschitz"):
-            path, top = points(df, block, "gradient_lipschitz", None), points(df, block, "spectral")
-            rows.append({"what": f"{block}, median of {len(path)} steps", "quantity": "smoothness along the path",
-                         "measured": path["value"].median(), "reference": top["value"].median()})  # fmt: skip
+            quotients, top = points(df, block, "gradient_lipschitz", None), points(df, block, "spectral")
+            rows.append({"what": f"{block}, median of {len(quotients)} steps", "quantity": "smoothness along the path",
+                         "measured": quotients["value"].median(), "reference": top["value"].median()})  # fmt: skip
     return rows
+
+
+def method_of(df: pd.DataFrame, path: Any) -> str:
+    """Method of a run before a name, where records are of several methods: "hybrid, "."""
+    if "method" not in df or df["method"].nunique() < 2:
+        return ""
+    return f"{df.loc[df['path'] == path, 'method'].iloc[0]}, "
 
 
 def _ends(run: pd.DataFrame, what: str, quantity: str) -> list[dict[str, Any]]:
@@ -211,9 +227,13 @@ def _ends(run: pd.DataFrame, what: str, quantity: str) -> list[dict[str, Any]]:
     for point in [first, last][: len(run)]:
         rows.append({"what": f"{what}, step {point['step']}", "quantity": quantity, "measured": point["value"],
                      "low": point["low"], "high": point["high"]})  # fmt: skip
-    if len(run) > 1 and pd.notna([first["low"], first["high"], last["low"], last["high"]]).all():
-        moved = "rose" if last["low"] > first["high"] else "fell" if last["high"] < first["low"] else "no clear change"
-        rows[-1]["verdict"] = moved
+    if len(run) > 1 and run.iloc[[0, -1]][["low", "high"]].notna().all(axis=None):
+        # intervals that overlap leave open whether anything moved
+        rows[-1]["verdict"] = "no clear change"
+        if last["low"] > first["high"]:
+            rows[-1]["verdict"] = "rose"
+        elif last["high"] < first["low"]:
+            rows[-1]["verdict"] = "fell"
     if run["below"].any():
         rows[0]["verdict"] = f"{int(run['below'].sum())} of {len(run)} points below twice the rounding floor"
     return rows
@@ -237,35 +257,41 @@ def _finetune(df: pd.DataFrame) -> list[dict[str, Any]]:
     for kind in kinds:
         row = {"what": f"{kind.name} ({kind.rates})", "quantity": f"test accuracy, {len(kind.test)} seed(s)"}
         if not kind.test:
-            last = [dev.iloc[-1]["accuracy"] for dev in kind.dev.values()]
-            rows.append(row | {"quantity": "dev accuracy", "measured": float(np.mean(last)), "verdict": "not tested"})
+            last = pd.concat(kind.dev.values()).groupby("path")["accuracy"].last()
+            rows.append(row | {"quantity": "dev accuracy", "measured": last.mean(), "verdict": "not tested"})
             continue
         mean, low, high = finetune.pooled(kind)
-        chance = max(float(kind.test[seed].get(name, 0)) for seed in kind.test for name in ("chance", "majority"))
-        verdict = "above the larger class" if low > chance else "not above the larger class"
-        rows.append(row | {"measured": mean, "low": low, "high": high, "reference": chance, "verdict": verdict})
+        tests = pd.DataFrame(list(kind.test.values()))
+        chance = float(tests.reindex(columns=["chance", "majority"]).astype(float).max(axis=None))
+        row |= {"measured": mean, "low": low, "high": high, "reference": chance}
+        rows.append(row | {"verdict": "not above the larger class"})
+        if low > chance:
+            rows[-1]["verdict"] = "above the larger class"
     return rows + _differences(kinds)
 
 
 def _differences(kinds: Sequence[finetune.Kind]) -> list[dict[str, Any]]:
     """Accuracy of every hybrid kind less that of the others, or of every pair where none is hybrid."""
     rows = []
-    hybrid = [kind.name.startswith("Hybrid-") for kind in kinds]
-    pairs = [(i, j) for i in range(len(kinds)) for j in range(i + 1, len(kinds))]
-    for i, j in pairs:
-        if any(hybrid) and not hybrid[i] and not hybrid[j]:
+    # hybrid kinds come first: what is asked is whether they are better than the others
+    ranked = sorted(kinds, key=lambda kind: not kind.name.startswith("Hybrid-"))
+    for a, b in itertools.combinations(ranked, 2):
+        seeds = sorted(set(a.test) & set(b.test))
+        if not seeds or a.test[seeds[0]]["count"] != b.test[seeds[0]]["count"]:
             continue
-        a, b = (kinds[j], kinds[i]) if hybrid[j] and not hybrid[i] else (kinds[i], kinds[j])
-        seeds = [seed for seed in a.test if seed in b.test and a.test[seed]["count"] == b.test[seed]["count"]]
-        if not seeds:
+        if ranked[0].name.startswith("Hybrid-") and not a.name.startswith("Hybrid-"):
             continue
-        difference = paired([_answers(a.test[seed]) for seed in seeds], [_answers(b.test[seed]) for seed in seeds])
-        verdict = "wins" if difference.low > 0 else "loses" if difference.high < 0 else "ties"
+        difference = paired(_answers(a, seeds), _answers(b, seeds))
         rows.append({"what": f"{a.among(kinds)} less {b.among(kinds)}", "quantity": "difference of accuracy, paired",
                      "measured": difference.value, "low": difference.low, "high": difference.high, "reference": 0.0,
-                     "verdict": verdict})  # fmt: skip
+                     "verdict": "ties"})  # fmt: skip
+        if difference.low > 0:
+            rows[-1]["verdict"] = "wins"
+        elif difference.high < 0:
+            rows[-1]["verdict"] = "loses"
     return rows
 
 
-def _answers(test: pd.Series) -> np.ndarray:
-    return np.array([int(answer) for answer in str(test["right"])])
+def _answers(kind: finetune.Kind, seeds: Sequence[int]) -> np.ndarray:
+    """Right (1) and wrong (0) answers, a row a seed."""
+    return np.array([list(kind.test[seed]["right"]) for seed in seeds], dtype=int)

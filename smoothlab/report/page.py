@@ -6,7 +6,7 @@ in templates/report.html, numbers come from `comparisons`, pictures from `FIGURE
 
 import base64
 import io
-import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ from markupsafe import Markup, escape
 
 from smoothlab import records
 from smoothlab.errors import BadInput
-from smoothlab.report import comparisons, draw
+from smoothlab.report import FIGURES, comparisons, draw
 from smoothlab.report.curvature import depth
 from smoothlab.report.numbers import interval, number
 
@@ -29,7 +29,7 @@ ORDER = ("curvature", "finetune", "estimators", "quadratic", "rates", "audit")
 SETTINGS = ("method", "peft", "model", "data", "seed")
 """Settings that the list of runs shows."""
 REFUTED = ("fails", "inconsistent", "not as printed", "false as printed")
-MOST = 10  # rows of a section's table
+LONG, MOST = 36, 10  # rows of a table that is shown as a whole, and those shown of a longer one
 TERMS = {
     "base": "the pretrained model's own weights",
     "PEFT": "parameter-efficient fine-tuning: a small trained module, here LoRA unless a run says otherwise",
@@ -71,13 +71,15 @@ class Section:
     @property
     def rows(self) -> list[list[str]]:
         """The table as text: all of it where it is short, else what disagrees."""
-        table = self.table if len(self.table) <= 36 else comparisons.disagreements(self.table, MOST)
-        return [comparisons.cells(row) for row in table.to_dict("records")]
+        table = self.table
+        if len(table) > LONG:
+            table = comparisons.disagreements(table, MOST)
+        return list(map(comparisons.cells, table.to_dict("records")))
 
     @property
     def counts(self) -> list[list[str]]:
         """Counts of a long table."""
-        if len(self.table) <= 36:
+        if len(self.table) <= LONG:
             return []
         return comparisons.summary(self.table).astype(str).values.tolist()
 
@@ -89,31 +91,33 @@ class Section:
 
     @property
     def ends(self) -> list[dict[str, Any]]:
-        """First and last estimated Frobenius norm of the first block; none in other sections."""
-        return self.find("Frobenius", f"{self.df['block'].iloc[0]}, estimated")[:2] if "block" in self.df else []
+        """First and last estimated Frobenius norm of the first block, or of each method; none in other sections."""
+        return self.find("Frobenius", f"{self.df['block'].iloc[0]}, estimated") if self.kind == "curvature" else []
+
+    @property
+    def methods(self) -> bool:
+        """Whether the section compares methods."""
+        return self.kind == "curvature" and several_methods(self.df)
 
     @property
     def held(self) -> str:
-        """How many intervals hold their closed form or recursion; "" where none has one."""
-        held = self.table["held"].dropna()
-        return f"{int(held.sum())} of {len(held)}" if len(held) else ""
+        """How many intervals hold their reference."""
+        return comparisons.held(self.table)
 
     @property
     def refuted(self) -> dict[str, int]:
         """Counts of the verdicts that contradict the paper."""
-        verdicts = list(self.table["verdict"])
-        return {verdict: verdicts.count(verdict) for verdict in REFUTED if verdict in verdicts}
+        rows = self.table[self.table["verdict"].isin(REFUTED)]
+        return dict(Counter(rows["part"] + " " + rows["verdict"]))
 
     def find(self, quantity: str, what: str = "") -> list[dict[str, Any]]:
-        """Rows of the table by the beginning of their quantity and name, for sentences of the template."""
-        keep = self.table["quantity"].astype(str).str.startswith(quantity) & self.table["what"].str.startswith(what)
-        return [{str(name): value for name, value in row.items()} for row in self.table[keep].to_dict("records")]
+        """Rows of the table by the beginning of their quantity and a part of their name, for the template."""
+        keep = self.table["quantity"].astype(str).str.startswith(quantity)
+        keep &= self.table["what"].str.contains(what, regex=False)
+        return list(map(dict, self.table[keep].to_dict("records")))
 
 
-def write(
-    path: Path, patterns: Sequence[str | Path], *, title: str, where: Mapping[str, str] | None = None,
-    pictures: Path | None = None,
-) -> Path:  # fmt: skip
+def write(path: Path, patterns: Sequence[str | Path], *, title: str, where: Mapping[str, str] | None = None) -> Path:
     """Write the page of all record files that match, and return its path.
 
     Args:
@@ -121,20 +125,14 @@ def write(
         patterns: record files or glob patterns, of any experiments.
         title: heading of the page.
         where: values that columns of the tables must have; see `comparisons.comparisons`.
-        pictures: folder where the figures are written as PNG too.
 
     Raises:
-        BadInput: no such records, or a file cannot be written.
+        BadInput: no such records, or the file cannot be written.
     """
-    sections = sections_of(patterns, where)
-    html = page(sections, title)
+    html = page(sections_of(patterns, where), title)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(html, encoding="utf-8")
-        for section in sections:
-            for png, kind in section.pictures:
-                if pictures is not None:
-                    (pictures / f"{section.anchor}-{kind}.png").write_bytes(base64.b64decode(png))
     except OSError as error:
         raise BadInput(f"cannot write {path}: {error.strerror or error}; give a writable folder") from None
     return path
@@ -146,16 +144,16 @@ def sections_of(patterns: Sequence[str | Path], where: Mapping[str, str] | None 
     groups: dict[tuple[str, str], list[str]] = {}
     for path, head in df.attrs["headers"].items():
         config, rows = head.get("config", {}), df[df["path"] == path]
-        key = {name: value for name, value in config.items() if name not in ALIKE}
-        if head["experiment"] == "finetune":
-            key = {name: config.get(name) for name in ("model", "data")}
+        settings = pd.Series(config, dtype=object).drop(list(ALIKE), errors="ignore")
+        if head["experiment"] == "finetune":  # methods and rates are compared within a section
+            settings = settings.reindex(["model", "data"])
         if head["experiment"] in ("estimators", "quadratic", "rates", "audit"):
-            key = {}
+            settings = settings[:0]
+        key = settings.to_json(default_handler=str)
         if len(comparisons.curvature_rows(rows)):
-            groups.setdefault(("curvature", json.dumps(key, sort_keys=True, default=str)), []).append(path)
+            groups.setdefault(("curvature", key), []).append(path)
         if head["experiment"] not in ("smoothness", "hook") and len(rows):
-            name = (head["experiment"], json.dumps(key, sort_keys=True, default=str))
-            groups.setdefault(name, []).append(path)
+            groups.setdefault((head["experiment"], key), []).append(path)
     sections: list[Section] = []
     for kind, key_text in sorted(groups, key=lambda name: [*ORDER, name[0]].index(name[0])):
         paths = groups[kind, key_text]
@@ -175,26 +173,34 @@ def _section(kind: str, df: pd.DataFrame, where: Mapping[str, str] | None) -> Se
         "quadratic": "Example 2.3: one learning rate or two", "rates": "Theorem 3.4: does its rate hold?",
         "audit": "The paper's claims",
     }  # fmt: skip
-    if kind == "curvature":
-        curvature = comparisons.curvature_rows(df)
-        df = curvature.assign(path=curvature["path"])
-        df.attrs = curvature.attrs
-        titles[kind] += f", {config['peft']}" if config.get("peft") not in (None, "none") else ", full fine-tuning"
+    curvature, headers = comparisons.curvature_rows(df), df.attrs["headers"]
+    df = curvature if kind == "curvature" else df.drop(curvature.index)
+    df.attrs["headers"] = headers
+    trained = {"none": "full fine-tuning"}.get(config.get("peft"), config.get("peft"))
+    trained = "each method" if kind == "curvature" and several_methods(df) else config.get("method") or trained
+    titles["curvature"] += f", {trained}"
     section = Section(kind, df, titles.get(kind, f"Records of {kind}: {run}".removesuffix(": ")))
     figures = [kind]
     if kind == "curvature":
         blocks = set(df["block"])
         figures = ["fig1b" if len(blocks) > 1 else "fig1a"]
+        if several_methods(df):
+            figures = ["methods"]
         figures += ["depth"] if any(depth(block) is not None for block in blocks) else []
-        figures += ["path"] if (df["quantity"] == "gradient_lipschitz").any() else []
+        if (df["quantity"] == "gradient_lipschitz").any() and not several_methods(df):
+            figures.append("path")
     for name in figures:
-        if name not in ("fig1a", "fig1b", "depth", "path", *ORDER[1:5]):
-            continue
-        buffer = io.BytesIO()
-        draw(name, df).savefig(buffer, format="png", dpi=150)
-        section.pictures.append((base64.b64encode(buffer.getvalue()).decode("ascii"), name))
+        if name in FIGURES:
+            buffer = io.BytesIO()
+            draw(name, df).savefig(buffer, format="png", dpi=150)
+            section.pictures.append((base64.b64encode(buffer.getvalue()).decode("ascii"), name))
     section.table = comparisons.comparisons(df, where)
     return section
+
+
+def several_methods(df: pd.DataFrame) -> bool:
+    """Whether records are of several methods of training."""
+    return "method" in df and df["method"].nunique() > 1
 
 
 def page(sections: Sequence[Section], title: str) -> str:
@@ -203,14 +209,12 @@ def page(sections: Sequence[Section], title: str) -> str:
     for section in sections:
         for path, head in section.df.attrs["headers"].items():
             config, machine = head.get("config", {}), head.get("environment", {})
-            settings = [str(config[name]) for name in SETTINGS if config.get(name) is not None]
-            git = str(machine.get("git") or "")[:7]
-            name = Path(path).name
+            settings = pd.Series(config, dtype=object).reindex(SETTINGS).dropna().astype(str)
+            name, git = Path(path).name, str(machine.get("git") or "")[:7]
             runs[path] = [name, head["experiment"], ", ".join(settings), str(machine.get("threads", "")), git]
-    notes = {section.anchor: comparisons.notes(section.df) for section in sections}
     template = environment().get_template("report.html")
-    return template.render(title=title, sections=sections, runs=list(runs.values()), term=Terms(), notes=notes,
-                           products=_products(sections))  # fmt: skip
+    return template.render(title=title, sections=sections, runs=list(runs.values()), term=Terms(),
+                           notes=comparisons.notes, products=_products(sections))  # fmt: skip
 
 
 def environment() -> jinja2.Environment:

@@ -96,7 +96,16 @@ def ratio(
     """
     a = points(df, over, quantity, protocol, printed=printed)
     b = points(df, under, quantity, protocol, printed=printed)
-    both = a.merge(b, on=["path", "step"], suffixes=("_a", "_b"))
+    return quotient(a, b, ["path", "step"])
+
+
+def quotient(a: pd.DataFrame, b: pd.DataFrame, on: Sequence[str]) -> pd.DataFrame:
+    """Ratio of the rows of two results of `points` that agree in the columns `on`; see `ratio`.
+
+    Returns:
+        Columns `on`, value, low, high, below.
+    """
+    both = a.merge(b, on=list(on), suffixes=("_a", "_b"))
     both = both[(both["value_a"] > 0) & (both["value_b"] > 0)]
 
     def distance(upper: str, lower: str) -> NDArray[np.float64]:
@@ -106,7 +115,7 @@ def ratio(
     log = distance("value_a", "value_b")
     up = np.hypot(distance("high_a", "value_a"), distance("value_b", "low_b"))
     down = np.hypot(distance("value_a", "low_a"), distance("high_b", "value_b"))
-    out = both[["path", "step"]].assign(value=np.exp(log), low=np.exp(log - down), high=np.exp(log + up))
+    out = both[list(on)].assign(value=np.exp(log), low=np.exp(log - down), high=np.exp(log + up))
     return out.assign(below=both["below_a"] | both["below_b"]).reset_index(drop=True)
 
 

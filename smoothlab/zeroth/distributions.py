@@ -192,7 +192,7 @@ class Sphere(Distribution):
     def draw(self, block: Block, seed: Sequence[int]) -> Tensor:
         """As the stream has it to the bit, drawn once."""
         z = Gaussian().stream(block, seed).numbers()
-        parts = z.split([p.numel() for p in block.params])
+        parts = block.split(z)
         radius = _radius(block.dim, [_square(parts[t][a:b]) for t, _, a, b in self.pieces(block)])
         return z.mul_(radius).to(block.params[0].dtype)
 
@@ -282,7 +282,7 @@ class Coordinate(Distribution):
         """Zeros but for entry j."""
         dim = stream.block.dim
         j, sign = (stream.words[0] << 31 | stream.words[1] >> 1) % dim, 1 - 2 * (stream.words[1] & 1)
-        before = sum(p.numel() for p in stream.block.params[: piece.tensor])
+        before = stream.block.offset(piece.tensor)
         out.zero_()
         if piece.start <= j - before < piece.stop:
             out[j - before - piece.start] = sign * dim**0.5

@@ -62,7 +62,7 @@ class Directional:
         """
         self._check_generator(block)
         out = self._stream(block).numbers()
-        for target, part in zip(out.split(_sizes(block)), self._anchors(block), strict=True):
+        for target, part in zip(block.split(out), self._anchors(block), strict=True):
             if part is not None:
                 target += part
         return out
@@ -75,9 +75,12 @@ class Directional:
         """
         self._check_generator(block)
         anchors, flats = self._anchors(block), [p.data.reshape(-1) for p in block.params]
+        # The coefficient of a single direction joins alpha: one pass less over its numbers.
         single = len(self.terms) == 1 and self.anchor is None
-        scale = alpha * self.terms[0][1] if single else alpha
-        stream = self.distribution.stream(block, self.terms[0][0]) if single else self._stream(block)
+        stream, scale = self._stream(block), alpha
+        if single:
+            seed, coefficient = self.terms[0]
+            stream, scale = self.distribution.stream(block, seed), alpha * coefficient
 
         def add(piece: Piece, numbers: Tensor) -> None:
             target, anchor = flats[piece.tensor][piece.start : piece.stop], anchors[piece.tensor]
@@ -90,7 +93,7 @@ class Directional:
 
         with torch.no_grad():
             if single and self.terms[0][0] in self.kept:
-                for i, part in enumerate(self.kept[self.terms[0][0]].split(_sizes(block))):
+                for i, part in enumerate(block.split(self.kept[self.terms[0][0]])):
                     add(Piece(i, 0, 0, len(part)), part)
             else:
                 stream.each(add)
@@ -121,11 +124,7 @@ class Directional:
         if self.anchor is None:
             return [None] * len(block.params)
         flat = self.anchor.dense(block) if isinstance(self.anchor, Directional) else self.anchor
-        return list(flat.split(_sizes(block)))
-
-
-def _sizes(block: Block) -> list[int]:
-    return [p.numel() for p in block.params]
+        return block.split(flat)
 
 
 class Estimator(Protocol):
@@ -232,8 +231,12 @@ class ZerothOrder:
     def name(self) -> str:
         """Name for records, e.g. "two-sided gaussian, q = 4 orthogonal"."""
         sides = "one-sided" if self.sides == 1 else "two-sided"
-        average = "" if self.q == 1 else f", q = {self.q}" + ("" if self.average == "plain" else f" {self.average}")
-        return f"{sides} {self.distribution.name}{average}"
+        name = f"{sides} {self.distribution.name}"
+        if self.q > 1:
+            name += f", q = {self.q}"
+        if self.q > 1 and self.average != "plain":
+            name += f" {self.average}"
+        return name
 
     def __call__(
         self,
@@ -350,7 +353,7 @@ def orthogonal(distribution: Distribution, block: Block, keys: Sequence[Seed]) -
 
     gram = torch.stack(streams[0].each(products)).sum(0).cpu().numpy()
     weights = block.dim**0.5 * np.linalg.inv(np.linalg.cholesky(gram))
-    return [tuple(zip(keys[: i + 1], map(float, row[: i + 1]), strict=True)) for i, row in enumerate(weights)]
+    return [tuple(zip(keys, row.tolist(), strict=False))[: i + 1] for i, row in enumerate(weights)]
 
 
 def evaluate(loss: Loss, block: Block) -> float:
@@ -402,7 +405,7 @@ def finite(value: float, block: Block) -> float:
 
 def _check_deterministic(loss: Loss, block: Block, *, copy: bool) -> None:
     """Evaluate twice; on a `copy` of the weights, because a loss may write to them."""
-    standing = [p.detach().clone() if copy else p.data for p in block.params]
+    standing = block.copies() if copy else [p.data for p in block.params]
     versions = [p._version for p in block.params]
     with meeting(), standing_at(block, standing):
         first, second = evaluate(loss, block), evaluate(loss, block)
@@ -436,7 +439,7 @@ class ControlVariate:
     gradient: "Directional | Tensor"
 
     def __post_init__(self) -> None:
-        self._anchor = [p.detach().clone() for p in self.block.params]
+        self._anchor = self.block.copies()
 
     @property
     def name(self) -> str:
@@ -455,7 +458,7 @@ class ControlVariate:
 
     def __call__(self, loss: Loss, block: Block, seed: Sequence[int], *, value: float | None = None) -> Directional:
         """The estimate from the loss of one minibatch at the values of `block`, there `value` if known."""
-        if [id(p) for p in block.params] != [id(p) for p in self.block.params]:
+        if list(map(id, block.params)) != list(map(id, self.block.params)):
             raise BadInput(
                 f"block '{block.name}' is not the anchor's, '{self.block.name}': make a ControlVariate for it"
             )

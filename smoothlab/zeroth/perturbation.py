@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -39,7 +40,7 @@ class Perturbation:
         self._kind = (block.params[0].dtype, self.device)
         self.realized_fraction: float | None = None
         self.kept: dict[Seed, Tensor] = {}
-        self._keep, self._sizes = keep, [p.numel() for p in block.params]
+        self._keep, self._sizes = keep, block.sizes
         self._owners = None if layers is None else _owners(block, layers)
         self._moved: list[Tensor] = []
         self._spare: list[Tensor] = []
@@ -49,7 +50,7 @@ class Perturbation:
     def fits(self) -> bool:
         """Whether the block still has the dtype, device and sizes that memory was taken for."""
         p = self.block.params[0]
-        return (p.dtype, p.device) == self._kind and [p.numel() for p in self.block.params] == self._sizes
+        return (p.dtype, p.device) == self._kind and self.block.sizes == self._sizes
 
     def forget(self) -> None:
         """Leave the memory of kept directions to the next ones; who holds `kept` sees that they are gone for good."""
@@ -161,10 +162,11 @@ class Perturbation:
         stream = stream_of(distribution, self.block, direction)
         fraction = self._fraction(stream, h)
         if fraction < LEAST_FRACTION:
-            doubled = (h * 2.0**k for k in range(1, 60))
-            enough = next((step for step in doubled if self._fraction(stream, step) >= ENOUGH_FRACTION), None)
+            enough = 2 * h  # the smallest step of these that passes well
+            while self._fraction(stream, enough) < ENOUGH_FRACTION and enough < h * 2.0**60:
+                enough *= 2
             dtype = str(self.block.params[0].dtype).removeprefix("torch.")
-            fix = f"use mu of at least {enough:.1e}" if enough else "use wider numbers"
+            fix = f"use mu of at least {enough:.1e}" if enough < h * 2.0**60 else "use wider numbers"
             raise BadInput(
                 f"mu = {h:g} on block '{self.block.name}' in {dtype}: rounding lets {100 * fraction:.0f} % of the step "
                 f"through; {fix}, or keep the weights in a wider type"
@@ -181,7 +183,7 @@ class Perturbation:
             z = numbers.double()
             return float(torch.dot(moved.double() - home.double(), z)), float(torch.dot(z, z))
 
-        realized, squared = (sum(x) for x in zip(*stream.each(products), strict=True))
+        realized, squared = np.sum(stream.each(products), axis=0).tolist()
         return realized / (h * squared) if squared else 1.0
 
     def _mover(self, distribution: Distribution, direction: Terms, h: float) -> Mover:
@@ -261,7 +263,8 @@ class Perturbation:
                 stack.callback(module.register_forward_pre_hook(enter).remove)
                 stack.callback(module.register_forward_hook(leave).remove)
             yield
-        if missed := set(range(len(home))) - moved:
+        missed = set(range(len(home))) - moved
+        if missed:
             shape = tuple(home[min(missed)].shape)
             raise BadInput(
                 f"block '{self.block.name}': its parameter of shape {shape} is not used inside a forward call of its "
@@ -298,9 +301,12 @@ def _mirror(home: Tensor, out: Tensor) -> None:
 def _owners(block: Block, module: nn.Module) -> dict[nn.Module, list[int]]:
     """Modules that hold parameters of the block directly, with their numbers in it; a tied one has several owners."""
     numbers = {id(p): i for i, p in enumerate(block.params)}
-    held_by = {m: [numbers[id(p)] for p in m._parameters.values() if id(p) in numbers] for m in module.modules()}
-    owners = {m: held for m, held in held_by.items() if held}
-    held = {i for numbers in owners.values() for i in numbers}
+    owners: dict[nn.Module, list[int]] = {}
+    for m in module.modules():
+        for p in m._parameters.values():
+            if id(p) in numbers:
+                owners.setdefault(m, []).append(numbers[id(p)])
+    held = set().union(*owners.values())
     if len(held) < len(block.params):
         raise BadInput(
             f"block '{block.name}' holds parameters that are not the given module's: pass the module that the loss runs"

@@ -91,7 +91,8 @@ class Stream:
     def __init__(self, distribution: Source, block: Block, seed: Sequence[int]) -> None:
         self.distribution, self.block, self.seed = distribution, block, tuple(seed)
         self.device = block.params[0].device
-        if any(not 0 <= number < 1 << 32 for number in self.seed):  # larger ones would run into their neighbors
+        # Numbers of more than 32 bits would run into their neighbors.
+        if min(self.seed, default=0) < 0 or max(self.seed, default=0) >= 1 << 32:
             raise BadInput(f"seed {self.seed} of block '{block.name}': use numbers from 0 to 2^32 - 1")
         state = np.random.SeedSequence([len(self.seed), *self.seed]).generate_state(4, np.uint32)
         self._odd, self._shift, self.words = int(state[0]) | 1, int(state[1]), (int(state[2]), int(state[3]))
@@ -134,7 +135,7 @@ class Stream:
         The numbers are written to `out` [dim] if it is given, else to scratch memory.
         """
         pieces = self.pieces() if pieces is None else pieces
-        parts = None if out is None else out.split([p.numel() for p in self.block.params])
+        parts = None if out is None else self.block.split(out)
         longest = 0 if parts else max((p.stop - p.start for p in pieces), default=0)
 
         def several(mine: Sequence[Piece]) -> list[T]:
@@ -169,12 +170,10 @@ class Mixture(Stream):
 
     def fill(self, piece: Piece, out: Tensor) -> Tensor:
         """The weighted sum of the terms' entries."""
-        weights = [weight for _, weight in self.terms]
-        self._parts[0].fill(piece, out).mul_(weights[0])
-        if len(weights) > 1:
-            scratch = torch.empty_like(out)
-            for part, weight in zip(self._parts[1:], weights[1:], strict=True):
-                out.add_(part.fill(piece, scratch), alpha=weight)
+        self._parts[0].fill(piece, out).mul_(self.terms[0][1])
+        scratch = torch.empty_like(out) if len(self._parts) > 1 else out
+        for part, (_, weight) in zip(self._parts[1:], self.terms[1:], strict=True):
+            out.add_(part.fill(piece, scratch), alpha=weight)
         return out
 
 

@@ -33,8 +33,7 @@ class Preconditioned(Distribution):
 
     def fill(self, stream: Stream, piece: Piece, out: Tensor) -> None:
         """Normal numbers times S."""
-        shapes = [tuple(p.shape) for p in stream.block.params]
-        self._check(shapes)
+        self._check(stream.block.shapes)
         scale = self.scales[piece.tensor].reshape(-1)
         out.normal_(generator=stream.generator(piece.tensor, piece.number))
         out.mul_(scale if len(scale) == 1 else scale[piece.start : piece.stop])
@@ -105,5 +104,5 @@ class Known(Distribution):
 
     def fill(self, stream: Stream, piece: Piece, out: Tensor) -> None:
         """Copy."""
-        before = sum(p.numel() for p in stream.block.params[: piece.tensor])
+        before = stream.block.offset(piece.tensor)
         out.copy_(self.vectors[stream.seed[0]][before + piece.start : before + piece.stop])

@@ -91,6 +91,16 @@ def table(blocks=(BASE,), at=STEPS, **options):
     return pd.DataFrame(rows(blocks, at, **options)).assign(path="run.jsonl", experiment="smoothness")
 
 
+def methods():
+    """Curvature along three methods, as `smoothlab finetune --measure` writes it; without a PEFT module for zo."""
+    parts = []
+    for name, blocks in (("hybrid", [BASE, PEFT]), ("fo-peft", [BASE, PEFT]), ("zo", [BASE])):
+        run = table(blocks, protocols=("estimated",), noise=0.02)
+        run["value"] *= {"hybrid": 1.0, "fo-peft": 2.0, "zo": 3.0}[name]
+        parts.append(run.assign(path=f"{name}.jsonl", method=name, part="curvature"))
+    return pd.concat(parts, ignore_index=True)
+
+
 def truth(block=BASE, at=STEPS):
     trace = list(block.path(max(at) + 1))
     return np.array([np.linalg.norm(trace[step][2]) for step in at])

@@ -1,7 +1,9 @@
 """Records as `smoothlab finetune` writes them, whose every number is known."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -13,13 +15,18 @@ RUN = Finetune(data="sst2", steps=40, eval_every=10, eta_x=1e-4, eta_y=0.1)
 ITEMS = 200
 
 
-def write_run(out: Path, run: Finetune, level: float, *, test: bool = True, stopped: bool = False) -> Path:
-    """A run whose answers are right with probability `level`."""
+def write_run(
+    out: Path, run: Finetune, level: float, *, test: bool = True, stopped: bool = False,
+    rows: Sequence[dict[str, Any]] = (),
+) -> Path:  # fmt: skip
+    """A run whose answers are right with probability `level`, with rows of curvature."""
     rng = np.random.default_rng([run.seed, int(1000 * level)])
     writer = records.Writer(out, "finetune", asdict(run), {})
     rates = {"trial": 1, "eta_x": run.eta_x, "eta_y": run.eta_y, "mu": run.mu}
     if stopped:
         writer.write({"part": "stopped", **rates, "trial": 0, "step": 3, "why": "the loss is nan: lower --eta-x (3)"})
+    for row in rows:
+        writer.write(row | {"trial": 1})
     for step in range(0, run.steps + 1, run.eval_every):
         right = int(100 * (0.5 + (level - 0.5) * step / run.steps))
         low, high = stats.binomtest(right, 100).proportion_ci(0.95)

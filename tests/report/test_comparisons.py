@@ -13,7 +13,7 @@ from smoothlab.errors import BadInput
 from smoothlab.report import comparisons
 from smoothlab.report.numbers import interval, number, rate
 
-from .curved_path import BASE, HEAD, PEFT, SPREAD, gradients, table, truth
+from .curved_path import BASE, HEAD, PEFT, SPREAD, gradients, methods, table, truth
 from .estimator_rows import bias_rows
 from .estimator_rows import table as estimator_table
 from .finetune_runs import RUN, write_run
@@ -96,6 +96,16 @@ def test_ratio_stands_with_its_interval_beside_1():
     np.testing.assert_allclose([first["measured"], last["measured"]], [ratio[0], ratio[-1]])
     np.testing.assert_allclose([first["low"], first["high"]], [ratio[0] / factor, ratio[0] * factor])
     assert first["reference"] == 1 and first["verdict"] == "above 1 at 6 and below 1 at 0 of 6 points"
+
+
+def test_several_methods_are_named():
+    rows = find(comparisons.comparisons(methods()), quantity="Frobenius norm")
+    whats = [what for what in rows["what"] if "base" in what and "step 60" in what]
+    assert whats == [
+        "fo-peft, base, estimated, step 60",
+        "hybrid, base, estimated, step 60",
+        "zo, base, estimated, step 60",
+    ]
 
 
 def test_path_smoothness_stands_beside_the_largest_eigenvalue():

@@ -11,7 +11,7 @@ from smoothlab.errors import BadInput
 from smoothlab.report import curvature, draw, panels
 from smoothlab.stats import ranks
 
-from .curved_path import BASE, BATCH, HEAD, PEFT, SPREAD, STEPS, gradients, layers, table, truth
+from .curved_path import BASE, BATCH, HEAD, PEFT, SPREAD, STEPS, gradients, layers, methods, table, truth
 
 
 def labels(ax):
@@ -117,6 +117,18 @@ def test_blocks_are_chosen_by_name():
     assert len(draw("fig1a", df, blocks=("layer.0", "peft")).get_axes()) == 4
     with pytest.raises(BadInput, match=r"--block layer.7: frobenius was measured of peft, head, embedding, layer.0"):
         draw("fig1b", df, blocks=("layer.7",))
+
+
+def test_methods_have_a_color_each_in_a_panel_a_block():
+    base, peft = draw("methods", methods()).get_axes()
+    assert labels(base) == ["hybrid", "fo-peft", "zo"] and labels(peft) == ["hybrid", "fo-peft"]
+    hybrid, first_order, zeroth_order = lines(base)
+    np.testing.assert_allclose(hybrid.get_ydata(), truth())
+    np.testing.assert_allclose(first_order.get_ydata(), 2 * truth())
+    np.testing.assert_allclose(zeroth_order.get_ydata(), 3 * truth())
+    assert len({line.get_color() for line in lines(base)}) == 3
+    with pytest.raises(BadInput, match="these records name no method"):
+        draw("methods", table())
 
 
 def test_depth_shows_the_layers_in_the_order_of_the_forward_pass():

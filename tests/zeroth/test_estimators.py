@@ -524,7 +524,7 @@ MUTATIONS: dict[str, tuple[tuple[Any, str], str, str, Check]] = {
         (Perturbation, "_known"), "alpha=weight", "alpha=1.0", lambda: check_modes("orthogonal", 0)
     ),
     "added without alpha": (
-        (Directional, "add_to"), "alpha * self.terms[0][1]", "self.terms[0][1]",
+        (Directional, "add_to"), "alpha * coefficient", "coefficient",
         lambda: check_add_to("two-sided gaussian", 0, torch.float64),
     ),
     "transposed weights are not written": (

@@ -144,9 +144,8 @@ def variance(measured: Measured, setting: str) -> Iterator[Row]:
     block, estimator = measured.blocks[name], estimator_of(setting.split("/")[1], run.model_mu)
     g = measured.gradients[name]
     truth, square = torch.tensor(g, dtype=torch.float32, device=block.params[0].device), float(g @ g)
-    shapes = tuple(tuple(p.shape) for p in block.params)
-    factor = linear_factor(estimator, block.dim, shapes, gradient=g)
-    count = max(run.model_draws // (1 if estimator.q == 1 else 2), 2)
+    factor = linear_factor(estimator, block.dim, block.shapes, gradient=g)
+    count = run.model_draws if estimator.q == 1 else max(run.model_draws // 2, 2)
     own = zlib.crc32(setting.encode())  # each estimator has its own directions, so that each is new evidence
     errors = []
     for i in range(count):

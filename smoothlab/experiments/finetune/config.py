@@ -55,8 +55,7 @@ class Training:
     """A model, its data, how it is trained, and where curvature is measured on the way.
 
     Attributes:
-        model: hub name, local directory, GGUF file, "micro" (in the package), or "random:opt-125m" (that shape, random
-            weights).
+        model: hub name, local directory, "micro" (in the package), or "random:opt-125m" (that shape, random weights).
         head: scoring head. lm: the language model's vocabulary head scores candidates; classifier: one class a
             candidate, where a sentence is read alone, without a prompt; its head is the checkpoint's or a new one, and
             is trained with the PEFT module, at eta_y, or as part of the base model where there is none; auto:

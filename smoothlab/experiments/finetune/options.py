@@ -19,10 +19,18 @@ RANGES = {
 MOST_TRIALS = 1000
 ZEROTH = tuple(name for name, recipe in METHODS.items() if recipe.base == "zeroth")
 RENAMED = {
-    "finetune": {"--rule": "--optimizer"},
+    "finetune": {"--rule": "--optimizer", "--law": "--distribution"},
     "smoothness": {
         "--lr": "--eta-x and --eta-y", "--lr-block": "--eta-x, --eta-y, and --eta NAME=RATE for other blocks",
         "--keep-weights": "--checkpoint", "--schedule log": "--spacing log", "--rule": "--optimizer",
+        "--protocol careful": "--protocol estimated",
+    },
+    "estimators": {"--laws": "--distributions"},
+    "quadratic": {"--laws": "--distributions", "--longest": "--max-steps"},
+    "rates": {
+        "--law": "--distribution", "--longest": "--max-steps", "--every": "--all-combinations",
+        "--buy-ratios": "--speedup-ratios", "--buy-dims": "--speedup-dims",
+        "--parts buys": "--parts speedup_of_two_rates",
     },
 }  # fmt: skip
 """Options of smoothlab 0.1 by subcommand, and their names of today."""

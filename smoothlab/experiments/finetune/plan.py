@@ -9,8 +9,12 @@ from smoothlab.experiments.finetune.config import FinetuneOptions, Rates, Traini
 from smoothlab.experiments.finetune.options import measuring_steps, unused, used
 from smoothlab.experiments.finetune.setup import Setup, pairs
 from smoothlab.hessian.gradients import gradient
+from smoothlab.llm import memory
+from smoothlab.llm.memory import TRAINED, VECTORS
 from smoothlab.llm.peft_methods import DEFAULT_RANK, PEFT_METHODS
 
+READING = 30 * 2**20
+"""Bytes of pandas and the table of records."""
 PRODUCTS = 20
 """Products a block that its norms usually take; twice that where a spectrum is awkward."""
 COSTS = {"exact": 2.2, "central": 2.1, "forward": 1.2}
@@ -50,8 +54,7 @@ def plan(run: Training, trials: Sequence[Rates]) -> str:
         points, duration = _measuring(run, setup)
         lines += points
         total += len(trials) * duration
-    memory = f"{_memory(run, setup):.2f} GiB for weights, gradients and probes, beside the activations"
-    lines.append(f"  altogether about {total / 60:.1f} minutes, and {memory}")
+    lines.append(f"  altogether about {total / 60:.1f} minutes, and {_memory(run, setup) / 2**30:.2f} GiB at the peak")
     return "\n".join(lines)
 
 
@@ -86,12 +89,23 @@ def _measuring(run: Training, setup: Setup) -> tuple[list[str], float]:
 
 
 def _memory(run: Training, setup: Setup) -> float:
-    """GiB of weights, gradients, a moved copy, and the probe vectors of the largest measured block."""
-    width = 8 if run.dtype == "float64" else 4
-    weights = sum(p.numel() for p in setup.model.parameters())
-    vectors = 20 if run.protocol != "paper" else 2
-    largest = max((block.dim for block in setup.measured), default=0)
-    return (3 * weights + vectors * largest) * width / 2**30
+    """Bytes at the peak: that of the timed steps and evaluation, and what a run holds beside them.
+
+    That is the best weights, which are kept on the CPU where there are no checkpoints, the probe vectors of the largest
+    measured block, and the table of records that is read at the end.
+    """
+    peak = memory.peak(run.device)
+    if run.device == "cpu":
+        peak += READING
+        if run.checkpoint is None and isinstance(run, FinetuneOptions):
+            peak += sum(p.nbytes for p in setup.model.parameters() if p.requires_grad)
+    if setup.measured:
+        largest = max(setup.measured, key=lambda block: block.dim)
+        vectors = 2
+        if run.protocol != "paper":
+            vectors = VECTORS - TRAINED
+        peak += vectors * sum(p.nbytes for p in largest.params)
+    return peak
 
 
 def _seconds(work: Callable[[], Any]) -> float:

@@ -1,0 +1,90 @@
+"""Figure 1 along each training method's own run: norms of a block by method, and their ratio to those of FO-PEFT.
+
+Runs of one seed see the same minibatches, so that ratios at equal steps compare the weights that the methods reach.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from smoothlab.errors import BadInput
+from smoothlab.report.curvature import MEANINGS, along_steps, chosen, label, limits, norms
+from smoothlab.report.panels import Draw, grid
+from smoothlab.stats.smoothness_table import quotient
+
+REFERENCE = "fo-peft"
+COLORS = {"fo-peft": "#D55E00", "hybrid": "#0072B2", "zo": "#009E73", "fo-full": "#CC79A7", "fo-joint": "#882255"}
+MARKERS = {"fo-peft": "s", "hybrid": "o", "zo": "^", "fo-full": "D", "fo-joint": "v"}
+
+
+def methods(df: pd.DataFrame, quantity: str = "frobenius", blocks: Sequence[str] = ()) -> Figure:
+    """Each block's norm against the step, a line a method; below it the ratio to FO-PEFT's where that was measured."""
+    if "method" not in df.columns:
+        raise BadInput("these records name no method: give records of `smoothlab finetune --measure`")
+    table = by_method(df, chosen(df, blocks, quantity), quantity)
+    names = list(dict.fromkeys(table["block"]))
+    draws: list[Draw] = []
+    for block in names:
+        draws.append(partial(norm_of_block, table=table[table["block"] == block], ylabel=label(quantity, block)))
+    lines, heights = [draws], [2.7]
+    ratios = over_reference(table)
+    if len(ratios):
+        draws = []
+        for block in names:
+            draws.append(
+                partial(ratio_of_block, table=ratios[ratios["block"] == block], ylabel=f"{block}: method / FO-PEFT")
+            )
+        lines.append(draws)
+        heights.append(2.1)
+    return grid(lines, MEANINGS, heights=heights)
+
+
+def by_method(df: pd.DataFrame, blocks: Sequence[str], quantity: str) -> pd.DataFrame:
+    """Rows of `curvature.norms` with the method and the seed of their run."""
+    method_of = df.dropna(subset=["method"]).groupby("path")["method"].first()
+    seed_of = {path: header["config"].get("seed") for path, header in df.attrs["headers"].items()}
+    table = pd.concat([norms(df, block, quantity, "estimated").assign(block=block) for block in blocks])
+    return table.assign(method=table["run"].map(method_of), seed=table["run"].map(seed_of))
+
+
+def over_reference(table: pd.DataFrame) -> pd.DataFrame:
+    """Ratios of the other methods' norms to FO-PEFT's at the same block, seed and step, with 95 % intervals."""
+    table = table.rename(columns={"measured": "value", "hollow": "below"})
+    reference = table[table["method"] == REFERENCE]
+    parts = []
+    for method in dict.fromkeys(table["method"]):
+        if method != REFERENCE:
+            rows = quotient(table[table["method"] == method], reference, ["block", "seed", "step"])
+            parts.append(rows.assign(method=method))
+    if not parts:
+        return table[:0]
+    ratios = pd.concat(parts, ignore_index=True).rename(columns={"value": "measured", "below": "hollow"})
+    return ratios.assign(reference=np.nan, run=ratios["seed"])
+
+
+def norm_of_block(ax: Axes, table: pd.DataFrame, ylabel: str) -> None:
+    """One block's norm against the step, by method."""
+    along_steps(ax, table, "method", looks(table), ylabel=ylabel)
+    limits(ax, table)
+
+
+def ratio_of_block(ax: Axes, table: pd.DataFrame, ylabel: str) -> None:
+    """One block's ratios against the step, by method; without any, as of a block that is measured in one run alone."""
+    if table.empty:
+        ax.set_axis_off()
+        return
+    ax.axhline(1, ls=":", lw=0.8, color="black", label="equal norms")
+    along_steps(ax, table, "method", looks(table), ylabel=ylabel)
+    limits(ax, table, log=True)
+    bottom, top = ax.get_ylim()
+    ax.set_ylim(min(bottom, 0.9), max(top, 1.1))
+
+
+def looks(table: pd.DataFrame) -> tuple[dict[str, str], dict[str, str]]:
+    """Color and marker of the methods that a table holds."""
+    there = [method for method in COLORS if (table["method"] == method).any()]
+    return {method: COLORS[method] for method in there}, {method: MARKERS[method] for method in there}

@@ -1,0 +1,43 @@
+"""The memory that `smoothlab finetune --dry-run` states, beside the peak of a run."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SMALL = ("--train", "32", "--dev", "16", "--test", "16", "--eval-every", "5", "--steps", "5")
+
+
+def smoothlab(*argv: str) -> tuple[str, float]:
+    """What a process of `smoothlab argv...` prints, and its peak in GiB."""
+    command = [sys.executable, "-m", "smoothlab", *argv]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout is not None
+    output = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    assert status == 0, output
+    return output, usage.ru_maxrss / 2**20
+
+
+def ratio(tmp_path: Path, *argv: str) -> float:
+    """The stated peak over that of the run."""
+    plan, _ = smoothlab("finetune", *argv, "--dry-run")
+    _, peak = smoothlab("finetune", *argv, "--out", str(tmp_path / "run.jsonl"))
+    stated = re.search(r"and ([\d.]+) GiB at the peak", plan)
+    assert stated is not None, plan
+    return float(stated[1]) / peak
+
+
+@pytest.mark.check
+@pytest.mark.parametrize("more", [(), ("--method", "fo-full"), ("--measure", "base", "peft", "--points", "1")])
+def test_the_stated_memory_of_micro_is_within_15_percent(tmp_path: Path, more: tuple[str, ...]) -> None:
+    assert ratio(tmp_path, *SMALL, *more) == pytest.approx(1, abs=0.15)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["hybrid", "fo-full"])
+def test_the_stated_memory_at_opt_125m_is_within_15_percent(tmp_path: Path, method: str) -> None:
+    assert ratio(tmp_path, *SMALL, "--model", "random:opt-125m", "--method", method) == pytest.approx(1, abs=0.15)
