@@ -24,7 +24,6 @@ class Kind(NamedTuple):
 FIGURES = {
     "fig1a": Kind("curvature", "fig1a", "Hessian norm of a block against step and gradient norm"),
     "fig1b": Kind("curvature", "fig1b", "Hessian norms of the blocks side by side, and the ratio of base to PEFT"),
-    "methods": Kind("curvature", "methods", "Hessian norms along each method of `smoothlab finetune --measure`"),
     "depth": Kind("curvature", "against_depth", "Hessian norm of each layer against its depth"),
     "path": Kind("curvature", "path", "change of the gradient over change of the weights along the path"),
     "methods": Kind("methods", "methods", "Hessian norms along each training method's own run"),

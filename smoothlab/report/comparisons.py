@@ -177,7 +177,7 @@ def _names(df: pd.DataFrame) -> list[str]:
     for _, part in df.groupby("part", sort=False):
         short = short_names(part["setting"])
         for setting, rows in part.groupby("setting", sort=False):
-            varied = rows[rows.columns.intersection(VARIED, sort=False)]
+            varied = rows[rows.columns.intersection(list(VARIED), sort=False)]
             varied = varied.loc[:, varied.nunique() > 1]
             for index, row in varied.iterrows():
                 extra = row.dropna()
@@ -255,14 +255,17 @@ def _finetune(df: pd.DataFrame) -> list[dict[str, Any]]:
     """Test accuracy of each kind of run beside the larger class, and differences to hybrid, paired by item."""
     kinds, rows = finetune.kinds_of(df), []
     for kind in kinds:
-        row = {"what": f"{kind.name} ({kind.rates})", "quantity": f"test accuracy, {len(kind.test)} seed(s)"}
+        row: dict[str, Any] = {
+            "what": f"{kind.name} ({kind.rates})",
+            "quantity": f"test accuracy, {len(kind.test)} seed(s)",
+        }
         if not kind.test:
             last = pd.concat(kind.dev.values()).groupby("path")["accuracy"].last()
             rows.append(row | {"quantity": "dev accuracy", "measured": last.mean(), "verdict": "not tested"})
             continue
         mean, low, high = finetune.pooled(kind)
         tests = pd.DataFrame(list(kind.test.values()))
-        chance = float(tests.reindex(columns=["chance", "majority"]).astype(float).max(axis=None))
+        chance = float(np.nanmax(tests.reindex(columns=["chance", "majority"]).to_numpy(float)))
         row |= {"measured": mean, "low": low, "high": high, "reference": chance}
         rows.append(row | {"verdict": "not above the larger class"})
         if low > chance:

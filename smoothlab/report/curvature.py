@@ -167,28 +167,6 @@ def path_smoothness(ax: Axes, df: pd.DataFrame, blocks: Sequence[str]) -> None:
     limits(ax, pd.concat([quotients, eigenvalues]))
 
 
-def methods(df: pd.DataFrame, quantity: str = "frobenius", blocks: Sequence[str] = ()) -> Figure:
-    """Figure 1 along each method's own trajectory: a panel a block, a color a method, a line a run."""
-    blocks = chosen(df, blocks, quantity)
-    if "method" not in df or df["method"].isna().all():
-        raise BadInput("these records name no method: give those of `smoothlab finetune --measure`")
-    table = table_of(df, blocks, quantity, protocols_of(df, quantity)[:1])
-    table["method"] = table["run"].map(df.groupby("path")["method"].first())
-    names = list(dict.fromkeys(df["method"].dropna()))
-    looks = dict(zip(names, COLORS, strict=False)), dict(zip(names, MARKERS, strict=False))
-    draws: list[Draw] = []
-    for block in blocks:
-        rows = table[table["block"] == block]
-        draws.append(partial(methods_against_step, rows=rows, looks=looks, ylabel=label(quantity, block)))
-    return grid([draws[i : i + 3] for i in range(0, len(draws), 3)], MEANINGS, height=2.7)
-
-
-def methods_against_step(ax: Axes, rows: pd.DataFrame, looks: Looks, ylabel: str) -> None:
-    """One block's norm against the step, by method."""
-    along_steps(ax, rows, "method", looks, ylabel=ylabel)
-    limits(ax, rows)
-
-
 def against_depth(df: pd.DataFrame, quantity: str = "frobenius", blocks: Sequence[str] = ()) -> Figure:
     """Norm of every block against its depth, at up to four steps of the training."""
     blocks = chosen(df, blocks, quantity)

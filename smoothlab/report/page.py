@@ -114,7 +114,7 @@ class Section:
         """Rows of the table by the beginning of their quantity and a part of their name, for the template."""
         keep = self.table["quantity"].astype(str).str.startswith(quantity)
         keep &= self.table["what"].str.contains(what, regex=False)
-        return list(map(dict, self.table[keep].to_dict("records")))
+        return [{str(name): value for name, value in row.items()} for row in self.table[keep].to_dict("records")]
 
 
 def write(path: Path, patterns: Sequence[str | Path], *, title: str, where: Mapping[str, str] | None = None) -> Path:

@@ -98,7 +98,9 @@ def methods():
         run = table(blocks, protocols=("estimated",), noise=0.02)
         run["value"] *= {"hybrid": 1.0, "fo-peft": 2.0, "zo": 3.0}[name]
         parts.append(run.assign(path=f"{name}.jsonl", method=name, part="curvature"))
-    return pd.concat(parts, ignore_index=True)
+    df = pd.concat(parts, ignore_index=True)
+    df.attrs["headers"] = {path: {"config": {"seed": 0}} for path in df["path"].unique()}
+    return df
 
 
 def truth(block=BASE, at=STEPS):

@@ -120,9 +120,11 @@ def test_blocks_are_chosen_by_name():
 
 
 def test_methods_have_a_color_each_in_a_panel_a_block():
-    base, peft = draw("methods", methods()).get_axes()
-    assert labels(base) == ["hybrid", "fo-peft", "zo"] and labels(peft) == ["hybrid", "fo-peft"]
-    hybrid, first_order, zeroth_order = lines(base)
+    base, peft, over_base, over_peft = draw("methods", methods()).get_axes()
+    assert labels(base) == ["fo-peft", "hybrid", "zo"] and labels(peft) == ["fo-peft", "hybrid"]
+    first_order, hybrid, zeroth_order = lines(base)
+    np.testing.assert_allclose([line.get_ydata() for line in lines(over_base)[-2:]], [[0.5] * 6, [1.5] * 6])
+    assert labels(over_peft) == ["equal norms", "hybrid"]
     np.testing.assert_allclose(hybrid.get_ydata(), truth())
     np.testing.assert_allclose(first_order.get_ydata(), 2 * truth())
     np.testing.assert_allclose(zeroth_order.get_ydata(), 3 * truth())
