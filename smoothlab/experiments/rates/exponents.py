@@ -109,11 +109,11 @@ def conditions() -> list[Row]:
     for regime, middle in REGIMES.items():
         for axis in AXES:
             for ell in ELLS if (axis, regime) == ("delta", "small eps") else ("constant",):
-                rows += _asked(regime, middle, axis, ell)
+                rows += _required(regime, middle, axis, ell)
     return rows
 
 
-def _asked(regime: str, middle: float, axis: str, ell: str) -> list[Row]:
+def _required(regime: str, middle: float, axis: str, ell: str) -> list[Row]:
     def bound(rho: float, u: Any) -> Any:
         u = np.asarray(u, dtype=float)
         return 1 + u**rho if rho else np.ones_like(u)
