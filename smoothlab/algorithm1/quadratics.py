@@ -25,6 +25,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from smoothlab.theory.theorems import smallest_integers
 from smoothlab.zeroth.distributions import named
 
 Array = NDArray[np.float64]
@@ -121,23 +122,9 @@ def epochs_to(level: float, x: Block, y: Block, eta_x: ArrayLike, eta_y: ArrayLi
     """
     eta_x, eta_y = np.broadcast_arrays(np.asarray(eta_x, dtype=float), np.asarray(eta_y, dtype=float))
     reached = x.floor(eta_x) + y.floor(eta_y) < level
-
     of_x, of_y = x.averages(eta_x), y.averages(eta_y)
-
-    def above(T: Array) -> NDArray[np.bool_]:
-        return of_x(T) + of_y(T) > level
-
-    low, high = np.zeros(eta_x.shape), np.ones(eta_x.shape)
-    for _ in range(60):
-        short = reached & above(high)
-        if not short.any():
-            break
-        low, high = np.where(short, high, low), np.where(short, 2 * high, high)
-    while (high - low > np.maximum(1, 1e-12 * high)).any():
-        middle = np.floor((low + high) / 2)
-        higher = above(np.maximum(middle, 1)) | (middle < 1)
-        low, high = np.where(higher, middle, low), np.where(higher, high, middle)
-    return np.where(reached & (low < 2.0**59), high, math.inf)
+    epochs = smallest_integers(lambda T: ~reached | (of_x(T) + of_y(T) <= level), eta_x.shape)
+    return np.where(reached & (epochs <= 2.0**59), epochs, math.inf)
 
 
 @dataclass(frozen=True)

@@ -21,20 +21,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from smoothlab import objectives
 from smoothlab.algorithm1.engine import Algorithm1
 from smoothlab.claims import exact
 from smoothlab.claims.claim import About, Certificate, Claim, Finding
 from smoothlab.claims.runs import LEVEL, MU, PROBLEMS, SMOOTH, Run, epochs, in_mean, near, runs
-from smoothlab.objectives import (
-    Cosh,
-    CosineCoupling,
-    FiniteSum,
-    Quadratic,
-    exponential_sum,
-    log_cosh_sum,
-    objective,
-    quadratic_sum,
-)
+from smoothlab.objectives import Cosh, FiniteSum, Quadratic, objective
 from smoothlab.stats import samples
 from smoothlab.stats.intervals import Interval
 from smoothlab.theory.constants import Array, constants, ones
@@ -44,11 +36,11 @@ from smoothlab.zeroth import bounds
 DRAWS = 4000  # directions, or replicas of an epoch
 SMALL: dict[str, FiniteSum] = {
     "quadratic": objective(Quadratic(1.0), Quadratic(0.5), n=2, d_x=2, d_y=1, sigma=0.3),
-    "cosine": objective(Quadratic(1.0), Quadratic(0.5), CosineCoupling(0.5), n=2, d_x=2, d_y=1, sigma=0.3),
+    "cosine": objective(Quadratic(1.0), Quadratic(0.5), objectives.CosineCoupling(0.5), n=2, d_x=2, d_y=1, sigma=0.3),
     "cosh in y": objective(Quadratic(1.0), Cosh(0.5, 0.5), n=2, d_x=2, d_y=1, sigma=0.3),
-    "log cosh sum": log_cosh_sum(0.5, (0.3, 0.3), 1.0, n=4, d_x=2, d_y=1),
-    "quadratic sum": quadratic_sum(1.0, 0.5, 0.1, sigma=0.2, n=4, d_x=2, d_y=1),
-    "exponential sum": exponential_sum(1.0, (0.15, 0.15), n=2, d_x=2, d_y=1),
+    "log cosh sum": objectives.log_cosh_sum(0.5, (0.3, 0.3), 1.0, n=4, d_x=2, d_y=1),
+    "quadratic sum": objectives.quadratic_sum(1.0, 0.5, 0.1, sigma=0.2, n=4, d_x=2, d_y=1),
+    "exponential sum": objectives.exponential_sum(1.0, (0.15, 0.15), n=2, d_x=2, d_y=1),
 }
 """Problems on which the theorems' own T are run; Delta = 1, and eps^2 is half of ||grad f(z_0)||^2."""
 RUNS, DELTA = 100, 0.5
@@ -284,11 +276,11 @@ def _probability(seed: int) -> Finding:
                          "4/(n eta' T eps^2) = delta/2",
                          [2 / (4 / delta) + 8 / (16 / (delta * eps**2) * eps**2) for delta, eps in pairs],
                          [delta for delta, _ in pairs])  # fmt: skip
-    asked: list[float] = []
+    quotients: list[float] = []
     for f, eps, delta in itertools.product([*PROBLEMS.values(), *SMALL.values()], (0.3, 1.0), (0.1, 0.3)):
-        asked += hypotheses(f, eps, delta)
+        quotients += hypotheses(f, eps, delta)
     dense = exact.dense("at the theorem's constants: B.6's conditions, noise T <= Delta, T, and an epoch stays within "
-                        f"the radius of B.1', for {len(PROBLEMS) + len(SMALL)} problems", asked)  # fmt: skip
+                        f"the radius of B.1', for {len(PROBLEMS) + len(SMALL)} problems", quotients)  # fmt: skip
     failed, sizes, left, flagged = {}, {}, {}, 0
     for name in ("quadratic", "cosh in y", "quadratic sum", "exponential sum"):
         f, z0, eps = _small(name)

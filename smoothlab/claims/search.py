@@ -36,7 +36,6 @@ class Statement:
         ratio: measured/allowed at parameters [cases, p]: [cases]; NaN or -inf where there is nothing to compare.
         about: the printed or the corrected statement.
         known: the largest ratio known, for a true inequality.
-        unreachable: see `Search`.
         cases: random members.
         starts: how many of the worst members are optimized from.
         steps: evaluations of each optimization.
@@ -47,7 +46,6 @@ class Statement:
     ratio: Callable[[Array], Array]
     about: About = "printed"
     known: float | None = None
-    unreachable: str = ""
     cases: int = 20_000
     starts: int = 4
     steps: int = 200
@@ -80,7 +78,7 @@ class Statement:
             if -result.fun > best:
                 best, where = -float(result.fun), _reflected(result.x)
         point = dict(zip(self.ranges, self.members(where[None])[0].tolist(), strict=True))
-        return Search(self.what, self.about, self.cases, count, 1 - best / factor, point, self.known, self.unreachable)
+        return Search(self.what, self.about, self.cases, count, 1 - best / factor, point, self.known)
 
     def _ratios(self, unit: Array) -> Array:
         with np.errstate(all="ignore"):

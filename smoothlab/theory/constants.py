@@ -167,11 +167,6 @@ class Constants:
     L_y_near: float  # ell_y(2G)
 
     @property
-    def L_max(self) -> float:
-        """max(L_x, L_y)."""
-        return max(self.L_x, self.L_y)
-
-    @property
     def radius(self) -> float:
         """G/sqrt(max(L_x_near, L_y_near)): how far the near constants hold, in the norm ||s||_D.
 

@@ -8,9 +8,10 @@ and proofs: theory.md A and B.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import optimize
 
 from smoothlab.errors import BadInput
@@ -166,23 +167,36 @@ def _printed(s: Setting, eps: float, delta: float, T: int, mu: float | None, rea
 
 
 def smallest_integer(holds: Callable[[int], bool]) -> int:
-    """The smallest T >= 1 with a property that every larger integer has too, by doubling and bisection.
+    """The smallest T >= 1 with a property that every larger integer has too, exact for any size.
 
     Raises:
         BadInput: no T up to 2^200 has it.
     """
-    high = 1
-    while not holds(high):
-        high *= 2
-        if high > 1 << 200:
-            raise BadInput("no T below 1e60 meets the theorem's condition: give a larger eps")
-    low = high // 2
-    while high - low > 1:
+    smallest = smallest_integers(lambda T: np.array([holds(T[0])]), (1,), object, 200, tolerance=0)[0]
+    if smallest == 1 << 200 and not holds(smallest):
+        raise BadInput("no T below 1e60 meets the theorem's condition: give a larger eps")
+    return int(smallest)
+
+
+def smallest_integers(
+    holds: Callable[[Any], NDArray[np.bool_]], shape: tuple[int, ...], dtype: type = float, doublings: int = 60,
+    tolerance: float = 1e-12,
+) -> Any:  # fmt: skip
+    """The smallest T >= 1 of each entry with a property that larger ones have too: by doubling, then bisection.
+
+    To one, or to a relative tolerance; 2^doublings where no T has the property.
+    """
+    low: Any = np.zeros(shape, dtype)
+    high: Any = np.ones(shape, dtype)
+    for _ in range(doublings):
+        short = ~holds(high)
+        if not short.any():
+            break
+        low, high = np.where(short, high, low), np.where(short, 2 * high, high)
+    while (high - low > np.maximum(1, tolerance * high)).any():
         middle = (low + high) // 2
-        if holds(middle):
-            high = middle
-        else:
-            low = middle
+        met = holds(np.maximum(middle, 1)) & (middle >= 1)
+        low, high = np.where(met, low, middle), np.where(met, middle, high)
     return high
 
 

@@ -20,6 +20,8 @@ from smoothlab.theory.theorems import (
     delta_exponent,
     descent,
     in_expectation,
+    smallest_integer,
+    smallest_integers,
     theorem_c1,
     with_high_probability,
 )
@@ -374,3 +376,15 @@ def test_bad_input_is_refused() -> None:
     ):
         with pytest.raises(BadInput, match=message):
             replace(s, **bad)
+
+
+@pytest.mark.parametrize("known", [1, 2, 3, 1000, 1 << 60, 10**30 + 7])
+def test_the_smallest_integer_is_exact_at_any_size(known: int) -> None:
+    assert smallest_integer(lambda n: n >= known) == known
+
+
+def test_smallest_integers_of_several_properties_and_of_none() -> None:
+    known = np.array([[1.0, 2.0], [17.0, np.inf]])
+    assert smallest_integers(lambda n: n >= known, (2, 2)).tolist() == [[1, 2], [17, 2.0**60]]
+    with pytest.raises(BadInput, match="no T below 1e60"):
+        smallest_integer(lambda n: False)

@@ -36,7 +36,14 @@ from smoothlab.experiments.rates.runs import Array, Quadratics, running_average,
 from smoothlab.experiments.settings import UNMEASURED, Row, measured_row
 from smoothlab.stats import curves, samples
 from smoothlab.stats.intervals import Interval
-from smoothlab.theory.theorems import Setting, delta_exponent, in_expectation, theorem_c1, with_high_probability
+from smoothlab.theory.theorems import (
+    Reading,
+    Setting,
+    delta_exponent,
+    in_expectation,
+    theorem_c1,
+    with_high_probability,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,7 +95,9 @@ def measured(config: RatesConfig, point: Row) -> list[Row]:
         return measured_exponent(config, point)
     if point["series"] == "conditions":
         return conditions()
-    return needed_curved(point["series"]) if point["series"] in NEAR else needed(point["series"])
+    if point["series"] in NEAR:
+        return needed_curved(point["series"])
+    return needed(point["series"])
 
 
 # Computed: conditions of the theorems, and the recursions
@@ -100,17 +109,20 @@ def conditions() -> list[Row]:
     for regime, middle in REGIMES.items():
         for axis in AXES:
             for ell in ELLS if (axis, regime) == ("delta", "small eps") else ("constant",):
-                rows += _asked(regime, middle, axis, ell)
+                rows += _required(regime, middle, axis, ell)
     return rows
 
 
-def _asked(regime: str, middle: float, axis: str, ell: str) -> list[Row]:
+def _required(regime: str, middle: float, axis: str, ell: str) -> list[Row]:
     def bound(rho: float, u: Any) -> Any:
         u = np.asarray(u, dtype=float)
         return 1 + u**rho if rho else np.ones_like(u)
 
     ell_x, ell_y = (partial(bound, rho) for rho in ELLS[ell])
-    unit = middle if axis == "eps" else 1.0
+    unit = {"eps": middle}.get(axis, 1.0)  # eps is swept relative to the regime's
+    reading: Reading = "doubled"  # as the proof reads G and L; both readings agree for constant ell
+    if ell == "constant":
+        reading = "printed"
 
     def gradients(theorem: str, value: float) -> float:
         now = {"eps": middle, "n": 8, "d": 10, "delta": 0.1, axis: value * unit}
@@ -119,7 +131,7 @@ def _asked(regime: str, middle: float, axis: str, ell: str) -> list[Row]:
             return in_expectation(s, now["eps"], 1.0).gradients
         if theorem == "probability":
             return with_high_probability(s, now["eps"], now["delta"]).gradients
-        return theorem_c1(s, now["eps"], now["delta"], reading="printed" if ell == "constant" else "doubled").gradients
+        return theorem_c1(s, now["eps"], now["delta"], reading=reading).gradients
 
     rows = []
     for theorem in ("printed", "expectation", "probability"):
@@ -142,7 +154,7 @@ def needed(series: str) -> list[Row]:
     rows: list[Row] = []
     for regime, middle in REGIMES.items():
         for axis in EXPECTED[series]:
-            unit = middle if axis == "eps" else 1.0
+            unit = {"eps": middle}.get(axis, 1.0)
             labels = {"series": series, "regime": regime, "axis": axis, "ell": "constant"}
             rows += computed(labels, SWEEPS[axis], partial(steps, axis, middle, unit), unit)
     return rows
@@ -214,15 +226,17 @@ def measured_exponent(config: RatesConfig, point: Row) -> list[Row]:
     """
     series, axis = point["series"], point["axis"]
     exact = axis != "delta" and series not in ("zo-log-cosh", "zo-exponentials")
-    rows, intervals, places, references, units = [], [], [], [], []
+    rows, intervals, values, references, units = [], [], [], [], []
     for value in point["values"]:
         trial = _trial(config, point, value)
         expected = trial.n * trial.epochs
         row: Row = {
             "quantity": "steps", "value": value, "eta_x": trial.eta_x, "eta_y": trial.eta_y, **UNMEASURED,
-            "reference": expected if exact else None, "note": None,
+            "reference": None, "note": None,
         }  # fmt: skip
-        length = math.ceil(trial.epochs * (LONGEST_TAIL if axis == "delta" else LONGER)) + 5
+        if exact:
+            row["reference"] = expected
+        length = math.ceil(trial.epochs * {"delta": LONGEST_TAIL}.get(axis, LONGER)) + 5
         if length * trial.n > config.max_steps:
             rows.append(row | {"note": f"{length * trial.n} steps are more than {config.max_steps}: not run"})
             continue
@@ -236,13 +250,15 @@ def measured_exponent(config: RatesConfig, point: Row) -> list[Row]:
         rows.append(row | measured_row(steps))
         if all(0 < end < math.inf for end in steps):
             intervals.append(steps)
-            places.append(value)
+            values.append(value)
             references.append(expected)
             units.append(float(trial.n))
     if len(intervals) < 2:
         return [*rows, {"quantity": "exponent", **UNMEASURED, "note": "fewer than two values were measured"}]
-    slope, reference = curves.exponent(places, intervals, references, units)
-    last: Row = {"quantity": "exponent", **measured_row(slope), "note": None, "reference": reference if exact else None}
+    slope, reference = curves.exponent(values, intervals, references, units)
+    last: Row = {"quantity": "exponent", **measured_row(slope), "note": None, "reference": None}
+    if exact:
+        last["reference"] = reference
     if series not in SERIES:
         last["linearized"] = reference
     return [*rows, last | judged(slope, axis, EXPECTED[series].get(axis))]
