@@ -1,4 +1,4 @@
-"""Record files on disk: JSON Lines in which every line says where it belongs and whether it is whole.
+"""Record files on disk: JSON Lines with a number and a checksum in every line.
 
 The first line is the header, `{"kind": "header", "experiment": ..., "config": ..., "environment": ..., "crc32": ...}`.
 Rows follow, `{"kind": "row", "row": 1, ..., "crc32": "9a3f01bc"}`, numbered from 1, and last

@@ -93,7 +93,7 @@ def run(experiment: Experiment, out: Path, *, environment: Row, overwrite: bool 
     """Run `experiment` into the record file `out`, or continue it there, and return `out`.
 
     The file is created, and rows that do not stand are taken out, only when the first new row exists: a run that fails
-    while it loads its model leaves everything as it was. What is damaged is told on stderr, and measured again. The end
+    while it loads its model leaves everything as it was. Damage is reported on stderr, and measured again. The end
     line carries the wall-clock seconds of the run, null if it was continued from a stopped one.
 
     Raises:
@@ -208,7 +208,7 @@ def load(
         null is NaN. `df.attrs["headers"]` maps each path to its header.
 
     Raises:
-        BadInput: nothing matches, a file is damaged (where is told as file:line), or there is no row at all.
+        BadInput: nothing matches, a file is damaged (at file:line), or there is no row at all.
     """
     import pandas
 
@@ -288,7 +288,7 @@ def _closable(rows: Iterator[Row]) -> Any:
 
 
 def _standing(out: Path, experiment: Experiment, old: Contents) -> list[Row]:
-    """The rows of a stopped or damaged file that stand, in the order of their places; what does not is told."""
+    """The rows of a stopped or damaged file that stand, in the order of their places; the others are reported on stderr."""
     there = [row for row in old.rows if row is not None]
     if old.header is None and not (there and old.numbered):
         raise _unreadable(out, old.damage)

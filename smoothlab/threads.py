@@ -11,7 +11,7 @@ MOST_THREADS = 1024
 def use_threads(threads: int | None) -> None:
     """Let torch compute with so many CPU threads; with as many as it chooses itself if None.
 
-    Where neither `threads` nor OMP_NUM_THREADS says how many and one would be faster, a line on stderr says so.
+    Where neither `threads` nor OMP_NUM_THREADS sets a number and one would be faster, a line on stderr advises it.
 
     Raises:
         BadInput: fewer than 1 or more than MOST_THREADS.

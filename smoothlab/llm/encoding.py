@@ -30,7 +30,7 @@ class Encoded:
         contexts: tokens of each item's prompt.
         options: tokens of each item's candidates, those that the candidate adds to the prompt's.
         labels: place of the right candidate of each item.
-        kind: which loss trains them.
+        kind: loss that trains them.
         pad: the token that fills rows, on the right.
         cut: items whose prompt lost tokens on its left, being too long for the model.
         merged: items where a candidate's first letters and the prompt's last ones make one token, which is then scored
@@ -56,7 +56,7 @@ def encode(tokenizer: Any, items: Sequence[Choice], max_length: int, kind: Loss)
         tokenizer: of the model; transformers.
         items: at least one.
         max_length: longest row in tokens, the model's less the virtual tokens of a prompt method.
-        kind: which loss trains them, as `load_choices` says; "classifier" for a model whose classes are the candidates.
+        kind: loss that trains them, `Splits.kind` of the task; "classifier" for a model whose classes are the candidates.
 
     Raises:
         BadInput: no items, a candidate that adds no token, or that is too long by itself.

@@ -27,7 +27,7 @@ def classifier_reason(head: Head, name: str) -> str | None:
     """Why the model is fine-tuned as a classifier, None where it is a language model.
 
     Args:
-        head: "auto": a classifier where its config.json says that it was saved as one, or where it is of a type that
+        head: "auto": a classifier where its config.json names a classifier's class, or where it is of a type that
             generates no text from left to right; a language model otherwise.
         name: of the model.
     """

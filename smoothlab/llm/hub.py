@@ -10,7 +10,7 @@ PATIENCE = 4.0
 
 
 def kept_offline() -> bool:
-    """Whether the hub's client was told to ask nobody (HF_HUB_OFFLINE)."""
+    """Whether the hub's client is in offline mode (HF_HUB_OFFLINE)."""
     from huggingface_hub import constants
 
     return bool(constants.is_offline_mode())

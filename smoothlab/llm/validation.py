@@ -62,7 +62,7 @@ def reads_left_to_right(config: Any) -> bool:
 
 
 def check_tokenizer(tokenizer: Any, name: str) -> list[str]:
-    """Refuse a tokenizer that knows no words, which transformers makes up where the files are missing; let it pad."""
+    """Refuse a tokenizer without words, which transformers makes up where the files are missing; let it pad."""
     if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
         raise BadInput(f"cannot load model '{name}': it has no tokenizer; put its tokenizer.json beside config.json")
     if tokenizer.pad_token is not None:

@@ -126,7 +126,7 @@ def choices(path: Path, template: str, verbalizers: Sequence[str] | None) -> tup
 
 
 def _pair(row: Row) -> tuple[str, int]:
-    """The text, in the field "sentence" or "text", and the label of a line; ValueError says what it lacks."""
+    """The text, in the field "sentence" or "text", and the label of a line; ValueError with what it lacks."""
     field = "sentence"
     if "text" in row and "sentence" not in row:
         field = "text"
