@@ -56,7 +56,7 @@ def encode(tokenizer: Any, items: Sequence[Choice], max_length: int, kind: Loss)
         tokenizer: of the model; transformers.
         items: at least one.
         max_length: longest row in tokens, the model's less the virtual tokens of a prompt method.
-        kind: loss that trains them, `Splits.kind` of the task; "classifier" for a model whose classes are the candidates.
+        kind: loss that trains them, that of the task, or "classifier" where the candidates are classes.
 
     Raises:
         BadInput: no items, a candidate that adds no token, or that is too long by itself.

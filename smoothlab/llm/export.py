@@ -4,8 +4,8 @@ peft takes the base model's name from adapter_config.json as it stands: a path i
 never from the adapter's folder, so that no relative path leads to ../model from everywhere. Where the base model was
 trained too, adapter/ therefore holds its weights beside the module's (peft loads every weight whose name it knows) and
 names the model that the run began with. That needs files of at least the run's precision, as weights are rounded to the
-type that the base model is loaded in; else adapter/ names model/ where it was written, and has to be edited where that is
-moved. For transformers' own `from_pretrained`, the files of model/ are in adapter/ as well (as links, where possible).
+type that the base model is loaded in; else adapter/ names model/ where it was written (edit it where that is moved).
+For transformers' own `from_pretrained`, the files of model/ are in adapter/ as well (as links, where possible).
 """
 
 import copy
@@ -188,7 +188,7 @@ def _named_start(config: Any) -> bool:
 
 
 def _loads_as(origin: str, config: Any, weights: Iterable[Tensor]) -> bool:
-    """Whether a model is loaded in a type that holds these weights, with as many classes, by the defaults of transformers."""
+    """Whether a model is loaded by default in a type that holds these weights, with as many classes."""
     from transformers import AutoConfig
 
     if not origin:
