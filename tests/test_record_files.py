@@ -90,6 +90,7 @@ DAMAGE: dict[str, tuple[Callable[[list[bytes]], Any], str, set[int], set[int]]] 
     "brackets": (lambda x: x.__setitem__(10, b"[" * 100_000 + b"\n"), ":11: broken line", {2}, {2}),
     "an empty line": (lambda x: x.insert(10, b"\n"), ":11: broken line", set(), set()),
     "end changed": (lambda x: change(x, 21, b'"rows": 20', b'"rows": 19'), ":22: the line was changed", {4}, set()),
+    "an end that counts fewer": (lambda x: x.__setitem__(21, SHORTER), ":22: the end line is not at the end", {4}, set()),
     "end twice": (lambda x: x.append(x[-1]), ":22: the end line is not at the end", {4}, set()),
     "header changed": (lambda x: change(x, 0, b'"cpu"', b'"gpu"'), ":1: the header was changed", set(), set()),
     "header broken": (lambda x: x.__setitem__(0, b"garbage\n"), ":1: broken line", set(), set()),
