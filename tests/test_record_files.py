@@ -90,7 +90,6 @@ DAMAGE: dict[str, tuple[Callable[[list[bytes]], Any], str, set[int], set[int]]] 
     "brackets": (lambda x: x.__setitem__(10, b"[" * 100_000 + b"\n"), ":11: broken line", {2}, {2}),
     "an empty line": (lambda x: x.insert(10, b"\n"), ":11: broken line", set(), set()),
     "end changed": (lambda x: change(x, 21, b'"rows": 20', b'"rows": 19'), ":22: the line was changed", {4}, set()),
-    "an end that counts fewer": (lambda x: x.__setitem__(21, SHORTER), ":22: the end line is not at the end", {4}, set()),
     "end twice": (lambda x: x.append(x[-1]), ":22: the end line is not at the end", {4}, set()),
     "header changed": (lambda x: change(x, 0, b'"cpu"', b'"gpu"'), ":1: the header was changed", set(), set()),
     "header broken": (lambda x: x.__setitem__(0, b"garbage\n"), ":1: broken line", set(), set()),
@@ -140,6 +139,15 @@ def test_rows_of_another_run_are_not_taken(tmp_path: Path, capsys: Any) -> None:
     assert ":11: the line was changed" in capsys.readouterr().err
     assert whole[1:] != other[1:]
     assert whole[1:-1] == written(Replay(), tmp_path / "same.jsonl")[1:-1], "equal rows of equal runs are equal lines"
+
+
+def test_an_end_that_counts_fewer_rows_than_there_are_repeats_none(tmp_path: Path) -> None:
+    lines = written(Replay(), tmp_path / "r.jsonl")
+    start = record_files.run_sum(json.loads(lines[0]))
+    lines[-1] = record_files._line({"kind": "end", "rows": 7, "seconds": None}, start)
+    contents = record_files.parse(tmp_path / "r.jsonl", b"".join(lines))
+    assert contents.rows == Replay().table() and not contents.finished
+    assert [entry.words for entry in contents.damage] == ["the end line is not at the end"]
 
 
 def test_the_other_rows_of_a_damaged_file_can_be_had(tmp_path: Path) -> None:
