@@ -20,6 +20,7 @@ def use_threads(threads: int | None) -> None:
 
     if threads is None:
         advice = one_thread_advice(torch.get_num_threads(), os.getloadavg()[0], len(os.sched_getaffinity(0)))
+        # Who has set the number knows; of torchrun's processes the first one speaks.
         if advice and "OMP_NUM_THREADS" not in os.environ and os.environ.get("RANK", "0") == "0":
             print(f"smoothlab: {advice}", file=sys.stderr)
         return

@@ -59,6 +59,7 @@ def attach(
         raise BadInput(f"--rank {rank} with --peft {method}, which has no rank: leave --rank out")
     from peft import get_peft_model
 
+    # peft draws the initial values from the global generator, and warns of defaults that the table chose.
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(seed)
@@ -75,6 +76,7 @@ def attach(
             ) from error
     if wrapped.active_peft_config.is_prompt_learning and not generates(model):
         pool_at_last_token(wrapped)
+    # peft freezes the base model, which is trained here too; a new wrapper is in train mode.
     unfreeze(wrapped)
     return wrapped.train(model.training)
 

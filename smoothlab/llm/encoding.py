@@ -76,6 +76,7 @@ def encode(tokenizer: Any, items: Sequence[Choice], max_length: int, kind: Loss)
     contexts, options, cut, merged = [], [], 0, 0
     for item in items:
         prompt, *wholes = [_trimmed(next(rows), ends) for _ in range(1 + len(item.candidates))]
+        # Tokens that a candidate merges with the prompt's end are scored as the candidate's, for all candidates alike.
         shared = min(_shared_start(prompt, whole) for whole in wholes)
         merged += shared < len(prompt)
         context = prompt[:shared]
@@ -219,7 +220,7 @@ def batch(
             scored.append(entries)
     longest = max(len(tokens) for _, tokens in rows)
     width = -(-longest // multiple) * multiple
-    size = max(map(len, scored))
+    size = max(map(len, scored))  # candidates with fewer tokens are filled up, and masked
     ids, seen, padding = [], [], []
     for _, tokens in rows:
         padding.append(width - len(tokens))

@@ -80,6 +80,7 @@ def attached(
     parts = partition(model)
     if method != "none" and "head" in parts:
         kept = _copies(model)
+        # A head that peft does not save with the module would be lost with the adapter.
         if any(id(p) not in kept for p in parts["head"].params):
             raise BadInput(f"--peft {method} saves no classifier's head with its module: use another method")
         if method == "prefix" and reads_left_to_right(loaded.model.config):  # attach does it for language models

@@ -121,7 +121,7 @@ def _load(name: str, classes: int | None, seed: int, dtype: Any, device: str, co
 
     kind: Any = AutoModelForCausalLM if classes is None else AutoModelForSequenceClassification
     dtype = dtype or torch.float32
-    check_device(device)
+    check_device(device)  # before anything is downloaded
     source, options = _source(name)
     notes: list[str] = []
     new: list[str] = []
@@ -154,6 +154,7 @@ def _load(name: str, classes: int | None, seed: int, dtype: Any, device: str, co
                 notes += check_weights(model, report, name)
                 check_finite(model, name)
     check_vocabulary(model, tokenizer, name)
+    # transformers' classifiers find the last real token of a row by this number.
     model.config.pad_token_id = tokenizer.pad_token_id
     longest = longest_input(model, tokenizer)
     if longest == UNLIMITED:

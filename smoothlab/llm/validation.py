@@ -26,6 +26,7 @@ def prepare(config: Any, classes: int, name: str) -> list[str]:
             "micro, or another model"
         )
     stated = getattr(config, "problem_type", None)
+    # Set before the weights are read: the size of the new head follows from it.
     config.num_labels = classes
     config.problem_type = "single_label_classification"  # else a regressor's squared loss would be trained silently
     if stated in (None, config.problem_type):
