@@ -21,7 +21,7 @@ WORDS = {signal.SIGINT: "stopped", signal.SIGTERM: "ended by SIGTERM"}
 
 
 class Interruption:
-    """What has happened to this process, and what is said of it.
+    """The signal that this process has received, and the one line about it.
 
     Args:
         again: how the command is taken up again.

@@ -15,7 +15,7 @@ LOG = "log:"
 NAMES = ("model", "data", "records")
 """Options whose text is a path or something else: a name of the hub, of a task, a pattern."""
 UNUSABLE = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS)
-"""What the operating system says of paths that no program can use as they are."""
+"""Errors of the operating system for paths that no program can use as they are."""
 LONGEST = 255
 """Bytes of a file's name on every file system in use."""
 

@@ -1,4 +1,4 @@
-"""Record files on disk: JSON Lines in which every line says where it belongs and whether it is whole.
+"""Record files on disk: JSON Lines with a number and a checksum in every line.
 
 The first line is the header, `{"kind": "header", "experiment": ..., "config": ..., "environment": ..., "crc32": ...}`.
 Rows follow, `{"kind": "row", "row": 1, ..., "crc32": "9a3f01bc"}`, numbered from 1, and last
@@ -237,8 +237,12 @@ def parse(path: Path, content: bytes, run: int | None = None) -> Contents:
     """
     lines = [line.removesuffix(b"\r") for line in content.split(b"\n")[:-1]]
     first = lines[0] if lines else b""
-    header, damage = _header(first) if lines else (None, [])
-    known = run if header is None else run_sum(header)
+    header, damage = _header(first)
+    if not lines:
+        damage = []
+    known = run
+    if header is not None:
+        known = run_sum(header)
     numbered = _CHECKSUM in first or any(_CHECKSUM in line[-30:] for line in lines[1:])
     if content[: len(START)] != START[: len(content)] and not (
         run is not None and any(_checked(line, run) is not None for line in lines[1:])
@@ -252,10 +256,16 @@ def parse(path: Path, content: bytes, run: int | None = None) -> Contents:
     for line in content[end:].split(b"\n")[:-1]:
         starts.append(starts[-1] + len(line) + 1)
     for number, line in enumerate(lines[1:], start=2):
-        record = _parsed(line) if not numbered else None if known is None else _checked(line, known)
+        record = None
+        if not numbered:
+            record = _parsed(line)
+        elif known is not None:
+            record = _checked(line, known)
         if record is None or not _is_record(record, numbered):
-            damage.append(Damage(number, "the line was changed" if _parsed(line) else "broken line"))
-            record = None
+            record, words = None, "broken line"
+            if _parsed(line):
+                words = "the line was changed"
+            damage.append(Damage(number, words))
         entries.append((number, starts[number - 1], record))
     contents = _in_order(header, entries, damage, numbered)
     if contents.finished and starts[-1] < len(content):
@@ -305,7 +315,7 @@ def _in_order(
     # Lines that cannot be read are reported as such, and are the missing rows where there are as many.
     reported = max(total, highest) - len(by_number) > unreadable
     previous = 0
-    for number in [*sorted(by_number), total + 1]:
+    for number in [*sorted(by_number), max(total, highest) + 1]:
         if number > previous + 1:
             rows.append(None)
             stops.append(stops[-1] if stops else 0)

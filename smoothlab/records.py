@@ -93,7 +93,7 @@ def run(experiment: Experiment, out: Path, *, environment: Row, overwrite: bool 
     """Run `experiment` into the record file `out`, or continue it there, and return `out`.
 
     The file is created, and rows that do not stand are taken out, only when the first new row exists: a run that fails
-    while it loads its model leaves everything as it was. What is damaged is told on stderr, and measured again. The end
+    while it loads its model leaves everything as it was. Damage is reported on stderr, and measured again. The end
     line carries the wall-clock seconds of the run, null if it was continued from a stopped one.
 
     Raises:
@@ -208,7 +208,7 @@ def load(
         null is NaN. `df.attrs["headers"]` maps each path to its header.
 
     Raises:
-        BadInput: nothing matches, a file is damaged (where is told as file:line), or there is no row at all.
+        BadInput: nothing matches, a file is damaged (at file:line), or there is no row at all.
     """
     import pandas
 
@@ -288,19 +288,31 @@ def _closable(rows: Iterator[Row]) -> Any:
 
 
 def _standing(out: Path, experiment: Experiment, old: Contents) -> list[Row]:
-    """The rows of a stopped or damaged file that stand, in the order of their places; what does not is told."""
+    """The rows of a stopped or damaged file that stand, in order; the others are reported on stderr."""
     there = [row for row in old.rows if row is not None]
     if old.header is None and not (there and old.numbered):
         raise _unreadable(out, old.damage)
-    rows = [None if row is None or _place(experiment, row) is None else row for row in old.rows]
-    try:
-        stand = experiment.standing(rows if old.finished else [*rows, None]) if there else []
-    except BadInput as error:
-        raise BadInput(f"{_listed(out, old.damage)}; {error}" if old.damage else str(error)) from None
+    rows: list[Row | None] = []
+    for row in old.rows:
+        if row is not None and _place(experiment, row) is None:
+            row = None  # not what the experiment writes
+        rows.append(row)
+    if not old.finished:
+        rows.append(None)
+    what = f"{out} lacks rows"
+    if old.damage:
+        what = _listed(out, old.damage)
+    stand: list[Row] = []
+    if there:
+        try:
+            stand = experiment.standing(rows)
+        except BadInput as error:
+            if old.damage:
+                raise BadInput(f"{what}; {error}") from None
+            raise
     if old.damage or not _begins_with(old.rows, stand):
         kept = set(map(id, stand))
         names = [f"{experiment.unit} {row.get(experiment.unit)}" for row in there if id(row) not in kept]
-        what = _listed(out, old.damage) if old.damage else f"{out} lacks rows"
         again = ", ".join(dict.fromkeys(names)) or "only what is not there"
         print(f"smoothlab: {what}; {len(stand)} rows stand, measured again: {again}", file=sys.stderr)
     return _ordered(experiment, stand)
@@ -354,8 +366,11 @@ def _check_same(out: Path, old: Row, new: Row, elsewhere: Sequence[str]) -> None
     fix = "choose another --out, or discard what is there with --overwrite"
     if old["experiment"] != new["experiment"]:
         raise BadInput(f"{out} holds the experiment {old['experiment']}, not {new['experiment']}; {fix}")
-    configs = _plain(old["config"]), new["config"]
-    difference = _first_difference(*({k: v for k, v in one.items() if k not in elsewhere} for one in configs))
+    configs = dict(_plain(old["config"])), dict(new["config"])
+    for config in configs:
+        for name in elsewhere:
+            config.pop(name, None)
+    difference = _first_difference(*configs)
     if difference is not None:
         name, there, here = difference
         raise BadInput(f"{out} holds a run with {name} = {there}, this one has {name} = {here}; {fix}")

@@ -11,7 +11,7 @@ MOST_THREADS = 1024
 def use_threads(threads: int | None) -> None:
     """Let torch compute with so many CPU threads; with as many as it chooses itself if None.
 
-    Where neither `threads` nor OMP_NUM_THREADS says how many and one would be faster, a line on stderr says so.
+    Where neither `threads` nor OMP_NUM_THREADS sets a number and one would be faster, a line on stderr advises it.
 
     Raises:
         BadInput: fewer than 1 or more than MOST_THREADS.
@@ -20,6 +20,7 @@ def use_threads(threads: int | None) -> None:
 
     if threads is None:
         advice = one_thread_advice(torch.get_num_threads(), os.getloadavg()[0], len(os.sched_getaffinity(0)))
+        # Who has set the number knows; of torchrun's processes the first one speaks.
         if advice and "OMP_NUM_THREADS" not in os.environ and os.environ.get("RANK", "0") == "0":
             print(f"smoothlab: {advice}", file=sys.stderr)
         return

@@ -141,6 +141,15 @@ def test_rows_of_another_run_are_not_taken(tmp_path: Path, capsys: Any) -> None:
     assert whole[1:-1] == written(Replay(), tmp_path / "same.jsonl")[1:-1], "equal rows of equal runs are equal lines"
 
 
+def test_an_end_that_counts_fewer_rows_than_there_are_repeats_none(tmp_path: Path) -> None:
+    lines = written(Replay(), tmp_path / "r.jsonl")
+    start = record_files.run_sum(json.loads(lines[0]))
+    lines[-1] = record_files._line({"kind": "end", "rows": 7, "seconds": None}, start)
+    contents = record_files.parse(tmp_path / "r.jsonl", b"".join(lines))
+    assert contents.rows == Replay().table() and not contents.finished
+    assert [entry.words for entry in contents.damage] == ["the end line is not at the end"]
+
+
 def test_the_other_rows_of_a_damaged_file_can_be_had(tmp_path: Path) -> None:
     out = tmp_path / "r.jsonl"
     lines = written(Replay(), out)

@@ -22,6 +22,7 @@ def usage_error(box: str, argv: Sequence[str], commands: Mapping[str, Callable[.
         return _unknown_command(argv, list(commands))
     command = argv[0]
     complaint = _complaint(box)
+    # tyro guesses among the options of all subcommands: the guess here is among the subcommand's own.
     if complaint.startswith("Unrecognized"):
         own_options = options_of(commands[command])
         for word in argv[1:]:

@@ -59,6 +59,7 @@ def attach(
         raise BadInput(f"--rank {rank} with --peft {method}, which has no rank: leave --rank out")
     from peft import get_peft_model
 
+    # peft draws the initial values from the global generator, and warns of defaults that the table chose.
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(seed)
@@ -75,6 +76,7 @@ def attach(
             ) from error
     if wrapped.active_peft_config.is_prompt_learning and not generates(model):
         pool_at_last_token(wrapped)
+    # peft freezes the base model, which is trained here too; a new wrapper is in train mode.
     unfreeze(wrapped)
     return wrapped.train(model.training)
 
@@ -105,7 +107,7 @@ def check_derivatives(loss: Loss, blocks: Mapping[str, Block], method: str) -> N
     entry. Costs a few gradients of a small minibatch.
 
     Raises:
-        BadInput: tells which block, and what was seen.
+        BadInput: names the block and the derivative that is wrong.
     """
     y = blocks.get("peft")
     try:
@@ -176,7 +178,7 @@ def _norms(model: nn.Module) -> list[str]:
 def pool_at_last_token(wrapped: nn.Module) -> None:
     """Let a classifier under a prompt method read the last real token; `attach` does it, a reloaded model needs it.
 
-    With prompt methods, transformers' sequence classifiers see `inputs_embeds` alone, cannot tell padding, and read the
+    With prompt methods, transformers' sequence classifiers get `inputs_embeds` alone, find no padding, and read the
     logits of the last position, a padding token in all but the longest sentence: the loss then depends on padding, and
     the padding embedding, whose gradient torch.nn.Embedding drops, moves it. Here the score of the last position is
     replaced by that of the last position that the attention mask holds. Classifiers that keep their head elsewhere than

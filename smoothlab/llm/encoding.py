@@ -30,7 +30,7 @@ class Encoded:
         contexts: tokens of each item's prompt.
         options: tokens of each item's candidates, those that the candidate adds to the prompt's.
         labels: place of the right candidate of each item.
-        kind: which loss trains them.
+        kind: loss that trains them.
         pad: the token that fills rows, on the right.
         cut: items whose prompt lost tokens on its left, being too long for the model.
         merged: items where a candidate's first letters and the prompt's last ones make one token, which is then scored
@@ -56,7 +56,7 @@ def encode(tokenizer: Any, items: Sequence[Choice], max_length: int, kind: Loss)
         tokenizer: of the model; transformers.
         items: at least one.
         max_length: longest row in tokens, the model's less the virtual tokens of a prompt method.
-        kind: which loss trains them, as `load_choices` says; "classifier" for a model whose classes are the candidates.
+        kind: loss that trains them, that of the task, or "classifier" where the candidates are classes.
 
     Raises:
         BadInput: no items, a candidate that adds no token, or that is too long by itself.
@@ -76,6 +76,7 @@ def encode(tokenizer: Any, items: Sequence[Choice], max_length: int, kind: Loss)
     contexts, options, cut, merged = [], [], 0, 0
     for item in items:
         prompt, *wholes = [_trimmed(next(rows), ends) for _ in range(1 + len(item.candidates))]
+        # Tokens that a candidate merges with the prompt's end are scored as the candidate's, for all candidates alike.
         shared = min(_shared_start(prompt, whole) for whole in wholes)
         merged += shared < len(prompt)
         context = prompt[:shared]
@@ -219,7 +220,7 @@ def batch(
             scored.append(entries)
     longest = max(len(tokens) for _, tokens in rows)
     width = -(-longest // multiple) * multiple
-    size = max(map(len, scored))
+    size = max(map(len, scored))  # candidates with fewer tokens are filled up, and masked
     ids, seen, padding = [], [], []
     for _, tokens in rows:
         padding.append(width - len(tokens))

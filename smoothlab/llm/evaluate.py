@@ -77,6 +77,7 @@ class Accuracy:
 def scores(model: nn.Module, minibatch: Mapping[str, Tensor]) -> Tensor:
     """Mean log-probability of each candidate [C] of a minibatch, in fp32 at least."""
     logits = _logits(model, minibatch)
+    # A softmax over the vocabulary in 16 bits would round differences between candidates away.
     logs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
     mask = minibatch["mask"].to(logs.dtype)
     return (logs[minibatch["place"], minibatch["token"]] * mask).sum(1) / mask.sum(1)
@@ -205,6 +206,7 @@ def _logits(model: Any, minibatch: Mapping[str, Tensor]) -> Tensor:
     Hidden states are gathered before the vocabulary head, by a hook on it, so that whatever a model does to its logits
     afterwards is done here too.
     """
+    # The hook goes to the model under the PEFT method, whose forward still runs.
     base = model
     if hasattr(model, "get_base_model"):
         base = model.get_base_model()
@@ -236,6 +238,7 @@ def _forward(model: Any, base: Any, minibatch: Mapping[str, Tensor]) -> Any:
         if "position_ids" in seen:
             seen["position_ids"] = seen["position_ids"][:, virtual:]
         return base(input_ids=ids, past_key_values=prompt, **seen)
+    # Prompt methods put their virtual tokens before the embedded text.
     words = model.word_embeddings(ids)
     embedded = torch.cat([prompt.to(words.dtype), words], 1)
     return base(inputs_embeds=embedded, use_cache=False, **seen)

@@ -4,8 +4,8 @@ peft takes the base model's name from adapter_config.json as it stands: a path i
 never from the adapter's folder, so that no relative path leads to ../model from everywhere. Where the base model was
 trained too, adapter/ therefore holds its weights beside the module's (peft loads every weight whose name it knows) and
 names the model that the run began with. That needs files of at least the run's precision, as weights are rounded to the
-type that the base model is loaded in; else adapter/ names model/ where it was written, and has to be told if that is
-moved. For transformers' own `from_pretrained`, the files of model/ are in adapter/ as well (as links, where possible).
+type that the base model is loaded in; else adapter/ names model/ where it was written (edit it where that is moved).
+For transformers' own `from_pretrained`, the files of model/ are in adapter/ as well (as links, where possible).
 """
 
 import copy
@@ -27,7 +27,7 @@ from smoothlab.llm.checkpoints import PARTIAL, difference, force, own, reason
 from smoothlab.llm.partition import partition
 
 RUN = "run.json"
-"""File of a folder of weights that says of which run they are."""
+"""File of a folder of weights that names their run."""
 WEIGHTS = "adapter_model.safetensors"
 CAUSAL = "AutoModelForCausalLM"
 TASKS = {CAUSAL: "text-generation", "AutoModelForSequenceClassification": "text-classification"}
@@ -38,7 +38,7 @@ they are saved as the LoRA of the same rank that they amount to."""
 
 
 def save(model: nn.Module, tokenizer: Any, folder: Path, *, base: bool, story: str = "") -> None:
-    """Write folder/adapter where a PEFT method is attached, and folder/model with the tokenizer where `base` says so.
+    """Write folder/adapter where a PEFT method is attached, and folder/model with the tokenizer where `base` is set.
 
     `AutoModelForCausalLM.from_pretrained(folder/model)` is then the base model, without the adapter, and
     `PeftModel.from_pretrained(that, folder/adapter)` both together, as is
@@ -121,7 +121,7 @@ def claim(folder: Path, run: str) -> None:
 
 
 def _run_of(folder: Path) -> str:
-    """Of which run the folder says its weights are; "" where it does not say."""
+    """Run that the folder names as that of its weights; "" where it names none."""
     try:
         content = json.loads((folder / RUN).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
@@ -188,7 +188,7 @@ def _named_start(config: Any) -> bool:
 
 
 def _loads_as(origin: str, config: Any, weights: Iterable[Tensor]) -> bool:
-    """Whether a model is loaded in a type that holds these weights, with as many classes, where nobody says more."""
+    """Whether a model is loaded by default in a type that holds these weights, with as many classes."""
     from transformers import AutoConfig
 
     if not origin:

@@ -27,7 +27,7 @@ def classifier_reason(head: Head, name: str) -> str | None:
     """Why the model is fine-tuned as a classifier, None where it is a language model.
 
     Args:
-        head: "auto": a classifier where its config.json says that it was saved as one, or where it is of a type that
+        head: "auto": a classifier where its config.json names a classifier's class, or where it is of a type that
             generates no text from left to right; a language model otherwise.
         name: of the model.
     """
@@ -80,6 +80,7 @@ def attached(
     parts = partition(model)
     if method != "none" and "head" in parts:
         kept = _copies(model)
+        # A head that peft does not save with the module would be lost with the adapter.
         if any(id(p) not in kept for p in parts["head"].params):
             raise BadInput(f"--peft {method} saves no classifier's head with its module: use another method")
         if method == "prefix" and reads_left_to_right(loaded.model.config):  # attach does it for language models

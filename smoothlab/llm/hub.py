@@ -1,4 +1,8 @@
-"""The Hugging Face hub: whether it answers, asked once and briefly, so that no network means one line, not retries."""
+"""The Hugging Face hub: whether it answers, asked once and briefly, so that no network means one line, not retries.
+
+The hub's own client waits for as long as its retries last: without network, version 2.4 took 24 s for a configuration
+that is not in its cache and 47 s for a tokenizer, with a line on stderr for each retry, whatever its time-outs are.
+"""
 
 import contextlib
 import threading
@@ -10,7 +14,7 @@ PATIENCE = 4.0
 
 
 def kept_offline() -> bool:
-    """Whether the hub's client was told to ask nobody (HF_HUB_OFFLINE)."""
+    """Whether the hub's client is in offline mode (HF_HUB_OFFLINE)."""
     from huggingface_hub import constants
 
     return bool(constants.is_offline_mode())

@@ -49,7 +49,7 @@ def of_adapter(kind: str, *, base: bool, stays: bool, written: Path, classes: in
         stays: whether the adapter's folder has its weights.
         written: where the base model's folder was written.
         classes: of a classifier whose base model's files have no head for as many; else None.
-        padded: whether the loaded model tells padding from text.
+        padded: whether the loaded model distinguishes padding from text.
     """
     auto, more = kind.replace("AutoModel", "AutoPeftModel"), ""
     if classes:

@@ -56,7 +56,7 @@ def load_classifier(
 ) -> LoadedModel:
     """A sequence classifier with a new head, seeded; the global RNG is left as it was.
 
-    A checkpoint that has a head for as many classes keeps it; `notes` then says so.
+    A checkpoint that has a head for as many classes keeps it, with a note.
 
     Args:
         name: "micro", "random:opt-125m", a local directory, or a hub name (safetensors only, no remote code).
@@ -100,7 +100,7 @@ def load_lm(name: str, *, seed: int, dtype: Any = None, device: str = "cpu", mea
 
 
 def classifier_reason_of_config(name: str) -> str:
-    """What makes a model a classifier by its config.json alone, see `checkpoints.classifies`; "" for language models.
+    """Reason why a model is a classifier by its config.json alone, see `validation.classifies`; "" for language models.
 
     Raises:
         BadInput: no such model, or a configuration that cannot be read.
@@ -109,9 +109,9 @@ def classifier_reason_of_config(name: str) -> str:
         return ""
     from transformers import AutoConfig
 
-    place, options = _place(name)
+    source, options = _source(name)
     with _quiet(), _reading("configuration", name):
-        return classifies(AutoConfig.from_pretrained(place, **options))
+        return classifies(AutoConfig.from_pretrained(source, **options))
 
 
 def _load(name: str, classes: int | None, seed: int, dtype: Any, device: str, copies: int) -> LoadedModel:
@@ -121,14 +121,14 @@ def _load(name: str, classes: int | None, seed: int, dtype: Any, device: str, co
 
     kind: Any = AutoModelForCausalLM if classes is None else AutoModelForSequenceClassification
     dtype = dtype or torch.float32
-    check_device(device)
-    place, options = _place(name)
+    check_device(device)  # before anything is downloaded
+    source, options = _source(name)
     notes: list[str] = []
     new: list[str] = []
     with _quiet(), torch.random.fork_rng():
         torch.manual_seed(seed)
         with _reading("configuration", name):
-            config = _opt_125m() if name == "random:opt-125m" else AutoConfig.from_pretrained(place, **options)
+            config = _opt_125m() if name == "random:opt-125m" else AutoConfig.from_pretrained(source, **options)
             if classes is None:
                 check_causal(config, name)
             else:
@@ -140,20 +140,21 @@ def _load(name: str, classes: int | None, seed: int, dtype: Any, device: str, co
                 )
             check_memory(config, dtype, device, name, kind, copies)
         with _reading("tokenizer", name):
-            tokenizer = AutoTokenizer.from_pretrained(place, **options)
+            tokenizer = AutoTokenizer.from_pretrained(source, **options)
             notes += check_tokenizer(tokenizer, name)
         with _reading("weights", name):
             if name == "random:opt-125m":
                 model = kind.from_config(config, dtype=dtype)
             else:  # mismatches are not raised but reported, and then refused outside the head
                 model, report = kind.from_pretrained(
-                    place, config=config, dtype=dtype, use_safetensors=True, ignore_mismatched_sizes=True,
+                    source, config=config, dtype=dtype, use_safetensors=True, ignore_mismatched_sizes=True,
                     output_loading_info=True, **options,
                 )  # fmt: skip
                 new = new_weights(model, report)
                 notes += check_weights(model, report, name)
                 check_finite(model, name)
     check_vocabulary(model, tokenizer, name)
+    # transformers' classifiers find the last real token of a row by this number.
     model.config.pad_token_id = tokenizer.pad_token_id
     longest = longest_input(model, tokenizer)
     if longest == UNLIMITED:
@@ -161,7 +162,7 @@ def _load(name: str, classes: int | None, seed: int, dtype: Any, device: str, co
     return LoadedModel(model.to(device).eval(), tokenizer, name, longest, notes, tuple(new))
 
 
-def _place(name: str) -> tuple[str, dict[str, Any]]:
+def _source(name: str) -> tuple[str, dict[str, Any]]:
     """Where a model's files are, and how transformers is to read them; a hub that does not answer is left alone."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils._validators import validate_repo_id

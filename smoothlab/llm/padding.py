@@ -41,46 +41,57 @@ def check_items(model: nn.Module, splits: Sequence[Encoded], name: str, method: 
     """
     items, what = _chosen(splits), _subject(model, name, method)
     rows, device = range(len(items) - 1), next(model.parameters()).device
-    count = sum(len(items.options[n]) for n in rows)
+    count = sum(len(items.options[row]) for row in rows)
+    multiple = 1
+    if size > 1:
+        multiple = MULTIPLE
 
     def alone() -> Tensor:
-        return torch.tensor([score for n in rows for score in scores_alone(model, items, n)])
+        return torch.tensor([score for row in rows for score in scores_alone(model, items, row)])
 
     def trained(*numbers: int) -> Tensor:
-        return scores(model, batch(items, numbers, device, all_candidates=True, multiple=MULTIPLE if size > 1 else 1))
+        return scores(model, batch(items, numbers, device, all_candidates=True, multiple=multiple))
+
+    def one_by_one() -> Tensor:
+        return torch.cat([trained(row) for row in rows])
 
     def evaluated(mixed: bool) -> Tensor:
-        found = accuracy(model, items, mixed=mixed).scores
-        return torch.tensor([score for n in rows for score in found[n]])
+        scores_of_items = accuracy(model, items, mixed=mixed).scores
+        return torch.tensor([score for row in rows for score in scores_of_items[row]])
 
     with evaluating(model), precise(model):
         if not bool(torch.isfinite(_runs(alone, what, _other(method))).all()):
             return True  # the weights are broken, which training says
         if items.kind != "classifier":
             _check_order(model, items, what, method)
-        mixed, among = True, dict[str, Callable[[], Tensor]]()
+        mixed = True
+        among: dict[str, Callable[[], Tensor]] = {}
         if size > 1:
-            among["padded"] = lambda: torch.cat([trained(n) for n in rows])
+            among["padded"] = one_by_one
             among["beside a longer one"] = lambda: trained(*range(len(items)))[:count]
+            fix = f"use --batch 1, {ALIKE}, or {_other(method)}"
         else:
+            # Training pads nothing: a model that minds padding is evaluated beside rows of equal length.
             mixed = padding.distances(model, alone, {"mixed": lambda: evaluated(True)})["mixed"].times <= padding.LIMIT
             if items.kind == "verbalizer":
-                among["beside its other candidates"] = lambda: torch.cat([trained(n) for n in rows])
+                among["beside its other candidates"] = one_by_one
+            fix = f"use {ALIKE}, or {_other(method)}"
         among["evaluated"] = lambda: evaluated(mixed)
-        fix = f"use {'--batch 1, ' if size > 1 else ''}{ALIKE}, or {_other(method)}"
         padding.check(model, alone, among, what, fix)
     return mixed
 
 
 def _check_order(model: nn.Module, items: Encoded, what: str, method: str) -> None:
     """Refuse a model that looks at the tokens it is to predict: the first candidate read with its last token or not."""
-    one = replace(items, options=tuple(options[:1] for options in items.options))
-    device = next(model.parameters()).device
+    first = replace(items, options=tuple(options[:1] for options in items.options))
+    minibatch = batch(first, [0], next(model.parameters()).device, all_candidates=True, multiple=1)
+    fix = "use a causal language model, or --head classifier"
+    if method != "none":
+        fix = fix.replace("use", "use another PEFT method,")
     padding.check(
-        model, lambda: torch.tensor(scores_alone(model, one, 0)),
-        {"followed by other tokens": lambda: scores(model, batch(one, [0], device, all_candidates=True, multiple=1))},
-        f"{what} does not read from left to right",
-        f"use {'' if method == 'none' else 'another PEFT method, '}a causal language model, or --head classifier",
+        model, lambda: torch.tensor(scores_alone(model, first, 0)),
+        {"followed by other tokens": lambda: scores(model, minibatch)},
+        f"{what} does not read from left to right", fix,
     )  # fmt: skip
 
 
@@ -106,22 +117,26 @@ def precise(model: nn.Module) -> Iterator[None]:
 
 def _chosen(splits: Sequence[Encoded]) -> Encoded:
     """Items to compare and the longest one, of all splits."""
-    every = [(items, n) for items in splits for n in range(len(items))]
-    lengths = [len(items.contexts[n]) + max(map(len, items.options[n])) for items, n in every]
-    kept = [every[k] for k in padding.spread(lengths)]
-    return replace(
-        splits[0], contexts=tuple(items.contexts[n] for items, n in kept),
-        options=tuple(items.options[n] for items, n in kept), labels=(0,) * len(kept),
-    )  # fmt: skip
+    items = [(split, row) for split in splits for row in range(len(split))]
+    lengths = [len(split.contexts[row]) + max(map(len, split.options[row])) for split, row in items]
+    kept = [items[number] for number in padding.spread(lengths)]
+    contexts = tuple(split.contexts[row] for split, row in kept)
+    options = tuple(split.options[row] for split, row in kept)
+    return replace(splits[0], contexts=contexts, options=options, labels=(0,) * len(kept))
 
 
 def _subject(model: Any, name: str, method: str) -> str:
     kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
-    return f"model '{name}' of type {kind}" + ("" if method == "none" else f" with --peft {method}")
+    subject = f"model '{name}' of type {kind}"
+    if method != "none":
+        subject += f" with --peft {method}"
+    return subject
 
 
 def _other(method: str) -> str:
-    return "another model" if method == "none" else "another PEFT method or model"
+    if method == "none":
+        return "another model"
+    return "another PEFT method or model"
 
 
 def _runs(outputs: Callable[[], Tensor], what: str, other: str) -> Tensor:

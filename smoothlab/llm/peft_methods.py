@@ -170,4 +170,6 @@ def attachable(*, measured: bool) -> tuple[str, ...]:
 MEASURABLE = tuple(name for name, method in PEFT_METHODS.items() if not method.refusal)
 """Names of the methods under which all derivatives are the loss's."""
 PeftName = Annotated[str, tyro.conf.arg(metavar="|".join(("auto", "none", *attachable(measured=False))))]
-"""Type of the option --peft: its choices are the table's names."""
+"""Type of the option --peft of training: its choices are the table's names."""
+MeasuredPeftName = Annotated[str, tyro.conf.arg(metavar="|".join(("none", *attachable(measured=True))))]
+"""Type of the option --peft where curvature or gradients are measured."""

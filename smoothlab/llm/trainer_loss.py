@@ -102,7 +102,7 @@ class MinibatchLoss:
         self._args, self._kwargs = _copied(args), _copied(kwargs)
         own = [p.name for p in inspect.signature(compute).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
         self._names = own + list(_CANONICAL[len(own) :])
-        # transformers' own losses are means where they are not told a count; others may not do without one.
+        # transformers' own losses are means where they get no count; others may not do without one.
         plain = getattr(compute, "__func__", None) is Trainer.compute_loss and trainer.compute_loss_func is None
         self._counts = not plain and self._argument("num_items_in_batch") is not None
 
@@ -145,7 +145,7 @@ class MinibatchLoss:
 
 
 class _Alone:
-    """An Accelerator that knows of no other process: nobody answers, as the others do not measure."""
+    """An Accelerator of a single process: the others do not measure, and would never answer."""
 
     num_processes, process_index, is_main_process = 1, 0, True
 

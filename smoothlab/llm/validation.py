@@ -26,6 +26,7 @@ def prepare(config: Any, classes: int, name: str) -> list[str]:
             "micro, or another model"
         )
     stated = getattr(config, "problem_type", None)
+    # Set before the weights are read: the size of the new head follows from it.
     config.num_labels = classes
     config.problem_type = "single_label_classification"  # else a regressor's squared loss would be trained silently
     if stated in (None, config.problem_type):
@@ -62,7 +63,7 @@ def reads_left_to_right(config: Any) -> bool:
 
 
 def check_tokenizer(tokenizer: Any, name: str) -> list[str]:
-    """Refuse a tokenizer that knows no words, which transformers makes up where the files are missing; let it pad."""
+    """Refuse a tokenizer without words, which transformers makes up where the files are missing; let it pad."""
     if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
         raise BadInput(f"cannot load model '{name}': it has no tokenizer; put its tokenizer.json beside config.json")
     if tokenizer.pad_token is not None:

@@ -40,4 +40,5 @@ def test_the_stated_memory_of_micro_is_within_15_percent(tmp_path: Path, more: t
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["hybrid", "fo-full"])
 def test_the_stated_memory_at_opt_125m_is_within_15_percent(tmp_path: Path, method: str) -> None:
-    assert ratio(tmp_path, *SMALL, "--model", "random:opt-125m", "--method", method) == pytest.approx(1, abs=0.15)
+    model = ("--model", "random:opt-125m", "--eta-x", "1e-7")  # random weights diverge at the default
+    assert ratio(tmp_path, *SMALL, *model, "--method", method) == pytest.approx(1, abs=0.15)

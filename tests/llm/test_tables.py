@@ -13,13 +13,16 @@ from tests.llm.test_choices import ROWS
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
-@pytest.mark.parametrize("command", ["finetune", "smoothness"])
+@pytest.mark.parametrize("command", ["finetune", "smoothness", "estimators"])
 def test_the_command_line_lists_the_tables(command: str, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.setenv("COLUMNS", "900")
     with pytest.raises(SystemExit):
         commands.parse([command, "--help"])
     words = capsys.readouterr().out.split()
-    assert "|".join(("auto", "none", *attachable(measured=False))) in words
+    names = ("auto", "none", *attachable(measured=False))
+    if command == "estimators":
+        names = ("none", *attachable(measured=True))
+    assert "|".join(names) in words
     assert "|".join((*TASKS, "FILE.jsonl")) in words
 
 

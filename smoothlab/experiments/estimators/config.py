@@ -10,6 +10,8 @@ from tyro.conf import arg
 
 from smoothlab.errors import BadInput
 from smoothlab.experiments.options import DistributionNames
+from smoothlab.llm.peft_methods import MeasuredPeftName
+from smoothlab.llm.tasks import TaskName
 from smoothlab.zeroth.names import DISTRIBUTIONS
 
 VARIANTS = ("one-sided", "plain4", "orthogonal4")
@@ -59,7 +61,7 @@ class Config:
         precisions: precisions of curve and model-curve.
         curve_draws: number of directions of the curve.
         model: model of the model's parts: a hub name, a local directory, or micro (in the package).
-        data: data of the minibatch: a task (sst2, builtin) or a JSON Lines file with the fields sentence and label.
+        data: data of the minibatch: name of a task, or a JSON Lines file with the fields sentence and label.
         data_dir: folder with the task's files; a task is read from the hub without it.
         peft: PEFT method whose block is measured too, or none.
         measure: blocks of the model-curve (base, peft, head), all by default; variance and cost take the first.
@@ -92,9 +94,9 @@ class Config:
     curve_mus: tuple[float, ...] = (1e-9, 1e-8, 1e-7, *STEPS)
     curve_draws: int = 2000
     model: str = "micro"
-    data: str = "builtin"
+    data: TaskName = "builtin"
     data_dir: Path | None = None
-    peft: str = "lora"
+    peft: MeasuredPeftName = "lora"
     measure: tuple[str, ...] = ()
     batch: int = 8
     kinds: Kinds = (*ON_MODELS, *VARIANTS)

@@ -75,12 +75,13 @@ def load_choices(
         )
     else:
         raise BadInput(_unknown(name, TASKS))
+    # One permutation for both: train and dev are disjoint, and more training items leave dev as it is.
     order = random.Random(seed).sample(pool, len(pool))
     dev = max(1, min(sizes[1], len(order) // 4))
     train = order[: min(sizes[0], len(order) - dev)]
     if len(test) > sizes[2]:
         served = f"{sizes[2]} of the {len(test)} items of {served}"
-        test = random.Random(0).sample(test, sizes[2])
+        test = random.Random(0).sample(test, sizes[2])  # the same for every seed: runs are compared on it
     labels = {item.label for item in train}
     if kind == "verbalizer" and len(labels) < 2:
         raise BadInput(

@@ -56,7 +56,9 @@ _CONTRAST = (
 
 def _sentences(label: int) -> Iterator[str]:
     """Every sentence with the label, repetitions of templates without {thing} included."""
-    same, other = (_GOOD, _BAD) if label else (_BAD, _GOOD)
+    same, other = _BAD, _GOOD
+    if label:
+        same, other = _GOOD, _BAD
     for template, thing, adjective in product(_PLAIN, _THINGS, same):
         yield template.format(thing=thing, adjective=adjective)
     for template, thing, adjective in product(_TURNED, _THINGS, other):
@@ -69,10 +71,13 @@ def _chosen(label: int, count: int) -> list[str]:
     """`count` distinct sentences with the label, as many contrasts as plain ones and turned ones together."""
     rng = random.Random(f"film remarks {label}")
     words = {*_GOOD, *_BAD}
-    every = sorted(set(_sentences(label)))
-    judged = [sum(word in words for word in sentence.split()) for sentence in every]
-    contrast = [sentence for sentence, adjectives in zip(every, judged, strict=True) if adjectives == 2]
-    single = [sentence for sentence, adjectives in zip(every, judged, strict=True) if adjectives == 1]
+    contrast, single = [], []
+    for sentence in sorted(set(_sentences(label))):
+        adjectives = sum(word in words for word in sentence.split())
+        if adjectives == 2:
+            contrast.append(sentence)
+        elif adjectives == 1:
+            single.append(sentence)
     chosen = rng.sample(contrast, count // 2) + rng.sample(single, count - count // 2)
     rng.shuffle(chosen)
     return chosen

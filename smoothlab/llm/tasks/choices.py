@@ -42,7 +42,7 @@ class Task:
         name: as on the command line, and of its folder.
         kind: "verbalizer": the same few words may follow every prompt, and the loss is the cross entropy over their
             length-normalized log-probabilities; "multiple choice": that of the right candidate's tokens.
-        choice: a row's choice; raises ValueError that says what the row lacks.
+        choice: function from a row to its choice; raises ValueError with what the row lacks.
         train: names that the file of the training split may have; empty for a set that is generated.
         validation: the same for the published validation split, which is the test set here.
         hub: repository and configuration of the set on the Hugging Face hub.
@@ -82,7 +82,7 @@ class Splits:
 
 
 def text(row: Row, field: str) -> str:
-    """The row's text in a field, stripped; ValueError says that there is none."""
+    """The row's text in a field, stripped; ValueError where there is none."""
     value = row.get(field)
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f'has no text: give a non-empty string in the field "{field}"')
@@ -92,7 +92,7 @@ def text(row: Row, field: str) -> str:
 
 
 def label(row: Row, count: int, field: str = "label") -> int:
-    """The row's label, 0 to count - 1; ValueError says what it is instead."""
+    """The row's label, 0 to count - 1; ValueError with the value that it has instead."""
     value = row.get(field)
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < count:
         raise ValueError(f'has {field} {str(value)[:20]!r}: give a whole number, 0 to {count - 1}, in "{field}"')

@@ -22,7 +22,7 @@ VERBALIZERS = (" terrible", " great")
 
 
 def rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """All objects of the file, each with its place "file:line" for messages.
+    """All objects of the file, each with its "file:line" for messages.
 
     Raises:
         BadInput: names the file, the line and what is wrong with it.
@@ -38,32 +38,32 @@ def rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
     try:
         with open_bytes(path, "rb") as file:
             for number, line in enumerate(file, start=1):  # noqa: B007, the last number is in the error
-                place = f"{path}:{number}"
-                text_of_line = _decoded(line, place)
-                if text_of_line.strip():
-                    result.append((place, _object(text_of_line, place)))
+                where = f"{path}:{number}"
+                content = _decoded(line, where)
+                if content.strip():
+                    result.append((where, _object(content, where)))
     except (OSError, EOFError, zlib.error) as error:
         reason = str(error)
         if isinstance(error, OSError) and error.strerror:
             reason = error.strerror
-        where, fix = "", f"give a whole {form}"
+        behind, fix = "", f"give a whole {form}"
         if number:
-            where = f" after line {number}"
+            behind = f" after line {number}"
         if isinstance(error, FileNotFoundError):
             fix = "check the name"
-        raise BadInput(f"cannot read {path}{where}: {reason}; {fix}") from None
+        raise BadInput(f"cannot read {path}{behind}: {reason}; {fix}") from None
     if not result:
         raise BadInput(f'{path} is empty: give lines like {{"sentence": "fine", "label": 1}}')
     return result
 
 
-def _decoded(line: bytes, place: str) -> str:
+def _decoded(line: bytes, where: str) -> str:
     """The text of a line; the byte order mark that some editors begin a file with is dropped."""
     try:
         return line.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise BadInput(
-            f"{place} is not UTF-8 (byte 0x{line[error.start]:02x} at character {len(line[: error.start].decode()) + 1}"
+            f"{where} is not UTF-8 (byte 0x{line[error.start]:02x} at character {len(line[: error.start].decode()) + 1}"
             "): save the file as UTF-8; Latin-1 becomes it by iconv -f latin1 -t utf-8"
         ) from None
 
@@ -95,80 +95,86 @@ def _object(line: str, where: str) -> dict[str, Any]:
     return row
 
 
-def read(path: Path) -> list[tuple[str, int]]:
-    """All (text, label) pairs of the file; the text is in the field "sentence" or "text", stripped.
-
-    Raises:
-        BadInput: names the file, the line and what is wrong with it.
-    """
-    pairs = [_pair(row, where) for where, row in rows(path)]
-    found = {label for _, label in pairs}
-    missing = set(range(max(found) + 1)) - found
-    if missing and len(found) > 1:  # who asked for the pairs says that a single class is too few
-        raise BadInput(f"{path} has no example with label {min(missing)}: number the classes 0, 1, ... without gaps")
-    return pairs
-
-
-def _pair(row: Row, where: str) -> tuple[str, int]:
-    try:
-        sentence = text(row, "text" if "text" in row and "sentence" not in row else "sentence")
-    except ValueError as error:
-        raise BadInput(f"{where} {error}") from None
-    if "label" not in row:
-        raise BadInput(f'{where} has no label: give a whole number, from 0, in the field "label"')
-    number = row["label"]
-    if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < 1000:
-        quoted = isinstance(number, str) and number.isdecimal()
-        fix = "write it without quotes" if quoted else "number the classes 0, 1, ..., below 1000"
-        raise BadInput(f"{where} has label {json.dumps(number)[:20]}: {fix}")
-    return sentence, number
-
-
 def choices(path: Path, template: str, verbalizers: Sequence[str] | None) -> tuple[list[Choice], Kind]:
     """All choices of the file, and how they are trained: as verbalizers where all items have the same candidates.
 
     Args:
         path: the file.
-        template: the prompt of a labelled sentence, with {sentence} in it.
+        template: prompt of a labelled sentence, with {sentence} in it.
         verbalizers: word of each class of labelled sentences; for two classes "terrible" and "great" by default; None
             for a classifier, whose classes need no words.
 
     Raises:
         BadInput: names the file, the line and what is wrong with it, or the class that has no verbalizer.
     """
-    found = rows(path)
-    if not any("candidates" in row for _, row in found):
-        return [*sentences(read(path), template, verbalizers, str(path))], "verbalizer"
-    items = []
-    for where, row in found:
+    lines = rows(path)
+    labelled = not any("candidates" in row for _, row in lines)
+    items, pairs = [], []
+    for where, row in lines:
         try:
-            items.append(_choice(row))
+            if labelled:
+                pairs.append(_pair(row))
+            else:
+                items.append(_choice(row))
         except ValueError as error:
             raise BadInput(f"{where} {error}") from None
-    return items, "verbalizer" if len({item.candidates for item in items}) == 1 else "multiple choice"
+    if labelled:
+        return _sentences(pairs, template, verbalizers, path), "verbalizer"
+    if len({item.candidates for item in items}) > 1:
+        return items, "multiple choice"
+    return items, "verbalizer"
 
 
-def sentences(
-    pairs: Sequence[tuple[str, int]], template: str, verbalizers: Sequence[str] | None, name: str
+def _pair(row: Row) -> tuple[str, int]:
+    """The text, in the field "sentence" or "text", and the label of a line; ValueError with what it lacks."""
+    field = "sentence"
+    if "text" in row and "sentence" not in row:
+        field = "text"
+    sentence = text(row, field)
+    if "label" not in row:
+        raise ValueError('has no label: give a whole number, from 0, in the field "label"')
+    number = row["label"]
+    if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < 1000:
+        fix = "number the classes 0, 1, ..., below 1000"
+        if isinstance(number, str) and number.isdecimal():
+            fix = "write it without quotes"
+        raise ValueError(f"has label {json.dumps(number)[:20]}: {fix}")
+    return sentence, number
+
+
+def _sentences(
+    pairs: Sequence[tuple[str, int]], template: str, verbalizers: Sequence[str] | None, path: Path
 ) -> list[Choice]:
     """Labelled sentences as choices between the verbalizers of their classes, or between their numbers without."""
     if "{sentence}" not in template:
         raise BadInput(f"the prompt '{template[:40]}' has no place for the text: write {{sentence}} where it goes")
-    if len(labels := {number for _, number in pairs}) < 2:
-        raise BadInput(f"{name} has no label but {min(labels)}: give examples of at least two classes")
+    labels = {number for _, number in pairs}
+    if len(labels) < 2:
+        raise BadInput(f"{path} has no label but {min(labels)}: give examples of at least two classes")
     classes = max(labels) + 1
+    missing = set(range(classes)) - labels
+    if missing:
+        raise BadInput(f"{path} has no example with label {min(missing)}: number the classes 0, 1, ... without gaps")
     if verbalizers is None:
         verbalizers = tuple(map(str, range(classes)))
-    words = tuple(verbalizers) or (VERBALIZERS if classes == 2 else ())
-    if len(words) != classes or len(set(words)) != classes or not all(word.strip() for word in words):
-        there = f"{len(set(words))} different verbalizers" if words else "no verbalizers"
+    elif not verbalizers and classes == 2:
+        verbalizers = VERBALIZERS
+    distinct = len(set(verbalizers))
+    if len(verbalizers) != classes or distinct != classes or not all(map(str.strip, verbalizers)):
+        there = "no verbalizers"
+        if verbalizers:
+            there = f"{distinct} different verbalizers"
         raise BadInput(
-            f"{name} has {classes} classes and {there}: give each class its own word (--verbalizers WORD WORD ...), or "
+            f"{path} has {classes} classes and {there}: give each class its own word (--verbalizers WORD WORD ...), or "
             "use --head classifier"
         )
-    after = "" if template[-1:].isspace() else " "
-    words = tuple(word if word[0].isspace() else after + word for word in words)
-    return [Choice(template.replace("{sentence}", sentence), words, number, sentence) for sentence, number in pairs]
+    words = []
+    for word in verbalizers:
+        # Tokenizers take the space and the word as one: it belongs to the candidate.
+        if not word[0].isspace() and not template[-1:].isspace():
+            word = f" {word}"
+        words.append(word)
+    return [Choice(template.replace("{sentence}", line), tuple(words), number, line) for line, number in pairs]
 
 
 def _choice(row: Row) -> Choice:
@@ -190,4 +196,6 @@ def split(pairs: list[Any], name: str, path: Path) -> list[Any]:
         raise BadInput(f"{path} has {len(pairs)} examples, too few for a validation split: give at least 10")
     shuffled = random.Random(0).sample(pairs, len(pairs))
     cut = len(pairs) - len(pairs) // 10
-    return shuffled[:cut] if name == "train" else shuffled[cut:]
+    if name == "train":
+        return shuffled[:cut]
+    return shuffled[cut:]

@@ -9,7 +9,7 @@ from smoothlab.llm.tasks import jsonlines
 from smoothlab.llm.tasks.choices import Choice, Task
 
 
-def place(task: Task, split: str, folder: Path) -> Path:
+def file_of(task: Task, split: str, folder: Path) -> Path:
     """The file of a split, in the task's own folder inside `folder` or in `folder` itself, packed or not.
 
     Raises:
@@ -70,7 +70,7 @@ def items(task: Task, split: str, folder: Path | None) -> tuple[list[Choice], st
         where = f"the {split} split of {'/'.join(task.hub)}"
         rows = [(f"row {i} of {where}", row) for i, row in enumerate(from_hub(task, split))]
     else:
-        path = place(task, split, folder)
+        path = file_of(task, split, folder)
         rows = [*jsonlines.rows(path)]
         where = f"{path.parent.name}/{path.name}"
         if split == "validation" and task.note and path.name.startswith("validation"):
