@@ -388,7 +388,8 @@ def test_the_command_line_says_one_line(
     for options, words in (
         (["--mu", "-1"], "--mu -1.0: use a number from 1e-12"),
         (["--parts", "pie"], "--parts pie is unknown: use bias, variance,"),
-        (["--mus", "1e-3"], "--mus 0.001: give two or more steps"), (["--batch", "0"], "--batch 0: use a number from 1"),
+        (["--mus", "1e-3"], "--mus 0.001: give two or more steps"),
+        (["--batch", "0"], "--batch 0: use a number from 1"),
         (["--draws", "abc"], "--draws abc: use a whole number"), (["--mu", "x"], "--mu x: use a number"),
         (["--mus", "a", "1"], "--mus a 1: use numbers, with spaces between them"),
         (["--dims", "4.5"], "--dims 4.5: use whole numbers, with"), (["--batch"], "--batch has no value: give one"),
