@@ -1,15 +1,15 @@
 """Options of `smoothlab estimators`, and what a run with them measures."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from tyro.conf import arg
 
 from smoothlab.errors import BadInput
 from smoothlab.experiments.options import DistributionNames
+from smoothlab.experiments.settings import Row, SettingsExperiment
 from smoothlab.llm.peft_methods import MeasuredPeftName
 from smoothlab.llm.tasks import TaskName
 from smoothlab.zeroth.names import DISTRIBUTIONS
@@ -28,21 +28,11 @@ BLOCKS = ("base", "peft", "head")  # of a model, in their order
 AVERAGES = ("plain", "antithetic", "orthogonal")
 COSTS = (*ON_MODELS, "kept")
 STEPS = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
-RANGES: dict[str, tuple[float, float]] = {
-    "draws": (100, 10**7), "curve_draws": (6, 10**6), "model_draws": (6, 10**6), "model_curve_draws": (6, 10**6),
-    "rounds": (6, 10**4), "batch": (1, 10**9), "seed": (0, 2**32 - 1), "dim": (2, 40), "dims": (2, 1024),
-    "qs": (1, 64), "mu": (1e-12, 10), "mus": (1e-12, 10), "curve_mus": (1e-12, 10), "model_mu": (1e-12, 10),
-    "model_mus": (1e-12, 10),
-}  # fmt: skip
-"""Least and greatest value of numbers, or of each of several. Third derivatives grow with dim^3, and cosh overflows
-single precision beyond mu = 10."""
-
-
 MOST_ENTRIES = 2 * 10**8  # of the directions that are in memory together; about four times as much is used
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(SettingsExperiment):
     """Options of the estimators experiment.
 
     Attributes:
@@ -78,7 +68,6 @@ class Config:
     """
 
     name: ClassVar[str] = "estimators"
-    unit: ClassVar[str] = "setting"
     parts: tuple[Part, ...] = SYNTHETIC + ON_MODEL
     functions: tuple[Function, ...] = ("cubic", "quartic", "cosh")
     distributions: DistributionNames = (
@@ -105,8 +94,18 @@ class Config:
     model_draws: int = 100
     model_curve_draws: int = 24
     rounds: int = 15
-    device: str = "cpu"
+    device: str = "cpu"  # type: ignore[misc]
     seed: int = 0
+
+    choices = {"parts": SYNTHETIC + ON_MODEL, "functions": get_args(Function), "precisions": get_args(Precision)}
+    # Third derivatives grow with dim^3, and cosh overflows single precision beyond mu = 10.
+    ranges = {
+        "draws": (100, 10**7), "curve_draws": (6, 10**6), "model_draws": (6, 10**6), "model_curve_draws": (6, 10**6),
+        "rounds": (6, 10**4), "batch": (1, 10**9), "seed": (0, 2**32 - 1), "dim": (2, 40), "dims": (2, 1024),
+        "qs": (1, 64), "mu": (1e-12, 10), "mus": (1e-12, 10), "curve_mus": (1e-12, 10), "model_mu": (1e-12, 10),
+        "model_mus": (1e-12, 10),
+    }  # fmt: skip
+    optional = ("measure",)
 
     def settings(self, blocks: Sequence[str] = BLOCKS) -> list[str]:
         """Names "part/what" of what is measured, on functions and on a model with these blocks, in order."""
@@ -118,6 +117,10 @@ class Config:
         }  # fmt: skip
         ordered = [part for part in self.parts if part in SYNTHETIC] + [part for part in self.parts if part in ON_MODEL]
         return [f"{part}/{case}" for part in ordered for case in cases[part]]
+
+    def points(self) -> list[Row]:
+        """The settings, with the model's blocks as far as they are known before it is loaded."""
+        return [{"setting": name} for name in self.settings(self.measure or BLOCKS)]
 
     def measures_model(self) -> bool:
         """Whether a part needs the model."""
@@ -132,9 +135,10 @@ class Config:
         from smoothlab.llm.memory import check_device
         from smoothlab.zeroth.distributions import named
 
-        for field, kind in get_type_hints(type(self)).items():
-            if kind != ClassVar[str]:
-                self._check_option(field, kind)
+        super().check()
+        for option, steps in (("--mus", self.mus), ("--curve-mus", self.curve_mus), ("--model-mus", self.model_mus)):
+            if list(steps) != sorted(steps) or len(steps) < 2:
+                raise BadInput(f"{option} {_listed(steps)}: give two or more steps, ascending")
         for name in self.distributions:
             named(name, "--distributions")
         for name in set(self.kinds).difference(VARIANTS):
@@ -147,33 +151,6 @@ class Config:
             )
         check_device(self.device)
 
-    def _check_option(self, field: str, kind: Any) -> None:
-        """Refuse values of one option that are empty, repeated, none of its choices, or out of range."""
-        option, value = "--" + field.replace("_", "-"), getattr(self, field)
-        values = value if isinstance(value, tuple) else (value,)
-        if not values and field != "measure":
-            raise BadInput(f"{option} names nothing: give at least one, or leave the option out")
-        if len(set(values)) < len(values):
-            raise BadInput(f"{option} {_listed(values)} names one twice: name each once")
-        choices = get_args(get_args(kind)[0]) if get_origin(kind) is tuple else ()
-        for choice in values:
-            if choices and choice not in choices:
-                raise BadInput(f"{option} {choice} is unknown: use some of {_listed(choices)}")
-        if field in RANGES:
-            _check_range(option, values, *RANGES[field])
-        if field.endswith("mus") and (list(values) != sorted(values) or len(values) < 2):
-            raise BadInput(f"{option} {_listed(values)}: give two or more steps, ascending")
-
 
 def _listed(values: Sequence[Any]) -> str:
     return ", ".join(map(str, values))
-
-
-def _check_range(option: str, values: Sequence[float], least: float, most: float) -> None:
-    for value in values:
-        if not math.isfinite(value):
-            raise BadInput(f"{option} {value}: use a finite number from {least:g} to {most:.10g}")
-        if value < least:
-            raise BadInput(f"{option} {value} is too small: use at least {least:g}")
-        if value > most:
-            raise BadInput(f"{option} {value} is too large: use at most {most:.10g}")

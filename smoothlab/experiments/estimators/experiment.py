@@ -4,7 +4,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from smoothlab.experiments.estimators.config import AVERAGES, BLOCKS, COSTS, ON_MODEL, Config
@@ -18,20 +17,6 @@ Row = dict[str, Any]
 @dataclass(frozen=True)
 class Estimators(Config):
     """Measure zeroth-order gradient estimators beside their closed forms: bias, variance, rounding and cost."""
-
-    @cached_property
-    def _numbers(self) -> dict[str, int]:
-        return {name: number for number, name in enumerate(self.settings(self.measure or BLOCKS))}
-
-    def place(self, row: Row) -> int:
-        """The number of the setting."""
-        return self._numbers.get(row["setting"], -1)
-
-    def standing(self, rows: Sequence[Row | None]) -> list[Row]:
-        """Rows of whole settings stand, up to the first row that is lost."""
-        from smoothlab.records import whole
-
-        return whole(rows, self.place)
 
     def rows(self, done: Sequence[Row]) -> Iterator[Row]:
         """Yield the rows of each setting that is not done, in the order of `parts`."""
