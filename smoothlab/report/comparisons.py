@@ -27,6 +27,7 @@ QUANTITIES = {"frobenius": "Frobenius norm", "spectral": "largest absolute eigen
 VARIED = ("theorem", "series", "axis", "regime", "ell", "estimator", "block", "dtype", "rule", "scale", "d", "q", "mu",
           "value", "epoch")  # fmt: skip
 """Columns that may tell the rows of one setting apart."""
+FEWEST = 6  # points of a correlation; the interval of fewer is open even where their order is perfect
 ROUNDING = 2e-6  # relative; the last digit of a stored closed form does not count against an interval
 
 
@@ -203,7 +204,8 @@ def _curvature(df: pd.DataFrame) -> list[dict[str, Any]]:
                 verdict = f"above 1 at {above} and below 1 at {below} of {len(quotient)} points"
                 what = f"{method_of(df, path)}base over peft, {protocol}"
                 for row in _ends(quotient, what, f"ratio of {name}s"):
-                    rows.append(row | {"reference": 1.0, "verdict": verdict})
+                    rows.append(row | {"reference": 1.0, "verdict": ""})
+                rows[-1]["verdict"] = verdict  # it is of all points
         break  # the others say the same of the same points
     if (df["quantity"] == "gradient_lipschitz").any():
         for block in blocks_of(df, "gradient_lipschitz"):
@@ -242,7 +244,7 @@ def _ends(run: pd.DataFrame, what: str, quantity: str) -> list[dict[str, Any]]:
 def _correlation(run: pd.DataFrame, what: str) -> list[dict[str, Any]]:
     """Spearman's rank correlation of the norm and the gradient norm along a run; open where its interval holds 0."""
     correlation = spearman(run["grad_norm"], run["value"])
-    if correlation is None:
+    if correlation is None or len(run) < FEWEST:
         return []
     verdict = "grows with the gradient" if correlation.low > 0 else "open"
     if correlation.high < 0:

@@ -29,7 +29,7 @@ ORDER = ("curvature", "finetune", "estimators", "quadratic", "rates", "audit")
 SETTINGS = ("method", "peft", "model", "data", "seed")
 """Settings that the list of runs shows."""
 REFUTED = ("fails", "inconsistent", "not as printed", "false as printed")
-LONG, MOST = 36, 10  # rows of a table that is shown as a whole, and those shown of a longer one
+LONG, MOST = 36, 8  # rows of a table that is shown as a whole, and those shown of a longer one
 TERMS = {
     "base": "the pretrained model's own weights",
     "PEFT": "parameter-efficient fine-tuning: a small trained module, here LoRA unless a run says otherwise",

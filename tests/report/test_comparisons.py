@@ -13,7 +13,7 @@ from smoothlab.errors import BadInput
 from smoothlab.report import comparisons
 from smoothlab.report.numbers import interval, number, rate
 
-from .curved_path import BASE, HEAD, PEFT, SPREAD, gradients, methods, table, truth
+from .curved_path import BASE, HEAD, PEFT, SPREAD, STEPS, gradients, methods, table, truth
 from .estimator_rows import bias_rows
 from .estimator_rows import table as estimator_table
 from .finetune_runs import RUN, write_run
@@ -85,7 +85,7 @@ def test_correlation_stands_with_its_interval_and_is_open_where_it_holds_zero():
     mixed.loc[mixed["quantity"] == "frobenius", "value"] = [3.0, 1.0, 4.0, 1.5, 5.0, 2.0]
     (row,) = find(comparisons.comparisons(mixed), quantity=quantity).to_dict("records")
     assert row["verdict"] == "open" and row["low"] < 0 < row["high"]
-    assert find(comparisons.comparisons(table(at=[0, 10, 20])), quantity=quantity).empty  # too few points
+    assert find(comparisons.comparisons(table(at=STEPS[:5])), quantity=quantity).empty  # too few points
 
 
 def test_ratio_stands_with_its_interval_beside_1():
@@ -95,7 +95,7 @@ def test_ratio_stands_with_its_interval_beside_1():
     ratio = truth() / truth(PEFT)
     np.testing.assert_allclose([first["measured"], last["measured"]], [ratio[0], ratio[-1]])
     np.testing.assert_allclose([first["low"], first["high"]], [ratio[0] / factor, ratio[0] * factor])
-    assert first["reference"] == 1 and first["verdict"] == "above 1 at 6 and below 1 at 0 of 6 points"
+    assert first["reference"] == 1 and last["verdict"] == "above 1 at 6 and below 1 at 0 of 6 points"
 
 
 def test_several_methods_are_named():

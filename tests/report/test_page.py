@@ -134,7 +134,7 @@ def test_curvature_along_fine_tuning_has_a_section_beside_its_accuracy(tmp_path)
     assert [kind for _, kind in curvature.pictures] == ["methods"] and curvature.title.endswith("each method")
     assert [kind for _, kind in accuracy.pictures] == ["finetune"] and "curvature" not in set(accuracy.df["part"])
     text = " ".join(Page(page.page([curvature, accuracy], "t")).words)
-    assert "fo-peft, base, estimated, step 0: 30.2" in text and "hybrid, base, estimated, step 0: 15.1" in text
+    assert "at the end: fo-peft, base, estimated, step 60:" in text and "hybrid, base, estimated, step 60:" in text
 
 
 def test_seeds_share_a_section_and_other_settings_do_not(tmp_path):
