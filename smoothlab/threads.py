@@ -19,7 +19,10 @@ def use_threads(threads: int | None) -> None:
     import torch
 
     if threads is None:
-        advice = one_thread_advice(torch.get_num_threads(), os.getloadavg()[0], len(os.sched_getaffinity(0)))
+        cores = os.cpu_count() or 1
+        if hasattr(os, "sched_getaffinity"):  # not on macOS: a container may have fewer cores than the machine
+            cores = len(os.sched_getaffinity(0))
+        advice = one_thread_advice(torch.get_num_threads(), os.getloadavg()[0], cores)
         # Who has set the number knows; of torchrun's processes the first one speaks.
         if advice and "OMP_NUM_THREADS" not in os.environ and os.environ.get("RANK", "0") == "0":
             print(f"smoothlab: {advice}", file=sys.stderr)

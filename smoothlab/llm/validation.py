@@ -45,9 +45,9 @@ def check_causal(config: Any, name: str) -> None:
 
 def classifies(config: Any) -> str:
     """Why a checkpoint is a classifier: it was saved as one, or cannot be a causal language model; "" where it can."""
-    saved = next((kind for kind in config.architectures or () if kind.endswith("ForSequenceClassification")), None)
-    if saved is not None:
-        return f"it was saved as {saved}"
+    for saved in config.architectures or ():
+        if saved.endswith("ForSequenceClassification"):
+            return f"it was saved as {saved}"
     if not reads_left_to_right(config):
         return f"models of type {config.model_type} generate no text from left to right"
     return ""
@@ -129,9 +129,10 @@ def longest_input(model: Any, tokenizer: Any) -> int:
     """Longest input in tokens: positions the model has, else what its tokenizer states, else UNLIMITED."""
     stated = getattr(model.config, "max_position_embeddings", None)
     if isinstance(stated, int) and stated > 0:  # XLNet says -1
-        tables = (m for n, m in model.named_modules() if n.endswith("position_embeddings"))
-        for table in tables:  # RoBERTa and its kin number positions from padding_idx + 1
-            if isinstance(table, nn.Embedding) and table.padding_idx is not None and table.num_embeddings == stated:
-                return stated - table.padding_idx - 1
+        for module_name, table in model.named_modules():
+            if not module_name.endswith("position_embeddings") or not isinstance(table, nn.Embedding):
+                continue
+            if table.padding_idx is not None and table.num_embeddings == stated:
+                return stated - table.padding_idx - 1  # RoBERTa and its kin number positions from padding_idx + 1
         return stated
     return int(min(tokenizer.model_max_length, UNLIMITED))
