@@ -444,7 +444,7 @@ def test_the_command_line_trains_micro_and_goes_on(tmp_path: Path, capsys: pytes
     assert "zeroth-order: two-sided gaussian, q = 1" in capsys.readouterr().out and not out.exists()
     assert main(command) == 0
     said = capsys.readouterr()
-    assert "Hybrid-LoRA (eta_x 0.001, eta_y" in said.out and "8 test items" in said.out
+    assert "Hybrid-LoRA (eta_x 0.001, eta_y" in said.out and "test: 8 of the 600 items" in said.out
     assert "builtin's own validation sentences" in said.err
     wanted = rows_of(out)
     out.write_text("".join(line + "\n" for line in out.read_text().splitlines()[:4]))

@@ -239,7 +239,7 @@ def test_the_command_line_trains_micro_as_a_classifier(tmp_path: Path, capsys: p
         and "trains head                   384 parameters, first-order, learning rate 0.005" in said
     )
     assert main([*command, str(out)]) == 0
-    assert "Hybrid-LoRA classifier (eta_x 1e-4, eta_y 0.005):" in capsys.readouterr().out
+    assert "Hybrid-LoRA classifier (eta_x 1e-4, eta_y 0.005)" in capsys.readouterr().out
     assert main(["plot", str(out), "--kind", "finetune", "--out", str(tmp_path / "curves.png")]) == 0
 
 

@@ -103,9 +103,9 @@ def stands(place: Path) -> dict[str, torch.Tensor]:
 def test_ranks_and_masters_go_on_to_the_bit(folder: Path, tmp_path: Path) -> None:
     killed(folder, tmp_path, "adalora", FEW)
     end = stands(tmp_path / "whole")
-    values = [t for name, t in end.items() if name.startswith("weights/") and "lora_E" in name]
+    values = [t for name, t in end.items() if name.startswith("trainer/weights/") and "lora_E" in name]
     assert len(values) == 4 and sum(int((t != 0).sum()) for t in values) == 4 * 8, "8 of 12 on average"
-    masters = {t.shape: t for name, t in end.items() if name.startswith("optimizer/") and t.shape == (4096, 16)}
+    masters = {t.shape: t for name, t in end.items() if name.startswith("trainer/optimizer/") and t.shape == (4096, 16)}
     (master,) = masters.values()
     (words,) = (t for name, t in end.items() if name.endswith("embed_tokens.weight"))
     assert master.dtype == torch.float32 and words.dtype == torch.bfloat16 and torch.equal(master.bfloat16(), words)
