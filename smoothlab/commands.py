@@ -163,7 +163,7 @@ def plot(
         records: Record files or glob patterns, e.g. 'out/*.jsonl'.
         kind: Kind of figure.
         block: Blocks that figures of curvature draw; by default the first one in fig1a, all in the others.
-        quantity: Norm that figures of curvature draw: frobenius, spectral or trace.
+        quantity: Quantity of the Hessian that figures of curvature draw: its frobenius or spectral norm, or its trace.
         out: Figure file, its ending tells the format; default: KIND.png.
         overwrite: Replace the figure file if it exists.
     """

@@ -33,7 +33,8 @@ class Smoothness(Training):
 
     Attributes:
         dropout: train and measure in train mode, with masks fixed by the seed, instead of eval mode.
-        from_weights: folder with checkpoints of such a run: measure at these, without training.
+        from_weights: folder that `smoothlab smoothness --checkpoint` wrote; curvature is measured at the checkpoints
+            in it, without training.
     """
 
     name: ClassVar[str] = "smoothness"

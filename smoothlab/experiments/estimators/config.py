@@ -56,8 +56,9 @@ class Config(SettingsExperiment):
         peft: PEFT method whose block is measured too, or none.
         measure: blocks of the model-curve (base, peft, head), all by default; variance and cost take the first.
         batch: number of sentences in the minibatch.
-        kinds: estimators of the model-variance: a distribution of two-sided estimates, or a variant of Gaussian ones
-            (one side; means over four directions, plain or orthogonal).
+        kinds: estimators of the model-variance part: the name of a distribution takes two-sided estimates with it;
+            one-sided takes one-sided Gaussian estimates; plain4 and orthogonal4 average over four Gaussian directions,
+            independent or orthogonal.
         model_mu: step mu of model-variance and model-cost.
         model_mus: steps mu of the model-curve, ascending.
         model_draws: number of estimates of each model-variance (half as many where q is 4).

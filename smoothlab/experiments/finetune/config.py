@@ -56,11 +56,10 @@ class Training:
 
     Attributes:
         model: hub name, local directory, "micro" (in the package), or "random:opt-125m" (that shape, random weights).
-        head: scoring head. lm: the language model's vocabulary head scores candidates; classifier: one class a
-            candidate, where a sentence is read alone, without a prompt; its head is the checkpoint's or a new one, and
-            is trained with the PEFT module, at eta_y, or as part of the base model where there is none; auto:
-            classifier where config.json says ...ForSequenceClassification or names a type that is no causal language
-            model (BERT, RoBERTa), else lm.
+        head: how answers are scored. lm: each candidate word with the language model's head. classifier: with a
+            classification head, the checkpoint's or a new one, on the sentence without a prompt; it is trained at
+            eta_y with the PEFT module, or without one as part of the base model. auto: classifier where config.json
+            says ...ForSequenceClassification or names a type that is no causal language model (BERT, RoBERTa), else lm.
         data: name of a task, or a JSON Lines file (.gz too) with the fields sentence and label, or prompt, candidates
             and label.
         data_dir: folder with the task's files; without it a task is read from the hub.
@@ -71,13 +70,15 @@ class Training:
         method: what is trained, by which gradients. hybrid: base model by zeroth-order, PEFT module by first-order
             gradients, both at the same point; zo: base model alone, zeroth-order; fo-peft: PEFT module alone,
             first-order; fo-full: base model alone, first-order; fo-joint: both, first-order.
-        peft: PEFT method (lora, prompt, prefix, ...), or none; auto is lora for methods with a PEFT module, else none.
-        rank: rank of the PEFT module where its method has one, 8 by default; the alpha of lora is twice its rank.
+        peft: PEFT method to add to the model, or none; auto adds lora where --method trains a PEFT module, else none.
+        rank: rank of the PEFT module where its method has one, 8 unless given; the alpha of LoRA is twice the rank.
         optimizer: update by exact gradients: sgd, as in Algorithm 1, or adam. Zeroth-order updates are always sgd.
         eta_x: learning rate of the base model.
         eta_y: learning rate of the PEFT module, and of a classifier's head beside it.
-        eta: learning rates of other blocks, NAME=RATE with a block of --blocks, instead of eta_x or eta_y.
-        mu: step of the zeroth-order differences along directions with entries of variance 1.
+        eta: learning rates of single blocks, written NAME=RATE, where NAME is a block that --blocks defines; blocks
+            that are not named keep eta_x or eta_y.
+        mu: perturbation mu. A zeroth-order gradient evaluates the loss at x + mu z, where the entries of z have
+            variance 1 in every distribution, so that ||mu z|| is about mu sqrt(d).
         q: directions averaged in a zeroth-order gradient.
         sides: sides of a difference. 1: f(x + mu z) - f(x), which shares f(x) with the first-order part; 2:
             f(x + mu z) - f(x - mu z).
@@ -85,9 +86,10 @@ class Training:
         steps: training steps, at most.
         batch: items in a minibatch, of all processes together.
         schedule: schedule of all learning rates over the steps.
-        blocks: grouping of the parameters that are measured: part (base, peft, head), layer, module (attention, mlp,
-            embedding, norm), or patterns "name=regex,name=regex".
-        measure: names of the blocks whose curvature is measured along the run, or all; none by default in finetune.
+        blocks: grouping of the parameters into blocks, for --measure and --eta: part (base, peft, head), layer, module
+            (attention, mlp, embedding, norm), or patterns "name=regex,name=regex".
+        measure: names of the blocks, as --blocks groups them, whose curvature is measured along the run, or all.
+            smoothness measures all of them unless told otherwise, and finetune none.
         cross: pairs of measured blocks a:b whose cross block H_ab is measured too; auto is base:peft where both are.
         points: number of measuring points from step 0 to the last step, both included.
         spacing: spacing of the measuring points over the steps.
@@ -95,13 +97,15 @@ class Training:
         protocol: measuring protocol. estimated: products with 95 % intervals; paper: Appendix D.4 as printed; both: one
             after the other at the same points.
         product: Hessian-vector products of the estimated protocol: exact, or finite differences (central, forward).
-        precision: relative half-width of the Frobenius norms' intervals at which probing stops.
+        precision: half-width of the 95 % interval of a Frobenius norm, as a fraction of the norm, at which probing
+            stops.
         probes: unit vectors a block in the paper's protocol.
         path: measure the path-based smoothness ||g(k+1) - g(k)|| / ||w(k+1) - w(k)|| at the points, too.
-        dtype: precision of the weights.
+        dtype: number format of the weights.
         device: device, cpu or cuda.
-        checkpoint: folder for checkpoints, from which a stopped run continues. log:FOLDER holds the base model as seeds
-            and coefficients of its zeroth-order steps (under 1 MB for 20,000 with q = 1), which rebuild it to the bit.
+        checkpoint: folder for checkpoints, from which a stopped run continues. Written log:FOLDER, it holds the base
+            model as a seed log, the seeds and coefficients of its zeroth-order steps (under 1 MB for 20,000 steps with
+            q = 1), which rebuild it to the bit.
         seed: seed of splits, minibatches, PEFT module, directions and probes.
     """
 
@@ -191,13 +195,13 @@ class FinetuneOptions(Training):
     Attributes:
         dev: items to select by, at most.
         test: items to test on, at most.
-        parts: equal parts that a minibatch is computed in on a CPU, one after the other; numbers of processes that
-            divide it give the same records to the bit. 1 is fastest for one process.
+        parts: number of equal parts in which a CPU computes each minibatch, one after the other. Runs under torchrun
+            whose number of processes divides it give identical records; 1 is fastest for a single process.
         eval_every: steps between evaluations on dev.
         patience: evaluations without a better one (more right answers on dev, or as many at a lower loss) after which
             training stops; 0: never.
-        search: values to try, each "name=a,b,..." with name eta_x, eta_y or mu; all combinations are trained for
-            --steps, and the best on dev is tested.
+        search: grid to search, each axis written name=a,b,... with the name eta_x, eta_y or mu, whose option it
+            replaces. Every combination is trained for at most --steps steps, and the best on dev alone is tested.
         save: folder for the best weights: adapter/ for peft (a classifier's head too; with the base model's weights
             where these were trained), model/ for transformers where the base model was trained.
         tensorboard: folder for TensorBoard's curves.

@@ -23,12 +23,13 @@ class QuadraticConfig(SettingsExperiment):
         dims: dimensions d of x in noise.
         hybrid_dims: dimensions d of x in hybrid.
         distributions: distributions of the directions in noise.
-        scales: rates of noise, relative to the largest rate that is stable in mean square, 2/m over the curvature.
+        scales: learning rates of the noise part, as multiples of the largest learning rate at which the mean square of
+            x does not grow, 2/(m curvature) with m = E ||ghat||^2 / ||g||^2; above 1 it diverges.
         eps: distance from the minimum that counts as there, relative to the distance at the start.
         replicas: replicas of noise and hybrid.
         steps: steps of noise.
-        max_steps: largest number of steps of a run, ten times as many with exact gradients; a longer run is left out,
-            and its row says so.
+        max_steps: largest number of steps of a run with zeroth-order gradients, and a tenth of the largest with exact
+            gradients; a run that needs more is left out, and its row says so.
         seed: seed of the directions.
     """
 

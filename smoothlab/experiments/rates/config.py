@@ -38,8 +38,9 @@ class RatesConfig(SettingsExperiment):
             steps that theorems ask for and that runs need; counterexample: where Theorem C.1 fails;
             speedup_of_two_rates: the best single learning rate against the best two; reshuffling: against sampling
             with replacement.
-        eps: accuracies of theorem, (1/T) sum ||grad f||^2 <= eps^2. Of each option the first value is the base, from
-            which the others are varied one at a time; gap f - f* = 1 at the start, curvature 1 in x.
+        eps: target accuracies eps of the theorem part, which asks for (1/T) sum ||grad f||^2 <= eps^2 where f - f* = 1
+            at the start and the curvature in x is 1. Of every option of this part the first value is the base setting,
+            and the others are tried one at a time unless --all-combinations is set.
         ns: numbers of components.
         dims: dimensions of x.
         deltas: probabilities of failure.
@@ -50,11 +51,13 @@ class RatesConfig(SettingsExperiment):
         oracles: gradient of x.
         rules: two learning rates, or the smaller of them for both blocks.
         all_combinations: vary the options of theorem together, instead of one at a time.
-        epochs: T of Theorem C.1, besides the smallest T that its condition allows.
-        mu: perturbation in Theorem C.1 (default: the largest Eq. (3) allows).
-        distribution: of the directions; fitting: Gaussian, but sphere where Gaussian moments are infinite and where the
-            high-probability theorem asks for it.
-        instances: of the counterexample that are run besides their recursion; large: d = 100, 640,576 steps.
+        epochs: numbers of epochs T to run with the constants of Theorem C.1, in addition to the smallest T that its
+            condition allows, which is always run.
+        mu: perturbation mu in Theorem C.1; without it, the largest that Eq. (3) allows.
+        distribution: distribution of the random directions; fitting is Gaussian, but sphere where Gaussian moments are
+            infinite and where the high-probability theorem asks for it.
+        instances: instances of the counterexample to run as full simulations, in addition to the recursion that
+            predicts their outcome; large has d = 100 and takes 640,576 steps.
         fit_eps: accuracies at which the exponent of eps is measured, relative to ||grad f(z_0)||.
         fit_ns: numbers of components at which the exponent of n is measured.
         fit_dims: dimensions d at which the exponent of d is measured.
@@ -62,7 +65,8 @@ class RatesConfig(SettingsExperiment):
         speedup_ratios: L_x/L_y of speedup_of_two_rates.
         speedup_dims: dimensions of x in speedup_of_two_rates with zeroth-order gradients.
         shuffle_ns: numbers of components of reshuffling.
-        shuffle_scales: eta L n of reshuffling.
+        shuffle_scales: learning rates of the reshuffling part, given as the product eta L n of the learning rate, the
+            smoothness constant and the number of components.
         shuffle_dims: dimensions of x in reshuffling with zeroth-order gradients.
         shuffle_qs: directions a step of reshuffling, at d = 10.
         replicas: runs of each setting.
