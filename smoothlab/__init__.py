@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from smoothlab.zeroth.moments import Taylor, linear_factor, mean, second_moment
     from smoothlab.zeroth.scaled import Masked, Preconditioned
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 __all__ = [
     "Algorithm1", "Barrier", "Block", "ControlVariate", "Coordinate", "Cosh", "Directional", "Distribution",
     "Estimator", "ExactHessian", "Exponential", "FiniteDifferenceHessian", "Gaussian", "HybridSGD", "LowRank",
