@@ -40,7 +40,7 @@ class Ridge:
         return value
 
     def gradient(self, x: Array, s: Array) -> tuple[Array, Array]:
-        """R_x and R_y."""
+        """The derivatives of R by x and by y."""
         P = np.exp(-(s**2) / 2) * np.cosh(x)
         return self.m * x + P * (np.tanh(x) + s), self.m_y * (s + x) / self.k - self.k * s * P
 

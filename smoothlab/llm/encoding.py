@@ -229,7 +229,7 @@ def batch(
     places, targets, mask = [], [], []
     for entries in scored:
         filled = entries + [(0, 0)] * (size - len(entries))
-        places.append([place for place, _ in filled])
+        places.append([position for position, _ in filled])
         targets.append([token for _, token in filled])
         mask.append([1] * len(entries) + [0] * (size - len(entries)))
     columns = {"input_ids": ids, "attention_mask": seen, "place": places, "token": targets, "mask": mask}

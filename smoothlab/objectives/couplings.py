@@ -189,7 +189,7 @@ class ProductCoupling(Coupling):
         return torch.cat([top, torch.cat([cross.mT, _curved(y, b) * a], -1)], -2) * self.c
 
     def shift(self, u: Array, side: Side, families: Families) -> Array:
-        """None."""
+        """Zeros: this coupling adds nothing to the argument of psi's ell."""
         return np.zeros_like(u)
 
     def curvature(self, u: Array, side: Side, families: Families) -> Array:
