@@ -36,7 +36,7 @@ TERMS = {
     "head": "the classifier's last layer",
     "hybrid": "pretrained weights trained from losses alone, the added module by gradients, at the same point",
     "zeroth-order": "from values of the loss alone, along random directions",
-    "mu": "the distance between the two losses that are compared",
+    "mu": "how far the weights are moved along a random direction",
     "d": "the number of weights",
     "n": "the number of minibatches, the components of the objective",
     "T": "the number of epochs",
