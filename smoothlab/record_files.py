@@ -8,24 +8,19 @@ pass, while equal rows of equal runs are equal lines. Files without numbers and 
 as they are.
 """
 
-import errno
 import json
 import os
 import stat
 import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from smoothlab.disk import lock, locked_file, sync, sync_folder, write_all, writing
 from smoothlab.errors import BadInput
-
-try:
-    import fcntl
-except ImportError:  # not a POSIX system: no lock there
-    fcntl = None  # type: ignore[assignment]
 
 Row = dict[str, Any]
 START = b'{"kind": "header"'
@@ -51,7 +46,6 @@ class Contents:
         header: experiment, config and environment; None where the header is damaged.
         rows: the rows that are whole and in their place, without the fields of the file; None stands for one or
             several that are lost between two of them, or at the end.
-        ends: for each of `rows`, where its line ends [bytes].
         finished: whether the end line is there and whole.
         damage: all that is wrong, by line.
         numbered: whether its lines carry numbers and checksums.
@@ -59,7 +53,6 @@ class Contents:
 
     header: Row | None
     rows: list[Row | None]
-    ends: list[int]
     finished: bool
     damage: list[Damage]
     numbered: bool
@@ -78,8 +71,16 @@ class RecordFile:
         return not self.regular or os.fstat(self._file).st_size == 0
 
     def read(self, run: int) -> Contents | None:
-        """What is in it, None if that is nothing; `run` is the checksum of the run whose rows may be there."""
-        return None if self.empty else parse(self.path, _whole(self._file), run)
+        """What is in it; `run` is the checksum of the run whose rows may be there.
+
+        None where a run was stopped before its first row, which leaves nothing to go on from.
+        """
+        if self.empty:
+            return None
+        contents = parse(self.path, self._bytes(), run)
+        if not (contents.rows or contents.finished or contents.damage):
+            return None
+        return contents
 
     def begin(self, header: Row) -> None:
         """Replace what is there by a header."""
@@ -87,12 +88,13 @@ class RecordFile:
         self._cut(0)
         self._write(_line({"kind": "header", **header}))
         if self.regular:
-            _sync_folder(self.path)
+            sync_folder(self.path)
 
-    def resume(self, header: Row, rows: int, end: int) -> None:
-        """Stand behind the first `rows` rows, which end at byte `end`; what follows is cut off."""
+    def resume(self, header: Row, rows: int) -> None:
+        """Stand behind the header and the first `rows` rows, which must be sound; what follows is cut off."""
         self._run, self._count = run_sum(header), rows
-        self._cut(end)
+        lines = self._bytes().split(b"\n")[: 1 + rows]
+        self._cut(len(b"\n".join(lines)) + 1)
 
     def rewrite(self, header: Row, rows: Sequence[Row]) -> None:
         """Put a header and rows in the place of all that is there, by a new file that takes the name when it is whole.
@@ -102,17 +104,18 @@ class RecordFile:
         """
         self._run, self._count = run_sum(header), len(rows)
         lines = [_line({"kind": "header", **header})]
-        lines += [_line({"kind": "row", "row": n, **row}, self._run) for n, row in enumerate(rows, start=1)]
-        place = os.path.realpath(self.path)
-        try:
-            new, name = tempfile.mkstemp(prefix=".smoothlab-", dir=os.path.dirname(place))
+        for number, row in enumerate(rows, start=1):
+            lines.append(_line({"kind": "row", "row": number, **row}, self._run))
+        # A rename replaces a symbolic link, not the file that it leads to, and works within one file system only.
+        target = os.path.realpath(self.path)
+        with self._writing():
+            new, name = tempfile.mkstemp(prefix=".smoothlab-", dir=os.path.dirname(target))
             try:
-                if fcntl is not None:
-                    fcntl.flock(new, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock(new)
                 os.fchmod(new, stat.S_IMODE(os.fstat(self._file).st_mode))
-                _write_all(new, b"".join(lines))
-                _sync(new)
-                os.replace(name, place)
+                write_all(new, b"".join(lines))
+                sync(new)  # before the rename: a machine that dies in between would leave an empty file
+                os.replace(name, target)
                 os.dup2(new, self._file, inheritable=False)  # the old file is closed, and its lock with it
             except BaseException:
                 with suppress(FileNotFoundError):
@@ -120,14 +123,13 @@ class RecordFile:
                 raise
             finally:
                 os.close(new)
-            _sync_folder(self.path)
-        except OSError as error:
-            raise self._unwritten(error) from None
+            sync_folder(self.path)
 
     def append(self, row: Row) -> None:
         """Add a row, through to the disk."""
-        if taken := [name for name in RESERVED if name in row]:
-            raise ValueError(f"a row has no field named '{taken[0]}'; the file adds it")
+        for name in RESERVED:
+            if name in row:
+                raise ValueError(f"a row has no field named '{name}'; the file adds it")
         self._count += 1
         self._write(_line({"kind": "row", "row": self._count, **row}, self._run))
 
@@ -135,49 +137,25 @@ class RecordFile:
         """Add the end line."""
         self._write(_line({"kind": "end", "rows": self._count, "seconds": seconds}, self._run))
 
+    def _bytes(self) -> bytes:
+        with open(self._file, "rb", closefd=False) as stream:
+            stream.seek(0)
+            return stream.read()
+
     def _cut(self, size: int) -> None:
-        if not self.regular:
-            return
-        try:
-            os.ftruncate(self._file, size)
-            os.lseek(self._file, size, os.SEEK_SET)
-        except OSError as error:
-            raise self._unwritten(error) from None
+        if self.regular:
+            with self._writing():
+                os.ftruncate(self._file, size)
+                os.lseek(self._file, size, os.SEEK_SET)
 
     def _write(self, line: bytes) -> None:
-        try:
-            _write_all(self._file, line)
-            _sync(self._file)
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            raise self._unwritten(error) from None
+        with self._writing():
+            write_all(self._file, line)
+            sync(self._file)
 
-    def _unwritten(self, error: OSError) -> BadInput:
+    def _writing(self) -> AbstractContextManager[None]:
         fix = "make room and start again (without --overwrite): the run continues after the rows already there"
-        return BadInput(f"cannot write {self.path}: {error.strerror}; {fix}")
-
-
-def locked_file(path: Path) -> int:
-    """A locked descriptor of the file that lies at `path`, which is made where it is not there.
-
-    The operating system holds the lock, so that a killed run leaves none.
-
-    Raises:
-        BlockingIOError: another process holds the lock.
-    """
-    while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(file), os.stat(path)):
-                    return file
-        except BaseException:
-            os.close(file)
-            raise
-        os.close(file)  # another run removed or replaced the file between our open and our lock: open anew
+        return writing(self.path, fix)
 
 
 @contextmanager
@@ -210,13 +188,13 @@ def read(path: Path) -> Contents:
         BadInput: it cannot be read, is empty, or is no record file.
     """
     try:
-        with open(path, "rb") as stream:
-            content = stream.read()
+        content = path.read_bytes()
     except OSError as error:
         raise BadInput(f"cannot read {path}: {error.strerror}; check the path") from None
-    if not content:
-        raise BadInput(f"{path} is empty; wait for the run, or start it again")
-    return parse(path, content)
+    contents = parse(path, content)
+    if contents.header is None and not contents.damage:
+        raise BadInput(f"{path} is empty, or holds a part of its header; wait for the run, or start it again")
+    return contents
 
 
 def run_sum(header: Row) -> int:
@@ -235,53 +213,55 @@ def parse(path: Path, content: bytes, run: int | None = None) -> Contents:
     Raises:
         BadInput: it is no record file.
     """
-    lines = [line.removesuffix(b"\r") for line in content.split(b"\n")[:-1]]
-    first = lines[0] if lines else b""
-    header, damage = _header(first)
-    if not lines:
-        damage = []
-    known = run
-    if header is not None:
-        known = run_sum(header)
-    numbered = _CHECKSUM in first or any(_CHECKSUM in line[-30:] for line in lines[1:])
-    if content[: len(START)] != START[: len(content)] and not (
-        run is not None and any(_checked(line, run) is not None for line in lines[1:])
-    ):
+    *lines, half = content.split(b"\n")
+    if not lines and START.startswith(content[: len(START)]):
+        return Contents(None, [], finished=False, damage=[], numbered=False)  # the run was stopped within the header
+    lines = [line.removesuffix(b"\r") for line in lines]
+    first, body = (lines or [b""])[0], lines[1:]
+    numbered = _CHECKSUM in first or any(_CHECKSUM in line[-30:] for line in body)
+    # A file whose header is gone is still ours if a row of it carries this run's checksum.
+    if not content.startswith(START) and (run is None or not any(_checked(line, run) for line in body)):
         raise BadInput(f"{path}:1: not a record file of smoothlab; choose another file")
-    if numbered and header is not None and "crc32" not in header:
-        header, known, damage = None, run, [Damage(1, "the header was changed")]
-    entries: list[tuple[int, int, Row | None]] = []  # line, end of the line, record
-    end = content.find(b"\n") + 1
-    starts = [end]
-    for line in content[end:].split(b"\n")[:-1]:
-        starts.append(starts[-1] + len(line) + 1)
-    for number, line in enumerate(lines[1:], start=2):
+    damage = []
+    header = _header(first, numbered)
+    if header is not None:
+        run = run_sum(header)
+    elif _CHECKSUM in first or _header(first, numbered=False):
+        damage.append(Damage(1, "the header was changed"))
+    else:
+        damage.append(Damage(1, "broken line"))
+    entries = []
+    for number, line in enumerate(body, start=2):
         record = None
         if not numbered:
             record = _parsed(line)
-        elif known is not None:
-            record = _checked(line, known)
+        elif run is not None:
+            record = _checked(line, run)
         if record is None or not _is_record(record, numbered):
-            record, words = None, "broken line"
+            words = "broken line"
             if _parsed(line):
                 words = "the line was changed"
             damage.append(Damage(number, words))
-        entries.append((number, starts[number - 1], record))
+            record = None
+        entries.append((number, record))
     contents = _in_order(header, entries, damage, numbered)
-    if contents.finished and starts[-1] < len(content):
+    if contents.finished and half:
         contents.damage.append(Damage(len(lines) + 1, "the end line is not at the end"))
         contents = replace(contents, finished=False)
     return contents
 
 
 def _in_order(
-    header: Row | None, entries: Sequence[tuple[int, int, Row | None]], damage: list[Damage], numbered: bool
+    header: Row | None, entries: Sequence[tuple[int, Row | None]], damage: list[Damage], numbered: bool
 ) -> Contents:
-    """Rows by their numbers, which their checksums vouch for wherever they stand; gaps between them are losses."""
-    by_number: dict[int, tuple[int, int, Row]] = {}
+    """Rows by their numbers, which their checksums vouch for wherever they stand; gaps between them are losses.
+
+    `entries` are line numbers with what the lines hold, None where they cannot be read.
+    """
+    by_number: dict[int, tuple[int, Row]] = {}
     end_lines: list[tuple[int, Row]] = []
     unreadable = highest = 0
-    for line, stop, record in entries:
+    for line, record in entries:
         if record is None:
             unreadable += 1
             continue
@@ -297,9 +277,8 @@ def _in_order(
         if number < highest:
             damage.append(Damage(line, f"row {number} is out of place"))
         highest = max(highest, number)
-        by_number[number] = (line, stop, record)
-    total = highest
-    finished = False
+        by_number[number] = (line, record)
+    total, finished = highest, False
     if end_lines:
         line, record = end_lines[-1]
         if numbered:
@@ -308,51 +287,50 @@ def _in_order(
         if total <= highest and not finished:
             damage.append(Damage(end_lines[0][0], "the end line is not at the end"))
     rows: list[Row | None] = []
-    stops: list[int] = []
-    reserved: tuple[str, ...] = ("kind",)
-    if numbered:
-        reserved = RESERVED
+    last = max(total, highest)
     # Lines that cannot be read are reported as such, and are the missing rows where there are as many.
-    reported = max(total, highest) - len(by_number) > unreadable
+    reported = last - len(by_number) > unreadable
     previous = 0
-    for number in [*sorted(by_number), max(total, highest) + 1]:
+    for number in [*sorted(by_number), last + 1]:
+        line, record = by_number.get(number, (0, None))
         if number > previous + 1:
             rows.append(None)
-            stops.append(stops[-1] if stops else 0)
             if reported:
-                following = by_number.get(number, (entries[-1][0],))[0]
-                damage.append(Damage(following, f"{_numbered(previous + 1, number - 1)} before it"))
-        if number in by_number:
-            _, stop, record = by_number[number]
-            rows.append({name: value for name, value in record.items() if name not in reserved})
-            stops.append(stop)
-        previous = max(previous, number)
+                damage.append(Damage(line or entries[-1][0], f"{_missing(previous + 1, number - 1)} before it"))
+        if record is not None:
+            rows.append(_without_reserved(record, numbered))
+        previous = number
     if header is not None:
-        header = {name: value for name, value in header.items() if name not in RESERVED}
-    return Contents(header, rows, stops, finished, sorted(damage, key=lambda entry: entry.line), numbered)
+        header = _without_reserved(header, True)
+    return Contents(header, rows, finished, sorted(damage, key=lambda entry: entry.line), numbered)
 
 
-def _numbered(first: int, last: int) -> str:
+def _missing(first: int, last: int) -> str:
     if first == last:
         return f"row {first} is missing"
     return f"rows {first} to {last} are missing"
 
 
-def _header(line: bytes) -> tuple[Row | None, list[Damage]]:
-    """The header, if it is one and whole."""
-    header = _checked(line, 0) if _CHECKSUM in line else _parsed(line)
-    kinds = {"experiment": str, "config": dict, "environment": dict}
+def _without_reserved(record: Row, numbered: bool) -> Row:
+    reserved = RESERVED if numbered else ("kind",)  # fields of old rows may have any other name
+    return {name: value for name, value in record.items() if name not in reserved}
+
+
+def _header(line: bytes, numbered: bool) -> Row | None:
+    """The header in a file's first line, if it is one and whole."""
+    header = _checked(line, 0) if numbered else _parsed(line)
     if header is None or header.get("kind") != "header":
-        return None, [Damage(1, "broken line" if _CHECKSUM not in line else "the header was changed")]
-    if not all(isinstance(header.get(name), kind) for name, kind in kinds.items()):
-        return None, [Damage(1, "broken line")]
-    return header, []
+        return None
+    for name, kind in (("experiment", str), ("config", dict), ("environment", dict)):
+        if not isinstance(header.get(name), kind):
+            return None
+    return header
 
 
 def _is_record(record: Row, numbered: bool) -> bool:
-    if record.get("kind") == "end":
-        return not numbered or isinstance(record.get("rows"), int)
-    return record.get("kind") == "row" and (not numbered or isinstance(record.get("row"), int))
+    counts = {"row": "row", "end": "rows"}  # the field that counts rows, by kind of line
+    kind = record.get("kind")
+    return kind in counts and (not numbered or isinstance(record.get(counts[kind]), int))
 
 
 def _parsed(line: bytes) -> Row | None:
@@ -364,6 +342,10 @@ def _parsed(line: bytes) -> Row | None:
     return record if isinstance(record, dict) else None
 
 
+def _refuse(constant: str) -> None:
+    raise ValueError(constant)  # json accepts NaN and Infinity, which are no JSON
+
+
 def _checked(line: bytes, start: int) -> Row | None:
     """The object in a line whose checksum is right, from that of the run on."""
     text, mark, tail = line.rpartition(_CHECKSUM)
@@ -372,40 +354,6 @@ def _checked(line: bytes, start: int) -> Row | None:
     return _parsed(line)
 
 
-def _refuse(constant: str) -> None:
-    raise ValueError(constant)
-
-
 def _line(record: Row, start: int = 0) -> bytes:
     text = json.dumps(record, allow_nan=False)[:-1].encode()
     return text + _CHECKSUM + b'%08x"}\n' % zlib.crc32(text, start)
-
-
-def _whole(file: int) -> bytes:
-    with open(file, "rb", closefd=False) as stream:
-        stream.seek(0)
-        return stream.read()
-
-
-def _write_all(file: int, content: bytes) -> None:
-    while content:
-        content = content[os.write(file, content) :]
-
-
-def _sync(file: int) -> None:
-    """Bring what was written to disk; pipes, devices and some file systems know no such thing."""
-    try:
-        os.fsync(file)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EROFS):
-            raise
-
-
-def _sync_folder(path: Path) -> None:
-    """Bring a new name to disk; where the system cannot, the file is there all the same."""
-    with suppress(OSError):
-        folder = os.open(os.path.dirname(os.path.realpath(path)), os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)

@@ -4,33 +4,31 @@ A file holds a header, flat rows, each written as it is measured, and an end lin
 is the whole truth about what was measured: a file with the same config and no end line is continued, one with another
 config is refused. Rows that were removed, doubled, moved or changed are seen by their numbers and checksums: they, and
 those measured together with them, are measured again. NaN and infinity, which JSON cannot hold, are written as null.
-This module imports no machine learning library; callers add the device and its like (`environment`).
+This module imports no machine learning library; callers add the device and its like (`smoothlab.environment`).
 """
 
 import dataclasses
 import glob
-import importlib.metadata
 import json
 import math
 import os
-import platform
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from smoothlab import record_files
+from smoothlab.environment import environment as environment  # scripts take it from here, beside run()
 from smoothlab.errors import BadInput
-from smoothlab.record_files import Contents, Damage, RecordFile
+from smoothlab.record_files import Contents, Damage
 
 if TYPE_CHECKING:
     import pandas
 
 Row = dict[str, Any]
-PACKAGES = ("smoothlab", "torch", "transformers", "peft", "numpy", "scipy", "tokenizers", "safetensors")
 
 
 class Experiment(Protocol):
@@ -69,21 +67,18 @@ def whole(
     tells the rows of a place apart and is the same at every place, they are the places that have each key once: those
     beside a loss too, if another place shows what belongs to one.
     """
-    keys: dict[int | None, list[Any]] = {}
+    keys: defaultdict[int | None, list[Any]] = defaultdict(list)
     doubtful: set[int | None] = set()
     for n, row in enumerate(rows):
-        if row is not None:
-            keys.setdefault(place(row), []).append(key(row) if key is not None else n)
-            if None in rows[max(n - 1, 0) : n + 2]:
-                doubtful.add(place(row))
-    if key is None:
-        good = keys.keys() - doubtful
-    else:
+        if row is None:
+            continue
+        keys[place(row)].append(n if key is None else key(row))
+        if None in rows[max(n - 1, 0) : n + 2]:
+            doubtful.add(place(row))
+    good = set(keys) - doubtful
+    if key is not None:
         complete = set().union(*keys.values())
-        good = set()
-        for at, keys_there in keys.items():
-            if len(keys_there) == len(complete) and set(keys_there) == complete:
-                good.add(at)
+        good = {place for place, held in keys.items() if len(held) == len(set(held)) == len(complete)}
         if good <= doubtful:  # no place shows for certain what belongs to one
             good = set()
     return [row for row in rows if row is not None and place(row) in good]
@@ -104,8 +99,6 @@ def run(experiment: Experiment, out: Path, *, environment: Row, overwrite: bool 
     head = {"experiment": experiment.name, "config": config, "environment": _plain(environment)}
     with record_files.opened(out) as file:
         old = None if overwrite else file.read(record_files.run_sum(head))
-        if old is not None and not (old.rows or old.finished or old.damage):
-            old = None  # a run that was stopped before its first row
         if old is not None and old.header is not None:
             finished = old.finished and not old.damage
             elsewhere = () if finished else getattr(experiment, "elsewhere", ())
@@ -116,14 +109,20 @@ def run(experiment: Experiment, out: Path, *, environment: Row, overwrite: bool 
                 print(f"smoothlab: {out} is finished ({count}); --overwrite runs it again", file=sys.stderr)
                 return out
             _tell_changes(out, old.header["environment"], head["environment"])
-        standing = _standing(out, experiment, old) if old is not None else []
-        if old is not None and old.header is not None and standing:
-            head = old.header
+        standing = [] if old is None else _standing(out, experiment, old)
         begun = time.monotonic()
         rows = list(standing)
-        with closing(_closable(experiment.rows(standing))) as fresh:
+        with closing(_generator(experiment.rows(standing))) as fresh:
             row = next(fresh, None)
-            _stand(file, old, head, standing)
+            # Only now, with a new row at hand, is anything on disk changed.
+            if old is None or not standing:
+                file.begin(head)
+            else:
+                head = old.header or head
+                if old.numbered and not old.damage and old.rows[: len(standing)] == standing:
+                    file.resume(head, len(standing))
+                else:
+                    file.rewrite(head, standing)
             while row is not None:
                 rows.append(_plain(row))
                 file.append(rows[-1])
@@ -160,29 +159,6 @@ class Writer:
         self._stack.close()
 
 
-def environment(**known: Any) -> Row:
-    """What a reader needs to judge or repeat the numbers: versions, machine, git commit, and what the caller adds.
-
-    Args:
-        known: what only the caller knows, e.g. device, threads, dtype.
-    """
-    packages: dict[str, str | None] = {}
-    for package in PACKAGES:
-        try:
-            packages[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            packages[package] = None
-    return {
-        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpu": _cpu(),
-        "packages": packages,
-        "git": _commit(),
-        **known,
-    }
-
-
 def load(
     pattern: str | Path | Sequence[str | Path], *, damaged: Literal["refuse", "leave out"] = "refuse"
 ) -> "pandas.DataFrame":
@@ -212,23 +188,24 @@ def load(
     """
     import pandas
 
-    paths: list[str] = []
     patterns = [pattern] if isinstance(pattern, str | Path) else pattern
+    paths: dict[str, None] = {}  # in order, and a file that two patterns match once
     for name in patterns:
         matches = [str(name)]
         if not os.path.exists(name):  # a name that looks like a pattern comes first
             matches = sorted(glob.glob(str(name), recursive=True))
         if not matches:
             raise BadInput(f"no record file matches {str(name)!r}; check the path, or measure first with --out {name}")
-        paths += [path for path in matches if path not in paths]
+        paths |= dict.fromkeys(matches)
     rows, headers = [], {}
     for path in paths:
         contents = record_files.read(Path(path))
         if contents.header is None or (contents.damage and damaged == "refuse"):
             raise _unreadable(Path(path), contents.damage)
         headers[path] = contents.header
-        name = contents.header["experiment"]
-        rows += [{"path": path, "experiment": name, **_renamed(row)} for row in contents.rows if row is not None]
+        for row in contents.rows:
+            if row is not None:
+                rows.append({"path": path, "experiment": contents.header["experiment"], **_renamed(row)})
     if not rows:
         raise BadInput(f"{', '.join(paths)} holds no row yet; wait for the run, or start it again to continue it")
     table = pandas.DataFrame(rows)
@@ -269,12 +246,12 @@ def _plain(value: Any) -> Any:
     """`value` as JSON holds it: paths as text, numpy and torch numbers as Python's, NaN and infinity as None."""
     if value is None or isinstance(value, bool | int | str):
         return value
-    if isinstance(value, float):
+    if isinstance(value, float):  # numpy's float64 is one too
         return float(value) if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {str(key): _plain(one) for key, one in value.items()}
+        return {str(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
+        return [_plain(entry) for entry in value]
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if hasattr(value, "tolist"):  # numpy and torch scalars and arrays
@@ -282,55 +259,40 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"a record cannot hold a {type(value).__name__}")
 
 
-def _closable(rows: Iterator[Row]) -> Any:
-    """`rows` as a generator, so that its finally blocks run at once when the run stops."""
-    return rows if hasattr(rows, "close") else (row for row in rows)
+def _generator(rows: Iterable[Row]) -> Generator[Row]:
+    """A generator can be closed: an experiment's finally blocks then run at once when the run stops."""
+    yield from rows
 
 
 def _standing(out: Path, experiment: Experiment, old: Contents) -> list[Row]:
     """The rows of a stopped or damaged file that stand, in order; the others are reported on stderr."""
-    there = [row for row in old.rows if row is not None]
-    if old.header is None and not (there and old.numbered):
-        raise _unreadable(out, old.damage)
-    rows: list[Row | None] = []
+    known: list[Row | None] = []
     for row in old.rows:
         if row is not None and _place(experiment, row) is None:
             row = None  # not what the experiment writes
-        rows.append(row)
+        known.append(row)
     if not old.finished:
-        rows.append(None)
+        known.append(None)
+    there = [row for row in old.rows if row is not None]
+    if old.header is None and not (there and old.numbered):
+        raise _unreadable(out, old.damage)
     what = f"{out} lacks rows"
     if old.damage:
         what = _listed(out, old.damage)
     stand: list[Row] = []
     if there:
         try:
-            stand = experiment.standing(rows)
+            stand = experiment.standing(known)
         except BadInput as error:
             if old.damage:
                 raise BadInput(f"{what}; {error}") from None
             raise
-    if old.damage or not _begins_with(old.rows, stand):
-        kept = set(map(id, stand))
+    if old.damage or old.rows[: len(stand)] != stand:
+        kept = set(map(id, stand))  # by identity: a row that is there twice may stand once
         names = [f"{experiment.unit} {row.get(experiment.unit)}" for row in there if id(row) not in kept]
         again = ", ".join(dict.fromkeys(names)) or "only what is not there"
         print(f"smoothlab: {what}; {len(stand)} rows stand, measured again: {again}", file=sys.stderr)
     return _ordered(experiment, stand)
-
-
-def _stand(file: RecordFile, old: Contents | None, head: Row, standing: Sequence[Row]) -> None:
-    """Bring the file to where it holds the rows that stand, and nothing else."""
-    if not standing or old is None:
-        file.begin(head)
-    elif old.numbered and not old.damage and _begins_with(old.rows, standing):
-        file.resume(head, len(standing), old.ends[len(standing) - 1])
-    else:
-        file.rewrite(head, standing)
-
-
-def _begins_with(rows: Sequence[Row | None], first: Sequence[Row]) -> bool:
-    same = all(row is other for row, other in zip(rows, first, strict=False))
-    return same and len(first) <= len(rows)
 
 
 def _place(experiment: Experiment, row: Row) -> int | None:
@@ -366,11 +328,7 @@ def _check_same(out: Path, old: Row, new: Row, elsewhere: Sequence[str]) -> None
     fix = "choose another --out, or discard what is there with --overwrite"
     if old["experiment"] != new["experiment"]:
         raise BadInput(f"{out} holds the experiment {old['experiment']}, not {new['experiment']}; {fix}")
-    configs = dict(_plain(old["config"])), dict(new["config"])
-    for config in configs:
-        for name in elsewhere:
-            config.pop(name, None)
-    difference = _first_difference(*configs)
+    difference = _first_difference(_plain(old["config"]), new["config"], elsewhere)
     if difference is not None:
         name, there, here = difference
         raise BadInput(f"{out} holds a run with {name} = {there}, this one has {name} = {here}; {fix}")
@@ -378,17 +336,19 @@ def _check_same(out: Path, old: Row, new: Row, elsewhere: Sequence[str]) -> None
 
 def _tell_changes(out: Path, old: Row, new: Row) -> None:
     """Say on stderr if the machine or the versions changed: the rows may then differ in their last digits."""
-    difference = _first_difference({**old, "date": None}, {**new, "date": None})
+    difference = _first_difference(old, new, ignored=("date",))
     if difference is not None:
         name, there, here = difference
         change = f"it began with {name} = {there}, now {name} = {here}"
         print(f"smoothlab: continuing {out} in another environment ({change})", file=sys.stderr)
 
 
-def _first_difference(old: Row, new: Row) -> tuple[str, str, str] | None:
+def _first_difference(old: Row, new: Row, ignored: Sequence[str] = ()) -> tuple[str, str, str] | None:
     """Name and both values (as JSON) of the first field that differs, in the order of `new`."""
-    for name in [*new, *(name for name in old if name not in new)]:
+    for name in new | old:
         there, here = old.get(name, "absent"), new.get(name, "absent")
+        if name in ignored:
+            continue
         if isinstance(there, dict) and isinstance(here, dict):
             inner = _first_difference(there, here)
             if inner is not None:
@@ -396,31 +356,3 @@ def _first_difference(old: Row, new: Row) -> tuple[str, str, str] | None:
         elif there != here or (name in old) != (name in new):
             return name, json.dumps(there), json.dumps(here)
     return None
-
-
-def _cpu() -> str | None:
-    """The processor's name."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or None
-
-
-def _commit() -> str | None:
-    """The git commit of the checkout that this package runs from, with "+changes" if files differ; else None."""
-    root = Path(__file__).resolve().parents[1]
-    if not (root / ".git").exists():
-        return None
-    options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 10, "check": True}
-    git = ["git", "-C", str(root)]
-    try:
-        commit: str = subprocess.run([*git, "rev-parse", "HEAD"], **options).stdout.strip()
-        changes = subprocess.run([*git, "status", "--porcelain", "--untracked-files=no"], **options).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
-    if changes:
-        commit += "+changes"
-    return commit

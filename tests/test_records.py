@@ -430,6 +430,9 @@ def test_load_says_what_is_missing(tmp_path):
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(BadInput, match="is empty"):
         records.load(tmp_path / "empty.jsonl")
+    (tmp_path / "half.jsonl").write_text('{"kind": "hea')
+    with pytest.raises(BadInput, match="holds a part of its header; wait for the run"):
+        records.load(tmp_path / "half.jsonl")
     run(Walk(steps=0), tmp_path / "none.jsonl")
     with pytest.raises(BadInput, match="holds no row yet"):
         records.load(tmp_path / "none.jsonl")

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from smoothlab.disk import locked_file
 from smoothlab.errors import BadInput
-from smoothlab.record_files import locked_file
 
 NAME = ".lock"
 """File in a locked folder."""

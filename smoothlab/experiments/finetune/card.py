@@ -5,10 +5,10 @@ import shlex
 from dataclasses import fields
 from typing import Any
 
+from smoothlab.environment import PACKAGES
 from smoothlab.experiments.finetune.config import FinetuneOptions
 from smoothlab.experiments.finetune.options import grid, used
 from smoothlab.experiments.options import option
-from smoothlab.records import PACKAGES
 
 
 def command(run: FinetuneOptions) -> str:
