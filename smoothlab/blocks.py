@@ -7,7 +7,7 @@ returns the mean loss of one fixed minibatch at the current parameters, and `Blo
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -20,8 +20,6 @@ Loss = Callable[[], Tensor]
 """The mean loss of ONE fixed minibatch at the current parameters: deterministic, no argument, a scalar."""
 
 _RUN = 1 << 16  # entries summed in working precision before fp64 takes over
-_PASS = 1 << 18  # entries that a pass over several vectors handles at a time: they stay in cache
-_SMALL = 1 << 13  # below that many entries a call costs more than its work
 
 
 @dataclass(frozen=True)
@@ -40,9 +38,9 @@ class Block:
     def __post_init__(self) -> None:
         if not self.params:
             raise BadInput(f"block '{self.name}' has no parameters: leave it out or widen its pattern")
-        kinds = {(p.dtype, p.device) for p in self.params}
+        kinds = sorted({f"{p.dtype} on {p.device}" for p in self.params})
         if len(kinds) > 1:
-            listed = ", ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds))
+            listed = ", ".join(kinds)
             raise BadInput(f"block '{self.name}' mixes {listed}: split it, or convert it to one dtype and device")
 
     @property
@@ -93,44 +91,43 @@ def by_name(blocks: Iterable[Block]) -> dict[str, Block]:
     for block in blocks:
         if block.name in named:
             raise BadInput(f"two blocks are called '{block.name}': give each its own name")
-        if any(not p.requires_grad for p in block.params):
-            raise BadInput(f"block '{block.name}' has frozen parameters: set requires_grad_(True) to measure it")
-        _check_kind(block)
         named[block.name] = block
+        for p in block.params:
+            if not p.requires_grad:
+                raise BadInput(f"block '{block.name}' has frozen parameters: set requires_grad_(True) to measure it")
+            if p.is_meta:
+                raise BadInput(
+                    f"block '{block.name}' has parameters without memory (device meta), as accelerate's offloading "
+                    "leaves them: load the model without device_map and offloading, or leave the block out"
+                )
+            if p.is_complex():
+                raise BadInput(
+                    f"block '{block.name}' has complex parameters ({p.dtype}): hold real and imaginary parts as two "
+                    "real parameters (torch.view_as_real), or leave the block out"
+                )
+            if p.is_inference():  # autograd cannot save such a tensor for a backward pass
+                raise BadInput(
+                    f"block '{block.name}' was made under torch.inference_mode(): load the model outside of it"
+                )
     return named
 
 
-def _check_kind(block: Block) -> None:
-    """Refuse parameters that cannot be moved and differentiated as real numbers in memory."""
-    for p in block.params:
-        if p.is_meta:
-            raise BadInput(
-                f"block '{block.name}' has parameters without memory (device meta), as accelerate's offloading leaves "
-                "them: load the model without device_map and offloading, or leave the block out"
-            )
-        if p.is_complex():
-            raise BadInput(
-                f"block '{block.name}' has complex parameters ({p.dtype}): hold real and imaginary parts as two real "
-                "parameters (torch.view_as_real), or leave the block out"
-            )
-        if p.is_inference():
-            raise BadInput(f"block '{block.name}' was made under torch.inference_mode(): load the model outside of it")
-
-
-def check_partition(blocks: Iterable[Block], parameters: Iterable[tuple[str, Tensor]]) -> None:
+def check_partition(blocks: Collection[Block], parameters: Iterable[tuple[str, Tensor]]) -> None:
     """Check that every named parameter lies in exactly one block and that no two share memory in part.
 
     Raises:
         BadInput: names the parameter and the blocks it is in, the parameter in none, or the two that share memory.
     """
+    # By identity: tensors compare entry by entry. A tied parameter has several names and is one parameter.
     names = {id(p): name for name, p in parameters}
     owner: dict[int, str] = {}
+    memory: Counter[int] = Counter()
     for block in blocks:
         for p in block.params:
             if id(p) in owner:
                 raise BadInput(
-                    f"parameter {names.get(id(p), tuple(p.shape))} is in blocks '{owner[id(p)]}' and '{block.name}': "
-                    "make the patterns exclude each other"
+                    f"parameter {names[id(p)]} is in blocks '{owner[id(p)]}' and '{block.name}': make the patterns "
+                    "exclude each other"
                 )
             if id(p) not in names:
                 raise BadInput(
@@ -138,16 +135,17 @@ def check_partition(blocks: Iterable[Block], parameters: Iterable[tuple[str, Ten
                     "the blocks after the model is complete"
                 )
             owner[id(p)] = block.name
+            if p.numel():  # tensors without entries share the address 0
+                memory[p.untyped_storage().data_ptr()] += 1
     for key, name in names.items():
         if key not in owner:
             raise BadInput(f"parameter {name} is in no block: add a pattern that matches it")
-    memory = Counter(p.untyped_storage().data_ptr() for block in blocks for p in block.params if p.numel())
     for block in blocks:
         for p in block.params:
-            if p.numel() and memory[p.untyped_storage().data_ptr()] > 1:
+            if memory[p.untyped_storage().data_ptr()] > 1:
                 raise BadInput(
-                    f"parameter {names.get(id(p), tuple(p.shape))} shares its memory with another parameter: tie them "
-                    "as one nn.Parameter, or give each its own memory with p.data = p.data.clone()"
+                    f"parameter {names[id(p)]} shares its memory with another parameter: tie them as one "
+                    "nn.Parameter, or give each its own memory with p.data = p.data.clone()"
                 )
 
 
@@ -167,88 +165,18 @@ def norm(a: Tensor) -> float:
     return math.sqrt(dot(a, a))
 
 
-def in_passes(work: Callable[..., None], out: Sequence[Tensor], *vectors: Sequence[Tensor]) -> None:
-    """Calls work(place, *pieces) until every entry of `out` was a place once; pieces are the same entries of `vectors`.
-
-    All are given as flat tensors, one a parameter; `work` is entrywise, and writes to its place. Large tensors are cut,
-    so that a piece stays in cache whatever is done with it; small ones, of which transformers have many, are gathered.
-    """
-    small: list[int] = []
-
-    def gathered() -> None:
-        sizes = [out[i].numel() for i in small]
-        target = out[0].new_empty(sum(sizes))
-        work(target, *(torch.cat([vector[i] for i in small]) for vector in vectors))
-        torch.split_with_sizes_copy(target, sizes, out=[out[i] for i in small])
-        small.clear()
-
-    waiting = 0
-    for i, target in enumerate(out):
-        size = target.numel()
-        if size < _SMALL:
-            if waiting + size > _PASS:
-                gathered()
-                waiting = 0
-            small.append(i)
-            waiting += size
-        elif size <= _PASS:
-            work(target, *(vector[i] for vector in vectors))
-        else:
-            cut = -(-size // -(-size // _PASS))  # pieces of equal size
-            for pieces in zip(target.split(cut), *(vector[i].split(cut) for vector in vectors), strict=True):
-                work(*pieces)
-    if small:
-        gathered()
-
-
 @contextmanager
 def standing_at(block: Block, tensors: Sequence[Tensor]) -> Iterator[None]:
     """Inside the context the parameters point at `tensors`; their own memory is neither read nor written."""
     home = [p.data for p in block.params]
     try:
+        # Setting .data leaves the version of p as it is: autograd, and who watches for writes, see none.
         for p, tensor in zip(block.params, tensors, strict=True):
             p.data = tensor
         yield
     finally:
         for p, own in zip(block.params, home, strict=True):
             p.data = own
-
-
-class Shift:
-    """Moves a block along a vector by pointing its parameters at other memory: its own is never written.
-
-    Costs one copy of the block. The parameters are the old ones to the bit afterwards, also after an exception.
-    """
-
-    def __init__(self, block: Block) -> None:
-        self.block = block
-        self.realized = 0.0
-        # A tensor each, not one flat vector: matrix products want memory that is aligned.
-        self._moved = [
-            torch.empty_like(p, requires_grad=False, memory_format=torch.contiguous_format) for p in block.params
-        ]
-        self._flat = [moved.view(-1) for moved in self._moved]
-
-    @contextmanager
-    def along(self, v: Tensor, h: float) -> Iterator[None]:
-        """Inside the context the block stands at fl(theta + h v).
-
-        `realized` is then <delta, v> with delta = fl(theta + h v) - theta, the move that rounding let through.
-        """
-        home = [p.data for p in self.block.params]
-        products = []
-
-        def move(end: Tensor, start: Tensor, direction: Tensor) -> None:
-            torch.add(start, direction, alpha=h, out=end)
-            if direction.dtype.itemsize == 2:  # products would leave the range of fp16
-                end, start, direction = end.float(), start.float(), direction.float()
-            # Not torch.dot: where tensors of odd sizes leave a piece unaligned, it loses 6 bits over 2^16 entries.
-            products.append((end - start).mul_(direction).sum())
-
-        in_passes(move, self._flat, [values.reshape(-1) for values in home], self.block.split(v))
-        self.realized = float(torch.stack(products).double().sum())
-        with standing_at(self.block, self._moved):
-            yield
 
 
 @contextmanager
@@ -277,18 +205,20 @@ def fixed_loss(compute: Loss, module: nn.Module, *, train: bool = False, seed: i
     True
     """
     modules = list(module.modules())  # walking a transformer takes a quarter of a small one's forward pass
-    devices = list({p.device for p in module.parameters() if p.device.type == "cuda"})
+    devices = {p.device for p in module.parameters() if p.device.type == "cuda"}
 
     def loss() -> Tensor:
         flags = [m.training for m in modules]
-        changes = not all(flag == train for flag in flags)
-        buffers = [(b, b.data) for b in module.buffers()] if train else []
-        for buffer, kept in buffers:
-            buffer.data = kept.clone()  # what compute() writes to, and autograd remembers, is not the module's own
-        with torch.random.fork_rng(devices=devices):
+        changes = (not train) in flags
+        buffers = []
+        if train:  # in eval mode no module of torch writes to its buffers
+            for buffer in module.buffers():
+                buffers.append((buffer, buffer.data))
+                buffer.data = buffer.data.clone()  # compute() writes to this one, and autograd remembers it
+        with torch.random.fork_rng(devices=list(devices)):
             try:
                 if changes:
-                    module.train(train)
+                    module.train(train)  # as a module may have it: one that keeps its norms frozen overrides train()
                 torch.manual_seed(seed)
                 return compute()
             finally:

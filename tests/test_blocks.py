@@ -6,8 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from smoothlab import blocks as module_under_test
-from smoothlab.blocks import Block, Shift, check_partition, dot, fixed_loss, flatten, in_passes, norm
+from smoothlab import shift as module_of_passes
+from smoothlab.blocks import Block, check_partition, dot, fixed_loss, flatten, norm
 from smoothlab.errors import BadInput
+from smoothlab.shift import Shift, in_passes
 from smoothlab.zeroth.distributions import draw
 
 DISTRIBUTIONS = ("gaussian", "rademacher", "sphere")
@@ -139,8 +141,8 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_pass_visits_every_entry_once_in_few_pieces(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module_under_test, "_PASS", 100)
-    monkeypatch.setattr(module_under_test, "_SMALL", 10)
+    monkeypatch.setattr(module_of_passes, "_PASS", 100)
+    monkeypatch.setattr(module_of_passes, "_SMALL", 10)
     sizes = LAYOUTS[layout]
     a, b, found = (normal(sum(sizes), seed=seed) for seed in (1, 2, 3))
     visited = []

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from smoothlab.blocks import Block, Loss, Shift, by_name, dot, flatten, in_passes, norm
+from smoothlab.blocks import Block, Loss, by_name, dot, flatten, norm
 from smoothlab.errors import BadInput
 from smoothlab.hessian.gradients import LossAtPoint, block_gradients, finite, plain_words
 from smoothlab.hessian.loss_graph import read_graph
 from smoothlab.hessian.norms import Hessian, NormEstimate
+from smoothlab.shift import Shift, in_passes
 
 Scheme = Literal["forward", "central"]
 

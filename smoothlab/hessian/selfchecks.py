@@ -36,11 +36,12 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from smoothlab.blocks import Block, Loss, Shift, dot, norm
+from smoothlab.blocks import Block, Loss, dot, norm
 from smoothlab.hessian.deflation import Deflation
 from smoothlab.hessian.disagreements import DOUBTFUL, Disagreement, WrongProducts, refuse_gross
 from smoothlab.hessian.gradients import LossAtPoint
 from smoothlab.hessian.loss_graph import LossGraph, groups_by_reader
+from smoothlab.shift import Shift
 
 _ROUNDINGS = 4.0  # rounding error of a loss, in units of eps |f|: sums of many terms are off by a few
 _ABOVE = 200.0  # change of the loss, in units of its rounding, at which a direction is first looked at

@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from smoothlab.blocks import Block, Shift, dot, fixed_loss, norm
+from smoothlab.blocks import Block, dot, fixed_loss, norm
 from smoothlab.errors import BadInput
 from smoothlab.hessian.products import ExactHessian, FiniteDifferenceHessian
 from smoothlab.llm.adapters import attach, check_derivatives, pool_at_last_token, virtual_tokens
 from smoothlab.llm.partition import live_parameters, partition, unfreeze
 from smoothlab.llm.peft_methods import MEASURABLE, PEFT_METHODS, attachable
+from smoothlab.shift import Shift
 from smoothlab.zeroth.distributions import draw
 from tests.cases import ADAPTER_CASES, WRONG_DERIVATIVES
 from tests.llm.tiny import IDS, LABELS, MASK, exact_norms, tiny

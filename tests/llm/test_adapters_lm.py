@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from smoothlab.blocks import Shift, dot, fixed_loss, norm
+from smoothlab.blocks import dot, fixed_loss, norm
 from smoothlab.errors import BadInput
 from smoothlab.llm import adalora
 from smoothlab.llm.adapters import attach, virtual_tokens
@@ -16,6 +16,7 @@ from smoothlab.llm.evaluate import Encoded, accuracy, accuracy_one_by_one, batch
 from smoothlab.llm.partition import live_parameters, partition
 from smoothlab.llm.peft_methods import MEASURABLE, PEFT_METHODS, attachable
 from smoothlab.llm.tasks import Kind
+from smoothlab.shift import Shift
 from smoothlab.zeroth.distributions import draw
 from tests.cases import ADAPTER_CASES
 from tests.llm.tiny import encoded, exact_norms, other_family, tiny_lm
