@@ -26,8 +26,8 @@ from torch import Tensor
 from smoothlab.blocks import Block, standing_at
 from smoothlab.errors import BadInput
 from smoothlab.optim.groups import Group, check_depends, checked, warn_short
-from smoothlab.optim.seedlog import SeedLog, descend, replay
-from smoothlab.optim.seedlog import widened as masters_of
+from smoothlab.optim.masters import descend, masters_of, round_to
+from smoothlab.optim.seedlog import SeedLog, replay
 from smoothlab.optim.summation import Peers, Terms, Tree, in_order, over_all, widened
 from smoothlab.zeroth.closures import AGAIN, Watch, check_same, check_written, same_function
 from smoothlab.zeroth.directional import Directional
@@ -415,11 +415,8 @@ class HybridSGD(torch.optim.Optimizer):
                 self.log.cut(self.steps)
             raise
 
-    @torch.no_grad()
     def _move(self, k: int, group: Group, gradient: Directional) -> None:
         block = self._blocks[k]
-        target = self._masters.get(k, block)
-        descend(target, gradient, group["lr"], group["weight_decay"])
-        if target is not block:
-            for p, master in zip(block.params, target.params, strict=True):
-                p.copy_(master)
+        masters = self._masters.get(k, block)
+        descend(masters, gradient, group["lr"], group["weight_decay"])
+        round_to(block, masters)

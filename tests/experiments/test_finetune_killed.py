@@ -1,6 +1,5 @@
 """`smoothlab finetune` killed at given places, and started again: rows, checkpoints and saved weights to the bit."""
 
-import json
 import os
 from functools import partial
 from pathlib import Path
@@ -10,7 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from smoothlab import records
+from smoothlab import record_files
 from smoothlab.llm.checkpoints import Folder
 from smoothlab.optim import seedlog
 from smoothlab.optim.hybrid import HybridSGD
@@ -29,27 +28,23 @@ RUNS = {
 """With Adam but where they say so; 16 steps of AdaLoRA give up a third of its ranks, from step 2 to 8."""
 
 
-def half_line(out: Path, file: int, record: dict[str, Any]) -> None:
-    os.ftruncate(file, os.fstat(file).st_size - len(json.dumps(record)) // 2)
-
-
 def half_file(tensors: dict[str, torch.Tensor], path: Path) -> None:
     os.truncate(path, os.path.getsize(path) // 2)
 
 
-def half_entry(file: int, content: bytes) -> None:
+def half_written(file: int, content: bytes) -> None:
     os.ftruncate(file, os.fstat(file).st_size - len(content) // 2)
 
 
 PLACES: dict[str, Plant] = {
     "within a step, x moved and y not": dies(HybridSGD, "_move", 3, after=True),
-    "within a row": dies(records, "_append", 2, undo=half_line),
+    "within a row": dies(record_files, "write_all", 2, undo=half_written),
     "before the row's snapshots": dies(Folder, "put", 1),
     "within a snapshot": dies(safetensors.torch, "save_file", 1, undo=half_file),
     "before its renaming": dies(Path, "replace", 1),
     "after its renaming": dies(Path, "replace", 1, after=True),
     "before the snapshots of earlier rows are deleted": dies(Folder, "keep", 1),
-    "within an entry of the seed log": dies(seedlog, "_write", 2, undo=half_entry),
+    "within an entry of the seed log": dies(seedlog, "write_all", 2, undo=half_written),
 }
 """Each process goes on from what the killed one before has left."""
 FEW = ["within a step, x moved and y not", "within a snapshot", "after its renaming"]

@@ -16,7 +16,8 @@ from smoothlab.algorithm1.reference import one_replica
 from smoothlab.blocks import Block, Loss
 from smoothlab.errors import BadInput
 from smoothlab.optim.hybrid import HybridSGD
-from smoothlab.optim.seedlog import ENTRY, SeedLog, replay
+from smoothlab.optim.seedlog import SeedLog, replay
+from smoothlab.optim.seedlog_file import ENTRY
 from smoothlab.zeroth.directional import Directional
 from smoothlab.zeroth.distributions import Distribution, Gaussian
 from smoothlab.zeroth.estimators import ZerothOrder

@@ -12,7 +12,8 @@ from torch import nn
 
 from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
-from smoothlab.optim.seedlog import BODY, ENTRY, SeedLog, replay
+from smoothlab.optim.seedlog import SeedLog, replay
+from smoothlab.optim.seedlog_file import BODY, ENTRY
 from smoothlab.zeroth.directional import Directional
 from smoothlab.zeroth.distributions import Gaussian, Rademacher, Sparse
 
