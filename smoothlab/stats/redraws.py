@@ -38,7 +38,8 @@ def mean_of_replicates(replicates: Sequence[Sequence[float]]) -> Interval:
     def studentized(z: float) -> float:
         if abs(s) < 1e-6:
             return z
-        return 3 / s * (math.cbrt(1 + s * (z - s / 6)) - 1)
+        root: float = math.cbrt(1 + s * (z - s / 6))
+        return 3 / s * (root - 1)
 
     return Interval(middle, middle - error * studentized(t), middle - error * studentized(-t))
 
