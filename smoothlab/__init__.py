@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from smoothlab.algorithm1.engine import Algorithm1
     from smoothlab.blocks import Block, fixed_loss
+    from smoothlab.hessian.dataset import DatasetHessian, DatasetNorm
     from smoothlab.hessian.norms import NormEstimate
     from smoothlab.hessian.products import ExactHessian, FiniteDifferenceHessian, frobenius
     from smoothlab.hessian.trajectory import SmoothnessHook, schedule
@@ -31,17 +32,18 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0.dev0"
 __all__ = [
-    "Algorithm1", "Barrier", "Block", "ControlVariate", "Coordinate", "Cosh", "Directional", "Distribution",
-    "Estimator", "ExactHessian", "Exponential", "FiniteDifferenceHessian", "Gaussian", "HybridSGD", "LowRank",
-    "Masked", "NormEstimate", "Oscillating", "Points", "Power", "Preconditioned", "Quadratic", "Rademacher",
-    "SeedLog", "SmoothnessCallback", "SmoothnessHook", "Sparse", "Sphere", "Taylor", "Trainer", "ZerothOrder",
-    "__version__", "fixed_loss", "frobenius", "linear_factor", "load", "mean", "objective", "partition", "replay",
-    "schedule", "second_moment",
+    "Algorithm1", "Barrier", "Block", "ControlVariate", "Coordinate", "Cosh", "DatasetHessian", "DatasetNorm",
+    "Directional", "Distribution", "Estimator", "ExactHessian", "Exponential", "FiniteDifferenceHessian",
+    "Gaussian", "HybridSGD", "LowRank", "Masked", "NormEstimate", "Oscillating", "Points", "Power",
+    "Preconditioned", "Quadratic", "Rademacher", "SeedLog", "SmoothnessCallback", "SmoothnessHook", "Sparse",
+    "Sphere", "Taylor", "Trainer", "ZerothOrder", "__version__", "fixed_loss", "frobenius", "linear_factor", "load",
+    "mean", "objective", "partition", "replay", "schedule", "second_moment",
 ]  # fmt: skip
 
 _NAMES = {
     "algorithm1.engine": "Algorithm1",
     "blocks": "Block fixed_loss",
+    "hessian.dataset": "DatasetHessian DatasetNorm",
     "hessian.norms": "NormEstimate",
     "hessian.products": "ExactHessian FiniteDifferenceHessian frobenius",
     "hessian.trajectory": "SmoothnessHook schedule",
