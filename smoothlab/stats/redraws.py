@@ -32,7 +32,7 @@ def mean_of_replicates(replicates: Sequence[Sequence[float]]) -> Interval:
     error = deviation / n**0.5
     if error <= 1e-15 * abs(middle):  # equal replicates
         return Interval(middle, middle, middle)
-    s = float(((x - middle) ** 3).mean() / x.var() ** 1.5) / n**0.5
+    s = float(((x - middle) ** 3).mean() / x.var() ** 1.5) / math.sqrt(n)
     t = float(special.stdtrit(n - 1, (1 + _INNER) / 2))
 
     def studentized(z: float) -> float:
