@@ -180,16 +180,16 @@ def standing_at(block: Block, tensors: Sequence[Tensor]) -> Iterator[None]:
 
 
 @contextmanager
-def differentiable(blocks: Iterable[Block]) -> Iterator[None]:
-    """Inside the context the blocks' parameters require gradients, also those that training keeps frozen."""
-    frozen = [p for block in blocks for p in block.params if not p.requires_grad]
+def differentiable(blocks: Iterable[Block], required: bool = True) -> Iterator[None]:
+    """Inside the context all parameters of the blocks require gradients, or none does, whatever training has chosen."""
+    other = [p for block in blocks for p in block.params if p.requires_grad != required]
     try:
-        for p in frozen:
-            p.requires_grad_(True)
+        for p in other:
+            p.requires_grad_(required)
         yield
     finally:
-        for p in frozen:
-            p.requires_grad_(False)
+        for p in other:
+            p.requires_grad_(not required)
 
 
 def fixed_loss(compute: Loss, module: nn.Module, *, train: bool = False, seed: int = 0) -> Loss:

@@ -22,25 +22,29 @@ def checked(groups: Iterable[Group], lr: float, weight_decay: float) -> list[Gro
     Raises:
         BadInput: see `HybridSGD`.
     """
-    complete: list[Group] = []
-    owners: dict[tuple[Any, ...], str] = {}
+    complete: dict[str, Group] = {}
+    owners: dict[tuple[int, int], str] = {}
     for k, partial in enumerate(groups):
         group = {"name": f"group {k}", "oracle": None, "lr": lr, **partial}
-        group["params"] = [partial["params"]] if isinstance(partial["params"], Tensor) else list(partial["params"])
         name, exact = group["name"], group["oracle"] is None
+        if isinstance(group["params"], Tensor):
+            group["params"] = [group["params"]]
+        group["params"] = list(group["params"])  # a generator, as of module.parameters(), is read once
         if not group["params"]:
             raise BadInput(f"group '{name}' has no parameters: leave it out, or look at what should be in it")
-        if any(other["name"] == name for other in complete):
+        if name in complete:
             raise BadInput(f"two groups are named '{name}': give each a name of its own")
-        lack = None if exact else missing(group["oracle"])
-        if lack is not None:
-            raise BadInput(
-                f"oracle {group['oracle']!r} of group '{name}' {lack}: use None (exact), ZerothOrder, or a class that "
-                "meets smoothlab.zeroth.estimators.Estimator"
-            )
+        if not exact:
+            lack = missing(group["oracle"])
+            if lack is not None:
+                raise BadInput(
+                    f"oracle {group['oracle']!r} of group '{name}' {lack}: use None (exact), ZerothOrder, or a class "
+                    "that meets smoothlab.zeroth.estimators.Estimator"
+                )
+        # torch's capturable optimizers hold a rate as a tensor, which a comparison would bring from the device.
         if not (isinstance(group["lr"], Tensor) or 0 <= group["lr"] < float("inf")):
             raise BadInput(f"lr = {group['lr']} of group '{name}': use a finite rate of at least 0")
-        if weight_decay or not exact:
+        if weight_decay or not exact:  # a decay of 0 would displace the default of `exact`, as AdamW's 0.01
             group.setdefault("weight_decay", weight_decay)
         if not 0 <= group.get("weight_decay", 0.0) < float("inf"):
             raise BadInput(f"weight_decay = {group['weight_decay']} of group '{name}': use a number of at least 0")
@@ -52,27 +56,29 @@ def checked(groups: Iterable[Group], lr: float, weight_decay: float) -> list[Gro
                     f"group '{name}' has no oracle, but a parameter of shape {tuple(p.shape)} that is frozen "
                     "(requires_grad = False): give the group an estimator, or let the parameter require a gradient"
                 )
-            memory = (p.untyped_storage().data_ptr(), p.storage_offset()) if p.numel() else (id(p),)
+            memory = (p.untyped_storage().data_ptr(), p.storage_offset())
+            if not p.numel():  # tensors without entries share the address 0
+                memory = (id(p), 0)
             if memory in owners:
                 raise BadInput(
                     f"a parameter of shape {tuple(p.shape)} is in groups '{owners[memory]}' and '{name}' (a tie, "
                     "or the same one twice): keep it in one"
                 )
             owners[memory] = name
-        complete.append(group)
+        complete[name] = group
     if not complete:
         raise BadInput("no groups: give at least one, a dict with params")
-    return complete
+    return list(complete.values())
 
 
 def check_depends(loss: Loss, block: Block, gradient: Directional) -> None:
-    """Differences that are all 0 at first: is the loss a function of the block at all, or could it hold NaNs?
+    """Differences that are all 0 at first: is the loss a function of the block at all?
 
     Raises:
-        BadInput: the loss is finite with NaNs there.
+        BadInput: the loss is finite with NaNs in the block, which would spread to whatever depends on them.
     """
     if gradient.anchor is not None or any(c for _, c in gradient.terms):
-        return
+        return  # a loss that is even in the block has differences of 0 too: these alone prove nothing
     with torch.no_grad(), standing_at(block, [torch.full_like(p, math.nan) for p in block.params]):
         try:
             free = bool(torch.isfinite(loss()))

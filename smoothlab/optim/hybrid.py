@@ -14,8 +14,8 @@ Several closures in one step are parts of one minibatch; their losses and gradie
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,17 +23,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from smoothlab.blocks import Block, standing_at
+from smoothlab.blocks import Block, differentiable, standing_at
 from smoothlab.errors import BadInput
 from smoothlab.optim.groups import Group, check_depends, checked, warn_short
 from smoothlab.optim.masters import descend, masters_of, round_to
+from smoothlab.optim.minibatch import Closure, Minibatch
 from smoothlab.optim.seedlog import SeedLog, replay
-from smoothlab.optim.summation import Peers, Terms, Tree, in_order, over_all, widened
+from smoothlab.optim.summation import Peers
 from smoothlab.zeroth.closures import AGAIN, Watch, check_same, check_written, same_function
 from smoothlab.zeroth.directional import Directional
-from smoothlab.zeroth.estimators import evaluate, finite, scalar
-
-Closure = Callable[[], Tensor]
+from smoothlab.zeroth.estimators import evaluate
 
 
 @dataclass(frozen=True)
@@ -125,9 +124,12 @@ class HybridSGD(torch.optim.Optimizer):
         # Whether f(x, y) is evaluated without a graph too, as with one it is rounded otherwise; None: not known yet.
         self._apart: bool | None = None
         self._exact: torch.optim.Optimizer | None = None
+        named = self.param_groups[0]
         if exact_groups:
             # The torch optimizer holds the same dicts, so that a scheduler writes to both.
             self._exact = exact(exact_groups) if exact else torch.optim.SGD(exact_groups, momentum=momentum)
+            named = exact_groups[0]
+        self._named = Block(named["name"], (named["params"][0],))  # the block that errors about the loss name
 
     def add_param_group(self, param_group: Group) -> None:
         """Refused after the start: seeds, blocks and masters go by the numbers of the groups."""
@@ -168,12 +170,15 @@ class HybridSGD(torch.optim.Optimizer):
         closures = [closure] if callable(closure) else list(closure or ())
         if not closures:
             raise BadInput("step() got no closure: give a function that computes the loss, or several")
-        with self._frozen():
+        # No activation is kept for zeroth-order groups, whose parameters require no gradient meanwhile.
+        with differentiable(self._blocks.values(), required=False):
             try:
-                loss, norm, gradients = self._at_this_point(closures)
+                loss, norm, gradients = self._at_this_point(Minibatch(closures, self.peers, self._named))
             except BaseException:
                 self.zero_grad()
                 raise
+        # All gradients are taken, and logged, before any weight moves: they are those of one point (x, y), and a step
+        # that finds no room on the disk has not happened.
         self._note(gradients)
         estimates, fractions = {}, {}
         for k, group in self._zeroth.items():
@@ -196,13 +201,13 @@ class HybridSGD(torch.optim.Optimizer):
         """
         if self.log is not None:
             self.log.force()
-        groups = []
-        for group in self.param_groups:
-            groups.append({name: value for name, value in group.items() if name not in ("params", "oracle")})
+        groups = [dict(group) for group in self.param_groups]
+        for group in groups:
+            del group["params"], group["oracle"]  # weights are the caller's to save, and an estimator is code
         state = {"steps": self.steps, "seed": self.seed, "groups": groups, "apart": self._apart}
         state |= {"exact": self._exact and self._exact.state_dict(), "masters": None}
         if masters:
-            state["masters"] = {str(k): [p.clone() for p in block.params] for k, block in self._masters.items()}
+            state["masters"] = {str(k): block.copies() for k, block in self._masters.items()}
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -214,11 +219,13 @@ class HybridSGD(torch.optim.Optimizer):
             BadInput: it is of other groups, or the seed log ends before.
         """
         names = [group["name"] for group in self.param_groups]
-        if [group.get("name") for group in state_dict["groups"]] != names:
+        if names != [group.get("name") for group in state_dict["groups"]]:
             raise BadInput(f"the optimizer's state is of other groups than {', '.join(names)}: make it with the same")
         exact, masters = state_dict["exact"], state_dict["masters"]
-        other_masters = masters is not None and set(map(int, masters)) != set(self._masters)
-        if (exact is None) != (self._exact is None) or other_masters:
+        other = (exact is None) != (self._exact is None)
+        if masters is not None and set(map(int, masters)) != set(self._masters):
+            other = True
+        if other:
             raise BadInput("the optimizer's state is of other oracles or masters: make it with the same")
         self.steps, self.seed = state_dict["steps"], state_dict["seed"]
         self._apart = state_dict.get("apart")  # states of before 0.2 have none
@@ -240,45 +247,35 @@ class HybridSGD(torch.optim.Optimizer):
         distributions = {k: group["oracle"].distribution for k, group in self._zeroth.items()}
         return replay(log, self._blocks, distributions, until, self._masters)
 
-    @contextmanager
-    def _frozen(self) -> Iterator[None]:
-        """Without gradients of zeroth-order groups: no activation is kept for them."""
-        flags = [(p, p.requires_grad) for block in self._blocks.values() for p in block.params]
-        for p, _ in flags:
-            p.requires_grad_(False)
-        try:
-            yield
-        finally:
-            for p, flag in flags:
-                p.requires_grad_(flag)
-
-    def _at_this_point(self, closures: Sequence[Closure]) -> tuple[float, float | None, dict[int, Directional]]:
+    def _at_this_point(self, minibatch: Minibatch) -> tuple[float, float | None, dict[int, Directional]]:
         """The loss, the norm of the exact gradient, which is left in the parameters, and the estimates."""
         if not self._zeroth:
-            return *self._differentiate(closures), {}
+            return *self._exact_gradient(minibatch), {}
+        plain: float | None = None
+        if self._watch is None:
+            watch, plain = self._first_look(minibatch)
+        else:
+            watch = self._watch
         values: list[float] = []
 
         def mean() -> Tensor:
             with watch.call():
-                loss = self._mean(closures)
+                loss = minibatch.loss()
             values.append(float(loss.detach()))
             return loss
 
-        plain: float | None = None
-        if self._watch is None:
-            watch, plain = self._begun(closures)
-        else:
-            watch = self._watch
-        one_sided = any(group["oracle"].sides == 1 for group in self._zeroth.values())
         with watch.step():
             graph = norm = loss = None
             if self._exact is not None:
                 with watch.call():
-                    graph, norm = self._differentiate(closures)
-            if plain is not None and graph is not None and not self._same(graph, plain) and self._apart is None:
-                self._apart = True
+                    graph, norm = self._exact_gradient(minibatch)
+            if plain is not None and graph is not None:
+                same = self._same(graph, plain, minibatch)
+                if not same and self._apart is None:  # a state that was loaded keeps to what its run did
+                    self._apart = True
+            one_sided = any(group["oracle"].sides == 1 for group in self._zeroth.values())
             if one_sided and (graph is None or self._apart):
-                loss = evaluate(mean, self._first_block())  # as f(x + mu z) is evaluated, without a graph
+                loss = evaluate(mean, self._named)  # as f(x + mu z) is evaluated, without a graph
             center = graph if loss is None else loss
             gradients = {k: self._estimate(k, group, mean, center) for k, group in self._zeroth.items()}
             if center is None:
@@ -286,16 +283,15 @@ class HybridSGD(torch.optim.Optimizer):
             if self.last is None:
                 for k, gradient in gradients.items():
                     check_depends(mean, self._blocks[k], gradient)
-            if plain is not None:
-                watch.looked()
+            if plain is None:
+                self._look_again(watch, minibatch, graph, loss)
             else:
-                self._look_again(watch, closures, graph, loss)
+                watch.looked()
         self._watch, self._apart = watch, bool(self._apart)
         return center if graph is None else graph, norm, gradients
 
-    def _begun(self, closures: Sequence[Closure]) -> tuple[Watch, float]:
+    def _first_look(self, minibatch: Minibatch) -> tuple[Watch, float]:
         """Look closely at the closures, standing at copies of the weights, to which they might write; also f(x, y)."""
-        block = self._first_block()
         watch = Watch([p for group in self.param_groups for p in group["params"]])
         with ExitStack() as stack:
             for group in self.param_groups:
@@ -305,13 +301,13 @@ class HybridSGD(torch.optim.Optimizer):
                 stack.enter_context(standing_at(own, own.copies()))
             versions = [p._version for p in watch.params]
             with watch.meeting():
-                first = evaluate(lambda: self._mean(closures), block)
-                second = evaluate(lambda: self._mean(closures), block)
-        check_written(watch.params[: len(versions)], versions)
-        check_same(first, second, f"block '{block.name}'")
+                first = evaluate(minibatch.loss, self._named)
+                second = evaluate(minibatch.loss, self._named)
+        check_written(watch.params[: len(versions)], versions)  # behind these are parameters of no group
+        check_same(first, second, f"block '{self._named.name}'")
         return watch, second
 
-    def _look_again(self, watch: Watch, closures: Sequence[Closure], graph: float | None, plain: float | None) -> None:
+    def _look_again(self, watch: Watch, minibatch: Minibatch, graph: float | None, plain: float | None) -> None:
         """Evaluate f(x, y) again, where the closures show a sign of a change or it is time to."""
         due = self.steps % AGAIN == 0
         sign = torch.tensor([float(watch.changed())], dtype=torch.float64)
@@ -319,67 +315,28 @@ class HybridSGD(torch.optim.Optimizer):
             self.peers.sum([sign])  # all processes look, or none
         if not due and not float(sign):
             return
-        block = self._first_block()
         with watch.keeping_buffers():
-            again = evaluate(lambda: self._mean(closures), block)
+            again = evaluate(minibatch.loss, self._named)
             if plain is None and again != graph:
-                plain = evaluate(lambda: self._mean(closures), block)
+                plain = evaluate(minibatch.loss, self._named)
         if plain is not None:
-            check_same(plain, again, f"block '{block.name}'")
-        if graph is not None and not self._same(graph, again) and due:
+            check_same(plain, again, f"block '{self._named.name}'")
+        if graph is not None and not self._same(graph, again, minibatch) and due:
             self._apart = True
         watch.looked()
 
-    def _same(self, graph: float, plain: float) -> bool:
-        dtypes = {self._rounded, *(group["params"][0].dtype for group in self.param_groups)}
-        return same_function(graph, plain, max(torch.finfo(dtype).eps for dtype in dtypes))
+    def _same(self, graph: float, plain: float, minibatch: Minibatch) -> bool:
+        # The coarsest number on the way from weights to loss says how far two orders of summation may differ.
+        eps = torch.finfo(minibatch.dtype).eps
+        for group in self.param_groups:
+            eps = max(eps, torch.finfo(group["params"][0].dtype).eps)
+        return same_function(graph, plain, eps)
 
-    def _mean(self, closures: Sequence[Closure]) -> Tensor:
-        """The mean loss of all parts of the minibatch."""
-        return self._mean_of([scalar(part(), self._first_block()) for part in closures])
-
-    def _mean_of(self, losses: Sequence[Tensor]) -> Tensor:
-        self._rounded = losses[0].dtype
-        parts = self._parts(losses)
-        if parts == 1:
-            return losses[0]
-        total = in_order(loss.double() for loss in losses)
-        if self.peers is not None:
-            total = total.detach().clone()
-            self.peers.sum([total])
-        return total / parts
-
-    def _parts(self, own: Sequence[object]) -> int:
-        """Parts of the minibatch in all processes."""
-        return len(own) * (self.peers.count if self.peers is not None else 1)
-
-    def _differentiate(self, closures: Sequence[Closure]) -> tuple[float, float]:
+    def _exact_gradient(self, minibatch: Minibatch) -> tuple[float, float]:
         """The mean loss, and the norm of its exact gradient, which is left in the parameters."""
         assert self._exact is not None
-        self._exact.zero_grad()
-        losses, params = [], [p for group in self._exact.param_groups for p in group["params"]]
-        tree, parts, waiting = Tree(), self._parts(closures), 0
-        narrow = any(p.dtype.itemsize == 2 for p in params)  # 16-bit gradients are added in fp32
-        for number, closure in enumerate(closures):
-            with torch.enable_grad():
-                loss = scalar(closure(), self._first_block())
-            if self.peers is None:  # of several processes, all hear of it together, from the mean
-                finite(float(loss.detach()), self._first_block())
-            losses.append(loss.detach())
-            if loss.requires_grad:
-                (loss / parts).backward(inputs=params)  # what is in no group is frozen, whatever its flag says
-            waiting += 1
-            if parts > 1 and (waiting == 2 or narrow or number + 1 == len(closures)):
-                tree.push(widened([p.grad for p in params]), waiting)  # autograd has added two by itself
-                self._exact.zero_grad()
-                waiting = 0
-        value = finite(float(self._mean_of(losses)), self._first_block())
-        if parts > 1:
-            total: Terms = tree.total()
-            if self.peers is not None:
-                total = over_all(total, params, self.peers)
-            for p, gradient in zip(params, total, strict=True):
-                p.grad = None if gradient is None else gradient.to(p.dtype)
+        params = [p for group in self._exact.param_groups for p in group["params"]]
+        value = minibatch.differentiate(params)
         if all(p.grad is None for p in params):
             raise BadInput("the loss depends on no parameter of an exact group: look at what is in the groups")
         # Without a limit, clipping to infinity is what measures the norm.
@@ -388,14 +345,12 @@ class HybridSGD(torch.optim.Optimizer):
             raise BadInput(f"the exact gradient's norm is {norm} at step {self.steps}: lower the learning rates")
         return value, norm
 
-    def _first_block(self) -> Block:
-        """A block that errors about the loss name."""
-        group = self.param_groups[0] if self._exact is None else self._exact.param_groups[0]
-        return Block(group["name"], (group["params"][0],))
-
     def _estimate(self, k: int, group: Group, mean: Closure, loss: float | None) -> Directional:
-        oracle, block, seed = group["oracle"], self._blocks[k], (self.seed, self.steps, k)
-        gradient = oracle(mean, block, seed, value=loss) if oracle.sides == 1 else oracle(mean, block, seed)
+        oracle, block = group["oracle"], self._blocks[k]
+        options = {}
+        if oracle.sides == 1:
+            options["value"] = loss
+        gradient = oracle(mean, block, (self.seed, self.steps, k), **options)
         if not isinstance(gradient, Directional):
             raise BadInput(
                 f"the oracle of group '{block.name}' returned a {type(gradient).__name__}: return a "

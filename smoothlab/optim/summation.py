@@ -43,25 +43,27 @@ class Tree:
     def push(self, term: Terms, length: int = 1) -> None:
         """Add the next term, or the sum of the next `length` ones."""
         self._runs.append((length, term))
+        # Runs of equal length are two branches of one node, as ones of a binary counter carry.
         while len(self._runs) > 1 and self._runs[-1][0] == self._runs[-2][0]:
             self._join()
 
     def total(self) -> Terms:
         """The sum of what was pushed, which ends with it."""
-        while len(self._runs) > 1:
+        while len(self._runs) > 1:  # from the end: the shorter runs lie deeper in the tree
             self._join()
         return self._runs.pop()[1]
 
     def _join(self) -> None:
         (more, right), (length, left) = self._runs.pop(), self._runs.pop()
-        self._runs.append((length + more, [self._added(a, b) for a, b in zip(left, right, strict=True)]))
-
-    def _added(self, a: Tensor | None, b: Tensor | None) -> Tensor | None:
-        if a is None:
-            return b
-        if b is None:
-            return a
-        return a.add_(b) if self._in_place else a + b
+        total: list[Tensor | None] = []
+        for a, b in zip(left, right, strict=True):
+            if a is None or b is None:
+                total.append(b if a is None else a)
+            elif self._in_place:
+                total.append(a.add_(b))
+            else:
+                total.append(a + b)
+        self._runs.append((length + more, total))
 
 
 def in_order(terms: Iterable[Tensor]) -> Tensor:
@@ -76,21 +78,21 @@ def in_order(terms: Iterable[Tensor]) -> Tensor:
 
 def over_all(term: Terms, like: Sequence[Tensor], peers: Peers) -> Terms:
     """The sum over the processes of terms in the shapes of `like`; None where no process has one."""
+    # All processes must sum the same tensors, and none knows by itself which of them the others hold.
     counts = torch.tensor([float(t is not None) for t in term], dtype=torch.float64, device=like[0].device)
     peers.sum([counts])
-    total: list[Tensor | None] = []
-    for t, p, count in zip(term, like, counts.tolist(), strict=True):
-        if count and t is None:
+    total = list(term)
+    for k, (p, count) in enumerate(zip(like, counts.tolist(), strict=True)):
+        if count and total[k] is None:
             # -0.0 changes no term that is added to it; 0.0 would make 0.0 of -0.0.
-            t = torch.full_like(p, -0.0, dtype=_wide(p))
-        total.append(t if count else None)
+            total[k] = torch.full_like(p, -0.0, dtype=_wide(p))
     peers.sum([t for t in total if t is not None])
     return total
 
 
 def widened(term: Terms) -> Terms:
     """16-bit tensors in fp32: their sums are rounded once."""
-    return [t if t is None else t.to(_wide(t)) for t in term]
+    return [None if t is None else t.to(_wide(t)) for t in term]
 
 
 def _wide(tensor: Tensor) -> torch.dtype:
