@@ -4,10 +4,6 @@ A trajectory is a function of the configuration and the seed alone: minibatch `s
 of step `step` and its rates are the same whenever they are asked for, and nothing else is random. That is why a
 checkpoint needs the weights, the optimizer's state and a few numbers to continue to the bit, and why measuring, which
 only reads the weights, leaves the run as it would be without.
-
-    trainer = Trainer(model, blocks, batches, loss, optimizer, measure=Points([0, 50, 100], blocks.values()))
-    for row in trainer.train(100):       # trains; yields the rows of each point as they are measured
-        print(row["step"], row["block"], row["quantity"], row["value"])
 """
 
 import copy
@@ -23,7 +19,8 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from smoothlab.blocks import Block, Loss, check_partition, differentiable, fixed_loss, norm
+from smoothlab.blocks import Block, Loss, check_partition, differentiable, fixed_loss
+from smoothlab.divergence import Diverged, Growth
 from smoothlab.errors import BadInput
 from smoothlab.hessian.disagreements import WrongProducts
 from smoothlab.hessian.penalties import penalty
@@ -35,12 +32,6 @@ Schedule = Literal["constant", "linear", "cosine"]
 Protocols = Literal["estimated", "paper", "both"]
 RISE = 2.0, 1.0
 """A mean training loss above 2 f_0 + 1, f_0 that of the first minibatch, has diverged."""
-RATE_OPTIONS = {"base": "--eta-x", "peft": "--eta-y", "head": "--eta-y"}
-"""Command-line option of each block's learning rate; that of any other block is --eta NAME=RATE."""
-
-
-class Diverged(BadInput):
-    """The loss is not finite, or far above that of the first minibatch; the message names the rate to lower."""
 
 
 class Allocator(Protocol):
@@ -125,6 +116,7 @@ class Trainer:
         start: weights at step 0 by parameter name; given where `log` is.
         log: seed log of block "base", which checkpoints leave out and rebuild from `start` and the log.
         on_step: called after each update with the number of updates and the loss before the last.
+        kinks: whether the gradient of a measured block jumps, as that of ReLU networks does.
     """
 
     model: Any
@@ -144,29 +136,31 @@ class Trainer:
     step: int = field(default=0, init=False)
     first_loss: float | None = field(default=None, init=False)
     losses: list[float] = field(default_factory=list, init=False)
+    kinks: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         if self.schedule != "constant" and self.steps < 1:
             raise BadInput(f"a {self.schedule} schedule over {self.steps} steps: give the number of steps of the run")
-        self._names = {id(p): f"{b.name}.{n}" for b in self.blocks.values() for n, p in enumerate(b.params)}
+        # By identity: blocks know no names of parameters, and tensors compare entry by entry.
+        self._names: dict[int, str] = {}
+        for block in self.blocks.values():
+            for number, p in enumerate(block.params):
+                self._names[id(p)] = f"{block.name}.{number}"
         if isinstance(self.model, nn.Module):
             parameters = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
             check_partition(self.blocks.values(), parameters)
             self._names = {id(p): name for name, p in parameters}
-        self._rates = [group["lr"] for group in self.optimizer.param_groups]
-        self._sizes = {name: _size(block) for name, block in self.blocks.items()}
+        self._rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
+        self._growth = Growth(self.blocks)
         self._measured = -1
-        self._kinks = False
         if self.measure is not None:
             # Finite differences have no right step across kinks, which random weights show as well as trained ones.
             with differentiable(self.measure.blocks):
-                bodies = [block for block in self.measure.blocks if block.name != "head"]
-                self._kinks = any(has_kinks(self.minibatch_loss(0), block) for block in bodies)
-
-    @property
-    def kinks(self) -> bool:
-        """Whether the gradient of a measured block jumps, as that of ReLU networks does."""
-        return self._kinks
+                for block in self.measure.blocks:
+                    # A head acts behind the kinks of the model: its weights cross none.
+                    if block.name != "head" and has_kinks(self.minibatch_loss(0), block):
+                        self.kinks = True
+                        break
 
     def minibatch_loss(self, step: int) -> Loss:
         """Mean loss of minibatch `step` at the current parameters, the function that update `step` descends."""
@@ -191,8 +185,9 @@ class Trainer:
             Diverged: the loss is not finite; the parameters stay as they were.
             BadInput: what the optimizer refuses: a frozen block, mu below rounding.
         """
-        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
-            group["lr"] = rate * self.factor(self.step)
+        # From the step alone, not by a scheduler that counts its calls: a resumed run needs no state for its rates.
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._rates[group["name"]] * self.factor(self.step)
         try:
             value = float(self.optimizer.step(self._parts(self.step)))
         except NotFinite as error:
@@ -202,7 +197,7 @@ class Trainer:
             outside = isinstance(error.__context__, OSError | RuntimeError)
             if self.step == 0 or isinstance(error, Diverged) or outside:
                 raise
-            raise Diverged(f"{error}; first of all {self._suspect()}") from None
+            raise Diverged(f"{error}; first of all {self._growth.suspect(self._rates)}") from None
         if self.first_loss is None:
             self.first_loss = value
         self.losses.append(value)
@@ -237,20 +232,20 @@ class Trainer:
         loss = self.minibatch_loss(step if points.minibatch == "step" else 0)
         adds: Row = {}
         if isinstance(self.model, nn.Module):
-            adds |= penalty(loss, self.model)
+            adds = penalty(loss, self.model)
         seed = (points.seed, step)
-        measured: list[Iterator[Row]] = []
+        protocols: list[Iterator[Row]] = []
         if points.protocol != "paper":
-            measured.append(estimated(
+            protocols.append(estimated(
                 loss, points.blocks, cross=points.cross, product=points.product, precision=points.precision, seed=seed,
-                kinks=self._kinks,
+                kinks=self.kinks,
             ))  # fmt: skip
         if points.protocol != "estimated":
-            measured.append(paper(loss, points.blocks, batch=points.batch, probes=points.probes, seed=seed))
+            protocols.append(paper(loss, points.blocks, batch=points.batch, probes=points.probes, seed=seed))
         first, self._measured = self._measured < 0, step
         try:
             with differentiable(points.blocks):
-                for row in itertools.chain(*measured):
+                for row in itertools.chain(*protocols):
                     yield {"step": step, **row, **adds}
         except WrongProducts as error:
             if first:
@@ -258,20 +253,22 @@ class Trainer:
             # Hours of training should not end because products fail at a later point.
             warnings.warn(f"step {step} is not measured: {error}", stacklevel=2)
             return
-        if points.path:
-            with differentiable(points.blocks):
-                smoothness = PathSmoothness(loss, points.blocks)
-            on_trial = step == self.steps
-            if on_trial:
-                kept, on_step = copy.deepcopy(self.state_dict()), self.on_step
-                self.on_step = None
-            self.update()
-            with differentiable(points.blocks):
-                for row in smoothness.rows():
-                    yield {"step": step, **row, **adds}
-            if on_trial:
-                self.load_state_dict(kept)
-                self.on_step = on_step
+        if not points.path:
+            return
+        with differentiable(points.blocks):
+            smoothness = PathSmoothness(loss, points.blocks)
+        on_trial = step == self.steps
+        if on_trial:
+            # A copy: the state holds the parameters themselves, which the update overwrites.
+            kept, on_step = copy.deepcopy(self.state_dict()), self.on_step
+            self.on_step = None
+        self.update()
+        with differentiable(points.blocks):
+            for row in smoothness.rows():
+                yield {"step": step, **row, **adds}
+        if on_trial:
+            self.load_state_dict(kept)
+            self.on_step = on_step
 
     def check(self, loss: float) -> None:
         """Refuse a mean loss over some steps that is far above the loss of the first minibatch.
@@ -288,14 +285,15 @@ class Trainer:
         if self.first_loss is not None:
             return Diverged(
                 f"the loss is {loss:.3g} at step {self.step}, and was {self.first_loss:.3g} at first: lower "
-                f"{self._suspect()}"
+                f"{self._growth.suspect(self._rates)}"
             )
-        for name, p in self._held(everything=True):
-            if not bool(torch.isfinite(p).all()):
-                return Diverged(
-                    f"the loss is {loss:.3g} before training, as {name} holds numbers that are not finite: use other "
-                    "weights"
-                )
+        for block in self.blocks.values():
+            for p in block.params:
+                if not bool(torch.isfinite(p).all()):
+                    return Diverged(
+                        f"the loss is {loss:.3g} before training, as {self._names[id(p)]} holds numbers that are not "
+                        "finite: use other weights"
+                    )
         with torch.no_grad():
             plain = float(self.minibatch_loss(self.step)())
         oracles = [group["oracle"] for group in self.optimizer.param_groups if group["oracle"] is not None]
@@ -306,7 +304,7 @@ class Trainer:
 
     def weights(self) -> dict[str, Tensor]:
         """A copy of the weights that checkpoints hold, on the CPU, by the parameters' names."""
-        return {name: p.detach().to("cpu", copy=True) for name, p in self._held()}
+        return {name: p.detach().to("cpu", copy=True) for name, p in self._held().items()}
 
     def load_weights(self, weights: Mapping[str, Tensor], step: int, log: Path | None = None) -> None:
         """Copy in such weights, and rebuild those that a seed log stands for from its first `step` steps.
@@ -319,8 +317,7 @@ class Trainer:
             self.allocator.settle(self.model)
         if self.log is not None:
             assert self.start is not None
-            base = [(self._names[id(p)], p) for p in self.blocks["base"].params]
-            self._copy_in(self.start, base)
+            self._copy_in(self.start, self._named(self.blocks["base"]))
             self.optimizer.replay(log or self.log, until=step)
 
     def state_dict(self) -> dict[str, Any]:
@@ -330,7 +327,7 @@ class Trainer:
             "first_loss": self.first_loss,
             "losses": list(self.losses),
             "measured": self._measured,
-            "weights": {name: p.detach() for name, p in self._held()},
+            "weights": {name: p.detach() for name, p in self._held().items()},
             "allocator": {} if self.allocator is None else self.allocator.state(self.model),
             "optimizer": self.optimizer.state_dict(masters=self.log is None),
         }
@@ -350,36 +347,32 @@ class Trainer:
         for part in self.batches(step):
             compute: Loss = partial(self.loss, self.model, part)
             if isinstance(self.model, nn.Module):
+                # 2^20 steps a seed: runs of neighboring seeds share no mask.
                 compute = fixed_loss(compute, self.model, train=self.dropout, seed=(self.seed << 20) + step)
             parts.append(compute)
         return parts
 
-    def _suspect(self) -> str:
-        """The rate of the block whose weights have grown most, and by how much each block's have."""
-        grown = {name: _size(block) / (self._sizes[name] or 1.0) for name, block in self.blocks.items()}
-        worst = max(grown, key=lambda name: grown[name] if math.isfinite(grown[name]) else math.inf)
-        rates = {group["name"]: rate for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True)}
-        option = RATE_OPTIONS.get(worst, f"--eta {worst}=RATE")
-        sizes = ", ".join(f"{name} {size:.4g}" for name, size in grown.items())
-        return f"{option} ({rates[worst]:g}); size of the weights, times that at the start: {sizes}"
-
-    def _copy_in(self, weights: Mapping[str, Tensor], named: Sequence[tuple[str, Tensor]]) -> None:
-        if any(name not in weights or weights[name].shape != p.shape for name, p in named):
-            raise BadInput(
-                "the checkpoint's weights are of another model or PEFT method than this run's: give the --model that "
-                "it was made with, or name another --checkpoint folder"
-            )
+    def _copy_in(self, weights: Mapping[str, Tensor], named: Mapping[str, Tensor]) -> None:
+        for name, p in named.items():
+            if name not in weights or weights[name].shape != p.shape:
+                raise BadInput(
+                    "the checkpoint's weights are of another model or PEFT method than this run's: give the --model "
+                    "that it was made with, or name another --checkpoint folder"
+                )
         with torch.no_grad():
-            for name, p in named:
+            for name, p in named.items():
                 p.copy_(weights[name])
 
-    def _held(self, *, everything: bool = False) -> list[tuple[str, Tensor]]:
+    def _held(self) -> dict[str, Tensor]:
         """Parameters that checkpoints hold: all that are trained, or all but the base model where a log has that."""
-        held = []
+        held: dict[str, Tensor] = {}
         for name, block in self.blocks.items():
-            if everything or name != "base" or self.log is None:
-                held += [(self._names[id(p)], p) for p in block.params]
+            if name != "base" or self.log is None:
+                held |= self._named(block)
         return held
+
+    def _named(self, block: Block) -> dict[str, Tensor]:
+        return {self._names[id(p)]: p for p in block.params}
 
 
 def reshuffled(count: int, batch: int, seed: int, step: int) -> list[int]:
@@ -388,8 +381,3 @@ def reshuffled(count: int, batch: int, seed: int, step: int) -> list[int]:
     generator = torch.Generator().manual_seed((seed << 20) + epoch)
     order = torch.randperm(count, generator=generator)
     return order[number * batch : (number + 1) * batch].tolist()
-
-
-def _size(block: Block) -> float:
-    """Euclidean norm of the block's weights."""
-    return math.sqrt(sum(norm(p.detach().reshape(-1)) ** 2 for p in block.params))

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from smoothlab.blocks import Block
+from smoothlab.divergence import Diverged
 from smoothlab.errors import BadInput
 from smoothlab.llm.evaluate import Encoded, _accuracy, _buckets
 from smoothlab.optim.hybrid import HybridSGD
-from smoothlab.trainer import Diverged, Schedule, Trainer
+from smoothlab.trainer import Schedule, Trainer
 
 
 class Linear(nn.Module):

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from smoothlab.divergence import Diverged
 from smoothlab.errors import BadInput
 from smoothlab.experiments.finetune.config import Rates
 from smoothlab.experiments.finetune.loggers import Logger
@@ -20,7 +21,7 @@ from smoothlab.experiments.finetune.setup import Score, Setup
 from smoothlab.llm import distributed
 from smoothlab.llm.checkpoints import Folder
 from smoothlab.llm.evaluate import NotFinite
-from smoothlab.trainer import Diverged, Trainer
+from smoothlab.trainer import Trainer
 
 Row = dict[str, Any]
 
