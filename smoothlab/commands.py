@@ -10,14 +10,14 @@ import io
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 from tyro.conf import Positional, arg
 
-from smoothlab.errors import BadInput
+from smoothlab.errors import BadInput, speaks
 from smoothlab.experiments.complaints import usage_error
 from smoothlab.experiments.estimators.experiment import Estimators
 from smoothlab.experiments.finetune.experiment import Finetune
@@ -47,9 +47,11 @@ def parse(argv: list[str]) -> Command:
     check_renamed(argv)
     commands: dict[str, Callable[..., Command]] = {name: _measuring(name, kind) for name, kind in EXPERIMENTS.items()}
     commands |= {"plot": plot, "report": report, "audit": audit, "demo": demo}
-    commands = {name: _with_checked_paths(command) for name, command in commands.items()}
+    for name, command in commands.items():
+        commands[name] = _with_checked_paths(command)
     complaint = io.StringIO()
     try:
+        # tyro draws a box over many lines on stderr, of which one line is made.
         with contextlib.redirect_stderr(complaint):
             return tyro.extras.subcommand_cli_from_dict(
                 commands,
@@ -61,8 +63,8 @@ def parse(argv: list[str]) -> Command:
         if not end.code:
             sys.stdout.flush()
             raise
-        if os.environ.get("RANK", "0") != "0":  # of torchrun's processes the first one says it, if it is given time
-            time.sleep(2)
+        if not speaks():
+            time.sleep(2)  # torchrun ends all processes as soon as one has failed: the first one needs time to speak
             raise
         raise BadInput(usage_error(complaint.getvalue(), argv, commands)) from None
 
@@ -93,6 +95,7 @@ def _measuring(name: str, kind: type[Any]) -> Callable[..., Command]:
     ) -> Command:
         return lambda: _measure(experiment, out, overwrite, dry_run, threads)
 
+    # tyro reads options from annotations; without a name, the experiment's are --seed, not --experiment.seed.
     measure.__annotations__["experiment"] = Annotated[kind, arg(name="")]
     measure.__doc__ = kind.__doc__
     return measure
@@ -101,7 +104,7 @@ def _measuring(name: str, kind: type[Any]) -> Callable[..., Command]:
 def _measure(experiment: Any, out: Path, overwrite: bool, dry_run: bool, threads: int | None) -> None:
     from smoothlab import records
 
-    use_threads(threads)
+    use_threads(threads)  # before the header of the records, which says how many
 
     def lead() -> None:
         if dry_run:
@@ -167,28 +170,35 @@ def plot(
         out: Figure file, its ending tells the format; default: KIND.png.
         overwrite: Replace the figure file if it exists.
     """
-    return lambda: _plot(records, kind, quantity, block, out or Path(f"{kind}.png"), overwrite)
+
+    def run() -> None:
+        from smoothlab.records import load
+
+        picture = out or Path(f"{kind}.png")
+        form = picture.suffix[1:]
+        if form not in ("png", "pdf", "svg"):
+            raise BadInput(f"--out {picture} does not end in .png, .pdf or .svg; give it one of these endings")
+        _check_files(records, "plot out/smoothness.jsonl", picture, overwrite)
+        table = load(records)
+        several = sorted(set(table["experiment"].replace("hook", "smoothness")))  # whose rows are the same
+        if len(several) > 1:
+            raise BadInput(
+                f"these records are of {' and '.join(several)}: draw the records of one experiment at a time"
+            )
+
+        from smoothlab.report import draw, panels
+
+        for path in panels.save(draw(kind, table, quantity, block), picture.with_suffix(""), (form,)):
+            print(path)
+
+    return run
 
 
-def _plot(patterns: Sequence[str], kind: str, quantity: str, blocks: Sequence[str], out: Path, overwrite: bool) -> None:
-    from smoothlab.records import load
-
-    if not patterns:
-        raise BadInput("no record file is named; give one, e.g. smoothlab plot out/smoothness.jsonl")
-    form = out.suffix[1:]
-    if form not in ("png", "pdf", "svg"):
-        raise BadInput(f"--out {out} does not end in .png, .pdf or .svg; give it one of these endings")
+def _check_files(records: Sequence[str], example: str, out: Path, overwrite: bool) -> None:
+    if not records:
+        raise BadInput(f"no record file is named; give one, e.g. smoothlab {example}")
     if out.exists() and not overwrite:
         raise BadInput(f"{out} exists; choose another --out, or replace it with --overwrite")
-    table = load(patterns)
-    several = sorted(set(table["experiment"].replace("hook", "smoothness")))  # whose rows are the same
-    if len(several) > 1:
-        raise BadInput(f"these records are of {' and '.join(several)}: draw the records of one experiment at a time")
-
-    from smoothlab.report import draw, panels
-
-    for path in panels.save(draw(kind, table, quantity, blocks), out.with_suffix(""), (form,)):
-        print(path)
 
 
 def report(
@@ -209,10 +219,7 @@ def report(
     def run() -> None:
         from smoothlab.report import page
 
-        if not records:
-            raise BadInput("no record file is named; give one, e.g. smoothlab report out/*.jsonl")
-        if out.exists() and not overwrite:
-            raise BadInput(f"{out} exists; choose another --out, or replace it with --overwrite")
+        _check_files(records, "report out/*.jsonl", out, overwrite)
         filters = {}
         for text in where:
             name, equals, value = text.partition("=")
@@ -277,14 +284,14 @@ def _audit(
 
     use_threads(threads)
     experiment = Audit(*settings)
-    rows: list[dict[str, Any]] = []
-    experiment.chosen()  # a mistake is told before anything is written
+    experiment.chosen()  # a mistake is reported before anything is written
+    checked: Iterable[dict[str, Any]] = experiment.rows([])
     if out is not None:
         records.run(experiment, out, environment=records.environment(**_machine(experiment)), overwrite=overwrite)
-        rows = loaded(out)
-    for row in rows if out is not None else experiment.rows([]):
-        if out is None:
-            rows.append(row)
+        checked = loaded(out)
+    rows = []
+    for row in checked:
+        rows.append(row)
         if not as_json:
             print("\n".join(lines(row, evidence=bool(settings[0]))), flush=True)
     if as_json:

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, TextIO
 
+from smoothlab.errors import speaks
+
 PATIENCE = 20.0
 """Seconds that the way out may take."""
 WORDS = {signal.SIGINT: "stopped", signal.SIGTERM: "ended by SIGTERM"}
@@ -37,8 +39,8 @@ class Interruption:
 
     def say(self, stream: TextIO | None) -> None:
         """The one line, once."""
-        if self._said or stream is None or os.environ.get("RANK", "0") != "0":
-            return  # of torchrun's processes the first one speaks
+        if self._said or stream is None or not speaks():
+            return
         self._said = True
         words = WORDS[signal.Signals(self._number or signal.SIGINT)]
         if stream.isatty():  # behind ^C, or a progress bar
@@ -52,15 +54,16 @@ class Interruption:
             self.say(sys.__stderr__)  # the parser keeps the other one to itself
             sys.stdout.flush()
         finally:
-            os._exit(self.status)
+            os._exit(self.status)  # sys.exit would raise, in the middle of whatever runs
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Take a signal."""
         again, self._number = bool(self._number), number
         if again or not self.working or _importing(frame):
             self.leave()
+        # A finally block may wait for a lock or a child that never comes.
         late = threading.Timer(PATIENCE, self.leave)
-        late.daemon = True
+        late.daemon = True  # which a process that leaves in time does not wait for
         late.start()
         raise KeyboardInterrupt
 
@@ -80,14 +83,14 @@ def watched(again: str, *, own: bool) -> Iterator[Interruption]:
         own: whether the process is the command's, which ends with it: signals are then taken to its very end.
     """
     state = Interruption(again)
-    if threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread():  # Python lets no other thread take signals
         yield state
         return
     taken = []
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         taken.append(signal.SIGINT)
     # Torchrun's other processes write nothing: SIGTERM ends them at once, even where they wait for the first one.
-    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL and os.environ.get("RANK", "0") == "0":
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL and speaks():
         taken.append(signal.SIGTERM)
     before, hook = [signal.signal(number, state.handle) for number in taken], sys.unraisablehook
     sys.unraisablehook = state.unraisable

@@ -28,10 +28,11 @@ def check_all(values: Mapping[str, Any]) -> None:
     """
     for name, value in values.items():
         if dataclasses.is_dataclass(value):
-            check_all({field.name: getattr(value, field.name) for field in dataclasses.fields(value)})
-        values_of_option = value if isinstance(value, tuple) else (value,)
+            check_all(vars(value))  # not asdict, which turns the options of an experiment into plain values
+        if not isinstance(value, tuple):
+            value = (value,)
         option = f"--{name.replace('_', '-')} "
-        for path in values_of_option:
+        for path in value:
             if isinstance(path, Path):
                 _check(option, str(path).removeprefix(LOG))
             elif isinstance(path, str) and name in NAMES:
@@ -41,8 +42,10 @@ def check_all(values: Mapping[str, Any]) -> None:
 
 def _check(option: str, path: str, other: Sequence[int] = (errno.ENOENT,)) -> None:
     try:
-        if any(len(os.fsencode(part)) > LONGEST for part in Path(path).parts):
-            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        for part in Path(path).parts:
+            # stat stops at a folder that is not there yet, before a name in it that can never be made.
+            if len(os.fsencode(part)) > LONGEST:
+                raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
         if stat.S_ISDIR(os.stat(path).st_mode) and not os.access(path, os.X_OK):
             raise OSError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:

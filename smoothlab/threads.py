@@ -3,7 +3,7 @@
 import os
 import sys
 
-from smoothlab.errors import BadInput
+from smoothlab.errors import BadInput, speaks
 
 MOST_THREADS = 1024
 
@@ -23,8 +23,7 @@ def use_threads(threads: int | None) -> None:
         if hasattr(os, "sched_getaffinity"):  # not on macOS: a container may have fewer cores than the machine
             cores = len(os.sched_getaffinity(0))
         advice = one_thread_advice(torch.get_num_threads(), os.getloadavg()[0], cores)
-        # Who has set the number knows; of torchrun's processes the first one speaks.
-        if advice and "OMP_NUM_THREADS" not in os.environ and os.environ.get("RANK", "0") == "0":
+        if advice and speaks() and "OMP_NUM_THREADS" not in os.environ:  # who has set the number knows
             print(f"smoothlab: {advice}", file=sys.stderr)
         return
     if not 1 <= threads <= MOST_THREADS:
@@ -43,7 +42,7 @@ def one_thread_advice(threads: int, load: float, cores: int) -> str:
     >>> one_thread_advice(threads=2, load=0.4, cores=2)
     ''
     """
-    free = cores - load
+    free = cores - load  # the load counts threads that run or wait for a core, not this process's own yet
     if threads == 1 or free > threads - 0.5:
         return ""
     return f"other programs keep {load:.1f} of {cores} cores busy: --threads 1 may be faster than {threads} threads"
