@@ -8,8 +8,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from smoothlab.blocks import Block, Loss, by_name, dot, flatten
-from smoothlab.hessian.gradients import LossAtPoint, block_gradients, finite, plain_words
-from smoothlab.hessian.loss_graph import read_graph
+from smoothlab.hessian.gradients import LossAtPoint, differentiated, plain_words
 from smoothlab.hessian.norms import Hessian, NormEstimate
 
 
@@ -39,11 +38,8 @@ class ExactHessian(LossAtPoint, Hessian):
     def __init__(self, loss: Loss, blocks: Sequence[Block]) -> None:
         self.blocks = by_name(blocks)
         self._loss = loss
-        with sdpa_kernel(SDPBackend.MATH), plain_words():
-            value = finite(loss())
-            self.graph = read_graph(value)
-            self._graph = block_gradients(value, self.blocks, create_graph=True)
-        self.loss = float(value.detach())
+        with sdpa_kernel(SDPBackend.MATH):
+            self.loss, self.graph, self._graph = differentiated(loss, self.blocks, create_graph=True)
 
     @property
     def gradients(self) -> dict[str, Tensor]:  # type: ignore[override]

@@ -1,16 +1,6 @@
 """Frobenius, spectral and cross-block norms and traces of Hessian blocks, each with an interval.
 
-`Hessian.norms` deflates and then probes. Let Q [k, d] be an orthonormal basis of k Lanczos vectors from a random start,
-with full reorthogonalization, T = Q H Q' and B = (I - Q'Q) H (I - Q'Q). Then, exactly,
-    ||H||_F^2 = 2 ||H Q'||_F^2 - ||T||_F^2 + ||B||_F^2,     tr H = tr T + tr B,
-and Gaussian probes orthogonal to Q, Hutchinson's, estimate ||B||_F^2 and tr B without bias (the idea of Hutch++, Meyer
-et al. 2021).
-If one direction dominates, as in small trained nets, Q takes it and little is left to probe; if the spectrum is broad,
-as in large pretrained nets, B is broad and few probes are enough. Between the two, e.g. ten equal eigenvalues of which
-a Krylov space sees one, the images of the probes already made join Q, and probing starts anew on the smaller rest.
-Ten equal eigenvalues cannot do with the 20 products of other spectra: the Krylov space of the Lanczos steps holds one
-vector of their eigenspace, so nine more starts must be imaged; to know an image exactly takes a second product; and
-what is left is certified only by probes that Q does not depend on.
+Lanczos vectors and probes of each block (`smoothlab.hessian.deflation`), self-checks, and what follows from both.
 """
 
 import math

@@ -5,16 +5,12 @@ straight-through rounding, an embedding's `padding_idx`), and double backward wh
 differentiated (`once_differentiable`, torch's own `weight_norm` on a CPU). Intervals of probes do not see it: the
 products are exact products with another matrix. What does see it:
 
-- symmetry: T = Q H Q' has two triangles. After Lanczos, H q_j = sum_{i <= j} T_ij q_i + t_j q_{j+1}, so that the lower
-  one is known without a product: T_{j+1,j} = t_j, and 0 below;
+- symmetry: T = Q H Q' has two triangles, of which Lanczos knows the lower one without a product;
 - slopes: (f(theta + s v) - f(theta - s v)) / (2 s) -> g'v;
-- curvatures: (f(theta + s v) - 2 f(theta) + f(theta - s v)) / s^2 -> v'Hv.
+- curvatures: (f(theta + s v) - 2 f(theta) + f(theta - s v)) / s^2 -> v'Hv,
 
-Directions v: the top Ritz vector, whose v'Hv is known; one in which all kinds of parameters move, each kind (what the
-same operation reads) so far that it changes the loss alike, and which joins Q, so that its product is not lost; rows of
-matrices along themselves, where a normalization of rows that is held constant has a slope and the loss has none; the
-entries whose gradient is exactly 0, which must not move the loss to first order; and rows `padding_idx` that the
-minibatch looks up (`smoothlab.hessian.directions`).
+v being the top Ritz vector, whose v'Hv is known, a direction in which all kinds of parameters move, and which joins Q,
+so that its product is not lost, and others of `smoothlab.hessian.directions`.
 
 A disagreement that `smoothlab.hessian.line_check` has established beyond rounding is flagged; from 1 % (slopes) or 5 %
 (`GROSS`) on, the measurement is refused. Kinks (ReLU) also part differences of the loss from exact products: where the
