@@ -38,7 +38,7 @@ class Basis:
         return self._rows[: self.size]
 
     def reserve(self, more: int) -> None:
-        """Memory for `more` rows beyond those there: growing copies Q, and first writes to new memory are slow."""
+        """Memory for `more` new rows at once: growing copies Q, and first writes to new memory are slow."""
         if self.size + more > len(self._rows):
             grown = self._rows.new_empty(self.size + more, self.dim)
             grown[: self.size] = self.rows

@@ -99,7 +99,7 @@ class Deflation:
         for name, cross in crossed.items():
             self.cross_known[name] += self._outside(name, cross)
         projection = self.basis.project_out(image)
-        self.captured += projection.before**2
+        self.captured += projection.before**2  # before, as ||H q||^2 counts what Q holds of it too
         self.columns.append(projection.coefficients)
         self.residuals.append(projection.after)
         return image, projection
@@ -157,7 +157,7 @@ class Deflation:
     def extend(self) -> None:
         """The images of the probes so far join Q; probing starts anew."""
         images = self.images
-        self._clear()
+        self._clear()  # what the probes have seen of B is no estimate of the smaller rest: Q now depends on them
         self.basis.reserve(len(images))
         for image, projection in images:
             self.deflate(image, projection)

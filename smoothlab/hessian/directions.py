@@ -73,6 +73,7 @@ class Directions:
                 p, count = self.block.params[i], 1
                 if p.dim() > 1 and p.numel():
                     count = len(p)
+                # g'w of each row: how much the loss is said to rise where the row grows.
                 rows = self.weights[i].view(count, -1)
                 products = (rows * self.gradients[i].view_as(rows)).sum(1, keepdim=True)
                 torch.mul(rows, products.sign(), out=parts[i].view_as(rows))
@@ -108,7 +109,7 @@ class Directions:
         for part, gradient, weight in zip(parts, self.gradients, self.weights, strict=True):
             still = gradient == 0
             if still.any():
-                # As far as the weights are large, or a little where they are 0.
+                # As far as the weights are large, or a little where they are 0: a step is a share of this length.
                 part.add_(_signs(part).mul_(still), alpha=norm(weight) / weight.numel() ** 0.5 or 1e-2)
         return Still(v, "the entries whose gradient is 0", _normalize(v))
 

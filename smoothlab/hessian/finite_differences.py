@@ -199,7 +199,7 @@ class FiniteDifferenceHessian(LossAtPoint, Hessian):
         return self.steps[along].error or 0.0
 
     def choose_step(self, v: Tensor, along: str, longest: float | None = None) -> Step:
-        """The move ||h v|| with the smallest estimated error, found by halving twice a time.
+        """The move ||h v|| with the smallest estimated error, among six lengths.
 
         Starts at `longest`, by default 16 ||theta_c|| eps^(1/3) (central) or 16 ||theta_c|| eps^(1/2) (forward), walks
         down by factors of 4 and compares neighboring quotients: they differ by truncation, which smoothness shrinks by

@@ -37,6 +37,7 @@ def block_gradients(loss: Tensor, blocks: dict[str, Block], *, create_graph: boo
     gradients: dict[str, list[Tensor]] = {}
     for name, block in blocks.items():
         parts = list(itertools.islice(grads, len(block.params)))
+        # One unused parameter is common (a head beside the one in use); a whole block of them is a mistake.
         if parts == [None] * len(parts):
             raise BadInput(
                 f"the loss does not depend on block '{name}': leave it out, or check requires_grad and the model "

@@ -214,7 +214,7 @@ class Hessian(Products):
         for name in order:
             run = Deflation(self, name, [*seed, *name.encode()], {other: bases[other] for other in partners[name]})
             run.krylov(lanczos)
-            doubts = doubted(name, check_products(run))
+            doubts = doubted(name, check_products(run))  # before the probes, which wrong products would waste
             reached = run.complete or run.probe_until(precision, budget)
             runs[name], bases[name] = run, run.basis
             if name in names:

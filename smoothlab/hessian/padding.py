@@ -253,7 +253,7 @@ def _unpadded(ids: Tensor, pad: int | None) -> Tensor:
 
 
 def _cut(value: Any, shape: torch.Size, row: int, real: Tensor, name: str, pairs: bool) -> Any:
-    """What one row gets of an argument, without padding; the answers of pairs have a length of theirs."""
+    """What one row gets of an argument, without padding; the answers of pairs are of another length."""
     if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != shape[0]:
         return value
     own = value[row : row + 1]

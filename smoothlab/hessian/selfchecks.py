@@ -39,6 +39,7 @@ def check_repeats(point: LossAtPoint) -> None:
     Raises:
         WrongProducts: names both values.
     """
+    # Threads and GPUs may split the sums of a loss in another way each time: several roundings are allowed.
     again, eps = point.evaluate(), max(torch.finfo(g.dtype).eps for g in point.gradients.values())
     if not abs(again - point.loss) <= 8 * ROUNDINGS * eps * abs(point.loss):
         raise WrongProducts(
@@ -62,7 +63,7 @@ def check_gradient(loss: Loss, blocks: Sequence[Block]) -> None:
         v, slope = directions.scattered()
         check.look(v, "a random direction", None, slope)
         rows = directions.along_rows()
-        if dot(check.gradient, rows):
+        if dot(check.gradient, rows):  # else no slope that a detached norm could have made up
             check.look(rows, ROWS, None)
         _look_at_the_rest(check, directions, None)
         refuse_gross(block.name, list(check.gaps.values()))
@@ -82,7 +83,7 @@ def check_products(run: Deflation) -> list[Disagreement]:
         _look_along_rows(check, directions)
         _look_at_the_rest(check, directions, run.form)
         gaps += check.gaps.values()
-    # Asymmetry up to three times the products' own errors is theirs.
+    # Asymmetry up to three times the products' own errors is no doubt about their matrix.
     error = run.noise + run.hessian.truncation(run.name)
     gaps.append(Disagreement("symmetry", max(run.asymmetry() - 3 * error, 0.0), "its Lanczos vectors"))
     return _judged(run.name, gaps, run.hessian)
@@ -105,7 +106,7 @@ def check_plainly(point: LossAtPoint, block: Block, product: Callable[[Tensor], 
         return dot(v, product(v))
 
     directions = Directions(check, point.graph)
-    mixed = directions.mixed()
+    mixed = directions.mixed()  # without Lanczos vectors one product must show the curvature of all kinds
     check.look(mixed, ALL_KINDS, form(mixed))
     _look_along_rows(check, directions)
     _look_at_the_rest(check, directions, form)
@@ -122,7 +123,7 @@ def _look_at_products(check: LineCheck, directions: Directions, run: Deflation) 
     largest = int(np.abs(values).argmax())
     value, coefficients = float(values[largest]), vectors[:, largest]
     top = run.in_full_space(coefficients)
-    if run.deflate(directions.mixed()) is None:  # Q holds it already: the block is small
+    if run.deflate(directions.mixed()) is None:  # Q holds it already, the block being small
         check.look(top, TOP, value)
         mixed = directions.mixed()
         check.look(mixed, ALL_KINDS, run.form(mixed))

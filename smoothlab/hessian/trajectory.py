@@ -56,6 +56,7 @@ def schedule(steps: int, points: int, kind: Schedule = "linear") -> list[int]:
         spaced = np.linspace(0, steps, points)
     else:
         spaced = np.r_[0, np.geomspace(1, steps, points - 1)]
+    # Short runs round several points to one step.
     return sorted(set(spaced.round().astype(int).tolist()))
 
 
@@ -146,10 +147,10 @@ def _common(protocol: str, loss: float, gradients: Mapping[str, Tensor]) -> dict
     return rows
 
 
-def has_kinks(loss: Loss, block: Block, seed: Sequence[int] = (0,)) -> bool:
+def has_kinks(loss: Loss, block: Block) -> bool:
     """Whether central differences along a random direction show kinks of the gradient (ReLU): about 14 gradients."""
     hessian = FiniteDifferenceHessian(loss, [block])
-    return hessian.has_kinks(draw(block, "gaussian", [*seed, *b"kinks"]), block.name)
+    return hessian.has_kinks(draw(block, "gaussian", [0, *b"kinks"]), block.name)
 
 
 class PathSmoothness:
