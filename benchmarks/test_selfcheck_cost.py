@@ -22,7 +22,7 @@ import torch
 from benchmarks.test_speed import Bench
 from benchmarks.timing import ratio_row
 from smoothlab.hessian import norms
-from smoothlab.hessian.products import ExactHessian
+from smoothlab.hessian.exact import ExactHessian
 from smoothlab.records import Row, environment, load, run
 
 MOST = 1.10

@@ -35,8 +35,9 @@ from benchmarks.coverage import Diagonal, spectra
 from benchmarks.timing import ratio_row, timed
 from smoothlab.blocks import Block, Loss, fixed_loss, norm
 from smoothlab.hessian.deflation import gram_matrix
+from smoothlab.hessian.exact import ExactHessian
+from smoothlab.hessian.finite_differences import FiniteDifferenceHessian
 from smoothlab.hessian.gradients import gradient
-from smoothlab.hessian.products import ExactHessian, FiniteDifferenceHessian
 from smoothlab.llm.adapters import attach
 from smoothlab.llm.models import load_classifier
 from smoothlab.llm.partition import partition

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from smoothlab.experiments.smoothness import Smoothness
-from smoothlab.hessian.products import ExactHessian
+from smoothlab.hessian.exact import ExactHessian
 from smoothlab.records import environment
 
 

@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from smoothlab.algorithm1.engine import Algorithm1
     from smoothlab.blocks import Block, fixed_loss
     from smoothlab.hessian.dataset import DatasetHessian, DatasetNorm
+    from smoothlab.hessian.exact import ExactHessian, frobenius
+    from smoothlab.hessian.finite_differences import FiniteDifferenceHessian
     from smoothlab.hessian.norms import NormEstimate
-    from smoothlab.hessian.products import ExactHessian, FiniteDifferenceHessian, frobenius
     from smoothlab.hessian.trajectory import SmoothnessHook, schedule
     from smoothlab.llm.callback import SmoothnessCallback
     from smoothlab.llm.partition import partition
@@ -45,7 +46,8 @@ _NAMES = {
     "blocks": "Block fixed_loss",
     "hessian.dataset": "DatasetHessian DatasetNorm",
     "hessian.norms": "NormEstimate",
-    "hessian.products": "ExactHessian FiniteDifferenceHessian frobenius",
+    "hessian.exact": "ExactHessian frobenius",
+    "hessian.finite_differences": "FiniteDifferenceHessian",
     "hessian.trajectory": "SmoothnessHook schedule",
     "llm.callback": "SmoothnessCallback",
     "llm.partition": "partition",

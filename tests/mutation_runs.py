@@ -34,7 +34,9 @@ import pytest
 from tests.mutants import Mutant, mutants, mutated, path_of
 
 TESTS = {
-    "smoothlab.hessian.products": "tests/hessian/test_products.py tests/test_values.py",
+    "smoothlab.hessian.exact": "tests/hessian/test_products.py tests/test_values.py",
+    "smoothlab.hessian.finite_differences": "tests/hessian/test_products.py tests/test_values.py",
+    "smoothlab.hessian.basis": "tests/hessian/test_norms.py tests/test_values.py",
     "smoothlab.hessian.deflation": "tests/hessian/test_norms.py tests/test_values.py",
     "smoothlab.hessian.norms": "tests/hessian/test_norms.py tests/test_values.py",
     "smoothlab.stats.probes": "tests/stats/test_probes.py tests/hessian/test_norms.py tests/test_values.py",

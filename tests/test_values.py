@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
-from smoothlab.hessian.deflation import Basis, Deflation, Projection, gram_matrix, half_width
+from smoothlab.hessian.basis import Basis, Projection
+from smoothlab.hessian.deflation import Deflation, gram_matrix, half_width
+from smoothlab.hessian.exact import ExactHessian
+from smoothlab.hessian.finite_differences import FiniteDifferenceHessian, Scheme, Step
 from smoothlab.hessian.norms import _flag, _frobenius
-from smoothlab.hessian.products import ExactHessian, FiniteDifferenceHessian, Scheme, Step
 from smoothlab.optim.hybrid import HybridSGD
 from smoothlab.stats.intervals import Interval
 from smoothlab.stats.probes import effective_rank, mean_of_forms

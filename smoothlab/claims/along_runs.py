@@ -3,6 +3,10 @@
 Proofs: theory.md B. What is checked densely is every inequality that they use, at the states of the runs.
 """
 
+import functools
+import itertools
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -31,6 +35,7 @@ def b1_ratios(f: FiniteSum, z: Tensor, seed: int = 0) -> dict[str, Array]:
         "||grad_x f(x + s_x, y) - grad_x f(x, y)|| <= L_x ||s_x||": moved_x / (D[:, 0] * s_x.norm(dim=-1).numpy()),
         "|f(z + s) - f(z) - <grad f(z), s>| <= ||s||_D^2/2": rise / (far**2 / 2),
     }
+    # Where the gradient vanishes so does the ellipsoid, and quotients are rounding.
     return {what: np.where(G > 1e-6, ratio, np.nan) for what, ratio in ratios.items()}
 
 
@@ -65,36 +70,39 @@ def hessian_ratios(f: FiniteSum, z: Tensor, seed: int = 0) -> dict[str, Array]:
     }
 
 
-def _proof(what: str, ratios: list[dict[str, Array]]) -> list[Certificate]:
-    """One certificate a step of a proof, from the ratios of all runs."""
+def _proof(what: str, steps: Callable[[FiniteSum, Tensor], dict[str, Array]], seed: int) -> list[Certificate]:
+    """One certificate a step of a proof, from its ratios at the states of all runs."""
+    ratios: dict[str, list[Array]] = {}
+    for run in runs(seed):
+        for step, values in steps(run.f, run.flat).items():
+            ratios.setdefault(step, []).append(values[np.isfinite(values)])
     certificates = []
-    for step in ratios[0]:
-        values = np.concatenate([run[step] for run in ratios])
-        values = values[np.isfinite(values)]
-        certificates.append(exact.dense(f"{what}: {step}, at the states of the runs", values, rounding=ROUNDING))
+    for step, parts in ratios.items():
+        text = f"{what}: {step}, at the states of the runs"
+        certificates.append(exact.dense(text, np.concatenate(parts), rounding=ROUNDING))
     return certificates
 
 
 def _t1(seed: int) -> Finding:
-    flow = _proof("T1's proof", [flow_ratios(run.f, run.flat) for run in runs(seed)])
+    falls, _, integral = _proof("T1's proof", flow_ratios, seed)
     ratios = {run.name: np.divide(*t1_sides(run.f, run.flat)) for run in runs(seed)}
-    return Finding((flow[0], flow[2], along("Phi(||grad f||) <= f - f*", ratios)))
+    return Finding((falls, integral, along("Phi(||grad f||) <= f - f*", ratios)))
 
 
 def _t2(seed: int) -> Finding:
-    flow = _proof("T2's proof", [flow_ratios(run.f, run.flat) for run in runs(seed)])
+    falls, scaled, _ = _proof("T2's proof", flow_ratios, seed)
     what = "[||grad_x f||^2/ell_x(l u) + ||grad_y f||^2/ell_y(l u)]/2 <= f - f*"
     ratios = {run.name: np.divide(*t2_sides(run.f, run.flat)) for run in runs(seed)}
-    return Finding((*flow[:2], along(what, ratios)))
+    return Finding((falls, scaled, along(what, ratios)))
 
 
 def _b1(seed: int) -> Finding:
-    proof = _proof("B.1's proof", [hessian_ratios(run.f, run.flat, seed) for run in runs(seed)])
-    ratios = {run.name: b1_ratios(run.f, run.flat, seed) for run in runs(seed)}
-    searches = []
-    for what in next(iter(ratios.values())):
-        searches.append(along(what, {name: statements[what] for name, statements in ratios.items()}))
-    return Finding((*proof, *searches))
+    proof = _proof("B.1's proof", functools.partial(hessian_ratios, seed=seed), seed)
+    ratios: dict[str, dict[str, Array]] = {}  # by statement and problem
+    for run in runs(seed):
+        for what, values in b1_ratios(run.f, run.flat, seed).items():
+            ratios.setdefault(what, {})[run.name] = values
+    return Finding((*proof, *itertools.starmap(along, ratios.items())))
 
 
 _BLOCK_SMOOTH = "Definition 2.1 (T1, T2: one-sided suffices), coercive"

@@ -57,7 +57,9 @@ class Search:
         effort = f"{self.cases:,} cases and {self.evaluations:,} steps of optimization"
         if not self.broken:
             text = f"no violation in {effort}, smallest slack {self.slack:.3g}"
-            return f"{text}; out of reach: {self.unreachable}" if self.unreachable else text
+            if self.unreachable:
+                text += f"; out of reach: {self.unreachable}"
+            return text
         point = ", ".join(f"{name} = {as_text(value)}" for name, value in self.at.items())
         return f"violated within {effort}: measured is {1 - self.slack:.4g} times what is allowed, at {point}"
 
@@ -90,13 +92,16 @@ class Finding:
         """
         supported = {(c.about, c.supports) for c in self.certificates}
         broken = {s.about for s in self.searches if s.broken}
-        if ("printed", False) in supported:
-            if ("printed", True) in supported:
-                return "open"
-            corrected = ("corrected", True) in supported and ("corrected", False) not in supported
-            return "holds once corrected" if corrected and "corrected" not in broken else "false as printed"
-        settled = ("printed", True) in supported and ("printed", None) not in supported
-        return "holds" if settled and "printed" not in broken else "open"
+        if ("printed", False) not in supported:
+            if ("printed", True) in supported and ("printed", None) not in supported and "printed" not in broken:
+                return "holds"
+            return "open"
+        if ("printed", True) in supported:
+            return "open"
+        # A search that breaks the printed statement agrees with what refutes it; only a broken correction counts.
+        if ("corrected", True) in supported and ("corrected", False) not in supported and "corrected" not in broken:
+            return "holds once corrected"
+        return "false as printed"
 
 
 @dataclass(frozen=True)
@@ -135,7 +140,10 @@ class Claim:
         Raises:
             BadInput: it returned something that is no Finding.
         """
-        finding = self.check(seed, records) if self.records else self.check(seed)
+        if self.records:
+            finding = self.check(seed, records)
+        else:
+            finding = self.check(seed)
         if not isinstance(finding, Finding):
             raise BadInput(f"the check of claim '{self.name}' returned {type(finding).__name__}: return a Finding")
         return finding
@@ -143,4 +151,6 @@ class Claim:
 
 def as_text(value: float | str) -> str:
     """A fact as it is printed: text as it is, numbers with six significant digits."""
-    return value if isinstance(value, str) else f"{value:.6g}"
+    if isinstance(value, str):
+        return value
+    return f"{value:.6g}"

@@ -1,6 +1,7 @@
 """Definition 2.1 and L-smoothness, Eq. (2), Example 2.3."""
 
 import math
+from collections.abc import Sequence
 from fractions import Fraction
 
 import numpy as np
@@ -25,9 +26,9 @@ def SMOOTH_IS_HYBRID(p: Array) -> Array:
 
 
 def _proposition() -> Certificate:
-    matrices = [[[L * (i == j) for j in range(3)] for i in range(3)] for L in (1, 7)]
+    multiples = [(L * np.eye(3, dtype=int)).tolist() for L in (1, 7)]
     return exact.equal("diag(ell_x I, ell_y I) with ell_x = ell_y = L is L I: both conditions are the same matrix "
-                       "inequality", matrices, [np.diag([L, L, L]).tolist() for L in (1, 7)])  # fmt: skip
+                       "inequality", [np.diag([L, L, L]).tolist() for L in (1, 7)], multiples)  # fmt: skip
 
 
 # One-sided bounds of the Hessian. f''(x) = 1 - A exp(-(x - 3)^2/(2 w^2)) is at most 1, and f is coercive.
@@ -35,8 +36,9 @@ def _proposition() -> Certificate:
 
 def dip_slopes(height: Array, width: Array, a: Array, b: Array) -> Array:
     """f'(b) - f'(a) of the dip at 3."""
-    ends = (special.erf((t - 3) / (math.sqrt(2) * width)) for t in (b, a))
-    return b - a - height * width * math.sqrt(math.pi / 2) * (next(ends) - next(ends))
+    scale = math.sqrt(2) * width
+    mass = special.erf((b - 3) / scale) - special.erf((a - 3) / scale)
+    return b - a - height * width * math.sqrt(math.pi / 2) * mass
 
 
 def _dip(p: Array) -> Array:
@@ -71,14 +73,13 @@ def _lipschitz_dense() -> Certificate:
 # Eq. (2)
 
 
-def estimate_mean(coefficients: tuple[int, ...], x: Fraction, mu: Fraction, back: int, over: int) -> Fraction:
+def estimate_mean(coefficients: Sequence[int], x: Fraction, mu: Fraction, back: int, over: int) -> Fraction:
     """E [f(x + mu v) - f(x - back mu v)] v/(over mu), v normal, f = sum_k c_k x^k: exact, E v^(2k) = (2k - 1)!!."""
     total = Fraction(0)
     for k, c in enumerate(coefficients):
-        for j in range(1, k + 1):
-            if j % 2:  # only even powers of v survive v^j v
-                moment = math.prod(range(1, j + 1, 2))
-                total += c * math.comb(k, j) * x ** (k - j) * mu**j * moment * (1 + back)
+        for j in range(1, k + 1, 2):  # only even powers of v survive v^j v
+            moment = math.prod(range(1, j + 1, 2))
+            total += c * math.comb(k, j) * x ** (k - j) * mu**j * moment * (1 + back)
     return total / (over * mu)
 
 
@@ -86,8 +87,8 @@ def _eq2(seed: int) -> Finding:
     rng = np.random.default_rng(seed)
     left, right, doubled = [], [], []
     for _ in range(50):
-        c = tuple(int(v) for v in rng.integers(-9, 10, 5))
-        x, mu = (Fraction(int(v), 7) for v in rng.integers(1, 20, 2))
+        c = rng.integers(-9, 10, 5).tolist()
+        x, mu = (Fraction(v, 7) for v in rng.integers(1, 20, 2).tolist())
         slope = sum(k * c[k] * x ** (k - 1) for k in range(1, 5))
         third = 6 * c[3] + 24 * c[4] * x
         left += [estimate_mean(c, x, mu, 0, 1), estimate_mean(c, x, mu, 1, 2)]

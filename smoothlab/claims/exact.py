@@ -4,7 +4,6 @@
 certain. Numbers are given as text or integers ("0.1" is one tenth, not its nearest double).
 """
 
-import functools
 import math
 from fractions import Fraction
 from typing import Any
@@ -14,35 +13,26 @@ import numpy as np
 
 from smoothlab.claims.claim import About, Certificate
 
-DIGITS = 40
+mpmath.iv.dps = 40  # decimal digits, of the context that all intervals share
+exp, sqrt = mpmath.iv.exp, mpmath.iv.sqrt
+"""The intervals of e^x and of the square root of x for x in an interval."""
 
 
 def enclosed(number: str | int | Fraction | float) -> Any:
     """The interval of a number: of a fraction or a text the smallest one, of a double the double itself."""
-    _ready()
     if isinstance(number, Fraction):
         return mpmath.iv.mpf(number.numerator) / mpmath.iv.mpf(number.denominator)
     return mpmath.iv.mpf(number)
 
 
-def exp(x: Any) -> Any:
-    """The interval of e^x for x in an interval."""
-    return mpmath.iv.exp(x)
-
-
 def cosh(x: Any) -> Any:
     """The interval of cosh x for x in an interval that is not negative, where cosh grows."""
-    return (mpmath.iv.exp(x) + mpmath.iv.exp(-x)) / 2
+    return (exp(x) + exp(-x)) / 2
 
 
 def sinh(x: Any) -> Any:
     """The interval of sinh x for x in a narrow interval."""
-    return (mpmath.iv.exp(x) - mpmath.iv.exp(-x)) / 2
-
-
-def sqrt(x: Any) -> Any:
-    """The interval of the square root of x for x in an interval."""
-    return mpmath.iv.sqrt(x)
+    return (exp(x) - exp(-x)) / 2
 
 
 def ends(x: Any) -> tuple[float, float]:
@@ -55,18 +45,19 @@ def refutes(
 ) -> tuple[Certificate, ...]:
     """A certificate against measured <= allowed if the least that is measured exceeds the most that is allowed."""
     (least, _), (_, most) = ends(measured), ends(allowed)
-    if not least > most:
+    if not least > most:  # also where an interval holds NaN
         return ()
-    ends_facts = {"measured, at least": least, "allowed, at most": most}
-    return (Certificate(what, about, False, "interval", {**ends_facts, **facts}),)
+    facts = {"measured, at least": least, "allowed, at most": most, **facts}
+    return (Certificate(what, about, False, "interval", facts),)
 
 
 def dense(
     what: str, ratios: Any, about: About = "printed", *, rounding: float = 1e-9, **facts: float | str
 ) -> Certificate:
     """A proof's inequality at points of a grid, as quotients left/right; one above 1 refutes it."""
-    values = np.asarray(ratios, dtype=float)
-    largest = float(values.max()) if values.size and np.isfinite(values).all() else math.inf
+    values, largest = np.asarray(ratios, dtype=float), math.inf
+    if values.size and np.isfinite(values).all():  # a grid that lost its points, or a point its number, proves nothing
+        largest = float(values.max())
     facts = {"points": float(values.size), "largest left/right": largest, **facts}
     return Certificate(what, about, largest <= 1 + rounding, "proof and dense check", facts)
 
@@ -85,8 +76,3 @@ def equal(
     if left != right:
         facts["instead of"] = str(right)[:200]
     return Certificate(what, about, (left == right) is supports, "exact", facts)
-
-
-@functools.cache
-def _ready() -> None:
-    mpmath.iv.dps = DIGITS

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from smoothlab.claims.claim import Certificate, Claim, Facts, Finding
+from smoothlab.claims.claim import About, Certificate, Claim, Facts, Finding
 from smoothlab.records import load
 from smoothlab.stats import samples
 from smoothlab.stats.ranks import BLOCK, partial_spearman, spearman_of_series
@@ -21,15 +21,18 @@ DEPENDENT = "points of one run are dependent"
 
 def _supports(holds: bool, fails: bool) -> bool | None:
     """The answer of an interval: None where it leaves the claim open."""
-    if holds:
-        return True
-    return False if fails else None
+    if holds or fails:
+        return holds
+    return None
 
 
 def _grows(seed: int, records: Sequence[Path]) -> Finding:
     certificates = []
-    names = {"frobenius": "||H||_F", "spectral": "largest |eigenvalue|"}
-    for path, quantity in itertools.product(records, names):
+    # Figure 1a draws ||H||_F; that the largest eigenvalue grows too is more than the paper says.
+    quantities: dict[str, tuple[str, About]] = {
+        "frobenius": ("||H||_F", "printed"), "spectral": ("largest |eigenvalue|", "corrected"),
+    }  # fmt: skip
+    for path, quantity in itertools.product(records, quantities):
         rows = points(load(path), "base", quantity)
         if len(rows) <= 2 * BLOCK:
             continue
@@ -42,10 +45,9 @@ def _grows(seed: int, records: Sequence[Path]) -> Finding:
             "least gradient norm": float(x.min()), "largest": float(x.max()), "points": float(len(x)),
             "note": DEPENDENT, "records": path.name,
         }  # fmt: skip
-        # Figure 1a draws ||H||_F; that the largest eigenvalue grows too is more than the paper says.
-        about = {"frobenius": "printed", "spectral": "corrected"}[quantity]
-        what = f"{names[quantity]} of the base model grows with its gradient norm"
-        certificates.append(Certificate(what, about, _supports(rho.low > 0, rho.high < 0), "records", facts))  # type: ignore[arg-type]
+        name, about = quantities[quantity]
+        what = f"{name} of the base model grows with its gradient norm"
+        certificates.append(Certificate(what, about, _supports(rho.low > 0, rho.high < 0), "records", facts))
     return Finding(tuple(certificates))
 
 

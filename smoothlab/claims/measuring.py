@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from smoothlab.claims import exact
-from smoothlab.claims.claim import Certificate, Claim, Finding
+from smoothlab.claims.claim import About, Certificate, Claim, Facts, Finding
 from smoothlab.claims.search import Array, Log, Statement, statement
+from smoothlab.records import load
+from smoothlab.stats.smoothness_table import points
 
 # ||H||_F from unit vectors. A uniform v on the sphere has E v_i v_j = 1{i = j}/d, E v_i^4 = 3/(d (d + 2)) and
 # E v_i^2 v_j^2 = 1/(d (d + 2)), so that for H = diag(h) the mean square of ||Hv|| and its variance are fractions.
@@ -18,12 +20,12 @@ from smoothlab.claims.search import Array, Log, Statement, statement
 
 def unit_mean(h: Sequence[int]) -> Fraction:
     """E v'H^2 v."""
-    return Fraction(sum(value**2 for value in h), len(h))
+    return Fraction(int(np.square(h).sum()), len(h))
 
 
 def unit_variance(h: Sequence[int]) -> Fraction:
     """Relative variance of v'H^2 v."""
-    d, square, fourth = len(h), sum(value**2 for value in h), sum(value**4 for value in h)
+    d, square, fourth = len(h), int(np.square(h).sum()), int(np.power(h, 4).sum())
     second = Fraction(square**2 + 2 * fourth, d * (d + 2))
     return second / unit_mean(h) ** 2 - 1
 
@@ -62,20 +64,21 @@ def SPREAD(p: Array) -> Array:
 
 def _formula(seed: int) -> Finding:
     rng = np.random.default_rng(seed)
-    spectra = [[int(h) for h in rng.integers(-9, 10, d)] for d in range(1, 41)]
-    spectra = [h for h in spectra if any(h)]
+    spectra = [rng.integers(-9, 10, d).tolist() for d in range(1, 41)]
     isotropic = exact.equal("H = I in two dimensions: every unit v has v'H^2 v = 1, and ||H||_F^2 = 2 is not that",
                             unit_mean([1, 1]), Fraction(1), supports=False)  # fmt: skip
-    matrices = [rng.integers(-9, 10, (d, d)) for d in range(2, 30)]
-    symmetric = [(a + a.T).astype(object) for a in matrices]
-    # +-e_i are a design of degree 3: the mean over them of v'H^2 v is that over the sphere.
-    means = [sum(Fraction(int((h[:, i] ** 2).sum()), len(h)) for i in range(len(h))) for h in symmetric]
+    scaled, squares = [], []
+    for d in range(2, 30):
+        a = rng.integers(-9, 10, (d, d))
+        H = (a + a.T).astype(object)  # Python's integers
+        # +-e_i are a design of degree 3: the mean over them of v'H^2 v is that over the sphere.
+        scaled.append(d * sum(Fraction(column @ column, d) for column in H.T))
+        squares.append((H**2).sum())
     corrected = exact.equal("d E v'H^2 v = ||H||_F^2: E vv' = I/d, as flips and permutations of coordinates leave the "
-                            "sphere as it is", [len(h) * mean for h, mean in zip(symmetric, means, strict=True)],
-                            [int((h**2).sum()) for h in symmetric], "corrected")  # fmt: skip
+                            "sphere as it is", scaled, squares, "corrected")  # fmt: skip
     hundred = exact.dense("100 vectors give ||H||_F^2 with a relative standard deviation of at most sqrt(2/100) = 14 "
                           "%: relative variance (2/(d + 2)) (d tr H^4/||H||_F^4 - 1) <= 2, as tr H^4 <= ||H||_F^4",
-                          [float(unit_variance(h) / 2) for h in spectra], "corrected")  # fmt: skip
+                          [float(unit_variance(h) / 2) for h in spectra if any(h)], "corrected")  # fmt: skip
     return Finding((isotropic, corrected, hundred, FORMULA.falsify(seed), SPREAD.falsify(seed)))
 
 
@@ -95,17 +98,23 @@ def difference_error(d: int, size: float, offset: float, h: float, central: bool
     v /= np.linalg.norm(v)
     start, minimum = (size * x).astype(np.float32), (size * offset * c).astype(np.float32)
     move = (h * v).astype(np.float32)
-    back = (start - move) - minimum if central else start - minimum
-    moved = ((start + move) - minimum) - back
+    back = start
+    if central:
+        back = start - move
+    # Each gradient rounds before they are subtracted, as a backward pass would: the order of the brackets matters.
+    moved = ((start + move) - minimum) - (back - minimum)
     return float(np.linalg.norm(moved.astype(float) / (h * (1 + central)) - v))
 
 
 def _step(central: bool, p: Array) -> Array:
     """The error over what is tolerated: h = 1e-5 forward, or h = ||x||/100 central."""
-    d, size, offset = np.round(p[:, 0]).astype(int), p[:, 1], p[:, 2]
-    steps = size * np.sqrt(d) / 100 if central else np.full(len(p), 1e-5)
-    members = zip(d, size, offset, steps, strict=True)
-    return np.array([difference_error(n, s, o, h, central) / TOLERATED for n, s, o, h in members])
+    errors = np.zeros(len(p))
+    for i, (d, size, offset) in enumerate(p):
+        n, h = int(np.round(d)), 1e-5
+        if central:
+            h = size * np.sqrt(n) / 100
+        errors[i] = difference_error(n, size, offset, h, central)
+    return errors / TOLERATED
 
 
 _WEIGHTS: dict[str, Any] = {
@@ -140,23 +149,25 @@ def _steps(seed: int, records: Sequence[Path]) -> Finding:
 
 def _rounding(path: Path) -> list[Certificate]:
     """Printed and estimated values of the base model beside their rounding floors."""
-    from smoothlab.records import load
-    from smoothlab.stats.smoothness_table import points
-
     table, certificates = load(path), []
-    for protocol, about, most in (("paper", "printed", 0.5), ("estimated", "corrected", 0.01)):
+    protocols: tuple[tuple[str, About, float, str], ...] = (
+        ("paper", "printed", 0.5,
+         "printed values (h = 1e-5, fp32) of the base model under twice their rounding floor"),
+        ("estimated", "corrected", 0.01,
+         "estimated values (exact products) of the base model with a rounding floor of more than 1 %"),
+    )  # fmt: skip
+    for protocol, about, most, what in protocols:
         rows = points(table, "base", protocol=protocol)
         rows = rows[rows["floor"].notna()]
         if rows.empty:
             continue
         share = (rows["floor"] / rows["value"].abs()).to_numpy()
         above = int((share > most).sum())
-        what = {"paper": "printed values (h = 1e-5, fp32) of the base model under twice their rounding floor",
-                "estimated": "estimated values (exact products) of the base model with a rounding floor of more than "
-                "1 %"}[protocol]  # fmt: skip
-        facts = {"points": float(len(rows)), "such points": float(above), "median floor/value": float(np.median(share)),
-                 "largest floor/value": float(share.max()), "records": path.name}  # fmt: skip
-        certificates.append(Certificate(what, about, above == 0, "records", facts))  # type: ignore[arg-type]
+        facts: Facts = {
+            "points": float(len(rows)), "such points": float(above), "median floor/value": float(np.median(share)),
+            "largest floor/value": float(share.max()), "records": path.name,
+        }  # fmt: skip
+        certificates.append(Certificate(what, about, above == 0, "records", facts))
     return certificates
 
 

@@ -59,7 +59,7 @@ class Ridge:
         edge = np.arcsinh(u)
         grow = np.concatenate([np.linspace(0, 1, 40), np.geomspace(1.05, 30, 20)])
         x = (edge[:, None] * grow)[:, :, None]
-        wide = Ridge(*(np.asarray(v)[:, None, None] for v in (self.m, self.m_y, self.k)))
+        wide = Ridge(*np.stack([self.m, self.m_y, self.k])[:, :, None, None])
         inside = np.hypot(*wide.gradient(x, S)) <= u[:, None, None]
         needed = np.where(inside, wide.needed(x, S, ell_y[:, None, None]), 0.0)
         largest: Array = needed.max((1, 2))
@@ -105,7 +105,7 @@ def definition_dense() -> Certificate:
     On the grid with the proof's bound (theory.md B.2): for |s| <= 1e-3 the need is at most m + P |s| (2 + |s|) +
     P^2 (1 + |s| + s^2)^2/(200 - P); beyond, P |s| <= 1.01 u/k bounds everything by 0.1016.
     """
-    m, m_y, k, stretch, _ = (np.array(v) for v in STORED)
+    m, m_y, k, stretch, _ = np.array(STORED)
     f, u = Ridge(m, m_y, k), 7.84
     s = np.concatenate([[0.0], np.geomspace(1e-12, 30, 1500)])
     x = np.concatenate([np.linspace(0, 3.5, 500), np.geomspace(3.5, 80, 300)])[:, None]
@@ -143,6 +143,8 @@ def certificates(lemma: str) -> tuple[Certificate, ...]:
         P = exact.exp(-x / 2) * exact.cosh(x)
         moved = f_x - (m + P * (exact.sinh(x) / exact.cosh(x) + 1))
         return exact.refutes("item 1 with ell(2G), y' = y, between x = 1 and 2 on a ridge", moved, x / 2, **facts)
-    left = f_x * f_x if lemma == "B.2 (1)" else f_x * f_x + f_y * f_y / (400 * k * k)
-    what = "||grad_x f||^2/(2 ell_x(2u)) <= f - f*" if lemma == "B.2 (1)" else "item 3"
+    if lemma == "B.2 (1)":
+        what, left = "||grad_x f||^2/(2 ell_x(2u)) <= f - f*", f_x * f_x
+    else:
+        what, left = "item 3", f_x * f_x + f_y * f_y / (400 * k * k)
     return exact.refutes(f"{what} on a ridge (f* >= 0)", left, gap, **facts)

@@ -1,7 +1,7 @@
 """Real runs of Algorithm 1, along which the corrected statements are checked: every state at the start of an epoch."""
 
 import functools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from smoothlab import objectives
 from smoothlab.algorithm1.engine import Algorithm1
-from smoothlab.claims.claim import Facts, Search
+from smoothlab.claims.claim import Search
 from smoothlab.objectives import Cosh, FiniteSum, Quadratic, objective
 from smoothlab.objectives.checks import diagonal, ells
 from smoothlab.stats import samples
@@ -75,39 +75,61 @@ def rates(f: FiniteSum, l_x: float, l_y: float) -> tuple[float, float]:
     return min(1 / (8 * f.n), 1 / (64 * (f.d_x + 1))) / l_x, 1 / (8 * f.n * l_y)
 
 
-def epochs(run: Run, z: Tensor, replicas: int, seed: int, count: int = 1) -> Tensor:
-    """z after `count` epochs from one state [d], [replicas, d]."""
-    return torch.from_numpy(replace(run.algorithm, epochs=count).run(run.f, z, replicas, seed=(seed, 7)).z)
-
-
 def along(what: str, ratios: dict[str, Array]) -> Search:
     """An inequality that holds at every point: the largest measured/allowed of all runs, and a typical one.
 
     `ratios` are by problem, at the states of `Run.flat`, NaN where there is nothing to compare. The typical one is the
     median over replicas, which are independent, of their own medians over epochs.
     """
-    tops = {name: float(np.nanmax(r)) for name, r in ratios.items()}
-    middle = samples.median(np.concatenate([np.nanmedian(r.reshape(-1, REPLICAS), 0) for r in ratios.values()]))
-    facts: Facts = {
-        "tightness, largest": max(tops.values()), "median": middle.value, "its low": middle.low,
-        "its high": middle.high, **{f"largest, {name}": top for name, top in tops.items()},
+    tops, middles, cases = {}, [], 0
+    for name, ratio in ratios.items():
+        tops[name] = float(np.nanmax(ratio))
+        middles.append(np.nanmedian(ratio.reshape(-1, REPLICAS), 0))
+        cases += int(np.isfinite(ratio).sum())
+    middle, top = samples.median(np.concatenate(middles)), max(tops.values())
+    facts: dict[str, float | str] = {
+        "tightness, largest": top, "median": middle.value, "its low": middle.low, "its high": middle.high,
     }  # fmt: skip
-    cases = sum(int(np.isfinite(r).sum()) for r in ratios.values())
-    slack = 1 - max(tops.values())
-    return Search(f"{what}, along runs of Algorithm 1", "printed", cases, 0, slack, {}, 1.0, facts=facts)
+    for name, value in tops.items():
+        facts[f"largest, {name}"] = value
+    return Search(f"{what}, along runs of Algorithm 1", "printed", cases, 0, 1 - top, {}, 1.0, facts=facts)
 
 
-def in_mean(what: str, measured: dict[str, Interval], cases: int, flagged: int = 0) -> Search:
-    """An inequality between means, measured/allowed by place: broken where an interval lies above 1.
+@dataclass
+class Means:
+    """Means of measured numbers over what is allowed: an inequality between means is broken where one lies above 1.
 
-    `cases` are the draws behind all of them; rare draws may carry `flagged` of the means (`samples.rare_draws`).
+    Attributes:
+        ratios: intervals of measured/allowed, by the place where they were taken.
+        flagged: how many of the means rare draws may carry (`samples.rare_draws`).
     """
-    worst = max(measured, key=lambda name: measured[name].value)
-    top = measured[worst]
-    surely = max(interval.low for interval in measured.values())
-    facts: Facts = {"tightness, largest": top.value, "its low": top.low, "its high": top.high, "where": worst,
-                    "places": float(len(measured)), **({"flagged": float(flagged)} if flagged else {})}  # fmt: skip
-    return Search(what, "printed", cases, 0, 1 - (surely if surely > 1 else min(top.value, 1.0)), {}, 1.0, facts=facts)
+
+    ratios: dict[str, Interval] = field(default_factory=dict)
+    flagged: int = 0
+
+    def add(self, place: str, measured: Interval, allowed: float) -> None:
+        """Note the interval of a mean."""
+        self.ratios[place] = Interval(*(end / allowed for end in measured))
+
+    def add_squares(self, place: str, squares: Array, allowed: float) -> None:
+        """Note the mean of numbers that are not negative and may be far off at times."""
+        self.add(place, samples.mean_square(squares), allowed)
+        self.flagged += samples.rare_draws(squares) is not None
+
+    def search(self, what: str, draws: int) -> Search:
+        """The evidence of an inequality `what` from means of so many draws each."""
+        worst = max(self.ratios, key=lambda place: self.ratios[place].value)
+        top = self.ratios[worst]
+        surely = max(interval.low for interval in self.ratios.values())
+        facts: dict[str, float | str] = {
+            "tightness, largest": top.value, "its low": top.low, "its high": top.high, "where": worst,
+            "places": float(len(self.ratios)),
+        }  # fmt: skip
+        if self.flagged:
+            facts["flagged"] = float(self.flagged)
+        if surely <= 1:  # a mean above 1 whose interval holds 1 is no violation
+            surely = min(top.value, 1.0)
+        return Search(what, "printed", draws * len(self.ratios), 0, 1 - surely, {}, 1.0, facts=facts)
 
 
 def ellipsoid(f: FiniteSum, z: Tensor, seed: int) -> tuple[Tensor, Array, Array]:

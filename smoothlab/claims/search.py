@@ -54,7 +54,7 @@ class Statement:
         """Parameters [cases, p] from numbers in the unit cube."""
         low, high = np.array(list(self.ranges.values())).T
         logs = [isinstance(ends, Log) for ends in self.ranges.values()]
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore"):  # of ranges that hold 0, which are not drawn on that scale
             geometric = low * (high / low) ** unit
         members: Array = np.where(logs, geometric, low + (high - low) * unit)
         return members
@@ -69,7 +69,7 @@ class Statement:
         def short_of(u: Array) -> float:
             return -float(self._ratios(_reflected(u)[None])[0])  # reflected: faces of the cube are no walls
 
-        for start in unit[np.argsort(-ratios)[: self.starts]] if self.steps else ():
+        for start in unit[np.argsort(-ratios)[: self.starts]]:
             options: Any = {
                 "maxfev": self.steps, "initial_simplex": _simplex(start), "xatol": 1e-9, "fatol": 1e-12,
             }  # fmt: skip
@@ -102,9 +102,14 @@ def check_by(
     def check(seed: int) -> Finding:
         evidence: list[Certificate | Search] = []
         for make in certificates:
-            made = make()
-            evidence += made if isinstance(made, tuple) else (made,)
-        return Finding((*evidence, *(statement.falsify(seed) for statement in searches)))
+            certificate = make()
+            if isinstance(certificate, tuple):
+                evidence += certificate
+            else:
+                evidence.append(certificate)
+        for statement in searches:
+            evidence.append(statement.falsify(seed))
+        return Finding(tuple(evidence))
 
     return check
 
@@ -114,8 +119,7 @@ def _reflected(u: Array) -> Array:
     return folded
 
 
-def _simplex(start: Array, size: float = 0.05) -> Array:
-    corners = np.tile(start, (len(start) + 1, 1))
-    for i in range(len(start)):
-        corners[i + 1, i] += size if start[i] < 0.5 else -size
-    return corners
+def _simplex(start: Array) -> Array:
+    """The start and a step of 0.05 from it along each axis, inwards."""
+    steps = np.diag(np.where(start < 0.5, 0.05, -0.05))
+    return np.vstack([start, start + steps])

@@ -31,9 +31,11 @@ def _affine(u: Any) -> Array:
 def _two_points(p: Array, corrected: bool) -> Array:
     """X = T G^2 with probability p and 0 otherwise; quotients of both sides, at most e^600."""
     T, G, share = np.round(p[:, 0]), p[:, 1], p[:, 2]
-    top = T * G**2
+    top, width = T * G**2, G
+    if corrected:
+        width = top
     left = np.logaddexp(np.log(share) + top, np.log1p(-share))
-    return np.exp(np.minimum(left - share * top - (top**2 if corrected else G**2) / 8, 600))
+    return np.exp(np.minimum(left - share * top - width**2 / 8, 600))
 
 
 _TWO = {"T": Log(1.0, 1000.0), "G": Log(0.1, 3.0), "P(X > 0)": (0.01, 0.99)}
@@ -220,7 +222,7 @@ def _conclusion(seed: int) -> Finding:
     rng, ratios = np.random.default_rng(seed), []
     for _ in range(500):
         eps, L, gap, s2 = np.exp(rng.uniform(np.log(1e-3), np.log(10), 4))
-        n, d = (int(size) for size in np.exp(rng.uniform(0, 7, 2)))
+        n, d = np.exp(rng.uniform(0, 7, 2)).astype(int).tolist()
         ratios.append(summed(Setting(ones, ones, gap, n, d, s2, 0.0), eps, L))
     total = exact.dense("B.6' summed over T epochs is at most eps^2 at the corrected theorem's constants", ratios,
                         "corrected", rounding=1e-6)  # fmt: skip

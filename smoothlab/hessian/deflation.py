@@ -1,150 +1,35 @@
-"""Deflation: what Lanczos vectors of a Hessian block have seen exactly, and what probes of the rest have told.
+"""Deflation: what Lanczos vectors know of a Hessian block exactly, and what Gaussian probes estimate of the rest.
 
-Let Q [k, d] be an orthonormal basis, T = Q H Q' and B = (I - Q'Q) H (I - Q'Q). Then, exactly, tr H = tr T + tr B and
-||H||_F^2 = 2 ||H Q'||_F^2 - ||T||_F^2 + ||B||_F^2. Gaussian probes orthogonal to Q see B.
+Let Q [k, d] be an orthonormal basis of k Lanczos vectors from a random start, with full reorthogonalization, T = Q H Q'
+and B = (I - Q'Q) H (I - Q'Q). Then, exactly,
+    ||H||_F^2 = 2 ||H Q'||_F^2 - ||T||_F^2 + ||B||_F^2,     tr H = tr T + tr B,
+and Gaussian probes orthogonal to Q, Hutchinson's, estimate ||B||_F^2 and tr B without bias (the idea of Hutch++, Meyer
+et al. 2021).
+If one direction dominates, as in small trained nets, Q takes it and little is left to probe; if the spectrum is broad,
+as in large pretrained nets, B is broad and few probes are enough. Between the two, e.g. ten equal eigenvalues of which
+a Krylov space sees one, the images of the probes already made join Q, and probing starts anew on the smaller rest.
+Ten equal eigenvalues cannot do with the 20 products of other spectra: the Krylov space of the Lanczos steps holds one
+vector of their eigenspace, so nine more starts must be imaged; to know an image exactly takes a second product; and
+what is left is certified only by probes that Q does not depend on.
 """
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from smoothlab.blocks import Block, dot
+from smoothlab.blocks import dot
 from smoothlab.errors import BadInput
+from smoothlab.hessian.basis import Basis, Projection
+from smoothlab.hessian.products import Products
 from smoothlab.stats.intervals import Interval
 from smoothlab.stats.probes import Reach, effective_rank, lanczos_reach, sum_of_squares
 from smoothlab.zeroth.distributions import draw
 
-_COLUMNS = 1 << 16  # columns of Q handled at once: a chunk of Q and of the vector stays in cache
-_AGAIN = 0.25  # share of its square that a vector must keep for one projection to be enough
-_PYTHAGORAS = 0.01  # share of its square that a vector must keep for its norm to follow from its coefficients
 FIRST = 5  # probes before the first look at the interval
 IMAGES = 16  # images kept: enough for the effective rank, and a bound on memory
-
-
-class Products(ABC):
-    """Products with the Hessian of one loss at one point, blocks by name.
-
-    Attributes:
-        blocks: disjoint blocks by name.
-        loss: the loss at the point.
-        gradients: gradient of each block, flat [dim].
-        differences: whether products are finite differences, which kinks and long steps part from the Hessian.
-    """
-
-    blocks: dict[str, Block]
-    loss: float
-    gradients: dict[str, Tensor]
-    differences: ClassVar[bool] = False
-
-    @abstractmethod
-    def product(self, v: Tensor, along: str, wrt: Sequence[str]) -> tuple[Tensor, ...]:
-        """H_bc v for c = `along` and each b of `wrt`, as flat vectors [b.dim]."""
-
-    @abstractmethod
-    def noise(self, v: Tensor, image: Tensor, along: str) -> tuple[float, int]:
-        """Relative rounding error of the product H_cc v = `image`, and how many more products measuring it took."""
-
-    def truncation(self, along: str) -> float:
-        """Relative error of products beside rounding, as far as it is known."""
-        return 0.0
-
-
-class Projection(NamedTuple):
-    """What projecting w out of Q told: Q w [k] in fp64, and the norms of w before and after."""
-
-    coefficients: np.ndarray
-    before: float
-    after: float
-
-
-class Basis:
-    """Orthonormal rows Q [k, d] in growing memory, with projections in cache-sized chunks summed in fp64.
-
-    Projecting leaves an error along Q of about eps times the norm that w had before. It is repeated only where little
-    of w is left, so that this is much of what is left (Daniel, Gragg, Kaufman and Stewart 1976; "twice is enough").
-    """
-
-    def __init__(self, dim: int, like: Tensor) -> None:
-        self.dim, self.size = dim, 0
-        self._rows = torch.empty(0, dim, dtype=like.dtype, device=like.device)
-
-    @property
-    def rows(self) -> Tensor:
-        """Q [k, d]."""
-        return self._rows[: self.size]
-
-    def reserve(self, more: int) -> None:
-        """Memory for `more` rows beyond those there: growing copies Q, and first writes to new memory are slow."""
-        if self.size + more > len(self._rows):
-            grown = self._rows.new_empty(self.size + more, self.dim)
-            grown[: self.size] = self.rows
-            self._rows = grown
-
-    def _sweep(self, w: Tensor, step: np.ndarray | None = None, *, look: bool = True) -> tuple[np.ndarray, float]:
-        """w -= Q' step in place where a step is given; then Q w [k], or nothing without `look`, and ||w||^2."""
-        down = None if step is None else torch.as_tensor(step, dtype=w.dtype, device=w.device)
-        seen, squares = [], []
-        for i in range(0, self.dim, _COLUMNS):
-            q, x = self.rows[:, i : i + _COLUMNS], w[i : i + _COLUMNS]
-            if down is not None:
-                x.addmv_(q.T, down, alpha=-1)
-            if look:
-                seen.append(q @ x)
-            if x.dtype.itemsize == 2:
-                x = x.float()  # fp16 squares would overflow
-            squares.append(torch.dot(x, x))
-        coefficients = torch.stack(seen).double().sum(0).cpu().numpy() if look else np.zeros(0)
-        return coefficients, float(torch.stack(squares).double().sum())
-
-    def project_out(self, w: Tensor) -> Projection:
-        """w -= Q'Q w in place, until what is left is orthogonal to Q up to rounding of its own norm, or is rounding."""
-        total, more = np.zeros(self.size), self.size > 0
-        left, square = self._sweep(w, look=more)
-        before = square**0.5
-        while more:
-            total += left
-            more = square - float(left @ left) < _AGAIN * square  # Pythagoras: what this subtraction will leave
-            left, square = self._sweep(w, left, look=more)
-            more = more and square**0.5 > _rounding(w, before)
-        return Projection(total, before, square**0.5)
-
-    def outside(self, w: Tensor) -> float:
-        """||w - Q'Q w||^2, from Q w and ||w||^2 where enough is left, which spares the subtraction; w may be spoilt."""
-        if not self.size:
-            return dot(w, w)
-        seen, square = self._sweep(w)
-        left = square - float(seen @ seen)
-        if left < _PYTHAGORAS * square:  # the difference would be rounding
-            left = self.project_out(w).after ** 2
-        return left
-
-    def add(self, w: Tensor, seen: Projection | None = None) -> bool:
-        """Append w, orthogonalized (in place) and normalized; False when w lies in the span up to rounding.
-
-        `seen` is what w's earlier projection told. On this very Q it need not be repeated; and how much of w is
-        rounding is judged by the norm before it.
-        """
-        projection = seen
-        if projection is None or len(projection.coefficients) < self.size:
-            projection = self.project_out(w)
-        before = projection.before if seen is None else seen.before
-        if not projection.after > _rounding(w, before):
-            return False
-        if self.size == len(self._rows):
-            self.reserve(max(4, self.size // 2))
-        torch.mul(w, 1 / projection.after, out=self._rows[self.size])
-        self.size += 1
-        return True
-
-
-def _rounding(w: Tensor, before: float) -> float:
-    """The norm up to which what a projection leaves of w is taken for rounding."""
-    return 100 * torch.finfo(w.dtype).eps * before
 
 
 class Deflation:
@@ -180,14 +65,15 @@ class Deflation:
         return draw(self.block, "gaussian", [*self.seed, self.draws])
 
     def _product(self, v: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        image, *crossed = self.hessian.product(v, self.name, [self.name, *self.others])
+        images = self.hessian.product(v, self.name, [self.name, *self.others])
         self.hvps += 1
-        if not all(bool(torch.isfinite(vector.sum())) for vector in (image, *crossed)):
-            raise BadInput(
-                f"a Hessian-vector product of block '{self.name}' is not finite: the loss has no second derivative "
-                "here (a norm or a root of 0), or numbers overflow; move the weights, or use a wider --dtype"
-            )
-        return image, dict(zip(self.others, crossed, strict=True))
+        for image in images:
+            if not torch.isfinite(image.sum()):  # one pass, and no memory as isfinite(image) would take
+                raise BadInput(
+                    f"a Hessian-vector product of block '{self.name}' is not finite: the loss has no second derivative "
+                    "here (a norm or a root of 0), or numbers overflow; move the weights, or use a wider --dtype"
+                )
+        return images[0], dict(zip(self.others, images[1:], strict=True))
 
     def _outside(self, name: str, cross: Tensor) -> float:
         """The square of a cross image, of its part outside Q_b where that is known already; the image may be spoilt."""
@@ -196,16 +82,16 @@ class Deflation:
             return dot(cross, cross)
         return basis.outside(cross)
 
-    def deflate(self, w: Tensor, seen: Projection | None = None) -> tuple[Tensor, Projection] | None:
+    def deflate(self, w: Tensor, earlier: Projection | None = None) -> tuple[Tensor, Projection] | None:
         """Add the direction w to Q (w is overwritten): (I - Q'Q) H q, or None when w lies in the span of Q already.
 
-        `seen` is what w's earlier projection told, see `Basis.add`; that of the result comes with it.
+        `earlier` is the projection that has left w, see `Basis.add`; that of the result comes with it.
         """
-        if not self.basis.add(w, seen):
+        if not self.basis.add(w, earlier):
             return None
         q = self.basis.rows[-1]
         image, crossed = self._product(q)
-        if self.hvps == 1:
+        if self.hvps == 1:  # rounding is measured once a block, on its first product
             self.noise, spent = self.hessian.noise(q, image, self.name)
             self.hvps += spent
             units = 256 if q.dtype == torch.float64 else 64  # of rounding in `dot`
@@ -213,7 +99,7 @@ class Deflation:
         for name, cross in crossed.items():
             self.cross_known[name] += self._outside(name, cross)
         projection = self.basis.project_out(image)
-        self.captured += projection.before**2
+        self.captured += projection.before**2  # before, as ||H q||^2 counts what Q holds of it too
         self.columns.append(projection.coefficients)
         self.residuals.append(projection.after)
         return image, projection
@@ -227,9 +113,9 @@ class Deflation:
         self.basis.reserve(min(most + 1, self.block.dim))  # and a direction of the self-checks
         following: tuple[Tensor, Projection | None] | None = None  # the next vector; None where the space closed
         while self.basis.size < most:
-            if following is None and self.basis.size:
-                self.unbroken = self.unbroken or self.basis.size
             if following is None:
+                # Bounds of the spectrum take the start for random: only the steps that follow the first one count.
+                self.unbroken = self.unbroken or self.basis.size
                 following = self._draw(), None
             following = self.deflate(*following)
         self.lanczos = self.basis.size
@@ -237,8 +123,9 @@ class Deflation:
 
     def reach(self) -> Reach:
         """How far out the eigenvalue of the largest modulus may lie, from the Lanczos steps of the first start."""
-        diagonal = np.array([column[-1] for column in self.columns[: self.unbroken]])
+        diagonal = np.diag(self.projected())[: self.unbroken]
         left = np.array(self.residuals[: self.unbroken])
+        # Where the Krylov space closes nothing is left but rounding, and a bound that divides by it must not trust 0.
         rounding = self.noise * float(np.hypot(diagonal, left).max())
         return lanczos_reach(diagonal, np.maximum(left, rounding), self.block.dim)
 
@@ -250,15 +137,18 @@ class Deflation:
     def probe(self) -> None:
         """One Gaussian probe of B: image, quadratic form, cross images."""
         g = self._draw()
+        # What Q has seen is known exactly: its part of a probe would add variance and no knowledge.
         self.basis.project_out(g)
         image, crossed = self._product(g)
         self.forms.append(dot(g, image))
         projection = self.basis.project_out(image)
         self.squares.append(projection.after**2)
         if len(self.images) < IMAGES:
-            row = np.array([dot(image, other) for other, _ in self.images])
-            self.gram = np.block([[self.gram, row[:, None]], [row[None, :], np.array([[self.squares[-1]]])]])
             self.images.append((image, projection))
+            self.gram = np.pad(self.gram, (0, 1))
+            for i, (other, _) in enumerate(self.images[:-1]):
+                self.gram[i, -1] = self.gram[-1, i] = dot(image, other)
+            self.gram[-1, -1] = self.squares[-1]
         for name, cross in crossed.items():
             self.cross_squares[name].append(self._outside(name, cross))
             if self.others[name] is None:
@@ -267,7 +157,7 @@ class Deflation:
     def extend(self) -> None:
         """The images of the probes so far join Q; probing starts anew."""
         images = self.images
-        self._clear()
+        self._clear()  # what the probes have seen of B is no estimate of the smaller rest: Q now depends on them
         self.basis.reserve(len(images))
         for image, projection in images:
             self.deflate(image, projection)
@@ -285,9 +175,9 @@ class Deflation:
         After Lanczos, H q_j = sum_{i <= j} T_ij q_i + t_j q_{j+1}: below the diagonal stands t_j, then only 0. The last
         Lanczos vector, whose remainder did not join Q, is left out.
         """
-        squares = 0.0
+        squares, t = 0.0, self.projected()
         for j in range(self.lanczos - 1):
-            right = np.array([column[j] for column in self.columns[j + 1 :]])
+            right = t[j, j + 1 :]  # of the upper triangle, which the projections of later images have measured
             right[0] -= self.residuals[j]
             squares += float(right @ right)
         if self.captured == 0.0:
@@ -299,7 +189,7 @@ class Deflation:
         return self.basis.rows.T @ torch.as_tensor(coefficients).to(self.basis.rows)
 
     def form(self, v: Tensor) -> float:
-        """The quadratic form v'Hv for a check: its product counts, and tells the estimate nothing."""
+        """The quadratic form v'Hv for a check: its product is counted, and no estimate uses it."""
         self.hvps += 1
         return dot(v, self.hessian.product(v, self.name, [self.name])[0])
 

@@ -39,7 +39,7 @@ def doubted(name: str, gaps: Sequence[Disagreement]) -> list[str]:
     """What to write beside the numbers of a block; each doubt but kinks is a warning of one line, too."""
     doubts = [gap for gap in gaps if gap.size > DOUBTFUL]
     for gap in doubts:
-        if gap.kind != "kinks":
+        if gap.kind != "kinks":  # a property of ReLU models, which every point of a run would repeat
             warnings.warn(complaint(name, gap), stacklevel=3)
     return list(dict.fromkeys(_FLAGS[gap.kind] for gap in doubts))
 

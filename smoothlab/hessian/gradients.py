@@ -1,5 +1,6 @@
 """A loss and its gradients at the current parameters, and plain words for what autograd cannot do with a model."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import ClassVar
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from smoothlab.blocks import Block, Loss, by_name, flatten
 from smoothlab.errors import BadInput
-from smoothlab.hessian.loss_graph import read_graph
+from smoothlab.hessian.loss_graph import LossGraph, read_graph
 
 
 def finite(loss: Tensor) -> Tensor:
@@ -32,10 +33,11 @@ def finite(loss: Tensor) -> Tensor:
 def block_gradients(loss: Tensor, blocks: dict[str, Block], *, create_graph: bool) -> dict[str, list[Tensor]]:
     """Gradients by block: 0 for a parameter that the loss does not reach, an error for a whole block of them."""
     params = [p for block in blocks.values() for p in block.params]
-    grads = list(torch.autograd.grad(loss, params, create_graph=create_graph, allow_unused=True))
+    grads = iter(torch.autograd.grad(loss, params, create_graph=create_graph, allow_unused=True))
     gradients: dict[str, list[Tensor]] = {}
     for name, block in blocks.items():
-        parts, grads = grads[: len(block.params)], grads[len(block.params) :]
+        parts = list(itertools.islice(grads, len(block.params)))
+        # One unused parameter is common (a head beside the one in use); a whole block of them is a mistake.
         if parts == [None] * len(parts):
             raise BadInput(
                 f"the loss does not depend on block '{name}': leave it out, or check requires_grad and the model "
@@ -43,7 +45,8 @@ def block_gradients(loss: Tensor, blocks: dict[str, Block], *, create_graph: boo
             )
         gradients[name] = []
         for p, g in zip(block.params, parts, strict=True):
-            g = torch.zeros_like(p) if g is None else g
+            if g is None:
+                g = torch.zeros_like(p)
             gradients[name].append(g)
             if not torch.isfinite(g.detach().sum()):  # one pass, and no memory as isfinite(g) would take
                 raise BadInput(
@@ -53,12 +56,23 @@ def block_gradients(loss: Tensor, blocks: dict[str, Block], *, create_graph: boo
     return gradients
 
 
-def gradient(loss: Loss, blocks: dict[str, Block]) -> tuple[float, dict[str, Tensor]]:
-    """(f, {block: flat gradient [dim]}) at the current parameters; `.grad` is not touched."""
+Differentiated = tuple[float, LossGraph, dict[str, list[Tensor]]]
+"""A loss, its graph, and the parts of its gradient by block."""
+
+
+def differentiated(loss: Loss, blocks: dict[str, Block], *, create_graph: bool = False) -> Differentiated:
+    """The loss and its gradients at the current parameters; `.grad` is not touched."""
     with plain_words():
         value = finite(loss())
-        parts = block_gradients(value, blocks, create_graph=False)
-    return float(value.detach()), {name: flatten(g) for name, g in parts.items()}
+        graph = read_graph(value)  # first, as differentiating frees what it reads
+        parts = block_gradients(value, blocks, create_graph=create_graph)
+    return float(value.detach()), graph, parts
+
+
+def gradient(loss: Loss, blocks: dict[str, Block]) -> tuple[float, dict[str, Tensor]]:
+    """(f, {block: flat gradient [dim]}) at the current parameters; `.grad` is not touched."""
+    value, _, parts = differentiated(loss, blocks)
+    return value, {name: flatten(g) for name, g in parts.items()}
 
 
 class LossAtPoint:
@@ -77,11 +91,7 @@ class LossAtPoint:
     def __init__(self, loss: Loss, blocks: Sequence[Block]) -> None:
         self.blocks = by_name(blocks)
         self._loss = loss
-        with plain_words():
-            value = finite(loss())
-            self.graph = read_graph(value)
-            parts = block_gradients(value, self.blocks, create_graph=False)
-        self.loss = float(value.detach())
+        self.loss, self.graph, parts = differentiated(loss, self.blocks)
         self.gradients: dict[str, Tensor] = {name: flatten(g) for name, g in parts.items()}
 
     def evaluate(self) -> float:
@@ -94,7 +104,7 @@ class LossAtPoint:
 
 @contextmanager
 def plain_words() -> Iterator[None]:
-    """One line for what a model makes autograd raise, with what to do instead.
+    """Within it, what a model makes autograd raise becomes one line, with what to do instead.
 
     Raises:
         BadInput: instead of an error that is known; all others pass.
@@ -104,13 +114,17 @@ def plain_words() -> Iterator[None]:
     except BadInput:
         raise
     except (RuntimeError, TypeError) as error:
-        said = " ".join(str(error).split())
+        message = " ".join(str(error).split())
         for words, fix in _KNOWN.items():
-            if words.lower() in said.lower():
-                raise BadInput(f"{fix} (torch says: {said[:160]})") from error
+            if words.lower() in message.lower():
+                raise BadInput(f"{fix} (torch says: {message[:160]})") from error
         raise
 
 
+_NO_SECOND = (
+    "no second derivative: load the model with attn_implementation='eager', or use central differences "
+    "(product='central')"
+)
 _KNOWN = {
     "incompatible with .grad()": (
         "the model recomputes activations by reentrant checkpointing, through which no gradient can be taken apart "
@@ -131,14 +145,8 @@ _KNOWN = {
     "expected scalar type": (
         "an operation of the model does not take this precision: convert the model to float32 (--dtype float32)"
     ),
-    "derivative for": (
-        "no second derivative: load the model with attn_implementation='eager', or use central differences "
-        "(product='central')"
-    ),
-    "double backward": (
-        "no second derivative: load the model with attn_implementation='eager', or use central differences "
-        "(product='central')"
-    ),
+    "derivative for": _NO_SECOND,
+    "double backward": _NO_SECOND,
     "differentiate twice": (
         "no second derivative, because an operation of the model is marked once_differentiable: use central "
         "differences (product='central')"

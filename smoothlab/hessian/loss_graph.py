@@ -43,7 +43,7 @@ def read_graph(value: Tensor) -> LossGraph:
     padded: dict[int, int] = {}
     rough: set[str] = set()
     for node in _nodes(value.grad_fn):
-        name = node.name().removesuffix("0")
+        name = node.name().removesuffix("0")  # torch numbers the overloads of an operation: ReluBackward0
         if name in NONSMOOTH:
             rough.add(name.removesuffix("Backward"))
         for child, _ in node.next_functions:
@@ -52,6 +52,7 @@ def read_graph(value: Tensor) -> LossGraph:
                 continue
             readers.setdefault(id(variable), set()).add(name.removesuffix("Backward"))
             if name == "EmbeddingBackward":
+                # Where the weight is tied to a head, the row has a gradient, but not the one of the lookup.
                 row = node._saved_padding_idx
                 if 0 <= row < len(variable) and bool((node._saved_indices == row).any()):
                     padded[id(variable)] = row
@@ -60,7 +61,7 @@ def read_graph(value: Tensor) -> LossGraph:
 
 
 def _nodes(root: Any) -> Iterator[Any]:
-    """All nodes of a graph, each once."""
+    """All nodes of a graph, each once; no recursion, as graphs are deeper than Python's stack."""
     seen, waiting = {root}, [root]
     while waiting:
         node = waiting.pop()

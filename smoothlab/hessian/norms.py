@@ -1,16 +1,6 @@
 """Frobenius, spectral and cross-block norms and traces of Hessian blocks, each with an interval.
 
-`Hessian.norms` deflates and then probes. Let Q [k, d] be an orthonormal basis of k Lanczos vectors from a random start,
-with full reorthogonalization, T = Q H Q' and B = (I - Q'Q) H (I - Q'Q). Then, exactly,
-    ||H||_F^2 = 2 ||H Q'||_F^2 - ||T||_F^2 + ||B||_F^2,     tr H = tr T + tr B,
-and Gaussian probes orthogonal to Q, Hutchinson's, estimate ||B||_F^2 and tr B without bias (the idea of Hutch++, Meyer
-et al. 2021).
-If one direction dominates, as in small trained nets, Q takes it and little is left to probe; if the spectrum is broad,
-as in large pretrained nets, B is broad and few probes are enough. Between the two, e.g. ten equal eigenvalues of which
-a Krylov space sees one, the images of the probes already made join Q, and probing starts anew on the smaller rest.
-Ten equal eigenvalues cannot do with the 20 products of other spectra: the Krylov space of the Lanczos steps holds one
-vector of their eigenspace, so nine more starts must be imaged; to know an image exactly takes a second product; and
-what is left is certified only by probes that Q does not depend on.
+Lanczos vectors and probes of each block (`smoothlab.hessian.deflation`), self-checks, and what follows from both.
 """
 
 import math
@@ -21,14 +11,18 @@ from typing import Literal
 import numpy as np
 
 from smoothlab.errors import BadInput
-from smoothlab.hessian.deflation import FIRST, Deflation, Products, gram_matrix, half_width
+from smoothlab.hessian.basis import Basis
+from smoothlab.hessian.deflation import FIRST, Deflation, gram_matrix, half_width
 from smoothlab.hessian.disagreements import doubted
 from smoothlab.hessian.gradients import LossAtPoint
+from smoothlab.hessian.products import Products
 from smoothlab.hessian.selfchecks import check_products, check_repeats
 from smoothlab.stats.intervals import Interval
 from smoothlab.stats.probes import Reach, effective_rank, mean_of_forms, spectral_upper, sum_of_squares
 
 Quantity = Literal["frobenius", "spectral", "trace"]
+LANCZOS, BUDGET = 12, 100
+"""Lanczos steps of a block, and products at which its probing stops all the same."""
 
 
 @dataclass(frozen=True)
@@ -77,55 +71,52 @@ def _frobenius(block: str, wrt: str, square: Interval, hvps: int, floor: float, 
     return NormEstimate(block, wrt, "frobenius", value, low, high, hvps, floor, _flag(value, floor, reached))
 
 
-def _trace(block: str, trace: Interval, hvps: int, floor: float) -> NormEstimate:
-    low, high, flag = trace.low - floor, trace.high + floor, _flag(trace.value, floor, True)
-    return NormEstimate(block, block, "trace", trace.value, low, high, hvps, floor, flag)
-
-
-def _flag(value: float, floor: float, reached: bool) -> str | None:
+def _flag(value: float, floor: float, reached: bool = True) -> str | None:
     if abs(value) < 2 * floor:
         return "below floor"
-    return None if reached else "precision not reached"
+    if not reached:
+        return "precision not reached"
+    return None
 
 
 def _sign(lowest: float, highest: float, reach: Reach) -> int:
     """Sign of the eigenvalue of the largest modulus where the other end of the spectrum cannot reach as far, else 0."""
     if highest > -reach.lowest:
         return 1
-    return -1 if -lowest > reach.highest else 0
+    if -lowest > reach.highest:
+        return -1
+    return 0
 
 
 def _estimates(run: Deflation, reached: bool, doubts: Sequence[str]) -> list[NormEstimate]:
     """Frobenius norm, spectral norm and trace of a diagonal block from its finished run, flagged with its doubts."""
+    name, hvps, t = run.name, run.hvps, run.projected()
     whole, rest = run.frobenius_squared()
-    t = run.projected()
+    floor = run.noise * max(whole.value, 0.0) ** 0.5
+    frobenius = _frobenius(name, name, whole, hvps, floor, reached)
+
     ritz = np.linalg.eigvalsh(t)
-    frobenius = max(whole.value, 0.0) ** 0.5
-    floor = run.noise * frobenius
     top = float(np.abs(ritz).max())
-    trace = mean_of_forms(run.forms, rest.high, float(ritz.sum()))
-    coupling = max(run.captured - float((t**2).sum()), 0.0) ** 0.5
+    coupling = max(run.captured - float((t**2).sum()), 0.0) ** 0.5  # ||(I - Q'Q) H Q'||_F, by Pythagoras
     reach = run.reach()
     upper = spectral_upper(t, coupling, rest.high**0.5, reach)
     point = run.noise * top  # rounding of a Ritz value
     spread = run.noise * run.captured**0.5  # of all images at once
     sign = _sign(float(ritz[0]), float(ritz[-1]), Reach(reach.lowest - spread, reach.highest + spread))
-    spectral = NormEstimate(
-        run.name, run.name, "spectral", top, top - point, upper + spread, run.hvps, point, _flag(top, point, True), sign
-    )
-    estimates = [
-        _frobenius(run.name, run.name, whole, run.hvps, floor, reached),
-        spectral,
-        _trace(run.name, trace, run.hvps, floor),
-    ]
-    if estimates[0].high < spectral.low:  # no symmetric matrix has that
+    low, high = top - point, upper + spread
+    spectral = NormEstimate(name, name, "spectral", top, low, high, hvps, point, _flag(top, point), sign)
+
+    trace = mean_of_forms(run.forms, rest.high, float(ritz.sum()))
+    flag = _flag(trace.value, floor)
+    summed = NormEstimate(name, name, "trace", trace.value, trace.low - floor, trace.high + floor, hvps, floor, flag)
+
+    if frobenius.high < spectral.low:  # no symmetric matrix has that
         doubts = [*doubts, "spectral norm above the Frobenius norm"]
-    return [_doubtful(e, doubts) for e in estimates]
-
-
-def _doubtful(estimate: NormEstimate, doubts: Sequence[str]) -> NormEstimate:
-    """The estimate with what the self-checks say beside its own flag."""
-    return replace(estimate, flag=", ".join([*filter(None, [estimate.flag]), *doubts]) or None)
+    estimates = []
+    for estimate in (frobenius, spectral, summed):
+        flags = [estimate.flag, *doubts]
+        estimates.append(replace(estimate, flag=", ".join(filter(None, flags)) or None))
+    return estimates
 
 
 def _cross(first: Deflation, second: Deflation, precision: float) -> NormEstimate:
@@ -133,9 +124,9 @@ def _cross(first: Deflation, second: Deflation, precision: float) -> NormEstimat
 
     The rest ||(I - P_b) C (I - P_c)||_F^2 is seen by the probes of both sides.
     """
-    for image in first.cross_images[second.name]:
-        second.basis.project_out(image)
     images = first.cross_images[second.name]
+    for image in images:  # made before Q_b was there
+        second.basis.project_out(image)
     gram = gram_matrix(images)
     squares = [*np.diag(gram), *second.cross_squares[first.name]]
     known = first.cross_known[second.name] + second.cross_known[first.name]
@@ -160,8 +151,8 @@ class Hessian(Products):
         *,
         cross: Sequence[tuple[str, str]] = (),
         precision: float = 0.05,
-        lanczos: int = 12,
-        budget: int = 100,
+        lanczos: int = LANCZOS,
+        budget: int = BUDGET,
         seed: Sequence[int] = (0,),
     ) -> list[NormEstimate]:
         """Frobenius norm, spectral norm and trace of each diagonal block, and Frobenius norms of cross blocks.
@@ -178,31 +169,37 @@ class Hessian(Products):
             Estimates in the order of `names`, then of `cross`. Simulated coverage of every interval, and the bias of
             every value: benchmarks/coverage.py.
         """
-        order = list(self.blocks if names is None else names)
-        estimates = list(
-            self.norms_by_block(order, cross=cross, precision=precision, lanczos=lanczos, budget=budget, seed=seed)
-        )
-        own = [e for name in order for e in estimates if e.block == e.wrt == name]
-        return own + [e for e in estimates if e.block != e.wrt]
+        order = list(self.blocks)
+        if names is not None:
+            order = list(names)
+
+        def position(estimate: NormEstimate) -> int:
+            if estimate.block != estimate.wrt:
+                return len(order)  # cross blocks last; a stable sort leaves them in their order
+            return order.index(estimate.block)
+
+        return sorted(self.norms_by_block(order, cross, precision, seed, lanczos, budget), key=position)
 
     def norms_by_block(
         self,
-        names: Sequence[str] | None = None,
-        *,
-        cross: Sequence[tuple[str, str]] = (),
-        precision: float = 0.05,
-        lanczos: int = 12,
-        budget: int = 100,
-        seed: Sequence[int] = (0,),
+        names: Sequence[str],
+        cross: Sequence[tuple[str, str]],
+        precision: float,
+        seed: Sequence[int],
+        lanczos: int = LANCZOS,
+        budget: int = BUDGET,
     ) -> Iterator[NormEstimate]:
         """Yield the estimates of `norms`, each block's once it is measured: large blocks first, then `cross`."""
-        names = list(self.blocks) if names is None else list(names)
-        needed = dict.fromkeys([*names, *(name for pair in cross for name in pair)])
-        for name in needed:
-            self._check_name(name)
+        partners: dict[str, list[str]] = {name: [] for name in names}
         for a, b in cross:
-            if a == b:
-                raise BadInput(f"cross block ({a}, {b}): name two different blocks")
+            partners.setdefault(a, []).append(b)
+            partners.setdefault(b, []).append(a)
+        for name in partners:
+            if name not in self.blocks:
+                raise BadInput(f"block '{name}' is unknown: use one of {', '.join(self.blocks)}")
+        for name, others in partners.items():
+            if name in others:
+                raise BadInput(f"cross block ({name}, {name}): name two different blocks")
         if not 0 < precision < 1 or lanczos < 1 or budget < lanczos + FIRST + 1:
             raise BadInput(
                 f"precision {precision}, lanczos {lanczos}, budget {budget}: use a precision in (0, 1), at least one "
@@ -211,23 +208,18 @@ class Hessian(Products):
         if isinstance(self, LossAtPoint):
             check_repeats(self)
         # Largest first: cross images of later blocks are then short.
-        order = sorted(needed, key=lambda name: -self.blocks[name].dim)
+        order = sorted(partners, key=lambda name: -self.blocks[name].dim)
         runs: dict[str, Deflation] = {}
+        bases: dict[str, Basis | None] = dict.fromkeys(order)  # None: to come
         for name in order:
-            partners = [a if b == name else b for a, b in cross if name in (a, b)]
-            bases = {p: runs[p].basis if p in runs else None for p in partners}
-            run = Deflation(self, name, [*seed, *name.encode()], bases)
+            run = Deflation(self, name, [*seed, *name.encode()], {other: bases[other] for other in partners[name]})
             run.krylov(lanczos)
-            doubts = doubted(name, check_products(run))
+            doubts = doubted(name, check_products(run))  # before the probes, which wrong products would waste
             reached = run.complete or run.probe_until(precision, budget)
-            runs[name] = run
+            runs[name], bases[name] = run, run.basis
             if name in names:
                 yield from _estimates(run, reached, doubts)
-            run.images = []
+            run.images = []  # as large as 16 blocks
         for pair in cross:
             first, second = sorted(pair, key=order.index)
             yield _cross(runs[first], runs[second], precision)
-
-    def _check_name(self, name: str) -> None:
-        if name not in self.blocks:
-            raise BadInput(f"block '{name}' is unknown: use one of {', '.join(self.blocks)}")

@@ -13,6 +13,7 @@ kept in where that is larger. The root mean square R of what this moves the outp
 rounding, amplified as this model amplifies it; the row in the minibatch may stand LIMIT of them away, which is lambda.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -63,47 +64,41 @@ def distances(model: nn.Module, alone: Outputs, among: Mapping[str, Outputs]) ->
         For each of `among` the largest ||among - alone|| / R over the places `...` of the row.
     """
     with torch.no_grad():
-        truth, rounding = alone().double(), None
-        apart_by_name = {}
+        truth = alone().double()
+        # The outputs themselves are rounded, whatever happens inside: R is no smaller than that.
+        own = torch.finfo(torch.float32).eps * truth.square().mean(-1).sqrt()
+        own = own.clamp_min(torch.finfo(torch.float64).tiny)
+
+        @functools.cache
+        def rounding() -> Tensor:
+            squares = own.square()
+            for seed in range(RUNS):
+                with noise(model, seed):
+                    squares = squares + (alone().double() - truth).square().mean(-1) / RUNS
+            return squares.sqrt()
+
+        by_name = {}
         for name, outputs in among.items():
             apart = outputs().double() - truth
-            if not bool(torch.isfinite(apart).all()):
-                lost = bool(torch.isfinite(truth).all())  # a model of broken weights is not a matter of padding
-                apart_by_name[name] = Distance(math.inf, math.inf) if lost else Distance(0.0, 0.0)
-            elif not bool(apart.any()):
-                apart_by_name[name] = Distance(0.0, 0.0)
-            else:
-                apart_rms = apart.square().mean(-1).sqrt()
-                if rounding is None and bool((apart_rms > LIMIT * _own_roundoff(truth)).any()):
-                    rounding = _rounding(model, alone, truth)
-                times = float((apart_rms / (_own_roundoff(truth) if rounding is None else rounding)).max())
-                apart_by_name[name] = Distance(float(apart.abs().max()), times)
-        return apart_by_name
-
-
-def _own_roundoff(truth: Tensor) -> Tensor:
-    """What the outputs themselves are rounded by at each place, which R is no smaller than."""
-    roundoff: Tensor = torch.finfo(torch.float32).eps * truth.square().mean(-1).sqrt()
-    return roundoff.clamp_min(torch.finfo(torch.float64).tiny)
-
-
-def _rounding(model: nn.Module, alone: Outputs, truth: Tensor) -> Tensor:
-    """R at each place: root mean square over RUNS and outputs, and no less than the outputs' own roundoff."""
-    squares = _own_roundoff(truth).square()
-    for seed in range(RUNS):
-        with noise(model, seed):
-            squares = squares + (alone().double() - truth).square().mean(-1) / RUNS
-    return squares.sqrt()
+            by_name[name] = Distance(0.0, 0.0)
+            if bool(torch.isfinite(apart).all()) and bool(apart.any()):
+                rms, scale = apart.square().mean(-1).sqrt(), own
+                if bool((rms > LIMIT * own).any()):  # most rows spare the repetitions with noise
+                    scale = rounding()
+                by_name[name] = Distance(float(apart.abs().max()), float((rms / scale).max()))
+            elif bool(apart.any() and torch.isfinite(truth).all()):  # else the weights are broken, not the padding
+                by_name[name] = Distance(math.inf, math.inf)
+        return by_name
 
 
 @contextmanager
 def noise(model: nn.Module, seed: int) -> Iterator[None]:
     """Within it, what each module puts out is off by one standard deviation of its rounding."""
-    terms = max((p.shape[-1] for p in model.parameters() if p.ndim > 1), default=1)
+    terms = max([1, *(p.shape[-1] for p in model.parameters() if p.ndim > 1)])
     generators: dict[torch.device, torch.Generator] = {}
 
     def rounded(y: Any) -> Any:
-        if type(y) is tuple:  # no named ones
+        if type(y) is tuple:  # not a named one, which is made from its fields one by one
             return tuple(rounded(part) for part in y)
         if not isinstance(y, Tensor) or not y.is_floating_point():
             return y
@@ -112,10 +107,10 @@ def noise(model: nn.Module, seed: int) -> Iterator[None]:
         xi = torch.randn(y.shape, generator=generators[y.device], device=y.device, dtype=torch.float32)
         return (y * (1 + _roundoff(y, terms) * xi.double())).to(y.dtype)
 
-    def moved(module: nn.Module, args: Any, output: Any) -> Any:
-        return rounded(output)
-
-    handles = [module.register_forward_hook(moved) for module in model.modules() if module is not model]
+    handles = []
+    for module in model.modules():
+        if module is not model:  # whose output, a ModelOutput or the logits, its last modules have rounded
+            handles.append(module.register_forward_hook(lambda _module, _args, output: rounded(output)))
     try:
         yield
     finally:
@@ -125,8 +120,9 @@ def noise(model: nn.Module, seed: int) -> Iterator[None]:
 
 def _roundoff(y: Tensor, terms: int) -> float:
     """Standard deviation of the relative rounding of a module's output; parts of fp64 models compute in fp32."""
-    tf32 = y.is_cuda and y.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
-    kept = 2.0**-11 if tf32 else torch.finfo(y.dtype).eps / 2
+    kept = torch.finfo(y.dtype).eps / 2
+    if y.is_cuda and y.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32:
+        kept = 2.0**-11  # TF32 has ten bits behind the point
     return max(kept, math.sqrt(terms) * torch.finfo(torch.float32).eps / 2)
 
 
@@ -156,7 +152,7 @@ def watched(model: nn.Module) -> Iterator[None]:
     Raises:
         BadInput: as `check_batch`, out of the call.
     """
-    busy = False
+    busy = False  # the check calls the model itself
 
     def compare(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         nonlocal busy
@@ -193,10 +189,13 @@ def check_batch(model: nn.Module, inputs: Mapping[str, Any], output: Any = None)
     if not isinstance(ids, Tensor) or ids.ndim != 2:
         return
     mask = inputs.get("attention_mask")
-    mask = _unpadded(ids, getattr(getattr(model, "config", None), "pad_token_id", None)) if mask is None else mask
+    if mask is None:
+        mask = _unpadded(ids, getattr(getattr(model, "config", None), "pad_token_id", None))
     if mask.shape != ids.shape or len(ids) == 1 and bool(mask.all()):
         return
-    logits = getattr(model(**inputs) if output is None else output, "logits", None)
+    if output is None:
+        output = model(**inputs)
+    logits = getattr(output, "logits", None)
     # A caller that gathers positions on the way, as `smoothlab.llm.evaluate` does, has logits of other rows.
     if not isinstance(logits, Tensor) or logits.ndim > 3 or len(logits) != len(ids):
         return
@@ -209,48 +208,55 @@ def _check_row(model: nn.Module, inputs: Mapping[str, Any], logits: Tensor, real
     config = getattr(model, "config", None)
     pairs = bool(getattr(config, "is_encoder_decoder", False))
     shape = inputs["input_ids"].shape
-    single = {name: _cut(value, shape, row, real, name, pairs) for name, value in inputs.items()}
-    if not pairs:  # else the answers are read, too
-        single = {name: value for name, value in single.items() if name not in ("labels", "num_items_in_batch")}
-    whole = logits.ndim < 3 or pairs
-    places = real.nonzero().flatten()
-    places = places[torch.linspace(0, len(places) - 1, min(PLACES, len(places))).round().long()]
-    own = (real.cumsum(0) - 1)[places] - int(real.sum())
+    single = {}
+    for name, value in inputs.items():
+        if pairs or name not in ("labels", "num_items_in_batch"):  # of pairs the answers are read, too
+            single[name] = _cut(value, shape, row, real, name, pairs)
+    at_alone: Any = slice(None)
+    at_among: Any = slice(None)
+    if logits.ndim == 3 and not pairs:
+        places = real.nonzero().flatten()
+        places = places[torch.linspace(0, len(places) - 1, min(PLACES, len(places))).round().long()]
+        # Counted from the end: virtual tokens of a PEFT method stand before the T, here and there.
+        at_alone, at_among = (real.cumsum(0) - 1)[places] - int(real.sum()), places - shape[1]
 
     def alone() -> Tensor:
         logits: Tensor = model(**single).logits[0]
-        return logits if whole else logits[own]
-
-    def among() -> Tensor:
-        return logits[row] if whole else logits[row, places - shape[1]]  # virtual tokens stand before the T
+        return logits[at_alone]
 
     method = getattr(getattr(model, "active_peft_config", None), "peft_type", None)
     what = f"model type {getattr(config, 'model_type', type(model).__name__)}"
-    what += "" if method is None else f" with {getattr(method, 'value', method)}"
+    if method is not None:
+        what += f" with {getattr(method, 'value', method)}"
     fix = "pad on the other side, use rows of equal length or single ones, or another PEFT method"
-    check(model, alone, {"padded and beside others": among}, what, fix)
+    check(model, alone, {"padded and beside others": lambda: logits[row][at_among]}, what, fix)
 
 
 def spread(lengths: Sequence[int]) -> list[int]:
     """Numbers of the rows to compare, a shortest one first, and of a longest row, which they are to stand beside."""
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    shorter = [n for n in order if lengths[n] < lengths[order[-1]]] or order[:1]
     first: dict[int, int] = {}
-    for n in shorter:
-        first.setdefault(lengths[n] % GROUP, n)
-    return [*first.values(), order[-1]]
+    for n in order:
+        if lengths[n] < lengths[order[-1]]:
+            first.setdefault(lengths[n] % GROUP, n)
+    return [*(first.values() or order[:1]), order[-1]]
 
 
 def _unpadded(ids: Tensor, pad: int | None) -> Tensor:
     """Where tokens are text if no mask says it: not in the padding tokens at an end that the longest row lacks."""
-    filled, position = ids == (-1 if pad is None else pad), torch.arange(ids.shape[1], device=ids.device)
+    if pad is None:
+        return torch.ones_like(ids)
+    filled, position = ids == pad, torch.arange(ids.shape[1], device=ids.device)
     lead, trail = filled.cumprod(1).sum(1, keepdim=True), filled.flip(1).cumprod(1).sum(1, keepdim=True)
+    # What all rows begin or end with is text that happens to be the pad token, as eos often is.
     return ((position >= lead - lead.min()) & (position < ids.shape[1] - trail + trail.min())).long()
 
 
 def _cut(value: Any, shape: torch.Size, row: int, real: Tensor, name: str, pairs: bool) -> Any:
-    """What one row gets of an argument, without padding; the answers of pairs have a length of theirs."""
+    """What one row gets of an argument, without padding; the answers of pairs are of another length."""
     if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != shape[0]:
         return value
-    answer = pairs and (name == "labels" or name.startswith("decoder"))
-    return value[row : row + 1][:, real] if value.shape[:2] == shape and not answer else value[row : row + 1]
+    own = value[row : row + 1]
+    if value.shape[:2] == shape and not (pairs and (name == "labels" or name.startswith("decoder"))):
+        own = own[:, real]
+    return own

@@ -1,336 +1,40 @@
-"""Hessian-vector products on blocks: exact ones from a kept graph, and finite differences that know their rounding.
+"""The contract of Hessian-vector products on blocks, which estimates and self-checks are made from."""
 
-For a loss f on blocks, `product(v, along, wrt)` returns H_bc v for v on block c = `along` and every b in `wrt`; with
-b != c this is a cross block, H_xy in the paper. Cost is counted in gradients of the loss (one forward and backward).
-"""
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
 
-import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Literal
-
-import numpy as np
-import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from smoothlab.blocks import Block, Loss, by_name, dot, flatten, norm
-from smoothlab.errors import BadInput
-from smoothlab.hessian.gradients import LossAtPoint, block_gradients, finite, plain_words
-from smoothlab.hessian.loss_graph import read_graph
-from smoothlab.hessian.norms import Hessian, NormEstimate
-from smoothlab.shift import Shift, in_passes
-
-Scheme = Literal["forward", "central"]
+from smoothlab.blocks import Block
 
 
-class ExactHessian(LossAtPoint, Hessian):
-    """Exact products by double backward: one gradient graph is kept, each product is one backward through it.
+class Products(ABC):
+    """Products with the Hessian of one loss at one point, blocks by name.
 
-    H_bc v = d/d theta_b <grad_c f, v> (Pearlmutter 1994). Scaled dot-product attention runs on its MATH kernel, the one
-    that has second derivatives; it equals the others up to rounding. Kinks (ReLU) are ignored: the product is the
-    Hessian of the smooth piece. The parameters are only read; `.grad`, buffers and flags are not touched.
-
-    >>> import torch
-    >>> from smoothlab import Block, ExactHessian
-    >>> x, y = (torch.nn.Parameter(torch.ones(2, dtype=torch.float64)) for _ in range(2))
-    >>> blocks = [Block("x", (x,)), Block("y", (y,))]
-    >>> hessian = ExactHessian(lambda: (x**2 + x * y + y**2).sum(), blocks)
-    >>> round(hessian.norms(cross=[("x", "y")])[-1].value, 6)   # ||I||_F
-    1.414214
-
-    Args:
-        loss: deterministic loss of one minibatch.
-        blocks: blocks to differentiate, disjoint.
-
-    Raises:
-        BadInput: the loss is not finite, does not depend on a block, or an operation has no second derivative.
-    """
-
-    def __init__(self, loss: Loss, blocks: Sequence[Block]) -> None:
-        self.blocks = by_name(blocks)
-        self._loss = loss
-        with sdpa_kernel(SDPBackend.MATH), plain_words():
-            value = finite(loss())
-            self.graph = read_graph(value)
-            self._graph = block_gradients(value, self.blocks, create_graph=True)
-        self.loss = float(value.detach())
-
-    @property
-    def gradients(self) -> dict[str, Tensor]:  # type: ignore[override]
-        """Gradient of each block, flat [dim]; copied when asked for, to save memory."""
-        return {name: flatten(g.detach() for g in parts) for name, parts in self._graph.items()}
-
-    def evaluate(self) -> float:
-        """The loss where the parameters are now, by the same operations: with gradients on, attention by MATH."""
-        with sdpa_kernel(SDPBackend.MATH):
-            return float(self._loss().detach())
-
-    def product(self, v: Tensor, along: str, wrt: Sequence[str]) -> tuple[Tensor, ...]:
-        """H_bc v for c = `along` and each b of `wrt`; about two gradients, whatever the number of blocks."""
-        # A gradient without a graph is constant: its second derivatives are 0.
-        outputs, directions = [], []
-        for g, part in zip(self._graph[along], self.blocks[along].views(v), strict=True):
-            if g.grad_fn:
-                outputs.append(g)
-                directions.append(part)
-        params = [p for name in wrt for p in self.blocks[name].params]
-        # Activations that a checkpointed model recomputes here must come from the same attention kernel as before.
-        with sdpa_kernel(SDPBackend.MATH), plain_words():
-            parts = list(torch.autograd.grad(outputs, params, directions, retain_graph=True, allow_unused=True))
-        parts.reverse()
-        images = []
-        for name in wrt:  # each part is freed as soon as it is copied
-            image = torch.empty(self.blocks[name].dim, dtype=v.dtype, device=v.device)
-            for target in self.blocks[name].views(image):
-                part = parts.pop()
-                target.zero_() if part is None else target.copy_(part)
-            images.append(image)
-        return tuple(images)
-
-    def noise(self, v: Tensor, image: Tensor, along: str) -> tuple[float, int]:
-        """Relative rounding error of the product, from H(cv)/c against H v = `image` with c = 3/7.
-
-        Multiplying by 3/7 changes every mantissa, so the two roundings are independent: the length of each is
-        ||difference|| / sqrt(2).
-        """
-        other = self.product(v * (3 / 7), along, [along])[0].mul_(7 / 3).sub_(image)
-        size = dot(image, image)
-        if not size:
-            return 0.0, 1
-        return math.sqrt(dot(other, other) / (2 * size)), 1
-
-
-@dataclass(frozen=True)
-class Step:
-    """A finite-difference step and what is known of its quality.
+    `product(v, along, wrt)` is H_bc v for v on block c = `along` and each b in `wrt`; with b != c this is a cross
+    block, H_xy in the paper. Cost is counted in gradients of the loss (one forward and one backward pass).
 
     Attributes:
-        h: step along v, in units of v (the move is h v).
-        noise: ||grad noise||, the rounding error of one gradient in Euclidean norm, over all blocks.
-        error: estimated relative error of the product at h from halving it; None if not checked, or with kinks.
-        kinks: True when halving the step does not shrink the error as smoothness demands although rounding is small.
-            Looked for where the step is chosen; beside a given h, ask `FiniteDifferenceHessian.has_kinks`.
+        blocks: disjoint blocks by name.
+        loss: the loss at the point.
+        gradients: gradient of each block, flat [dim].
+        differences: whether products are finite differences, which kinks and long steps part from the Hessian.
     """
 
-    h: float
-    noise: float
-    error: float | None = None
-    kinks: bool = False
+    blocks: dict[str, Block]
+    loss: float
+    gradients: dict[str, Tensor]
+    differences: ClassVar[bool] = False
 
-
-class FiniteDifferenceHessian(LossAtPoint, Hessian):
-    """Products by finite differences of gradients: forward (grad f(theta + hv) - grad f) / h, or central.
-
-    With delta = fl(theta + hv) - theta the move that rounding lets through, the difference is divided by
-    h' = <delta, v> / ||v||^2 (``effective=True``), not by h. Rounding leaves noise of size sqrt(2) e / h' (forward) or
-    e / (sqrt(2) h') (central), with e the rounding error of one gradient, which `choose_step` measures.
-
-    >>> import torch
-    >>> from smoothlab import Block, FiniteDifferenceHessian
-    >>> x, y = (torch.nn.Parameter(torch.ones(2, dtype=torch.float64)) for _ in range(2))
-    >>> blocks = [Block("x", (x,)), Block("y", (y,))]
-    >>> hessian = FiniteDifferenceHessian(lambda: (x**2 + x * y + y**2).sum(), blocks)
-    >>> round(hessian.norms(cross=[("x", "y")])[-1].value, 6)   # ||I||_F
-    1.414214
-
-    Args:
-        loss: deterministic loss of one minibatch.
-        blocks: blocks to differentiate, disjoint.
-        h: length of the move ||h v||; "auto" chooses it for each block at its first product (`choose_step`).
-        scheme: "forward" (1 gradient a product, error O(h)) or "central" (2 gradients, error O(h^2)).
-        effective: divide by the realized move h' (the default) or by h as given (Appendix D.4 to the letter).
-    """
-
-    differences: ClassVar[bool] = True
-
-    def __init__(
-        self,
-        loss: Loss,
-        blocks: Sequence[Block],
-        *,
-        h: float | Literal["auto"] = "auto",
-        scheme: Scheme = "central",
-        effective: bool = True,
-    ) -> None:
-        if scheme not in ("forward", "central"):
-            raise BadInput(f"scheme '{scheme}' is unknown: use forward or central")
-        if h != "auto" and not h > 0:
-            raise BadInput(f"the step h = {h} must be above 0, or 'auto'")
-        super().__init__(loss, blocks)
-        self.scheme, self.effective, self._h = scheme, effective, h
-        self._shifts: dict[str, Shift] = {}
-        self.steps: dict[str, Step] = {}
-        self._gradients_taken = 0  # away from the weights, or of a scaled loss
-        self._spent: dict[str, int] = {}  # products that choosing or checking the steps took, not yet told
-
-    def _shift(self, along: str) -> Shift:
-        if along not in self._shifts:
-            self._shifts = {along: Shift(self.blocks[along])}  # one block's copy at a time
-        return self._shifts[along]
-
-    def _moved(self, v: Tensor, along: str, h: float, wrt: Sequence[str]) -> list[list[Tensor]]:
-        self._gradients_taken += 1
-        with self._shift(along).along(v, h):
-            value = self._loss()
-            if not torch.isfinite(value):
-                raise BadInput(f"the loss is not finite {h:g} ||v|| away from the weights: use a smaller step h")
-            parts = block_gradients(value, {name: self.blocks[name] for name in wrt}, create_graph=False)
-        return [[g.reshape(-1) for g in parts[name]] for name in wrt]
-
-    def difference(self, v: Tensor, along: str, h: float, wrt: Sequence[str], squared: float) -> tuple[Tensor, ...]:
-        """The difference quotient at the move h v, whatever step was chosen; `squared` is ||v||^2."""
-        shift = self._shift(along)
-        plus = self._moved(v, along, h, wrt)
-        realized, scale = shift.realized, h
-        if self.scheme == "central":
-            minus = self._moved(v, along, -h, wrt)
-            realized, scale = realized - shift.realized, 2 * h
-        else:
-            minus = [self.blocks[name].split(self.gradients[name]) for name in wrt]
-        if self.effective:
-            scale = realized / squared  # the move that rounding let through
-        if scale == 0.0:
-            raise BadInput(f"a step of {h:g} along v changes no weight of '{along}' in its precision: use a larger h")
-
-        def quotient(out: Tensor, end: Tensor, start: Tensor) -> None:
-            torch.sub(end, start, out=out).mul_(1 / scale)
-
-        result = []
-        for name, ends, starts in zip(wrt, plus, minus, strict=True):
-            result.append(torch.empty_like(self.gradients[name]))
-            in_passes(quotient, self.blocks[name].split(result[-1]), ends, starts)
-        return tuple(result)
-
+    @abstractmethod
     def product(self, v: Tensor, along: str, wrt: Sequence[str]) -> tuple[Tensor, ...]:
-        """H_bc v for c = `along` and each b of `wrt`: 1 gradient (forward) or 2 (central)."""
-        squared = dot(v, v)
-        if squared == 0.0:
-            return tuple(torch.zeros_like(self.gradients[name]) for name in wrt)
-        length = self._h
-        if length == "auto":
-            self.rounding(v, along)  # chooses the step at the block's first product
-            length = self.steps[along].h
-        return self.difference(v, along, length / math.sqrt(squared), wrt, squared)
+        """H_bc v for c = `along` and each b of `wrt`, as flat vectors [b.dim]."""
 
-    def gradient_noise(self, v: Tensor, along: str) -> float:
-        """Rounding error e of one gradient of block `along` (Euclidean norm), from gradients a few ulp apart.
-
-        The second difference of g at 0, s, 2s has no first-order part and variance 6 e^2. The move s v is 16 ulp of the
-        block's root mean square weight per entry, which decorrelates all roundings, but may cross kinks (ReLU), one of
-        which outweighs the rounding of a whole model a hundredfold, and in bf16 is long. So it is held against the
-        rounding of the backward pass alone, which crosses nothing: the gradient of 3/7 f has other mantissas and the
-        same forward pass. Beyond 4 times that, the move is shortened, to 1/16 ulp in the end, and its sign turned. If
-        no move misses the kinks, then rounding itself meets them (at OPT-125M's shape, on one batch of random tokens,
-        fp32 is off fp64 by 2e-4 ||g||, over 200 times the backward pass's rounding), and e is the root mean square over
-        the three moves of an ulp and less.
-
-        Never less than the backward pass's rounding, nor than eps ||g|| / sqrt(12), the error of storing the gradient.
-        """
-        start, eps = self.gradients[along], torch.finfo(v.dtype).eps
-        backward = norm(self._scaled(3 / 7, along).mul_(7 / 3).sub_(start)) / math.sqrt(2)
-        ulp = eps * self._size(along) / norm(v)
-        noises: list[float] = []
-        for length in (16.0, -1.0, 1 / 4, -1 / 16):
-            curl = flatten(self._moved(v, along, length * ulp, [along])[0]).mul_(-2).add_(start)
-            curl.add_(flatten(self._moved(v, along, 2 * length * ulp, [along])[0]))
-            noises.append(norm(curl) / math.sqrt(6))
-            if noises[-1] <= 4 * backward:
-                noise = noises[-1]
-                break
-        else:  # rounding itself meets the kinks
-            noise = float(np.sqrt(np.square(noises[1:]).mean()))
-        return max(noise, backward, eps * norm(start) / math.sqrt(12))
-
-    def _scaled(self, factor: float, along: str) -> Tensor:
-        """The gradient of `factor` times the loss, at the weights themselves."""
-        self._gradients_taken += 1
-        return flatten(block_gradients(self._loss() * factor, {along: self.blocks[along]}, create_graph=False)[along])
-
-    def _floor(self, noise: float, h: float) -> float:
-        gradients_error = math.sqrt(2) if self.scheme == "forward" else math.sqrt(0.5)
-        return gradients_error * noise / h
-
-    def rounding(self, v: Tensor, along: str) -> float:
-        """||H_cc u|| of a unit u that rounding alone produces at the step in use; measured along v if need be."""
-        if along not in self.steps:
-            before = self._gradients_taken
-            if self._h == "auto":
-                self.steps[along] = self.choose_step(v, along)
-            else:
-                self.steps[along] = Step(h=self._h, noise=self.gradient_noise(v, along))
-            gradients_a_product = 1 if self.scheme == "forward" else 2
-            self._spent[along] = math.ceil((self._gradients_taken - before) / gradients_a_product)
-        return self._floor(self.steps[along].noise, self.steps[along].h)
-
+    @abstractmethod
     def noise(self, v: Tensor, image: Tensor, along: str) -> tuple[float, int]:
-        """Relative rounding error of the product H_cc v = `image`; the chosen step's, or measured for a given h."""
-        size, floor = norm(image), self.rounding(v, along) * norm(v)
-        relative = floor / size if size else 0.0
-        return relative, self._spent.pop(along, 0)
+        """Relative rounding error of the product H_cc v = `image`, and how many more products measuring it took."""
 
     def truncation(self, along: str) -> float:
-        """Estimated relative error of the product at the step in use; 0 where it was not checked."""
-        return self.steps[along].error or 0.0
-
-    def choose_step(self, v: Tensor, along: str, longest: float | None = None) -> Step:
-        """The move ||h v|| with the smallest estimated error, found by halving twice a time.
-
-        Starts at `longest`, by default 16 ||theta_c|| eps^(1/3) (central) or 16 ||theta_c|| eps^(1/2) (forward), walks
-        down by factors of 4 and compares neighboring quotients: they differ by truncation, which smoothness shrinks by
-        4^p a step (p = 2 central, 1 forward), and by rounding, which is known. Where most differences that stand clear
-        of rounding do not even shrink by 4^(p/2), the gradient has kinks, and there is no right step: `kinks` is set.
-        """
-        noise = self.gradient_noise(v, along)
-        order = 1 if self.scheme == "forward" else 2
-        unit = norm(v)
-        if longest is None:
-            eps = torch.finfo(v.dtype).eps
-            longest = 16 * self._size(along) * eps ** (1 / (order + 1))
-        lengths = [longest / 4**i for i in range(6)]
-        products = [self.difference(v, along, h / unit, [along], unit**2)[0] / unit for h in lengths]
-        gaps = np.array([norm(a - b) for a, b in zip(products, products[1:], strict=False)])
-        floors = np.array([self._floor(noise, h) for h in lengths])
-        # The gap between h and h/4 is the truncation error at h times (1 - 4^-order), plus both roundings.
-        errors = gaps * 4.0**-order / (1 - 4.0**-order) + floors[1:]
-        best = int(errors.argmin())
-        size = norm(products[best + 1])
-        # Only gaps that stand clear of rounding say how truncation shrinks.
-        clear = gaps > 4 * (floors[:-1] + floors[1:])
-        both = clear[:-1] & clear[1:]
-        shrinks = np.sort(gaps[:-1][both] / gaps[1:][both])
-        kinks = False
-        if len(shrinks):
-            slow = shrinks[len(shrinks) // 2] < 4 ** (order / 2)
-            kinks = bool(slow and gaps[clear].max() > 0.01 * size)
-        error = None if kinks or not size else float(errors[best]) / size
-        return Step(h=lengths[best + 1], noise=noise, error=error, kinks=kinks)
-
-    def _size(self, along: str) -> float:
-        """||theta_c||, or a little above 0 for a block of zeros."""
-        theta = flatten(p.detach() for p in self.blocks[along].params)
-        return max(norm(theta), math.sqrt(torch.finfo(theta.dtype).eps))
-
-    def has_kinks(self, v: Tensor, along: str) -> bool:
-        """Whether moves of up to 8 % of ||theta_c|| along v, in any precision, cross kinks of the gradient (ReLU)."""
-        return self.choose_step(v, along, longest=0.08 * self._size(along)).kinks
-
-
-def frobenius(
-    loss: Loss, params: Iterable[Tensor], *, precision: float = 0.05, seed: Sequence[int] = (0,)
-) -> NormEstimate:
-    """||H||_F of a loss with respect to parameters, by exact products, with its 95 % interval.
-
-    >>> import torch, smoothlab
-    >>> w = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
-    >>> smoothlab.frobenius(lambda: (w**4).sum() / 4, [w]).value   # ||diag(3, 3, 3)||_F
-    5.196152422706632
-
-    Args:
-        loss: deterministic loss of one minibatch, e.g. `lambda: model(**batch).loss` in eval mode.
-        params: parameters, e.g. `model.parameters()`; those that require no gradient are left out.
-        precision: half-width of the interval, relative to the norm.
-        seed: seed of the start vector and the probes.
-    """
-    block = Block("params", tuple(p for p in params if p.requires_grad))
-    return ExactHessian(loss, [block]).norms(precision=precision, seed=seed)[0]
+        """Relative error of products beside rounding, as far as it is known."""
+        return 0.0

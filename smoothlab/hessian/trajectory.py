@@ -7,6 +7,7 @@ loss with intervals (`smoothlab.hessian.norms`). *paper*: Appendix D.4 as printe
 training without them, to the bit.
 """
 
+import itertools
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -18,14 +19,15 @@ import torch
 from torch import Tensor, nn
 
 from smoothlab import records
-from smoothlab.blocks import Block, Loss, differentiable, fixed_loss, norm
+from smoothlab.blocks import Block, Loss, by_name, differentiable, fixed_loss, norm
 from smoothlab.errors import BadInput
 from smoothlab.hessian import padding
-from smoothlab.hessian.deflation import gram_matrix
+from smoothlab.hessian.deflation import IMAGES, gram_matrix
 from smoothlab.hessian.disagreements import WrongProducts
+from smoothlab.hessian.exact import ExactHessian
+from smoothlab.hessian.finite_differences import FiniteDifferenceHessian
 from smoothlab.hessian.gradients import gradient
 from smoothlab.hessian.penalties import penalty
-from smoothlab.hessian.products import ExactHessian, FiniteDifferenceHessian
 from smoothlab.hessian.selfchecks import check_gradient
 from smoothlab.stats.probes import effective_rank, sum_of_squares
 from smoothlab.zeroth.distributions import draw
@@ -50,8 +52,12 @@ def schedule(steps: int, points: int, kind: Schedule = "linear") -> list[int]:
         raise BadInput(f"{points} points along {steps} steps: ask for at least one point and no negative steps")
     if points == 1 or steps == 0:
         return [0]
-    spaced = np.linspace(0, steps, points) if kind == "linear" else np.r_[0, np.geomspace(1, steps, points - 1)]
-    return sorted({round(float(s)) for s in spaced})
+    if kind == "linear":
+        spaced = np.linspace(0, steps, points)
+    else:
+        spaced = np.r_[0, np.geomspace(1, steps, points - 1)]
+    # Short runs round several points to one step.
+    return sorted(set(spaced.round().astype(int).tolist()))
 
 
 def estimated(
@@ -76,14 +82,16 @@ def estimated(
     else:
         raise BadInput(f"product '{product}' is unknown: use exact, central or forward")
     common = _common("estimated", hessian.loss, hessian.gradients)
-    for estimate in hessian.norms_by_block(cross=cross, precision=precision, seed=seed):
-        fields = asdict(estimate)
-        step = None
-        if isinstance(hessian, FiniteDifferenceHessian):
-            step = hessian.steps.get(estimate.block)
-        if kinks or (step is not None and step.kinks):
+    for estimate in hessian.norms_by_block(list(hessian.blocks), cross, precision, seed):
+        fields: Row = {**common[estimate.block], **asdict(estimate), "h": None, "normalized": None}
+        crossed = kinks
+        if isinstance(hessian, FiniteDifferenceHessian) and estimate.block in hessian.steps:
+            step = hessian.steps[estimate.block]
+            fields["h"] = step.h
+            crossed = kinks or step.kinks
+        if crossed:
             fields["flag"] = ", ".join(filter(None, (fields["flag"], "kinks")))
-        yield common[estimate.block] | fields | {"h": None if step is None else step.h, "normalized": None}
+        yield fields
 
 
 def paper(
@@ -104,41 +112,45 @@ def paper(
         hessian = FiniteDifferenceHessian(loss, [block], h=h, scheme="forward", effective=False)
         squares, images = [], []
         for i in range(probes):
+            # Directions are drawn on the sphere of radius sqrt(d); the appendix moves along unit vectors.
             v = draw(block, "sphere", [*seed, *block.name.encode(), i]).div_(block.dim**0.5)
             image = hessian.product(v, block.name, [block.name])[0]
             squares.append(norm(image) ** 2)
-            if i < 16:
+            if i < IMAGES:
                 images.append(image)
         squared = sum_of_squares(squares, effective_rank(gram_matrix(images)))
         value, low, high = (batch * max(x, 0.0) ** 0.5 for x in squared)
         floor = batch * hessian.rounding(v, block.name)
         yield _common("paper", hessian.loss, hessian.gradients)[block.name] | {
             "block": block.name, "wrt": block.name, "quantity": "frobenius", "value": value, "low": low, "high": high,
-            "hvps": probes, "h": h, "floor": floor, "flag": "below floor" if value < 2 * floor else None,
+            "hvps": probes, "h": h, "floor": floor, "flag": _flag(value, floor),
+            # The total is not known here: each block has gradients of its own.
             "normalized": value * block.dim**0.5 / batch, "grad_norm_total": None, "sign": None,
         }  # fmt: skip
 
 
+def _flag(value: float | None, floor: float | None) -> str | None:
+    if value is not None and floor is not None and value < 2 * floor:
+        return "below floor"
+    return None
+
+
 def _common(protocol: str, loss: float, gradients: Mapping[str, Tensor]) -> dict[str, Row]:
-    """Fields shared by all rows of a block."""
+    """Fields shared by all rows of a block, by block."""
     norms = {name: norm(g) for name, g in gradients.items()}
-    total = sum(x**2 for x in norms.values()) ** 0.5
-    return {
-        name: {
-            "protocol": protocol,
-            "loss": loss,
-            "grad_norm": x,
-            "grad_norm_total": total,
-            "dim": gradients[name].numel(),
-        }
-        for name, x in norms.items()
-    }
+    rows: dict[str, Row] = {}
+    for name, grad_norm in norms.items():
+        rows[name] = {
+            "protocol": protocol, "loss": loss, "grad_norm": grad_norm,
+            "grad_norm_total": sum(x**2 for x in norms.values()) ** 0.5, "dim": gradients[name].numel(),
+        }  # fmt: skip
+    return rows
 
 
-def has_kinks(loss: Loss, block: Block, seed: Sequence[int] = (0,)) -> bool:
+def has_kinks(loss: Loss, block: Block) -> bool:
     """Whether central differences along a random direction show kinks of the gradient (ReLU): about 14 gradients."""
     hessian = FiniteDifferenceHessian(loss, [block])
-    return hessian.has_kinks(draw(block, "gaussian", [*seed, *b"kinks"]), block.name)
+    return hessian.has_kinks(draw(block, "gaussian", [0, *b"kinks"]), block.name)
 
 
 class PathSmoothness:
@@ -149,28 +161,28 @@ class PathSmoothness:
     """
 
     def __init__(self, loss: Loss, blocks: Sequence[Block]) -> None:
-        self._loss, self._blocks = loss, {block.name: block for block in blocks}
+        self._loss, self._blocks = loss, by_name(blocks)
         self._value, self._gradients = gradient(loss, self._blocks)
-        self._start = {name: [p.detach().clone() for p in block.params] for name, block in self._blocks.items()}
+        self._start = {name: block.copies() for name, block in self._blocks.items()}
 
     def rows(self) -> Iterator[Row]:
         """One row a block, at the parameters after the update."""
         _, after = gradient(self._loss, self._blocks)
         common = _common("estimated", self._value, self._gradients)
         for name, block in self._blocks.items():
-            start = self._start[name]
-            moved = (
-                sum(norm((p.detach() - q).reshape(-1)) ** 2 for p, q in zip(block.params, start, strict=True)) ** 0.5
-            )
-            hessian = FiniteDifferenceHessian(self._loss, [block])
-            noise = hessian.gradient_noise(draw(block, "gaussian", [0]), name)
-            value = norm(after[name] - self._gradients[name]) / moved if moved else None
-            floor = 2**0.5 * noise / moved if moved else None
-            below = value is not None and floor is not None and value < 2 * floor
+            squared = 0.0
+            for p, start in zip(block.params, self._start[name], strict=True):
+                squared += norm((p.detach() - start).reshape(-1)) ** 2
+            moved = squared**0.5
+            value = floor = None
+            if moved:  # an update may leave a block where it was: a rate of 0, or a step that rounds away
+                hessian = FiniteDifferenceHessian(self._loss, [block])
+                noise = hessian.gradient_noise(draw(block, "gaussian", [0]), name)
+                value = norm(after[name] - self._gradients[name]) / moved
+                floor = 2**0.5 * noise / moved
             yield common[name] | {
                 "block": name, "wrt": name, "quantity": "gradient_lipschitz", "value": value, "low": None, "high": None,
-                "hvps": 0, "h": moved, "floor": floor, "flag": "below floor" if below else None, "normalized": None,
-                "sign": None,
+                "hvps": 0, "h": moved, "floor": floor, "flag": _flag(value, floor), "normalized": None, "sign": None,
             }  # fmt: skip
 
 
@@ -218,16 +230,18 @@ class SmoothnessHook:
     rows: list[Row] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
-        named = list(self.blocks.values()) if isinstance(self.blocks, Mapping) else list(self.blocks)
-        self._blocks, self._at, self._file = named, set(self.at), None
-        names = [block.name for block in named]
-        for name in (name for pair in self.cross for name in pair):
-            if name not in names:
-                raise BadInput(f"cross names block '{name}': use two of {', '.join(names)}, or leave cross out")
+        blocks = self.blocks
+        if isinstance(blocks, Mapping):
+            blocks = list(blocks.values())
+        self._blocks, self._at, self._file = list(blocks), set(self.at), None
+        dims = {block.name: block.dim for block in blocks}
+        for name in itertools.chain.from_iterable(self.cross):
+            if name not in dims:
+                raise BadInput(f"cross names block '{name}': use two of {', '.join(dims)}, or leave cross out")
         if self.out is not None:
             config = {k: getattr(self, k) for k in ("at", "cross", "product", "precision", "seed", "train")}
-            config |= {"blocks": {b.name: b.dim for b in named}}
-            device = str(named[0].params[0].device)
+            config["blocks"] = dims
+            device = str(blocks[0].params[0].device)
             environment = records.environment(device=device, threads=torch.get_num_threads())
             self._file = records.Writer(Path(self.out), "hook", config, environment, overwrite=self.overwrite)
 
@@ -242,16 +256,18 @@ class SmoothnessHook:
         """
         if step not in self._at:
             return
-        with padding.watched(self.model):
+        with padding.watched(self.model):  # in eval mode whatever `train` is: dropout would move every row
             fixed_loss(compute, self.model, seed=self.seed)()
         loss = fixed_loss(compute, self.model, train=self.train, seed=self.seed)
-        options: dict[str, Any] = {"cross": self.cross, "product": self.product, "precision": self.precision}
         adds = penalty(loss, self.model)
         with differentiable(self._blocks):
             try:
                 if not self.rows:
                     check_gradient(loss, self._blocks)  # looks closer than each point does
-                for row in estimated(loss, self._blocks, seed=(self.seed, step), **options):
+                for row in estimated(
+                    loss, self._blocks, cross=self.cross, product=self.product, precision=self.precision,
+                    seed=(self.seed, step),
+                ):  # fmt: skip
                     self.rows.append({"step": step, **row, **adds})
                     if self._file is not None:
                         self._file.write(self.rows[-1])

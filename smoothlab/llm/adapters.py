@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from smoothlab.blocks import Block, Loss, standing_at
 from smoothlab.errors import BadInput, out_of_memory
 from smoothlab.hessian.disagreements import WrongProducts
-from smoothlab.hessian.products import ExactHessian
+from smoothlab.hessian.exact import ExactHessian
 from smoothlab.hessian.selfchecks import check_gradient, check_plainly
 from smoothlab.llm.partition import unfreeze
 from smoothlab.llm.peft_methods import PEFT_METHODS, PeftMethod, attachable

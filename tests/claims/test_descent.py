@@ -11,7 +11,7 @@ import torch
 from smoothlab.algorithm1.engine import Algorithm1
 from smoothlab.algorithm1.sampling import Fixed
 from smoothlab.claims import descent
-from smoothlab.claims.runs import PROBLEMS, in_mean, near
+from smoothlab.claims.runs import PROBLEMS, Means, near
 from smoothlab.stats.intervals import Interval
 from smoothlab.stats.samples import mean_radius
 from smoothlab.theory.theorems import Setting, with_high_probability
@@ -140,11 +140,11 @@ def test_log_cosh_sums_keep_the_promise_with_high_probability() -> None:
 
 
 def test_means_break_a_bound_only_where_their_interval_is_above_it() -> None:
-    inside = in_mean("", {"a": Interval(0.5, 0.4, 0.6), "b": Interval(1.1, 0.9, 1.3)}, 10)
+    inside = Means({"a": Interval(0.5, 0.4, 0.6), "b": Interval(1.1, 0.9, 1.3)}).search("", 5)
     assert not inside.broken and inside.facts["where"] == "b" and inside.facts["tightness, largest"] == 1.1
-    assert in_mean("", {"a": Interval(1.2, 1.1, 1.3)}, 10).broken
+    assert inside.cases == 10 and Means({"a": Interval(1.2, 1.1, 1.3)}).search("", 10).broken
     assert "flagged" not in inside.facts
-    assert in_mean("", {"a": Interval(0.5, 0.4, 0.6)}, 10, flagged=1).facts["flagged"] == 1
+    assert Means({"a": Interval(0.5, 0.4, 0.6)}, flagged=1).search("", 10).facts["flagged"] == 1
 
 
 def test_the_distance_of_a_mean_vector_covers() -> None:

@@ -9,8 +9,9 @@ from torch.utils.checkpoint import checkpoint
 
 from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
+from smoothlab.hessian.exact import ExactHessian
+from smoothlab.hessian.finite_differences import FiniteDifferenceHessian
 from smoothlab.hessian.gradients import LossAtPoint
-from smoothlab.hessian.products import ExactHessian, FiniteDifferenceHessian
 
 
 class Raises(torch.autograd.Function):

@@ -17,9 +17,10 @@ from torch import Tensor
 from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
 from smoothlab.hessian import deflation
-from smoothlab.hessian.deflation import Basis, Deflation
+from smoothlab.hessian.basis import Basis
+from smoothlab.hessian.deflation import Deflation
+from smoothlab.hessian.exact import ExactHessian
 from smoothlab.hessian.norms import Hessian, NormEstimate
-from smoothlab.hessian.products import ExactHessian
 from smoothlab.stats import probes
 from smoothlab.zeroth.distributions import draw
 from tests.cases import PROBLEMS, SPECTRA, DenseHessian, diagonal

@@ -12,8 +12,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from smoothlab.blocks import Block, fixed_loss, flatten, norm
 from smoothlab.errors import BadInput
+from smoothlab.hessian.exact import ExactHessian
+from smoothlab.hessian.finite_differences import FiniteDifferenceHessian
 from smoothlab.hessian.gradients import gradient
-from smoothlab.hessian.products import ExactHessian, FiniteDifferenceHessian
 from smoothlab.shift import Shift
 from smoothlab.zeroth.distributions import draw
 from tests.cases import PROBLEMS, WIDE, Classifier, Cubic, Problem, Quadratic

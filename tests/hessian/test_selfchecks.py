@@ -10,10 +10,12 @@ from smoothlab.errors import BadInput
 from smoothlab.hessian import selfchecks
 from smoothlab.hessian.deflation import Deflation
 from smoothlab.hessian.disagreements import WrongProducts
+from smoothlab.hessian.exact import ExactHessian
+from smoothlab.hessian.finite_differences import FiniteDifferenceHessian
 from smoothlab.hessian.gradients import LossAtPoint
+from smoothlab.hessian.line_check import LineCheck
 from smoothlab.hessian.loss_graph import read_graph
 from smoothlab.hessian.norms import Hessian
-from smoothlab.hessian.products import ExactHessian, FiniteDifferenceHessian
 from smoothlab.hessian.selfchecks import check_gradient
 from tests.cases import PROBLEMS
 from tests.lying import LIES, DetachedNorm, Lie, half_double, once, spectral_norm
@@ -86,7 +88,7 @@ def test_a_strong_third_derivative_takes_two_evaluations_more(monkeypatch: pytes
 
     blocks = [Block("base", (w,))]
     point, made = LossAtPoint(loss, blocks), []
-    check = selfchecks.LineCheck(point, blocks[0])
+    check = LineCheck(point, blocks[0])
     monkeypatch.setattr(check, "_evaluate", lambda: made.append(0) or point.evaluate())
     assert check.agrees(v, 9.0) and len(made) == 4
     assert not check.agrees(v, 9.5)

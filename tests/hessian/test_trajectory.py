@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from smoothlab import records
 from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
-from smoothlab.hessian.products import FiniteDifferenceHessian
+from smoothlab.hessian.finite_differences import FiniteDifferenceHessian
 from smoothlab.hessian.trajectory import PAPER_H, PathSmoothness, SmoothnessHook, estimated, has_kinks, paper, schedule
 
 

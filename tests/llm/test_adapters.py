@@ -10,7 +10,8 @@ from torch import nn
 
 from smoothlab.blocks import Block, dot, fixed_loss, norm
 from smoothlab.errors import BadInput
-from smoothlab.hessian.products import ExactHessian, FiniteDifferenceHessian
+from smoothlab.hessian.exact import ExactHessian
+from smoothlab.hessian.finite_differences import FiniteDifferenceHessian
 from smoothlab.llm.adapters import attach, check_derivatives, pool_at_last_token, virtual_tokens
 from smoothlab.llm.partition import live_parameters, partition, unfreeze
 from smoothlab.llm.peft_methods import MEASURABLE, PEFT_METHODS, attachable

@@ -309,7 +309,7 @@ def test_bad_mappings_are_named(patterns: dict[str, str], words: str) -> None:
 def test_modules_are_measured_jointly_on_a_wrapped_classifier() -> None:
     """Where general Hessian tools fail: base and LoRA unfrozen together, the dead copy of the head beside them."""
     from smoothlab.blocks import fixed_loss
-    from smoothlab.hessian.products import ExactHessian
+    from smoothlab.hessian.exact import ExactHessian
 
     model = attach(tiny("opt"), "lora", seed=0)
     loss = fixed_loss(lambda: model(input_ids=IDS, attention_mask=MASK, labels=LABELS).loss, model)

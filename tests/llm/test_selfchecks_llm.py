@@ -10,7 +10,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 from smoothlab.blocks import Block
 from smoothlab.hessian.disagreements import WrongProducts
-from smoothlab.hessian.products import ExactHessian
+from smoothlab.hessian.exact import ExactHessian
 from smoothlab.hessian.selfchecks import check_gradient
 from smoothlab.hessian.trajectory import SmoothnessHook
 from smoothlab.llm.partition import partition

@@ -6,7 +6,7 @@ import torch
 
 from smoothlab.blocks import Block, flatten
 from smoothlab.errors import BadInput
-from smoothlab.hessian.products import ExactHessian
+from smoothlab.hessian.exact import ExactHessian
 from smoothlab.objectives import Cosh, Objective, Quadratic, QuadraticCoupling, objective
 from smoothlab.zeroth.estimators import ZerothOrder
 from tests.cases import OBJECTIVES

@@ -1,0 +1,112 @@
+"""An orthonormal basis Q [k, d] of directions of a Hessian block, and projections out of its span."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from smoothlab.blocks import dot
+
+_COLUMNS = 1 << 16  # columns of Q handled at once: a chunk of Q and of the vector stays in cache
+_AGAIN = 0.25  # share of its square that a vector must keep for one projection to be enough
+_PYTHAGORAS = 0.01  # share of its square that a vector must keep for its norm to follow from its coefficients
+
+
+class Projection(NamedTuple):
+    """Result of projecting w out of Q: Q w [k] in fp64, and the norms of w before and after."""
+
+    coefficients: np.ndarray
+    before: float
+    after: float
+
+
+class Basis:
+    """Orthonormal rows Q [k, d] in growing memory, with projections in cache-sized chunks summed in fp64.
+
+    Projecting leaves an error along Q of about eps times the norm that w had before. It is repeated only where little
+    of w is left, so that this is much of what is left (Daniel, Gragg, Kaufman and Stewart 1976; "twice is enough").
+    """
+
+    def __init__(self, dim: int, like: Tensor) -> None:
+        self.dim, self.size = dim, 0
+        self._rows = torch.empty(0, dim, dtype=like.dtype, device=like.device)
+
+    @property
+    def rows(self) -> Tensor:
+        """Q [k, d]."""
+        return self._rows[: self.size]
+
+    def reserve(self, more: int) -> None:
+        """Memory for `more` new rows at once: growing copies Q, and first writes to new memory are slow."""
+        if self.size + more > len(self._rows):
+            grown = self._rows.new_empty(self.size + more, self.dim)
+            grown[: self.size] = self.rows
+            self._rows = grown
+
+    def _sweep(self, w: Tensor, step: np.ndarray | None = None, *, look: bool = True) -> tuple[np.ndarray, float]:
+        """w -= Q' step in place where a step is given; then Q w [k], or nothing without `look`, and ||w||^2."""
+        if step is not None:
+            removed = torch.as_tensor(step, dtype=w.dtype, device=w.device)
+        parts, squares = [], []
+        # One pass over memory does both: a chunk of w is changed and looked at while it is in cache.
+        for i in range(0, self.dim, _COLUMNS):
+            q, x = self.rows[:, i : i + _COLUMNS], w[i : i + _COLUMNS]
+            if step is not None:
+                x.addmv_(q.T, removed, alpha=-1)
+            if look:
+                parts.append(q @ x)
+            if x.dtype.itemsize == 2:
+                x = x.float()  # fp16 squares would overflow
+            squares.append(torch.dot(x, x))
+        coefficients = np.zeros(0)
+        if look:
+            coefficients = torch.stack(parts).double().sum(0).cpu().numpy()
+        return coefficients, float(torch.stack(squares).double().sum())
+
+    def project_out(self, w: Tensor) -> Projection:
+        """w -= Q'Q w in place, until what is left is orthogonal to Q up to rounding of its own norm, or is rounding."""
+        total, more = np.zeros(self.size), self.size > 0
+        left, square = self._sweep(w, look=more)
+        before = square**0.5
+        while more:
+            total += left
+            more = square - float(left @ left) < _AGAIN * square  # Pythagoras: what this subtraction will leave
+            left, square = self._sweep(w, left, look=more)
+            more = more and square**0.5 > _rounding(w, before)
+        return Projection(total, before, square**0.5)
+
+    def outside(self, w: Tensor) -> float:
+        """||w - Q'Q w||^2, from Q w and ||w||^2 where enough is left, which spares the subtraction; w may be spoilt."""
+        if not self.size:
+            return dot(w, w)
+        coefficients, square = self._sweep(w)
+        left = square - float(coefficients @ coefficients)
+        if left < _PYTHAGORAS * square:  # the difference would be rounding
+            left = self.project_out(w).after ** 2
+        return left
+
+    def add(self, w: Tensor, earlier: Projection | None = None) -> bool:
+        """Append w, orthogonalized (in place) and normalized; False when w lies in the span up to rounding.
+
+        `earlier` is the projection that has left w. It need not be repeated where Q has not grown since; and how much
+        of w is rounding is judged by the norm before it.
+        """
+        projection = earlier
+        if projection is None or len(projection.coefficients) < self.size:
+            projection = self.project_out(w)
+        before = projection.before
+        if earlier is not None:
+            before = earlier.before
+        if not projection.after > _rounding(w, before):
+            return False
+        if self.size == len(self._rows):
+            self.reserve(max(4, self.size // 2))
+        torch.mul(w, 1 / projection.after, out=self._rows[self.size])
+        self.size += 1
+        return True
+
+
+def _rounding(w: Tensor, before: float) -> float:
+    """The norm up to which what a projection leaves of w is taken for rounding."""
+    return 100 * torch.finfo(w.dtype).eps * before

@@ -1,0 +1,108 @@
+"""Exact Hessian-vector products by double backward, and the norm of one block in one line."""
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from smoothlab.blocks import Block, Loss, by_name, dot, flatten
+from smoothlab.hessian.gradients import LossAtPoint, differentiated, plain_words
+from smoothlab.hessian.norms import Hessian, NormEstimate
+
+
+class ExactHessian(LossAtPoint, Hessian):
+    """Exact products by double backward: one gradient graph is kept, each product is one backward through it.
+
+    H_bc v = d/d theta_b <grad_c f, v> (Pearlmutter 1994). Scaled dot-product attention runs on its MATH kernel, the one
+    that has second derivatives; it equals the others up to rounding. Kinks (ReLU) are ignored: the product is the
+    Hessian of the smooth piece. The parameters are only read; `.grad`, buffers and flags are not touched.
+
+    >>> import torch
+    >>> from smoothlab import Block, ExactHessian
+    >>> x, y = (torch.nn.Parameter(torch.ones(2, dtype=torch.float64)) for _ in range(2))
+    >>> blocks = [Block("x", (x,)), Block("y", (y,))]
+    >>> hessian = ExactHessian(lambda: (x**2 + x * y + y**2).sum(), blocks)
+    >>> round(hessian.norms(cross=[("x", "y")])[-1].value, 6)   # ||I||_F
+    1.414214
+
+    Args:
+        loss: deterministic loss of one minibatch.
+        blocks: blocks to differentiate, disjoint.
+
+    Raises:
+        BadInput: the loss is not finite, does not depend on a block, or an operation has no second derivative.
+    """
+
+    def __init__(self, loss: Loss, blocks: Sequence[Block]) -> None:
+        self.blocks = by_name(blocks)
+        self._loss = loss
+        with sdpa_kernel(SDPBackend.MATH):
+            self.loss, self.graph, self._graph = differentiated(loss, self.blocks, create_graph=True)
+
+    @property
+    def gradients(self) -> dict[str, Tensor]:  # type: ignore[override]
+        """Gradient of each block, flat [dim]; copied when asked for, to save memory."""
+        return {name: flatten(g.detach() for g in parts) for name, parts in self._graph.items()}
+
+    def evaluate(self) -> float:
+        """The loss where the parameters are now, by the same operations: with gradients on, attention by MATH."""
+        with sdpa_kernel(SDPBackend.MATH):
+            return float(self._loss().detach())
+
+    def product(self, v: Tensor, along: str, wrt: Sequence[str]) -> tuple[Tensor, ...]:
+        """H_bc v for c = `along` and each b of `wrt`; about two gradients, whatever the number of blocks."""
+        outputs, directions = [], []
+        for g, part in zip(self._graph[along], self.blocks[along].views(v), strict=True):
+            if g.grad_fn:  # a gradient without a graph is constant: its second derivatives are 0, and autograd fails
+                outputs.append(g)
+                directions.append(part)
+        params = [p for name in wrt for p in self.blocks[name].params]
+        # Activations that a checkpointed model recomputes here must come from the same attention kernel as before.
+        with sdpa_kernel(SDPBackend.MATH), plain_words():
+            parts = list(torch.autograd.grad(outputs, params, directions, retain_graph=True, allow_unused=True))
+        parts.reverse()  # popped from the end, each part is freed as soon as it is copied
+        images = []
+        for name in wrt:
+            image = torch.empty(self.blocks[name].dim, dtype=v.dtype, device=v.device)
+            for target in self.blocks[name].views(image):
+                part = parts.pop()
+                if part is None:  # autograd's word for a derivative that is 0
+                    target.zero_()
+                else:
+                    target.copy_(part)
+            images.append(image)
+        return tuple(images)
+
+    def noise(self, v: Tensor, image: Tensor, along: str) -> tuple[float, int]:
+        """Relative rounding error of the product, from H(cv)/c against H v = `image` with c = 3/7.
+
+        Multiplying by 3/7 changes every mantissa, so the two roundings are independent: the length of each is
+        ||difference|| / sqrt(2).
+        """
+        other = self.product(v * (3 / 7), along, [along])[0].mul_(7 / 3).sub_(image)
+        size = dot(image, image)
+        if not size:
+            return 0.0, 1
+        return math.sqrt(dot(other, other) / (2 * size)), 1
+
+
+def frobenius(
+    loss: Loss, params: Iterable[Tensor], *, precision: float = 0.05, seed: Sequence[int] = (0,)
+) -> NormEstimate:
+    """||H||_F of a loss with respect to parameters, by exact products, with its 95 % interval.
+
+    >>> import torch, smoothlab
+    >>> w = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
+    >>> smoothlab.frobenius(lambda: (w**4).sum() / 4, [w]).value   # ||diag(3, 3, 3)||_F
+    5.196152422706632
+
+    Args:
+        loss: deterministic loss of one minibatch, e.g. `lambda: model(**batch).loss` in eval mode.
+        params: parameters, e.g. `model.parameters()`; those that require no gradient are left out.
+        precision: half-width of the interval, relative to the norm.
+        seed: seed of the start vector and the probes.
+    """
+    block = Block("params", tuple(p for p in params if p.requires_grad))
+    return ExactHessian(loss, [block]).norms(precision=precision, seed=seed)[0]

@@ -1,0 +1,176 @@
+"""Slopes and curvatures of a loss along a line, from evaluations of the loss alone.
+
+A direction is looked at up to three times. First with two evaluations, at a step that changes the loss by 200 times its
+rounding. Where these disagree by more than rounding and 0.5 % of a slope or 1 % of a curvature, two at twice the step
+take the next term of Taylor's series out. Where that disagrees too, polynomials are fitted to eight evaluations at each
+of four scales, and the finest scale that resolves the number decides.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor
+
+from smoothlab.blocks import Block, dot, flatten, norm
+from smoothlab.hessian.disagreements import DOUBTFUL, Disagreement
+from smoothlab.hessian.gradients import LossAtPoint
+from smoothlab.shift import Shift
+
+ROUNDINGS = 4.0  # rounding error of a loss, in units of eps |f|: sums of many terms are off by a few
+_ABOVE = 200.0  # change of the loss, in units of its rounding, at which a direction is first looked at
+_SCALES = (0.125, 0.5, 2.0, 8.0)  # of the third look, in units of the first look's step
+_POSITIONS = np.array([-1.0, -0.75, -0.5, -0.25, 0.25, 0.5, 0.75, 1.0])
+_COARSE = 0.02  # share of a slope that may be curvature where one evaluation is to do
+_RESOLVED = 0.03  # a scale whose standard error is this share of the number resolves it
+
+Pair = tuple[np.ndarray, np.ndarray]
+"""Slope and curvature [2], and the error of each [2]."""
+
+
+class LineCheck:
+    """Slopes and curvatures of the loss along directions of one block, against g'v and v'Hv.
+
+    Costs two evaluations of the loss a direction, two more where they disagree, and 32 more where these do, too; three
+    vectors of the block's size.
+
+    Args:
+        point: loss, gradients and graph at the current parameters.
+        block: whose directions are looked at.
+
+    Attributes:
+        gaps: the largest disagreement of each kind, "gradient" and "curvature".
+    """
+
+    def __init__(self, point: LossAtPoint, block: Block) -> None:
+        self.block, self.gradient, self._evaluate = block, point.gradients[block.name], point.evaluate
+        self._shift, self.start = Shift(block), point.loss
+        self.theta = flatten(p.detach() for p in block.params)
+        self.size = norm(self.theta)
+        eps = torch.finfo(self.theta.dtype).eps
+        # A moved weight is rounded to its precision, which moves the loss by g'(rounding).
+        self.rounding = ROUNDINGS * eps * abs(self.start) + eps * norm(self.theta * self.gradient)
+        self.gaps = {"gradient": Disagreement("gradient"), "curvature": Disagreement("curvature")}
+
+    def at(self, v: Tensor, s: float) -> tuple[float, float]:
+        """The move along the unit vector v that rounding let through, and by how much it changes the loss."""
+        with self._shift.along(v, s):
+            value = self._evaluate()
+        return self._shift.realized, value - self.start
+
+    def look(self, v: Tensor, where: str, curvature: float | None, least: float = 0.0) -> None:
+        """Compare along the unit vector v, whose v'Hv is `curvature`; None: it is not known, and not compared.
+
+        Slopes below `least` are as good as 0.
+        """
+        if not self.agrees(v, curvature, least=least):
+            self.look_again(v, where, curvature, least=least)
+
+    def agrees(self, v: Tensor, curvature: float | None, *, least: float = 0.0, longest: float = float("inf")) -> bool:
+        """Whether the slope along the unit vector v is right to 0.5 %, and its curvature to 1 %."""
+        slope = dot(self.gradient, v)
+        step = min(self._step(slope, curvature or 0.0), longest)
+
+        def right(values: np.ndarray, noise: np.ndarray) -> bool:
+            bend = curvature
+            if bend is None:
+                bend = values[1]
+            # Beside a steep curvature a small slope is not resolved, and need not be: it moves the loss by less.
+            if not abs(values[0] - slope) <= noise[0] + DOUBTFUL * (max(abs(slope), least) + abs(bend) * step):
+                return False
+            return curvature is None or bool(abs(values[1] - bend) <= noise[1] + 2 * DOUBTFUL * abs(bend))
+
+        near = self._differences(v, step)
+        if near is None:
+            return False
+        if right(*near):
+            return True
+        far = self._differences(v, 2 * step)
+        if far is None:
+            return False
+        # Richardson: the error of both differences grows fourfold as the step is doubled.
+        with np.errstate(invalid="ignore"):  # a loss that overflows there gives NaN, which does not agree
+            return right((4 * near[0] - far[0]) / 3, (4 * near[1] + far[1]) / 3)
+
+    def _differences(self, v: Tensor, step: float) -> Pair | None:
+        """First and second difference along v, with the rounding of each; None where weights round the move away."""
+        (up, above), (down, below) = self.at(v, step), self.at(v, -step)
+        length = (up - down) / 2
+        if not length > 0.5 * step:
+            return None
+        values = np.array([(above - below) / (2 * length), (above + below) / length**2])
+        return values, np.array([2 * self.rounding / length, 4 * self.rounding / length**2])
+
+    def starts_right(self, v: Tensor) -> bool:
+        """Whether one short step along the unit vector v changes the loss as its slope, if any, says, to 2 %."""
+        slope = dot(self.gradient, v)
+        if not slope:
+            return True
+        step = min(_ABOVE * self.rounding / abs(slope), self._step(slope, 0.0))
+        moved, change = self.at(v, step)
+        right = abs(change - slope * moved) <= 2 * self.rounding + _COARSE * abs(slope * moved)
+        return right and moved > 0.5 * step
+
+    def rests(self, v: Tensor, step: float) -> bool:
+        """Whether a step along v changes the loss by nothing but its slope."""
+        moved, change = self.at(v, step)
+        return abs(change - dot(self.gradient, v) * moved) <= 2 * self.rounding
+
+    def look_again(
+        self, v: Tensor, where: str, curvature: float | None, step: float | None = None, *, least: float = 0.0
+    ) -> None:
+        """Compare along v by fits at four scales around `step`."""
+        slope, bend = dot(self.gradient, v), curvature or 0.0
+        if step is None:
+            step = self._step(slope, bend)
+        slopes, curvatures = [], []  # finest scale first
+        for scale in _SCALES:
+            fit = self._fit(v, scale * step)
+            if fit is not None:
+                values, errors = fit
+                slopes.append((float(values[0]), float(errors[0])))
+                curvatures.append((float(values[1]), float(errors[1])))
+        self._judge("gradient", where, slope, slopes, max(abs(bend) * step, least))
+        if curvature is not None:
+            self._judge("curvature", where, curvature, curvatures, 0.0)
+
+    def _step(self, slope: float, curve: float) -> float:
+        """The step whose curvature changes the loss by 200 roundings, and whose slope changes it by at most 2 %."""
+        change = max(_ABOVE * self.rounding, 1e-6 * abs(self.start)) or 1e-6  # the size of a loss of 0 is unknown
+        longest = 0.01 * (self.size or 1.0)
+        if slope:
+            longest = min(longest, max(0.02 * abs(self.start), change) / abs(slope))
+        if curve:
+            longest = min(math.sqrt(2 * change / abs(curve)), longest)
+        return longest
+
+    def _fit(self, v: Tensor, step: float) -> Pair | None:
+        """Slope and curvature with their errors from a polynomial of degree 4 through 0; None where moves are lost."""
+        moves, y = np.array([self.at(v, s) for s in _POSITIONS * step]).T
+        x = moves / step
+        if np.abs(x - _POSITIONS).max() > 0.1 or not np.isfinite(y).all():
+            return None
+        powers = np.vander(x, 5, increasing=True)[:, 1:]
+        solution, *_ = np.linalg.lstsq(powers, y, rcond=None)
+        free = len(x) - powers.shape[1]
+        scatter = (float(((y - powers @ solution) ** 2).sum()) / free) ** 0.5
+        # Evaluations that are all alike have no scatter, and are rounded all the same.
+        noise = float(stats.t.ppf(0.999, free)) * max(scatter, self.rounding / 4)
+        first, second = noise * np.linalg.inv(powers.T @ powers).diagonal()[:2] ** 0.5
+        values = np.array([solution[0] / step, 2 * solution[1] / step**2])
+        return values, np.array([first / step, 2 * second / step**2])
+
+    def _judge(self, kind: str, where: str, claimed: float, fits: Sequence[tuple[float, float]], least: float) -> None:
+        """Hold `claimed` against the finest scale that resolves the number, and keep the largest disagreement.
+
+        Numbers below `least` are as good as 0 beside what else moves the loss.
+        """
+        for value, error in fits:
+            size = max(abs(value), abs(claimed), least)
+            if error <= _RESOLVED * size:
+                gap = max(abs(value - claimed) - error, 0.0) / size
+                if gap > self.gaps[kind].size:
+                    self.gaps[kind] = Disagreement(kind, gap, where, claimed, value)
+                return
