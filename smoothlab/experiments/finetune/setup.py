@@ -1,6 +1,7 @@
 """A training run as configured, before step 0: its model, blocks, data, and Algorithm 1's optimizer."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -47,7 +48,8 @@ class Score(NamedTuple):
         losses = []
         for scores, label in zip(result.scores, encoded.labels, strict=True):
             total = 0.0
-            if encoded.kind != "multiple choice":
+            if encoded.kind != "multiple choice":  # whose loss is -s_label alone
+                # The largest score is taken out of log sum exp(s): exp of low scores alone would underflow to 0.
                 peak = max(scores)
                 total = peak + math.log(sum(math.exp(s - peak) for s in scores))
             losses.append(total - scores[label])
@@ -99,7 +101,10 @@ class Setup:
 
     def remember_start(self) -> None:
         """Keep a copy of the trained weights, so that `trainer` can be called again after steps."""
-        self.start = {name: p.detach().to("cpu", copy=True) for name, p in self._trained()}
+        self.start = {}
+        for name, p in self.model.named_parameters():
+            if p.requires_grad:
+                self.start[name] = p.detach().to("cpu", copy=True)
 
     def trainer(
         self, rates: Rates | None = None, *, at: Sequence[int] = (), log: Path | None = None, log_steps: int = 0,
@@ -117,19 +122,24 @@ class Setup:
         Raises:
             BadInput: a rate is too large for the weights' precision.
         """
-        run, rates = self.run, rates or self.run.rates
+        run = self.run
         if self.start is not None:
             with torch.no_grad():
-                for name, p in self._trained():
-                    p.copy_(self.start[name])
+                for name, p in self.model.named_parameters():
+                    if name in self.start:
+                        p.copy_(self.start[name])
             adalora.restore(self.model, {})
-        written = log if distributed.rank() == 0 else None
-        stepper = optimizer(run, self.blocks, rates, written, log_steps)
+        written = None
+        if distributed.rank() == 0:  # all processes take the same steps: one log holds them
+            written = log
+        stepper = optimizer(run, self.blocks, rates or run.rates, written, log_steps)
         for group in stepper.param_groups:
+            # torch's in-place update would raise an error about overflow that names no option.
             largest = torch.finfo(group["params"][0].dtype).max
             if group["lr"] > largest:
                 raise BadInput(f"learning rate {group['lr']:g} of block '{group['name']}': use at most {largest:g}")
-        stepper.peers = distributed.Peers() if distributed.world_size() > 1 else None
+        if distributed.world_size() > 1:
+            stepper.peers = distributed.Peers()
         points = None
         if at:
             points = Points(
@@ -147,17 +157,17 @@ class Setup:
 
     def test_row(self) -> Row:
         """How the model as it stands does on test, how guesses would, and each answer: right 1, wrong 0."""
-        result, labels, options = self.judge(self.test), self.test.labels, self.test.options
-        head = "classifier" if self.test.kind == "classifier" else "lm"
+        result, labels = self.judge(self.test), self.test.labels
+        head, chance, right = "lm", 0.0, ""
+        if self.test.kind == "classifier":
+            head = "classifier"
+        for candidates, prediction, label in zip(self.test.options, result.predictions, labels, strict=True):
+            chance += 1 / len(candidates)
+            right += str(int(prediction == label))  # by item: two runs are compared on the items where they differ
         return {
-            **Score.of(result, self.test).row(), "head": head,
-            "chance": sum(1 / len(candidates) for candidates in options) / len(options),
-            "majority": max(map(labels.count, labels)) / len(labels), "served": self.served,
-            "right": "".join("01"[p == label] for p, label in zip(result.predictions, labels, strict=True)),
+            **Score.of(result, self.test).row(), "head": head, "chance": chance / len(labels),
+            "majority": max(Counter(labels).values()) / len(labels), "served": self.served, "right": right,
         }  # fmt: skip
-
-    def _trained(self) -> list[tuple[str, Tensor]]:
-        return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
 
 
 def setup(run: Training) -> Setup:
@@ -167,27 +177,34 @@ def setup(run: Training) -> Setup:
         BadInput: they cannot be had, or do not fit each other; one line that names the fix.
     """
     reason, measured = heads.classifier_reason(run.head, run.model), bool(run.measure)
-    words = run.verbalizers if reason is None else None
+    words = None
+    if reason is None:
+        words = run.verbalizers
     splits = load_choices(run.data, run.data_dir, run.seed, run.sizes, template=run.template, verbalizers=words)
     device = distributed.local_device(run.device)
     loaded = heads.load(
         run.model, splits, reason, seed=run.seed, dtype=getattr(torch, run.dtype), device=device, measured=measured
     )
     model = heads.attached(loaded, run.module, seed=run.seed, measured=measured, rank=run.rank)
-    longest = loaded.max_length - virtual_tokens(model)
-    kind = splits.kind if reason is None else "classifier"
-    train, dev, test = (
-        encode(loaded.tokenizer, items, longest, kind) for items in (splits.train, splits.dev, splits.test)
-    )
+    kind: encoding.Loss = "classifier"
+    if reason is None:
+        kind = splits.kind
+    tokenized = partial(encode, loaded.tokenizer, max_length=loaded.max_length - virtual_tokens(model), kind=kind)
+    train, dev, test = tokenized(splits.train), tokenized(splits.dev), tokenized(splits.test)
     _check_batch(run, len(train))
     mixed = padding.check_items(model, (train, dev, test), run.model, run.module, size=run.batch)
-    curved = measured_blocks(run, partition(model, run.blocks)) if measured else []
+    curved: list[Block] = []
+    if measured:
+        curved = measured_blocks(run, partition(model, run.blocks))
     blocks = trained_blocks(run, model)
-    mine = {id(p) for block in blocks.values() for p in block.params}
-    for p in model.parameters():
-        p.requires_grad_(id(p) in mine)
-    # Single rows are not padded, whatever the model makes of padding.
-    multiple = 1 if run.batch == 1 else MULTIPLE
+    # The trainer refuses parameters that require a gradient and are in no block.
+    model.requires_grad_(False)
+    for block in blocks.values():
+        for p in block.params:
+            p.requires_grad_(True)
+    multiple = MULTIPLE
+    if run.batch == 1:  # Single rows are not padded, whatever the model makes of padding.
+        multiple = 1
     if measured:
         # All parts, whichever are measured: a wrong gradient of one shows in the others' products.
         parts = partition(model)
@@ -225,9 +242,12 @@ def trained_blocks(run: Training, model: nn.Module) -> dict[str, Block]:
         return trained
     if run.recipe.base == "exact":
         # The base model's parts have groups of their own; what is trained beside it stays as it is.
-        base = {id(p) for p in trained.pop("base").params}
-        parts = partition(model, run.blocks).values()
-        cut = {b.name: Block(b.name, kept) for b in parts if (kept := tuple(p for p in b.params if id(p) in base))}
+        base = set(map(id, trained.pop("base").params))
+        cut = {}
+        for name, block in partition(model, run.blocks).items():
+            kept = tuple(p for p in block.params if id(p) in base)
+            if kept:
+                cut[name] = Block(name, kept)
         trained = cut | trained
     for name in rates:
         if name not in trained:
@@ -260,7 +280,8 @@ def pairs(run: Training, blocks: Sequence[Block]) -> list[tuple[str, str]]:
     for text in run.cross:
         first, _, second = text.partition(":")
         if text == "auto":
-            chosen += [("base", "peft")] if {"base", "peft"} <= set(names) else []
+            if "base" in names and "peft" in names:
+                chosen.append(("base", "peft"))
         elif first not in names or second not in names or first == second:
             raise BadInput(f"--cross {text}: write two different measured blocks as a:b, of {', '.join(names)}")
         else:
@@ -275,12 +296,17 @@ def optimizer(
     oracle = None
     if run.recipe.base == "zeroth":
         oracle = ZerothOrder(mu=rates.mu, sides=run.sides, distribution=named(run.distribution), q=run.q)
-    own_rates, beside = block_rates(run), ("peft", "head") if run.recipe.module else ("peft",)
+    # A classifier's head learns at the rate of the module beside it, and without a module at the base model's.
+    defaults = dict.fromkeys(blocks, rates.eta_x) | {"peft": rates.eta_y}
+    if run.recipe.module:
+        defaults["head"] = rates.eta_y
+    learning_rates = defaults | block_rates(run)
     groups = []
     for name, block in blocks.items():
-        rate = own_rates.get(name, rates.eta_y if name in beside else rates.eta_x)
-        zeroth = oracle if name == "base" else None
-        groups.append({"params": list(block.params), "name": name, "lr": rate, "oracle": zeroth})
+        group = {"params": list(block.params), "name": name, "lr": learning_rates[name], "oracle": None}
+        if name == "base":
+            group["oracle"] = oracle
+        groups.append(group)
     written = None
     if log is not None and oracle is not None:
         written = SeedLog(log, run.seed, {0: blocks["base"]}, {0: oracle.distribution}, keep=steps)
@@ -288,8 +314,8 @@ def optimizer(
 
 
 def _check_batch(run: Training, count: int) -> None:
+    processes = distributed.world_size()
     if not 1 <= run.batch <= count:
         raise BadInput(f"--batch {run.batch} with {count} training examples: use 1 to {count}")
-    if run.batch % distributed.world_size():
-        processes = distributed.world_size()
+    if run.batch % processes:
         raise BadInput(f"--batch {run.batch} with {processes} processes: use a multiple of {processes}")
