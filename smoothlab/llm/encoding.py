@@ -8,11 +8,11 @@ made of, and its classes stand for the candidates.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
+from os.path import commonprefix
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
+from torch import Tensor
 
 from smoothlab.errors import BadInput
 from smoothlab.llm.tasks import Choice, Kind
@@ -153,13 +153,8 @@ def _prompts(tokenizer: Any, items: Sequence[Choice], max_length: int) -> Encode
 
 
 def _shared_start(a: Sequence[int], b: Sequence[int]) -> int:
-    """Length of the longest common start."""
-    length = 0
-    for x, y in zip(a, b, strict=False):
-        if x != y:
-            break
-        length += 1
-    return length
+    """Length of the longest common start; commonprefix takes any two sequences of one type."""
+    return len(commonprefix([tuple(a), tuple(b)]))
 
 
 def _check(item: Choice, context: Tokens, tails: Sequence[Tokens]) -> None:
@@ -213,8 +208,7 @@ def batch(
                 place.append(positions.setdefault((row, back), len(positions)))
             places.append(place)
             targets.append(tail)
-    ids = _filled([tokens for _, tokens in rows], encoded.pad)
-    ids = nn.functional.pad(ids, (0, -ids.shape[1] % multiple), value=encoded.pad)
+    ids = _filled([tokens for _, tokens in rows], encoded.pad, multiple)
     lengths = torch.tensor([len(tokens) for _, tokens in rows])
     owners, ends = torch.tensor(list(positions)).unbind(1)
     result = {
@@ -231,6 +225,8 @@ def batch(
     return {name: tensor.to(device) for name, tensor in result.items()}
 
 
-def _filled(rows: Sequence[Sequence[int]], value: int = 0) -> Tensor:
-    """The rows as one tensor, shorter ones filled up on the right."""
-    return pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=value)
+def _filled(rows: Sequence[Sequence[int]], value: int = 0, multiple: int = 1) -> Tensor:
+    """The rows as one tensor, filled up on the right to a multiple of entries."""
+    # Lists are filled up, not tensors (pad_sequence): a tensor a row would take three times as long.
+    width = -(-max(map(len, rows)) // multiple) * multiple
+    return torch.tensor([[*row] + [value] * (width - len(row)) for row in rows])

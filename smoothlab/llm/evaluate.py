@@ -21,22 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from smoothlab.errors import BadInput
-from smoothlab.llm.encoding import MULTIPLE, Encoded, Tokens, batch, encode
+from smoothlab.llm.encoding import Encoded as Encoded  # one import serves a loop of one's own: these three too
+from smoothlab.llm.encoding import Tokens
+from smoothlab.llm.encoding import batch as batch
+from smoothlab.llm.encoding import encode as encode
 from smoothlab.stats.samples import proportion
-
-__all__ = [
-    "MULTIPLE",
-    "Accuracy",
-    "Encoded",
-    "accuracy",
-    "accuracy_one_by_one",
-    "batch",
-    "choice_loss",
-    "encode",
-    "evaluating",
-    "scores",
-    "scores_alone",
-]
 
 TOKENS = {"cpu": 1024, "cuda": 16384}
 """Tokens, padding included, of an evaluation's batch: what stays in a CPU's cache, and what keeps a GPU busy."""
@@ -73,6 +62,11 @@ class Accuracy:
         _, low, high = proportion(self.correct, self.count)
         return low, high
 
+    def row(self) -> dict[str, Any]:
+        """The columns of a record."""
+        low, high = self.interval
+        return {"accuracy": self.value, "low": low, "high": high, "correct": self.correct, "count": self.count}
+
 
 def scores(model: nn.Module, minibatch: Mapping[str, Tensor]) -> Tensor:
     """Mean log-probability of each candidate [C] of a minibatch, in fp32 at least."""
@@ -93,6 +87,19 @@ def choice_loss(model: nn.Module, minibatch: Mapping[str, Tensor]) -> Tensor:
         return -candidates.mean()
     labels = minibatch["labels"]
     return nn.functional.cross_entropy(candidates.view(len(labels), -1), labels)
+
+
+def mean_loss(result: Accuracy, encoded: Encoded) -> float:
+    """The loss that trains a task, see `choice_loss`, as its mean over all items in fp64, from their scores."""
+    losses = []
+    for candidates, label in zip(result.scores, encoded.labels, strict=True):
+        total = 0.0
+        if encoded.kind != "multiple choice":
+            # The largest score is taken out of log sum exp(s): exp of low scores alone would underflow to 0.
+            peak = max(candidates)
+            total = peak + math.log(sum(math.exp(score - peak) for score in candidates))
+        losses.append(total - candidates[label])
+    return math.fsum(losses) / len(losses)
 
 
 def accuracy(model: nn.Module, encoded: Encoded, *, tokens: int | None = None, mixed: bool = True) -> Accuracy:

@@ -40,7 +40,7 @@ def plan(run: Training, setup: Setup, trials: Sequence[Rates]) -> str:
     seconds = f"  a step takes {step:.3f} s here"
     if isinstance(run, FinetuneOptions):
         looks = 1 + -(-run.steps // run.eval_every)  # step 0, and the last step whatever it is a multiple of
-        evaluation = _seconds(setup.score_dev)
+        evaluation = _seconds(lambda: setup.judge(setup.dev))
         total += evaluation * (len(trials) * looks + len(setup.test) / len(setup.dev))
         evaluations = f" and {looks} evaluations"
         seconds += f", an evaluation {evaluation:.2f} s"

@@ -16,10 +16,10 @@ from torch import Tensor
 from smoothlab.errors import BadInput
 from smoothlab.experiments.finetune.config import FinetuneOptions, Rates
 from smoothlab.experiments.finetune.loggers import Progress
-from smoothlab.experiments.finetune.setup import Score, Setup
+from smoothlab.experiments.finetune.setup import Setup
 from smoothlab.llm import distributed
 from smoothlab.llm.checkpoints import Folder
-from smoothlab.llm.evaluate import NotFinite
+from smoothlab.llm.evaluate import Accuracy, NotFinite, mean_loss
 from smoothlab.trainer import Diverged, Trainer
 
 Row = dict[str, Any]
@@ -27,31 +27,18 @@ Row = dict[str, Any]
 
 @dataclass
 class RunState:
-    """Where a selection stands, beside the trainer: what a checkpoint holds as JSON.
+    """Where a selection stands, beside the trainer: what a checkpoint holds as JSON."""
 
-    Attributes:
-        rows: rows on record.
-        trial: number of the trial.
-        stopped: whether the trial has ended early.
-        evals_without_gain: evaluations since the trial's last better one.
-        best: the trial's best (correct, -dev loss).
-        best_step: the trial's first step with as many right answers.
-        evaluated: the trial's last step that was evaluated; a checkpoint may be taken just before an evaluation.
-        seconds: spent on steps and evaluations.
-        best_row: the best evaluation of all trials, as far as the row of the test repeats it.
-        best_rows: rows that were on record with it.
-    """
-
-    rows: int = 0
+    rows: int = 0  # rows on record
     trial: int = 0
-    stopped: bool = False
-    evals_without_gain: int = 0
-    best: tuple[int, float] | None = None
-    best_step: int = 0
-    evaluated: int = -1
-    seconds: float = 0.0
-    best_row: Row | None = None
-    best_rows: int = 0
+    stopped: bool = False  # the trial has ended early
+    evals_without_gain: int = 0  # since the trial's last better evaluation
+    best: tuple[int, float] | None = None  # the trial's best (correct, -dev loss)
+    best_step: int = 0  # the trial's first step with as many right answers
+    evaluated: int = -1  # last step that was evaluated: a checkpoint may be taken at a point, just before an evaluation
+    seconds: float = 0.0  # spent on steps and evaluations
+    best_row: Row | None = None  # the best evaluation of all trials, as far as the row of the test repeats it
+    best_rows: int = 0  # rows that were on record with it
 
 
 @dataclass
@@ -195,14 +182,13 @@ class Selection:
         if distributed.rank() == 0:
             own = self._score()
         # All processes get the same numbers, so that all of them stop, and keep the best, at the same evaluation.
-        numbers = distributed.broadcast(own, len(Score._fields))
-        score = Score(int(numbers[0]), int(numbers[1]), *numbers[2:])
-        if not math.isfinite(score.loss):
-            raise self.trainer.diverged(score.loss)
+        correct, count, dev_loss = distributed.broadcast(own, 3)
+        if not math.isfinite(dev_loss):
+            raise self.trainer.diverged(dev_loss)
         state.seconds += time.monotonic() - begun
         state.evaluated = self.trainer.step
-        result = (score.correct, -score.loss)
-        if state.best is None or score.correct > state.best[0]:
+        result = (int(correct), -dev_loss)
+        if state.best is None or correct > state.best[0]:
             state.best_step = self.trainer.step
         if state.best is None or result > state.best:
             state.best, state.evals_without_gain = result, 0
@@ -210,17 +196,18 @@ class Selection:
             state.evals_without_gain += 1
         state.stopped = 0 < self.run.patience <= state.evals_without_gain
         return {
-            "part": "dev", **self._where(), "train_loss": loss, "dev_loss": score.loss, **score.row(),
-            "steps_per_second": speed, "forwards": self.trainer.step * self.run.evaluations,
-            "seconds": round(state.seconds, 3),
+            "part": "dev", **self._where(), "train_loss": loss, "dev_loss": dev_loss,
+            **Accuracy(int(correct), int(count), (), ()).row(), "steps_per_second": speed,
+            "forwards": self.trainer.step * self.run.evaluations, "seconds": round(state.seconds, 3),
         }  # fmt: skip
 
-    def _score(self) -> Score:
-        """The score on dev; scores that are not finite are a loss that is not, which every process hears of."""
+    def _score(self) -> tuple[float, float, float]:
+        """Right answers, items and mean loss on dev; scores that are not finite are a loss that is not."""
         try:
-            return self.setup.score_dev()
+            result = self.setup.judge(self.setup.dev)
         except NotFinite:
-            return Score(0, 1, 0.0, 1.0, math.nan)
+            return 0, 1, math.nan  # sent instead of raised: all processes are to end alike
+        return result.correct, result.count, mean_loss(result, self.setup.dev)
 
     def _where(self) -> Row:
         """Trial, rates, step and epoch of a row."""

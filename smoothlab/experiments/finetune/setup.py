@@ -1,12 +1,11 @@
 """A training run as configured, before step 0: its model, blocks, data, and Algorithm 1's optimizer."""
 
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,8 @@ from smoothlab.experiments.finetune.config import Rates, Training
 from smoothlab.experiments.finetune.options import block_rates
 from smoothlab.llm import adalora, distributed, encoding, heads, padding
 from smoothlab.llm.adapters import check_derivatives, virtual_tokens
-from smoothlab.llm.evaluate import MULTIPLE, Accuracy, Encoded, accuracy, batch, choice_loss, encode
+from smoothlab.llm.encoding import MULTIPLE, Encoded, batch, encode
+from smoothlab.llm.evaluate import Accuracy, accuracy, choice_loss
 from smoothlab.llm.export import save
 from smoothlab.llm.partition import partition
 from smoothlab.llm.tasks import load_choices
@@ -33,71 +33,24 @@ OPTIMIZERS: dict[str, Any] = {"sgd": None, "adam": partial(torch.optim.AdamW, we
 """What makes the optimizer of the exact groups, by name; None is HybridSGD's own SGD."""
 
 
-class Score(NamedTuple):
-    """Right answers on a split, the accuracy's 95 % interval, and the mean loss."""
-
-    correct: int
-    items: int
-    low: float
-    high: float
-    loss: float
-
-    @staticmethod
-    def of(result: Accuracy, encoded: Encoded) -> "Score":
-        """The score of predictions on a split."""
-        losses = []
-        for scores, label in zip(result.scores, encoded.labels, strict=True):
-            total = 0.0
-            if encoded.kind != "multiple choice":  # whose loss is -s_label alone
-                # The largest score is taken out of log sum exp(s): exp of low scores alone would underflow to 0.
-                peak = max(scores)
-                total = peak + math.log(sum(math.exp(s - peak) for s in scores))
-            losses.append(total - scores[label])
-        return Score(result.correct, result.count, *result.interval, math.fsum(losses) / len(losses))
-
-    def row(self) -> Row:
-        """The columns of a record."""
-        return {
-            "accuracy": self.correct / self.items, "low": self.low, "high": self.high, "correct": self.correct,
-            "count": self.items,
-        }  # fmt: skip
-
-
 @dataclass
 class Setup:
-    """A run as configured, before step 0.
-
-    Attributes:
-        run: its configuration.
-        model: the model with its PEFT module, in eval mode.
-        blocks: blocks that are trained.
-        measured: blocks whose curvature is measured.
-        batches: parts of the minibatch of a step.
-        steps_per_epoch: minibatches in an epoch.
-        loss: mean loss of a part.
-        judge: finds the accuracy of the model as it stands on a split.
-        dev: items to select by.
-        test: items to be looked at once.
-        served: which files these came from.
-        notes: what a reader should know.
-        save: writes the model as it stands to a folder, with the text of its model cards.
-        start: weights at step 0 of what is trained, where they are needed again; see `remember_start`.
-    """
+    """A run as configured, before step 0."""
 
     run: Training
-    model: nn.Module
-    blocks: Mapping[str, Block]
-    measured: Sequence[Block]
-    batches: Callable[[int], Sequence[Any]]
+    model: nn.Module  # with its PEFT module, in eval mode
+    blocks: Mapping[str, Block]  # that are trained
+    measured: Sequence[Block]  # whose curvature is measured, some of which training may keep frozen
+    batches: Callable[[int], Sequence[Any]]  # parts of the minibatch of a step
     steps_per_epoch: int
-    loss: Callable[[nn.Module, Any], Tensor]
-    judge: Callable[[Encoded], Accuracy]
+    loss: Callable[[nn.Module, Any], Tensor]  # mean loss of a part
+    judge: Callable[[Encoded], Accuracy]  # accuracy of the model as it stands
     dev: Encoded
     test: Encoded
-    served: str
-    notes: list[str]
-    save: Callable[[Path, str], None]
-    start: dict[str, Tensor] | None = field(default=None, init=False)
+    served: str  # which files the items came from
+    notes: list[str]  # what a reader should know
+    save: Callable[[Path, str], None]  # writes the model as it stands to a folder, with the text of its model cards
+    start: dict[str, Tensor] | None = field(default=None, init=False)  # trained weights at step 0, see `remember_start`
 
     def remember_start(self) -> None:
         """Keep a copy of the trained weights, so that `trainer` can be called again after steps."""
@@ -151,10 +104,6 @@ class Setup:
             dropout, adalora, self.start, log,
         )  # fmt: skip
 
-    def score_dev(self) -> Score:
-        """The model as it stands, on dev."""
-        return Score.of(self.judge(self.dev), self.dev)
-
     def test_row(self) -> Row:
         """How the model as it stands does on test, how guesses would, and each answer: right 1, wrong 0."""
         result, labels = self.judge(self.test), self.test.labels
@@ -165,7 +114,7 @@ class Setup:
             chance += 1 / len(candidates)
             right += str(int(prediction == label))  # by item: two runs are compared on the items where they differ
         return {
-            **Score.of(result, self.test).row(), "head": head, "chance": chance / len(labels),
+            **result.row(), "head": head, "chance": chance / len(labels),
             "majority": max(Counter(labels).values()) / len(labels), "served": self.served, "right": right,
         }  # fmt: skip
 
