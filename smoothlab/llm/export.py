@@ -226,7 +226,7 @@ def _module(whole: Any, target: Path) -> tuple[Any, dict[str, Tensor]]:
         config.eva_config = config.corda_config = config.lora_ga_config = None
     if config.peft_type in ROTATED:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that conversion is approximate, which it is not at the full rank
+            warnings.simplefilter("ignore")  # peft uses names that transformers deprecates
             lora, pairs = convert_to_lora(whole, rank=int(config.r))
         heads = {name: tensor for name, tensor in weights.items() if "psoft_" not in name}
         pairs = {name: tensor for name, tensor in pairs.items() if ".lora_" in name}

@@ -33,7 +33,9 @@ def classifier_reason(head: Head, name: str) -> str | None:
     """
     if head == "auto":
         return classifier_reason_of_config(name) or None
-    return "--head classifier" if head == "classifier" else None
+    if head == "classifier":
+        return "--head classifier"
+    return None
 
 
 def load(
@@ -93,19 +95,20 @@ def attached(
 def blocks(model: nn.Module, *, base: bool, module: bool) -> dict[str, Block]:
     """What is trained: "base" (x) and "peft" (y) as asked for, and a classifier's "head", in x where there is no y."""
     parts = partition(model)
+    x = parts["base"].params
     head: tuple[torch.Tensor, ...] = ()
     if "head" in parts:
         head = parts["head"].params
     if not module:
-        return {"base": Block("base", parts["base"].params + head)}
+        return {"base": Block("base", x + head)}
     # A new pooler lies in the body, and is trained with the head.
     copies = _copies(model)
     result = {}
     if base:
-        result["base"] = Block("base", tuple(p for p in parts["base"].params if id(p) not in copies))
+        result["base"] = Block("base", tuple(p for p in x if id(p) not in copies))
     result["peft"] = parts["peft"]
     if head:
-        result["head"] = Block("head", tuple(p for p in parts["base"].params if id(p) in copies) + head)
+        result["head"] = Block("head", tuple(p for p in x if id(p) in copies) + head)
     return result
 
 
@@ -126,5 +129,8 @@ def _copies(model: nn.Module) -> set[int]:
     """Ids of the parameters that peft trains and saves beside those of its module."""
     from peft.utils.other import ModulesToSaveWrapper
 
-    wrappers = (m for m in model.modules() if isinstance(m, ModulesToSaveWrapper) and m.active_adapters)
-    return {id(p) for m in wrappers for p in m.modules_to_save[m.active_adapters[0]].parameters()}
+    copies: set[int] = set()
+    for module in model.modules():
+        if isinstance(module, ModulesToSaveWrapper) and module.active_adapters:
+            copies.update(map(id, module.modules_to_save[module.active_adapters[0]].parameters()))
+    return copies
