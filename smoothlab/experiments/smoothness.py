@@ -76,11 +76,11 @@ class Smoothness(Training):
         if self.folder is not None:
             folder = self._folder(self.folder)
             folder.numbers()  # refuses checkpoints of another run before anything loads
-        steps = self._points()
         measured = {row["step"] for row in done}
-        ahead = [step for step in steps if step not in measured]
+        ahead = [step for step in self._points() if step not in measured]
         setup = self.setup()
         say("; ".join([*setup.notes, *unused(self)]))
+        # Points on record are left out: the trainer would measure them again on its way from a checkpoint.
         trainer = setup.trainer(at=ahead, dropout=self.dropout)
         if trainer.kinks:
             say("the gradient has kinks (ReLU): exact products ignore them, finite differences have no right step")
@@ -144,7 +144,7 @@ class Smoothness(Training):
             path = self._folder(self.from_weights).after(step)
             trainer.load_state_dict(contents(path, read(path)))
         yield from trainer.train(step)
-        if folder is not None:
+        if folder is not None:  # before measuring, which may take longer than the training did
             folder.put(folder.after(step), trainer.state_dict())
         yield from trainer.point()
 

@@ -103,14 +103,11 @@ class SmoothnessCallback(TrainerCallback):  # type: ignore[misc]
         self._watch.forget()
 
     def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Let go of a minibatch that more of the same step follow."""
+        """Let go of a minibatch: more of the same step follow it, or the step is over."""
         if self._watch is not None:
             self._watch.forget()
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Let go of the step's last minibatch."""
-        if self._watch is not None:
-            self._watch.forget()
+    on_step_end = on_substep_end
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Measure if this step is one of the points.
@@ -121,7 +118,8 @@ class SmoothnessCallback(TrainerCallback):  # type: ignore[misc]
         """
         if self._hook is None or self._watch is None or state.global_step not in self._at:
             return
-        if (calls := len(self._watch.calls)) != 1:
+        calls = len(self._watch.calls)
+        if calls != 1:
             raise BadInput(
                 f"the Trainer calls compute_loss {calls} times a minibatch, so that no single loss is trained by: "
                 "measure your own with SmoothnessHook"

@@ -184,15 +184,10 @@ def unpack(packed: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 @dataclass(frozen=True)
 class Folder:
-    """The checkpoints of one run.
+    """The checkpoints of one run."""
 
-    Attributes:
-        path: the folder; made when the first checkpoint is written.
-        run: what the weights depend on, as "name=value, name=value"; checkpoints of another run are refused.
-    """
-
-    path: Path
-    run: str
+    path: Path  # made when the first checkpoint is written
+    run: str  # what the weights depend on, as "name=value, name=value": checkpoints of another run are refused
 
     def after(self, number: int) -> Path:
         """File of a whole run's state, after so many rows on record or before the update of such a step."""
@@ -213,11 +208,7 @@ class Folder:
         write(path, Snapshot(tensors, {"run": self.run, "packed": packed}))
 
     def get(self, path: Path) -> dict[str, Any]:
-        """Read the state in a file that `put` wrote.
-
-        Raises:
-            BadInput: it cannot be read, or is of another run.
-        """
+        """Read the state in a file that `put` wrote."""
         snapshot = read(path)
         written = str(snapshot.state.get("run"))
         if written != self.run:
@@ -247,11 +238,7 @@ class Folder:
 
 
 def contents(path: Path, snapshot: Snapshot) -> dict[str, Any]:
-    """The state that `Folder.put` wrote.
-
-    Raises:
-        BadInput: the file has the layout of smoothlab 0.1.
-    """
+    """The state that `Folder.put` wrote."""
     if "packed" not in snapshot.state:
         raise BadInput(f"{path} was written by smoothlab 0.1: finish that run with it, or name another folder")
     state: dict[str, Any] = unpack(snapshot.state["packed"], snapshot.tensors)

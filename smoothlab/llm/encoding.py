@@ -26,26 +26,15 @@ Loss = Kind | Literal["classifier"]
 
 @dataclass(frozen=True)
 class Encoded:
-    """Tokenized items.
+    """Tokenized items."""
 
-    Attributes:
-        contexts: tokens of each item's prompt.
-        options: tokens of each item's candidates, those that the candidate adds to the prompt's.
-        labels: place of the right candidate of each item.
-        kind: loss that trains them.
-        pad: the token that fills rows, on the right.
-        cut: items whose prompt lost tokens on its left, being too long for the model.
-        merged: items where a candidate's first letters and the prompt's last ones make one token, which is then scored
-            as the candidate's.
-    """
-
-    contexts: tuple[Tokens, ...]
-    options: tuple[tuple[Tokens, ...], ...]
-    labels: tuple[int, ...]
-    kind: Loss
-    pad: int
-    cut: int = 0
-    merged: int = 0
+    contexts: tuple[Tokens, ...]  # of each item's prompt
+    options: tuple[tuple[Tokens, ...], ...]  # of each item's candidates, those that they add to the prompt's
+    labels: tuple[int, ...]  # position of the right candidate
+    kind: Loss  # that trains them
+    pad: int  # token that fills rows, on the right
+    cut: int = 0  # number of items whose prompt was too long for the model and lost tokens on its left
+    merged: int = 0  # items where letters of candidate and prompt make one token, scored as the candidate's
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -37,19 +37,12 @@ class NotFinite(BadInput):
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Accuracy of a model on a set of items.
+    """Accuracy of a model on a set of items."""
 
-    Attributes:
-        correct: number of right predictions.
-        count: number of items.
-        predictions: number of the predicted candidate of each item.
-        scores: mean log-probability of each item's candidates.
-    """
-
-    correct: int
-    count: int
-    predictions: tuple[int, ...]
-    scores: tuple[tuple[float, ...], ...]
+    correct: int  # number of right predictions
+    count: int  # number of items
+    predictions: tuple[int, ...]  # number of the predicted candidate of each item
+    scores: tuple[tuple[float, ...], ...]  # mean log-probability of each item's candidates
 
     @property
     def value(self) -> float:

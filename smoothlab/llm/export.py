@@ -108,11 +108,7 @@ def make_room(folder: Path, run: str = "") -> str:
 
 
 def claim(folder: Path, run: str) -> None:
-    """Say in the folder of which run its weights are.
-
-    Raises:
-        BadInput: it cannot be written.
-    """
+    """Say in the folder of which run its weights are."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / RUN).write_text(json.dumps({"run": run}) + "\n", encoding="utf-8")

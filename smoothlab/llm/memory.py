@@ -21,11 +21,7 @@ SHAPES = {"micro": 3.5e6, "opt-125m": 125e6, "opt-350m": 331e6, "opt-1.3b": 1.3e
 
 
 def check_device(device: str) -> None:
-    """Refuse a device that is not there.
-
-    Raises:
-        BadInput: neither "cpu", "cuda" nor "cuda:N" with N one of the devices that torch sees.
-    """
+    """Refuse a device that is not there."""
     if device == "cpu":
         return
     if not re.fullmatch(r"cuda(:\d+)?", device):
@@ -67,13 +63,9 @@ def check_memory(config: Any, dtype: Any, device: str, name: str, kind: Any = No
 
 
 def expected_peak(device: str, *, kept: int, measured: int, protocol: str) -> int:
-    """Bytes at the peak of a run, foretold from the peak so far, that of some steps and an evaluation.
+    """Bytes at the peak of a run, expected from the peak so far, that of some steps and an evaluation.
 
-    Args:
-        device: device of the model.
-        kept: bytes of the weights that are kept as the best ones on the CPU.
-        measured: bytes of the largest measured block.
-        protocol: measuring protocol.
+    It holds `kept` bytes of best weights on the CPU, and measures blocks of up to `measured` bytes.
     """
     expected = peak(device) + PROBE_VECTORS[protocol] * measured
     if device == "cpu":  # what lies on the CPU takes nothing of a GPU's memory

@@ -21,22 +21,19 @@ ALIKE = "rows of equal length"
 
 
 def check_items(model: nn.Module, splits: Sequence[Encoded], name: str, method: str, *, size: int) -> bool:
-    """Refuse a model of `finetune` that does not score an item in a minibatch as by itself, or cannot be run at all.
+    """Refuse a model that does not score an item of a minibatch of `size` as by itself, or cannot be run at all.
 
     With single rows nothing is padded in training, and every model can be evaluated beside rows of equal length.
 
     Args:
         model: a causal language model or classifier, wrapped by a PEFT method or not.
         splits: all items that will be trained and evaluated on.
-        name: of the model.
+        name: name of the model, for messages.
         method: the PEFT method, or "none".
         size: items in a minibatch.
 
     Returns:
         Whether rows of different lengths may be evaluated together, `accuracy`'s `mixed`.
-
-    Raises:
-        BadInput: one line with the model type, the method, and a fix.
     """
     items = _chosen(splits)
     what = f"model '{name}' of type {getattr(getattr(model, 'config', None), 'model_type', type(model).__name__)}"

@@ -31,11 +31,7 @@ _DATA = {"train_dataset", "eval_dataset"}  # which no loss writes to
 
 
 def running_trainer() -> Any:
-    """The Trainer whose training loop is calling, which transformers gives callbacks everything of but itself.
-
-    Raises:
-        BadInput: no Trainer is calling.
-    """
+    """The Trainer whose training loop is calling, which transformers gives callbacks everything of but itself."""
     for frame, _ in traceback.walk_stack(inspect.currentframe()):
         caller = frame.f_locals.get("self")
         if isinstance(caller, Trainer):
@@ -47,16 +43,12 @@ class LossWatch:
     """Stands in the place of a Trainer's `compute_loss` and keeps its calls in training steps of `steps`.
 
     Several callbacks of one Trainer share one; `of` makes it or finds it.
-
-    Attributes:
-        steps: optimizer steps whose calls are kept.
-        calls: what was kept since `forget`.
     """
 
     def __init__(self, trainer: Any) -> None:
         self._trainer, self._compute = trainer, trainer.compute_loss
-        self.steps: set[int] = set()
-        self.calls: list[MinibatchLoss] = []
+        self.steps: set[int] = set()  # optimizer steps whose calls are kept
+        self.calls: list[MinibatchLoss] = []  # kept since `forget`
         functools.update_wrapper(self, self._compute)
 
     @staticmethod

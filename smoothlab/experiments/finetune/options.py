@@ -38,11 +38,7 @@ RENAMED = {
 
 
 def check(run: Training) -> None:
-    """Refuse values out of range, names that are none of the choices, and combinations that make no sense.
-
-    Raises:
-        BadInput: names the first option that is wrong, and what it may be.
-    """
+    """Refuse values out of range, names that are none of the choices, and combinations that make no sense."""
     from smoothlab.zeroth.distributions import named
 
     check_fields(run, RANGES)
@@ -79,11 +75,7 @@ def check(run: Training) -> None:
 
 
 def check_renamed(arguments: list[str]) -> None:
-    """Refuse options of smoothlab 0.1 in one line that has the new option's name.
-
-    Raises:
-        BadInput: an argument is one.
-    """
+    """Refuse options of smoothlab 0.1 in one line that has the new option's name."""
     # As one text, because some renamed options are an option and its value, in either of two forms.
     words = " ".join(arguments).replace("=", " ") + " "
     for command, names in RENAMED.items():
@@ -93,11 +85,7 @@ def check_renamed(arguments: list[str]) -> None:
 
 
 def block_rates(run: Training) -> dict[str, float]:
-    """Learning rates of --eta, by block.
-
-    Raises:
-        BadInput: not of the form NAME=RATE, a rate that is negative or not finite, or a block named twice.
-    """
+    """Learning rates of --eta, by block."""
     rates: dict[str, float] = {}
     for text in run.eta:
         name, _, number = text.partition("=")
@@ -117,11 +105,7 @@ def block_rates(run: Training) -> dict[str, float]:
 
 
 def grid(run: FinetuneOptions) -> list[Rates]:
-    """Rates of each trial: all combinations of the values of --search; what it does not name is as configured.
-
-    Raises:
-        BadInput: not of the form name=a,b,..., a name twice, or too many combinations.
-    """
+    """Rates of each trial: all combinations of the values of --search; what it does not name is as configured."""
     values: dict[str, list[float]] = {}
     for text in run.search:
         name, _, rest = text.partition("=")

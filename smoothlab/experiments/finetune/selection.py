@@ -43,23 +43,14 @@ class RunState:
 
 @dataclass
 class Selection:
-    """Trials of `grid`, each of at most `run.steps` steps.
-
-    Attributes:
-        run: the configuration.
-        setup: model and data.
-        grid: rates of each trial.
-        logger: receives steps and rows.
-        folder: folder of the checkpoints; without it the best weights are kept in memory.
-        points: steps to measure curvature at.
-    """
+    """Trials of `grid`, each of at most `run.steps` steps."""
 
     run: FinetuneOptions
     setup: Setup
-    grid: Sequence[Rates]
+    grid: Sequence[Rates]  # of each trial
     logger: Progress
-    folder: Folder | None = None
-    points: Sequence[int] = ()
+    folder: Folder | None = None  # of the checkpoints; without it the best weights are kept in memory
+    points: Sequence[int] = ()  # steps to measure curvature at
     state: RunState = field(default_factory=RunState, init=False)
     _best: Mapping[str, Tensor] | None = field(default=None, init=False)
 

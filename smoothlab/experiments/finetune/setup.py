@@ -68,12 +68,9 @@ class Setup:
         Args:
             rates: learning rates and mu; as configured by default.
             at: steps to measure curvature at.
-            log: seed log that the base model's steps are written to, by process 0.
+            log: seed log that the base model's steps are written to.
             log_steps: steps of the log that stand; later ones are cut off.
             dropout: train and measure in train mode, with fixed masks.
-
-        Raises:
-            BadInput: a rate is too large for the weights' precision.
         """
         run = self.run
         if self.start is not None:
@@ -180,11 +177,7 @@ def setup(run: Training) -> Setup:
 
 
 def trained_blocks(run: Training, model: nn.Module) -> dict[str, Block]:
-    """Blocks that the method trains; the base model as one, or cut into the blocks that --eta may name.
-
-    Raises:
-        BadInput: --eta names no block that is trained by exact gradients.
-    """
+    """Blocks that the method trains; the base model as one, or cut into the blocks that --eta may name."""
     trained = heads.blocks(model, base=bool(run.recipe.base), module=run.recipe.module)
     rates = block_rates(run)
     if not rates:
@@ -205,11 +198,7 @@ def trained_blocks(run: Training, model: nn.Module) -> dict[str, Block]:
 
 
 def measured_blocks(run: Training, blocks: Mapping[str, Block]) -> list[Block]:
-    """Blocks that --measure names.
-
-    Raises:
-        BadInput: it names one that is not there.
-    """
+    """Blocks that --measure names."""
     if run.measure == ("all",):
         return list(blocks.values())
     for name in run.measure:
@@ -219,11 +208,7 @@ def measured_blocks(run: Training, blocks: Mapping[str, Block]) -> list[Block]:
 
 
 def pairs(run: Training, blocks: Sequence[Block]) -> list[tuple[str, str]]:
-    """Pairs of measured blocks that --cross names.
-
-    Raises:
-        BadInput: not two different measured blocks.
-    """
+    """Pairs of measured blocks that --cross names."""
     names = [block.name for block in blocks]
     chosen = []
     for text in run.cross:
