@@ -139,10 +139,10 @@ class Smoothness(Training):
     def _point(self, trainer: "Trainer", folder: "Folder | None", step: int) -> Iterator[Row]:
         """Train to a point, or take its weights from the folder, and measure there."""
         if self.from_weights is not None:
-            from smoothlab.llm.checkpoints import contents, read
+            from smoothlab.llm.checkpoints import contents
 
-            path = self._folder(self.from_weights).after(step)
-            trainer.load_state_dict(contents(path, read(path)))
+            # Of any run: the options of this one may be others, such as the data to measure on.
+            trainer.load_state_dict(contents(self._folder(self.from_weights).after(step)))
         yield from trainer.train(step)
         if folder is not None:  # before measuring, which may take longer than the training did
             folder.put(folder.after(step), trainer.state_dict())
@@ -150,10 +150,10 @@ class Smoothness(Training):
 
     def _resume(self, trainer: "Trainer", folder: "Folder", step: int) -> str:
         """Load the latest checkpoint at or before `step`; which one, in words, if there is any."""
-        kept = [number for number in folder.numbers() if number <= step]
-        if not kept:
+        numbers = [number for number in folder.numbers() if number <= step]
+        if not numbers:
             return ""
-        path = folder.after(kept[-1])
+        path = folder.after(numbers[-1])
         trainer.load_state_dict(folder.get(path))
         return f" from {path}"
 

@@ -186,20 +186,20 @@ def pool_at_last_token(wrapped: nn.Module) -> None:
     in `score` read the first token, or find the last one by other means, and are left as they are.
     """
     base: Any = wrapped.base_model
-    seen: dict[str, Tensor | None] = {}
+    masks: dict[str, Tensor | None] = {}
 
     # The head sees scores alone: the mask of the same forward pass is kept for it.
     def watch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen["mask"] = None
+        masks["mask"] = None
         if kwargs.get("inputs_embeds") is not None and kwargs.get("input_ids") is None:
-            seen["mask"] = kwargs.get("attention_mask")
+            masks["mask"] = kwargs.get("attention_mask")
 
     def pick(module: nn.Module, args: tuple[Any, ...], scores: Tensor) -> Tensor | None:
-        mask = seen.pop("mask", None)
+        mask = masks.pop("mask", None)
         if mask is None or mask.shape != scores.shape[:2]:
             return None
-        places = torch.arange(mask.shape[1], device=mask.device)
-        last = (mask.to(places.dtype) * places).argmax(1)
+        positions = torch.arange(mask.shape[1], device=mask.device)
+        last = (mask.to(positions.dtype) * positions).argmax(1)
         picked = scores[torch.arange(len(scores), device=scores.device), last]
         return torch.cat([scores[:, :-1], picked[:, None]], 1)
 

@@ -67,6 +67,7 @@ class SmoothnessCallback(TrainerCallback):  # type: ignore[misc]
             "at": sorted(self._at), "out": out, "cross": cross, "product": product, "precision": precision,
             "seed": seed, "train": train, "overwrite": overwrite,
         }  # fmt: skip
+        # Made when training begins: only then is there a model, on its device and wrapped.
         self._hook: SmoothnessHook | None = None
         self._watch: LossWatch | None = None
 
@@ -88,7 +89,7 @@ class SmoothnessCallback(TrainerCallback):  # type: ignore[misc]
                 "gradient checkpointing computes the model again in its backward pass, which products cannot follow: "
                 "leave SmoothnessCallback(train=True) out, as eval mode does without it, or train without it"
             )
-        if not state.is_world_process_zero:
+        if not state.is_world_process_zero:  # the record file has one writer
             return
         all_blocks = partition(model, self._by)
         for name in self._names:
@@ -125,10 +126,12 @@ class SmoothnessCallback(TrainerCallback):  # type: ignore[misc]
                 "measure your own with SmoothnessHook"
             )
         loss = self._watch.calls[0]
+        # At this event gradients are complete and weights still those that they belong to.
         try:
             self._hook(state.global_step, lambda: self._computed(loss))
         except RuntimeError as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
+            # Finite differences need one derivative alone, so that their failure is not for want of a second one.
             if self._options["product"] != "exact" or "out of memory" in reason or "allocate" in reason:
                 raise
             raise BadInput(

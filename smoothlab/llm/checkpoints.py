@@ -84,8 +84,8 @@ def write_whole(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, s
 
 def reason(error: Exception) -> str:
     """Why the operating system did not write, in its words, from Python or from safetensors."""
-    said = getattr(error, "strerror", None) or str(error)
-    return said.partition("I/O error: ")[2].partition(" (os error")[0] or said
+    text = getattr(error, "strerror", None) or str(error)
+    return text.partition("I/O error: ")[2].partition(" (os error")[0] or text
 
 
 def read(path: Path) -> Snapshot:
@@ -209,12 +209,7 @@ class Folder:
 
     def get(self, path: Path) -> dict[str, Any]:
         """Read the state in a file that `put` wrote."""
-        snapshot = read(path)
-        written = str(snapshot.state.get("run"))
-        if written != self.run:
-            there, here = difference(written, self.run)
-            raise BadInput(f"{path} is of another run ({there}, this one has {here}): name another --checkpoint folder")
-        return contents(path, snapshot)
+        return contents(path, self.run)
 
     def numbers(self) -> list[int]:
         """Numbers of the checkpoints in the folder, ascending; all are of this run.
@@ -223,10 +218,10 @@ class Folder:
             BadInput: the newest cannot be read or is of another run, the folder is a file, or it holds weights that
                 smoothlab 0.1 kept in another format.
         """
-        taken = saved_numbers(self.path)
-        if taken:
-            self.get(self.after(taken[-1]))
-        return taken
+        saved = saved_numbers(self.path)
+        if saved:
+            self.get(self.after(saved[-1]))
+        return saved
 
     def keep(self, paths: Iterable[Path]) -> None:
         """Delete all other checkpoints of this folder, and what was half written when the process was killed."""
@@ -237,8 +232,13 @@ class Folder:
                 path.unlink(missing_ok=True)
 
 
-def contents(path: Path, snapshot: Snapshot) -> dict[str, Any]:
-    """The state that `Folder.put` wrote."""
+def contents(path: Path, run: str | None = None) -> dict[str, Any]:
+    """The state that `Folder.put` wrote, of `run` where one is named; others are refused."""
+    snapshot = read(path)
+    written = str(snapshot.state.get("run"))
+    if run is not None and written != run:
+        old, new = difference(written, run)
+        raise BadInput(f"{path} is of another run ({old}, this one has {new}): name another --checkpoint folder")
     if "packed" not in snapshot.state:
         raise BadInput(f"{path} was written by smoothlab 0.1: finish that run with it, or name another folder")
     state: dict[str, Any] = unpack(snapshot.state["packed"], snapshot.tensors)
@@ -253,17 +253,17 @@ def saved_numbers(folder: Path, option: str = "--checkpoint") -> list[int]:
     """
     if folder.exists() and not folder.is_dir():
         raise BadInput(f"{option} {folder} is a file: name a folder")
-    taken = []
+    numbers = []
     for path in folder.glob("after-*.safetensors"):
         number = path.stem.removeprefix("after-")
         if number.isascii() and number.isdecimal():  # others are not ours; int() takes digits of all scripts
-            taken.append(int(number))
-    if not taken and any(folder.glob("step-*.safetensors")):
+            numbers.append(int(number))
+    if not numbers and any(folder.glob("step-*.safetensors")):
         raise BadInput(
             f"{option} {folder} holds step-*.safetensors, which --keep-weights of smoothlab 0.1 wrote: name another "
             "folder, and train again with --checkpoint"
         )
-    return sorted(taken)
+    return sorted(numbers)
 
 
 def own(tensor: Tensor) -> Tensor:

@@ -217,6 +217,7 @@ def _logits(model: Any, minibatch: Mapping[str, Tensor]) -> Tensor:
     def gather(head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return (args[0][row, args[0].shape[1] - back][None], *args[1:])
 
+    # At all positions the logits of a large vocabulary would outweigh the rest of the forward pass.
     handle = base.get_output_embeddings().register_forward_pre_hook(gather)
     try:
         return _forward(model, base, minibatch).logits[0]
@@ -233,15 +234,15 @@ def _forward(model: Any, base: Any, minibatch: Mapping[str, Tensor]) -> Any:
     if config is None or not config.is_prompt_learning:
         return model(input_ids=ids, use_cache=False, **_attention_inputs(base, minibatch, 0))
     virtual = config.num_virtual_tokens
-    prompt, seen = model.get_prompt(batch_size=len(ids)), _attention_inputs(base, minibatch, virtual)
+    prompt, attention = model.get_prompt(batch_size=len(ids)), _attention_inputs(base, minibatch, virtual)
     if config.peft_type in ("PREFIX_TUNING", "CARTRIDGE"):
-        if "position_ids" in seen:
-            seen["position_ids"] = seen["position_ids"][:, virtual:]
-        return base(input_ids=ids, past_key_values=prompt, **seen)
+        if "position_ids" in attention:
+            attention["position_ids"] = attention["position_ids"][:, virtual:]
+        return base(input_ids=ids, past_key_values=prompt, **attention)
     # Prompt methods put their virtual tokens before the embedded text.
-    words = model.word_embeddings(ids)
-    embedded = torch.cat([prompt.to(words.dtype), words], 1)
-    return base(inputs_embeds=embedded, use_cache=False, **seen)
+    token_embeddings = model.word_embeddings(ids)
+    embedded = torch.cat([prompt.to(token_embeddings.dtype), token_embeddings], 1)
+    return base(inputs_embeds=embedded, use_cache=False, **attention)
 
 
 def _attention_inputs(base: Any, minibatch: Mapping[str, Tensor], virtual: int) -> dict[str, Tensor]:

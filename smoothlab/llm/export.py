@@ -92,17 +92,17 @@ def make_room(folder: Path, run: str = "") -> str:
             TemporaryFile(dir=part).close()  # a file tells whether one can be written, not the folder's permissions
             with suppress(OSError):  # there are weights of an earlier run
                 part.rmdir()
-        there = _run_of(folder)
+        saved_run = _run_of(folder)
     except OSError as error:
         raise BadInput(f"cannot write --save {folder}: {error.strerror}; name another folder") from None
-    if run and there and there != run:
-        old, new = difference(there, run)
+    if run and saved_run and saved_run != run:
+        old, new = difference(saved_run, run)
         raise BadInput(
             f"--save {folder} holds the weights of another run ({old}, this one has {new}): name another folder, or "
             "delete it"
         )
     weights = [*folder.glob("adapter/*model*.safetensors"), *folder.glob("model/*model*.safetensors")]
-    if there or not weights:
+    if saved_run or not weights:
         return ""
     return f"--save {folder} holds weights that do not say of which run they are: they will be replaced"
 

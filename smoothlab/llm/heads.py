@@ -53,13 +53,13 @@ def load(
         if reason != "--head classifier":  # the model's own files say so, and no option can change them
             fix = f"{name} is a classifier, as {reason}; use a causal language model, e.g. micro"
         raise BadInput(f"the candidates of {splits.name} differ from item to item and cannot be classes: {fix}")
-    words = [candidate.strip() for candidate in splits.train[0].candidates]
-    classes = len(words)
+    class_names = [candidate.strip() for candidate in splits.train[0].candidates]
+    classes = len(class_names)
     loaded = load_classifier(name, classes, seed=seed, dtype=dtype, device=device, measured=measured)
     config = loaded.model.config
     if all(str(label).startswith("LABEL_") for label in config.id2label.values()):  # transformers' own names
-        config.id2label = dict(enumerate(words))
-        config.label2id = {word: k for k, word in enumerate(words)}
+        config.id2label = dict(enumerate(class_names))
+        config.label2id = {word: k for k, word in enumerate(class_names)}
     if reason != "--head classifier":
         loaded.notes.insert(0, f"{name} is trained as a classifier of {classes} classes: {reason}")
     return loaded
@@ -81,9 +81,9 @@ def attached(
     model = attach(loaded.model, method, seed=seed, measured=measured, rank=rank, **options)
     parts = partition(model)
     if method != "none" and "head" in parts:
-        kept = _copies(model)
+        saved = _copies(model)
         # A head that peft does not save with the module would be lost with the adapter.
-        if any(id(p) not in kept for p in parts["head"].params):
+        if any(id(p) not in saved for p in parts["head"].params):
             raise BadInput(f"--peft {method} saves no classifier's head with its module: use another method")
         if method == "prefix" and reads_left_to_right(loaded.model.config):  # attach does it for language models
             with torch.random.fork_rng():

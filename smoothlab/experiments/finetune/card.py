@@ -17,7 +17,7 @@ def command(run: FinetuneOptions) -> str:
     words = ["smoothlab", "finetune"]
     for field in fields(run):
         value = getattr(run, field.name)
-        if value == field.default:
+        if value == field.default:  # tyro's command line would be 50 options long
             continue
         words.append(option(field.name))
         if isinstance(value, tuple):

@@ -45,13 +45,13 @@ class Finetune(FinetuneOptions):
         if folder is None:
             say("without --checkpoint a stopped run starts again")
             return []
-        taken = folder.numbers()
-        if done and not taken:
+        numbers = folder.numbers()
+        if done and not numbers:
             say(f"--checkpoint {self.checkpoint} holds no checkpoint: the run starts again")
         # A checkpoint is taken once its rows are on record, so that a later one belongs to a longer record file.
-        usable = [number for number in taken if number <= len(done)]
-        if taken and not usable:
-            self._refuse(taken[-1])
+        usable = [number for number in numbers if number <= len(done)]
+        if numbers and not usable:
+            self._refuse(numbers[-1])
         return done[: max(usable, default=0)]
 
     def rows(self, done: Sequence[Row]) -> Iterator[Row]:
@@ -72,29 +72,29 @@ class Finetune(FinetuneOptions):
         from smoothlab.llm import distributed
         from smoothlab.llm.export import claim, make_room
 
-        folder, leads = self._folder(), distributed.rank() == 0
-        if leads:
+        folder, is_first = self._folder(), distributed.rank() == 0
+        if is_first:
             # Before the model loads and the other processes begin: what is refused here costs no time.
             if not done and folder is not None:
-                taken = folder.numbers()
-                if taken:
-                    self._refuse(taken[-1])
+                numbers = folder.numbers()
+                if numbers:
+                    self._refuse(numbers[-1])
             if self.save is not None:
                 say(make_room(self.save, self._run()))
-        stands = distributed.begin(len(done))
+        recorded = distributed.begin(len(done))
         setup = self.setup()
         selection = self._selection(setup, folder)
-        if leads:
+        if is_first:
             say("; ".join([*setup.notes, *unused(self)]))
-        if stands:
-            step = selection.resume(stands)
-            if leads:
-                say(f"resumed at step {step} from --checkpoint {self.checkpoint}, with {stands} rows on record")
+        if recorded:
+            step = selection.resume(recorded)
+            if is_first:
+                say(f"resumed at step {step} from --checkpoint {self.checkpoint}, with {recorded} rows on record")
         try:
             yield from selection.rows()
         finally:
             selection.logger.close()
-        if leads:  # the others took all steps, and have nothing to add
+        if is_first:  # the others took all steps, and have nothing to add
             best = selection.load_best()
             row = {"part": "test", **best, **setup.test_row()}
             yield row
@@ -120,9 +120,9 @@ class Finetune(FinetuneOptions):
         from smoothlab.experiments.finetune.selection import Selection
         from smoothlab.llm import distributed
 
-        trials, leads = grid(self), distributed.rank() == 0
-        logger = Progress("finetune", len(trials), silent=not leads)
-        if self.tensorboard is not None and leads:
+        trials, is_first = grid(self), distributed.rank() == 0
+        logger = Progress("finetune", len(trials), silent=not is_first)
+        if self.tensorboard is not None and is_first:
             logger = TensorBoard(self.tensorboard, "finetune", len(trials))
         return Selection(self, setup, trials, logger, folder, measuring_steps(self))
 

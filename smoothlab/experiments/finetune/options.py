@@ -77,10 +77,10 @@ def check(run: Training) -> None:
 def check_renamed(arguments: list[str]) -> None:
     """Refuse options of smoothlab 0.1 in one line that has the new option's name."""
     # As one text, because some renamed options are an option and its value, in either of two forms.
-    words = " ".join(arguments).replace("=", " ") + " "
+    line = " ".join(arguments).replace("=", " ") + " "
     for command, names in RENAMED.items():
         for old, new in names.items():
-            if command in arguments and f" {old} " in words:
+            if command in arguments and f" {old} " in line:
                 raise BadInput(f"{old} of `smoothlab {command}` is {new} now")
 
 

@@ -39,10 +39,10 @@ def plan(run: Training, setup: Setup, trials: Sequence[Rates]) -> str:
         lines.append(f"  trains {group['name']:12s} {size:13,d} parameters, {gradients}, learning rate {group['lr']:g}")
     seconds = f"  a step takes {step:.3f} s here"
     if isinstance(run, FinetuneOptions):
-        looks = 1 + -(-run.steps // run.eval_every)  # step 0, and the last step whatever it is a multiple of
+        count = 1 + -(-run.steps // run.eval_every)  # step 0, and the last step whatever it is a multiple of
         evaluation = _seconds(lambda: setup.judge(setup.dev))
-        total += evaluation * (len(trials) * looks + len(setup.test) / len(setup.dev))
-        evaluations = f" and {looks} evaluations"
+        total += evaluation * (len(trials) * count + len(setup.test) / len(setup.dev))
+        evaluations = f" and {count} evaluations"
         seconds += f", an evaluation {evaluation:.2f} s"
         lines.append(f"  selects by {len(setup.dev)} items, tests on {len(setup.test)}; {setup.served}")
     described = [_described(run, rates) for rates in trials[:DESCRIBED]]

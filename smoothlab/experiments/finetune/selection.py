@@ -169,11 +169,11 @@ class Selection:
     def _evaluation(self, loss: float | None, speed: float | None = None) -> Row:
         """Evaluate on dev, compare with the evaluations before, and make the row."""
         begun, state = time.monotonic(), self.state
-        own = None
+        score = None
         if distributed.rank() == 0:
-            own = self._score()
+            score = self._score()
         # All processes get the same numbers, so that all of them stop, and keep the best, at the same evaluation.
-        correct, count, dev_loss = distributed.broadcast(own, 3)
+        correct, count, dev_loss = distributed.broadcast(score, 3)
         if not math.isfinite(dev_loss):
             raise self.trainer.diverged(dev_loss)
         state.seconds += time.monotonic() - begun

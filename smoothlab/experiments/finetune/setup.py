@@ -79,17 +79,17 @@ class Setup:
                     if name in self.start:
                         p.copy_(self.start[name])
             adalora.restore(self.model, {})
-        written = None
+        own_log = None
         if distributed.rank() == 0:  # all processes take the same steps: one log holds them
-            written = log
-        stepper = optimizer(run, self.blocks, rates or run.rates, written, log_steps)
-        for group in stepper.param_groups:
+            own_log = log
+        hybrid = optimizer(run, self.blocks, rates or run.rates, own_log, log_steps)
+        for group in hybrid.param_groups:
             # torch's in-place update would raise an error about overflow that names no option.
             largest = torch.finfo(group["params"][0].dtype).max
             if group["lr"] > largest:
                 raise BadInput(f"learning rate {group['lr']:g} of block '{group['name']}': use at most {largest:g}")
         if distributed.world_size() > 1:
-            stepper.peers = distributed.Peers()
+            hybrid.peers = distributed.Peers()
         points = None
         if at:
             points = Points(
@@ -97,7 +97,7 @@ class Setup:
                 run.path, run.minibatch, run.batch, run.seed,
             )  # fmt: skip
         return Trainer(
-            self.model, self.blocks, self.batches, self.loss, stepper, points, run.steps, run.schedule, run.seed,
+            self.model, self.blocks, self.batches, self.loss, hybrid, points, run.steps, run.schedule, run.seed,
             dropout, adalora, self.start, log,
         )  # fmt: skip
 
@@ -122,16 +122,16 @@ def setup(run: Training) -> Setup:
     Raises:
         BadInput: they cannot be had, or do not fit each other; one line that names the fix.
     """
-    reason, measured = heads.classifier_reason(run.head, run.model), bool(run.measure)
-    words = None
+    reason, measures = heads.classifier_reason(run.head, run.model), bool(run.measure)
+    class_words = None
     if reason is None:
-        words = run.verbalizers
-    splits = load_choices(run.data, run.data_dir, run.seed, run.sizes, template=run.template, verbalizers=words)
+        class_words = run.verbalizers
+    splits = load_choices(run.data, run.data_dir, run.seed, run.sizes, template=run.template, verbalizers=class_words)
     device = distributed.local_device(run.device)
     loaded = heads.load(
-        run.model, splits, reason, seed=run.seed, dtype=getattr(torch, run.dtype), device=device, measured=measured
+        run.model, splits, reason, seed=run.seed, dtype=getattr(torch, run.dtype), device=device, measured=measures
     )
-    model = heads.attached(loaded, run.module, seed=run.seed, measured=measured, rank=run.rank)
+    model = heads.attached(loaded, run.module, seed=run.seed, measured=measures, rank=run.rank)
     kind: encoding.Loss = "classifier"
     if reason is None:
         kind = splits.kind
@@ -139,9 +139,9 @@ def setup(run: Training) -> Setup:
     train, dev, test = tokenized(splits.train), tokenized(splits.dev), tokenized(splits.test)
     _check_batch(run, len(train))
     mixed = padding.check_items(model, (train, dev, test), run.model, run.module, size=run.batch)
-    curved: list[Block] = []
-    if measured:
-        curved = measured_blocks(run, partition(model, run.blocks))
+    to_measure: list[Block] = []
+    if measures:
+        to_measure = measured_blocks(run, partition(model, run.blocks))
     blocks = trained_blocks(run, model)
     # The trainer refuses parameters that require a gradient and are in no block.
     model.requires_grad_(False)
@@ -151,12 +151,12 @@ def setup(run: Training) -> Setup:
     multiple = MULTIPLE
     if run.batch == 1:  # Single rows are not padded, whatever the model makes of padding.
         multiple = 1
-    if measured:
+    if measures:
         # All parts, whichever are measured: a wrong gradient of one shows in the others' products.
         parts = partition(model)
-        few = batch(train, range(min(2, len(train))), device, multiple=multiple)
+        sample = batch(train, range(min(2, len(train))), device, multiple=multiple)
         with differentiable(parts.values()):
-            check_derivatives(fixed_loss(partial(choice_loss, model, few), model), parts, run.module)
+            check_derivatives(fixed_loss(partial(choice_loss, model, sample), model), parts, run.module)
 
     def batches(step: int) -> list[dict[str, Tensor]]:
         numbers = reshuffled(len(train), run.batch, run.seed, step)
@@ -170,7 +170,7 @@ def setup(run: Training) -> Setup:
         notes.append("padding moves this model's scores: rows are trained singly, and evaluated beside rows as long")
     notes += encoding.notes((train, dev, test))
     return Setup(
-        run, model, blocks, curved, batches, len(train) // run.batch, choice_loss,
+        run, model, blocks, to_measure, batches, len(train) // run.batch, choice_loss,
         partial(accuracy, model, mixed=mixed), dev, test, splits.served, notes,
         lambda folder, story: save(model, loaded.tokenizer, folder, base=bool(run.recipe.base), story=story),
     )  # fmt: skip

@@ -43,9 +43,7 @@ def rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
                 if content.strip():
                     result.append((where, _object(content, where)))
     except (OSError, EOFError, zlib.error) as error:
-        reason = str(error)
-        if isinstance(error, OSError) and error.strerror:
-            reason = error.strerror
+        reason = getattr(error, "strerror", None) or str(error)
         behind, fix = "", f"give a whole {form}"
         if number:
             behind = f" after line {number}"
@@ -84,12 +82,14 @@ def _object(line: str, where: str) -> dict[str, Any]:
     except BadInput as error:
         raise BadInput(f"{where} {error}") from None
     except (ValueError, RecursionError) as error:  # thousands of digits, or of brackets, raise others than its own
-        why = "a number too long, or too many brackets"
+        reason = "a number too long, or too many brackets"
         if isinstance(error, json.JSONDecodeError):
-            why = f"{error.msg.removesuffix(' at')} at character {error.colno}"
+            reason = f"{error.msg.removesuffix(' at')} at character {error.colno}"
         if line.endswith("\n"):
-            raise BadInput(f"{where} is not JSON ({why}): mend or delete the line") from None
-        raise BadInput(f"{where}, the last line, is cut off ({why}): give a whole file, or delete the line") from None
+            raise BadInput(f"{where} is not JSON ({reason}): mend or delete the line") from None
+        raise BadInput(
+            f"{where}, the last line, is cut off ({reason}): give a whole file, or delete the line"
+        ) from None
     if not isinstance(row, dict):
         raise BadInput(f'{where} is not a JSON object: write {{"sentence": ..., "label": 0}}')
     return row
@@ -156,12 +156,12 @@ def _sentences(
         verbalizers = VERBALIZERS
     distinct = len(set(verbalizers))
     if len(verbalizers) != classes or distinct != classes or not all(map(str.strip, verbalizers)):
-        there = "no verbalizers"
+        stated = "no verbalizers"
         if verbalizers:
-            there = f"{distinct} different verbalizers"
+            stated = f"{distinct} different verbalizers"
         raise BadInput(
-            f"{path} has {classes} classes and {there}: give each class its own word (--verbalizers WORD WORD ...), or "
-            "use --head classifier"
+            f"{path} has {classes} classes and {stated}: give each class its own word (--verbalizers WORD WORD ...), "
+            "or use --head classifier"
         )
     words = []
     for word in verbalizers:

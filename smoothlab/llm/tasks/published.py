@@ -15,14 +15,14 @@ def file_of(task: Task, split: str, folder: Path) -> Path:
     names = {"train": task.train, "validation": task.validation}[split]
     if not folder.is_dir():
         raise BadInput(f"--data-dir {folder} is no folder: give the one that holds {task.name}/{names[0]}")
-    own = folder / task.name
+    task_folder = folder / task.name
     for name in names:
         plain = name.removesuffix(".gz")
-        for form, where in product((name, plain, f"{plain}.gz"), (own, folder)):
+        for form, where in product((name, plain, f"{plain}.gz"), (task_folder, folder)):
             if (where / form).exists():
                 return where / form
-    if own.is_dir():
-        raise BadInput(f"{own} has no {' or '.join(names)}, packed (.gz) or not: put the {split} split there")
+    if task_folder.is_dir():
+        raise BadInput(f"{task_folder} has no {' or '.join(names)}, packed (.gz) or not: put the {split} split there")
     raise BadInput(f"no {task.name}/{names[0]} in {folder}: give --data-dir the folder that holds {task.name}/")
 
 
