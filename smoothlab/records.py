@@ -34,7 +34,7 @@ Row = dict[str, Any]
 class Experiment(Protocol):
     """A frozen dataclass that is at once the config, the command line and the header of one run.
 
-    It may have a static method `upgrade`, which brings the config of an older record file to the fields of today.
+    It may have a method `upgrade`, which brings the config of an older record file to the fields of today.
 
     Attributes:
         name: its subcommand.

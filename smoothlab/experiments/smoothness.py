@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from smoothlab.errors import BadInput
-from smoothlab.experiments.finetune.config import Exact, Method, Training, upgraded
+from smoothlab.experiments.finetune.config import Exact, Method, Training
 from smoothlab.experiments.finetune.options import check, measuring_steps, say, unused
 
 if TYPE_CHECKING:
@@ -52,11 +52,6 @@ class Smoothness(Training):
     dropout: bool = False
     from_weights: Path | None = None
 
-    @staticmethod
-    def upgrade(config: Row) -> Row:
-        """The configuration of a record file in the options of today."""
-        return upgraded(config, Smoothness)
-
     def place(self, row: Row) -> int:
         """The step of the measuring point."""
         return int(row["step"])
@@ -77,15 +72,15 @@ class Smoothness(Training):
                 "a smoothness run of smoothlab 0.1 trained on other minibatches and cannot be continued: choose "
                 "another --out, or measure again with --overwrite (--lr is --eta-x and --eta-y now)"
             )
-        folder = None if self.folder is None else self._folder(self.folder)
-        if folder is not None:
-            folder.numbers()  # refuses those of another run before anything loads
-        steps = self._points()
+        folder = None
+        if self.folder is not None:
+            folder = self._folder(self.folder)
+            folder.numbers()  # refuses checkpoints of another run before anything loads
         measured = {row["step"] for row in done}
-        ahead = [step for step in steps if step not in measured]
+        ahead = [step for step in self._points() if step not in measured]
         setup = self.setup()
-        if notes := [*setup.notes, *unused(self)]:
-            say("; ".join(notes))
+        say("; ".join([*setup.notes, *unused(self)]))
+        # Points on record are left out: the trainer would measure them again on its way from a checkpoint.
         trainer = setup.trainer(at=ahead, dropout=self.dropout)
         if trainer.kinks:
             say("the gradient has kinks (ReLU): exact products ignore them, finite differences have no right step")
@@ -114,7 +109,7 @@ class Smoothness(Training):
         from smoothlab.experiments.finetune.plan import plan
 
         self._check()
-        return plan(self, [self.rates])
+        return plan(self, self.setup(), [self.rates])
 
     def _check(self) -> None:
         check(self)
@@ -144,22 +139,23 @@ class Smoothness(Training):
     def _point(self, trainer: "Trainer", folder: "Folder | None", step: int) -> Iterator[Row]:
         """Train to a point, or take its weights from the folder, and measure there."""
         if self.from_weights is not None:
-            from smoothlab.llm.checkpoints import contents, read
+            from smoothlab.llm.checkpoints import contents
 
-            path = self._folder(self.from_weights).after(step)
-            trainer.load_state_dict(contents(path, read(path)))
+            # Of any run: the options of this one may be others, such as the data to measure on.
+            trainer.load_state_dict(contents(self._folder(self.from_weights).after(step)))
         yield from trainer.train(step)
-        if folder is not None:
+        if folder is not None:  # before measuring, which may take longer than the training did
             folder.put(folder.after(step), trainer.state_dict())
         yield from trainer.point()
 
     def _resume(self, trainer: "Trainer", folder: "Folder", step: int) -> str:
         """Load the latest checkpoint at or before `step`; which one, in words, if there is any."""
-        kept = [number for number in folder.numbers() if number <= step]
-        if not kept:
+        numbers = [number for number in folder.numbers() if number <= step]
+        if not numbers:
             return ""
-        trainer.load_state_dict(folder.get(folder.after(kept[-1])))
-        return f" from {folder.after(kept[-1])}"
+        path = folder.after(numbers[-1])
+        trainer.load_state_dict(folder.get(path))
+        return f" from {path}"
 
     def _folder(self, path: Path) -> "Folder":
         from smoothlab.llm.checkpoints import Folder

@@ -34,6 +34,7 @@ def after_step(model: nn.Module, step: int, total: int) -> None:
     if inner is None or total < SHORTEST:
         return
     config = inner.peft_config[inner.trainable_adapter_name]
+    # Set anew at every step: peft asks for the length of the run when it attaches, before that is known.
     config.total_step, config.tinit, config.tfinal = total, total // 10, total - total // 2
     config.deltaT = max(1, total // 100)
     inner.update_and_allocate(step)
@@ -44,7 +45,7 @@ def state(model: nn.Module) -> dict[str, Tensor]:
     inner = _adalora(model)
     if inner is None:
         return {}
-    tensors = {}
+    tensors = {}  # parameters are saved with the weights; these means and the masks are peft's private state
     for kind in _MEANS:
         for name, mean in getattr(inner.rankallocator, kind).items():
             tensors[f"{kind}/{name}"] = mean
@@ -69,6 +70,7 @@ def restore(model: nn.Module, saved: Mapping[str, Tensor]) -> None:
             pattern[name] = tensor.tolist()
         else:
             getattr(inner.rankallocator, kind)[name] = tensor.to(device)
+    # None stands for no masking yet: peft looks for a first key, which an empty pattern does not have.
     inner.peft_config[inner.trainable_adapter_name].rank_pattern = pattern or None
 
 

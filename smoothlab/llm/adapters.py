@@ -48,9 +48,10 @@ def attach(
         return model
     known = attachable(measured=measured)
     if method not in PEFT_METHODS:
-        near = difflib.get_close_matches(method, known)
+        hint, near = "", difflib.get_close_matches(method, known)
         near.sort(key=lambda name: sorted(name) != sorted(method))  # two letters in the wrong order come first
-        hint = f"did you mean {near[0]}? " if near else ""
+        if near:
+            hint = f"did you mean {near[0]}? "
         raise BadInput(f"--peft {method} is unknown: {hint}use none or one of {', '.join(known)}")
     entry = PEFT_METHODS[method]
     if method not in known:
@@ -68,7 +69,7 @@ def attach(
             if method == "prefix" and generates(model):
                 start_as_real_tokens(wrapped)
         except (ValueError, TypeError, AssertionError, RuntimeError, LookupError, AttributeError) as error:
-            if out_of_memory(error):
+            if out_of_memory(error):  # a RuntimeError of torch, which no other method helps
                 raise
             reason, kind = " ".join(str(error).split())[:160], getattr(model.config, "model_type", "unknown")
             raise BadInput(
@@ -113,19 +114,14 @@ def check_derivatives(loss: Loss, blocks: Mapping[str, Block], method: str) -> N
     try:
         check_gradient(loss, list(blocks.values()))
         if y is not None:
-            with standing_at(y, _nearby(y)):
+            generator = torch.Generator().manual_seed(3)
+            nearby = [p.detach() + 0.05 * torch.randn(p.shape, generator=generator).to(p) for p in y.params]
+            with standing_at(y, nearby):
                 check_gradient(loss, list(blocks.values()))
                 hessian = ExactHessian(loss, [y])
                 check_plainly(hessian, y, lambda v: hessian.product(v, y.name, [y.name])[0])
     except WrongProducts as error:
         raise BadInput(f"--peft {method} cannot be measured: {error}") from error
-
-
-def _nearby(block: Block) -> list[Tensor]:
-    """The block's weights with seeded noise of 0.05 added."""
-    generator = torch.Generator().manual_seed(3)
-    noise = (torch.randn(p.shape, generator=generator).to(p) for p in block.params)
-    return [p.detach() + 0.05 * z for p, z in zip(block.params, noise, strict=True)]
 
 
 def generates(model: nn.Module) -> bool:
@@ -146,7 +142,10 @@ def start_as_real_tokens(wrapped: nn.Module) -> None:
     mode = base.training
     with torch.no_grad():
         kept = base.eval()(input_ids=tokens, use_cache=True).past_key_values
-        pairs = [part[0] for layer in kept.layers for part in (layer.keys, layer.values)]  # each [heads, tokens, size]
+        pairs = []
+        for layer in kept.layers:
+            pairs += [layer.keys[0], layer.values[0]]  # each [heads, tokens, size]
+        # peft reads a row of the weight as the keys and values of all layers at one position.
         weight.copy_(torch.stack(pairs).permute(2, 0, 1, 3).reshape(weight.shape))
     base.train(mode)
 
@@ -163,6 +162,7 @@ def _targets(model: nn.Module) -> list[str]:
     kind = getattr(getattr(model, "config", None), "model_type", None)
     if kind in known:
         return list(known[kind])
+    # A linear layer without a dot in its name is the model's head.
     linear = {n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear) and "." in n}
     for pair in PROJECTIONS:
         if linear.issuperset(pair):
@@ -171,6 +171,7 @@ def _targets(model: nn.Module) -> list[str]:
 
 
 def _norms(model: nn.Module) -> list[str]:
+    # By class, because models call them ln_1, input_layernorm, LayerNorm, norm.
     layers = {n.rsplit(".", 1)[-1] for n, m in model.named_modules() if "norm" in type(m).__name__.lower()}
     return sorted(layers)
 
@@ -185,18 +186,20 @@ def pool_at_last_token(wrapped: nn.Module) -> None:
     in `score` read the first token, or find the last one by other means, and are left as they are.
     """
     base: Any = wrapped.base_model
-    seen: dict[str, Tensor | None] = {}
+    masks: dict[str, Tensor | None] = {}
 
+    # The head sees scores alone: the mask of the same forward pass is kept for it.
     def watch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        alone = kwargs.get("inputs_embeds") is not None and kwargs.get("input_ids") is None
-        seen["mask"] = kwargs.get("attention_mask") if alone else None
+        masks["mask"] = None
+        if kwargs.get("inputs_embeds") is not None and kwargs.get("input_ids") is None:
+            masks["mask"] = kwargs.get("attention_mask")
 
     def pick(module: nn.Module, args: tuple[Any, ...], scores: Tensor) -> Tensor | None:
-        mask = seen.pop("mask", None)
+        mask = masks.pop("mask", None)
         if mask is None or mask.shape != scores.shape[:2]:
             return None
-        places = torch.arange(mask.shape[1], device=mask.device)
-        last = (mask.to(places.dtype) * places).argmax(1)
+        positions = torch.arange(mask.shape[1], device=mask.device)
+        last = (mask.to(positions.dtype) * positions).argmax(1)
         picked = scores[torch.arange(len(scores), device=scores.device), last]
         return torch.cat([scores[:, :-1], picked[:, None]], 1)
 

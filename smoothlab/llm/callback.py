@@ -67,6 +67,7 @@ class SmoothnessCallback(TrainerCallback):  # type: ignore[misc]
             "at": sorted(self._at), "out": out, "cross": cross, "product": product, "precision": precision,
             "seed": seed, "train": train, "overwrite": overwrite,
         }  # fmt: skip
+        # Made when training begins: only then is there a model, on its device and wrapped.
         self._hook: SmoothnessHook | None = None
         self._watch: LossWatch | None = None
 
@@ -88,7 +89,7 @@ class SmoothnessCallback(TrainerCallback):  # type: ignore[misc]
                 "gradient checkpointing computes the model again in its backward pass, which products cannot follow: "
                 "leave SmoothnessCallback(train=True) out, as eval mode does without it, or train without it"
             )
-        if not state.is_world_process_zero:
+        if not state.is_world_process_zero:  # the record file has one writer
             return
         all_blocks = partition(model, self._by)
         for name in self._names:
@@ -103,14 +104,11 @@ class SmoothnessCallback(TrainerCallback):  # type: ignore[misc]
         self._watch.forget()
 
     def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Let go of a minibatch that more of the same step follow."""
+        """Let go of a minibatch: more of the same step follow it, or the step is over."""
         if self._watch is not None:
             self._watch.forget()
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Let go of the step's last minibatch."""
-        if self._watch is not None:
-            self._watch.forget()
+    on_step_end = on_substep_end
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Measure if this step is one of the points.
@@ -121,16 +119,19 @@ class SmoothnessCallback(TrainerCallback):  # type: ignore[misc]
         """
         if self._hook is None or self._watch is None or state.global_step not in self._at:
             return
-        if (calls := len(self._watch.calls)) != 1:
+        calls = len(self._watch.calls)
+        if calls != 1:
             raise BadInput(
                 f"the Trainer calls compute_loss {calls} times a minibatch, so that no single loss is trained by: "
                 "measure your own with SmoothnessHook"
             )
         loss = self._watch.calls[0]
+        # At this event gradients are complete and weights still those that they belong to.
         try:
             self._hook(state.global_step, lambda: self._computed(loss))
         except RuntimeError as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
+            # Finite differences need one derivative alone, so that their failure is not for want of a second one.
             if self._options["product"] != "exact" or "out of memory" in reason or "allocate" in reason:
                 raise
             raise BadInput(

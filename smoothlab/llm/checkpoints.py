@@ -48,23 +48,12 @@ def write(path: Path, snapshot: Snapshot) -> None:
         BadInput: it cannot be written (no space, no permission); what was at `path` is there as before.
     """
     from safetensors import SafetensorError
-    from safetensors.torch import save_file
 
-    room = path.parent / PARTIAL  # a folder, because safetensors makes files of its own on the way
+    tensors = {name: own(tensor) for name, tensor in snapshot.tensors.items()}
+    state, sums = json.dumps(snapshot.state), json.dumps(_checksums(tensors))
     try:
-        new = not path.parent.exists()
-        room.mkdir(parents=True, exist_ok=True)
-        if new:
-            force(path.parent.parent)
-        tensors = {name: own(tensor) for name, tensor in snapshot.tensors.items()}
-        state, sums = json.dumps(snapshot.state), json.dumps(_checksums(tensors))
-        whole = {"state": state, "sums": sums, "sum": _sum(state, tensors, sums)}
-        save_file(tensors, room / path.name, metadata=whole)
-        force(room / path.name)
-        (room / path.name).replace(path)
-        force(path.parent)
+        write_whole(path, tensors, {"state": state, "sums": sums, "sum": _sum(state, tensors, sums)})
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(room, ignore_errors=True)
         if not path.parent.is_dir():
             raise BadInput(f"cannot write {path}: {reason(error)}; name a folder that can be made") from None
         raise BadInput(
@@ -73,10 +62,30 @@ def write(path: Path, snapshot: Snapshot) -> None:
         ) from None
 
 
+def write_whole(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file, complete and on disk, or not at all; leaves an empty folder `PARTIAL` beside it."""
+    from safetensors.torch import save_file
+
+    room = path.parent / PARTIAL  # a folder, because safetensors makes files of its own on the way
+    new = not path.parent.exists()
+    room.mkdir(parents=True, exist_ok=True)
+    try:
+        if new:
+            force(path.parent.parent)
+        save_file({name: own(tensor) for name, tensor in tensors.items()}, room / path.name, metadata=metadata)
+        # In this order: after a power cut, a name must not stand for content that never reached the disk.
+        force(room / path.name)
+        (room / path.name).replace(path)
+        force(path.parent)
+    except BaseException:
+        shutil.rmtree(room, ignore_errors=True)
+        raise
+
+
 def reason(error: Exception) -> str:
     """Why the operating system did not write, in its words, from Python or from safetensors."""
-    said = getattr(error, "strerror", None) or str(error)
-    return said.partition("I/O error: ")[2].partition(" (os error")[0] or said
+    text = getattr(error, "strerror", None) or str(error)
+    return text.partition("I/O error: ")[2].partition(" (os error")[0] or text
 
 
 def read(path: Path) -> Snapshot:
@@ -92,8 +101,10 @@ def read(path: Path) -> Snapshot:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
         why = _changed(metadata, tensors)
-    except Exception as error:
-        why = f"it is damaged ({' '.join(str(error).split())})" if path.exists() else "there is no such file"
+    except Exception as error:  # whatever safetensors raises on bytes that are not its own
+        why = "there is no such file"
+        if path.exists():
+            why = f"it is damaged ({' '.join(str(error).split())})"
     if why:
         raise BadInput(f"cannot read {path}: {why}; put the file back, or delete {path.parent} to start again")
     return Snapshot(tensors, json.loads(metadata["state"]))
@@ -105,9 +116,9 @@ def _changed(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
     if metadata.get("sum") != _sum(metadata.get("state", ""), tensors, sums):
         return "it is no checkpoint of smoothlab, or was changed since"
     written = json.loads(sums)
-    broken = [name for name, checksum in _checksums(tensors).items() if checksum != written[name]]
-    if broken:
-        return f"it is damaged (the numbers of {broken[0]} are not those that were written)"
+    for name, checksum in _checksums(tensors).items():
+        if checksum != written[name]:
+            return f"it is damaged (the numbers of {name} are not those that were written)"
     return ""
 
 
@@ -121,6 +132,7 @@ def _checksums(tensors: Mapping[str, Tensor]) -> dict[str, int]:
     """CRC-32 of each tensor's bytes: it sees every change of up to 32 neighboring bits."""
     checksums = {}
     for name, tensor in sorted(tensors.items()):
+        # As bytes, because numpy has no bfloat16.
         content: Any = tensor.cpu().reshape(-1).view(torch.uint8).numpy()
         checksums[name] = zlib.crc32(content)
     return checksums
@@ -141,11 +153,15 @@ def pack(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
     if isinstance(value, Mapping):
         if all(isinstance(key, str) and not key.startswith("__") for key in value):
             return {key: pack(item, tensors, f"{name}/{key}") for key, item in value.items()}
-        pairs = enumerate(value.items())
-        return {_PAIRS: [[pack(key, tensors, name), pack(item, tensors, f"{name}/{n}")] for n, (key, item) in pairs]}
-    if isinstance(value, tuple | list):
-        items = [pack(item, tensors, f"{name}/{n}") for n, item in enumerate(value)]
-        return {_TUPLE: items} if isinstance(value, tuple) else items
+        # An optimizer's state has parameter numbers as keys, which JSON would turn into text.
+        pairs = []
+        for n, (key, item) in enumerate(value.items()):
+            pairs.append([pack(key, tensors, name), pack(item, tensors, f"{name}/{n}")])
+        return {_PAIRS: pairs}
+    if isinstance(value, tuple):
+        return {_TUPLE: pack(list(value), tensors, name)}
+    if isinstance(value, list):
+        return [pack(item, tensors, f"{name}/{n}") for n, item in enumerate(value)]
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise TypeError(f"a snapshot cannot hold a {type(value).__name__}")
@@ -168,15 +184,10 @@ def unpack(packed: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 @dataclass(frozen=True)
 class Folder:
-    """The checkpoints of one run.
+    """The checkpoints of one run."""
 
-    Attributes:
-        path: the folder; made when the first checkpoint is written.
-        run: what the weights depend on, as "name=value, name=value"; checkpoints of another run are refused.
-    """
-
-    path: Path
-    run: str
+    path: Path  # made when the first checkpoint is written
+    run: str  # what the weights depend on, as "name=value, name=value": checkpoints of another run are refused
 
     def after(self, number: int) -> Path:
         """File of a whole run's state, after so many rows on record or before the update of such a step."""
@@ -197,17 +208,8 @@ class Folder:
         write(path, Snapshot(tensors, {"run": self.run, "packed": packed}))
 
     def get(self, path: Path) -> dict[str, Any]:
-        """Read the state in a file that `put` wrote.
-
-        Raises:
-            BadInput: it cannot be read, or is of another run.
-        """
-        snapshot = read(path)
-        written = str(snapshot.state.get("run"))
-        if written != self.run:
-            there, here = difference(written, self.run)
-            raise BadInput(f"{path} is of another run ({there}, this one has {here}): name another --checkpoint folder")
-        return contents(path, snapshot)
+        """Read the state in a file that `put` wrote."""
+        return contents(path, self.run)
 
     def numbers(self) -> list[int]:
         """Numbers of the checkpoints in the folder, ascending; all are of this run.
@@ -216,27 +218,27 @@ class Folder:
             BadInput: the newest cannot be read or is of another run, the folder is a file, or it holds weights that
                 smoothlab 0.1 kept in another format.
         """
-        taken = saved_numbers(self.path)
-        if taken:
-            self.get(self.after(taken[-1]))
-        return taken
+        saved = saved_numbers(self.path)
+        if saved:
+            self.get(self.after(saved[-1]))
+        return saved
 
     def keep(self, paths: Iterable[Path]) -> None:
         """Delete all other checkpoints of this folder, and what was half written when the process was killed."""
         kept = set(paths)
         shutil.rmtree(self.path / PARTIAL, ignore_errors=True)
-        for pattern in ("after-*.safetensors", "best-*.safetensors"):
-            for path in self.path.glob(pattern):
-                if path not in kept:
-                    path.unlink(missing_ok=True)
+        for path in (*self.path.glob("after-*.safetensors"), *self.path.glob("best-*.safetensors")):
+            if path not in kept:
+                path.unlink(missing_ok=True)
 
 
-def contents(path: Path, snapshot: Snapshot) -> dict[str, Any]:
-    """The state that `Folder.put` wrote.
-
-    Raises:
-        BadInput: the file has the layout of smoothlab 0.1.
-    """
+def contents(path: Path, run: str | None = None) -> dict[str, Any]:
+    """The state that `Folder.put` wrote, of `run` where one is named; others are refused."""
+    snapshot = read(path)
+    written = str(snapshot.state.get("run"))
+    if run is not None and written != run:
+        old, new = difference(written, run)
+        raise BadInput(f"{path} is of another run ({old}, this one has {new}): name another --checkpoint folder")
     if "packed" not in snapshot.state:
         raise BadInput(f"{path} was written by smoothlab 0.1: finish that run with it, or name another folder")
     state: dict[str, Any] = unpack(snapshot.state["packed"], snapshot.tensors)
@@ -251,26 +253,30 @@ def saved_numbers(folder: Path, option: str = "--checkpoint") -> list[int]:
     """
     if folder.exists() and not folder.is_dir():
         raise BadInput(f"{option} {folder} is a file: name a folder")
-    names = [path.stem.removeprefix("after-") for path in folder.glob("after-*.safetensors")]
-    taken = sorted(int(name) for name in names if name.isascii() and name.isdecimal())  # others are not ours
-    if not taken and any(folder.glob("step-*.safetensors")):
+    numbers = []
+    for path in folder.glob("after-*.safetensors"):
+        number = path.stem.removeprefix("after-")
+        if number.isascii() and number.isdecimal():  # others are not ours; int() takes digits of all scripts
+            numbers.append(int(number))
+    if not numbers and any(folder.glob("step-*.safetensors")):
         raise BadInput(
             f"{option} {folder} holds step-*.safetensors, which --keep-weights of smoothlab 0.1 wrote: name another "
             "folder, and train again with --checkpoint"
         )
-    return taken
+    return sorted(numbers)
 
 
 def own(tensor: Tensor) -> Tensor:
     """The numbers of a tensor in memory that is theirs alone; views would be refused, or written as a whole."""
     tensor = tensor.detach()
-    whole = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
-    return tensor if whole else tensor.clone(memory_format=torch.contiguous_format)
+    if tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes:
+        return tensor
+    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def force(path: Path) -> None:
     """Let the operating system bring a file, or a folder's names, to disk now."""
-    file = os.open(path, os.O_RDONLY)
+    file = os.open(path, os.O_RDONLY)  # by number: Python's open refuses folders
     try:
         os.fsync(file)
     finally:

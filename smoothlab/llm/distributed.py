@@ -85,13 +85,13 @@ class Peers:
 
         Twice the size of the tensors is sent, as by the usual ring.
         """
-        waiting: list[Tensor] = []
+        bucket: list[Tensor] = []
         for tensor in tensors:
-            if waiting and (tensor.dtype != waiting[0].dtype or sum(t.numel() for t in waiting) >= BUCKET):
-                self._sum(waiting)
-                waiting = []
-            waiting.append(tensor)
-        self._sum(waiting)
+            if bucket and (tensor.dtype != bucket[0].dtype or sum(t.numel() for t in bucket) >= BUCKET):
+                self._sum(bucket)
+                bucket = []
+            bucket.append(tensor)
+        self._sum(bucket)
 
     def _sum(self, tensors: Sequence[Tensor]) -> None:
         """For tensors of one dtype."""
@@ -99,7 +99,7 @@ class Peers:
             return
         flat = torch.cat([t.detach().reshape(-1) for t in tensors])
         size = flat.numel()
-        flat = torch.nn.functional.pad(flat, (0, -size % self.count))
+        flat = torch.nn.functional.pad(flat, (0, -size % self.count))  # all_to_all takes equal parts alone
         if flat.numel() <= SMALL:
             sent = flat.new_empty(self.count * flat.numel())
             _exchange(lambda: torch.distributed.all_gather(list(sent.view(self.count, -1)), flat))
@@ -107,8 +107,8 @@ class Peers:
         else:
             sent = torch.empty_like(flat)
             _exchange(lambda: torch.distributed.all_to_all_single(sent, flat))
-            mine = in_order(sent.view(self.count, -1))
-            _exchange(lambda: torch.distributed.all_gather(list(flat.view(self.count, -1)), mine))
+            partial = in_order(sent.view(self.count, -1))
+            _exchange(lambda: torch.distributed.all_gather(list(flat.view(self.count, -1)), partial))
         with torch.no_grad():
             for t, total in zip(tensors, flat[:size].split([t.numel() for t in tensors]), strict=True):
                 t.copy_(total.view(t.shape))
@@ -120,9 +120,9 @@ def _exchange(send: Callable[[], Any]) -> None:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        words = " ".join(re.sub(r"^\[\S+\] ", "", str(error)).split(". ")[0].split())
+        reason = " ".join(re.sub(r"^\[\S+\] ", "", str(error)).split(". ")[0].split())
         raise PeerLost(
-            f"process {rank()} of {world_size()} cannot reach another one, which has ended or hangs ({words}): the "
+            f"process {rank()} of {world_size()} cannot reach another one, which has ended or hangs ({reason}): the "
             "same command goes on from the last checkpoint"
         ) from error
 
@@ -135,6 +135,7 @@ def broadcast(numbers: Sequence[float] | None, size: int) -> list[float]:
     device = "cpu"
     if torch.distributed.get_backend() == "nccl":
         device = "cuda"
+    # In fp64, which holds step counts and losses as they are: all processes must decide alike.
     message = torch.tensor(numbers or [0.0] * size, dtype=torch.float64, device=device)
     _exchange(lambda: torch.distributed.broadcast(message, 0))
     return message.tolist()

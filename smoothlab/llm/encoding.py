@@ -7,6 +7,8 @@ made of, and its classes stand for the candidates.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
+from os.path import commonprefix
 from typing import Any, Literal
 
 import torch
@@ -24,26 +26,15 @@ Loss = Kind | Literal["classifier"]
 
 @dataclass(frozen=True)
 class Encoded:
-    """Tokenized items.
+    """Tokenized items."""
 
-    Attributes:
-        contexts: tokens of each item's prompt.
-        options: tokens of each item's candidates, those that the candidate adds to the prompt's.
-        labels: place of the right candidate of each item.
-        kind: loss that trains them.
-        pad: the token that fills rows, on the right.
-        cut: items whose prompt lost tokens on its left, being too long for the model.
-        merged: items where a candidate's first letters and the prompt's last ones make one token, which is then scored
-            as the candidate's.
-    """
-
-    contexts: tuple[Tokens, ...]
-    options: tuple[tuple[Tokens, ...], ...]
-    labels: tuple[int, ...]
-    kind: Loss
-    pad: int
-    cut: int = 0
-    merged: int = 0
+    contexts: tuple[Tokens, ...]  # of each item's prompt
+    options: tuple[tuple[Tokens, ...], ...]  # of each item's candidates, those that they add to the prompt's
+    labels: tuple[int, ...]  # position of the right candidate
+    kind: Loss  # that trains them
+    pad: int  # token that fills rows, on the right
+    cut: int = 0  # number of items whose prompt was too long for the model and lost tokens on its left
+    merged: int = 0  # items where letters of candidate and prompt make one token, scored as the candidate's
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -67,21 +58,25 @@ def encode(tokenizer: Any, items: Sequence[Choice], max_length: int, kind: Loss)
         return _prompts(tokenizer, items, max_length)
     texts = []
     for item in items:
+        # Prompt and candidate are tokenized as one text: token by token they would differ where letters merge.
         texts.append(item.prompt)
         texts += [item.prompt + candidate for candidate in item.candidates]
-    ends = _endings(tokenizer)
-    rows = iter(tokenizer(texts, verbose=False)["input_ids"])  # long texts are cut here, and counted
-    empty = tokenizer("")["input_ids"]
-    start = tuple(empty[: len(empty) - ends])
+    # What the tokenizer puts behind every text, as T5's does, is cut off: no candidate is to be judged by it.
+    empty, letter = tokenizer("")["input_ids"], tokenizer("a")["input_ids"]
+    ends = _shared_start(empty[::-1], letter[::-1])
+    start = empty[: len(empty) - ends]
+    rows = iter(tokenizer(texts, verbose=False)["input_ids"])  # without its warnings: long texts are cut here
     contexts, options, cut, merged = [], [], 0, 0
     for item in items:
-        prompt, *wholes = [_trimmed(next(rows), ends) for _ in range(1 + len(item.candidates))]
+        prompt, *wholes = [tuple(row[: len(row) - ends]) for row in islice(rows, 1 + len(item.candidates))]
         # Tokens that a candidate merges with the prompt's end are scored as the candidate's, for all candidates alike.
         shared = min(_shared_start(prompt, whole) for whole in wholes)
         merged += shared < len(prompt)
         context = prompt[:shared]
-        if not context:  # the first token of a text has no probability without one before it
-            context = _first_token(tokenizer)
+        # The first token of a text has no probability without one before it.
+        for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+            if not context and token is not None:
+                context = (token,)
         tails = tuple(whole[shared:] for whole in wholes)
         _check(item, context, tails)
         room = max_length + 1 - max(map(len, tails))  # the last token of a candidate is not read
@@ -94,21 +89,9 @@ def encode(tokenizer: Any, items: Sequence[Choice], max_length: int, kind: Loss)
     return Encoded(tuple(contexts), tuple(options), labels, kind, tokenizer.pad_token_id or 0, cut, merged)
 
 
-def _trimmed(row: Sequence[int], ends: int) -> Tokens:
-    return tuple(row[: len(row) - ends])
-
-
-def _first_token(tokenizer: Any) -> Tokens:
-    """The token that a text may begin with, () where the tokenizer has none."""
-    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
-        if token is not None:
-            return (token,)
-    return ()
-
-
 def _cut(context: Tokens, kept: int, room: int, item: Choice, max_length: int) -> Tokens:
     """The prompt's first `kept` tokens, and as many of its last ones as there is room for."""
-    if room < kept + 1:
+    if room < kept + 1:  # no token of the prompt's own would be left
         longest = max(item.candidates, key=len)
         raise BadInput(
             f"the candidate '{_short(longest)}' has {max_length + 1 - room} tokens, and rows of {max_length} leave no "
@@ -119,7 +102,11 @@ def _cut(context: Tokens, kept: int, room: int, item: Choice, max_length: int) -
 
 def notes(splits: Sequence[Encoded]) -> list[str]:
     """What a reader should know of how all items of a run were tokenized: prompts cut, candidates merged with them."""
-    cut, merged, count = (sum(values) for values in zip(*((s.cut, s.merged, len(s)) for s in splits), strict=True))
+    cut = merged = count = 0
+    for split in splits:
+        cut += split.cut
+        merged += split.merged
+        count += len(split)
     result = []
     if cut:
         result.append(f"{cut} of {count} prompts are longer than the model takes and lost words at their start")
@@ -136,10 +123,11 @@ def _prompts(tokenizer: Any, items: Sequence[Choice], max_length: int) -> Encode
     special = tokenizer.num_special_tokens_to_add()
     if special >= max_length:
         raise BadInput(f"rows of {max_length} tokens hold nothing but special ones: use a model with more positions")
-    contexts, cut = [], 0
+    contexts, classes, cut = [], [], 0
     texts = [item.sentence or item.prompt for item in items]
-    for text, row in zip(texts, tokenizer(texts, verbose=False)["input_ids"], strict=True):
+    for item, text, row in zip(items, texts, tokenizer(texts, verbose=False)["input_ids"], strict=True):
         if len(row) > max_length:
+            # The last words of a prompt ask the question; tokenizers cut the end off by default.
             side, tokenizer.truncation_side = tokenizer.truncation_side, "left"
             row = tokenizer(text, truncation=True, max_length=max_length)["input_ids"]
             tokenizer.truncation_side = side
@@ -147,26 +135,15 @@ def _prompts(tokenizer: Any, items: Sequence[Choice], max_length: int) -> Encode
         if not row:
             raise BadInput(f"the item '{_short(text)}' has no token that the tokenizer knows: delete it")
         contexts.append(tuple(row))
-    classes = tuple(tuple((k,) for k in range(len(item.candidates))) for item in items)
+        # Class k is the one "token" of candidate k, so that scores are gathered as a language model's are.
+        classes.append(tuple((k,) for k in range(len(item.candidates))))
     labels = tuple(item.label for item in items)
-    return Encoded(tuple(contexts), classes, labels, "classifier", tokenizer.pad_token_id or 0, cut)
+    return Encoded(tuple(contexts), tuple(classes), labels, "classifier", tokenizer.pad_token_id or 0, cut)
 
 
-def _endings(tokenizer: Any) -> int:
-    """How many tokens the tokenizer puts behind every text, as T5's does: no candidate is to be judged by them."""
-    empty, letter = tokenizer("")["input_ids"], tokenizer("a")["input_ids"]
-    count = 0
-    while count < min(len(empty), len(letter)) and empty[-1 - count] == letter[-1 - count]:
-        count += 1
-    return count
-
-
-def _shared_start(a: Tokens, b: Tokens) -> int:
-    """Length of the longest common start."""
-    length = 0
-    while length < min(len(a), len(b)) and a[length] == b[length]:
-        length += 1
-    return length
+def _shared_start(a: Sequence[int], b: Sequence[int]) -> int:
+    """Length of the longest common start; commonprefix takes any two sequences of one type."""
+    return len(commonprefix([tuple(a), tuple(b)]))
 
 
 def _check(item: Choice, context: Tokens, tails: Sequence[Tokens]) -> None:
@@ -203,9 +180,10 @@ def batch(
         C / B candidates each.
     """
     right_alone = encoded.kind == "multiple choice" and not all_candidates
+    # Dictionaries number rows and positions in the order in which they first come up, each once.
     rows: dict[tuple[int, Tokens], int] = {}
     positions: dict[tuple[int, int], int] = {}
-    scored: list[list[tuple[int, int]]] = []
+    places, targets = [], []
     for owner, number in enumerate(indices):
         context, tails = encoded.contexts[number], encoded.options[number]
         if right_alone:
@@ -214,28 +192,30 @@ def batch(
             owner = number  # an item that is drawn twice is read once
         for tail in tails:
             row = rows.setdefault((owner, context + tail[:-1]), len(rows))
-            entries = []
-            for k, token in enumerate(tail):
-                entries.append((positions.setdefault((row, len(tail) - k), len(positions)), token))
-            scored.append(entries)
-    longest = max(len(tokens) for _, tokens in rows)
-    width = -(-longest // multiple) * multiple
-    size = max(map(len, scored))  # candidates with fewer tokens are filled up, and masked
-    ids, seen, padding = [], [], []
-    for _, tokens in rows:
-        padding.append(width - len(tokens))
-        ids.append([*tokens] + [encoded.pad] * padding[-1])
-        seen.append([1] * len(tokens) + [0] * padding[-1])
-    places, targets, mask = [], [], []
-    for entries in scored:
-        filled = entries + [(0, 0)] * (size - len(entries))
-        places.append([position for position, _ in filled])
-        targets.append([token for _, token in filled])
-        mask.append([1] * len(entries) + [0] * (size - len(entries)))
-    columns = {"input_ids": ids, "attention_mask": seen, "place": places, "token": targets, "mask": mask}
-    result = {name: torch.tensor(values, device=device) for name, values in columns.items()}
-    result["row"] = torch.tensor([row for row, _ in positions], device=device)
-    result["back"] = torch.tensor([padding[row] + back for row, back in positions], device=device)
+            place = []
+            for back in range(len(tail), 0, -1):
+                place.append(positions.setdefault((row, back), len(positions)))
+            places.append(place)
+            targets.append(tail)
+    ids = _filled([tokens for _, tokens in rows], encoded.pad, multiple)
+    lengths = torch.tensor([len(tokens) for _, tokens in rows])
+    owners, ends = torch.tensor(list(positions)).unbind(1)
+    result = {
+        "input_ids": ids,
+        "attention_mask": (torch.arange(ids.shape[1]) < lengths[:, None]).long(),
+        "place": _filled(places),
+        "token": _filled(targets),
+        "mask": _filled([[1] * len(tail) for tail in targets]),
+        "row": owners,
+        "back": ends + ids.shape[1] - lengths[owners],  # counted from the padded row's end
+    }
     if encoded.kind != "multiple choice":
-        result["labels"] = torch.tensor([encoded.labels[number] for number in indices], device=device)
-    return result
+        result["labels"] = torch.tensor([encoded.labels[number] for number in indices])
+    return {name: tensor.to(device) for name, tensor in result.items()}
+
+
+def _filled(rows: Sequence[Sequence[int]], value: int = 0, multiple: int = 1) -> Tensor:
+    """The rows as one tensor, filled up on the right to a multiple of entries."""
+    # Lists are filled up, not tensors (pad_sequence): a tensor a row would take three times as long.
+    width = -(-max(map(len, rows)) // multiple) * multiple
+    return torch.tensor([[*row] + [value] * (width - len(row)) for row in rows])

@@ -21,22 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from smoothlab.errors import BadInput
-from smoothlab.llm.encoding import MULTIPLE, Encoded, Tokens, batch, encode
+from smoothlab.llm.encoding import Encoded as Encoded  # one import serves a loop of one's own: these three too
+from smoothlab.llm.encoding import Tokens
+from smoothlab.llm.encoding import batch as batch
+from smoothlab.llm.encoding import encode as encode
 from smoothlab.stats.samples import proportion
-
-__all__ = [
-    "MULTIPLE",
-    "Accuracy",
-    "Encoded",
-    "accuracy",
-    "accuracy_one_by_one",
-    "batch",
-    "choice_loss",
-    "encode",
-    "evaluating",
-    "scores",
-    "scores_alone",
-]
 
 TOKENS = {"cpu": 1024, "cuda": 16384}
 """Tokens, padding included, of an evaluation's batch: what stays in a CPU's cache, and what keeps a GPU busy."""
@@ -48,19 +37,12 @@ class NotFinite(BadInput):
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Accuracy of a model on a set of items.
+    """Accuracy of a model on a set of items."""
 
-    Attributes:
-        correct: number of right predictions.
-        count: number of items.
-        predictions: number of the predicted candidate of each item.
-        scores: mean log-probability of each item's candidates.
-    """
-
-    correct: int
-    count: int
-    predictions: tuple[int, ...]
-    scores: tuple[tuple[float, ...], ...]
+    correct: int  # number of right predictions
+    count: int  # number of items
+    predictions: tuple[int, ...]  # number of the predicted candidate of each item
+    scores: tuple[tuple[float, ...], ...]  # mean log-probability of each item's candidates
 
     @property
     def value(self) -> float:
@@ -72,6 +54,11 @@ class Accuracy:
         """Clopper-Pearson 95 % interval of the probability of a right prediction."""
         _, low, high = proportion(self.correct, self.count)
         return low, high
+
+    def row(self) -> dict[str, Any]:
+        """The columns of a record."""
+        low, high = self.interval
+        return {"accuracy": self.value, "low": low, "high": high, "correct": self.correct, "count": self.count}
 
 
 def scores(model: nn.Module, minibatch: Mapping[str, Tensor]) -> Tensor:
@@ -93,6 +80,19 @@ def choice_loss(model: nn.Module, minibatch: Mapping[str, Tensor]) -> Tensor:
         return -candidates.mean()
     labels = minibatch["labels"]
     return nn.functional.cross_entropy(candidates.view(len(labels), -1), labels)
+
+
+def mean_loss(result: Accuracy, encoded: Encoded) -> float:
+    """The loss that trains a task, see `choice_loss`, as its mean over all items in fp64, from their scores."""
+    losses = []
+    for candidates, label in zip(result.scores, encoded.labels, strict=True):
+        total = 0.0
+        if encoded.kind != "multiple choice":
+            # The largest score is taken out of log sum exp(s): exp of low scores alone would underflow to 0.
+            peak = max(candidates)
+            total = peak + math.log(sum(math.exp(score - peak) for score in candidates))
+        losses.append(total - candidates[label])
+    return math.fsum(losses) / len(losses)
 
 
 def accuracy(model: nn.Module, encoded: Encoded, *, tokens: int | None = None, mixed: bool = True) -> Accuracy:
@@ -217,6 +217,7 @@ def _logits(model: Any, minibatch: Mapping[str, Tensor]) -> Tensor:
     def gather(head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return (args[0][row, args[0].shape[1] - back][None], *args[1:])
 
+    # At all positions the logits of a large vocabulary would outweigh the rest of the forward pass.
     handle = base.get_output_embeddings().register_forward_pre_hook(gather)
     try:
         return _forward(model, base, minibatch).logits[0]
@@ -233,15 +234,15 @@ def _forward(model: Any, base: Any, minibatch: Mapping[str, Tensor]) -> Any:
     if config is None or not config.is_prompt_learning:
         return model(input_ids=ids, use_cache=False, **_attention_inputs(base, minibatch, 0))
     virtual = config.num_virtual_tokens
-    prompt, seen = model.get_prompt(batch_size=len(ids)), _attention_inputs(base, minibatch, virtual)
+    prompt, attention = model.get_prompt(batch_size=len(ids)), _attention_inputs(base, minibatch, virtual)
     if config.peft_type in ("PREFIX_TUNING", "CARTRIDGE"):
-        if "position_ids" in seen:
-            seen["position_ids"] = seen["position_ids"][:, virtual:]
-        return base(input_ids=ids, past_key_values=prompt, **seen)
+        if "position_ids" in attention:
+            attention["position_ids"] = attention["position_ids"][:, virtual:]
+        return base(input_ids=ids, past_key_values=prompt, **attention)
     # Prompt methods put their virtual tokens before the embedded text.
-    words = model.word_embeddings(ids)
-    embedded = torch.cat([prompt.to(words.dtype), words], 1)
-    return base(inputs_embeds=embedded, use_cache=False, **seen)
+    token_embeddings = model.word_embeddings(ids)
+    embedded = torch.cat([prompt.to(token_embeddings.dtype), token_embeddings], 1)
+    return base(inputs_embeds=embedded, use_cache=False, **attention)
 
 
 def _attention_inputs(base: Any, minibatch: Mapping[str, Tensor], virtual: int) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from smoothlab.errors import BadInput
 from smoothlab.llm import model_cards
-from smoothlab.llm.checkpoints import PARTIAL, difference, force, own, reason
+from smoothlab.llm.checkpoints import PARTIAL, difference, reason, write_whole
 from smoothlab.llm.partition import partition
 
 RUN = "run.json"
@@ -88,31 +89,26 @@ def make_room(folder: Path, run: str = "") -> str:
     try:
         for part in (folder / "adapter", folder / "model"):
             part.mkdir(parents=True, exist_ok=True)
-            (part / ".room").touch()
-            (part / ".room").unlink()
+            TemporaryFile(dir=part).close()  # a file tells whether one can be written, not the folder's permissions
             with suppress(OSError):  # there are weights of an earlier run
                 part.rmdir()
-        there = _run_of(folder)
+        saved_run = _run_of(folder)
     except OSError as error:
         raise BadInput(f"cannot write --save {folder}: {error.strerror}; name another folder") from None
-    if run and there and there != run:
-        old, new = difference(there, run)
+    if run and saved_run and saved_run != run:
+        old, new = difference(saved_run, run)
         raise BadInput(
             f"--save {folder} holds the weights of another run ({old}, this one has {new}): name another folder, or "
             "delete it"
         )
     weights = [*folder.glob("adapter/*model*.safetensors"), *folder.glob("model/*model*.safetensors")]
-    if there or not weights:
+    if saved_run or not weights:
         return ""
     return f"--save {folder} holds weights that do not say of which run they are: they will be replaced"
 
 
 def claim(folder: Path, run: str) -> None:
-    """Say in the folder of which run its weights are.
-
-    Raises:
-        BadInput: it cannot be written.
-    """
+    """Say in the folder of which run its weights are."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / RUN).write_text(json.dumps({"run": run}) + "\n", encoding="utf-8")
@@ -123,17 +119,15 @@ def claim(folder: Path, run: str) -> None:
 def _run_of(folder: Path) -> str:
     """Run that the folder names as that of its weights; "" where it names none."""
     try:
-        content = json.loads((folder / RUN).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        return str(json.loads((folder / RUN).read_text(encoding="utf-8"))["run"])
+    except (FileNotFoundError, ValueError, LookupError, TypeError):  # no such file, or another one of that name
         return ""
-    if not isinstance(content, dict):
-        return ""
-    return str(content.get("run", ""))
 
 
 def _save_both(whole: Any, tokenizer: Any, folder: Path, base: bool, story: str) -> None:
     """Write an adapter, and its base model where that was trained."""
     config, origin, target = whole.active_peft_config, _origin(whole), folder / "adapter"
+    # Nobody could load what is beside the adapter otherwise: a model without a name, or one that peft has changed.
     base = base or not origin or _named_start(config)
     kind, classes = _kind(whole), None
     weights: dict[str, Tensor] = {}
@@ -146,6 +140,7 @@ def _save_both(whole: Any, tokenizer: Any, folder: Path, base: bool, story: str)
         _save_adapter(whole, target, origin, weights)
     else:
         _save_adapter(whole, target, os.path.abspath(folder / "model"), {})
+    # The adapter first: below it is taken off the model.
     if base:
         _save_model(_without_adapter(whole), tokenizer, folder, str(config.peft_type.value).lower(), story, origin)
         _link(folder / "model", target)
@@ -195,7 +190,7 @@ def _loads_as(origin: str, config: Any, weights: Iterable[Tensor]) -> bool:
         return False
     try:
         stored = AutoConfig.from_pretrained(origin)
-    except (OSError, ValueError):
+    except (OSError, ValueError):  # the folder is gone, or the hub does not answer
         return False
     alike = stored.model_type == config.model_type and stored.num_labels == config.num_labels
     wide = isinstance(stored.dtype, torch.dtype)
@@ -207,7 +202,9 @@ def _save_adapter(whole: Any, target: Path, base: str, weights: dict[str, Tensor
     config, module = _module(whole, target)
     config.base_model_name_or_path = base
     config.save_pretrained(str(target))
-    _write(target / WEIGHTS, module | weights)
+    # In place of the file that peft wrote: with the base model's weights, and as a whole or not at all.
+    write_whole(target / WEIGHTS, module | weights, {"format": "pt"})
+    shutil.rmtree(target / PARTIAL)
 
 
 def _module(whole: Any, target: Path) -> tuple[Any, dict[str, Tensor]]:
@@ -225,7 +222,7 @@ def _module(whole: Any, target: Path) -> tuple[Any, dict[str, Tensor]]:
         config.eva_config = config.corda_config = config.lora_ga_config = None
     if config.peft_type in ROTATED:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+            warnings.simplefilter("ignore")  # peft uses names that transformers deprecates
             lora, pairs = convert_to_lora(whole, rank=int(config.r))
         heads = {name: tensor for name, tensor in weights.items() if "psoft_" not in name}
         pairs = {name: tensor for name, tensor in pairs.items() if ".lora_" in name}
@@ -241,21 +238,6 @@ def _base_weights(whole: Any) -> dict[str, Tensor]:
     return {name: p for name, p in whole.named_parameters() if id(p) in base and ".modules_to_save." not in name}
 
 
-def _write(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write a safetensors file, as a whole or not at all."""
-    from safetensors.torch import save_file
-
-    room = path.parent / PARTIAL
-    room.mkdir(parents=True, exist_ok=True)
-    try:
-        save_file({name: own(tensor) for name, tensor in tensors.items()}, room / path.name, metadata={"format": "pt"})
-        force(room / path.name)
-        (room / path.name).replace(path)
-        force(path.parent)
-    finally:
-        shutil.rmtree(room, ignore_errors=True)
-
-
 def _link(source: Path, target: Path) -> None:
     """Let a model lie in a second folder too, whose weights take no more room where the file system can do that."""
     for path in (*source.glob("model*.safetensors*"), source / "config.json", source / "generation_config.json"):
@@ -263,22 +245,19 @@ def _link(source: Path, target: Path) -> None:
             (target / path.name).unlink(missing_ok=True)
             try:
                 os.link(path, target / path.name)
-            except OSError:  # no links there
+            except OSError:  # the file system has no links
                 shutil.copyfile(path, target / path.name)
 
 
 def _without_adapter(whole: Any) -> Any:
     """The base model alone, with its trained head in its own place."""
-    bare = _unwrapped(whole.get_base_model())
-    layers = not whole.active_peft_config.is_prompt_learning and hasattr(whole.base_model, "unload")
-    return whole.unload() if layers else bare
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """The model with its trained head in its own place; peft's `unload` fails at some heads, and at prompt methods."""
     from peft.utils.other import ModulesToSaveWrapper
 
-    for name, module in list(model.named_modules()):
+    base = whole.get_base_model()
+    # By hand, because peft's `unload` fails at some heads.
+    for name, module in list(base.named_modules()):
         if isinstance(module, ModulesToSaveWrapper):
-            model.set_submodule(name, module.modules_to_save[module.active_adapters[0]])
-    return model
+            base.set_submodule(name, module.modules_to_save[module.active_adapters[0]])
+    if whole.active_peft_config.is_prompt_learning or not hasattr(whole.base_model, "unload"):
+        return base  # no layer of it is replaced under these methods
+    return whole.unload()

@@ -33,7 +33,9 @@ def classifier_reason(head: Head, name: str) -> str | None:
     """
     if head == "auto":
         return classifier_reason_of_config(name) or None
-    return "--head classifier" if head == "classifier" else None
+    if head == "classifier":
+        return "--head classifier"
+    return None
 
 
 def load(
@@ -51,13 +53,13 @@ def load(
         if reason != "--head classifier":  # the model's own files say so, and no option can change them
             fix = f"{name} is a classifier, as {reason}; use a causal language model, e.g. micro"
         raise BadInput(f"the candidates of {splits.name} differ from item to item and cannot be classes: {fix}")
-    words = [candidate.strip() for candidate in splits.train[0].candidates]
-    classes = len(words)
+    class_names = [candidate.strip() for candidate in splits.train[0].candidates]
+    classes = len(class_names)
     loaded = load_classifier(name, classes, seed=seed, dtype=dtype, device=device, measured=measured)
     config = loaded.model.config
     if all(str(label).startswith("LABEL_") for label in config.id2label.values()):  # transformers' own names
-        config.id2label = dict(enumerate(words))
-        config.label2id = {word: k for k, word in enumerate(words)}
+        config.id2label = dict(enumerate(class_names))
+        config.label2id = {word: k for k, word in enumerate(class_names)}
     if reason != "--head classifier":
         loaded.notes.insert(0, f"{name} is trained as a classifier of {classes} classes: {reason}")
     return loaded
@@ -79,9 +81,9 @@ def attached(
     model = attach(loaded.model, method, seed=seed, measured=measured, rank=rank, **options)
     parts = partition(model)
     if method != "none" and "head" in parts:
-        kept = _copies(model)
+        saved = _copies(model)
         # A head that peft does not save with the module would be lost with the adapter.
-        if any(id(p) not in kept for p in parts["head"].params):
+        if any(id(p) not in saved for p in parts["head"].params):
             raise BadInput(f"--peft {method} saves no classifier's head with its module: use another method")
         if method == "prefix" and reads_left_to_right(loaded.model.config):  # attach does it for language models
             with torch.random.fork_rng():
@@ -93,19 +95,20 @@ def attached(
 def blocks(model: nn.Module, *, base: bool, module: bool) -> dict[str, Block]:
     """What is trained: "base" (x) and "peft" (y) as asked for, and a classifier's "head", in x where there is no y."""
     parts = partition(model)
+    x = parts["base"].params
     head: tuple[torch.Tensor, ...] = ()
     if "head" in parts:
         head = parts["head"].params
     if not module:
-        return {"base": Block("base", parts["base"].params + head)}
+        return {"base": Block("base", x + head)}
     # A new pooler lies in the body, and is trained with the head.
     copies = _copies(model)
     result = {}
     if base:
-        result["base"] = Block("base", tuple(p for p in parts["base"].params if id(p) not in copies))
+        result["base"] = Block("base", tuple(p for p in x if id(p) not in copies))
     result["peft"] = parts["peft"]
     if head:
-        result["head"] = Block("head", tuple(p for p in parts["base"].params if id(p) in copies) + head)
+        result["head"] = Block("head", tuple(p for p in x if id(p) in copies) + head)
     return result
 
 
@@ -126,5 +129,8 @@ def _copies(model: nn.Module) -> set[int]:
     """Ids of the parameters that peft trains and saves beside those of its module."""
     from peft.utils.other import ModulesToSaveWrapper
 
-    wrappers = (m for m in model.modules() if isinstance(m, ModulesToSaveWrapper) and m.active_adapters)
-    return {id(p) for m in wrappers for p in m.modules_to_save[m.active_adapters[0]].parameters()}
+    copies: set[int] = set()
+    for module in model.modules():
+        if isinstance(module, ModulesToSaveWrapper) and module.active_adapters:
+            copies.update(map(id, module.modules_to_save[module.active_adapters[0]].parameters()))
+    return copies

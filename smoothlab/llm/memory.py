@@ -8,20 +8,20 @@ from typing import Any
 
 from smoothlab.errors import BadInput
 
-VECTORS = 24
-"""Copies of all weights that measuring holds: the weights, a gradient, a moved copy and about 20 probe vectors."""
 TRAINED = 2
-"""Copies that training holds at least: the weights, and a moved copy or a gradient."""
+"""Copies of all weights that training holds at least: the weights, and a moved copy or a gradient."""
+PROBE_VECTORS = {"estimated": 22, "both": 22, "paper": 2}
+"""Vectors of a block's size that measuring holds beside these, by protocol: about 20 probes, and gradients."""
+VECTORS = TRAINED + PROBE_VECTORS["estimated"]
+"""Copies of all weights that measuring all of them holds."""
+READING = 30 * 2**20
+"""Bytes of pandas and the table of records, which is read at the end of a run."""
 SHAPES = {"micro": 3.5e6, "opt-125m": 125e6, "opt-350m": 331e6, "opt-1.3b": 1.3e9, "opt-2.7b": 2.65e9}
 """Parameters of models that may be named as one that would fit."""
 
 
 def check_device(device: str) -> None:
-    """Refuse a device that is not there.
-
-    Raises:
-        BadInput: neither "cpu", "cuda" nor "cuda:N" with N one of the devices that torch sees.
-    """
+    """Refuse a device that is not there."""
     if device == "cpu":
         return
     if not re.fullmatch(r"cuda(:\d+)?", device):
@@ -40,7 +40,7 @@ def parameter_count(config: Any, kind: Any = None) -> int:
     import torch
     from transformers import AutoModelForSequenceClassification
 
-    with torch.device("meta"):
+    with torch.device("meta"):  # tensors there have shapes and no memory
         return sum(p.numel() for p in (kind or AutoModelForSequenceClassification).from_config(config).parameters())
 
 
@@ -54,12 +54,23 @@ def check_memory(config: Any, dtype: Any, device: str, name: str, kind: Any = No
         return
     fix, work = "free some memory", "trained"
     for shape, count in SHAPES.items():
-        if copies * count * width <= left:
+        if copies * count * width <= left:  # ascending: the last one that fits is named
             fix = f"{shape} would fit"
     if copies == VECTORS:
         work = "measured"
     sizes = f"about {needed / 2**30:.1f} GiB to be {work} and {left / 2**30:.1f} GiB are free"
     raise BadInput(f"{name} needs {sizes}: {fix}")
+
+
+def expected_peak(device: str, *, kept: int, measured: int, protocol: str) -> int:
+    """Bytes at the peak of a run, expected from the peak so far, that of some steps and an evaluation.
+
+    It holds `kept` bytes of best weights on the CPU, and measures blocks of up to `measured` bytes.
+    """
+    expected = peak(device) + PROBE_VECTORS[protocol] * measured
+    if device == "cpu":  # what lies on the CPU takes nothing of a GPU's memory
+        expected += kept + READING
+    return expected
 
 
 def peak(device: str) -> int:
@@ -68,8 +79,8 @@ def peak(device: str) -> int:
 
     if device.startswith("cuda"):
         return int(torch.cuda.max_memory_allocated(torch.device(device)))
-    unit = 1024
-    if sys.platform == "darwin":  # in bytes there
+    unit = 1024  # Linux counts in KiB
+    if sys.platform == "darwin":  # macOS in bytes
         unit = 1
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

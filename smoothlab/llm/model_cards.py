@@ -6,15 +6,9 @@ CARD = "README.md"
 
 
 def write(folder: Path, *, library: str, task: str, origin: str, loading: str, story: str) -> None:
-    """Write a model card.
+    """Write a model card: fields that the hub reads, then `story` and `loading`, both in Markdown.
 
-    Args:
-        folder: of the weights.
-        library: "peft" or "transformers".
-        task: the hub's name of it, e.g. "text-generation".
-        origin: hub name of the model that the training began with, or a folder, or "".
-        loading: how to load the weights, in Markdown.
-        story: what was trained, on which data, with which command and result, in Markdown.
+    `origin` is the hub name or folder of the model that the training began with, "" where it has none.
     """
     head = [f"library_name: {library}", f"pipeline_tag: {task}", "tags:", "- smoothlab"]
     if origin and not Path(origin).is_absolute():  # the hub looks it up
@@ -47,7 +41,7 @@ def of_adapter(kind: str, *, base: bool, stays: bool, written: Path, classes: in
         kind: transformers' class of the base model.
         base: whether that was trained, too.
         stays: whether the adapter's folder has its weights.
-        written: where the base model's folder was written.
+        written: where the base model's folder was written; adapter_config.json holds it as an absolute path.
         classes: of a classifier whose base model's files have no head for as many; else None.
         padded: whether the loaded model distinguishes padding from text.
     """

@@ -7,14 +7,13 @@ tokenizer's padding. A causal language model's scores must further not depend on
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from smoothlab.errors import BadInput, out_of_memory
 from smoothlab.hessian import padding
-from smoothlab.llm.encoding import MULTIPLE, Encoded, batch
+from smoothlab.llm.encoding import MULTIPLE, Encoded, Tokens, batch
 from smoothlab.llm.evaluate import accuracy, evaluating, scores, scores_alone
 from smoothlab.llm.memory import free
 
@@ -22,24 +21,27 @@ ALIKE = "rows of equal length"
 
 
 def check_items(model: nn.Module, splits: Sequence[Encoded], name: str, method: str, *, size: int) -> bool:
-    """Refuse a model of `finetune` that does not score an item in a minibatch as by itself, or cannot be run at all.
+    """Refuse a model that does not score an item of a minibatch of `size` as by itself, or cannot be run at all.
 
     With single rows nothing is padded in training, and every model can be evaluated beside rows of equal length.
 
     Args:
         model: a causal language model or classifier, wrapped by a PEFT method or not.
         splits: all items that will be trained and evaluated on.
-        name: of the model.
+        name: name of the model, for messages.
         method: the PEFT method, or "none".
         size: items in a minibatch.
 
     Returns:
         Whether rows of different lengths may be evaluated together, `accuracy`'s `mixed`.
-
-    Raises:
-        BadInput: one line with the model type, the method, and a fix.
     """
-    items, what = _chosen(splits), _subject(model, name, method)
+    items = _chosen(splits)
+    what = f"model '{name}' of type {getattr(getattr(model, 'config', None), 'model_type', type(model).__name__)}"
+    other = "another model"
+    if method != "none":
+        what += f" with --peft {method}"
+        other = "another PEFT method or model"
+    # The longest item is the last one: the others are compared beside it and by themselves.
     rows, device = range(len(items) - 1), next(model.parameters()).device
     count = sum(len(items.options[row]) for row in rows)
     multiple = 1
@@ -60,7 +62,7 @@ def check_items(model: nn.Module, splits: Sequence[Encoded], name: str, method: 
         return torch.tensor([score for row in rows for score in scores_of_items[row]])
 
     with evaluating(model), precise(model):
-        if not bool(torch.isfinite(_runs(alone, what, _other(method))).all()):
+        if not bool(torch.isfinite(_runs(alone, what, other)).all()):
             return True  # the weights are broken, which training says
         if items.kind != "classifier":
             _check_order(model, items, what, method)
@@ -69,13 +71,13 @@ def check_items(model: nn.Module, splits: Sequence[Encoded], name: str, method: 
         if size > 1:
             among["padded"] = one_by_one
             among["beside a longer one"] = lambda: trained(*range(len(items)))[:count]
-            fix = f"use --batch 1, {ALIKE}, or {_other(method)}"
+            fix = f"use --batch 1, {ALIKE}, or {other}"
         else:
             # Training pads nothing: a model that minds padding is evaluated beside rows of equal length.
             mixed = padding.distances(model, alone, {"mixed": lambda: evaluated(True)})["mixed"].times <= padding.LIMIT
             if items.kind == "verbalizer":
                 among["beside its other candidates"] = one_by_one
-            fix = f"use {ALIKE}, or {_other(method)}"
+            fix = f"use {ALIKE}, or {other}"
         among["evaluated"] = lambda: evaluated(mixed)
         padding.check(model, alone, among, what, fix)
     return mixed
@@ -101,49 +103,42 @@ def precise(model: nn.Module) -> Iterator[None]:
 
     The weights are the same to the bit, within and afterwards.
     """
-    half = (torch.float16, torch.bfloat16)
-    tensors = {id(t): (t, t.dtype) for t in (*model.parameters(), *model.buffers()) if t.dtype in half}
-    device = str(next(model.parameters()).device)
-    if 4 * sum(t.numel() for t, _ in tensors.values()) > free(device) / 2:
-        tensors = {}
+    half = [t for t in (*model.parameters(), *model.buffers()) if t.dtype in (torch.float16, torch.bfloat16)]
+    dtypes = [t.dtype for t in half]
+    if 4 * sum(t.numel() for t in half) > free(str(next(model.parameters()).device)) / 2:
+        half = []
     try:
-        for tensor, _ in tensors.values():
+        # Through .data, because the parameters have to stay the objects that blocks and ties hold.
+        for tensor in half:
             tensor.data = tensor.data.float()
         yield
     finally:
-        for tensor, dtype in tensors.values():
-            tensor.data = tensor.data.to(dtype)
+        for tensor, dtype in zip(half, dtypes, strict=False):
+            tensor.data = tensor.data.to(dtype)  # exact: every number came from this type
 
 
 def _chosen(splits: Sequence[Encoded]) -> Encoded:
     """Items to compare and the longest one, of all splits."""
-    items = [(split, row) for split in splits for row in range(len(split))]
-    lengths = [len(split.contexts[row]) + max(map(len, split.options[row])) for split, row in items]
-    kept = [items[number] for number in padding.spread(lengths)]
-    contexts = tuple(split.contexts[row] for split, row in kept)
-    options = tuple(split.options[row] for split, row in kept)
-    return replace(splits[0], contexts=contexts, options=options, labels=(0,) * len(kept))
-
-
-def _subject(model: Any, name: str, method: str) -> str:
-    kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
-    subject = f"model '{name}' of type {kind}"
-    if method != "none":
-        subject += f" with --peft {method}"
-    return subject
-
-
-def _other(method: str) -> str:
-    if method == "none":
-        return "another model"
-    return "another PEFT method or model"
+    contexts: list[Tokens] = []
+    options: list[tuple[Tokens, ...]] = []
+    lengths = []
+    for split in splits:
+        contexts += split.contexts
+        options += split.options
+    for context, candidates in zip(contexts, options, strict=True):
+        lengths.append(len(context) + max(map(len, candidates)))
+    kept = padding.spread(lengths)
+    return replace(
+        splits[0], contexts=tuple(contexts[k] for k in kept), options=tuple(options[k] for k in kept),
+        labels=(0,) * len(kept),
+    )  # fmt: skip
 
 
 def _runs(outputs: Callable[[], Tensor], what: str, other: str) -> Tensor:
     """What rows by themselves give; some models and methods do not fit each other, or rows of some length."""
     try:
         return outputs()
-    except Exception as error:
+    except Exception as error:  # whatever a model's own code raises
         if isinstance(error, BadInput) or out_of_memory(error):
             raise
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:160]

@@ -8,6 +8,7 @@ embeddings.
 import re
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from os.path import commonprefix
 
 from torch import Tensor, nn
 
@@ -39,14 +40,15 @@ def dead_copies(model: nn.Module) -> set[int]:
         return set()
     idle: set[tuple[int, str]] = set()
     for module in model.modules():
-        idle |= {(id(holder), name) for holder, name in _idle(module)}
+        idle.update((id(holder), name) for holder, name in _idle(module))
+    # All that is reached from the model without an idle attribute is alive, a tied parameter by any of its names.
     live: set[int] = set()
     waiting = [model]
     while waiting:
         module = waiting.pop()
-        live |= {id(p) for name, p in module._parameters.items() if (id(module), name) not in idle}
+        live.update(id(p) for name, p in module._parameters.items() if (id(module), name) not in idle)
         waiting += [child for name, child in module.named_children() if (id(module), name) not in idle]
-    return {id(p) for p in model.parameters()} - live
+    return set(map(id, model.parameters())) - live
 
 
 def _idle(module: nn.Module) -> Iterator[tuple[nn.Module, str]]:
@@ -58,14 +60,15 @@ def _idle(module: nn.Module) -> Iterator[tuple[nn.Module, str]]:
     if not isinstance(module, ModulesToSaveWrapper | BaseTunerLayer):
         return
     active = module.active_adapters
-    if module.disable_adapters:
+    if module.disable_adapters:  # the original is computed with then, and no adapter is
         active = []
     copies: Iterable[str] = ("modules_to_save",)
     original = "original_module"
     if isinstance(module, BaseTunerLayer):
         copies, original = module.adapter_layer_names, "base_layer"
-        for name in module.other_param_names:
+        for name in module.other_param_names:  # constants, such as random projections and counters
             yield module, name
+    # Under other methods the original is computed with beside the adapter.
     if active and isinstance(module, ModulesToSaveWrapper | LNTuningLayer):
         yield module, original
     for copy in copies:
@@ -84,20 +87,20 @@ def adapter_parameters(model: nn.Module) -> set[int]:
     from peft.tuners.adaption_prompt.layer import _BaseAdaptedAttention
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    ids: set[int] = set()
+    added: list[Tensor] = []
     for module in model.modules():
         if isinstance(module, BaseTunerLayer):
             for name in module.adapter_layer_names:
-                part = getattr(module, name, None)
+                part = getattr(module, name, None)  # None, a dict of something else or a tensor that is no parameter
                 if isinstance(part, nn.Parameter):
-                    ids.add(id(part))
+                    added.append(part)
                 elif isinstance(part, nn.Module):
-                    ids.update(map(id, part.parameters()))
+                    added += part.parameters()
         elif isinstance(module, _BaseAdaptedAttention):
-            ids.update(map(id, module._parameters.values()))
+            added += module.parameters(recurse=False)
         elif isinstance(module, PeftModel) and "prompt_encoder" in module._modules:
-            ids.update(map(id, module.prompt_encoder.parameters()))
-    return ids
+            added += module.prompt_encoder.parameters()
+    return set(map(id, added))
 
 
 def head_parameters(model: nn.Module) -> set[int]:
@@ -113,7 +116,7 @@ def head_parameters(model: nn.Module) -> set[int]:
                 continue
             if module.get_output_embeddings() is not None:
                 return set()
-            if module.base_model is not module:
+            if module.base_model is not module:  # transformers returns the model itself where it declares no body
                 return set(map(id, module.parameters())) - set(map(id, module.base_model.parameters()))
             break  # parts of it are models of their own
     return {id(p) for name, p in model.named_parameters() if set(HEADS) & set(name.split("."))}
@@ -121,9 +124,9 @@ def head_parameters(model: nn.Module) -> set[int]:
 
 def unfreeze(model: nn.Module) -> None:
     """Let every live parameter require a gradient, the adapter's and the base model's; dead copies are frozen."""
-    dead = dead_copies(model)
-    for p in model.parameters():
-        p.requires_grad_(id(p) not in dead and p.is_floating_point())
+    model.requires_grad_(False)
+    for _, p in live_parameters(model):
+        p.requires_grad_(p.is_floating_point())  # quantized weights are integers, which have no gradient
 
 
 def partition(model: nn.Module, by: str = "part", patterns: Mapping[str, str] | None = None) -> dict[str, Block]:
@@ -145,21 +148,17 @@ def partition(model: nn.Module, by: str = "part", patterns: Mapping[str, str] | 
         BadInput: unknown rule, a pattern that is no regex or matches nothing, a parameter in two blocks or in none.
     """
     named = list(live_parameters(model))
-    members: dict[str, list[Tensor]] = {}
-    if patterns is not None or "=" in by:
-        pairs = _parsed(by) if patterns is None else patterns.items()
-        rules = _compiled(pairs)
-        for name, p in named:
-            members.setdefault(_matched(name, rules), []).append(p)
-        for name, pattern in rules.items():
-            if name not in members:
-                examples = ", ".join(n for n, _ in named[:3])
-                raise BadInput(f"pattern {name}={pattern.pattern} matches no parameter; names look like {examples}")
+    if patterns is not None:
+        placed = _by_patterns(named, patterns.items())
+    elif "=" in by:
+        placed = _by_patterns(named, _parsed(by))
     elif by in RULES:
-        for block, p in _ruled(model, named, by):
-            members.setdefault(block, []).append(p)
+        placed = _by_rule(model, named, by)
     else:
         raise BadInput(f"--blocks {by} is unknown: use {', '.join(RULES)}, or patterns name=regex,name=regex")
+    members: dict[str, list[Tensor]] = {}
+    for name, p in placed:
+        members.setdefault(name, []).append(p)
     blocks = {name: Block(name, tuple(params)) for name, params in members.items()}
     check_partition(blocks.values(), named)
     return blocks
@@ -169,6 +168,24 @@ def _parsed(text: str) -> Iterator[tuple[str, str]]:
     for rule in re.split(r",(?=[\w.-]+=)", text):  # a comma inside a regex, as in x{1,2}, does not separate
         name, _, pattern = rule.partition("=")
         yield name, pattern
+
+
+def _by_patterns(named: list[tuple[str, Tensor]], pairs: Iterable[tuple[str, str]]) -> Iterator[tuple[str, Tensor]]:
+    """(block, parameter) by (block, pattern)."""
+    rules = _compiled(pairs)
+    used: set[str] = set()
+    for name, p in named:
+        hits = [block for block, pattern in rules.items() if pattern.search(name)]
+        if len(hits) > 1:
+            raise BadInput(
+                f"parameter {name} is in blocks '{hits[0]}' and '{hits[1]}': make the patterns exclude each other"
+            )
+        used.update(hits)
+        yield (hits or ["rest"])[0], p
+    for block, pattern in rules.items():
+        if block not in used:
+            examples = ", ".join(name for name, _ in named[:3])
+            raise BadInput(f"pattern {block}={pattern.pattern} matches no parameter; names look like {examples}")
 
 
 def _compiled(pairs: Iterable[tuple[str, str]]) -> dict[str, re.Pattern[str]]:
@@ -188,16 +205,7 @@ def _compiled(pairs: Iterable[tuple[str, str]]) -> dict[str, re.Pattern[str]]:
     return rules
 
 
-def _matched(name: str, rules: Mapping[str, re.Pattern[str]]) -> str:
-    hits = [block for block, pattern in rules.items() if pattern.search(name)]
-    if len(hits) > 1:
-        raise BadInput(
-            f"parameter {name} is in blocks '{hits[0]}' and '{hits[1]}': make the patterns exclude each other"
-        )
-    return [*hits, "rest"][0]
-
-
-def _ruled(model: nn.Module, named: list[tuple[str, Tensor]], by: str) -> Iterator[tuple[str, Tensor]]:
+def _by_rule(model: nn.Module, named: list[tuple[str, Tensor]], by: str) -> Iterator[tuple[str, Tensor]]:
     """(block, parameter) by one of RULES."""
     adapter, head = adapter_parameters(model), head_parameters(model)
     prefixes: dict[Stack, str] = {}
@@ -255,22 +263,13 @@ def _stack(model: nn.Module, name: str) -> Stack | None:
 
 def _prefixes(stacks: Collection[Stack]) -> dict[Stack, str]:
     """What distinguishes each stack of layers from the others, as "encoder." and "decoder."; "" where there is one."""
-    start = _shared(list(stacks))
-    ends = {stack: stack[start:] for stack in stacks}
-    same = _shared([end[::-1] for end in ends.values()])
+    # What all names share at their start and at their end is left out; commonprefix takes any sequences.
+    start = len(commonprefix(list(stacks)))
+    end = len(commonprefix([stack[start:][::-1] for stack in stacks]))
     prefixes = {}
-    for stack, end in ends.items():
-        prefixes[stack] = "".join(f"{part}." for part in end[: len(end) - same])
+    for stack in stacks:
+        prefixes[stack] = "".join(f"{part}." for part in stack[start : len(stack) - end])
     return prefixes
-
-
-def _shared(paths: list[Stack]) -> int:
-    """Number of parts at the start that all paths share; of a single path, all."""
-    length = min(map(len, paths), default=0)
-    for number in range(length):
-        if len({path[number] for path in paths}) > 1:
-            return number
-    return length
 
 
 def _attends(module: nn.Module) -> bool:

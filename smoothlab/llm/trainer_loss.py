@@ -12,10 +12,11 @@ import copy
 import functools
 import inspect
 import random
+import traceback
 from collections import UserDict, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from types import FrameType, MethodType
+from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -26,20 +27,15 @@ from transformers import Trainer
 from smoothlab.errors import BadInput
 
 _CANONICAL = tuple(inspect.signature(Trainer.compute_loss).parameters)[1:]  # model, inputs, ..., num_items_in_batch
-_DATA = ("train_dataset", "eval_dataset")  # may be lists of millions of rows, which no loss writes to
+_DATA = {"train_dataset", "eval_dataset"}  # which no loss writes to
 
 
 def running_trainer() -> Any:
-    """The Trainer whose training loop is calling, which transformers gives callbacks everything of but itself.
-
-    Raises:
-        BadInput: no Trainer is calling.
-    """
-    frame: FrameType | None = inspect.currentframe()
-    while frame is not None:
-        if isinstance(caller := frame.f_locals.get("self"), Trainer):
+    """The Trainer whose training loop is calling, which transformers gives callbacks everything of but itself."""
+    for frame, _ in traceback.walk_stack(inspect.currentframe()):
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, Trainer):
             return caller
-        frame = frame.f_back
     raise BadInput("SmoothnessCallback works in a transformers.Trainer alone: use SmoothnessHook in your own loop")
 
 
@@ -47,16 +43,12 @@ class LossWatch:
     """Stands in the place of a Trainer's `compute_loss` and keeps its calls in training steps of `steps`.
 
     Several callbacks of one Trainer share one; `of` makes it or finds it.
-
-    Attributes:
-        steps: optimizer steps whose calls are kept.
-        calls: what was kept since `forget`.
     """
 
     def __init__(self, trainer: Any) -> None:
         self._trainer, self._compute = trainer, trainer.compute_loss
-        self.steps: set[int] = set()
-        self.calls: list[MinibatchLoss] = []
+        self.steps: set[int] = set()  # optimizer steps whose calls are kept
+        self.calls: list[MinibatchLoss] = []  # kept since `forget`
         functools.update_wrapper(self, self._compute)
 
     @staticmethod
@@ -94,13 +86,11 @@ class MinibatchLoss:
         self, trainer: Any, compute: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         self._kind, self._model, self._compute = type(trainer), trainer.model, compute
-        self._state = {
-            name: value if name in _DATA else _copied(value)
-            for name, value in vars(trainer).items()
-            if name != "compute_loss"
-        }
+        self._state = _attributes(vars(trainer))
+        self._state.pop("compute_loss", None)  # the watch itself
         self._args, self._kwargs = _copied(args), _copied(kwargs)
         own = [p.name for p in inspect.signature(compute).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+        # Behind what a subclass names, *args may take the rest of what a Trainer passes, in its order.
         self._names = own + list(_CANONICAL[len(own) :])
         # transformers' own losses are means where they get no count; others may not do without one.
         plain = getattr(compute, "__func__", None) is Trainer.compute_loss and trainer.compute_loss_func is None
@@ -112,18 +102,24 @@ class MinibatchLoss:
         Random numbers of Python and NumPy are fixed by `seed`, and left as they were.
         """
         trainer = self._stand_in()
-        inputs = self._argument(self._names[1]) if minibatch is None else trainer._prepare_inputs(minibatch)
+        if minibatch is None:
+            inputs = self._argument(self._names[1])
+        else:
+            inputs = trainer._prepare_inputs(minibatch)
         values = {self._names[0]: self._model, self._names[1]: _copied(inputs), "num_items_in_batch": None}
         if self._counts:
             values["num_items_in_batch"] = trainer.get_batch_samples(iter([inputs]), 1, trainer.args.device)[1]
         args = [values.get(name, value) for name, value in zip(self._names, _copied(self._args), strict=False)]
         kwargs = {name: values.get(name, value) for name, value in _copied(self._kwargs).items()}
         compute = self._compute
+        # A bound method would write to the Trainer that is training.
         if isinstance(compute, MethodType) and isinstance(compute.__self__, self._kind):
             compute = MethodType(compute.__func__, trainer)
         with _python_rng(seed), trainer.compute_loss_context_manager():
             loss = compute(*args, **kwargs)
-        value: Tensor = loss[0] if isinstance(loss, tuple) else loss
+        if isinstance(loss, tuple):  # (loss, outputs)
+            loss = loss[0]
+        value: Tensor = loss
         return value
 
     def _argument(self, name: str) -> Any:
@@ -133,7 +129,7 @@ class MinibatchLoss:
     def _stand_in(self) -> Any:
         """A Trainer with fresh copies of the attributes, without accumulation and other processes."""
         trainer = object.__new__(self._kind)
-        vars(trainer).update({name: value if name in _DATA else _copied(value) for name, value in self._state.items()})
+        vars(trainer).update(_attributes(self._state))
         trainer.args = copy.copy(trainer.args)
         trainer.args.average_tokens_across_devices = False
         trainer.args.gradient_accumulation_steps = trainer.args._n_gpu = 1
@@ -155,21 +151,27 @@ class _Alone:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._accelerator, name)
 
-    def gather(self, tensor: Any) -> Any:
+    def gather(self, tensor: Any, *_: Any, **__: Any) -> Any:
         return tensor
 
-    def gather_for_metrics(self, tensor: Any, use_gather_object: bool = False) -> Any:
-        return tensor
+    gather_for_metrics = pad_across_processes = gather
 
     def reduce(self, tensor: Any, reduction: str = "sum", scale: float = 1.0) -> Any:
-        return tensor * scale if isinstance(tensor, Tensor) else tensor
-
-    def pad_across_processes(self, tensor: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(tensor, Tensor):
+            return tensor * scale
         return tensor
 
 
 def _silent(*_: Any, **__: Any) -> None:
     """What a loss logs was logged when it was trained by."""
+
+
+def _attributes(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Copies of a Trainer's attributes, but for its data sets: they may be lists of millions of rows."""
+    result = dict(values)
+    for name in result.keys() - _DATA:
+        result[name] = _copied(result[name])
+    return result
 
 
 def _copied(value: Any) -> Any:
@@ -185,7 +187,9 @@ def _copied(value: Any) -> Any:
         return type(value)(*map(_copied, value))
     if type(value) in (list, tuple):
         return type(value)(map(_copied, value))
-    return copy.copy(value) if isinstance(value, set | deque) else value
+    if isinstance(value, set | deque):
+        return copy.copy(value)
+    return value
 
 
 @contextmanager

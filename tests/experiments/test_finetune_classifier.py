@@ -10,8 +10,7 @@ import torch
 
 from smoothlab.errors import BadInput
 from smoothlab.experiments.finetune.experiment import Finetune
-from smoothlab.experiments.finetune.setup import Score
-from smoothlab.llm.evaluate import Encoded, accuracy_one_by_one
+from smoothlab.llm.evaluate import Encoded, accuracy_one_by_one, mean_loss
 from tests.experiments.command import ended, forked
 from tests.experiments.test_finetune import rows_of, run
 from tests.experiments.test_finetune_killed import FEW, FEW_LOGGED, PLACES, written
@@ -171,11 +170,12 @@ def test_a_run_scores_by_cross_entropy_over_classes(folder: Path, tmp_path: Path
     run_ = configured(folder, "bert-classifier", method="fo-peft", steps=0)
     rows = run(run_, tmp_path / "run.jsonl")
     setup = run_.setup()
-    slow = Score.of(accuracy_one_by_one(setup.model, setup.dev), setup.dev)
+    slow = accuracy_one_by_one(setup.model, setup.dev)
+    slow_loss = mean_loss(slow, setup.dev)
     probabilities = scores(setup.model, setup.dev)
     loss = torch.nn.functional.nll_loss(probabilities, torch.tensor(setup.dev.labels))
-    assert slow.loss == pytest.approx(float(loss), rel=1e-6)
-    assert rows[0]["dev_loss"] == pytest.approx(slow.loss, rel=1e-5) and rows[0]["correct"] == slow.correct
+    assert slow_loss == pytest.approx(float(loss), rel=1e-6)
+    assert rows[0]["dev_loss"] == pytest.approx(slow_loss, rel=1e-5) and rows[0]["correct"] == slow.correct
     assert rows[-1]["head"] == "classifier" and rows[-1]["chance"] == pytest.approx(1 / 3)
 
 

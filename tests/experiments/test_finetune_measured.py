@@ -14,7 +14,7 @@ import pytest
 from smoothlab import records
 from smoothlab.__main__ import main
 from smoothlab.errors import BadInput
-from smoothlab.experiments.finetune.config import EXACT, METHODS, upgraded
+from smoothlab.experiments.finetune.config import EXACT, METHODS
 from smoothlab.experiments.finetune.experiment import Finetune
 from smoothlab.experiments.finetune.loggers import Progress
 from smoothlab.experiments.finetune.setup import OPTIMIZERS
@@ -141,7 +141,7 @@ def test_finished_records_of_smoothlab_0_1_are_those_of_todays_options(
 ) -> None:
     """The same run in the options of today is finished; an unfinished one is refused with their names."""
     path = RESULTS / f"{name}.jsonl"
-    config = upgraded(records.header(path)["config"], Smoothness)
+    config = Smoothness.upgrade(records.header(path)["config"])
     named = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
     same = Smoothness(**{**named, "data_dir": None if named["data_dir"] is None else Path(named["data_dir"])})
     assert (same.method, same.rank) == ("fo-full" if name == "fig1a_micro_sst2" else "fo-joint", 16)
@@ -155,7 +155,7 @@ def test_finished_records_of_smoothlab_0_1_are_those_of_todays_options(
 
 def test_finished_fine_tunings_of_smoothlab_0_1_are_those_of_todays_options(capsys: pytest.CaptureFixture[str]) -> None:
     path = RESULTS / "table1" / "sst2-zo-seed0.jsonl"
-    config = upgraded(records.header(path)["config"], Finetune)
+    config = Finetune.upgrade(records.header(path)["config"])
     named = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
     same = Finetune(**{**named, "data_dir": None if named["data_dir"] is None else Path(named["data_dir"])})
     assert same.optimizer == "sgd" and records.run(same, path, environment={}) == path

@@ -1,8 +1,9 @@
 """What the model cards of --save tell of a fine-tuning: what was trained, on which data, by which command, how well."""
 
-import importlib.metadata
 import shlex
+from contextlib import suppress
 from dataclasses import fields
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from smoothlab.environment import PACKAGES
@@ -16,9 +17,14 @@ def command(run: FinetuneOptions) -> str:
     words = ["smoothlab", "finetune"]
     for field in fields(run):
         value = getattr(run, field.name)
-        if value != field.default:
-            words += [option(field.name), *(map(str, value) if isinstance(value, tuple) else [str(value)])]
-    return " ".join(map(shlex.quote, words))
+        if value == field.default:  # tyro's command line would be 50 options long
+            continue
+        words.append(option(field.name))
+        if isinstance(value, tuple):
+            words += map(str, value)
+        else:
+            words.append(str(value))
+    return shlex.join(words)
 
 
 def story(run: FinetuneOptions, test: dict[str, Any]) -> str:
@@ -26,13 +32,21 @@ def story(run: FinetuneOptions, test: dict[str, Any]) -> str:
 
     Args:
         run: as configured.
-        test: the record of the test, which tells of the best evaluation on dev as well.
+        test: the record of the test, which repeats the best evaluation on dev.
     """
     rates = ", ".join(f"{name} {test[name]:g}" for name in used(run.method))
-    trials = f", trial {test['trial'] + 1} of {len(grid(run))}" if run.search else ""
+    trials, head = "", "the language model's own head"
+    if run.search:
+        trials = f", trial {test['trial'] + 1} of {len(grid(run))}"
+    if test["head"] == "classifier":
+        head = "a classifier's head"
+    versions = []
+    for name in PACKAGES[:4]:
+        with suppress(PackageNotFoundError):  # smoothlab also runs from a checkout that is not installed
+            versions.append(f"{name} {version(name)}")
     rows = {
         "trained": f"{run.method}: {run.recipe.description.format(run.module)}",
-        "scored by": "a classifier's head" if test["head"] == "classifier" else "the language model's own head",
+        "scored by": head,
         "data": f"`{run.data}` ({test['served']}), at most {run.train:,d} items to train on, {run.dev:,d} to select by",
         "rates": f"{rates}, {run.schedule} schedule",
         "steps": f"{run.steps:,d} at most, of {run.batch} items each; seed {run.seed}",
@@ -41,14 +55,10 @@ def story(run: FinetuneOptions, test: dict[str, Any]) -> str:
         f"for the items alone: {100 * test['low']:.1f} to {100 * test['high']:.1f} %; guessing: "
         f"{100 * test['chance']:.1f} %; always the most frequent answer: {100 * test['majority']:.1f} %)",
         "precision": run.dtype,
-        "made with": ", ".join(f"{name} {version}" for name in PACKAGES[:4] if (version := _version(name))),
+        "made with": ", ".join(versions),
     }
-    table = "\n".join(f"| {name} | {text.replace('|', chr(92) + '|')} |" for name, text in rows.items())
-    return f"| | |\n|---|---|\n{table}\n\n```bash\n{command(run)}\n```\n"
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
+    table = "| | |\n|---|---|\n"
+    for name, text in rows.items():
+        text = text.replace("|", r"\|")  # a bar in a path or pattern would end the cell
+        table += f"| {name} | {text} |\n"
+    return f"{table}\n```bash\n{command(run)}\n```\n"

@@ -37,7 +37,7 @@ LOG = "log:"
 if TYPE_CHECKING:
     Method = str
     Exact = str
-else:  # the command line's choices are the tables' entries
+else:  # The command line's choices are the tables' entries, which a type checker cannot compute.
     Method = Literal[tuple(METHODS)]
     Exact = Literal[EXACT]
 
@@ -156,7 +156,9 @@ class Training:
         """The PEFT method, or none."""
         if self.peft != "auto":
             return self.peft
-        return "lora" if self.recipe.module else "none"
+        if self.recipe.module:
+            return "lora"
+        return "none"
 
     @property
     def rates(self) -> Rates:
@@ -166,17 +168,21 @@ class Training:
     @property
     def sizes(self) -> tuple[int, int, int]:
         """Numbers of training, dev and test items, at most."""
+        # A run without selection scores neither dev nor test items, of which every data set gives at least one.
         return self.train, 1, 1
 
     @property
     def parts_of_batch(self) -> int:
         """Parts that a minibatch is computed in."""
+        # A single process is fastest with one part; more of them serve to compare numbers of processes.
         return 1
 
     @property
     def folder(self) -> Path | None:
         """Folder of the checkpoints."""
-        return None if self.checkpoint is None else Path(str(self.checkpoint).removeprefix(LOG))
+        if self.checkpoint is None:
+            return None
+        return Path(str(self.checkpoint).removeprefix(LOG))
 
     @property
     def logged(self) -> bool:
@@ -186,6 +192,37 @@ class Training:
     def settings(self, *left_out: str) -> str:
         """All options but those named, as "name=value, name=value"."""
         return ", ".join(f"{f.name}={getattr(self, f.name)}" for f in fields(self) if f.name not in left_out)
+
+    @classmethod
+    def upgrade(cls, config: dict[str, Any]) -> dict[str, Any]:
+        """The configuration of a record file in the options of today; what smoothlab 0.1 lacked is at its default.
+
+        Version 0.1 called --optimizer --rule, gave `smoothness` --lr and --lr-block, and had LoRA's rank 16 under its
+        classifiers.
+        """
+        config = dict(config)
+        for old, new in (("rule", "optimizer"), ("law", "distribution")):
+            if old in config:
+                config[new] = config.pop(old)
+        if config.get("protocol") == "careful":
+            config["protocol"] = "estimated"
+        if "lr" in config:
+            rates: dict[str, Any] = {"base": config["lr"], "peft": config.pop("lr")}
+            for text in config.pop("lr_block"):
+                name, _, rate = text.partition("=")
+                rates[name] = float(rate)
+            config["eta_x"], config["eta_y"] = rates.pop("base"), rates.pop("peft")
+            config["eta"] = [f"{name}={rate:g}" for name, rate in rates.items()]
+            # All blocks had exact gradients then, and --schedule was that of the points, not of the rates.
+            config["method"] = "fo-joint"
+            if config["peft"] == "none":
+                config["method"] = "fo-full"
+            config["spacing"] = config.pop("schedule")
+            config["checkpoint"] = config.pop("keep_weights")
+            config["measure"] = config["measure"] or ["all"]
+            config["rank"] = 16
+        # Options that are gone are dropped: records are compared by the options of today.
+        return {f.name: config.get(f.name, f.default) for f in fields(cls)}
 
 
 @dataclass(frozen=True)
@@ -218,10 +255,14 @@ class FinetuneOptions(Training):
 
     @property
     def evaluations(self) -> int:
-        """Evaluations of the loss in a step; a one-sided estimate shares f(x, y) with the exact gradient."""
-        zeroth = self.sides * self.q if self.recipe.base == "zeroth" else 0
-        shared = self.method != "zo" or self.sides == 1
-        return shared + zeroth
+        """Evaluations of the loss in a step."""
+        count = 0
+        if self.recipe.base == "zeroth":
+            count = self.sides * self.q
+        # A one-sided estimate shares f(x, y) with the exact gradient; two-sided ones alone never evaluate it.
+        if self.method != "zo" or self.sides == 1:
+            count += 1
+        return count
 
     @property
     def sizes(self) -> tuple[int, int, int]:
@@ -232,29 +273,3 @@ class FinetuneOptions(Training):
     def parts_of_batch(self) -> int:
         """Parts that a minibatch is computed in."""
         return self.parts
-
-
-def upgraded(config: dict[str, Any], kind: type[Training]) -> dict[str, Any]:
-    """The configuration in a record file, in the options of today: those that smoothlab 0.1 lacked at their defaults.
-
-    It called --optimizer --rule, gave `smoothness` --lr and --lr-block, and had LoRA's rank 16 under its classifiers.
-    """
-    config = dict(config)
-    for old, new in (("rule", "optimizer"), ("law", "distribution")):
-        if old in config:
-            config[new] = config.pop(old)
-    if config.get("protocol") == "careful":
-        config["protocol"] = "estimated"
-    if "lr" in config:
-        block_rates = [text.partition("=") for text in config.pop("lr_block")]
-        rates = {"base": config["lr"], "peft": config["lr"]} | {name: float(rate) for name, _, rate in block_rates}
-        config["eta_x"], config["eta_y"] = rates.pop("base"), rates.pop("peft")
-        del config["lr"]
-        config["eta"] = [f"{name}={rate:g}" for name, rate in rates.items()]
-        config["method"] = "fo-full" if config["peft"] == "none" else "fo-joint"
-        config["spacing"] = config.pop("schedule")
-        config["checkpoint"] = config.pop("keep_weights")
-        config["measure"] = config["measure"] or ["all"]
-        config["rank"] = 16
-    defaults = {f.name: f.default for f in fields(kind)}
-    return {name: config.get(name, default) for name, default in defaults.items()}

@@ -1,12 +1,11 @@
 """Fine-tuning a language model or a classifier: zeroth-order, first-order, or hybrid (Algorithm 1; Fig. 2 and 3)."""
 
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from smoothlab.errors import BadInput
-from smoothlab.experiments.finetune.config import FinetuneOptions, upgraded
+from smoothlab.experiments.finetune.config import FinetuneOptions
 from smoothlab.experiments.finetune.options import check, grid, measuring_steps, say, unused
 
 if TYPE_CHECKING:
@@ -30,29 +29,29 @@ class Finetune(FinetuneOptions):
     unit: ClassVar[str] = "step"
     elsewhere: ClassVar[Sequence[str]] = ("save", "tensorboard")
 
-    @staticmethod
-    def upgrade(config: Row) -> Row:
-        """The configuration of a record file in the options of today."""
-        return upgraded(config, Finetune)
-
     def place(self, row: Row) -> int:
-        """One for all rows: each follows from those before it."""
+        """The same place for all rows: each row follows from those before it."""
         return 0
 
     def standing(self, rows: Sequence[Row | None]) -> list[Row]:
         """As many rows stand as there were when the newest checkpoint was taken; without one, none."""
         check(self)
-        done = [row for row in itertools.takewhile(lambda row: row is not None, rows) if row is not None]
+        done = []
+        for row in rows:
+            if row is None:  # a damaged line: what follows it was computed after it, and cannot be placed
+                break
+            done.append(row)
         folder = self._folder()
         if folder is None:
             say("without --checkpoint a stopped run starts again")
             return []
-        taken = folder.numbers()
-        if done and not taken:
+        numbers = folder.numbers()
+        if done and not numbers:
             say(f"--checkpoint {self.checkpoint} holds no checkpoint: the run starts again")
-        usable = [number for number in taken if number <= len(done)]
-        if taken and not usable:
-            self._refuse(taken[-1])
+        # A checkpoint is taken once its rows are on record, so that a later one belongs to a longer record file.
+        usable = [number for number in numbers if number <= len(done)]
+        if numbers and not usable:
+            self._refuse(numbers[-1])
         return done[: max(usable, default=0)]
 
     def rows(self, done: Sequence[Row]) -> Iterator[Row]:
@@ -73,26 +72,29 @@ class Finetune(FinetuneOptions):
         from smoothlab.llm import distributed
         from smoothlab.llm.export import claim, make_room
 
-        folder, leads = self._folder(), distributed.rank() == 0
-        if leads:
-            if not done and folder is not None and (taken := folder.numbers()):
-                self._refuse(taken[-1])
-            if self.save is not None and (note := make_room(self.save, self._run())):
-                say(note)
-        stands = distributed.begin(len(done))
+        folder, is_first = self._folder(), distributed.rank() == 0
+        if is_first:
+            # Before the model loads and the other processes begin: what is refused here costs no time.
+            if not done and folder is not None:
+                numbers = folder.numbers()
+                if numbers:
+                    self._refuse(numbers[-1])
+            if self.save is not None:
+                say(make_room(self.save, self._run()))
+        recorded = distributed.begin(len(done))
         setup = self.setup()
         selection = self._selection(setup, folder)
-        if leads and (notes := [*setup.notes, *unused(self)]):
-            say("; ".join(notes))
-        if stands:
-            step = selection.resume(stands)
-            if leads:
-                say(f"resumed at step {step} from --checkpoint {self.checkpoint}, with {stands} rows on record")
+        if is_first:
+            say("; ".join([*setup.notes, *unused(self)]))
+        if recorded:
+            step = selection.resume(recorded)
+            if is_first:
+                say(f"resumed at step {step} from --checkpoint {self.checkpoint}, with {recorded} rows on record")
         try:
             yield from selection.rows()
         finally:
             selection.logger.close()
-        if leads:
+        if is_first:  # the others took all steps, and have nothing to add
             best = selection.load_best()
             row = {"part": "test", **best, **setup.test_row()}
             yield row
@@ -105,7 +107,7 @@ class Finetune(FinetuneOptions):
         from smoothlab.experiments.finetune.plan import plan
 
         check(self)
-        return plan(self, grid(self))
+        return plan(self, self.setup(), grid(self))
 
     def setup(self) -> "Setup":
         """Model, blocks and data as configured, before step 0."""
@@ -114,25 +116,25 @@ class Finetune(FinetuneOptions):
         return setup(self)
 
     def _selection(self, setup: "Setup", folder: "Folder | None") -> "Selection":
-        from smoothlab.experiments.finetune.loggers import Logger, Progress, TensorBoard
+        from smoothlab.experiments.finetune.loggers import Progress, TensorBoard
         from smoothlab.experiments.finetune.selection import Selection
         from smoothlab.llm import distributed
 
-        trials, leads = grid(self), distributed.rank() == 0
-        logger: Logger = Progress("finetune", len(trials), silent=not leads)
-        if self.tensorboard is not None and leads:
-            logger = TensorBoard(self.tensorboard, logger)
-        return Selection(
-            setup, trials, self.steps, self.eval_every, self.patience, self.evaluations, logger, folder,
-            measuring_steps(self),
-        )  # fmt: skip
+        trials, is_first = grid(self), distributed.rank() == 0
+        logger = Progress("finetune", len(trials), silent=not is_first)
+        if self.tensorboard is not None and is_first:
+            logger = TensorBoard(self.tensorboard, "finetune", len(trials))
+        return Selection(self, setup, trials, logger, folder, measuring_steps(self))
 
     def _folder(self) -> "Folder | None":
         from smoothlab.llm.checkpoints import Folder
 
         if self.folder is None:
             return None
-        return Folder(self.folder, self._run() + (", base=log" if self.logged else ""))
+        run = self._run()
+        if self.logged:  # its checkpoints lack the base model, and cannot be those of a run without a log
+            run += ", base=log"
+        return Folder(self.folder, run)
 
     def _run(self) -> str:
         """What the weights and rows depend on, in one line."""

@@ -1,34 +1,27 @@
-"""Loggers of a training run: progress on stderr, and TensorBoard where it is asked for."""
+"""Loggers of a training run: progress on stderr, and TensorBoard where it is asked for.
+
+A run calls `begin` for each trial, `stepped` after each update, `recorded` for each row on record, and `close`.
+"""
 
 import contextlib
 import sys
 import time
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 from smoothlab.errors import BadInput
 
 Row = dict[str, Any]
 
 
-class Logger(Protocol):
-    """Receives the events of a run: steps and rows."""
-
-    def begin(self, trial: int, steps: int, step: int) -> None:
-        """A trial begins, or continues at `step`."""
-
-    def stepped(self, step: int, loss: float) -> None:
-        """Update number `step`, counted from 1, was made; `loss` is that before it."""
-
-    def recorded(self, row: Row) -> None:
-        """A row is on record."""
-
-    def close(self) -> None:
-        """The run has ended."""
-
-
 class Progress:
-    """Loss, dev accuracy, point and time left on stderr: a bar on a terminal, elsewhere a line every 30 seconds."""
+    """Loss, dev accuracy, point and time left on stderr: a bar on a terminal, elsewhere a line every 30 seconds.
+
+    Args:
+        name: subcommand that the lines begin with.
+        trials: number of trials of the run.
+        silent: print nothing, as all processes but rank 0 do.
+    """
 
     interval: ClassVar[float] = 30.0
     """Seconds between two lines where stderr is no terminal."""
@@ -39,8 +32,9 @@ class Progress:
         self._accuracy = ""
 
     def begin(self, trial: int, steps: int, step: int) -> None:
-        """A trial begins, or continues at `step`."""
+        """A trial of `steps` steps begins, or continues at `step`."""
         self.close()
+        # The time left follows from the steps made since here: those before a checkpoint cost this process nothing.
         self._steps, self._step, self._first, self._loss = steps, step, step, ""
         self._begun = self._written = time.monotonic()
         self._title = self._name
@@ -52,9 +46,10 @@ class Progress:
             self._bar = tqdm(total=steps, initial=step, desc=self._title, unit="step")
 
     def stepped(self, step: int, loss: float) -> None:
-        """An update was made."""
+        """Update number `step`, counted from 1, was made; `loss` is that before it."""
         self._step, self._loss = step, f", loss {loss:.3f}"
         if self._bar is not None:
+            # tqdm redraws at its own pace; a refresh here would slow fast steps down.
             self._bar.set_postfix_str(f"{self._loss[2:]}{self._accuracy}", refresh=False)
             self._bar.update()
         self._write_line(self._loss)
@@ -65,13 +60,14 @@ class Progress:
             self._accuracy = f", dev accuracy {100 * row['accuracy']:.1f} %"
         if "quantity" not in row:
             return
+        # A point can take minutes in which no step is made: each of its rows is news.
         measured = f", measured {row['quantity']} of {row['block']}"
         if self._bar is not None:
             self._bar.set_postfix_str(f"{self._loss[2:]}{measured}")
         self._write_line(f"{self._loss}{measured}")
 
     def close(self) -> None:
-        """The run ends."""
+        """The run, or a trial of it, has ended."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
@@ -87,34 +83,35 @@ class Progress:
         print(f"smoothlab: {self._title} step {self._step} of {self._steps}{news}{left}", file=sys.stderr)
 
 
-class TensorBoard:
-    """Curves of loss, accuracy and curvature for TensorBoard, one run a trial, beside the progress.
+class TensorBoard(Progress):
+    """Curves of loss, accuracy and curvature for TensorBoard, one run a trial, beside the progress of rank 0.
 
     Raises:
         BadInput: TensorBoard is not installed, or its folder cannot be written.
     """
 
-    def __init__(self, folder: Path, progress: Logger) -> None:
+    def __init__(self, folder: Path, name: str, trials: int) -> None:
+        super().__init__(name, trials)
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise BadInput(f"--tensorboard {folder}: pip install tensorboard, or leave the option out") from None
-        self._folder, self._progress, self._writer = folder, progress, SummaryWriter
+        self._folder, self._writer = folder, SummaryWriter
         self._open: Any = None
 
     def begin(self, trial: int, steps: int, step: int) -> None:
-        """A trial begins, or continues at `step`; what a stopped run wrote after it is left out."""
-        self.close()
+        """A trial begins, or continues at `step`."""
+        super().begin(trial, steps, step)
         try:
+            # What a stopped run wrote behind its last checkpoint will be written again: purge_step hides it.
             self._open = self._writer(str(self._folder / f"trial-{trial}"), purge_step=step)
         except OSError as error:
             raise BadInput(f"--tensorboard {self._folder}: cannot write there ({error.strerror})") from None
-        self._progress.begin(trial, steps, step)
 
     def stepped(self, step: int, loss: float) -> None:
         """An update was made."""
         self._open.add_scalar("train/loss", loss, step)
-        self._progress.stepped(step, loss)
+        super().stepped(step, loss)
 
     def recorded(self, row: Row) -> None:
         """A row is on record."""
@@ -124,12 +121,12 @@ class TensorBoard:
         if row.get("value") is not None:
             name = f"{row['quantity']}/{row['block']}-{row['wrt']} ({row['protocol']})"
             self._open.add_scalar(name, row["value"], row["step"])
-        self._progress.recorded(row)
+        super().recorded(row)
 
     def close(self) -> None:
         """Write what is not written yet."""
-        self._progress.close()
+        super().close()
         if self._open is not None:
-            with contextlib.suppress(OSError):  # the records have it all
+            with contextlib.suppress(OSError):  # A full disk costs the curves alone: the records hold all numbers.
                 self._open.close()
             self._open = None

@@ -8,6 +8,7 @@ from dataclasses import fields
 from smoothlab.errors import BadInput
 from smoothlab.experiments.finetune.config import METHODS, FinetuneOptions, Rates, Training
 from smoothlab.experiments.options import check_fields, option
+from smoothlab.llm.memory import check_device
 from smoothlab.llm.tasks.jsonlines import TEMPLATE
 
 RANGES = {
@@ -37,12 +38,7 @@ RENAMED = {
 
 
 def check(run: Training) -> None:
-    """Refuse values out of range, names that are none of the choices, and combinations that make no sense.
-
-    Raises:
-        BadInput: names the first option that is wrong, and what it may be.
-    """
-    from smoothlab.llm.memory import check_device
+    """Refuse values out of range, names that are none of the choices, and combinations that make no sense."""
     from smoothlab.zeroth.distributions import named
 
     check_fields(run, RANGES)
@@ -62,7 +58,9 @@ def check(run: Training) -> None:
             f"{' and '.join(ZEROTH)} make; leave log: out"
         )
     if (run.template, run.verbalizers) != (TEMPLATE, ()) and not run.data.endswith((".jsonl", ".jsonl.gz")):
-        name = "template" if run.template != TEMPLATE else "verbalizers"
+        name = "verbalizers"
+        if run.template != TEMPLATE:
+            name = "template"
         raise BadInput(
             f"{option(name)} with --data {run.data}, which has prompts of its own: leave it out, it is for JSON "
             "Lines files"
@@ -71,32 +69,23 @@ def check(run: Training) -> None:
     folders = {"checkpoint": run.folder}
     if isinstance(run, FinetuneOptions):
         folders |= {"save": run.save, "tensorboard": run.tensorboard}
-    for name, folder in folders.items():
+    for name, folder in folders.items():  # found out now, not when the first file is written
         if folder is not None and folder.exists() and not folder.is_dir():
             raise BadInput(f"{option(name)} {folder} is a file: name a folder")
 
 
 def check_renamed(arguments: list[str]) -> None:
-    """Refuse options of smoothlab 0.1 in one line that has the new option's name.
-
-    Raises:
-        BadInput: an argument is one.
-    """
+    """Refuse options of smoothlab 0.1 in one line that has the new option's name."""
+    # As one text, because some renamed options are an option and its value, in either of two forms.
+    line = " ".join(arguments).replace("=", " ") + " "
     for command, names in RENAMED.items():
-        if command not in arguments:
-            continue
-        words = " ".join(arguments).replace("=", " ") + " "
         for old, new in names.items():
-            if f" {old} " in words:
+            if command in arguments and f" {old} " in line:
                 raise BadInput(f"{old} of `smoothlab {command}` is {new} now")
 
 
 def block_rates(run: Training) -> dict[str, float]:
-    """Learning rates of --eta, by block.
-
-    Raises:
-        BadInput: not of the form NAME=RATE, a rate that is negative or not finite, or a block named twice.
-    """
+    """Learning rates of --eta, by block."""
     rates: dict[str, float] = {}
     for text in run.eta:
         name, _, number = text.partition("=")
@@ -108,20 +97,15 @@ def block_rates(run: Training) -> dict[str, float]:
             raise BadInput(f"--eta {text}: write NAME=RATE with a finite rate of at least 0, e.g. layer.0=1e-6")
         if name in rates:
             raise BadInput(f"--eta {text}: block '{name}' has a rate already; name each block once")
-        if name in ("base", "peft"):
-            raise BadInput(
-                f"--eta {text}: use {'--eta-x' if name == 'base' else '--eta-y'} {number} for block '{name}'"
-            )
+        if name in ("base", "peft"):  # one rate, one option: the card and the rows name eta_x and eta_y
+            rate_option = {"base": "--eta-x", "peft": "--eta-y"}[name]
+            raise BadInput(f"--eta {text}: use {rate_option} {number} for block '{name}'")
         rates[name] = rate
     return rates
 
 
 def grid(run: FinetuneOptions) -> list[Rates]:
-    """Rates of each trial: all combinations of the values of --search; what it does not name is as configured.
-
-    Raises:
-        BadInput: not of the form name=a,b,..., a name twice, or too many combinations.
-    """
+    """Rates of each trial: all combinations of the values of --search; what it does not name is as configured."""
     values: dict[str, list[float]] = {}
     for text in run.search:
         name, _, rest = text.partition("=")
@@ -136,7 +120,8 @@ def grid(run: FinetuneOptions) -> list[Rates]:
         if len(set(values[name])) < len(values[name]):
             raise BadInput(f"--search {text}: a value is there twice")
     all_values = [values.get(name, [getattr(run, name)]) for name in Rates._fields]
-    if (count := math.prod(map(len, all_values))) > MOST_TRIALS:
+    count = math.prod(map(len, all_values))
+    if count > MOST_TRIALS:
         raise BadInput(f"--search asks for {count} combinations: at most {MOST_TRIALS}")
     return [Rates(*combination) for combination in itertools.product(*all_values)]
 
@@ -144,22 +129,29 @@ def grid(run: FinetuneOptions) -> list[Rates]:
 def used(method: str) -> tuple[str, ...]:
     """The rates, and mu, that a method uses."""
     recipe = METHODS[method]
-    needed = {"eta_x": recipe.base, "eta_y": recipe.module, "mu": recipe.base == "zeroth"}
-    return tuple(name for name, is_used in needed.items() if is_used)
+    names = []
+    if recipe.base:
+        names.append("eta_x")
+    if recipe.module:
+        names.append("eta_y")
+    if recipe.base == "zeroth":
+        names.append("mu")
+    return tuple(names)
 
 
 def unused(run: Training) -> list[str]:
     """A note on each option that was set and that the method does not use."""
-    idle = {"eta_x", "eta_y", "mu"} - {*used(run.method)}
+    idle = set(Rates._fields) - set(used(run.method))
     if run.method not in ZEROTH:
         idle |= {"q", "sides", "distribution"}
-    if not run.recipe.module and run.method == "zo":
+    if run.method == "zo":
         idle |= {"optimizer"}
-    return [
-        f"{option(f.name)} {getattr(run, f.name)} is not used by --method {run.method}"
-        for f in fields(run)
-        if f.name in idle and getattr(run, f.name) != f.default
-    ]
+    result = []
+    for field in fields(run):
+        value = getattr(run, field.name)
+        if field.name in idle and value != field.default:
+            result.append(f"{option(field.name)} {value} is not used by --method {run.method}")
+    return result
 
 
 def measuring_steps(run: Training) -> list[int]:
@@ -175,8 +167,9 @@ def measuring_steps(run: Training) -> list[int]:
 
 
 def say(text: str) -> None:
-    """Write a line to stderr."""
-    print(f"smoothlab: {text}", file=sys.stderr)
+    """Write a line to stderr; nothing where there is no text."""
+    if text:
+        print(f"smoothlab: {text}", file=sys.stderr)
 
 
 def _check_method(run: Training) -> None:
@@ -202,8 +195,11 @@ def _check_rates(run: Training, rates: Rates) -> None:
     if not (math.isfinite(rates.mu) and rates.mu > 0):
         raise BadInput(f"--mu {rates.mu:g}: use a finite step above 0, e.g. 1e-3")
     trained = [getattr(rates, name) for name in used(run.method) if name != "mu"]
+    # Measuring at fixed weights, with all rates 0, is meant; training them is not.
     if not any((*trained, *block_rates(run).values())) and not run.measure:
-        name = "eta_y" if run.method == "fo-peft" else "eta_x"
+        name = "eta_x"
+        if run.method == "fo-peft":
+            name = "eta_y"
         raise BadInput(f"{option(name)} 0 with --method {run.method} trains nothing: give a rate above 0")
 
 

@@ -10,28 +10,25 @@ from smoothlab.experiments.finetune.options import measuring_steps, unused, used
 from smoothlab.experiments.finetune.setup import Setup, pairs
 from smoothlab.hessian.gradients import gradient
 from smoothlab.llm import memory
-from smoothlab.llm.memory import TRAINED, VECTORS
 from smoothlab.llm.peft_methods import DEFAULT_RANK, PEFT_METHODS
 
-READING = 30 * 2**20
-"""Bytes of pandas and the table of records."""
 PRODUCTS = 20
 """Products a block that its norms usually take; twice that where a spectrum is awkward."""
 COSTS = {"exact": 2.2, "central": 2.1, "forward": 1.2}
 """Gradients that a product costs."""
+DESCRIBED = 4
+"""Trials whose rates are written out."""
 
 
-def plan(run: Training, trials: Sequence[Rates]) -> str:
+def plan(run: Training, setup: Setup, trials: Sequence[Rates]) -> str:
     """Lines that name model, data, blocks, trials, points, minutes and memory."""
-    setup = run.setup()  # type: ignore[attr-defined]
     trainer = setup.trainer(trials[0])
     trainer.update()  # the first step looks closer than the others, and warms up
-    steps = [_seconds(trainer.update) for _ in range(3)]
-    step = sum(steps) / len(steps)
+    step = sum(_seconds(trainer.update) for _ in range(3)) / 3
     total = len(trials) * run.steps * step
-    described = ", ".join(" ".join(f"{name} {getattr(r, name):g}" for name in used(run.method)) for r in trials[:4])
-    kind = "classifier" if setup.dev.kind == "classifier" else "language model"
-    module = run.module
+    kind, module, evaluations = "language model", run.module, ""
+    if setup.dev.kind == "classifier":
+        kind = "classifier"
     if module in PEFT_METHODS and PEFT_METHODS[module].ranked:
         module += f" of rank {run.rank or DEFAULT_RANK}"
     lines = [f"({note})" for note in unused(run)]
@@ -40,16 +37,18 @@ def plan(run: Training, trials: Sequence[Rates]) -> str:
         size = sum(p.numel() for p in group["params"])
         gradients = _gradients(run, group["oracle"])
         lines.append(f"  trains {group['name']:12s} {size:13,d} parameters, {gradients}, learning rate {group['lr']:g}")
-    evaluations, seconds = "", f"  a step takes {step:.3f} s here"
+    seconds = f"  a step takes {step:.3f} s here"
     if isinstance(run, FinetuneOptions):
-        looks = 1 + -(-run.steps // run.eval_every)
-        evaluation = _seconds(setup.score_dev)
-        total += evaluation * (len(trials) * looks + len(setup.test) / len(setup.dev))
-        evaluations = f" and {looks} evaluations"
+        count = 1 + -(-run.steps // run.eval_every)  # step 0, and the last step whatever it is a multiple of
+        evaluation = _seconds(lambda: setup.judge(setup.dev))
+        total += evaluation * (len(trials) * count + len(setup.test) / len(setup.dev))
+        evaluations = f" and {count} evaluations"
         seconds += f", an evaluation {evaluation:.2f} s"
         lines.append(f"  selects by {len(setup.dev)} items, tests on {len(setup.test)}; {setup.served}")
-    more = ", ..." if len(trials) > 4 else ""
-    lines += [f"  {len(trials)} trial(s) of {run.steps} steps{evaluations}: {described}{more}", seconds]
+    described = [_described(run, rates) for rates in trials[:DESCRIBED]]
+    if len(trials) > DESCRIBED:
+        described.append("...")
+    lines += [f"  {len(trials)} trial(s) of {run.steps} steps{evaluations}: {', '.join(described)}", seconds]
     if run.measure:
         points, duration = _measuring(run, setup)
         lines += points
@@ -58,10 +57,15 @@ def plan(run: Training, trials: Sequence[Rates]) -> str:
     return "\n".join(lines)
 
 
+def _described(run: Training, rates: Rates) -> str:
+    return " ".join(f"{name} {getattr(rates, name):g}" for name in used(run.method))
+
+
 def _gradients(run: Training, oracle: Any) -> str:
     if oracle is None:
         return "first-order"
-    return f"zeroth-order: {'one' if run.sides == 1 else 'two'}-sided {run.distribution}, q = {run.q}"
+    sides = {1: "one", 2: "two"}[run.sides]
+    return f"zeroth-order: {sides}-sided {run.distribution}, q = {run.q}"
 
 
 def _measuring(run: Training, setup: Setup) -> tuple[list[str], float]:
@@ -70,7 +74,7 @@ def _measuring(run: Training, setup: Setup) -> tuple[list[str], float]:
     loss = setup.trainer().minibatch_loss(0)
     blocks = {block.name: block for block in setup.measured}
     with differentiable(setup.measured):
-        gradient(loss, blocks)
+        gradient(loss, blocks)  # warms up: the first call allocates
         seconds = _seconds(lambda: gradient(loss, blocks))
     gradients = 0.0
     if run.protocol != "paper":
@@ -88,24 +92,14 @@ def _measuring(run: Training, setup: Setup) -> tuple[list[str], float]:
     return lines, len(points) * gradients * seconds
 
 
-def _memory(run: Training, setup: Setup) -> float:
-    """Bytes at the peak: that of the timed steps and evaluation, and what a run holds beside them.
-
-    That is the best weights, which are kept on the CPU where there are no checkpoints, the probe vectors of the largest
-    measured block, and the table of records that is read at the end.
-    """
-    peak = memory.peak(run.device)
-    if run.device == "cpu":
-        peak += READING
-        if run.checkpoint is None and isinstance(run, FinetuneOptions):
-            peak += sum(p.nbytes for p in setup.model.parameters() if p.requires_grad)
-    if setup.measured:
-        largest = max(setup.measured, key=lambda block: block.dim)
-        vectors = 2
-        if run.protocol != "paper":
-            vectors = VECTORS - TRAINED
-        peak += vectors * sum(p.nbytes for p in largest.params)
-    return peak
+def _memory(run: Training, setup: Setup) -> int:
+    """Bytes at the peak of the run, see `memory.expected_peak`."""
+    kept = 0
+    if run.checkpoint is None and isinstance(run, FinetuneOptions):  # else the best weights are in the folder
+        kept = sum(p.nbytes for p in setup.model.parameters() if p.requires_grad)
+    # Blocks are measured one after the other.
+    sizes = [sum(p.nbytes for p in block.params) for block in setup.measured]
+    return memory.expected_peak(run.device, kept=kept, measured=max(sizes, default=0), protocol=run.protocol)
 
 
 def _seconds(work: Callable[[], Any]) -> float:

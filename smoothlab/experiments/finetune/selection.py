@@ -15,12 +15,12 @@ from torch import Tensor
 
 from smoothlab.divergence import Diverged
 from smoothlab.errors import BadInput
-from smoothlab.experiments.finetune.config import Rates
-from smoothlab.experiments.finetune.loggers import Logger
-from smoothlab.experiments.finetune.setup import Score, Setup
+from smoothlab.experiments.finetune.config import FinetuneOptions, Rates
+from smoothlab.experiments.finetune.loggers import Progress
+from smoothlab.experiments.finetune.setup import Setup
 from smoothlab.llm import distributed
 from smoothlab.llm.checkpoints import Folder
-from smoothlab.llm.evaluate import NotFinite
+from smoothlab.llm.evaluate import Accuracy, NotFinite, mean_loss
 from smoothlab.trainer import Trainer
 
 Row = dict[str, Any]
@@ -28,58 +28,30 @@ Row = dict[str, Any]
 
 @dataclass
 class RunState:
-    """Where a selection stands, beside the trainer: what a checkpoint holds as JSON.
+    """Where a selection stands, beside the trainer: what a checkpoint holds as JSON."""
 
-    Attributes:
-        rows: rows on record.
-        trial: number of the trial.
-        stopped: whether the trial has ended early.
-        evals_without_gain: evaluations since the trial's last better one.
-        best: the trial's best (correct, -dev loss).
-        best_step: the trial's first step with as many right answers.
-        evaluated: the trial's last step that was evaluated; a checkpoint may be taken just before an evaluation.
-        seconds: spent on steps and evaluations.
-        best_row: the best evaluation of all trials, as far as the row of the test repeats it.
-        best_rows: rows that were on record with it.
-    """
-
-    rows: int = 0
+    rows: int = 0  # rows on record
     trial: int = 0
-    stopped: bool = False
-    evals_without_gain: int = 0
-    best: tuple[int, float] | None = None
-    best_step: int = 0
-    evaluated: int = -1
-    seconds: float = 0.0
-    best_row: Row | None = None
-    best_rows: int = 0
+    stopped: bool = False  # the trial has ended early
+    evals_without_gain: int = 0  # since the trial's last better evaluation
+    best: tuple[int, float] | None = None  # the trial's best (correct, -dev loss)
+    best_step: int = 0  # the trial's first step with as many right answers
+    evaluated: int = -1  # last step that was evaluated: a checkpoint may be taken at a point, just before an evaluation
+    seconds: float = 0.0  # spent on steps and evaluations
+    best_row: Row | None = None  # the best evaluation of all trials, as far as the row of the test repeats it
+    best_rows: int = 0  # rows that were on record with it
 
 
 @dataclass
 class Selection:
-    """Trials of `grid`, each of at most `steps` steps.
+    """Trials of `grid`, each of at most `run.steps` steps."""
 
-    Attributes:
-        setup: model and data.
-        grid: rates of each trial.
-        steps: steps of a trial.
-        eval_every: steps between evaluations.
-        patience: evaluations without a better one after which a trial ends; 0: never.
-        evaluations: of the loss in a step.
-        logger: receives steps and rows.
-        folder: folder of the checkpoints; without it the best weights are kept in memory.
-        points: steps to measure curvature at.
-    """
-
+    run: FinetuneOptions
     setup: Setup
-    grid: Sequence[Rates]
-    steps: int
-    eval_every: int
-    patience: int
-    evaluations: int
-    logger: Logger
-    folder: Folder | None = None
-    points: Sequence[int] = ()
+    grid: Sequence[Rates]  # of each trial
+    logger: Progress
+    folder: Folder | None = None  # of the checkpoints; without it the best weights are kept in memory
+    points: Sequence[int] = ()  # steps to measure curvature at
     state: RunState = field(default_factory=RunState, init=False)
     _best: Mapping[str, Tensor] | None = field(default=None, init=False)
 
@@ -91,7 +63,6 @@ class Selection:
     def resume(self, rows: int) -> int:
         """Continue from the checkpoint taken after so many rows; the step it stands at."""
         assert self.folder is not None
-        self._remember_start()
         saved = self.folder.get(self.folder.after(rows))
         self.state = RunState(**saved["selection"])
         self._begin(saved["trainer"]["step"])
@@ -101,23 +72,23 @@ class Selection:
     def rows(self) -> Iterator[Row]:
         """Rows of the evaluations and points that are ahead; checkpoints are taken once they are on record."""
         resumed = self.state.rows > 0
-        if not resumed:
-            self._remember_start()
         while self.state.trial < len(self.grid):
             if not resumed:
                 self._begin()
-            self.logger.begin(self.state.trial, self.steps, self.trainer.step)
+            self.logger.begin(self.state.trial, self.run.steps, self.trainer.step)
             if self.state.best is None and not self.state.stopped:
                 yield from self._evaluated(self._evaluation(None))
-            while not self.state.stopped and (self.trainer.step < self.steps or self._is_evaluation()):
+            # A checkpoint of the last step may have been taken by its point, before its evaluation.
+            while not self.state.stopped and (self.trainer.step < self.run.steps or self._is_evaluation()):
                 yield from self._leg()
             if not self.state.stopped:
                 yield from self._point()
-            if self.state.trial == len(self.grid) - 1:
-                return
-            kept = {name: getattr(self.state, name) for name in ("rows", "seconds", "best_row", "best_rows")}
-            self.state = RunState(trial=self.state.trial + 1, **kept)
-            resumed = False
+            state, resumed = self.state, False
+            if state.trial == len(self.grid) - 1:
+                return  # with the state of the last trial: `load_best` needs its trainer
+            self.state = RunState(
+                state.rows, state.trial + 1, seconds=state.seconds, best_row=state.best_row, best_rows=state.best_rows
+            )
 
     def load_best(self) -> Row:
         """Copy in the best weights on dev; what is known of them."""
@@ -130,14 +101,13 @@ class Selection:
         self.trainer.load_weights(self._best, self.state.best_row["step"], log)
         return self.state.best_row
 
-    def _remember_start(self) -> None:
-        if not self.alone or self.setup.run.logged:
-            self.setup.remember_start()
-
     def _begin(self, steps: int = 0) -> None:
         """Begin the trial; `steps` of its seed log stand."""
+        # The next trial begins at the start, and a seed log is replayed from it; other runs need no copy of it.
+        if self.setup.start is None and (not self.alone or self.run.logged):
+            self.setup.remember_start()
         log = None
-        if self.setup.run.logged and self.folder is not None:
+        if self.run.logged and self.folder is not None:
             log = self.folder.log(self.state.trial)
         rates = self.grid[self.state.trial]
         self.trainer: Trainer = self.setup.trainer(rates, at=self.points, log=log, log_steps=steps)
@@ -159,71 +129,77 @@ class Selection:
             trainer.losses.clear()
             trainer.check(mean)
             self.state.seconds += seconds
-            row = self._evaluation(mean, steps / seconds if seconds else None)
+            speed = None
+            if seconds:  # none where points have made all updates: these take a point's time
+                speed = steps / seconds
+            row = self._evaluation(mean, speed)
         except BadInput as error:
             if not isinstance(error, Diverged) and not self._refused(error):
                 raise
             self.state.stopped = True
             row = {"part": "stopped", **self._where(), "why": str(error)}
-        if self.alone and row["part"] == "stopped":  # without a checkpoint: the last good one stays the newest
+        if self.alone and row["part"] == "stopped":
+            # No checkpoint is taken: the last good one stays the newest, to go on from with other rates.
             yield row
-            raise self._final_error(row["why"])
+            left = "the rows so far are on record"
+            if self.folder is not None:
+                left = f"the checkpoint of the last evaluation before is in {self.folder.path}"
+            raise BadInput(f"{row['why']}; {left}")
         yield from self._evaluated(row)
 
     def _is_evaluation(self) -> bool:
         """Whether the current step is one to evaluate at, and is not evaluated yet."""
         step = self.trainer.step
-        return step > self.state.evaluated and (step % self.eval_every == 0 or step == self.steps)
+        return step > self.state.evaluated and (step % self.run.eval_every == 0 or step == self.run.steps)
 
     def _point(self) -> Iterator[Row]:
         """Rows of curvature, if the current step is a point, and a checkpoint behind them."""
         if not self.trainer.due():
             return
-        where = {"part": "curvature", "trial": self.state.trial, "method": self.setup.run.method}
+        where = {"part": "curvature", "trial": self.state.trial, "method": self.run.method}
         for row in self.trainer.point():
             yield from self._on_record(where | row)
         self._checkpoint()
 
     def _refused(self, error: BadInput) -> bool:
         """Whether it is these rates that are refused (a mu below rounding): others of the search may do."""
+        # A log that cannot be written, or a process that is gone, fails under all rates.
         outside = isinstance(error.__context__, OSError | RuntimeError)
         return not self.alone and self.trainer.step == 0 and not outside
-
-    def _final_error(self, why: str) -> BadInput:
-        """The error with what is left of the run."""
-        if self.folder is None:
-            return BadInput(f"{why}; the rows so far are on record")
-        return BadInput(f"{why}; the checkpoint of the last evaluation before is in {self.folder.path}")
 
     def _evaluation(self, loss: float | None, speed: float | None = None) -> Row:
         """Evaluate on dev, compare with the evaluations before, and make the row."""
         begun, state = time.monotonic(), self.state
-        numbers = distributed.broadcast(self._score() if distributed.rank() == 0 else None, len(Score._fields))
-        score = Score(int(numbers[0]), int(numbers[1]), *numbers[2:])
-        if not math.isfinite(score.loss):
-            raise self.trainer.diverged(score.loss)
+        score = None
+        if distributed.rank() == 0:
+            score = self._score()
+        # All processes get the same numbers, so that all of them stop, and keep the best, at the same evaluation.
+        correct, count, dev_loss = distributed.broadcast(score, 3)
+        if not math.isfinite(dev_loss):
+            raise self.trainer.diverged(dev_loss)
         state.seconds += time.monotonic() - begun
         state.evaluated = self.trainer.step
-        result = (score.correct, -score.loss)
-        if state.best is None or score.correct > state.best[0]:
+        result = (int(correct), -dev_loss)
+        if state.best is None or correct > state.best[0]:
             state.best_step = self.trainer.step
         if state.best is None or result > state.best:
             state.best, state.evals_without_gain = result, 0
         else:
             state.evals_without_gain += 1
-        state.stopped = 0 < self.patience <= state.evals_without_gain
+        state.stopped = 0 < self.run.patience <= state.evals_without_gain
         return {
-            "part": "dev", **self._where(), "train_loss": loss, "dev_loss": score.loss, **score.row(),
-            "steps_per_second": speed, "forwards": self.trainer.step * self.evaluations,
-            "seconds": round(state.seconds, 3),
+            "part": "dev", **self._where(), "train_loss": loss, "dev_loss": dev_loss,
+            **Accuracy(int(correct), int(count), (), ()).row(), "steps_per_second": speed,
+            "forwards": self.trainer.step * self.run.evaluations, "seconds": round(state.seconds, 3),
         }  # fmt: skip
 
-    def _score(self) -> Score:
-        """The score on dev; scores that are not finite are a loss that is not, which every process hears of."""
+    def _score(self) -> tuple[float, float, float]:
+        """Right answers, items and mean loss on dev; scores that are not finite are a loss that is not."""
         try:
-            return self.setup.score_dev()
+            result = self.setup.judge(self.setup.dev)
         except NotFinite:
-            return Score(0, 1, 0.0, 1.0, math.nan)
+            return 0, 1, math.nan  # sent instead of raised: all processes are to end alike
+        return result.correct, result.count, mean_loss(result, self.setup.dev)
 
     def _where(self) -> Row:
         """Trial, rates, step and epoch of a row."""
@@ -240,8 +216,10 @@ class Selection:
     def _evaluated(self, row: Row) -> Iterator[Row]:
         """Yield the row; once it is on record, take the checkpoints that belong to it."""
         yield from self._on_record(row)
-        state = self.state
-        if row["part"] == "dev" and self._better(row):
+        state, best = self.state, self.state.best_row
+        if row["part"] == "dev" and (
+            best is None or (row["correct"], -row["dev_loss"]) > (best["dev_correct"], -best["dev_loss"])
+        ):
             repeated = ("trial", *Rates._fields, "step", "dev_loss")
             state.best_row = {name: row[name] for name in repeated} | {
                 "steps_to_best": state.best_step, "dev_correct": row["correct"], "dev_accuracy": row["accuracy"],
@@ -259,8 +237,5 @@ class Selection:
             return
         after = self.folder.after(self.state.rows)
         self.folder.put(after, {"trainer": self.trainer.state_dict(), "selection": asdict(self.state)})
+        # Only now are older files deleted: a run that is killed in between has the checkpoint before.
         self.folder.keep([after, self.folder.best(self.state.best_rows)])
-
-    def _better(self, row: Row) -> bool:
-        best = self.state.best_row
-        return best is None or (row["correct"], -row["dev_loss"]) > (best["dev_correct"], -best["dev_loss"])

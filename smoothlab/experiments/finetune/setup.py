@@ -1,11 +1,11 @@
 """A training run as configured, before step 0: its model, blocks, data, and Algorithm 1's optimizer."""
 
-import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,8 @@ from smoothlab.experiments.finetune.config import Rates, Training
 from smoothlab.experiments.finetune.options import block_rates
 from smoothlab.llm import adalora, distributed, encoding, heads, padding
 from smoothlab.llm.adapters import check_derivatives, virtual_tokens
-from smoothlab.llm.evaluate import MULTIPLE, Accuracy, Encoded, accuracy, batch, choice_loss, encode
+from smoothlab.llm.encoding import MULTIPLE, Encoded, batch, encode
+from smoothlab.llm.evaluate import Accuracy, accuracy, choice_loss
 from smoothlab.llm.export import save
 from smoothlab.llm.partition import partition
 from smoothlab.llm.tasks import load_choices
@@ -32,74 +33,31 @@ OPTIMIZERS: dict[str, Any] = {"sgd": None, "adam": partial(torch.optim.AdamW, we
 """What makes the optimizer of the exact groups, by name; None is HybridSGD's own SGD."""
 
 
-class Score(NamedTuple):
-    """Right answers on a split, the accuracy's 95 % interval, and the mean loss."""
-
-    correct: int
-    items: int
-    low: float
-    high: float
-    loss: float
-
-    @staticmethod
-    def of(result: Accuracy, encoded: Encoded) -> "Score":
-        """The score of predictions on a split."""
-        losses = []
-        for scores, label in zip(result.scores, encoded.labels, strict=True):
-            total = 0.0
-            if encoded.kind != "multiple choice":
-                peak = max(scores)
-                total = peak + math.log(sum(math.exp(s - peak) for s in scores))
-            losses.append(total - scores[label])
-        return Score(result.correct, result.count, *result.interval, math.fsum(losses) / len(losses))
-
-    def row(self) -> Row:
-        """The columns of a record."""
-        return {
-            "accuracy": self.correct / self.items, "low": self.low, "high": self.high, "correct": self.correct,
-            "count": self.items,
-        }  # fmt: skip
-
-
 @dataclass
 class Setup:
-    """A run as configured, before step 0.
-
-    Attributes:
-        run: its configuration.
-        model: the model with its PEFT module, in eval mode.
-        blocks: blocks that are trained.
-        measured: blocks whose curvature is measured.
-        batches: parts of the minibatch of a step.
-        steps_per_epoch: minibatches in an epoch.
-        loss: mean loss of a part.
-        judge: finds the accuracy of the model as it stands on a split.
-        dev: items to select by.
-        test: items to be looked at once.
-        served: which files these came from.
-        notes: what a reader should know.
-        save: writes the model as it stands to a folder, with the text of its model cards.
-        start: weights at step 0 of what is trained, where they are needed again; see `remember_start`.
-    """
+    """A run as configured, before step 0."""
 
     run: Training
-    model: nn.Module
-    blocks: Mapping[str, Block]
-    measured: Sequence[Block]
-    batches: Callable[[int], Sequence[Any]]
+    model: nn.Module  # with its PEFT module, in eval mode
+    blocks: Mapping[str, Block]  # that are trained
+    measured: Sequence[Block]  # whose curvature is measured, some of which training may keep frozen
+    batches: Callable[[int], Sequence[Any]]  # parts of the minibatch of a step
     steps_per_epoch: int
-    loss: Callable[[nn.Module, Any], Tensor]
-    judge: Callable[[Encoded], Accuracy]
+    loss: Callable[[nn.Module, Any], Tensor]  # mean loss of a part
+    judge: Callable[[Encoded], Accuracy]  # accuracy of the model as it stands
     dev: Encoded
     test: Encoded
-    served: str
-    notes: list[str]
-    save: Callable[[Path, str], None]
-    start: dict[str, Tensor] | None = field(default=None, init=False)
+    served: str  # which files the items came from
+    notes: list[str]  # what a reader should know
+    save: Callable[[Path, str], None]  # writes the model as it stands to a folder, with the text of its model cards
+    start: dict[str, Tensor] | None = field(default=None, init=False)  # trained weights at step 0, see `remember_start`
 
     def remember_start(self) -> None:
         """Keep a copy of the trained weights, so that `trainer` can be called again after steps."""
-        self.start = {name: p.detach().to("cpu", copy=True) for name, p in self._trained()}
+        self.start = {}
+        for name, p in self.model.named_parameters():
+            if p.requires_grad:
+                self.start[name] = p.detach().to("cpu", copy=True)
 
     def trainer(
         self, rates: Rates | None = None, *, at: Sequence[int] = (), log: Path | None = None, log_steps: int = 0,
@@ -110,26 +68,28 @@ class Setup:
         Args:
             rates: learning rates and mu; as configured by default.
             at: steps to measure curvature at.
-            log: seed log that the base model's steps are written to, by process 0.
+            log: seed log that the base model's steps are written to.
             log_steps: steps of the log that stand; later ones are cut off.
             dropout: train and measure in train mode, with fixed masks.
-
-        Raises:
-            BadInput: a rate is too large for the weights' precision.
         """
-        run, rates = self.run, rates or self.run.rates
+        run = self.run
         if self.start is not None:
             with torch.no_grad():
-                for name, p in self._trained():
-                    p.copy_(self.start[name])
+                for name, p in self.model.named_parameters():
+                    if name in self.start:
+                        p.copy_(self.start[name])
             adalora.restore(self.model, {})
-        written = log if distributed.rank() == 0 else None
-        stepper = optimizer(run, self.blocks, rates, written, log_steps)
-        for group in stepper.param_groups:
+        own_log = None
+        if distributed.rank() == 0:  # all processes take the same steps: one log holds them
+            own_log = log
+        hybrid = optimizer(run, self.blocks, rates or run.rates, own_log, log_steps)
+        for group in hybrid.param_groups:
+            # torch's in-place update would raise an error about overflow that names no option.
             largest = torch.finfo(group["params"][0].dtype).max
             if group["lr"] > largest:
                 raise BadInput(f"learning rate {group['lr']:g} of block '{group['name']}': use at most {largest:g}")
-        stepper.peers = distributed.Peers() if distributed.world_size() > 1 else None
+        if distributed.world_size() > 1:
+            hybrid.peers = distributed.Peers()
         points = None
         if at:
             points = Points(
@@ -137,27 +97,23 @@ class Setup:
                 run.path, run.minibatch, run.batch, run.seed,
             )  # fmt: skip
         return Trainer(
-            self.model, self.blocks, self.batches, self.loss, stepper, points, run.steps, run.schedule, run.seed,
+            self.model, self.blocks, self.batches, self.loss, hybrid, points, run.steps, run.schedule, run.seed,
             dropout, adalora, self.start, log,
         )  # fmt: skip
 
-    def score_dev(self) -> Score:
-        """The model as it stands, on dev."""
-        return Score.of(self.judge(self.dev), self.dev)
-
     def test_row(self) -> Row:
         """How the model as it stands does on test, how guesses would, and each answer: right 1, wrong 0."""
-        result, labels, options = self.judge(self.test), self.test.labels, self.test.options
-        head = "classifier" if self.test.kind == "classifier" else "lm"
+        result, labels = self.judge(self.test), self.test.labels
+        head, chance, right = "lm", 0.0, ""
+        if self.test.kind == "classifier":
+            head = "classifier"
+        for candidates, prediction, label in zip(self.test.options, result.predictions, labels, strict=True):
+            chance += 1 / len(candidates)
+            right += str(int(prediction == label))  # by item: two runs are compared on the items where they differ
         return {
-            **Score.of(result, self.test).row(), "head": head,
-            "chance": sum(1 / len(candidates) for candidates in options) / len(options),
-            "majority": max(map(labels.count, labels)) / len(labels), "served": self.served,
-            "right": "".join("01"[p == label] for p, label in zip(result.predictions, labels, strict=True)),
+            **result.row(), "head": head, "chance": chance / len(labels),
+            "majority": max(Counter(labels).values()) / len(labels), "served": self.served, "right": right,
         }  # fmt: skip
-
-    def _trained(self) -> list[tuple[str, Tensor]]:
-        return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
 
 
 def setup(run: Training) -> Setup:
@@ -166,34 +122,41 @@ def setup(run: Training) -> Setup:
     Raises:
         BadInput: they cannot be had, or do not fit each other; one line that names the fix.
     """
-    reason, measured = heads.classifier_reason(run.head, run.model), bool(run.measure)
-    words = run.verbalizers if reason is None else None
-    splits = load_choices(run.data, run.data_dir, run.seed, run.sizes, template=run.template, verbalizers=words)
+    reason, measures = heads.classifier_reason(run.head, run.model), bool(run.measure)
+    class_words = None
+    if reason is None:
+        class_words = run.verbalizers
+    splits = load_choices(run.data, run.data_dir, run.seed, run.sizes, template=run.template, verbalizers=class_words)
     device = distributed.local_device(run.device)
     loaded = heads.load(
-        run.model, splits, reason, seed=run.seed, dtype=getattr(torch, run.dtype), device=device, measured=measured
+        run.model, splits, reason, seed=run.seed, dtype=getattr(torch, run.dtype), device=device, measured=measures
     )
-    model = heads.attached(loaded, run.module, seed=run.seed, measured=measured, rank=run.rank)
-    longest = loaded.max_length - virtual_tokens(model)
-    kind = splits.kind if reason is None else "classifier"
-    train, dev, test = (
-        encode(loaded.tokenizer, items, longest, kind) for items in (splits.train, splits.dev, splits.test)
-    )
+    model = heads.attached(loaded, run.module, seed=run.seed, measured=measures, rank=run.rank)
+    kind: encoding.Loss = "classifier"
+    if reason is None:
+        kind = splits.kind
+    tokenized = partial(encode, loaded.tokenizer, max_length=loaded.max_length - virtual_tokens(model), kind=kind)
+    train, dev, test = tokenized(splits.train), tokenized(splits.dev), tokenized(splits.test)
     _check_batch(run, len(train))
     mixed = padding.check_items(model, (train, dev, test), run.model, run.module, size=run.batch)
-    curved = measured_blocks(run, partition(model, run.blocks)) if measured else []
+    to_measure: list[Block] = []
+    if measures:
+        to_measure = measured_blocks(run, partition(model, run.blocks))
     blocks = trained_blocks(run, model)
-    mine = {id(p) for block in blocks.values() for p in block.params}
-    for p in model.parameters():
-        p.requires_grad_(id(p) in mine)
-    # Single rows are not padded, whatever the model makes of padding.
-    multiple = 1 if run.batch == 1 else MULTIPLE
-    if measured:
+    # The trainer refuses parameters that require a gradient and are in no block.
+    model.requires_grad_(False)
+    for block in blocks.values():
+        for p in block.params:
+            p.requires_grad_(True)
+    multiple = MULTIPLE
+    if run.batch == 1:  # Single rows are not padded, whatever the model makes of padding.
+        multiple = 1
+    if measures:
         # All parts, whichever are measured: a wrong gradient of one shows in the others' products.
         parts = partition(model)
-        few = batch(train, range(min(2, len(train))), device, multiple=multiple)
+        sample = batch(train, range(min(2, len(train))), device, multiple=multiple)
         with differentiable(parts.values()):
-            check_derivatives(fixed_loss(partial(choice_loss, model, few), model), parts, run.module)
+            check_derivatives(fixed_loss(partial(choice_loss, model, sample), model), parts, run.module)
 
     def batches(step: int) -> list[dict[str, Tensor]]:
         numbers = reshuffled(len(train), run.batch, run.seed, step)
@@ -207,27 +170,26 @@ def setup(run: Training) -> Setup:
         notes.append("padding moves this model's scores: rows are trained singly, and evaluated beside rows as long")
     notes += encoding.notes((train, dev, test))
     return Setup(
-        run, model, blocks, curved, batches, len(train) // run.batch, choice_loss,
+        run, model, blocks, to_measure, batches, len(train) // run.batch, choice_loss,
         partial(accuracy, model, mixed=mixed), dev, test, splits.served, notes,
         lambda folder, story: save(model, loaded.tokenizer, folder, base=bool(run.recipe.base), story=story),
     )  # fmt: skip
 
 
 def trained_blocks(run: Training, model: nn.Module) -> dict[str, Block]:
-    """Blocks that the method trains; the base model as one, or cut into the blocks that --eta may name.
-
-    Raises:
-        BadInput: --eta names no block that is trained by exact gradients.
-    """
+    """Blocks that the method trains; the base model as one, or cut into the blocks that --eta may name."""
     trained = heads.blocks(model, base=bool(run.recipe.base), module=run.recipe.module)
     rates = block_rates(run)
     if not rates:
         return trained
     if run.recipe.base == "exact":
         # The base model's parts have groups of their own; what is trained beside it stays as it is.
-        base = {id(p) for p in trained.pop("base").params}
-        parts = partition(model, run.blocks).values()
-        cut = {b.name: Block(b.name, kept) for b in parts if (kept := tuple(p for p in b.params if id(p) in base))}
+        base = set(map(id, trained.pop("base").params))
+        cut = {}
+        for name, block in partition(model, run.blocks).items():
+            kept = tuple(p for p in block.params if id(p) in base)
+            if kept:
+                cut[name] = Block(name, kept)
         trained = cut | trained
     for name in rates:
         if name not in trained:
@@ -236,11 +198,7 @@ def trained_blocks(run: Training, model: nn.Module) -> dict[str, Block]:
 
 
 def measured_blocks(run: Training, blocks: Mapping[str, Block]) -> list[Block]:
-    """Blocks that --measure names.
-
-    Raises:
-        BadInput: it names one that is not there.
-    """
+    """Blocks that --measure names."""
     if run.measure == ("all",):
         return list(blocks.values())
     for name in run.measure:
@@ -250,17 +208,14 @@ def measured_blocks(run: Training, blocks: Mapping[str, Block]) -> list[Block]:
 
 
 def pairs(run: Training, blocks: Sequence[Block]) -> list[tuple[str, str]]:
-    """Pairs of measured blocks that --cross names.
-
-    Raises:
-        BadInput: not two different measured blocks.
-    """
+    """Pairs of measured blocks that --cross names."""
     names = [block.name for block in blocks]
     chosen = []
     for text in run.cross:
         first, _, second = text.partition(":")
         if text == "auto":
-            chosen += [("base", "peft")] if {"base", "peft"} <= set(names) else []
+            if "base" in names and "peft" in names:
+                chosen.append(("base", "peft"))
         elif first not in names or second not in names or first == second:
             raise BadInput(f"--cross {text}: write two different measured blocks as a:b, of {', '.join(names)}")
         else:
@@ -275,12 +230,17 @@ def optimizer(
     oracle = None
     if run.recipe.base == "zeroth":
         oracle = ZerothOrder(mu=rates.mu, sides=run.sides, distribution=named(run.distribution), q=run.q)
-    own_rates, beside = block_rates(run), ("peft", "head") if run.recipe.module else ("peft",)
+    # A classifier's head learns at the rate of the module beside it, and without a module at the base model's.
+    defaults = dict.fromkeys(blocks, rates.eta_x) | {"peft": rates.eta_y}
+    if run.recipe.module:
+        defaults["head"] = rates.eta_y
+    learning_rates = defaults | block_rates(run)
     groups = []
     for name, block in blocks.items():
-        rate = own_rates.get(name, rates.eta_y if name in beside else rates.eta_x)
-        zeroth = oracle if name == "base" else None
-        groups.append({"params": list(block.params), "name": name, "lr": rate, "oracle": zeroth})
+        group = {"params": list(block.params), "name": name, "lr": learning_rates[name], "oracle": None}
+        if name == "base":
+            group["oracle"] = oracle
+        groups.append(group)
     written = None
     if log is not None and oracle is not None:
         written = SeedLog(log, run.seed, {0: blocks["base"]}, {0: oracle.distribution}, keep=steps)
@@ -288,8 +248,8 @@ def optimizer(
 
 
 def _check_batch(run: Training, count: int) -> None:
+    processes = distributed.world_size()
     if not 1 <= run.batch <= count:
         raise BadInput(f"--batch {run.batch} with {count} training examples: use 1 to {count}")
-    if run.batch % distributed.world_size():
-        processes = distributed.world_size()
+    if run.batch % processes:
         raise BadInput(f"--batch {run.batch} with {processes} processes: use a multiple of {processes}")

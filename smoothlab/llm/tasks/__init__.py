@@ -28,14 +28,9 @@ TaskName = Annotated[str, tyro.conf.arg(metavar="|".join((*TASKS, "FILE.jsonl"))
 
 
 def load_choices(
-    name: str,
-    data_dir: Path | None = None,
-    seed: int = 0,
-    sizes: tuple[int, int, int] = (1000, 100, 1000),
-    *,
-    template: str = jsonlines.TEMPLATE,
-    verbalizers: Sequence[str] | None = (),
-) -> Splits:
+    name: str, data_dir: Path | None = None, seed: int = 0, sizes: tuple[int, int, int] = (1000, 100, 1000), *,
+    template: str = jsonlines.TEMPLATE, verbalizers: Sequence[str] | None = (),
+) -> Splits:  # fmt: skip
     """Training, selection and test items of a task for a language model, or for a classifier.
 
     Training and dev items are the head and the tail of one permutation of the training split, by `seed`; test items are
@@ -69,10 +64,8 @@ def load_choices(
     elif name.endswith((".jsonl", ".jsonl.gz")):
         items, kind = jsonlines.choices(Path(name), template, verbalizers)
         pool, source = jsonlines.split(items, "train", Path(name)), name
-        test, served = (
-            jsonlines.split(items, "validation", Path(name)),
-            f"a tenth of {name}, set apart by a fixed permutation",
-        )
+        test = jsonlines.split(items, "validation", Path(name))
+        served = f"a tenth of {name}, set apart by a fixed permutation"
     else:
         raise BadInput(_unknown(name, TASKS))
     # One permutation for both: train and dev are disjoint, and more training items leave dev as it is.
@@ -96,6 +89,7 @@ def _unknown(name: str, names: Collection[str]) -> str:
         return f"--data {name} is a folder: name a .jsonl or .jsonl.gz file in it, or a task with --data-dir {name}"
     if Path(name).is_file():
         return f"--data {name} does not end in .jsonl or .jsonl.gz: write it as JSON Lines, and name it so"
-    near = difflib.get_close_matches(name, names, 1)
-    hint = f"did you mean {near[0]}? " if near else ""
+    hint = ""
+    for near in difflib.get_close_matches(name, names, 1):
+        hint = f"did you mean {near}? "
     return f"task '{name}' is unknown: {hint}use {', '.join(names)}, or a file ending in .jsonl or .jsonl.gz"

@@ -72,7 +72,7 @@ def _chosen(label: int, count: int) -> list[str]:
     rng = random.Random(f"film remarks {label}")
     words = {*_GOOD, *_BAD}
     contrast, single = [], []
-    for sentence in sorted(set(_sentences(label))):
+    for sentence in sorted(set(_sentences(label))):  # a set's order changes from process to process
         adjectives = sum(word in words for word in sentence.split())
         if adjectives == 2:
             contrast.append(sentence)

@@ -62,23 +62,14 @@ class Task:
 
 @dataclass(frozen=True)
 class Splits:
-    """The three parts of a task; no item of one is an item of another.
-
-    Attributes:
-        train: items to train on.
-        dev: items to select by.
-        test: items to be looked at once.
-        kind: which loss trains the task.
-        served: which file each part came from, in words for a report.
-        name: task or file.
-    """
+    """The three parts of a task; no item of one is an item of another."""
 
     train: tuple[Choice, ...]
-    dev: tuple[Choice, ...]
-    test: tuple[Choice, ...]
+    dev: tuple[Choice, ...]  # to select by
+    test: tuple[Choice, ...]  # to be looked at once
     kind: Kind
-    served: str
-    name: str
+    served: str  # which file each part came from, in words for a report
+    name: str  # task or file
 
 
 def text(row: Row, field: str) -> str:

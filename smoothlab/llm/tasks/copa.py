@@ -15,7 +15,9 @@ def choice(row: Row) -> Choice:
 
 def _lowered(sentence: str) -> str:
     first, space, rest = sentence.partition(" ")
-    return (first if first == "I" else first.lower()) + space + rest
+    if first != "I":
+        first = first.lower()
+    return first + space + rest
 
 
 TASK = Task(

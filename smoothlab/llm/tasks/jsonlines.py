@@ -43,9 +43,7 @@ def rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
                 if content.strip():
                     result.append((where, _object(content, where)))
     except (OSError, EOFError, zlib.error) as error:
-        reason = str(error)
-        if isinstance(error, OSError) and error.strerror:
-            reason = error.strerror
+        reason = getattr(error, "strerror", None) or str(error)
         behind, fix = "", f"give a whole {form}"
         if number:
             behind = f" after line {number}"
@@ -84,12 +82,14 @@ def _object(line: str, where: str) -> dict[str, Any]:
     except BadInput as error:
         raise BadInput(f"{where} {error}") from None
     except (ValueError, RecursionError) as error:  # thousands of digits, or of brackets, raise others than its own
-        why = "a number too long, or too many brackets"
+        reason = "a number too long, or too many brackets"
         if isinstance(error, json.JSONDecodeError):
-            why = f"{error.msg.removesuffix(' at')} at character {error.colno}"
+            reason = f"{error.msg.removesuffix(' at')} at character {error.colno}"
         if line.endswith("\n"):
-            raise BadInput(f"{where} is not JSON ({why}): mend or delete the line") from None
-        raise BadInput(f"{where}, the last line, is cut off ({why}): give a whole file, or delete the line") from None
+            raise BadInput(f"{where} is not JSON ({reason}): mend or delete the line") from None
+        raise BadInput(
+            f"{where}, the last line, is cut off ({reason}): give a whole file, or delete the line"
+        ) from None
     if not isinstance(row, dict):
         raise BadInput(f'{where} is not a JSON object: write {{"sentence": ..., "label": 0}}')
     return row
@@ -98,16 +98,10 @@ def _object(line: str, where: str) -> dict[str, Any]:
 def choices(path: Path, template: str, verbalizers: Sequence[str] | None) -> tuple[list[Choice], Kind]:
     """All choices of the file, and how they are trained: as verbalizers where all items have the same candidates.
 
-    Args:
-        path: the file.
-        template: prompt of a labelled sentence, with {sentence} in it.
-        verbalizers: word of each class of labelled sentences; for two classes "terrible" and "great" by default; None
-            for a classifier, whose classes need no words.
-
-    Raises:
-        BadInput: names the file, the line and what is wrong with it, or the class that has no verbalizer.
+    `template` and `verbalizers` are those of `load_choices`.
     """
     lines = rows(path)
+    # One line with candidates makes all lines prompts: a mixed file is refused by its first other line.
     labelled = not any("candidates" in row for _, row in lines)
     items, pairs = [], []
     for where, row in lines:
@@ -134,6 +128,7 @@ def _pair(row: Row) -> tuple[str, int]:
     if "label" not in row:
         raise ValueError('has no label: give a whole number, from 0, in the field "label"')
     number = row["label"]
+    # JSON's true is an int to Python; a label of a million would be a classifier of a million classes.
     if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < 1000:
         fix = "number the classes 0, 1, ..., below 1000"
         if isinstance(number, str) and number.isdecimal():
@@ -146,7 +141,7 @@ def _sentences(
     pairs: Sequence[tuple[str, int]], template: str, verbalizers: Sequence[str] | None, path: Path
 ) -> list[Choice]:
     """Labelled sentences as choices between the verbalizers of their classes, or between their numbers without."""
-    if "{sentence}" not in template:
+    if "{sentence}" not in template:  # not str.format, which would trip over other braces
         raise BadInput(f"the prompt '{template[:40]}' has no place for the text: write {{sentence}} where it goes")
     labels = {number for _, number in pairs}
     if len(labels) < 2:
@@ -161,16 +156,16 @@ def _sentences(
         verbalizers = VERBALIZERS
     distinct = len(set(verbalizers))
     if len(verbalizers) != classes or distinct != classes or not all(map(str.strip, verbalizers)):
-        there = "no verbalizers"
+        stated = "no verbalizers"
         if verbalizers:
-            there = f"{distinct} different verbalizers"
+            stated = f"{distinct} different verbalizers"
         raise BadInput(
-            f"{path} has {classes} classes and {there}: give each class its own word (--verbalizers WORD WORD ...), or "
-            "use --head classifier"
+            f"{path} has {classes} classes and {stated}: give each class its own word (--verbalizers WORD WORD ...), "
+            "or use --head classifier"
         )
     words = []
     for word in verbalizers:
-        # Tokenizers take the space and the word as one: it belongs to the candidate.
+        # Tokenizers take the space before a word and the word as one: it belongs to the candidate.
         if not word[0].isspace() and not template[-1:].isspace():
             word = f" {word}"
         words.append(word)
@@ -194,7 +189,7 @@ def split(pairs: list[Any], name: str, path: Path) -> list[Any]:
     """The file's own split: "validation" is the last tenth of one seeded permutation, "train" the rest."""
     if name == "validation" and len(pairs) < 10:
         raise BadInput(f"{path} has {len(pairs)} examples, too few for a validation split: give at least 10")
-    shuffled = random.Random(0).sample(pairs, len(pairs))
+    shuffled = random.Random(0).sample(pairs, len(pairs))  # files are often sorted by label
     cut = len(pairs) - len(pairs) // 10
     if name == "train":
         return shuffled[:cut]

@@ -1,5 +1,6 @@
 """Items of named tasks: generated, read from a folder, or fetched from the Hugging Face hub by `datasets`."""
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -10,29 +11,23 @@ from smoothlab.llm.tasks.choices import Choice, Task
 
 
 def file_of(task: Task, split: str, folder: Path) -> Path:
-    """The file of a split, in the task's own folder inside `folder` or in `folder` itself, packed or not.
-
-    Raises:
-        BadInput: there is no such file.
-    """
-    names = task.train if split == "train" else task.validation
+    """The file of a split, in the task's own folder inside `folder` or in `folder` itself, packed or not."""
+    names = {"train": task.train, "validation": task.validation}[split]
     if not folder.is_dir():
         raise BadInput(f"--data-dir {folder} is no folder: give the one that holds {task.name}/{names[0]}")
-    packed = [form for name in names for form in (name, name.removesuffix(".gz"), f"{name.removesuffix('.gz')}.gz")]
-    for candidate in (where / name for name in packed for where in (folder / task.name, folder)):
-        if candidate.exists():
-            return candidate
-    if (own := folder / task.name).is_dir():
-        raise BadInput(f"{own} has no {' or '.join(names)}, packed (.gz) or not: put the {split} split there")
+    task_folder = folder / task.name
+    for name in names:
+        plain = name.removesuffix(".gz")
+        for form, where in product((name, plain, f"{plain}.gz"), (task_folder, folder)):
+            if (where / form).exists():
+                return where / form
+    if task_folder.is_dir():
+        raise BadInput(f"{task_folder} has no {' or '.join(names)}, packed (.gz) or not: put the {split} split there")
     raise BadInput(f"no {task.name}/{names[0]} in {folder}: give --data-dir the folder that holds {task.name}/")
 
 
 def from_hub(task: Task, split: str) -> list[dict[str, Any]]:
-    """The rows of a split from the hub.
-
-    Raises:
-        BadInput: `datasets` is not installed, the hub cannot be reached, or the download fails.
-    """
+    """The rows of a split from the hub."""
     folder = f"a folder with {task.name}/{task.train[0]}"
     try:
         from datasets import load_dataset
@@ -56,11 +51,7 @@ def from_hub(task: Task, split: str) -> list[dict[str, Any]]:
 
 
 def items(task: Task, split: str, folder: Path | None) -> tuple[list[Choice], str]:
-    """All choices of a split, and where they came from.
-
-    Raises:
-        BadInput: no such file, or a row that is no item of the task; it names file, line and fix.
-    """
+    """All choices of a split, and where they came from."""
     if task.generate is not None:
         where = f"{task.name}'s own validation sentences"
         if split == "train":
