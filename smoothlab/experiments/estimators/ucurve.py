@@ -69,8 +69,8 @@ def derivatives(values: ArrayLike, step: float) -> tuple[Array, Array]:
 
 
 def rounding(mu: ArrayLike, sides: int, noise: float) -> Array:
-    """Root mean square of what rounding adds to D(mu)."""
-    return noise * (2**-0.5 if sides == 2 else 2**0.5) / np.asarray(mu, dtype=float)
+    """Root mean square of what rounding adds to D(mu), by sides."""
+    return noise * {1: 2**0.5, 2: 2**-0.5}[sides] / np.asarray(mu, dtype=float)
 
 
 def predicted(mu: ArrayLike, sides: int, spread: float, noise: float) -> Array:
@@ -83,13 +83,17 @@ def predicted(mu: ArrayLike, sides: int, spread: float, noise: float) -> Array:
         noise: e.
     """
     mu = np.asarray(mu, dtype=float)
-    curved = mu**2 * spread / 6 if sides == 2 else mu * spread / 2
+    curved = mu * spread / 2
+    if sides == 2:
+        curved = mu**2 * spread / 6
     return np.hypot(curved, rounding(mu, sides, noise))
 
 
 def best(sides: int, spread: float, noise: float) -> float:
     """The mu where `predicted` is lowest."""
-    return float((3 * noise / spread) ** (1 / 3) if sides == 2 else (2 * 2**0.5 * noise / spread) ** 0.5)
+    if sides == 2:
+        return float((3 * noise / spread) ** (1 / 3))
+    return float((2 * 2**0.5 * noise / spread) ** 0.5)
 
 
 def gaussian_spread(hessian: Array, third: Array) -> tuple[float, float]:
@@ -99,9 +103,7 @@ def gaussian_spread(hessian: Array, third: Array) -> tuple[float, float]:
     return float(kappa**0.5), float((9 * t @ t + 6 * (third**2).sum()) ** 0.5)
 
 
-def errors(
-    at: Callable[[float], Array], center: float, exact: Array, mus: Sequence[float]
-) -> dict[int, NDArray[np.float64]]:
+def errors(at: Callable[[float], Array], center: float, exact: Array, mus: Sequence[float]) -> dict[int, Array]:
     """D(mu) - <g, z> by sides, [directions, mus].
 
     Args:
