@@ -220,7 +220,7 @@ def test_a_stopped_run_ends_as_an_undisturbed_one(small: list[dict], tmp_path: P
 def test_noise_is_that_of_a_rounded_function() -> None:
     """cos rounded to multiples of q: errors uniform in +- q/2."""
     rng, q = np.random.default_rng(0), 1e-5
-    places = rng.uniform(0, 6, 40)[:, None] + 3e-3 * ucurve.PLACES
+    places = rng.uniform(0, 6, 40)[:, None] + 3e-3 * ucurve.OFFSETS
     found = ucurve.noise(np.round(np.cos(places) / q) * q)
     assert found.low <= q / 12**0.5 <= found.high and found.high < 1.7 * found.low
 

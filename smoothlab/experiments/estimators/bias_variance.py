@@ -68,6 +68,7 @@ def bias(run: Config, setting: str) -> Iterator[Row]:
     f, distribution = Ridges.random(function, run.dim, run.seed), named(name)
     taylor = f.taylor(2)
     g, size = taylor.gradient, float(np.linalg.norm(taylor.gradient))
+    # rounding shows in fp32; one side has another bias
     series: dict[str, tuple[int, ...]] = {"float64": (2,)}
     if name == "gaussian":
         series = {"float64": (2, 1), "float32": (2,)}
@@ -95,9 +96,9 @@ def bias(run: Config, setting: str) -> Iterator[Row]:
 
 
 def _nearby(f: Ridges, drawn: torch.Tensor, kind: torch.dtype) -> np.ndarray:
-    """Values of f in this precision at `ucurve.PLACES` along directions [n, d], which show its rounding errors."""
+    """Values of f in this precision at `ucurve.OFFSETS` along directions [n, d], which show its rounding errors."""
     near = ucurve.spacing(str(kind).removeprefix("torch."), float(np.square(f.point).mean() ** 0.5))
-    return np.stack([f.along(drawn, float(position * near), kind) for position in ucurve.PLACES], 1)
+    return np.stack([f.along(drawn, float(position * near), kind) for position in ucurve.OFFSETS], 1)
 
 
 def _along(vectors: np.ndarray, expected: np.ndarray, size: float, floor: float = 0.0) -> tuple[Interval, float | None]:
@@ -180,28 +181,20 @@ def curve_rows(
     setting: str, errors: dict[int, np.ndarray], mus: Sequence[float], nearby: np.ndarray, spreads: Sequence[float],
     size: float, *, seed: int, dtype: str, **more: Any,
 ) -> Iterator[Row]:  # fmt: skip
-    """Rows of a U-curve: its points, the noise it is predicted from, and the best mu, by sides.
+    """Rows of a U-curve: its points over `size` = ||g||, the noise it is predicted from, and the best mu, by sides.
 
-    Args:
-        setting: name of the setting.
-        errors: errors of directional derivatives, as `ucurve.errors` returns them.
-        mus: the steps, ascending.
-        nearby: values of the loss at `ucurve.PLACES` along some directions, for its noise.
-        spreads: kappa and tau.
-        size: ||g||, which errors are divided by.
-        seed: seed of the resampling for the best mu's interval.
-        dtype: precision.
-        more: further columns of the rows.
+    `errors` is what `ucurve.errors` returns, `nearby` the values at `ucurve.OFFSETS`, which show the noise, `spreads`
+    kappa and tau, `seed` that of the resampling for the best mu's interval; `more` are further columns of the rows.
     """
     noise = ucurve.noise(nearby)
     for sides, off in errors.items():
         spread, n = spreads[sides - 1], len(off)
         expected = ucurve.predicted(mus, sides, spread, noise.value) / size
-        for i, mu in enumerate(mus):
+        for mu, column, predicted in zip(mus, off.T, expected.tolist(), strict=True):
             estimator = ZerothOrder(mu, sides=sides)  # type: ignore[arg-type]
-            measured = samples.root_mean_square(off[:, i] / size)
-            yield row(setting, "derivative error", measured, estimator, dtype=dtype, draws=n,
-                      predicted=float(expected[i]), flag=samples.rare_draws(off[:, i] ** 2), **more)  # fmt: skip
+            measured = samples.root_mean_square(column / size)
+            yield row(setting, "derivative error", measured, estimator, dtype=dtype, draws=n, predicted=predicted,
+                      flag=samples.rare_draws(column**2), **more)  # fmt: skip
         lowest = samples.lowest(mus, off**2, seed=seed)
         estimator = ZerothOrder(lowest.value, sides=sides)  # type: ignore[arg-type]
         best = None  # without curvature or without noise the error falls or rises all along

@@ -123,7 +123,7 @@ def curve(measured: Measured, setting: str) -> Iterator[Row]:
     _, name, dtype = setting.split("/")
     run, block, loss = measured.run, measured.blocks[name], measured.loss
     g, spreads = measured.gradients[name], measured.spreads[name]
-    truth = torch.tensor(g, device=block.params[0].device)
+    truth = torch.tensor(g, device=measured.device)
     exact: list[float] = []
     measured.model.to(getattr(torch, dtype))
     mus, count = np.array(run.model_mus), run.model_curve_draws
@@ -136,7 +136,7 @@ def curve(measured: Measured, setting: str) -> Iterator[Row]:
     at = dict(zip(mus, plus.T, strict=True)) | dict(zip(-mus, minus.T, strict=True))
     errors = ucurve.errors(at.__getitem__, center, np.array(exact), run.model_mus)
     near = ucurve.spacing(dtype, size_of(block))
-    nearby = values_along(loss, block, (run.seed, 7), max(count // 2, 4), near * ucurve.PLACES)
+    nearby = values_along(loss, block, (run.seed, 7), max(count // 2, 4), near * ucurve.OFFSETS)
     measured.model.float()
     yield from curve_rows(setting, errors, run.model_mus, nearby, spreads, float(np.linalg.norm(g)), seed=run.seed,
                           dtype=dtype, **measured.labels(name))  # fmt: skip
@@ -147,7 +147,7 @@ def variance(measured: Measured, setting: str) -> Iterator[Row]:
     run, name = measured.run, measured.names[0]
     block, estimator = measured.blocks[name], estimator_of(setting.split("/")[1], run.model_mu)
     g = measured.gradients[name]
-    truth, square = torch.tensor(g, dtype=torch.float32, device=block.params[0].device), float(g @ g)
+    truth, square = torch.tensor(g, dtype=torch.float32, device=measured.device), float(g @ g)
     factor = linear_factor(estimator, block.dim, block.shapes, gradient=g)
     count = run.model_draws
     if estimator.q > 1:

@@ -32,7 +32,7 @@ from smoothlab.stats.samples import rare_draws, root_mean_square
 Array = NDArray[np.float64]
 
 ORDER = 6  # of the differences that leave nothing but noise
-PLACES = np.arange(ORDER + 3) - (ORDER + 2) / 2  # in units of the spacing; three differences a direction
+OFFSETS = np.arange(ORDER + 3) - (ORDER + 2) / 2  # positions in units of the spacing; three differences a direction
 STENCIL = (-2.0, -1.0, 0.0, 1.0, 2.0)  # points that third and second derivatives are taken from
 RESOLUTION = {"float64": 2.0**-53, "float32": 2.0**-24, "bfloat16": 2.0**-9}
 
@@ -43,7 +43,7 @@ def spacing(dtype: str, size: float) -> float:
 
 
 def noise(values: ArrayLike) -> Interval:
-    """Standard deviation of the rounding errors in values [directions, PLACES] of a function at equal distances.
+    """Standard deviation of the rounding errors in values [directions, OFFSETS] of a function at equal distances.
 
     A sixth difference of independent errors has the variance (12)! / (6!)^2 = 924 e^2.
     """
@@ -74,14 +74,7 @@ def rounding(mu: ArrayLike, sides: int, noise: float) -> Array:
 
 
 def predicted(mu: ArrayLike, sides: int, spread: float, noise: float) -> Array:
-    """Root mean square error of D(mu).
-
-    Args:
-        mu: steps.
-        sides: 1 or 2.
-        spread: tau for two sides, kappa for one.
-        noise: e.
-    """
+    """Root mean square error of D(mu); `spread` is tau for two sides and kappa for one, `noise` is e."""
     mu = np.asarray(mu, dtype=float)
     curved = mu * spread / 2
     if sides == 2:
@@ -106,11 +99,7 @@ def gaussian_spread(hessian: Array, third: Array) -> tuple[float, float]:
 def errors(at: Callable[[float], Array], center: float, exact: Array, mus: Sequence[float]) -> dict[int, Array]:
     """D(mu) - <g, z> by sides, [directions, mus].
 
-    Args:
-        at: values of the loss at theta + h z for every direction, as a function of h.
-        center: the loss at theta.
-        exact: <g, z> for every direction.
-        mus: the steps.
+    `at` maps h to the values of the loss at theta + h z by direction; `center` is the loss at theta, `exact` <g, z>.
     """
     two_sided, one_sided = [], []
     for mu in mus:
