@@ -2,24 +2,28 @@
 
 import dataclasses
 import difflib
-import importlib.util
 import math
+import runpy
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
+from smoothlab import record_files
 from smoothlab.claims import CLAIMS, Claim, Evidence, Finding, Search
 from smoothlab.claims.claim import as_text
 from smoothlab.errors import BadInput
-from smoothlab.records import Row, header, load
+from smoothlab.records import Row, header
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDS = tuple(ROOT / "benchmarks/results" / f"{name}_micro_sst2.jsonl" for name in ("fig1b", "fast_1b"))
 MISSING = "no records"
+PRINTED = ("claim", "verdict", "evidence", "correction", "place", "test", "note")
+"""Fields of a row that --json prints; a note is there where records are missing."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +64,10 @@ class Audit:
         for name in self.claims:
             if name not in known:
                 near = [lower[match] for match in difflib.get_close_matches(name.lower(), lower, cutoff=0.5)]
-                hint = f"perhaps you meant {', '.join(near)}; " if near else ""
-                raise BadInput(f"claim '{name}' is unknown: {hint}smoothlab audit without a name lists all")
+                hint = "smoothlab audit without a name lists all"
+                if near:
+                    hint = f"perhaps you meant {', '.join(near)}; {hint}"
+                raise BadInput(f"claim '{name}' is unknown: {hint}")
         if self.claims:
             return [known[name] for name in dict.fromkeys(self.claims)]
         return added or list(known.values())
@@ -76,9 +82,9 @@ class Audit:
             begun = time.monotonic()
             finding = claim.finding(self.seed, paths)
             row: Row = {
-                **{key: getattr(claim, key) for key in ("statement", "place", "hypotheses", "correction", "test")},
-                "claim": claim.name, "verdict": finding.verdict, "stored": claim.verdict,
-                "evidence": [_evidence_row(item) for item in finding.evidence],
+                "statement": claim.statement, "place": claim.place, "hypotheses": claim.hypotheses,
+                "correction": claim.correction, "test": claim.test, "claim": claim.name, "verdict": finding.verdict,
+                "stored": claim.verdict, "evidence": list(map(_evidence_row, finding.evidence)),
             }  # fmt: skip
             if claim.records and not paths and finding.verdict != claim.verdict:
                 row |= {"verdict": "open", "note": MISSING}
@@ -117,18 +123,11 @@ def added_claims(path: Path) -> list[Claim]:
         raise BadInput(f"--add {path}: there is no such file; check the path")
     if path.suffix != ".py" or not path.is_file():
         raise BadInput(f"--add {path}: give a Python file, FILE.py, that defines CLAIM or CLAIMS")
-    spec = importlib.util.spec_from_file_location(f"smoothlab_added_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except BadInput:
-        raise
-    except Exception as error:
-        raise BadInput(f"--add {path}: {type(error).__name__}: {error}; correct the file") from error
-    added = list(getattr(module, "CLAIMS", ()))
-    if hasattr(module, "CLAIM"):
-        added = [module.CLAIM]
+    with _in_one_line(f"--add {path}: ", "correct the file"):
+        names = runpy.run_path(str(path), run_name=f"smoothlab_added_{path.stem}")
+    added = list(names.get("CLAIMS", ()))
+    if "CLAIM" in names:
+        added = [names["CLAIM"]]
     if not added or not all(isinstance(claim, Claim) for claim in added):
         raise BadInput(f"--add {path}: define CLAIM, or a tuple CLAIMS, of smoothlab.claims.Claim")
     return [dataclasses.replace(claim, check=_guarded(claim, path)) for claim in added]
@@ -138,15 +137,21 @@ def _guarded(claim: Claim, path: Path) -> Callable[..., Finding]:
     """The check of a user's claim, whose errors become one line."""
 
     def check(*arguments: object) -> Finding:
-        try:
+        with _in_one_line(f"--add {path}: the check of claim '{claim.name}' failed: ", "correct it"):
             return claim.check(*arguments)
-        except BadInput:
-            raise
-        except Exception as error:
-            cause = f"{type(error).__name__}: {error}"
-            raise BadInput(f"--add {path}: the check of claim '{claim.name}' failed: {cause}; correct it") from error
 
     return check
+
+
+@contextmanager
+def _in_one_line(before: str, fix: str) -> Iterator[None]:
+    """Turn an error of the user's code into bad input, which is one line on the terminal."""
+    try:
+        yield
+    except BadInput:
+        raise
+    except Exception as error:
+        raise BadInput(f"{before}{type(error).__name__}: {error}; {fix}") from error
 
 
 def _evidence_row(evidence: Evidence) -> Row:
@@ -161,13 +166,8 @@ def _evidence_row(evidence: Evidence) -> Row:
 
 
 def loaded(path: Path) -> list[Row]:
-    """The rows of a record file, without what is missing."""
-    rows = load(path).drop(columns=["path", "experiment"]).to_dict("records")
-    for row in rows:
-        for name, value in list(row.items()):
-            if value is None or value != value:  # a column has NaN in the rows that lack it
-                del row[name]
-    return rows  # type: ignore[return-value]
+    """The rows of a record file."""
+    return [row for row in record_files.read(path).rows if row is not None]
 
 
 def differs(row: Row) -> bool:
@@ -179,10 +179,7 @@ def machine_readable(rows: Sequence[Row]) -> list[Row]:
     """The rows as --json prints them: verdicts and evidence, without what only people read."""
     printed = []
     for row in rows:
-        kept = {key: row[key] for key in ("claim", "verdict", "evidence", "correction", "place", "test")}
-        if row.get("note"):
-            kept["note"] = row["note"]
-        printed.append(kept)
+        printed.append({key: row[key] for key in PRINTED if key in row})
     return printed
 
 

@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
+from smoothlab.experiments.options import option
+
 _QUOTED = re.compile(r"'([^']*)'")
 
 
@@ -48,7 +50,7 @@ def options_of(command: Callable[..., Any]) -> list[str]:
             names += [field.name for field in dataclasses.fields(kind)]
         else:
             names.append(parameter.name)
-    return ["--" + name.replace("_", "-") for name in names] + ["--help"]
+    return [*map(option, names), "--help"]
 
 
 def _unknown_command(argv: Sequence[str], names: Sequence[str]) -> str:
@@ -58,10 +60,9 @@ def _unknown_command(argv: Sequence[str], names: Sequence[str]) -> str:
     if argv[0].startswith("-"):
         return f"smoothlab has no option {argv[0]} before its command: {listed}"
     near = difflib.get_close_matches(argv[0], names, 1)
-    hint = ""
     if near:
-        hint = f"did you mean {near[0]}? "
-    return f"'{argv[0]}' is no command of smoothlab: {hint}{listed}"
+        listed = f"did you mean {near[0]}? {listed}"
+    return f"'{argv[0]}' is no command of smoothlab: {listed}"
 
 
 def _unknown_option(command: str, name: str, own: Sequence[str], commands: Mapping[str, Callable[..., Any]]) -> str:
@@ -91,11 +92,10 @@ def _complaint(box: str) -> str:
 
 def plain(words: str) -> str:
     """A parser's complaint about one option as "--option value: what to give"; others as they are."""
-    if match := re.fullmatch(r"Error parsing (--\S+): (invalid literal for int|could not convert).*: '(.*)'", words):
-        kind = "a number"
-        if "int" in match[2]:
-            kind = "a whole number"
-        return f"{match[1]} {match[3]}: use {kind}"
+    if match := re.fullmatch(r"Error parsing (--\S+): invalid literal for int.*: '(.*)'", words):
+        return f"{match[1]} {match[2]}: use a whole number"
+    if match := re.fullmatch(r"Error parsing (--\S+): could not convert.*: '(.*)'", words):
+        return f"{match[1]} {match[2]}: use a number"
     if match := re.fullmatch(r"Error parsing (--\S+): Could not find valid parse for arguments: \[(.*)\]", words):
         values = _QUOTED.findall(match[2])
         kind = "numbers"

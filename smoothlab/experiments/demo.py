@@ -39,16 +39,9 @@ RATES = Rates(
 # Fine-tuning: enough steps for the methods to part, and curvature along each of them, on one minibatch. Zeroth-order
 # steps alone learn nothing in so few.
 FINETUNE = Finetune(
-    steps=120,
-    eval_every=30,
-    test=300,
-    patience=0,
-    measure=("base", "peft"),
-    points=3,
-    minibatch="fixed",
-    path=False,
+    steps=120, eval_every=30, test=300, patience=0, measure=("base", "peft"), points=3, minibatch="fixed", path=False,
     precision=0.1,
-)
+)  # fmt: skip
 METHODS: dict[str, Method] = {"fo-lora": "fo-peft", "hybrid-lora": "hybrid", "zo": "zo"}
 SECONDS = {"finetune-hybrid-lora": 65, "fig1b": 52, "fig1a": 35, "finetune-fo-lora": 45, "estimators": 38,
            "rates": 36, "finetune-zo": 36}  # fmt: skip
@@ -93,8 +86,6 @@ def measure(folder: Path, seed: int, environment: Row, overwrite: bool) -> list[
     processes = [context.Process(target=_work, args=(tasks, news), daemon=True) for _ in range(count)]
     for _ in processes:
         tasks.put(None)
-    threads = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"  # read when a process first imports torch
     try:
         for process in processes:
             process.start()
@@ -104,17 +95,14 @@ def measure(folder: Path, seed: int, environment: Row, overwrite: bool) -> list[
     finally:
         for process in processes:
             process.terminate()
-        os.environ.pop("OMP_NUM_THREADS")
-        if threads is not None:
-            os.environ["OMP_NUM_THREADS"] = threads
     return [folder / f"{name}.jsonl" for name in runs]
 
 
 def _work(tasks: Any, news: Any) -> None:
     """One process: sections one after another, until none is left; whatever they print goes to the first process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process ends this one; every row is on disk
-    while (task := tasks.get()) is not None:
-        name, experiment, out, environment, overwrite = task
+    os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is first imported, which the first section does
+    for name, experiment, out, environment, overwrite in iter(tasks.get, None):
         news.put(("begin", name, ""))
         printed = io.StringIO()
         try:
@@ -137,16 +125,15 @@ def _watch(news: Any, processes: list[Any], count: int) -> None:
     done: list[str] = []
     notes: list[str] = []
     while len(done) < count:
-        try:
+        kind, name, text = "", "", ""
+        with contextlib.suppress(queue.Empty):
             kind, name, text = news.get(timeout=1.0)
-        except queue.Empty:
-            kind, name, text = "", "", ""
         if kind == "refused":
             raise BadInput(text)
         if kind == "begin":
             running[name] = time.monotonic()
         if kind == "end":
-            running.pop(name)
+            del running[name]
             done.append(name)
             for line in text.splitlines():
                 # the bar shows the progress of all sections, and two of them say the same of the model

@@ -1,23 +1,26 @@
 """Base of the experiments that measure a list of settings: resumption, progress, and the checks of options.
 
-A subclass is a frozen dataclass, whose fields are the options. It lists its settings (`points`), makes the rows of a
-setting (`measured`), and says in the tables `choices` and `ranges` which values its options may have.
+A subclass is a frozen dataclass, whose fields are the options. It lists its settings (`points`), makes the rows of the
+settings that are not on record (`rows_of`), and says in the tables `choices` and `ranges` which values its options may
+have.
 """
 
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from typing import Any, ClassVar
 
 from smoothlab.errors import BadInput
+from smoothlab.experiments.options import option
 
 Row = dict[str, Any]
 UNMEASURED: Row = {"measured": None, "low": None, "high": None}
 """The fields of an estimate in a row that has none."""
 
 
-class SettingsExperiment:
+class SettingsExperiment(ABC):
     """An experiment whose rows are measured setting by setting."""
 
     unit: ClassVar[str] = "setting"
@@ -27,13 +30,13 @@ class SettingsExperiment:
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {}  # least and greatest number, by field
     optional: ClassVar[tuple[str, ...]] = ()  # fields that may be empty
 
+    @abstractmethod
     def points(self) -> list[Row]:
-        """List the settings in their order: `part`, `setting` (a name of its own), and what the setting varies."""
-        raise NotImplementedError
+        """List the settings in their order: `setting` (a name of its own), and what the setting varies."""
 
-    def measured(self, point: Row) -> list[Row]:
-        """Measure one setting and return its rows."""
-        raise NotImplementedError
+    @abstractmethod
+    def rows_of(self, points: Sequence[Row]) -> Iterator[Row]:
+        """Measure settings one after another, and yield their rows as they come."""
 
     @cached_property
     def _numbers(self) -> dict[str, int]:
@@ -53,18 +56,16 @@ class SettingsExperiment:
         """Yield the rows of every setting that `done` lacks, in the order of `points`."""
         from tqdm import tqdm
 
-        from smoothlab.experiments import grid
-
         self.check()
         finished = {row["setting"] for row in done}
         points = [point for point in self.points() if point["setting"] not in finished]
-        progress = tqdm(total=len(points), desc="settings", unit="setting", disable=not sys.stderr.isatty())
-        setting = None
-        for row in grid.rows(points, self.measured):
-            progress.update(row["setting"] != setting)
-            setting = row["setting"]
-            yield row
-        progress.close()
+        setting = ""
+        with tqdm(total=len(points), desc="settings", unit="setting", disable=not sys.stderr.isatty()) as progress:
+            for row in self.rows_of(points):
+                progress.update(row["setting"] != setting)  # a setting counts when its first row is there
+                setting = row["setting"]
+                progress.set_postfix_str(setting)
+                yield row
 
     def check(self) -> None:
         """Refuse values out of range, and names that are none of the choices.
@@ -73,23 +74,41 @@ class SettingsExperiment:
             BadInput: names the first option that is wrong, and what it may be.
         """
         for field, value in asdict(self).items():  # type: ignore[call-overload]  # subclasses are dataclasses
-            option, values = "--" + field.replace("_", "-"), value if isinstance(value, tuple) else (value,)
-            listed = ", ".join(map(str, values))
+            values = value
+            if not isinstance(value, tuple):
+                values = (value,)
             if not values and field not in self.optional:
-                raise BadInput(f"{option} names nothing: give at least one, or leave the option out")
+                raise BadInput(f"{option(field)} names nothing: give at least one, or leave the option out")
             if len(set(values)) < len(values):
-                raise BadInput(f"{option} {listed} names one twice: name each once")
-            for number in values:
-                if field in self.choices and number not in self.choices[field]:
-                    raise BadInput(f"{option} {number} is unknown: use some of {', '.join(self.choices[field])}")
-                least, most = self.ranges.get(field, (-float("inf"), float("inf")))
-                if field in self.ranges and number is not None and not least <= number <= most:
-                    raise BadInput(f"{option} {number}: use a number from {least:g} to {most:.10g}")
+                raise BadInput(f"{option(field)} {listed(values)} names one twice: name each once")
+            for item in values:
+                self._check_value(field, item)
+
+    def _check_value(self, field: str, value: Any) -> None:
+        choices = self.choices.get(field, (value,))
+        if value not in choices:
+            raise BadInput(f"{option(field)} {value} is unknown: use some of {', '.join(choices)}")
+        if field in self.ranges and value is not None:
+            least, most = self.ranges[field]
+            if not least <= value <= most:  # NaN is out of every range
+                raise BadInput(f"{option(field)} {value}: use a number from {least:g} to {most:.10g}")
+
+
+def listed(values: Sequence[Any]) -> str:
+    """Return the values of an option as a message shows them."""
+    return ", ".join(map(str, values))
+
+
+def point_of(part: str, words: Sequence[str], values: Row) -> Row:
+    """Return a setting: its part, its name of the part and some words, and what it varies."""
+    return {"part": part, "setting": "/".join([part, *words]), **values}
 
 
 def short(value: object) -> str:
     """Return a value as it stands in a setting's name: numbers with six significant digits at most."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value)
 
 
 def measured_row(ends: Sequence[float]) -> Row:

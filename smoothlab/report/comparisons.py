@@ -189,24 +189,22 @@ def _names(df: pd.DataFrame) -> list[str]:
 
 def _curvature(df: pd.DataFrame) -> list[dict[str, Any]]:
     """First and last point of each block and protocol, correlation with the gradient norm, ratio base over PEFT."""
-    rows = []
-    for quantity, name in QUANTITIES.items():
-        if not (df["quantity"] == quantity).any():
-            continue
-        for block, protocol in itertools.product(blocks_of(df, quantity), protocols_of(df, quantity)):
+    rows: list[dict[str, Any]] = []
+    measured = [quantity for quantity in QUANTITIES if (df["quantity"] == quantity).any()]
+    for quantity in measured[:1]:  # the others say the same of the same points
+        name, protocols = QUANTITIES[quantity], protocols_of(df, quantity)
+        for block, protocol in itertools.product(blocks_of(df, quantity), protocols):
             for path, run in points(df, block, quantity, protocol).groupby("path"):
                 what = f"{method_of(df, path)}{block}, {protocol}"
                 rows += _ends(run, what, name)
                 rows += _correlation(run, what)
-        for protocol in protocols_of(df, quantity):
+        for protocol in protocols:
             for path, quotient in ratio(df, quantity=quantity, protocol=protocol).groupby("path"):
-                above, below = int((quotient["low"] > 1).sum()), int((quotient["high"] < 1).sum())
-                verdict = f"above 1 at {above} and below 1 at {below} of {len(quotient)} points"
                 what = f"{method_of(df, path)}base over peft, {protocol}"
                 for row in _ends(quotient, what, f"ratio of {name}s"):
                     rows.append(row | {"reference": 1.0, "verdict": ""})
-                rows[-1]["verdict"] = verdict  # it is of all points
-        break  # the others say the same of the same points
+                above, below = int((quotient["low"] > 1).sum()), int((quotient["high"] < 1).sum())
+                rows[-1]["verdict"] = f"above 1 at {above} and below 1 at {below} of {len(quotient)} points"
     if (df["quantity"] == "gradient_lipschitz").any():
         for block in blocks_of(df, "gradient_lipschitz"):
             quotients, top = points(df, block, "gradient_lipschitz", None), points(df, block, "spectral")
@@ -231,11 +229,8 @@ def _ends(run: pd.DataFrame, what: str, quantity: str) -> list[dict[str, Any]]:
                      "low": point["low"], "high": point["high"]})  # fmt: skip
     if len(run) > 1 and run.iloc[[0, -1]][["low", "high"]].notna().all(axis=None):
         # intervals that overlap leave open whether anything moved
-        rows[-1]["verdict"] = "no clear change"
-        if last["low"] > first["high"]:
-            rows[-1]["verdict"] = "rose"
-        elif last["high"] < first["low"]:
-            rows[-1]["verdict"] = "fell"
+        apart = last["low"] - first["high"], last["high"] - first["low"]
+        rows[-1]["verdict"] = _sign(*apart, ("fell", "no clear change", "rose"))
     if run["below"].any():
         rows[0]["verdict"] = f"{int(run['below'].sum())} of {len(run)} points below twice the rounding floor"
     return rows
@@ -246,9 +241,9 @@ def _correlation(run: pd.DataFrame, what: str) -> list[dict[str, Any]]:
     correlation = spearman(run["grad_norm"], run["value"])
     if correlation is None or len(run) < FEWEST:
         return []
-    verdict = "grows with the gradient" if correlation.low > 0 else "open"
-    if correlation.high < 0:
-        verdict = "falls where the gradient grows"
+    verdict = _sign(
+        correlation.low, correlation.high, ("falls where the gradient grows", "open", "grows with the gradient")
+    )
     return [{"what": what, "quantity": "rank correlation with the gradient norm", "measured": correlation.rho,
              "low": correlation.low, "high": correlation.high, "reference": 0.0, "verdict": verdict}]  # fmt: skip
 
@@ -257,21 +252,19 @@ def _finetune(df: pd.DataFrame) -> list[dict[str, Any]]:
     """Test accuracy of each kind of run beside the larger class, and differences to hybrid, paired by item."""
     kinds, rows = finetune.kinds_of(df), []
     for kind in kinds:
-        row: dict[str, Any] = {
-            "what": f"{kind.name} ({kind.rates})",
-            "quantity": f"test accuracy, {len(kind.test)} seed(s)",
-        }
+        row: dict[str, Any] = {"what": f"{kind.name} ({kind.rates})"}
+        rows.append(row)
         if not kind.test:
             last = pd.concat(kind.dev.values()).groupby("path")["accuracy"].last()
-            rows.append(row | {"quantity": "dev accuracy", "measured": last.mean(), "verdict": "not tested"})
+            row |= {"quantity": "dev accuracy", "measured": last.mean(), "verdict": "not tested"}
             continue
         mean, low, high = finetune.pooled(kind)
         tests = pd.DataFrame(list(kind.test.values()))
         chance = float(np.nanmax(tests.reindex(columns=["chance", "majority"]).to_numpy(float)))
-        row |= {"measured": mean, "low": low, "high": high, "reference": chance}
-        rows.append(row | {"verdict": "not above the larger class"})
+        row |= {"quantity": f"test accuracy, {len(kind.test)} seed(s)", "measured": mean, "low": low, "high": high,
+                "reference": chance, "verdict": "not above the larger class"}  # fmt: skip
         if low > chance:
-            rows[-1]["verdict"] = "above the larger class"
+            row["verdict"] = "above the larger class"
     return rows + _differences(kinds)
 
 
@@ -289,12 +282,17 @@ def _differences(kinds: Sequence[finetune.Kind]) -> list[dict[str, Any]]:
         difference = paired(_answers(a, seeds), _answers(b, seeds))
         rows.append({"what": f"{a.among(kinds)} less {b.among(kinds)}", "quantity": "difference of accuracy, paired",
                      "measured": difference.value, "low": difference.low, "high": difference.high, "reference": 0.0,
-                     "verdict": "ties"})  # fmt: skip
-        if difference.low > 0:
-            rows[-1]["verdict"] = "wins"
-        elif difference.high < 0:
-            rows[-1]["verdict"] = "loses"
+                     "verdict": _sign(difference.low, difference.high, ("loses", "ties", "wins"))})  # fmt: skip
     return rows
+
+
+def _sign(low: float, high: float, words: tuple[str, str, str]) -> str:
+    """Of three words the one for an interval below zero, around it, or above it."""
+    if high < 0:
+        return words[0]
+    if low > 0:
+        return words[2]
+    return words[1]
 
 
 def _answers(kind: finetune.Kind, seeds: Sequence[int]) -> np.ndarray:

@@ -72,7 +72,7 @@ def fig1a(df: pd.DataFrame, quantity: str = "frobenius", blocks: Sequence[str] =
         ylabel = label(quantity, block)
         lines.append([partial(against_step, table=table, ylabel=ylabel),
                       partial(against_gradient, table=table, ylabel=ylabel, block=block)])  # fmt: skip
-    return grid(lines, MEANINGS, height=2.7)
+    return grid(lines, MEANINGS, heights=2.7)
 
 
 def against_step(ax: Axes, table: pd.DataFrame, ylabel: str) -> None:
@@ -157,7 +157,7 @@ def base_over_peft(ax: Axes, df: pd.DataFrame, quantity: str) -> None:
 def path(df: pd.DataFrame, quantity: str = "", blocks: Sequence[str] = ()) -> Figure:
     """Smoothness along the path, ||g(k+1) - g(k)|| / ||w(k+1) - w(k)||, beside each block's spectral norm."""
     blocks = chosen(df, blocks, "gradient_lipschitz")
-    return grid([[partial(path_smoothness, df=df, blocks=blocks)]], MEANINGS, height=3.2)
+    return grid([[partial(path_smoothness, df=df, blocks=blocks)]], MEANINGS, heights=3.2)
 
 
 def path_smoothness(ax: Axes, df: pd.DataFrame, blocks: Sequence[str]) -> None:
@@ -186,7 +186,7 @@ def against_depth(df: pd.DataFrame, quantity: str = "frobenius", blocks: Sequenc
     for protocol in protocols_of(df, quantity):
         table = table_of(df, blocks, quantity, [protocol])
         lines.append([partial(norm_by_depth, table=table, ylabel=label(quantity, ""), title=protocol)])
-    return grid(lines, MEANINGS, height=3.0)
+    return grid(lines, MEANINGS, heights=3.0)
 
 
 def norm_by_depth(ax: Axes, table: pd.DataFrame, ylabel: str, title: str) -> None:

@@ -8,11 +8,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from smoothlab.errors import BadInput
 from smoothlab.report import panels
-from smoothlab.report.panels import COLORS, GRAY, MARKERS, Draw, grid, legend_above, magnitudes, panel, scaled
+from smoothlab.report.panels import COLORS, GRAY, MARKERS, grid, legend_above, magnitudes, panel, parts_of, scaled
 
 NEEDED = ("part", "setting", "quantity", "estimator", "distribution", "sides", "q", "mu", "d", "measured")
+PARTS = ("bias", "variance", "averages", "curve", "model-curve", "model-variance", "model-cost")
 MEANINGS = {"line": "closed form or prediction", "hollow": "interval holds zero", "tick": "closed form"}
 PRECISIONS = {"float64": "#009E73", "float32": "#0072B2", "bfloat16": "#D55E00"}
 NAMES = {
@@ -23,12 +23,8 @@ SQUARED_ERROR = r"E\|\hat g - g\|^2 \,/\, ((d+1) \|g\|^2)"
 
 
 def rows_of(df: pd.DataFrame, part: str, quantity: str, **chosen: Any) -> pd.DataFrame:
-    """Rows of one part and quantity with a finite value, and with these values in these columns.
-
-    Raises:
-        BadInput: the records are not those of ``smoothlab estimators``.
-    """
-    rows = panels.rows_of(df, NEEDED, "estimators", part, quantity).dropna(subset="measured")
+    """Rows of one part and quantity with a finite value, and with these values in these columns."""
+    rows = panels.rows_of(df, part, quantity).dropna(subset="measured")
     for name, value in chosen.items():
         rows = rows[rows[name] == value]
     # records know no infinity: an interval with a lower end alone is open above
@@ -78,8 +74,8 @@ def curve(ax: Axes, df: pd.DataFrame, part: str = "curve", block: str = "theta",
           scale="xy", names=NAMES, colors=PRECISIONS,
           markers=dict.fromkeys(PRECISIONS, MARKERS[2 - sides]))  # fmt: skip
     # at the foot of the panel: the best mu of each precision, its interval, and what was predicted
-    for place, (dtype, color) in enumerate(PRECISIONS.items()):
-        height = bottom * (rows["low"].min() / bottom) ** (0.2 * (place + 0.8))
+    for line, (dtype, color) in enumerate(PRECISIONS.items()):
+        height = bottom * (rows["low"].min() / bottom) ** (0.2 * (line + 0.8))
         for _, row in rows_of(df, part, "best mu", block=block, sides=sides, dtype=dtype).iterrows():
             ends = [max(row["low"], rows["mu"].min() / 10), min(row["high"], rows["mu"].max() * 10)]
             ax.plot(ends, [height, height], "-", color=color, lw=2.6, alpha=0.45, solid_capstyle="butt")
@@ -110,39 +106,35 @@ def model_cost(ax: Axes, df: pd.DataFrame) -> None:
 
 def horizontal(ax: Axes, rows: pd.DataFrame, xlabel: str, title: str) -> None:
     """A line a row: measured with its interval, and the closed form as a tick."""
-    rows = rows[::-1].assign(place=range(len(rows)), series="measured")
-    panel(ax, rows, "place", ["series"], xlabel=xlabel, title=title, horizontal=True)
-    ax.set_yticks(rows["place"], rows["name"])
+    rows = rows[::-1].assign(height=range(len(rows)), series="measured")
+    panel(ax, rows, "height", ["series"], xlabel=xlabel, title=title, horizontal=True)
+    ax.set_yticks(rows["height"], rows["name"])
     ax.set_xlim(0, highest(rows) * 1.05)
-
-
-def lines(df: pd.DataFrame) -> list[list[Draw]]:
-    """What the records can show, by lines of the figure."""
-    blocks = dict.fromkeys(df.loc[df["part"] == "model-curve", "block"])
-    every_line: list[list[tuple[str, Draw]]] = [
-        [("bias", partial(bias, df=df))],
-        [("variance", partial(against, df=df, part="variance", color="distribution", x="d", xlabel="dimension $d$")),
-         ("averages", partial(against, df=df, part="averages", color="average", x="q", xlabel="directions $q$"))],
-        [("curve", partial(curve, df=df)), ("curve", partial(curve, df=df, sides=1))],
-        [("model-curve", partial(curve, df=df, part="model-curve", block=block)) for block in blocks],
-        [("model-variance", partial(model_error, df=df)), ("model-cost", partial(model_cost, df=df))],
-    ]  # fmt: skip
-    measured = set(df["part"])
-    kept = [[draw for part, draw in line if part in measured] for line in every_line]
-    return [line for line in kept if line]
 
 
 def figure(df: pd.DataFrame) -> Figure:
     """All panels that the records have rows for.
 
     Raises:
-        BadInput: there are none.
+        BadInput: there are none, or the records are not those of ``smoothlab estimators``.
     """
-    rows_of(df, "bias", "bias")
-    drawn = lines(df)
-    if not drawn:
-        raise BadInput("these records hold no rows of an estimator: give finished records of `smoothlab estimators`")
-    return grid(drawn, MEANINGS)
+    measured = parts_of(df, PARTS, NEEDED, "estimators")
+    of_model = [("model-curve", partial(curve, part="model-curve", block=block))
+                for block in df.loc[df["part"] == "model-curve", "block"].unique()]  # fmt: skip
+    table: list[list[tuple[str, Any]]] = [
+        [("bias", bias)],
+        [("variance", partial(against, part="variance", color="distribution", x="d", xlabel="dimension $d$")),
+         ("averages", partial(against, part="averages", color="average", x="q", xlabel="directions $q$"))],
+        [("curve", curve), ("curve", partial(curve, sides=1))],
+        of_model,
+        [("model-variance", model_error), ("model-cost", model_cost)],
+    ]  # fmt: skip
+    lines = []
+    for line in table:
+        draws = [partial(draw, df=df) for part, draw in line if part in measured]
+        if draws:
+            lines.append(draws)
+    return grid(lines, MEANINGS)
 
 
 def where(rows: pd.DataFrame) -> str:

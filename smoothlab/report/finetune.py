@@ -202,7 +202,7 @@ def figure(df: pd.DataFrame) -> Figure:
     ]
     if (df["part"] == "test").any():
         draws.append(partial(test_accuracy, kinds=kinds))
-    return grid([draws], {"hollow": "selected on dev"}, height=2.6 + 0.1 * len(kinds))
+    return grid([draws], {"hollow": "selected on dev"}, heights=2.6 + 0.1 * len(kinds))
 
 
 def mathtext(text: str) -> str:

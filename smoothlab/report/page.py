@@ -8,7 +8,7 @@ import base64
 import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,19 +54,19 @@ class Section:
 
     Attributes:
         kind: entry of `ORDER`, or the experiment's name.
-        df: records of the group.
+        anchor: id of the section in the page.
         title: heading.
+        df: records of the group.
         pictures: (base64 of a PNG, kind of figure) pairs.
         table: comparisons of the records.
-        anchor: id of the section in the page.
     """
 
     kind: str
-    df: pd.DataFrame
+    anchor: str
     title: str
-    pictures: list[tuple[str, str]] = field(default_factory=list)
-    table: pd.DataFrame = field(default_factory=pd.DataFrame)
-    anchor: str = ""
+    df: pd.DataFrame
+    pictures: list[tuple[str, str]]
+    table: pd.DataFrame
 
     @property
     def rows(self) -> list[list[str]]:
@@ -85,24 +85,13 @@ class Section:
 
     @property
     def block(self) -> str:
-        """The first block of a section on curvature, by the name of its term."""
-        name = str(self.df["block"].iloc[0])
-        return {"peft": "PEFT"}.get(name, name)
-
-    @property
-    def ends(self) -> list[dict[str, Any]]:
-        """First and last estimated Frobenius norm of the first block, or of each method; none in other sections."""
-        return self.find("Frobenius", f"{self.df['block'].iloc[0]}, estimated") if self.kind == "curvature" else []
+        """The first block of a section on curvature."""
+        return str(self.df["block"].iloc[0])
 
     @property
     def methods(self) -> bool:
-        """Whether the section compares methods."""
+        """Whether the section compares methods along their own runs."""
         return self.kind == "curvature" and several_methods(self.df)
-
-    @property
-    def held(self) -> str:
-        """How many intervals hold their reference."""
-        return comparisons.held(self.table)
 
     @property
     def refuted(self) -> dict[str, int]:
@@ -143,27 +132,23 @@ def sections_of(patterns: Sequence[str | Path], where: Mapping[str, str] | None 
     df = records.load(patterns)
     groups: dict[tuple[str, str], list[str]] = {}
     for path, head in df.attrs["headers"].items():
-        config, rows = head.get("config", {}), df[df["path"] == path]
-        settings = pd.Series(config, dtype=object).drop(list(ALIKE), errors="ignore")
+        rows, settings = df[df["path"] == path], pd.Series(head.get("config", {}), dtype=object)
         if head["experiment"] == "finetune":  # methods and rates are compared within a section
             settings = settings.reindex(["model", "data"])
         if head["experiment"] in ("estimators", "quadratic", "rates", "audit"):
             settings = settings[:0]
-        key = settings.to_json(default_handler=str)
+        key = settings.drop(list(ALIKE), errors="ignore").to_json(default_handler=str)
         if len(comparisons.curvature_rows(rows)):
             groups.setdefault(("curvature", key), []).append(path)
         if head["experiment"] not in ("smoothness", "hook") and len(rows):
             groups.setdefault((head["experiment"], key), []).append(path)
     sections: list[Section] = []
-    for kind, key_text in sorted(groups, key=lambda name: [*ORDER, name[0]].index(name[0])):
-        paths = groups[kind, key_text]
-        section = _section(kind, records.load(paths), where)
-        section.anchor = f"{kind}-{len(sections) + 1}"
-        sections.append(section)
+    for kind, key in sorted(groups, key=lambda name: [*ORDER, name[0]].index(name[0])):
+        sections.append(_section(kind, f"{kind}-{len(sections) + 1}", records.load(groups[kind, key]), where))
     return sections
 
 
-def _section(kind: str, df: pd.DataFrame, where: Mapping[str, str] | None) -> Section:
+def _section(kind: str, anchor: str, df: pd.DataFrame, where: Mapping[str, str] | None) -> Section:
     """One section with its pictures and its table."""
     config = next(iter(df.attrs["headers"].values())).get("config", {})
     run = f"{config.get('model', '')} on {config.get('data', '')}".removesuffix(" on ").removeprefix(" on ")
@@ -176,26 +161,35 @@ def _section(kind: str, df: pd.DataFrame, where: Mapping[str, str] | None) -> Se
     curvature, headers = comparisons.curvature_rows(df), df.attrs["headers"]
     df = curvature if kind == "curvature" else df.drop(curvature.index)
     df.attrs["headers"] = headers
-    trained = {"none": "full fine-tuning"}.get(config.get("peft"), config.get("peft"))
-    trained = "each method" if kind == "curvature" and several_methods(df) else config.get("method") or trained
-    titles["curvature"] += f", {trained}"
-    section = Section(kind, df, titles.get(kind, f"Records of {kind}: {run}".removesuffix(": ")))
-    figures = [kind]
     if kind == "curvature":
-        blocks = set(df["block"])
-        figures = ["fig1b" if len(blocks) > 1 else "fig1a"]
+        peft = config.get("peft")
+        trained = config.get("method") or {"none": "full fine-tuning"}.get(peft, peft)
         if several_methods(df):
-            figures = ["methods"]
-        figures += ["depth"] if any(depth(block) is not None for block in blocks) else []
-        if (df["quantity"] == "gradient_lipschitz").any() and not several_methods(df):
-            figures.append("path")
-    for name in figures:
-        if name in FIGURES:
-            buffer = io.BytesIO()
-            draw(name, df).savefig(buffer, format="png", dpi=150)
-            section.pictures.append((base64.b64encode(buffer.getvalue()).decode("ascii"), name))
-    section.table = comparisons.comparisons(df, where)
-    return section
+            trained = "each method"
+        titles["curvature"] += f", {trained}"
+    pictures = []
+    for name in _figures(kind, df):
+        buffer = io.BytesIO()
+        draw(name, df).savefig(buffer, format="png", dpi=150)
+        pictures.append((base64.b64encode(buffer.getvalue()).decode("ascii"), name))
+    title = titles.get(kind, f"Records of {kind}: {run}".removesuffix(": "))
+    return Section(kind, anchor, title, df, pictures, comparisons.comparisons(df, where))
+
+
+def _figures(kind: str, df: pd.DataFrame) -> list[str]:
+    """Kinds of figures of a section; other records than `FIGURES` knows have none."""
+    if kind != "curvature":
+        return [kind] * (kind in FIGURES)
+    figures = ["fig1b"]
+    if several_methods(df):
+        figures = ["methods"]
+    elif df["block"].nunique() == 1:
+        figures = ["fig1a"]
+    if set(map(depth, df["block"])) != {None}:
+        figures.append("depth")
+    if (df["quantity"] == "gradient_lipschitz").any() and not several_methods(df):
+        figures.append("path")
+    return figures
 
 
 def several_methods(df: pd.DataFrame) -> bool:
@@ -214,7 +208,8 @@ def page(sections: Sequence[Section], title: str) -> str:
             runs[path] = [name, head["experiment"], ", ".join(settings), str(machine.get("threads", "")), git]
     template = environment().get_template("report.html")
     return template.render(title=title, sections=sections, runs=list(runs.values()), term=Terms(),
-                           notes=comparisons.notes, products=_products(sections))  # fmt: skip
+                           held=comparisons.held, notes=comparisons.notes,
+                           products=_products(sections))  # fmt: skip
 
 
 def environment() -> jinja2.Environment:

@@ -8,7 +8,7 @@ foot of a figure says what bars, lines and hollow points mean.
 Colors are those of Okabe and Ito (2008) and Tol's wine, which color-blind readers can tell apart.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ import numpy as np
 import pandas as pd
 from matplotlib import ticker
 from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -27,6 +26,8 @@ from smoothlab.errors import BadInput
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#882255", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
 LINES = ("-", "--", ":", "-.")
+# The legend at the foot of a figure explains marks with these labels; an underscore keeps them out of other legends.
+LABELS = {"-": "_line", "--": "_dashed"}
 GRAY = "#666666"
 BAND_FROM = 13  # from this many joined points on intervals are a band; bars show that each stands for one point
 NUMBERS = ("measured", "low", "high", "reference")
@@ -68,34 +69,40 @@ def panel(
         dodge: shift from one series to the next, so that intervals stand side by side; a factor on a logarithmic axis.
     """
     names, markers = names or {}, markers or {}
-    rows = rows.assign(first=rows[series[0]], second=rows[series[-1]] if len(series) > 1 else "")
-    firsts = list(colors or dict.fromkeys(rows["first"].dropna()))
-    if not colors and pd.api.types.is_numeric_dtype(rows["first"]):
-        firsts.sort()
-    seconds = list(dict.fromkeys(rows["second"]))
-    palette = colors or dict(zip(firsts, COLORS * 2, strict=False))
-    drawn = [key for key in firsts if (rows["first"] == key).any()]
-    for i, first in enumerate(drawn):
+    rows = rows.assign(first=rows[series[0]], second="")
+    if len(series) > 1:
+        rows["second"] = rows[series[1]]
+    colors = colors or _palette(rows["first"])
+    firsts = [key for key in colors if (rows["first"] == key).any()]
+    seconds = rows["second"].unique().tolist()
+    shift = -(len(firsts) * len(seconds) - 1) / 2  # of the first series from the middle, in units of `dodge`
+    for first in firsts:
         for j, second in enumerate(seconds):
             part = rows[(rows["first"] == first) & (rows["second"] == second)].sort_values(x)
             marker = markers.get(second, markers.get(first, MARKERS[j]))
-            middle = i * len(seconds) + j - (len(drawn) * len(seconds) - 1) / 2
-            at = part[x].astype(float)
-            shifted = at * (1 + dodge) ** middle if "x" in scale else at + dodge * middle
-            reference = part["reference"].astype(float)
+            at, reference = part[x].astype(float), part["reference"].astype(float)
             if horizontal:
                 both = reference.notna() & part["measured"].notna()
-                ax.plot(reference[both], at[both], "|", ms=9, mew=1.3, color="black")
+                if both.any():
+                    ax.plot(reference[both], at[both], "|", ms=9, mew=1.3, color="black", label="_tick")
             elif reference.notna().sum() > 1:
-                ax.plot(at, reference, line or LINES[j], lw=0.9, color=palette[first], zorder=1)
+                style = line or LINES[j]
+                ax.plot(at, reference, style, lw=0.9, color=colors[first], zorder=1, label=LABELS.get(style))
             if marker or joined:
-                _points(ax, shifted, part, palette[first], marker, joined, horizontal)
-        marker = markers.get(first, MARKERS[0]) if len(series) == 1 else "s"
-        lined = joined or not marker or not (horizontal or rows.loc[rows["first"] == first, "reference"].isna().all())
-        look: dict[str, Any] = {"marker": marker, "color": palette[first], "ls": "-" if lined else "None"}
+                shifted = at + dodge * shift
+                if "x" in scale:
+                    shifted = at * (1 + dodge) ** shift
+                _points(ax, shifted, part, colors[first], marker, joined, horizontal)
+            shift += 1
+        look: dict[str, Any] = {"marker": "s", "color": colors[first], "ls": "None"}
+        if len(series) == 1:
+            look["marker"] = markers.get(first, MARKERS[0])
+        drawn = not horizontal and rows.loc[rows["first"] == first, "reference"].notna().any()
+        if joined or drawn or not look["marker"]:
+            look["ls"] = "-"
         ax.plot([], [], label=names.get(first, str(first)), **look)
-    for j, second in enumerate(seconds):
-        if len(series) > 1:
+    if len(series) > 1:
+        for j, second in enumerate(seconds):
             look = {"marker": markers.get(second, MARKERS[j]), "color": GRAY, "ls": line or LINES[j]}
             ax.plot([], [], lw=0.9, label=names.get(second, str(second)), **look)
     if "x" in scale:
@@ -108,6 +115,14 @@ def panel(
     legend_above(ax, title, columns)
 
 
+def _palette(values: pd.Series) -> dict[Any, str]:
+    """A color for each value: of numbers in their order, of others as they come."""
+    keys = values.dropna().unique().tolist()
+    if pd.api.types.is_numeric_dtype(values):
+        keys.sort()
+    return dict(zip(keys, COLORS * 2, strict=False))
+
+
 def _points(
     ax: Axes, at: pd.Series, rows: pd.DataFrame, color: str, marker: str, joined: bool, horizontal: bool
 ) -> None:
@@ -118,22 +133,25 @@ def _points(
         hollow |= rows["hollow"].astype(bool)
     low, high = rows["low"].astype(float), rows["high"].astype(float)
     high = high.where(np.isfinite(high) | high.isna(), 1e6 * value.abs())  # an open end runs out of the panel
-    runs = rows["run"].astype(str) if "run" in rows else pd.Series("", index=rows.index)
+    runs = rows.get("run", pd.Series("", rows.index)).astype(str)
     barred = low.notna() & high.notna() & value.notna()
     if joined and rows.groupby(runs).size().max() >= BAND_FROM:
         for _, run in rows[barred].groupby(runs[barred]):
-            ax.fill_between(at[run.index], low[run.index], high[run.index], color=color, alpha=0.22, lw=0)
-    else:
+            ends = low[run.index], high[run.index]
+            ax.fill_between(at[run.index], *ends, color=color, alpha=0.22, lw=0, label="_interval")
+    elif (low < high)[barred].any():
         bars = ax.hlines if horizontal else ax.vlines
-        bars(at[barred], low[barred], high[barred], color=color, lw=1.0, zorder=2)
+        bars(at[barred], low[barred], high[barred], color=color, lw=1.0, zorder=2, label="_interval")
     if joined:
         known = value.notna()
         for _, run in rows[known].groupby(runs[known]):
             ax.plot(at[run.index], value[run.index], "-", lw=1.2, color=color, zorder=2.1)
-    for mask, face in ((~hollow, color), (hollow, "white")):
-        across, up = (value[mask], at[mask]) if horizontal else (at[mask], value[mask])
-        if marker and len(across):
-            ax.plot(across, up, ls="", marker=marker, color=color, mfc=face, zorder=3)
+    across, up = at, value
+    if horizontal:
+        across, up = value, at
+    for mask, face, label in ((~hollow, color, None), (hollow, "white", "_hollow")):
+        if marker and mask.any():
+            ax.plot(across[mask], up[mask], ls="", marker=marker, color=color, mfc=face, zorder=3, label=label)
 
 
 def magnitudes(rows: pd.DataFrame, bottom: float) -> pd.DataFrame:
@@ -149,18 +167,28 @@ def scaled(rows: pd.DataFrame, factor: Any) -> pd.DataFrame:
     return rows.assign(**{name: rows[name] * factor for name in NUMBERS})
 
 
-def rows_of(df: pd.DataFrame, needed: Sequence[str], command: str, part: str, quantity: str) -> pd.DataFrame:
-    """Rows of one part and quantity, with the columns `needed`, `NUMBERS` and all numeric ones as numbers.
+def parts_of(df: pd.DataFrame, parts: Iterable[str], needed: Sequence[str], command: str) -> list[str]:
+    """Those of the `parts` that the records of a command have rows of.
 
     Raises:
-        BadInput: the records lack a column of `needed`: they are not those of the `command`.
+        BadInput: the records lack a column of `needed`: they are those of another command; or they have no such rows.
     """
     missing = [name for name in needed if name not in df.columns]
     if missing:
         raise BadInput(f"these records lack {', '.join(missing)}: give records of `smoothlab {command}`")
+    measured = set(df.loc[df["quantity"].notna(), "part"])  # a setting that failed has no quantity
+    kept = [part for part in parts if part in measured]
+    if not kept:
+        raise BadInput(f"these records hold none of the parts {', '.join(parts)}: give those of `smoothlab {command}`")
+    return kept
+
+
+def rows_of(df: pd.DataFrame, part: str, quantity: str) -> pd.DataFrame:
+    """Rows of one part and quantity, with the columns `NUMBERS` as numbers."""
     rows = df[(df["part"] == part) & (df["quantity"] == quantity)].copy()
     for name in NUMBERS:
-        rows[name] = pd.to_numeric(rows[name], errors="coerce").astype(float) if name in rows else np.nan
+        column = rows.get(name, pd.Series(np.nan, rows.index))
+        rows[name] = pd.to_numeric(column, errors="coerce").astype(float)
     return rows
 
 
@@ -176,11 +204,15 @@ def short_names(settings: pd.Series) -> dict[str, str]:
 def plain_ticks(axis: Any, values: pd.Series) -> None:
     """Plain numbers on a logarithmic axis: 1-2-5 within two decades, evenly spaced within a factor of 4."""
     values = values[(values > 0) & np.isfinite(values)]
-    span = values.max() / values.min() if len(values) else 1.0
+    span = 1.0
+    if len(values):
+        span = values.max() / values.min()
     if span < 4:
         axis.set_major_locator(ticker.MaxNLocator(4, steps=[1, 2, 5, 10]))
+    elif span < 100:
+        axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5), numticks=8))
     else:
-        axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if span < 100 else (1,), numticks=8))
+        axis.set_major_locator(ticker.LogLocator(numticks=8))
     axis.set_major_formatter("{x:g}" if span < 1e4 else ticker.LogFormatterMathtext())
     axis.set_minor_formatter(ticker.NullFormatter())
 
@@ -207,17 +239,16 @@ def legend_above(ax: Axes, title: str = "", columns: int = 3) -> None:
 
 
 def grid(
-    lines: Sequence[Sequence[Draw]], meanings: Mapping[str, str], *, heights: Sequence[float] = (), height: float = 2.6
+    lines: Sequence[Sequence[Draw]], meanings: Mapping[str, str], *, heights: Sequence[float] | float = 2.6
 ) -> Figure:
     """Figure of a two-column page's width (7 inches) with a line of panels for each of `lines`.
 
     Args:
         lines: functions that draw a panel each.
         meanings: what marks mean, by their kind (line, dashed, hollow, tick); kinds that are not drawn are left out.
-        heights: height of each line in inches.
-        height: height of all lines, where `heights` are not given.
+        heights: height of each line in inches, or of all.
     """
-    tall = list(heights or [height] * len(lines))
+    tall = np.broadcast_to(heights, len(lines)).tolist()
     figure = Figure(figsize=(7.0, sum(tall) + 0.25), layout="constrained")
     with matplotlib.rc_context(STYLE):
         # each line of panels is laid out by itself: labels of one line do not push those of another
@@ -239,32 +270,13 @@ def _explain(figure: Figure, meanings: Mapping[str, str]) -> None:
         "line": Line2D([], [], ls="-", **gray),
         "dashed": Line2D([], [], ls="--", **gray),
     }
-    drawn = set[str]().union(*map(_kinds, figure.get_axes()))
-    kinds = [kind for kind in handles if kind in drawn and kind in meanings]
+    drawn = {artist.get_label() for ax in figure.get_axes() for artist in ax.get_children()}
+    kinds = [kind for kind in handles if f"_{kind}" in drawn and kind in meanings]
     if kinds:
         figure.legend(
             [handles[kind] for kind in kinds], [meanings[kind] for kind in kinds], loc="outside lower center",
             ncols=len(kinds), handlelength=1.6, columnspacing=1.4, handletextpad=0.5,
         )  # fmt: skip
-
-
-def _kinds(ax: Axes) -> set[str]:
-    """Kinds of marks in axes, beside plain points and what has a legend entry of its own."""
-    kinds = set()
-    for artist in ax.collections:
-        if isinstance(artist, LineCollection):
-            lengths = [np.ptp(segment, axis=0).max() for segment in artist.get_segments()]
-            kinds |= {"interval"} if max(lengths, default=0) > 0 else set()
-        elif isinstance(artist, PolyCollection) and str(artist.get_label()).startswith("_"):
-            kinds.add("interval")
-    for line in ax.lines:
-        if np.size(line.get_xdata()) and str(line.get_label()).startswith("_"):
-            if line.get_marker() == "|":
-                kinds.add("tick")
-            elif line.get_marker() != "None" and line.get_markerfacecolor() == "white":
-                kinds.add("hollow")
-            kinds.add({"-": "line", "--": "dashed"}.get(str(line.get_linestyle()), "point"))
-    return kinds
 
 
 def save(figure: Figure, stem: str | Path, formats: Sequence[str] = ("png", "pdf")) -> list[Path]:
@@ -273,10 +285,11 @@ def save(figure: Figure, stem: str | Path, formats: Sequence[str] = ("png", "pdf
     Raises:
         BadInput: a file cannot be written.
     """
-    paths = [Path(f"{stem}.{name}") for name in formats]
-    layout = figure.get_layout_engine()
-    for path, name in zip(paths, formats, strict=True):
-        metadata: dict[str, Any] = {"CreationDate": None} if name == "pdf" else {}
+    layout, paths = figure.get_layout_engine(), []
+    for name in formats:
+        path = Path(f"{stem}.{name}")
+        paths.append(path)
+        metadata: dict[str, Any] = {"pdf": {"CreationDate": None}}.get(name, {})
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             figure.savefig(path, format=name, dpi=200, metadata=metadata)

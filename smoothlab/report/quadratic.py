@@ -7,9 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from smoothlab.errors import BadInput
-from smoothlab.report import panels
-from smoothlab.report.panels import COLORS, GRAY, grid, panel, scaled
+from smoothlab.report.panels import COLORS, GRAY, LABELS, grid, panel, parts_of, rows_of, scaled
 
 NEEDED = ("part", "setting", "quantity", "rule", "ratio", "d", "distribution", "measured", "low", "high", "reference")
 MEANINGS = {"line": "closed form", "hollow": "closed form alone: not run"}
@@ -18,17 +16,16 @@ NAMES = {
     "small": "one rate $1/(2a)$", "large": "one rate $1/(2b)$", "best": "best single rate", "two": "two rates",
     "gaussian": "gaussian: $2/(d+2)$", "sphere": "sphere: $2/d$", "rademacher": "signs: $2/d$",
 }  # fmt: skip
-rows_of = partial(panels.rows_of, needed=NEEDED, command="quadratic")
 
 
 def factor(ax: Axes, df: pd.DataFrame) -> None:
     """Factor of the slower block a step against a/b; above 1 it diverges, as 1/(2b) does beyond a/b = 2."""
-    rows = rows_of(df, part="rates", quantity="factor")
+    rows = rows_of(df, "rates", "factor")
     rows = rows[rows["measured"] < 1.7]
     a = np.geomspace(1, max(rows["ratio"].max(), 10), 400)
     closed = {"small": 1 - 1 / a, "large": a - 1, "best": (a - 1) / (a + 1), "two": 0 * a}
     for rule, line in closed.items():
-        ax.plot(a, line, "-", lw=0.9, color=RULES[rule], zorder=1)
+        ax.plot(a, line, "-", lw=0.9, color=RULES[rule], zorder=1, label=LABELS["-"])
     ax.axhspan(1, 2, color="#D55E00", alpha=0.08, lw=0, label="diverges")
     ax.plot([2, 2], [0, 2], ":", lw=0.9, color=GRAY, label="$a/b$ = 2; printed: 1")
     panel(ax, rows.assign(reference=np.nan), "ratio", ["rule"], xlabel="$a/b$", ylabel="factor a step", scale="x",
@@ -38,21 +35,21 @@ def factor(ax: Axes, df: pd.DataFrame) -> None:
 
 def exact_steps(ax: Axes, df: pd.DataFrame) -> None:
     """Steps to eps against a/b with exact gradients."""
-    rows = rows_of(df, part="rates", quantity="steps")
+    rows = rows_of(df, "rates", "steps")
     panel(ax, rows[np.isfinite(rows["reference"])], "ratio", ["rule"], xlabel="$a/b$", ylabel="steps", scale="xy",
           title="Steps to $\\varepsilon$, exact gradients", names=NAMES, colors=RULES, columns=2)  # fmt: skip
 
 
 def hybrid_steps(ax: Axes, df: pd.DataFrame) -> None:
     """Steps to eps against a/b where x is zeroth-order, a color a dimension, a line a rule."""
-    rows = rows_of(df, part="hybrid", quantity="steps").sort_values("rule", ascending=False, kind="stable")
+    rows = rows_of(df, "hybrid", "steps").sort_values("rule", ascending=False, kind="stable")
     panel(ax, rows, "ratio", ["d", "rule"], xlabel="$a/b$", ylabel="steps (mean square)", scale="xy",
           title="Steps to $\\varepsilon$, $x$ zeroth-order", names=NAMES | dimensions(rows), columns=2)  # fmt: skip
 
 
 def mean_square(ax: Axes, df: pd.DataFrame) -> None:
     """(E||x+||^2/||x||^2 - 1) m against the rate: all dimensions on one parabola 4c(c - 1)."""
-    rows = rows_of(df, part="noise", quantity="mean square factor")
+    rows = rows_of(df, "noise", "mean square factor")
     rows = rows[rows["distribution"] == "gaussian"]
     for name in ("measured", "low", "high"):
         rows[name] = (rows[name] - 1) * (rows["d"] + 2)
@@ -63,7 +60,7 @@ def mean_square(ax: Axes, df: pd.DataFrame) -> None:
 
 def typical(ax: Axes, df: pd.DataFrame) -> None:
     """m E log(||x+||^2/||x||^2) against the rate: below 0 almost every run converges."""
-    rows = rows_of(df, part="noise", quantity="typical log factor")
+    rows = rows_of(df, "noise", "typical log factor")
     against_rate(ax, scaled(rows, rows["d"] + 2), r"$m\,E\log(\|x^+\|^2/\|x\|^2)$", "Zeroth-order step, typical run")
 
 
@@ -76,10 +73,10 @@ def against_rate(ax: Axes, rows: pd.DataFrame, ylabel: str, title: str) -> None:
 
 def stable(ax: Axes, df: pd.DataFrame) -> None:
     """Largest stable rate times curvature and d: 2d/(d + 2) and 2 for zeroth-order steps, 2d for exact gradients."""
-    rows = rows_of(df, part="noise", quantity="largest stable rate")
+    rows = rows_of(df, "noise", "largest stable rate")
     nearest = rows["scale"].iloc[int((rows["scale"] - 1).abs().to_numpy().argmin())]
     rows = rows[np.isclose(rows["scale"], nearest)]
-    limit = rows_of(df, part="noise", quantity="largest typical rate").sort_values("d")
+    limit = rows_of(df, "noise", "largest typical rate").sort_values("d")
     ax.plot(limit["d"], limit["reference"] * limit["d"], ":", lw=1, color=COLORS[0], label="gaussian, typical run")
     ax.plot([1, 1.3], [2, 2.6], "-", lw=1, color=GRAY, label="exact gradients: 2")
     panel(ax, scaled(rows, rows["d"]), "d", ["distribution"], xlabel="dimension $d$", scale="x", names=NAMES,
@@ -102,12 +99,7 @@ def figure(df: pd.DataFrame) -> Figure:
     Raises:
         BadInput: the records are not those of ``smoothlab quadratic``.
     """
-    rows_of(df, part="rates", quantity="factor")
-    measured = set(df.loc[df["quantity"].notna(), "part"])  # a setting that failed has no quantity
     draws = []
-    for part, functions in PANELS.items():
-        if part in measured:
-            draws += [partial(draw, df=df) for draw in functions]
-    if not draws:
-        raise BadInput(f"these records hold none of the parts {', '.join(PANELS)}: give those of `smoothlab quadratic`")
+    for part in parts_of(df, PANELS, NEEDED, "quadratic"):
+        draws += [partial(draw, df=df) for draw in PANELS[part]]
     return grid([draws[i : i + 2] for i in range(0, len(draws), 2)], MEANINGS)

@@ -12,9 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from smoothlab.errors import BadInput
-from smoothlab.report import panels
-from smoothlab.report.panels import COLORS, GRAY, grid, panel, plain_ticks, scaled, short_names
+from smoothlab.report.panels import COLORS, GRAY, grid, panel, parts_of, plain_ticks, rows_of, scaled, short_names
 
 NEEDED = ("part", "setting", "quantity", "measured", "low", "high", "reference")
 MEANINGS = {"line": "exact recursion, or asked for", "hollow": "exact recursion alone: not run"}
@@ -28,7 +26,6 @@ NAMES = {
 AXES = {"eps": r"$\varepsilon$", "n": "$n$", "d": "$d$", "delta": r"$\delta$"}
 MOST = 45  # settings whose names are drawn
 SHIFT = 0.24  # of a line: from one theorem to the next
-rows_of = partial(panels.rows_of, needed=NEEDED, command="rates")
 
 
 def averages(ax: Axes, df: pd.DataFrame) -> None:
@@ -38,7 +35,7 @@ def averages(ax: Axes, df: pd.DataFrame) -> None:
     # the recursion is drawn only where nothing was measured: elsewhere the two are one point
     rows["reference"] = rows["reference"].where(rows["measured"].isna())
     ax.axvline(1, color="black", lw=0.8, ls=":", label="promised: at most 1")
-    panel(ax, rows, "place", ["theorem"], xlabel=r"mean of $\frac{1}{T}\sum\|\nabla f\|^2$, in $\varepsilon^2$",
+    panel(ax, rows, "height", ["theorem"], xlabel=r"mean of $\frac{1}{T}\sum\|\nabla f\|^2$, in $\varepsilon^2$",
           title="At the constants of the theorems", names=NAMES, colors=THEOREMS, horizontal=True,
           columns=2)  # fmt: skip
     ax.set_xscale("log")
@@ -50,8 +47,8 @@ def successes(ax: Axes, df: pd.DataFrame) -> None:
     rows = by_setting(ax, df, "success")
     promised = rows[rows["meets"].astype(bool)]
     look: Any = {"ms": 6, "mew": 1.2, "color": "black"}
-    ax.plot(promised["bound"], promised["place"], "|", label=r"promised: $1 - \delta$", **look)
-    panel(ax, rows.assign(reference=np.nan), "place", ["theorem"], title="Success of one run", names=NAMES,
+    ax.plot(promised["bound"], promised["height"], "|", label=r"promised: $1 - \delta$", **look)
+    panel(ax, rows.assign(reference=np.nan), "height", ["theorem"], title="Success of one run", names=NAMES,
           xlabel=r"probability of $\frac{1}{T}\sum\|\nabla f\|^2 \leq \varepsilon^2$", colors=THEOREMS,
           horizontal=True, columns=2)  # fmt: skip
     ax.set_yticklabels([])
@@ -60,27 +57,26 @@ def successes(ax: Axes, df: pd.DataFrame) -> None:
 
 def by_setting(ax: Axes, df: pd.DataFrame, quantity: str) -> pd.DataFrame:
     """Rows of theorem and counterexample with the ordinate of their setting, which the axis names."""
-    averaged, rows = (
-        pd.concat([rows_of(df, part="theorem", quantity=name), rows_of(df, part="counterexample", quantity=name)])
-        for name in ("average", quantity)
-    )
-    places = dict(zip(dict.fromkeys(averaged["setting"]), range(0, -len(averaged), -1), strict=False))
+    averaged = pd.concat([rows_of(df, "theorem", "average"), rows_of(df, "counterexample", "average")])
+    rows = pd.concat([rows_of(df, "theorem", quantity), rows_of(df, "counterexample", quantity)])
+    settings = averaged["setting"].unique().tolist()
+    heights = dict(zip(settings, range(0, -len(settings), -1), strict=True))
     names = short_names(df.loc[df["part"] == "theorem", "setting"])
     for _, row in averaged[averaged["part"] == "counterexample"].iterrows():
         names[row["setting"]] = f"fails: d {row['d']:g}, sigma {row['sigma']:g}"
-    if len(places) > MOST:
+    if len(settings) > MOST:
         ax.set_yticks([])
-        ax.set_ylabel(f"{len(places)} settings")
+        ax.set_ylabel(f"{len(settings)} settings")
     else:
-        ax.set_yticks(list(places.values()), list(map(names.__getitem__, places)))
-    ax.set_ylim(min(places.values()) - 0.6, 0.6)
+        ax.set_yticks(list(heights.values()), list(map(names.__getitem__, settings)))
+    ax.set_ylim(0.4 - len(settings), 0.6)
     shifts = {"printed": SHIFT, "expectation": 0.0, "probability": -SHIFT}  # below each other in their line
-    return rows.assign(place=rows["setting"].map(places) + rows["theorem"].map(shifts))
+    return rows.assign(height=rows["setting"].map(heights) + rows["theorem"].map(shifts))
 
 
 def trajectory(ax: Axes, df: pd.DataFrame) -> None:
     """||grad f(z_t)||^2 of the counterexample: mean, all replicas, recursion, and eps^2; the longest that was run."""
-    rows = rows_of(df, part="counterexample", quantity="trajectory")
+    rows = rows_of(df, "counterexample", "trajectory")
     if rows.empty:
         ax.text(0.5, 0.5, "no instance was short enough\nto be run", ha="center", va="center", transform=ax.transAxes)
         return
@@ -95,7 +91,7 @@ def trajectory(ax: Axes, df: pd.DataFrame) -> None:
 
 def failing(ax: Axes, df: pd.DataFrame) -> None:
     """Smallest d from which on the printed conclusion fails in expectation, against n."""
-    rows = rows_of(df, part="counterexample", quantity="smallest d that fails").sort_values("n")
+    rows = rows_of(df, "counterexample", "smallest d that fails").sort_values("n")
     n = np.geomspace(rows["n"].min(), rows["n"].max(), 50)
     top, color = rows["reference"].max() * 4, THEOREMS["printed"]
     ax.plot(n, 4 * n - 2, ":", lw=1, color="black", label=r"$d + 2 = 4 n L \Delta$")
@@ -108,9 +104,9 @@ def failing(ax: Axes, df: pd.DataFrame) -> None:
 
 def steps(ax: Axes, df: pd.DataFrame) -> None:
     """nT against eps: what the theorems ask for, and what the best two rates need."""
-    asked = rows_of(df, part="exponents", quantity="steps asked")
+    asked = rows_of(df, "exponents", "steps asked")
     asked = asked[asked["regime"] == "moderate eps"].assign(measured=np.nan)
-    rows = pd.concat([asked, rows_of(df, part="exponents", quantity="steps")])
+    rows = pd.concat([asked, rows_of(df, "exponents", "steps")])
     panel(ax, rows[rows["axis"] == "eps"], "value", ["series"], xlabel=r"$\varepsilon$", ylabel="steps $nT$",
           scale="xy", title=r"Steps to $\varepsilon$", names=NAMES, colors=SERIES, markers=dict.fromkeys(THEOREMS, ""),
           columns=2)  # fmt: skip
@@ -119,33 +115,32 @@ def steps(ax: Axes, df: pd.DataFrame) -> None:
 
 def exponents(ax: Axes, df: pd.DataFrame) -> None:
     """Exponents of nT: measured with intervals (filled), and at small eps what is asked or needed (hollow)."""
-    asked = rows_of(df, part="exponents", quantity="exponent asked").assign(measured=np.nan)
+    asked = rows_of(df, "exponents", "exponent asked").assign(measured=np.nan)
     asked = asked[(asked["regime"] == "small eps") & (asked["ell"] == "constant")]
-    rows = pd.concat([asked, rows_of(df, part="exponents", quantity="exponent")])
+    rows = pd.concat([asked, rows_of(df, "exponents", "exponent")])
     rows = rows[rows["series"].isin(list(SERIES))].dropna(subset=["measured", "reference"], how="all")
-    places, ticks, place = {}, {}, 0
+    heights, ticks, height = {}, {}, 0
     for axis, sign in AXES.items():
-        measured = set(rows.loc[rows["axis"] == axis, "series"])
-        for series in SERIES:
-            if series in measured:
-                places[axis, series] = place
-                place -= 1
+        measured = [series for series in SERIES if ((rows["axis"] == axis) & (rows["series"] == series)).any()]
+        for series in measured:
+            heights[axis, series] = height
+            height -= 1
         if measured:
-            ticks[place + 1 + (len(measured) - 1) / 2] = f"in {sign}"
-            place -= 1
-    rows["place"] = [places.get(key) for key in zip(rows["axis"], rows["series"], strict=True)]
+            ticks[height + (len(measured) + 1) / 2] = f"in {sign}"
+            height -= 1  # a free line below each axis
+    rows["height"] = list(map(heights.get, zip(rows["axis"], rows["series"], strict=True)))
     # the exponents of the recursion are of moderate eps where they stand beside a measured one: that one is drawn
     rows["reference"] = rows["reference"].where(rows["measured"].isna())
     claimed = rows.dropna(subset=["claimed"])
-    ax.plot(claimed["claimed"], claimed["place"], "|", ms=8, mew=1.5, color=GRAY, label="claimed")
-    panel(ax, rows, "place", ["series"], xlabel=r"exponent of $nT$; hollow: exact, at $\varepsilon \approx 10^{-3}$",
+    ax.plot(claimed["claimed"], claimed["height"], "|", ms=8, mew=1.5, color=GRAY, label="claimed")
+    panel(ax, rows, "height", ["series"], xlabel=r"exponent of $nT$; hollow: exact, at $\varepsilon \approx 10^{-3}$",
           title="Exponents", names=NAMES, colors=SERIES, horizontal=True, columns=2)  # fmt: skip
     ax.set_yticks(list(ticks), list(ticks.values()))
 
 
 def speedup(ax: Axes, df: pd.DataFrame, quantity: str, mark: str, ylabel: str, title: str) -> None:
     """Epochs with one best rate and with two, or their ratio, against L_x/L_y."""
-    rows = rows_of(df, part="speedup_of_two_rates", quantity=quantity)
+    rows = rows_of(df, "speedup_of_two_rates", quantity)
     if mark == "rule":
         rows = rows[rows["sigma"] == 0].sort_values("rule", ascending=False, kind="stable")
     rows["gradient"] = ["exact" if d == 1 else f"ZO, $d$ = {d:g}" for d in rows["d"]]
@@ -156,7 +151,7 @@ def speedup(ax: Axes, df: pd.DataFrame, quantity: str, mark: str, ylabel: str, t
 
 def reshuffled(ax: Axes, df: pd.DataFrame) -> None:
     """Error reshuffled over error with replacement, exact gradients, against eta L n, a color an n."""
-    rows = rows_of(df, part="reshuffling", quantity="error ratio")
+    rows = rows_of(df, "reshuffling", "error ratio")
     ax.axhline(1, color=GRAY, lw=0.8, ls=":", label="equal")
     panel(ax, rows[rows["axis"] == "rate"], "scale", ["n"], xlabel=r"$\eta L n$", scale="xy",
           ylabel="error, reshuffled / replaced", title="Exact gradients: reshuffling wins",
@@ -165,7 +160,7 @@ def reshuffled(ax: Axes, df: pd.DataFrame) -> None:
 
 def hidden(ax: Axes, df: pd.DataFrame) -> None:
     """The same ratio with zeroth-order gradients, against the variance of the estimate (d + 1)/q."""
-    rows = rows_of(df, part="reshuffling", quantity="error ratio")
+    rows = rows_of(df, "reshuffling", "error ratio")
     rows = rows[rows["axis"].isin(["d", "q"])].assign(variance=(rows["d"] + 1) / rows["q"])
     ax.axhline(1, color=GRAY, lw=0.8, ls=":", label="equal")
     panel(ax, rows, "variance", ["axis"], xlabel="$(d + 1)/q$, variance of the estimate", scale="x",
@@ -191,11 +186,7 @@ def figure(df: pd.DataFrame) -> Figure:
     Raises:
         BadInput: the records are not those of ``smoothlab rates``.
     """
-    rows_of(df, part="theorem", quantity="average")
-    measured = set(df.loc[df["quantity"].notna(), "part"])  # a setting that failed has no quantity
-    parts = [part for part in PANELS if part in measured]
-    if not parts:
-        raise BadInput(f"these records hold none of the parts {', '.join(PANELS)}: give those of `smoothlab rates`")
+    parts = parts_of(df, PANELS, NEEDED, "rates")
     settings = df.loc[df["part"].isin(["theorem", "counterexample"]), "setting"].nunique()
     heights = {"theorem": max(2.7, 1.2 + 0.2 * min(settings, MOST)), "exponents": 3.0}
     lines = [[partial(draw, df=df) for draw in PANELS[part]] for part in parts]

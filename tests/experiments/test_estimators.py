@@ -115,7 +115,9 @@ def held_where_rounding_is_larger_than_the_bias() -> float:
             mus=(1e-6, 1e-5),
             seed=seed,
         )
-        held += [r["low"] <= r["reference"] <= r["high"] for s in few.settings() for r in bias_variance.bias(few, s)]
+        for point in few.points():
+            rows = bias_variance.bias(few, point["setting"])
+            held += [r["low"] <= r["reference"] <= r["high"] for r in rows]
     return float(np.mean(held))
 
 
@@ -165,7 +167,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
 
 
 def test_rows_are_flat_complete_and_in_order(small: list[dict]) -> None:
-    assert list(dict.fromkeys(row["setting"] for row in small)) == SMALL.settings()
+    assert list(dict.fromkeys(row["setting"] for row in small)) == [point["setting"] for point in SMALL.points()]
     assert Counter(row["part"] for row in small) == {"bias": 16, "variance": 8, "averages": 9, "curve": 22}
     for row in small:
         assert {"measured", "low", "high", "reference", "predicted", "stream", "draws", "dtype", "d"} <= set(row)
@@ -218,7 +220,7 @@ def test_a_stopped_run_ends_as_an_undisturbed_one(small: list[dict], tmp_path: P
 def test_noise_is_that_of_a_rounded_function() -> None:
     """cos rounded to multiples of q: errors uniform in +- q/2."""
     rng, q = np.random.default_rng(0), 1e-5
-    places = rng.uniform(0, 6, 40)[:, None] + 3e-3 * ucurve.PLACES
+    places = rng.uniform(0, 6, 40)[:, None] + 3e-3 * ucurve.OFFSETS
     found = ucurve.noise(np.round(np.cos(places) / q) * q)
     assert found.low <= q / 12**0.5 <= found.high and found.high < 1.7 * found.low
 
@@ -415,5 +417,5 @@ def test_help_explains_every_option_and_imports_nothing_heavy() -> None:
 
 def test_the_plan_tells_settings_and_time(toy: None) -> None:
     plan = replace(SMALL, parts=SYNTHETIC + ON_MODEL).plan()
-    assert f"{len(SMALL.settings())} settings" in plan and "directions" in plan
+    assert f"{len(SMALL.points())} settings" in plan and "directions" in plan
     assert "base                  178 parameters" in plan and "forwards of" in plan and "minutes" in plan

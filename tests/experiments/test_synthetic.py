@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from smoothlab.experiments.estimators.config import Config
+from smoothlab.experiments.estimators.experiment import Estimators
 from smoothlab.experiments.estimators.synthetic import SHAPES, Ridges, directions, frames, slopes
 from smoothlab.zeroth.distributions import Coordinate, Gaussian, LowRank, Rademacher, Sphere, named
 from smoothlab.zeroth.estimators import ZerothOrder
@@ -30,7 +30,7 @@ def test_taylor_tensors_are_the_functions_derivatives(shape: str) -> None:
 def cases() -> list[ZerothOrder]:
     singles = [
         ZerothOrder(0.3, sides=sides, distribution=distribution)
-        for sides, distribution in product((1, 2), map(named, Config().distributions))
+        for sides, distribution in product((1, 2), map(named, Estimators().distributions))
     ]
     averages = [ZerothOrder(0.3, sides=sides, q=4, average=average) for sides, average in
                 ((2, "plain"), (1, "plain"), (1, "antithetic"), (2, "orthogonal"), (1, "orthogonal"))]  # fmt: skip

@@ -182,7 +182,7 @@ def test_other_records_are_refused(kind: str) -> None:
 
 
 def test_records_without_a_part_that_is_drawn_are_refused(table: pd.DataFrame) -> None:
-    with pytest.raises(BadInput, match="hold no rows of an estimator"):
+    with pytest.raises(BadInput, match="hold none of the parts bias, variance"):
         draw("estimators", estimator_table([row("other", "x", "error", 1.0)]))
     with pytest.raises(BadInput, match="hold none of the parts theorem, counterexample"):
         draw("rates", table[:0])

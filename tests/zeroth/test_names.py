@@ -14,7 +14,6 @@ from smoothlab.__main__ import main
 from smoothlab.algorithm1.engine import Algorithm1
 from smoothlab.algorithm1.quadratics import moment
 from smoothlab.blocks import Block
-from smoothlab.experiments.estimators.config import Config
 from smoothlab.experiments.estimators.experiment import Estimators
 from smoothlab.optim.hybrid import HybridSGD
 from smoothlab.optim.seedlog import SeedLog, replay
@@ -124,7 +123,7 @@ def test_an_entry_is_its_class_in_lower_case_and_its_draws_have_the_second_momen
 
 def test_cases_and_defaults_name_every_entry() -> None:
     cases = {type(case.distribution) for case in ESTIMATORS.values()}
-    defaults = {name.partition("(")[0] for name in Config().distributions}
+    defaults = {name.partition("(")[0] for name in Estimators().distributions}
     assert {type(named(name)) for name in DISTRIBUTIONS} <= cases and defaults == set(DISTRIBUTIONS)
 
 

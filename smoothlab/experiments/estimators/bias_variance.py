@@ -4,11 +4,11 @@ How each is measured, over N directions that `ZerothOrder` would draw from these
 
 - bias: the mean of ghat - <g, z> z, and with one side also - (mu/2) A[z, z] z. What is subtracted is known to have the
   mean g (and 0, as z and -z are alike), so that the mean stays that of ghat - g while the variance falls from that of
-  the estimate to that of its bias: a control variate. Told is its component along the closed form of the bias (an
-  unbiased number, as a norm would not be), over ||g||, with a t interval; `p_value` is that of Hotelling's test that
-  the whole vector is the closed form. All mu of a curve share their directions. Signs and coordinates repeat the same
-  few moves, so that the rounding errors r of their quotients do not average out: by Cauchy-Schwarz with E zz' = I their
-  mean E r z is at most sqrt(E r^2) long in any direction. This `floor`, from the noise that
+  the estimate to that of its bias: a control variate. A record holds its component along the closed form of the bias
+  (an unbiased number, as a norm would not be), over ||g||, with a t interval; `p_value` is that of Hotelling's test
+  that the whole vector is the closed form. All mu of a curve share their directions. Signs and coordinates repeat the
+  same few moves, so that the rounding errors r of their quotients do not average out: by Cauchy-Schwarz with E zz' = I
+  their mean E r z is at most sqrt(E r^2) long in any direction. This `floor`, from the noise that
   `smoothlab.experiments.estimators.ucurve` measures, is added to the interval on both sides.
 - variance: the mean of ||ghat - g||^2 / ||g||^2, as it comes, with the interval of `samples.mean_square` and the flag
   of `samples.rare_draws`, as all means of squares here. One side and two, and all q of one average, share their
@@ -17,6 +17,7 @@ How each is measured, over N directions that `ZerothOrder` would draw from these
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, get_args
 
 import numpy as np
@@ -26,14 +27,13 @@ from scipy import stats
 from smoothlab.experiments.estimators import ucurve
 from smoothlab.experiments.estimators.config import Config
 from smoothlab.experiments.estimators.synthetic import SHAPES, Ridges, directions, frames, slopes
+from smoothlab.experiments.settings import Row, measured_row
 from smoothlab.stats import samples
 from smoothlab.stats.intervals import Interval
 from smoothlab.zeroth.distributions import Gaussian, named
 from smoothlab.zeroth.estimators import Average, ZerothOrder
 from smoothlab.zeroth.moments import second_moment
 from smoothlab.zeroth.rng import stream_name
-
-Row = dict[str, Any]
 
 REPEATING = ("rademacher", "coordinate")  # distributions that move a weight by few different numbers
 NEARBY = 50  # directions along which rounding is measured
@@ -43,38 +43,23 @@ DIGITS = 7  # significant ones in records
 ALWAYS = ("measured", "low", "high", "reference", "predicted")  # null where there is none; others are left out
 
 
-def rounded(value: float | None) -> float | None:
-    """What a record keeps of a number."""
-    return None if value is None else float(f"{value:.{DIGITS}g}")
-
-
 def row(
     setting: str, quantity: str, measured: Interval, estimator: ZerothOrder, *, dtype: str, d: int, draws: int,
     reference: float | None = None, predicted: float | None = None, device: str = "cpu", **more: Any,
 ) -> Row:  # fmt: skip
-    """One flat row; `setting` is what a stopped run repeats as a whole, "part/..."."""
+    """Return one flat row of a setting "part/..."; `more` are columns of its own."""
     columns: Row = {
-        "part": setting.split("/")[0],
-        "setting": setting,
-        "quantity": quantity,
-        "estimator": estimator.name,
-        "distribution": estimator.distribution.name,
-        "sides": estimator.sides,
-        "q": estimator.q,
-        "average": estimator.average,
-        "mu": estimator.mu,
-        "dtype": dtype,
-        "d": d,
-        "draws": draws,
-        "measured": rounded(measured.value),
-        "low": rounded(measured.low),
-        "high": rounded(measured.high),
-        "reference": rounded(reference),
-        "predicted": rounded(predicted),
-        "stream": stream_name(device),
-    }
-    columns |= {name: rounded(value) if isinstance(value, float) else value for name, value in more.items()}
-    return {name: value for name, value in columns.items() if value is not None or name in ALWAYS}
+        "part": setting.split("/")[0], "setting": setting, "quantity": quantity, "estimator": estimator.name,
+        "distribution": estimator.distribution.name, "sides": estimator.sides, "q": estimator.q,
+        "average": estimator.average, "mu": estimator.mu, "dtype": dtype, "d": d, "draws": draws,
+        **measured_row(measured), "reference": reference, "predicted": predicted, "stream": stream_name(device), **more,
+    }  # fmt: skip
+    for name in list(columns):
+        if isinstance(columns[name], float) and name != "mu":
+            columns[name] = float(f"{columns[name]:.{DIGITS}g}")
+        elif columns[name] is None and name not in ALWAYS:
+            del columns[name]
+    return columns
 
 
 def bias(run: Config, setting: str) -> Iterator[Row]:
@@ -83,17 +68,22 @@ def bias(run: Config, setting: str) -> Iterator[Row]:
     f, distribution = Ridges.random(function, run.dim, run.seed), named(name)
     taylor = f.taylor(2)
     g, size = taylor.gradient, float(np.linalg.norm(taylor.gradient))
-    series = [("float64", 2)] + ([("float64", 1), ("float32", 2)] if name == "gaussian" else [])
-    for dtype in dict.fromkeys(kind for kind, _ in series):
+    # rounding shows in fp32; one side has another bias
+    series: dict[str, tuple[int, ...]] = {"float64": (2,)}
+    if name == "gaussian":
+        series = {"float64": (2, 1), "float32": (2,)}
+    for dtype, all_sides in series.items():
         kind = getattr(torch, dtype)
         drawn = directions(distribution, f.block(kind), (run.seed, 1, list(SHAPES).index(function)), run.draws)
-        noise = ucurve.noise(_nearby(f, drawn[:NEARBY, 0], kind)).high if name in REPEATING else 0.0
-        for sides in [s for t, s in series if t == dtype]:
+        noise = 0.0
+        if name in REPEATING:
+            noise = ucurve.noise(_nearby(f, drawn[:NEARBY, 0], kind)).high
+        for sides in all_sides:
             for mu in run.mus:
                 estimator = ZerothOrder(mu, sides=sides, distribution=distribution)  # type: ignore[arg-type]
                 c, z = slopes(f, mu, sides, drawn, kind)
                 c, z = c[:, 0] - z[:, 0] @ g, z[:, 0]
-                if sides == 1:
+                if sides == 1:  # the second-order term has the mean 0, and most of the variance
                     c = c - mu / 2 * ((z @ taylor.hessian) * z).sum(1)
                 expected = f.mean(estimator) - g
                 floor = float(ucurve.rounding(mu, sides, noise)) / size
@@ -106,14 +96,9 @@ def bias(run: Config, setting: str) -> Iterator[Row]:
 
 
 def _nearby(f: Ridges, drawn: torch.Tensor, kind: torch.dtype) -> np.ndarray:
-    """Values of f in this precision at `ucurve.PLACES` along directions [n, d], which show its rounding errors."""
-    theta = torch.tensor(f.point, dtype=kind).to(drawn.dtype)
+    """Values of f in this precision at `ucurve.OFFSETS` along directions [n, d], which show its rounding errors."""
     near = ucurve.spacing(str(kind).removeprefix("torch."), float(np.square(f.point).mean() ** 0.5))
-    values = []
-    for position in ucurve.PLACES:
-        moved = torch.add(theta, drawn, alpha=float(position * near))
-        values.append(f.values(moved.to(kind)).double())
-    return np.asarray(torch.stack(values, 1))
+    return np.stack([f.along(drawn, float(position * near), kind) for position in ucurve.OFFSETS], 1)
 
 
 def _along(vectors: np.ndarray, expected: np.ndarray, size: float, floor: float = 0.0) -> tuple[Interval, float | None]:
@@ -131,7 +116,8 @@ def _along(vectors: np.ndarray, expected: np.ndarray, size: float, floor: float 
     free = values > max(1e-9 * values[-1], rounded_away)  # one sum of a coordinate estimate's components does not vary
     component = samples.mean(vectors @ axis / size)
     interval = Interval(component.value, component.low - floor, component.high + floor)
-    if not (rank := int(free.sum())):
+    rank = int(free.sum())
+    if rank == 0:
         return interval, None
     statistic = float(n * ((off / scale @ axes[:, free]) ** 2 / values[free]).sum())
     return interval, float(stats.f.sf(statistic * (n - rank) / (rank * (n - 1)), rank, n - rank))
@@ -182,11 +168,7 @@ def curve(run: Config, setting: str) -> Iterator[Row]:
     taylor = f.taylor(3)
     assert taylor.third is not None
     drawn = directions(Gaussian(), f.block(kind), (run.seed, 4), run.curve_draws)[:, 0]
-    theta = torch.tensor(f.point, dtype=kind).to(drawn.dtype)
-
-    def at(h: float) -> np.ndarray:
-        return np.asarray(f.values(torch.add(theta, drawn, alpha=h).to(kind)).double())
-
+    at = partial(f.along, drawn, dtype=kind)
     errors = ucurve.errors(at, float(at(0.0)[0]), drawn.double().numpy() @ taylor.gradient, run.curve_mus)
     spreads = ucurve.gaussian_spread(taylor.hessian, taylor.third)
     size = float(np.linalg.norm(taylor.gradient))
@@ -199,31 +181,25 @@ def curve_rows(
     setting: str, errors: dict[int, np.ndarray], mus: Sequence[float], nearby: np.ndarray, spreads: Sequence[float],
     size: float, *, seed: int, dtype: str, **more: Any,
 ) -> Iterator[Row]:  # fmt: skip
-    """Rows of a U-curve: its points, the noise it is predicted from, and the best mu, by sides.
+    """Rows of a U-curve: its points over `size` = ||g||, the noise it is predicted from, and the best mu, by sides.
 
-    Args:
-        setting: of the rows.
-        errors: `ucurve.errors`.
-        mus: the steps, ascending.
-        nearby: values of the loss at `ucurve.PLACES` along some directions, for its noise.
-        spreads: kappa and tau.
-        size: ||g||, which errors are divided by.
-        seed: of the resampling for the best mu's interval.
-        dtype: precision.
-        more: what the rows tell besides.
+    `errors` is what `ucurve.errors` returns, `nearby` the values at `ucurve.OFFSETS`, which show the noise, `spreads`
+    kappa and tau, `seed` that of the resampling for the best mu's interval; `more` are further columns of the rows.
     """
     noise = ucurve.noise(nearby)
     for sides, off in errors.items():
         spread, n = spreads[sides - 1], len(off)
         expected = ucurve.predicted(mus, sides, spread, noise.value) / size
-        for i, mu in enumerate(mus):
+        for mu, column, predicted in zip(mus, off.T, expected.tolist(), strict=True):
             estimator = ZerothOrder(mu, sides=sides)  # type: ignore[arg-type]
-            measured = samples.root_mean_square(off[:, i] / size)
-            yield row(setting, "derivative error", measured, estimator, dtype=dtype, draws=n,
-                      predicted=float(expected[i]), flag=samples.rare_draws(off[:, i] ** 2), **more)  # fmt: skip
+            measured = samples.root_mean_square(column / size)
+            yield row(setting, "derivative error", measured, estimator, dtype=dtype, draws=n, predicted=predicted,
+                      flag=samples.rare_draws(column**2), **more)  # fmt: skip
         lowest = samples.lowest(mus, off**2, seed=seed)
         estimator = ZerothOrder(lowest.value, sides=sides)  # type: ignore[arg-type]
-        best = ucurve.best(sides, spread, noise.value) if spread > 0 and noise.value > 0 else None
+        best = None  # without curvature or without noise the error falls or rises all along
+        if spread > 0 and noise.value > 0:
+            best = ucurve.best(sides, spread, noise.value)
         edge = lowest.value in (mus[0], mus[-1])  # the lowest one may lie beyond
         yield row(setting, "best mu", lowest, estimator, dtype=dtype, draws=n, predicted=best, edge=edge, **more)
     yield row(setting, "noise", noise, ZerothOrder(), dtype=dtype, draws=len(nearby),

@@ -1,20 +1,24 @@
 """Options of `smoothlab estimators`, and what a run with them measures."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from tyro.conf import arg
 
 from smoothlab.errors import BadInput
-from smoothlab.experiments.options import DistributionNames
-from smoothlab.experiments.settings import Row, SettingsExperiment
+from smoothlab.experiments.options import DistributionNames, option
+from smoothlab.experiments.settings import Row, SettingsExperiment, listed, point_of
 from smoothlab.llm.peft_methods import MeasuredPeftName
 from smoothlab.llm.tasks import TaskName
 from smoothlab.zeroth.names import DISTRIBUTIONS
 
-VARIANTS = ("one-sided", "plain4", "orthogonal4")
+VARIANTS: dict[str, dict[str, Any]] = {
+    "one-sided": {"sides": 1}, "plain4": {"q": 4}, "orthogonal4": {"q": 4, "average": "orthogonal"},
+}  # fmt: skip
+"""Estimators of model-variance that are no two-sided ones with the distribution of their name, as `ZerothOrder`'s."""
 Part = Literal["bias", "variance", "averages", "curve", "model-curve", "model-variance", "model-cost"]
 Function = Literal["cubic", "quartic", "cosh"]
 Precision = Literal["float64", "float32", "bfloat16"]
@@ -24,7 +28,7 @@ Kinds = Annotated[tuple[str, ...], arg(metavar=f"{'|'.join((*DISTRIBUTIONS, *VAR
 ON_MODELS = tuple(name for name in DISTRIBUTIONS if name != "coordinate")
 SYNTHETIC: tuple[Part, ...] = ("bias", "variance", "averages", "curve")
 ON_MODEL: tuple[Part, ...] = ("model-curve", "model-variance", "model-cost")
-BLOCKS = ("base", "peft", "head")  # of a model, in their order
+BLOCKS: tuple[str, ...] = ("base", "peft", "head")  # of a model, in their order
 AVERAGES = ("plain", "antithetic", "orthogonal")
 COSTS = (*ON_MODELS, "kept")
 STEPS = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
@@ -108,24 +112,26 @@ class Config(SettingsExperiment):
     }  # fmt: skip
     optional = ("measure",)
 
-    def settings(self, blocks: Sequence[str] = BLOCKS) -> list[str]:
-        """Names "part/what" of what is measured, on functions and on a model with these blocks, in order."""
-        curves = [f"{block}/{precision}" for block in blocks for precision in self.precisions]
-        biases = [f"{function}/{name}" for function in self.functions for name in self.distributions]
-        cases: dict[str, Sequence[str]] = {
-            "bias": biases, "variance": self.distributions, "averages": AVERAGES, "curve": self.precisions,
-            "model-curve": curves, "model-variance": self.kinds, "model-cost": COSTS,
-        }  # fmt: skip
-        ordered = [part for part in self.parts if part in SYNTHETIC] + [part for part in self.parts if part in ON_MODEL]
-        return [f"{part}/{case}" for part in ordered for case in cases[part]]
-
     def points(self) -> list[Row]:
-        """The settings, with the model's blocks as far as they are known before it is loaded."""
-        return [{"setting": name} for name in self.settings(self.measure or BLOCKS)]
+        """List the settings, on functions before those on a model; --measure may name fewer blocks than `BLOCKS`."""
+        cases: dict[str, Iterable[tuple[str, ...]]] = {
+            "bias": product(self.functions, self.distributions), "variance": product(self.distributions),
+            "averages": product(AVERAGES), "curve": product(self.precisions),
+            "model-curve": product(self.measure or BLOCKS, self.precisions), "model-variance": product(self.kinds),
+            "model-cost": product(COSTS),
+        }  # fmt: skip
+        points = []
+        for part in sorted(self.parts, key=ON_MODEL.__contains__):
+            for words in cases[part]:
+                values = {}
+                if part == "model-curve":
+                    values["block"] = words[0]
+                points.append(point_of(part, words, values))
+        return points
 
     def measures_model(self) -> bool:
         """Whether a part needs the model."""
-        return bool(set(self.parts) & set(ON_MODEL))
+        return not set(self.parts).isdisjoint(ON_MODEL)
 
     def check(self) -> None:
         """Refuse values out of range, names that are none of the choices, and a device that is not there.
@@ -137,9 +143,10 @@ class Config(SettingsExperiment):
         from smoothlab.zeroth.distributions import named
 
         super().check()
-        for option, steps in (("--mus", self.mus), ("--curve-mus", self.curve_mus), ("--model-mus", self.model_mus)):
+        for field in ("mus", "curve_mus", "model_mus"):
+            steps = getattr(self, field)
             if list(steps) != sorted(steps) or len(steps) < 2:
-                raise BadInput(f"{option} {_listed(steps)}: give two or more steps, ascending")
+                raise BadInput(f"{option(field)} {listed(steps)}: give two or more steps, ascending")
         for name in self.distributions:
             named(name, "--distributions")
         for name in set(self.kinds).difference(VARIANTS):
@@ -147,11 +154,7 @@ class Config(SettingsExperiment):
         entries = self.draws * max(*self.dims, self.dim, max(self.qs) * 64 // 8)
         if entries > MOST_ENTRIES:
             raise BadInput(
-                f"--draws {self.draws} with --dims {_listed(self.dims)} and --qs {_listed(self.qs)} would hold "
+                f"--draws {self.draws} with --dims {listed(self.dims)} and --qs {listed(self.qs)} would hold "
                 f"{entries:.1e} numbers at once: use at most {self.draws * MOST_ENTRIES // entries} draws"
             )
         check_device(self.device)
-
-
-def _listed(values: Sequence[Any]) -> str:
-    return ", ".join(map(str, values))

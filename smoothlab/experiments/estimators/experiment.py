@@ -1,63 +1,55 @@
 """Zeroth-order estimators against their closed forms: bias, variance, rounding and cost."""
 
-import sys
-import time
+import timeit
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
-from smoothlab.experiments.estimators.config import AVERAGES, BLOCKS, COSTS, ON_MODEL, Config
-
-if TYPE_CHECKING:
-    from smoothlab.experiments.estimators.model_blocks import Measured
-
-Row = dict[str, Any]
+from smoothlab.experiments.estimators.config import AVERAGES, BLOCKS, COSTS, Config
+from smoothlab.experiments.settings import Row
 
 
 @dataclass(frozen=True)
 class Estimators(Config):
     """Measure zeroth-order gradient estimators beside their closed forms: bias, variance, rounding and cost."""
 
-    def rows(self, done: Sequence[Row]) -> Iterator[Row]:
-        """Yield the rows of each setting that is not done, in the order of `parts`."""
+    def rows_of(self, points: Sequence[Row]) -> Iterator[Row]:
+        """Measure settings one after another; the model is loaded once, before the first of them."""
         # Torch and scipy, which `--help` does without.
-        from tqdm import tqdm
-
         from smoothlab.experiments.estimators import bias_variance, model_blocks
 
-        self.check()
-        finished = {row["setting"] for row in done}
-        model = model_blocks.Measured(self) if self.measures_model() else None
-        names = self.settings(model.names) if model else self.settings()
-        progress = tqdm(
-            [name for name in names if name not in finished],
-            "settings",
-            unit="setting",
-            disable=not sys.stderr.isatty(),
-        )
-        for setting in progress:
-            progress.set_postfix_str(setting)
-            part = setting.partition("/")[0]
-            if model is not None and part in ON_MODEL:
-                yield from model_blocks.PARTS[part](model, setting)
-            else:
-                yield from bias_variance.PARTS[part](self, setting)
+        runs: dict[str, Callable[[str], Iterator[Row]]] = {}
+        for part, measure in bias_variance.PARTS.items():
+            runs[part] = partial(measure, self)
+        blocks = BLOCKS
+        if self.measures_model():
+            model = model_blocks.Measured(self)
+            blocks = model.names
+            for part, measure_block in model_blocks.PARTS.items():
+                runs[part] = partial(measure_block, model)
+        for point in points:
+            if point.get("block", blocks[0]) in blocks:  # a model may have no PEFT module
+                yield from runs[point["part"]](point["setting"])
 
     def plan(self) -> str:
         """What a run would measure and cost, from timed directions and forwards."""
         from smoothlab.experiments.estimators.model_blocks import Measured
+        from smoothlab.zeroth.estimators import evaluate
 
         self.check()
-        settings, seconds = len(self.settings(self.measure or BLOCKS)), 0.0
-        lines = [f"zeroth-order estimators, measured beside their closed forms: {settings} settings"]
+        lines = [f"zeroth-order estimators, measured beside their closed forms: {len(self.points())} settings"]
+        seconds = 0.0
         directions = self._directions()
         if directions:
             seconds += directions * self._seconds_of_a_direction()
             lines.append(f"  synthetic functions: {directions:,} directions")
         if self.measures_model():
             model = Measured(self)
-            forwards, forward = self._forwards(len(model.names)), self._seconds_of_a_forward(model)
-            lines += [f"  block {name:12s} {model.blocks[name].dim:12,d} parameters" for name in model.names]
+            forwards = self._forwards(len(model.names))
+            forward = _least_seconds(partial(evaluate, model.loss, model.blocks[model.names[0]]))
+            for name in model.names:
+                lines.append(f"  block {name:12s} {model.blocks[name].dim:12,d} parameters")
             lines.append(
                 f"  {self.model} on {self.data}, {self.peft}: about {forwards:,} forwards of {forward:.3f} s and as "
                 "many moves of a block"
@@ -78,9 +70,10 @@ class Estimators(Config):
 
     def _forwards(self, blocks: int) -> int:
         """Forward passes of the model."""
-        averaged = [kind for kind in self.kinds if kind.endswith("4")]
         curve = self.model_curve_draws * (2 * len(self.model_mus) + 5) * blocks * len(self.precisions)
-        variance = (2 * len(self.kinds) + 2 * len(averaged)) * self.model_draws
+        # two forwards a direction; a kind that averages over four has half the draws, so twice as many in all
+        averages = {"plain4", "orthogonal4"}.intersection(self.kinds)
+        variance = 2 * (len(self.kinds) + len(averages)) * self.model_draws
         counts = {"model-curve": curve, "model-variance": variance, "model-cost": len(COSTS) * self.rounds * 5}
         return sum(counts.get(part, 0) for part in self.parts)
 
@@ -92,19 +85,9 @@ class Estimators(Config):
         from smoothlab.zeroth.distributions import Gaussian
 
         block = Ridges.random("cubic", self.dim, 0).block(torch.float64)
-        return 1.5 * _least_seconds(lambda: directions(Gaussian(), block, (0,), 100)) / 100
-
-    def _seconds_of_a_forward(self, model: "Measured") -> float:
-        from smoothlab.zeroth.estimators import evaluate
-
-        return _least_seconds(lambda: evaluate(model.loss, model.blocks[model.names[0]]))
+        return 1.5 * _least_seconds(partial(directions, Gaussian(), block, (0,), 100)) / 100
 
 
 def _least_seconds(work: Callable[[], Any]) -> float:
     """The least of five times, after a run that warms up: what the work takes when nothing else runs."""
-    seconds = []
-    for _ in range(6):
-        begun = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - begun)
-    return min(seconds[1:])
+    return min(timeit.repeat(work, number=1, repeat=6)[1:])

@@ -22,8 +22,10 @@ import torch
 from smoothlab.blocks import Block, Loss
 from smoothlab.errors import BadInput
 from smoothlab.experiments.estimators import ucurve
-from smoothlab.experiments.estimators.bias_variance import Row, curve_rows, row
-from smoothlab.experiments.estimators.config import Config
+from smoothlab.experiments.estimators.bias_variance import curve_rows, row
+from smoothlab.experiments.estimators.config import VARIANTS, Config
+from smoothlab.experiments.finetune.config import Method
+from smoothlab.experiments.settings import Row
 from smoothlab.stats import samples
 from smoothlab.zeroth.directional import Directional
 from smoothlab.zeroth.distributions import Gaussian, named
@@ -34,14 +36,9 @@ from smoothlab.zeroth.perturbation import Perturbation
 
 def estimator_of(kind: str, mu: float) -> ZerothOrder:
     """The estimator of a kind of the model's parts, see `config.VARIANTS` and `config.COSTS`."""
-    if kind == "one-sided":
-        return ZerothOrder(mu, sides=1)
-    if kind == "plain4":
-        return ZerothOrder(mu, q=4)
-    if kind == "orthogonal4":
-        return ZerothOrder(mu, q=4, average="orthogonal")
-    if kind == "kept":
-        return ZerothOrder(mu, keep=True)
+    variants = VARIANTS | {"kept": {"keep": True}}
+    if kind in variants:
+        return ZerothOrder(mu, **variants[kind])
     return ZerothOrder(mu, distribution=named(kind))
 
 
@@ -51,7 +48,9 @@ class Measured:
     def __init__(self, run: Config) -> None:
         from smoothlab.experiments.smoothness import Smoothness
 
-        method = "fo-full" if run.peft == "none" else "fo-joint"
+        method: Method = "fo-joint"
+        if run.peft == "none":
+            method = "fo-full"
         setup = Smoothness(
             model=run.model, data=run.data, data_dir=run.data_dir, method=method, peft=run.peft, batch=run.batch,
             seed=run.seed, device=run.device,
@@ -79,17 +78,21 @@ class Measured:
     @cached_property
     def spreads(self) -> dict[str, tuple[float, float]]:
         """kappa and tau of the measured blocks."""
-        return {name: self._spread(self.blocks[name]) for name in self.gradients}
-
-    def _spread(self, block: Block) -> tuple[float, float]:
+        spreads = {}
         self.model.double()
-        step = 0.05 * size_of(block)  # far below the scale on which the loss bends, far above fp64's rounding
-        values = values_along(
-            self.loss, block, (self.run.seed, 6), self.run.model_curve_draws, step * np.array(ucurve.STENCIL)
-        )
+        for name in self.names:
+            block = self.blocks[name]
+            step = 0.05 * size_of(block)  # far below the scale on which the loss bends, far above fp64's rounding
+            steps = step * np.array(ucurve.STENCIL)
+            values = values_along(self.loss, block, (self.run.seed, 6), self.run.model_curve_draws, steps)
+            second, third = ucurve.derivatives(values, step)
+            spreads[name] = (float((second**2).mean() ** 0.5), float((third**2).mean() ** 0.5))
         self.model.float()
-        second, third = ucurve.derivatives(values, step)
-        return float((second**2).mean() ** 0.5), float((third**2).mean() ** 0.5)
+        return spreads
+
+    def labels(self, name: str) -> dict[str, Any]:
+        """Columns of the rows of a block."""
+        return {"d": self.blocks[name].dim, "block": name, "function": self.run.model, "device": self.device}
 
 
 def size_of(block: Block) -> float:
@@ -100,7 +103,7 @@ def size_of(block: Block) -> float:
 def values_along(
     loss: Loss, block: Block, seed: tuple[int, ...], count: int, steps: np.ndarray, look: Any = None
 ) -> np.ndarray:
-    """Values of the loss at theta + h z, [count, places], Gaussian z; `seen(z)` is called with each direction."""
+    """Values of the loss at theta + h z, [count, steps], Gaussian z; `look(z)` is called with each direction."""
     perturbation, distribution, rows = Perturbation(block, keep=True), Gaussian(), []
     for i in range(count):
         direction = (((*seed, i), 1.0),)
@@ -120,7 +123,7 @@ def curve(measured: Measured, setting: str) -> Iterator[Row]:
     _, name, dtype = setting.split("/")
     run, block, loss = measured.run, measured.blocks[name], measured.loss
     g, spreads = measured.gradients[name], measured.spreads[name]
-    truth = torch.tensor(g, device=block.params[0].device)
+    truth = torch.tensor(g, device=measured.device)
     exact: list[float] = []
     measured.model.to(getattr(torch, dtype))
     mus, count = np.array(run.model_mus), run.model_curve_draws
@@ -130,13 +133,13 @@ def curve(measured: Measured, setting: str) -> Iterator[Row]:
         lambda z: exact.append(float(z.double() @ truth)),
     )  # fmt: skip
     plus, minus = np.split(values, 2, axis=1)
-    at = {**dict(zip(mus, plus.T, strict=True)), **dict(zip(-mus, minus.T, strict=True))}
+    at = dict(zip(mus, plus.T, strict=True)) | dict(zip(-mus, minus.T, strict=True))
     errors = ucurve.errors(at.__getitem__, center, np.array(exact), run.model_mus)
     near = ucurve.spacing(dtype, size_of(block))
-    nearby = values_along(loss, block, (run.seed, 7), max(count // 2, 4), near * ucurve.PLACES)
+    nearby = values_along(loss, block, (run.seed, 7), max(count // 2, 4), near * ucurve.OFFSETS)
     measured.model.float()
     yield from curve_rows(setting, errors, run.model_mus, nearby, spreads, float(np.linalg.norm(g)), seed=run.seed,
-                          dtype=dtype, d=block.dim, block=name, function=run.model, device=measured.device)  # fmt: skip
+                          dtype=dtype, **measured.labels(name))  # fmt: skip
 
 
 def variance(measured: Measured, setting: str) -> Iterator[Row]:
@@ -144,18 +147,18 @@ def variance(measured: Measured, setting: str) -> Iterator[Row]:
     run, name = measured.run, measured.names[0]
     block, estimator = measured.blocks[name], estimator_of(setting.split("/")[1], run.model_mu)
     g = measured.gradients[name]
-    truth, square = torch.tensor(g, dtype=torch.float32, device=block.params[0].device), float(g @ g)
+    truth, square = torch.tensor(g, dtype=torch.float32, device=measured.device), float(g @ g)
     factor = linear_factor(estimator, block.dim, block.shapes, gradient=g)
-    count = run.model_draws if estimator.q == 1 else max(run.model_draws // 2, 2)
+    count = run.model_draws
+    if estimator.q > 1:
+        count = max(count // 2, 2)
     own = zlib.crc32(setting.encode())  # each estimator has its own directions, so that each is new evidence
     errors = []
     for i in range(count):
         dense = estimator(measured.loss, block, (run.seed, 5, own, i)).dense(block)
         errors.append(float((dense - truth).double().square().sum()) / square)
-    details: dict[str, Any] = {"dtype": "float32", "d": block.dim, "draws": count, "block": name, "function": run.model,
-            "device": measured.device}  # fmt: skip
-    yield row(setting, "error", samples.mean_square(errors), estimator, reference=factor - 1,
-              flag=samples.rare_draws(errors), **details)  # fmt: skip
+    yield row(setting, "error", samples.mean_square(errors), estimator, dtype="float32", draws=count,
+              reference=factor - 1, flag=samples.rare_draws(errors), **measured.labels(name))  # fmt: skip
 
 
 def cost(measured: Measured, setting: str) -> Iterator[Row]:
@@ -168,42 +171,29 @@ def cost(measured: Measured, setting: str) -> Iterator[Row]:
         key = (run.seed, 8, i)
         step = (estimator.distribution, ((key, 1.0),), run.model_mu)
         perturbation.forget()
-        clock = Clock(measured.device)
+        begun = _now(measured.device)
         evaluate(measured.loss, block)
         evaluate(measured.loss, block)
-        forward = clock.lap() / 2
+        evaluated = _now(measured.device)
         with perturbation.along(*step):
             pass
         with perturbation.against(*step):
             pass
         Directional(estimator.distribution, ((key, 0.0),), kept=perturbation.kept).add_to(block, 0.0)
-        moves = clock.lap()
+        moves, forwards = _now(measured.device) - evaluated, evaluated - begun
         if i:  # the first round warms up
-            passes.append(moves / 3 / forward)
-            fractions.append(moves / (moves + 2 * forward))
-    details: dict[str, Any] = {
-        "dtype": "float32", "d": block.dim, "draws": run.rounds, "block": name, "function": run.model,
-        "device": measured.device, "kept": estimator.keep, "threads": torch.get_num_threads(),
-    }  # fmt: skip
-    yield row(setting, "pass in forwards", samples.median(passes), estimator, **details)
-    yield row(setting, "share of a step", samples.median(fractions), estimator, **details)
+            passes.append(moves / 3 / (forwards / 2))
+            fractions.append(moves / (moves + forwards))
+    labels = {**measured.labels(name), "kept": estimator.keep, "threads": torch.get_num_threads()}
+    for quantity, values in (("pass in forwards", passes), ("share of a step", fractions)):
+        yield row(setting, quantity, samples.median(values), estimator, dtype="float32", draws=run.rounds, **labels)
 
 
-class Clock:
-    """Seconds since the last lap, when the device's work is done."""
-
-    def __init__(self, device: str) -> None:
-        self._cuda = device.startswith("cuda")
-        self.lap()
-
-    def lap(self) -> float:
-        """Seconds since the lap before."""
-        if self._cuda:
-            torch.cuda.synchronize()
-        now = time.perf_counter()
-        seconds = now - getattr(self, "_begun", now)
-        self._begun = now
-        return seconds
+def _now(device: str) -> float:
+    """Seconds on a clock, once the device has done what it was given."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 PARTS: dict[str, Callable[[Measured, str], Iterator[Row]]] = {

@@ -60,8 +60,9 @@ class Ridges:
     def random(cls, shape: str, dim: int, seed: int) -> "Ridges":
         """Gaussian directions and a Gaussian point."""
         rng = np.random.default_rng([seed, dim])
-        w, point = rng.standard_normal((dim, dim)) / dim**0.5, rng.standard_normal(dim)
-        return cls(shape, *(torch.tensor(x).bfloat16().double().numpy() for x in (w, point)))
+        w = torch.tensor(rng.standard_normal((dim, dim)) / dim**0.5).bfloat16()
+        point = torch.tensor(rng.standard_normal(dim)).bfloat16()
+        return cls(shape, w.double().numpy(), point.double().numpy())
 
     @property
     def dim(self) -> int:
@@ -70,8 +71,10 @@ class Ridges:
 
     @property
     def matrix(self) -> tuple[int, int]:
-        """The squarest shape of d entries, which theta is given for low-rank directions."""
-        rows = next(n for n in range(int(self.dim**0.5), 0, -1) if self.dim % n == 0)
+        """The squarest shape of d entries: low-rank directions need a matrix."""
+        rows = int(self.dim**0.5)
+        while self.dim % rows:
+            rows -= 1
         return rows, self.dim // rows
 
     def derivative(self, order: int) -> Array:
@@ -80,16 +83,13 @@ class Ridges:
 
     def taylor(self, order: int = 4) -> Taylor:
         """Derivatives at the point, as tensors up to `order`."""
-        forms = ("ki,kj->ij", "ki,kj,kl->ijl", "ki,kj,kl,km->ijlm")
-        tensors: list[Array | None] = [
-            np.einsum("k," + forms[n - 2], self.derivative(n), *[self.w] * n, optimize=True)
-            if n <= order and self.derivative(n).any()
-            else None
-            for n in (2, 3, 4)
-        ]
-        hessian, third, fourth = tensors
-        assert hessian is not None
-        return Taylor(self.derivative(1) @ self.w, hessian, third, fourth, shapes=(self.matrix,))
+        forms = {2: "k,ki,kj->ij", 3: "k,ki,kj,kl->ijl", 4: "k,ki,kj,kl,km->ijlm"}
+        tensors: dict[int, Array] = {}
+        for n, form in forms.items():
+            if n <= order and self.derivative(n).any():  # without it Taylor spares the sums that are 0
+                tensors[n] = np.einsum(form, self.derivative(n), *[self.w] * n, optimize=True)
+        gradient = self.derivative(1) @ self.w
+        return Taylor(gradient, tensors[2], tensors.get(3), tensors.get(4), shapes=(self.matrix,))
 
     def mean(self, estimator: ZerothOrder) -> Array:
         """E ghat [d], exact: from the Taylor tensors, and for cosh from its moment generating function.
@@ -125,6 +125,11 @@ class Ridges:
         """f at many points [..., d], computed in their precision."""
         w = torch.tensor(self.w, dtype=points.dtype)
         return VALUES[self.shape](points @ w.T).mean(-1)
+
+    def along(self, z: Tensor, h: float, dtype: torch.dtype) -> Array:
+        """f at theta + h z for directions z [..., d], in `dtype`; the sum is rounded as `Perturbation` rounds it."""
+        theta = torch.tensor(self.point, dtype=dtype).to(z.dtype)
+        return np.asarray(self.values(torch.add(theta, z, alpha=h).to(dtype)).double())
 
     def block(self, dtype: torch.dtype) -> Block:
         """theta as a block of one matrix."""
@@ -167,17 +172,13 @@ class Slopes(NamedTuple):
 
 
 def slopes(f: Ridges, mu: float, sides: int, z: Tensor, dtype: torch.dtype) -> Slopes:
-    """Quotients along z [n, q, d] with theta, the moved points and f in `dtype`; the sums as `Perturbation` makes them.
+    """Quotients along z [n, q, d] with theta, the moved points and f in `dtype`.
 
     The difference of two values and its quotient are those of Python's numbers, fp64, as in `ZerothOrder`.
     """
-    theta = torch.tensor(f.point, dtype=dtype).to(z.dtype)
-
-    def at(h: float) -> Tensor:
-        return f.values(torch.add(theta, z, alpha=h).to(dtype)).double()
-
     if sides == 2:
-        c = (at(mu) - at(-mu)) / (2 * mu)
+        c = (f.along(z, mu, dtype) - f.along(z, -mu, dtype)) / (2 * mu)
     else:
-        c = (at(mu) - f.values(theta.to(dtype)).double()) / mu
-    return Slopes(c.numpy(), z.double().numpy())
+        center = float(f.values(torch.tensor(f.point, dtype=dtype)))
+        c = (f.along(z, mu, dtype) - center) / mu
+    return Slopes(c, z.double().numpy())

@@ -32,7 +32,7 @@ from smoothlab.stats.samples import rare_draws, root_mean_square
 Array = NDArray[np.float64]
 
 ORDER = 6  # of the differences that leave nothing but noise
-PLACES = np.arange(ORDER + 3) - (ORDER + 2) / 2  # in units of the spacing; three differences a direction
+OFFSETS = np.arange(ORDER + 3) - (ORDER + 2) / 2  # positions in units of the spacing; three differences a direction
 STENCIL = (-2.0, -1.0, 0.0, 1.0, 2.0)  # points that third and second derivatives are taken from
 RESOLUTION = {"float64": 2.0**-53, "float32": 2.0**-24, "bfloat16": 2.0**-9}
 
@@ -43,7 +43,7 @@ def spacing(dtype: str, size: float) -> float:
 
 
 def noise(values: ArrayLike) -> Interval:
-    """Standard deviation of the rounding errors in values [directions, PLACES] of a function at equal distances.
+    """Standard deviation of the rounding errors in values [directions, OFFSETS] of a function at equal distances.
 
     A sixth difference of independent errors has the variance (12)! / (6!)^2 = 924 e^2.
     """
@@ -69,27 +69,24 @@ def derivatives(values: ArrayLike, step: float) -> tuple[Array, Array]:
 
 
 def rounding(mu: ArrayLike, sides: int, noise: float) -> Array:
-    """Root mean square of what rounding adds to D(mu)."""
-    return noise * (2**-0.5 if sides == 2 else 2**0.5) / np.asarray(mu, dtype=float)
+    """Root mean square of what rounding adds to D(mu), by sides."""
+    return noise * {1: 2**0.5, 2: 2**-0.5}[sides] / np.asarray(mu, dtype=float)
 
 
 def predicted(mu: ArrayLike, sides: int, spread: float, noise: float) -> Array:
-    """Root mean square error of D(mu).
-
-    Args:
-        mu: steps.
-        sides: 1 or 2.
-        spread: tau for two sides, kappa for one.
-        noise: e.
-    """
+    """Root mean square error of D(mu); `spread` is tau for two sides and kappa for one, `noise` is e."""
     mu = np.asarray(mu, dtype=float)
-    curved = mu**2 * spread / 6 if sides == 2 else mu * spread / 2
+    curved = mu * spread / 2
+    if sides == 2:
+        curved = mu**2 * spread / 6
     return np.hypot(curved, rounding(mu, sides, noise))
 
 
 def best(sides: int, spread: float, noise: float) -> float:
     """The mu where `predicted` is lowest."""
-    return float((3 * noise / spread) ** (1 / 3) if sides == 2 else (2 * 2**0.5 * noise / spread) ** 0.5)
+    if sides == 2:
+        return float((3 * noise / spread) ** (1 / 3))
+    return float((2 * 2**0.5 * noise / spread) ** 0.5)
 
 
 def gaussian_spread(hessian: Array, third: Array) -> tuple[float, float]:
@@ -99,16 +96,10 @@ def gaussian_spread(hessian: Array, third: Array) -> tuple[float, float]:
     return float(kappa**0.5), float((9 * t @ t + 6 * (third**2).sum()) ** 0.5)
 
 
-def errors(
-    at: Callable[[float], Array], center: float, exact: Array, mus: Sequence[float]
-) -> dict[int, NDArray[np.float64]]:
+def errors(at: Callable[[float], Array], center: float, exact: Array, mus: Sequence[float]) -> dict[int, Array]:
     """D(mu) - <g, z> by sides, [directions, mus].
 
-    Args:
-        at: values of the loss at theta + h z for every direction, as a function of h.
-        center: the loss at theta.
-        exact: <g, z> for every direction.
-        mus: the steps.
+    `at` maps h to the values of the loss at theta + h z by direction; `center` is the loss at theta, `exact` <g, z>.
     """
     two_sided, one_sided = [], []
     for mu in mus:

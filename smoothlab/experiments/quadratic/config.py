@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
-from smoothlab.experiments.settings import Row, SettingsExperiment, short
+from smoothlab.experiments.settings import Row, SettingsExperiment, point_of, short
 
 Part = Literal["rates", "noise", "hybrid"]
 Distribution = Literal["gaussian", "sphere", "rademacher"]
@@ -68,6 +68,5 @@ class QuadraticConfig(SettingsExperiment):
         points = []
         for part in self.parts:
             for values in settings[part]:
-                words = [short(value) for value in values.values() if value]
-                points.append({"part": part, "setting": "/".join([part, *words]), **values})
+                points.append(point_of(part, [short(value) for value in values.values() if value], values))
         return points

@@ -1,5 +1,6 @@
 """`smoothlab quadratic`: Example 2.3 by Algorithm 1, beside its closed forms."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from smoothlab.experiments.quadratic.config import QuadraticConfig
@@ -12,6 +13,12 @@ class QuadraticExample(QuadraticConfig):
 
     The rates are 1/(2a) or 1/(2b) for both blocks, the best single one 1/(a + b), or 1/(2a) and 1/(2b).
     """
+
+    def rows_of(self, points: Sequence[Row]) -> Iterator[Row]:
+        """Measure settings through joblib, and yield their rows in order."""
+        from smoothlab.experiments import grid
+
+        return grid.rows(points, self.measured)
 
     def measured(self, point: Row) -> list[Row]:
         """Measure one setting and return its rows."""

@@ -4,6 +4,7 @@ import math
 import time
 import zlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 
 from smoothlab.algorithm1.engine import Algorithm1
 from smoothlab.algorithm1.quadratics import moment
+from smoothlab.algorithm1.replicas import Oracle
 from smoothlab.experiments.quadratic import closed_forms as forms
 from smoothlab.experiments.quadratic.config import QuadraticConfig
 from smoothlab.experiments.settings import UNMEASURED, Row, measured_row
@@ -38,11 +40,13 @@ def run(
     """Run Algorithm 1 on a ||x||^2 + ||y||^2, x in d dimensions; there is one summand."""
     f = objective(Quadratic(2 * a), Quadratic(2.0), d_x=d, d_y=1)
     keep = tuple(range(0, steps + 1, stride))
-    oracle: Any = "exact" if exact else "two-sided"
+    oracle: Oracle = "two-sided"
+    replicas = config.replicas
+    if exact:  # all replicas would be the same run
+        oracle, replicas = "exact", 1
     algorithm = Algorithm1(*eta, steps, oracle=oracle, distribution=distribution, keep=keep)
     z0 = torch.ones(d + 1, dtype=torch.float64)
     z0[:d] /= d**0.5
-    replicas = 1 if exact else config.replicas
     result = algorithm.run(f, z0, replicas, seed=(config.seed, zlib.crc32(seed.encode())))
     return Run(result.kept_x / (2 * a) ** 2, result.kept_y / 4, np.array(keep))
 
@@ -55,9 +59,9 @@ def rates(config: QuadraticConfig, point: Row) -> list[Row]:
         closed = forms.factors(a, 1.0, *eta)
         labels = {"rule": rule, "eta_x": eta[0], "eta_y": eta[1]}
         squares = run(config, a, 1, eta, 8, exact=True)[:2]
-        measured = [float(square[1, 0] / square[0, 0]) ** 0.5 for square in squares]
+        x, y = (float(square[1, 0] / square[0, 0]) ** 0.5 for square in squares)
         slower = max(float((square[8, 0] / square[0, 0]) ** (1 / 16)) for square in squares)
-        for quantity, value, reference in (("factor x", measured[0], closed[0]), ("factor y", measured[1], closed[1]),
+        for quantity, value, reference in (("factor x", x, closed[0]), ("factor y", y, closed[1]),
                                            ("factor", slower, max(closed))):  # fmt: skip
             room = ROUNDING * max(1.0, value)
             row = {**labels, "quantity": quantity, "measured": value, "low": value - room, "high": value + room,
@@ -90,8 +94,10 @@ def noise(config: QuadraticConfig, point: Row) -> list[Row]:
             row = {**measured_row(log), "reference": forms.typical(s, d)}
             rows.append({**labels, "quantity": "typical log factor", **row})
         # E <u, v>^2 = 1 is known: the mean of the quotients gives E <u, v>^2 ||v||^2 = m, and 2/m is the limit
-        limit = [2 * s * s / (value - 1 + 2 * s) if value - 1 + 2 * s > 0 else math.inf for value in mean]
-        row = {**measured_row((limit[0], limit[2], limit[1])), "reference": 2 / m, "flag": flag}
+        growth = np.maximum(np.array(mean) - 1 + 2 * s, 0.0)  # s^2 m: rounding or few runs may put it below 0
+        with np.errstate(divide="ignore"):
+            value, high, low = (2 * s * s / growth).tolist()  # the larger m, the smaller the limit
+        row = {**measured_row((value, low, high)), "reference": 2 / m, "flag": flag}
         rows.append({**labels, "quantity": "largest stable rate", **row})
     if distribution == "gaussian":
         rows.append({"rule": None, "eta_x": None, "eta_y": None, "quantity": "largest typical rate", **UNMEASURED,
@@ -123,8 +129,9 @@ def _left_out(
     config: QuadraticConfig, a: float, d: int, eta_x: float, squares: tuple[float, float], exact: bool
 ) -> str | None:
     """Why a run to eps is left out, or None."""
-    expected = forms.steps(*squares, config.eps)
-    most = 10 * config.max_steps if exact else config.max_steps
+    expected, most = forms.steps(*squares, config.eps), config.max_steps
+    if exact:
+        most *= 10
     if math.isinf(expected):
         return "diverges"
     if expected > most:
@@ -177,11 +184,12 @@ def seconds(config: QuadraticConfig, points: Sequence[Row], clock: Callable[[], 
 
     By the clock on the wall, so that other programs count that want the processor too; `clock` may be another one.
     """
-    exact, total = _timed(lambda: run(config, 1.0, 1, (0.1, 0.1), 30, exact=True), clock) / 30, 0.0
+    total = 0.0
+    exact = _timed(partial(run, config, 1.0, 1, (0.1, 0.1), 30, exact=True), clock) / 30
     of_dim = {}
-    for d in sorted({point["d"] for point in points}):
-        of_dim[d] = _timed(lambda d=d: run(config, 1.0, d, (0.1 / d, 0.1), 30), clock) / 30  # type: ignore[misc]
-    quadrature = _timed(lambda: forms.typical(0.1, 2), clock)
+    for d in {point["d"] for point in points}:
+        of_dim[d] = _timed(partial(run, config, 1.0, d, (0.1 / d, 0.1), 30), clock) / 30
+    quadrature = _timed(partial(forms.typical, 0.1, 2), clock)
     for point in points:
         a, d = point["ratio"], point["d"]
         if point["part"] == "noise":
@@ -195,9 +203,9 @@ def seconds(config: QuadraticConfig, points: Sequence[Row], clock: Callable[[], 
                     total += 1.5 * forms.steps(*squares, config.eps) * of_dim[d]
         else:
             for rule in forms.RULES:
-                square_x, square_y = (factor**2 for factor in forms.factors(a, 1.0, *forms.rates(rule, a, 1.0)))
-                if _left_out(config, a, 1, 0.0, (square_x, square_y), True) is None:
-                    total += 1.5 * forms.steps(square_x, square_y, config.eps) * exact
+                x, y = forms.factors(a, 1.0, *forms.rates(rule, a, 1.0))
+                if _left_out(config, a, 1, 0.0, (x**2, y**2), True) is None:
+                    total += 1.5 * forms.steps(x**2, y**2, config.eps) * exact
     return total
 
 
@@ -223,4 +231,6 @@ def _verdict(factor: float) -> str:
     """What a factor measured to rounding says."""
     if abs(factor - 1) < ROUNDING:
         return "neither"
-    return "converges" if factor < 1 else "diverges"
+    if factor < 1:
+        return "converges"
+    return "diverges"

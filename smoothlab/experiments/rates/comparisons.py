@@ -39,9 +39,10 @@ def counted(
 def speedup(config: RatesConfig, point: Row) -> list[Row]:
     """T with the best single rate and with the best two, tuned by the recursion with one budget, and their quotient."""
     kappa, noise = point["ratio"], point["sigma"] ** 2 / 2
-    problem = Quadratics(
-        point["d"], NOISY if noise else 1, 1.0, 1 / kappa, noise, noise, oracle=point["oracle"], order="reshuffle"
-    )
+    components = 1  # without noise all are alike
+    if noise:
+        components = NOISY
+    problem = Quadratics(point["d"], components, 1.0, 1 / kappa, noise, noise, oracle=point["oracle"])
     # Records of before called this part "buys": runs keep the seeds that they had under that name.
     name = "buys" + point["setting"].removeprefix(point["part"])
     rows: list[Row] = []
@@ -50,15 +51,19 @@ def speedup(config: RatesConfig, point: Row) -> list[Row]:
         row = counted(problem, (best.eta_x, best.eta_y), best.T, config, (config.seed, f"{name}/{rule}"))
         rows.append({"quantity": "epochs", "rule": rule, "n": problem.n, "eps": EPS, "eta_x": best.eta_x,
                      "eta_y": best.eta_y, **row})  # fmt: skip
-    gain: Row = {**UNMEASURED, "note": None}
-    if all(row["measured"] is not None and math.isfinite(row["high"]) for row in rows):
-        single, pair = (Interval(row["measured"], row["low"], row["high"]) for row in rows)
-        gain |= measured_row(samples.ratio(single, pair))
-    closed_form = gain_exact(kappa) if point["oracle"] == "exact" and not noise else None
-    reference = rows[0]["reference"] / rows[1]["reference"]
-    rows.append({"quantity": "gain", "rule": None, "n": problem.n, "eps": EPS, "reference": reference,
-                 "closed_form": closed_form, **gain})  # fmt: skip
-    return rows
+    single, pair = rows
+    gain: Row = {"quantity": "gain", "rule": None, "n": problem.n, "eps": EPS,
+                 "reference": single["reference"] / pair["reference"], "closed_form": None, **UNMEASURED,
+                 "note": None}  # fmt: skip
+    if point["oracle"] == "exact" and not noise:
+        gain["closed_form"] = gain_exact(kappa)
+    intervals = []
+    for row in rows:
+        if row["measured"] is not None and math.isfinite(row["high"]):
+            intervals.append(Interval(row["measured"], row["low"], row["high"]))
+    if len(intervals) == 2:
+        gain |= measured_row(samples.ratio(*intervals))
+    return [*rows, gain]
 
 
 def reshuffling(config: RatesConfig, point: Row) -> list[Row]:

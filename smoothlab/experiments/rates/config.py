@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, get_args
 from tyro.conf import arg
 
 from smoothlab.errors import BadInput
-from smoothlab.experiments.settings import Row, SettingsExperiment, short
+from smoothlab.experiments.settings import Row, SettingsExperiment, point_of, short
 from smoothlab.objectives.table import OBJECTIVES
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ class RatesConfig(SettingsExperiment):
         for part in self.parts:
             for values in settings[part]():
                 words = [f"{key}={short(value)}" for key, value in values.items() if key != "values"]
-                points.append({"part": part, "setting": "/".join([part, *words]), **values})
+                points.append(point_of(part, words, values))
         return points
 
     def check(self) -> None:
@@ -140,43 +140,52 @@ class RatesConfig(SettingsExperiment):
             BadInput: names the first option that is wrong, and what it may be.
         """
         super().check()
-        steep = [name for name in self.families if OBJECTIVES[name].steep]
-        zeroth_order = set(self.oracles) != {"exact"}
-        if "theorem" in self.parts and self.distribution == "gaussian" and zeroth_order and steep:
-            raise BadInput(
-                f"--distribution gaussian with --families {steep[0]}: it grows exponentially, and after one step with "
-                "Gaussian directions E f is infinite; use --distribution sphere, or cosh-y"
-            )
+        if "theorem" not in self.parts or self.distribution != "gaussian" or set(self.oracles) == {"exact"}:
+            return
+        for name in self.families:
+            if OBJECTIVES[name].steep:
+                raise BadInput(
+                    f"--distribution gaussian with --families {name}: it grows exponentially, and after one step with "
+                    "Gaussian directions E f is infinite; use --distribution sphere, or cosh-y"
+                )
 
     def _theorem(self) -> list[Row]:
-        values = dict(zip(STAR, (self.eps, self.ns, self.dims, self.deltas, self.ratios, self.sigmas, self.families,
-                                 self.orders, self.oracles, self.rules, (0, *self.epochs)), strict=True))  # fmt: skip
+        options = (self.eps, self.ns, self.dims, self.deltas, self.ratios, self.sigmas, self.families, self.orders,
+                   self.oracles, self.rules, (0, *self.epochs))  # fmt: skip
         if self.all_combinations:
-            return [dict(zip(STAR, combination, strict=True)) for combination in product(*values.values())]
-        base = {key: several[0] for key, several in values.items()}
+            return [dict(zip(STAR, combination, strict=True)) for combination in product(*options)]
+        base = dict(zip(STAR, [values[0] for values in options], strict=True))
         points = [base]
-        for key, several in values.items():
-            points += [{**base, key: value} for value in several[1:]]
+        for key, values in zip(STAR, options, strict=True):
+            points += [base | {key: value} for value in values[1:]]
         return points
 
     def _exponents(self) -> list[Row]:
-        points: list[Row] = [{"series": k, "axis": None} for k in ("conditions", "zo", "fo-reshuffle", "fo-replace")]
         axes = {"eps": self.fit_eps, "n": self.fit_ns, "d": self.fit_dims, "delta": self.fit_deltas}
-        for series, several in (("zo", axes), ("fo-reshuffle", ("eps", "n")), ("fo-replace", ("eps",))):
-            points += [{"series": series, "axis": axis, "values": list(axes[axis])} for axis in several]
-        points += [{"series": series, "axis": None} for series in ("zo-quadratics", "fo-quadratics")]
+        computed = {"axis": None}
+        points: list[Row] = []
+        for series in ("conditions", "zo", "fo-reshuffle", "fo-replace"):
+            points.append({"series": series, **computed})
+        for series, measured in (("zo", tuple(axes)), ("fo-reshuffle", ("eps", "n")), ("fo-replace", ("eps",))):
+            for axis in measured:
+                points.append({"series": series, "axis": axis, "values": list(axes[axis])})
+        for series in ("zo-quadratics", "fo-quadratics"):
+            points.append({"series": series, **computed})
         for series in ("zo-quadratics", "zo-log-cosh", "zo-exponentials"):
             points.append({"series": series, "axis": "eps", "values": list(self.fit_eps)})
         return points
 
     def _counterexample(self) -> list[Row]:
-        points: list[Row] = [{"instance": name, "n": 2, "pathwise": name in self.instances}
-                             for name in ("small", "large", "long")]  # fmt: skip
-        return points + [{"instance": "any", "n": n, "pathwise": False} for n in (2, 8, 32)]
+        points: list[Row] = []
+        for name in ("small", "large", "long"):
+            points.append({"instance": name, "n": 2, "pathwise": name in self.instances})
+        for n in (2, 8, 32):
+            points.append({"instance": "any", "n": n, "pathwise": False})
+        return points
 
     def _speedup(self) -> list[Row]:
         points: list[Row] = []
-        for oracle, d in [("exact", 1), *(("two-sided", d) for d in self.speedup_dims)]:
+        for oracle, d in (("exact", 1), *product(["two-sided"], self.speedup_dims)):
             for sigma, ratio in product((0.0, 0.5), self.speedup_ratios):
                 points.append({"oracle": oracle, "d": d, "sigma": sigma, "ratio": ratio})
         return points
@@ -184,10 +193,12 @@ class RatesConfig(SettingsExperiment):
     def _reshuffling(self) -> list[Row]:
         base: Row = {"axis": "rate", "oracle": "exact", "d": 10, "n": SHUFFLED, "q": 1, "sigma": 1.0,
                      "scale": SHUFFLE_SCALE, "start": 0.0, "lengths": 3}  # fmt: skip
-        zo = {**base, "oracle": "two-sided"}
-        return [
-            *({**base, "n": n, "scale": scale} for n, scale in product(self.shuffle_ns, self.shuffle_scales)),
-            *({**base, "axis": "noise", "sigma": s, "start": 1.0, "lengths": 1} for s in (0.03, 0.1, 0.3, 1.0)),
-            *({**zo, "axis": "d", "d": d} for d in self.shuffle_dims),
-            *({**zo, "axis": "q", "q": q} for q in self.shuffle_qs),
-        ]
+        points = []
+        for n, scale in product(self.shuffle_ns, self.shuffle_scales):
+            points.append(base | {"n": n, "scale": scale})
+        for sigma in (0.03, 0.1, 0.3, 1.0):
+            points.append(base | {"axis": "noise", "sigma": sigma, "start": 1.0, "lengths": 1})
+        for axis, values in (("d", self.shuffle_dims), ("q", self.shuffle_qs)):
+            for value in values:
+                points.append(base | {"oracle": "two-sided", "axis": axis, axis: value})
+        return points

@@ -1,6 +1,7 @@
 """Does the rate of Theorem 3.4 hold, in eps, n, d, delta, L_x/L_y, and where does it stop holding?"""
 
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from smoothlab.experiments.rates.config import RatesConfig
@@ -10,6 +11,12 @@ from smoothlab.experiments.settings import Row
 @dataclass(frozen=True)
 class Rates(RatesConfig):
     """The rates of Theorem 3.4: what it promises, what holds instead, and what Algorithm 1 does, with intervals."""
+
+    def rows_of(self, points: Sequence[Row]) -> Iterator[Row]:
+        """Measure settings through joblib, and yield their rows in order."""
+        from smoothlab.experiments import grid
+
+        return grid.rows(points, self.measured)
 
     def measured(self, point: Row) -> list[Row]:
         """Measure one setting and return its rows."""

@@ -108,15 +108,19 @@ def conditions() -> list[Row]:
     rows: list[Row] = []
     for regime, middle in REGIMES.items():
         for axis in AXES:
-            for ell in ELLS if (axis, regime) == ("delta", "small eps") else ("constant",):
+            ells = ["constant"]
+            if (axis, regime) == ("delta", "small eps"):
+                ells = list(ELLS)
+            for ell in ells:
                 rows += _required(regime, middle, axis, ell)
     return rows
 
 
 def _required(regime: str, middle: float, axis: str, ell: str) -> list[Row]:
     def bound(rho: float, u: Any) -> Any:
-        u = np.asarray(u, dtype=float)
-        return 1 + u**rho if rho else np.ones_like(u)
+        if rho:
+            return 1 + np.asarray(u, dtype=float) ** rho
+        return np.ones(np.shape(u))
 
     ell_x, ell_y = (partial(bound, rho) for rho in ELLS[ell])
     unit = {"eps": middle}.get(axis, 1.0)  # eps is swept relative to the regime's
@@ -197,7 +201,9 @@ def judged(interval: Interval, axis: str, expected: float | None) -> Row:
     def verdict(exponent: float | None) -> str | None:
         if exponent is None:
             return None
-        return "consistent" if interval.low <= exponent <= interval.high else "inconsistent"
+        if interval.low <= exponent <= interval.high:
+            return "consistent"
+        return "inconsistent"
 
     claimed = CLAIMED[axis]
     return {"claimed": claimed, "verdict": verdict(claimed), "expected": expected,
@@ -246,9 +252,9 @@ def measured_exponent(config: RatesConfig, point: Row) -> list[Row]:
             epochs = samples.quantile(np.where(under.any(0), under.argmax(0) + 1.0, np.inf), 1 - value)
         else:
             epochs = curves.first_time(running, trial.eps**2)
-        steps = Interval(*(trial.n * end for end in epochs))
+        steps = Interval(trial.n * epochs.value, trial.n * epochs.low, trial.n * epochs.high)
         rows.append(row | measured_row(steps))
-        if all(0 < end < math.inf for end in steps):
+        if 0 < steps.low and steps.high < math.inf:
             intervals.append(steps)
             values.append(value)
             references.append(expected)
@@ -287,9 +293,11 @@ def _trial(config: RatesConfig, point: Row, value: float) -> Trial:
 
 def _moved(series: str, axis: str, value: float, eps: float = EPS) -> tuple[Quadratics, float]:
     """The quadratic and eps at a value on an axis."""
-    if axis in ("n", "d"):
-        return replace(SERIES[series], **{axis: int(value)}), eps  # type: ignore[arg-type]
-    return SERIES[series], value if axis == "eps" else eps
+    if axis == "eps":
+        return SERIES[series], value
+    if axis == "delta":
+        return SERIES[series], eps
+    return replace(SERIES[series], **{axis: int(value)}), eps  # type: ignore[arg-type]
 
 
 def curved(series: str) -> tuple["FiniteSum", "Tensor", Moments]:
@@ -313,6 +321,9 @@ def curved(series: str) -> tuple["FiniteSum", "Tensor", Moments]:
         else:
             high = middle
     z0 = low * diagonal
-    oracle = "exact" if series.startswith("fo") else "two-sided"
-    distribution = "sphere" if f.gaussian_moments == "infinite" else "gaussian"
+    oracle, distribution = "two-sided", "gaussian"
+    if series.startswith("fo"):
+        oracle = "exact"
+    if f.gaussian_moments == "infinite":
+        distribution = "sphere"
     return f, z0, Moments(linearized(f), z0.numpy(), oracle, distribution)

@@ -15,7 +15,6 @@ from smoothlab.objectives.table import build
 from smoothlab.stats import curves, samples
 from smoothlab.theory.theorems import (
     Horizon,
-    Printed,
     Setting,
     descent,
     in_expectation,
@@ -26,7 +25,7 @@ from smoothlab.theory.theorems import (
 if TYPE_CHECKING:
     from smoothlab.objectives import FiniteSum
 
-THEOREMS = ("printed", "expectation", "probability")
+THEOREMS: tuple[str, ...] = ("printed", "expectation", "probability")
 GAP = 1.0  # Delta; L_x is 1 at the minimum, so that ||grad f(z_0)||^2 is 2 on a quadratic of one curvature
 FAR = 1e9  # gradients up to which ell is constant where smoothness is called global
 STOPPED = 16.0  # F, in Delta, of the theorem in expectation where sigma is bounded on f - f* <= F only
@@ -36,7 +35,9 @@ EMPTY: Row = {**UNMEASURED, "reference": None, "verdict": None, "note": None, "f
 
 def measured(config: RatesConfig, point: Row) -> list[Row]:
     """Rows of each theorem for one objective."""
-    theorems = THEOREMS[:1] if point["given"] else THEOREMS  # T is chosen for the printed one alone
+    theorems = THEOREMS
+    if point["given"]:  # T is chosen for the printed one alone
+        theorems = THEOREMS[:1]
     empty = {"quantity": "average", **EMPTY, "bound": point["eps"] ** 2}
     try:
         f = build(point["family"], ratio=point["ratio"], d=point["d"], n=point["n"], sigma=point["sigma"])
@@ -59,7 +60,9 @@ def _level(f: "FiniteSum", theorem: str, delta: float) -> float:
     """Where sigma must be bounded: everywhere, or as far as a theorem's iterate goes."""
     if theorem == "probability":
         return 4 * GAP / delta
-    return STOPPED * GAP if theorem == "expectation" and not math.isfinite(f.sigma2) else math.inf
+    if theorem == "expectation" and not math.isfinite(f.sigma2):
+        return STOPPED * GAP
+    return math.inf
 
 
 def _constants(s: Setting, theorem: str, point: Row, mu: float | None) -> Horizon:
@@ -68,10 +71,12 @@ def _constants(s: Setting, theorem: str, point: Row, mu: float | None) -> Horizo
         return theorem_c1(s, eps, delta, T=point["given"] or None, mu=mu)
     if theorem == "probability":
         return with_high_probability(s, eps, delta)
-    ends = [float(np.asarray(ell(FAR))) for ell in (s.ell_x, s.ell_y)]
-    if ends != [float(np.asarray(ell(0.0))) for ell in (s.ell_x, s.ell_y)]:
-        raise BadInput("smoothness is not global: the theorem in expectation does not apply")
-    return in_expectation(s, eps, max(ends))
+    smoothness = []
+    for ell in (s.ell_x, s.ell_y):
+        smoothness.append(float(np.asarray(ell(FAR))))
+        if smoothness[-1] != float(np.asarray(ell(0.0))):
+            raise BadInput("smoothness is not global: the theorem in expectation does not apply")
+    return in_expectation(s, eps, max(smoothness))
 
 
 def _run(
@@ -80,8 +85,9 @@ def _run(
     """Mean of the running average against eps^2, and the share of replicas where it is below, against 1 - delta."""
     distribution: Any = config.distribution
     if distribution == "fitting":
-        spherical = theorem == "probability" or f.gaussian_moments == "infinite"
-        distribution = "sphere" if spherical else "gaussian"
+        distribution = "gaussian"
+        if theorem == "probability" or f.gaussian_moments == "infinite":
+            distribution = "sphere"
     eps, (eta_x, eta_y) = point["eps"], (h.eta_x, h.eta_y)
     if point["rule"] == "one":
         eta_x = eta_y = min(h.eta_x, h.eta_y)
@@ -90,11 +96,13 @@ def _run(
     if epoch.holds and theorem != "printed":
         # B.6' summed up: a bound of (1/T) sum E ||grad f||^2 while the iterate stays where B.6' holds
         proven = (setting.gap / h.T + epoch.noise) / min(epoch.decrease_x, epoch.decrease_y)
-    stops = theorem == "expectation" and not math.isfinite(f.sigma2)
+    above = None
+    if theorem == "expectation" and not math.isfinite(f.sigma2):
+        above = STOPPED * GAP
     labels: Row = {
         "theorem": theorem, "distribution": distribution, "eta_x": eta_x, "eta_y": eta_y, "mu": h.mu, "T": h.T,
-        "steps": h.gradients, "F": h.F, "L_x": h.L_x, "L_y": h.L_y,
-        "meets": h.holds if isinstance(h, Printed) else True, "proven": proven,
+        "steps": h.gradients, "F": h.F, "L_x": h.L_x, "L_y": h.L_y, "meets": getattr(h, "holds", True),
+        "proven": proven,
     }  # fmt: skip
     exact = None
     if point["family"] == "quadratic":
@@ -107,31 +115,37 @@ def _run(
     if h.gradients > config.max_steps:
         average["note"] = f"{h.gradients:.3g} steps are more than {config.max_steps}: not run"
         if exact is not None:
-            average["verdict"] = "holds" if exact <= eps**2 else "fails"
+            average["verdict"] = verdict_of(exact, eps)
         return [average]
-    algorithm = Algorithm1(
-        eta_x, eta_y, h.T, point["order"], point["oracle"], h.mu, distribution, above=STOPPED * GAP if stops else None
-    )
+    algorithm = Algorithm1(eta_x, eta_y, h.T, point["order"], point["oracle"], h.mu, distribution, above=above)
     seed = seeded(config.seed, f"{point['setting']}/{theorem}")
     result = algorithm.run(f, z0, config.replicas, seed=seed)
     averages = result.average
-    if stops:  # of an iterate that is stopped at tau: (1/T) sum_{t < tau}
+    if above is not None:  # of an iterate that is stopped at tau: (1/T) sum_{t < tau}
         averages = averages * np.maximum(result.epochs, 1) / h.T
     average |= of_mean(averages, eps, result.diverged)
-    if stops:
+    if above is not None:
         left = int((result.left >= 0).sum())
         average["note"] = (
             f"sigma holds where f - f* <= {STOPPED:g} Delta: {left} of {config.replicas} replicas were stopped"
         )
-    success = {**labels, "quantity": "success", **EMPTY, "bound": 1 - h.delta if h.delta else None}
-    return [average, success | of_share(averages, eps, h.delta)]
+    return [average, {**labels, "quantity": "success", **EMPTY, **of_share(averages, eps, h.delta)}]
+
+
+def verdict_of(average: float, eps: float) -> str:
+    """Whether an average that is known exactly is at most eps^2."""
+    if average <= eps**2:
+        return "holds"
+    return "fails"
 
 
 def of_mean(averages: Array, eps: float, diverged: Any) -> Row:
     """The mean over replicas with its interval, quantiles, the largest, and how many diverged."""
     lost = int(np.sum(diverged))
-    quantiles = {f"q{100 * p:.0f}": float(np.quantile(averages, p, method="inverted_cdf")) for p in QUANTILES}
-    row = {**quantiles, "largest": float(averages.max()), "diverged": lost, "replicas": len(averages)}
+    row: Row = {}
+    for p in QUANTILES:  # of the replicas themselves: between an infinite one and its neighbor lies nothing
+        row[f"q{100 * p:.0f}"] = float(np.quantile(averages, p, method="inverted_cdf"))
+    row |= {"largest": float(averages.max()), "diverged": lost, "replicas": len(averages)}
     if lost:
         note = f"{lost} of {len(averages)} replicas diverged: their mean is infinite"
         return row | {"verdict": "fails", "note": note}
@@ -141,7 +155,9 @@ def of_mean(averages: Array, eps: float, diverged: Any) -> Row:
 
 
 def of_share(averages: Array, eps: float, delta: float) -> Row:
-    """Clopper-Pearson interval of P((1/T) sum ||grad f||^2 <= eps^2), against 1 - delta if delta is not 0."""
+    """Clopper-Pearson interval of P((1/T) sum ||grad f||^2 <= eps^2), against 1 - delta; 0 is no delta."""
     share = samples.proportion(int((averages <= eps**2).sum()), len(averages))
-    verdict = curves.verdict(share, 1 - delta, at_most=False) if delta else None
-    return {**measured_row(share), "verdict": verdict, "replicas": len(averages)}
+    row: Row = {**measured_row(share), "bound": None, "verdict": None, "replicas": len(averages)}
+    if delta:
+        row |= {"bound": 1 - delta, "verdict": curves.verdict(share, 1 - delta, at_most=False)}
+    return row
