@@ -29,9 +29,8 @@ from smoothlab.optim.groups import Group, check_depends, checked, warn_short
 from smoothlab.optim.masters import descend, masters_of, round_to
 from smoothlab.optim.seedlog import SeedLog, replay
 from smoothlab.optim.summation import Peers, Terms, Tree, in_order, over_all, widened
-from smoothlab.zeroth.closures import AGAIN, Watch, check_same, check_written, same_function
+from smoothlab.zeroth.closures import AGAIN, Watch, check_same, check_written, evaluate, finite, same_function, scalar
 from smoothlab.zeroth.directional import Directional
-from smoothlab.zeroth.estimators import evaluate, finite, scalar
 
 Closure = Callable[[], Tensor]
 

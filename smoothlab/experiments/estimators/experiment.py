@@ -95,7 +95,7 @@ class Estimators(Config):
         return 1.5 * _least_seconds(lambda: directions(Gaussian(), block, (0,), 100)) / 100
 
     def _seconds_of_a_forward(self, model: "Measured") -> float:
-        from smoothlab.zeroth.estimators import evaluate
+        from smoothlab.zeroth.closures import evaluate
 
         return _least_seconds(lambda: evaluate(model.loss, model.blocks[model.names[0]]))
 

@@ -25,9 +25,10 @@ from smoothlab.experiments.estimators import ucurve
 from smoothlab.experiments.estimators.bias_variance import Row, curve_rows, row
 from smoothlab.experiments.estimators.config import Config
 from smoothlab.stats import samples
+from smoothlab.zeroth.closures import evaluate
 from smoothlab.zeroth.directional import Directional
 from smoothlab.zeroth.distributions import Gaussian, named
-from smoothlab.zeroth.estimators import ZerothOrder, evaluate
+from smoothlab.zeroth.estimators import ZerothOrder
 from smoothlab.zeroth.moments import linear_factor
 from smoothlab.zeroth.perturbation import Perturbation
 
