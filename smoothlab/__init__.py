@@ -25,9 +25,11 @@ if TYPE_CHECKING:
     from smoothlab.optim.seedlog import SeedLog, replay
     from smoothlab.records import load
     from smoothlab.trainer import Points, Trainer
+    from smoothlab.zeroth.control_variate import ControlVariate
     from smoothlab.zeroth.directional import Directional
-    from smoothlab.zeroth.distributions import Coordinate, Distribution, Gaussian, LowRank, Rademacher, Sparse, Sphere
-    from smoothlab.zeroth.estimators import ControlVariate, Estimator, ZerothOrder
+    from smoothlab.zeroth.distributions import Coordinate, Distribution, Gaussian, Rademacher, Sparse, Sphere
+    from smoothlab.zeroth.estimators import Estimator, ZerothOrder
+    from smoothlab.zeroth.low_rank import LowRank
     from smoothlab.zeroth.moments import Taylor, linear_factor, mean, second_moment
     from smoothlab.zeroth.scaled import Masked, Preconditioned
 
@@ -57,9 +59,11 @@ _NAMES = {
     "optim.seedlog": "SeedLog replay",
     "records": "load",
     "trainer": "Points Trainer",
+    "zeroth.control_variate": "ControlVariate",
     "zeroth.directional": "Directional",
-    "zeroth.distributions": "Coordinate Distribution Gaussian LowRank Rademacher Sparse Sphere",
-    "zeroth.estimators": "ControlVariate Estimator ZerothOrder",
+    "zeroth.distributions": "Coordinate Distribution Gaussian Rademacher Sparse Sphere",
+    "zeroth.estimators": "Estimator ZerothOrder",
+    "zeroth.low_rank": "LowRank",
     "zeroth.scaled": "Masked Preconditioned",
     "zeroth.moments": "Taylor linear_factor mean second_moment",
 }

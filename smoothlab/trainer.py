@@ -26,7 +26,7 @@ from smoothlab.hessian.disagreements import WrongProducts
 from smoothlab.hessian.penalties import penalty
 from smoothlab.hessian.trajectory import PathSmoothness, Product, Row, estimated, has_kinks, paper
 from smoothlab.optim.hybrid import HybridSGD
-from smoothlab.zeroth.estimators import NotFinite
+from smoothlab.zeroth.closures import NotFinite
 
 Schedule = Literal["constant", "linear", "cosine"]
 Protocols = Literal["estimated", "paper", "both"]

@@ -39,8 +39,9 @@ from smoothlab.objectives import (
     quadratic_sum,
 )
 from smoothlab.objectives import Quadratic as QuadraticPsi
-from smoothlab.zeroth.distributions import Coordinate, Distribution, Gaussian, LowRank, Rademacher, Sparse, Sphere
+from smoothlab.zeroth.distributions import Coordinate, Distribution, Gaussian, Rademacher, Sparse, Sphere
 from smoothlab.zeroth.estimators import Average, Sides, ZerothOrder
+from smoothlab.zeroth.low_rank import LowRank
 from smoothlab.zeroth.moments import Taylor
 from smoothlab.zeroth.scaled import Masked, Preconditioned
 

@@ -46,9 +46,10 @@ class Moments:
         step: Array = np.kron(a, a).astype(np.float64)
         if self.oracle != "exact":
             gain = 1.0 if self.distribution == "gaussian" else d_x / (d_x + 2)
-            x = np.zeros((m, m))
-            x[:d_x] = b[:d_x]
-            trace = np.outer(np.diag([1.0] * d_x + [0.0] * (m - d_x)).reshape(-1), (x.T @ x).reshape(-1))
+            x, identity = np.zeros((m, m)), np.zeros((m, m))
+            x[:d_x], identity[:d_x, :d_x] = b[:d_x], np.eye(d_x)
+            # vec(x W x') = (x kron x) vec W, and tr(x W x') = <vec x'x, vec W>.
+            trace = np.outer(identity.reshape(-1), (x.T @ x).reshape(-1))
             step = step + eta_x**2 / self.q * (gain * trace + (2 * gain - 1) * np.kron(x, x))
         return step
 
@@ -58,9 +59,9 @@ class Moments:
         maps: dict[tuple[int, ...], Array] = {(): np.eye(len(steps[0]))}
         for size in range(1, self.f.n + 1):
             before, maps = maps, {}
-            for chosen in combinations(range(self.f.n), size):
-                last = [steps[i] @ before[tuple(j for j in chosen if j != i)] for i in chosen]
-                maps[chosen] = np.mean(last, axis=0)
+            for subset in combinations(range(self.f.n), size):
+                last = [steps[i] @ before[tuple(j for j in subset if j != i)] for i in subset]
+                maps[subset] = np.mean(last, axis=0)
         return maps[tuple(range(self.f.n))]
 
     @property
@@ -88,7 +89,7 @@ class Moments:
     def epochs_to(self, level: float, eta_x: float, eta_y: float) -> float:
         """The smallest T with (1/T) sum_{t < T} E ||grad f(z_t)||^2 <= level, an average that falls; or infinity."""
         powers = [self.epoch(eta_x, eta_y)]
-        if np.abs(np.linalg.eigvals(powers[0])).max() > 1 + 1e-9:
+        if np.abs(np.linalg.eigvals(powers[0])).max() > 1 + 1e-9:  # 1 itself is always one: w ends in 1
             return math.inf
         # Maps of 2^k epochs, and the sums of those before: T is built from its highest bit down.
         sums = [np.eye(len(powers[0]))]
@@ -108,7 +109,8 @@ class Moments:
         best = (math.inf, high)
         for _ in range(3):
             rates = np.geomspace(low, high, RATES)
-            best = min(best, *((self.epochs_to(level, rate, rate), float(rate)) for rate in rates))
+            for rate in rates:  # of equal T, which is whole, the smallest rate
+                best = min(best, (self.epochs_to(level, rate, rate), float(rate)))
             low, high = best[1] * rates[0] / rates[1], best[1] * rates[1] / rates[0]
         return best[1], best[0]
 

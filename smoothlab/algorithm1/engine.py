@@ -20,7 +20,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from smoothlab.algorithm1.replicas import Group, Options, Result, Shifted
+from smoothlab.algorithm1.replicas import Group, Options, Shifted
+from smoothlab.algorithm1.result import Result
 from smoothlab.algorithm1.sampling import Draws, Fresh
 from smoothlab.errors import BadInput
 from smoothlab.objectives import FiniteSum, Objective
@@ -57,13 +58,15 @@ class Algorithm1(Options):
             BadInput: sizes do not fit, z0 is not finite, or f has no finite mean after a step of a Gaussian estimate.
         """
         start = self._checked(objective, z0, replicas)
-        key = (seed,) if isinstance(seed, int) else tuple(seed)
-        size = max(1, GROUP // start.shape[1])
+        if isinstance(seed, int):
+            seed = (seed,)
+        size = max(1, GROUP // objective.dim)
         size = -(-replicas // -(-replicas // size))  # groups of equal size
-        result = Result.empty(replicas, start.shape[1], len(self.keep))
+        result = Result.empty(replicas, objective.dim, len(self.keep))
         with torch.no_grad():
             for number, members in enumerate(torch.arange(replicas).split(size)):
-                source = draws or Fresh((*key, number), objective.n, objective.d_x, self.order, self.distribution,
+                # A stream of draws for every group: they may then be run in any order.
+                source = draws or Fresh((*seed, number), objective.n, objective.d_x, self.order, self.distribution,
                                         self.precision)  # fmt: skip
                 parts = (source, start[members].clone(), members, result)
                 if isinstance(objective, Objective):
@@ -73,7 +76,7 @@ class Algorithm1(Options):
         return result
 
     def _checked(self, objective: FiniteSum, z0: Tensor, replicas: int) -> Tensor:
-        d = objective.d_x + objective.d_y
+        d = objective.dim
         if replicas < 1:
             raise BadInput(f"{replicas} replicas: use at least 1")
         if tuple(z0.shape) not in ((d,), (replicas, d)):

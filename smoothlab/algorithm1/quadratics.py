@@ -24,6 +24,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import optimize
 
 from smoothlab.theory.theorems import smallest_integers
 from smoothlab.zeroth.distributions import named
@@ -37,7 +38,9 @@ SPAN = 1e-12  # the smallest rate that is tried, in the largest one
 
 def moment(d: int, distribution: str, q: int = 1) -> float:
     """m of q averaged directions of a distribution; "exact" is 1."""
-    single = 1.0 if distribution == "exact" else named(distribution).second_moment(((d,),))[0]
+    if distribution == "exact":
+        return 1.0
+    single, _ = named(distribution).second_moment(((d,),))
     return 1 + (single - 1) / q
 
 
@@ -65,6 +68,7 @@ class Block:
         b, c = np.zeros_like(eta), np.zeros_like(eta)
         whole = sums[..., n]
         for k in range(n):
+            # E <x_k, c>, from earlier steps of this epoch and of those before it.
             inner = -eta * other * sums[..., k]
             older = np.zeros_like(eta)
             if order == "once" and n > 1:
@@ -88,12 +92,14 @@ class Block:
         if self.order == "once":
             return lambda epochs: self._powers(eta, epochs)[0] / np.asarray(epochs, dtype=float)
         a, b, _, _ = self.coefficients(eta)
+        # The geometric sum of A^t; A = 1 (a rate of 0) and A = 0 are limits that `where` takes instead.
         with np.errstate(divide="ignore", invalid="ignore"):
             rate, end = np.log(a), np.where(a == 1, self.start, b / (1 - a))
 
         def at(epochs: ArrayLike) -> Array:
             T = np.asarray(epochs, dtype=float)
             with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+                # 1 - A^T by expm1: at small rates A is so close to 1 that the difference would keep no digits.
                 mass = np.where(a == 1, 1.0, -np.expm1(T * rate) / (T * (1 - a)))
                 return np.where(a > 0, end + (self.start - end) * mass, end + (self.start - end) / T)
 
@@ -143,19 +149,20 @@ def tuned(level: float, x: Block, y: Block, rule: Rule) -> Tuned:
     grid each way: 225 single rates, or 15 x 15 pairs, each time.
     """
     top = 2 / min(x.L, y.L)
-    count = BUDGET if rule == "one" else math.isqrt(BUDGET)
-    spans = [(SPAN * top, top)] * 2
+    low, high = np.full(2, SPAN * top), np.full(2, top)  # of both rates
     for _ in range(STAGES):
-        grids = [np.geomspace(low, high, count) for low, high in spans]
         if rule == "one":
-            pairs = np.stack([grids[0], grids[0]], -1)
+            grid = np.geomspace(low, high, BUDGET)
+            pairs = grid
         else:
-            pairs = np.stack(np.meshgrid(*grids, indexing="ij"), -1).reshape(-1, 2)
+            grid = np.geomspace(low, high, math.isqrt(BUDGET))
+            pairs = np.stack(np.meshgrid(*grid.T, indexing="ij"), -1).reshape(-1, 2)
         times = epochs_to(level, x, y, pairs[:, 0], pairs[:, 1])
         # Of equals the middle pair, as T is whole.
-        best = pairs[np.flatnonzero(times == times.min())[(times == times.min()).sum() // 2]]
-        widths = [grid[1] / grid[0] for grid in grids]
-        spans = [(rate / width, min(rate * width, top)) for rate, width in zip(best, widths, strict=True)]
+        fastest = np.flatnonzero(times == times.min())
+        best = pairs[fastest[len(fastest) // 2]]
+        width = grid[1] / grid[0]
+        low, high = best / width, np.minimum(best * width, top)
     return Tuned(float(best[0]), float(best[1]), float(times.min()))
 
 
@@ -166,11 +173,9 @@ def gain_exact(ratio: float) -> float:
     reach for both. With one rate and u = eta L_x, minimize [1/(u (2 - u)) + ratio^2/(u (2 ratio - u))]/2: 1 at ratio 1,
     about ratio/8 + sqrt(ratio)/4 for large ones.
     """
-    from scipy import optimize
 
     def both(u: float) -> float:
         return (1 / (u * (2 - u)) + ratio**2 / (u * (2 * ratio - u))) / 2
 
-    return float(
-        optimize.minimize_scalar(both, bounds=(1e-9, 2 - 1e-9), method="bounded", options={"xatol": 1e-12}).fun
-    )
+    best = optimize.minimize_scalar(both, bounds=(1e-9, 2 - 1e-9), method="bounded", options={"xatol": 1e-12})
+    return float(best.fun)

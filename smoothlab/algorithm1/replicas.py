@@ -1,4 +1,4 @@
-"""Replicas of Algorithm 1 that go together, step by step: options, state, observations, and the result.
+"""Replicas of Algorithm 1 that go together, step by step: options, state, and observations.
 
 `smoothlab.algorithm1.engine` makes the groups.
 """
@@ -6,19 +6,19 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from smoothlab.algorithm1.result import Result, or_infinite
 from smoothlab.algorithm1.sampling import Draws, Order, Precision
 from smoothlab.errors import BadInput
 from smoothlab.objectives import FiniteSum, Objective
 from smoothlab.zeroth.distributions import named
 
-Array = NDArray[np.float64]
 Oracle = Literal["exact", "one-sided", "two-sided"]
 
 
@@ -91,52 +91,6 @@ class Observed(NamedTuple):
         return Observed(self.square_x[members], self.square_y[members], gap, self.gradient[members])
 
 
-@dataclass(frozen=True)
-class Result:
-    """The result of R replicas; tau is the epoch at which a replica stopped, at most T.
-
-    Attributes:
-        epochs: tau, int [R].
-        average_x: (1/tau) sum_{t < tau} ||grad_x f(z_t)||^2, [R]; infinite where the replica diverged, NaN if tau = 0.
-        average_y: the same of grad_y.
-        gap: f(z_tau) - f*, [R]; infinite where the replica diverged.
-        z: z_tau, [R, d].
-        left: first t with f(z_t) - f* above `Options.above`, or where it diverged; -1 if there is none or none
-            was asked for, int [R].
-        reached: first t >= 1 with (1/t) sum_{s < t} ||grad f(z_s)||^2 at most `Options.below`, or -1.
-        diverged: whether the gradient (or f where it was asked for) was not finite any more, bool [R].
-        kept_gap: f(z_t) - f* at the epochs `Options.keep`, [len(keep), R]; after tau it stays what it was there.
-        kept_x: ||grad_x f(z_t)||^2 likewise.
-        kept_y: ||grad_y f(z_t)||^2 likewise.
-    """
-
-    epochs: NDArray[np.int64]
-    average_x: Array
-    average_y: Array
-    gap: Array
-    z: Array
-    left: NDArray[np.int64]
-    reached: NDArray[np.int64]
-    diverged: NDArray[np.bool_]
-    kept_gap: Array
-    kept_x: Array
-    kept_y: Array
-
-    @property
-    def average(self) -> Array:
-        """(1/tau) sum_{t < tau} ||grad f(z_t)||^2, [R]."""
-        return self.average_x + self.average_y
-
-    @classmethod
-    def empty(cls, replicas: int, d: int, kept: int) -> "Result":
-        """Arrays to be filled."""
-        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("average_x", "average_y", "gap"), (replicas,))
-        shapes |= {"z": (replicas, d), **dict.fromkeys(("kept_gap", "kept_x", "kept_y"), (kept, replicas))}
-        numbers: Any = {name: np.full(shape, math.inf) for name, shape in shapes.items()}
-        never: Any = {name: np.full(replicas, -1) for name in ("epochs", "left", "reached")}
-        return cls(diverged=np.zeros(replicas, dtype=bool), **numbers, **never)
-
-
 class Group:
     """Replicas that go together; those that have stopped are written to the result and left out."""
 
@@ -144,7 +98,6 @@ class Group:
         self, options: Options, objective: FiniteSum, draws: Draws, z: Tensor, live: Tensor, result: Result
     ) -> None:
         self.options, self.objective, self.draws, self.result = options, objective, draws, result
-        self.kept_at = {epoch: number for number, epoch in enumerate(options.keep)}
         zeros = torch.zeros(len(z), dtype=torch.float64)
         self._take(z, live, zeros, zeros.clone())
 
@@ -157,12 +110,12 @@ class Group:
         """Epochs until all have stopped, at most T."""
         options = self.options
         for t in range(options.epochs + 1):
-            wanted = options.above is not None or t in self.kept_at or t == options.epochs
+            wanted = options.above is not None or t in options.keep or t == options.epochs
             observed = self._stop(t, self._observe(wanted))
             if not len(self.live):
                 return
-            if t in self.kept_at:
-                self._keep(self.kept_at[t], observed)
+            if t in options.keep:
+                self._keep(options.keep.index(t), observed)
             self.sum_x += observed.square_x
             self.sum_y += observed.square_y
             first: Tensor | None = observed.gradient  # the epoch begins at the point where it was taken
@@ -171,8 +124,9 @@ class Group:
                 first = None
 
     def _observe(self, gap: bool) -> Observed:
-        g, d_x = self._gradient(), self.objective.d_x
-        value = self.objective.value(self.z) - self.objective.f_star if gap else None
+        g, d_x, value = self._gradient(), self.objective.d_x, None
+        if gap:  # only then, as a value of f costs as much as its gradient
+            value = self.objective.value(self.z) - self.objective.f_star
         squares = torch.mul(g, g, out=self.products)
         return Observed(squares[:, :d_x].sum(-1), squares[:, d_x:].sum(-1), value, g)
 
@@ -190,10 +144,11 @@ class Group:
             y.add_(g[:, d_x:], alpha=-options.eta_y)
             return
         slope, g_y = self._estimate(members, gradient)
-        if options.q == 1:
+        if options.q == 1:  # the step itself is the sum: no memory for one, and one pass less
             v = self.draws.direction(t, step, self.live)
             x.addcmul_(slope(v).unsqueeze(1), v, value=-options.eta_x)
         else:
+            # All q slopes are taken at the same z, so that x moves after the last of them.
             total = torch.zeros_like(x)
             for number in range(step * options.q, (step + 1) * options.q):
                 v = self.draws.direction(t, number, self.live)
@@ -230,8 +185,8 @@ class Group:
         lost = ~torch.isfinite(observed.square_x + observed.square_y)
         if observed.gap is not None:
             lost |= ~torch.isfinite(observed.gap)
-        stops = lost.clone() if t < options.epochs else torch.ones_like(lost)
-        if options.below is not None and t:
+        stops = lost | (t == options.epochs)
+        if options.below is not None and t:  # an average over t < 0 is none
             stops |= self._mark(result.reached, t, ~lost & (self.sum_x + self.sum_y <= options.below * t))
         if options.above is not None and observed.gap is not None:
             stops |= self._mark(result.left, t, lost | (observed.gap > options.above))
@@ -246,7 +201,7 @@ class Group:
         """Note t as the time of those that have none yet; which of them stop."""
         members = self.live[now].numpy()
         times[members] = np.where(times[members] < 0, t, times[members])
-        return now if self.options.halt else torch.zeros_like(now)
+        return now & self.options.halt
 
     def _write(self, t: int, observed: Observed, stops: Tensor, lost: Tensor) -> None:
         members, z = self.live[stops].numpy(), self.z[stops]
@@ -254,14 +209,15 @@ class Group:
         result.diverged[members] = lost.numpy()
         result.epochs[members] = t
         result.z[members] = z.numpy()
-        result.average_x[members] = _or_infinite(self.sum_x[stops] / t, lost)
-        result.average_y[members] = _or_infinite(self.sum_y[stops] / t, lost)
-        result.gap[members] = _or_infinite(self.objective.value(z) - self.objective.f_star, lost)
-        for epoch, number in self.kept_at.items():
+        result.average_x[members] = or_infinite(self.sum_x[stops] / t, lost)
+        result.average_y[members] = or_infinite(self.sum_y[stops] / t, lost)
+        result.gap[members] = or_infinite(self.objective.value(z) - self.objective.f_star, lost)
+        # A replica that has stopped stays where it is, at all epochs to come.
+        for number, epoch in enumerate(self.options.keep):
             if epoch >= t:
                 result.kept_gap[number, members] = result.gap[members]
-                result.kept_x[number, members] = _or_infinite(observed.square_x, lost)
-                result.kept_y[number, members] = _or_infinite(observed.square_y, lost)
+                result.kept_x[number, members] = or_infinite(observed.square_x, lost)
+                result.kept_y[number, members] = or_infinite(observed.square_y, lost)
 
     def _keep(self, number: int, observed: Observed) -> None:
         members = self.live.numpy()
@@ -278,7 +234,9 @@ class Shifted(Group):
         self, options: Options, objective: Objective, draws: Draws, z: Tensor, live: Tensor, result: Result
     ) -> None:
         self.mean = objective
-        self.shifts = objective.shifts.double() if objective.shifts.any() else None
+        self.shifts: Tensor | None = None  # left out where all are 0, as for one component: one pass less a step
+        if objective.shifts.any():
+            self.shifts = objective.shifts.double()
         self.diagonal: Tensor | None = None  # of a Hessian that is diagonal and the same everywhere
         if objective.quadratic and objective.coupling is None:
             self.diagonal = objective.hessian(torch.zeros_like(z[0])).diagonal().contiguous()
@@ -298,19 +256,22 @@ class Shifted(Group):
     def _summand(self, members: Tensor, gradient: Tensor | None) -> Tensor:
         """grad f_i(z), in memory that may be written to."""
         shift = self._shift(members)
-        if shift is not None and gradient is None and self.diagonal is not None:
-            return torch.addcmul(shift, self.z, self.diagonal, out=self.g)
-        g = self._gradient() if gradient is None else gradient
-        return g if shift is None else g.add_(shift)
+        if gradient is None:
+            if shift is not None and self.diagonal is not None:  # in one pass
+                return torch.addcmul(shift, self.z, self.diagonal, out=self.g)
+            gradient = self._gradient()
+        return gradient if shift is None else gradient.add_(shift)
 
     def _estimate(self, members: Tensor, gradient: Tensor | None) -> tuple[Callable[[Tensor], Tensor], Tensor]:
         """The coefficient of v, and grad_y f_i(z); <c_i, z> has the same difference quotient at every mu."""
         d_x = self.mean.d_x
         if self.options.mu == 0 or self.mean.quadratic:
             g = self._summand(members, gradient)
-            g_x, several = g[:, :d_x], self.options.q > 1
-            return (lambda v: self._along(g_x.clone() if several else g_x, v)), g[:, d_x:]
-        g_y, shift = self._gradient_y() if gradient is None else gradient[:, d_x:], self._shift(members)
+            if self.options.q == 1:
+                return lambda v: self._along(g[:, :d_x], v), g[:, d_x:]
+            return lambda v: self._along(g[:, :d_x].clone(), v), g[:, d_x:]
+        g_y = self._gradient_y() if gradient is None else gradient[:, d_x:]
+        shift = self._shift(members)
         if shift is None:
             return lambda v: self._quotient(v, self.mean.value), g_y
 
@@ -327,6 +288,7 @@ class Shifted(Group):
 
     def _along(self, g_x: Tensor, v: Tensor) -> Tensor:
         """The coefficient of v in the estimate for a quadratic f_i, or for mu = 0, from g_x, which is used up; [A]."""
+        # f(x + mu v) - f(x - mu v) has no even terms; f(x + mu v) - f(x) has the Hessian's.
         bend = self.options.mu / 2 if self.options.oracle == "one-sided" else 0.0
         if bend and self.diagonal is not None:  # <g, v> + (mu/2) <v, H v> in one pass
             g_x.addcmul_(v, self.diagonal[: g_x.shape[1]], value=bend)
@@ -334,8 +296,3 @@ class Shifted(Group):
         if bend and self.diagonal is None:
             slope += self.mean.curvature_along(v) * bend
         return slope
-
-
-def _or_infinite(values: Tensor, lost: Tensor) -> Array:
-    numbers: Array = values.masked_fill(lost, math.inf).numpy()
-    return numbers

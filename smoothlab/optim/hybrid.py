@@ -30,9 +30,8 @@ from smoothlab.optim.masters import descend, masters_of, round_to
 from smoothlab.optim.minibatch import Closure, Minibatch
 from smoothlab.optim.seedlog import SeedLog, replay
 from smoothlab.optim.summation import Peers
-from smoothlab.zeroth.closures import AGAIN, Watch, check_same, check_written, same_function
+from smoothlab.zeroth.closures import AGAIN, Watch, check_same, check_written, evaluate, same_function
 from smoothlab.zeroth.directional import Directional
-from smoothlab.zeroth.estimators import evaluate
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from smoothlab.blocks import Block
 from smoothlab.optim.summation import Peers, Terms, Tree, in_order, over_all, widened
-from smoothlab.zeroth.estimators import finite, scalar
+from smoothlab.zeroth.closures import finite, scalar
 
 Closure = Callable[[], Tensor]
 

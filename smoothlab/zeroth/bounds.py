@@ -55,6 +55,7 @@ def generalized_bias_bound(mu: float, l0: float, l1: float, dim: int, gradient_n
         return mu * l0 * _chi_mean(dim)
     s, total, k = l1 * mu, 0.0, 1
     before, term = 1.0, l1 * mu * _chi_mean(dim)  # s^k E ||v||^k / k! for k = 0, 1
+    # The recurrence goes two orders at a time, so that even and odd terms fall apart: both must have died out.
     while term > total * 1e-17 or before > total * 1e-17:
         total += term
         before, term = term, before * s**2 * (dim + k - 1) / (k * (k + 1))
@@ -66,6 +67,7 @@ def generalized_bias_bound(mu: float, l0: float, l1: float, dim: int, gradient_n
 
 def _chi_mean(dim: int) -> float:
     """E ||v|| = sqrt(2) Gamma((d + 1)/2) / Gamma(d/2)."""
+    # Both Gamma functions overflow from d = 342 on; Pochhammer's symbol is their quotient.
     return math.sqrt(2) * float(special.poch(dim / 2, 0.5))
 
 
@@ -74,11 +76,12 @@ def log_truncated_mean(mu: float, cutoff: float) -> float:
 
     The logarithm, because the integral is beyond 1e308 soon; the integrand is scaled by its largest value.
     """
-    z = np.linspace(0, cutoff, 100_001)[1:]
+    z = np.linspace(0, cutoff, 100_001)
+    a = (mu * z) ** 4
+    # The integrand is 0 at z = 0, whose logarithm -inf numpy would warn of.
     with np.errstate(divide="ignore"):
-        # log(e^a - 1) = a + log(1 - e^-a)
-        a = (mu * z) ** 4
+        # log(e^a - 1) = a + log(1 - e^-a), whose left side overflows from a = 710 on.
         logs = a + np.log(-np.expm1(-a)) + np.log(z / mu) - z**2 / 2
     top = float(logs.max())
-    scaled = float(integrate.simpson(np.concatenate([[0.0], np.exp(logs - top)]), x=np.concatenate([[0.0], z])))
+    scaled = float(integrate.simpson(np.exp(logs - top), x=z))
     return top + math.log(scaled) + 0.5 * math.log(2 / math.pi)

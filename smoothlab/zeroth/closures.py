@@ -7,6 +7,7 @@ again where there is a sign of a change, which costs nothing to see: random numb
 before, a module went from training to evaluation or back, a buffer was written to. Every `AGAIN`-th step looks without.
 """
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from smoothlab.blocks import Block, Loss
 from smoothlab.errors import BadInput
 
 AGAIN = 128
@@ -43,8 +45,9 @@ class Watch:
     def __init__(self, params: Sequence[Tensor]) -> None:
         self.params = list(params)
         self._modules: list[nn.Module] = []
-        self._buffers: list[tuple[str, Tensor]] = []
-        self._states: list[tuple[Tensor, ...]] = []
+        self._buffers: list[Tensor] = []
+        self._buffer_names: list[str] = []
+        self._states: list[tuple[Tensor, Tensor]] = []
         self._known: Signs | None = None
         self._device = self.params[0].device
 
@@ -56,7 +59,8 @@ class Watch:
             BadInput: one rewrites its weights when it is run, which it is then not; or buffers are changed, which are
                 put back.
         """
-        known = {id(p) for p in self.params}
+        # By identity: tensors compare entry by entry, and tied ones must be watched once.
+        known = set(map(id, self.params))
         kept: list[Tensor] = []
 
         def meet(module: nn.Module) -> None:
@@ -65,12 +69,17 @@ class Watch:
                     continue
                 known.add(id(m))
                 self._modules.append(m)
-                self.params += [p for p in m.parameters(recurse=False) if id(p) not in known]
-                known.update(id(p) for p in m.parameters(recurse=False))
-                named = [(name, b) for name, b in m.named_buffers(recurse=False) if id(b) not in known]
-                known.update(id(b) for _, b in named)
-                self._buffers += [(f"{name} of {type(m).__name__}", b) for name, b in named]
-                kept.extend(b.detach().clone() for _, b in named)
+                for p in m.parameters(recurse=False):
+                    if id(p) not in known:
+                        known.add(id(p))
+                        self.params.append(p)
+                for name, buffer in m.named_buffers(recurse=False):
+                    if id(buffer) not in known:
+                        known.add(id(buffer))
+                        self._buffers.append(buffer)
+                        self._buffer_names.append(f"{name} of {type(m).__name__}")
+                        # The module has not run yet: this is the value that a change is seen by, and undone with.
+                        kept.append(buffer.detach().clone())
 
         with meeting(meet):
             yield
@@ -79,9 +88,9 @@ class Watch:
     @contextmanager
     def call(self) -> Iterator[None]:
         """Inside the context the closure is called, once for all of its parts."""
-        before = self._random()
+        before = self._random_state()
         yield
-        self._states.append((before, self._random()))
+        self._states.append((before, self._random_state()))
 
     @contextmanager
     def step(self) -> Iterator[None]:
@@ -91,15 +100,9 @@ class Watch:
             BadInput: they wrote to parameters.
         """
         self._states = []
-        params, self._written = self._versions(), self._buffer_versions()
+        before, self._buffers_before = versions(self.params), versions(self._buffers)
         yield
-        check_written(self.params, params)
-
-    def _versions(self) -> list[int]:
-        return [p._version for p in self.params]
-
-    def _buffer_versions(self) -> list[int]:
-        return [b._version for _, b in self._buffers]
+        check_written(self.params, before)
 
     def changed(self) -> bool:
         """Whether the calls of the step showed another behavior than what was looked at last."""
@@ -110,13 +113,16 @@ class Watch:
         self._known = self._signs()
 
     def _signs(self) -> Signs:
-        drew = all(not torch.equal(a, b) for a, b in self._states)  # one that sets its own seed ends where it began
-        written = self._written != self._buffer_versions()
+        # A closure that sets its own seed ends each later call where it began, and has then drawn nothing new.
+        drew = all(not torch.equal(before, after) for before, after in self._states)
+        written = self._buffers_before != versions(self._buffers)
         return drew, written, tuple(m.training for m in self._modules)
 
-    def _random(self) -> Tensor:
+    def _random_state(self) -> Tensor:
         state = torch.get_rng_state()
-        return torch.cat([state, torch.cuda.get_rng_state(self._device)]) if self._device.type == "cuda" else state
+        if self._device.type == "cuda":  # dropout on a GPU draws there, but a closure may draw on the CPU as well
+            state = torch.cat([state, torch.cuda.get_rng_state(self._device)])
+        return state
 
     @contextmanager
     def keeping_buffers(self) -> Iterator[None]:
@@ -125,21 +131,20 @@ class Watch:
         Raises:
             BadInput: buffers are then other than before; they are put back.
         """
-        kept = [b.detach().clone() for _, b in self._buffers]
+        kept = [buffer.detach().clone() for buffer in self._buffers]
         yield
         self._check_buffers(kept)
 
     def _check_buffers(self, kept: Sequence[Tensor]) -> None:
-        with torch.no_grad():
-            other = [
-                (name, b, old) for (name, b), old in zip(self._buffers, kept, strict=True)
-                if b.shape != old.shape or not torch.equal(b.nan_to_num(), old.nan_to_num())
-            ]  # fmt: skip
-            for _, b, old in other:
-                b.data = old
-        if other:
+        changed = []
+        for name, buffer, before in zip(self._buffer_names, self._buffers, kept, strict=True):
+            # NaN differs from itself, and a buffer that holds one need not have changed.
+            if buffer.shape != before.shape or not torch.equal(buffer.nan_to_num(), before.nan_to_num()):
+                buffer.data = before
+                changed.append(name)
+        if changed:
             raise BadInput(
-                f"the loss changes the buffer {other[0][0]} whenever it is computed, a few times a step and away from "
+                f"the loss changes the buffer {changed[0]} whenever it is computed, a few times a step and away from "
                 "the weights: put the module into eval mode, or give step() smoothlab.blocks.fixed_loss(closure, "
                 "module, train=True), which keeps buffers"
             )
@@ -164,11 +169,60 @@ def meeting(meet: Callable[[nn.Module], None] = lambda module: None) -> Iterator
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Using `torch.compile")  # sees global hooks twice, harmless here
+        # A global hook sees every module that is run, also those that no group has a parameter of.
         hook = register_module_forward_pre_hook(before)
         try:
             yield
         finally:
             hook.remove()
+
+
+class NotFinite(BadInput):
+    """A loss is NaN or infinite.
+
+    Attributes:
+        value: the loss.
+    """
+
+    def __init__(self, value: float, name: str) -> None:
+        super().__init__(f"the loss on block '{name}' is {value}: lower mu or the learning rate, or look at the data")
+        self.value = value
+
+
+def evaluate(loss: Loss, block: Block) -> float:
+    """The loss as a number.
+
+    Raises:
+        BadInput: it is no scalar; `NotFinite` if it is no number.
+    """
+    with torch.no_grad():
+        value = scalar(loss(), block)
+    return finite(float(value), block)
+
+
+def scalar(value: object, block: Block) -> Tensor:
+    """What a closure returned, if it is a scalar.
+
+    Raises:
+        BadInput: it is none.
+    """
+    if isinstance(value, Tensor) and value.dim() == 0:
+        return value
+    what = f"is a {type(value).__name__}"
+    if isinstance(value, Tensor):
+        what = f"has shape {tuple(value.shape)}"
+    raise BadInput(f"the loss on block '{block.name}' {what}: return the mean over the minibatch, a scalar")
+
+
+def finite(value: float, block: Block) -> float:
+    """The value of a loss, if it is a number.
+
+    Raises:
+        NotFinite: it is none.
+    """
+    if not math.isfinite(value):
+        raise NotFinite(value, block.name)
+    return value
 
 
 def same_function(graph: float, plain: float, eps: float) -> bool:
@@ -180,7 +234,7 @@ def same_function(graph: float, plain: float, eps: float) -> bool:
     if graph == plain:
         return True
     allowed = min(ROUNDING * eps, COARSEST) * max(1.0, abs(graph), abs(plain))
-    if not abs(graph - plain) <= allowed:
+    if not abs(graph - plain) <= allowed:  # NaN compares false, and is refused so
         raise BadInput(
             f"the loss is {graph!r} with a graph and {plain!r} without (torch.no_grad) at the same weights, so that "
             "both oracles would see different functions: turn off what is computed otherwise without gradients, for "
@@ -189,14 +243,19 @@ def same_function(graph: float, plain: float, eps: float) -> bool:
     return False
 
 
-def check_written(params: Sequence[Tensor], versions: Sequence[int]) -> None:
-    """Refuse what has written to parameters since they had these version numbers, which autograd counts.
+def versions(tensors: Sequence[Tensor]) -> list[int]:
+    """How often autograd has counted a write to each tensor; writing to `.data` is not counted."""
+    return [t._version for t in tensors]
+
+
+def check_written(params: Sequence[Tensor], before: Sequence[int]) -> None:
+    """Refuse what has written to parameters since they had these version numbers.
 
     Raises:
         BadInput: a loss has.
     """
-    for p, before in zip(params, versions, strict=True):
-        if p._version != before:
+    for p, version in zip(params, before, strict=True):
+        if p._version != version:
             raise BadInput(
                 f"the loss writes to a parameter of shape {tuple(p.shape)} while it is computed, so that its values "
                 "are not those at one point: take this out of the forward pass (max_norm of embeddings, clamping, "

@@ -60,6 +60,7 @@ class Directional:
             BadInput: the seeds are bound to another generator than this machine's.
         """
         self._check_generator(block)
+        # Views of the parameters' memory; those of parameters that are not contiguous are copies, see below.
         anchors, flats = self._anchors(block), [p.data.reshape(-1) for p in block.params]
         # The coefficient of a single direction joins alpha: one pass less over its numbers.
         single = len(self.terms) == 1 and self.anchor is None
@@ -84,7 +85,7 @@ class Directional:
             else:
                 stream.each(add)
             for p, flat in zip(block.params, flats, strict=True):
-                if not p.data.is_contiguous():
+                if not p.data.is_contiguous():  # `flat` was a copy
                     p.data.copy_(flat.view(p.shape))
 
     def _check_generator(self, block: Block) -> None:
@@ -102,6 +103,7 @@ class Directional:
     def _stream(self, block: Block) -> Stream:
         if not self._in_memory:
             return Mixture(self.distribution, block, self.terms)
+        # `Known` counts its directions by seeds (j,).
         kept = Known(tuple(self.kept[seed] for seed, _ in self.terms))
         return Mixture(kept, block, tuple(((j,), c) for j, (_, c) in enumerate(self.terms)))
 

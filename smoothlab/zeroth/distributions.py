@@ -5,8 +5,8 @@ Distributions differ in their higher moments, from which bias and variance of ze
 (`smoothlab.zeroth.moments`). Gaussian ones give Gaussian smoothing, Rademacher ones SPSA.
 """
 
-import importlib
 import math
+import pkgutil
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -23,12 +23,12 @@ from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
 from smoothlab.zeroth.expectations import Array, Cumulants, Shapes, by_coordinates, entries, from_cumulants
 from smoothlab.zeroth.names import DISTRIBUTIONS
-from smoothlab.zeroth.rng import SHARED, Piece, Stream, chunk_of, cut
+from smoothlab.zeroth.rng import Piece, Stream, chunk_of, cut
 
 Parts = Sequence[float] | None
 Vector = Array | None
 _SAMPLING = {"fill", "radius", "pieces", "stream"}
-_DERIVED = ("draw", "fill_replicas", "cumulants", "covariance", "expectation", "second_moment")
+_DERIVED = {"draw", "fill_replicas", "cumulants", "covariance", "expectation", "second_moment"}
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,10 @@ class Distribution(ABC):
     bounded: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
+        # A class that draws otherwise than its parent would be given the parent's moments without an error.
         if _SAMPLING & vars(cls).keys():
-            for name in _DERIVED:
-                if name not in vars(cls):
-                    setattr(cls, name, vars(Distribution)[name])
+            for name in _DERIVED - vars(cls).keys():
+                setattr(cls, name, vars(Distribution)[name])
 
     @property
     def parameters(self) -> tuple[float, ...]:
@@ -70,8 +70,10 @@ class Distribution(ABC):
     @property
     def name(self) -> str:
         """Name for records, with the parameters: "gaussian", "sparse(0.1)"."""
-        label, numbers = type(self).__name__.lower(), ", ".join(map("{:g}".format, self.parameters))
-        return f"{label}({numbers})" if numbers else label
+        label = type(self).__name__.lower()
+        if not self.parameters:
+            return label
+        return f"{label}({', '.join(f'{number:g}' for number in self.parameters)})"
 
     @abstractmethod
     def fill(self, stream: Stream, piece: Piece, out: Tensor) -> None:
@@ -79,7 +81,10 @@ class Distribution(ABC):
 
     def pieces(self, block: Block) -> list[Piece]:
         """How the block is cut."""
-        return [piece for i, p in enumerate(block.params) for piece in cut(i, p.numel(), chunk_of(p.device))]
+        pieces: list[Piece] = []
+        for i, p in enumerate(block.params):
+            pieces += cut(i, p.numel(), chunk_of(p.device))
+        return pieces
 
     def radius(self, stream: Stream) -> float:
         """Factor common to all entries that only the whole direction determines."""
@@ -103,6 +108,7 @@ class Distribution(ABC):
         """
         rows = out.view(-1, out.shape[-1])
         block = Block("x", (torch.empty(out.shape[-1], dtype=scratch.dtype),))
+        # Two words of 32 bits a direction: with one, a run of 10^5 directions would expect one repetition.
         seeds = torch.randint(1 << 32, (len(rows), 2), generator=generator)
         for row, seed in zip(rows, seeds.tolist(), strict=True):
             row.copy_(self.draw(block, seed))
@@ -193,8 +199,9 @@ class Sphere(Distribution):
         """As the stream has it to the bit, drawn once."""
         z = Gaussian().stream(block, seed).numbers()
         parts = block.split(z)
-        radius = _radius(block.dim, [_square(parts[t][a:b]) for t, _, a, b in self.pieces(block)])
-        return z.mul_(radius).to(block.params[0].dtype)
+        # Piece by piece, as `radius` has it: another order of the sum would be another number.
+        squares = [_square(parts[p.tensor][p.start : p.stop]) for p in self.pieces(block)]
+        return z.mul_(_radius(block.dim, squares)).to(block.params[0].dtype)
 
     def fill_replicas(self, out: Tensor, scratch: Tensor, generator: torch.Generator) -> None:
         """Gaussian directions divided by their length."""
@@ -216,11 +223,12 @@ class Sphere(Distribution):
 def _square(g: Tensor) -> float:
     """||g||^2 by rows of 1,024 entries, so that its bits do not depend on the number of threads."""
     whole = len(g) // 1024 * 1024
-    rows = g[:whole].view(-1, 1024).square().sum(1).double().sum() if whole else 0.0
+    rows = g[:whole].view(-1, 1024).square().sum(1).double().sum()
     return float(rows) + math.fsum(g[whole:].double().square().tolist())
 
 
 def _radius(dim: int, squares: Sequence[float]) -> float:
+    # fsum rounds once, so that the radius does not depend on the order in which threads are done.
     return float((dim / math.fsum(squares)) ** 0.5)
 
 
@@ -243,8 +251,12 @@ class Rademacher(Distribution):
         """Each random bit, moved to the position of the sign, makes +-1.0."""
         words = torch.empty(-(-len(out) // 64), dtype=torch.int64, device=out.device)
         words.random_(-(1 << 63), None, generator=stream.generator(piece.tensor, piece.number))
+        # Written in place where the bits are those of `out`: a copy would be one pass more.
         fits = out.dtype == torch.float32 and len(out) % 64 == 0
-        bits = out.view(torch.int32).view(-1, 32) if fits else words.new_empty(2 * len(words), 32, dtype=torch.int32)
+        if fits:
+            bits = out.view(torch.int32).view(-1, 32)
+        else:
+            bits = words.new_empty(2 * len(words), 32, dtype=torch.int32)
         torch.bitwise_left_shift(words.view(torch.int32)[:, None], _shifts(out.device), out=bits)
         bits.bitwise_and_(_SIGN).bitwise_or_(_ONE)
         if not fits:
@@ -281,11 +293,13 @@ class Coordinate(Distribution):
     def fill(self, stream: Stream, piece: Piece, out: Tensor) -> None:
         """Zeros but for entry j."""
         dim = stream.block.dim
+        # All pieces must agree on j, so that it comes from the direction's own words: one bit for the sign, 63 for j,
+        # whose remainder is uniform to dim/2^63.
         j, sign = (stream.words[0] << 31 | stream.words[1] >> 1) % dim, 1 - 2 * (stream.words[1] & 1)
-        before = stream.block.offset(piece.tensor)
+        position = j - stream.block.offset(piece.tensor)
         out.zero_()
-        if piece.start <= j - before < piece.stop:
-            out[j - before - piece.start] = sign * dim**0.5
+        if piece.start <= position < piece.stop:
+            out[position - piece.start] = sign * dim**0.5
 
     def expectation(self, shapes: Shapes, factors: Sequence[Array], *, free: bool = False) -> Array:
         """E z_i ... z_l = d^(n - 1) 1{i = ... = l} at order 2n."""
@@ -315,6 +329,7 @@ class Sparse(Distribution):
     def fill(self, stream: Stream, piece: Piece, out: Tensor) -> None:
         """Normal numbers, then the mask."""
         generator = stream.generator(piece.tensor, piece.number)
+        # Normal numbers for all entries, also those that stay: how many are drawn must not depend on the mask.
         out.normal_(generator=generator)
         mask = torch.empty_like(out).uniform_(generator=generator) < self.density
         out.mul_(mask).mul_(self.density**-0.5)
@@ -322,74 +337,6 @@ class Sparse(Distribution):
     def cumulants(self) -> Cumulants:
         """From m_n = density (n - 1)!! density^(-n / 2)."""
         return Cumulants.of_moments(3 / self.density, 15 / self.density**2, 105 / self.density**3)
-
-
-@dataclass(frozen=True)
-class LowRank(Distribution):
-    """z = U W' / sqrt(rank) for a matrix [m, n], U [m, rank] and W [n, rank] Gaussian; Gaussian for other tensors.
-
-    E vec(Z) vec(Z)' = I, but the entries are uncorrelated, not independent (LOZO, Chen et al. 2024).
-
-    >>> from smoothlab import LowRank
-    >>> LowRank(2).second_moment(((10,),))
-    (12.0, 1.0)
-
-    Attributes:
-        rank: rank of the direction, from 1.
-    """
-
-    rank: int = 4
-
-    def __post_init__(self) -> None:
-        if self.rank != int(self.rank) or self.rank < 1:
-            raise BadInput(f"rank {self.rank} of low-rank directions: use a whole number of at least 1")
-        object.__setattr__(self, "rank", int(self.rank))
-
-    def pieces(self, block: Block) -> list[Piece]:
-        """Whole rows of matrices, as many as fit a chunk."""
-        pieces: list[Piece] = []
-        for i, p in enumerate(block.params):
-            length = chunk_of(p.device)
-            if p.dim() == 2 and p.numel():
-                length = max(1, length // p.shape[1]) * p.shape[1]
-            pieces += cut(i, p.numel(), length)
-        return pieces
-
-    def fill(self, stream: Stream, piece: Piece, out: Tensor) -> None:
-        """U of the piece's rows times W', which every piece of the tensor draws alike."""
-        p = stream.block.params[piece.tensor]
-        if p.dim() != 2:
-            out.normal_(generator=stream.generator(piece.tensor, piece.number))
-            return
-        n = p.shape[1]
-        w = out.new_empty(n, self.rank).normal_(generator=stream.generator(piece.tensor, SHARED))
-        u = out.new_empty(len(out) // n, self.rank)
-        u.normal_(generator=stream.generator(piece.tensor, piece.number))
-        torch.mm(u, w.T, out=out.view(-1, n)).mul_(self.rank**-0.5)
-
-    # On a single vector, where Algorithm 1 runs, low-rank directions are Gaussian.
-    fill_replicas = Gaussian.fill_replicas
-
-    def cumulants(self) -> Cumulants:
-        """The Gaussian's, and those of matrices, see `smoothlab.zeroth.expectations`."""
-        return Cumulants(rank=self.rank)
-
-    def second_moment(self, shapes: Shapes, parts: Parts = None, gradient: Vector = None) -> tuple[float, float]:
-        """sum_t (||g_t||^2 / ||g||^2) e_t with e_t = d + 2 + 2 (m_t + n_t + 1)/r for matrices [m_t, n_t], else d + 2.
-
-        Rows pair in 3 ways and columns in 3; equal pairings give mn + 2, the 6 unequal ones 2m + 2n + 2 over r; other
-        tensors add their d_s, being independent.
-        """
-        extra = [2 + 2 * (sum(s) + 1) / self.rank if len(s) == 2 else 2.0 for s in shapes]
-        if parts is None and gradient is not None:
-            ends = np.cumsum([prod(shape) for shape in shapes])[:-1]
-            parts = [float(g @ g) for g in np.split(gradient, ends)]
-        if parts is None and len(set(extra)) > 1:
-            raise BadInput(
-                f"{self.name} directions on tensors of shapes {shapes}: give parts, the squared gradient norm of each"
-            )
-        mean = extra[0] if parts is None else float(np.dot(extra, parts) / sum(parts))
-        return entries(shapes) + mean, 1.0
 
 
 def named(text: str, option: str = "distribution") -> Distribution:
@@ -411,11 +358,10 @@ def named(text: str, option: str = "distribution") -> Distribution:
         raise BadInput(f"{option} {text} is unknown: use one of {', '.join(DISTRIBUTIONS)}")
     entry = DISTRIBUTIONS[label]
     if isinstance(entry, str):
-        module, _, name = entry.partition(":")
-        entry = getattr(importlib.import_module(module), name)
+        entry = pkgutil.resolve_name(entry)
     try:
-        distribution: Distribution = entry(*(float(value) for value in re.findall(r"[^,\s]+", arguments)))
-    except (TypeError, ValueError):
+        distribution: Distribution = entry(*map(float, re.findall(r"[^,\s]+", arguments)))
+    except (TypeError, ValueError):  # too many of them, or no numbers
         names = ", ".join(f.name for f in fields(entry)) or "none"
         raise BadInput(f"{option} {text} has the parameters {names}: give numbers, as in sparse(0.25)") from None
     return distribution

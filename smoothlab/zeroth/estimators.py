@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from smoothlab.blocks import Block, Loss, standing_at
 from smoothlab.errors import BadInput
-from smoothlab.zeroth.closures import check_same, check_written, meeting
+from smoothlab.zeroth.closures import check_same, check_written, evaluate, meeting, versions
 from smoothlab.zeroth.directional import Directional
 from smoothlab.zeroth.distributions import Distribution, Gaussian
 from smoothlab.zeroth.perturbation import Perturbation
@@ -66,11 +66,13 @@ def missing(estimator: object) -> str | None:
     sides = getattr(estimator, "sides", None)
     if sides not in (1, 2):
         return "has no attribute `sides` that is 1 or 2"
-    options = {"value": 0.0} if sides == 1 else {}
+    arguments, options = "loss, block, seed", {}
+    if sides == 1:
+        arguments, options = "loss, block, seed, value=f(x)", {"value": 0.0}
     try:
         inspect.signature(estimator).bind(None, None, (0,), **options)
     except TypeError:
-        return f"cannot be called as estimator(loss, block, seed{', value=f(x)' if options else ''})"
+        return f"cannot be called as estimator({arguments})"
     return None
 
 
@@ -134,23 +136,17 @@ class ZerothOrder:
     @property
     def name(self) -> str:
         """Name for records, e.g. "two-sided gaussian, q = 4 orthogonal"."""
-        sides = "one-sided" if self.sides == 1 else "two-sided"
-        name = f"{sides} {self.distribution.name}"
+        name = f"{('one', 'two')[self.sides - 1]}-sided {self.distribution.name}"
         if self.q > 1:
             name += f", q = {self.q}"
-        if self.q > 1 and self.average != "plain":
-            name += f" {self.average}"
+            if self.average != "plain":
+                name += f" {self.average}"
         return name
 
     def __call__(
-        self,
-        loss: Loss,
-        block: Block,
-        seed: Sequence[int] | int,
-        *,
-        value: float | None = None,
+        self, loss: Loss, block: Block, seed: Sequence[int] | int, *, value: float | None = None,
         directions: Sequence[Tensor] | None = None,
-    ) -> Directional:
+    ) -> Directional:  # fmt: skip
         """The estimate at the present values of `block`, which stay as they are to the bit, also after an exception.
 
         Args:
@@ -165,11 +161,15 @@ class ZerothOrder:
                 rounding swallows more than half of mu z; q > dim orthogonal directions; parameters that are not
                 floating-point numbers.
         """
-        seed = (seed,) if isinstance(seed, int) else tuple(seed)
-        distribution = self.distribution if directions is None else Known(tuple(directions))
+        if isinstance(seed, int):
+            seed = (seed,)
+        distribution, stream = self.distribution, stream_name(block.params[0].device)
+        if directions is not None:
+            distribution, stream = Known(tuple(directions)), ""  # they are bound to no generator
         frame = self._frame(block, seed, directions)
         perturbation = self._perturbation(block)
         if perturbation.realized_fraction is None:
+            # In this order: the later checks trust that the loss is one function.
             _check_deterministic(loss, block, copy=self.layers is None)
             perturbation.check_layers(loss)
             perturbation.measure_realized_fraction(distribution, frame[0], self.mu)
@@ -194,15 +194,16 @@ class ZerothOrder:
                 slope = (plus - center) / self.mu
             if slope == 0.0:  # have the weights outgrown the step since the first call?
                 perturbation.measure_realized_fraction(distribution, direction, self.mu)
+            # Orthogonal directions share their seeds, and an antithetic pair is one seed: coefficients add up.
             for key, weight in direction:
                 terms[key] = terms.get(key, 0.0) + slope * weight / self.q
-        stream = stream_name(perturbation.device) if directions is None else ""  # known ones are bound to no generator
         return Directional(distribution, tuple(terms.items()), stream=stream, kept=perturbation.kept)
 
     def realized_fraction(self, block: Block) -> float | None:
         """The fraction of mu z that rounding let through at the first call on `block`; None before."""
-        perturbation = self._perturbations.get(block)
-        return None if perturbation is None else perturbation.realized_fraction
+        if block not in self._perturbations:
+            return None
+        return self._perturbations[block].realized_fraction
 
     def _frame(self, block: Block, seed: Sequence[int], directions: Sequence[Tensor] | None) -> list[Terms]:
         """The q directions, each as (seed, weight) pairs of the distribution's."""
@@ -212,12 +213,13 @@ class ZerothOrder:
                 raise BadInput(
                     f"{len(shapes)} directions of shapes {shapes}: give q = {self.q} of shape ({block.dim},)"
                 )
-            return [(((j,), 1.0),) for j in range(self.q)]
+            seed = ()  # `Known` counts its directions by a seed (j,)
+        # The number of the direction is the seed's last word: directions of one step are independent.
         keys = [(*seed, j) for j in range(self.q)]
+        if directions is not None or self.average == "plain":
+            return [((key, 1.0),) for key in keys]
         if self.average == "antithetic":
             return [((key, sign),) for key in keys[: self.q // 2] for sign in (1.0, -1.0)]
-        if self.average == "plain":
-            return [((key, 1.0),) for key in keys]
         if self.q > block.dim:
             raise BadInput(
                 f"q = {self.q} orthogonal directions do not fit block '{block.name}' of {block.dim} parameters: use at "
@@ -227,16 +229,18 @@ class ZerothOrder:
 
     def _perturbation(self, block: Block) -> Perturbation:
         if block not in self._perturbations or not self._perturbations[block].fits:
-            if any(not p.is_floating_point() for p in block.params):
+            if not block.params[0].is_floating_point():  # a block is of one dtype
                 raise BadInput(
                     f"block '{block.name}' holds {block.params[0].dtype} parameters: zeroth-order steps need "
                     "floating-point ones; leave quantized or integer weights out"
                 )
             self._perturbations[block] = Perturbation(block, keep=self.keep, layers=self.layers)
-        for other in self._perturbations.values():
-            if other is not self._perturbations[block]:
-                other.release()  # one block's copy at a time
-        return self._perturbations[block]
+        # The copies of several blocks at a time would take the memory that moving one block after the other saves.
+        current = self._perturbations[block]
+        for perturbation in self._perturbations.values():
+            if perturbation is not current:
+                perturbation.release()
+        return current
 
 
 def orthogonal(distribution: Distribution, block: Block, keys: Sequence[Seed]) -> list[Terms]:
@@ -255,120 +259,18 @@ def orthogonal(distribution: Distribution, block: Block, keys: Sequence[Seed]) -
         rows = rows.double()
         return rows @ rows.T
 
+    # In fp64: a Gram matrix has the square of its vectors' condition number.
     gram = torch.stack(streams[0].each(products)).sum(0).cpu().numpy()
     weights = block.dim**0.5 * np.linalg.inv(np.linalg.cholesky(gram))
-    return [tuple(zip(keys, row.tolist(), strict=False))[: i + 1] for i, row in enumerate(weights)]
-
-
-def evaluate(loss: Loss, block: Block) -> float:
-    """The loss as a number.
-
-    Raises:
-        BadInput: it is no scalar; `NotFinite` if it is no number.
-    """
-    with torch.no_grad():
-        value = scalar(loss(), block)
-    number = float(value)
-    return finite(number, block)
-
-
-class NotFinite(BadInput):
-    """A loss is NaN or infinite.
-
-    Attributes:
-        value: the loss.
-    """
-
-    def __init__(self, value: float, name: str) -> None:
-        super().__init__(f"the loss on block '{name}' is {value}: lower mu or the learning rate, or look at the data")
-        self.value = value
-
-
-def scalar(value: object, block: Block) -> Tensor:
-    """What a closure returned, if it is a scalar.
-
-    Raises:
-        BadInput: it is none.
-    """
-    if isinstance(value, Tensor) and value.dim() == 0:
-        return value
-    what = f"has shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"is a {type(value).__name__}"
-    raise BadInput(f"the loss on block '{block.name}' {what}: return the mean over the minibatch, a scalar")
-
-
-def finite(value: float, block: Block) -> float:
-    """The value of a loss, if it is a number.
-
-    Raises:
-        NotFinite: it is none.
-    """
-    if not np.isfinite(value):
-        raise NotFinite(value, block.name)
-    return value
+    # L^-1 is lower triangular: row i combines the first i + 1 directions.
+    return [tuple(zip(keys[: i + 1], row.tolist(), strict=False)) for i, row in enumerate(weights)]
 
 
 def _check_deterministic(loss: Loss, block: Block, *, copy: bool) -> None:
     """Evaluate twice; on a `copy` of the weights, because a loss may write to them."""
-    standing = block.copies() if copy else [p.data for p in block.params]
-    versions = [p._version for p in block.params]
-    with meeting(), standing_at(block, standing):
+    weights = block.copies() if copy else [p.data for p in block.params]
+    before = versions(block.params)
+    with meeting(), standing_at(block, weights):
         first, second = evaluate(loss, block), evaluate(loss, block)
-    check_written(block.params, versions)
+    check_written(block.params, before)
     check_same(first, second, f"block '{block.name}'")
-
-
-@dataclass
-class ControlVariate:
-    """Variance reduction for finite sums in the way of SVRG: ghat_i(x) - ghat_i(x~) + gradient(x~), same z in both.
-
-    At the anchor x~ the gradient of the whole sum is known well: exactly, or as a zeroth-order estimate over many
-    directions. Costs twice the evaluations, and two more copies of the block.
-
-    >>> import torch
-    >>> from smoothlab import Block, ControlVariate, ZerothOrder
-    >>> x = torch.nn.Parameter(torch.ones(3))
-    >>> block = Block("x", (x,))
-    >>> estimator = ControlVariate(ZerothOrder(), block, gradient=torch.full((3,), 2.0))
-    >>> estimator(lambda: x.square().sum(), block, (0,)).dense(block)   # at the anchor, no noise is left
-    tensor([2., 2., 2.])
-
-    Attributes:
-        estimator: what estimates both differences.
-        block: the block.
-        gradient: the gradient of the whole sum at the anchor, directional or flat [dim].
-    """
-
-    estimator: ZerothOrder
-    block: Block
-    gradient: "Directional | Tensor"
-
-    def __post_init__(self) -> None:
-        self._anchor = self.block.copies()
-
-    @property
-    def name(self) -> str:
-        """Name for records."""
-        return f"{self.estimator.name}, control variate"
-
-    @property
-    def distribution(self) -> Distribution:
-        """Distribution of the directions."""
-        return self.estimator.distribution
-
-    @property
-    def sides(self) -> Sides:
-        """1, as the last evaluations are at the anchor, and f(x) has to be asked for."""
-        return 1
-
-    def __call__(self, loss: Loss, block: Block, seed: Sequence[int], *, value: float | None = None) -> Directional:
-        """The estimate from the loss of one minibatch at the values of `block`, there `value` if known."""
-        if list(map(id, block.params)) != list(map(id, self.block.params)):
-            raise BadInput(
-                f"block '{block.name}' is not the anchor's, '{self.block.name}': make a ControlVariate for it"
-            )
-        here = self.estimator(loss, block, seed, value=value)
-        with standing_at(block, self._anchor):
-            there = self.estimator(loss, block, seed)
-        at_anchor = dict(there.terms)
-        terms = tuple((key, c - at_anchor[key]) for key, c in here.terms)
-        return Directional(here.distribution, terms, self.gradient, here.stream, there.kept)

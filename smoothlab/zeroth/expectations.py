@@ -21,7 +21,7 @@ Sums over partitions are made symbolically and equal terms gathered, so that few
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
-from itertools import combinations, product
+from itertools import combinations, pairwise, product
 from math import prod
 from typing import NamedTuple
 
@@ -78,25 +78,26 @@ def from_cumulants(cumulants: Cumulants, shapes: Shapes, factors: Sequence[Array
     Raises:
         BadInput: the order is above 8.
     """
+    orders = tuple(f.ndim for f in factors)
     total = _zero(shapes, free)
-    if (sum(f.ndim for f in factors) + free) % 2 == 0:
-        for names, weight in _terms(cumulants, shapes, tuple(f.ndim for f in factors), free).items():
+    # Odd moments vanish, as z and -z have one distribution.
+    if (sum(orders) + free) % 2 == 0:
+        for names, weight in _terms(cumulants, shapes, orders, free).items():
             total = total + weight * _contracted(factors, names, shapes)
     return total
 
 
 def by_coordinates(shapes: Shapes, factors: Sequence[Array], *, free: bool) -> Array:
     """The same for z = +-sqrt(d) e_j."""
-    order, d = sum(f.ndim for f in factors) + free, entries(shapes)
-    if order % 2:
+    orders = [f.ndim for f in factors] + [int(free)]
+    if sum(orders) % 2:
         return _zero(shapes, free)
-    same = Index(-1, 0, 0)
-    names = tuple((same,) * f.ndim for f in factors) + (((same,),) if free else ((),))
-    return float(d) ** (order // 2 - 1) * _contracted(factors, names, shapes)
+    names = tuple((Index(-1, 0, 0),) * order for order in orders)  # one index everywhere
+    return float(entries(shapes)) ** (sum(orders) // 2 - 1) * _contracted(factors, names, shapes)
 
 
 def _zero(shapes: Shapes, free: bool) -> Array:
-    return np.zeros(entries(shapes) if free else ())
+    return np.zeros([entries(shapes)] * free)  # a vector, or a number
 
 
 @cache
@@ -109,20 +110,21 @@ def _terms(cumulants: Cumulants, shapes: Shapes, orders: tuple[int, ...], free: 
     matrices = [t for t, shape in enumerate(shapes) if len(shape) == 2]
     terms: Counter[Names] = Counter()
     for blocks in _partitions(tuple(range(order))):
-        options = []
+        weight, options = 1.0, []
         for number, block in enumerate(blocks):
-            name = Index(-1, number * order, 0)
+            start = number * order  # no block has more names than that, so that those of two blocks differ
             if len(block) > 2 and cumulants.rank:
-                weight = float(cumulants.rank) ** (1 - len(block) // 2)
-                options.append([(weight, loop) for t in matrices for loop in _loops(block, t, number * order)])
+                # Tensors are independent, so that a cumulant has all of its indices in one matrix.
+                weight *= float(cumulants.rank) ** (1 - len(block) // 2)
+                options.append([loop for t in matrices for loop in _loops(block, t, start)])
             else:
-                options.append([(constants[len(block)], dict.fromkeys(block, name))])
+                weight *= constants[len(block)]
+                options.append([dict.fromkeys(block, Index(-1, start, 0))])
+        if weight == 0.0:
+            continue
         for choice in product(*options):
-            weight = prod(weight for weight, _ in choice)
-            if weight == 0.0:
-                continue
             at: dict[int, Index] = {}
-            for _, indices in choice:
+            for indices in choice:
                 at |= indices
             # A counter of floats: equal contractions add up.
             terms[_canonical(at, orders, free)] += weight  # type: ignore[assignment]
@@ -134,12 +136,14 @@ def _partitions(items: tuple[int, ...]) -> tuple[Blocks, ...]:
     """All partitions into blocks of even size."""
     if not items:
         return ((),)
+    # The block of the first item is chosen, then the rest is partitioned: every partition comes once.
     first, rest = items[0], items[1:]
     partitions: list[Blocks] = []
     for size in range(1, len(items), 2):
         for others in combinations(rest, size):
             left = tuple(i for i in rest if i not in others)
-            partitions += [((first, *others), *blocks) for blocks in _partitions(left)]
+            for blocks in _partitions(left):
+                partitions.append(((first, *others), *blocks))
     return tuple(partitions)
 
 
@@ -149,28 +153,30 @@ def _loops(block: tuple[int, ...], tensor: int, start: int) -> tuple[dict[int, I
     pairings = [p for p in _partitions(block) if len(p) == len(block) // 2]
     loops = []
     for rows, columns in product(pairings, pairings):
-        partners: tuple[dict[int, int], dict[int, int]] = ({}, {})  # in rows and in columns
         row: dict[int, int] = {}
         column: dict[int, int] = {}
-        for k, ((a, b), (c, d)) in enumerate(zip(rows, columns, strict=True)):
-            partners[0].update({a: b, b: a})
-            partners[1].update({c: d, d: c})
+        row_partner: dict[int, int] = {}
+        column_partner: dict[int, int] = {}
+        for k, ((a, b), (c, d)) in enumerate(zip(rows, columns, strict=True), start):
             row |= {a: k, b: k}
             column |= {c: k, d: k}
+            row_partner |= {a: b, b: a}
+            column_partner |= {c: d, d: c}
         # Along a row's pair, then along a column's, until the start: other loops are products of cumulants.
         length, position = 0, block[0]
         while length == 0 or position != block[0]:
-            position = partners[1][partners[0][position]]
+            position = column_partner[row_partner[position]]
             length += 2
         if length == len(block):
-            loops.append({i: Index(tensor, start + row[i], start + column[i]) for i in block})
+            loops.append({i: Index(tensor, row[i], column[i]) for i in block})
     return tuple(loops)
 
 
 def _canonical(at: dict[int, Index], orders: tuple[int, ...], free: bool) -> Names:
     """Names in order of appearance, each symmetric factor's sorted: contractions that are equal mostly look so."""
+    indices_in_order = [at[i] for i in range(sum(orders) + free)]
     ends = np.cumsum((0, *orders, int(free))).tolist()
-    factors = [[at[i] for i in range(a, b)] for a, b in zip(ends, ends[1:], strict=False)]
+    factors = [indices_in_order[a:b] for a, b in pairwise(ends)]
     for _ in range(2):  # sorting changes the order of appearance, once
         rows: dict[tuple[int, int], int] = {}
         columns: dict[tuple[int, int], int] = {}
@@ -178,9 +184,10 @@ def _canonical(at: dict[int, Index], orders: tuple[int, ...], free: bool) -> Nam
         for factor in factors:
             indices = []
             for tensor, row, column in factor:
-                k = rows.setdefault((tensor, row), len(rows))
-                m = columns.setdefault((tensor, column), len(columns))
-                indices.append(Index(tensor, k, m if tensor >= 0 else 0))
+                k, m = rows.setdefault((tensor, row), len(rows)), 0
+                if tensor >= 0:
+                    m = columns.setdefault((tensor, column), len(columns))
+                indices.append(Index(tensor, k, m))
             renamed.append(indices)
         factors = [*map(sorted, renamed[:-1]), renamed[-1]]
     return tuple(map(tuple, factors))
@@ -207,7 +214,7 @@ def _contracted(factors: Sequence[Array], names: Names, shapes: Shapes) -> Array
             if index.tensor < 0:
                 sides.append(f.shape[axis])
                 continue
-            # Entries of one matrix, by row and column.
+            # Entries of one matrix, by row and column: where z is in it, no other tensor's entries count.
             f = f.take(range(*starts[index.tensor : index.tensor + 2]), axis)
             sides += shapes[index.tensor]
         if indices:

@@ -107,7 +107,7 @@ def second_moment(estimator: ZerothOrder, f: Taylor) -> float:
 def _second_of_one(distribution: Distribution, mu: float, sides: int, f: Taylor) -> float:
     """E ||ghat||^2 of a single direction."""
     g, third, value = f.gradient, f.third, 0.0
-    if g.any():
+    if g.any():  # `second_moment` is a quotient by ||g||^2
         value = float(g @ g) * distribution.second_moment(f.tensors, gradient=g)[0]
     square = np.eye(len(g))  # ||z||^2 = I[z, z]
     if third is not None:
@@ -132,6 +132,7 @@ def _direction(estimator: ZerothOrder) -> Distribution:
     kind = type(estimator)
     if not issubclass(kind, ZerothOrder):
         raise BadInput(f"no closed form is known for estimators of class {kind.__name__}: measure moments by sampling")
+    # A subclass that doubles the gradient, say, would otherwise be given its parent's moments without an error.
     for name, method in vars(ZerothOrder).items():
         if isinstance(method, FunctionType) and getattr(kind, name) is not method and name not in _INDIFFERENT:
             raise BadInput(
@@ -153,13 +154,9 @@ def _independent(estimator: ZerothOrder) -> tuple[int, int]:
 
 
 def linear_factor(
-    estimator: ZerothOrder,
-    dim: int,
-    shapes: Shapes | None = None,
-    *,
-    parts: Sequence[float] | None = None,
+    estimator: ZerothOrder, dim: int, shapes: Shapes | None = None, *, parts: Sequence[float] | None = None,
     gradient: Array | None = None,
-) -> float:
+) -> float:  # fmt: skip
     """E ||ghat||^2 / ||g||^2 as mu -> 0, which is also that of two sides on any quadratic. Cheap for any dim.
 
     See `Distribution.second_moment` for a single direction: Gaussian d + 2, sphere, coordinate and Rademacher d.
@@ -208,15 +205,20 @@ def control_variate(
         there: f_i at x~.
         anchor: the gradient of the whole sum at x~, [d]; taken as exact and fixed.
     """
-    moments = []
+    means, seconds = [], []
     for a, b in zip(here, there, strict=True):
         third, fourth = _difference(a.third, b.third), _difference(a.fourth, b.fourth)
         f = replace(a, gradient=a.gradient - b.gradient, hessian=a.hessian - b.hessian, third=third, fourth=fourth)
         m = mean(estimator, f)
-        moments.append((m + anchor, second_moment(estimator, f) + 2 * anchor @ m + anchor @ anchor))
-    means, seconds = zip(*moments, strict=True)
+        means.append(m + anchor)
+        seconds.append(second_moment(estimator, f) + 2 * anchor @ m + anchor @ anchor)
     return np.mean(means, 0), float(np.mean(seconds))
 
 
 def _difference(a: Array | None, b: Array | None) -> Array | None:
-    return a if b is None else -b if a is None else a - b
+    """A - B, where None stands for zeros that are never made: a fourth derivative has d^4 entries."""
+    if b is None:
+        return a
+    if a is None:
+        return -b
+    return a - b

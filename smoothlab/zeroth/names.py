@@ -10,7 +10,7 @@ DISTRIBUTIONS: dict[str, str | type] = {
     "rademacher": "smoothlab.zeroth.distributions:Rademacher",
     "coordinate": "smoothlab.zeroth.distributions:Coordinate",
     "sparse": "smoothlab.zeroth.distributions:Sparse",
-    "lowrank": "smoothlab.zeroth.distributions:LowRank",
+    "lowrank": "smoothlab.zeroth.low_rank:LowRank",
 }
 """Distributions that a name alone determines: the lower-case name of the class, and its defaults as parameters."""
 

@@ -23,7 +23,9 @@ from smoothlab.zeroth.rng import Mixture, Piece, Seed, Stream, Terms
 
 LEAST_FRACTION, ENOUGH_FRACTION = 0.5, 0.95  # of mu z that rounding must let through, and that makes a step sensible
 
-Mover = Callable[[Mapping[int, tuple[Tensor, Tensor]]], None]
+Tensors = Mapping[int, tuple[Tensor, Tensor]]
+"""Parameters by their number in the block: their own values, and the memory that moved ones are written to."""
+Mover = Callable[[Tensors], None]
 
 
 class Perturbation:
@@ -41,7 +43,7 @@ class Perturbation:
         self.realized_fraction: float | None = None
         self.kept: dict[Seed, Tensor] = {}
         self._keep, self._sizes = keep, block.sizes
-        self._owners = None if layers is None else _owners(block, layers)
+        self._owners = {} if layers is None else _owners(block, layers)
         self._moved: list[Tensor] = []
         self._spare: list[Tensor] = []
         self._busy = False
@@ -83,13 +85,14 @@ class Perturbation:
     def along(self, distribution: Distribution, direction: Terms, h: float) -> Iterator[None]:
         """Inside the context the block stands at theta + delta = fl(theta + h z), z the sum of the directions."""
         move = self._mover(distribution, direction, h)
-        if self._owners is not None:
-            with self._by_layers(move, self._owners):
+        if self._owners:
+            with self._by_layers(move):
                 yield
             return
         if not self._moved:
             self._moved = [_like(p) for p in self.block.params]
-        move({i: (p.data, out) for i, (p, out) in enumerate(zip(self.block.params, self._moved, strict=True))})
+        homes = [p.data for p in self.block.params]
+        move(dict(enumerate(zip(homes, self._moved, strict=True))))
         with standing_at(self.block, self._moved):
             yield
 
@@ -105,15 +108,16 @@ class Perturbation:
             with self.along(distribution, direction, -h):
                 yield
             return
-        if self._owners is not None:
+        if self._owners:
+            # A layer's copy lives as long as its forward call, so that delta has to be made again.
             move = self._mover(distribution, direction, h)
 
-            def mirrored(places: Mapping[int, tuple[Tensor, Tensor]]) -> None:
-                move(places)
-                for home, out in places.values():
+            def mirrored(tensors: Tensors) -> None:
+                move(tensors)
+                for home, out in tensors.values():
                     _mirror(home, out)
 
-            with self._by_layers(mirrored, self._owners):
+            with self._by_layers(mirrored):
                 yield
             return
         for p, out in zip(self.block.params, self._moved, strict=True):
@@ -129,10 +133,11 @@ class Perturbation:
         Raises:
             BadInput: the loss reads a weight of the block elsewhere, as `F.linear(h, embedding.weight)` does.
         """
-        if self._owners is None or self._survives(loss, range(len(self.block.params))):
+        numbers = range(len(self.block.params))
+        if not self._owners or self._survives(loss, numbers):
             return
-        read = (tuple(p.shape) for i, p in enumerate(self.block.params) if not self._survives(loss, [i]))
-        shape = next(read, "?")
+        # One by one, to name the first that is read elsewhere.
+        shape = next((tuple(self.block.params[i].shape) for i in numbers if not self._survives(loss, [i])), "?")
         raise BadInput(
             f"block '{self.block.name}': its parameter of shape {shape} is read outside a forward call of its "
             "module (tied weights?), so it cannot be moved layer by layer: leave layers out, or the parameter out of "
@@ -141,16 +146,16 @@ class Perturbation:
 
     def _survives(self, loss: Loss, numbers: Sequence[int]) -> bool:
         """Whether the loss is finite although these parameters are NaN outside of their modules."""
-        assert self._owners is not None
         rest = [p.data for p in self.block.params]
         for i in numbers:
+            # One NaN seen through strides of 0: a tensor of any shape that takes no memory.
             rest[i] = torch.full((), torch.nan, dtype=rest[i].dtype, device=self.device).expand(rest[i].shape)
 
-        def stay(places: Mapping[int, tuple[Tensor, Tensor]]) -> None:
-            for home, out in places.values():
+        def stay(tensors: Tensors) -> None:
+            for home, out in tensors.values():
                 out.copy_(home)
 
-        with torch.no_grad(), self._by_layers(stay, self._owners, rest):
+        with torch.no_grad(), self._by_layers(stay, rest):
             return bool(torch.isfinite(loss()))
 
     def measure_realized_fraction(self, distribution: Distribution, direction: Terms, h: float) -> None:
@@ -183,32 +188,35 @@ class Perturbation:
             z = numbers.double()
             return float(torch.dot(moved.double() - home.double(), z)), float(torch.dot(z, z))
 
-        realized, squared = np.sum(stream.each(products), axis=0).tolist()
-        return realized / (h * squared) if squared else 1.0
+        realized, squared = map(float, np.sum(stream.each(products), axis=0))
+        if not squared:  # a sparse direction on few entries may be 0, and then nothing is lost
+            return 1.0
+        return realized / (h * squared)
 
     def _mover(self, distribution: Distribution, direction: Terms, h: float) -> Mover:
-        """What writes fl(home + h z) for some parameters, given as number -> (home, out)."""
+        """What writes fl(home + h z) for some parameters."""
         stream, scale = stream_of(distribution, self.block, direction), h
         if len(direction) == 1:  # the weight joins h: a direction and its opposite are drawn once
             stream, scale = distribution.stream(self.block, direction[0][0]), h * direction[0][1]
 
-        def move(places: Mapping[int, tuple[Tensor, Tensor]]) -> None:
-            flats = {i: (home.reshape(-1), out.view(-1)) for i, (home, out) in places.items()}
+        def move(tensors: Tensors) -> None:
+            # Once for all pieces: where a parameter is not contiguous, its flat form is a copy.
+            flats = {i: (home.reshape(-1), out.view(-1)) for i, (home, out) in tensors.items()}
 
             def write(piece: Piece, numbers: Tensor) -> None:
                 home, out = flats[piece.tensor]
                 _shifted(home[piece.start : piece.stop], numbers, scale, out[piece.start : piece.stop])
 
-            whole = len(places) == len(self.block.params)
+            whole = len(tensors) == len(self.block.params)
             if self._keep and whole and len(direction) == 1 and direction[0][0] not in self.kept:
                 z = self.kept[direction[0][0]] = self._memory()
                 stream.each(write, out=z)  # moved while the numbers are still in cache
             elif self._keep:
-                for i, part in enumerate(self._known(distribution, direction).split(self._sizes)):
-                    if i in flats:
-                        _shifted(flats[i][0], part, scale, flats[i][1])
+                parts = self._known(distribution, direction).split(self._sizes)
+                for i in tensors:
+                    write(Piece(i, 0, 0, len(parts[i])), parts[i])
             else:
-                stream.each(write, [piece for piece in stream.pieces() if piece.tensor in flats])
+                stream.each(write, [piece for piece in stream.pieces() if piece.tensor in tensors])
 
         return move
 
@@ -224,45 +232,48 @@ class Perturbation:
             if seed not in self.kept:
                 z = self.kept[seed] = self._memory()
                 distribution.stream(self.block, seed).each(lambda piece, numbers: None, out=z)
-        if len(direction) == 1:
-            return self.kept[direction[0][0]]
         seed, weight = direction[0]
+        if len(direction) == 1:
+            return self.kept[seed]
         total = self.kept[seed] * weight
         for seed, weight in direction[1:]:
             total.add_(self.kept[seed], alpha=weight)
         return total
 
     @contextmanager
-    def _by_layers(
-        self, move: Mover, owners: Mapping[nn.Module, Sequence[int]], rest: Sequence[Tensor] | None = None
-    ) -> Iterator[None]:
+    def _by_layers(self, move: Mover, rest: Sequence[Tensor] | None = None) -> Iterator[None]:
         """`rest`: what parameters point at outside of their modules, if not at home."""
         home = [p.data for p in self.block.params]
         rest = home if rest is None else rest
         standing: set[int] = set()  # numbers of the parameters that are moved at this moment
         moved: set[int] = set()  # or have been
-        mine: dict[nn.Module, list[list[int]]] = {module: [] for module in owners}  # by calls, which may be nested
+        # Parameters that a call has moved, last call last: a module may be called within its own forward call.
+        calls: dict[nn.Module, list[Tensors]] = {module: [] for module in self._owners}
 
         def enter(module: nn.Module, args: Any) -> None:
-            mine[module].append([i for i in owners[module] if i not in standing])  # tied ones may be moved already
-            places = {i: (home[i], _like(home[i])) for i in mine[module][-1]}
-            move(places)
-            for i, (_, out) in places.items():
+            tensors: dict[int, tuple[Tensor, Tensor]] = {}
+            for i in self._owners[module]:
+                if i not in standing:  # a tied one may have been moved by another owner
+                    tensors[i] = home[i], _like(home[i])
+            move(tensors)
+            for i, (_, out) in tensors.items():
                 self.block.params[i].data = out
-            standing.update(places)
-            moved.update(places)
+            calls[module].append(tensors)
+            standing.update(tensors)
+            moved.update(tensors)
 
         def leave(module: nn.Module, args: Any, output: Any) -> None:
-            for i in mine[module].pop():
+            for i in calls[module].pop():
                 self.block.params[i].data = rest[i]
                 standing.discard(i)
 
         with ExitStack() as stack:
             stack.enter_context(standing_at(self.block, rest))  # puts everything back, also after an exception
-            for module in owners:
+            for module in self._owners:
                 stack.callback(module.register_forward_pre_hook(enter).remove)
                 stack.callback(module.register_forward_hook(leave).remove)
             yield
+        # Outside of the stack: nothing may be left moved when this is raised.
         missed = set(range(len(home))) - moved
         if missed:
             shape = tuple(home[min(missed)].shape)
@@ -274,9 +285,10 @@ class Perturbation:
 
 def stream_of(distribution: Distribution, block: Block, direction: Terms) -> Stream:
     """The numbers of a direction that is a weighted sum of the distribution's."""
-    if len(direction) == 1 and direction[0][1] == 1.0:
-        return distribution.stream(block, direction[0][0])
-    return Mixture(distribution, block, direction)
+    (seed, weight), *others = direction
+    if others or weight != 1.0:
+        return Mixture(distribution, block, direction)
+    return distribution.stream(block, seed)
 
 
 def _like(p: Tensor) -> Tensor:
@@ -286,7 +298,7 @@ def _like(p: Tensor) -> Tensor:
 def _shifted(home: Tensor, z: Tensor, h: float, out: Tensor) -> None:
     """out = fl(home + h z), the sum in the precision of z."""
     with torch.no_grad():
-        if home.dtype == z.dtype:
+        if home.dtype == z.dtype:  # one pass over memory; the other case takes three
             torch.add(home, z, alpha=h, out=out)
         else:
             out.copy_(home.to(z.dtype).add_(z, alpha=h))

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import chain, pairwise
 from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -43,9 +44,10 @@ class Piece(NamedTuple):
 
 def stream_name(device: torch.device | str = "cpu") -> str:
     """The generator that seeds are bound to: device, torch version and, on a CPU, its instruction set."""
-    kind = torch.device(device).type
-    detail = torch.backends.cpu.get_cpu_capability() if kind == "cpu" else "philox"
-    return f"{kind}/{detail}/torch-{torch.__version__.partition('+')[0]}/chunk-{chunk_of(torch.device(device))}"
+    device, detail = torch.device(device), "philox"
+    if device.type == "cpu":
+        detail = torch.backends.cpu.get_cpu_capability()
+    return f"{device.type}/{detail}/torch-{torch.__version__.partition('+')[0]}/chunk-{chunk_of(device)}"
 
 
 def chunk_of(device: torch.device) -> int:
@@ -94,15 +96,16 @@ class Stream:
         # Numbers of more than 32 bits would run into their neighbors.
         if min(self.seed, default=0) < 0 or max(self.seed, default=0) >= 1 << 32:
             raise BadInput(f"seed {self.seed} of block '{block.name}': use numbers from 0 to 2^32 - 1")
-        state = np.random.SeedSequence([len(self.seed), *self.seed]).generate_state(4, np.uint32)
-        self._odd, self._shift, self.words = int(state[0]) | 1, int(state[1]), (int(state[2]), int(state[3]))
-        self.scale = 1.0
+        # With the length in front, as SeedSequence takes (1,) and (1, 0) for the same seed.
+        state = np.random.SeedSequence([len(self.seed), *self.seed]).generate_state(4, np.uint32).tolist()
+        self._odd, self._shift, self.words = state[0] | 1, state[1], (state[2], state[3])
+        self.scale = 1.0  # while the radius is measured, from the numbers themselves
         self.scale = distribution.radius(self)
 
     @property
     def dtype(self) -> torch.dtype:
         """Working precision of the numbers: fp64 for an fp64 block, else fp32."""
-        return torch.float64 if self.block.params[0].dtype == torch.float64 else torch.float32
+        return torch.promote_types(torch.float32, self.block.params[0].dtype)
 
     def generator(self, tensor: int, number: int) -> torch.Generator:
         """The generator of one piece.
@@ -118,33 +121,33 @@ class Stream:
     def fill(self, piece: Piece, out: Tensor) -> Tensor:
         """Write the entries of `piece` into `out` [stop - start], of working precision, and return it."""
         self.distribution.fill(self, piece, out)
-        return out if self.scale == 1.0 else out.mul_(self.scale)
+        if self.scale != 1.0:  # most distributions have none, and a multiplication is one pass more
+            out.mul_(self.scale)
+        return out
 
     def pieces(self) -> list[Piece]:
         """All pieces in order."""
         return self.distribution.pieces(self.block)
 
     def each(
-        self,
-        work: Callable[[Piece, Tensor], T],
-        pieces: list[Piece] | None = None,
-        out: Tensor | None = None,
+        self, work: Callable[[Piece, Tensor], T], pieces: list[Piece] | None = None, out: Tensor | None = None
     ) -> list[T]:
         """work(piece, its numbers) for all pieces or those given, in threads on a CPU.
 
         The numbers are written to `out` [dim] if it is given, else to scratch memory.
         """
         pieces = self.pieces() if pieces is None else pieces
-        parts = None if out is None else self.block.split(out)
-        longest = 0 if parts else max((p.stop - p.start for p in pieces), default=0)
+        parts = [] if out is None else self.block.split(out)
+        longest = max((p.stop - p.start for p in pieces), default=0)
 
         def several(mine: Sequence[Piece]) -> list[T]:
-            scratch = torch.empty(longest, dtype=self.dtype, device=self.device)
+            # Memory of the thread's own, made once: all of its pieces fit, and stay in cache.
+            scratch = torch.empty(0 if parts else longest, dtype=self.dtype, device=self.device)
             results = []
-            with torch.no_grad():
+            with torch.no_grad():  # here, as torch has this setting in every thread of its own
                 for p in mine:
-                    out = parts[p.tensor][p.start : p.stop] if parts else scratch[: p.stop - p.start]
-                    results.append(work(p, self.fill(p, out)))
+                    numbers = parts[p.tensor][p.start : p.stop] if parts else scratch[: p.stop - p.start]
+                    results.append(work(p, self.fill(p, numbers)))
             return results
 
         return spread(several, pieces, self.device)
@@ -171,9 +174,10 @@ class Mixture(Stream):
     def fill(self, piece: Piece, out: Tensor) -> Tensor:
         """The weighted sum of the terms' entries."""
         self._parts[0].fill(piece, out).mul_(self.terms[0][1])
-        scratch = torch.empty_like(out) if len(self._parts) > 1 else out
-        for part, (_, weight) in zip(self._parts[1:], self.terms[1:], strict=True):
-            out.add_(part.fill(piece, scratch), alpha=weight)
+        if len(self._parts) > 1:
+            scratch = torch.empty_like(out)
+            for part, (_, weight) in zip(self._parts[1:], self.terms[1:], strict=True):
+                out.add_(part.fill(piece, scratch), alpha=weight)
         return out
 
 
@@ -182,7 +186,7 @@ _starting = threading.Lock()
 
 def _threads(count: int) -> ThreadPoolExecutor:
     """This process's threads for drawing."""
-    with _starting:
+    with _starting:  # two callers at once would both start them, as `cache` locks nothing
         return _started(count)
 
 
@@ -190,6 +194,7 @@ def _threads(count: int) -> ThreadPoolExecutor:
 def _started(count: int) -> ThreadPoolExecutor:
     """Threads in which torch computes alone: threads of its own under each would wait for one another."""
     pool, started = ThreadPoolExecutor(count, "smoothlab", _compute_alone), threading.Barrier(count + 1)
+    # A pool starts a thread only where all others are busy: each of these waits until all of them have started.
     for _ in range(count):
         pool.submit(started.wait)
     started.wait()
@@ -213,12 +218,13 @@ def _compute_alone() -> None:
 
 def spread(work: Callable[[Sequence[Piece]], list[T]], pieces: list[Piece], device: torch.device) -> list[T]:
     """work(pieces) in as many threads as torch uses on a CPU, each with a run of them; results in order."""
-    count = torch.get_num_threads() if device.type == "cpu" else 1
-    if min(count, len(pieces)) < 2:
+    count = torch.get_num_threads()
+    if device.type != "cpu" or min(count, len(pieces)) < 2:
         return work(pieces)
+    # Runs, not a queue of pieces: which thread draws what decides no number, but a run shares scratch memory.
     cuts = [len(pieces) * i // count for i in range(count + 1)]
-    runs = _threads(count).map(work, [pieces[a:b] for a, b in zip(cuts, cuts[1:], strict=False)])
-    return [result for run in runs for result in run]
+    runs = [pieces[start:stop] for start, stop in pairwise(cuts)]
+    return list(chain.from_iterable(_threads(count).map(work, runs)))
 
 
 def cut(tensor: int, length: int, chunk: int) -> Iterator[Piece]:

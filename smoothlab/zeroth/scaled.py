@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from math import prod
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from smoothlab.errors import BadInput
@@ -35,13 +36,18 @@ class Preconditioned(Distribution):
         """Normal numbers times S."""
         self._check(stream.block.shapes)
         scale = self.scales[piece.tensor].reshape(-1)
+        if len(scale) > 1:
+            scale = scale[piece.start : piece.stop]
         out.normal_(generator=stream.generator(piece.tensor, piece.number))
-        out.mul_(scale if len(scale) == 1 else scale[piece.start : piece.stop])
+        out.mul_(scale)
 
     def _check(self, shapes: Sequence[tuple[int, ...]]) -> None:
         """Refuse scales that do not fit tensors of these shapes."""
-        sizes, own = [t.numel() for t in self.scales], [tuple(t.shape) for t in self.scales]
-        if len(sizes) != len(shapes) or any(n not in (1, prod(s)) for n, s in zip(sizes, shapes, strict=True)):
+        own = [tuple(scale.shape) for scale in self.scales]
+        fits = len(own) == len(shapes)
+        for scale, shape in zip(self.scales, shapes, strict=False):
+            fits &= scale.numel() in (1, prod(shape))
+        if not fits:
             raise BadInput(
                 f"{self.name} directions: tensors of shapes {own} do not fit parameters of shapes {list(shapes)}: give "
                 "one tensor a parameter, of its shape or of one entry"
@@ -50,8 +56,8 @@ class Preconditioned(Distribution):
     def covariance(self, shapes: Shapes) -> Array:
         """S^2."""
         self._check(shapes)
-        flat = [t.detach().cpu().double().numpy().reshape(-1) for t in self.scales]
-        return np.concatenate([np.broadcast_to(s, prod(shape)) for s, shape in zip(flat, shapes, strict=True)]) ** 2
+        flat = [s.detach().cpu().double().reshape(-1).expand(prod(n)) for s, n in zip(self.scales, shapes, strict=True)]
+        return torch.cat(flat).numpy() ** 2
 
     def expectation(self, shapes: Shapes, factors: Sequence[Array], *, free: bool = False) -> Array:
         """The Gaussian's, each index of each F_k times S."""
@@ -59,7 +65,8 @@ class Preconditioned(Distribution):
         scaled = []
         for f in factors:
             for axis in range(f.ndim):
-                f = f * np.expand_dims(scale, [k for k in range(f.ndim) if k != axis])
+                # The last axis is multiplied, which is moved there and back.
+                f = np.moveaxis(np.moveaxis(f, axis, -1) * scale, -1, axis)
             scaled.append(f)
         value = Gaussian().expectation(shapes, scaled, free=free)
         return value * scale if free else value
@@ -67,15 +74,16 @@ class Preconditioned(Distribution):
     def second_moment(self, shapes: Shapes, parts: Parts = None, gradient: Vector = None) -> tuple[float, float]:
         """(tr S^2 ||S g||^2 + 2 ||S^2 g||^2) / ||g||^2, from g or, where S is one number a tensor, from its norms."""
         if gradient is not None:
-            s, g2 = self.covariance(shapes), gradient**2
-            trace = s.sum()
-        elif parts is not None and all(t.numel() == 1 for t in self.scales):
-            s, g2 = np.array([float(t) ** 2 for t in self.scales]), np.array(parts)
-            trace = s @ [prod(shape) for shape in shapes]
+            s2, g2 = self.covariance(shapes), gradient**2
+            trace = s2.sum()
+        elif parts is not None and all(scale.numel() == 1 for scale in self.scales):
+            # Entry by entry would be exact as well, but a block of 10^9 entries has no room for it.
+            s2, g2 = np.array([*map(float, self.scales)]) ** 2, np.array(parts)
+            trace = s2 @ [*map(prod, shapes)]
         else:
             raise BadInput(f"the variance of {self.name} directions depends on the gradient: give gradient")
-        total, aligned = g2.sum(), s**2 @ g2
-        return float((trace * (s @ g2) + 2 * aligned) / total), float(aligned / total)
+        total, aligned = g2.sum(), s2**2 @ g2
+        return float((trace * (s2 @ g2) + 2 * aligned) / total), float(aligned / total)
 
 
 @dataclass(frozen=True)

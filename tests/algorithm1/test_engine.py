@@ -14,7 +14,7 @@ from torch import Tensor
 from smoothlab.algorithm1 import engine
 from smoothlab.algorithm1.engine import Algorithm1
 from smoothlab.algorithm1.reference import one_replica
-from smoothlab.algorithm1.replicas import Result
+from smoothlab.algorithm1.result import Result
 from smoothlab.algorithm1.sampling import Draws, Fixed, Fresh
 from smoothlab.errors import BadInput
 from smoothlab.objectives import (

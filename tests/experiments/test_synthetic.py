@@ -8,8 +8,9 @@ import torch
 
 from smoothlab.experiments.estimators.experiment import Estimators
 from smoothlab.experiments.estimators.synthetic import SHAPES, Ridges, directions, frames, slopes
-from smoothlab.zeroth.distributions import Coordinate, Gaussian, LowRank, Rademacher, Sphere, named
+from smoothlab.zeroth.distributions import Coordinate, Gaussian, Rademacher, Sphere, named
 from smoothlab.zeroth.estimators import ZerothOrder
+from smoothlab.zeroth.low_rank import LowRank
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -21,7 +21,7 @@ from smoothlab.llm.evaluate import batch, choice_loss
 from smoothlab.llm.partition import partition
 from smoothlab.optim.hybrid import HybridSGD
 from smoothlab.trainer import Trainer, reshuffled
-from smoothlab.zeroth.estimators import NotFinite
+from smoothlab.zeroth.closures import NotFinite
 from tests.llm.tiny import encoded, tiny_lm
 
 ITEMS = encoded("verbalizer")

@@ -18,13 +18,13 @@ from smoothlab.zeroth.distributions import (
     Coordinate,
     Distribution,
     Gaussian,
-    LowRank,
     Rademacher,
     Sparse,
     Sphere,
     draw,
     named,
 )
+from smoothlab.zeroth.low_rank import LowRank
 from smoothlab.zeroth.rng import Piece, Stream, stream_name
 from smoothlab.zeroth.scaled import Known, Masked, Preconditioned
 

@@ -21,9 +21,11 @@ from smoothlab.blocks import Block, flatten
 from smoothlab.errors import BadInput
 from smoothlab.experiments.estimators.synthetic import frames
 from smoothlab.zeroth import distributions, estimators, perturbation
+from smoothlab.zeroth.control_variate import ControlVariate
 from smoothlab.zeroth.directional import Directional
-from smoothlab.zeroth.distributions import Coordinate, Distribution, Gaussian, LowRank, Rademacher, Sparse, Sphere
-from smoothlab.zeroth.estimators import ControlVariate, ZerothOrder
+from smoothlab.zeroth.distributions import Coordinate, Distribution, Gaussian, Rademacher, Sparse, Sphere
+from smoothlab.zeroth.estimators import ZerothOrder
+from smoothlab.zeroth.low_rank import LowRank
 from smoothlab.zeroth.moments import Taylor, control_variate, mean, second_moment
 from smoothlab.zeroth.perturbation import Perturbation, stream_of
 from smoothlab.zeroth.rng import Stream, stream_name
@@ -500,7 +502,7 @@ MUTATIONS: dict[str, tuple[tuple[Any, str], str, str, Check]] = {
         (ControlVariate, "__call__"), "c - at_anchor[key]", "c", lambda: check_control_variate(0)
     ),
     "a loss in fp32": (
-        (estimators, "evaluate"), "number = float(value)", "number = float(value.float())",
+        (estimators, "evaluate"), "finite(float(value), block)", "finite(float(value.float()), block)",
         lambda: check_linearity("two-sided gaussian", 0),
     ),
     "a step of its own": (
@@ -508,8 +510,7 @@ MUTATIONS: dict[str, tuple[tuple[Any, str], str, str, Check]] = {
         lambda: check_scaling("kept", 0),
     ),
     "given directions are not used": (
-        CALL, "self.distribution if directions is None else Known(tuple(directions))", "self.distribution",
-        lambda: check_given("kept", 0),
+        CALL, "Known(tuple(directions))", "self.distribution", lambda: check_given("kept", 0)
     ),
     "the value is not used": (
         CALL, "center = value", "center = None", lambda: check_evaluations("one-sided gaussian", 0)

@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
 from smoothlab.zeroth import expectations
-from smoothlab.zeroth.distributions import Coordinate, Distribution, Gaussian, LowRank, Rademacher, Sparse, Sphere
+from smoothlab.zeroth.distributions import Coordinate, Distribution, Gaussian, Rademacher, Sparse, Sphere
 from smoothlab.zeroth.estimators import ZerothOrder
+from smoothlab.zeroth.low_rank import LowRank
 from smoothlab.zeroth.moments import Taylor, control_variate, linear_factor, mean, second_moment
 from smoothlab.zeroth.scaled import Known, Masked, Preconditioned
 from tests.cases import ESTIMATORS, moved, symmetric

@@ -35,7 +35,7 @@ class Estimators(Config):
     def plan(self) -> str:
         """What a run would measure and cost, from timed directions and forwards."""
         from smoothlab.experiments.estimators.model_blocks import Measured
-        from smoothlab.zeroth.estimators import evaluate
+        from smoothlab.zeroth.closures import evaluate
 
         self.check()
         lines = [f"zeroth-order estimators, measured beside their closed forms: {len(self.points())} settings"]

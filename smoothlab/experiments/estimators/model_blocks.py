@@ -27,9 +27,10 @@ from smoothlab.experiments.estimators.config import VARIANTS, Config
 from smoothlab.experiments.finetune.config import Method
 from smoothlab.experiments.settings import Row
 from smoothlab.stats import samples
+from smoothlab.zeroth.closures import evaluate
 from smoothlab.zeroth.directional import Directional
 from smoothlab.zeroth.distributions import Gaussian, named
-from smoothlab.zeroth.estimators import ZerothOrder, evaluate
+from smoothlab.zeroth.estimators import ZerothOrder
 from smoothlab.zeroth.moments import linear_factor
 from smoothlab.zeroth.perturbation import Perturbation
 

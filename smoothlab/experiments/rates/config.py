@@ -154,7 +154,7 @@ class RatesConfig(SettingsExperiment):
                    self.oracles, self.rules, (0, *self.epochs))  # fmt: skip
         if self.all_combinations:
             return [dict(zip(STAR, combination, strict=True)) for combination in product(*options)]
-        base = dict(zip(STAR, [values[0] for values in options], strict=True))
+        base: Row = dict(zip(STAR, [values[0] for values in options], strict=True))
         points = [base]
         for key, values in zip(STAR, options, strict=True):
             points += [base | {key: value} for value in values[1:]]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from smoothlab.algorithm1.quadratics import Block, Order, moment
 
 if TYPE_CHECKING:
-    from smoothlab.algorithm1.replicas import Result
+    from smoothlab.algorithm1.result import Result
 
 Array = NDArray[np.float64]
 

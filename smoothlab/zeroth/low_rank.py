@@ -1,0 +1,87 @@
+"""Directions of low rank on the matrices of a block."""
+
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from smoothlab.blocks import Block
+from smoothlab.errors import BadInput
+from smoothlab.zeroth.distributions import Distribution, Gaussian, Parts, Vector
+from smoothlab.zeroth.expectations import Cumulants, Shapes, entries
+from smoothlab.zeroth.rng import SHARED, Piece, Stream, chunk_of, cut
+
+
+@dataclass(frozen=True)
+class LowRank(Distribution):
+    """z = U W' / sqrt(rank) for a matrix [m, n], U [m, rank] and W [n, rank] Gaussian; Gaussian for other tensors.
+
+    E vec(Z) vec(Z)' = I, but the entries are uncorrelated, not independent (LOZO, Chen et al. 2024).
+
+    >>> from smoothlab import LowRank
+    >>> LowRank(2).second_moment(((10,),))
+    (12.0, 1.0)
+
+    Attributes:
+        rank: rank of the direction, from 1.
+    """
+
+    rank: int = 4
+
+    def __post_init__(self) -> None:
+        if self.rank != int(self.rank) or self.rank < 1:
+            raise BadInput(f"rank {self.rank} of low-rank directions: use a whole number of at least 1")
+        object.__setattr__(self, "rank", int(self.rank))
+
+    def pieces(self, block: Block) -> list[Piece]:
+        """Whole rows of matrices, as many as fit a chunk."""
+        pieces: list[Piece] = []
+        for i, p in enumerate(block.params):
+            length = chunk_of(p.device)
+            if p.dim() == 2 and p.numel():  # a row is one product with W', which no piece may cut
+                length = max(1, length // p.shape[1]) * p.shape[1]
+            pieces += cut(i, p.numel(), length)
+        return pieces
+
+    def fill(self, stream: Stream, piece: Piece, out: Tensor) -> None:
+        """U of the piece's rows times W', which every piece of the tensor draws alike."""
+        p = stream.block.params[piece.tensor]
+        if p.dim() != 2:
+            out.normal_(generator=stream.generator(piece.tensor, piece.number))
+            return
+        n = p.shape[1]
+        # W is drawn before U: a thread has one generator, which each call of `generator` seeds anew.
+        w = out.new_empty(n, self.rank).normal_(generator=stream.generator(piece.tensor, SHARED))
+        u = out.new_empty(len(out) // n, self.rank)
+        u.normal_(generator=stream.generator(piece.tensor, piece.number))
+        torch.mm(u, w.T, out=out.view(-1, n)).mul_(self.rank**-0.5)
+
+    # On a single vector, where Algorithm 1 runs, low-rank directions are Gaussian.
+    fill_replicas = Gaussian.fill_replicas
+
+    def cumulants(self) -> Cumulants:
+        """The Gaussian's, and those of matrices, see `smoothlab.zeroth.expectations`."""
+        return Cumulants(rank=self.rank)
+
+    def second_moment(self, shapes: Shapes, parts: Parts = None, gradient: Vector = None) -> tuple[float, float]:
+        """sum_t (||g_t||^2 / ||g||^2) e_t with e_t = d + 2 + 2 (m_t + n_t + 1)/r for matrices [m_t, n_t], else d + 2.
+
+        Rows pair in 3 ways and columns in 3; equal pairings give mn + 2, the 6 unequal ones 2m + 2n + 2 over r; other
+        tensors add their d_s, being independent.
+        """
+        extra = np.full(len(shapes), 2.0)
+        for t, shape in enumerate(shapes):
+            if len(shape) == 2:
+                extra[t] += 2 * (sum(shape) + 1) / self.rank
+        if gradient is not None and parts is None:
+            ends = np.cumsum([*map(prod, shapes)])[:-1]
+            parts = [float(g @ g) for g in np.split(gradient, ends)]
+        if parts is not None:
+            return entries(shapes) + float(extra @ parts / sum(parts)), 1.0
+        if extra.min() < extra.max():
+            raise BadInput(
+                f"{self.name} directions on tensors of shapes {shapes}: give parts, the squared gradient norm of each"
+            )
+        return entries(shapes) + float(extra[0]), 1.0
