@@ -18,12 +18,12 @@ from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
 from smoothlab.hessian.basis import Basis, Projection
 from smoothlab.hessian.deflation import Deflation, gram_matrix, half_width
-from smoothlab.hessian.exact import ExactHessian
+from smoothlab.hessian.exact import ExactHessian, frobenius
 from smoothlab.hessian.finite_differences import FiniteDifferenceHessian, Scheme, Step
 from smoothlab.hessian.norms import _flag, _frobenius
 from smoothlab.optim.hybrid import HybridSGD
 from smoothlab.stats.intervals import Interval
-from smoothlab.stats.probes import effective_rank, mean_of_forms
+from smoothlab.stats.probes import effective_rank, mean_of_forms, spectral_upper
 from smoothlab.theory.constants import Array, Ell
 from smoothlab.theory.theorems import (
     Descent,
@@ -34,6 +34,8 @@ from smoothlab.theory.theorems import (
     theorem_c1,
     with_high_probability,
 )
+from smoothlab.zeroth.distributions import Rademacher
+from smoothlab.zeroth.estimators import ZerothOrder
 from tests.cases import DenseHessian
 
 EPS = torch.finfo(torch.float64).eps
@@ -338,10 +340,10 @@ def test_the_high_probability_theorems_rate_is_the_largest_that_meets_its_condit
         return math.ceil(16 * 2.0 / (delta * eps**2 * s.n * eta))
 
     def mu(eta: float) -> float:
-        """A quarter of Delta/T, a quarter of r, and no more than makes a step twice as long."""
+        """A quarter of Delta/T, and a quarter of r."""
         unit = noise(s, eta, 2 * eta / 3, 1.0, l_x, l_y) - noise(s, eta, 2 * eta / 3, 0.0, l_x, l_y)
         root = math.sqrt(s.d)
-        return min(math.sqrt(2.0 / (4 * epochs(eta)) / unit), r / (4 * math.sqrt(l_x) * root), g_max / (l_x * root))
+        return min(math.sqrt(2.0 / (4 * epochs(eta)) / unit), r / (4 * math.sqrt(l_x) * root))
 
     def meets(eta: float) -> bool:
         eta_y, root = 2 * eta / 3, math.sqrt(s.d)
@@ -648,3 +650,105 @@ def test_a_missing_second_derivative_is_told_and_other_errors_stay_themselves(mo
         monkeypatch.setattr(Slope, "message", message)
         with pytest.raises(kind, match=message):
             hessian.product(torch.ones_like(w), "w", ["w"])
+
+
+# hessian: what 16 bits, cross blocks and couplings change
+
+
+def test_projections_in_16_bits_do_not_overflow() -> None:
+    """Squares of 300 are above the largest number of fp16, the norm 600 is not."""
+    basis = Basis(4, torch.zeros(1, dtype=torch.float16))
+    w = torch.full((4,), 300.0, dtype=torch.float16)
+    assert basis.project_out(w).before == 600.0
+
+
+def test_a_cross_image_that_is_not_finite_is_refused() -> None:
+    matrix = np.eye(4)
+    matrix[0, 3] = matrix[3, 0] = np.nan
+    run = Deflation(DenseHessian(matrix, 2, 2), "a", (0,), {"b": None})
+    with pytest.raises(BadInput, match="a Hessian-vector product of block 'a' is not finite"):
+        run.krylov(1)
+
+
+def test_the_spectral_bound_takes_the_coupling_of_the_basis_with_the_rest() -> None:
+    """[[t, s], [s, b]] with s = ||(I - Q'Q) H Q'||_F as dense algebra has it, where little is left beside Q."""
+    spectrum = np.concatenate([[10.0, 8.0, 6.0], np.full(60, 1e-3)])
+    hessian = DenseHessian(np.diag(spectrum))
+    estimate = hessian.norms(lanczos=2, budget=60)[1]
+    run = Deflation(hessian, "a", [0, *b"a"], {})
+    run.krylov(2)
+    run.probe_until(0.05, 60)
+    q, h = run.basis.rows.numpy(), hessian.matrix.numpy()
+    outside = h @ q.T - q.T @ (q @ h @ q.T)
+    rest = run.frobenius_squared()[1].high ** 0.5
+    bound = spectral_upper(q @ h @ q.T, float(np.linalg.norm(outside)), rest, run.reach())
+    assert estimate.high == pytest.approx(bound, rel=1e-10)
+    assert bound < max(run.reach().highest, -run.reach().lowest)  # the bound by blocks is the smaller one
+
+
+def test_frobenius_is_the_norm_of_all_parameters_that_require_a_gradient() -> None:
+    """||diag(3, 12)||_F of w^4/4 at 1 and 2; the frozen parameter is left out."""
+    w = nn.Parameter(torch.tensor([1.0, 2.0], dtype=torch.float64))
+    frozen = nn.Parameter(torch.ones(3, dtype=torch.float64), requires_grad=False)
+    estimate = frobenius(lambda: (w**4).sum() / 4, [w, frozen])
+    assert (estimate.block, estimate.quantity) == ("params", "frobenius")
+    assert estimate.value == pytest.approx(math.hypot(3, 12), rel=1e-12)
+
+
+# zeroth
+
+
+def test_estimators_with_the_same_formula_are_equal_whatever_they_keep_of_a_model() -> None:
+    first, second = ZerothOrder(layers=nn.Linear(1, 1)), ZerothOrder(layers=nn.Linear(2, 2))
+    assert first == second
+    assert "layers" not in repr(first) and "_perturbations" not in repr(first)
+
+
+def test_a_slope_of_zero_asks_whether_the_weights_have_outgrown_the_step() -> None:
+    """In fp32, mu = 1e-3 moves a weight of 1 and not one of 1e9: after such a growth all slopes would be 0."""
+    w = nn.Parameter(torch.ones(8))
+    block, oracle = Block("w", (w,)), ZerothOrder(mu=1e-3)
+    oracle(lambda: w.sum(), block, (0,))
+    with torch.no_grad():
+        w.fill_(1e9)
+    with pytest.raises(BadInput, match=r"rounding lets 0 % of the step through; use mu of at least"):
+        oracle(lambda: w.sum(), block, (1,))
+
+
+# optim
+
+
+def test_one_sided_slopes_start_from_the_loss_as_it_is_without_a_graph() -> None:
+    """A loss that is higher by 500 units of rounding with a graph: taken for f(x), it would lower slopes by 1e-9."""
+    x = nn.Parameter(torch.zeros(3, dtype=torch.float64))
+    y = nn.Parameter(torch.full((1,), 0.25, dtype=torch.float64))
+    oracle = ZerothOrder(mu=1e-4, sides=1, distribution=Rademacher())
+    groups = [{"params": [x], "name": "x", "lr": 1.0, "oracle": oracle}, {"params": [y], "name": "y", "lr": 1.0}]
+    HybridSGD(groups).step(lambda: x.sum() + y.sum() + 500 * EPS * torch.is_grad_enabled())
+    # The slope along a direction of entries 1 and -1 is their sum, 1 or 3 in modulus, as is each entry of the step.
+    slope = abs(x.tolist()[0])
+    assert slope == pytest.approx(round(slope), abs=1e-10)
+
+
+def test_a_loss_that_writes_a_weight_leaves_it_as_it_was() -> None:
+    """Writing an entry that the loss does not read gives equal losses: only the count of writes shows it."""
+    x = nn.Parameter(torch.ones(3, dtype=torch.float64))
+    optimizer = HybridSGD([{"params": [x], "name": "x", "lr": 1.0, "oracle": ZerothOrder()}])
+
+    def writing(entry: int) -> Tensor:
+        with torch.no_grad():
+            x[entry] += 1
+        return x[:2].sum()
+
+    for entry in (0, 2):
+        with pytest.raises(BadInput, match=r"the loss writes to a parameter of shape \(3,\) while it is computed"):
+            optimizer.step(lambda entry=entry: writing(entry))
+        assert x.tolist() == [1.0, 1.0, 1.0]
+
+
+def test_gradients_of_parts_are_added_two_by_two() -> None:
+    """In fp32, (1e8 + 1) + (-1e8 + 1) is 0; another order gives 1 or 2."""
+    y = nn.Parameter(torch.zeros(1))
+    optimizer = HybridSGD([{"params": [y], "name": "y", "lr": 4.0}])
+    optimizer.step([lambda c=c: c * y.sum() for c in (1e8, 1.0, -1e8, 1.0)])
+    assert y.tolist() == [0.0]

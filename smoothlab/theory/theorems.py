@@ -298,7 +298,7 @@ def with_high_probability(setting: Setting, eps: float, delta: float) -> Horizon
     def at(eta: float) -> tuple[bool, Horizon]:
         T = math.ceil(16 * s.gap / (delta * eps**2 * s.n * eta))
         mu = math.sqrt(s.gap / (4 * T) / _perturbed(s.n, s.d, eta, l_x))
-        mu = min(mu, r / (4 * math.sqrt(l_x * s.d)), g_max / (l_x * math.sqrt(s.d)))
+        mu = min(mu, r / (4 * math.sqrt(l_x * s.d)))  # so mu l_x sqrt(d) <= G/4, far below the gradients' bound
         step = math.sqrt(l_x) * s.d * (g_max + mu * l_x * math.sqrt(s.d) / 2) + math.sqrt(l_y) * g_max * 2 / 3
         epoch = descent(s, eta, 2 * eta / 3, mu, l_x, l_y)
         fits = epoch.holds and epoch.noise * T <= s.gap and s.n * eta * step + math.sqrt(l_x * s.d) * mu <= r

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from smoothlab.blocks import Block
 from smoothlab.divergence import Diverged
 from smoothlab.errors import BadInput
-from smoothlab.llm.evaluate import Encoded, _accuracy, _buckets
+from smoothlab.llm.adapters import attach
+from smoothlab.llm.evaluate import Encoded, _accuracy, _buckets, accuracy, accuracy_one_by_one
 from smoothlab.optim.hybrid import HybridSGD
 from smoothlab.trainer import Schedule, Trainer
+from tests.llm.tiny import encoded, tiny_lm
 
 
 class Linear(nn.Module):
@@ -114,3 +116,18 @@ def test_the_best_candidate_is_predicted_and_the_first_of_equal_ones() -> None:
     assert (found.predictions, found.correct, found.count) == ((1, 0, 0), 2, 3)
     with pytest.raises(BadInput, match="1 of 2 items have a score that is not finite"):
         _accuracy([(-1.0, -2.0), (-1.0, -math.inf)], [0, 0])
+
+
+def test_rows_of_one_length_share_a_batch_where_padding_is_forbidden() -> None:
+    contexts = tuple((9,) * n for n in (2, 6, 6, 2))
+    rows = Encoded(contexts, (((8, 7),),) * 4, (0,) * 4, "verbalizer", 1)
+    assert [list(bucket) for bucket in _buckets(rows, 100, False)] == [[0, 3], [1, 2]]
+
+
+@pytest.mark.parametrize("method", ["lora", "prompt", "prefix"])
+def test_scores_of_adapted_models_equal_those_of_one_candidate_at_a_time(method: str) -> None:
+    model = attach(tiny_lm("opt"), method, seed=0)
+    items = encoded("full")
+    expected = [score for scores in accuracy_one_by_one(model, items).scores for score in scores]
+    found = [score for scores in accuracy(model, items).scores for score in scores]
+    assert found == pytest.approx(expected, rel=1e-5)
