@@ -140,10 +140,7 @@ class Claim:
         Raises:
             BadInput: it returned something that is no Finding.
         """
-        if self.records:
-            finding = self.check(seed, records)
-        else:
-            finding = self.check(seed)
+        finding = self.check(seed, records) if self.records else self.check(seed)
         if not isinstance(finding, Finding):
             raise BadInput(f"the check of claim '{self.name}' returned {type(finding).__name__}: return a Finding")
         return finding
@@ -151,6 +148,4 @@ class Claim:
 
 def as_text(value: float | str) -> str:
     """A fact as it is printed: text as it is, numbers with six significant digits."""
-    if isinstance(value, str):
-        return value
-    return f"{value:.6g}"
+    return value if isinstance(value, str) else f"{value:.6g}"

@@ -81,17 +81,10 @@ def along(what: str, ratios: dict[str, Array]) -> Search:
     `ratios` are by problem, at the states of `Run.flat`, NaN where there is nothing to compare. The typical one is the
     median over replicas, which are independent, of their own medians over epochs.
     """
-    tops, middles, cases = {}, [], 0
-    for name, ratio in ratios.items():
-        tops[name] = float(np.nanmax(ratio))
-        middles.append(np.nanmedian(ratio.reshape(-1, REPLICAS), 0))
-        cases += int(np.isfinite(ratio).sum())
-    middle, top = samples.median(np.concatenate(middles)), max(tops.values())
-    facts: dict[str, float | str] = {
-        "tightness, largest": top, "median": middle.value, "its low": middle.low, "its high": middle.high,
-    }  # fmt: skip
-    for name, value in tops.items():
-        facts[f"largest, {name}"] = value
+    middle = samples.median(np.concatenate([np.nanmedian(r.reshape(-1, REPLICAS), 0) for r in ratios.values()]))
+    tops = {f"largest, {name}": float(np.nanmax(r)) for name, r in ratios.items()}
+    top, cases = max(tops.values()), sum(int(np.isfinite(r).sum()) for r in ratios.values())
+    facts = {"tightness, largest": top, "median": middle.value, "its low": middle.low, "its high": middle.high, **tops}
     return Search(f"{what}, along runs of Algorithm 1", "printed", cases, 0, 1 - top, {}, 1.0, facts=facts)
 
 

@@ -107,8 +107,7 @@ def check_by(
                 evidence += certificate
             else:
                 evidence.append(certificate)
-        for statement in searches:
-            evidence.append(statement.falsify(seed))
+        evidence += [statement.falsify(seed) for statement in searches]
         return Finding(tuple(evidence))
 
     return check

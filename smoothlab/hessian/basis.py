@@ -46,13 +46,12 @@ class Basis:
 
     def _sweep(self, w: Tensor, step: np.ndarray | None = None, *, look: bool = True) -> tuple[np.ndarray, float]:
         """w -= Q' step in place where a step is given; then Q w [k], or nothing without `look`, and ||w||^2."""
-        if step is not None:
-            removed = torch.as_tensor(step, dtype=w.dtype, device=w.device)
+        removed = None if step is None else torch.as_tensor(step, dtype=w.dtype, device=w.device)
         parts, squares = [], []
         # One pass over memory does both: a chunk of w is changed and looked at while it is in cache.
         for i in range(0, self.dim, _COLUMNS):
             q, x = self.rows[:, i : i + _COLUMNS], w[i : i + _COLUMNS]
-            if step is not None:
+            if removed is not None:
                 x.addmv_(q.T, removed, alpha=-1)
             if look:
                 parts.append(q @ x)
@@ -95,9 +94,7 @@ class Basis:
         projection = earlier
         if projection is None or len(projection.coefficients) < self.size:
             projection = self.project_out(w)
-        before = projection.before
-        if earlier is not None:
-            before = earlier.before
+        before = (earlier or projection).before
         if not projection.after > _rounding(w, before):
             return False
         if self.size == len(self._rows):

@@ -38,6 +38,7 @@ class Directions:
         self.kinds = groups_by_reader(graph, self.block.params)
 
     def _zeros(self) -> tuple[Tensor, list[Tensor]]:
+        """A vector of the block, and its parts by parameter."""
         v = torch.zeros_like(self.gradient)
         return v, self.block.split(v)
 
@@ -70,9 +71,8 @@ class Directions:
         slopes = dict.fromkeys(self.kinds, 0.0)
         for kind, positions in self.kinds.items():
             for i in positions:
-                p, count = self.block.params[i], 1
-                if p.dim() > 1 and p.numel():
-                    count = len(p)
+                p = self.block.params[i]
+                count = len(p) if p.dim() > 1 and p.numel() else 1
                 # g'w of each row: how much the loss is said to rise where the row grows.
                 rows = self.weights[i].view(count, -1)
                 products = (rows * self.gradients[i].view_as(rows)).sum(1, keepdim=True)

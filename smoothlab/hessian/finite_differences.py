@@ -188,11 +188,8 @@ class FiniteDifferenceHessian(LossAtPoint, Hessian):
 
     def noise(self, v: Tensor, image: Tensor, along: str) -> tuple[float, int]:
         """Relative rounding error of the product H_cc v = `image`; the chosen step's, or measured for a given h."""
-        size, relative = norm(image), 0.0
-        floor = self.rounding(v, along) * norm(v)
-        if size:
-            relative = floor / size
-        return relative, self._spent.pop(along, 0)
+        size, floor = norm(image), self.rounding(v, along) * norm(v)
+        return floor / size if size else 0.0, self._spent.pop(along, 0)
 
     def truncation(self, along: str) -> float:
         """Estimated relative error of the product at the step in use; 0 where it was not checked."""
@@ -233,9 +230,7 @@ class FiniteDifferenceHessian(LossAtPoint, Hessian):
         if len(shrinks):
             slow = shrinks[len(shrinks) // 2] < 4 ** (order / 2)
             kinks = bool(slow and gaps[clear].max() > 0.01 * size)
-        error = None
-        if size and not kinks:
-            error = float(errors[best]) / size
+        error = float(errors[best]) / size if size and not kinks else None
         return Step(h=float(lengths[best + 1]), noise=noise, error=error, kinks=kinks)
 
     def _size(self, along: str) -> float:

@@ -169,9 +169,7 @@ class Hessian(Products):
             Estimates in the order of `names`, then of `cross`. Simulated coverage of every interval, and the bias of
             every value: benchmarks/coverage.py.
         """
-        order = list(self.blocks)
-        if names is not None:
-            order = list(names)
+        order = list(self.blocks if names is None else names)
 
         def position(estimate: NormEstimate) -> int:
             if estimate.block != estimate.wrt:

@@ -129,9 +129,8 @@ def _look_at_products(check: LineCheck, directions: Directions, run: Deflation) 
         check.look(mixed, ALL_KINDS, run.form(mixed))
         return
     mixed, column = run.basis.rows[-1], run.columns[-1]
-    own, b = float(column[-1]), 1.0
-    if own:
-        b = (abs(value) / abs(2 * own)) ** 0.5
+    own = float(column[-1])
+    b = (abs(value) / abs(2 * own)) ** 0.5 if own else 1.0
     if 1 / 3 <= b <= 3:
         both = value + b**2 * own + 2 * b * float(coefficients @ column[:-1])
         if check.agrees(top.add(mixed, alpha=b).mul_((1 + b**2) ** -0.5), both / (1 + b**2)):
@@ -151,9 +150,7 @@ def _look_at_the_rest(check: LineCheck, directions: Directions, form: Callable[[
     """Entries without gradient, and padding rows that have one from elsewhere (a tied head); form(v) = v'Hv."""
     silent = directions.silent()
     if silent.length > 0.0 and not check.rests(silent.v, 0.1 * silent.length):
-        curvature = None
-        if form is not None:
-            curvature = form(silent.v)
+        curvature = None if form is None else form(silent.v)
         check.look_again(silent.v, silent.where, curvature, 0.1 * silent.length)
     for padding in directions.padding_rows():
         if dot(check.gradient, padding.v) and not check.agrees(padding.v, None, longest=0.05 * padding.length):

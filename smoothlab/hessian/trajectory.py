@@ -138,12 +138,11 @@ def _flag(value: float | None, floor: float | None) -> str | None:
 def _common(protocol: str, loss: float, gradients: Mapping[str, Tensor]) -> dict[str, Row]:
     """Fields shared by all rows of a block, by block."""
     norms = {name: norm(g) for name, g in gradients.items()}
+    total = sum(x**2 for x in norms.values()) ** 0.5
     rows: dict[str, Row] = {}
-    for name, grad_norm in norms.items():
-        rows[name] = {
-            "protocol": protocol, "loss": loss, "grad_norm": grad_norm,
-            "grad_norm_total": sum(x**2 for x in norms.values()) ** 0.5, "dim": gradients[name].numel(),
-        }  # fmt: skip
+    for name, g in gradients.items():
+        rows[name] = {"protocol": protocol, "loss": loss, "grad_norm": norms[name], "grad_norm_total": total}
+        rows[name]["dim"] = g.numel()
     return rows
 
 
@@ -230,10 +229,8 @@ class SmoothnessHook:
     rows: list[Row] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
-        blocks = self.blocks
-        if isinstance(blocks, Mapping):
-            blocks = list(blocks.values())
-        self._blocks, self._at, self._file = list(blocks), set(self.at), None
+        blocks = list(self.blocks.values() if isinstance(self.blocks, Mapping) else self.blocks)
+        self._blocks, self._at, self._file = blocks, set(self.at), None
         dims = {block.name: block.dim for block in blocks}
         for name in itertools.chain.from_iterable(self.cross):
             if name not in dims:
