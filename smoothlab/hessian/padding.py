@@ -16,7 +16,7 @@ rounding, amplified as this model amplifies it; the row in the minibatch may sta
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,15 +107,11 @@ def noise(model: nn.Module, seed: int) -> Iterator[None]:
         xi = torch.randn(y.shape, generator=generators[y.device], device=y.device, dtype=torch.float32)
         return (y * (1 + _roundoff(y, terms) * xi.double())).to(y.dtype)
 
-    handles = []
-    for module in model.modules():
-        if module is not model:  # whose output, a ModelOutput or the logits, its last modules have rounded
-            handles.append(module.register_forward_hook(lambda _module, _args, output: rounded(output)))
-    try:
+    with ExitStack() as hooks:
+        for module in model.modules():
+            if module is not model:  # whose output, a ModelOutput or the logits, its last modules have rounded
+                hooks.enter_context(module.register_forward_hook(lambda _module, _args, output: rounded(output)))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _roundoff(y: Tensor, terms: int) -> float:
@@ -164,11 +160,8 @@ def watched(model: nn.Module) -> Iterator[None]:
         finally:
             busy = False
 
-    handle = model.register_forward_hook(compare, with_kwargs=True)
-    try:
+    with model.register_forward_hook(compare, with_kwargs=True):
         yield
-    finally:
-        handle.remove()
 
 
 def check_batch(model: nn.Module, inputs: Mapping[str, Any], output: Any = None) -> None:
