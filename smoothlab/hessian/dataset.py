@@ -134,8 +134,9 @@ class DatasetHessian:
 
     def norms(self, *, precision: float = 0.1, budget: int = 2000) -> list[DatasetNorm]:
         """Frobenius norm and trace of each block, see `norms_by_block`, in the order of the blocks."""
-        estimates = list(self.norms_by_block(precision=precision, budget=budget))
-        return [e for name in self.blocks for e in estimates if e.block == name]
+        names = list(self.blocks)
+        estimates = self.norms_by_block(precision=precision, budget=budget)
+        return sorted(estimates, key=lambda estimate: names.index(estimate.block))
 
     def norms_by_block(self, *, precision: float = 0.1, budget: int = 2000) -> Iterator[DatasetNorm]:
         """Yield the estimates of each block once its interval is short enough.
@@ -147,12 +148,15 @@ class DatasetHessian:
         """
         if not 0 < precision < 1:
             raise BadInput(f"precision {precision:g}: use one in (0, 1)")
+        # The first minibatch chooses directions and joins no replicate: directions that depended on a replicate's own
+        # sample would favor what that sample happens to hold.
         first = self.minibatch(list(self.blocks))
         open_blocks = {name: _Block(first, name, self.seed) for name in self.blocks}
-        del first
+        del first  # its graph is as large as a minibatch's activations
         while open_blocks:
             for block in open_blocks.values():
                 block.begin()
+            # One minibatch serves all blocks while its graph is there: only sums of images outlive it.
             for _ in range(MINIBATCHES):
                 hessian = self.minibatch(list(open_blocks))
                 for block in open_blocks.values():
@@ -211,8 +215,9 @@ class _Block:
     def _dominant(self, run: Deflation) -> Basis:
         """Ritz vectors that carry much of the first minibatch's ||H||_F^2; all where they span the block."""
         values, vectors = np.linalg.eigh(run.projected())
-        for _ in range(0 if run.complete else 3):
-            run.probe()
+        if not run.complete:  # the norm must be known roughly, to say what is much of it
+            for _ in range(3):
+                run.probe()
         whole = run.frobenius_squared()[0].value
         basis = Basis(run.block.dim, run.basis.rows)
         for value, vector in zip(values, vectors.T, strict=True):
@@ -225,6 +230,7 @@ class _Block:
         self.probes = []
         count = 0 if self.basis.size == self.block.dim else PROBES
         for i in range(count):
+            # New ones in each replicate, so that the spread of replicates holds the probes' error too.
             seed = [*self.seed, *self.name.encode(), len(self.replicates), i]
             probe = draw(self.block, "gaussian", seed)
             self.basis.project_out(probe)
@@ -243,6 +249,7 @@ class _Block:
             projected.append([dot(other, image) for other in self.basis.rows])
         t = torch.tensor(projected, dtype=torch.float64).reshape(self.basis.size, self.basis.size)
         self.projected.add(t.reshape(-1))
+        # A trace is linear in the Hessian: the mean over minibatches has no bias, and needs no pairs.
         self.forms += float(t.trace()) / MINIBATCHES
         for i, (probe, sums) in enumerate(zip(self.probes, self.images, strict=True)):
             image = hessian.product(probe, self.name, [self.name])[0]
@@ -254,7 +261,7 @@ class _Block:
     def end(self) -> None:
         """The replicate's estimates, one a probe."""
         exact = 2 * sum(column.pairs() for column in self.columns) - self.projected.pairs()
-        rest = [sums.pairs() for sums in self.images] or [0.0]
+        rest = [sums.pairs() for sums in self.images] or [0.0]  # Q spans the block: nothing is left
         self.replicates.append([exact + square for square in rest])
         self.traces.append(self.forms.tolist())
 
@@ -267,7 +274,7 @@ class _Block:
         if len(self.replicates) < REPLICATES:
             return False
         square = self.square()
-        if square.value > 0 and half_width(square) <= precision:
+        if square.value > 0 and half_width(square) <= precision:  # a mean over pairs may be negative
             return True
         return self.hvps + MINIBATCHES * (len(self.columns) + len(self.probes)) > budget
 
@@ -285,7 +292,7 @@ class _Block:
         if not reached:
             flags.insert(0, "precision not reached")
         low, high = x.low - floor, x.high + floor
-        if quantity == "frobenius":
+        if quantity == "frobenius":  # a trace may be negative
             low = max(low, 0.0)
         return DatasetNorm(
             self.name, self.name, quantity, x.value, low, high, self.hvps, floor, ", ".join(flags) or None,
