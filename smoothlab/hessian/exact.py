@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from smoothlab.blocks import Block, Loss, by_name, dot, flatten
-from smoothlab.hessian.gradients import LossAtPoint, differentiated, plain_words
+from smoothlab.hessian.gradients import LossAtPoint, plain_words
 from smoothlab.hessian.norms import Hessian, NormEstimate
 
 
@@ -39,7 +39,7 @@ class ExactHessian(LossAtPoint, Hessian):
         self.blocks = by_name(blocks)
         self._loss = loss
         with sdpa_kernel(SDPBackend.MATH):
-            self.loss, self.graph, self._graph = differentiated(loss, self.blocks, create_graph=True)
+            self._graph = self._differentiate(create_graph=True)
 
     @property
     def gradients(self) -> dict[str, Tensor]:  # type: ignore[override]

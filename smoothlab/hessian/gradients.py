@@ -10,7 +10,7 @@ from torch import Tensor
 
 from smoothlab.blocks import Block, Loss, by_name, flatten
 from smoothlab.errors import BadInput
-from smoothlab.hessian.loss_graph import LossGraph, read_graph
+from smoothlab.hessian.loss_graph import read_graph
 
 
 def finite(loss: Tensor) -> Tensor:
@@ -56,23 +56,12 @@ def block_gradients(loss: Tensor, blocks: dict[str, Block], *, create_graph: boo
     return gradients
 
 
-Differentiated = tuple[float, LossGraph, dict[str, list[Tensor]]]
-"""A loss, its graph, and the parts of its gradient by block."""
-
-
-def differentiated(loss: Loss, blocks: dict[str, Block], *, create_graph: bool = False) -> Differentiated:
-    """The loss and its gradients at the current parameters; `.grad` is not touched."""
-    with plain_words():
-        value = finite(loss())
-        graph = read_graph(value)  # first, as differentiating frees what it reads
-        parts = block_gradients(value, blocks, create_graph=create_graph)
-    return float(value.detach()), graph, parts
-
-
 def gradient(loss: Loss, blocks: dict[str, Block]) -> tuple[float, dict[str, Tensor]]:
     """(f, {block: flat gradient [dim]}) at the current parameters; `.grad` is not touched."""
-    value, _, parts = differentiated(loss, blocks)
-    return value, {name: flatten(g) for name, g in parts.items()}
+    with plain_words():
+        value = finite(loss())
+        parts = block_gradients(value, blocks, create_graph=False)
+    return float(value.detach()), {name: flatten(g) for name, g in parts.items()}
 
 
 class LossAtPoint:
@@ -91,8 +80,17 @@ class LossAtPoint:
     def __init__(self, loss: Loss, blocks: Sequence[Block]) -> None:
         self.blocks = by_name(blocks)
         self._loss = loss
-        self.loss, self.graph, parts = differentiated(loss, self.blocks)
+        parts = self._differentiate(create_graph=False)
         self.gradients: dict[str, Tensor] = {name: flatten(g) for name, g in parts.items()}
+
+    def _differentiate(self, *, create_graph: bool) -> dict[str, list[Tensor]]:
+        """Sets the loss and its graph; the parts of its gradient by block."""
+        with plain_words():
+            value = finite(self._loss())
+            self.graph = read_graph(value)  # first, as differentiating frees what it reads
+            parts = block_gradients(value, self.blocks, create_graph=create_graph)
+        self.loss = float(value.detach())
+        return parts
 
     def evaluate(self) -> float:
         """The loss where the parameters are now.
