@@ -33,13 +33,13 @@ class Ridge:
     m_y: Array
     k: Array
 
-    def value(self, x: Array, s: Array) -> Array:
+    def value(self, x: Array, s: Array | float) -> Array:
         """R, the function of the module."""
         y = (s + x) / self.k
         value: Array = self.m * x**2 / 2 + self.m_y * y**2 / 2 + np.exp(-(s**2) / 2) * np.cosh(x)
         return value
 
-    def gradient(self, x: Array, s: Array) -> tuple[Array, Array]:
+    def gradient(self, x: Array, s: Array | float) -> tuple[Array, Array]:
         """The derivatives of R by x and by y."""
         P = np.exp(-(s**2) / 2) * np.cosh(x)
         return self.m * x + P * (np.tanh(x) + s), self.m_y * (s + x) / self.k - self.k * s * P
@@ -70,7 +70,7 @@ def _at(p: Array) -> tuple[Ridge, Array, Array, Array, Array]:
     """Members, x, ell_y, u and ell_x(2u) at (x, s = 0)."""
     m, m_y, k, stretch, x = p.T[:5]
     f = Ridge(m, m_y, k)
-    u = np.hypot(*f.gradient(x, np.zeros_like(x)))
+    u = np.hypot(*f.gradient(x, 0.0))
     ell_y = stretch * k**2
     return f, x, ell_y, u, f.ell_x(2 * u, ell_y)
 
@@ -78,23 +78,21 @@ def _at(p: Array) -> tuple[Ridge, Array, Array, Array, Array]:
 def first_item(p: Array) -> Array:
     """Lemma B.2 (1) on the ridge: ||grad_x f||^2/(2 ell_x(2u)) over f."""
     f, x, _, _, ell_x = _at(p)
-    zero = np.zeros_like(x)
-    return f.gradient(x, zero)[0] ** 2 / (2 * ell_x * f.value(x, zero))
+    return f.gradient(x, 0.0)[0] ** 2 / (2 * ell_x * f.value(x, 0.0))
 
 
 def third_item(p: Array) -> Array:
     """Lemma B.2 (3)."""
     f, x, ell_y, _, ell_x = _at(p)
-    zero = np.zeros_like(x)
-    g_x, g_y = f.gradient(x, zero)
-    return (g_x**2 / ell_x + g_y**2 / ell_y) / 2 / f.value(x, zero)
+    g_x, g_y = f.gradient(x, 0.0)
+    return (g_x**2 / ell_x + g_y**2 / ell_y) / 2 / f.value(x, 0.0)
 
 
 def far_difference(p: Array) -> Array:
     """Lemma B.1 (1) with ell(2G), G = u, between x and x1 at y' = y; nothing where x1 is not within G/L_x."""
     f, x, _, u, ell_x = _at(p)
     x1 = p[:, 5]
-    moved = np.abs(f.gradient(x1, x - x1)[0] - f.gradient(x, np.zeros_like(x))[0])
+    moved = np.abs(f.gradient(x1, x - x1)[0] - f.gradient(x, 0.0)[0])
     return np.where(np.abs(x1 - x) <= u / ell_x, moved / (ell_x * np.abs(x1 - x)), np.nan)
 
 
