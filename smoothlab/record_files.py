@@ -175,6 +175,7 @@ def opened(out: Path) -> Iterator[RecordFile]:
     try:
         yield RecordFile(out, file)
     finally:
+        # While the lock is held: another run that waits for the name would lose its new file.
         status = os.fstat(file)
         if stat.S_ISREG(status.st_mode) and status.st_size == 0:
             out.unlink(missing_ok=True)
@@ -348,7 +349,7 @@ def _refuse(constant: str) -> None:
 
 def _checked(line: bytes, start: int) -> Row | None:
     """The object in a line whose checksum is right, from that of the run on."""
-    text, mark, tail = line.rpartition(_CHECKSUM)
+    text, mark, tail = line.rpartition(_CHECKSUM)  # the last one: texts in a row may hold the word too
     if not mark or tail != b'%08x"}' % zlib.crc32(text, start):
         return None
     return _parsed(line)
