@@ -33,7 +33,7 @@ class Minibatch:
         self._count = len(closures)
         if peers is not None:
             self._count *= peers.count
-        self.dtype = torch.float64
+        self.dtype: torch.dtype
 
     def loss(self) -> Tensor:
         """The mean loss of all parts."""
