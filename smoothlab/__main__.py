@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             try:
                 interruption.working = True
                 status = parse(argv)()
-                sys.stdout.flush()
+                sys.stdout.flush()  # here, where a reader that has left can still be answered, and not at exit
             finally:
                 interruption.working = False
             return status or 0
@@ -66,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 141
         except OSError as error:
+            # Paths were checked before the command ran; what they lead to may have changed since.
             if error.errno not in paths.UNUSABLE or error.filename is None:
                 raise
             return _fail(f"cannot use {paths.shown(str(error.filename))}: {error.strerror}; name another path")

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from smoothlab.disk import lock, locked_file, sync, sync_folder, write_all, writing
 from smoothlab.errors import BadInput
@@ -56,6 +56,15 @@ class Contents:
     finished: bool
     damage: list[Damage]
     numbered: bool
+
+
+class _Entry(NamedTuple):
+    """A row or an end line: the line's number, its kind, the number of the row (at the end: of rows), its fields."""
+
+    position: int
+    kind: str
+    number: int
+    fields: Row
 
 
 class RecordFile:
@@ -175,6 +184,7 @@ def opened(out: Path) -> Iterator[RecordFile]:
     try:
         yield RecordFile(out, file)
     finally:
+        # While the lock is held: another run that waits for the name would lose its new file.
         status = os.fstat(file)
         if stat.S_ISREG(status.st_mode) and status.st_size == 0:
             out.unlink(missing_ok=True)
@@ -231,19 +241,14 @@ def parse(path: Path, content: bytes, run: int | None = None) -> Contents:
     else:
         damage.append(Damage(1, "broken line"))
     entries = []
-    for number, line in enumerate(body, start=2):
-        record = None
-        if not numbered:
-            record = _parsed(line)
-        elif run is not None:
-            record = _checked(line, run)
-        if record is None or not _is_record(record, numbered):
+    for position, line in enumerate(body, start=2):
+        entry = _entry(line, position, run, numbered)
+        if entry is None:
             words = "broken line"
             if _parsed(line):
                 words = "the line was changed"
-            damage.append(Damage(number, words))
-            record = None
-        entries.append((number, record))
+            damage.append(Damage(position, words))
+        entries.append(entry)
     contents = _in_order(header, entries, damage, numbered)
     if contents.finished and half:
         contents.damage.append(Damage(len(lines) + 1, "the end line is not at the end"))
@@ -251,86 +256,85 @@ def parse(path: Path, content: bytes, run: int | None = None) -> Contents:
     return contents
 
 
-def _in_order(
-    header: Row | None, entries: Sequence[tuple[int, Row | None]], damage: list[Damage], numbered: bool
-) -> Contents:
+def _in_order(header: Row | None, entries: Sequence[_Entry | None], damage: list[Damage], numbered: bool) -> Contents:
     """Rows by their numbers, which their checksums vouch for wherever they stand; gaps between them are losses.
 
-    `entries` are line numbers with what the lines hold, None where they cannot be read.
+    `entries` are those of the lines behind the header, None where a line cannot be read.
     """
-    by_number: dict[int, tuple[int, Row]] = {}
-    end_lines: list[tuple[int, Row]] = []
-    unreadable = highest = 0
-    for line, record in entries:
-        if record is None:
-            unreadable += 1
+    rows_by_number: dict[int, _Entry] = {}
+    ends: list[_Entry] = []
+    highest = 0
+    for entry in entries:
+        if entry is None:
             continue
-        if record["kind"] == "end":
-            end_lines.append((line, record))
+        if entry.kind == "end":
+            ends.append(entry)
             continue
-        number = line - 1
+        if entry.number in rows_by_number:
+            damage.append(Damage(entry.position, f"row {entry.number} is there twice"))
+            continue
+        if entry.number < highest:
+            damage.append(Damage(entry.position, f"row {entry.number} is out of place"))
+        highest = max(highest, entry.number)
+        rows_by_number[entry.number] = entry
+    last, finished = highest, False
+    if ends:
         if numbered:
-            number = record["row"]
-        if number in by_number:
-            damage.append(Damage(line, f"row {number} is there twice"))
-            continue
-        if number < highest:
-            damage.append(Damage(line, f"row {number} is out of place"))
-        highest = max(highest, number)
-        by_number[number] = (line, record)
-    total, finished = highest, False
-    if end_lines:
-        line, record = end_lines[-1]
-        if numbered:
-            total = record["rows"]
-        finished = len(end_lines) == 1 and line == entries[-1][0] and total == highest
-        if total <= highest and not finished:
-            damage.append(Damage(end_lines[0][0], "the end line is not at the end"))
+            last = ends[-1].number
+        finished = len(ends) == 1 and ends[0] is entries[-1] and last == highest
+        if last <= highest and not finished:
+            damage.append(Damage(ends[0].position, "the end line is not at the end"))
+        last = max(last, highest)
     rows: list[Row | None] = []
-    last = max(total, highest)
     # Lines that cannot be read are reported as such, and are the missing rows where there are as many.
-    reported = last - len(by_number) > unreadable
+    reported = last - len(rows_by_number) > entries.count(None)
     previous = 0
-    for number in [*sorted(by_number), last + 1]:
-        line, record = by_number.get(number, (0, None))
+    for number in [*sorted(rows_by_number), last + 1]:
+        row = rows_by_number.get(number)
         if number > previous + 1:
             rows.append(None)
             if reported:
-                damage.append(Damage(line or entries[-1][0], f"{_missing(previous + 1, number - 1)} before it"))
-        if record is not None:
-            rows.append(_without_reserved(record, numbered))
+                gap = f"row {previous + 1} is"
+                if number > previous + 2:
+                    gap = f"rows {previous + 1} to {number - 1} are"
+                following = len(entries) + 1 if row is None else row.position
+                damage.append(Damage(following, f"{gap} missing before it"))
+        if row is not None:
+            rows.append(row.fields)
         previous = number
-    if header is not None:
-        header = _without_reserved(header, True)
     return Contents(header, rows, finished, sorted(damage, key=lambda entry: entry.line), numbered)
-
-
-def _missing(first: int, last: int) -> str:
-    if first == last:
-        return f"row {first} is missing"
-    return f"rows {first} to {last} are missing"
-
-
-def _without_reserved(record: Row, numbered: bool) -> Row:
-    reserved = RESERVED if numbered else ("kind",)  # fields of old rows may have any other name
-    return {name: value for name, value in record.items() if name not in reserved}
 
 
 def _header(line: bytes, numbered: bool) -> Row | None:
     """The header in a file's first line, if it is one and whole."""
     header = _checked(line, 0) if numbered else _parsed(line)
-    if header is None or header.get("kind") != "header":
+    if header is None or header.pop("kind", None) != "header":
         return None
     for name, kind in (("experiment", str), ("config", dict), ("environment", dict)):
         if not isinstance(header.get(name), kind):
             return None
+    header.pop("crc32", None)
     return header
 
 
-def _is_record(record: Row, numbered: bool) -> bool:
-    counts = {"row": "row", "end": "rows"}  # the field that counts rows, by kind of line
-    kind = record.get("kind")
-    return kind in counts and (not numbered or isinstance(record.get(counts[kind]), int))
+def _entry(line: bytes, position: int, run: int | None, numbered: bool) -> _Entry | None:
+    """What a line behind the header holds; None if it is not whole, or of another run."""
+    record = None
+    if not numbered:
+        record = _parsed(line)
+    elif run is not None:
+        record = _checked(line, run)
+    if record is None:
+        return None
+    kind, number = record.pop("kind", None), position - 1
+    if kind not in ("row", "end"):
+        return None
+    if numbered:  # fields of old rows may have these names
+        number = record.pop("row" if kind == "row" else "rows", None)
+        del record["crc32"]
+    if not isinstance(number, int):
+        return None
+    return _Entry(position, kind, number, record)
 
 
 def _parsed(line: bytes) -> Row | None:
@@ -348,7 +352,7 @@ def _refuse(constant: str) -> None:
 
 def _checked(line: bytes, start: int) -> Row | None:
     """The object in a line whose checksum is right, from that of the run on."""
-    text, mark, tail = line.rpartition(_CHECKSUM)
+    text, mark, tail = line.rpartition(_CHECKSUM)  # the last one: texts in a row may hold the word too
     if not mark or tail != b'%08x"}' % zlib.crc32(text, start):
         return None
     return _parsed(line)

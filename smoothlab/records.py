@@ -78,7 +78,7 @@ def whole(
     good = set(keys) - doubtful
     if key is not None:
         complete = set().union(*keys.values())
-        good = {place for place, held in keys.items() if len(held) == len(set(held)) == len(complete)}
+        good = {number for number, held in keys.items() if len(held) == len(set(held)) == len(complete)}
         if good <= doubtful:  # no place shows for certain what belongs to one
             good = set()
     return [row for row in rows if row is not None and place(row) in good]
@@ -102,6 +102,7 @@ def run(experiment: Experiment, out: Path, *, environment: Row, overwrite: bool 
         if old is not None and old.header is not None:
             finished = old.finished and not old.damage
             elsewhere = () if finished else getattr(experiment, "elsewhere", ())
+            # Where results are saved may change while a run goes on; after its end nothing would be saved there.
             upgrade = getattr(experiment, "upgrade", dict)
             _check_same(out, {**old.header, "config": upgrade(old.header["config"])}, head, elsewhere)
             if finished:
@@ -117,12 +118,12 @@ def run(experiment: Experiment, out: Path, *, environment: Row, overwrite: bool 
             # Only now, with a new row at hand, is anything on disk changed.
             if old is None or not standing:
                 file.begin(head)
+            elif old.numbered and not old.damage and old.rows[: len(standing)] == standing:
+                head = old.header or head  # its environment is that of the rows that stand
+                file.resume(head, len(standing))
             else:
                 head = old.header or head
-                if old.numbered and not old.damage and old.rows[: len(standing)] == standing:
-                    file.resume(head, len(standing))
-                else:
-                    file.rewrite(head, standing)
+                file.rewrite(head, standing)
             while row is not None:
                 rows.append(_plain(row))
                 file.append(rows[-1])
@@ -192,7 +193,7 @@ def load(
     paths: dict[str, None] = {}  # in order, and a file that two patterns match once
     for name in patterns:
         matches = [str(name)]
-        if not os.path.exists(name):  # a name that looks like a pattern comes first
+        if not os.path.exists(name):  # a file named run[1].jsonl comes before its reading as a pattern
             matches = sorted(glob.glob(str(name), recursive=True))
         if not matches:
             raise BadInput(f"no record file matches {str(name)!r}; check the path, or measure first with --out {name}")
@@ -209,6 +210,7 @@ def load(
     if not rows:
         raise BadInput(f"{', '.join(paths)} holds no row yet; wait for the run, or start it again to continue it")
     table = pandas.DataFrame(rows)
+    # NaN was written as null: a column of nothing else would be of objects, on which arithmetic fails.
     empty = [column for column in table.columns if table[column].isna().all()]
     table[empty] = table[empty].astype(float)
     table.attrs["headers"] = headers
@@ -304,7 +306,7 @@ def _place(experiment: Experiment, row: Row) -> int | None:
 
 
 def _ordered(experiment: Experiment, rows: Sequence[Row]) -> list[Row]:
-    return sorted(rows, key=lambda row: experiment.place(row) or 0)
+    return sorted(rows, key=lambda row: experiment.place(row) or 0)  # sorted() keeps the order within a place
 
 
 def _listed(path: Path, damage: Sequence[Damage]) -> str:

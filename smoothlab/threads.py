@@ -42,7 +42,7 @@ def one_thread_advice(threads: int, load: float, cores: int) -> str:
     >>> one_thread_advice(threads=2, load=0.4, cores=2)
     ''
     """
-    free = cores - load  # the load counts threads that run or wait for a core, not this process's own yet
+    free = cores - load  # a load of 1 is one thread, of any program, that runs or waits for a core
     if threads == 1 or free > threads - 0.5:
         return ""
     return f"other programs keep {load:.1f} of {cores} cores busy: --threads 1 may be faster than {threads} threads"

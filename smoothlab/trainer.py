@@ -152,7 +152,7 @@ class Trainer:
             self._names = {id(p): name for name, p in parameters}
         self._rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
         self._growth = Growth(self.blocks)
-        self._measured = -1
+        self._measured = -1  # step of the last point, which a run that goes on does not measure again
         if self.measure is not None:
             # Finite differences have no right step across kinks, which random weights show as well as trained ones.
             with differentiable(self.measure.blocks):
@@ -198,7 +198,7 @@ class Trainer:
             if self.step == 0 or isinstance(error, Diverged) or outside:
                 raise
             raise Diverged(f"{error}; first of all {self._growth.suspect(self._rates)}") from None
-        if self.first_loss is None:
+        if self.first_loss is None:  # of the whole run: a resumed one has that of its first part
             self.first_loss = value
         self.losses.append(value)
         self.step += 1

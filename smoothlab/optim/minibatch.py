@@ -33,7 +33,7 @@ class Minibatch:
         self._count = len(closures)
         if peers is not None:
             self._count *= peers.count
-        self.dtype = torch.float64
+        self.dtype: torch.dtype
 
     def loss(self) -> Tensor:
         """The mean loss of all parts."""
@@ -80,7 +80,7 @@ class Minibatch:
             return losses[0]
         total = in_order(loss.double() for loss in losses)
         if self._peers is not None:
-            total = total.detach().clone()
+            total = total.detach().clone()  # which the peers' sum overwrites, while a graph may hold it
             self._peers.sum([total])
         return total / self._count
 

@@ -27,10 +27,9 @@ class SeedLog:
 
     >>> import tempfile, torch
     >>> from pathlib import Path
-    >>> from smoothlab import Block, Gaussian, HybridSGD, SeedLog, ZerothOrder, replay
-    >>> path = Path(tempfile.mkdtemp()) / "x.log"
-    >>> x, y = (Block("x", (torch.nn.Parameter(torch.ones(3)),)) for _ in range(2))
-    >>> log = SeedLog(path, 0, {0: x}, {0: Gaussian()})
+    >>> from smoothlab import Block, Gaussian, HybridSGD, SeedLog, ZerothOrder
+    >>> x = Block("x", (torch.nn.Parameter(torch.ones(3)),))
+    >>> log = SeedLog(Path(tempfile.mkdtemp()) / "x.log", 0, {0: x}, {0: Gaussian()})
     >>> optimizer = HybridSGD([{"params": x.params, "oracle": ZerothOrder(), "name": "x"}], log=log)
     >>> loss = optimizer.step(lambda: x.params[0].square().sum())
     >>> log.steps
@@ -77,6 +76,7 @@ class SeedLog:
                     raise BadInput(f"{path} is of before 0.2, and cannot be continued: replay it, or name a new file")
                 self._file = os.open(path, os.O_RDWR)
                 self._stand_behind(contents, contents.until(keep))
+            # Else nothing is there, or what a process left that died within the first line.
             elif keep:
                 raise seedlog_file.too_short(path, 0, keep)
             else:
@@ -99,7 +99,7 @@ class SeedLog:
         self._stand_behind(contents, contents.until(step))
 
     def _stand_behind(self, contents: Contents, moves: list[Move]) -> None:
-        entries = sum(len(move.terms) for move in moves)
+        entries = sum(len(move.terms) for move in moves)  # one for each direction
         self._truncate(len(contents.line) + ENTRY.size * entries)
         self._moves, self._checksum = len(moves), zlib.crc32(contents.line)
         if moves:  # the chain goes on from the checksum of the last entry
@@ -147,7 +147,7 @@ class SeedLog:
         """
         with self._writing():
             sync(self._file)
-        if not self._in_folder:
+        if not self._in_folder:  # a file whose name is not on disk is lost with its content
             sync_folder(self.path)
             self._in_folder = True
 

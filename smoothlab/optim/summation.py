@@ -30,15 +30,10 @@ class Peers(Protocol):
 
 
 class Tree:
-    """A sum of tensors, of which a logarithm of their number is kept.
+    """A sum of tensors, of which a logarithm of their number is kept; it is made in the memory of its terms."""
 
-    Args:
-        in_place: write sums to the first of two tensors, instead of to memory of their own.
-    """
-
-    def __init__(self, *, in_place: bool = True) -> None:
+    def __init__(self) -> None:
         self._runs: list[tuple[int, Terms]] = []  # sums of so many consecutive terms, longer ones first
-        self._in_place = in_place
 
     def push(self, term: Terms, length: int = 1) -> None:
         """Add the next term, or the sum of the next `length` ones."""
@@ -59,21 +54,18 @@ class Tree:
         for a, b in zip(left, right, strict=True):
             if a is None or b is None:
                 total.append(b if a is None else a)
-            elif self._in_place:
-                total.append(a.add_(b))
             else:
-                total.append(a + b)
+                total.append(a.add_(b))
         self._runs.append((length + more, total))
 
 
 def in_order(terms: Iterable[Tensor]) -> Tensor:
     """The sum of tensors, which stay as they are and may be part of a graph."""
-    tree = Tree(in_place=False)
-    for term in terms:
-        tree.push([term])
-    (total,) = tree.total()
-    assert total is not None
-    return total
+    sums = list(terms)
+    while len(sums) > 1:  # a level of the tree at a time; an odd last sum waits for the next level
+        odd = sums[len(sums) - len(sums) % 2 :]
+        sums = [a + b for a, b in zip(sums[::2], sums[1::2], strict=False)] + odd
+    return sums[0]
 
 
 def over_all(term: Terms, like: Sequence[Tensor], peers: Peers) -> Terms:

@@ -310,6 +310,21 @@ def test_accumulation_is_the_mean_minibatch() -> None:
     torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-12)
 
 
+def test_sixteen_bit_gradients_of_parts_are_added_in_fp32() -> None:
+    """256 + 1 + 1 + 1 is 259, which bf16 rounds to 260; neighbors that were added in bf16 would give 258."""
+    p, wide = nn.Parameter(torch.zeros(1, dtype=torch.bfloat16)), nn.Parameter(torch.zeros(1))
+    optimizer = HybridSGD([{"params": [wide, p], "lr": 1.0}])
+    optimizer.step([lambda c=c: 4 * c * p.sum() + wide.sum() for c in (256.0, 1.0, 1.0, 1.0)])
+    assert float(p.detach()) == -260.0 and float(wide.detach()) == -1.0
+
+
+def test_an_odd_last_part_counts() -> None:
+    """Gradients are added in pairs: the third of three parts is none's partner."""
+    p = nn.Parameter(torch.zeros(1))
+    HybridSGD([{"params": [p], "lr": 1.0}]).step([lambda c=c: 3 * c * p.sum() for c in (1.0, 2.0, 4.0)])
+    assert float(p.detach()) == -7.0
+
+
 @pytest.mark.parametrize("exact", [None, torch.optim.AdamW])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_loaded_state_goes_on_to_the_bit(
