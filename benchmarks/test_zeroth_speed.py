@@ -131,9 +131,7 @@ def _floors(bench: Bench) -> dict[str, Callable[[int], Any]]:
     return {
         "floor, in place": lambda seed: theta.add_(z, alpha=ETA),
         "floor, moved copy": lambda seed: torch.add(theta, z, alpha=MU, out=out),
-        "floor, numbers drawn": lambda seed: (
-            Gaussian().stream(bench.block, (0, seed)).each(lambda piece, numbers: None)
-        ),
+        "floor, numbers drawn": lambda seed: Gaussian().stream(bench.block, (0, seed)).map(lambda piece, numbers: None),
     }
 
 

@@ -61,12 +61,12 @@ def one_replica(options: Algorithm1, objective: FiniteSum, z0: Tensor, orders: T
             epochs = t or math.nan  # where t = 0 the mean is one of nothing
             return Plain(t, total_x / epochs, total_y / epochs, z, left, reached, False)
         total_x, total_y = total_x + square_x, total_y + square_y
-        for i, several in zip(orders[t].tolist(), directions[t].split(options.q), strict=True):
+        for i, step_directions in zip(orders[t].tolist(), directions[t].split(options.q), strict=True):
             g = objective.gradient_of(z, i)
             ghat = g[:d_x]
             if options.oracle != "exact":
                 ghat = torch.zeros_like(ghat)
-                for v in several:
+                for v in step_directions:
                     ghat = ghat + slope(i, v) * v / options.q
             # Both blocks move from the same z.
             z = torch.cat([z[:d_x] - options.eta_x * ghat, z[d_x:] - options.eta_y * g[d_x:]])

@@ -66,7 +66,7 @@ class Fresh:
         self, seed: Sequence[int], n: int, dim: int, order: Order, distribution: str, precision: Precision = "float32"
     ) -> None:
         words = np.random.SeedSequence([len(seed), *seed])
-        # numpy permutes many rows in one call, torch draws normal numbers faster: each has a stream of its own.
+        # numpy permutes many rows in one call, and torch fills memory with normal numbers: a stream for either.
         self._orders = np.random.default_rng(words.spawn(1)[0])
         self._generator = torch.Generator().manual_seed(int(words.generate_state(1, np.uint32)[0]))
         self._n, self._dim, self._kind, self._distribution = n, dim, order, named(distribution)

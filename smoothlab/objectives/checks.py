@@ -30,7 +30,7 @@ from smoothlab.errors import BadInput
 from smoothlab.objectives.finite_sum import Objective
 from smoothlab.objectives.psi import Array
 from smoothlab.objectives.sublevel import BlockSmooth, climb, sample
-from smoothlab.objectives.sums import FiniteSum
+from smoothlab.objectives.sums import FiniteSum, centered
 from smoothlab.theory.constants import largest, phi
 
 _EXACT = 1e-8  # relative: rounding of f, and the error of Phi
@@ -298,17 +298,15 @@ def derivatives(f: FiniteSum, z: Tensor) -> Check:
     The mean of the components' values and gradients must be those of f, too.
     """
     pairs = [(f.gradient(z), _slope(f.value, z)), (f.hessian(z), _bend(f.gradient, z))]
-    if not isinstance(f, Objective):
-        values, gradients = [], []
+    if not isinstance(f, Objective):  # whose components have the derivatives of f, but for a constant
         for i in range(f.n):
             value, gradient = partial(f.value_of, i=i), partial(f.gradient_of, i=i)
             pairs += [(gradient(z), _slope(value, z)), (f.hessian_of(z, i), _bend(gradient, z))]
-            values.append(value(z))
-            gradients.append(gradient(z))
-        pairs += [(torch.stack(values, -1).mean(-1, keepdim=True), f.value(z)[:, None]),
-                  (torch.stack(gradients).mean(0), f.gradient(z))]  # fmt: skip
+        values = torch.stack([f.value_of(z, i) for i in range(f.n)], -1)
+        pairs += [(values.mean(-1, keepdim=True), f.value(z)[:, None]), (f.gradients(z).mean(0), f.gradient(z))]
     worst = 0.0
     for a, b in pairs:
+        # Relative, but not to a derivative of exactly 0, as at the minimum.
         distance = (a - b).flatten(1).norm(dim=1) / (1e-12 + b.flatten(1).norm(dim=1))
         worst = max(worst, float(distance.max()))
     return Check("derivatives", len(z), -worst, 1e-9)
@@ -327,13 +325,16 @@ def scatter(f: FiniteSum, z: Tensor, level: float, seed: int = 0) -> Check:
 
     The slack is the smallest of 1 - measured/claimed. The spread is claimed at u = ||grad f(z)||.
     """
-    g = torch.stack([f.gradient_of(z[:200], i) for i in range(f.n)])
-    apart = (g - g.mean(0)).norm(dim=-1).amax(0)
+    g = f.gradients(z[:200])
+    apart = centered(g).norm(dim=-1).amax(0)
     claimed = [f.spread(u) for u in g.mean(0).norm(dim=-1).tolist()]
     ratios = [float((apart / torch.tensor(claimed)).max())]
     for side, most in enumerate(f.variances(level)):
-        best = climb(f, level, lambda points, side=side: f.variance(points)[side], z, _ROUNDS, seed)[0]  # type: ignore[misc]
-        measured = float(f.variance(best)[side])
+
+        def variance(points: Tensor, side: int = side) -> Tensor:
+            return f.variance(points)[side]
+
+        measured = float(variance(climb(f, level, variance, z, _ROUNDS, seed)[0]))
         ratios.append(measured / most if most else 1 + measured)
     return Check("sigma", len(z) + 2 * _SEARCHED, 1 - max(ratios), _EXACT)
 

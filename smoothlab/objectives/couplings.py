@@ -81,24 +81,23 @@ class Ridge(Coupling):
     def phi(self, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """phi, phi', phi''; |phi''| <= 1."""
 
-    def _product(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        return x.mean(-1) * (self.p * x.shape[-1] ** 0.5) - y.mean(-1) * (self.q * y.shape[-1] ** 0.5), self.w(
-            x.shape[-1], y.shape[-1], x
-        )
+    def _product(self, x: Tensor, y: Tensor) -> Tensor:
+        """w.z, from the means: w is constant on each block."""
+        return x.mean(-1) * (self.p * x.shape[-1] ** 0.5) - y.mean(-1) * (self.q * y.shape[-1] ** 0.5)
 
     def value(self, x: Tensor, y: Tensor) -> Tensor:
         """c phi(w.z)."""
-        return self.phi(self._product(x, y)[0])[0] * self.c
+        return self.phi(self._product(x, y))[0] * self.c
 
     def gradient(self, x: Tensor, y: Tensor) -> Tensor:
         """c phi'(w.z) w."""
-        s, w = self._product(x, y)
-        return (self.phi(s)[1] * self.c).unsqueeze(-1) * w
+        slope = self.phi(self._product(x, y))[1] * self.c
+        return slope.unsqueeze(-1) * self.w(x.shape[-1], y.shape[-1], x)
 
     def hessian(self, x: Tensor, y: Tensor) -> Tensor:
         """c phi''(w.z) ww'."""
-        s, w = self._product(x, y)
-        return (self.phi(s)[2] * self.c)[..., None, None] * torch.outer(w, w)
+        bend, w = self.phi(self._product(x, y))[2] * self.c, self.w(x.shape[-1], y.shape[-1], x)
+        return bend[..., None, None] * torch.outer(w, w)
 
     def _length(self, side: Side) -> float:
         return self.p if side == "x" else self.q
@@ -127,6 +126,7 @@ class LogCoshCoupling(Ridge):
 
     def phi(self, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Near 0 log(1 + 2 sinh^2(s/2)), far out |s| + log(1 + e^(-2|s|)) - log 2: no digits lost, no overflow."""
+        # Both are clamped to where they serve: autograd multiplies the other one's slope by 0, and 0 times inf is NaN.
         far = s.abs().clamp(min=1)
         near = torch.log1p(2 * torch.sinh(s.clamp(-1, 1) / 2).square())
         value = torch.where(s.abs() < 1, near, far + torch.log1p(torch.exp(-2 * far)) - math.log(2))
@@ -148,7 +148,7 @@ class QuadraticCoupling(Ridge):
 
     def shift(self, u: Array, side: Side, families: Families) -> Array:
         """c |p| |w.z|, and none where psi's ell is constant."""
-        if isinstance(families.psi[side], Quadratic):
+        if isinstance(families.psi[side], Quadratic):  # a bound that is not needed would only be looser
             return np.zeros_like(u)
         x, y = families.psi["x"], families.psi["y"]
         m, k = min(x.floor, y.floor), x.deficit(families.dim["x"]) + y.deficit(families.dim["y"])
@@ -183,7 +183,7 @@ class ProductCoupling(Coupling):
 
     def hessian(self, x: Tensor, y: Tensor) -> Tensor:
         """c [[(I - xx'/X^2) Y/X, xy'/(XY)], [yx'/(XY), (I - yy'/Y^2) X/Y]]."""
-        a, b = (root[..., None, None] for root in self._roots(x, y))
+        a, b = torch.stack(self._roots(x, y))[..., None, None]
         cross = x.unsqueeze(-1) * y.unsqueeze(-2) / (a * b)
         top = torch.cat([_curved(x, a) * b, cross], -1)
         return torch.cat([top, torch.cat([cross.mT, _curved(y, b) * a], -1)], -2) * self.c

@@ -32,11 +32,10 @@ from smoothlab.objectives.sums import FiniteSum, Number, sizes
 
 def block_bound(matrices: Tensor, d_x: int) -> dict[Side, float]:
     """The largest alpha (of x) and beta (of y) of the module over matrices [..., d, d]."""
-    xx, xy, yy = (
-        torch.linalg.matrix_norm(part, 2)
-        for part in (matrices[..., :d_x, :d_x], matrices[..., :d_x, d_x:], matrices[..., d_x:, d_x:])
-    )
-    return {"x": float((xx + xy).max()), "y": float((yy + xy).max())}
+    cross = torch.linalg.matrix_norm(matrices[..., :d_x, d_x:], 2)
+    alpha = torch.linalg.matrix_norm(matrices[..., :d_x, :d_x], 2) + cross
+    beta = torch.linalg.matrix_norm(matrices[..., d_x:, d_x:], 2) + cross
+    return {"x": float(alpha.max()), "y": float(beta.max())}
 
 
 def flat(value: float, u: ArrayLike) -> Array:
@@ -70,7 +69,7 @@ class _Ridges(FiniteSum):
     @cached_property
     def masses(self) -> Tensor:
         """m_x and m_y by coordinate, [d]."""
-        return torch.cat([torch.full((d,), m).double() for d, m in zip((self.d_x, self.d_y), self.mass, strict=True)])
+        return torch.tensor(self.mass, dtype=torch.float64).repeat_interleave(torch.tensor([self.d_x, self.d_y]))
 
     def value(self, z: Tensor) -> Tensor:
         """Mean of the components."""
@@ -118,7 +117,7 @@ class _Ridges(FiniteSum):
 
     def _lengths(self, side: Side) -> Tensor:
         """||a_i|| in a block, [n]."""
-        return dict(zip("xy", self._parts(self.directions), strict=True))[side].norm(dim=1)
+        return self._parts(self.directions)["xy".index(side)].norm(dim=1)
 
     def _mass(self, side: Side) -> float:
         return self.mass["xy".index(side)]
@@ -194,9 +193,10 @@ def _directions(rng: np.random.Generator, d_x: int, d_y: int, n: int, lengths: t
         raise BadInput(f"n is {n}: components come in pairs here, so give an even number")
     for what, number in zip(("||a|| in x", "||a|| in y"), lengths, strict=True):
         positive(what, number)
-    parts = torch.from_numpy(rng.normal(size=(n // 2, d_x + d_y))).split([d_x, d_y], 1)
-    unit = [part / part.norm(dim=1, keepdim=True) * length for part, length in zip(parts, lengths, strict=True)]
-    return torch.cat(unit, 1)
+    x, y = torch.from_numpy(rng.normal(size=(n // 2, d_x + d_y))).split([d_x, d_y], 1)
+    x = x / x.norm(dim=1, keepdim=True) * lengths[0]
+    y = y / y.norm(dim=1, keepdim=True) * lengths[1]
+    return torch.cat([x, y], 1)
 
 
 @dataclass(frozen=True)
@@ -240,14 +240,14 @@ class ExponentialSum(_Ridges):
     def _stretched(self) -> tuple[Array, float]:
         """||a~_j|| [n], and their smallest singular value w above 0."""
         rows = self.directions / self.masses.sqrt()
-        values = torch.linalg.svdvals(rows[: self.n // 2])
+        values = torch.linalg.svdvals(rows[: self.n // 2])  # the second half repeats the first one's with signs
         return rows.norm(dim=1).numpy(), float(values[values > 1e-9 * values.max()].min())
 
     def _farthest(self, u: ArrayLike) -> Array:
         """A bound of |a_j'z| for every j where ||grad f|| <= u, [..., n]."""
         lengths, least = self._stretched
         far = np.asarray(u, dtype=float)[..., None] / math.sqrt(min(self.mass))
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore"):  # the linear bound is the smaller one near 0, arcsinh's far out
             steep = self.n * far * math.sqrt(self.n // 2) / (2 * self.c * least)
             return np.minimum(np.arcsinh(steep), lengths * far)
 

@@ -81,7 +81,7 @@ class Objective(FiniteSum):
         if not (isinstance(self.x, Quadratic) and self.quadratic):
             raise BadInput(f"'{self.name}' is not quadratic: its Hessian is not the same everywhere")
         curvature = self.x.L * v.square().sum(-1)
-        if isinstance(self.coupling, QuadraticCoupling):
+        if isinstance(self.coupling, QuadraticCoupling):  # ww' within block x, without the matrix
             curvature = curvature + self.coupling.c * (v @ self.coupling.w(self.d_x, self.d_y, v)[: self.d_x]).square()
         return curvature
 
@@ -148,6 +148,7 @@ def objective(
     if n == 1 and any(sigmas):
         raise BadInput(f"sigma is {sigma} with n = 1: one component is the sum itself, so sigma must be 0")
     drawn = centered(torch.from_numpy(np.random.default_rng(seed).normal(size=(n, d_x + d_y))))
+    # One sigma scales both blocks at once: how it falls to x and y is then up to chance, and to d_x and d_y.
     parts = drawn.split([d_x, d_y], 1) if len(sigmas) == 2 else (drawn,)
     shifts = torch.cat([scaled(part, s) for part, s in zip(parts, sigmas, strict=True)], 1)
     title = name or " + ".join(str(part) for part in (x, y, coupling) if part is not None)

@@ -146,7 +146,7 @@ class Power(Psi):
 
     def psi(self, t: Tensor, order: int) -> Tensor:
         """c |t|^p/p, c |t|^(p - 1) sign t, (p - 1) c |t|^(p - 2)."""
-        power = t.abs().pow(self.p - order)
+        power = t.abs().pow(self.p - order)  # p > 2, so that all of them are 0 at 0
         if order == 0:
             return power * (self.c / self.p)
         return power * t.sign() * self.c if order == 1 else power * (self.c * (self.p - 1))
@@ -255,7 +255,7 @@ class Cosh(Psi):
 
     def ell(self, u: ArrayLike) -> Array:
         """sqrt(L0^2 + L1^2 u^2)."""
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore"):  # an infinite bound is a true one
             return np.hypot(self.L0, self.L1 * np.asarray(u, dtype=float))
 
     @property

@@ -74,7 +74,10 @@ class QuadraticSum(FiniteSum):
         return self.hessians[i].expand(*z.shape, self.dim)
 
     def _image(self, z: Tensor, i: Number) -> Tensor:
-        return z @ self.hessians[i] if isinstance(i, int) else (self.hessians[i] @ z.unsqueeze(-1)).squeeze(-1)
+        """H_i z."""
+        if isinstance(i, int):  # one matrix product for all points; many numbers take one a point
+            return z @ self.hessians[i]
+        return (self.hessians[i] @ z.unsqueeze(-1)).squeeze(-1)
 
     def ell(self, u: ArrayLike, side: Side) -> Array:
         """||H_xx|| + ||H_xy||, and that of y."""
@@ -91,10 +94,11 @@ class QuadraticSum(FiniteSum):
 
     def variances(self, level: float = math.inf) -> tuple[float, float]:
         """Sup of the variance of both blocks where f - f* <= F, exact; infinite on R^d unless all H_i are equal."""
-        if not self._apart.any():
+        if not self._apart.any():  # the variance is the same everywhere, so that any level will do
             level = 0.0
         if not math.isfinite(level):
             return math.inf, math.inf
+        # z = V diag(eigenvalues)^(-1/2) w: any square root of H will do, as the ball of w has no preferred axes.
         eigenvalues, vectors = torch.linalg.eigh(self.mean)
         root = vectors * eigenvalues.rsqrt()
         bounds = []
@@ -108,7 +112,7 @@ class QuadraticSum(FiniteSum):
     def spread(self, u: float = math.inf) -> float:
         """||(H_i - H) H^(-1)|| u + ||c_i||, as z = H^(-1) grad f."""
         sizes = torch.linalg.matrix_norm(self._apart @ torch.linalg.inv(self.mean), 2)
-        grown = torch.where(sizes > 0, sizes * u, 0.0)
+        grown = torch.where(sizes > 0, sizes * u, 0.0)  # 0 times an infinite u is NaN
         return float((grown + self.shifts.norm(dim=-1)).max())
 
 
@@ -154,7 +158,7 @@ def quadratic_sum(
     rng, d = np.random.default_rng(seed), d_x + d_y
     apart = torch.from_numpy(rng.normal(size=(n, d, d)))
     apart = centered(apart + apart.mT)
-    largest = float(torch.linalg.matrix_norm(apart, 2).max())
+    largest = float(torch.linalg.matrix_norm(apart, 2).max())  # 0 for one component
     root = torch.tensor([l_x] * d_x + [l_y] * d_y, dtype=torch.float64).sqrt()
     scale = bend / largest if largest else 0.0
     hessians = (torch.eye(d, dtype=torch.float64) + scale * apart) * root[:, None] * root

@@ -94,13 +94,14 @@ def sample(f: BlockSmooth, level: float, points: int, seed: int = 0) -> Tensor:
     rng = torch.Generator().manual_seed(seed)
     d = f.d_x + f.d_y
     direction = torch.randn(points, d, generator=rng, dtype=torch.float64)
-    kind = torch.arange(points) % 8
+    kind = torch.arange(points) % 8  # 0, 6 and 7 stay Gaussian
     direction[kind == 1, f.d_x :] = 0
     direction[kind == 2, : f.d_x] = 0
     single = torch.nn.functional.one_hot(torch.randint(0, d, (points,), generator=rng), d).double()
     direction[kind == 3] *= single[kind == 3]
     diagonal = torch.cat([direction[:, :1].expand(-1, f.d_x), direction[:, -1:].expand(-1, f.d_y)], 1)
     direction[kind == 4] = diagonal[kind == 4]
+    # Entries of very different sizes, between Gaussian directions and coordinates.
     direction[kind == 5] *= torch.rand(points, d, generator=rng, dtype=torch.float64)[kind == 5] ** 6
     u = torch.rand(points, generator=rng, dtype=torch.float64)
     levels = torch.where(torch.rand(points, generator=rng) < 0.5, u**0.25, 1e-8**u) * level
@@ -119,6 +120,7 @@ def climb(
         the points reached, [8, d] (fewer if fewer start), best first.
     """
     rng = torch.Generator().manual_seed(seed)
+    # NaN, as outside the domain, would win every comparison of `topk` and `max`.
     scores = score(starts).nan_to_num(nan=-torch.inf)
     best = starts[scores.topk(min(8, len(starts))).indices]
     top = score(best)
@@ -126,6 +128,7 @@ def climb(
     for _ in range(rounds):
         size = radius * 10 ** (-6 * torch.rand(len(best), 32, 1, generator=rng, dtype=torch.float64))
         steps = torch.randn(len(best), 32, best.shape[-1], generator=rng, dtype=torch.float64)
+        # Some steps move few coordinates: where the maximum lies on an axis, steps in all of them leave it.
         steps *= torch.rand(steps.shape, generator=rng) < torch.rand(len(best), 32, 1, generator=rng)
         moved = best.unsqueeze(1) + size * steps
         inside = f.value(moved) - f.f_star <= level

@@ -39,7 +39,6 @@ class FiniteSum(ABC):
         name: for records.
         d_x: dimension of x.
         d_y: dimension of y.
-        gaussian_reason: why E f is infinite after a step in x with Gaussian directions; empty where it is finite.
     """
 
     name: str
@@ -89,9 +88,12 @@ class FiniteSum(ABC):
 
     def variance(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """(1/n) sum ||grad_x f_i - grad_x f||^2 at z [..., d], and that of y: [...] each."""
-        g = torch.stack([self.gradient_of(z, i) for i in range(self.n)])
-        squares = (g - g.mean(0)).square()
-        return squares[..., : self.d_x].sum(-1).mean(0), squares[..., self.d_x :].sum(-1).mean(0)
+        x, y = self._parts(centered(self.gradients(z)).square())
+        return x.sum(-1).mean(0), y.sum(-1).mean(0)
+
+    def gradients(self, z: Tensor) -> Tensor:
+        """grad f_i of all components, [n, ..., d]."""
+        return torch.stack([self.gradient_of(z, i) for i in range(self.n)])
 
     @property
     def dim(self) -> int:
@@ -177,12 +179,10 @@ class FiniteSum(ABC):
             raise BadInput(
                 f"sigma of '{self.name}' is unbounded, so Assumption 3.3 fails: give the level F of a sublevel set"
             )
-        near = math.inf
+        ell_x, ell_y, near = self.component_ell_x, self.component_ell_y, math.inf
         if math.isfinite(level):
-            near = 2 * constants(self.component_ell_x, self.component_ell_y, level).G
-        return Setting(
-            self.component_ell_x, self.component_ell_y, gap, self.n, self.d_x, sigma2_x, sigma2_y, self.spread(near)
-        )
+            near = 2 * constants(ell_x, ell_y, level).G
+        return Setting(ell_x, ell_y, gap, self.n, self.d_x, sigma2_x, sigma2_y, self.spread(near))
 
     @property
     def gaussian_moments(self) -> Literal["finite", "infinite"]:
@@ -210,7 +210,8 @@ class FiniteSum(ABC):
         x, y = self._parts(z)
         if z.dim() != 1 or not bool(self.inside(z)):
             raise BadInput(f"z0 must be one point [{self.dim}] inside the domain of '{self.name}'")
-        return {name: Block(name, (nn.Parameter(part.clone()),)) for name, part in (("x", x), ("y", y))}
+        # Clones: training moves the parameters in place, and z0 stays as it is.
+        return {"x": Block("x", (nn.Parameter(x.clone()),)), "y": Block("y", (nn.Parameter(y.clone()),))}
 
     def loss(self, blocks: Mapping[str, Block], i: int | None = None) -> Loss:
         """Component f_i at the blocks' parameters, or f for i = None.
@@ -246,5 +247,6 @@ def centered(drawn: Tensor) -> Tensor:
 
 def scaled(shifts: Tensor, sigma: float) -> Tensor:
     """Rows of mean square sigma^2."""
-    size = float(shifts.square().sum(-1).mean().sqrt())
-    return shifts * (sigma / size if sigma else 0.0)
+    if sigma == 0:  # with n = 1 the rows are 0 as well, and have no size to divide by
+        return shifts * 0.0
+    return shifts * (sigma / float(shifts.square().sum(-1).mean().sqrt()))

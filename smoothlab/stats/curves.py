@@ -31,6 +31,7 @@ def first_time(running: Array, level: float) -> Interval:
         under = values <= level
         return float(under.argmax() + 1) if under.any() else math.inf
 
+    # The last row above the level, not the first below it: the upper end may pass the level more than once.
     above = np.flatnonzero(middle + half > level)
     last = float(above[-1] + 2) if len(above) else 1.0
     return Interval(first(middle), first(middle - half), last if last <= len(running) else math.inf)
@@ -53,6 +54,7 @@ def exponent(
     value, low, high = np.array(estimates, dtype=float).T
     half = np.broadcast_to(np.asarray(unit, dtype=float), len(value)) / 2
     up = np.log((high + half) / value)
+    # An estimate of few units less half of one may be 0 or below, which has no logarithm.
     down = -np.log(np.maximum(low - half, low / 2) / value)
     weights = (np.maximum(up, down) / Z) ** -2
     centered = np.log(np.asarray(x, dtype=float))
@@ -60,11 +62,16 @@ def exponent(
     spread = float(weights @ centered**2)
     slope = float((weights * centered) @ np.log(value)) / spread
     reference = float((weights * centered) @ np.log(np.asarray(also, dtype=float))) / spread
-    return Interval(slope, slope - Z / math.sqrt(spread), slope + Z / math.sqrt(spread)), reference
+    half_width = Z / math.sqrt(spread)
+    return Interval(slope, slope - half_width, slope + half_width), reference
 
 
 def verdict(estimate: Interval, bound: float, *, at_most: bool = True) -> str:
     """Whether a bound holds: "holds", "fails", or "open" where the interval has it inside."""
-    low, high = (estimate.low, estimate.high) if at_most else (-estimate.high, -estimate.low)
-    bound = bound if at_most else -bound
-    return "holds" if high <= bound else "fails" if low > bound else "open"
+    if at_most:
+        holds, fails = estimate.high <= bound, estimate.low > bound
+    else:
+        holds, fails = estimate.low >= bound, estimate.high < bound
+    if holds:
+        return "holds"
+    return "fails" if fails else "open"

@@ -7,7 +7,6 @@ nu = (sum s^2)^2 / sum s^4 >= 1. A sample variance of few X is a poor guide to n
 m (m - 1) / 2 pairs.
 """
 
-import math
 from typing import NamedTuple
 
 import numpy as np
@@ -29,8 +28,9 @@ def effective_rank(gram: NDArray[np.float64], *, cautious: bool = True) -> float
     if m < 2:
         return 1.0
     squares = np.diag(gram)
+    # Off the diagonal only: E K_ii^2 = 2 sum s^4 + (sum s^2)^2 has more than the fourth powers.
     fourth = float((gram**2).sum() - (squares**2).sum()) / (m * (m - 1))
-    if fourth <= 0.0:
+    if fourth <= 0.0:  # images of 0, or orthogonal up to rounding
         return 1.0
     shrink = 1 + 4 / m if cautious else 1.0
     return float(max(1.0, (squares.mean() ** 2 / fourth - 2 / m) / shrink))
@@ -95,20 +95,23 @@ def lanczos_reach(diagonal: ArrayLike, residuals: ArrayLike, dim: int) -> Reach:
     a, b = np.asarray(diagonal, dtype=float), np.asarray(residuals, dtype=float)
     ritz = np.linalg.eigvalsh(np.diag(a) + np.diag(b[:-1], 1) + np.diag(b[:-1], -1))
     steps = list(zip(a.tolist(), b.tolist(), strict=True))
-    most = math.inf if dim == 1 else 1 / float(special.betaincinv(0.5, (dim - 1) / 2, TAIL))
     size = float(np.abs(ritz).max() + b.max())
-    if size == 0.0 or dim == 1:
+    if size == 0.0 or dim == 1:  # H = 0 as far as was seen, or the single Ritz value is the eigenvalue
         return Reach(float(ritz[0]), float(ritz[-1]))
+    most = 1 / float(special.betaincinv(0.5, (dim - 1) / 2, TAIL))
 
     def limit(end: float, outward: int) -> float:
+        # All zeros of the polynomials lie between the extreme Ritz values, so that the sum only grows outwards.
         inside, outside = 0.0, 1e-12 * size
         while _christoffel(end + outward * outside, steps) < most:
             inside, outside = outside, 2 * outside
         for _ in range(40):
             middle = (inside + outside) / 2
-            below = _christoffel(end + outward * middle, steps) < most
-            inside, outside = (middle, outside) if below else (inside, middle)
-        return end + outward * outside
+            if _christoffel(end + outward * middle, steps) < most:
+                inside = middle
+            else:
+                outside = middle
+        return end + outward * outside  # the end that is surely beyond
 
     return Reach(limit(float(ritz[0]), -1), limit(float(ritz[-1]), 1))
 
@@ -139,4 +142,5 @@ def spectral_upper(projected: NDArray[np.float64], coupling: float, rest: float,
     """
     t = float(np.abs(np.linalg.eigvalsh(projected)).max())
     block = float(np.linalg.norm(np.array([[t, coupling], [coupling, rest]]), 2))
+    # ||T|| <= ||H|| for certain, whatever chance makes of both bounds.
     return max(t, min(block, max(reach.highest, -reach.lowest)))

@@ -35,7 +35,7 @@ def spearman(x: ArrayLike, y: ArrayLike) -> Correlation | None:
     data = np.array([x, y], dtype=float)
     data = data[:, np.isfinite(data).all(axis=0)]
     n = data.shape[1]
-    if n < 4 or (data == data[:, :1]).all(axis=1).any():
+    if n < 4 or (data == data[:, :1]).all(axis=1).any():  # n = 3 has no variance, and a constant no ranks
         return None
     rho = float(stats.spearmanr(*data).statistic)
     inside = 1 - 6 / (n * (n**2 - 1))
@@ -54,6 +54,7 @@ def spearman_of_series(x: ArrayLike, y: ArrayLike, seed: int = 0) -> Interval:
     n, rng = pair.shape[1], np.random.default_rng(seed)
     starts = rng.integers(0, n - BLOCK + 1, (TIMES, -(-n // BLOCK)))
     picks = (starts[..., None] + np.arange(BLOCK)).reshape(TIMES, -1)[:, :n]
+    # Ranked anew, as a sample draws some points twice; a sample of equal points is NaN, and is left out below.
     a, b = stats.rankdata(pair[:, picks], axis=2)
     a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
     resampled = (a * b).sum(1) / np.sqrt((a**2).sum(1) * (b**2).sum(1))

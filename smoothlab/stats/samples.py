@@ -42,7 +42,7 @@ def mean_square(squares: ArrayLike) -> Interval:
     """
     x = np.asarray(squares, dtype=float)
     n, middle = len(x), float(x.mean())
-    deviations = x / middle - 1 if middle else np.zeros(n)
+    deviations = x / middle - 1 if middle else np.zeros(n)  # relative, so that squares of large numbers stay finite
     variation = float(deviations.var(ddof=1))
     if variation < 1e-20:  # equal draws do not show what their mean varies by
         return Interval(middle, middle, middle)
@@ -72,9 +72,9 @@ def rare_draws(squares: ArrayLike) -> str | None:
     """
     x = np.sort(np.asarray(squares, dtype=float))[::-1]
     n, total = len(x), x.cumsum()
-    if (1 - RARE) ** n > 1 - LEVEL:
+    if (1 - RARE) ** n > 1 - LEVEL:  # the sample may have missed them all
         return RARE_DRAWS
-    if not total[-1]:
+    if not total[-1]:  # all draws are 0: there is no half to carry
         return None
     carrying = int(np.searchsorted(total, total[-1] / 2)) + 1
     return RARE_DRAWS if carrying <= stats.binom.ppf(LEVEL, n, RARE) else None
@@ -114,13 +114,15 @@ def quantile(values: ArrayLike, p: float) -> Interval:
     x = np.sort(np.asarray(values, dtype=float))
     n = len(x)
     padded = [-math.inf, *x.tolist(), math.inf]
+    # How many of n draws lie below the quantile is binomial, whatever their distribution.
     below, above = int(stats.binom.ppf(TAIL, n, p)), int(stats.binom.ppf(1 - TAIL, n, p))
-    value = float(x[min(n - 1, math.ceil(p * n - 1e-9) - 1)])
+    value = float(x[min(n - 1, math.ceil(p * n - 1e-9) - 1)])  # p n may be an integer but for rounding
     return Interval(value, padded[below], padded[above + 1])
 
 
 def proportion(count: int, of: int) -> Interval:
     """Clopper-Pearson interval (1934) of a probability, from how often an event came true; never too short."""
+    # A beta distribution of parameter 0 is none: the limit is then the end of the range itself.
     low = float(stats.beta.ppf(TAIL, count, of - count + 1)) if count else 0.0
     high = float(stats.beta.ppf(1 - TAIL, count + 1, of - count)) if count < of else 1.0
     return Interval(count / of, low, high)
@@ -153,10 +155,11 @@ def paired(a: ArrayLike, b: ArrayLike) -> Interval:
     """
     d = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
     seeds, items = d.shape
-    extended = np.concatenate([d, np.full((seeds, 1), 1.0), np.full((seeds, 1), -1.0)], 1)
+    extended = np.pad(d, [(0, 0), (0, 2)])
+    extended[:, -2:] = 1, -1
     by_item = float(extended.mean(0).var()) / (items + 2)
     by_seed, seed_term = 0.0, 0.0
-    if seeds > 1:
+    if seeds > 1:  # one seed has no variance to estimate
         by_seed = float(d.mean(1).var(ddof=1)) / seeds
         seed_term = by_seed**2 / (seeds - 1)
     total = by_item + by_seed
@@ -169,7 +172,7 @@ def paired(a: ArrayLike, b: ArrayLike) -> Interval:
 def mean_radius(vectors_covariance: ArrayLike, draws: int) -> float:
     """How far the mean of vectors is from its expectation, at 95 %: sqrt(q lambda_max / draws), q of chi-square."""
     covariance = np.atleast_2d(np.asarray(vectors_covariance, dtype=float))
-    largest = max(float(np.linalg.eigvalsh(covariance)[-1]), 0.0)
+    largest = max(float(np.linalg.eigvalsh(covariance)[-1]), 0.0)  # rounding may leave a covariance of 0 below it
     return math.sqrt(float(stats.chi2.ppf(LEVEL, len(covariance))) * largest / draws)
 
 
@@ -190,6 +193,7 @@ def lowest(grid: ArrayLike, squares: Array, *, seed: int = 0, times: int = 400) 
     """
     points = np.asarray(grid, dtype=float)
     rng, n = np.random.default_rng(seed), len(squares)
+    # How often each direction is drawn, instead of which: all bootstrap sums are then one matrix product.
     weights = rng.multinomial(max(n // 2, 3), np.full(n, 1 / n), size=times)
     minima = (weights @ squares).argmin(1)
     best = int(squares.mean(0).argmin())

@@ -54,6 +54,7 @@ def points(
         BadInput: a column of the smoothness experiment is missing.
     """
     check(df)
+    # Cross blocks are rows of a block's probes too, and differ in `wrt` alone.
     chosen = (df["block"] == block) & (df["wrt"] == block) & (df["quantity"] == quantity)
     if protocol is not None:
         chosen &= df["protocol"] == protocol
@@ -75,6 +76,7 @@ def points(
         out[name] = column(name) * factor
     out["grad_norm"], out["factor"] = column("grad_norm"), factor
     out["flag"] = rows["flag"].where(rows["flag"].notna(), None)
+    # A flag may name several things, and a record without any flag has a column of NaN, which has no `str`.
     flagged = rows["flag"].astype(str).str.contains("below floor", regex=False).astype(bool)
     out["below"] = flagged | (out["value"].abs() < 2 * out["floor"])
     finite: pd.DataFrame = out.loc[np.isfinite(out["value"])]
@@ -109,6 +111,7 @@ def quotient(a: pd.DataFrame, b: pd.DataFrame, on: Sequence[str]) -> pd.DataFram
     both = both[(both["value_a"] > 0) & (both["value_b"] > 0)]
 
     def distance(upper: str, lower: str) -> NDArray[np.float64]:
+        # An interval that reaches zero has no end on the log scale: NaN, which is drawn as none.
         positive = both[lower].where(both[lower] > 0)
         return np.asarray(np.log(both[upper].to_numpy() / positive.to_numpy()), dtype=float)
 

@@ -67,7 +67,7 @@ def generalized_bias_bound(mu: float, l0: float, l1: float, dim: int, gradient_n
 
 def _chi_mean(dim: int) -> float:
     """E ||v|| = sqrt(2) Gamma((d + 1)/2) / Gamma(d/2)."""
-    # Both Gamma functions overflow from d = 342 on; Pochhammer's symbol is their quotient.
+    # The quotient is Pochhammer's symbol; both Gamma functions overflow from d of about 340 on.
     return math.sqrt(2) * float(special.poch(dim / 2, 0.5))
 
 

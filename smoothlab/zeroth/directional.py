@@ -83,7 +83,7 @@ class Directional:
                 for i, part in enumerate(block.split(self.kept[self.terms[0][0]])):
                     add(Piece(i, 0, 0, len(part)), part)
             else:
-                stream.each(add)
+                stream.map(add)
             for p, flat in zip(block.params, flats, strict=True):
                 if not p.data.is_contiguous():  # `flat` was a copy
                     p.data.copy_(flat.view(p.shape))

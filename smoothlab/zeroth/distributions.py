@@ -193,7 +193,7 @@ class Sphere(Distribution):
 
     def radius(self, stream: Stream) -> float:
         """sqrt(dim) / ||g||."""
-        return _radius(stream.block.dim, stream.each(lambda piece, g: _square(g)))
+        return _radius(stream.block.dim, stream.map(lambda piece, g: _square(g)))
 
     def draw(self, block: Block, seed: Sequence[int]) -> Tensor:
         """As the stream has it to the bit, drawn once."""

@@ -38,20 +38,18 @@ class Estimator(Protocol):
     >>> estimator = ZerothOrder()
     >>> estimator.distribution, estimator.sides
     (Gaussian(), 2)
-
-    Attributes:
-        distribution: distribution of the directions that the estimates are made of; seed logs are bound to it.
-        sides: 1: the estimate uses f(x), which `HybridSGD` then passes as `value`; 2: it does without, and its last two
-            evaluations are at x + mu z and x - mu z.
     """
 
     @property
     def distribution(self) -> Distribution:
-        """See the class."""
+        """Distribution of the directions that the estimates are made of; seed logs are bound to it."""
 
     @property
     def sides(self) -> Sides:
-        """See the class."""
+        """1: the estimate uses f(x), which `HybridSGD` then passes as `value`.
+
+        2: it does without, and its last two evaluations are at x + mu z and x - mu z.
+        """
 
     def __call__(self, loss: Loss, block: Block, seed: Sequence[int], *, value: float | None = None) -> Directional:
         """The estimate at the block's present values, which must stay as they are to the bit."""
@@ -136,7 +134,8 @@ class ZerothOrder:
     @property
     def name(self) -> str:
         """Name for records, e.g. "two-sided gaussian, q = 4 orthogonal"."""
-        name = f"{('one', 'two')[self.sides - 1]}-sided {self.distribution.name}"
+        sides = "one-sided" if self.sides == 1 else "two-sided"
+        name = f"{sides} {self.distribution.name}"
         if self.q > 1:
             name += f", q = {self.q}"
             if self.average != "plain":
@@ -260,7 +259,7 @@ def orthogonal(distribution: Distribution, block: Block, keys: Sequence[Seed]) -
         return rows @ rows.T
 
     # In fp64: a Gram matrix has the square of its vectors' condition number.
-    gram = torch.stack(streams[0].each(products)).sum(0).cpu().numpy()
+    gram = torch.stack(streams[0].map(products)).sum(0).cpu().numpy()
     weights = block.dim**0.5 * np.linalg.inv(np.linalg.cholesky(gram))
     # L^-1 is lower triangular: row i combines the first i + 1 directions.
     return [tuple(zip(keys[: i + 1], row.tolist(), strict=False)) for i, row in enumerate(weights)]

@@ -188,7 +188,7 @@ class Perturbation:
             z = numbers.double()
             return float(torch.dot(moved.double() - home.double(), z)), float(torch.dot(z, z))
 
-        realized, squared = map(float, np.sum(stream.each(products), axis=0))
+        realized, squared = map(float, np.sum(stream.map(products), axis=0))
         if not squared:  # a sparse direction on few entries may be 0, and then nothing is lost
             return 1.0
         return realized / (h * squared)
@@ -210,13 +210,13 @@ class Perturbation:
             whole = len(tensors) == len(self.block.params)
             if self._keep and whole and len(direction) == 1 and direction[0][0] not in self.kept:
                 z = self.kept[direction[0][0]] = self._memory()
-                stream.each(write, out=z)  # moved while the numbers are still in cache
+                stream.map(write, out=z)  # moved while the numbers are still in cache
             elif self._keep:
                 parts = self._known(distribution, direction).split(self._sizes)
                 for i in tensors:
                     write(Piece(i, 0, 0, len(parts[i])), parts[i])
             else:
-                stream.each(write, [piece for piece in stream.pieces() if piece.tensor in tensors])
+                stream.map(write, [piece for piece in stream.pieces() if piece.tensor in tensors])
 
         return move
 
@@ -231,7 +231,7 @@ class Perturbation:
         for seed, _ in direction:
             if seed not in self.kept:
                 z = self.kept[seed] = self._memory()
-                distribution.stream(self.block, seed).each(lambda piece, numbers: None, out=z)
+                distribution.stream(self.block, seed).map(lambda piece, numbers: None, out=z)
         seed, weight = direction[0]
         if len(direction) == 1:
             return self.kept[seed]

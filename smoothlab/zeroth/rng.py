@@ -129,7 +129,7 @@ class Stream:
         """All pieces in order."""
         return self.distribution.pieces(self.block)
 
-    def each(
+    def map(
         self, work: Callable[[Piece, Tensor], T], pieces: list[Piece] | None = None, out: Tensor | None = None
     ) -> list[T]:
         """work(piece, its numbers) for all pieces or those given, in threads on a CPU.
@@ -140,22 +140,22 @@ class Stream:
         parts = [] if out is None else self.block.split(out)
         longest = max((p.stop - p.start for p in pieces), default=0)
 
-        def several(mine: Sequence[Piece]) -> list[T]:
+        def work_on(run: Sequence[Piece]) -> list[T]:
             # Memory of the thread's own, made once: all of its pieces fit, and stay in cache.
             scratch = torch.empty(0 if parts else longest, dtype=self.dtype, device=self.device)
             results = []
             with torch.no_grad():  # here, as torch has this setting in every thread of its own
-                for p in mine:
+                for p in run:
                     numbers = parts[p.tensor][p.start : p.stop] if parts else scratch[: p.stop - p.start]
                     results.append(work(p, self.fill(p, numbers)))
             return results
 
-        return spread(several, pieces, self.device)
+        return spread(work_on, pieces, self.device)
 
     def numbers(self) -> Tensor:
         """The whole direction as a flat vector [dim], in working precision."""
         out = torch.empty(self.block.dim, dtype=self.dtype, device=self.device)
-        self.each(lambda piece, numbers: None, out=out)
+        self.map(lambda piece, numbers: None, out=out)
         return out
 
 

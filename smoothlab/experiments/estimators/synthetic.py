@@ -141,7 +141,7 @@ def directions(distribution: Distribution, block: Block, seed: Sequence[int], co
     drawn = torch.empty(count, q, block.dim, dtype=distribution.stream(block, seed).dtype)
     for i in range(count):
         for j in range(q):
-            distribution.stream(block, (*seed, i, j)).each(lambda piece, numbers: None, out=drawn[i, j])
+            distribution.stream(block, (*seed, i, j)).map(lambda piece, numbers: None, out=drawn[i, j])
     return drawn
 
 
