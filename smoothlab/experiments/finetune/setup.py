@@ -117,11 +117,7 @@ class Setup:
 
 
 def setup(run: Training) -> Setup:
-    """Model, blocks and data of a run.
-
-    Raises:
-        BadInput: they cannot be had, or do not fit each other; one line that names the fix.
-    """
+    """Model, blocks and data of a run."""
     reason, measures = heads.classifier_reason(run.head, run.model), bool(run.measure)
     class_words = None
     if reason is None:

@@ -22,11 +22,7 @@ VERBALIZERS = (" terrible", " great")
 
 
 def rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """All objects of the file, each with its "file:line" for messages.
-
-    Raises:
-        BadInput: names the file, the line and what is wrong with it.
-    """
+    """All objects of the file, each with its "file:line" for messages."""
     if path.is_dir():
         raise BadInput(f"{path} is a folder: name a .jsonl or .jsonl.gz file in it")
     result = []
