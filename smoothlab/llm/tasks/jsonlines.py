@@ -170,7 +170,7 @@ def _sentences(
 
 def _choice(row: Row) -> Choice:
     """A line's choice, to the letter: no space is added or taken away between prompt and candidate."""
-    text(row, "prompt")
+    text(row, "prompt")  # checked alone: what it returns is stripped
     candidates = row.get("candidates")
     if not isinstance(candidates, list) or len(candidates) < 2:
         raise ValueError('has no candidates: give a list of at least two strings in the field "candidates"')
