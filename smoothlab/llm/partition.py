@@ -91,7 +91,7 @@ def adapter_parameters(model: nn.Module) -> set[int]:
     for module in model.modules():
         if isinstance(module, BaseTunerLayer):
             for name in module.adapter_layer_names:
-                part = getattr(module, name, None)  # None, a dict of something else or a tensor that is no parameter
+                part = getattr(module, name, None)  # the class names attributes that this layer may not have
                 if isinstance(part, nn.Parameter):
                     added.append(part)
                 elif isinstance(part, nn.Module):
