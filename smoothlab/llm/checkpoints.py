@@ -212,12 +212,7 @@ class Folder:
         return contents(path, self.run)
 
     def numbers(self) -> list[int]:
-        """Numbers of the checkpoints in the folder, ascending; all are of this run.
-
-        Raises:
-            BadInput: the newest cannot be read or is of another run, the folder is a file, or it holds weights that
-                smoothlab 0.1 kept in another format.
-        """
+        """Numbers of the checkpoints in the folder, ascending; a newest one of another run is refused."""
         saved = saved_numbers(self.path)
         if saved:
             self.get(self.after(saved[-1]))
@@ -246,11 +241,7 @@ def contents(path: Path, run: str | None = None) -> dict[str, Any]:
 
 
 def saved_numbers(folder: Path, option: str = "--checkpoint") -> list[int]:
-    """Numbers of the checkpoints after-NUMBER.safetensors in a folder, ascending.
-
-    Raises:
-        BadInput: the folder is a file, or holds step-*.safetensors of --keep-weights, as smoothlab 0.1 wrote them.
-    """
+    """Numbers of the checkpoints after-NUMBER.safetensors in a folder, ascending; refuses one of smoothlab 0.1."""
     if folder.exists() and not folder.is_dir():
         raise BadInput(f"{option} {folder} is a file: name a folder")
     numbers = []

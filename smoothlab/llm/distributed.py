@@ -67,7 +67,9 @@ def parts(indices: Sequence[int], device: str, wanted: int = PARTS) -> list[list
     There are gcd(wanted, batch) parts in all, or one a process where processes cannot share these equally.
     """
     n = world_size()
-    cuts = math.gcd(wanted, len(indices)) if device == "cpu" else n
+    cuts = n
+    if device == "cpu":
+        cuts = math.gcd(wanted, len(indices))
     if cuts % n:  # 3 processes, or 8: their sums are not those of one
         cuts = n
     size, here = len(indices) // cuts, cuts // n

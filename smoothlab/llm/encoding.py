@@ -31,7 +31,7 @@ class Encoded:
     contexts: tuple[Tokens, ...]  # of each item's prompt
     options: tuple[tuple[Tokens, ...], ...]  # of each item's candidates, those that they add to the prompt's
     labels: tuple[int, ...]  # position of the right candidate
-    kind: Loss  # that trains them
+    kind: Loss  # loss that trains them
     pad: int  # token that fills rows, on the right
     cut: int = 0  # number of items whose prompt was too long for the model and lost tokens on its left
     merged: int = 0  # items where letters of candidate and prompt make one token, scored as the candidate's

@@ -127,7 +127,7 @@ def _run_of(folder: Path) -> str:
 def _save_both(whole: Any, tokenizer: Any, folder: Path, base: bool, story: str) -> None:
     """Write an adapter, and its base model where that was trained."""
     config, origin, target = whole.active_peft_config, _origin(whole), folder / "adapter"
-    # Nobody could load what is beside the adapter otherwise: a model without a name, or one that peft has changed.
+    # An adapter alone could not be loaded onto a model that has no name, or that peft changed when it attached.
     base = base or not origin or _named_start(config)
     kind, classes = _kind(whole), None
     weights: dict[str, Tensor] = {}
@@ -259,5 +259,5 @@ def _without_adapter(whole: Any) -> Any:
         if isinstance(module, ModulesToSaveWrapper):
             base.set_submodule(name, module.modules_to_save[module.active_adapters[0]])
     if whole.active_peft_config.is_prompt_learning or not hasattr(whole.base_model, "unload"):
-        return base  # no layer of it is replaced under these methods
+        return base  # these methods have nothing to unload
     return whole.unload()

@@ -24,12 +24,10 @@ BY_PEFT = ("classifier", "score")
 
 
 def classifier_reason(head: Head, name: str) -> str | None:
-    """Why the model is fine-tuned as a classifier, None where it is a language model.
+    """Why the model `name` is fine-tuned as a classifier, None where it is a language model.
 
-    Args:
-        head: "auto": a classifier where its config.json names a classifier's class, or where it is of a type that
-            generates no text from left to right; a language model otherwise.
-        name: of the model.
+    With "auto" it is a classifier where its config.json names a classifier's class, or where it is of a type that
+    generates no text from left to right.
     """
     if head == "auto":
         return classifier_reason_of_config(name) or None
@@ -41,11 +39,7 @@ def classifier_reason(head: Head, name: str) -> str | None:
 def load(
     name: str, splits: Splits, reason: str | None, *, seed: int, dtype: Any, device: str, measured: bool = False
 ) -> LoadedModel:
-    """The language model, or a classifier of the task's candidates where `reason` (`classifier_reason`) is given.
-
-    Raises:
-        BadInput: the candidates are no classes; or see `load_lm` and `load_classifier`.
-    """
+    """The language model, or a classifier of the task's candidates where `reason` (`classifier_reason`) is given."""
     if reason is None:
         return load_lm(name, seed=seed, dtype=dtype, device=device, measured=measured)
     if splits.kind == "multiple choice":
@@ -71,9 +65,6 @@ def attached(
     """The model with the method's module to train; beside it peft keeps copies of a classifier's head to be trained.
 
     A prefix starts as keys and values of random tokens where the model reads from left to right.
-
-    Raises:
-        BadInput: see `attach`; or the method saves no head with its module.
     """
     modules = _trained_beside(loaded)
     if modules:

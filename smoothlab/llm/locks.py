@@ -14,17 +14,11 @@ NAME = ".lock"
 
 @contextmanager
 def locked(folders: Mapping[str, Path | None]) -> Iterator[None]:
-    """Keep other runs out of some folders, which are made; a new folder that stays empty is removed again.
-
-    Args:
-        folders: by the option that names each; the same folder may come twice.
-
-    Raises:
-        BadInput: another run holds a folder, or it cannot be made or written.
-    """
+    """Keep other runs out of folders, named by option, which are made; a new one that stays empty is removed again."""
     with ExitStack() as stack:
         held: set[str] = set()
         for option, folder in folders.items():
+            # One folder may serve two options, and its second lock would be refused.
             if folder is not None and os.path.realpath(folder) not in held:
                 stack.enter_context(_locked(option, folder))
                 held.add(os.path.realpath(folder))

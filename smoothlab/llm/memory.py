@@ -46,9 +46,7 @@ def parameter_count(config: Any, kind: Any = None) -> int:
 
 def check_memory(config: Any, dtype: Any, device: str, name: str, kind: Any = None, copies: int = VECTORS) -> None:
     """Refuse a model of which `copies` do not fit in free memory: weights, gradient, moved copy, probe vectors."""
-    import torch
-
-    width = torch.tensor([], dtype=dtype).element_size()
+    width = dtype.itemsize
     needed, left = copies * parameter_count(config, kind) * width, free(device)
     if needed <= left:
         return

@@ -91,7 +91,7 @@ def adapter_parameters(model: nn.Module) -> set[int]:
     for module in model.modules():
         if isinstance(module, BaseTunerLayer):
             for name in module.adapter_layer_names:
-                part = getattr(module, name, None)  # None, a dict of something else or a tensor that is no parameter
+                part = getattr(module, name, None)  # the class names attributes that this layer may not have
                 if isinstance(part, nn.Parameter):
                     added.append(part)
                 elif isinstance(part, nn.Module):
@@ -213,7 +213,7 @@ def _by_rule(model: nn.Module, named: list[tuple[str, Tensor]], by: str) -> Iter
         stacks = [_stack(model, name) for name, p in named if id(p) not in adapter]
         prefixes = _prefixes({stack for stack in stacks if stack is not None})
     for name, p in named:
-        if id(p) in adapter:
+        if id(p) in adapter:  # before all else: it lies within the layers and modules that it adapts
             yield "peft", p
         elif id(p) in head:
             yield "head", p
@@ -248,6 +248,7 @@ def _kind(model: nn.Module, name: str) -> str:
     layer, *inside = chain[len(stack) + 1 :]
     if any(map(_attends, inside)):
         return "attention"
+    # What a layer holds beside its attention is its MLP, under whatever name: fc1, mlp.gate_proj, output.dense.
     if any(map(_attends, layer.modules())):
         return "mlp"
     return "rest"

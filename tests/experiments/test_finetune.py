@@ -15,6 +15,7 @@ import torch
 
 from smoothlab import records
 from smoothlab.errors import BadInput
+from smoothlab.experiments.finetune.card import command
 from smoothlab.experiments.finetune.experiment import Finetune
 from smoothlab.experiments.finetune.options import unused
 from smoothlab.llm.checkpoints import read
@@ -497,6 +498,11 @@ def test_the_command_line_says_one_line(
 def test_options_that_a_method_does_not_use_are_told(method: Any, given: dict[str, Any], idle: list[str]) -> None:
     run_ = replace(Finetune(method=method), **given)
     assert unused(run_) == [f"{one} is not used by --method {method}" for one in idle]
+
+
+def test_the_command_on_a_card_writes_switches_without_a_value() -> None:
+    run_ = Finetune(path=False, search=("eta_y=0.01,0.05",), save=Path("my weights"))
+    assert command(run_) == "smoothlab finetune --no-path --search eta_y=0.01,0.05 --save 'my weights'"
 
 
 def test_classes_of_a_file_have_words_and_a_prompt_of_the_users(tmp_path: Path) -> None:

@@ -309,7 +309,17 @@ def test_the_cards_tell_what_was_trained_and_how_it_is_loaded(
     monkeypatch.chdir(tmp_path)
     tiny_model(Path("model of mine"))
     write_sentences(Path("data.jsonl"))
-    options = ["--model", "model of mine", "--search", "eta_y=0.01,0.05", "mu=0.01", "--verbalizers", "dull", "fine"]
+    options = [
+        "--no-path",
+        "--model",
+        "model of mine",
+        "--search",
+        "eta_y=0.01,0.05",
+        "mu=0.01",
+        "--verbalizers",
+        "dull",
+        "fine",
+    ]
     sizes = "--data data.jsonl --train 24 --dev 8 --test 4 --batch 4 --eval-every 2 --steps 2 --save saved".split()
     assert main(["finetune", *options, *sizes, "--out", "run.jsonl"]) == 0
     test = [json.loads(line) for line in Path("run.jsonl").read_text().splitlines()][-2]

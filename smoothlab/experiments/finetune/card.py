@@ -17,12 +17,15 @@ def command(run: FinetuneOptions) -> str:
     words = ["smoothlab", "finetune"]
     for field in fields(run):
         value = getattr(run, field.name)
-        if value == field.default:  # tyro's command line would be 50 options long
+        if value == field.default:  # all 50 options would hide the few that were set
+            continue
+        if value is False:  # switches have no value: --path, --no-path
+            words.append(option(f"no_{field.name}"))
             continue
         words.append(option(field.name))
         if isinstance(value, tuple):
             words += map(str, value)
-        else:
+        elif value is not True:
             words.append(str(value))
     return shlex.join(words)
 

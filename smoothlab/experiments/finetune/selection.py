@@ -48,7 +48,7 @@ class Selection:
 
     run: FinetuneOptions
     setup: Setup
-    grid: Sequence[Rates]  # of each trial
+    grid: Sequence[Rates]  # rates of each trial
     logger: Progress
     folder: Folder | None = None  # of the checkpoints; without it the best weights are kept in memory
     points: Sequence[int] = ()  # steps to measure curvature at

@@ -39,8 +39,8 @@ class Setup:
 
     run: Training
     model: nn.Module  # with its PEFT module, in eval mode
-    blocks: Mapping[str, Block]  # that are trained
-    measured: Sequence[Block]  # whose curvature is measured, some of which training may keep frozen
+    blocks: Mapping[str, Block]  # blocks that are trained
+    measured: Sequence[Block]  # blocks whose curvature is measured, some of which training may keep frozen
     batches: Callable[[int], Sequence[Any]]  # parts of the minibatch of a step
     steps_per_epoch: int
     loss: Callable[[nn.Module, Any], Tensor]  # mean loss of a part
@@ -117,11 +117,7 @@ class Setup:
 
 
 def setup(run: Training) -> Setup:
-    """Model, blocks and data of a run.
-
-    Raises:
-        BadInput: they cannot be had, or do not fit each other; one line that names the fix.
-    """
+    """Model, blocks and data of a run."""
     reason, measures = heads.classifier_reason(run.head, run.model), bool(run.measure)
     class_words = None
     if reason is None:

@@ -70,7 +70,7 @@ def load_choices(
         raise BadInput(_unknown(name, TASKS))
     # One permutation for both: train and dev are disjoint, and more training items leave dev as it is.
     order = random.Random(seed).sample(pool, len(pool))
-    dev = max(1, min(sizes[1], len(order) // 4))
+    dev = max(1, min(sizes[1], len(order) // 4))  # a file of 20 lines is to train on, too
     train = order[: min(sizes[0], len(order) - dev)]
     if len(test) > sizes[2]:
         served = f"{sizes[2]} of the {len(test)} items of {served}"

@@ -77,6 +77,7 @@ def text(row: Row, field: str) -> str:
     value = row.get(field)
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f'has no text: give a non-empty string in the field "{field}"')
+    # JSON can write half of a surrogate pair, which Python reads and no encoder of UTF-8 takes.
     if any(0xD800 <= ord(character) < 0xE000 for character in value):
         raise ValueError("has half of a \\u pair, which no tokenizer takes: mend or delete the line")
     return value.strip()

@@ -15,7 +15,7 @@ def choice(row: Row) -> Choice:
 
 def _lowered(sentence: str) -> str:
     first, space, rest = sentence.partition(" ")
-    if first != "I":
+    if first != "I":  # the sentence goes on behind "so" or "because"
         first = first.lower()
     return first + space + rest
 

@@ -22,11 +22,7 @@ VERBALIZERS = (" terrible", " great")
 
 
 def rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """All objects of the file, each with its "file:line" for messages.
-
-    Raises:
-        BadInput: names the file, the line and what is wrong with it.
-    """
+    """All objects of the file, each with its "file:line" for messages."""
     if path.is_dir():
         raise BadInput(f"{path} is a folder: name a .jsonl or .jsonl.gz file in it")
     result = []
@@ -174,7 +170,7 @@ def _sentences(
 
 def _choice(row: Row) -> Choice:
     """A line's choice, to the letter: no space is added or taken away between prompt and candidate."""
-    text(row, "prompt")
+    text(row, "prompt")  # checked alone: what it returns is stripped
     candidates = row.get("candidates")
     if not isinstance(candidates, list) or len(candidates) < 2:
         raise ValueError('has no candidates: give a list of at least two strings in the field "candidates"')

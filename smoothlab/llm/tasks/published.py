@@ -16,6 +16,7 @@ def file_of(task: Task, split: str, folder: Path) -> Path:
     if not folder.is_dir():
         raise BadInput(f"--data-dir {folder} is no folder: give the one that holds {task.name}/{names[0]}")
     task_folder = folder / task.name
+    # A set may have been packed or unpacked after its download.
     for name in names:
         plain = name.removesuffix(".gz")
         for form, where in product((name, plain, f"{plain}.gz"), (task_folder, folder)):
