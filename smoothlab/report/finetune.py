@@ -166,22 +166,23 @@ def against_step(ax: Axes, kinds: Sequence[Kind], column: str, ylabel: str) -> N
 def test_accuracy(ax: Axes, kinds: Sequence[Kind]) -> None:
     """Accuracy on test, a point a seed; bars are 95 % intervals of the items, and chance is dotted."""
     rows, colors, chance = [], {}, 0.0
-    for place, kind in enumerate(kinds):
-        colors[kind.among(kinds)] = COLORS[place]
+    for line, kind in enumerate(kinds):
+        name = kind.among(kinds)
+        colors[name] = COLORS[line]
         if not kind.test:
             reason = "not tested"
             if kind.stopped:
                 reason = "stopped before a test"
-            ax.text(0.03, place, reason, transform=ax.get_yaxis_transform(), fontsize=7, va="center")
+            ax.text(0.03, line, reason, transform=ax.get_yaxis_transform(), fontsize=7, va="center")
         for index, (_, test) in enumerate(sorted(kind.test.items())):
-            at = place + (index - (len(kind.test) - 1) / 2) * 0.5 / len(kind.test)
-            limits = {"measured": test["accuracy"], "low": test["low"], "high": test["high"]}
-            rows.append({"kind": kind.among(kinds), "place": at, "reference": np.nan, **limits})
+            height = line + (index - (len(kind.test) - 1) / 2) * 0.5 / len(kind.test)
+            rows.append({"kind": name, "height": height, "reference": np.nan, "measured": test["accuracy"],
+                         "low": test["low"], "high": test["high"]})  # fmt: skip
             chance = max(chance, float(test.get("chance", 0.0)), float(test.get("majority", 0.0)))
     if chance:
         ax.axvline(100 * chance, ls=":", lw=0.9, color=GRAY, label="larger class")
     # the kinds are named at the axis, not in the legend
-    panel(ax, scaled(pd.DataFrame(rows), 100), "place", ["kind"], xlabel="test accuracy (%)", horizontal=True,
+    panel(ax, scaled(pd.DataFrame(rows), 100), "height", ["kind"], xlabel="test accuracy (%)", horizontal=True,
           colors=colors, names=dict.fromkeys(colors, "_kind"), columns=1)  # fmt: skip
     ax.set(ylim=(len(kinds) - 0.4, -0.6), yticks=range(len(kinds)))
     ax.set_yticklabels(map(mathtext, pd.Series(list(colors)).str.replace(", ", "\n")))
