@@ -57,6 +57,7 @@ class SettingsExperiment(ABC):
         from tqdm import tqdm
 
         self.check()
+        # rows of a setting that was only begun do not stand, so that those in `done` are of whole ones
         finished = {row["setting"] for row in done}
         points = [point for point in self.points() if point["setting"] not in finished]
         setting = ""

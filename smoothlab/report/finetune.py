@@ -128,6 +128,7 @@ def pooled(kind: Kind) -> tuple[float, float, float]:
     tests = list(kind.test.values())
     mean = float(pd.DataFrame(tests)["accuracy"].mean())
     count = int(tests[0]["count"])
+    # seeds share the test items: more seeds make no more items
     limits = proportion(round(mean * count), count)
     return mean, limits.low, limits.high
 
@@ -147,6 +148,7 @@ def table_of(kinds: Sequence[Kind], column: str) -> pd.DataFrame:
         parts.append(pd.concat(runs).assign(kind=kind.among(kinds), reference=np.nan))
         if len(runs) > 1:
             by_step = parts[-1].dropna(subset="measured").groupby(["step", "kind"])["measured"]
+            # where a run has stopped, the mean of the others would jump
             mean = by_step.mean()[by_step.count() == len(runs)].reset_index()
             parts[-1] = mean.assign(low=np.nan, high=np.nan, reference=np.nan, run="mean", hollow=False)
     table = pd.concat(parts, ignore_index=True).dropna(subset="measured")

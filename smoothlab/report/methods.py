@@ -40,6 +40,7 @@ def methods(df: pd.DataFrame, quantity: str = "frobenius", blocks: Sequence[str]
 def by_method(df: pd.DataFrame, blocks: Sequence[str], quantity: str) -> pd.DataFrame:
     """Rows of `curvature.norms` with the method and the seed of their run."""
     method_of = df.dropna(subset=["method"]).groupby("path")["method"].first()
+    # the seed is in the header alone: a run has one
     seed_of = {path: header["config"].get("seed") for path, header in df.attrs["headers"].items()}
     table = pd.concat([norms(df, block, quantity, "estimated").assign(block=block) for block in blocks])
     return table.assign(method=table["run"].map(method_of), seed=table["run"].map(seed_of))
@@ -47,6 +48,7 @@ def by_method(df: pd.DataFrame, blocks: Sequence[str], quantity: str) -> pd.Data
 
 def over_reference(table: pd.DataFrame) -> pd.DataFrame:
     """Ratios of the other methods' norms to FO-PEFT's at the same block, seed and step, with 95 % intervals."""
+    # `quotient` speaks of value and below, as records do; panels of measured and hollow
     table = table.rename(columns={"measured": "value", "hollow": "below"})
     reference = table[table["method"] == REFERENCE]
     parts = []
@@ -74,5 +76,5 @@ def ratios_along_methods(ax: Axes, table: pd.DataFrame, block: str) -> None:
         return
     ax.axhline(1, ls=":", lw=0.8, color="black", label="equal norms")
     along_methods(ax, table, block, f"{block}: method / FO-PEFT", log=True)
-    bottom, top = ax.get_ylim()
+    bottom, top = ax.get_ylim()  # equal norms are in view, whatever the ratios are
     ax.set_ylim(min(bottom, 0.9), max(top, 1.1))

@@ -162,7 +162,7 @@ class RatesConfig(SettingsExperiment):
 
     def _exponents(self) -> list[Row]:
         axes = {"eps": self.fit_eps, "n": self.fit_ns, "d": self.fit_dims, "delta": self.fit_deltas}
-        computed = {"axis": None}
+        computed = {"axis": None}  # by formulas and recursions; a series with an axis is measured along it
         points: list[Row] = []
         for series in ("conditions", "zo", "fo-reshuffle", "fo-replace"):
             points.append({"series": series, **computed})

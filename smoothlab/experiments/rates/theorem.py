@@ -120,16 +120,14 @@ def _run(
     algorithm = Algorithm1(eta_x, eta_y, h.T, point["order"], point["oracle"], h.mu, distribution, above=above)
     seed = seeded(config.seed, f"{point['setting']}/{theorem}")
     result = algorithm.run(f, z0, config.replicas, seed=seed)
-    averages = result.average
+    averages, note = result.average, {}
     if above is not None:  # of an iterate that is stopped at tau: (1/T) sum_{t < tau}
         averages = averages * np.maximum(result.epochs, 1) / h.T
-    average |= of_mean(averages, eps, result.diverged)
-    if above is not None:
         left = int((result.left >= 0).sum())
-        average["note"] = (
-            f"sigma holds where f - f* <= {STOPPED:g} Delta: {left} of {config.replicas} replicas were stopped"
-        )
-    return [average, {**labels, "quantity": "success", **EMPTY, **of_share(averages, eps, h.delta)}]
+        words = f"sigma holds where f - f* <= {STOPPED:g} Delta: {left} of {config.replicas} replicas were stopped"
+        note = {"note": words}
+    success = {**labels, "quantity": "success", **EMPTY, **of_share(averages, eps, h.delta)}
+    return [average | of_mean(averages, eps, result.diverged) | note, success]
 
 
 def verdict_of(average: float, eps: float) -> str:
@@ -150,8 +148,8 @@ def of_mean(averages: Array, eps: float, diverged: Any) -> Row:
         note = f"{lost} of {len(averages)} replicas diverged: their mean is infinite"
         return row | {"verdict": "fails", "note": note}
     mean = samples.mean(averages)
-    verdict = curves.verdict(mean, eps**2)
-    return row | measured_row(mean) | {"verdict": verdict, "flag": samples.rare_draws(averages)}
+    row |= {"verdict": curves.verdict(mean, eps**2), "flag": samples.rare_draws(averages)}
+    return row | measured_row(mean)
 
 
 def of_share(averages: Array, eps: float, delta: float) -> Row:
