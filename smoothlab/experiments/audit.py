@@ -104,10 +104,6 @@ class Audit:
         """Keep every row, as claims do not depend on each other."""
         return list({row["claim"]: row for row in rows if row is not None}.values())
 
-    def plan(self) -> str:
-        """Say what would be checked."""
-        return "\n".join(f"{claim.name}: {claim.statement}" for claim in self.chosen())
-
     def _records(self) -> tuple[Path, ...]:
         for path in self.records:
             if header(path)["experiment"] not in ("smoothness", "hook"):

@@ -12,6 +12,9 @@ import errno
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import joblib
+import torch
+
 from smoothlab.errors import Unfinished
 
 Row = dict[str, Any]
@@ -41,8 +44,6 @@ def rows(points: Sequence[Row], work: Callable[[Row], Sequence[Row]], jobs: int 
         Unfinished: after the rows of all other points, if some failed for want of memory or disk; at once, if a worker
             has ended.
     """
-    import joblib
-
     measured = joblib.Parallel(n_jobs=jobs, return_as="generator")(joblib.delayed(_tried)(work, p) for p in points)
     wanting: list[str] = []
     try:
@@ -65,8 +66,6 @@ _AGAIN = "make room, and start the same command again: it measures what is not o
 
 def _tried(work: Callable[[Row], Sequence[Row]], point: Row) -> tuple[list[Row], str]:
     """The rows of a point; or none, and what was wanting."""
-    import torch
-
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # replicas are many and points are many: one thread each wastes least
     try:

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from smoothlab.errors import BadInput
 from smoothlab.experiments.options import option
+from smoothlab.records import whole
 
 Row = dict[str, Any]
 UNMEASURED: Row = {"measured": None, "low": None, "high": None}
@@ -48,8 +49,6 @@ class SettingsExperiment(ABC):
 
     def standing(self, rows: Sequence[Row | None]) -> list[Row]:
         """Keep the rows of whole settings, which are not beside a loss."""
-        from smoothlab.records import whole
-
         return whole(rows, self.place)
 
     def rows(self, done: Sequence[Row]) -> Iterator[Row]:

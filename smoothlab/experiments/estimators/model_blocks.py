@@ -26,6 +26,8 @@ from smoothlab.experiments.estimators.bias_variance import curve_rows, row
 from smoothlab.experiments.estimators.config import VARIANTS, Config
 from smoothlab.experiments.finetune.config import Method
 from smoothlab.experiments.settings import Row
+from smoothlab.experiments.smoothness import Smoothness
+from smoothlab.hessian.gradients import gradient
 from smoothlab.stats import samples
 from smoothlab.zeroth.closures import evaluate
 from smoothlab.zeroth.directional import Directional
@@ -47,8 +49,6 @@ class Measured:
     """The model of a run, its minibatch and blocks, at weights representable in bf16."""
 
     def __init__(self, run: Config) -> None:
-        from smoothlab.experiments.smoothness import Smoothness
-
         method: Method = "fo-joint"
         if run.peft == "none":
             method = "fo-full"
@@ -69,8 +69,6 @@ class Measured:
     @cached_property
     def gradients(self) -> dict[str, np.ndarray]:
         """True gradients [d] of the measured blocks, fp64."""
-        from smoothlab.hessian.gradients import gradient
-
         self.model.double()
         _, gradients = gradient(self.loss, {name: self.blocks[name] for name in self.names})
         self.model.float()

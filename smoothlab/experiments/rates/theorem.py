@@ -1,7 +1,7 @@
 """Algorithm 1 at the constants of Theorem C.1 as printed and of the corrected theorems, on each objective."""
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from smoothlab.errors import BadInput
 from smoothlab.experiments.rates.config import RatesConfig
 from smoothlab.experiments.rates.runs import Array, Quadratics, seeded
 from smoothlab.experiments.settings import UNMEASURED, Row, measured_row
+from smoothlab.objectives import FiniteSum
 from smoothlab.objectives.table import build
 from smoothlab.stats import curves, samples
 from smoothlab.theory.theorems import (
@@ -21,9 +22,6 @@ from smoothlab.theory.theorems import (
     theorem_c1,
     with_high_probability,
 )
-
-if TYPE_CHECKING:
-    from smoothlab.objectives import FiniteSum
 
 THEOREMS: tuple[str, ...] = ("printed", "expectation", "probability")
 GAP = 1.0  # Delta; L_x is 1 at the minimum, so that ||grad f(z_0)||^2 is 2 on a quadratic of one curvature
@@ -56,7 +54,7 @@ def measured(config: RatesConfig, point: Row) -> list[Row]:
     return rows
 
 
-def _level(f: "FiniteSum", theorem: str, delta: float) -> float:
+def _level(f: FiniteSum, theorem: str, delta: float) -> float:
     """Where sigma must be bounded: everywhere, or as far as a theorem's iterate goes."""
     if theorem == "probability":
         return 4 * GAP / delta
@@ -80,7 +78,7 @@ def _constants(s: Setting, theorem: str, point: Row, mu: float | None) -> Horizo
 
 
 def _run(
-    config: RatesConfig, point: Row, theorem: str, f: "FiniteSum", z0: Any, setting: Setting, h: Horizon
+    config: RatesConfig, point: Row, theorem: str, f: FiniteSum, z0: Any, setting: Setting, h: Horizon
 ) -> list[Row]:
     """Mean of the running average against eps^2, and the share of replicas where it is below, against 1 - delta."""
     distribution: Any = config.distribution
