@@ -6,6 +6,7 @@ have.
 """
 
 import sys
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -109,6 +110,11 @@ def short(value: object) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     return str(value)
+
+
+def seeded(seed: int, name: str) -> tuple[int, int]:
+    """Return the seed of a run by the experiment's seed and the run's name, whatever else is run before it."""
+    return seed, zlib.crc32(name.encode())
 
 
 def measured_row(ends: Sequence[float]) -> Row:

@@ -34,8 +34,8 @@ from smoothlab.algorithm1.curved_quadratics import Moments, linearized
 from smoothlab.algorithm1.engine import Algorithm1
 from smoothlab.algorithm1.quadratics import tuned
 from smoothlab.experiments.rates.config import RatesConfig
-from smoothlab.experiments.rates.runs import Array, Quadratics, running_average, seeded
-from smoothlab.experiments.settings import UNMEASURED, Row, measured_row
+from smoothlab.experiments.rates.runs import Array, Quadratics, running_average
+from smoothlab.experiments.settings import UNMEASURED, Row, measured_row, seeded
 from smoothlab.objectives import FiniteSum, exponential_sum, log_cosh_sum, quadratic_sum
 from smoothlab.stats import curves, samples
 from smoothlab.stats.intervals import Interval

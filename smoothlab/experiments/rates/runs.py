@@ -1,7 +1,6 @@
 """The quadratic of `smoothlab rates`, as blocks of the exact recursion and run with Algorithm 1; parts of rows."""
 
 import math
-import zlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 from smoothlab.algorithm1.engine import Algorithm1
 from smoothlab.algorithm1.quadratics import Block, Order, moment
 from smoothlab.algorithm1.result import Result
+from smoothlab.experiments.settings import seeded
 from smoothlab.objectives import Quadratic, objective
 
 Array = NDArray[np.float64]
@@ -84,8 +84,3 @@ def running_average(result: Result) -> Array:
     """Running averages of ||grad f||^2 of a run that kept every epoch, [T, R]."""
     averages: Array = (result.kept_x + result.kept_y).cumsum(0) / np.arange(1, len(result.kept_x) + 1)[:, None]
     return averages
-
-
-def seeded(seed: int, name: str) -> tuple[int, int]:
-    """Return a generator's seed from the experiment's and the name of what is run."""
-    return seed, zlib.crc32(name.encode())

@@ -9,8 +9,8 @@ import torch
 from smoothlab.algorithm1.engine import Algorithm1
 from smoothlab.errors import BadInput
 from smoothlab.experiments.rates.config import RatesConfig
-from smoothlab.experiments.rates.runs import Array, Quadratics, seeded
-from smoothlab.experiments.settings import UNMEASURED, Row, measured_row
+from smoothlab.experiments.rates.runs import Array, Quadratics
+from smoothlab.experiments.settings import UNMEASURED, Row, measured_row, seeded
 from smoothlab.objectives import FiniteSum
 from smoothlab.objectives.table import build
 from smoothlab.stats import curves, samples
