@@ -180,8 +180,10 @@ def _section(kind: str, anchor: str, df: pd.DataFrame, where: Mapping[str, str] 
 
 def _figures(kind: str, df: pd.DataFrame) -> list[str]:
     """Kinds of figures of a section; other records than `FIGURES` knows have none."""
+    if kind in FIGURES:
+        return [kind]
     if kind != "curvature":
-        return [kind] * (kind in FIGURES)
+        return []
     figures = ["fig1b"]
     if several_methods(df):
         figures = ["methods"]
