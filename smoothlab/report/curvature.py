@@ -43,11 +43,11 @@ def norms(df: pd.DataFrame, block: str, quantity: str, protocol: str | None, *, 
 def chosen(df: pd.DataFrame, blocks: Sequence[str], quantity: str) -> tuple[str, ...]:
     """The blocks to draw: those named, or all that were measured; refuses others, and other experiments."""
     check(df)
-    there = blocks_of(df, quantity)
+    measured = blocks_of(df, quantity)
     for block in blocks:
-        if block not in there:
-            raise BadInput(f"--block {block}: {quantity} was measured of {', '.join(there)}; name some of these")
-    return tuple(blocks) or there
+        if block not in measured:
+            raise BadInput(f"--block {block}: {quantity} was measured of {', '.join(measured)}; name some of these")
+    return tuple(blocks) or measured
 
 
 def table_of(df: pd.DataFrame, blocks: Sequence[str], quantity: str, protocols: Sequence[str | None]) -> pd.DataFrame:

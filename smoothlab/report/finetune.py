@@ -95,9 +95,9 @@ def kinds_of(df: pd.DataFrame) -> list[Kind]:
         if "classifier" in (kind.config["head"], *heads):
             kind.name += " classifier"
     for name in ("model", "data"):
-        several = sorted({str(kind.config[name]) for kind in kinds.values()})
-        if len(several) > 1:
-            raise BadInput(f"these runs have --{name} {' and '.join(several)}: draw those of one at a time")
+        values = sorted({str(kind.config[name]) for kind in kinds.values()})
+        if len(values) > 1:
+            raise BadInput(f"these runs have --{name} {' and '.join(values)}: draw those of one at a time")
     return list(kinds.values())
 
 
