@@ -75,9 +75,7 @@ class SettingsExperiment(ABC):
             BadInput: names the first option that is wrong, and what it may be.
         """
         for field, value in asdict(self).items():  # type: ignore[call-overload]  # subclasses are dataclasses
-            values = value
-            if not isinstance(value, tuple):
-                values = (value,)
+            values = value if isinstance(value, tuple) else (value,)
             if not values and field not in self.optional:
                 raise BadInput(f"{option(field)} names nothing: give at least one, or leave the option out")
             if len(set(values)) < len(values):
@@ -107,9 +105,7 @@ def point_of(part: str, words: Sequence[str], values: Row) -> Row:
 
 def short(value: object) -> str:
     """Return a value as it stands in a setting's name: numbers with six significant digits at most."""
-    if isinstance(value, float):
-        return f"{value:g}"
-    return str(value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def seeded(seed: int, name: str) -> tuple[int, int]:

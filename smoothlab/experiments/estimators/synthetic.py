@@ -72,9 +72,7 @@ class Ridges:
     @property
     def matrix(self) -> tuple[int, int]:
         """The squarest shape of d entries: low-rank directions need a matrix."""
-        rows = int(self.dim**0.5)
-        while self.dim % rows:
-            rows -= 1
+        rows = max(n for n in range(1, int(self.dim**0.5) + 1) if self.dim % n == 0)
         return rows, self.dim // rows
 
     def derivative(self, order: int) -> Array:

@@ -230,6 +230,4 @@ def _verdict(factor: float) -> str:
     """What a factor measured to rounding says."""
     if abs(factor - 1) < ROUNDING:
         return "neither"
-    if factor < 1:
-        return "converges"
-    return "diverges"
+    return "converges" if factor < 1 else "diverges"

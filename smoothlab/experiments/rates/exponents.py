@@ -106,19 +106,15 @@ def conditions() -> list[Row]:
     rows: list[Row] = []
     for regime, middle in REGIMES.items():
         for axis in AXES:
-            ells = ["constant"]
-            if (axis, regime) == ("delta", "small eps"):
-                ells = list(ELLS)
-            for ell in ells:
+            # the shape of ell matters for delta alone, and at small eps
+            for ell in ELLS if (axis, regime) == ("delta", "small eps") else ["constant"]:
                 rows += _required(regime, middle, axis, ell)
     return rows
 
 
 def _required(regime: str, middle: float, axis: str, ell: str) -> list[Row]:
     def bound(rho: float, u: Any) -> Any:
-        if rho:
-            return 1 + np.asarray(u, dtype=float) ** rho
-        return np.ones(np.shape(u))
+        return 1 + np.asarray(u, dtype=float) ** rho if rho else np.ones(np.shape(u))
 
     ell_x, ell_y = (partial(bound, rho) for rho in ELLS[ell])
     unit = {"eps": middle}.get(axis, 1.0)  # eps is swept relative to the regime's
@@ -310,9 +306,6 @@ def curved(series: str) -> tuple[FiniteSum, torch.Tensor, Moments]:
         else:
             high = middle
     z0 = low * diagonal
-    oracle, distribution = "two-sided", "gaussian"
-    if series.startswith("fo"):
-        oracle = "exact"
-    if f.gaussian_moments == "infinite":
-        distribution = "sphere"
+    oracle = "exact" if series.startswith("fo") else "two-sided"
+    distribution = "sphere" if f.gaussian_moments == "infinite" else "gaussian"
     return f, z0, Moments(linearized(f), z0.numpy(), oracle, distribution)

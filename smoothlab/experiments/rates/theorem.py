@@ -83,9 +83,8 @@ def _run(
     """Mean of the running average against eps^2, and the share of replicas where it is below, against 1 - delta."""
     distribution: Any = config.distribution
     if distribution == "fitting":
-        distribution = "gaussian"
-        if theorem == "probability" or f.gaussian_moments == "infinite":
-            distribution = "sphere"
+        spherical = theorem == "probability" or f.gaussian_moments == "infinite"
+        distribution = "sphere" if spherical else "gaussian"
     eps, (eta_x, eta_y) = point["eps"], (h.eta_x, h.eta_y)
     if point["rule"] == "one":
         eta_x = eta_y = min(h.eta_x, h.eta_y)
@@ -130,9 +129,7 @@ def _run(
 
 def verdict_of(average: float, eps: float) -> str:
     """Whether an average that is known exactly is at most eps^2."""
-    if average <= eps**2:
-        return "holds"
-    return "fails"
+    return "holds" if average <= eps**2 else "fails"
 
 
 def of_mean(averages: Array, eps: float, diverged: Any) -> Row:
