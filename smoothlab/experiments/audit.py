@@ -20,6 +20,7 @@ from smoothlab.errors import BadInput
 from smoothlab.records import Row, header
 
 ROOT = Path(__file__).resolve().parents[2]
+# An installed package has no records beside it: its claims on measurements stay open until some are given.
 RECORDS = tuple(ROOT / "benchmarks/results" / f"{name}_micro_sst2.jsonl" for name in ("fig1b", "fast_1b"))
 MISSING = "no records"
 PRINTED = ("claim", "verdict", "evidence", "correction", "place", "test", "note")
@@ -70,7 +71,7 @@ class Audit:
                 raise BadInput(f"claim '{name}' is unknown: {hint}")
         if self.claims:
             return [known[name] for name in dict.fromkeys(self.claims)]
-        return added or list(known.values())
+        return added or list(known.values())  # who adds claims asks about them, not about the paper's
 
     def rows(self, done: Sequence[Row]) -> Iterator[Row]:
         """Yield one row a claim that `done` lacks."""
@@ -86,6 +87,7 @@ class Audit:
                 "correction": claim.correction, "test": claim.test, "claim": claim.name, "verdict": finding.verdict,
                 "stored": claim.verdict, "evidence": list(map(_evidence_row, finding.evidence)),
             }  # fmt: skip
+            # a check of measurements without records has decided nothing: that is no disagreement
             if claim.records and not paths and finding.verdict != claim.verdict:
                 row |= {"verdict": "open", "note": MISSING}
             yield row | {"seconds": round(time.monotonic() - begun, 3)}
@@ -101,10 +103,6 @@ class Audit:
     def standing(self, rows: Sequence[Row | None]) -> list[Row]:
         """Keep every row, as claims do not depend on each other."""
         return list({row["claim"]: row for row in rows if row is not None}.values())
-
-    def plan(self) -> str:
-        """Say what would be checked."""
-        return "\n".join(f"{claim.name}: {claim.statement}" for claim in self.chosen())
 
     def _records(self) -> tuple[Path, ...]:
         for path in self.records:
@@ -124,12 +122,14 @@ def added_claims(path: Path) -> list[Claim]:
     if path.suffix != ".py" or not path.is_file():
         raise BadInput(f"--add {path}: give a Python file, FILE.py, that defines CLAIM or CLAIMS")
     with _in_one_line(f"--add {path}: ", "correct the file"):
+        # under a name of its own, so that an `if __name__ == "__main__"` block stays out
         names = runpy.run_path(str(path), run_name=f"smoothlab_added_{path.stem}")
     added = list(names.get("CLAIMS", ()))
     if "CLAIM" in names:
         added = [names["CLAIM"]]
     if not added or not all(isinstance(claim, Claim) for claim in added):
         raise BadInput(f"--add {path}: define CLAIM, or a tuple CLAIMS, of smoothlab.claims.Claim")
+    # checks run much later, where an error would not name the file any more
     return [dataclasses.replace(claim, check=_guarded(claim, path)) for claim in added]
 
 

@@ -32,7 +32,7 @@ def usage_error(box: str, argv: Sequence[str], commands: Mapping[str, Callable[.
             if name.startswith("--") and name.replace("_", "-") not in own_options:
                 complaint = _unknown_option(command, name, own_options, commands)
                 break
-        else:
+        else:  # no option is unknown: a word stands where none takes it
             stray = re.split(r"[ ,]", complaint.partition(":")[2].strip())[0]
             complaint = f"smoothlab {command} has no place for '{stray}': leave it out, or name its option"
     end = "; see"
@@ -46,7 +46,7 @@ def options_of(command: Callable[..., Any]) -> list[str]:
     names = []
     for parameter in inspect.signature(command).parameters.values():
         kind = next(iter(get_args(parameter.annotation)), None)
-        if dataclasses.is_dataclass(kind):
+        if dataclasses.is_dataclass(kind):  # its fields are options without a prefix
             names += [field.name for field in dataclasses.fields(kind)]
         else:
             names.append(parameter.name)
@@ -92,6 +92,7 @@ def _complaint(box: str) -> str:
 
 def plain(words: str) -> str:
     """A parser's complaint about one option as "--option value: what to give"; others as they are."""
+    # These are the words of the parser's pinned version: what another one says differently is shown as it says it.
     if match := re.fullmatch(r"Error parsing (--\S+): invalid literal for int.*: '(.*)'", words):
         return f"{match[1]} {match[2]}: use a whole number"
     if match := re.fullmatch(r"Error parsing (--\S+): could not convert.*: '(.*)'", words):

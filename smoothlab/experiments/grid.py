@@ -12,13 +12,12 @@ import errno
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from smoothlab.errors import Unfinished
+import joblib
+import torch
+
+from smoothlab.errors import Unfinished, out_of_memory
 
 Row = dict[str, Any]
-MEMORY = {"MemoryError", "OutOfMemoryError"}
-"""Names of what Python, numpy and torch raise where memory ran out."""
-MEMORY_WORDS = "can't allocate memory", "out of memory"
-"""What torch says on a CPU, and CUDA's libraries, in a plain RuntimeError."""
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN}
 """Errors of an operating system that has run out of something."""
 WORKER = {"TerminatedWorkerError", "BrokenProcessPool", "ShutdownExecutorError", "KilledWorker", "WorkerCrashedError",
@@ -41,51 +40,48 @@ def rows(points: Sequence[Row], work: Callable[[Row], Sequence[Row]], jobs: int 
         Unfinished: after the rows of all other points, if some failed for want of memory or disk; at once, if a worker
             has ended.
     """
-    import joblib
-
-    measured = joblib.Parallel(n_jobs=jobs, return_as="generator")(joblib.delayed(_tried)(work, p) for p in points)
-    wanting: list[str] = []
+    measured = joblib.Parallel(n_jobs=jobs, return_as="generator")(joblib.delayed(_measured)(work, p) for p in points)
+    shortages: list[str] = []
     try:
-        for several, want in measured:
-            if want:
-                wanting.append(want)
-            yield from several
+        for rows_of_point, shortage in measured:
+            if shortage:
+                shortages.append(shortage)
+            yield from rows_of_point
     except Exception as error:
-        if not _wants(error):
+        if not _out_of_room(error):
             raise
         raise Unfinished(f"a worker has ended ({_line(error)}): {_AGAIN}") from error
     finally:
         measured.close()  # no point is begun any more
-    if wanting:
-        raise Unfinished(f"{len(wanting)} of {len(points)} settings failed for want of room ({wanting[0]}): {_AGAIN}")
+    if shortages:
+        failed = f"{len(shortages)} of {len(points)} settings failed for want of room ({shortages[0]})"
+        raise Unfinished(f"{failed}: {_AGAIN}")
 
 
 _AGAIN = "make room, and start the same command again: it measures what is not on record"
 
 
-def _tried(work: Callable[[Row], Sequence[Row]], point: Row) -> tuple[list[Row], str]:
-    """The rows of a point; or none, and what was wanting."""
-    import torch
-
+def _measured(work: Callable[[Row], Sequence[Row]], point: Row) -> tuple[list[Row], str]:
+    """The rows of a point; or none, and which room was lacking."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # replicas are many and points are many: one thread each wastes least
     try:
         return [{**point, **row, "failed": None} for row in work(point)], ""
     except Exception as error:
-        if _wants(error):
+        if _out_of_room(error):
             return [], _line(error)  # no row: the next start measures the point
         return [{**point, "failed": _line(error)}], ""
     finally:
         torch.set_num_threads(threads)
 
 
-def _wants(error: BaseException | None) -> bool:
-    """Whether memory, disk or a worker was wanting: the error itself, or what it was raised from."""
+def _out_of_room(error: BaseException | None) -> bool:
+    """Whether memory, disk or a worker was lacking, by the error itself or what it was raised from."""
     while error is not None:
-        names = {kind.__name__ for kind in type(error).__mro__}
-        if names & (MEMORY | WORKER) or any(words in str(error) for words in MEMORY_WORDS):
-            return True
-        if isinstance(error, OSError) and error.errno in DISK:
+        # by name: the libraries that define these errors may not be installed
+        ended = {kind.__name__ for kind in type(error).__mro__} & WORKER
+        full = isinstance(error, OSError) and error.errno in DISK
+        if ended or full or out_of_memory(error):
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -6,6 +6,7 @@ have.
 """
 
 import sys
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -14,6 +15,7 @@ from typing import Any, ClassVar
 
 from smoothlab.errors import BadInput
 from smoothlab.experiments.options import option
+from smoothlab.records import whole
 
 Row = dict[str, Any]
 UNMEASURED: Row = {"measured": None, "low": None, "high": None}
@@ -48,8 +50,6 @@ class SettingsExperiment(ABC):
 
     def standing(self, rows: Sequence[Row | None]) -> list[Row]:
         """Keep the rows of whole settings, which are not beside a loss."""
-        from smoothlab.records import whole
-
         return whole(rows, self.place)
 
     def rows(self, done: Sequence[Row]) -> Iterator[Row]:
@@ -57,6 +57,7 @@ class SettingsExperiment(ABC):
         from tqdm import tqdm
 
         self.check()
+        # rows of a setting that was only begun do not stand, so that those in `done` are of whole ones
         finished = {row["setting"] for row in done}
         points = [point for point in self.points() if point["setting"] not in finished]
         setting = ""
@@ -74,9 +75,7 @@ class SettingsExperiment(ABC):
             BadInput: names the first option that is wrong, and what it may be.
         """
         for field, value in asdict(self).items():  # type: ignore[call-overload]  # subclasses are dataclasses
-            values = value
-            if not isinstance(value, tuple):
-                values = (value,)
+            values = value if isinstance(value, tuple) else (value,)
             if not values and field not in self.optional:
                 raise BadInput(f"{option(field)} names nothing: give at least one, or leave the option out")
             if len(set(values)) < len(values):
@@ -106,9 +105,12 @@ def point_of(part: str, words: Sequence[str], values: Row) -> Row:
 
 def short(value: object) -> str:
     """Return a value as it stands in a setting's name: numbers with six significant digits at most."""
-    if isinstance(value, float):
-        return f"{value:g}"
-    return str(value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def seeded(seed: int, name: str) -> tuple[int, int]:
+    """Return the seed of a run by the experiment's seed and the run's name, whatever else is run before it."""
+    return seed, zlib.crc32(name.encode())
 
 
 def measured_row(ends: Sequence[float]) -> Row:

@@ -58,6 +58,7 @@ def claims_table(rows: Sequence[Row]) -> str:
 def _decisive(row: Row) -> str:
     """The certificate that refutes the printed statement, or else the tightness of the search that comes closest."""
     slacks = []
+    # a refutation settles the claim, so that it comes before any search
     for item in row["evidence"]:
         if item["kind"] == "certificate" and item["supports"] is False and item["about"] == "printed":
             measured, allowed = item["facts"].get("measured, at least"), item["facts"].get("allowed, at most")

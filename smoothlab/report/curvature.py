@@ -43,11 +43,11 @@ def norms(df: pd.DataFrame, block: str, quantity: str, protocol: str | None, *, 
 def chosen(df: pd.DataFrame, blocks: Sequence[str], quantity: str) -> tuple[str, ...]:
     """The blocks to draw: those named, or all that were measured; refuses others, and other experiments."""
     check(df)
-    there = blocks_of(df, quantity)
+    measured = blocks_of(df, quantity)
     for block in blocks:
-        if block not in there:
-            raise BadInput(f"--block {block}: {quantity} was measured of {', '.join(there)}; name some of these")
-    return tuple(blocks) or there
+        if block not in measured:
+            raise BadInput(f"--block {block}: {quantity} was measured of {', '.join(measured)}; name some of these")
+    return tuple(blocks) or measured
 
 
 def table_of(df: pd.DataFrame, blocks: Sequence[str], quantity: str, protocols: Sequence[str | None]) -> pd.DataFrame:
@@ -192,13 +192,13 @@ def against_depth(df: pd.DataFrame, quantity: str = "frobenius", blocks: Sequenc
 def norm_by_depth(ax: Axes, table: pd.DataFrame, ylabel: str, title: str) -> None:
     """One protocol's norms at the first, the last and two steps between, in the order of the forward pass."""
     outside = {"embedding": -1, "final": 10**6, "head": 10**7, "peft": 10**8}
-    places = {}
+    layers = {}
     for name in dict.fromkeys(table["block"]):
         layer = depth(name)
         if layer is None:
             layer = outside.get(name, 10**6)
-        places[name] = layer
-    order = sorted(places, key=lambda name: places[name])
+        layers[name] = layer
+    order = sorted(layers, key=layers.__getitem__)
     steps = np.unique(table["step"])
     # more than four steps would hide each other
     shown = np.unique(steps[np.linspace(0, len(steps) - 1, 4).round().astype(int)]).tolist()

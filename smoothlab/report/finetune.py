@@ -95,9 +95,9 @@ def kinds_of(df: pd.DataFrame) -> list[Kind]:
         if "classifier" in (kind.config["head"], *heads):
             kind.name += " classifier"
     for name in ("model", "data"):
-        several = sorted({str(kind.config[name]) for kind in kinds.values()})
-        if len(several) > 1:
-            raise BadInput(f"these runs have --{name} {' and '.join(several)}: draw those of one at a time")
+        values = sorted({str(kind.config[name]) for kind in kinds.values()})
+        if len(values) > 1:
+            raise BadInput(f"these runs have --{name} {' and '.join(values)}: draw those of one at a time")
     return list(kinds.values())
 
 
@@ -128,6 +128,7 @@ def pooled(kind: Kind) -> tuple[float, float, float]:
     tests = list(kind.test.values())
     mean = float(pd.DataFrame(tests)["accuracy"].mean())
     count = int(tests[0]["count"])
+    # seeds share the test items: more seeds make no more items
     limits = proportion(round(mean * count), count)
     return mean, limits.low, limits.high
 
@@ -147,6 +148,7 @@ def table_of(kinds: Sequence[Kind], column: str) -> pd.DataFrame:
         parts.append(pd.concat(runs).assign(kind=kind.among(kinds), reference=np.nan))
         if len(runs) > 1:
             by_step = parts[-1].dropna(subset="measured").groupby(["step", "kind"])["measured"]
+            # where a run has stopped, the mean of the others would jump
             mean = by_step.mean()[by_step.count() == len(runs)].reset_index()
             parts[-1] = mean.assign(low=np.nan, high=np.nan, reference=np.nan, run="mean", hollow=False)
     table = pd.concat(parts, ignore_index=True).dropna(subset="measured")
@@ -166,22 +168,23 @@ def against_step(ax: Axes, kinds: Sequence[Kind], column: str, ylabel: str) -> N
 def test_accuracy(ax: Axes, kinds: Sequence[Kind]) -> None:
     """Accuracy on test, a point a seed; bars are 95 % intervals of the items, and chance is dotted."""
     rows, colors, chance = [], {}, 0.0
-    for place, kind in enumerate(kinds):
-        colors[kind.among(kinds)] = COLORS[place]
+    for line, kind in enumerate(kinds):
+        name = kind.among(kinds)
+        colors[name] = COLORS[line]
         if not kind.test:
             reason = "not tested"
             if kind.stopped:
                 reason = "stopped before a test"
-            ax.text(0.03, place, reason, transform=ax.get_yaxis_transform(), fontsize=7, va="center")
+            ax.text(0.03, line, reason, transform=ax.get_yaxis_transform(), fontsize=7, va="center")
         for index, (_, test) in enumerate(sorted(kind.test.items())):
-            at = place + (index - (len(kind.test) - 1) / 2) * 0.5 / len(kind.test)
-            limits = {"measured": test["accuracy"], "low": test["low"], "high": test["high"]}
-            rows.append({"kind": kind.among(kinds), "place": at, "reference": np.nan, **limits})
+            height = line + (index - (len(kind.test) - 1) / 2) * 0.5 / len(kind.test)
+            rows.append({"kind": name, "height": height, "reference": np.nan, "measured": test["accuracy"],
+                         "low": test["low"], "high": test["high"]})  # fmt: skip
             chance = max(chance, float(test.get("chance", 0.0)), float(test.get("majority", 0.0)))
     if chance:
         ax.axvline(100 * chance, ls=":", lw=0.9, color=GRAY, label="larger class")
     # the kinds are named at the axis, not in the legend
-    panel(ax, scaled(pd.DataFrame(rows), 100), "place", ["kind"], xlabel="test accuracy (%)", horizontal=True,
+    panel(ax, scaled(pd.DataFrame(rows), 100), "height", ["kind"], xlabel="test accuracy (%)", horizontal=True,
           colors=colors, names=dict.fromkeys(colors, "_kind"), columns=1)  # fmt: skip
     ax.set(ylim=(len(kinds) - 0.4, -0.6), yticks=range(len(kinds)))
     ax.set_yticklabels(map(mathtext, pd.Series(list(colors)).str.replace(", ", "\n")))

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from smoothlab.errors import BadInput
 from smoothlab.report.curvature import MEANINGS, along_steps, chosen, label, limits, norms
-from smoothlab.report.panels import Draw, grid
+from smoothlab.report.panels import grid
 from smoothlab.stats.smoothness_table import quotient
 
 REFERENCE = "fo-peft"
@@ -28,18 +28,11 @@ def methods(df: pd.DataFrame, quantity: str = "frobenius", blocks: Sequence[str]
         raise BadInput("these records name no method: give records of `smoothlab finetune --measure`")
     table = by_method(df, chosen(df, blocks, quantity), quantity)
     names = list(dict.fromkeys(table["block"]))
-    draws: list[Draw] = []
-    for block in names:
-        draws.append(partial(norm_of_block, table=table[table["block"] == block], ylabel=label(quantity, block)))
-    lines, heights = [draws], [2.7]
+    lines = [[partial(along_methods, table=table, block=name, ylabel=label(quantity, name)) for name in names]]
+    heights = [2.7]
     ratios = over_reference(table)
     if len(ratios):
-        draws = []
-        for block in names:
-            draws.append(
-                partial(ratio_of_block, table=ratios[ratios["block"] == block], ylabel=f"{block}: method / FO-PEFT")
-            )
-        lines.append(draws)
+        lines.append([partial(ratios_along_methods, table=ratios, block=name) for name in names])
         heights.append(2.1)
     return grid(lines, MEANINGS, heights=heights)
 
@@ -47,6 +40,7 @@ def methods(df: pd.DataFrame, quantity: str = "frobenius", blocks: Sequence[str]
 def by_method(df: pd.DataFrame, blocks: Sequence[str], quantity: str) -> pd.DataFrame:
     """Rows of `curvature.norms` with the method and the seed of their run."""
     method_of = df.dropna(subset=["method"]).groupby("path")["method"].first()
+    # the seed is in the header alone: a run has one
     seed_of = {path: header["config"].get("seed") for path, header in df.attrs["headers"].items()}
     table = pd.concat([norms(df, block, quantity, "estimated").assign(block=block) for block in blocks])
     return table.assign(method=table["run"].map(method_of), seed=table["run"].map(seed_of))
@@ -54,38 +48,33 @@ def by_method(df: pd.DataFrame, blocks: Sequence[str], quantity: str) -> pd.Data
 
 def over_reference(table: pd.DataFrame) -> pd.DataFrame:
     """Ratios of the other methods' norms to FO-PEFT's at the same block, seed and step, with 95 % intervals."""
+    # `quotient` speaks of value and below, as records do; panels of measured and hollow
     table = table.rename(columns={"measured": "value", "hollow": "below"})
     reference = table[table["method"] == REFERENCE]
     parts = []
-    for method in dict.fromkeys(table["method"]):
-        if method != REFERENCE:
-            rows = quotient(table[table["method"] == method], reference, ["block", "seed", "step"])
-            parts.append(rows.assign(method=method))
+    for method, rows in table[table["method"] != REFERENCE].groupby("method", sort=False):
+        parts.append(quotient(rows, reference, ["block", "seed", "step"]).assign(method=method))
     if not parts:
         return table[:0]
     ratios = pd.concat(parts, ignore_index=True).rename(columns={"value": "measured", "below": "hollow"})
     return ratios.assign(reference=np.nan, run=ratios["seed"])
 
 
-def norm_of_block(ax: Axes, table: pd.DataFrame, ylabel: str) -> None:
-    """One block's norm against the step, by method."""
-    along_steps(ax, table, "method", looks(table), ylabel=ylabel, dodge=SHIFT * table["step"].max())
-    limits(ax, table)
+def along_methods(ax: Axes, table: pd.DataFrame, block: str, ylabel: str, log: bool | None = None) -> None:
+    """One block's norms or ratios against the step, a line a method."""
+    table = table[table["block"] == block]
+    present = [method for method in COLORS if (table["method"] == method).any()]
+    looks = {method: COLORS[method] for method in present}, MARKERS
+    along_steps(ax, table, "method", looks, ylabel=ylabel, dodge=SHIFT * table["step"].max())
+    limits(ax, table, log=log)
 
 
-def ratio_of_block(ax: Axes, table: pd.DataFrame, ylabel: str) -> None:
-    """One block's ratios against the step, by method; without any, as of a block that is measured in one run alone."""
-    if table.empty:
+def ratios_along_methods(ax: Axes, table: pd.DataFrame, block: str) -> None:
+    """One block's ratios against the step; nothing where there is none, as of a block of one run alone."""
+    if not (table["block"] == block).any():
         ax.set_axis_off()
         return
     ax.axhline(1, ls=":", lw=0.8, color="black", label="equal norms")
-    along_steps(ax, table, "method", looks(table), ylabel=ylabel, dodge=SHIFT * table["step"].max())
-    limits(ax, table, log=True)
-    bottom, top = ax.get_ylim()
+    along_methods(ax, table, block, f"{block}: method / FO-PEFT", log=True)
+    bottom, top = ax.get_ylim()  # equal norms are in view, whatever the ratios are
     ax.set_ylim(min(bottom, 0.9), max(top, 1.1))
-
-
-def looks(table: pd.DataFrame) -> tuple[dict[str, str], dict[str, str]]:
-    """Color and marker of the methods that a table holds."""
-    there = [method for method in COLORS if (table["method"] == method).any()]
-    return {method: COLORS[method] for method in there}, {method: MARKERS[method] for method in there}

@@ -16,8 +16,9 @@ def number(value: Any, digits: int = 3) -> str:
         return "not measured"
     if math.isinf(value):
         return "unbounded"
-    if float(value).is_integer() and abs(value) < 1e15:
+    if float(value).is_integer() and abs(value) < 1e15:  # from there on not every digit would be significant
         return f"{int(value):,}"
+    # rounded before the power of ten is taken: 9.996 has one digit more once it is 10.0
     rounded = float(f"{value:.{digits}g}")
     if 1e-3 <= abs(rounded) < 1e6:
         decimals = digits - 1 - math.floor(math.log10(abs(rounded)))

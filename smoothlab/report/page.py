@@ -144,6 +144,7 @@ def sections_of(patterns: Sequence[str | Path], where: Mapping[str, str] | None 
             groups.setdefault((head["experiment"], key), []).append(path)
     sections: list[Section] = []
     for kind, key in sorted(groups, key=lambda name: [*ORDER, name[0]].index(name[0])):
+        # loaded again, so that a table has the columns and the headers of its own runs alone
         sections.append(_section(kind, f"{kind}-{len(sections) + 1}", records.load(groups[kind, key]), where))
     return sections
 
@@ -159,6 +160,7 @@ def _section(kind: str, anchor: str, df: pd.DataFrame, where: Mapping[str, str] 
         "audit": "The paper's claims",
     }  # fmt: skip
     curvature, headers = comparisons.curvature_rows(df), df.attrs["headers"]
+    # runs of finetune --measure hold both kinds of rows, and are in two sections
     df = curvature if kind == "curvature" else df.drop(curvature.index)
     df.attrs["headers"] = headers
     if kind == "curvature":
@@ -178,8 +180,10 @@ def _section(kind: str, anchor: str, df: pd.DataFrame, where: Mapping[str, str] 
 
 def _figures(kind: str, df: pd.DataFrame) -> list[str]:
     """Kinds of figures of a section; other records than `FIGURES` knows have none."""
+    if kind in FIGURES:
+        return [kind]
     if kind != "curvature":
-        return [kind] * (kind in FIGURES)
+        return []
     figures = ["fig1b"]
     if several_methods(df):
         figures = ["methods"]
@@ -244,7 +248,7 @@ def _products(sections: Sequence[Section]) -> str:
     if not tables:
         return ""
     df = pd.concat(tables)
-    own = df[df["wrt"] == df["block"]]
+    own = df[df["wrt"] == df["block"]]  # cross blocks come from the same products
     hvps = pd.to_numeric(own["hvps"], errors="coerce").fillna(0)
     spent = hvps.groupby([own["protocol"], own["path"], own["block"], own["step"]]).max().groupby("protocol").sum()
     return ", ".join(f"{protocol} {number(count)}" for protocol, count in spent.items())

@@ -26,7 +26,8 @@ from smoothlab.errors import BadInput
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#882255", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
 LINES = ("-", "--", ":", "-.")
-# The legend at the foot of a figure explains marks with these labels; an underscore keeps them out of other legends.
+# Marks that the legend at the foot of a figure explains have labels of their kind: these, _interval, _hollow and _tick.
+# The underscore keeps them out of the panels' legends.
 LABELS = {"-": "_line", "--": "_dashed"}
 GRAY = "#666666"
 BAND_FROM = 13  # from this many joined points on intervals are a band; bars show that each stands for one point
@@ -81,7 +82,7 @@ def panel(
             part = rows[(rows["first"] == first) & (rows["second"] == second)].sort_values(x)
             marker = markers.get(second, markers.get(first, MARKERS[j]))
             at, reference = part[x].astype(float), part["reference"].astype(float)
-            if horizontal:
+            if horizontal:  # a reference without a measurement is no tick, but a hollow point
                 both = reference.notna() & part["measured"].notna()
                 if both.any():
                     ax.plot(reference[both], at[both], "|", ms=9, mew=1.3, color="black", label="_tick")
@@ -94,6 +95,7 @@ def panel(
                     shifted = at * (1 + dodge) ** shift
                 _points(ax, shifted, part, colors[first], marker, joined, horizontal)
             shift += 1
+        # entries of the legend are lines without points: what is drawn may be hollow, or have several markers
         look: dict[str, Any] = {"marker": "s", "color": colors[first], "ls": "None"}
         if len(series) == 1:
             look["marker"] = markers.get(first, MARKERS[0])
@@ -105,12 +107,13 @@ def panel(
         for j, second in enumerate(seconds):
             look = {"marker": markers.get(second, MARKERS[j]), "color": GRAY, "ls": line or LINES[j]}
             ax.plot([], [], lw=0.9, label=names.get(second, str(second)), **look)
+    values = pd.concat([rows["measured"], rows["reference"]])
     if "x" in scale:
         ax.set_xscale("log")
-        plain_ticks(ax.xaxis, rows["measured"] if horizontal else rows[x])
+        plain_ticks(ax.xaxis, values if horizontal else rows[x])
     if "y" in scale:
         ax.set_yscale("log")
-        plain_ticks(ax.yaxis, pd.concat([rows["measured"], rows["reference"]]))
+        plain_ticks(ax.yaxis, values)
     ax.set(xlabel=xlabel or ax.get_xlabel(), ylabel=ylabel or ax.get_ylabel())
     legend_above(ax, title, columns)
 

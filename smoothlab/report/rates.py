@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from smoothlab.report.panels import COLORS, GRAY, grid, panel, parts_of, plain_ticks, rows_of, scaled, short_names
+from smoothlab.report.panels import COLORS, GRAY, grid, panel, parts_of, rows_of, scaled, short_names
 
 NEEDED = ("part", "setting", "quantity", "measured", "low", "high", "reference")
 MEANINGS = {"line": "exact recursion, or asked for", "hollow": "exact recursion alone: not run"}
@@ -36,10 +36,8 @@ def averages(ax: Axes, df: pd.DataFrame) -> None:
     rows["reference"] = rows["reference"].where(rows["measured"].isna())
     ax.axvline(1, color="black", lw=0.8, ls=":", label="promised: at most 1")
     panel(ax, rows, "height", ["theorem"], xlabel=r"mean of $\frac{1}{T}\sum\|\nabla f\|^2$, in $\varepsilon^2$",
-          title="At the constants of the theorems", names=NAMES, colors=THEOREMS, horizontal=True,
+          title="At the constants of the theorems", names=NAMES, colors=THEOREMS, horizontal=True, scale="x",
           columns=2)  # fmt: skip
-    ax.set_xscale("log")
-    plain_ticks(ax.xaxis, pd.concat([rows["measured"], rows["reference"]]))
 
 
 def successes(ax: Axes, df: pd.DataFrame) -> None:

@@ -75,9 +75,7 @@ def bias(run: Config, setting: str) -> Iterator[Row]:
     for dtype, all_sides in series.items():
         kind = getattr(torch, dtype)
         drawn = directions(distribution, f.block(kind), (run.seed, 1, list(SHAPES).index(function)), run.draws)
-        noise = 0.0
-        if name in REPEATING:
-            noise = ucurve.noise(_nearby(f, drawn[:NEARBY, 0], kind)).high
+        noise = ucurve.noise(_nearby(f, drawn[:NEARBY, 0], kind)).high if name in REPEATING else 0.0
         for sides in all_sides:
             for mu in run.mus:
                 estimator = ZerothOrder(mu, sides=sides, distribution=distribution)  # type: ignore[arg-type]

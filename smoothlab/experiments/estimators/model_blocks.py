@@ -26,6 +26,8 @@ from smoothlab.experiments.estimators.bias_variance import curve_rows, row
 from smoothlab.experiments.estimators.config import VARIANTS, Config
 from smoothlab.experiments.finetune.config import Method
 from smoothlab.experiments.settings import Row
+from smoothlab.experiments.smoothness import Smoothness
+from smoothlab.hessian.gradients import gradient
 from smoothlab.stats import samples
 from smoothlab.zeroth.closures import evaluate
 from smoothlab.zeroth.directional import Directional
@@ -47,11 +49,7 @@ class Measured:
     """The model of a run, its minibatch and blocks, at weights representable in bf16."""
 
     def __init__(self, run: Config) -> None:
-        from smoothlab.experiments.smoothness import Smoothness
-
-        method: Method = "fo-joint"
-        if run.peft == "none":
-            method = "fo-full"
+        method: Method = "fo-full" if run.peft == "none" else "fo-joint"
         setup = Smoothness(
             model=run.model, data=run.data, data_dir=run.data_dir, method=method, peft=run.peft, batch=run.batch,
             seed=run.seed, device=run.device,
@@ -69,8 +67,6 @@ class Measured:
     @cached_property
     def gradients(self) -> dict[str, np.ndarray]:
         """True gradients [d] of the measured blocks, fp64."""
-        from smoothlab.hessian.gradients import gradient
-
         self.model.double()
         _, gradients = gradient(self.loss, {name: self.blocks[name] for name in self.names})
         self.model.float()
@@ -150,9 +146,7 @@ def variance(measured: Measured, setting: str) -> Iterator[Row]:
     g = measured.gradients[name]
     truth, square = torch.tensor(g, dtype=torch.float32, device=measured.device), float(g @ g)
     factor = linear_factor(estimator, block.dim, block.shapes, gradient=g)
-    count = run.model_draws
-    if estimator.q > 1:
-        count = max(count // 2, 2)
+    count = run.model_draws if estimator.q == 1 else max(run.model_draws // 2, 2)
     own = zlib.crc32(setting.encode())  # each estimator has its own directions, so that each is new evidence
     errors = []
     for i in range(count):

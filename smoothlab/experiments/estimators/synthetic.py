@@ -24,7 +24,7 @@ from smoothlab.zeroth.moments import Taylor, mean
 
 Array = NDArray[np.float64]
 
-# phi and its first four derivatives
+# phi and its first four derivatives, for closed forms in fp64; VALUES are evaluated in every precision
 SHAPES: dict[str, Sequence[Callable[[Array], Array]]] = {
     "quadratic": [lambda u: u + u**2 / 2, lambda u: 1 + u, np.ones_like, np.zeros_like, np.zeros_like],
     "cubic": [lambda u: u + u**2 / 2 + u**3 / 6, lambda u: 1 + u + u**2 / 2, lambda u: 1 + u, np.ones_like,
@@ -72,9 +72,7 @@ class Ridges:
     @property
     def matrix(self) -> tuple[int, int]:
         """The squarest shape of d entries: low-rank directions need a matrix."""
-        rows = int(self.dim**0.5)
-        while self.dim % rows:
-            rows -= 1
+        rows = max(n for n in range(1, int(self.dim**0.5) + 1) if self.dim % n == 0)
         return rows, self.dim // rows
 
     def derivative(self, order: int) -> Array:
@@ -141,6 +139,7 @@ def directions(distribution: Distribution, block: Block, seed: Sequence[int], co
     drawn = torch.empty(count, q, block.dim, dtype=distribution.stream(block, seed).dtype)
     for i in range(count):
         for j in range(q):
+            # `map` fills `out` as it goes: nothing else is done with its pieces
             distribution.stream(block, (*seed, i, j)).map(lambda piece, numbers: None, out=drawn[i, j])
     return drawn
 
@@ -152,6 +151,7 @@ def frames(estimator: ZerothOrder, drawn: Tensor) -> Tensor:
         half = z[:, : estimator.q // 2]
         return torch.stack([half, -half], 2).flatten(1, 2)
     if estimator.average == "orthogonal":
+        # z z' = L L' makes the rows of L^-1 z orthonormal; sqrt(d) times them have E zz' = I again
         wide = z.double()
         lower = torch.linalg.cholesky(wide @ wide.mT)
         frame: Tensor = torch.linalg.solve_triangular(lower, wide, upper=False)

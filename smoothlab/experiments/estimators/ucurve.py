@@ -34,11 +34,12 @@ Array = NDArray[np.float64]
 ORDER = 6  # of the differences that leave nothing but noise
 OFFSETS = np.arange(ORDER + 3) - (ORDER + 2) / 2  # positions in units of the spacing; three differences a direction
 STENCIL = (-2.0, -1.0, 0.0, 1.0, 2.0)  # points that third and second derivatives are taken from
-RESOLUTION = {"float64": 2.0**-53, "float32": 2.0**-24, "bfloat16": 2.0**-9}
+RESOLUTION = {"float64": 2.0**-53, "float32": 2.0**-24, "bfloat16": 2.0**-9}  # half an ulp of 1
 
 
 def spacing(dtype: str, size: float) -> float:
     """Distance of the values that show the noise: the weights' size times sqrt(half an ulp of 1)."""
+    # far enough for the rounded weights to move, near enough for a smooth loss to vanish in sixth differences
     return float(size * RESOLUTION[dtype] ** 0.5)
 
 

@@ -70,7 +70,7 @@ def _normal_parts(d: int) -> tuple[Array, Array, Array]:
     """<u, v>^2 and ||v||^2 - <u, v>^2 for a unit vector u and Gaussian v, and their weights: midpoint rules."""
     along = (np.arange(GRID[0]) + 0.5) / GRID[0] * REACH
     across, density = np.zeros(1), np.ones(1)
-    if d > 1:
+    if d > 1:  # in one dimension nothing is orthogonal to u
         least = max(0.0, (d - 1) ** 0.5 - REACH)
         across = least + (np.arange(GRID[1]) + 0.5) / GRID[1] * ((d - 1) ** 0.5 + REACH - least)
         density = stats.chi.pdf(across, d - 1)
@@ -85,6 +85,7 @@ def typical(s: float, d: int) -> float:
     different steps are independent, and log ||x_t||^2 is a random walk.
     """
     w, r, weights = _normal_parts(d)
+    # a step may land on the minimum, where the logarithm is -infinity at a single point of the grid
     return float((weights * np.log(np.maximum((1 - s * w) ** 2 + s * s * w * r, 1e-300))).sum())
 
 
@@ -103,4 +104,4 @@ def spread(s: float, d: int, steps: float) -> float:
     w, r, weights = _normal_parts(d)
     quotient = (1 - s * w) ** 2 + s * s * w * r
     step = math.log(float((weights * quotient**2).sum()) / mean_square(s, d + 2) ** 2)
-    return math.expm1(min(step * steps, 700.0))
+    return math.expm1(min(step * steps, 700.0))  # beyond 709 it overflows

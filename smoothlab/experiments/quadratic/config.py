@@ -68,5 +68,6 @@ class QuadraticConfig(SettingsExperiment):
         points = []
         for part in self.parts:
             for values in settings[part]:
+                # values without their names, as the settings on record are called
                 points.append(point_of(part, [short(value) for value in values.values() if value], values))
         return points

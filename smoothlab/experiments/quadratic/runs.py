@@ -2,7 +2,6 @@
 
 import math
 import time
-import zlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,7 +14,7 @@ from smoothlab.algorithm1.quadratics import moment
 from smoothlab.algorithm1.replicas import Oracle
 from smoothlab.experiments.quadratic import closed_forms as forms
 from smoothlab.experiments.quadratic.config import QuadraticConfig
-from smoothlab.experiments.settings import UNMEASURED, Row, measured_row
+from smoothlab.experiments.settings import UNMEASURED, Row, measured_row, seeded
 from smoothlab.objectives import Quadratic, objective
 from smoothlab.stats import samples
 
@@ -47,7 +46,7 @@ def run(
     algorithm = Algorithm1(*eta, steps, oracle=oracle, distribution=distribution, keep=keep)
     z0 = torch.ones(d + 1, dtype=torch.float64)
     z0[:d] /= d**0.5
-    result = algorithm.run(f, z0, replicas, seed=(config.seed, zlib.crc32(seed.encode())))
+    result = algorithm.run(f, z0, replicas, seed=seeded(config.seed, seed))
     return Run(result.kept_x / (2 * a) ** 2, result.kept_y / 4, np.array(keep))
 
 
@@ -231,6 +230,4 @@ def _verdict(factor: float) -> str:
     """What a factor measured to rounding says."""
     if abs(factor - 1) < ROUNDING:
         return "neither"
-    if factor < 1:
-        return "converges"
-    return "diverges"
+    return "converges" if factor < 1 else "diverges"

@@ -39,10 +39,8 @@ def counted(
 def speedup(config: RatesConfig, point: Row) -> list[Row]:
     """T with the best single rate and with the best two, tuned by the recursion with one budget, and their quotient."""
     kappa, noise = point["ratio"], point["sigma"] ** 2 / 2
-    components = 1  # without noise all are alike
-    if noise:
-        components = NOISY
-    problem = Quadratics(point["d"], components, 1.0, 1 / kappa, noise, noise, oracle=point["oracle"])
+    n = NOISY if noise else 1  # without noise all components are alike
+    problem = Quadratics(point["d"], n, 1.0, 1 / kappa, noise, noise, oracle=point["oracle"])
     # Records of before called this part "buys": runs keep the seeds that they had under that name.
     name = "buys" + point["setting"].removeprefix(point["part"])
     rows: list[Row] = []

@@ -162,15 +162,11 @@ class RatesConfig(SettingsExperiment):
 
     def _exponents(self) -> list[Row]:
         axes = {"eps": self.fit_eps, "n": self.fit_ns, "d": self.fit_dims, "delta": self.fit_deltas}
-        computed = {"axis": None}
-        points: list[Row] = []
-        for series in ("conditions", "zo", "fo-reshuffle", "fo-replace"):
-            points.append({"series": series, **computed})
+        computed = {"axis": None}  # by formulas and recursions; a series with an axis is measured along it
+        points: list[Row] = [{"series": k, **computed} for k in ("conditions", "zo", "fo-reshuffle", "fo-replace")]
         for series, measured in (("zo", tuple(axes)), ("fo-reshuffle", ("eps", "n")), ("fo-replace", ("eps",))):
-            for axis in measured:
-                points.append({"series": series, "axis": axis, "values": list(axes[axis])})
-        for series in ("zo-quadratics", "fo-quadratics"):
-            points.append({"series": series, **computed})
+            points += [{"series": series, "axis": axis, "values": list(axes[axis])} for axis in measured]
+        points += [{"series": series, **computed} for series in ("zo-quadratics", "fo-quadratics")]
         for series in ("zo-quadratics", "zo-log-cosh", "zo-exponentials"):
             points.append({"series": series, "axis": "eps", "values": list(self.fit_eps)})
         return points
@@ -179,9 +175,7 @@ class RatesConfig(SettingsExperiment):
         points: list[Row] = []
         for name in ("small", "large", "long"):
             points.append({"instance": name, "n": 2, "pathwise": name in self.instances})
-        for n in (2, 8, 32):
-            points.append({"instance": "any", "n": n, "pathwise": False})
-        return points
+        return points + [{"instance": "any", "n": n, "pathwise": False} for n in (2, 8, 32)]
 
     def _speedup(self) -> list[Row]:
         points: list[Row] = []
@@ -199,6 +193,5 @@ class RatesConfig(SettingsExperiment):
         for sigma in (0.03, 0.1, 0.3, 1.0):
             points.append(base | {"axis": "noise", "sigma": sigma, "start": 1.0, "lengths": 1})
         for axis, values in (("d", self.shuffle_dims), ("q", self.shuffle_qs)):
-            for value in values:
-                points.append(base | {"oracle": "two-sided", "axis": axis, axis: value})
+            points += [base | {"oracle": "two-sided", "axis": axis, axis: value} for value in values]
         return points

@@ -25,15 +25,18 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from smoothlab.algorithm1.curved_quadratics import Moments, linearized
+from smoothlab.algorithm1.engine import Algorithm1
 from smoothlab.algorithm1.quadratics import tuned
 from smoothlab.experiments.rates.config import RatesConfig
-from smoothlab.experiments.rates.runs import Array, Quadratics, running_average, seeded
-from smoothlab.experiments.settings import UNMEASURED, Row, measured_row
+from smoothlab.experiments.rates.runs import Array, Quadratics, running_average
+from smoothlab.experiments.settings import UNMEASURED, Row, measured_row, seeded
+from smoothlab.objectives import FiniteSum, exponential_sum, log_cosh_sum, quadratic_sum
 from smoothlab.stats import curves, samples
 from smoothlab.stats.intervals import Interval
 from smoothlab.theory.theorems import (
@@ -44,11 +47,6 @@ from smoothlab.theory.theorems import (
     theorem_c1,
     with_high_probability,
 )
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from smoothlab.objectives import FiniteSum
 
 AXES = ("eps", "n", "d", "delta")
 CLAIMED = {"eps": -4.0, "n": 0.0, "d": 0.0, "delta": 0.0}
@@ -108,19 +106,15 @@ def conditions() -> list[Row]:
     rows: list[Row] = []
     for regime, middle in REGIMES.items():
         for axis in AXES:
-            ells = ["constant"]
-            if (axis, regime) == ("delta", "small eps"):
-                ells = list(ELLS)
-            for ell in ells:
+            # the shape of ell matters for delta alone, and at small eps
+            for ell in ELLS if (axis, regime) == ("delta", "small eps") else ["constant"]:
                 rows += _required(regime, middle, axis, ell)
     return rows
 
 
 def _required(regime: str, middle: float, axis: str, ell: str) -> list[Row]:
     def bound(rho: float, u: Any) -> Any:
-        if rho:
-            return 1 + np.asarray(u, dtype=float) ** rho
-        return np.ones(np.shape(u))
+        return 1 + np.asarray(u, dtype=float) ** rho if rho else np.ones(np.shape(u))
 
     ell_x, ell_y = (partial(bound, rho) for rho in ELLS[ell])
     unit = {"eps": middle}.get(axis, 1.0)  # eps is swept relative to the regime's
@@ -232,7 +226,7 @@ def measured_exponent(config: RatesConfig, point: Row) -> list[Row]:
     """
     series, axis = point["series"], point["axis"]
     exact = axis != "delta" and series not in ("zo-log-cosh", "zo-exponentials")
-    rows, intervals, values, references, units = [], [], [], [], []
+    rows, steps_of = [], []
     for value in point["values"]:
         trial = _trial(config, point, value)
         expected = trial.n * trial.epochs
@@ -255,13 +249,10 @@ def measured_exponent(config: RatesConfig, point: Row) -> list[Row]:
         steps = Interval(trial.n * epochs.value, trial.n * epochs.low, trial.n * epochs.high)
         rows.append(row | measured_row(steps))
         if 0 < steps.low and steps.high < math.inf:
-            intervals.append(steps)
-            values.append(value)
-            references.append(expected)
-            units.append(float(trial.n))
-    if len(intervals) < 2:
+            steps_of.append((value, steps, expected, float(trial.n)))
+    if len(steps_of) < 2:
         return [*rows, {"quantity": "exponent", **UNMEASURED, "note": "fewer than two values were measured"}]
-    slope, reference = curves.exponent(values, intervals, references, units)
+    slope, reference = curves.exponent(*zip(*steps_of, strict=True))
     last: Row = {"quantity": "exponent", **measured_row(slope), "note": None, "reference": None}
     if exact:
         last["reference"] = reference
@@ -271,8 +262,6 @@ def measured_exponent(config: RatesConfig, point: Row) -> list[Row]:
 
 
 def _trial(config: RatesConfig, point: Row, value: float) -> Trial:
-    from smoothlab.algorithm1.engine import Algorithm1
-
     seed = (config.seed, f"{point['setting']}/{value:g}")
     if point["series"] in SERIES:
         problem, eps = _moved(point["series"], point["axis"], value)
@@ -300,12 +289,8 @@ def _moved(series: str, axis: str, value: float, eps: float = EPS) -> tuple[Quad
     return replace(SERIES[series], **{axis: int(value)}), eps  # type: ignore[arg-type]
 
 
-def curved(series: str) -> tuple["FiniteSum", "Tensor", Moments]:
+def curved(series: str) -> tuple[FiniteSum, torch.Tensor, Moments]:
     """The sum: n = 4, d_x = 3, d_y = 1, sigma near 1 at the minimum; a start with ||grad f|| = 1; the recursion."""
-    import torch
-
-    from smoothlab.objectives import exponential_sum, log_cosh_sum, quadratic_sum
-
     sizes: Any = {"d_x": 3, "d_y": 1, "n": 4}
     if series == "zo-log-cosh":
         f: FiniteSum = log_cosh_sum(0.5, (0.9, 0.9), 1.0, **sizes)
@@ -321,9 +306,6 @@ def curved(series: str) -> tuple["FiniteSum", "Tensor", Moments]:
         else:
             high = middle
     z0 = low * diagonal
-    oracle, distribution = "two-sided", "gaussian"
-    if series.startswith("fo"):
-        oracle = "exact"
-    if f.gaussian_moments == "infinite":
-        distribution = "sphere"
+    oracle = "exact" if series.startswith("fo") else "two-sided"
+    distribution = "sphere" if f.gaussian_moments == "infinite" else "gaussian"
     return f, z0, Moments(linearized(f), z0.numpy(), oracle, distribution)

@@ -1,17 +1,17 @@
 """The quadratic of `smoothlab rates`, as blocks of the exact recursion and run with Algorithm 1; parts of rows."""
 
 import math
-import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from smoothlab.algorithm1.engine import Algorithm1
 from smoothlab.algorithm1.quadratics import Block, Order, moment
-
-if TYPE_CHECKING:
-    from smoothlab.algorithm1.result import Result
+from smoothlab.algorithm1.result import Result
+from smoothlab.experiments.settings import seeded
+from smoothlab.objectives import Quadratic, objective
 
 Array = NDArray[np.float64]
 
@@ -63,13 +63,8 @@ class Quadratics:
     def run(
         self, eta_x: float, eta_y: float, epochs: int, replicas: int, seed: tuple[int, str], *,
         keep: tuple[int, ...] = (), below: float | None = None,
-    ) -> "Result":  # fmt: skip
+    ) -> Result:  # fmt: skip
         """Run Algorithm 1 from that start; see `smoothlab.algorithm1.engine` for `keep` and `below`."""
-        import torch
-
-        from smoothlab.algorithm1.engine import Algorithm1
-        from smoothlab.objectives import Quadratic, objective
-
         sigma = (math.sqrt(self.sigma2_x), math.sqrt(self.sigma2_y))
         f = objective(Quadratic(self.L_x), Quadratic(self.L_y), d_x=self.d, d_y=1, n=self.n, sigma=sigma)
         z0 = torch.full((self.d + 1,), math.sqrt(self.start_x / self.d) / self.L_x, dtype=torch.float64)
@@ -85,12 +80,7 @@ class Quadratics:
         return running_average(self.run(eta_x, eta_y, epochs, replicas, seed, keep=tuple(range(epochs))))
 
 
-def running_average(result: "Result") -> Array:
+def running_average(result: Result) -> Array:
     """Running averages of ||grad f||^2 of a run that kept every epoch, [T, R]."""
     averages: Array = (result.kept_x + result.kept_y).cumsum(0) / np.arange(1, len(result.kept_x) + 1)[:, None]
     return averages
-
-
-def seeded(seed: int, name: str) -> tuple[int, int]:
-    """Return a generator's seed from the experiment's and the name of what is run."""
-    return seed, zlib.crc32(name.encode())

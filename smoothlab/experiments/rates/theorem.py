@@ -1,7 +1,7 @@
 """Algorithm 1 at the constants of Theorem C.1 as printed and of the corrected theorems, on each objective."""
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,8 +9,9 @@ import torch
 from smoothlab.algorithm1.engine import Algorithm1
 from smoothlab.errors import BadInput
 from smoothlab.experiments.rates.config import RatesConfig
-from smoothlab.experiments.rates.runs import Array, Quadratics, seeded
-from smoothlab.experiments.settings import UNMEASURED, Row, measured_row
+from smoothlab.experiments.rates.runs import Array, Quadratics
+from smoothlab.experiments.settings import UNMEASURED, Row, measured_row, seeded
+from smoothlab.objectives import FiniteSum
 from smoothlab.objectives.table import build
 from smoothlab.stats import curves, samples
 from smoothlab.theory.theorems import (
@@ -21,9 +22,6 @@ from smoothlab.theory.theorems import (
     theorem_c1,
     with_high_probability,
 )
-
-if TYPE_CHECKING:
-    from smoothlab.objectives import FiniteSum
 
 THEOREMS: tuple[str, ...] = ("printed", "expectation", "probability")
 GAP = 1.0  # Delta; L_x is 1 at the minimum, so that ||grad f(z_0)||^2 is 2 on a quadratic of one curvature
@@ -56,7 +54,7 @@ def measured(config: RatesConfig, point: Row) -> list[Row]:
     return rows
 
 
-def _level(f: "FiniteSum", theorem: str, delta: float) -> float:
+def _level(f: FiniteSum, theorem: str, delta: float) -> float:
     """Where sigma must be bounded: everywhere, or as far as a theorem's iterate goes."""
     if theorem == "probability":
         return 4 * GAP / delta
@@ -80,14 +78,13 @@ def _constants(s: Setting, theorem: str, point: Row, mu: float | None) -> Horizo
 
 
 def _run(
-    config: RatesConfig, point: Row, theorem: str, f: "FiniteSum", z0: Any, setting: Setting, h: Horizon
+    config: RatesConfig, point: Row, theorem: str, f: FiniteSum, z0: Any, setting: Setting, h: Horizon
 ) -> list[Row]:
     """Mean of the running average against eps^2, and the share of replicas where it is below, against 1 - delta."""
     distribution: Any = config.distribution
     if distribution == "fitting":
-        distribution = "gaussian"
-        if theorem == "probability" or f.gaussian_moments == "infinite":
-            distribution = "sphere"
+        spherical = theorem == "probability" or f.gaussian_moments == "infinite"
+        distribution = "sphere" if spherical else "gaussian"
     eps, (eta_x, eta_y) = point["eps"], (h.eta_x, h.eta_y)
     if point["rule"] == "one":
         eta_x = eta_y = min(h.eta_x, h.eta_y)
@@ -120,23 +117,19 @@ def _run(
     algorithm = Algorithm1(eta_x, eta_y, h.T, point["order"], point["oracle"], h.mu, distribution, above=above)
     seed = seeded(config.seed, f"{point['setting']}/{theorem}")
     result = algorithm.run(f, z0, config.replicas, seed=seed)
-    averages = result.average
+    averages, note = result.average, {}
     if above is not None:  # of an iterate that is stopped at tau: (1/T) sum_{t < tau}
         averages = averages * np.maximum(result.epochs, 1) / h.T
-    average |= of_mean(averages, eps, result.diverged)
-    if above is not None:
         left = int((result.left >= 0).sum())
-        average["note"] = (
-            f"sigma holds where f - f* <= {STOPPED:g} Delta: {left} of {config.replicas} replicas were stopped"
-        )
-    return [average, {**labels, "quantity": "success", **EMPTY, **of_share(averages, eps, h.delta)}]
+        words = f"sigma holds where f - f* <= {STOPPED:g} Delta: {left} of {config.replicas} replicas were stopped"
+        note = {"note": words}
+    success = {**labels, "quantity": "success", **EMPTY, **of_share(averages, eps, h.delta)}
+    return [average | of_mean(averages, eps, result.diverged) | note, success]
 
 
 def verdict_of(average: float, eps: float) -> str:
     """Whether an average that is known exactly is at most eps^2."""
-    if average <= eps**2:
-        return "holds"
-    return "fails"
+    return "holds" if average <= eps**2 else "fails"
 
 
 def of_mean(averages: Array, eps: float, diverged: Any) -> Row:
@@ -150,8 +143,8 @@ def of_mean(averages: Array, eps: float, diverged: Any) -> Row:
         note = f"{lost} of {len(averages)} replicas diverged: their mean is infinite"
         return row | {"verdict": "fails", "note": note}
     mean = samples.mean(averages)
-    verdict = curves.verdict(mean, eps**2)
-    return row | measured_row(mean) | {"verdict": verdict, "flag": samples.rare_draws(averages)}
+    row |= {"verdict": curves.verdict(mean, eps**2), "flag": samples.rare_draws(averages)}
+    return row | measured_row(mean)
 
 
 def of_share(averages: Array, eps: float, delta: float) -> Row:
