@@ -17,7 +17,7 @@ from smoothlab.errors import BadInput
 from smoothlab.llm import hub
 
 MAGIC = b"GGUF"
-FLOATS = ("F64", "F32", "F16", "BF16")
+FLOATS = ("F32", "F16", "BF16")
 """Types of tensors that hold numbers one by one; all others are quantized in blocks."""
 ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 """Tensors that are settings, not weights: divisors of the rotary frequencies, one for each pair of dimensions."""
@@ -60,6 +60,16 @@ class Header:
         return self.metadata.get(f"{self.architecture}.{key}", default)
 
     @property
+    def own_keys(self) -> list[str]:
+        """Keys of the architecture, without its name."""
+        keys = []
+        for key in self.metadata:
+            before, _, own = key.partition(".")
+            if before == self.architecture:
+                keys.append(own)
+        return keys
+
+    @property
     def quantization(self) -> dict[str, int]:
         """Number of tensors of each type, the most frequent first."""
         return dict(Counter(tensor.kind for tensor in self.tensors.values()).most_common())
@@ -71,7 +81,8 @@ class Header:
 
         tensor = self.tensors[name]
         kind = gguf.GGMLQuantizationType[tensor.kind]
-        number = {"F32": np.float32, "F16": np.float16, "F64": np.float64}.get(tensor.kind, np.uint8)
+        # As gguf's reader maps them: numbers of these two types, bytes of all others.
+        number = {"F32": np.float32, "F16": np.float16}.get(tensor.kind, np.uint8)
         raw = np.memmap(self.path, number, mode="r", offset=tensor.offset, shape=tensor.shape)
         return np.array(gguf.dequantize(raw, kind), dtype=np.float32)
 
@@ -82,6 +93,7 @@ class Header:
         words = (
             f"{self.path.name} ({size / 1e6:.1f} MB, {8 * size / count:.2f} bits a weight) stores tensors as {types}"
         )
+        # Numbers of a float type are rounded at most to `dtype`; those of a block share a scale, and few bits each.
         if set(self.quantization) <= set(FLOATS):
             return f"{words}: none is quantized, the weights are those of the file in {dtype}"
         return f"{words}: de-quantized to {dtype}, without what their quantization rounded away"
@@ -102,8 +114,7 @@ def find(name: str) -> Path | None:
             return path.absolute()
         return None
     if path.is_dir():
-        chosen = _only([entry.name for entry in path.iterdir() if entry.is_file()], name)
-        return None if chosen is None else (path / chosen).absolute()
+        return _in_folder(path.absolute(), name)
     whole = _HUB_FILE.fullmatch(name)
     if whole is not None:
         return _from_hub(name, whole["owner"], whole["file"])
@@ -119,13 +130,23 @@ def _in_repository(name: str) -> Path | None:
         return None
     if hub.reachable():
         chosen = _only(hub.files(name), name)
-        return None if chosen is None else hub.file(name, chosen)
+        if chosen is None:
+            return None
+        return hub.file(name, chosen)
     try:
         folder = Path(hub.cached(name))
-    except BadInput:  # said by whoever loads the model
+    except BadInput:  # whoever loads the model says so
         return None
-    chosen = _only([entry.name for entry in folder.iterdir()], name)
-    return None if chosen is None else folder / chosen
+    return _in_folder(folder, name)
+
+
+def _in_folder(folder: Path, asked: str) -> Path | None:
+    """The one GGUF file in a folder; None where it has none, or other weights."""
+    names = [entry.name for entry in folder.iterdir() if entry.is_file()]
+    chosen = _only(names, asked)
+    if chosen is None:
+        return None
+    return folder / chosen
 
 
 def _from_hub(name: str, repository: str, file: str) -> Path:
@@ -143,12 +164,19 @@ def _from_hub(name: str, repository: str, file: str) -> Path:
 
 def _only(names: list[str], asked: str) -> str | None:
     """The one GGUF file among names; None where there is none, or weights that transformers reads by itself."""
-    files = sorted(name for name in names if name.lower().endswith(".gguf"))
-    if not files or any(name.endswith(".safetensors") for name in names):
+    files = []
+    for name in sorted(names):
+        if name.endswith(".safetensors"):
+            return None
+        if name.lower().endswith(".gguf"):
+            files.append(name)
+    if not files:
         return None
     if len(files) == 1:
         return files[0]
-    if parts := _PART.search(files[0]):
+    # llama.cpp names the files of one large model after their number.
+    parts = _PART.search(files[0])
+    if parts is not None:
         raise BadInput(_split(asked, int(parts[1])))
     listed = ", ".join(files[:8])
     if len(files) > 8:
@@ -196,7 +224,10 @@ def _read(path: Path, size: int, changed: int) -> Header:
         if not _starts_as_gguf(path):
             raise BadInput(f"cannot load model '{path}': it is no GGUF file, which begins with the letters GGUF")
         reader = gguf.GGUFReader(path)
-        metadata = {key: field.contents() for key, field in reader.fields.items() if not _is_text_array(field)}
+        metadata = {}
+        for key, field in reader.fields.items():
+            if not _is_text_array(field):  # a vocabulary takes long, and transformers reads it by itself
+                metadata[key] = field.contents()
     except OSError as error:
         raise BadInput(f"cannot load model '{path}': {error.strerror}; make the file readable") from None
     except BadInput:
@@ -237,16 +268,20 @@ def _broken(path: Path, error: Exception) -> str:
 
 
 def _check_types(gguf: Any, path: Path, tensors: list[Any]) -> None:
-    """Refuse quantizations that gguf cannot undo, found out on one block of each type."""
-    for kind in {tensor.tensor_type for tensor in tensors}:
-        first = next(tensor for tensor in tensors if tensor.tensor_type == kind)
-        row = first.data.reshape(-1, first.data.shape[-1])[:1]
+    """Refuse quantizations that gguf cannot undo, found out on one row of each."""
+    seen = set()
+    for tensor in tensors:
+        kind = tensor.tensor_type
+        if kind in seen:
+            continue
+        seen.add(kind)
+        row = tensor.data.reshape(-1, tensor.data.shape[-1])[:1]
         try:
             gguf.dequantize(row, kind)
         except NotImplementedError:
             raise BadInput(
                 f"cannot load model '{path}': the package gguf cannot de-quantize type {kind.name} of its tensor "
-                f"{first.name}; take a file of another quantization, e.g. Q8_0"
+                f"{tensor.name}; take a file of another quantization, e.g. Q8_0"
             ) from None
 
 

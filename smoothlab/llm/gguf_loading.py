@@ -100,11 +100,11 @@ def _check_places(model: Any, header: Header, new: list[str]) -> None:
     kinds = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
     names = gguf.get_tensor_name_map(kinds[header.architecture], model.config.num_hidden_layers)
     taken = {names.get_name(name, try_suffixes=(".weight", ".bias")) for name in model.state_dict()}
-    without = [name for name in tensors if name not in taken]
+    without = ", ".join([name for name in tensors if name not in taken][:3])
     raise BadInput(
         f"cannot load model '{header.path}': its tensors hold {sum(tensors.values()):,d} numbers, transformers' "
-        f"{model.config.model_type} has {sum(ours.values()):,d} weights (no place for {', '.join(without[:3]) or 'some'})"
-        "; give the model's safetensors instead"
+        f"{model.config.model_type} has {sum(ours.values()):,d} weights (no place for {without or 'some'}); give the "
+        "model's safetensors instead"
     )
 
 

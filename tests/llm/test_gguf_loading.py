@@ -163,6 +163,29 @@ def test_a_tokenizer_beside_the_file(tmp_path: Path) -> None:
     assert alone.eos_token_id == alone.pad_token_id == 1 and alone.bos_token_id == 0
 
 
+@pytest.mark.parametrize("states", [None, True, False])
+def test_first_space_of_sentencepiece(tmp_path: Path, states: bool | None) -> None:
+    """Texts begin with a space, unless the file says that they do not."""
+    letters = ["\u2581", *"film", "fi", "lm", "film", "\u2581film"]
+    words = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *letters]
+    keys: dict[str, Any] = {
+        "tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": words,
+        "tokenizer.ggml.scores": [-float(n) for n in range(len(words))],
+        "tokenizer.ggml.token_type": [2, 3, 3] + [6] * 256 + [1] * len(letters),
+        "tokenizer.ggml.bos_token_id": 1, "tokenizer.ggml.eos_token_id": 2, "tokenizer.ggml.add_bos_token": True,
+    }  # fmt: skip
+    if states is not None:
+        keys["tokenizer.ggml.add_space_prefix"] = states
+    write(tmp_path / "x.gguf", model("llama"), metadata=keys, words=0)
+    found = load_lm(str(tmp_path / "x.gguf"), seed=0).tokenizer
+    pieces = ["<s>", "film", "\u2581film"]
+    if states is not False:
+        pieces[1] = "\u2581film"
+    ids = found("film film")["input_ids"]
+    assert ids == [words.index(piece) for piece in pieces]
+    assert found.decode(ids, skip_special_tokens=True) == "film film"
+
+
 def test_start_token_under_llama_3(tmp_path: Path) -> None:
     """llama.cpp puts it before texts unless the file says that it does not."""
     source = model("llama")

@@ -57,7 +57,7 @@ class Case:
 
 
 def _yarn(**more: float) -> dict[str, Any]:
-    return {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, **more}
+    return {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16} | more
 
 
 YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 16}
@@ -65,6 +65,10 @@ UNEVEN = [1.0, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 13.0]
 SCALINGS: dict[str, Case] = {
     "linear": Case(
         {"rope_type": "linear", "factor": 4.0}, {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}
+    ),
+    "linear, by its factor": Case({"rope_type": "linear", "factor": 4.0}, {"rope.scaling.factor": 4.0}),
+    "none in spite of a factor": Case(
+        {"rope_type": "default"}, {"rope.scaling.type": "none", "rope.scaling.factor": 4.0}
     ),
     "linear, of old": Case({"rope_type": "linear", "factor": 4.0}, {"rope.scale_linear": 4.0}),
     "linear, qwen2": Case(
@@ -74,8 +78,12 @@ SCALINGS: dict[str, Case] = {
     ),
     "yarn": Case(_yarn(), YARN | {"rope.scaling.finetuned": True}),
     "yarn, ramp": Case(
-        _yarn(beta_fast=16.0, beta_slow=2.0),
-        YARN | {"rope.scaling.yarn_beta_fast": 16.0, "rope.scaling.yarn_beta_slow": 2.0},
+        # The ramp is rounded to whole pairs: from pair 1 to 3 here, from 0 to 4 with the default ends.
+        _yarn(beta_fast=16.0, beta_slow=8.0, original_max_position_embeddings=512),
+        {
+            "rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 512,
+            "rope.scaling.yarn_beta_fast": 16.0, "rope.scaling.yarn_beta_slow": 8.0,
+        },
     ),
     "yarn, magnitude": Case(
         _yarn(attention_factor=0.5 * (0.1 * math.log(4) + 1)), YARN | {"rope.scaling.attn_factor": 0.5}, kind="qwen3"
@@ -162,6 +170,13 @@ REFUSED: dict[str, tuple[str, dict[str, Any], dict[str, np.ndarray], str]] = {
     "two scalings": (
         "llama", YARN, {"rope_freqs.weight": tensor(UNEVEN)}, "it scales by the tensor rope_freqs.weight as well"
     ),
+    "longrope tensors and yarn": (
+        "phi3", YARN, {"rope_factors_long.weight": tensor(UNEVEN), "rope_factors_short.weight": tensor(UNEVEN)},
+        "rope.scaling.type = yarn would be lost (it has rope_factors_long.weight as well)",
+    ),
+    "magnitude and divisors": (
+        "llama", {"rope.scaling.attn_factor": 2.0}, {"rope_freqs.weight": tensor(UNEVEN)}, "not with rotary scaling of"
+    ),
     "magnitude alone": ("llama", {"rope.scaling.attn_factor": 2.0}, {}, "rope.scaling.attn_factor = 2.0 would be lost"),
     "few divisors": (
         "llama", {}, {"rope_freqs.weight": tensor(UNEVEN[:4])}, "rope_freqs.weight = 4 numbers would be lost (8 pairs"
@@ -203,6 +218,36 @@ def test_unknown_architectures(tmp_path: Path) -> None:
     line = said(tmp_path / "x.gguf")
     assert "GGUF files of architecture mystery are not read, only llama, " in line
     assert all(name in line for name in ARCHITECTURES)
+
+
+STATED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "phi3": ({"sliding_window": 8}, {"attention.sliding_window": 8}),
+    "gemma2": ({"sliding_window": 8, "attn_logit_softcapping": 0.5, "final_logit_softcapping": 0.2}, {}),
+    "qwen3": ({"head_dim": 32}, {}),
+    "llama": ({"head_dim": 32, "rms_norm_eps": 0.1}, {"attention.key_length": 32, "attention.value_length": 32}),
+}
+"""Settings unlike the defaults of transformers' configuration, and keys that the writer does not write by itself."""
+
+
+@pytest.mark.parametrize("kind", STATED)
+def test_settings_unlike_the_defaults_are_read(tmp_path: Path, kind: str) -> None:
+    unlike, metadata = STATED[kind]
+    source = model(kind, **unlike)
+    write(tmp_path / "x.gguf", source, metadata=metadata)
+    loaded = load_lm(str(tmp_path / "x.gguf"), seed=0)
+    if kind == "gemma2":  # files do not state the scale of attention, which is a head's size
+        source = model(kind, **unlike, query_pre_attn_scalar=256)
+    assert torch.equal(logits(loaded.model), logits(source))
+    by_default = {name: type(source.config)().to_dict()[name] for name in unlike}
+    assert float((logits(source) - logits(_with(source, by_default, kind))).abs().max()) > 1e-3
+
+
+def _with(source: nn.Module, settings: dict[str, Any], kind: str) -> nn.Module:
+    """Another model with the same weights where they fit."""
+    other = model(kind, **settings)
+    if "head_dim" not in settings:
+        other.load_state_dict(source.state_dict())
+    return other
 
 
 def test_the_scale_of_gemma_2_attention(tmp_path: Path) -> None:
