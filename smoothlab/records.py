@@ -330,9 +330,9 @@ def _check_same(out: Path, old: Row, new: Row, elsewhere: Sequence[str]) -> None
         raise BadInput(f"{out} holds the experiment {old['experiment']}, not {new['experiment']}; {fix}")
     configs = _plain(old["config"]), dict(new["config"])
     # A name of a model may mean another file than before, whose weights are others.
-    for config, environment in zip(configs, (old["environment"], new["environment"]), strict=True):
-        if "model_file" in environment:
-            config["model_file"] = environment["model_file"]
+    for config, head in zip(configs, (old, new), strict=True):
+        if "model_file" in head["environment"]:
+            config["model_file"] = head["environment"]["model_file"]
     difference = _first_difference(*configs, elsewhere)
     if difference is not None:
         name, there, here = difference

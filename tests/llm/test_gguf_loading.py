@@ -119,11 +119,11 @@ TEXT = "a fine film of  2019, and it's long"
 
 def test_tokenizer_of_the_file(tmp_path: Path) -> None:
     """Ids of micro's own tokenizer, whose vocabulary the file has, on text that both split alike."""
-    write(tmp_path / "x.gguf", model("llama", vocab_size=4096))
+    write(tmp_path / "x.gguf", model("llama", vocab_size=800))
     found = load_lm(str(tmp_path / "x.gguf"), seed=0).tokenizer
-    assert len(found) == 4096 and found.eos_token_id == found.pad_token_id == 1 and found.unk_token is None
+    assert len(found) == 800 and found.eos_token_id == found.pad_token_id == 1 and found.unk_token is None
     micro = tokenizer()
-    text = "a fine film, and it's long."
+    text = "the film is not in the end, and it's long."
     assert found(text)["input_ids"] == micro(text, add_special_tokens=False)["input_ids"]
     assert found.decode(found(TEXT)["input_ids"]) == TEXT
 
