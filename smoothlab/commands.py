@@ -135,9 +135,13 @@ def _machine(experiment: Any) -> dict[str, Any]:
     if device is None:
         return threads
     from smoothlab.llm.memory import check_device
+    from smoothlab.llm.models import file_identity
 
     known = {"device": device} | threads
     try:
+        file = file_identity(getattr(experiment, "model", "micro"))
+        if file is not None:
+            known["model_file"] = file
         check_device(device)
     except BadInput:  # the experiment says so, unless its records are finished
         return known

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("smoothlab", "torch", "transformers", "peft", "numpy", "scipy", "tokenizers", "safetensors")
+PACKAGES = ("smoothlab", "torch", "transformers", "peft", "numpy", "scipy", "tokenizers", "safetensors", "gguf")
 
 
 def environment(**known: Any) -> dict[str, Any]:

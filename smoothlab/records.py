@@ -330,7 +330,12 @@ def _check_same(out: Path, old: Row, new: Row, elsewhere: Sequence[str]) -> None
     fix = "choose another --out, or discard what is there with --overwrite"
     if old["experiment"] != new["experiment"]:
         raise BadInput(f"{out} holds the experiment {old['experiment']}, not {new['experiment']}; {fix}")
-    difference = _first_difference(_plain(old["config"]), new["config"], elsewhere)
+    configs = _plain(old["config"]), dict(new["config"])
+    # A name of a model may mean another file than before, whose weights are others.
+    for config, head in zip(configs, (old, new), strict=True):
+        if "model_file" in head["environment"]:
+            config["model_file"] = head["environment"]["model_file"]
+    difference = _first_difference(*configs, elsewhere)
     if difference is not None:
         name, there, here = difference
         raise BadInput(f"{out} holds a run with {name} = {there}, this one has {name} = {here}; {fix}")

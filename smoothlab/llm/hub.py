@@ -6,6 +6,7 @@ that is not in its cache and 47 s for a tokenizer, with a line on stderr for eac
 
 import contextlib
 import threading
+from pathlib import Path
 
 from smoothlab.errors import BadInput
 
@@ -64,4 +65,31 @@ def cached(name: str) -> str:
         raise BadInput(
             f"cannot load model '{name}': the hub cannot be reached, and its cache has no such model; connect, or use "
             "micro, random:opt-125m or a local directory"
+        ) from None
+
+
+def files(name: str) -> list[str]:
+    """Names of the files of a repository on the hub; none where it cannot be asked: whoever loads the model says so."""
+    from huggingface_hub import HfApi
+
+    try:
+        return list(HfApi().list_repo_files(name))
+    except Exception:
+        return []
+
+
+def file(name: str, path: str) -> Path:
+    """One file of a repository, downloaded where the cache lacks it.
+
+    Raises:
+        BadInput: there is no such file, or the download broke off.
+    """
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(name, path))
+    except Exception as error:
+        words = broke_off(error) or f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        raise BadInput(
+            f"cannot load {path} of '{name}' from the hub ({words}): check both names and try again"
         ) from None

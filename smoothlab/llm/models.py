@@ -1,4 +1,4 @@
-"""Models: `micro` in the package, local directories, hub names, and OPT-125M's shape with random weights."""
+"""Models: `micro` in the package, local directories, hub names, GGUF files, and OPT-125M's shape at random."""
 
 import contextlib
 import difflib
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from smoothlab.errors import BadInput, out_of_memory
-from smoothlab.llm import hub
+from smoothlab.llm import gguf_files, gguf_loading, gguf_settings, hub
 from smoothlab.llm.memory import TRAINED, VECTORS, check_device, check_memory
 from smoothlab.llm.validation import (  # fmt: skip
     UNLIMITED,
@@ -27,7 +27,7 @@ from smoothlab.llm.validation import (  # fmt: skip
 )
 
 NAMES = ("micro", "random:opt-125m")
-_CHOICES = "micro, random:opt-125m, a local directory or a hub name"
+_CHOICES = "micro, random:opt-125m, a local directory, a GGUF file or a hub name"
 
 
 @dataclass
@@ -59,7 +59,8 @@ def load_classifier(
     A checkpoint that has a head for as many classes keeps it, with a note.
 
     Args:
-        name: "micro", "random:opt-125m", a local directory, or a hub name (safetensors only, no remote code).
+        name: "micro", "random:opt-125m", a local directory, a GGUF file or a folder with one, or a hub name
+            (safetensors or GGUF only, no remote code).
         classes: number of classes, at least 2.
         seed: seed of the head (and of random weights).
         dtype: precision of the weights, torch.float32 by default.
@@ -85,7 +86,8 @@ def load_lm(name: str, *, seed: int, dtype: Any = None, device: str = "cpu", mea
     """A causal language model with all its weights as they were saved; `micro` is one, its head tied to its embedding.
 
     Args:
-        name: "micro", "random:opt-125m", a local directory, or a hub name (safetensors only, no remote code).
+        name: "micro", "random:opt-125m", a local directory, a GGUF file or a folder with one, or a hub name
+            (safetensors or GGUF only, no remote code).
         seed: seed of random weights; the global RNG is left as it was.
         dtype: precision of the weights, torch.float32 by default.
         device: "cpu", "cuda" or "cuda:N".
@@ -109,9 +111,23 @@ def classifier_reason_of_config(name: str) -> str:
         return ""
     from transformers import AutoConfig
 
-    source, options = _source(name)
+    source, options, header = _source(name)
+    if header is not None:
+        options["gguf_file"] = str(header.path)
     with _quiet(), _reading("configuration", name):
         return classifies(AutoConfig.from_pretrained(source, **options))
+
+
+def file_identity(name: str) -> dict[str, Any] | None:
+    """Name, size, SHA-256 and quantization of a model's GGUF file; None where it has none.
+
+    Raises:
+        BadInput: there is no such file, or it cannot be read.
+    """
+    path = None
+    if name not in NAMES:  # a folder of that name is not meant
+        path = gguf_files.find(name)
+    return None if path is None else gguf_files.identity(path)
 
 
 def _load(name: str, classes: int | None, seed: int, dtype: Any, device: str, copies: int) -> LoadedModel:
@@ -122,13 +138,19 @@ def _load(name: str, classes: int | None, seed: int, dtype: Any, device: str, co
     kind: Any = AutoModelForCausalLM if classes is None else AutoModelForSequenceClassification
     dtype = dtype or torch.float32
     check_device(device)  # before anything is downloaded
-    source, options = _source(name)
+    source, options, header = _source(name)
     notes: list[str] = []
     new: list[str] = []
     with _quiet(), torch.random.fork_rng():
         torch.manual_seed(seed)
         with _reading("configuration", name):
-            config = _opt_125m() if name == "random:opt-125m" else AutoConfig.from_pretrained(source, **options)
+            if name == "random:opt-125m":
+                config = _opt_125m()
+            elif header is not None:
+                config = AutoConfig.from_pretrained(source, gguf_file=str(header.path), **options)
+                notes += gguf_settings.settle(config, header)
+            else:
+                config = AutoConfig.from_pretrained(source, **options)
             if classes is None:
                 check_causal(config, name)
             else:
@@ -140,18 +162,27 @@ def _load(name: str, classes: int | None, seed: int, dtype: Any, device: str, co
                 )
             check_memory(config, dtype, device, name, kind, copies)
         with _reading("tokenizer", name):
-            tokenizer = AutoTokenizer.from_pretrained(source, **options)
+            if header is not None:
+                tokenizer, told = gguf_loading.load_tokenizer(header, config)
+                notes += told
+            else:
+                tokenizer = AutoTokenizer.from_pretrained(source, **options)
             notes += check_tokenizer(tokenizer, name)
         with _reading("weights", name):
             if name == "random:opt-125m":
                 model = kind.from_config(config, dtype=dtype)
             else:  # mismatches are not raised but reported, and then refused outside the head
-                model, report = kind.from_pretrained(
-                    source, config=config, dtype=dtype, use_safetensors=True, ignore_mismatched_sizes=True,
-                    output_loading_info=True, **options,
-                )  # fmt: skip
+                if header is not None:
+                    options |= gguf_loading.weight_options(header)
+                with gguf_loading.without_bar(header):
+                    model, report = kind.from_pretrained(
+                        source, config=config, dtype=dtype, use_safetensors=True, ignore_mismatched_sizes=True,
+                        output_loading_info=True, **options,
+                    )  # fmt: skip
                 new = new_weights(model, report)
                 notes += check_weights(model, report, name)
+                if header is not None:
+                    notes.append(gguf_loading.finish(model, header, new, dtype))
                 check_finite(model, name)
     check_vocabulary(model, tokenizer, name)
     # transformers' classifiers find the last real token of a row by this number.
@@ -162,16 +193,23 @@ def _load(name: str, classes: int | None, seed: int, dtype: Any, device: str, co
     return LoadedModel(model.to(device).eval(), tokenizer, name, longest, notes, tuple(new))
 
 
-def _source(name: str) -> tuple[str, dict[str, Any]]:
-    """Where a model's files are, and how transformers is to read them; a hub that does not answer is left alone."""
+def _source(name: str) -> tuple[str, dict[str, Any], gguf_files.Header | None]:
+    """Where a model's files are, how transformers is to read them, and the header where they are a GGUF file.
+
+    A hub that does not answer is left alone.
+    """
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils._validators import validate_repo_id
 
     options: dict[str, Any] = {"trust_remote_code": False}  # without it transformers asks on the terminal
     if name in NAMES:
-        return str(resources.files("smoothlab.llm.micro")), options
+        return str(resources.files("smoothlab.llm.micro")), options, None
+    if (file := gguf_files.find(name)) is not None:
+        header = gguf_files.read(file)
+        gguf_settings.check(header)
+        return str(file.parent), options, header
     if Path(name).is_dir():
-        return name, options
+        return name, options, None
     near = [] if "/" in name else difflib.get_close_matches(name.lower(), NAMES, 1)
     if near and not Path(name).exists():
         raise BadInput(f"model '{name}' is unknown: did you mean {near[0]}? (a hub model of that name: owner/{name})")
@@ -180,7 +218,7 @@ def _source(name: str) -> tuple[str, dict[str, Any]]:
     except HFValidationError:
         what = "a file" if Path(name).is_file() else "no directory, and cannot be a hub name"
         raise BadInput(f"cannot load model '{name}': it is {what}; use {_CHOICES}") from None
-    return name if hub.reachable() else hub.cached(name), options
+    return name if hub.reachable() else hub.cached(name), options, None
 
 
 @contextlib.contextmanager

@@ -55,7 +55,8 @@ class Training:
     """A model, its data, how it is trained, and where curvature is measured on the way.
 
     Attributes:
-        model: hub name, local directory, "micro" (in the package), or "random:opt-125m" (that shape, random weights).
+        model: hub name, local directory, GGUF file (de-quantized to --dtype), "micro" (in the package), or
+            "random:opt-125m" (that shape, random weights).
         head: how answers are scored. lm: each candidate word with the language model's head. classifier: with a
             classification head, the checkpoint's or a new one, on the sentence without a prompt; it is trained at
             eta_y with the PEFT module, or without one as part of the base model. auto: classifier where config.json
@@ -190,8 +191,15 @@ class Training:
         return str(self.checkpoint).startswith(LOG)
 
     def settings(self, *left_out: str) -> str:
-        """All options but those named, as "name=value, name=value"."""
-        return ", ".join(f"{f.name}={getattr(self, f.name)}" for f in fields(self) if f.name not in left_out)
+        """All options but those named, and the model's GGUF file, as "name=value, name=value"."""
+        from smoothlab.llm.models import file_identity
+
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in left_out}
+        file = file_identity(self.model)
+        if file is not None:
+            # A checkpoint is of these very weights: a file of the same name with others is another run.
+            values["model_file"] = f"{file['name']} of {file['bytes']} bytes with SHA-256 {file['sha256'][:16]}"
+        return ", ".join(f"{name}={value}" for name, value in values.items())
 
     @classmethod
     def upgrade(cls, config: dict[str, Any]) -> dict[str, Any]:
