@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from smoothlab.blocks import Block, Loss, check_partition, differentiable, fixed_loss
 from smoothlab.divergence import Diverged, Growth
 from smoothlab.errors import BadInput
+from smoothlab.hessian.dataset import DatasetHessian
 from smoothlab.hessian.disagreements import WrongProducts
 from smoothlab.hessian.penalties import penalty
-from smoothlab.hessian.trajectory import PathSmoothness, Product, Row, estimated, has_kinks, paper
+from smoothlab.hessian.trajectory import PathSmoothness, Product, Row, estimated, has_kinks, of_dataset, paper
 from smoothlab.optim.hybrid import HybridSGD
 from smoothlab.zeroth.closures import NotFinite
 
@@ -71,6 +72,7 @@ class Points:
         minibatch: "step": the minibatch of the step; "fixed": minibatch 0 at all points.
         batch: examples in a minibatch, over which the paper's protocol sums.
         seed: seed of the probes.
+        dataset: makes the Hessian of the data set's mean loss, which is measured too, from a seed; None leaves it out.
     """
 
     steps: Sequence[int]
@@ -84,6 +86,7 @@ class Points:
     minibatch: Literal["step", "fixed"] = "step"
     batch: int = 1
     seed: int = 0
+    dataset: Callable[[Sequence[int]], DatasetHessian] | None = None
 
 
 @dataclass
@@ -242,6 +245,8 @@ class Trainer:
             ))  # fmt: skip
         if points.protocol != "estimated":
             protocols.append(paper(loss, points.blocks, batch=points.batch, probes=points.probes, seed=seed))
+        if points.dataset is not None:
+            protocols.append(of_dataset(points.dataset(seed), points.precision))
         first, self._measured = self._measured < 0, step
         try:
             with differentiable(points.blocks):

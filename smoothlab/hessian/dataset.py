@@ -109,6 +109,11 @@ class DatasetHessian:
         loader: minibatches, see `redraw`.
         blocks: disjoint blocks to measure.
         seed: seed of minibatches, start vectors and probes.
+
+    Attributes:
+        losses: the loss of each minibatch drawn so far.
+        grad_norms: norm of the data set's gradient on each block that is measured, without the bias of one
+            minibatch's norm; 0 where sampling noise hides it.
     """
 
     def __init__(
@@ -121,6 +126,8 @@ class DatasetHessian:
     ) -> None:
         self.blocks, self.seed = by_name(blocks), tuple(seed)
         self._loss, self._minibatches = loss, redraw(loader, seed)
+        self.losses: list[float] = []
+        self.grad_norms: dict[str, float] = {}
 
     def minibatch(self, names: Sequence[str]) -> Products:
         """Products with the Hessian of the next minibatch, on the named blocks."""
@@ -130,7 +137,9 @@ class DatasetHessian:
             raise BadInput(
                 "the loader has no more minibatches: give a DataLoader, or an iterator without end"
             ) from None
-        return ExactHessian(lambda: self._loss(items), [self.blocks[name] for name in names])
+        hessian = ExactHessian(lambda: self._loss(items), [self.blocks[name] for name in names])
+        self.losses.append(hessian.loss)
+        return hessian
 
     def norms(self, *, precision: float = 0.1, budget: int = 2000) -> list[DatasetNorm]:
         """Frobenius norm and trace of each block, see `norms_by_block`, in the order of the blocks."""
@@ -164,6 +173,7 @@ class DatasetHessian:
             for name, block in list(open_blocks.items()):
                 block.end()
                 if block.done(precision, budget):
+                    self.grad_norms[name] = max(float(np.mean(block.gradients)), 0.0) ** 0.5
                     yield from block.estimates(precision)
                     del open_blocks[name]
 
@@ -196,6 +206,7 @@ class _Block:
     Attributes:
         replicates: estimates [replicate, probe] of ||H||_F^2, one a probe; one column where Q spans the block.
         traces: estimates [replicate, probe] of tr H.
+        gradients: estimates [replicate] of ||g||^2, g the gradient of the data set's loss.
     """
 
     hessian: Products
@@ -203,6 +214,7 @@ class _Block:
     seed: Sequence[int]
     replicates: list[list[float]] = field(default_factory=list)
     traces: list[list[float]] = field(default_factory=list)
+    gradients: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         run = Deflation(self.hessian, self.name, [*self.seed, *self.name.encode()], {})
@@ -237,11 +249,13 @@ class _Block:
             self.probes.append(probe)
         self.columns = [_Sum(torch.zeros_like(q)) for q in self.basis.rows]
         self.images = [_Sum(torch.zeros_like(v)) for v in self.probes]
+        self.gradient = _Sum(self.basis.rows.new_zeros(self.block.dim))
         self.projected = _Sum(torch.zeros(self.basis.size**2, dtype=torch.float64))
         self.forms = np.zeros(max(count, 1))
 
     def add(self, hessian: Products) -> None:
         """Multiply all directions with the Hessian of the next minibatch."""
+        self.gradient.add(hessian.gradients[self.name])
         projected = []
         for q, column in zip(self.basis.rows, self.columns, strict=True):
             image = hessian.product(q, self.name, [self.name])[0]
@@ -264,6 +278,7 @@ class _Block:
         rest = [sums.pairs() for sums in self.images] or [0.0]  # Q spans the block: nothing is left
         self.replicates.append([exact + square for square in rest])
         self.traces.append(self.forms.tolist())
+        self.gradients.append(self.gradient.pairs())
 
     def square(self) -> Interval:
         """Interval of ||H||_F^2."""

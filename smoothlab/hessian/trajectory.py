@@ -22,6 +22,7 @@ from smoothlab import records
 from smoothlab.blocks import Block, Loss, by_name, differentiable, fixed_loss, norm
 from smoothlab.errors import BadInput
 from smoothlab.hessian import padding
+from smoothlab.hessian.dataset import DatasetHessian
 from smoothlab.hessian.deflation import IMAGES, gram_matrix
 from smoothlab.hessian.disagreements import WrongProducts
 from smoothlab.hessian.exact import ExactHessian
@@ -144,6 +145,19 @@ def _common(protocol: str, loss: float, gradients: Mapping[str, Tensor]) -> dict
         rows[name] = {"protocol": protocol, "loss": loss, "grad_norm": norms[name], "grad_norm_total": total}
         rows[name]["dim"] = g.numel()
     return rows
+
+
+def of_dataset(hessian: DatasetHessian, precision: float) -> Iterator[Row]:
+    """Rows of the Hessian of the data set's mean loss at the current parameters, each block's once measured.
+
+    `loss` and `grad_norm` are estimates of the data set's, from the minibatches that the block has seen.
+    """
+    for estimate in hessian.norms_by_block(precision=precision):
+        yield {
+            "protocol": "dataset", "loss": float(np.mean(hessian.losses)),
+            "grad_norm": hessian.grad_norms[estimate.block], "grad_norm_total": None,
+            "dim": hessian.blocks[estimate.block].dim, **asdict(estimate), "h": None, "normalized": None,
+        }  # fmt: skip
 
 
 def has_kinks(loss: Loss, block: Block) -> bool:

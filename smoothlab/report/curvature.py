@@ -25,7 +25,10 @@ from smoothlab.stats.smoothness_table import blocks_of, check, nothing, points, 
 Looks = tuple[dict[str, str], dict[str, str]]
 """Colors and markers of series."""
 # estimated points are drawn last, on top
-LOOKS_OF_PROTOCOLS: Looks = {"paper": "#882255", "estimated": "#0072B2"}, {"estimated": "o", "paper": "s"}
+LOOKS_OF_PROTOCOLS: Looks = (
+    {"paper": "#882255", "estimated": "#0072B2", "dataset": "#117733"},
+    {"estimated": "o", "paper": "s", "dataset": "D"},
+)
 MEANINGS = {"dashed": "rounding floor", "hollow": "below twice its rounding floor"}
 NEAR = 5.0  # a floor within this factor of the smallest value is drawn; elsewhere it would only stretch the axis
 FEW = 6  # blocks whose legend fits over half the width of the figure
@@ -79,7 +82,7 @@ def against_step(ax: Axes, table: pd.DataFrame, ylabel: str) -> None:
     """One block's norm against the step, by protocol; those of Appendix D.4 in the unit of the estimated ones."""
     names = {}
     for protocol, rows in table.groupby("protocol"):
-        names[protocol] = {"paper": "Appendix D.4"}.get(str(protocol), str(protocol))
+        names[protocol] = {"paper": "Appendix D.4", "dataset": "data set"}.get(str(protocol), str(protocol))
         # the paper's unit differs from that of the mean loss by this factor
         factor = rows["factor"].median()
         if factor != 1:

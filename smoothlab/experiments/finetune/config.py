@@ -95,6 +95,9 @@ class Training:
         points: number of measuring points from step 0 to the last step, both included.
         spacing: spacing of the measuring points over the steps.
         minibatch: minibatch that curvature is measured on: that of the step, as in the paper, or a fixed one.
+        over: items of the training set whose mean loss is measured beside that of one minibatch: Frobenius norm and
+            trace of its Hessian from redrawn minibatches of --batch items, with the share of the error that comes from
+            drawing them (rows of protocol "dataset"); 0 leaves it out.
         protocol: measuring protocol. estimated: products with 95 % intervals; paper: Appendix D.4 as printed; both: one
             after the other at the same points.
         product: Hessian-vector products of the estimated protocol: exact, or finite differences (central, forward).
@@ -137,6 +140,7 @@ class Training:
     points: int = 10
     spacing: Literal["linear", "log"] = "linear"
     minibatch: Literal["step", "fixed"] = "step"
+    over: int = 0
     protocol: Literal["estimated", "paper", "both"] = "estimated"
     product: Literal["exact", "central", "forward"] = "exact"
     precision: float = 0.05

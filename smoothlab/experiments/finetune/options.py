@@ -14,7 +14,7 @@ from smoothlab.llm.tasks.jsonlines import TEMPLATE
 RANGES = {
     "train": (1, 10**9), "dev": (1, 10**9), "test": (1, 10**9), "q": (1, 10**4),
     "steps": (0, 10**9), "batch": (1, 10**9), "parts": (1, 64), "points": (1, 10**6), "probes": (2, 10**6),
-    "eval_every": (1, 10**9), "patience": (0, 10**9), "seed": (0, 2**32 - 1),
+    "over": (0, 10**9), "eval_every": (1, 10**9), "patience": (0, 10**9), "seed": (0, 2**32 - 1),
 }  # fmt: skip
 """Least and greatest value of whole numbers; seeds are shifted by 2^20 and must stay below torch's 2^63."""
 MOST_TRIALS = 1000

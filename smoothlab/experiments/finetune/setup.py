@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from smoothlab.blocks import Block, differentiable, fixed_loss
 from smoothlab.errors import BadInput
 from smoothlab.experiments.finetune.config import Rates, Training
 from smoothlab.experiments.finetune.options import block_rates
+from smoothlab.hessian.dataset import DatasetHessian
 from smoothlab.llm import adalora, distributed, encoding, heads, padding
 from smoothlab.llm.adapters import check_derivatives, virtual_tokens
 from smoothlab.llm.encoding import MULTIPLE, Encoded, batch, encode
@@ -42,6 +44,7 @@ class Setup:
     blocks: Mapping[str, Block]  # blocks that are trained
     measured: Sequence[Block]  # blocks whose curvature is measured, some of which training may keep frozen
     batches: Callable[[int], Sequence[Any]]  # parts of the minibatch of a step
+    loader: DataLoader[int]  # of the items whose mean loss is measured
     steps_per_epoch: int
     loss: Callable[[nn.Module, Any], Tensor]  # mean loss of a part
     judge: Callable[[Encoded], Accuracy]  # accuracy of the model as it stands
@@ -94,12 +97,23 @@ class Setup:
         if at:
             points = Points(
                 at, self.measured, pairs(run, self.measured), run.protocol, run.product, run.precision, run.probes,
-                run.path, run.minibatch, run.batch, run.seed,
+                run.path, run.minibatch, run.batch, run.seed, self._dataset(dropout),
             )  # fmt: skip
         return Trainer(
             self.model, self.blocks, self.batches, self.loss, hybrid, points, run.steps, run.schedule, run.seed,
             dropout, adalora, self.start, log,
         )  # fmt: skip
+
+    def _dataset(self, dropout: bool) -> Callable[[Sequence[int]], DatasetHessian] | None:
+        """Makes the Hessian of the mean loss of --over items from a seed; None where it is not asked for."""
+        if not self.run.over:
+            return None
+
+        def loss(minibatch: Any) -> Tensor:
+            compute = partial(self.loss, self.model, minibatch)
+            return fixed_loss(compute, self.model, train=dropout, seed=self.run.seed)()
+
+        return lambda seed: DatasetHessian(loss, self.loader, self.measured, seed=seed)
 
     def test_row(self) -> Row:
         """How the model as it stands does on test, how guesses would, and each answer: right 1, wrong 0."""
@@ -159,6 +173,9 @@ def setup(run: Training) -> Setup:
         parts = distributed.parts(numbers, device, run.parts_of_batch)
         return [batch(train, part, device, multiple=multiple) for part in parts]
 
+    collate = partial(batch, train, device=device, multiple=multiple)
+    numbers: Any = range(max(run.over, 1))
+    loader: DataLoader[int] = DataLoader(numbers, batch_size=run.batch, collate_fn=collate)
     notes = [*loaded.notes, splits.served]
     if reason is not None and (run.template, run.verbalizers) != (TEMPLATE, ()):
         notes.append("a classifier reads sentences alone: --template and --verbalizers are not used")
@@ -166,7 +183,7 @@ def setup(run: Training) -> Setup:
         notes.append("padding moves this model's scores: rows are trained singly, and evaluated beside rows as long")
     notes += encoding.notes((train, dev, test))
     return Setup(
-        run, model, blocks, to_measure, batches, len(train) // run.batch, choice_loss,
+        run, model, blocks, to_measure, batches, loader, len(train) // run.batch, choice_loss,
         partial(accuracy, model, mixed=mixed), dev, test, splits.served, notes,
         lambda folder, story: save(model, loaded.tokenizer, folder, base=bool(run.recipe.base), story=story),
     )  # fmt: skip
@@ -247,5 +264,7 @@ def _check_batch(run: Training, count: int) -> None:
     processes = distributed.world_size()
     if not 1 <= run.batch <= count:
         raise BadInput(f"--batch {run.batch} with {count} training examples: use 1 to {count}")
+    if run.over and not run.batch <= run.over <= count:
+        raise BadInput(f"--over {run.over} with {count} training examples: use {run.batch} (--batch) to {count}")
     if run.batch % processes:
         raise BadInput(f"--batch {run.batch} with {processes} processes: use a multiple of {processes}")
