@@ -286,7 +286,8 @@ def setup(experiment: Any) -> Setup:
 
     nothing: Any = None
     return Setup(
-        experiment, model, blocks, list(blocks.values()), batches, 6, classifier_loss,
+        experiment, model, blocks, list(blocks.values()), batches,
+        lambda numbers: (x[numbers], labels[numbers]), 6, classifier_loss,
         nothing, nothing, nothing, "made up", [], nothing,
     )  # fmt: skip
 

@@ -81,6 +81,30 @@ def test_a_stopped_measured_run_ends_as_an_undisturbed_one(tmp_path: Path, minib
         assert run(again, out) == wanted, stop
 
 
+def test_the_data_sets_hessian_is_measured_beside_the_minibatchs(tmp_path: Path) -> None:
+    """Of items that are all in one minibatch the data set's Hessian is the minibatch's, and nothing is sampled."""
+    measured = toy("hybrid", protocol="estimated", path=False, batch=16, train=16, over=16, steps=2, points=2)
+    rows = [row for row in run(measured, tmp_path / "over.jsonl") if row["part"] == "curvature"]
+    for block in ("base", "peft"):
+        for quantity in ("frobenius", "trace"):
+            own = [r for r in rows if (r["block"], r["wrt"], r["quantity"]) == (block, block, quantity)]
+            for one, whole in zip(
+                *[[r for r in own if r["protocol"] == p] for p in ("estimated", "dataset")], strict=True
+            ):
+                assert one["loss"] == pytest.approx(whole["loss"], rel=1e-12)
+                assert one["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-9)
+                assert max(one["low"], whole["low"]) <= min(one["high"], whole["high"])
+                assert whole["minibatches"] >= 33
+    assert training(run(replace(measured, measure=(), over=0), tmp_path / "plain.jsonl")) == training(
+        run(replace(measured, over=16), tmp_path / "again.jsonl")
+    )
+
+
+def test_over_fits_the_data() -> None:
+    with pytest.raises(BadInput, match=r"--over 65 with 64 training examples: use 8 \(--batch\) to 64"):
+        toy("hybrid", over=65).setup()
+
+
 @pytest.mark.check
 def test_a_killed_measured_run_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
     """SIGKILL within a step, and while the rows of a point are written."""

@@ -63,7 +63,8 @@ class Toy(Smoothness):
         nothing: Any = None
         items = Encoded((), (), (), "classifier", 0)
         return Setup(
-            self, model, blocks, measured_blocks(self, blocks), batches, 50 // self.batch, classifier_loss, nothing,
+            self, model, blocks, measured_blocks(self, blocks), batches,
+            lambda numbers: (x[numbers], labels[numbers]), 50 // self.batch, classifier_loss, nothing,
             items, items, "made up", [], nothing,
         )  # fmt: skip
 

@@ -77,7 +77,8 @@ class Toy(Finetune):
         _check_batch(self, self.train)
         measured = measured_blocks(self, {n: Block(n, tuple(getattr(model, n).parameters())) for n in ("base", "peft")})
         return Setup(
-            self, model, blocks, measured, batches, self.train // self.batch, loss, judge, splits["dev"],
+            self, model, blocks, measured, batches,
+            lambda numbers: (x[numbers], labels[numbers]), self.train // self.batch, loss, judge, splits["dev"],
             splits["test"], "made up", [], save,
         )  # fmt: skip
 

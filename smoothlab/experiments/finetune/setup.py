@@ -44,7 +44,7 @@ class Setup:
     blocks: Mapping[str, Block]  # blocks that are trained
     measured: Sequence[Block]  # blocks whose curvature is measured, some of which training may keep frozen
     batches: Callable[[int], Sequence[Any]]  # parts of the minibatch of a step
-    loader: DataLoader[int]  # of the items whose mean loss is measured
+    minibatch: Callable[[Sequence[int]], Any]  # of the training items with these numbers
     steps_per_epoch: int
     loss: Callable[[nn.Module, Any], Tensor]  # mean loss of a part
     judge: Callable[[Encoded], Accuracy]  # accuracy of the model as it stands
@@ -113,7 +113,9 @@ class Setup:
             compute = partial(self.loss, self.model, minibatch)
             return fixed_loss(compute, self.model, train=dropout, seed=self.run.seed)()
 
-        return lambda seed: DatasetHessian(loss, self.loader, self.measured, seed=seed)
+        numbers: Any = range(self.run.over)
+        loader: DataLoader[int] = DataLoader(numbers, batch_size=self.run.batch, collate_fn=self.minibatch)
+        return lambda seed: DatasetHessian(loss, loader, self.measured, seed=seed)
 
     def test_row(self) -> Row:
         """How the model as it stands does on test, how guesses would, and each answer: right 1, wrong 0."""
@@ -173,9 +175,7 @@ def setup(run: Training) -> Setup:
         parts = distributed.parts(numbers, device, run.parts_of_batch)
         return [batch(train, part, device, multiple=multiple) for part in parts]
 
-    collate = partial(batch, train, device=device, multiple=multiple)
-    numbers: Any = range(max(run.over, 1))
-    loader: DataLoader[int] = DataLoader(numbers, batch_size=run.batch, collate_fn=collate)
+    minibatch = partial(batch, train, device=device, multiple=multiple)
     notes = [*loaded.notes, splits.served]
     if reason is not None and (run.template, run.verbalizers) != (TEMPLATE, ()):
         notes.append("a classifier reads sentences alone: --template and --verbalizers are not used")
@@ -183,7 +183,7 @@ def setup(run: Training) -> Setup:
         notes.append("padding moves this model's scores: rows are trained singly, and evaluated beside rows as long")
     notes += encoding.notes((train, dev, test))
     return Setup(
-        run, model, blocks, to_measure, batches, loader, len(train) // run.batch, choice_loss,
+        run, model, blocks, to_measure, batches, minibatch, len(train) // run.batch, choice_loss,
         partial(accuracy, model, mixed=mixed), dev, test, splits.served, notes,
         lambda folder, story: save(model, loaded.tokenizer, folder, base=bool(run.recipe.base), story=story),
     )  # fmt: skip
