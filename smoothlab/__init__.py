@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from smoothlab.hessian.norms import NormEstimate
     from smoothlab.hessian.trajectory import SmoothnessHook, schedule
     from smoothlab.llm.callback import SmoothnessCallback
+    from smoothlab.llm.hybrid_trainer import HybridTrainer
     from smoothlab.llm.partition import partition
     from smoothlab.objectives.finite_sum import objective
     from smoothlab.objectives.psi import Barrier, Cosh, Exponential, Oscillating, Power, Quadratic
@@ -36,8 +37,8 @@ if TYPE_CHECKING:
 __version__ = "0.2.0.dev0"
 __all__ = [
     "Algorithm1", "Barrier", "Block", "ControlVariate", "Coordinate", "Cosh", "DatasetHessian", "DatasetNorm",
-    "Directional", "Distribution", "Estimator", "ExactHessian", "Exponential", "FiniteDifferenceHessian",
-    "Gaussian", "HybridSGD", "LowRank", "Masked", "NormEstimate", "Oscillating", "Points", "Power",
+    "Directional", "Distribution", "Estimator", "ExactHessian", "Exponential", "FiniteDifferenceHessian", "Gaussian",
+    "HybridSGD", "HybridTrainer", "LowRank", "Masked", "NormEstimate", "Oscillating", "Points", "Power",
     "Preconditioned", "Quadratic", "Rademacher", "SeedLog", "SmoothnessCallback", "SmoothnessHook", "Sparse",
     "Sphere", "Taylor", "Trainer", "ZerothOrder", "__version__", "fixed_loss", "frobenius", "linear_factor", "load",
     "mean", "objective", "partition", "replay", "schedule", "second_moment",
@@ -52,6 +53,7 @@ _NAMES = {
     "hessian.finite_differences": "FiniteDifferenceHessian",
     "hessian.trajectory": "SmoothnessHook schedule",
     "llm.callback": "SmoothnessCallback",
+    "llm.hybrid_trainer": "HybridTrainer",
     "llm.partition": "partition",
     "objectives.finite_sum": "objective",
     "objectives.psi": "Barrier Cosh Exponential Oscillating Power Quadratic",

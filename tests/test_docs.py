@@ -144,6 +144,7 @@ def test_examples_run(path: Path, tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, path], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     expected = {
+        "accelerate_hybrid.py": r"steps 21 to 30: mean loss 0\.\d+",
         "claim.py": r"cosh-bound: holds once corrected",
         "curvature.py": r"llama step 5 layer\.1: \|\|H\|\|_F = [\d.]+ \([\d.]+ to [\d.]+\)",
         "estimator.py": r"fourth order: E \|\|ghat\|\|\^2/\|\|g\|\|\^2 = (4\.[6-9]|5\.[0-4])\d* ",

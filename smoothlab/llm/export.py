@@ -77,6 +77,23 @@ def save(model: nn.Module, tokenizer: Any, folder: Path, *, base: bool, story: s
             chatter.enable_progress_bar()
 
 
+def add_base(model: Any, folder: Path) -> None:
+    """Write the base model's weights beside the module's, into what the model's own `save_pretrained` wrote.
+
+    Plain peft and transformers load both from there, onto the model that adapter_config.json names.
+
+    Args:
+        model: a PeftModel.
+        folder: where `save_pretrained` wrote it.
+    """
+    from safetensors.torch import load_file
+
+    # peft writes an adapter of another name than "default" to a folder of its own.
+    target = folder if model.active_adapter == "default" else folder / model.active_adapter
+    write_whole(target / WEIGHTS, load_file(target / WEIGHTS) | _base_weights(model), {"format": "pt"})
+    shutil.rmtree(target / PARTIAL)
+
+
 def make_room(folder: Path, run: str = "") -> str:
     """Make the folder for `save`, before the training that would be lost without.
 

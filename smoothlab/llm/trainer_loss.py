@@ -20,7 +20,6 @@ from types import MethodType
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 from transformers import Trainer
 
@@ -46,10 +45,10 @@ class LossWatch:
     """
 
     def __init__(self, trainer: Any) -> None:
-        self._trainer, self._compute = trainer, trainer.compute_loss
+        self._trainer, self.watched = trainer, trainer.compute_loss
         self.steps: set[int] = set()  # optimizer steps whose calls are kept
         self.calls: list[MinibatchLoss] = []  # kept since `forget`
-        functools.update_wrapper(self, self._compute)
+        functools.update_wrapper(self, self.watched)
 
     @staticmethod
     def of(trainer: Any) -> "LossWatch":
@@ -63,8 +62,8 @@ class LossWatch:
         """Give the Trainer its own `compute_loss` back."""
         if vars(self._trainer).get("compute_loss") is self:
             del self._trainer.compute_loss
-            if getattr(self._trainer, "compute_loss", None) != self._compute:
-                self._trainer.compute_loss = self._compute  # one that was set on this Trainer alone
+            if getattr(self._trainer, "compute_loss", None) != self.watched:
+                self._trainer.compute_loss = self.watched  # one that was set on this Trainer alone
 
     def forget(self) -> None:
         """Let go of the calls of minibatches that are over."""
@@ -73,10 +72,27 @@ class LossWatch:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the Trainer's own `compute_loss` returns; the call is kept first, as it may change its arguments."""
         trainer = self._trainer
-        trains = trainer.model.training and torch.is_grad_enabled()  # and does not evaluate
-        if trains and trainer.state.global_step in self.steps:
-            self.calls.append(MinibatchLoss(trainer, self._compute, args, kwargs))
-        return self._compute(*args, **kwargs)
+        # Without a graph too: a step may be of zeroth order alone.
+        if trainer.model.training and trainer.state.global_step in self.steps:
+            self.calls.append(MinibatchLoss(trainer, self.watched, args, kwargs))
+        return self.watched(*args, **kwargs)
+
+
+class Snapshot:
+    """A Trainer's attributes at one moment, from which Trainers are made that stand in for it."""
+
+    def __init__(self, trainer: Any) -> None:
+        self._kind, self._state = type(trainer), _attributes(vars(trainer))
+        self._state.pop("compute_loss", None)  # a watch, or bound to this Trainer
+
+    def stand_in(self) -> Any:
+        """A Trainer with fresh copies of the attributes, which logs nothing; the Trainer's own are left alone."""
+        trainer = object.__new__(self._kind)
+        vars(trainer).update(_attributes(self._state))
+        trainer.args = copy.copy(trainer.args)
+        trainer.state, trainer.control = copy.copy(trainer.state), copy.copy(trainer.control)
+        trainer.log = _silent
+        return trainer
 
 
 class MinibatchLoss:
@@ -86,9 +102,8 @@ class MinibatchLoss:
         self, trainer: Any, compute: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         self._kind, self._model, self._compute = type(trainer), trainer.model, compute
-        self._state = _attributes(vars(trainer))
-        self._state.pop("compute_loss", None)  # the watch itself
-        self._args, self._kwargs = _copied(args), _copied(kwargs)
+        self._snapshot = Snapshot(trainer)
+        self._args, self._kwargs = copied(args), copied(kwargs)
         own = [p.name for p in inspect.signature(compute).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
         # Behind what a subclass names, *args may take the rest of what a Trainer passes, in its order.
         self._names = own + list(_CANONICAL[len(own) :])
@@ -106,16 +121,16 @@ class MinibatchLoss:
             inputs = self._argument(self._names[1])
         else:
             inputs = trainer._prepare_inputs(minibatch)
-        values = {self._names[0]: self._model, self._names[1]: _copied(inputs), "num_items_in_batch": None}
+        values = {self._names[0]: self._model, self._names[1]: copied(inputs), "num_items_in_batch": None}
         if self._counts:
             values["num_items_in_batch"] = trainer.get_batch_samples(iter([inputs]), 1, trainer.args.device)[1]
-        args = [values.get(name, value) for name, value in zip(self._names, _copied(self._args), strict=False)]
-        kwargs = {name: values.get(name, value) for name, value in _copied(self._kwargs).items()}
+        args = [values.get(name, value) for name, value in zip(self._names, copied(self._args), strict=False)]
+        kwargs = {name: values.get(name, value) for name, value in copied(self._kwargs).items()}
         compute = self._compute
         # A bound method would write to the Trainer that is training.
         if isinstance(compute, MethodType) and isinstance(compute.__self__, self._kind):
             compute = MethodType(compute.__func__, trainer)
-        with _python_rng(seed), trainer.compute_loss_context_manager():
+        with python_rng(seed), trainer.compute_loss_context_manager():
             loss = compute(*args, **kwargs)
         if isinstance(loss, tuple):  # (loss, outputs)
             loss = loss[0]
@@ -128,14 +143,10 @@ class MinibatchLoss:
 
     def _stand_in(self) -> Any:
         """A Trainer with fresh copies of the attributes, without accumulation and other processes."""
-        trainer = object.__new__(self._kind)
-        vars(trainer).update(_attributes(self._state))
-        trainer.args = copy.copy(trainer.args)
+        trainer = self._snapshot.stand_in()
         trainer.args.average_tokens_across_devices = False
         trainer.args.gradient_accumulation_steps = trainer.args._n_gpu = 1
         trainer.current_gradient_accumulation_steps = 1
-        trainer.state, trainer.control = copy.copy(trainer.state), copy.copy(trainer.control)
-        trainer.log = _silent
         trainer.accelerator = _Alone(trainer.accelerator)
         return trainer
 
@@ -170,30 +181,30 @@ def _attributes(values: Mapping[str, Any]) -> dict[str, Any]:
     """Copies of a Trainer's attributes, but for its data sets: they may be lists of millions of rows."""
     result = dict(values)
     for name in result.keys() - _DATA:
-        result[name] = _copied(result[name])
+        result[name] = copied(result[name])
     return result
 
 
-def _copied(value: Any) -> Any:
+def copied(value: Any) -> Any:
     """The same in new containers and tensors, whatever writes to them; other objects are shared."""
     if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
         return value.detach().clone()
     if isinstance(value, dict | UserDict):  # BatchEncoding is no dict
         new = copy.copy(value)
         for key in value:
-            new[key] = _copied(value[key])
+            new[key] = copied(value[key])
         return new
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*map(_copied, value))
+        return type(value)(*map(copied, value))
     if type(value) in (list, tuple):
-        return type(value)(map(_copied, value))
+        return type(value)(map(copied, value))
     if isinstance(value, set | deque):
         return copy.copy(value)
     return value
 
 
 @contextmanager
-def _python_rng(seed: int) -> Iterator[None]:
+def python_rng(seed: int) -> Iterator[None]:
     """Inside the context the generators of Python and NumPy start at `seed`; torch's are `fixed_loss`'s part."""
     python, numpy = random.getstate(), np.random.get_state()
     random.seed(seed)

@@ -122,6 +122,7 @@ class HybridSGD(torch.optim.Optimizer):
         self._watch: Watch | None = None
         # Whether f(x, y) is evaluated without a graph too, as with one it is rounded otherwise; None: not known yet.
         self._apart: bool | None = None
+        self._pending: tuple[float, float | None, dict[int, Directional]] | None = None  # from `backward` to `step`
         self._exact: torch.optim.Optimizer | None = None
         named = self.param_groups[0]
         if exact_groups:
@@ -148,34 +149,23 @@ class HybridSGD(torch.optim.Optimizer):
             if block.params[0].dtype.itemsize == 2 and k not in self._masters:
                 raise BadInput("a seed log of 16-bit weights needs masters: a replay adds steps up in fp32, as they do")
 
-    def step(self, closure: Closure | Sequence[Closure]) -> Tensor:  # type: ignore[override]
-        """One step of Algorithm 1.
+    def step(self, closure: Closure | Sequence[Closure] | None = None) -> Tensor:  # type: ignore[override]
+        """One step of Algorithm 1; returns the loss at (x, y), see `Step.loss`.
 
         Args:
-            closure: computes the loss of one minibatch, a scalar, and nothing else. It is called two or three times,
-                and must give the same at the same weights, whether a graph is kept or not: dropout off, or its mask
-                fixed (`smoothlab.blocks.fixed_loss`). Where there are zeroth-order groups, the first step evaluates it
-                twice more to see that, and later ones where the closure behaves otherwise than before, and every 128
-                steps. Several of them are averaged (accumulation), one graph in memory at a time.
-
-        Returns:
-            The loss at (x, y), see `Step.loss`.
+            closure: see `backward`, which is called with it; None where it was called before.
 
         Raises:
-            BadInput: the loss is no scalar, not finite, not deterministic, another one with a graph than without,
-                writes to weights or buffers, or depends on no parameter of an exact group; all weights are then as
-                they were, but for what a loss has written to weights of no group, or at a later step.
+            BadInput: see `backward`; or there is no closure, and `backward` was not called.
         """
-        closures = [closure] if callable(closure) else list(closure or ())
-        if not closures:
-            raise BadInput("step() got no closure: give a function that computes the loss, or several")
-        # No activation is kept for zeroth-order groups, whose parameters require no gradient meanwhile.
-        with differentiable(self._blocks.values(), required=False):
-            try:
-                loss, norm, gradients = self._at_this_point(Minibatch(closures, self.peers, self._named))
-            except BaseException:
-                self.zero_grad()
-                raise
+        if closure is not None:
+            self.backward(closure)
+        if self._pending is None:
+            raise BadInput(
+                "HybridSGD.step() got no closure: call step(closure), where the closure computes the loss, or "
+                "backward(closure) before; in place of a transformers.Trainer use smoothlab.HybridTrainer"
+            )
+        (loss, norm, gradients), self._pending = self._pending, None
         # All gradients are taken, and logged, before any weight moves: they are those of one point (x, y), and a step
         # that finds no room on the disk has not happened.
         self._note(gradients)
@@ -192,6 +182,40 @@ class HybridSGD(torch.optim.Optimizer):
         self.last = Step(loss, estimates, norm, fractions)
         self.steps += 1
         return torch.tensor(loss, dtype=torch.float64)
+
+    def backward(self, closure: Closure | Sequence[Closure]) -> Tensor:
+        """Compute f(x, y), which is returned, and both gradients, for a `step()` without closure; no weight moves.
+
+        Between the two a loop may clip the exact gradient, in `.grad` of its parameters; `zero_grad` drops both.
+
+        Args:
+            closure: computes the loss of one minibatch, a scalar, and nothing else. It is called two or three times,
+                and must give the same at the same weights, whether a graph is kept or not: dropout off, or its mask
+                fixed (`smoothlab.blocks.fixed_loss`). Where there are zeroth-order groups, the first step evaluates it
+                twice more to see that, and later ones where the closure behaves otherwise than before, and every 128
+                steps. Several of them are averaged (accumulation), one graph in memory at a time.
+
+        Raises:
+            BadInput: the loss is no scalar, not finite, not deterministic, another one with a graph than without,
+                writes to weights or buffers, or depends on no parameter of an exact group; all weights are then as
+                they were, but for what a loss has written to weights of no group, or at a later step.
+        """
+        closures = [closure] if callable(closure) else list(closure)
+        if not closures:
+            raise BadInput("HybridSGD got an empty list of closures: give a function that computes the loss, or more")
+        # No activation is kept for zeroth-order groups, whose parameters require no gradient meanwhile.
+        with differentiable(self._blocks.values(), required=False):
+            try:
+                self._pending = self._at_this_point(Minibatch(closures, self.peers, self._named))
+            except BaseException:
+                self.zero_grad()
+                raise
+        return torch.tensor(self._pending[0], dtype=torch.float64)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the exact gradients, and estimates that no step has used."""
+        super().zero_grad(set_to_none)
+        self._pending = None
 
     def state_dict(self, *, masters: bool = True) -> dict[str, Any]:
         """Everything that the next steps depend on beside the parameters; without `masters` if a log rebuilds them.

@@ -510,13 +510,57 @@ def test_a_loss_that_does_not_depend_on_a_group_is_refused() -> None:
 def test_calls_that_cannot_be_meant_are_refused() -> None:
     module, loss = net()
     optimizer = HybridSGD([{"params": module.parameters()}])
-    for nothing in (None, []):
-        with pytest.raises(BadInput, match="got no closure: give a function"):
-            optimizer.step(nothing)  # type: ignore[arg-type]
+    with pytest.raises(
+        BadInput, match=r"step\(\) got no closure: call step\(closure\), .* use smoothlab.HybridTrainer"
+    ):
+        optimizer.step()
+    with pytest.raises(BadInput, match="got an empty list of closures: give a function"):
+        optimizer.step([])
     with pytest.raises(BadInput, match="groups cannot be added to HybridSGD: make a new one"):
         optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))]})
     with pytest.raises(BadInput, match="has shape"):
         optimizer.step(lambda: loss() * torch.ones(2))
+
+
+def test_backward_and_a_step_without_closure_are_the_step() -> None:
+    """With clipping between them, and a rate that is set between them; no weight moves in `backward`."""
+    weights = []
+    for apart in (False, True):
+        module, loss = net()
+        x, y = halves(module)
+        groups = [{"params": x, "lr": 0.5, "oracle": ZerothOrder()}, {"params": y, "lr": 0.5}]
+        optimizer = HybridSGD(groups, clip=None if apart else 0.1)
+        for rate in (0.1, 0.05):
+            if apart:
+                before = flat([*x, *y])
+                expected = float(loss().detach())
+                assert float(optimizer.backward(loss)) == expected and torch.equal(flat([*x, *y]), before)
+                assert torch.nn.utils.clip_grad_norm_(module.parameters(), 0.1) > 0.1
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step(None if apart else loss)
+        assert optimizer.steps == 2 and optimizer.last is not None
+        weights.append(flat([*x, *y]))
+    assert torch.equal(*weights)
+
+
+def test_gradients_serve_one_step_and_none_after_zero_grad() -> None:
+    module, loss = net()
+    optimizer = HybridSGD([{"params": module.parameters(), "oracle": ZerothOrder()}])
+    optimizer.backward(loss)
+    optimizer.zero_grad()
+    before = flat(list(module.parameters()))
+    with pytest.raises(BadInput, match="got no closure"):
+        optimizer.step()
+    assert torch.equal(flat(list(module.parameters())), before)
+    optimizer.backward(loss)
+    optimizer.step()
+    with pytest.raises(BadInput, match="got no closure"):
+        optimizer.step()
+    with pytest.raises(BadInput, match="has shape"):
+        optimizer.backward(lambda: loss() * torch.ones(2))
+    with pytest.raises(BadInput, match="got no closure"):
+        optimizer.step()
 
 
 def logged(x: list[Tensor], path: Path, oracle: ZerothOrder, seed: int = 0, **more: Any) -> HybridSGD:

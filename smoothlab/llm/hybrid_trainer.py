@@ -1,0 +1,236 @@
+"""HybridTrainer: a `transformers.Trainer` that trains by Algorithm 1.
+
+One training step moves the base model x by a zeroth-order gradient and all else that is trained, y, by exact ones,
+
+    x <- x - eta_x ghat_x f(x, y),   y <- y - eta_y grad_y f(x, y),   both at the same (x, y),
+
+where f is the loss by which the Trainer itself would train: what its `training_step` hands to `backward`. Of k
+accumulated minibatches f is the mean, so that a zeroth-order step has one direction z, and its coefficient is the mean
+of the k slopes along z. Everything else is the Trainer's: data, logging, evaluation, checkpoints, schedules, clipping.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Trainer
+
+from smoothlab.blocks import Loss, fixed_loss
+from smoothlab.errors import BadInput
+from smoothlab.llm import distributed, heads
+from smoothlab.llm.export import ROTATED, add_base
+from smoothlab.llm.trainer_loss import LossWatch, Snapshot, copied, python_rng
+from smoothlab.optim.hybrid import HybridSGD
+from smoothlab.zeroth.estimators import Estimator, ZerothOrder
+
+MASK = 0x9E3779B1
+"""Distance of the seeds of two minibatches of a step: in the low 32 bits, as torch's CPU generator reads no others."""
+
+
+class HybridMixin:
+    """What makes a Trainer a hybrid one: `class Mine(HybridMixin, SomeTrainer)`; see `HybridTrainer`."""
+
+    args: Any
+    model: Any
+    accelerator: Any
+    optimizer: Any
+    state: Any
+
+    def __init__(self, *args: Any, eta_x: float = 1e-6, oracle: Estimator | None = None, **kwargs: Any) -> None:
+        self.eta_x, self.oracle = eta_x, oracle
+        if oracle is None:
+            self.oracle = ZerothOrder()
+        self._minibatches: _Minibatches | None = None  # of this step, so far
+        self._rate: float | None = None  # of the step's zeroth-order part
+        super().__init__(*args, **kwargs)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """HybridSGD over the base model, and over what else is trained with the optimizer that the Trainer would use.
+
+        Raises:
+            BadInput: the Trainer cuts parameters into shards, spreads a minibatch over GPUs or scales its loss; or the
+                PEFT method is PSOFT.
+        """
+        if self.optimizer is None:
+            self._check()
+            has_module = hasattr(self.model, "peft_config")
+            base = heads.blocks(self.model, base=True, module=has_module)["base"]
+            # peft freezes all of it; in a model without a module, what is frozen stays so.
+            params = [p for p in base.params if p.requires_grad or has_module]
+            for p in params:
+                p.requires_grad_(False)  # neither the exact optimizer nor other processes' sums have it
+            exact = super().create_optimizer(*args, **kwargs)  # type: ignore[misc]
+            # Exact groups come first: the rate that a Trainer logs is that of the first group.
+            groups = [group | {"name": f"exact {k}"} for k, group in enumerate(exact.param_groups) if group["params"]]
+            groups.append({"params": params, "lr": self.eta_x, "oracle": self.oracle, "name": "base"})
+
+            def shared(param_groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+                exact.param_groups = param_groups
+                return exact
+
+            self.optimizer = HybridSGD(groups, seed=self.args.seed, exact=shared)
+        return self.optimizer
+
+    def training_step(self, model: Any, inputs: Mapping[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """Compute both gradients of the step's mean loss once its last minibatch is here; `optimizer.step()` follows.
+
+        Returns:
+            The step's loss with its last minibatch, 0 with those before.
+
+        Raises:
+            BadInput: see `HybridSGD.backward`; or the Trainer was given another optimizer.
+        """
+        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate wraps it
+        if not isinstance(optimizer, HybridSGD):
+            kind = type(optimizer).__name__
+            raise BadInput(f"HybridTrainer got {kind} as its optimizer: leave optimizers out, or give a HybridSGD")
+        if self._minibatches is None:
+            self._minibatches = _Minibatches(self)
+        self._minibatches.add(model, inputs, num_items_in_batch)
+        if not self.accelerator.sync_gradients:
+            return torch.zeros((), device=self.args.device)
+        minibatches, self._minibatches = self._minibatches, None
+        if self.args.world_size > 1:
+            optimizer.peers = distributed.Peers()
+        zeroth = [group["lr"] for group in optimizer.param_groups if group["oracle"] is not None]
+        if zeroth:
+            self._rate = float(zeroth[0])  # the schedule has moved on when it is logged
+        return optimizer.backward(minibatches.losses()).to(self.args.device, torch.float32)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log the base model's learning rate beside the other one."""
+        if "learning_rate" in logs and self._rate is not None:
+            logs["eta_x"] = self._rate
+        super().log(logs, *args, **kwargs)  # type: ignore[misc]
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Save the model; with an adapter, the base model's weights beside it, which plain peft does not save."""
+        super()._save(output_dir, state_dict)  # type: ignore[misc]
+        if self.args.should_save and hasattr(self.model, "peft_config"):
+            add_base(self.model, Path(output_dir or self.args.output_dir))
+
+    def _check(self) -> None:
+        if getattr(self, "is_fsdp_enabled", False) or getattr(self, "is_deepspeed_enabled", False):
+            raise BadInput("FSDP and DeepSpeed cut parameters into shards, which HybridTrainer cannot move: use DDP")
+        if self.args.n_gpu > 1:
+            raise BadInput(
+                f"{self.args.n_gpu} GPUs in one process: start one process a GPU, with torchrun, or hide others"
+            )
+        if self.args.fp16:
+            raise BadInput("fp16=True scales the loss, which zeroth-order differences do not survive: use bf16=True")
+        for config in getattr(self.model, "peft_config", {}).values():
+            if config.peft_type in ROTATED:
+                raise BadInput(f"{config.peft_type.value} cannot be loaded onto a trained base model: use LoRA")
+
+
+class HybridTrainer(HybridMixin, Trainer):  # type: ignore[misc]
+    """A `transformers.Trainer` whose training step is Algorithm 1; all arguments but two are the Trainer's own.
+
+    >>> from peft import LoraConfig, get_peft_model
+    >>> from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
+    >>> from smoothlab import HybridTrainer
+    >>> shape = {"vocab_size": 99, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    >>> model = LlamaForCausalLM(LlamaConfig(**shape, num_attention_heads=2))
+    >>> model = get_peft_model(model, LoraConfig(r=8, target_modules=["q_proj", "v_proj"]))
+    >>> args = TrainingArguments("out", learning_rate=1e-3, use_cpu=True)
+    >>> trainer = HybridTrainer(model, args, eta_x=1e-6)
+    >>> [(group["name"], group["lr"]) for group in trainer.create_optimizer().param_groups]
+    [('exact 0', 0.001), ('base', 1e-06)]
+
+    `args.learning_rate`, `optim` and `weight_decay` are of the PEFT module and a classifier's head, or of a new module
+    that peft trains with them; without a PEFT module all that is trained takes zeroth-order steps. The schedule scales
+    both rates. `max_grad_norm` clips the exact gradient alone, and is what `grad_norm` logs: the zeroth-order part is
+    neither counted nor clipped. Dropout masks are fixed within a step. A loss that is not finite ends training.
+    `save_model` and checkpoints hold the base model's weights in the adapter's file. The base model's parameters
+    require no gradient from the start of training on.
+
+    Args:
+        eta_x: learning rate of the base model.
+        oracle: estimator of the base model's gradient; two-sided Gaussian, mu = 1e-3, by default.
+        *args: of `transformers.Trainer`. An optimizer that it is given must be a HybridSGD, and is then used as it is.
+        **kwargs: likewise.
+    """
+
+
+class _Minibatches:
+    """The minibatches of a step, and the loss of each as the Trainer hands it to `backward`.
+
+    The Trainer itself computes each once, as its subclasses keep metrics and count calls. For the other evaluations of
+    the step a stand-in does, from the attributes that the Trainer had before the step.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer, self._snapshot = trainer, Snapshot(trainer)
+        self._arguments: list[tuple[Any, Any, Any]] = []
+        self._has_exact = any(group["oracle"] is None for group in trainer.optimizer.param_groups)
+        self._turn = trainer  # who computes the losses at present
+        self._waits = True  # the Trainer's own turn is to come
+
+    def add(self, model: Any, inputs: Mapping[str, Any], items: Any) -> None:
+        """Add the next one, by the arguments of `training_step`."""
+        # Without DistributedDataParallel: HybridSGD adds up over processes.
+        self._arguments.append((self._trainer.accelerator.unwrap_model(model), inputs, items))
+
+    def losses(self) -> list[Loss]:
+        """Losses whose mean is that of the step, to be evaluated in order."""
+        args, count = self._trainer.args, len(self._arguments)
+        seed = (args.seed << 20) + self._trainer.state.global_step
+        losses = []
+        for number in range(count):
+            # A dropout mask belongs to a minibatch of a step, and is the same in all evaluations of it.
+            own = seed + (args.process_index * count + number) * MASK
+            losses.append(fixed_loss(partial(self._loss, number, own), self._trainer.model, train=True, seed=own))
+        return losses
+
+    def _loss(self, number: int, seed: int) -> Tensor:
+        if number == 0:
+            self._turn = self._next()
+        trainer, (model, inputs, items) = self._turn, self._arguments[number]
+        accelerator = trainer.accelerator
+        trainer.accelerator = kept = _Kept(accelerator)
+        if isinstance(trainer.compute_loss, LossWatch):
+            trainer.compute_loss.forget()  # which only wants the last minibatch of a step
+        try:
+            with python_rng(seed):
+                super(HybridMixin, trainer).training_step(model, copied(inputs), items)  # type: ignore[misc]
+        finally:
+            trainer.accelerator = accelerator
+        if kept.loss is None:
+            raise BadInput(
+                f"{type(trainer).__name__}.training_step never calls accelerator.backward, so that HybridTrainer does "
+                "not know its loss: let it call that, or override compute_loss instead"
+            )
+        # HybridSGD takes the mean of what are parts of a mean already.
+        return kept.loss * len(self._arguments)
+
+    def _next(self) -> Any:
+        """The Trainer itself where there is a graph, or else a stand-in for it."""
+        if self._waits and (torch.is_grad_enabled() or not self._has_exact):
+            self._waits = False
+            return self._trainer
+        stand_in, compute = self._snapshot.stand_in(), self._trainer.compute_loss
+        if isinstance(compute, LossWatch):
+            compute = compute.watched
+        if getattr(compute, "__self__", None) is self._trainer:  # perhaps set on this Trainer, not in its class
+            compute = MethodType(compute.__func__, stand_in)
+        stand_in.compute_loss = compute
+        return stand_in
+
+
+class _Kept:
+    """An Accelerator that keeps the loss instead of differentiating it."""
+
+    def __init__(self, accelerator: Any) -> None:
+        self._accelerator = accelerator
+        self.loss: Tensor | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._accelerator, name)
+
+    def backward(self, loss: Tensor, **_: Any) -> None:
+        """Keep it."""
+        self.loss = loss
