@@ -23,7 +23,7 @@ SPLIT_AS_GPT_2 = ("gpt-2", "gpt2", "phi-2", "olmo", "mpt", "jais", "trillion")
 """Pre-tokenizers of byte-level vocabularies that split text as GPT-2's does."""
 SPLIT_DIGITS = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")
 """Those that first cut out each digit."""
-LLAMA_3 = ("llama3", "llama-v3", "llama-bpe")
+WITH_START = ("llama3", "llama-v3", "llama-bpe", "tekken")
 """Those under which llama.cpp begins texts with the start token, and takes whole words from the vocabulary."""
 
 SPECIAL_TOKENS = {
@@ -160,7 +160,7 @@ def load_tokenizer(header: Header, config: Any) -> tuple[Any, list[str]]:
         return tokenizer, [note]
     options: dict[str, Any] = {}
     split = str(header.metadata.get("tokenizer.ggml.pre", ""))
-    if split in LLAMA_3:
+    if split in WITH_START:
         options["add_bos_token"] = True  # unless the file says otherwise
     tokenizer = AutoTokenizer.from_pretrained(str(folder), gguf_file=str(header.path), **options)
     if header.metadata.get("tokenizer.ggml.model") == "gpt2":
@@ -188,7 +188,7 @@ def _split_words(tokenizer: Any, split: str, path: Path) -> None:
             f"cannot load model '{path}': how its tokenizer splits text (tokenizer.ggml.pre = {split or 'not stated'}) "
             "is not known; put the model's tokenizer.json beside the file"
         )
-    if split in LLAMA_3:
+    if split in WITH_START:
         backend.model.ignore_merges = True
 
 

@@ -60,6 +60,9 @@ def test_weights_are_those_that_gguf_de_quantizes(tmp_path: Path, types: str, ti
     loaded = load_lm(str(tmp_path / "x.gguf"), seed=0)
     assert_equal(loaded.model, source, weights)
     assert loaded.model.config.tie_word_embeddings is tied and ("lm_head.weight" in weights) is not tied
+    # Marks of a quantized model, by which peft would choose other layers and transformers would refuse to save.
+    assert not hasattr(loaded.model, "hf_quantizer") and not hasattr(loaded.model, "quantization_method")
+    assert not loaded.model.is_quantized and not hasattr(loaded.model.config, "quantization_config")
     assert loaded.max_length == 64 and loaded.tokenizer.padding_side == "left"
 
 
