@@ -39,7 +39,8 @@ def weight_options(header: Header) -> dict[str, Any]:
     """Arguments of `from_pretrained` that read the file, all its weights de-quantized."""
     import transformers
 
-    # Newer versions of transformers can keep weights in their blocks, which cannot be trained.
+    # Without it version 5.23 marks the model as a quantized one, which it refuses to save; where the package kernels is
+    # installed, it keeps the weights of some architectures in their blocks, which cannot be trained.
     quantization = getattr(transformers, "GgufConfig", None)
     options: dict[str, Any] = {"gguf_file": str(header.path)}
     if quantization is not None:
@@ -72,12 +73,6 @@ def finish(model: Any, header: Header, new: list[str], dtype: torch.dtype) -> st
     Raises:
         BadInput: a tensor of the file has no place in the model, or the order of its rows is not clear.
     """
-    # With these transformers takes the model for a quantized one: it refuses to save it, and peft picks other layers.
-    for name in ("hf_quantizer", "quantization_method"):
-        model.__dict__.pop(name, None)
-    model.is_quantized = False
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
     # The name of the folder would be read as that of a model by peft and transformers, which find none in it.
     model.config.name_or_path = ""
     _check_places(model, header, new)

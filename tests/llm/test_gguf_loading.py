@@ -204,6 +204,21 @@ def test_start_token_under_llama_3(tmp_path: Path) -> None:
     assert found[True] == found[None] == [0, *found[False]]
 
 
+@pytest.mark.parametrize("split", ["gpt-2", "llama-bpe"])
+def test_whole_words_under_llama_3(tmp_path: Path, split: str) -> None:
+    """A word of the vocabulary is one token there, whatever the merges make of its letters."""
+    words = ["<s>", "</s>", *"film", "fi", "film"]
+    keys: dict[str, Any] = {
+        "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": split, "tokenizer.ggml.tokens": words,
+        "tokenizer.ggml.merges": ["f i"], "tokenizer.ggml.token_type": [3, 3] + [1] * 6,
+        "tokenizer.ggml.bos_token_id": 0, "tokenizer.ggml.eos_token_id": 1,
+    }  # fmt: skip
+    write(tmp_path / "x.gguf", model("llama"), metadata=keys, words=0)
+    found = load_lm(str(tmp_path / "x.gguf"), seed=0).tokenizer
+    pieces = {"gpt-2": ["fi", "l", "m"], "llama-bpe": ["film"]}[split]
+    assert found("film", add_special_tokens=False)["input_ids"] == [words.index(piece) for piece in pieces]
+
+
 def trained(loaded: Any, method: str) -> nn.Module:
     """The model after three steps of Algorithm 1, or of its LoRA module alone."""
     whole = attach(loaded.model, "lora", seed=0, r=4)
