@@ -23,7 +23,7 @@ SPLIT_AS_GPT_2 = ("gpt-2", "gpt2", "phi-2", "olmo", "mpt", "jais", "trillion")
 """Pre-tokenizers of byte-level vocabularies that split text as GPT-2's does."""
 SPLIT_DIGITS = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")
 """Those that first cut out each digit."""
-LLAMA_3 = ("llama3", "llama-v3", "llama-bpe")
+WITH_START = ("llama3", "llama-v3", "llama-bpe", "tekken")
 """Those under which llama.cpp begins texts with the start token, and takes whole words from the vocabulary."""
 
 SPECIAL_TOKENS = {
@@ -39,7 +39,8 @@ def weight_options(header: Header) -> dict[str, Any]:
     """Arguments of `from_pretrained` that read the file, all its weights de-quantized."""
     import transformers
 
-    # Newer versions of transformers can keep weights in their blocks, which cannot be trained.
+    # Without it version 5.23 marks the model as a quantized one, which it refuses to save; where the package kernels is
+    # installed, it keeps the weights of some architectures in their blocks, which cannot be trained.
     quantization = getattr(transformers, "GgufConfig", None)
     options: dict[str, Any] = {"gguf_file": str(header.path)}
     if quantization is not None:
@@ -72,12 +73,6 @@ def finish(model: Any, header: Header, new: list[str], dtype: torch.dtype) -> st
     Raises:
         BadInput: a tensor of the file has no place in the model, or the order of its rows is not clear.
     """
-    # With these transformers takes the model for a quantized one: it refuses to save it, and peft picks other layers.
-    for name in ("hf_quantizer", "quantization_method"):
-        model.__dict__.pop(name, None)
-    model.is_quantized = False
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
     # The name of the folder would be read as that of a model by peft and transformers, which find none in it.
     model.config.name_or_path = ""
     _check_places(model, header, new)
@@ -160,7 +155,7 @@ def load_tokenizer(header: Header, config: Any) -> tuple[Any, list[str]]:
         return tokenizer, [note]
     options: dict[str, Any] = {}
     split = str(header.metadata.get("tokenizer.ggml.pre", ""))
-    if split in LLAMA_3:
+    if split in WITH_START:
         options["add_bos_token"] = True  # unless the file says otherwise
     tokenizer = AutoTokenizer.from_pretrained(str(folder), gguf_file=str(header.path), **options)
     if header.metadata.get("tokenizer.ggml.model") == "gpt2":
@@ -188,7 +183,7 @@ def _split_words(tokenizer: Any, split: str, path: Path) -> None:
             f"cannot load model '{path}': how its tokenizer splits text (tokenizer.ggml.pre = {split or 'not stated'}) "
             "is not known; put the model's tokenizer.json beside the file"
         )
-    if split in LLAMA_3:
+    if split in WITH_START:
         backend.model.ignore_merges = True
 
 

@@ -19,8 +19,8 @@ FREQUENCIES, LONG, SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rop
 """Tensors of divisors: for all inputs, and for those beyond and within the original context."""
 ROPE_KEYS = (
     "rope.freq_base", "rope.dimension_count", "rope.scale_linear", "rope.scaling.type", "rope.scaling.factor",
-    "rope.scaling.original_context_length", "rope.scaling.attn_factor", "rope.scaling.yarn_attn_factor",
-    "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow",
+    "rope.scaling.original_context_length", "rope.scaling.attn_factor", "rope.scaling.yarn_beta_fast",
+    "rope.scaling.yarn_beta_slow",
 )  # fmt: skip
 """Keys that `rope` reads."""
 
@@ -42,7 +42,7 @@ def rope(config: Any, header: Header, *, partial: bool) -> list[str]:
     base = float(header.setting("rope.freq_base", 10000.0))
     _check_divisors(header, rotated)
     # llama.cpp multiplies sines and cosines by this number, whatever the scaling is.
-    magnitude = header.setting("rope.scaling.attn_factor", header.setting("rope.scaling.yarn_attn_factor"))
+    magnitude = header.setting("rope.scaling.attn_factor")
     if FREQUENCIES in header.rope:
         scaling = _divided(config, header.rope[FREQUENCIES], base)
     else:
@@ -63,6 +63,8 @@ def rope(config: Any, header: Header, *, partial: bool) -> list[str]:
 def _kind(header: Header) -> tuple[str, float]:
     """Type and factor of the scaling; "none" where positions are not scaled."""
     factor = float(header.setting("rope.scaling.factor", header.setting("rope.scale_linear", 1.0)))
+    if factor == 0.0:
+        factor = 1.0  # llama.cpp reads 0 as not stated
     kind = str(header.setting("rope.scaling.type", "linear"))  # llama.cpp's default, as older files leave it out
     if kind == "linear" and factor == 1.0:
         kind = "none"
@@ -96,7 +98,7 @@ def _scaled(config: Any, header: Header, magnitude: float) -> dict[str, Any]:
         "beta_fast": float(header.setting("rope.scaling.yarn_beta_fast", YARN_FAST)),
         "beta_slow": float(header.setting("rope.scaling.yarn_beta_slow", YARN_SLOW)),
         # llama.cpp's number comes on top of YaRN's own; transformers takes the product.
-        "attention_factor": magnitude * (0.1 * math.log(factor) + 1.0),
+        "attention_factor": magnitude * (0.1 * math.log(max(factor, 1.0)) + 1.0),
     }
 
 

@@ -76,6 +76,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "expert_count": (0,),
     "expert_used_count": (0,),
     "pooling_type": (0,),
+    "rope.scaling.yarn_attn_factor": (1.0,),  # versions of llama.cpp disagree on what it multiplies
     "rope.scaling.yarn_ext_factor": (1.0,),
     "rope.scaling.yarn_log_multiplier": (0.0,),
     "use_parallel_residual": (True,),

@@ -10,7 +10,7 @@ import gguf
 import pytest
 
 from smoothlab.errors import BadInput
-from smoothlab.llm import gguf_files
+from smoothlab.llm import gguf_files, hub
 from smoothlab.llm.gguf_files import find, identity, read
 from smoothlab.llm.models import load_lm
 from tests.llm.gguf_writing import QUANTIZED, model, write
@@ -78,6 +78,30 @@ def test_files_of_a_repository_in_the_cache_of_the_hub(
     assert find("someone/tiny") == find("someone/tiny/tiny.gguf") == snapshot / "tiny.gguf"
     assert "its cache has no other.gguf of someone/tiny" in said("someone/tiny/other.gguf")
     assert "its cache has no such model" in said("someone/else")
+
+
+def test_files_of_a_repository_on_the_hub(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the hub answers it is asked which files there are, and for the one that is meant."""
+    there = {
+        "a/one": ["README.md", "x.gguf"],
+        "a/two": ["x.gguf", "y.gguf"],
+        "a/plain": ["x.gguf", "model.safetensors"],
+    }
+    asked = []
+
+    def file(name: str, path: str) -> Path:
+        asked.append((name, path))
+        return whole
+
+    monkeypatch.setattr(hub, "reachable", lambda: True)
+    monkeypatch.setattr(hub, "files", lambda name: there.get(name, []))
+    monkeypatch.setattr(hub, "file", file)
+    gguf_files._in_repository.cache_clear()
+    assert find("a/one") == find("a/two/folder/y.gguf") == whole
+    assert asked == [("a/one", "x.gguf"), ("a/two", "folder/y.gguf")]
+    assert find("a/plain") is None and find("a/none") is None
+    assert "has 2 GGUF files (x.gguf, y.gguf): name one, as in --model a/two/x.gguf" in said("a/two")
+    gguf_files._in_repository.cache_clear()
 
 
 def test_what_a_file_says_of_itself(whole: Path) -> None:

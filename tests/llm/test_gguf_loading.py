@@ -60,6 +60,9 @@ def test_weights_are_those_that_gguf_de_quantizes(tmp_path: Path, types: str, ti
     loaded = load_lm(str(tmp_path / "x.gguf"), seed=0)
     assert_equal(loaded.model, source, weights)
     assert loaded.model.config.tie_word_embeddings is tied and ("lm_head.weight" in weights) is not tied
+    # Marks of a quantized model, by which peft would choose other layers and transformers would refuse to save.
+    assert not hasattr(loaded.model, "hf_quantizer") and not hasattr(loaded.model, "quantization_method")
+    assert not loaded.model.is_quantized and not hasattr(loaded.model.config, "quantization_config")
     assert loaded.max_length == 64 and loaded.tokenizer.padding_side == "left"
 
 
@@ -199,6 +202,21 @@ def test_start_token_under_llama_3(tmp_path: Path) -> None:
         write(tmp_path / "x.gguf", source, metadata=keys)
         found[states] = load_lm(str(tmp_path / "x.gguf"), seed=0).tokenizer("film")["input_ids"]
     assert found[True] == found[None] == [0, *found[False]]
+
+
+@pytest.mark.parametrize("split", ["gpt-2", "llama-bpe"])
+def test_whole_words_under_llama_3(tmp_path: Path, split: str) -> None:
+    """A word of the vocabulary is one token there, whatever the merges make of its letters."""
+    words = ["<s>", "</s>", *"film", "fi", "film"]
+    keys: dict[str, Any] = {
+        "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": split, "tokenizer.ggml.tokens": words,
+        "tokenizer.ggml.merges": ["f i"], "tokenizer.ggml.token_type": [3, 3] + [1] * 6,
+        "tokenizer.ggml.bos_token_id": 0, "tokenizer.ggml.eos_token_id": 1,
+    }  # fmt: skip
+    write(tmp_path / "x.gguf", model("llama"), metadata=keys, words=0)
+    found = load_lm(str(tmp_path / "x.gguf"), seed=0).tokenizer
+    pieces = {"gpt-2": ["fi", "l", "m"], "llama-bpe": ["film"]}[split]
+    assert found("film", add_special_tokens=False)["input_ids"] == [words.index(piece) for piece in pieces]
 
 
 def trained(loaded: Any, method: str) -> nn.Module:

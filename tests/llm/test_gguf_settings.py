@@ -184,6 +184,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], dict[str, np.ndarray], str]] = {
     "zero divisor": ("llama", {}, {"rope_freqs.weight": tensor([0.0] * 8)}, "a number that is not positive"),
     "part of a head": ("llama", {"rope.dimension_count": 8, "attention.key_length": 16}, {}, "its heads have 16"),
     "values of another length": ("llama", {"attention.value_length": 8}, {}, "attention.value_length = 8"),
+    "magnitude of yarn's own": ("qwen2", YARN | {"rope.scaling.yarn_attn_factor": 0.5}, {}, "only 1.0 can be loaded"),
     "log multiplier": ("qwen2", YARN | {"rope.scaling.yarn_log_multiplier": 0.1}, {}, "yarn_log_multiplier"),
     "layers of several widths": (
         "llama", {"feed_forward_length": [96, 64]}, {}, "feed_forward_length = [96, 64] would be lost"
@@ -203,11 +204,9 @@ def test_settings_that_would_be_lost_are_refused(tmp_path: Path, case: str) -> N
 
 def test_settings_at_which_nothing_changes(tmp_path: Path) -> None:
     neutral = {
-        "expert_count": 0,
-        "rope.scaling.type": "none",
-        "attention.causal": True,
-        "rope.scaling.finetuned": False,
-    }
+        "expert_count": 0, "attention.causal": True, "rope.scaling.finetuned": False, "rope.scaling.factor": 0.0,
+        "rope.scaling.yarn_attn_factor": 1.0,
+    }  # fmt: skip
     source = model("llama")
     write(tmp_path / "x.gguf", source, metadata=neutral)
     assert torch.equal(logits(load_lm(str(tmp_path / "x.gguf"), seed=0).model), logits(source))

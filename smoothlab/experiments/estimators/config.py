@@ -54,7 +54,7 @@ class Config(SettingsExperiment):
         curve_mus: steps mu of the curve, ascending.
         precisions: precisions of curve and model-curve.
         curve_draws: number of directions of the curve.
-        model: model of the model's parts: a hub name, a local directory, or micro (in the package).
+        model: model of the model's parts: a hub name, a local directory, a GGUF file, or micro (in the package).
         data: data of the minibatch: name of a task, or a JSON Lines file with the fields sentence and label.
         data_dir: folder with the task's files; a task is read from the hub without it.
         peft: PEFT method whose block is measured too, or none.
