@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from transformers import Trainer
 
-from smoothlab.blocks import Loss, fixed_loss
+from smoothlab.blocks import Block, Loss, differentiable, fixed_loss
 from smoothlab.errors import BadInput
 from smoothlab.llm import distributed, heads
 from smoothlab.llm.export import ROTATED, add_base
@@ -49,7 +49,7 @@ class HybridMixin:
         super().__init__(*args, **kwargs)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-        """HybridSGD over the base model, and over what else is trained with the optimizer that the Trainer would use.
+        """HybridSGD: estimates for the base model, for all else that is trained the optimizer that the Trainer would use.
 
         Raises:
             BadInput: the Trainer cuts parameters into shards, spreads a minibatch over GPUs or scales its loss; or the
@@ -59,11 +59,10 @@ class HybridMixin:
             self._check()
             has_module = hasattr(self.model, "peft_config")
             base = heads.blocks(self.model, base=True, module=has_module)["base"]
-            # peft freezes all of it; in a model without a module, what is frozen stays so.
-            params = [p for p in base.params if p.requires_grad or has_module]
-            for p in params:
-                p.requires_grad_(False)  # neither the exact optimizer nor other processes' sums have it
-            exact = super().create_optimizer(*args, **kwargs)  # type: ignore[misc]
+            # Beside a module x is what peft has frozen; without one, what the user has not.
+            params = tuple(p for p in base.params if p.requires_grad != has_module)
+            with differentiable([Block("base", params)], required=False):
+                exact = super().create_optimizer(*args, **kwargs)  # type: ignore[misc]
             # Exact groups come first: the rate that a Trainer logs is that of the first group.
             groups = [group | {"name": f"exact {k}"} for k, group in enumerate(exact.param_groups) if group["params"]]
             groups.append({"params": params, "lr": self.eta_x, "oracle": self.oracle, "name": "base"})
@@ -141,12 +140,12 @@ class HybridTrainer(HybridMixin, Trainer):  # type: ignore[misc]
     >>> [(group["name"], group["lr"]) for group in trainer.create_optimizer().param_groups]
     [('exact 0', 0.001), ('base', 1e-06)]
 
-    `args.learning_rate`, `optim` and `weight_decay` are of the PEFT module and a classifier's head, or of a new module
-    that peft trains with them; without a PEFT module all that is trained takes zeroth-order steps. The schedule scales
-    both rates. `max_grad_norm` clips the exact gradient alone, and is what `grad_norm` logs: the zeroth-order part is
-    neither counted nor clipped. Dropout masks are fixed within a step. A loss that is not finite ends training.
-    `save_model` and checkpoints hold the base model's weights in the adapter's file. The base model's parameters
-    require no gradient from the start of training on.
+    x is what peft has frozen. Exact gradients are of all that requires one: the PEFT module, a classifier's head, norms
+    that were unfrozen; `args.learning_rate`, `optim` and `weight_decay` are of these. Without a PEFT module all that is
+    trained takes zeroth-order steps. The schedule scales both rates. `max_grad_norm` clips the exact gradient alone, and
+    `grad_norm` logs the norm of it: the zeroth-order part is neither counted nor clipped. Dropout masks are fixed within
+    a step. A loss that is not finite ends training. `save_model` and checkpoints hold the base model's weights in the
+    adapter's file.
 
     Args:
         eta_x: learning rate of the base model.

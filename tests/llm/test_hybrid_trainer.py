@@ -310,12 +310,27 @@ def test_a_model_without_a_module_takes_zeroth_order_steps_alone(tmp_path: Path)
     """What is frozen stays so."""
     model: Any = tiny_lm("llama")
     model.model.embed_tokens.weight.requires_grad_(False)
-    trainer = OrderedHybrid(model, arguments(tmp_path), train_dataset=examples(), eta_x=ETA_X)
-    trainer.train()
-    assert [group["name"] for group in trainer.optimizer.param_groups] == ["base"]
+    for _ in range(2):  # a second Trainer of the same model does the same
+        trainer = OrderedHybrid(model, arguments(tmp_path), train_dataset=examples(), eta_x=ETA_X)
+        trainer.train()
+        assert [group["name"] for group in trainer.optimizer.param_groups] == ["base"]
     start: Any = tiny_lm("llama")
     moved = {name for (name, p), q in zip(model.named_parameters(), start.parameters(), strict=True) if (p != q).any()}
     assert moved == {name for name, _ in model.named_parameters()} - {"model.embed_tokens.weight"}
+
+
+def test_what_was_unfrozen_beside_a_module_has_exact_gradients(tmp_path: Path) -> None:
+    """Every parameter is in one group, and each of them is moved."""
+    model = lora("llama")
+    norms = {name for name, p in model.named_parameters() if "norm" in name and p.requires_grad_(True) is p}
+    trainer = OrderedHybrid(model, arguments(tmp_path, weight_decay=0.1), train_dataset=examples(), eta_x=ETA_X)
+    trainer.train()
+    names = {id(p): name for name, p in model.named_parameters()}
+    groups = [{names[id(p)] for p in group["params"]} for group in trainer.optimizer.param_groups]
+    decayed, plain, base = groups
+    assert decayed == {name for name in names.values() if ".lora_" in name} and plain == norms != set()
+    assert sum(map(len, groups)) == len(names) and decayed | plain | base == set(names.values())
+    assert not any((p == q).all() for p, q in zip(model.parameters(), lora("llama").parameters(), strict=True))
 
 
 def test_curvature_is_measured_along_a_hybrid_run_that_stays_the_same(tmp_path: Path) -> None:
