@@ -49,7 +49,7 @@ class HybridMixin:
         super().__init__(*args, **kwargs)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-        """HybridSGD: estimates for the base model, for all else that is trained the optimizer that the Trainer would use.
+        """HybridSGD: estimates for the base model, and for all else that is trained the Trainer's own optimizer.
 
         Raises:
             BadInput: the Trainer cuts parameters into shards, spreads a minibatch over GPUs or scales its loss; or the
@@ -140,12 +140,12 @@ class HybridTrainer(HybridMixin, Trainer):  # type: ignore[misc]
     >>> [(group["name"], group["lr"]) for group in trainer.create_optimizer().param_groups]
     [('exact 0', 0.001), ('base', 1e-06)]
 
-    x is what peft has frozen. Exact gradients are of all that requires one: the PEFT module, a classifier's head, norms
-    that were unfrozen; `args.learning_rate`, `optim` and `weight_decay` are of these. Without a PEFT module all that is
-    trained takes zeroth-order steps. The schedule scales both rates. `max_grad_norm` clips the exact gradient alone, and
-    `grad_norm` logs the norm of it: the zeroth-order part is neither counted nor clipped. Dropout masks are fixed within
-    a step. A loss that is not finite ends training. `save_model` and checkpoints hold the base model's weights in the
-    adapter's file.
+    x is what peft has frozen. Exact gradients are of all that requires one: the PEFT module, a classifier's head,
+    norms that were unfrozen; `args.learning_rate`, `optim` and `weight_decay` are of these. Without a PEFT module all
+    that is trained takes zeroth-order steps. The schedule scales both rates. `max_grad_norm` clips the exact gradient
+    alone, and `grad_norm` logs the norm of it: the zeroth-order part is neither counted nor clipped. Dropout masks
+    are fixed within a step. A loss that is not finite ends training. `save_model` and checkpoints hold the base
+    model's weights in the adapter's file.
 
     Args:
         eta_x: learning rate of the base model.
