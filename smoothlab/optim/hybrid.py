@@ -26,7 +26,7 @@ from torch import Tensor
 from smoothlab.blocks import Block, differentiable, standing_at
 from smoothlab.errors import BadInput
 from smoothlab.optim.groups import Group, check_depends, checked, warn_short
-from smoothlab.optim.masters import descend, masters_of, round_to
+from smoothlab.optim.masters import descend, masters_of, refreshed, round_to
 from smoothlab.optim.minibatch import Closure, Minibatch
 from smoothlab.optim.seedlog import SeedLog, replay
 from smoothlab.optim.summation import Peers
@@ -395,6 +395,6 @@ class HybridSGD(torch.optim.Optimizer):
 
     def _move(self, k: int, group: Group, gradient: Directional) -> None:
         block = self._blocks[k]
-        masters = self._masters.get(k, block)
+        masters = refreshed(block, self._masters.get(k, block))
         descend(masters, gradient, group["lr"], group["weight_decay"])
         round_to(block, masters)

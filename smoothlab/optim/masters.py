@@ -28,6 +28,18 @@ def masters_of(block: Block, copies: Block | None = None) -> Block:
     return copies
 
 
+def refreshed(block: Block, masters: Block) -> Block:
+    """The masters, set anew where weights are no longer what they round to: somebody else has written to these.
+
+    A Trainer that loads the best checkpoint at its end does so; masters would bring the last weights back.
+    """
+    if masters is not block:
+        for p, wide in zip(block.params, masters.params, strict=True):
+            if not torch.equal(wide.to(p.dtype), p):
+                wide.copy_(p.detach())
+    return masters
+
+
 def round_to(block: Block, masters: Block) -> None:
     """Round masters to the weights that they stand for; a block that is its own master stays."""
     if masters is block:

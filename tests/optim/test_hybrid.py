@@ -544,6 +544,20 @@ def test_backward_and_a_step_without_closure_are_the_step() -> None:
     assert torch.equal(*weights)
 
 
+def test_masters_follow_weights_that_somebody_else_has_written() -> None:
+    """A step of rate 0 keeps every bit of them; a Trainer that loads its best weights and goes on does so."""
+    module, loss = net(torch.bfloat16)
+    params = list(module.parameters())
+    optimizer = HybridSGD([{"params": params, "lr": 0.1, "oracle": ZerothOrder(0.05)}])
+    optimizer.step(loss)
+    with torch.no_grad():
+        params[0].add_(1)
+    written = flat(params)
+    optimizer.param_groups[0]["lr"] = 0.0
+    optimizer.step(loss)
+    assert torch.equal(flat(params), written)
+
+
 def test_gradients_serve_one_step_and_none_after_zero_grad() -> None:
     module, loss = net()
     optimizer = HybridSGD([{"params": module.parameters(), "oracle": ZerothOrder()}])
