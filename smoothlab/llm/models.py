@@ -242,7 +242,8 @@ def _reading(what: str, name: str) -> Iterator[None]:
         why = f"its {what} cannot be had ({type(error).__name__}: {' '.join(str(error).split())}"[:200] + ")"
         hint = f"use {_CHOICES}"
         if Path(name).is_dir():
-            hint = "the directory needs config.json, a tokenizer and model.safetensors (no pickled weights)"
+            files = "config.json, a tokenizer and model.safetensors (no pickled weights), or one GGUF file"
+            hint = f"the directory needs {files}"
         raise BadInput(f"cannot load model '{name}': {why}; {hint}") from error
 
 
