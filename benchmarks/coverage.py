@@ -125,7 +125,8 @@ class Diagonal(Hessian):
         return {"frobenius": float(h.norm()), "spectral": float(h.abs().max()), "trace": float(h.sum())}
 
 
-def _row(spectrum: str, quantity: str, truth: float, found: list[NormEstimate]) -> Row:
+def summary(spectrum: str, quantity: str, truth: float, found: Sequence[NormEstimate]) -> Row:
+    """One row: the coverage of estimates of one truth, their bias, widths and cost."""
     value, low, high = (np.array([getattr(e, f) for e in found]) for f in ("value", "low", "high"))
     hits = int(((low <= truth) & (truth <= high)).sum())
     interval = stats.binomtest(hits, len(found)).proportion_ci(0.95)
@@ -193,7 +194,7 @@ class Coverage:
         hessian = Coupled(couplings()[name])
         options: dict[str, Any] = {"cross": [("b", "a")], "precision": self.precision}
         found = [hessian.norms(seed=(self.seed + i,), **options)[-1] for i in range(self.simulations)]
-        yield _row(name, "cross", hessian.truth(), found)
+        yield summary(name, "cross", hessian.truth(), found)
 
     def _spectrum(self, name: str) -> Iterator[Row]:
         hessian = Diagonal(spectra()[name])
@@ -202,7 +203,7 @@ class Coverage:
             for e in hessian.norms(precision=self.precision, seed=(self.seed + i,)):
                 found[e.quantity].append(e)
         for quantity, truth in hessian.truth().items():
-            yield _row(name, quantity, truth, found[quantity])
+            yield summary(name, quantity, truth, found[quantity])
 
 
 def main() -> None:
