@@ -44,7 +44,7 @@ class Dense(DatasetHessian):
     """The same minibatches and steps with the matrices themselves: quick enough to simulate."""
 
     def __init__(self, matrices: torch.Tensor, batch: int, seed: int) -> None:
-        self.blocks, self.seed = DenseHessian(matrices[0]).blocks, (seed,)
+        self.blocks, self.seed, self.losses, self.grad_norms = DenseHessian(matrices[0]).blocks, (seed,), [], {}
         self._minibatches = redraw(DataLoader(matrices, batch_size=batch), (seed,))  # type: ignore[arg-type]
 
     def minibatch(self, names: Sequence[str]) -> DenseHessian:
