@@ -599,7 +599,7 @@ def test_the_defaults_of_the_norms_are_those_of_the_documents() -> None:
 
 @pytest.mark.parametrize(("a", "b", "floor"), [(3.0, 1.0, 3 * math.sqrt(8) / 16), (1.0, 9.0, math.sqrt(8) / 16)])
 def test_the_rounding_of_a_cross_block_is_the_larger_blocks_per_coordinate(a: float, b: float, floor: float) -> None:
-    """Diagonal blocks a I of 8 and b I of 2 dimensions, the first of which is the directions': 1/8 ||a I||_F sqrt(2/8)."""
+    """Diagonal blocks a I of 8 and b I of 2 dimensions, a's directions: 1/8 ||a I||_F sqrt(2/8)."""
     h = np.diag([a] * 8 + [b] * 2)
     h[0, 8] = h[8, 0] = 0.5
     cross = Rough(h, 8, 2).norms(cross=[("b", "a")])[-1]

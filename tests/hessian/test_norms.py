@@ -173,7 +173,7 @@ def test_lanczos_steps_follow_the_precision_and_the_spectrum(spectrum: str) -> N
 
 
 def test_lanczos_goes_on_where_it_saves_probes() -> None:
-    """Ten eigenvalues of 3 to 4 beside a rest: the bound is good after a few steps, and each step takes a tenth away."""
+    """Ten eigenvalues of 3 to 4 beside a rest: the bound is good early, and each step takes a tenth away."""
     run = Deflation(DenseHessian(np.diag([*np.linspace(3, 4, 10), *np.full(290, 0.1)])), "a", [3], [])
     run.krylov(12, 0.05)
     assert run.lanczos == 12
