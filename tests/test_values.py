@@ -465,7 +465,7 @@ def test_what_is_left_below_100_roundings_of_a_vector_lies_in_the_span(dtype: to
 
 def test_one_step_of_a_run_has_the_noise_of_its_dot_products_at_least() -> None:
     for dtype, units in ((torch.float64, 256), (torch.float32, 64)):
-        run = Deflation(DenseHessian(np.eye(5), dtype=dtype), "a", [0], {})
+        run = Deflation(DenseHessian(np.eye(5), dtype=dtype), "a", [0], [])
         assert (run.draws, run.hvps, run.lanczos, run.captured, run.noise) == (0, 0, 0, 0.0, 0.0)
         run.krylov(1)
         assert run.noise == units * torch.finfo(dtype).eps and run.hvps == run.lanczos == 1
@@ -528,7 +528,7 @@ class Scripted(Deflation):
     """A run of 12 Lanczos steps on a block of `dim` whose probes never narrow the interval: part `share` is probed."""
 
     def __init__(self, share: float, dim: int, gram: np.ndarray) -> None:
-        super().__init__(DenseHessian(np.diag(np.arange(1.0, dim + 1))), "a", [0], {})
+        super().__init__(DenseHessian(np.diag(np.arange(1.0, dim + 1))), "a", [0], [])
         self.krylov(12)
         self.share, self.gram, self.extended = share, gram, list[int]()
 
@@ -597,17 +597,18 @@ def test_the_defaults_of_the_norms_are_those_of_the_documents() -> None:
     assert spent == hessian.norms(["a"], precision=1e-6, budget=100) and spent[0].hvps == 100
 
 
-@pytest.mark.parametrize(
-    ("a", "b", "floor"), [(3.0, 1.0, 3 * math.sqrt(8) / 8 / 2), (1.0, 9.0, 9 * math.sqrt(2) / 8 * 2)]
-)
+@pytest.mark.parametrize(("a", "b", "floor"), [(3.0, 1.0, 3 * math.sqrt(8) / 16), (1.0, 9.0, math.sqrt(8) / 16)])
 def test_the_rounding_of_a_cross_block_is_the_larger_blocks_per_coordinate(a: float, b: float, floor: float) -> None:
-    """Diagonal blocks a I of 8 and b I of 2 dimensions: 1/8 of ||a I||_F sqrt(2/8), or of ||b I||_F sqrt(8/2)."""
+    """Diagonal blocks a I of 8 and b I of 2 dimensions, a's directions: 1/8 ||a I||_F sqrt(2/8)."""
     h = np.diag([a] * 8 + [b] * 2)
     h[0, 8] = h[8, 0] = 0.5
     cross = Rough(h, 8, 2).norms(cross=[("b", "a")])[-1]
-    assert (cross.block, cross.wrt, cross.quantity, cross.hvps) == ("a", "b", "frobenius", 14)
+    assert (cross.block, cross.wrt, cross.quantity, cross.hvps) == ("a", "b", "frobenius", 10)
     assert (cross.value, cross.low, cross.high) == pytest.approx((0.5, max(0.5 - floor, 0), 0.5 + floor), rel=1e-9)
-    assert cross.floor == pytest.approx(floor, rel=1e-9) and cross.flag == "below floor"
+    flag = None
+    if cross.value < 2 * floor:
+        flag = "below floor"
+    assert cross.floor == pytest.approx(floor, rel=1e-9) and cross.flag == flag
 
 
 class Slope(torch.autograd.Function):
@@ -665,7 +666,7 @@ def test_projections_in_16_bits_do_not_overflow() -> None:
 def test_a_cross_image_that_is_not_finite_is_refused() -> None:
     matrix = np.eye(4)
     matrix[0, 3] = matrix[3, 0] = np.nan
-    run = Deflation(DenseHessian(matrix, 2, 2), "a", (0,), {"b": None})
+    run = Deflation(DenseHessian(matrix, 2, 2), "a", (0,), ["b"])
     with pytest.raises(BadInput, match="a Hessian-vector product of block 'a' is not finite"):
         run.krylov(1)
 
@@ -675,7 +676,7 @@ def test_the_spectral_bound_takes_the_coupling_of_the_basis_with_the_rest() -> N
     spectrum = np.concatenate([[10.0, 8.0, 6.0], np.full(60, 1e-3)])
     hessian = DenseHessian(np.diag(spectrum))
     estimate = hessian.norms(lanczos=2, budget=60)[1]
-    run = Deflation(hessian, "a", [0, *b"a"], {})
+    run = Deflation(hessian, "a", [0, *b"a"], [])
     run.krylov(2)
     run.probe_until(0.05, 60)
     q, h = run.basis.rows.numpy(), hessian.matrix.numpy()

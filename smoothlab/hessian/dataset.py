@@ -217,7 +217,7 @@ class _Block:
     gradients: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        run = Deflation(self.hessian, self.name, [*self.seed, *self.name.encode()], {})
+        run = Deflation(self.hessian, self.name, [*self.seed, *self.name.encode()], [])
         run.krylov(LANCZOS)
         self.doubts = doubted(self.name, check_products(run))
         self.basis, self.block = self._dominant(run), run.block

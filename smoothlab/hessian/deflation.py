@@ -6,15 +6,16 @@ and B = (I - Q'Q) H (I - Q'Q). Then, exactly,
 and Gaussian probes orthogonal to Q, Hutchinson's, estimate ||B||_F^2 and tr B without bias (the idea of Hutch++, Meyer
 et al. 2021).
 If one direction dominates, as in small trained nets, Q takes it and little is left to probe; if the spectrum is broad,
-as in large pretrained nets, B is broad and few probes are enough. Between the two, e.g. ten equal eigenvalues of which
-a Krylov space sees one, the images of the probes already made join Q, and probing starts anew on the smaller rest.
+as in large pretrained nets, B is broad and few probes are enough: the Lanczos steps notice which case it is, and end
+where one more would save less than a probe. Between the two, e.g. ten equal eigenvalues of which a Krylov space sees
+one, the images of the probes already made join Q, and probing starts anew on the smaller rest.
 Ten equal eigenvalues cannot do with the 20 products of other spectra: the Krylov space of the Lanczos steps holds one
 vector of their eigenspace, so nine more starts must be imaged; to know an image exactly takes a second product; and
 what is left is certified only by probes that Q does not depend on.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -29,27 +30,28 @@ from smoothlab.stats.probes import Reach, effective_rank, lanczos_reach, sum_of_
 from smoothlab.zeroth.distributions import draw
 
 FIRST = 5  # probes before the first look at the interval
+SMALL = 256  # dimensions of blocks that take all Lanczos steps: a dozen span much of them, and self-checks see more
 IMAGES = 16  # images kept: enough for the effective rank, and a bound on memory
 
 
 class Deflation:
     """Lanczos, probes and deflation on one block c; cross images H_bc v for blocks b of `others` come on the way.
 
-    `others` maps b to its basis Q_b if b is done already, else to None. `cross_known[b]` is then the part of
-    ||H_bc||_F^2 that Q_c has seen outside Q_b, `cross_squares[b]` holds the squares of the same part of the probes'
-    images, and `cross_images[b]` the images themselves while Q_b is to come.
+    With C = H_bc, `cross_known[b]` is ||C Q'||_F^2, and the probes see C (I - Q'Q): `cross_squares[b]` holds the
+    squares of their images, and `cross_images[b]` the first of these images.
     """
 
-    def __init__(self, hessian: Products, name: str, seed: Sequence[int], others: Mapping[str, Basis | None]) -> None:
-        self.hessian, self.name, self.block, self.others = hessian, name, hessian.blocks[name], others
+    def __init__(self, hessian: Products, name: str, seed: Sequence[int], others: Iterable[str]) -> None:
+        self.hessian, self.name, self.block = hessian, name, hessian.blocks[name]
+        self.others = tuple(others)
         self.basis = Basis(self.block.dim, self.block.params[0])
         self.seed, self.draws, self.hvps, self.lanczos = seed, 0, 0, 0
         self.unbroken = 0  # Lanczos vectors of the first start: all, unless its Krylov space closes
         self.columns: list[np.ndarray] = []  # column j of T down to its diagonal
         self.residuals: list[float] = []  # ||(I - Q'Q) H q_j|| for the Q of that time
-        self.captured = 0.0  # ||H Q'||_F^2
+        self.squared_images: list[float] = []  # ||H q_j||^2
         self.noise = 0.0  # relative rounding error of a product
-        self.cross_known = dict.fromkeys(others, 0.0)
+        self.cross_known = dict.fromkeys(self.others, 0.0)
         self._clear()
 
     def _clear(self) -> None:
@@ -75,13 +77,6 @@ class Deflation:
                 )
         return images[0], dict(zip(self.others, images[1:], strict=True))
 
-    def _outside(self, name: str, cross: Tensor) -> float:
-        """The square of a cross image, of its part outside Q_b where that is known already; the image may be spoilt."""
-        basis = self.others[name]
-        if basis is None:
-            return dot(cross, cross)
-        return basis.outside(cross)
-
     def deflate(self, w: Tensor, earlier: Projection | None = None) -> tuple[Tensor, Projection] | None:
         """Add the direction w to Q (w is overwritten): (I - Q'Q) H q, or None when w lies in the span of Q already.
 
@@ -97,17 +92,18 @@ class Deflation:
             units = 256 if q.dtype == torch.float64 else 64  # of rounding in `dot`
             self.noise = max(self.noise, units * torch.finfo(q.dtype).eps)
         for name, cross in crossed.items():
-            self.cross_known[name] += self._outside(name, cross)
+            self.cross_known[name] += dot(cross, cross)
         projection = self.basis.project_out(image)
-        self.captured += projection.before**2  # before, as ||H q||^2 counts what Q holds of it too
+        self.squared_images.append(projection.before**2)  # before: ||H q||^2 counts what Q holds of it too
         self.columns.append(projection.coefficients)
         self.residuals.append(projection.after)
         return image, projection
 
-    def krylov(self, steps: int) -> None:
+    def krylov(self, steps: int, precision: float | None = None) -> None:
         """Lanczos steps from a uniformly random start, and from another one wherever the Krylov space closes.
 
-        At most as many as the block has dimensions: a block of at most `steps` is taken whole.
+        At most as many as the block has dimensions: a block of at most `steps` is taken whole. With a precision of
+        ||H||_F, steps end as soon as another one does not pay for it (`_pays`).
         """
         most = min(steps, self.block.dim)
         self.basis.reserve(min(most + 1, self.block.dim))  # and a direction of the self-checks
@@ -118,16 +114,54 @@ class Deflation:
                 self.unbroken = self.unbroken or self.basis.size
                 following = self._draw(), None
             following = self.deflate(*following)
+            if precision is not None and most < self.block.dim and not self._pays(precision):
+                break
         self.lanczos = self.basis.size
         self.unbroken = self.unbroken or self.lanczos
 
+    def _pays(self, precision: float) -> bool:
+        """Whether another Lanczos step is worth its product: for the spectral norm's bound, or instead of probes.
+
+        With the first vectors q_1, H q_1 and H^2 q_1 of a random start, d ||H q_1||^2 estimates ||H||_F^2 and d ||H^2
+        q_1||^2 estimates tr H^4, hence the effective rank, from which `probes_needed` follows. As estimates of one
+        vector they may be far off where few eigenvalues dominate; they decide on cost alone, and no interval rests on
+        them.
+        """
+        if self.basis.size < 4 or self.block.dim <= SMALL:
+            return True
+        t = self.projected()
+        limits = self.reach()
+        # The bound of the spectral norm is wanted ten times less precisely than the Frobenius norm.
+        if max(limits.highest, -limits.lowest) > (1 + 10 * precision) * np.abs(np.linalg.eigvalsh(t)).max():
+            return True
+        image = t[:3, :1]
+        whole = self.block.dim * float((image**2).sum())
+        fourth = self.block.dim * float(((t[:3, :3] @ image) ** 2).sum())
+        needed = []
+        for size in (len(t) - 2, len(t)):
+            known = self.known(size)
+            share = max(1 - known / max(whole, known), 0.0) if known else 1.0
+            needed.append(max(probes_needed(share, whole**2 / fourth if fourth else 1.0, precision), FIRST))
+        return needed[0] - needed[1] > 2.0  # by the last two steps, as single ones may meet little
+
+    def known(self, size: int) -> float:
+        """2 ||H Q'||_F^2 - ||T||_F^2, which is exact in ||H||_F^2, of the first `size` vectors of Q."""
+        t = self.projected()[:size, :size]
+        return 2 * sum(self.squared_images[:size]) - float((t**2).sum())
+
     def reach(self) -> Reach:
         """How far out the eigenvalue of the largest modulus may lie, from the Lanczos steps of the first start."""
-        diagonal = np.diag(self.projected())[: self.unbroken]
-        left = np.array(self.residuals[: self.unbroken])
+        steps = self.unbroken or self.basis.size
+        diagonal = np.diag(self.projected())[:steps]
+        left = np.array(self.residuals[:steps])
         # Where the Krylov space closes nothing is left but rounding, and a bound that divides by it must not trust 0.
         rounding = self.noise * float(np.hypot(diagonal, left).max())
         return lanczos_reach(diagonal, np.maximum(left, rounding), self.block.dim)
+
+    @property
+    def captured(self) -> float:
+        """||H Q'||_F^2."""
+        return sum(self.squared_images)
 
     @property
     def complete(self) -> bool:
@@ -150,8 +184,8 @@ class Deflation:
                 self.gram[i, -1] = self.gram[-1, i] = dot(image, other)
             self.gram[-1, -1] = self.squares[-1]
         for name, cross in crossed.items():
-            self.cross_squares[name].append(self._outside(name, cross))
-            if self.others[name] is None:
+            self.cross_squares[name].append(dot(cross, cross))
+            if len(self.cross_images[name]) < IMAGES:
                 self.cross_images[name].append(cross)
 
     def extend(self) -> None:
@@ -195,19 +229,18 @@ class Deflation:
 
     def frobenius_squared(self) -> tuple[Interval, Interval]:
         """Intervals of ||H||_F^2 and of its probed part ||B||_F^2."""
-        known = 2 * self.captured - float((self.projected() ** 2).sum())
+        known = self.known(self.basis.size)
         rest = sum_of_squares(self.squares, effective_rank(self.gram))
         return Interval(known + rest.value, known + rest.low, known + rest.high), rest
 
     def probe_until(self, precision: float, budget: int) -> bool:
         """Probe, and extend Q where that is cheaper, until the norm's half-width is at most `precision` of it.
 
-        Probes needed for share s of the square, effective rank nu: m = 2 (0.98 s / precision)^2 / nu, from the relative
-        standard deviation s sqrt(2 / (m nu)) of the square. Extending costs as many products as there are images, and
-        the first probes again. Returns whether the precision was reached within `budget` products.
+        Extending costs as many products as there are images, and the first probes again. Returns whether the precision
+        was reached within `budget` products.
 
         Stopping where probes came out low leaves the norm low in the mean: by 0.6 to 0.8 % at a precision of 5 % where
-        ten or twenty eigenvalues are equal, by at most 0.2 % on the other spectra (benchmarks/coverage.py). It is
+        ten or twenty eigenvalues are equal, by at most 0.4 % on the other spectra (benchmarks/coverage.py). It is
         left so: an estimate without bias whatever the rule rests on the first probes alone, which costs precision,
         and a correction by simulating the rule with the estimates in place took a quarter of it away.
         """
@@ -219,11 +252,20 @@ class Deflation:
             whole, rest = self.frobenius_squared()
             if half_width(whole) <= precision:
                 return True
-            needed = 2 * (0.98 * rest.value / whole.value / precision) ** 2 / effective_rank(self.gram, cautious=False)
+            nu = effective_rank(self.gram, cautious=False)
+            needed = probes_needed(rest.value / whole.value, nu, precision)
             extension = len(self.images) + FIRST
             if needed - m > extension and self.hvps + extension <= budget and self.basis.size + m < self.block.dim:
                 self.extend()
         return False
+
+
+def probes_needed(share: float, nu: float, precision: float) -> float:
+    """Probes m for a half-width `precision` of ||H||_F where they see the share s of its square, of effective rank nu.
+
+    m = 2 (0.98 s / precision)^2 / nu, from the relative standard deviation s sqrt(2 / (m nu)) of the square.
+    """
+    return 2 * (0.98 * share / precision) ** 2 / nu
 
 
 def gram_matrix(images: Sequence[Tensor]) -> np.ndarray:

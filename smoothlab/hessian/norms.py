@@ -3,6 +3,7 @@
 Lanczos vectors and probes of each block (`smoothlab.hessian.deflation`), self-checks, and what follows from both.
 """
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +12,6 @@ from typing import Literal
 import numpy as np
 
 from smoothlab.errors import BadInput
-from smoothlab.hessian.basis import Basis
 from smoothlab.hessian.deflation import FIRST, Deflation, gram_matrix, half_width
 from smoothlab.hessian.disagreements import doubted
 from smoothlab.hessian.gradients import LossAtPoint
@@ -119,27 +119,19 @@ def _estimates(run: Deflation, reached: bool, doubts: Sequence[str]) -> list[Nor
     return estimates
 
 
-def _cross(first: Deflation, second: Deflation, precision: float) -> NormEstimate:
-    """||H_bc||_F, c = `first` and b = `second`, from both sides: ||C||^2 = ||C Q_c'||^2 + ||(I-P_c) C' Q_b'||^2 + rest.
+def _cross(run: Deflation, other: str, precision: float) -> NormEstimate:
+    """||C||_F of C = H_bc, c = `run` and b = `other`, from c's directions: ||C||^2 = ||C Q'||^2 + ||C (I - Q'Q)||^2.
 
-    The rest ||(I - P_b) C (I - P_c)||_F^2 is seen by the probes of both sides.
+    The larger block is named first, whichever c is: the norm is that of the transpose.
     """
-    images = first.cross_images[second.name]
-    for image in images:  # made before Q_b was there
-        second.basis.project_out(image)
-    gram = gram_matrix(images)
-    squares = [*np.diag(gram), *second.cross_squares[first.name]]
-    known = first.cross_known[second.name] + second.cross_known[first.name]
-    whole = sum_of_squares(squares, effective_rank(gram), known)
-    floor = max(_spill(first, second), _spill(second, first))
-    reached = half_width(whole) <= precision
-    return _frobenius(first.name, second.name, whole, first.hvps + second.hvps, floor, reached)
-
-
-def _spill(run: Deflation, other: Deflation) -> float:
-    """Rounding in `other`'s images of `run`'s products: that of the diagonal block, as much per coordinate."""
+    images, squares = run.cross_images[other], run.cross_squares[other]
+    whole = sum_of_squares(squares, effective_rank(gram_matrix(images)), run.cross_known[other])
+    # Rounding in b's part of a product: that of the diagonal block, as much per coordinate.
     diagonal = math.sqrt(max(run.frobenius_squared()[0].value, 0.0))
-    return run.noise * diagonal * math.sqrt(other.block.dim / run.block.dim)
+    blocks = run.hessian.blocks
+    floor = run.noise * diagonal * math.sqrt(blocks[other].dim / run.block.dim)
+    large, small = sorted((run.name, other), key=lambda name: -blocks[name].dim)
+    return _frobenius(large, small, whole, run.hvps, floor, half_width(whole) <= precision)
 
 
 class Hessian(Products):
@@ -159,9 +151,9 @@ class Hessian(Products):
 
         Args:
             names: blocks to measure; all by default.
-            cross: pairs of blocks whose H_bc is measured too, from the products of both: no extra cost.
+            cross: pairs of blocks whose H_bc is measured too, from the larger one's products: hardly any extra cost.
             precision: half-width of the 95 % interval of ||H||_F, relative to it, at which probing stops.
-            lanczos: Lanczos steps before probing.
+            lanczos: Lanczos steps before probing, at most: they end where another would save less than a probe.
             budget: products per block at which probing stops all the same, flagged "precision not reached".
             seed: seed of the start vectors and probes.
 
@@ -188,16 +180,13 @@ class Hessian(Products):
         budget: int = BUDGET,
     ) -> Iterator[NormEstimate]:
         """Yield the estimates of `norms`, each block's once it is measured: large blocks first, then `cross`."""
-        partners: dict[str, list[str]] = {name: [] for name in names}
-        for a, b in cross:
-            partners.setdefault(a, []).append(b)
-            partners.setdefault(b, []).append(a)
-        for name in partners:
+        for name in [*names, *itertools.chain.from_iterable(cross)]:
             if name not in self.blocks:
                 raise BadInput(f"block '{name}' is unknown: use one of {', '.join(self.blocks)}")
-        for name, others in partners.items():
-            if name in others:
-                raise BadInput(f"cross block ({name}, {name}): name two different blocks")
+        for a, b in cross:
+            if a == b:
+                raise BadInput(f"cross block ({a}, {b}): name two different blocks")
+        sources = [self._source(pair, lanczos) for pair in cross]
         if not 0 < precision < 1 or lanczos < 1 or budget < lanczos + FIRST + 1:
             raise BadInput(
                 f"precision {precision}, lanczos {lanczos}, budget {budget}: use a precision in (0, 1), at least one "
@@ -205,19 +194,30 @@ class Hessian(Products):
             )
         if isinstance(self, LossAtPoint):
             check_repeats(self)
-        # Largest first: cross images of later blocks are then short.
-        order = sorted(partners, key=lambda name: -self.blocks[name].dim)
-        runs: dict[str, Deflation] = {}
-        bases: dict[str, Basis | None] = dict.fromkeys(order)  # None: to come
+        order = sorted(dict.fromkeys([*names, *(source for source, _ in sources)]), key=lambda n: -self.blocks[n].dim)
+        crosses: dict[tuple[str, str], NormEstimate] = {}
         for name in order:
-            run = Deflation(self, name, [*seed, *name.encode()], {other: bases[other] for other in partners[name]})
-            run.krylov(lanczos)
+            others = dict.fromkeys(other for source, other in sources if source == name)
+            run = Deflation(self, name, [*seed, *name.encode()], others)
+            run.krylov(lanczos, precision)
             doubts = doubted(name, check_products(run))  # before the probes, which wrong products would waste
             reached = run.complete or run.probe_until(precision, budget)
-            runs[name], bases[name] = run, run.basis
             if name in names:
                 yield from _estimates(run, reached, doubts)
-            run.images = []  # as large as 16 blocks
-        for pair in cross:
-            first, second = sorted(pair, key=order.index)
-            yield _cross(runs[first], runs[second], precision)
+            for other in others:
+                crosses[name, other] = _cross(run, other, precision)
+            del run  # before the next block's takes memory: it holds some twenty vectors of the block's size
+        for pair in sources:
+            yield crosses[pair]
+
+    def _source(self, pair: tuple[str, str], lanczos: int) -> tuple[str, str]:
+        """The block whose directions see a cross block, and the other one.
+
+        The larger block's: products along it are made anyway, and images of the smaller one add little to their cost,
+        while a LoRA module's own products need none of the base model's gradients. A block that its Lanczos vectors
+        span sees the cross block whole.
+        """
+        large, small = sorted(pair, key=lambda name: -self.blocks[name].dim)
+        if self.blocks[small].dim <= lanczos < self.blocks[large].dim:
+            return small, large
+        return large, small

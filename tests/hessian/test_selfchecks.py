@@ -148,7 +148,7 @@ class _Asymmetric(Hessian):
 @pytest.mark.parametrize("size, flag", [(0.0, None), (0.05, "asymmetric products"), (0.3, "refused")])
 def test_asymmetry_needs_no_product_and_is_that_of_the_matrix(size: float, flag: str | None) -> None:
     hessian = _Asymmetric(size)
-    run = Deflation(hessian, "a", [0], {})
+    run = Deflation(hessian, "a", [0], [])
     run.krylov(12)
     spent = run.hvps
     q = run.basis.rows[:, :]
@@ -169,7 +169,7 @@ def test_a_product_of_the_self_check_is_not_lost_and_few_evaluations_are_made(mo
     made = []
     honest = ExactHessian.evaluate
     monkeypatch.setattr(ExactHessian, "evaluate", lambda self: made.append(0) or honest(self))
-    run = Deflation(hessian, blocks[0].name, [0], {})
+    run = Deflation(hessian, blocks[0].name, [0], [])
     run.krylov(min(12, run.block.dim - 2))
     before = run.hvps
     selfchecks.check_products(run)
