@@ -38,8 +38,13 @@ SUMMARIZED = ("quadratic", "rates", "finetune")
 Command = Callable[[], int | None]
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]  # no --no-flag
 Threads = Annotated[
-    int | None, arg(metavar="INT", help="CPU threads that torch computes with; by default one a core that torch sees.")
+    int | None, arg(metavar="INT", help="number of CPU threads for torch; by default torch's own choice.")
 ]
+STOPPED = {
+    "smoothness": "a stopped run trains again, from --checkpoint where it has one, and measures the missing points",
+    "finetune": "a stopped run continues from --checkpoint; without one it starts again",
+}
+"""What the same command does after a run was stopped, where it is not to measure the missing settings."""
 
 
 def parse(argv: list[str]) -> Command:
@@ -87,10 +92,13 @@ def _measuring(name: str, kind: type[Any]) -> Callable[..., Command]:
         experiment: Any,
         out: Annotated[
             Path,
-            arg(metavar="FILE.jsonl", help="Record file; one that was stopped halfway is continued."),
+            arg(
+                metavar="FILE.jsonl",
+                help=f"record file; {STOPPED.get(name, 'a stopped run measures the missing settings')}.",
+            ),
         ] = Path("out") / f"{name}.jsonl",
-        overwrite: Annotated[Flag, arg(help="Discard what the record file holds, and measure again.")] = False,
-        dry_run: Annotated[Flag, arg(help="Say what would be measured and what it costs, and stop.")] = False,
+        overwrite: Annotated[Flag, arg(help="discard what the record file holds, and run again.")] = False,
+        dry_run: Annotated[Flag, arg(help="print what would be run and how many minutes it takes, and stop.")] = False,
         threads: Threads = None,
     ) -> Command:
         return lambda: _measure(experiment, out, overwrite, dry_run, threads)
@@ -167,12 +175,13 @@ def plot(
     """Draw a figure from record files; measures nothing.
 
     Args:
-        records: Record files or glob patterns, e.g. 'out/*.jsonl'.
-        kind: Kind of figure.
-        block: Blocks that figures of curvature draw; by default the first one in fig1a, all in the others.
-        quantity: Quantity of the Hessian that figures of curvature draw: its frobenius or spectral norm, or its trace.
-        out: Figure file, its ending tells the format; default: KIND.png.
-        overwrite: Replace the figure file if it exists.
+        records: record files or glob patterns, e.g. 'out/*.jsonl'.
+        kind: kind of figure.
+        block: names of the blocks that fig1a, fig1b, depth, path and methods draw; by default the first one measured in
+            fig1a, all in the others.
+        quantity: quantity of the Hessian that these figures draw: frobenius or spectral (norms), or trace.
+        out: figure file, in the format of its ending (.png, .pdf or .svg); by default KIND.png.
+        overwrite: replace the figure file if it exists.
     """
 
     def run() -> None:
@@ -214,10 +223,10 @@ def report(
     """Write one page on any record files: what to take away, figures, measured beside references; measures nothing.
 
     Args:
-        records: Record files or glob patterns of any experiments, e.g. 'out/*.jsonl'.
-        where: Rows of the tables: those with these values in these columns of the records, e.g. part=theorem.
-        out: HTML file, which needs nothing beside it.
-        overwrite: Replace the page if it exists.
+        records: record files or glob patterns of any experiments, e.g. 'out/*.jsonl'.
+        where: columns of the records and the values that rows must have there to be in the tables, e.g. part=theorem.
+        out: HTML file, which needs no other file.
+        overwrite: replace the page if it exists.
     """
 
     def run() -> None:
@@ -251,15 +260,16 @@ def audit(
     Exit status 1 means that a verdict differs from the stored one.
 
     Args:
-        claims: Names of claims, whose evidence is printed in full; all verdicts in short by default.
-        records: Record files of `smoothlab smoothness`, for the claims on measurements.
-        add: Python files that define CLAIM or CLAIMS, and are run; see `python -m pydoc smoothlab.claims`.
-        seed: Seed of the searches.
-        json: Print verdicts and evidence as one JSON list.
-        html: Write a page with every claim.
-        out: Record file; one that was stopped halfway is continued.
-        overwrite: Discard what the record file holds, and check again.
-        threads: CPU threads that torch computes with; by default one a core that torch sees.
+        claims: names of claims to check, with all evidence; by default all claims, with their verdicts alone.
+        records: record files of `smoothlab smoothness`, for the claims on measurements; by default those in the
+            source's benchmarks/results.
+        add: Python files to run, which define CLAIM or CLAIMS; see `python -m pydoc smoothlab.claims`.
+        seed: seed of the searches for counterexamples.
+        json: print verdicts and evidence as one JSON list.
+        html: HTML file to write or replace, with every claim checked; none by default.
+        out: record file, none by default; a stopped run checks the missing claims.
+        overwrite: discard what the record file holds, and check again.
+        threads: number of CPU threads for torch; by default torch's own choice.
     """
     files, names = _files_and_names(add, ".py")
     record_files, more_names = _files_and_names(records, ".jsonl")
@@ -318,9 +328,9 @@ def demo(
     """Measure and draw Fig. 1a, 1b, the estimators and the rates with built-in model and data, in four minutes.
 
     Args:
-        out: Where records, figures and index.html go; a run that was stopped is continued.
-        seed: Seed of data order, PEFT initialization and probes.
-        overwrite: Measure again although the records are there.
+        out: folder for record files and index.html; a stopped run measures what is missing.
+        seed: seed of data order, PEFT initialization and probes.
+        overwrite: discard what the record files hold, and measure again.
     """
 
     def run() -> None:

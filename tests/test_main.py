@@ -300,7 +300,7 @@ def test_help_explains_every_option_with_its_default(squares, capsys, command):
     words = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "usage: smoothlab" in words
     if command in (["squares"], ["smoothness"]):
-        assert "--dry-run Say what would be measured" in words
+        assert "--dry-run print what would be run" in words
         assert "--out FILE.jsonl" in words and "--overwrite" in words and "--seed INT" in words
         assert f"(default: out/{command[0]}.jsonl)" in words
     if command == ["squares"]:

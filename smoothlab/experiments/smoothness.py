@@ -32,9 +32,9 @@ class Smoothness(Training):
     blocks by exact gradients and plain SGD.
 
     Attributes:
-        dropout: train and measure in train mode, with masks fixed by the seed, instead of eval mode.
-        from_weights: folder that `smoothlab smoothness --checkpoint` wrote; curvature is measured at the checkpoints
-            in it, without training.
+        dropout: train and measure in train mode, with dropout masks fixed by the seed, instead of eval mode.
+        from_weights: folder with checkpoints of `smoothlab smoothness --checkpoint`; curvature is measured at each of
+            them, without training.
     """
 
     name: ClassVar[str] = "smoothness"

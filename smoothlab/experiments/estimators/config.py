@@ -40,36 +40,40 @@ class Config(SettingsExperiment):
     """Options of the estimators experiment.
 
     Attributes:
-        parts: parts to measure. On functions whose derivatives are known: bias (against mu), variance (against d),
-            averages (variance against q), curve (error of a directional derivative against mu in each precision). On
-            blocks of a model: model-curve, model-variance, model-cost (time of a pass over the weights, in forwards).
-        functions: functions that the bias is measured on.
-        distributions: distributions of the directions of bias and variance; sparse(0.25) sets a parameter.
-        draws: number of directions of each bias and variance; averages take an eighth of it.
-        dim: dimension d of the bias.
-        dims: dimensions d of the variance.
-        qs: numbers of directions q whose estimates are averaged in averages.
-        mu: step mu of variance and averages.
-        mus: steps mu of the bias, ascending.
-        curve_mus: steps mu of the curve, ascending.
-        precisions: precisions of curve and model-curve.
-        curve_draws: number of directions of the curve.
-        model: model of the model's parts: a hub name, a local directory, a GGUF file, or micro (in the package).
+        parts: parts of the experiment to run. On synthetic functions with known derivatives: bias (against mu),
+            variance (against the dimension d), averages (variance against the number q of directions), curve (error of
+            a directional derivative against mu in each precision). On blocks of a model: model-curve and
+            model-variance, the same, and model-cost (time of a pass over the weights, in forward passes).
+        functions: synthetic functions in part bias.
+        distributions: distributions of the directions in parts bias and variance; "sparse(0.25)" sets the share of
+            entries that move, "lowrank(2)" the rank.
+        draws: number of directions of each estimate in parts bias and variance; part averages takes an eighth of it.
+        dim: dimension d of the functions in part bias.
+        dims: dimensions d of the functions in part variance.
+        qs: numbers of directions q that an estimate averages over in part averages.
+        mu: perturbation mu in parts variance and averages.
+        mus: perturbations mu in part bias, ascending.
+        curve_mus: perturbations mu in part curve, ascending.
+        precisions: number formats in parts curve and model-curve.
+        curve_draws: number of directions in part curve.
+        model: model of the parts on a model: a hub name, a local directory, a GGUF file, or micro (in the package).
         data: data of the minibatch: name of a task, or a JSON Lines file with the fields sentence and label.
-        data_dir: folder with the task's files; a task is read from the hub without it.
-        peft: PEFT method whose block is measured too, or none.
-        measure: blocks of the model-curve (base, peft, head), all by default; variance and cost take the first.
+        data_dir: folder with the files of the named task; without it they are read from the hub.
+        peft: PEFT method to add to the model, whose block is measured too, or none.
+        measure: blocks in part model-curve: base (the model's own weights), peft (the PEFT module) and head (the
+            classification head), by default all; model-variance and model-cost take the first one named.
         batch: number of sentences in the minibatch.
-        kinds: estimators of the model-variance part: the name of a distribution takes two-sided estimates with it;
+        kinds: estimators in part model-variance: the name of a distribution takes two-sided estimates with it;
             one-sided takes one-sided Gaussian estimates; plain4 and orthogonal4 average over four Gaussian directions,
             independent or orthogonal.
-        model_mu: step mu of model-variance and model-cost.
-        model_mus: steps mu of the model-curve, ascending.
-        model_draws: number of estimates of each model-variance (half as many where q is 4).
-        model_curve_draws: number of directions of the model-curve; below 24 intervals may miss errors of heavy tails.
-        rounds: number of repetitions of each timing.
-        device: device of the model: cpu or cuda.
-        seed: seed of functions, minibatch, head, PEFT module and directions.
+        model_mu: perturbation mu in parts model-variance and model-cost.
+        model_mus: perturbations mu in part model-curve, ascending.
+        model_draws: number of estimates of each kind in part model-variance (half as many where q is 4).
+        model_curve_draws: number of directions in part model-curve; with fewer than 24, intervals may miss errors of
+            heavy tails.
+        rounds: number of repetitions of each timing in part model-cost.
+        device: device of the model: cpu, cuda, or one of several, such as cuda:1.
+        seed: seed of functions, minibatch, classification head, PEFT module and directions.
     """
 
     name: ClassVar[str] = "estimators"

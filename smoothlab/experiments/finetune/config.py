@@ -55,62 +55,74 @@ class Training:
     """A model, its data, how it is trained, and where curvature is measured on the way.
 
     Attributes:
-        model: hub name, local directory, GGUF file (de-quantized to --dtype), "micro" (in the package), or
-            "random:opt-125m" (that shape, random weights).
+        model: model to load: a hub name, a local directory, a GGUF file (de-quantized to --dtype), "micro" (3.5 million
+            parameters, in the package), or "random:opt-125m" (that shape, random weights).
         head: how answers are scored. lm: each candidate word with the language model's head. classifier: with a
-            classification head, the checkpoint's or a new one, on the sentence without a prompt; it is trained at
-            eta_y with the PEFT module, or without one as part of the base model. auto: classifier where config.json
-            says ...ForSequenceClassification or names a type that is no causal language model (BERT, RoBERTa), else lm.
+            classification head, the checkpoint's or a new one, on the sentence without a prompt; it learns at --eta-y
+            where there is a PEFT module, else as part of the base model. auto: classifier where config.json says
+            ...ForSequenceClassification or names a type that is no causal language model (BERT, RoBERTa), else lm.
         data: name of a task, or a JSON Lines file (.gz too) with the fields sentence and label, or prompt, candidates
             and label.
-        data_dir: folder with the task's files; without it a task is read from the hub.
-        template: prompt of the sentences of a JSON Lines file, with {sentence} in it.
-        verbalizers: word of each class of such a file, in the order of the labels; by default terrible and great for
-            two classes. A classifier needs none.
-        train: items to train on, at most.
+        data_dir: folder with the files of the named task; without it they are read from the hub. builtin and JSON Lines
+            files need none.
+        template: prompt made of each sentence of a JSON Lines file, with {sentence} in its place. Named tasks have
+            prompts of their own.
+        verbalizers: answer words of the classes of a JSON Lines file, in the order of its labels; by default terrible
+            and great for two classes. A classifier needs none.
+        train: largest number of training items.
         method: what is trained, by which gradients. hybrid: base model by zeroth-order, PEFT module by first-order
             gradients, both at the same point; zo: base model alone, zeroth-order; fo-peft: PEFT module alone,
             first-order; fo-full: base model alone, first-order; fo-joint: both, first-order.
         peft: PEFT method to add to the model, or none; auto adds lora where --method trains a PEFT module, else none.
-        rank: rank of the PEFT module where its method has one, 8 unless given; the alpha of LoRA is twice the rank.
-        optimizer: update by exact gradients: sgd, as in Algorithm 1, or adam. Zeroth-order updates are always sgd.
+        rank: rank of the PEFT module, by default 8; refused by methods that have none. LoRA's alpha is twice the rank.
+        optimizer: update by exact gradients: sgd (as in Algorithm 1, without momentum) or adam (torch's AdamW without
+            weight decay). Zeroth-order updates are always sgd.
         eta_x: learning rate of the base model.
         eta_y: learning rate of the PEFT module, and of a classifier's head beside it.
-        eta: learning rates of single blocks, written NAME=RATE, where NAME is a block that --blocks defines; blocks
-            that are not named keep eta_x or eta_y.
+        eta: learning rates of single blocks that exact gradients train, written NAME=RATE with a NAME that --blocks
+            defines, e.g. layer.0=1e-6; other blocks keep --eta-x or --eta-y.
         mu: perturbation mu. A zeroth-order gradient evaluates the loss at x + mu z, where the entries of z have
             variance 1 in every distribution, so that ||mu z|| is about mu sqrt(d).
-        q: directions averaged in a zeroth-order gradient.
-        sides: sides of a difference. 1: f(x + mu z) - f(x), which shares f(x) with the first-order part; 2:
-            f(x + mu z) - f(x - mu z).
-        distribution: distribution of the directions z.
-        steps: training steps, at most.
-        batch: items in a minibatch, of all processes together.
-        schedule: schedule of all learning rates over the steps.
-        blocks: grouping of the parameters into blocks, for --measure and --eta: part (base, peft, head), layer, module
+        q: number of directions z that a zeroth-order gradient averages over.
+        sides: sides of a zeroth-order gradient's difference. 1: f(x + mu z) - f(x), whose f(x) the exact gradient
+            computes anyway; 2: f(x + mu z) - f(x - mu z).
+        distribution: distribution of the directions z. "sparse(0.25)" sets the share of entries that move (by default
+            0.1), "lowrank(2)" the rank (by default 4).
+        steps: number of training steps; finetune may stop earlier, see --patience.
+        batch: number of items in a minibatch, of all processes together.
+        schedule: factor of all learning rates along the steps: constant 1, or from 1 to 0 on a line (linear) or half a
+            cosine.
+        blocks: rule that groups the parameters into blocks, for --measure and --eta: part (base, the model's own
+            weights; peft, the PEFT module; head, a classification head), layer (embedding, layer.0, ...), module
             (attention, mlp, embedding, norm), or patterns "name=regex,name=regex".
-        measure: names of the blocks, as --blocks groups them, whose curvature is measured along the run, or all.
-            smoothness measures all of them unless told otherwise, and finetune none.
-        cross: pairs of measured blocks a:b whose cross block H_ab is measured too; auto is base:peft where both are.
-        points: number of measuring points from step 0 to the last step, both included.
-        spacing: spacing of the measuring points over the steps.
-        minibatch: minibatch that curvature is measured on: that of the step, as in the paper, or a fixed one.
-        over: items of the training set whose mean loss is measured beside that of one minibatch: Frobenius norm and
-            trace of its Hessian from redrawn minibatches of --batch items, with the share of the error that comes from
-            drawing them (rows of protocol "dataset"); 0 leaves it out.
-        protocol: measuring protocol. estimated: products with 95 % intervals; paper: Appendix D.4 as printed; both: one
-            after the other at the same points.
-        product: Hessian-vector products of the estimated protocol: exact, or finite differences (central, forward).
+        measure: names of the blocks, as --blocks groups them, whose curvature is measured along the run, or all; by
+            default all in smoothness, none in finetune.
+        cross: pairs of measured blocks, written a:b, whose cross block H_ab of the Hessian is measured too; auto is
+            base:peft where both are measured.
+        points: number of measuring points, the steps at which curvature is measured: step 0, the end of the run, and
+            others between them.
+        spacing: spacing of the measuring points over the steps: linear, or log (step 0, then geometric from step 1).
+        minibatch: minibatch that curvature is measured on: that of the step, as in the paper, or at all points that of
+            step 0 (fixed).
+        over: number of training items whose mean loss is measured beside that of one minibatch, at least --batch:
+            Frobenius norm and trace of its Hessian from redrawn minibatches of --batch items, with the share of the
+            error that comes from drawing them (rows of protocol "dataset"); 0 leaves it out.
+        protocol: how norms are measured. estimated: from Hessian-vector products, with 95 % intervals; paper: as
+            Appendix D.4 of the paper prints it; both: one after the other at the same points.
+        product: Hessian-vector products of --protocol estimated: exact (double backward), or finite differences of
+            gradients (central, forward).
         precision: half-width of the 95 % interval of a Frobenius norm, as a fraction of the norm, at which probing
-            stops.
-        probes: unit vectors a block in the paper's protocol.
-        path: measure the path-based smoothness ||g(k+1) - g(k)|| / ||w(k+1) - w(k)|| at the points, too.
-        dtype: number format of the weights.
-        device: device, cpu or cuda.
-        checkpoint: folder for checkpoints, from which a stopped run continues. Written log:FOLDER, it holds the base
-            model as a seed log, the seeds and coefficients of its zeroth-order steps (under 1 MB for 20,000 steps with
-            q = 1), which rebuild it to the bit.
-        seed: seed of splits, minibatches, PEFT module, directions and probes.
+            stops; where the budget of products is spent before, the row is flagged.
+        probes: number of unit vectors a block in --protocol paper; estimated takes as many as --precision needs.
+        path: also measure, at the measuring points, how fast the gradient g of each block changes along the path of its
+            weights w: ||g(k+1) - g(k)|| / ||w(k+1) - w(k)||.
+        dtype: number format of the weights; curvature takes float32 or float64.
+        device: device to compute on: cpu, cuda, or one of several, such as cuda:1.
+        checkpoint: folder for checkpoints, from which a stopped run continues. finetune with --method hybrid or zo also
+            takes log:FOLDER, which holds the base model as a seed log, the seeds and coefficients of its zeroth-order
+            steps (under 1 MB for 20,000 steps with q = 1), which rebuild it to the bit.
+        seed: seed of the split into training and dev items, minibatches, new heads, PEFT module, directions and probes;
+            test items do not depend on it.
     """
 
     model: str = "micro"
@@ -242,18 +254,22 @@ class FinetuneOptions(Training):
     """Options of selection on dev, and of what is kept.
 
     Attributes:
-        dev: items to select by, at most.
-        test: items to test on, at most.
-        parts: number of equal parts in which a CPU computes each minibatch, one after the other. Runs under torchrun
-            whose number of processes divides it give identical records; 1 is fastest for a single process.
-        eval_every: steps between evaluations on dev.
+        dev: largest number of dev items, by which the best weights are selected; taken from the training split, at most
+            a quarter of it.
+        test: largest number of test items, from the published validation split; of a JSON Lines file a tenth is set
+            apart for them.
+        parts: number of equal parts in which a CPU computes each minibatch, one after the other; a GPU computes a
+            single one. Runs under torchrun whose number of processes divides it give identical records; 1 is fastest
+            for a single process.
+        eval_every: number of steps between evaluations on the dev items.
         patience: evaluations without a better one (more right answers on dev, or as many at a lower loss) after which
             training stops; 0: never.
-        search: grid to search, each axis written name=a,b,... with the name eta_x, eta_y or mu, whose option it
-            replaces. Every combination is trained for at most --steps steps, and the best on dev alone is tested.
-        save: folder for the best weights: adapter/ for peft (a classifier's head too; with the base model's weights
-            where these were trained), model/ for transformers where the base model was trained.
-        tensorboard: folder for TensorBoard's curves.
+        search: grid to search, each axis written NAME=A,B,... with the name eta_x, eta_y or mu, whose option it
+            replaces, e.g. eta_x=1e-5,1e-4. Every combination is trained for at most --steps steps, and the one that is
+            best on dev is tested.
+        save: folder for the best weights: adapter/ for peft, with a classification head and, where it was trained, the
+            base model; model/ for transformers, where the base model was trained.
+        tensorboard: folder for TensorBoard's curves; none are written without it.
     """
 
     dev: int = 100

@@ -15,22 +15,24 @@ class QuadraticConfig(SettingsExperiment):
     """What `smoothlab quadratic` measures.
 
     Attributes:
-        parts: rates: exact gradients, factor a step and steps to eps against a/b; noise: x zeroth-order, mean square
-            factor and largest stable rate against d; hybrid: steps to eps of one best rate and of two, x zeroth-order
-            and y exact.
-        ratios: a/b of rates.
-        hybrid_ratios: a/b of hybrid.
-        dims: dimensions d of x in noise.
-        hybrid_dims: dimensions d of x in hybrid.
-        distributions: distributions of the directions in noise.
-        scales: learning rates of the noise part, as multiples of the largest learning rate at which the mean square of
-            x does not grow, 2/(m curvature) with m = E ||ghat||^2 / ||g||^2; above 1 it diverges.
-        eps: distance from the minimum that counts as there, relative to the distance at the start.
-        replicas: replicas of noise and hybrid.
-        steps: steps of noise.
-        max_steps: largest number of steps of a run with zeroth-order gradients, and a tenth of the largest with exact
-            gradients; a run that needs more is left out, and its row says so.
-        seed: seed of the directions.
+        parts: parts of the experiment to run. rates: exact gradients; by what factor a step multiplies the distance
+            from the minimum, and how many steps lead to --eps, against a/b. noise: zeroth-order gradients of x; by what
+            factor a step multiplies the mean square of x, and the largest stable learning rate, against the dimension d
+            of x. hybrid: x zeroth-order and y exact; how many steps lead to --eps with the best single learning rate
+            and with the best two.
+        ratios: curvature ratios a/b in part rates.
+        hybrid_ratios: curvature ratios a/b in part hybrid.
+        dims: dimensions d of x in part noise.
+        hybrid_dims: dimensions d of x in part hybrid.
+        distributions: distributions of the random directions in part noise.
+        scales: learning rates in part noise, as multiples of the largest learning rate at which the mean square of x
+            does not grow, 2/(m curvature) with m = E ||ghat||^2 / ||g||^2; above 1 it diverges.
+        eps: distance from the minimum at which a run has arrived, as a fraction of the distance at its start.
+        replicas: number of independent runs of each setting in parts noise and hybrid.
+        steps: number of steps of each run in part noise.
+        max_steps: largest number of steps of a run with zeroth-order gradients; runs with exact gradients may take ten
+            times as many. A run that needs more is left out, and its row says so.
+        seed: seed of the random directions.
     """
 
     name: ClassVar[str] = "quadratic"

@@ -9,9 +9,9 @@ from smoothlab.experiments.settings import Row
 
 @dataclass(frozen=True)
 class QuadraticExample(QuadraticConfig):
-    """Example 2.3, f(x, y) = a ||x||^2 + b ||y||^2 with b = 1: where one rate and two rates converge, and how fast.
+    """Run Example 2.3, f(x, y) = a ||x||^2 + b ||y||^2 with b = 1: how fast one learning rate converges, and two.
 
-    The rates are 1/(2a) or 1/(2b) for both blocks, the best single one 1/(a + b), or 1/(2a) and 1/(2b).
+    The learning rates are 1/(2a) or 1/(2b) for both blocks, the best single one 1/(a + b), or 1/(2a) and 1/(2b).
     """
 
     def rows_of(self, points: Sequence[Row]) -> Iterator[Row]:

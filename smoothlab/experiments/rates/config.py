@@ -34,44 +34,48 @@ class RatesConfig(SettingsExperiment):
     """What `smoothlab rates` measures.
 
     Attributes:
-        parts: theorem: Algorithm 1 at the constants of Theorem C.1 and of the corrected theorems; exponents: of the
-            steps that theorems ask for and that runs need; counterexample: where Theorem C.1 fails;
-            speedup_of_two_rates: the best single learning rate against the best two; reshuffling: against sampling
-            with replacement.
-        eps: target accuracies eps of the theorem part, which asks for (1/T) sum ||grad f||^2 <= eps^2 where f - f* = 1
-            at the start and the curvature in x is 1. Of every option of this part the first value is the base setting,
-            and the others are tried one at a time unless --all-combinations is set.
-        ns: numbers of components.
-        dims: dimensions of x.
-        deltas: probabilities of failure.
-        ratios: L_x/L_y at the minimum.
-        sigmas: noise of Assumption 3.3.
+        parts: parts of the experiment to run. theorem: Algorithm 1 at the constants of Theorem C.1 and of the corrected
+            theorems; exponents: exponents in eps, n, d and delta of the number of steps, as theorems ask for it and as
+            runs need it; counterexample: where Theorem C.1 fails; speedup_of_two_rates: the best single learning rate
+            against the best two; reshuffling: reshuffled components against components drawn with replacement.
+        eps: target accuracies eps in part theorem, which asks for (1/T) sum ||grad f||^2 <= eps^2 where f - f* = 1 at
+            the start and the curvature in x is 1. Of every option of this part the first value is the base setting, and
+            the others are tried one at a time unless --all-combinations is set.
+        ns: numbers n of components of the objective in part theorem.
+        dims: dimensions d of x in part theorem.
+        deltas: probabilities delta, in part theorem, with which a run may miss the accuracy.
+        ratios: ratios L_x/L_y of the curvatures in x and y at the minimum, in part theorem.
+        sigmas: noise levels sigma in part theorem: by Assumption 3.3 the mean square distance of the components'
+            gradients from their mean is at most sigma^2.
         families: objectives of theorem.
-        orders: how an epoch goes through the components.
-        oracles: gradient of x.
-        rules: two learning rates, or the smaller of them for both blocks.
-        all_combinations: vary the options of theorem together, instead of one at a time.
-        epochs: numbers of epochs T to run with the constants of Theorem C.1, in addition to the smallest T that its
-            condition allows, which is always run.
-        mu: perturbation mu in Theorem C.1; without it, the largest that Eq. (3) allows.
-        distribution: distribution of the random directions; fitting is Gaussian, but sphere where Gaussian moments are
-            infinite and where the high-probability theorem asks for it.
-        instances: instances of the counterexample to run as full simulations, in addition to the recursion that
+        orders: orders in which an epoch of part theorem visits the components: reshuffle (a new permutation every
+            epoch), once (the same permutation every epoch), replace (independent draws).
+        oracles: gradients of x in part theorem: zeroth-order (two-sided or one-sided) or exact.
+        rules: learning rates in part theorem: two, or one for both blocks, the smaller of the two.
+        all_combinations: vary the options of part theorem together, instead of one at a time.
+        epochs: numbers of epochs T to run in part theorem with the constants of Theorem C.1, in addition to the
+            smallest T that its condition allows, which is always run.
+        mu: perturbation mu of Theorem C.1 in part theorem; by default the largest that Eq. (3) allows.
+        distribution: distribution of the random directions in part theorem; fitting is Gaussian, but sphere where
+            Gaussian moments are infinite and where the high-probability theorem asks for it.
+        instances: instances of part counterexample to run as full simulations, in addition to the recursion that
             predicts their outcome; large has d = 100 and takes 640,576 steps.
-        fit_eps: accuracies at which the exponent of eps is measured, relative to ||grad f(z_0)||.
-        fit_ns: numbers of components at which the exponent of n is measured.
-        fit_dims: dimensions d at which the exponent of d is measured.
-        fit_deltas: shares of failing replicas at which the exponent of delta is measured.
-        speedup_ratios: L_x/L_y of speedup_of_two_rates.
-        speedup_dims: dimensions of x in speedup_of_two_rates with zeroth-order gradients.
-        shuffle_ns: numbers of components of reshuffling.
-        shuffle_scales: learning rates of the reshuffling part, given as the product eta L n of the learning rate, the
+        fit_eps: accuracies at which part exponents measures the exponent of eps, relative to the gradient's norm at the
+            start.
+        fit_ns: numbers of components at which part exponents measures the exponent of n.
+        fit_dims: dimensions of x at which part exponents measures the exponent of d.
+        fit_deltas: shares of failing replicas at which part exponents measures the exponent of delta.
+        speedup_ratios: curvature ratios L_x/L_y in part speedup_of_two_rates.
+        speedup_dims: dimensions of x in part speedup_of_two_rates, where its gradients are zeroth-order.
+        shuffle_ns: numbers of components in part reshuffling.
+        shuffle_scales: learning rates in part reshuffling, given as the product eta L n of the learning rate, the
             smoothness constant and the number of components.
-        shuffle_dims: dimensions of x in reshuffling with zeroth-order gradients.
-        shuffle_qs: directions a step of reshuffling, at d = 10.
-        replicas: runs of each setting.
-        max_steps: largest number of steps nT of a run; a longer run is left out, and its row says so.
-        seed: seed of orders and directions.
+        shuffle_dims: dimensions of x in part reshuffling, where its gradients are zeroth-order.
+        shuffle_qs: numbers of directions that a step of part reshuffling averages over, at d = 10.
+        replicas: number of independent runs of each setting; part reshuffling takes four times as many.
+        max_steps: largest number of steps of a run, n in each of T epochs; a longer run is left out, and its row says
+            so.
+        seed: seed of the components' orders and of the random directions.
     """
 
     name: ClassVar[str] = "rates"
@@ -82,7 +86,7 @@ class RatesConfig(SettingsExperiment):
     deltas: tuple[float, ...] = (0.5, 0.3)
     ratios: tuple[float, ...] = (1.0, 10.0)
     sigmas: tuple[float, ...] = (0.2, 30.0)
-    families: Annotated[tuple[Family, ...], arg(help=f"Objectives of theorem. {FAMILIES}.")] = (
+    families: Annotated[tuple[Family, ...], arg(help=f"objectives in part theorem. {FAMILIES}.")] = (
         "quadratic", "cosh-y", "cosh-x", "cosine", "log-cosh", "quadratics", "exponentials",
     )  # fmt: skip
     orders: tuple[Order, ...] = ("reshuffle", "replace", "once")
