@@ -136,6 +136,10 @@ _KNOWN = {
     "Inference tensors cannot be saved for backward": (
         "the model or the minibatch was made under torch.inference_mode(): make them outside of it"
     ),
+    "modified by an inplace operation": (
+        "the model writes to numbers that its backward pass needs, as recurrent models do to their state: call it with "
+        "use_cache=False"
+    ),
     "Expected mat_a to be": (
         "an operation of the model, such as a mixture of experts, does not take this precision: convert the model to "
         "float32 (--dtype float32)"

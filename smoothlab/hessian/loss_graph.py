@@ -17,9 +17,10 @@ NONSMOOTH = (
     "ClampMinBackward", "EluBackward", "HardshrinkBackward", "HardsigmoidBackward", "HardswishBackward",
     "HardtanhBackward", "HuberLossBackward", "LeakyReluBackward", "MaxBackward", "MaximumBackward", "MinBackward",
     "MinimumBackward", "PreluKernelBackward", "ReluBackward", "RoundBackward", "SmoothL1LossBackward",
-    "SoftshrinkBackward", "ThresholdBackward",
+    "SoftshrinkBackward", "ThresholdBackward", "TopkBackward",
 )  # fmt: skip
-"""Backward nodes of operations whose second derivative jumps or does not exist somewhere."""
+"""Backward nodes of operations whose second derivative jumps or does not exist somewhere. Where the choice of topk
+changes, as of the experts that read a token, the loss itself jumps."""
 
 
 @dataclass(frozen=True)

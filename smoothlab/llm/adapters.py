@@ -22,8 +22,12 @@ from smoothlab.hessian.selfchecks import check_gradient, check_plainly
 from smoothlab.llm.partition import unfreeze
 from smoothlab.llm.peft_methods import PEFT_METHODS, PeftMethod, attachable
 
-PROJECTIONS = (("q_proj", "v_proj"), ("query", "value"), ("q_lin", "v_lin"), ("query_proj", "value_proj"), ("q", "v"))
-"""Names of query and value projections, for model types that peft has no default targets for (DistilBERT, ALBERT)."""
+PROJECTIONS = (
+    ("q_proj", "v_proj"), ("query", "value"), ("q_lin", "v_lin"), ("query_proj", "value_proj"), ("q", "v"),
+    ("qkv_proj",), ("query_key_value",), ("q_b_proj", "kv_b_proj"), ("q_proj", "kv_b_proj"),
+)  # fmt: skip
+"""Names of query and value projections, for model types that peft has no default targets for (DistilBERT, ALBERT); one
+name where a layer makes query, key and value together (Phi-3), and those behind a latent (DeepSeek)."""
 
 
 def attach(
@@ -164,9 +168,9 @@ def _targets(model: nn.Module) -> list[str]:
         return list(known[kind])
     # A linear layer without a dot in its name is the model's head.
     linear = {n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear) and "." in n}
-    for pair in PROJECTIONS:
-        if linear.issuperset(pair):
-            return list(pair)
+    for names in PROJECTIONS:
+        if linear.issuperset(names):
+            return list(names)
     raise BadInput(f"no default target modules for model type {kind}: attach with target_modules=[...] from Python")
 
 

@@ -19,7 +19,7 @@ from smoothlab.llm.tasks import Kind
 from smoothlab.shift import Shift
 from smoothlab.zeroth.distributions import draw
 from tests.cases import ADAPTER_CASES
-from tests.llm.tiny import encoded, exact_norms, other_family, tiny_lm
+from tests.llm.tiny import encoded, exact_norms, tiny_lm
 
 OPTIONS = {name: case.options for name, case in ADAPTER_CASES.items()} | {"shira": {"r": 4}, "hra": {"r": 4}}
 METHODS = attachable(measured=False)
@@ -104,19 +104,6 @@ def test_batches_score_as_single_candidates_do(method: str, kind: str) -> None:
             torch.testing.assert_close(found, truth, rtol=1e-12, atol=1e-12)
         padded = choice_loss(model, batch(items, range(6), multiple=32))
         torch.testing.assert_close(padded, choice_loss(model, batch(items, range(6))), rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("family", ["gpt2", "bloom", "gemma2", "qwen2"])
-@pytest.mark.parametrize("method", ["none", "lora", "prompt", "prefix"])
-def test_other_families_are_scored_alike(method: str, family: str) -> None:
-    """Models that take no positions, that bound their logits, that share keys among heads: to fp32's rounding."""
-    model = attach(other_family(family), method, seed=0)
-    for items in ITEMS.values():
-        truth = torch.tensor(accuracy_one_by_one(model, items).scores)
-        torch.testing.assert_close(torch.tensor(accuracy(model, items).scores), truth, rtol=0, atol=100 * EPS)
-        padded = choice_loss(model, batch(items, range(6), multiple=32))
-        torch.testing.assert_close(padded, choice_loss(model, batch(items, range(6))), rtol=0, atol=100 * EPS)
 
 
 @pytest.mark.parametrize("method", [*TRAINED_ONLY])

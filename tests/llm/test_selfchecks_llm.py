@@ -1,4 +1,4 @@
-"""Self-checks on transformers: sound families are left alone, lies planted in them are seen, by the hook too."""
+"""Self-checks on transformers: sound architectures are left alone, lies planted in them are seen, by the hook too."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,16 +8,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
-from smoothlab.blocks import Block
+from smoothlab.blocks import Block, Loss
 from smoothlab.hessian.disagreements import WrongProducts
 from smoothlab.hessian.exact import ExactHessian
 from smoothlab.hessian.selfchecks import check_gradient
 from smoothlab.hessian.trajectory import SmoothnessHook
 from smoothlab.llm.partition import partition
-from tests.llm.families import CAUSAL, CLASSIFIERS, IDS, MASK, family, loss_of
+from tests.llm.architectures import CURED, ENCODERS, SOUND, causal, classifier
+from tests.llm.tiny import IDS, LABELS, MASK
 from tests.lying import DetachedNorm
 
 QUICK = ("llama", "bert")
+
+
+def loss_of(model: Any, kind: str) -> Loss:
+    """The mean loss of two padded rows: two classes for encoders, next tokens for language models."""
+    inputs = {"input_ids": IDS, "attention_mask": MASK}
+    if kind in ENCODERS:
+        return lambda: model(**inputs, labels=LABELS).loss
+    labels = IDS.masked_fill(MASK == 0, -100)
+    return lambda: model(**inputs, labels=labels, use_cache=False).loss
 
 
 def _blocks(model: nn.Module) -> list[Block]:
@@ -26,11 +36,11 @@ def _blocks(model: nn.Module) -> list[Block]:
 
 @pytest.mark.parametrize(
     "kind",
-    [k if k in QUICK else pytest.param(k, marks=pytest.mark.check) for k in (*CAUSAL, *CLASSIFIERS)],
+    [k if k in QUICK else pytest.param(k, marks=pytest.mark.check) for k in (*SOUND, *CURED, *ENCODERS)],
 )
-def test_sound_families_are_left_alone(kind: str) -> None:
-    """Twenty-four families in fp32, as they are used: no flag in any row, and no refusal."""
-    model = family(kind)
+def test_sound_architectures_are_left_alone(kind: str) -> None:
+    """In fp32, as they are used: no flag in any row, and no refusal."""
+    model = classifier(kind) if kind in ENCODERS else causal(kind)
     blocks = _blocks(model)
     assert {e.flag for e in ExactHessian(loss_of(model, kind), blocks).norms()} == {None}
     check_gradient(loss_of(model, kind), blocks)
@@ -106,7 +116,7 @@ def _seen(model: nn.Module, loss: Any) -> str:
 @pytest.mark.parametrize("lie", PLANTED)
 @pytest.mark.filterwarnings("ignore")
 def test_a_lie_planted_in_one_layer_of_a_language_model_is_seen(lie: str) -> None:
-    model = family("llama")
+    model = causal("llama")
     PLANTED[lie](model)
     assert "not its loss's" in _seen(model, loss_of(model, "llama")) or "disagree" in _seen(
         model, loss_of(model, "llama")
@@ -137,7 +147,7 @@ def test_ones_own_dora_model_is_refused_by_hook_and_check() -> None:
     import peft
 
     model: Any = peft.get_peft_model(
-        family("llama"), peft.LoraConfig(r=4, use_dora=True, target_modules=["q_proj", "v_proj"])
+        causal("llama"), peft.LoraConfig(r=4, use_dora=True, target_modules=["q_proj", "v_proj"])
     )
     with torch.no_grad():
         for name, p in model.named_parameters():
@@ -157,7 +167,7 @@ def test_ones_own_dora_model_is_refused_by_hook_and_check() -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_later_point_that_is_refused_is_a_warning_and_no_end_of_the_training() -> None:
-    model = family("llama")
+    model = causal("llama")
     hook = SmoothnessHook(model, _blocks(model), at=[0, 1], precision=0.3)
     hook(0, loss_of(model, "llama"))
     measured = len(hook.rows)

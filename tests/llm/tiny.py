@@ -41,28 +41,6 @@ def tiny_lm(kind: str) -> nn.Module:
         return t.LlamaForCausalLM(_llama(num_attention_heads=4, num_key_value_heads=2)).eval()
 
 
-def other_family(name: str) -> nn.Module:
-    """A causal language model of two layers of another family, in fp32."""
-    import transformers as t
-
-    shape = {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    ends = {"bos_token_id": 2, "eos_token_id": 2, "pad_token_id": 1}
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        config = {
-            "gpt2": lambda: t.GPT2Config(vocab_size=60, n_embd=16, n_layer=2, n_head=2, n_positions=64, **ends),
-            "bloom": lambda: t.BloomConfig(vocab_size=60, hidden_size=16, n_layer=2, n_head=2, **ends),
-            "gemma2": lambda: t.Gemma2Config(**shape, **ends, intermediate_size=32, num_key_value_heads=1, head_dim=8),
-            "gpt_neox": lambda: t.GPTNeoXConfig(**shape, **ends, intermediate_size=32),
-            "qwen3": lambda: t.Qwen3Config(**shape, **ends, intermediate_size=32, num_key_value_heads=1, head_dim=8),
-            "mistral": lambda: t.MistralConfig(
-                **shape, **ends, intermediate_size=32, num_key_value_heads=1, sliding_window=4
-            ),
-            "qwen2": lambda: t.Qwen2Config(**shape, **ends, intermediate_size=32, num_key_value_heads=1),
-        }[name]()
-        return t.AutoModelForCausalLM.from_config(config).eval()
-
-
 def _opt(**more: Any) -> Any:
     from transformers import OPTConfig
 
