@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from smoothlab.errors import BadInput, out_of_memory
 from smoothlab.hessian import padding
+from smoothlab.llm.compute import computes_in_float32
 from smoothlab.llm.encoding import MULTIPLE, Encoded, Tokens, batch
 from smoothlab.llm.evaluate import accuracy, evaluating, scores, scores_alone
 from smoothlab.llm.memory import free

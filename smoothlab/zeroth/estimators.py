@@ -100,6 +100,8 @@ class ZerothOrder:
         keep: keep the directions of a step in memory (one more copy of the block each) instead of drawing them again.
         layers: the module that the loss runs; weights are then never copied as a whole, but one layer's at a time
             inside its forward call. Without it the block is moved by pointing its parameters at a copy.
+        dtype: number format of the moved weights, that of the block by default; torch.float32 lets steps through that
+            16 bits would round away, for models that compute in float32 (`smoothlab.llm.compute`).
     """
 
     mu: float = 1e-3
@@ -109,6 +111,7 @@ class ZerothOrder:
     average: Average = "plain"
     keep: bool = False
     layers: nn.Module | None = field(default=None, compare=False, repr=False)
+    dtype: torch.dtype | None = field(default=None, repr=False)
     _perturbations: dict[Block, Perturbation] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -233,7 +236,7 @@ class ZerothOrder:
                     f"block '{block.name}' holds {block.params[0].dtype} parameters: zeroth-order steps need "
                     "floating-point ones; leave quantized or integer weights out"
                 )
-            self._perturbations[block] = Perturbation(block, keep=self.keep, layers=self.layers)
+            self._perturbations[block] = Perturbation(block, keep=self.keep, layers=self.layers, dtype=self.dtype)
         # The copies of several blocks at a time would take the memory that moving one block after the other saves.
         current = self._perturbations[block]
         for perturbation in self._perturbations.values():

@@ -37,8 +37,11 @@ class Perturbation:
         kept: the directions in memory by seed, working precision; empty without `keep`.
     """
 
-    def __init__(self, block: Block, *, keep: bool = False, layers: nn.Module | None = None) -> None:
+    def __init__(
+        self, block: Block, *, keep: bool = False, layers: nn.Module | None = None, dtype: torch.dtype | None = None
+    ) -> None:
         self.block, self.device = block, block.params[0].device
+        self.dtype = dtype or block.params[0].dtype  # of moved weights
         self._kind = (block.params[0].dtype, self.device)
         self.realized_fraction: float | None = None
         self.kept: dict[Seed, Tensor] = {}
@@ -90,7 +93,7 @@ class Perturbation:
                 yield
             return
         if not self._moved:
-            self._moved = [_like(p) for p in self.block.params]
+            self._moved = [self._like(p) for p in self.block.params]
         homes = [p.data for p in self.block.params]
         move(dict(enumerate(zip(homes, self._moved, strict=True))))
         with standing_at(self.block, self._moved):
@@ -183,7 +186,7 @@ class Perturbation:
 
         def products(piece: Piece, numbers: Tensor) -> tuple[float, float]:
             home = homes[piece.tensor][piece.start : piece.stop]
-            moved = torch.empty_like(home)
+            moved = torch.empty_like(home, dtype=self.dtype)
             _shifted(home, numbers, h, moved)
             z = numbers.double()
             return float(torch.dot(moved.double() - home.double(), z)), float(torch.dot(z, z))
@@ -220,6 +223,9 @@ class Perturbation:
 
         return move
 
+    def _like(self, p: Tensor) -> Tensor:
+        return torch.empty_like(p, dtype=self.dtype, requires_grad=False, memory_format=torch.contiguous_format)
+
     def _memory(self) -> Tensor:
         if self._spare:
             return self._spare.pop()
@@ -254,7 +260,7 @@ class Perturbation:
             tensors: dict[int, tuple[Tensor, Tensor]] = {}
             for i in self._owners[module]:
                 if i not in standing:  # a tied one may have been moved by another owner
-                    tensors[i] = home[i], _like(home[i])
+                    tensors[i] = home[i], self._like(home[i])
             move(tensors)
             for i, (_, out) in tensors.items():
                 self.block.params[i].data = out
@@ -270,7 +276,8 @@ class Perturbation:
         with ExitStack() as stack:
             stack.enter_context(standing_at(self.block, rest))  # puts everything back, also after an exception
             for module in self._owners:
-                stack.callback(module.register_forward_pre_hook(enter).remove)
+                # Before other hooks, as of modules that widen their weights: they are to see the moved ones.
+                stack.callback(module.register_forward_pre_hook(enter, prepend=True).remove)
                 stack.callback(module.register_forward_hook(leave).remove)
             yield
         # Outside of the stack: nothing may be left moved when this is raised.
@@ -289,10 +296,6 @@ def stream_of(distribution: Distribution, block: Block, direction: Terms) -> Str
     if others or weight != 1.0:
         return Mixture(distribution, block, direction)
     return distribution.stream(block, seed)
-
-
-def _like(p: Tensor) -> Tensor:
-    return torch.empty_like(p, requires_grad=False, memory_format=torch.contiguous_format)
 
 
 def _shifted(home: Tensor, z: Tensor, h: float, out: Tensor) -> None:

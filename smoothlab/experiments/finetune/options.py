@@ -19,6 +19,7 @@ RANGES = {
 """Least and greatest value of whole numbers; seeds are shifted by 2^20 and must stay below torch's 2^63."""
 MOST_TRIALS = 1000
 ZEROTH = tuple(name for name, recipe in METHODS.items() if recipe.base == "zeroth")
+NARROW = ("bfloat16", "float16")
 RENAMED = {
     "finetune": {"--rule": "--optimizer", "--law": "--distribution"},
     "smoothness": {
@@ -64,6 +65,11 @@ def check(run: Training) -> None:
         raise BadInput(
             f"{option(name)} with --data {run.data}, which has prompts of its own: leave it out, it is for JSON "
             "Lines files"
+        )
+    if run.compute != "auto" and run.dtype not in NARROW:
+        raise BadInput(
+            f"--compute {run.compute} with --dtype {run.dtype}: it is for weights in 16 bits, leave it out or use "
+            "--dtype bfloat16"
         )
     check_device(run.device)
     folders = {"checkpoint": run.folder}
@@ -213,7 +219,10 @@ def _check_measuring(run: Training) -> None:
             raise BadInput(f"--cross {text} is given twice: name each pair once")
     if not run.measure:
         return
-    if run.dtype in ("bfloat16", "float16"):
-        raise BadInput(f"--measure with --dtype {run.dtype}, whose rounding hides curvature: use float32 or float64")
+    if run.dtype in NARROW and run.compute == "auto":
+        raise BadInput(
+            f"--measure with --dtype {run.dtype}, whose rounding hides curvature: use float32 or float64, or "
+            "--compute float32 with --measure peft"
+        )
     if distributed.world_size() > 1:
         raise BadInput(f"--measure with {distributed.world_size()} processes: start one process, without torchrun")

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from smoothlab.experiments.finetune.options import block_rates
 from smoothlab.hessian.dataset import DatasetHessian
 from smoothlab.llm import adalora, distributed, encoding, heads, padding
 from smoothlab.llm.adapters import check_derivatives, virtual_tokens
+from smoothlab.llm.compute import check_widened, compute_in_float32
 from smoothlab.llm.encoding import MULTIPLE, Encoded, batch, encode
 from smoothlab.llm.evaluate import Accuracy, accuracy, choice_loss
 from smoothlab.llm.export import save
@@ -85,7 +86,7 @@ class Setup:
         own_log = None
         if distributed.rank() == 0:  # all processes take the same steps: one log holds them
             own_log = log
-        hybrid = optimizer(run, self.blocks, rates or run.rates, own_log, log_steps)
+        hybrid = optimizer(run, self.blocks, rates or run.rates, own_log, log_steps, self.model)
         for group in hybrid.param_groups:
             # torch's in-place update would raise an error about overflow that names no option.
             largest = torch.finfo(group["params"][0].dtype).max
@@ -143,6 +144,8 @@ def setup(run: Training) -> Setup:
     loaded = heads.load(
         run.model, splits, reason, seed=run.seed, dtype=getattr(torch, run.dtype), device=device, measured=measures
     )
+    if run.compute == "float32":
+        compute_in_float32(loaded.model)
     model = heads.attached(loaded, run.module, seed=run.seed, measured=measures, rank=run.rank)
     kind: encoding.Loss = "classifier"
     if reason is None:
@@ -163,12 +166,16 @@ def setup(run: Training) -> Setup:
     multiple = MULTIPLE
     if run.batch == 1:  # Single rows are not padded, whatever the model makes of padding.
         multiple = 1
+    sample = batch(train, range(min(2, len(train))), device, multiple=multiple)
+    sample_loss = fixed_loss(partial(choice_loss, model, sample), model)
+    if run.compute == "float32":
+        check_widened(model, sample_loss)
     if measures:
-        # All parts, whichever are measured: a wrong gradient of one shows in the others' products.
-        parts = partition(model)
-        sample = batch(train, range(min(2, len(train))), device, multiple=multiple)
+        # All parts, whichever are measured: a wrong gradient of one shows in the others' products. Gradients of 16 bits
+        # are no more than that.
+        parts = {name: block for name, block in partition(model).items() if block.params[0].dtype.itemsize > 2}
         with differentiable(parts.values()):
-            check_derivatives(fixed_loss(partial(choice_loss, model, sample), model), parts, run.module)
+            check_derivatives(sample_loss, parts, run.module)
 
     def batches(step: int) -> list[dict[str, Tensor]]:
         numbers = reshuffled(len(train), run.batch, run.seed, step)
@@ -212,12 +219,17 @@ def trained_blocks(run: Training, model: nn.Module) -> dict[str, Block]:
 
 def measured_blocks(run: Training, blocks: Mapping[str, Block]) -> list[Block]:
     """Blocks that --measure names."""
-    if run.measure == ("all",):
-        return list(blocks.values())
     for name in run.measure:
-        if name not in blocks:
+        if name not in blocks and run.measure != ("all",):
             raise BadInput(f"--measure {name}: no such block, use all or some of {', '.join(blocks)}")
-    return [block for name, block in blocks.items() if name in run.measure]
+    measured = [block for name, block in blocks.items() if name in run.measure or run.measure == ("all",)]
+    for block in measured:
+        if block.params[0].dtype.itemsize == 2:
+            raise BadInput(
+                f"--measure {' '.join(run.measure)} with --dtype {run.dtype}: block '{block.name}' is held in 16 bits, "
+                "whose rounding hides its curvature: use --measure peft, or --dtype float32"
+            )
+    return measured
 
 
 def pairs(run: Training, blocks: Sequence[Block]) -> list[tuple[str, str]]:
@@ -237,9 +249,13 @@ def pairs(run: Training, blocks: Sequence[Block]) -> list[tuple[str, str]]:
 
 
 def optimizer(
-    run: Training, blocks: Mapping[str, Block], rates: Rates, log: Path | None = None, steps: int = 0
-) -> HybridSGD:
-    """Algorithm 1's optimizer: x by the estimator of Eq. (2) where the method says so, all else by exact gradients."""
+    run: Training, blocks: Mapping[str, Block], rates: Rates, log: Path | None = None, steps: int = 0,
+    model: nn.Module | None = None,
+) -> HybridSGD:  # fmt: skip
+    """Algorithm 1's optimizer: x by the estimator of Eq. (2) where the method says so, all else by exact gradients.
+
+    With --compute float32 the layers of `model` are moved one at a time, in float32, which 16-bit weights cannot hold.
+    """
     oracle = None
     if run.recipe.base == "zeroth":
         oracle = ZerothOrder(mu=rates.mu, sides=run.sides, distribution=named(run.distribution), q=run.q)
