@@ -201,6 +201,9 @@ class Perturbation:
         stream, scale = stream_of(distribution, self.block, direction), h
         if len(direction) == 1:  # the weight joins h: a direction and its opposite are drawn once
             stream, scale = distribution.stream(self.block, direction[0][0]), h * direction[0][1]
+        pieces: dict[int, list[Piece]] = {}  # of each parameter
+        for piece in stream.pieces():
+            pieces.setdefault(piece.tensor, []).append(piece)
 
         def move(tensors: Tensors) -> None:
             # Once for all pieces: where a parameter is not contiguous, its flat form is a copy.
@@ -219,7 +222,7 @@ class Perturbation:
                 for i in tensors:
                     write(Piece(i, 0, 0, len(parts[i])), parts[i])
             else:
-                stream.map(write, [piece for piece in stream.pieces() if piece.tensor in tensors])
+                stream.map(write, [piece for i in tensors for piece in pieces.get(i, ())])
 
         return move
 
