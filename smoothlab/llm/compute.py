@@ -7,6 +7,7 @@ holds no wide weight; embeddings widen the rows that they look up; all other mod
 (norms and biases are small, tables of positions and experts are not).
 """
 
+import threading
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from smoothlab.zeroth.perturbation import Perturbation
 
 PIECE = 1 << 20
 """Entries of a weight that are wide at a time: 4 MiB in float32."""
+_LOCAL = threading.local()
 
 
 def compute_in_float32(model: nn.Module) -> None:
@@ -114,11 +116,11 @@ class _Product(torch.autograd.Function):
         if plain:
             out = flat.new_zeros(len(flat), weight.shape[1])
             for i in range(0, len(weight), rows):
-                out.addmm_(flat[:, i : i + rows], weight[i : i + rows].to(x.dtype))
+                out.addmm_(flat[:, i : i + rows], _wide(weight[i : i + rows]))
         else:
             out = flat.new_empty(len(flat), len(weight))
             for i in range(0, len(weight), rows):
-                torch.mm(flat, weight[i : i + rows].to(x.dtype).t(), out=out[:, i : i + rows])
+                torch.mm(flat, _wide(weight[i : i + rows]).t(), out=out[:, i : i + rows])
         return out.view(*x.shape[:-1], -1)
 
     @staticmethod
@@ -142,6 +144,15 @@ def _widen_as_a_whole(module: nn.Module) -> None:
 
     module.register_forward_pre_hook(widen)
     module.register_forward_hook(put_back, always_call=True)
+
+
+def _wide(piece: Tensor) -> Tensor:
+    """The piece in float32, in memory that the thread's next piece takes too; new one for each leaves holes."""
+    memory = getattr(_LOCAL, "memory", None)
+    if memory is None or memory.device != piece.device or memory.numel() < piece.numel():
+        memory = _LOCAL.memory = torch.empty(max(PIECE, piece.numel()), dtype=torch.float32, device=piece.device)
+    wide: Tensor = memory[: piece.numel()].view(piece.shape)
+    return wide.copy_(piece)
 
 
 def _narrow(p: Tensor) -> bool:

@@ -304,7 +304,7 @@ def stream_of(distribution: Distribution, block: Block, direction: Terms) -> Str
 def _shifted(home: Tensor, z: Tensor, h: float, out: Tensor) -> None:
     """out = fl(home + h z), the sum in the precision of z."""
     with torch.no_grad():
-        if home.dtype == z.dtype:  # one pass over memory; the other case takes three
+        if out.dtype == z.dtype:  # 16-bit weights are widened first
             torch.add(home, z, alpha=h, out=out)
         else:
             out.copy_(home.to(z.dtype).add_(z, alpha=h))
