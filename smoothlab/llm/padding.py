@@ -106,7 +106,7 @@ def precise(model: nn.Module) -> Iterator[None]:
     """
     half = [t for t in (*model.parameters(), *model.buffers()) if t.dtype in (torch.float16, torch.bfloat16)]
     dtypes = [t.dtype for t in half]
-    if 4 * sum(t.numel() for t in half) > free(str(next(model.parameters()).device)) / 2:
+    if computes_in_float32(model) or 4 * sum(t.numel() for t in half) > free(str(next(model.parameters()).device)) / 2:
         half = []
     try:
         # Through .data, because the parameters have to stay the objects that blocks and ties hold.

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from smoothlab.blocks import Block, Loss, fixed_loss, flatten, standing_at
-from smoothlab.hessian.products import ExactHessian
+from smoothlab.hessian.exact import ExactHessian
 from smoothlab.llm.adapters import attach
 from smoothlab.llm.evaluate import _logits, batch, choice_loss
 from smoothlab.llm.export import save

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from smoothlab.blocks import fixed_loss, flatten
 from smoothlab.errors import BadInput
-from smoothlab.hessian.products import ExactHessian
+from smoothlab.hessian.exact import ExactHessian
 from smoothlab.llm.adapters import attach
 from smoothlab.llm.compute import PIECE, WideningLinear, check_widened, compute_in_float32
 from smoothlab.llm.evaluate import batch, choice_loss

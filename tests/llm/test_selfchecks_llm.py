@@ -118,9 +118,8 @@ def _seen(model: nn.Module, loss: Any) -> str:
 def test_a_lie_planted_in_one_layer_of_a_language_model_is_seen(lie: str) -> None:
     model = causal("llama")
     PLANTED[lie](model)
-    assert "not its loss's" in _seen(model, loss_of(model, "llama")) or "disagree" in _seen(
-        model, loss_of(model, "llama")
-    )
+    seen = _seen(model, loss_of(model, "llama"))
+    assert any(words in seen for words in ("not its loss's", "disagree", "asymmetric products"))
 
 
 @pytest.mark.slow
