@@ -117,8 +117,8 @@ class Training:
         path: also measure, at the measuring points, how fast the gradient g of each block changes along the path of its
             weights w: ||g(k+1) - g(k)|| / ||w(k+1) - w(k)||.
         dtype: number format of the weights; curvature takes float32 or float64.
-        compute: number format of sums and products; auto: that of the weights; float32, with --dtype bfloat16 or float16:
-            each layer widens its weights while it computes, for CPUs that are slow with 16-bit numbers.
+        compute: number format of sums and products; auto: that of the weights; float32, with --dtype bfloat16 or
+            float16: each layer widens its weights while it computes, for CPUs that are slow with 16-bit numbers.
         device: device to compute on: cpu, cuda, or one of several, such as cuda:1.
         checkpoint: folder for checkpoints, from which a stopped run continues. finetune with --method hybrid or zo also
             takes log:FOLDER, which holds the base model as a seed log, the seeds and coefficients of its zeroth-order
