@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from smoothlab.errors import BadInput
-from smoothlab.llm.tasks import Choice, Kind
+from smoothlab.llm.tasks import GENERATIVE, Choice, Kind
 
 MULTIPLE = 8
 """Rows of a training batch are padded to a multiple of this many tokens."""
@@ -35,6 +35,9 @@ class Encoded:
     pad: int  # token that fills rows, on the right
     cut: int = 0  # number of items whose prompt was too long for the model and lost tokens on its left
     merged: int = 0  # items where letters of candidate and prompt make one token, scored as the candidate's
+    shortened: int = 0  # completions and texts that were too long and lost their end
+    ends: Tokens = ()  # tokens that end a completion
+    answers: tuple[str, ...] = ()  # completions as text
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -102,14 +105,17 @@ def _cut(context: Tokens, kept: int, room: int, item: Choice, max_length: int) -
 
 def notes(splits: Sequence[Encoded]) -> list[str]:
     """What a reader should know of how all items of a run were tokenized: prompts cut, candidates merged with them."""
-    cut = merged = count = 0
+    cut = merged = shortened = count = 0
     for split in splits:
         cut += split.cut
         merged += split.merged
+        shortened += split.shortened
         count += len(split)
     result = []
     if cut:
         result.append(f"{cut} of {count} prompts are longer than the model takes and lost words at their start")
+    if shortened:
+        result.append(f"{shortened} of {count} completions or texts are longer than a row and lost their end")
     if merged:
         result.append(
             f"in {merged} of {count} items the tokenizer merges letters of a candidate with the end of the prompt: "
@@ -177,9 +183,10 @@ def batch(
         input_ids and attention_mask [R, T]; row and back [P], the positions whose next token is scored, the last of the
         T of a row having back = 1; place and token [C, L], for each candidate which of the P positions scores each of
         its tokens, and mask [C, L], 1 where it has one; labels [B] but for multiple choice, where the B items have
-        C / B candidates each.
+        C / B candidates each, and for completions and texts, where C = B.
     """
-    right_alone = encoded.kind == "multiple choice" and not all_candidates
+    chooses = encoded.kind not in ("multiple choice", *GENERATIVE)  # among candidates that all items share
+    right_alone = not chooses and not all_candidates
     # Dictionaries number rows and positions in the order in which they first come up, each once.
     rows: dict[tuple[int, Tokens], int] = {}
     positions: dict[tuple[int, int], int] = {}
@@ -209,7 +216,7 @@ def batch(
         "row": owners,
         "back": ends + ids.shape[1] - lengths[owners],  # counted from the padded row's end
     }
-    if encoded.kind != "multiple choice":
+    if chooses:
         result["labels"] = torch.tensor([encoded.labels[number] for number in indices])
     return {name: tensor.to(device) for name, tensor in result.items()}
 

@@ -5,16 +5,16 @@ A candidate's score is the mean log-probability of its tokens after the prompt,
     s_c = 1/|o_c| sum_k log p(o_ck | prompt, o_c1 .. o_c,k-1),     o_c = tokens that the candidate adds to the prompt's,
 
 or a classifier's log-probability of its class, and the prediction is the candidate with the largest score. The loss of
-an item is -log softmax(s)_label for tasks with verbalizers and for classifiers, -s_label for multiple choice; the loss
-of a batch is its mean over items. (The public code that the paper follows takes the mean over all tokens of a batch in
-the last case: an item's weight then depends on its batch.) The vocabulary head runs at scored places only.
+an item is -log softmax(s)_label for tasks with verbalizers and for classifiers, and -s_label for multiple choice and
+for completions and texts, which have one candidate; the loss of a batch is its mean over items. (The public code that
+the paper follows takes the mean over all tokens of a batch in the latter cases: an item's weight then depends on its
+batch.) The vocabulary head runs at scored places only.
 """
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from inspect import signature
 from typing import Any
 
 import torch
@@ -25,6 +25,8 @@ from smoothlab.llm.encoding import Encoded as Encoded  # one import serves a loo
 from smoothlab.llm.encoding import Tokens
 from smoothlab.llm.encoding import batch as batch
 from smoothlab.llm.encoding import encode as encode
+from smoothlab.llm.tasks import GENERATIVE
+from smoothlab.llm.vocabulary import token_logs
 from smoothlab.stats.samples import proportion
 
 TOKENS = {"cpu": 1024, "cuda": 16384}
@@ -63,17 +65,16 @@ class Accuracy:
 
 def scores(model: nn.Module, minibatch: Mapping[str, Tensor]) -> Tensor:
     """Mean log-probability of each candidate [C] of a minibatch, in fp32 at least."""
-    logits = _logits(model, minibatch)
-    # A softmax over the vocabulary in 16 bits would round differences between candidates away.
-    logs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+    logs = token_logs(model, minibatch)
     mask = minibatch["mask"].to(logs.dtype)
-    return (logs[minibatch["place"], minibatch["token"]] * mask).sum(1) / mask.sum(1)
+    return (logs * mask).sum(1) / mask.sum(1)
 
 
 def choice_loss(model: nn.Module, minibatch: Mapping[str, Tensor]) -> Tensor:
     """The training loss of a minibatch made by `batch`, the mean over its items; deterministic in eval mode.
 
-    -log softmax(s)_label with the scores s of all candidates, for multiple choice -s_label.
+    -log softmax(s)_label with the scores s of all candidates; for multiple choice, completions and texts -s_label, the
+    mean over the item's scored tokens.
     """
     candidates = scores(model, minibatch)
     if "labels" not in minibatch:
@@ -87,7 +88,7 @@ def mean_loss(result: Accuracy, encoded: Encoded) -> float:
     losses = []
     for candidates, label in zip(result.scores, encoded.labels, strict=True):
         total = 0.0
-        if encoded.kind != "multiple choice":
+        if encoded.kind not in ("multiple choice", *GENERATIVE):
             # The largest score is taken out of log sum exp(s): exp of low scores alone would underflow to 0.
             peak = max(candidates)
             total = peak + math.log(sum(math.exp(score - peak) for score in candidates))
@@ -108,6 +109,13 @@ def accuracy(model: nn.Module, encoded: Encoded, *, tokens: int | None = None, m
     Raises:
         NotFinite: a score is not finite.
     """
+    return _accuracy(candidate_scores(model, encoded, tokens=tokens, mixed=mixed), encoded.labels)
+
+
+def candidate_scores(
+    model: nn.Module, encoded: Encoded, *, tokens: int | None = None, mixed: bool = True
+) -> list[tuple[float, ...]]:
+    """Scores of the candidates of each item; arguments and conditions are those of `accuracy`."""
     device = next(model.parameters()).device
     limit = tokens or TOKENS.get(device.type, TOKENS["cuda"])
     rows, owners = _rows(encoded)
@@ -118,7 +126,10 @@ def accuracy(model: nn.Module, encoded: Encoded, *, tokens: int | None = None, m
             scored = [owner for row in bucket for owner in owners[row]]
             for (item, candidate), score in zip(scored, scores(model, minibatch).tolist(), strict=True):
                 result[item][candidate] = score
-    return _accuracy(list(map(tuple, result)), encoded.labels)
+    broken = sum(not all(map(math.isfinite, candidates)) for candidates in result)
+    if broken:
+        raise NotFinite(_not_finite(broken, len(result)))
+    return list(map(tuple, result))
 
 
 def _rows(encoded: Encoded) -> tuple[Encoded, list[list[tuple[int, int]]]]:
@@ -178,13 +189,17 @@ def scores_alone(model: nn.Module, encoded: Encoded, item: int) -> list[float]:
 def _accuracy(scores_of_items: Sequence[tuple[float, ...]], labels: Sequence[int]) -> Accuracy:
     broken = sum(not all(map(math.isfinite, candidates)) for candidates in scores_of_items)
     if broken:
-        raise NotFinite(
-            f"{broken} of {len(scores_of_items)} items have a score that is not finite: the weights have diverged, "
-            "lower the learning rate, or use --dtype float32"
-        )
+        raise NotFinite(_not_finite(broken, len(scores_of_items)))
     predictions = tuple(candidates.index(max(candidates)) for candidates in scores_of_items)
     correct = sum(p == label for p, label in zip(predictions, labels, strict=True))
     return Accuracy(correct, len(labels), predictions, tuple(scores_of_items))
+
+
+def _not_finite(broken: int, count: int) -> str:
+    return (
+        f"{broken} of {count} items have a score that is not finite: the weights have diverged, lower the learning "
+        "rate, or use --dtype float32"
+    )
 
 
 @contextmanager
@@ -198,57 +213,3 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, flag in flags:
             module.training = flag
-
-
-def _logits(model: Any, minibatch: Mapping[str, Tensor]) -> Tensor:
-    """Logits [P, vocabulary] at the minibatch's places, or a classifier's [P, classes].
-
-    Hidden states are gathered before the vocabulary head, by a hook on it, so that whatever a model does to its logits
-    afterwards is done here too.
-    """
-    # The hook goes to the model under the PEFT method, whose forward still runs.
-    base = model
-    if hasattr(model, "get_base_model"):
-        base = model.get_base_model()
-    row, back = minibatch["row"], minibatch["back"]
-    if base.get_output_embeddings() is None:
-        return model(input_ids=minibatch["input_ids"], attention_mask=minibatch["attention_mask"]).logits[row]
-
-    def gather(head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (args[0][row, args[0].shape[1] - back][None], *args[1:])
-
-    # At all positions the logits of a large vocabulary would outweigh the rest of the forward pass.
-    handle = base.get_output_embeddings().register_forward_pre_hook(gather)
-    try:
-        return _forward(model, base, minibatch).logits[0]
-    finally:
-        handle.remove()
-
-
-def _forward(model: Any, base: Any, minibatch: Mapping[str, Tensor]) -> Any:
-    """The forward pass with positions counted from the first real token, virtual tokens before it included.
-
-    peft's own forward of prompt methods drops positions: those of padding could then exceed the model's table.
-    """
-    ids, config = minibatch["input_ids"], getattr(model, "active_peft_config", None)
-    if config is None or not config.is_prompt_learning:
-        return model(input_ids=ids, use_cache=False, **_attention_inputs(base, minibatch, 0))
-    virtual = config.num_virtual_tokens
-    prompt, attention = model.get_prompt(batch_size=len(ids)), _attention_inputs(base, minibatch, virtual)
-    if config.peft_type in ("PREFIX_TUNING", "CARTRIDGE"):
-        if "position_ids" in attention:
-            attention["position_ids"] = attention["position_ids"][:, virtual:]
-        return base(input_ids=ids, past_key_values=prompt, **attention)
-    # Prompt methods put their virtual tokens before the embedded text.
-    token_embeddings = model.word_embeddings(ids)
-    embedded = torch.cat([prompt.to(token_embeddings.dtype), token_embeddings], 1)
-    return base(inputs_embeds=embedded, use_cache=False, **attention)
-
-
-def _attention_inputs(base: Any, minibatch: Mapping[str, Tensor], virtual: int) -> dict[str, Tensor]:
-    """attention_mask of the whole rows, virtual tokens first, and position_ids [R, V + T] for models that take them."""
-    mask = minibatch["attention_mask"]
-    mask = torch.cat([mask.new_ones(len(mask), virtual), mask], 1)
-    if "position_ids" not in signature(base.forward).parameters:  # these models make their own of the mask
-        return {"attention_mask": mask}
-    return {"attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp_min(0)}

@@ -15,7 +15,7 @@ from smoothlab.errors import BadInput
 from smoothlab.llm.adapters import attach, start_as_real_tokens
 from smoothlab.llm.models import LoadedModel, classifier_reason_of_config, load_classifier, load_lm
 from smoothlab.llm.partition import head_parameters, partition
-from smoothlab.llm.tasks import Splits
+from smoothlab.llm.tasks import GENERATIVE, Splits
 from smoothlab.llm.validation import reads_left_to_right
 
 Head = Literal["auto", "lm", "classifier"]
@@ -42,6 +42,11 @@ def load(
     """The language model, or a classifier of the task's candidates where `reason` (`classifier_reason`) is given."""
     if reason is None:
         return load_lm(name, seed=seed, dtype=dtype, device=device, measured=measured)
+    if splits.kind in GENERATIVE:
+        raise BadInput(
+            f"{splits.name} holds completions or texts, which no classifier predicts: use --head lm and a causal "
+            "language model, e.g. micro"
+        )
     if splits.kind == "multiple choice":
         fix = "use --head lm"
         if reason != "--head classifier":  # the model's own files say so, and no option can change them

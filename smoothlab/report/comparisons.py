@@ -56,7 +56,7 @@ def comparisons(df: pd.DataFrame, where: Mapping[str, str] | None = None) -> pd.
     if len(curvature):
         tables.append(pd.DataFrame(_curvature(curvature)))
         df = df.drop(curvature.index)
-    if len(df) and {"accuracy", "trial"} <= set(df.columns):
+    if len(df) and "trial" in df.columns and ("accuracy" in df.columns or finetune.has_losses(df)):
         tables.append(pd.DataFrame(_finetune(df)))
     elif len(df):
         tables.append(_generic(df))
@@ -249,8 +249,13 @@ def _correlation(run: pd.DataFrame, what: str) -> list[dict[str, Any]]:
 
 
 def _finetune(df: pd.DataFrame) -> list[dict[str, Any]]:
-    """Test accuracy of each kind of run beside the larger class, and differences to hybrid, paired by item."""
+    """Test accuracy of each kind of run beside the larger class, and differences to hybrid, paired by item.
+
+    Of completions and texts the loss stands for the accuracy, and exact match is what is paired.
+    """
     kinds, rows = finetune.kinds_of(df), []
+    if finetune.has_losses(df):
+        return [row for kind in kinds for row in _losses(kind)] + _differences(kinds, "exact match")
     for kind in kinds:
         row: dict[str, Any] = {"what": f"{kind.name} ({kind.rates})"}
         rows.append(row)
@@ -265,11 +270,27 @@ def _finetune(df: pd.DataFrame) -> list[dict[str, Any]]:
                 "reference": chance, "verdict": "not above the larger class"}  # fmt: skip
         if low > chance:
             row["verdict"] = "above the larger class"
-    return rows + _differences(kinds)
+    return rows + _differences(kinds, "accuracy")
 
 
-def _differences(kinds: Sequence[finetune.Kind]) -> list[dict[str, Any]]:
-    """Accuracy of every hybrid kind less that of the others, or of every pair where none is hybrid."""
+def _losses(kind: finetune.Kind) -> list[dict[str, Any]]:
+    """Test loss of a kind of run, and where answers were generated their exact match and F1; means over seeds."""
+    what = f"{kind.name} ({kind.rates})"
+    if not kind.test:
+        last = pd.concat(kind.dev.values()).groupby("path")["dev_loss"].last()
+        return [{"what": what, "quantity": "dev loss", "measured": last.mean(), "verdict": "not tested"}]
+    loss, low, high = finetune.pooled_loss(kind)
+    seeds = f"{len(kind.test)} seed(s)"
+    rows = [{"what": what, "quantity": f"test loss, {seeds}", "measured": loss, "low": low, "high": high}]
+    tests = pd.DataFrame(list(kind.test.values())).reindex(columns=["exact_match", "f1"])
+    for column, name in (("exact_match", "exact match"), ("f1", "F1")):
+        if tests[column].notna().all():
+            rows.append({"what": what, "quantity": f"test {name}, {seeds}", "measured": tests[column].mean()})
+    return rows
+
+
+def _differences(kinds: Sequence[finetune.Kind], score: str) -> list[dict[str, Any]]:
+    """The named score of every hybrid kind less that of the others, or of every pair where none is hybrid."""
     rows = []
     # hybrid kinds come first: what is asked is whether they are better than the others
     ranked = sorted(kinds, key=lambda kind: not kind.name.startswith("Hybrid-"))
@@ -277,10 +298,12 @@ def _differences(kinds: Sequence[finetune.Kind]) -> list[dict[str, Any]]:
         seeds = sorted(set(a.test) & set(b.test))
         if not seeds or a.test[seeds[0]]["count"] != b.test[seeds[0]]["count"]:
             continue
+        if not all(isinstance(kind.test[seed].get("right"), str) for kind in (a, b) for seed in seeds):
+            continue  # without answers: texts, and long completions
         if ranked[0].name.startswith("Hybrid-") and not a.name.startswith("Hybrid-"):
             continue
         difference = paired(_answers(a, seeds), _answers(b, seeds))
-        rows.append({"what": f"{a.among(kinds)} less {b.among(kinds)}", "quantity": "difference of accuracy, paired",
+        rows.append({"what": f"{a.among(kinds)} less {b.among(kinds)}", "quantity": f"difference of {score}, paired",
                      "measured": difference.value, "low": difference.low, "high": difference.high, "reference": 0.0,
                      "verdict": _sign(difference.low, difference.high, ("loses", "ties", "wins"))})  # fmt: skip
     return rows

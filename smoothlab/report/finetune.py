@@ -1,4 +1,6 @@
-"""Figures of the records of ``smoothlab finetune``: training loss, dev accuracy and test accuracy of several runs.
+"""Figures of the records of ``smoothlab finetune``: training loss, and accuracy on dev and test, of several runs.
+
+Runs on completions or texts have no accuracy: their loss on dev and test is drawn in its place.
 
 Fig. 2 is one small rate, one large rate and two rates; Fig. 3 is hybrid, first-order PEFT and zeroth-order. Runs that
 differ in the seed alone are one kind of run: one mean curve, with each run beside it.
@@ -19,7 +21,9 @@ from smoothlab.report.numbers import rate
 from smoothlab.report.panels import COLORS, GRAY, grid, panel, scaled, step_axis
 from smoothlab.stats.samples import proportion
 
-NEEDED = ("part", "trial", "step", "train_loss", "accuracy", "low", "high", "eta_x", "eta_y")
+NEEDED = ("part", "trial", "step", "train_loss", "eta_x", "eta_y")
+CHOICES = ("accuracy", "low", "high")
+"""Columns of runs on choices; those on completions and texts have dev_loss alone."""
 NOT_A_KIND = ("seed", "checkpoint", "save", "tensorboard", "data_dir", "device")
 """Settings that do not make another kind of run."""
 LATER = {"head": "auto", "template": "{sentence} It was", "verbalizers": []}
@@ -72,7 +76,10 @@ def kinds_of(df: pd.DataFrame) -> list[Kind]:
         BadInput: the records are not those of ``smoothlab finetune``, are of several models or tasks, or two runs of a
             kind have the same seed.
     """
-    missing = [name for name in NEEDED if name not in df.columns]
+    needed = [*NEEDED]
+    if not has_losses(df):
+        needed += CHOICES
+    missing = [name for name in needed if name not in df.columns]
     if missing:
         raise BadInput(f"these records lack {', '.join(missing)}: give records of `smoothlab finetune`")
     kinds: dict[str, Kind] = {}
@@ -101,6 +108,11 @@ def kinds_of(df: pd.DataFrame) -> list[Kind]:
     return list(kinds.values())
 
 
+def has_losses(df: pd.DataFrame) -> bool:
+    """Whether the runs are on completions or texts, of which the loss is reported and no accuracy."""
+    return "accuracy" not in df.columns and "dev_loss" in df.columns
+
+
 def method_name(config: Mapping[str, Any]) -> str:
     """The paper's name of a method: Hybrid-LoRA, FO-Prompt, ZO-FT."""
     names = {"auto": "LoRA", "lora": "LoRA", "prompt": "Prompt", "prefix": "Prefix"}
@@ -118,8 +130,12 @@ def selected(rows: pd.DataFrame) -> pd.DataFrame:
     dev = rows[rows["part"] == "dev"]
     if dev.empty:
         raise BadInput(f"{rows['path'].iloc[0]} holds no evaluation yet; wait for the run, or start it again")
+    if has_losses(rows):
+        by_score = dev.sort_values("dev_loss", ascending=False)
+    else:
+        by_score = dev.sort_values("accuracy")
     # the trial that was tested comes last, and before a test the best one so far
-    trials = pd.concat([dev.sort_values("accuracy")["trial"], rows.loc[rows["part"] == "test", "trial"]])
+    trials = pd.concat([by_score["trial"], rows.loc[rows["part"] == "test", "trial"]])
     return dev[dev["trial"] == trials.iloc[-1]].sort_values("step")
 
 
@@ -133,16 +149,24 @@ def pooled(kind: Kind) -> tuple[float, float, float]:
     return mean, limits.low, limits.high
 
 
+def pooled_loss(kind: Kind) -> tuple[float, float, float]:
+    """Mean test loss over seeds; its 95 % interval is the mean of theirs, which share their items."""
+    tests = pd.DataFrame(list(kind.test.values())).reindex(columns=["loss", "low", "high"])
+    loss, low, high = tests.astype(float).mean()
+    return float(loss), float(low), float(high)
+
+
 def table_of(kinds: Sequence[Kind], column: str) -> pd.DataFrame:
     """Rows of the dev evaluations for `panel`: each run, and where there are several seeds their mean."""
     parts = []
     for kind in kinds:
         runs = []
         for seed, dev in kind.dev.items():
-            run = dev[["step", "low", "high"]].assign(measured=dev[column].astype(float), run=seed, hollow=False)
-            if column == "train_loss":  # the interval of these rows is the accuracy's
+            run = dev.reindex(columns=["step", "low", "high"])
+            run = run.assign(measured=dev[column].astype(float), run=seed, hollow=False)
+            if column != "accuracy":  # the interval of these rows is the accuracy's
                 run[["low", "high"]] = np.nan
-            elif seed in kind.test:
+            if column != "train_loss" and seed in kind.test:
                 run["hollow"] = dev["step"] == kind.test[seed]["step"]
             runs.append(run)
         parts.append(pd.concat(runs).assign(kind=kind.among(kinds), reference=np.nan))
@@ -158,15 +182,15 @@ def table_of(kinds: Sequence[Kind], column: str) -> pd.DataFrame:
 
 
 def against_step(ax: Axes, kinds: Sequence[Kind], column: str, ylabel: str) -> None:
-    """Training loss or dev accuracy against the step; the mean over the steps that all seeds have."""
+    """Training loss, dev accuracy or dev loss against the step; the mean over the steps that all seeds have."""
     table = table_of(kinds, column)
     panel(ax, table.assign(kind=table["kind"].map(mathtext)), "step", ["kind"], xlabel="step", ylabel=ylabel,
           joined=True, columns=2)  # fmt: skip
     step_axis(ax, table["step"])
 
 
-def test_accuracy(ax: Axes, kinds: Sequence[Kind]) -> None:
-    """Accuracy on test, a point a seed; bars are 95 % intervals of the items, and chance is dotted."""
+def test_scores(ax: Axes, kinds: Sequence[Kind], column: str) -> None:
+    """Accuracy or loss on test, a point a seed; bars are 95 % intervals of the items, and chance is dotted."""
     rows, colors, chance = [], {}, 0.0
     for line, kind in enumerate(kinds):
         name = kind.among(kinds)
@@ -178,20 +202,23 @@ def test_accuracy(ax: Axes, kinds: Sequence[Kind]) -> None:
             ax.text(0.03, line, reason, transform=ax.get_yaxis_transform(), fontsize=7, va="center")
         for index, (_, test) in enumerate(sorted(kind.test.items())):
             height = line + (index - (len(kind.test) - 1) / 2) * 0.5 / len(kind.test)
-            rows.append({"kind": name, "height": height, "reference": np.nan, "measured": test["accuracy"],
+            rows.append({"kind": name, "height": height, "reference": np.nan, "measured": test[column],
                          "low": test["low"], "high": test["high"]})  # fmt: skip
             chance = max(chance, float(test.get("chance", 0.0)), float(test.get("majority", 0.0)))
     if chance:
         ax.axvline(100 * chance, ls=":", lw=0.9, color=GRAY, label="larger class")
+    table, xlabel = pd.DataFrame(rows), "test loss"
+    if column == "accuracy":
+        table, xlabel = scaled(table, 100), "test accuracy (%)"
     # the kinds are named at the axis, not in the legend
-    panel(ax, scaled(pd.DataFrame(rows), 100), "height", ["kind"], xlabel="test accuracy (%)", horizontal=True,
+    panel(ax, table, "height", ["kind"], xlabel=xlabel, horizontal=True,
           colors=colors, names=dict.fromkeys(colors, "_kind"), columns=1)  # fmt: skip
     ax.set(ylim=(len(kinds) - 0.4, -0.6), yticks=range(len(kinds)))
     ax.set_yticklabels(map(mathtext, pd.Series(list(colors)).str.replace(", ", "\n")))
 
 
 def figure(df: pd.DataFrame) -> Figure:
-    """Training loss, dev accuracy and test accuracy of all runs.
+    """Training loss, and dev and test accuracy or loss, of all runs.
 
     Raises:
         BadInput: see `kinds_of`; or more kinds of runs than colors.
@@ -199,12 +226,15 @@ def figure(df: pd.DataFrame) -> Figure:
     kinds = kinds_of(df)
     if len(kinds) > len(COLORS):
         raise BadInput(f"{len(kinds)} kinds of runs in one figure: draw at most {len(COLORS)} at a time")
+    dev, test, ylabel = "accuracy", "accuracy", "dev accuracy (%)"
+    if has_losses(df):
+        dev, test, ylabel = "dev_loss", "loss", "dev loss"
     draws = [
         partial(against_step, kinds=kinds, column="train_loss", ylabel="training loss"),
-        partial(against_step, kinds=kinds, column="accuracy", ylabel="dev accuracy (%)"),
+        partial(against_step, kinds=kinds, column=dev, ylabel=ylabel),
     ]
     if (df["part"] == "test").any():
-        draws.append(partial(test_accuracy, kinds=kinds))
+        draws.append(partial(test_scores, kinds=kinds, column=test))
     return grid([draws], {"hollow": "selected on dev"}, heights=2.6 + 0.1 * len(kinds))
 
 

@@ -234,6 +234,8 @@ def step_axis(ax: Axes, steps: pd.Series) -> None:
 def legend_above(ax: Axes, title: str = "", columns: int = 3) -> None:
     """Legend above the frame; its title stands over it, bold."""
     labels = ax.get_legend_handles_labels()[1]
+    if not labels and not title:
+        return
     ax.legend(
         loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=max(1, min(columns, len(labels))), title=title or None,
         alignment="left", title_fontproperties={"weight": "bold", "size": "medium"}, borderaxespad=0.2,

@@ -30,6 +30,27 @@ def command(run: FinetuneOptions) -> str:
     return shlex.join(words)
 
 
+def _result(test: dict[str, Any], trials: str) -> dict[str, str]:
+    """How the weights were selected and how they did on test."""
+    selected = f"step {test['step']:,d}{trials}"
+    if "accuracy" in test:
+        return {
+            "selected": f"{selected}, {100 * test['dev_accuracy']:.1f} % right on dev",
+            "test accuracy": f"{100 * test['accuracy']:.1f} % of {test['count']:,d} items, looked at once (95 % "
+            f"interval for the items alone: {100 * test['low']:.1f} to {100 * test['high']:.1f} %; guessing: "
+            f"{100 * test['chance']:.1f} %; always the most frequent answer: {100 * test['majority']:.1f} %)",
+        }
+    items = f"{test['count']:,d} items with {test['tokens']:,d} scored tokens, looked at once"
+    rows = {
+        "selected": f"{selected}, loss {test['dev_loss']:.4g} on dev",
+        "test loss": f"{test['loss']:.4g} nats a token, mean over the {items}; {test['token_loss']:.4g} over all "
+        "tokens",
+    }
+    if "exact_match" in test:
+        rows["test answers"] = f"exact match {100 * test['exact_match']:.1f} %, F1 {100 * test['f1']:.1f} %"
+    return rows
+
+
 def story(run: FinetuneOptions, test: dict[str, Any]) -> str:
     """What was trained, on which data, by which command and with which result, in Markdown.
 
@@ -53,10 +74,7 @@ def story(run: FinetuneOptions, test: dict[str, Any]) -> str:
         "data": f"`{run.data}` ({test['served']}), at most {run.train:,d} items to train on, {run.dev:,d} to select by",
         "rates": f"{rates}, {run.schedule} schedule",
         "steps": f"{run.steps:,d} at most, of {run.batch} items each; seed {run.seed}",
-        "selected": f"step {test['step']:,d}{trials}, {100 * test['dev_accuracy']:.1f} % right on dev",
-        "test accuracy": f"{100 * test['accuracy']:.1f} % of {test['count']:,d} items, looked at once (95 % interval "
-        f"for the items alone: {100 * test['low']:.1f} to {100 * test['high']:.1f} %; guessing: "
-        f"{100 * test['chance']:.1f} %; always the most frequent answer: {100 * test['majority']:.1f} %)",
+        **_result(test, trials),
         "precision": run.dtype,
         "made with": ", ".join(versions),
     }

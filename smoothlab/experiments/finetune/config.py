@@ -61,14 +61,19 @@ class Training:
             classification head, the checkpoint's or a new one, on the sentence without a prompt; it learns at --eta-y
             where there is a PEFT module, else as part of the base model. auto: classifier where config.json says
             ...ForSequenceClassification or names a type that is no causal language model (BERT, RoBERTa), else lm.
-        data: name of a task, or a JSON Lines file (.gz too) with the fields sentence and label, or prompt, candidates
-            and label.
+        data: name of a task, or a JSON Lines file (.gz too) with the fields sentence and label; prompt, candidates and
+            label; prompt and completion (supervised fine-tuning, which scores the completion's tokens alone); or text
+            (language modeling).
         data_dir: folder with the files of the named task; without it they are read from the hub. builtin and JSON Lines
             files need none.
         template: prompt made of each sentence of a JSON Lines file, with {sentence} in its place. Named tasks have
             prompts of their own.
         verbalizers: answer words of the classes of a JSON Lines file, in the order of its labels; by default terrible
             and great for two classes. A classifier needs none.
+        max_length: length in tokens at which rows, a prompt with its completion or candidate, are cut; by default the
+            model's longest input. Prompts of choices lose their beginning, completions and texts their end.
+        chat: put each prompt and completion into the tokenizer's chat template, where it has one, as messages of user
+            and assistant.
         train: largest number of training items.
         method: what is trained, by which gradients. hybrid: base model by zeroth-order, PEFT module by first-order
             gradients, both at the same point; zo: base model alone, zeroth-order; fo-peft: PEFT module alone,
@@ -133,6 +138,8 @@ class Training:
     data_dir: Path | None = None
     template: str = TEMPLATE
     verbalizers: tuple[str, ...] = ()
+    max_length: int | None = None
+    chat: bool = True
     train: int = 1000
     method: Method = "hybrid"
     peft: PeftName = "auto"
@@ -264,9 +271,12 @@ class FinetuneOptions(Training):
         parts: number of equal parts in which a CPU computes each minibatch, one after the other; a GPU computes a
             single one. Runs under torchrun whose number of processes divides it give identical records; 1 is fastest
             for a single process.
+        answer_tokens: length in tokens, end token included, up to which completions are short answers. Where no
+            completion of dev and test is longer, answers are generated greedily, and their exact match and F1 (as in
+            SQuAD) stand beside the loss; 0 generates none.
         eval_every: number of steps between evaluations on the dev items.
-        patience: evaluations without a better one (more right answers on dev, or as many at a lower loss) after which
-            training stops; 0: never.
+        patience: evaluations without a better one (more right answers on dev, or as many at a lower loss; a lower loss
+            alone with completions or texts) after which training stops; 0: never.
         search: grid to search, each axis written NAME=A,B,... with the name eta_x, eta_y or mu, whose option it
             replaces, e.g. eta_x=1e-5,1e-4. Every combination is trained for at most --steps steps, and the one that is
             best on dev is tested.
@@ -278,6 +288,7 @@ class FinetuneOptions(Training):
     dev: int = 100
     test: int = 1000
     parts: int = 4
+    answer_tokens: int = 16
     eval_every: int = 25
     patience: int = 10
     search: tuple[str, ...] = ()

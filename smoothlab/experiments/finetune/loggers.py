@@ -15,7 +15,7 @@ Row = dict[str, Any]
 
 
 class Progress:
-    """Loss, dev accuracy, point and time left on stderr: a bar on a terminal, elsewhere a line every 30 seconds.
+    """Loss, dev accuracy or loss, point and time left on stderr: a bar on a terminal, else a line every 30 seconds.
 
     Args:
         name: subcommand that the lines begin with.
@@ -58,6 +58,8 @@ class Progress:
         """A row is on record: an evaluation, or curvature of a block."""
         if "accuracy" in row:
             self._accuracy = f", dev accuracy {100 * row['accuracy']:.1f} %"
+        elif "dev_loss" in row:
+            self._accuracy = f", dev loss {row['dev_loss']:.3f}"
         if "quantity" not in row:
             return
         # A point can take minutes in which no step is made: each of its rows is news.
@@ -115,7 +117,7 @@ class TensorBoard(Progress):
 
     def recorded(self, row: Row) -> None:
         """A row is on record."""
-        for name in ("dev_loss", "accuracy", "steps_per_second"):
+        for name in ("dev_loss", "accuracy", "exact_match", "f1", "steps_per_second"):
             if row.get(name) is not None:
                 self._open.add_scalar(f"dev/{name.removeprefix('dev_')}", row[name], row["step"])
         if row.get("value") is not None:

@@ -14,7 +14,8 @@ from smoothlab.llm.tasks.jsonlines import TEMPLATE
 RANGES = {
     "train": (1, 10**9), "dev": (1, 10**9), "test": (1, 10**9), "q": (1, 10**4),
     "steps": (0, 10**9), "batch": (1, 10**9), "parts": (1, 64), "points": (1, 10**6), "probes": (2, 10**6),
-    "over": (0, 10**9), "eval_every": (1, 10**9), "patience": (0, 10**9), "seed": (0, 2**32 - 1),
+    "over": (0, 10**9), "eval_every": (1, 10**9), "answer_tokens": (0, 10**4), "patience": (0, 10**9),
+    "seed": (0, 2**32 - 1),
 }  # fmt: skip
 """Least and greatest value of whole numbers; seeds are shifted by 2^20 and must stay below torch's 2^63."""
 MOST_TRIALS = 1000
@@ -46,6 +47,8 @@ def check(run: Training) -> None:
     named(run.distribution, "--distribution")
     if run.rank is not None and run.rank < 1:
         raise BadInput(f"--rank {run.rank} is too small: use at least 1")
+    if run.max_length is not None and run.max_length < 2:
+        raise BadInput(f"--max-length {run.max_length} is too small: use at least 2 tokens")
     _check_method(run)
     trials = [run.rates]
     if isinstance(run, FinetuneOptions):

@@ -1,7 +1,8 @@
 """Selection: trials of rates, evaluations on dev, early stopping, checkpoints; then one look at test.
 
 Selection sees the dev split only: the best weights are those with the most right answers there, of equal ones those
-with the lowest dev loss, over all trials and evaluations, step 0 included. The test split is looked at once, with them.
+with the lowest dev loss, over all trials and evaluations, step 0 included; with completions or texts the dev loss alone
+decides. The test split is looked at once, with the best weights.
 Curvature is measured on the way, where the run has measuring points, and is no part of selection.
 """
 
@@ -21,6 +22,7 @@ from smoothlab.experiments.finetune.setup import Setup
 from smoothlab.llm import distributed
 from smoothlab.llm.checkpoints import Folder
 from smoothlab.llm.evaluate import Accuracy, NotFinite, mean_loss
+from smoothlab.llm.tasks import GENERATIVE
 from smoothlab.trainer import Trainer
 
 Row = dict[str, Any]
@@ -34,8 +36,8 @@ class RunState:
     trial: int = 0
     stopped: bool = False  # the trial has ended early
     evals_without_gain: int = 0  # since the trial's last better evaluation
-    best: tuple[int, float] | None = None  # the trial's best (correct, -dev loss)
-    best_step: int = 0  # the trial's first step with as many right answers
+    best: tuple[int, float] | None = None  # the trial's best (correct, -dev loss); correct is 0 without a choice
+    best_step: int = 0  # the trial's first step with as many right answers; without a choice that of the best loss
     evaluated: int = -1  # last step that was evaluated: a checkpoint may be taken at a point, just before an evaluation
     seconds: float = 0.0  # spent on steps and evaluations
     best_row: Row | None = None  # the best evaluation of all trials, as far as the row of the test repeats it
@@ -174,32 +176,41 @@ class Selection:
         if distributed.rank() == 0:
             score = self._score()
         # All processes get the same numbers, so that all of them stop, and keep the best, at the same evaluation.
-        correct, count, dev_loss = distributed.broadcast(score, 3)
+        correct, count, dev_loss, *answers = distributed.broadcast(score, 5)
         if not math.isfinite(dev_loss):
             raise self.trainer.diverged(dev_loss)
         state.seconds += time.monotonic() - begun
         state.evaluated = self.trainer.step
         result = (int(correct), -dev_loss)
-        if state.best is None or correct > state.best[0]:
+        chooses = self.setup.dev.kind not in GENERATIVE
+        if state.best is None or correct > state.best[0] or (not chooses and result > state.best):
             state.best_step = self.trainer.step
         if state.best is None or result > state.best:
             state.best, state.evals_without_gain = result, 0
         else:
             state.evals_without_gain += 1
         state.stopped = 0 < self.run.patience <= state.evals_without_gain
+        quality: Row = {"count": int(count)}
+        if chooses:
+            quality = Accuracy(int(correct), int(count), (), ()).row()
+        elif not math.isnan(answers[0]):
+            quality |= dict(zip(("exact_match", "f1"), answers, strict=True))
         return {
             "part": "dev", **self._where(), "train_loss": loss, "dev_loss": dev_loss,
-            **Accuracy(int(correct), int(count), (), ()).row(), "steps_per_second": speed,
+            **quality, "steps_per_second": speed,
             "forwards": self.trainer.step * self.run.evaluations, "seconds": round(state.seconds, 3),
         }  # fmt: skip
 
-    def _score(self) -> tuple[float, float, float]:
-        """Right answers, items and mean loss on dev; scores that are not finite are a loss that is not."""
+    def _score(self) -> tuple[float, float, float, float, float]:
+        """Right answers, items, mean loss, exact match and F1 on dev; NaN where there is no such number."""
         try:
             result = self.setup.judge(self.setup.dev)
         except NotFinite:
-            return 0, 1, math.nan  # sent instead of raised: all processes are to end alike
-        return result.correct, result.count, mean_loss(result, self.setup.dev)
+            return 0, 1, math.nan, math.nan, math.nan  # sent instead of raised: all processes are to end alike
+        if isinstance(result, Accuracy):
+            return result.correct, result.count, mean_loss(result, self.setup.dev), math.nan, math.nan
+        answers = result.answers()
+        return 0, len(result.losses), result.loss, answers.get("exact_match", math.nan), answers.get("f1", math.nan)
 
     def _where(self) -> Row:
         """Trial, rates, step and epoch of a row."""
@@ -218,12 +229,13 @@ class Selection:
         yield from self._on_record(row)
         state, best = self.state, self.state.best_row
         if row["part"] == "dev" and (
-            best is None or (row["correct"], -row["dev_loss"]) > (best["dev_correct"], -best["dev_loss"])
+            best is None or (row.get("correct", 0), -row["dev_loss"]) > (best.get("dev_correct", 0), -best["dev_loss"])
         ):
             repeated = ("trial", *Rates._fields, "step", "dev_loss")
-            state.best_row = {name: row[name] for name in repeated} | {
-                "steps_to_best": state.best_step, "dev_correct": row["correct"], "dev_accuracy": row["accuracy"],
-            }  # fmt: skip
+            state.best_row = {name: row[name] for name in repeated} | {"steps_to_best": state.best_step}
+            for name in ("correct", "accuracy", "exact_match", "f1"):
+                if name in row:
+                    state.best_row[f"dev_{name}"] = row[name]
             state.best_rows = state.rows
             if self.folder is None:
                 self._best = self.trainer.weights()

@@ -13,17 +13,19 @@ from torch.utils.data import DataLoader
 
 from smoothlab.blocks import Block, differentiable, fixed_loss
 from smoothlab.errors import BadInput
-from smoothlab.experiments.finetune.config import Rates, Training
+from smoothlab.experiments.finetune.config import FinetuneOptions, Rates, Training
 from smoothlab.experiments.finetune.options import block_rates
 from smoothlab.hessian.dataset import DatasetHessian
 from smoothlab.llm import adalora, distributed, encoding, heads, padding
 from smoothlab.llm.adapters import check_derivatives, virtual_tokens
+from smoothlab.llm.answers import CompletionScores, completion_scores, short
+from smoothlab.llm.completions import encode_completions
 from smoothlab.llm.compute import check_widened, compute_in_float32
 from smoothlab.llm.encoding import MULTIPLE, Encoded, batch, encode
 from smoothlab.llm.evaluate import Accuracy, accuracy, choice_loss
 from smoothlab.llm.export import save
 from smoothlab.llm.partition import partition
-from smoothlab.llm.tasks import load_choices
+from smoothlab.llm.tasks import GENERATIVE, Choice, load_choices
 from smoothlab.llm.tasks.jsonlines import TEMPLATE
 from smoothlab.optim.hybrid import HybridSGD
 from smoothlab.optim.seedlog import SeedLog
@@ -48,7 +50,7 @@ class Setup:
     minibatch: Callable[[Sequence[int]], Any]  # of the training items with these numbers
     steps_per_epoch: int
     loss: Callable[[nn.Module, Any], Tensor]  # mean loss of a part
-    judge: Callable[[Encoded], Accuracy]  # accuracy of the model as it stands
+    judge: Callable[[Encoded], Accuracy | CompletionScores]  # how well the model as it stands does on items
     dev: Encoded
     test: Encoded
     served: str  # which files the items came from
@@ -121,6 +123,8 @@ class Setup:
     def test_row(self) -> Row:
         """How the model as it stands does on test, how guesses would, and each answer: right 1, wrong 0."""
         result, labels = self.judge(self.test), self.test.labels
+        if isinstance(result, CompletionScores):
+            return {**result.row(), "head": "lm", "served": self.served}
         head, chance, right = "lm", 0.0, ""
         if self.test.kind == "classifier":
             head = "classifier"
@@ -150,7 +154,13 @@ def setup(run: Training) -> Setup:
     kind: encoding.Loss = "classifier"
     if reason is None:
         kind = splits.kind
-    tokenized = partial(encode, loaded.tokenizer, max_length=loaded.max_length - virtual_tokens(model), kind=kind)
+    longest = loaded.max_length - virtual_tokens(model)
+    if run.max_length is not None:
+        longest = min(longest, run.max_length)
+    tokenized: Callable[[Sequence[Choice]], Encoded]
+    tokenized = partial(encode, loaded.tokenizer, max_length=longest, kind=kind)
+    if kind in GENERATIVE:
+        tokenized = partial(encode_completions, loaded.tokenizer, max_length=longest, kind=kind, chat=run.chat)
     train, dev, test = tokenized(splits.train), tokenized(splits.dev), tokenized(splits.test)
     _check_batch(run, len(train))
     mixed = padding.check_items(model, (train, dev, test), run.model, run.module, size=run.batch)
@@ -189,9 +199,18 @@ def setup(run: Training) -> Setup:
     if not mixed:
         notes.append("padding moves this model's scores: rows are trained singly, and evaluated beside rows as long")
     notes += encoding.notes((train, dev, test))
+    judge: Callable[[Encoded], Accuracy | CompletionScores] = partial(accuracy, model, mixed=mixed)
+    if kind in GENERATIVE:
+        decode = None
+        if isinstance(run, FinetuneOptions) and short((dev, test), run.answer_tokens):
+            decode = partial(loaded.tokenizer.decode, skip_special_tokens=True)
+            notes.append(f"answers of at most {run.answer_tokens} tokens are generated greedily on dev and test")
+        judge = partial(completion_scores, model, mixed=mixed, decode=decode, max_length=longest)
+        if isinstance(run, FinetuneOptions):
+            judge = partial(judge, longest=run.answer_tokens)
     return Setup(
         run, model, blocks, to_measure, batches, minibatch, len(train) // run.batch, choice_loss,
-        partial(accuracy, model, mixed=mixed), dev, test, splits.served, notes,
+        judge, dev, test, splits.served, notes,
         lambda folder, story: save(model, loaded.tokenizer, folder, base=bool(run.recipe.base), story=story),
     )  # fmt: skip
 

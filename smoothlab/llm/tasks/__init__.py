@@ -15,9 +15,9 @@ import tyro
 
 from smoothlab.errors import BadInput
 from smoothlab.llm.tasks import builtin, copa, jsonlines, published, sst2, wic, winogrande, wsc
-from smoothlab.llm.tasks.choices import Choice, Kind, Splits, Task
+from smoothlab.llm.tasks.choices import GENERATIVE, Choice, Kind, Splits, Task
 
-__all__ = ["TASKS", "Choice", "Kind", "Splits", "Task", "TaskName", "load_choices"]
+__all__ = ["GENERATIVE", "TASKS", "Choice", "Kind", "Splits", "Task", "TaskName", "load_choices"]
 
 TASKS: dict[str, Task] = {
     task.name: task for task in (builtin.TASK, sst2.TASK, copa.TASK, winogrande.TASK, wic.TASK, wsc.TASK)
@@ -31,7 +31,7 @@ def load_choices(
     name: str, data_dir: Path | None = None, seed: int = 0, sizes: tuple[int, int, int] = (1000, 100, 1000), *,
     template: str = jsonlines.TEMPLATE, verbalizers: Sequence[str] | None = (),
 ) -> Splits:  # fmt: skip
-    """Training, selection and test items of a task for a language model, or for a classifier.
+    """Training, selection and test items of a task or file for a language model, or for a classifier.
 
     Training and dev items are the head and the tail of one permutation of the training split, by `seed`; test items are
     the published validation split, or the same sample of it for every seed where it is larger. A small set gives at

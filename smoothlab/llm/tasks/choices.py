@@ -4,8 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Kind = Literal["verbalizer", "multiple choice"]
-"""Which loss trains a task; `smoothlab.llm.evaluate.choice_loss` has both."""
+Kind = Literal["verbalizer", "multiple choice", "completion", "text"]
+"""Which loss trains a task; `smoothlab.llm.evaluate.choice_loss` has all of them."""
+GENERATIVE = ("completion", "text")
+"""Kinds without a choice: one candidate is to be learned, behind its prompt or, in language modeling, behind none."""
 Row = Mapping[str, Any]
 """One line of a data set."""
 
@@ -16,7 +18,8 @@ class Choice:
 
     Attributes:
         prompt: what is read; it ends in no space, which belongs to the candidates.
-        candidates: what may follow, beginning with the space that parts it from the prompt; at least two.
+        candidates: what may follow, beginning with the space that parts it from the prompt; at least two, or the
+            completion or text alone.
         label: place of the right candidate.
         sentence: what a classifier reads instead of the prompt: the text alone that the prompt was made of, if it is
             one.

@@ -1,7 +1,8 @@
-"""JSON Lines files, gzip too: labelled sentences, or prompts with their candidates.
+"""JSON Lines files, gzip too: labelled sentences, prompts with their candidates or a completion, or texts alone.
 
-A line is {"sentence": ..., "label": 0}, of a classifier or of a task with verbalizers, or
-{"prompt": ..., "candidates": [..., ...], "label": 0}.
+A line is {"sentence": ..., "label": 0}, of a classifier or of a task with verbalizers;
+{"prompt": ..., "candidates": [..., ...], "label": 0}; {"prompt": ..., "completion": ...} (supervised fine-tuning);
+or {"text": ...} (language modeling).
 """
 
 import gzip
@@ -97,6 +98,11 @@ def choices(path: Path, template: str, verbalizers: Sequence[str] | None) -> tup
     `template` and `verbalizers` are those of `load_choices`.
     """
     lines = rows(path)
+    kind = _generative(lines)
+    if kind is not None:
+        if (template, verbalizers or ()) != (TEMPLATE, ()):
+            raise BadInput(f"--template and --verbalizers are for labelled sentences, {path} has none: leave them out")
+        return _to_learn(lines, kind), kind
     # One line with candidates makes all lines prompts: a mixed file is refused by its first other line.
     labelled = not any("candidates" in row for _, row in lines)
     items, pairs = [], []
@@ -113,6 +119,34 @@ def choices(path: Path, template: str, verbalizers: Sequence[str] | None) -> tup
     if len({item.candidates for item in items}) > 1:
         return items, "multiple choice"
     return items, "verbalizer"
+
+
+def _generative(lines: Sequence[tuple[str, Row]]) -> Kind | None:
+    """The kind of a file of completions or texts; None of one that has labels."""
+    names = {name for _, row in lines for name in row}
+    if "completion" in names:
+        return "completion"
+    if "text" in names and not names & {"label", "sentence", "candidates"}:
+        return "text"
+    return None
+
+
+def _to_learn(lines: Sequence[tuple[str, Row]], kind: Kind) -> list[Choice]:
+    """Completions or texts, to the letter, as choices of one candidate."""
+    items = []
+    for where, row in lines:
+        try:
+            if kind == "completion" and "candidates" in row:
+                raise ValueError("has candidates, and other lines a completion: give all lines the same fields")
+            prompt = ""
+            if kind == "completion":
+                text(row, "prompt")
+                prompt = row["prompt"]
+            text(row, kind)  # checked alone: what it returns is stripped
+            items.append(Choice(prompt, (row[kind],), 0))
+        except ValueError as error:
+            raise BadInput(f"{where} {error}") from None
+    return items
 
 
 def _pair(row: Row) -> tuple[str, int]:

@@ -1,0 +1,158 @@
+"""Logits and log-probabilities at scored positions: the vocabulary's table is never held at all of a row's positions.
+
+Hidden states are gathered at the scored positions before the vocabulary head, by a hook on it, so that whatever a model
+does to its logits afterwards is done here too. Where positions x vocabulary is more than CHUNK numbers, as with
+completions of many tokens, head and softmax run for a chunk of positions at a time and are computed again in the
+backward pass (Chen et al. 2016, arXiv:1604.06174): of the table, a chunk is in memory, and not the whole.
+"""
+
+from collections.abc import Callable, Mapping
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+CHUNK = 2**22
+"""Logits that are computed at a time: 16 MiB in fp32, 85 positions of a vocabulary of 49,152."""
+Minibatch = Mapping[str, Tensor]
+"""What `smoothlab.llm.encoding.batch` returns."""
+
+
+def token_logs(model: nn.Module, minibatch: Minibatch) -> Tensor:
+    """Log-probability of each token of each candidate [C, L], in fp32 at least; of no meaning where the mask is 0."""
+    base = without_peft(model)
+    head, positions = base.get_output_embeddings(), len(minibatch["row"])
+    if head is not None:
+        size = max(1, CHUNK // len(head.weight))
+        if positions > size:
+            logs = _in_chunks(model, base, minibatch, size)
+            if logs is not None:
+                return logs
+    return _log_softmax(logits(model, minibatch))[minibatch["place"], minibatch["token"]]
+
+
+def logits(model: nn.Module, minibatch: Minibatch) -> Tensor:
+    """Logits [P, vocabulary] at the minibatch's positions, or a classifier's [P, classes]."""
+    base = without_peft(model)
+    if base.get_output_embeddings() is None:
+        inputs = {name: minibatch[name] for name in ("input_ids", "attention_mask")}
+        result: Tensor = model(**inputs).logits[minibatch["row"]]
+        return result
+    return _through_head(model, base, minibatch, lambda hidden: hidden)
+
+
+def without_peft(model: Any) -> Any:
+    """The model under the PEFT method, whose head takes hooks and whose forward still runs."""
+    if hasattr(model, "get_base_model"):
+        return model.get_base_model()
+    return model
+
+
+def _log_softmax(logits: Tensor) -> Tensor:
+    # A softmax over the vocabulary in 16 bits would round differences between candidates away.
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+
+
+def _through_head(model: Any, base: Any, minibatch: Minibatch, kept: Callable[[Tensor], Tensor]) -> Tensor:
+    """The model's own logits at those of the gathered hidden states [P, d] that `kept` returns."""
+    row, back = minibatch["row"], minibatch["back"]
+
+    def gather(head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (kept(args[0][row, args[0].shape[1] - back])[None], *args[1:])
+
+    # At all positions the logits of a large vocabulary would outweigh the rest of the forward pass.
+    handle = base.get_output_embeddings().register_forward_pre_hook(gather)
+    try:
+        result: Tensor = forward(model, base, minibatch).logits[0]
+        return result
+    finally:
+        handle.remove()
+
+
+def _in_chunks(model: Any, base: Any, minibatch: Minibatch, size: int) -> Tensor | None:
+    """`token_logs` with the head on `size` positions at a time; None where a model's logits are not understood."""
+    gathered: list[Tensor] = []
+
+    def first(hidden: Tensor) -> Tensor:
+        gathered.append(hidden)
+        return hidden[:1]
+
+    example = _through_head(model, base, minibatch, first)
+    hidden, head = gathered[0], base.get_output_embeddings()
+    after_head = _after_head(base, head, hidden, example)
+    if after_head is None:
+        return None
+
+    def logs_of(chunk: Tensor, places: Tensor, tokens: Tensor) -> Tensor:
+        return _log_softmax(after_head(head(chunk[None])[0]))[places, tokens]
+
+    places, tokens = minibatch["place"].flatten(), minibatch["token"].flatten()
+    real = minibatch["mask"].flatten() > 0  # candidates are filled up to the longest one's length
+    entries, parts = [], []
+    for start in range(0, len(hidden), size):
+        inside = (real & (places >= start) & (places < start + size)).nonzero()[:, 0]
+        inputs = hidden[start : start + size], places[inside] - start, tokens[inside]
+        if torch.is_grad_enabled():
+            # The non-reentrant kind alone can be differentiated twice, as exact Hessian products are.
+            part = checkpoint(logs_of, *inputs, use_reentrant=False)
+        else:
+            part = logs_of(*inputs)
+        entries.append(inside)
+        parts.append(part)
+    values = torch.cat(parts)
+    flat = values.new_zeros(len(places)).index_put((torch.cat(entries),), values)
+    return flat.view(minibatch["place"].shape)
+
+
+def _after_head(base: Any, head: nn.Module, hidden: Tensor, example: Tensor) -> Callable[[Tensor], Tensor] | None:
+    """What the model does to its head's output, known by its logits [1, vocabulary] at the first hidden state."""
+    config = base.config.get_text_config()
+
+    def number(name: str) -> float:
+        return float(getattr(config, name, None) or 1.0)
+
+    forms: tuple[Callable[[Tensor], Tensor], ...] = (
+        lambda x: x,
+        lambda x: torch.tanh(x / number("final_logit_softcapping")) * number("final_logit_softcapping"),  # Gemma
+        lambda x: x * number("logit_scale"),  # Cohere
+        lambda x: x / number("logits_scaling"),  # Granite
+    )
+    with torch.no_grad():
+        plain = head(hidden[None, :1])[0]
+        near = 16 * torch.finfo(plain.dtype).eps
+        for form in forms:
+            # Both come from the same numbers: a form that is not the model's would differ by far more.
+            if torch.allclose(form(plain), example, rtol=near, atol=near * float(example.abs().max())):
+                return form
+    return None
+
+
+def forward(model: Any, base: Any, minibatch: Minibatch) -> Any:
+    """The forward pass with positions counted from the first real token, virtual tokens before it included.
+
+    peft's own forward of prompt methods drops positions: those of padding could then exceed the model's table.
+    """
+    ids, config = minibatch["input_ids"], getattr(model, "active_peft_config", None)
+    if config is None or not config.is_prompt_learning:
+        return model(input_ids=ids, use_cache=False, **_attention_inputs(base, minibatch, 0))
+    virtual = config.num_virtual_tokens
+    prompt, attention = model.get_prompt(batch_size=len(ids)), _attention_inputs(base, minibatch, virtual)
+    if config.peft_type in ("PREFIX_TUNING", "CARTRIDGE"):
+        if "position_ids" in attention:
+            attention["position_ids"] = attention["position_ids"][:, virtual:]
+        return base(input_ids=ids, past_key_values=prompt, **attention)
+    # Prompt methods put their virtual tokens before the embedded text.
+    token_embeddings = model.word_embeddings(ids)
+    embedded = torch.cat([prompt.to(token_embeddings.dtype), token_embeddings], 1)
+    return base(inputs_embeds=embedded, use_cache=False, **attention)
+
+
+def _attention_inputs(base: Any, minibatch: Minibatch, virtual: int) -> dict[str, Tensor]:
+    """attention_mask of the whole rows, virtual tokens first, and position_ids [R, V + T] for models that take them."""
+    mask = minibatch["attention_mask"]
+    mask = torch.cat([mask.new_ones(len(mask), virtual), mask], 1)
+    if "position_ids" not in signature(base.forward).parameters:  # these models make their own of the mask
+        return {"attention_mask": mask}
+    return {"attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp_min(0)}
