@@ -61,18 +61,19 @@ class Points:
     'estimated'
 
     Attributes:
-        steps: steps before whose update is measured; the number of steps itself stands for the end of the run.
+        steps: steps at which curvature is measured, before the update; the total number of steps is the end of the run.
         blocks: blocks to measure, those that training keeps frozen too.
         cross: pairs of block names whose cross block H_ab is measured too.
-        protocol: "estimated" (products with intervals), "paper" (Appendix D.4 as printed), or "both".
-        product: "exact", "central" or "forward" products of the estimated protocol.
+        protocol: how norms are measured: "estimated" (Hessian-vector products, with 95 % intervals), "paper" (Appendix
+            D.4 as printed), or "both".
+        product: "exact", "central" or "forward" Hessian-vector products of protocol "estimated".
         precision: relative half-width of the Frobenius norms' 95 % intervals at which probing stops.
-        probes: unit vectors a block in the paper's protocol.
+        probes: number of unit vectors a block in protocol "paper".
         path: measure ||g(k+1) - g(k)|| / ||w(k+1) - w(k)|| of each block over the update, too.
         minibatch: "step": the minibatch of the step; "fixed": minibatch 0 at all points.
-        batch: examples in a minibatch, over which the paper's protocol sums.
+        batch: number of examples in a minibatch, over which protocol "paper" sums.
         seed: seed of the probes.
-        dataset: makes the Hessian of the data set's mean loss, which is measured too, from a seed; None leaves it out.
+        dataset: function of a seed that makes a `DatasetHessian`, which is measured too; None leaves it out.
     """
 
     steps: Sequence[int]
@@ -91,7 +92,7 @@ class Points:
 
 @dataclass
 class Trainer:
-    """A model or objective, its blocks and its minibatches, before update `step`.
+    """A training loop by HybridSGD, of any model or objective, with curvature measured at chosen steps.
 
     >>> import torch
     >>> from smoothlab import Block, HybridSGD, Points, Trainer

@@ -32,13 +32,31 @@ GROUP = 1 << 17  # entries of the state of the replicas that go together
 
 @dataclass(frozen=True)
 class Algorithm1(Options):
-    """Algorithm 1 with its options, see `Options`.
+    """Algorithm 1 of the paper on a synthetic finite sum, run by many replicas at once.
 
     >>> import torch
     >>> from smoothlab import Algorithm1, Quadratic, objective
     >>> f = objective(Quadratic(10.0), Quadratic(0.5), n=4, sigma=1.0)
     >>> Algorithm1(eta_x=1e-3, eta_y=0.1, epochs=5).run(f, torch.ones(f.dim), replicas=10).average.shape
     (10,)
+
+    Attributes:
+        eta_x: learning rate of x.
+        eta_y: learning rate of y.
+        epochs: number of epochs T.
+        order: order in which an epoch visits the n components: "reshuffle", a new permutation every epoch, as in the
+            paper; "once", the first permutation in all epochs; "replace", n independent draws.
+        oracle: gradient of x: "exact", or zeroth-order, "one-sided" or "two-sided", as in Eq. (2).
+        mu: perturbation mu of Eq. (2); 0 takes the limit <grad_x f_i(z), v> v.
+        distribution: name of the directions' distribution, see `smoothlab.zeroth.names.DISTRIBUTIONS`: "gaussian" as in
+            Eq. (2), "sphere" of radius sqrt(d_x), "sparse(0.25)", ...
+        above: level F; a replica stops at the first epoch t with f(z_t) - f* > F. None: never.
+        below: level eps^2; a replica stops at the first epoch t >= 1 with (1/t) sum_{s < t} ||grad f(z_s)||^2 <= eps^2.
+            None: never.
+        halt: whether replicas stop there; False goes on to T, and only notes where they would have.
+        keep: epochs, ascending, at which f and the squared gradient norms are kept.
+        precision: number format in which normal numbers are drawn; "float64" costs five times as much.
+        q: number of directions that a zeroth-order gradient averages over.
     """
 
     def run(
@@ -49,8 +67,8 @@ class Algorithm1(Options):
 
         Args:
             objective: the finite sum.
-            z0: the start, [d] or [R, d].
-            replicas: R.
+            z0: the start z_0 = (x, y), [d], or one for each of R replicas, [R, d].
+            replicas: number of replicas R.
             seed: fixes all draws; results depend on `replicas` too.
             draws: use these instead of drawing; one replica's results are then its own, whatever the others do.
 

@@ -24,25 +24,7 @@ Oracle = Literal["exact", "one-sided", "two-sided"]
 
 @dataclass(frozen=True)
 class Options:
-    """The options of Algorithm 1.
-
-    Attributes:
-        eta_x: learning rate of x.
-        eta_y: learning rate of y.
-        epochs: T.
-        order: "reshuffle": a fresh permutation every epoch, as in Algorithm 1; "once": the first one again and again;
-            "replace": n independent numbers an epoch.
-        oracle: gradient of x: "exact", or "one-sided" or "two-sided" as in Eq. (2).
-        mu: step of Eq. (2); 0 is its limit <grad_x f_i(z), v> v.
-        distribution: name of the directions' distribution, see `smoothlab.zeroth.names.DISTRIBUTIONS`: "gaussian" as in
-            Eq. (2), "sphere" of radius sqrt(d_x), "sparse(0.25)", ...
-        above: F; a replica stops at the first t with f(z_t) - f* > F. None: never.
-        below: eps^2; it stops at the first t >= 1 with (1/t) sum_{s < t} ||grad f(z_s)||^2 <= eps^2. None: never.
-        halt: False goes on to T, and only notes where a replica would have stopped.
-        keep: epochs, ascending, at which f and squared gradients are kept.
-        precision: of the normal numbers that are drawn; see `Fresh`.
-        q: directions a step, whose estimates are averaged.
-    """
+    """The options of Algorithm 1, see `smoothlab.Algorithm1`."""
 
     eta_x: float
     eta_y: float

@@ -20,11 +20,11 @@ class Result:
         average_y: the same of grad_y.
         gap: f(z_tau) - f*, [R]; infinite where the replica diverged.
         z: z_tau, [R, d].
-        left: first t with f(z_t) - f* above `Options.above`, or where it diverged; -1 if there is none or none
+        left: first t with f(z_t) - f* above `Algorithm1.above`, or where it diverged; -1 if there is none or none
             was asked for, int [R].
-        reached: first t >= 1 with (1/t) sum_{s < t} ||grad f(z_s)||^2 at most `Options.below`, or -1.
+        reached: first t >= 1 with (1/t) sum_{s < t} ||grad f(z_s)||^2 at most `Algorithm1.below`, or -1.
         diverged: whether the gradient (or f where it was asked for) was not finite any more, bool [R].
-        kept_gap: f(z_t) - f* at the epochs `Options.keep`, [len(keep), R]; after tau it stays what it was there.
+        kept_gap: f(z_t) - f* at the epochs `Algorithm1.keep`, [len(keep), R]; after tau it stays what it was there.
         kept_x: ||grad_x f(z_t)||^2 likewise.
         kept_y: ||grad_y f(z_t)||^2 likewise.
     """

@@ -106,7 +106,7 @@ class DatasetHessian:
     Args:
         loss: mean loss of a minibatch over its items, deterministic, a scalar. A mean over tokens weighs an item by
             its minibatch and is no mean over items.
-        loader: minibatches, see `redraw`.
+        loader: a DataLoader, whose items are drawn anew, or any iterable of independent minibatches.
         blocks: disjoint blocks to measure.
         seed: seed of minibatches, start vectors and probes.
 

@@ -13,7 +13,7 @@ from smoothlab.hessian.norms import Hessian, NormEstimate
 
 
 class ExactHessian(LossAtPoint, Hessian):
-    """Exact products by double backward: one gradient graph is kept, each product is one backward through it.
+    """Exact Hessian-vector products by double backward: one gradient graph is kept, each product goes through it once.
 
     H_bc v = d/d theta_b <grad_c f, v> (Pearlmutter 1994). Scaled dot-product attention runs on its MATH kernel, the one
     that has second derivatives; it equals the others up to rounding. Kinks (ReLU) are ignored: the product is the

@@ -39,7 +39,7 @@ class Step:
 
 
 class FiniteDifferenceHessian(LossAtPoint, Hessian):
-    """Products by finite differences of gradients: forward (grad f(theta + hv) - grad f) / h, or central.
+    """Hessian-vector products by differences of gradients: forward, (grad f(theta + hv) - grad f) / h, or central.
 
     With delta = fl(theta + hv) - theta the move that rounding lets through, the difference is divided by
     h' = <delta, v> / ||v||^2 (``effective=True``), not by h. Rounding leaves noise of size sqrt(2) e / h' (forward) or

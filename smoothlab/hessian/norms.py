@@ -27,7 +27,9 @@ LANCZOS, BUDGET = 12, 100
 
 @dataclass(frozen=True)
 class NormEstimate:
-    """A norm of H_bc with its 95 % interval; b = `wrt`, c = `block` (equal for a diagonal block).
+    """A norm or trace of a block H_bc of the Hessian, with its 95 % interval.
+
+    H_bc holds the second derivatives by parameters of b = `wrt` and of c = `block`, which are often the same block.
 
     >>> import torch
     >>> from smoothlab import frobenius
@@ -37,17 +39,17 @@ class NormEstimate:
     ('frobenius', True)
 
     Attributes:
-        block: block of the directions.
-        wrt: block of the images.
+        block: name of block c, in which the vectors lie that H_bc multiplies.
+        wrt: name of block b, in which the products lie.
         quantity: "frobenius" and "trace" have two-sided intervals; "spectral" is the largest |Ritz value|, which bounds
             ||H||_2 from below without doubt (low = value), with a one-sided 95 % upper bound in `high`: 1.00 to 1.33
             times the value after 12 Lanczos steps in 100,000 dimensions, as broad as the spectrum may be.
         value: the estimate, in units of the loss per squared parameter.
-        low: lower limit.
-        high: upper limit.
+        low: lower end of the interval.
+        high: upper end of the interval.
         hvps: Hessian-vector products spent so far on `block`, those shared with other quantities included.
         floor: size of what rounding alone contributes, in the unit of `value`.
-        flag: None, or what makes the value doubtful ("below floor", "precision not reached").
+        flag: None, or what makes the value doubtful, e.g. "below floor": it is less than twice `floor`.
         sign: of "spectral" only: 1 or -1, the sign of the eigenvalue of the largest modulus, where the other end of the
             spectrum falls short of it with 97.5 % confidence; 0 where both ends may reach as far.
     """

@@ -201,7 +201,9 @@ class PathSmoothness:
 
 @dataclass
 class SmoothnessHook:
-    """Measures along anybody's training loop, on the minibatch of the step, without changing it by a bit.
+    """Measures Hessian norms along a training loop of your own, which stays the same to the bit.
+
+    What is measured is the loss of the step's minibatch, at the weights before the update.
 
     hook = SmoothnessHook(model, blocks, at=schedule(1000, 10), out="run.jsonl")
     for step, batch in enumerate(loader):
@@ -223,8 +225,8 @@ class SmoothnessHook:
         at: steps to measure at.
         out: record file, written as the run goes; None keeps the rows in `rows` only.
         cross: pairs of block names whose cross block is measured too.
-        product: "exact", "central" or "forward".
-        precision: relative half-width of the Frobenius norms' intervals.
+        product: "exact", "central" or "forward" Hessian-vector products.
+        precision: relative half-width of the Frobenius norms' intervals at which probing stops.
         seed: seed of the probes.
         train: measure in train mode, with a fixed dropout mask, instead of eval mode.
         overwrite: replace a record file that exists.

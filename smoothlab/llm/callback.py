@@ -37,7 +37,7 @@ class SmoothnessCallback(TrainerCallback):  # type: ignore[misc]
         blocks: names of the blocks to measure; all by default, those that the Trainer keeps frozen too.
         cross: pairs of block names whose cross block is measured too.
         product: "exact", "central" or "forward" Hessian-vector products.
-        precision: relative half-width of the Frobenius norms' intervals.
+        precision: relative half-width of the Frobenius norms' intervals at which probing stops.
         minibatch: what the Trainer's collator would return, to measure on at every point instead of the step's own
             minibatch.
         seed: seed of the probes.

@@ -130,7 +130,7 @@ def unfreeze(model: nn.Module) -> None:
 
 
 def partition(model: nn.Module, by: str = "part", patterns: Mapping[str, str] | None = None) -> dict[str, Block]:
-    """Blocks of all live parameters, each in exactly one, in the order of their first parameter.
+    """Group all parameters that the model computes with into blocks, in the order of their first parameter.
 
     >>> from smoothlab import partition
     >>> from smoothlab.llm.models import load_lm

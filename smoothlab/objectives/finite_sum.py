@@ -120,7 +120,7 @@ def objective(
     x: Psi, y: Psi, coupling: Coupling | None = None, *, d_x: int = 3, d_y: int = 2, n: int = 1,
     sigma: float | tuple[float, float] = 0.0, seed: int = 0, name: str = "",
 ) -> Objective:  # fmt: skip
-    """Any family in block x, any in block y, and a coupling.
+    """Make a finite sum whose smoothness is known: one family in block x, one in block y, and a coupling.
 
     >>> from smoothlab import Cosh, Quadratic, objective
     >>> f = objective(Quadratic(10.0), Cosh(1.0, 0.5), d_x=20, d_y=3, n=8, sigma=1.0)
@@ -128,15 +128,16 @@ def objective(
     (23, 0.0)
 
     Args:
-        x: family of block x.
+        x: family of block x, e.g. Quadratic(10.0).
         y: family of block y.
-        coupling: between the blocks.
+        coupling: function of both blocks, from `smoothlab.objectives`; None adds none.
         d_x: dimension of x.
         d_y: dimension of y.
         n: number of components.
-        sigma: of Assumption 3.3, exact; a pair gives sigma_x and sigma_y apart, sigma^2 = sigma_x^2 + sigma_y^2.
-        seed: of the shifts c_i: Gaussian, centered, and scaled to sigma.
-        name: for records; by default the families.
+        sigma: noise level: the components' gradients grad f + c_i vary about grad f by a mean square of sigma^2
+            (Assumption 3.3, exact); a pair gives sigma_x and sigma_y apart, sigma^2 = sigma_x^2 + sigma_y^2.
+        seed: seed of the shifts c_i, which are Gaussian, centered, and scaled to sigma.
+        name: name in records; by default that of the families.
 
     Raises:
         BadInput: a number out of range.

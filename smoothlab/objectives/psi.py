@@ -95,7 +95,9 @@ class Psi(ABC):
 
 @dataclass(frozen=True)
 class Quadratic(Psi):
-    """L t^2/2, with ell = floor = L.
+    """A family for `objective`: psi(t) = L t^2/2 of each entry t.
+
+    ell(u) = L bounds |psi''| where |psi'| <= u.
 
     >>> from smoothlab import Quadratic
     >>> float(Quadratic(2.0).ell(1.0).round(4))  # |psi''| where |psi'| <= 1
@@ -129,7 +131,9 @@ class Quadratic(Psi):
 
 @dataclass(frozen=True)
 class Power(Psi):
-    """c |t|^p / p with p > 2, and ell = (p - 1) c^(1/(p - 1)) u^((p - 2)/(p - 1)): ell(0) = 0.
+    """A family for `objective`: psi(t) = c |t|^p / p of each entry t, p > 2.
+
+    ell(u) = (p - 1) c^(1/(p - 1)) u^((p - 2)/(p - 1)) bounds |psi''| where |psi'| <= u, and ell(0) = 0.
 
     >>> from smoothlab import Power
     >>> float(Power(1.0, 4.0).ell(1.0).round(4))  # |psi''| where |psi'| <= 1
@@ -176,10 +180,11 @@ class Power(Psi):
 
 @dataclass(frozen=True)
 class Oscillating(Psi):
-    """t^2/2 + A (1 - cos(r^m - 1)) with r = sqrt(1 + t^2), 1 <= m < 2, A m < 1: not convex.
+    """A family for `objective` that is not convex: psi(t) = t^2/2 + A (1 - cos(r^m - 1)) of each entry t.
 
-    ell = 1 + A m + A m^2 (u/(1 - A m))^(2m - 2): |t| <= u/(1 - A m), and psi'' - 1 is A times
-    cos(r^m - 1) (m r^(m - 2) t)^2, at most m^2 |t|^(2m - 2), plus sin(r^m - 1) m r^(m - 2) (1 + (m - 2) t^2/r^2).
+    Here r = sqrt(1 + t^2), 1 <= m < 2 and A m < 1. ell(u) = 1 + A m + A m^2 (u/(1 - A m))^(2m - 2) bounds |psi''| where
+    |psi'| <= u: there |t| <= u/(1 - A m), and psi'' - 1 is A times cos(r^m - 1) (m r^(m - 2) t)^2, at most
+    m^2 |t|^(2m - 2), plus sin(r^m - 1) m r^(m - 2) (1 + (m - 2) t^2/r^2).
 
     >>> from smoothlab import Oscillating
     >>> float(Oscillating(0.3, 1.75).ell(1.0).round(4))  # |psi''| where |psi'| <= 1
@@ -232,7 +237,9 @@ class Oscillating(Psi):
 
 @dataclass(frozen=True)
 class Cosh(Psi):
-    """(L0/L1^2)(cosh(L1 t) - 1), with ell = sqrt(L0^2 + L1^2 u^2) <= L0 + L1 u: equality in one dimension.
+    """A family for `objective`: psi(t) = (L0/L1^2)(cosh(L1 t) - 1) of each entry t, which is (L0, L1)-smooth.
+
+    ell(u) = sqrt(L0^2 + L1^2 u^2) <= L0 + L1 u bounds |psi''| where |psi'| <= u: equality in one dimension.
 
     >>> from smoothlab import Cosh
     >>> float(Cosh(1.0, 0.5).ell(1.0).round(4))  # |psi''| where |psi'| <= 1
@@ -270,7 +277,9 @@ class Cosh(Psi):
 
 @dataclass(frozen=True)
 class Exponential(Psi):
-    """e^(t^2) - 1, with ell = 6e + u (1 + 2 sqrt(log(1 + u))): grows faster than every power, ell than every line.
+    """A family for `objective`: psi(t) = e^(t^2) - 1 of each entry t, which grows faster than every power.
+
+    ell(u) = 6e + u (1 + 2 sqrt(log(1 + u))), faster than every line, bounds |psi''| where |psi'| <= u.
 
     psi'' = (2 + 4t^2) e^(t^2) is below 6e for |t| <= 1; beyond, psi''/|psi'| = 1/|t| + 2|t| and t^2 <= log(1 + |psi'|).
 
@@ -301,7 +310,9 @@ class Exponential(Psi):
 
 @dataclass(frozen=True)
 class Barrier(Psi):
-    """(1 - t^2)^(-p) - 1 on (-1, 1), with ell = 4p(p + 1)[(4/3)^(p + 2) + (u/p)^((p + 2)/(p + 1))].
+    """A family for `objective`: psi(t) = (1 - t^2)^(-p) - 1 of each entry t in (-1, 1), infinite outside.
+
+    ell(u) = 4p(p + 1)[(4/3)^(p + 2) + (u/p)^((p + 2)/(p + 1))] bounds |psi''| where |psi'| <= u.
 
     psi'' = 2p (1 - t^2)^(-p - 2)(1 + (2p + 1) t^2) is below 4p(p + 1)(1 - t^2)^(-p - 2), and from |t| = 1/2 on
     |psi'| >= p (1 - t^2)^(-p - 1). The domain is open (the setting of Li et al.): Assumption 3.2 asks for all of R^d.

@@ -56,6 +56,9 @@ class Step:
 class HybridSGD(torch.optim.Optimizer):
     """Algorithm 1 as a torch optimizer; learning-rate schedulers work as with any other.
 
+    Groups with an oracle take zeroth-order steps, the others, the exact groups, steps by exact gradients at the same
+    point.
+
     >>> import torch
     >>> from smoothlab import HybridSGD, ZerothOrder
     >>> x, y = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(2))
@@ -69,13 +72,13 @@ class HybridSGD(torch.optim.Optimizer):
             "name", "weight_decay", and, for exact groups, options of `exact`.
         lr: learning rate of groups that name none.
         seed: fixes all directions; those of step t and group k have the seed (seed, t, k).
-        momentum: of exact groups.
+        momentum: momentum of SGD on the exact groups, those without an oracle.
         weight_decay: lambda of the term lambda/2 ||w||^2, whose gradient is exact in every group; zeroth-order groups
             are multiplied by 1 - lr lambda before the step.
         clip: greatest norm of the exact groups' gradient together; a longer one is scaled down to it.
         exact: makes the torch optimizer of the exact groups from their list, e.g. torch.optim.AdamW, instead of SGD.
-        masters: add steps up in fp32 copies of 16-bit zeroth-order weights (2 more bytes for each of theirs), which
-            single steps would not move; False warns.
+        masters: add steps up in fp32 copies of 16-bit zeroth-order weights (4 more bytes a parameter), which single
+            steps would not move; False warns.
         log: file that every zeroth-order step is appended to; of several processes, one has it.
 
     Attributes:

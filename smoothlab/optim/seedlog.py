@@ -23,7 +23,7 @@ from smoothlab.zeroth.distributions import Distribution
 
 
 class SeedLog:
-    """A seed log that is written along a run.
+    """A file of the seeds and coefficients of a run's zeroth-order steps, from which `replay` repeats them to the bit.
 
     >>> import tempfile, torch
     >>> from pathlib import Path
@@ -166,7 +166,7 @@ def replay(
     until: int | None = None,
     masters: Mapping[int, Block] | None = None,
 ) -> int:
-    """Move blocks at theta_0 to where the logged run left them, to the bit; the number of steps made.
+    """Move blocks from their values at step 0 to where a logged run left them, to the bit; return the number of steps.
 
     >>> import tempfile, torch
     >>> from pathlib import Path

@@ -159,7 +159,7 @@ class Distribution(ABC):
 
 @dataclass(frozen=True)
 class Gaussian(Distribution):
-    """z ~ N(0, I), as in Eq. (2): Gaussian smoothing.
+    """Directions z ~ N(0, I), as in Eq. (2): Gaussian smoothing.
 
     >>> from smoothlab import Gaussian
     >>> Gaussian().second_moment(((10,),))   # d + 2
@@ -181,7 +181,7 @@ class Gaussian(Distribution):
 
 @dataclass(frozen=True)
 class Sphere(Distribution):
-    """z uniform on the sphere of radius sqrt(dim): a Gaussian one, divided by its length. Costs one more drawing.
+    """Directions z uniform on the sphere of radius sqrt(dim). They cost twice the drawing of Gaussian ones.
 
     >>> from smoothlab import Sphere
     >>> Sphere().second_moment(((10,),))
@@ -238,7 +238,7 @@ _SIGNS_OF_BYTE = ((torch.arange(256)[:, None] >> torch.arange(8)) & 1).double() 
 
 @dataclass(frozen=True)
 class Rademacher(Distribution):
-    """Independent random signs from packed bits, as in SPSA: a third of a Gaussian's cost.
+    """Directions z of independent random signs, as in SPSA. They cost a third of the drawing of Gaussian ones.
 
     >>> from smoothlab import Rademacher
     >>> Rademacher().second_moment(((10,),))
@@ -281,7 +281,7 @@ def _shifts(device: torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class Coordinate(Distribution):
-    """z = +-sqrt(dim) e_j, j and the sign uniform: one entry moves.
+    """Directions z = +-sqrt(dim) e_j, j and the sign uniform: one entry moves.
 
     >>> from smoothlab import Coordinate
     >>> Coordinate().second_moment(((10,),))
@@ -310,7 +310,7 @@ class Coordinate(Distribution):
 
 @dataclass(frozen=True)
 class Sparse(Distribution):
-    """z = m g / sqrt(density): Gaussian g on a fresh random mask m that keeps each entry with probability `density`.
+    """Directions z = m g / sqrt(density): g Gaussian, m a new random mask that keeps each entry with that probability.
 
     >>> from smoothlab import Sparse
     >>> Sparse(0.5).second_moment(((10,),))

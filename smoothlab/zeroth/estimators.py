@@ -76,7 +76,7 @@ def missing(estimator: object) -> str | None:
 
 @dataclass(frozen=True)
 class ZerothOrder:
-    """The estimator of Eq. (2) for any distribution of directions, averaged over q of them.
+    """The zeroth-order gradient estimator of Eq. (2), for any distribution of directions, averaged over q of them.
 
     Costs q + 1 (one-sided; q when f(x) is given) or 2q (two-sided) evaluations, and as many passes over the weights
     less one. Its first call on a block evaluates f(x) twice more, to see that the loss is deterministic (with `layers`
@@ -90,8 +90,8 @@ class ZerothOrder:
     torch.Size([3])
 
     Attributes:
-        mu: length of the step along a direction, whose entries have variance 1.
-        sides: 1 or 2.
+        mu: perturbation mu; the loss is evaluated at x + mu z, where the entries of z have variance 1.
+        sides: 1 for f(x + mu z) - f(x), 2 for f(x + mu z) - f(x - mu z).
         distribution: distribution of the directions.
         q: number of directions.
         average: "plain": independent ones; "antithetic" (one-sided, even q): in pairs z, -z, which is the two-sided

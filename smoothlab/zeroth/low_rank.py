@@ -16,7 +16,7 @@ from smoothlab.zeroth.rng import SHARED, Piece, Stream, chunk_of, cut
 
 @dataclass(frozen=True)
 class LowRank(Distribution):
-    """z = U W' / sqrt(rank) for a matrix [m, n], U [m, rank] and W [n, rank] Gaussian; Gaussian for other tensors.
+    """Directions z = U W' / sqrt(rank) for matrices [m, n], U [m, rank] and W [n, rank] Gaussian; else Gaussian.
 
     E vec(Z) vec(Z)' = I, but the entries are uncorrelated, not independent (LOZO, Chen et al. 2024).
 

@@ -37,7 +37,7 @@ from smoothlab.zeroth.expectations import Array, Shapes, entries
 
 @dataclass(frozen=True)
 class Taylor:
-    """What the closed forms need of f at the point.
+    """Derivatives of f at a point, from which `mean` and `second_moment` compute an estimator's moments.
 
     >>> import numpy as np
     >>> from smoothlab import Taylor, ZerothOrder, second_moment
@@ -66,7 +66,7 @@ class Taylor:
 
 
 def mean(estimator: ZerothOrder, f: Taylor) -> Array:
-    """E ghat [d] for f of degree <= 4: S^2 g + (mu^2/6) E T[z, z, z] z, whatever the sides, q and the average are.
+    """Mean E ghat [d] of an estimator on f of degree <= 4: S^2 g + (mu^2/6) E T[z, z, z] z, for all sides, q, averages.
 
     >>> import numpy as np
     >>> from smoothlab import Taylor, ZerothOrder, mean
@@ -85,7 +85,7 @@ def mean(estimator: ZerothOrder, f: Taylor) -> Array:
 
 
 def second_moment(estimator: ZerothOrder, f: Taylor) -> float:
-    """E ||ghat||^2, for f of degree <= 3 with one side and <= 4 with two.
+    """Second moment E ||ghat||^2 of an estimator on f of degree <= 3 with one side, <= 4 with two.
 
     >>> import numpy as np
     >>> from smoothlab import Taylor, ZerothOrder, second_moment
@@ -157,7 +157,7 @@ def linear_factor(
     estimator: ZerothOrder, dim: int, shapes: Shapes | None = None, *, parts: Sequence[float] | None = None,
     gradient: Array | None = None,
 ) -> float:  # fmt: skip
-    """E ||ghat||^2 / ||g||^2 as mu -> 0, which is also that of two sides on any quadratic. Cheap for any dim.
+    """Factor E ||ghat||^2 / ||g||^2 of an estimator as mu -> 0, and of two-sided ones on any quadratic.
 
     See `Distribution.second_moment` for a single direction: Gaussian d + 2, sphere, coordinate and Rademacher d.
 

@@ -19,7 +19,7 @@ from smoothlab.zeroth.rng import Piece, Stream
 
 @dataclass(frozen=True)
 class Preconditioned(Distribution):
-    """z = S g with diagonal S: E zz' = S^2, so the estimator's mean is S^2 grad f, a preconditioned gradient.
+    """Directions z = S g, g Gaussian, S diagonal: E zz' = S^2, so an estimator's mean is S^2 grad f, preconditioned.
 
     >>> import torch
     >>> from smoothlab import Preconditioned
@@ -88,7 +88,7 @@ class Preconditioned(Distribution):
 
 @dataclass(frozen=True)
 class Masked(Preconditioned):
-    """z = m g: Gaussian g on the entries that a fixed mask keeps, so E zz' = diag(m) and the others get gradient 0.
+    """Directions z = m g, g Gaussian, m a fixed mask: E zz' = diag(m), and entries that it hides get gradient 0.
 
     >>> import torch
     >>> from smoothlab import Masked
