@@ -110,6 +110,8 @@ def test_what_is_ahead_is_told_by_timed_runs_of_the_same_method(tiny: list[Run],
     expected = [queue.seconds(run, queue.statuses()) for run in more[1:]]
     assert expected == pytest.approx([46, 38], rel=1e-3)
     assert queue.lines()[-1] == "1 of 3 runs done, 74 s measured, about 84 s ahead"
+    finished(queue, 1, 2300.0, {"eta_y": 0.1}, eta_y=0.1)  # another method, which is slower
+    assert queue.seconds(more[2], queue.statuses()) == pytest.approx(38, rel=1e-3)
 
 
 def test_no_run_is_started_that_would_end_after_the_budget(tiny: list[Run], tmp_path: Path) -> None:
