@@ -164,7 +164,7 @@ def plot(
         str,
         arg(
             constructor=tyro.extras.literal_type_from_choices(FIGURES),
-            help="; ".join(f"{name}: {figure.shows}" for name, figure in FIGURES.items()) + ".",
+            help="figure to draw. " + "; ".join(f"{name}: {figure.shows}" for name, figure in FIGURES.items()) + ".",
         ),
     ] = "fig1a",
     block: tuple[str, ...] = (),
@@ -177,8 +177,7 @@ def plot(
     Args:
         records: record files or glob patterns, e.g. 'out/*.jsonl'.
         kind: kind of figure.
-        block: names of the blocks that fig1a, fig1b, depth, path and methods draw; by default the first one measured in
-            fig1a, all in the others.
+        block: names of the blocks that figures of Hessian norms draw; by default all, in fig1a the first one.
         quantity: quantity of the Hessian that these figures draw: frobenius or spectral (norms), or trace.
         out: figure file, in the format of its ending (.png, .pdf or .svg); by default KIND.png.
         overwrite: replace the figure file if it exists.
@@ -261,8 +260,7 @@ def audit(
 
     Args:
         claims: names of claims to check, with all evidence; by default all claims, with their verdicts alone.
-        records: record files of `smoothlab smoothness`, for the claims on measurements; by default those in the
-            source's benchmarks/results.
+        records: record files of `smoothlab smoothness`, for claims on measurements; by default those in the source.
         add: Python files to run, which define CLAIM or CLAIMS; see `python -m pydoc smoothlab.claims`.
         seed: seed of the searches for counterexamples.
         json: print verdicts and evidence as one JSON list.

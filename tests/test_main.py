@@ -307,6 +307,15 @@ def test_help_explains_every_option_with_its_default(squares, capsys, command):
         assert "--count INT How many [numbers]. (default: 5)" in words
 
 
+@pytest.mark.parametrize("kind", commands.EXPERIMENTS.values())
+def test_help_breaks_no_line_inside_a_sentence(kind):
+    """tyro keeps a line break of a docstring in front of a line that does not begin with a letter."""
+    for part in kind.__mro__[:-1]:
+        for line in (inspect.getdoc(part) or "").splitlines():
+            if line.startswith(" " * 8):  # the text of an option goes on
+                assert line.strip()[0].isalpha(), line
+
+
 EMPTY_HEAD = '{"kind": "header", "experiment": "smoothness", "config": {}, "environment": {}}\n'
 IMPORTED = "sorted({'torch', 'transformers', 'peft', 'pandas', 'matplotlib', 'scipy'} & set(sys.modules))"
 

@@ -23,9 +23,9 @@ class Kind(NamedTuple):
 
 FIGURES = {
     "fig1a": Kind("curvature", "fig1a", "Hessian norm of a block against step and gradient norm"),
-    "fig1b": Kind("curvature", "fig1b", "Hessian norms of the blocks side by side, and the ratio of base to PEFT"),
+    "fig1b": Kind("curvature", "fig1b", "Hessian norms of the blocks, and ratio of base model to PEFT module"),
     "depth": Kind("curvature", "against_depth", "Hessian norm of each layer against its depth"),
-    "path": Kind("curvature", "path", "change of the gradient over change of the weights along the path"),
+    "path": Kind("curvature", "path", "change of the gradient over change of the weights, along the training run"),
     "methods": Kind("methods", "methods", "Hessian norms along each training method's own run"),
     "estimators": Kind("estimators", "figure", "bias, variance, rounding and cost of `smoothlab estimators`"),
     "quadratic": Kind("quadratic", "figure", "all that `smoothlab quadratic` measured"),

@@ -57,13 +57,14 @@ class Training:
     Attributes:
         model: model to load: a hub name, a local directory, a GGUF file (de-quantized to --dtype), "micro" (3.5 million
             parameters, in the package), or "random:opt-125m" (that shape, random weights).
-        head: how answers are scored. lm: each candidate word with the language model's head. classifier: with a
-            classification head, the checkpoint's or a new one, on the sentence without a prompt; it learns at --eta-y
-            where there is a PEFT module, else as part of the base model. auto: classifier where config.json says
-            ...ForSequenceClassification or names a type that is no causal language model (BERT, RoBERTa), else lm.
-        data: name of a task, or a JSON Lines file (.gz too) with the fields sentence and label; prompt, candidates and
-            label; prompt and completion (supervised fine-tuning, which scores the completion's tokens alone); or text
-            (language modeling).
+        head: how answers are scored. lm: each candidate word with the language model's head. classifier:
+            with a classification head, the checkpoint's or a new one, on the sentence without a prompt; it
+            learns at --eta-y where there is a PEFT module, else as part of the base model. auto: classifier
+            where config.json says ...ForSequenceClassification or names a type that is no causal language
+            model (BERT, RoBERTa), else lm.
+        data: name of a task, or a JSON Lines file (.gz too) with the fields sentence and label; prompt, candidates
+            and label; prompt and completion (supervised fine-tuning, which scores the completion's tokens alone); or
+            text (language modeling).
         data_dir: folder with the files of the named task; without it they are read from the hub. builtin and JSON Lines
             files need none.
         template: prompt made of each sentence of a JSON Lines file, with {sentence} in its place. Named tasks have
@@ -91,15 +92,15 @@ class Training:
         q: number of directions z that a zeroth-order gradient averages over.
         sides: sides of a zeroth-order gradient's difference. 1: f(x + mu z) - f(x), whose f(x) the exact gradient
             computes anyway; 2: f(x + mu z) - f(x - mu z).
-        distribution: distribution of the directions z. "sparse(0.25)" sets the share of entries that move (by default
-            0.1), "lowrank(2)" the rank (by default 4).
+        distribution: distribution of the directions z. "sparse(0.25)" sets the share of entries that move (by
+            default 0.1), "lowrank(2)" the rank (by default 4).
         steps: number of training steps; finetune may stop earlier, see --patience.
         batch: number of items in a minibatch, of all processes together.
         schedule: factor of all learning rates along the steps: constant 1, or from 1 to 0 on a line (linear) or half a
             cosine.
-        blocks: rule that groups the parameters into blocks, for --measure and --eta: part (base, the model's own
-            weights; peft, the PEFT module; head, a classification head), layer (embedding, layer.0, ...), module
-            (attention, mlp, embedding, norm), or patterns "name=regex,name=regex".
+        blocks: rule that groups the parameters into blocks, for --measure and --eta: part (base, the model's
+            own weights; peft, the PEFT module; head, a classification head), layer (embedding, layer.0, ...),
+            module (attention, mlp, embedding, norm), or patterns, written "name=regex,name=regex".
         measure: names of the blocks, as --blocks groups them, whose curvature is measured along the run, or all; by
             default all in smoothness, none in finetune.
         cross: pairs of measured blocks, written a:b, whose cross block H_ab of the Hessian is measured too; auto is
@@ -275,8 +276,8 @@ class FinetuneOptions(Training):
             completion of dev and test is longer, answers are generated greedily, and their exact match and F1 (as in
             SQuAD) stand beside the loss; 0 generates none.
         eval_every: number of steps between evaluations on the dev items.
-        patience: evaluations without a better one (more right answers on dev, or as many at a lower loss; a lower loss
-            alone with completions or texts) after which training stops; 0: never.
+        patience: number of evaluations on dev without a better one (more right answers, or as many at a lower loss; a
+            lower loss alone with completions or texts) after which training stops; 0 never stops it.
         search: grid to search, each axis written NAME=A,B,... with the name eta_x, eta_y or mu, whose option it
             replaces, e.g. eta_x=1e-5,1e-4. Every combination is trained for at most --steps steps, and the one that is
             best on dev is tested.
