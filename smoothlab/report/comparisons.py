@@ -270,6 +270,10 @@ def _finetune(df: pd.DataFrame) -> list[dict[str, Any]]:
                 "reference": chance, "verdict": "not above the larger class"}  # fmt: skip
         if low > chance:
             row["verdict"] = "above the larger class"
+        shifted = tests.reindex(columns=["calibrated_accuracy"])["calibrated_accuracy"]
+        if shifted.notna().all():
+            name = f"calibrated test accuracy, {len(kind.test)} seed(s)"
+            rows.append({"what": row["what"], "quantity": name, "measured": shifted.astype(float).mean()})
     return rows + _differences(kinds, "accuracy")
 
 

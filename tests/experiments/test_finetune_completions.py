@@ -181,6 +181,7 @@ GOOD = "".join(json.dumps({"prompt": f"film {i}", "completion": " fine"}) + "\n"
         (GOOD, "--verbalizers a b", " --template and --verbalizers are for labelled sentences, bad.jsonl has none"),
         (GOOD, "--max-length 3", "the completion 'fine' has no token to be scored: its prompt has"),
         (GOOD, "--max-length 1", "--max-length 1 is too small: use at least 2 tokens"),
+        (GOOD, "--calibrate", "--calibrate with completions: it compares candidates that a language model scores"),
         (GOOD, "--answer-tokens -1", "--answer-tokens -1 is too small: use at least 0"),
     ],
 )  # fmt: skip

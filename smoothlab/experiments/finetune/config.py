@@ -275,6 +275,8 @@ class FinetuneOptions(Training):
         answer_tokens: length in tokens, end token included, up to which completions are short answers. Where no
             completion of dev and test is longer, answers are generated greedily, and their exact match and F1 (as in
             SQuAD) stand beside the loss; 0 generates none.
+        calibrate: report the test accuracy by calibrated scores, too: each candidate's log-probability less that after
+            a content-free prompt, as "N/A It was". Selection goes by plain scores.
         eval_every: number of steps between evaluations on the dev items.
         patience: number of evaluations on dev without a better one (more right answers, or as many at a lower loss; a
             lower loss alone with completions or texts) after which training stops; 0 never stops it.
@@ -290,6 +292,7 @@ class FinetuneOptions(Training):
     test: int = 1000
     parts: int = 4
     answer_tokens: int = 16
+    calibrate: bool = False
     eval_every: int = 25
     patience: int = 10
     search: tuple[str, ...] = ()

@@ -16,9 +16,10 @@ from smoothlab.errors import BadInput
 from smoothlab.experiments.finetune.config import FinetuneOptions, Rates, Training
 from smoothlab.experiments.finetune.options import block_rates
 from smoothlab.hessian.dataset import DatasetHessian
-from smoothlab.llm import adalora, distributed, encoding, heads, padding
+from smoothlab.llm import adalora, calibration, distributed, encoding, heads, padding
 from smoothlab.llm.adapters import check_derivatives, virtual_tokens
 from smoothlab.llm.answers import CompletionScores, completion_scores, short
+from smoothlab.llm.calibration import ContentFree, calibrated
 from smoothlab.llm.completions import encode_completions
 from smoothlab.llm.compute import check_widened, compute_in_float32
 from smoothlab.llm.encoding import MULTIPLE, Encoded, batch, encode
@@ -56,6 +57,7 @@ class Setup:
     served: str  # which files the items came from
     notes: list[str]  # what a reader should know
     save: Callable[[Path, str], None]  # writes the model as it stands to a folder, with the text of its model cards
+    calibration: ContentFree | None = None  # content-free prompts of the test items, if these are calibrated
     start: dict[str, Tensor] | None = field(default=None, init=False)  # trained weights at step 0, see `remember_start`
 
     def remember_start(self) -> None:
@@ -131,8 +133,14 @@ class Setup:
         for candidates, prediction, label in zip(self.test.options, result.predictions, labels, strict=True):
             chance += 1 / len(candidates)
             right += str(int(prediction == label))  # by item: two runs are compared on the items where they differ
+        beside: Row = {}
+        if self.calibration is not None:
+            prior = self.judge(self.calibration.encoded)
+            assert isinstance(prior, Accuracy)
+            shifted = calibrated(result, [prior.scores[place] for place in self.calibration.place], labels)
+            beside = calibration.row(shifted, labels)
         return {
-            **result.row(), "head": head, "chance": chance / len(labels),
+            **result.row(), **beside, "head": head, "chance": chance / len(labels),
             "majority": max(Counter(labels).values()) / len(labels), "served": self.served, "right": right,
         }  # fmt: skip
 
@@ -162,6 +170,14 @@ def setup(run: Training) -> Setup:
     if kind in GENERATIVE:
         tokenized = partial(encode_completions, loaded.tokenizer, max_length=longest, kind=kind, chat=run.chat)
     train, dev, test = tokenized(splits.train), tokenized(splits.dev), tokenized(splits.test)
+    prior = None
+    if isinstance(run, FinetuneOptions) and run.calibrate:
+        others = {"classifier": "classes", "completion": "completions", "text": "texts"}
+        if kind in others:
+            raise BadInput(
+                f"--calibrate with {others[kind]}: it compares candidates that a language model scores, leave it out"
+            )
+        prior = calibration.content_free(splits.test, tokenized)
     _check_batch(run, len(train))
     mixed = padding.check_items(model, (train, dev, test), run.model, run.module, size=run.batch)
     to_measure: list[Block] = []
@@ -212,6 +228,7 @@ def setup(run: Training) -> Setup:
         run, model, blocks, to_measure, batches, minibatch, len(train) // run.batch, choice_loss,
         judge, dev, test, splits.served, notes,
         lambda folder, story: save(model, loaded.tokenizer, folder, base=bool(run.recipe.base), story=story),
+        prior,
     )  # fmt: skip
 
 

@@ -8,6 +8,8 @@ Kind = Literal["verbalizer", "multiple choice", "completion", "text"]
 """Which loss trains a task; `smoothlab.llm.evaluate.choice_loss` has all of them."""
 GENERATIVE = ("completion", "text")
 """Kinds without a choice: one candidate is to be learned, behind its prompt or, in language modeling, behind none."""
+NO_CONTENT = "N/A"
+"""Stands for the content of a prompt (Zhao et al. 2021)."""
 Row = Mapping[str, Any]
 """One line of a data set."""
 
@@ -23,18 +25,21 @@ class Choice:
         label: place of the right candidate.
         sentence: what a classifier reads instead of the prompt: the text alone that the prompt was made of, if it is
             one.
+        content_free: the prompt with "N/A" where its content was, after which a calibration scores the candidates.
     """
 
     prompt: str
     candidates: tuple[str, ...]
     label: int
     sentence: str = field(default="", compare=False)
+    content_free: str = field(default=NO_CONTENT, compare=False)
 
     def __post_init__(self) -> None:
         ends = len(self.prompt.rstrip(" "))
         if ends < len(self.prompt):  # "so " + "he": tokenizers take the space and the word as one
             object.__setattr__(self, "candidates", tuple(self.prompt[ends:] + c for c in self.candidates))
             object.__setattr__(self, "prompt", self.prompt[:ends])
+            object.__setattr__(self, "content_free", self.content_free.rstrip(" "))
 
 
 @dataclass(frozen=True)

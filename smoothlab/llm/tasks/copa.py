@@ -9,8 +9,10 @@ def choice(row: Row) -> Choice:
     """The premise without its final ".", then "so" or "because"; the choices begin in lower case, but for "I"."""
     if row.get("question") not in JOINED:
         raise ValueError(f'has question {str(row.get("question"))[:20]!r}: give "cause" or "effect" in "question"')
-    prompt = text(row, "premise").removesuffix(".") + JOINED[row["question"]]
-    return Choice(prompt, (_lowered(text(row, "choice1")), _lowered(text(row, "choice2"))), label(row, 2))
+    joined = JOINED[row["question"]]
+    prompt = text(row, "premise").removesuffix(".") + joined
+    choices = _lowered(text(row, "choice1")), _lowered(text(row, "choice2"))
+    return Choice(prompt, choices, label(row, 2), content_free=joined.lstrip())
 
 
 def _lowered(sentence: str) -> str:

@@ -1,7 +1,8 @@
 """JSON Lines files, gzip too: labelled sentences, prompts with their candidates or a completion, or texts alone.
 
 A line is {"sentence": ..., "label": 0}, of a classifier or of a task with verbalizers;
-{"prompt": ..., "candidates": [..., ...], "label": 0}; {"prompt": ..., "completion": ...} (supervised fine-tuning);
+{"prompt": ..., "candidates": [..., ...], "label": 0}, with a "content_free" prompt for --calibrate if one likes;
+{"prompt": ..., "completion": ...} (supervised fine-tuning);
 or {"text": ...} (language modeling).
 """
 
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from smoothlab.errors import BadInput
-from smoothlab.llm.tasks.choices import Choice, Kind, Row, label, text
+from smoothlab.llm.tasks.choices import NO_CONTENT, Choice, Kind, Row, label, text
 
 TEMPLATE = "{sentence} It was"
 """Prompt made of a sentence, by default."""
@@ -199,7 +200,8 @@ def _sentences(
         if not word[0].isspace() and not template[-1:].isspace():
             word = f" {word}"
         words.append(word)
-    return [Choice(template.replace("{sentence}", line), tuple(words), number, line) for line, number in pairs]
+    free = template.replace("{sentence}", NO_CONTENT)
+    return [Choice(template.replace("{sentence}", line), tuple(words), number, line, free) for line, number in pairs]
 
 
 def _choice(row: Row) -> Choice:
@@ -212,7 +214,13 @@ def _choice(row: Row) -> Choice:
         text({"candidates": candidate}, "candidates")
     if len(set(candidates)) < len(candidates):
         raise ValueError("has a candidate twice, and no score could part them: give different ones")
-    return Choice(row["prompt"], tuple(candidates), label(row, len(candidates)))
+    prompt: str = row["prompt"]
+    # What parts the candidates from the prompt, as a line break does, parts them from the content-free one, too.
+    free = NO_CONTENT + prompt[len(prompt.rstrip()) :]
+    if "content_free" in row:
+        text(row, "content_free")
+        free = row["content_free"]
+    return Choice(prompt, tuple(candidates), label(row, len(candidates)), content_free=free)
 
 
 def split(pairs: list[Any], name: str, path: Path) -> list[Any]:

@@ -1,12 +1,15 @@
 """WiC (Pilehvar and Camacho-Collados 2019), SuperGLUE's form: whether a word means the same in two sentences."""
 
-from smoothlab.llm.tasks.choices import Choice, Row, Task, label, text
+from smoothlab.llm.tasks.choices import NO_CONTENT, Choice, Row, Task, label, text
+
+PROMPT = 'Does the word "{}" have the same meaning in these two sentences? Yes, No?\n{}\n{}\n'
 
 
 def choice(row: Row) -> Choice:
     """A question with both sentences; "No" or "Yes" follows."""
-    prompt = f'Does the word "{text(row, "word")}" have the same meaning in these two sentences? Yes, No?\n'
-    return Choice(f"{prompt}{text(row, 'sentence1')}\n{text(row, 'sentence2')}\n", ("No", "Yes"), label(row, 2))
+    content = text(row, "word"), text(row, "sentence1"), text(row, "sentence2")
+    free = PROMPT.format(NO_CONTENT, NO_CONTENT, NO_CONTENT)
+    return Choice(PROMPT.format(*content), ("No", "Yes"), label(row, 2), content_free=free)
 
 
 TASK = Task("wic", "verbalizer", choice, ("train.jsonl",), ("validation.jsonl", "val.jsonl"), ("aps/super_glue", "wic"))
