@@ -753,3 +753,28 @@ def test_gradients_of_parts_are_added_two_by_two() -> None:
     optimizer = HybridSGD([{"params": [y], "name": "y", "lr": 4.0}])
     optimizer.step([lambda c=c: c * y.sum() for c in (1e8, 1.0, -1e8, 1.0)])
     assert y.tolist() == [0.0]
+
+
+# hessian: what is counted and kept
+
+
+def test_central_differences_divide_by_the_step_as_given_where_they_are_asked_to() -> None:
+    """On a quadratic with eigenvalues 2 and 6, (g(h v) - g(-h v)) / (2 h) is H v."""
+    w = nn.Parameter(torch.ones(2, dtype=torch.float64))
+    loss = lambda: w[0] ** 2 + 3 * w[1] ** 2  # noqa: E731
+    hessian = FiniteDifferenceHessian(loss, [Block("w", (w,))], h=0.5, scheme="central", effective=False)
+    (image,) = hessian.product(torch.tensor([1.0, 0.0], dtype=torch.float64), "w", ["w"])
+    assert image.tolist() == pytest.approx([2.0, 0.0], abs=1e-12)
+
+
+def test_a_quadratic_form_counts_one_product() -> None:
+    run = Deflation(DenseHessian(np.diag([1.0, 2.0, 3.0])), "a", (0,), {})
+    assert run.form(torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64)) == 3.0
+    assert run.hvps == 1
+
+
+def test_sixteen_images_of_probes_are_kept() -> None:
+    run = Deflation(DenseHessian(np.diag(np.ones(400))), "a", (0,), {})
+    for _ in range(20):
+        run.probe()
+    assert (len(run.images), run.gram.shape, len(run.squares)) == (16, (16, 16), 20)
