@@ -105,6 +105,22 @@ def test_gram_matrices_by_layer_are_those_of_the_whole_images() -> None:
         assert np.allclose(rows.grams[number], (images @ images.T).numpy())
 
 
+def test_probes_are_forgotten_where_their_images_join_the_basis() -> None:
+    hessian = layered("ten equal")
+    rows = LayerRows(hessian.blocks["a"], hessian.layers)
+    run = Deflation(hessian, "a", [0], {}, rows)
+    run.krylov(4)
+    for _ in range(3):
+        run.probe()
+    run.extend()
+    assert (rows.squares, rows.forms, rows.grams.shape) == ([], [], (3, 0, 0))
+    q = run.basis.rows
+    for number, name in enumerate(rows.layers.names):
+        images = hessian.matrix[hessian.places[name]] @ q.T
+        assert rows.known[number] == pytest.approx(float(images.square().sum()))
+        assert rows.traces[number] == pytest.approx(float((images * q.T[hessian.places[name]]).sum()))
+
+
 @pytest.mark.parametrize("spectrum", ["ten equal", pytest.param("flat", marks=pytest.mark.check)])
 def test_estimates_have_no_bias(spectrum: str) -> None:
     hessian = layered(spectrum)
