@@ -13,9 +13,11 @@ if TYPE_CHECKING:
     from smoothlab.algorithm1.engine import Algorithm1
     from smoothlab.blocks import Block, fixed_loss
     from smoothlab.hessian.dataset import DatasetHessian, DatasetNorm
+    from smoothlab.hessian.estimates import NormEstimate, TraceEstimate
     from smoothlab.hessian.exact import ExactHessian, frobenius
     from smoothlab.hessian.finite_differences import FiniteDifferenceHessian
-    from smoothlab.hessian.norms import NormEstimate
+    from smoothlab.hessian.gauss_newton import gauss_newton_trace
+    from smoothlab.hessian.points import Points
     from smoothlab.hessian.trajectory import SmoothnessHook, schedule
     from smoothlab.llm.callback import SmoothnessCallback
     from smoothlab.llm.hybrid_trainer import HybridTrainer
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from smoothlab.optim.hybrid import HybridSGD
     from smoothlab.optim.seedlog import SeedLog, replay
     from smoothlab.records import load
-    from smoothlab.trainer import Points, Trainer
+    from smoothlab.trainer import Trainer
     from smoothlab.zeroth.control_variate import ControlVariate
     from smoothlab.zeroth.directional import Directional
     from smoothlab.zeroth.distributions import Coordinate, Distribution, Gaussian, Rademacher, Sparse, Sphere
@@ -39,18 +41,21 @@ __all__ = [
     "Algorithm1", "Barrier", "Block", "ControlVariate", "Coordinate", "Cosh", "DatasetHessian", "DatasetNorm",
     "Directional", "Distribution", "Estimator", "ExactHessian", "Exponential", "FiniteDifferenceHessian", "Gaussian",
     "HybridSGD", "HybridTrainer", "LowRank", "Masked", "NormEstimate", "Oscillating", "Points", "Power",
-    "Preconditioned", "Quadratic", "Rademacher", "SeedLog", "SmoothnessCallback", "SmoothnessHook", "Sparse",
-    "Sphere", "Taylor", "Trainer", "ZerothOrder", "__version__", "fixed_loss", "frobenius", "linear_factor", "load",
-    "mean", "objective", "partition", "replay", "schedule", "second_moment",
+    "Preconditioned", "Quadratic", "Rademacher", "SeedLog", "SmoothnessCallback", "SmoothnessHook", "Sparse", "Sphere",
+    "Taylor", "TraceEstimate", "Trainer", "ZerothOrder", "__version__", "fixed_loss", "frobenius",
+    "gauss_newton_trace", "linear_factor", "load", "mean", "objective", "partition", "replay", "schedule",
+    "second_moment",
 ]  # fmt: skip
 
 _NAMES = {
     "algorithm1.engine": "Algorithm1",
     "blocks": "Block fixed_loss",
     "hessian.dataset": "DatasetHessian DatasetNorm",
-    "hessian.norms": "NormEstimate",
+    "hessian.estimates": "NormEstimate TraceEstimate",
     "hessian.exact": "ExactHessian frobenius",
     "hessian.finite_differences": "FiniteDifferenceHessian",
+    "hessian.gauss_newton": "gauss_newton_trace",
+    "hessian.points": "Points",
     "hessian.trajectory": "SmoothnessHook schedule",
     "llm.callback": "SmoothnessCallback",
     "llm.hybrid_trainer": "HybridTrainer",
@@ -60,7 +65,7 @@ _NAMES = {
     "optim.hybrid": "HybridSGD",
     "optim.seedlog": "SeedLog replay",
     "records": "load",
-    "trainer": "Points Trainer",
+    "trainer": "Trainer",
     "zeroth.control_variate": "ControlVariate",
     "zeroth.directional": "Directional",
     "zeroth.distributions": "Coordinate Distribution Gaussian Rademacher Sparse Sphere",

@@ -178,7 +178,7 @@ def plot(
         records: record files or glob patterns, e.g. 'out/*.jsonl'.
         kind: kind of figure.
         block: names of the blocks that figures of Hessian norms draw; by default all, in fig1a the first one.
-        quantity: quantity of the Hessian that these figures draw: frobenius or spectral (norms), or trace.
+        quantity: quantity of the Hessian that these figures draw: frobenius, spectral, trace or gauss_newton_trace.
         out: figure file, in the format of its ending (.png, .pdf or .svg); by default KIND.png.
         overwrite: replace the figure file if it exists.
     """

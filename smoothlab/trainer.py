@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,15 +22,23 @@ from torch import Tensor, nn
 from smoothlab.blocks import Block, Loss, check_partition, differentiable, fixed_loss
 from smoothlab.divergence import Diverged, Growth
 from smoothlab.errors import BadInput
-from smoothlab.hessian.dataset import DatasetHessian
 from smoothlab.hessian.disagreements import WrongProducts
+from smoothlab.hessian.gauss_newton import joined
 from smoothlab.hessian.penalties import penalty
-from smoothlab.hessian.trajectory import PathSmoothness, Product, Row, estimated, has_kinks, of_dataset, paper
+from smoothlab.hessian.points import Points as Points
+from smoothlab.hessian.trajectory import (
+    PathSmoothness,
+    Row,
+    estimated,
+    gauss_newton,
+    has_kinks,
+    of_dataset,
+    paper,
+)
 from smoothlab.optim.hybrid import HybridSGD
 from smoothlab.zeroth.closures import NotFinite
 
 Schedule = Literal["constant", "linear", "cosine"]
-Protocols = Literal["estimated", "paper", "both"]
 RISE = 2.0, 1.0
 """A mean training loss above 2 f_0 + 1, f_0 that of the first minibatch, has diverged."""
 
@@ -49,45 +57,6 @@ class Allocator(Protocol):
 
     def settle(self, model: Any) -> None:
         """Fit the model's own description to weights that were copied in."""
-
-
-@dataclass(frozen=True)
-class Points:
-    """The steps of a run at which curvature is measured, and how.
-
-    >>> import torch
-    >>> from smoothlab import Block, Points
-    >>> Points(steps=[0, 100], blocks=[Block("x", (torch.zeros(3),))], cross=[]).protocol
-    'estimated'
-
-    Attributes:
-        steps: steps at which curvature is measured, before the update; the total number of steps is the end of the run.
-        blocks: blocks to measure, those that training keeps frozen too.
-        cross: pairs of block names whose cross block H_ab is measured too.
-        protocol: how norms are measured: "estimated" (Hessian-vector products, with 95 % intervals), "paper" (Appendix
-            D.4 as printed), or "both".
-        product: "exact", "central" or "forward" Hessian-vector products of protocol "estimated".
-        precision: relative half-width of the Frobenius norms' 95 % intervals at which probing stops.
-        probes: number of unit vectors a block in protocol "paper".
-        path: measure ||g(k+1) - g(k)|| / ||w(k+1) - w(k)|| of each block over the update, too.
-        minibatch: "step": the minibatch of the step; "fixed": minibatch 0 at all points.
-        batch: number of examples in a minibatch, over which protocol "paper" sums.
-        seed: seed of the probes.
-        dataset: function of a seed that makes a `DatasetHessian`, which is measured too; None leaves it out.
-    """
-
-    steps: Sequence[int]
-    blocks: Sequence[Block]
-    cross: Sequence[tuple[str, str]] = ()
-    protocol: Protocols = "estimated"
-    product: Product = "exact"
-    precision: float = 0.05
-    probes: int = 100
-    path: bool = True
-    minibatch: Literal["step", "fixed"] = "step"
-    batch: int = 1
-    seed: int = 0
-    dataset: Callable[[Sequence[int]], DatasetHessian] | None = None
 
 
 @dataclass
@@ -233,7 +202,8 @@ class Trainer:
         """
         points, step = self.measure, self.step
         assert points is not None
-        loss = self.minibatch_loss(step if points.minibatch == "step" else 0)
+        number = step if points.minibatch == "step" else 0
+        loss = self.minibatch_loss(number)
         adds: Row = {}
         if isinstance(self.model, nn.Module):
             adds = penalty(loss, self.model)
@@ -242,7 +212,12 @@ class Trainer:
         if points.protocol != "paper":
             protocols.append(estimated(
                 loss, points.blocks, cross=points.cross, product=points.product, precision=points.precision, seed=seed,
-                kinks=self.kinks,
+                kinks=self.kinks, trace=points.trace, layers=points.layers, diagonal=points.diagonal,
+            ))  # fmt: skip
+        if points.outputs is not None:
+            outputs = joined([cast(Any, part) for part in self._parts(number, points.outputs)])
+            protocols.append(gauss_newton(
+                loss, outputs, points.blocks, precision=points.outputs_precision, seed=seed, layers=points.layers,
             ))  # fmt: skip
         if points.protocol != "estimated":
             protocols.append(paper(loss, points.blocks, batch=points.batch, probes=points.probes, seed=seed))
@@ -347,11 +322,11 @@ class Trainer:
         self.step, self.first_loss = state["step"], state["first_loss"]
         self.losses, self._measured = list(state["losses"]), state["measured"]
 
-    def _parts(self, step: int) -> list[Loss]:
-        """The loss of each part of minibatch `step`."""
+    def _parts(self, step: int, function: Callable[[Any, Any], Any] | None = None) -> list[Loss]:
+        """The loss of each part of minibatch `step`, or another function of the model and the part."""
         parts: list[Loss] = []
         for part in self.batches(step):
-            compute: Loss = partial(self.loss, self.model, part)
+            compute: Loss = partial(function or self.loss, self.model, part)
             if isinstance(self.model, nn.Module):
                 # 2^20 steps a seed: runs of neighboring seeds share no mask.
                 compute = fixed_loss(compute, self.model, train=self.dropout, seed=(self.seed << 20) + step)

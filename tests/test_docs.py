@@ -192,6 +192,8 @@ def test_all_records_fit_the_schema() -> None:
     "command",
     [
         "finetune --measure peft --points 2 --steps 1 --train 8 --dev 2 --test 2 --batch 4 --probes 2 --precision 0.5",
+        "finetune --measure base --points 2 --steps 1 --train 8 --dev 2 --test 2 --batch 4 --precision 0.5 trace=0.5 "
+        "--block-rows layer --gauss-newton",
         "smoothness --measure peft --protocol both --points 2 --steps 1 --batch 4 --probes 2 --precision 0.5",
         "quadratic --ratios 2 --hybrid-ratios 2 --dims 3 --hybrid-dims 3 --replicas 30 --steps 10 --max-steps 1000",
         "estimators --parts bias variance averages curve --functions cubic --draws 100 --dim 4 --dims 4 --qs 2 "

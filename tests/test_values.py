@@ -18,9 +18,9 @@ from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
 from smoothlab.hessian.basis import Basis, Projection
 from smoothlab.hessian.deflation import Deflation, gram_matrix, half_width
+from smoothlab.hessian.estimates import doubt, frobenius_estimate
 from smoothlab.hessian.exact import ExactHessian, frobenius
 from smoothlab.hessian.finite_differences import FiniteDifferenceHessian, Scheme, Step
-from smoothlab.hessian.norms import _flag, _frobenius
 from smoothlab.optim.hybrid import HybridSGD
 from smoothlab.stats.intervals import Interval
 from smoothlab.stats.probes import effective_rank, mean_of_forms, spectral_upper
@@ -430,7 +430,7 @@ def test_a_norm_from_its_square_and_the_flags_of_its_floor() -> None:
         (Interval(-1.0, -4.0, 0.04), (0.0, 0.0, 0.7)),
         (Interval(0.25, 0.16, 0.36), (0.5, 0.0, 1.1)),
     ):
-        e = _frobenius("a", "a", square, 1, 0.5, True)
+        e = frobenius_estimate("a", "a", square, 1, 0.5, True)
         assert (e.value, e.low, e.high) == pytest.approx(limits)
     below = math.nextafter(2.0, 0.0)
     for value, reached, flag in (
@@ -440,7 +440,7 @@ def test_a_norm_from_its_square_and_the_flags_of_its_floor() -> None:
         (below, True, "below floor"),
         (-below, False, "below floor"),
     ):
-        assert _flag(value, 1.0, reached) == flag
+        assert doubt(value, 1.0, reached) == flag
 
 
 def test_the_relative_half_width_of_a_norm() -> None:

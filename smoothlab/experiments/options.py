@@ -10,6 +10,8 @@ from smoothlab.zeroth.names import METAVAR
 
 DistributionName = Annotated[str, arg(metavar=METAVAR)]
 """Name of a distribution of directions, with parameters in parentheses if any."""
+Precision = Annotated[float | tuple[str, ...], arg(metavar="NUMBER [QUANTITY=NUMBER ...]")]
+"""Precision of Frobenius norms, and of other quantities by name."""
 DistributionNames = Annotated[tuple[str, ...], arg(metavar=f"{METAVAR} ...")]
 
 

@@ -18,8 +18,8 @@ Row = dict[str, Any]
 KEY = ("protocol", "block", "wrt", "quantity")
 """Fields that tell the rows of a measuring point apart."""
 MEASURING = (
-    "measure", "cross", "points", "spacing", "minibatch", "over", "protocol", "product", "precision", "probes", "path",
-    "steps", "checkpoint", "from_weights",
+    "measure", "cross", "points", "spacing", "minibatch", "over", "block_rows", "diagonal", "gauss_newton", "protocol",
+    "product", "precision", "probes", "path", "steps", "checkpoint", "from_weights",
 )  # fmt: skip
 """Options that the weights at a step do not depend on."""
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from smoothlab.blocks import dot
 from smoothlab.errors import BadInput
 from smoothlab.hessian.basis import Basis, Projection
+from smoothlab.hessian.layers import LayerRows
 from smoothlab.hessian.products import Products
 from smoothlab.stats.intervals import Interval
 from smoothlab.stats.probes import Reach, effective_rank, lanczos_reach, sum_of_squares
@@ -38,12 +39,15 @@ class Deflation:
     """Lanczos, probes and deflation on one block c; cross images H_bc v for blocks b of `others` come on the way.
 
     With C = H_bc, `cross_known[b]` is ||C Q'||_F^2, and the probes see C (I - Q'Q): `cross_squares[b]` holds the
-    squares of their images, and `cross_images[b]` the first of these images.
+    squares of their images, and `cross_images[b]` the first of these images. `rows` sums what the products say of the
+    block's layers.
     """
 
-    def __init__(self, hessian: Products, name: str, seed: Sequence[int], others: Iterable[str]) -> None:
+    def __init__(
+        self, hessian: Products, name: str, seed: Sequence[int], others: Iterable[str], rows: LayerRows | None = None
+    ) -> None:
         self.hessian, self.name, self.block = hessian, name, hessian.blocks[name]
-        self.others = tuple(others)
+        self.others, self.rows = tuple(others), rows
         self.basis = Basis(self.block.dim, self.block.params[0])
         self.seed, self.draws, self.hvps, self.lanczos = seed, 0, 0, 0
         self.unbroken = 0  # Lanczos vectors of the first start: all, unless its Krylov space closes
@@ -59,6 +63,8 @@ class Deflation:
         self.gram = np.zeros((0, 0))
         self.squares: list[float] = []
         self.forms: list[float] = []
+        if self.rows is not None:
+            self.rows.clear()
         self.cross_images: dict[str, list[Tensor]] = {name: [] for name in self.others}
         self.cross_squares: dict[str, list[float]] = {name: [] for name in self.others}
 
@@ -93,6 +99,8 @@ class Deflation:
             self.noise = max(self.noise, units * torch.finfo(q.dtype).eps)
         for name, cross in crossed.items():
             self.cross_known[name] += dot(cross, cross)
+        if self.rows is not None:
+            self.rows.take(q, image)
         projection = self.basis.project_out(image)
         self.squared_images.append(projection.before**2)  # before: ||H q||^2 counts what Q holds of it too
         self.columns.append(projection.coefficients)
@@ -175,6 +183,8 @@ class Deflation:
         self.basis.project_out(g)
         image, crossed = self._product(g)
         self.forms.append(dot(g, image))
+        if self.rows is not None:
+            self.rows.see(g, image, self.basis.rows, self.images)
         projection = self.basis.project_out(image)
         self.squares.append(projection.after**2)
         if len(self.images) < IMAGES:

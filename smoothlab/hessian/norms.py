@@ -6,79 +6,26 @@ Lanczos vectors and probes of each block (`smoothlab.hessian.deflation`), self-c
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
 import numpy as np
 
+from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
 from smoothlab.hessian.deflation import FIRST, Deflation, gram_matrix, half_width
+from smoothlab.hessian.diagonal import check_budget, diagonal_norms, split_blocks
 from smoothlab.hessian.disagreements import doubted
+from smoothlab.hessian.estimates import NormEstimate as NormEstimate
+from smoothlab.hessian.estimates import Quantity as Quantity
+from smoothlab.hessian.estimates import doubt, frobenius_estimate
 from smoothlab.hessian.gradients import LossAtPoint
 from smoothlab.hessian.products import Products
 from smoothlab.hessian.selfchecks import check_products, check_repeats
-from smoothlab.stats.intervals import Interval
+from smoothlab.hessian.traces import probe_trace, with_precision
 from smoothlab.stats.probes import Reach, effective_rank, mean_of_forms, spectral_upper, sum_of_squares
 
-Quantity = Literal["frobenius", "spectral", "trace"]
 LANCZOS, BUDGET = 12, 100
 """Lanczos steps of a block, and products at which its probing stops all the same."""
-
-
-@dataclass(frozen=True)
-class NormEstimate:
-    """A norm or trace of a block H_bc of the Hessian, with its 95 % interval.
-
-    H_bc holds the second derivatives by parameters of b = `wrt` and of c = `block`, which are often the same block.
-
-    >>> import torch
-    >>> from smoothlab import frobenius
-    >>> w = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
-    >>> estimate = frobenius(lambda: (w**4).sum() / 4, [w])
-    >>> estimate.quantity, estimate.low <= estimate.value <= estimate.high
-    ('frobenius', True)
-
-    Attributes:
-        block: name of block c, in which the vectors lie that H_bc multiplies.
-        wrt: name of block b, in which the products lie.
-        quantity: "frobenius" and "trace" have two-sided intervals; "spectral" is the largest |Ritz value|, which bounds
-            ||H||_2 from below without doubt (low = value), with a one-sided 95 % upper bound in `high`: 1.00 to 1.33
-            times the value after 12 Lanczos steps in 100,000 dimensions, as broad as the spectrum may be.
-        value: the estimate, in units of the loss per squared parameter.
-        low: lower end of the interval.
-        high: upper end of the interval.
-        hvps: Hessian-vector products spent so far on `block`, those shared with other quantities included.
-        floor: size of what rounding alone contributes, in the unit of `value`.
-        flag: None, or what makes the value doubtful, e.g. "below floor": it is less than twice `floor`.
-        sign: of "spectral" only: 1 or -1, the sign of the eigenvalue of the largest modulus, where the other end of the
-            spectrum falls short of it with 97.5 % confidence; 0 where both ends may reach as far.
-    """
-
-    block: str
-    wrt: str
-    quantity: Quantity
-    value: float
-    low: float
-    high: float
-    hvps: int
-    floor: float
-    flag: str | None = None
-    sign: int | None = None
-
-
-def _frobenius(block: str, wrt: str, square: Interval, hvps: int, floor: float, reached: bool) -> NormEstimate:
-    """A Frobenius norm from the interval of its square, widened by the rounding floor."""
-    value, low, high = (max(x, 0.0) ** 0.5 for x in square)
-    low, high = max(low - floor, 0.0), high + floor
-    return NormEstimate(block, wrt, "frobenius", value, low, high, hvps, floor, _flag(value, floor, reached))
-
-
-def _flag(value: float, floor: float, reached: bool = True) -> str | None:
-    if abs(value) < 2 * floor:
-        return "below floor"
-    if not reached:
-        return "precision not reached"
-    return None
 
 
 def _sign(lowest: float, highest: float, reach: Reach) -> int:
@@ -90,12 +37,17 @@ def _sign(lowest: float, highest: float, reach: Reach) -> int:
     return 0
 
 
-def _estimates(run: Deflation, reached: bool, doubts: Sequence[str]) -> list[NormEstimate]:
-    """Frobenius norm, spectral norm and trace of a diagonal block from its finished run, flagged with its doubts."""
+def _estimates(
+    run: Deflation, reached: bool, doubts: Sequence[str], precision: float | None = None
+) -> list[NormEstimate]:
+    """Frobenius norm, spectral norm and trace of a diagonal block from its finished run, flagged with its doubts.
+
+    `precision` is that of the trace, where it was asked for.
+    """
     name, hvps, t = run.name, run.hvps, run.projected()
     whole, rest = run.frobenius_squared()
     floor = run.noise * max(whole.value, 0.0) ** 0.5
-    frobenius = _frobenius(name, name, whole, hvps, floor, reached)
+    frobenius = frobenius_estimate(name, name, whole, hvps, floor, reached)
 
     ritz = np.linalg.eigvalsh(t)
     top = float(np.abs(ritz).max())
@@ -106,11 +58,13 @@ def _estimates(run: Deflation, reached: bool, doubts: Sequence[str]) -> list[Nor
     spread = run.noise * run.captured**0.5  # of all images at once
     sign = _sign(float(ritz[0]), float(ritz[-1]), Reach(reach.lowest - spread, reach.highest + spread))
     low, high = top - point, upper + spread
-    spectral = NormEstimate(name, name, "spectral", top, low, high, hvps, point, _flag(top, point), sign)
+    spectral = NormEstimate(name, name, "spectral", top, low, high, hvps, point, doubt(top, point), sign)
 
     trace = mean_of_forms(run.forms, rest.high, float(ritz.sum()))
-    flag = _flag(trace.value, floor)
+    flag = doubt(trace.value, floor)
     summed = NormEstimate(name, name, "trace", trace.value, trace.low - floor, trace.high + floor, hvps, floor, flag)
+    if precision is not None:
+        summed = with_precision(summed, rest.value, len(run.forms), precision, floor)
 
     if frobenius.high < spectral.low:  # no symmetric matrix has that
         doubts = [*doubts, "spectral norm above the Frobenius norm"]
@@ -133,7 +87,7 @@ def _cross(run: Deflation, other: str, precision: float) -> NormEstimate:
     blocks = run.hessian.blocks
     floor = run.noise * diagonal * math.sqrt(blocks[other].dim / run.block.dim)
     large, small = sorted((run.name, other), key=lambda name: -blocks[name].dim)
-    return _frobenius(large, small, whole, run.hvps, floor, half_width(whole) <= precision)
+    return frobenius_estimate(large, small, whole, run.hvps, floor, half_width(whole) <= precision)
 
 
 class Hessian(Products):
@@ -148,6 +102,9 @@ class Hessian(Products):
         lanczos: int = LANCZOS,
         budget: int = BUDGET,
         seed: Sequence[int] = (0,),
+        trace: float | None = None,
+        rows: Sequence[Block] = (),
+        diagonal: int = 0,
     ) -> list[NormEstimate]:
         """Frobenius norm, spectral norm and trace of each diagonal block, and Frobenius norms of cross blocks.
 
@@ -158,19 +115,29 @@ class Hessian(Products):
             lanczos: Lanczos steps before probing, at most: they end where another would save less than a probe.
             budget: products per block at which probing stops all the same, flagged "precision not reached".
             seed: seed of the start vectors and probes.
+            trace: half-width of the 95 % interval of tr H, relative to its modulus, to which probing goes on, as long
+                as it seems possible within the budget; by default traces are what the norms' probes give.
+            rows: layers, e.g. those of `partition(model, "layer")`: the row norm ||H_{l,:}||_F (`wrt` = l) and the
+                trace of each layer of a measured block, from the block's own products (`smoothlab.hessian.layers`). A
+                trace is flagged beyond `trace`, or beyond `precision`.
+            diagonal: products that the norms ||H_ll||_F of a block's layers share, see `smoothlab.hessian.diagonal`; 0
+                leaves them out.
 
         Returns:
-            Estimates in the order of `names`, then of `cross`. Simulated coverage of every interval, and the bias of
-            every value: benchmarks/coverage.py.
+            Estimates in the order of `names`, then layers and `cross`. Simulated coverage of every interval, and the
+            bias of every value: benchmarks/coverage.py.
         """
         order = list(self.blocks if names is None else names)
 
         def position(estimate: NormEstimate) -> int:
-            if estimate.block != estimate.wrt:
-                return len(order)  # cross blocks last; a stable sort leaves them in their order
+            if estimate.block != estimate.wrt or estimate.block not in order:
+                return len(order)  # layers and cross blocks last; a stable sort leaves them in their order
             return order.index(estimate.block)
 
-        return sorted(self.norms_by_block(order, cross, precision, seed, lanczos, budget), key=position)
+        estimates = self.norms_by_block(
+            order, cross, precision, seed, lanczos, budget, trace=trace, rows=rows, diagonal=diagonal
+        )
+        return sorted(estimates, key=position)
 
     def norms_by_block(
         self,
@@ -180,8 +147,15 @@ class Hessian(Products):
         seed: Sequence[int],
         lanczos: int = LANCZOS,
         budget: int = BUDGET,
+        *,
+        trace: float | None = None,
+        rows: Sequence[Block] = (),
+        diagonal: int = 0,
     ) -> Iterator[NormEstimate]:
-        """Yield the estimates of `norms`, each block's once it is measured: large blocks first, then `cross`."""
+        """Yield the estimates of `norms`, each block's once it is measured: large blocks first, then `cross`.
+
+        Norms of the layers' diagonal blocks come last, with products of their own.
+        """
         for name in [*names, *itertools.chain.from_iterable(cross)]:
             if name not in self.blocks:
                 raise BadInput(f"block '{name}' is unknown: use one of {', '.join(self.blocks)}")
@@ -194,23 +168,34 @@ class Hessian(Products):
                 f"precision {precision}, lanczos {lanczos}, budget {budget}: use a precision in (0, 1), at least one "
                 f"Lanczos step, and a budget of at least lanczos + {FIRST + 1}"
             )
+        if trace is not None and not 0 < trace < 1:
+            raise BadInput(f"precision {trace:g} of the trace: use one in (0, 1), or None")
+        split = split_blocks([self.blocks[name] for name in names], rows)
+        check_budget(split, diagonal)
         if isinstance(self, LossAtPoint):
             check_repeats(self)
         order = sorted(dict.fromkeys([*names, *(source for source, _ in sources)]), key=lambda n: -self.blocks[n].dim)
         crosses: dict[tuple[str, str], NormEstimate] = {}
         for name in order:
             others = dict.fromkeys(other for source, other in sources if source == name)
-            run = Deflation(self, name, [*seed, *name.encode()], others)
+            run = Deflation(self, name, [*seed, *name.encode()], others, split.get(name))
             run.krylov(lanczos, precision)
             doubts = doubted(name, check_products(run))  # before the probes, which wrong products would waste
             reached = run.complete or run.probe_until(precision, budget)
             if name in names:
-                yield from _estimates(run, reached, doubts)
+                if trace is not None:
+                    probe_trace(run, trace, budget)
+                yield from _estimates(run, reached, doubts, trace)
+                if run.rows is not None:
+                    yield from run.rows.estimates(run, precision, trace or precision)
             for other in others:
                 crosses[name, other] = _cross(run, other, precision)
             del run  # before the next block's takes memory: it holds some twenty vectors of the block's size
         for pair in sources:
             yield crosses[pair]
+        if diagonal:
+            for name, layer_rows in split.items():
+                yield from diagonal_norms(self, name, layer_rows.layers, precision, diagonal, seed)
 
     def _source(self, pair: tuple[str, str], lanczos: int) -> tuple[str, str]:
         """The block whose directions see a cross block, and the other one.

@@ -9,7 +9,7 @@ training without them, to the bit.
 
 import itertools
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -24,10 +24,13 @@ from smoothlab.errors import BadInput
 from smoothlab.hessian import padding
 from smoothlab.hessian.dataset import DatasetHessian
 from smoothlab.hessian.deflation import IMAGES, gram_matrix
+from smoothlab.hessian.diagonal import split_blocks
 from smoothlab.hessian.disagreements import WrongProducts
 from smoothlab.hessian.exact import ExactHessian
 from smoothlab.hessian.finite_differences import FiniteDifferenceHessian
+from smoothlab.hessian.gauss_newton import Outputs, gauss_newton_trace
 from smoothlab.hessian.gradients import gradient
+from smoothlab.hessian.layers import Layers
 from smoothlab.hessian.penalties import penalty
 from smoothlab.hessian.selfchecks import check_gradient
 from smoothlab.stats.probes import effective_rank, sum_of_squares
@@ -70,10 +73,14 @@ def estimated(
     precision: float = 0.05,
     seed: Sequence[int] = (0,),
     kinks: bool = False,
+    trace: float | None = None,
+    layers: Sequence[Block] = (),
+    diagonal: int = 0,
 ) -> Iterator[Row]:
     """Rows of the estimated protocol at the current parameters, each block's once measured, then the cross blocks'.
 
-    `kinks` marks a loss that is known not to be twice differentiable (ReLU): exact products ignore kinks.
+    `kinks` marks a loss that is known not to be twice differentiable (ReLU): exact products ignore kinks. `trace`,
+    `layers` (rows of `Hessian.norms`) and `diagonal` are those of `Hessian.norms`.
     """
     hessian: ExactHessian | FiniteDifferenceHessian
     if product == "exact":
@@ -82,8 +89,15 @@ def estimated(
         hessian = FiniteDifferenceHessian(loss, blocks, scheme=product)
     else:
         raise BadInput(f"product '{product}' is unknown: use exact, central or forward")
-    common = _common("estimated", hessian.loss, hessian.gradients)
-    for estimate in hessian.norms_by_block(list(hessian.blocks), cross, precision, seed):
+    gradients = hessian.gradients
+    common = _common("estimated", hessian.loss, gradients)
+    for name, split in split_blocks(blocks, layers).items():
+        common |= _of_layers(common[name], split.layers, gradients[name])
+    del gradients  # a copy, which would stay for as long as the caller takes rows
+    estimates = hessian.norms_by_block(
+        list(hessian.blocks), cross, precision, seed, trace=trace, rows=layers, diagonal=diagonal
+    )
+    for estimate in estimates:
         fields: Row = {**common[estimate.block], **asdict(estimate), "h": None, "normalized": None}
         crossed = kinks
         if isinstance(hessian, FiniteDifferenceHessian) and estimate.block in hessian.steps:
@@ -147,6 +161,15 @@ def _common(protocol: str, loss: float, gradients: Mapping[str, Tensor]) -> dict
     return rows
 
 
+def _of_layers(row: Row, layers: Layers, gradient: Tensor) -> dict[str, Row]:
+    """Fields shared by all rows of a layer's own block, by layer, from those of the block that it is a part of."""
+    squares = layers.dots(gradient, gradient)
+    rows = {}
+    for name, square, dim in zip(layers.names, squares.tolist(), layers.dims, strict=True):
+        rows[name] = row | {"grad_norm": square**0.5, "dim": dim}
+    return rows
+
+
 def of_dataset(hessian: DatasetHessian, precision: float) -> Iterator[Row]:
     """Rows of the Hessian of the data set's mean loss at the current parameters, each block's once measured.
 
@@ -158,6 +181,27 @@ def of_dataset(hessian: DatasetHessian, precision: float) -> Iterator[Row]:
             "grad_norm": hessian.grad_norms[estimate.block], "grad_norm_total": None,
             "dim": hessian.blocks[estimate.block].dim, **asdict(estimate), "h": None, "normalized": None,
         }  # fmt: skip
+
+
+def gauss_newton(
+    loss: Loss,
+    outputs: Callable[[], Outputs],
+    blocks: Sequence[Block],
+    *,
+    precision: float = 0.05,
+    seed: Sequence[int] = (0,),
+    layers: Sequence[Block] = (),
+) -> Iterator[Row]:
+    """Rows of the Gauss-Newton trace of each block at the current parameters, then of each layer.
+
+    `outputs` are those of `loss`, see `smoothlab.hessian.gauss_newton`.
+    """
+    value, gradients = gradient(loss, by_name(blocks))
+    common = _common("estimated", value, gradients)
+    for name, split in split_blocks(blocks, layers).items():
+        common |= _of_layers(common[name], split.layers, gradients[name])
+    for estimate in gauss_newton_trace(outputs, blocks, precision=precision, seed=seed, rows=layers):
+        yield {**common[estimate.block], **asdict(estimate), "h": None, "normalized": None}
 
 
 def has_kinks(loss: Loss, block: Block) -> bool:

@@ -25,6 +25,7 @@ FIGURES = {
     "fig1a": Kind("curvature", "fig1a", "Hessian norm of a block against step and gradient norm"),
     "fig1b": Kind("curvature", "fig1b", "Hessian norms of the blocks, and ratio of base model to PEFT module"),
     "depth": Kind("curvature", "against_depth", "Hessian norm of each layer against its depth"),
+    "layers": Kind("layer_map", "layer_map", "map of the Hessian norms or traces of layers against step"),
     "path": Kind("curvature", "path", "change of the gradient over change of the weights, along the training run"),
     "methods": Kind("methods", "methods", "Hessian norms along each training method's own run"),
     "estimators": Kind("estimators", "figure", "bias, variance, rounding and cost of `smoothlab estimators`"),
@@ -40,7 +41,7 @@ def draw(kind: str, df: "pd.DataFrame", quantity: str = "frobenius", blocks: Seq
     Args:
         kind: key of `FIGURES`.
         df: records, as `smoothlab.records.load` gives them.
-        quantity: norm that figures of curvature draw: frobenius, spectral or trace.
+        quantity: quantity that figures of curvature draw: frobenius, spectral, trace or gauss_newton_trace.
         blocks: blocks that figures of curvature draw.
 
     Raises:
@@ -48,6 +49,6 @@ def draw(kind: str, df: "pd.DataFrame", quantity: str = "frobenius", blocks: Seq
     """
     figure = FIGURES[kind]
     function = getattr(importlib.import_module(f"{__name__}.{figure.module}"), figure.function)
-    if figure.module in ("curvature", "methods"):
+    if figure.module in ("curvature", "layer_map", "methods"):
         return function(df, quantity, blocks)
     return function(df)

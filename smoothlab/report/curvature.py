@@ -194,14 +194,7 @@ def against_depth(df: pd.DataFrame, quantity: str = "frobenius", blocks: Sequenc
 
 def norm_by_depth(ax: Axes, table: pd.DataFrame, ylabel: str, title: str) -> None:
     """One protocol's norms at the first, the last and two steps between, in the order of the forward pass."""
-    outside = {"embedding": -1, "final": 10**6, "head": 10**7, "peft": 10**8}
-    layers = {}
-    for name in dict.fromkeys(table["block"]):
-        layer = depth(name)
-        if layer is None:
-            layer = outside.get(name, 10**6)
-        layers[name] = layer
-    order = sorted(layers, key=layers.__getitem__)
+    order = in_forward_order(table["block"])
     steps = np.unique(table["step"])
     # more than four steps would hide each other
     shown = np.unique(steps[np.linspace(0, len(steps) - 1, 4).round().astype(int)]).tolist()
@@ -215,12 +208,25 @@ def norm_by_depth(ax: Axes, table: pd.DataFrame, ylabel: str, title: str) -> Non
     limits(ax, table, log=True)
 
 
+def in_forward_order(blocks: Iterable[str]) -> list[str]:
+    """Blocks, each once, from the embedding to the head; the PEFT module last."""
+    outside = {"embedding": -1, "final": 10**6, "head": 10**7, "peft": 10**8}
+    layers = {}
+    for name in dict.fromkeys(blocks):
+        layer = depth(name)
+        if layer is None:
+            layer = outside.get(name, 10**6)
+        layers[name] = layer
+    return sorted(layers, key=layers.__getitem__)
+
+
 def label(quantity: str, block: str) -> str:
     """Label of a quantity with its unit: ``||H_base||_F (mean loss)``."""
     signs = {
         "frobenius": symbol("H", block, r"\|", r"\|_F"),
         "spectral": symbol("H", block, r"|\lambda|_{\max}(", ")"),
         "trace": symbol("H", block, r"\mathrm{tr}\,"),
+        "gauss_newton_trace": symbol("G", block, r"\mathrm{tr}\,"),
     }
     return f"{signs.get(quantity, quantity)} (mean loss)"
 

@@ -139,6 +139,33 @@ def test_the_command_measures_a_models_blocks_on_a_file(
     assert main(["plot", str(out), "--kind", "fig1b", "--out", str(tmp_path / "fig1b.png")]) == 0
 
 
+@pytest.mark.check
+def test_the_command_measures_layers_and_traces(folder: Path, tmp_path: Path) -> None:
+    """Every layer has a row norm, a trace, a norm of its own and a Gauss-Newton trace at each point."""
+    out = tmp_path / "run.jsonl"
+    data = ["--model", str(folder / "model"), "--data", str(folder / "data.jsonl"), "--out", str(out)]
+    sizes = "--train 16 --dev 8 --test 8 --batch 4 --steps 2 --eval-every 2 --points 2 --mu 1e-2 --measure base peft"
+    options = "--block-rows layer --diagonal 90 --gauss-newton --precision 0.3 trace=0.3 gauss_newton_trace=0.1"
+    assert main(["finetune", *data, *sizes.split(), *options.split()]) == 0
+    table = records.load(out)
+    rows = table[(table["part"] == "curvature") & (table["step"] == 0)]
+    layers = sorted(set(rows["wrt"]) - {"base", "peft"})
+    assert {"embedding", "layer.0", "final"} <= set(layers)
+    for layer in layers:
+        own = rows[rows["wrt"] == layer]
+        kinds = sorted(zip(own["block"], own["quantity"], strict=True))
+        assert kinds == [
+            ("base", "frobenius"), (layer, "frobenius"), (layer, "gauss_newton_trace"), (layer, "trace"),
+        ]  # fmt: skip
+    traces = rows[rows["quantity"] == "gauss_newton_trace"].set_index("block")["value"]
+    assert traces[layers].sum() == pytest.approx(traces["base"], rel=1e-5)
+    own = rows[(rows["quantity"] == "frobenius") & (rows["block"] == rows["wrt"]) & rows["block"].isin(layers)]
+    assert own["hvps"].sum() <= 90
+    dims = rows[rows["quantity"] == "trace"].set_index("block")["dim"]
+    assert dims[layers].sum() == dims["base"]
+    assert main(["plot", str(out), "--kind", "layers", "--out", str(tmp_path / "layers.png")]) == 0
+
+
 def test_off_a_terminal_a_line_says_step_loss_point_and_seconds_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

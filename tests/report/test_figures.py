@@ -14,6 +14,7 @@ from smoothlab import records
 from smoothlab.report import FIGURES, curvature, draw, panels
 
 from .curved_path import BASE, HEAD, PEFT, layers, methods, table
+from .test_layer_map import table as measured_layers
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
 CASES = {
@@ -23,7 +24,7 @@ CASES = {
     "rates": ("rates", "rates.jsonl"), "fig2": ("finetune", "table1/fig2-*.jsonl"),
     "fig3": ("finetune", "table1/fig3-*.jsonl"), "seeds": ("finetune", "table1/sst2-*.jsonl"),
     "layers": ("fig1b", None), "depth": ("depth", None), "floors": ("fig1a", "floors"),
-    "methods": ("methods", "methods"),
+    "methods": ("methods", "methods"), "map": ("layers", "map"),
 }  # fmt: skip
 
 
@@ -39,6 +40,8 @@ def figure(request):
         drawn = draw(kind, table(layers(), noise=0.02))
     elif pattern == "methods":
         drawn = draw(kind, methods())
+    elif pattern == "map":
+        drawn = draw(kind, measured_layers())
     elif pattern == "floors":
         drawn = draw(kind, table([BASE, PEFT, HEAD], noise=0.05), blocks=("base", "peft"))
     else:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from smoothlab.experiments.options import DistributionName
+from smoothlab.experiments.options import DistributionName, Precision
 from smoothlab.llm.peft_methods import PeftName
 from smoothlab.llm.tasks import TaskName
 from smoothlab.llm.tasks.jsonlines import TEMPLATE
@@ -118,7 +118,16 @@ class Training:
         product: Hessian-vector products of --protocol estimated: exact (double backward), or finite differences of
             gradients (central, forward).
         precision: half-width of the 95 % interval of a Frobenius norm, as a fraction of the norm, at which probing
-            stops; where the budget of products is spent before, the row is flagged.
+            stops; where the budget of products is spent before, the row is flagged. Written QUANTITY=NUMBER beside it,
+            that of another quantity: with trace=0.2, probing goes on until the trace is known to 20 %, or the row says
+            how many products that would need.
+        block_rows: rule that splits the measured blocks, layer or module: the norm of each part's rows of the Hessian
+            and its trace are measured too, from the same products; none leaves them out.
+        gauss_newton: also measure the trace of the Gauss-Newton matrix of each measured block, by probes in the space
+            of the outputs (candidates' scores, or else the vocabulary's logits), to the precision
+            gauss_newton_trace=NUMBER of --precision, or its plain number.
+        diagonal: number of products at each point that the norms of the diagonal blocks of --block-rows share, spent
+            where the interval is widest; 0 leaves them out.
         probes: number of unit vectors a block in --protocol paper; estimated takes as many as --precision needs.
         path: also measure, at the measuring points, how fast the gradient g of each block changes along the path of its
             weights w: ||g(k+1) - g(k)|| / ||w(k+1) - w(k)||.
@@ -165,7 +174,10 @@ class Training:
     over: int = 0
     protocol: Literal["estimated", "paper", "both"] = "estimated"
     product: Literal["exact", "central", "forward"] = "exact"
-    precision: float = 0.05
+    precision: Precision = 0.05
+    block_rows: Literal["none", "layer", "module"] = "none"
+    diagonal: int = 0
+    gauss_newton: bool = False
     probes: int = 100
     path: bool = True
     dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"

@@ -14,11 +14,13 @@ from smoothlab.llm.tasks.jsonlines import TEMPLATE
 RANGES = {
     "train": (1, 10**9), "dev": (1, 10**9), "test": (1, 10**9), "q": (1, 10**4),
     "steps": (0, 10**9), "batch": (1, 10**9), "parts": (1, 64), "points": (1, 10**6), "probes": (2, 10**6),
-    "over": (0, 10**9), "eval_every": (1, 10**9), "answer_tokens": (0, 10**4), "patience": (0, 10**9),
-    "seed": (0, 2**32 - 1),
+    "over": (0, 10**9), "diagonal": (0, 10**9), "eval_every": (1, 10**9), "answer_tokens": (0, 10**4),
+    "patience": (0, 10**9), "seed": (0, 2**32 - 1),
 }  # fmt: skip
 """Least and greatest value of whole numbers; seeds are shifted by 2^20 and must stay below torch's 2^63."""
 MOST_TRIALS = 1000
+PRECISE = ("frobenius", "trace", "gauss_newton_trace")
+"""Quantities that --precision takes."""
 ZEROTH = tuple(name for name, recipe in METHODS.items() if recipe.base == "zeroth")
 NARROW = ("bfloat16", "float16")
 RENAMED = {
@@ -163,6 +165,33 @@ def unused(run: Training) -> list[str]:
     return result
 
 
+def precisions(run: Training) -> dict[str, float]:
+    """Precision of each quantity that --precision names; that of "frobenius" always, as a plain number or by default.
+
+    Raises:
+        BadInput: an unknown quantity, one that is named twice, or a number outside (0, 1).
+    """
+    words = [str(run.precision)]
+    if isinstance(run.precision, tuple):
+        words = list(run.precision)
+    chosen: dict[str, float] = {}
+    for word in words:
+        name, equals, number = word.rpartition("=")
+        if not equals:
+            name = "frobenius"
+        if name not in PRECISE:
+            raise BadInput(f"--precision {word}: write a number, or QUANTITY=NUMBER with one of {', '.join(PRECISE)}")
+        if name in chosen:
+            raise BadInput(f"--precision {word}: {name} has a precision already; name each once")
+        try:
+            chosen[name] = float(number)
+        except ValueError:
+            chosen[name] = math.nan
+        if not 0 < chosen[name] < 1:
+            raise BadInput(f"--precision {word}: use a number between 0 and 1, both excluded")
+    return {"frobenius": 0.05} | chosen
+
+
 def measuring_steps(run: Training) -> list[int]:
     """Steps of a run at which curvature is measured."""
     from smoothlab.hessian.trajectory import schedule
@@ -215,8 +244,19 @@ def _check_rates(run: Training, rates: Rates) -> None:
 def _check_measuring(run: Training) -> None:
     from smoothlab.llm import distributed
 
-    if not 0 < run.precision < 1:
-        raise BadInput(f"--precision {run.precision}: use a number between 0 and 1, both excluded")
+    if "gauss_newton_trace" in precisions(run) and not run.gauss_newton:
+        raise BadInput("--precision gauss_newton_trace=... without --gauss-newton, which measures it: add that option")
+    if run.diagonal and run.block_rows == "none":
+        raise BadInput(f"--diagonal {run.diagonal} with --block-rows none: say whose norms, e.g. --block-rows layer")
+    if run.block_rows != "none":
+        if run.blocks == run.block_rows:
+            raise BadInput(
+                f"--block-rows {run.block_rows} with --blocks {run.blocks}: its blocks are not split, leave one out"
+            )
+        if run.protocol == "paper":
+            raise BadInput(
+                f"--block-rows {run.block_rows} with --protocol paper, which has no rows: use estimated or both"
+            )
     for text in run.cross:
         if run.cross.count(text) > 1:
             raise BadInput(f"--cross {text} is given twice: name each pair once")

@@ -14,8 +14,10 @@ from torch.utils.data import DataLoader
 from smoothlab.blocks import Block, differentiable, fixed_loss
 from smoothlab.errors import BadInput
 from smoothlab.experiments.finetune.config import FinetuneOptions, Rates, Training
-from smoothlab.experiments.finetune.options import block_rates
+from smoothlab.experiments.finetune.options import block_rates, precisions
 from smoothlab.hessian.dataset import DatasetHessian
+from smoothlab.hessian.diagonal import check_budget, split_blocks
+from smoothlab.hessian.gauss_newton import Outputs
 from smoothlab.llm import adalora, calibration, distributed, encoding, heads, padding
 from smoothlab.llm.adapters import check_derivatives, virtual_tokens
 from smoothlab.llm.answers import CompletionScores, completion_scores, short
@@ -25,6 +27,7 @@ from smoothlab.llm.compute import check_widened, compute_in_float32
 from smoothlab.llm.encoding import MULTIPLE, Encoded, batch, encode
 from smoothlab.llm.evaluate import Accuracy, accuracy, choice_loss
 from smoothlab.llm.export import save
+from smoothlab.llm.outputs import loss_outputs
 from smoothlab.llm.partition import partition
 from smoothlab.llm.tasks import GENERATIVE, Choice, load_choices
 from smoothlab.llm.tasks.jsonlines import TEMPLATE
@@ -58,6 +61,8 @@ class Setup:
     notes: list[str]  # what a reader should know
     save: Callable[[Path, str], None]  # writes the model as it stands to a folder, with the text of its model cards
     calibration: ContentFree | None = None  # content-free prompts of the test items, if these are calibrated
+    layers: Sequence[Block] = ()  # into which --block-rows splits the measured blocks
+    outputs: Callable[[nn.Module, Any], Outputs] = loss_outputs  # of a part, of which its loss is a cross-entropy
     start: dict[str, Tensor] | None = field(default=None, init=False)  # trained weights at step 0, see `remember_start`
 
     def remember_start(self) -> None:
@@ -100,9 +105,13 @@ class Setup:
             hybrid.peers = distributed.Peers()
         points = None
         if at:
+            asked, outputs = precisions(run), None
+            if run.gauss_newton:
+                outputs = self.outputs
             points = Points(
-                at, self.measured, pairs(run, self.measured), run.protocol, run.product, run.precision, run.probes,
-                run.path, run.minibatch, run.batch, run.seed, self._dataset(dropout),
+                at, self.measured, pairs(run, self.measured), run.protocol, run.product, asked["frobenius"], run.probes,
+                run.path, run.minibatch, run.batch, run.seed, self._dataset(dropout), asked.get("trace"), self.layers,
+                run.diagonal, outputs, asked.get("gauss_newton_trace", asked["frobenius"]),
             )  # fmt: skip
         return Trainer(
             self.model, self.blocks, self.batches, self.loss, hybrid, points, run.steps, run.schedule, run.seed,
@@ -181,8 +190,13 @@ def setup(run: Training) -> Setup:
     _check_batch(run, len(train))
     mixed = padding.check_items(model, (train, dev, test), run.model, run.module, size=run.batch)
     to_measure: list[Block] = []
+    layers: list[Block] = []
     if measures:
         to_measure = measured_blocks(run, partition(model, run.blocks))
+        if run.block_rows != "none":
+            layers = list(partition(model, run.block_rows).values())
+            # Refuses blocks that are not split, and a budget that is too small, before anything is trained.
+            check_budget(split_blocks(to_measure, layers), run.diagonal)
     blocks = trained_blocks(run, model)
     # The trainer refuses parameters that require a gradient and are in no block.
     model.requires_grad_(False)
@@ -228,7 +242,7 @@ def setup(run: Training) -> Setup:
         run, model, blocks, to_measure, batches, minibatch, len(train) // run.batch, choice_loss,
         judge, dev, test, splits.served, notes,
         lambda folder, story: save(model, loaded.tokenizer, folder, base=bool(run.recipe.base), story=story),
-        prior,
+        prior, layers,
     )  # fmt: skip
 
 
