@@ -156,6 +156,7 @@ def swallowing(answer: str, before: str = "", question: str = "{{ m.content }}")
         (swallowing("{{ m.content | upper }}"), 128, "chat template changes or leaves out the completion of 'Paris'"),
         (swallowing("{{ m.content[:20] }}"), 128, "changes or leaves out the completion of 'the plot is dull , and"),
         (swallowing("{{ m.content }} {{ m.content }}"), 128, "changes or leaves out the completion of 'Paris'"),
+        (swallowing("{{ m.content }}{% if 'dull' in m.content %}!{% endif %}"), 128, "completion of 'the plot is dull"),
         (swallowing("{{ m.content }}", question="?"), 128, "changes or leaves out the prompt of 'Paris'"),
         (
             chatting("{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}>{% endif %}"),

@@ -110,6 +110,22 @@ class Widest(TorchDispatchMode):
         return result
 
 
+@pytest.mark.parametrize(("positions", "rows"), [(4, 1), (100, 15)])
+def test_no_chunk_is_kept_for_the_backward_pass(positions: int, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for the model's own logits of one position; the table of all 15 is kept where it is not cut."""
+    model, minibatch, kept = tiny_lm("llama"), batch(items("completion"), range(3)), [0]
+    transposed = tuple(reversed(model.get_output_embeddings().weight.shape))  # type: ignore[operator]
+
+    def pack(tensor: Tensor) -> Tensor:
+        if tensor.shape[-1:] == (WORDS,) and tuple(tensor.shape) != transposed:
+            kept[0] += tensor.numel() // WORDS
+        return tensor
+
+    with chunks_of(positions, monkeypatch), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = choice_loss(model, minibatch)
+    assert loss.requires_grad and kept[0] <= rows and (kept[0] == rows) == (rows > 1)
+
+
 @pytest.mark.parametrize(
     ("name", "positions", "rows"),
     [*((name, 4, 4) for name in MODELS if name != "stranger"), ("stranger", 4, 15), ("llama", 100, 15)],
