@@ -25,6 +25,7 @@ from smoothlab.blocks import dot
 from smoothlab.errors import BadInput
 from smoothlab.hessian.basis import Basis, Projection
 from smoothlab.hessian.products import Products
+from smoothlab.hessian.vector_memory import VectorMemory
 from smoothlab.stats.intervals import Interval
 from smoothlab.stats.probes import Reach, effective_rank, lanczos_reach, sum_of_squares
 from smoothlab.zeroth.distributions import draw
@@ -52,6 +53,7 @@ class Deflation:
         self.squared_images: list[float] = []  # ||H q_j||^2
         self.noise = 0.0  # relative rounding error of a product
         self.cross_known = dict.fromkeys(self.others, 0.0)
+        self._memory = VectorMemory(self.block.dim, self.block.params[0])  # of the images of probes
         self._clear()
 
     def _clear(self) -> None:
@@ -178,7 +180,7 @@ class Deflation:
         projection = self.basis.project_out(image)
         self.squares.append(projection.after**2)
         if len(self.images) < IMAGES:
-            self.images.append((image, projection))
+            self.images.append((self._memory.keep(len(self.images), image), projection))
             self.gram = np.pad(self.gram, (0, 1))
             for i, (other, _) in enumerate(self.images[:-1]):
                 self.gram[i, -1] = self.gram[-1, i] = dot(image, other)
