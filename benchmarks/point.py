@@ -6,7 +6,6 @@ imported, and smoothlab by names that both have. Prints a line of JSON a point.
 
 import argparse
 import importlib
-import inspect
 import json
 import threading
 import time
@@ -45,24 +44,35 @@ def named(*names: str) -> Any:
 
 def micro() -> tuple[Callable[[], Tensor], list[Any]]:
     """Loss and blocks of the model in the package, on random tokens."""
-    load, attach = named("smoothlab.llm.models:load_classifier"), named("smoothlab.llm.adapters:attach")
-    partition = named("smoothlab.llm.partition:partition", "smoothlab.llm.parts:partition")
-    rank = {"r": 8}
-    if "rank" in inspect.signature(attach).parameters:
-        rank = {"rank": 8}
-    model = attach(load("micro", 2, seed=0).model, "lora", seed=0, **rank).eval()
+    from peft import LoraConfig, get_peft_model
+
+    model = named("smoothlab.llm.models:load_classifier")("micro", 2, seed=0).model
+    torch.manual_seed(0)  # of the version's own LoRA, rank and scale have changed
+    model = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"])).eval()
     tokens = torch.randint(3, 4000, (8, 32), generator=torch.Generator().manual_seed(0))
     labels = torch.arange(8) % 2
 
     def loss() -> Tensor:
         return nn.functional.cross_entropy(model(input_ids=tokens).logits, labels)
 
-    blocks = partition(model)
-    return loss, [blocks["base"], blocks["peft"]]
+    return loss, split(model)
 
 
-def language_model(folder: Path, batch: int, layers: int | None) -> tuple[Callable[[], Tensor], list[Any]]:
-    """Loss of a prompt task and blocks of a causal language model with LoRA on its queries and values."""
+def split(model: nn.Module) -> list[Any]:
+    """Blocks "base" and "peft" of the parameters that the loss reads."""
+    make = named("smoothlab.blocks:Block")
+    parts: dict[str, list[Tensor]] = {"base": [], "peft": []}
+    for name, p in model.named_parameters():
+        p.requires_grad_(True)
+        if "lora_" in name:
+            parts["peft"].append(p)
+        else:
+            parts["base"].append(p)
+    return [make(name, tuple(params)) for name, params in parts.items()]
+
+
+def language_model(folder: Path, batch: int, layers: int | None) -> tuple[nn.Module, Callable[[], Tensor], list[Any]]:
+    """A causal language model with LoRA on its queries and values, its loss on a prompt task, and blocks."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -82,15 +92,7 @@ def language_model(folder: Path, batch: int, layers: int | None) -> tuple[Callab
         logits = model(**texts).logits[torch.arange(batch), last]
         return nn.functional.cross_entropy(logits[:, options], labels)
 
-    make = named("smoothlab.blocks:Block")
-    parts: dict[str, list[Tensor]] = {"base": [], "peft": []}
-    for name, p in model.named_parameters():
-        p.requires_grad_(True)
-        kind = "base"
-        if "lora_" in name:
-            kind = "peft"
-        parts[kind].append(p)
-    return loss, [make(name, tuple(params)) for name, params in parts.items()]
+    return model, loss, split(model)
 
 
 def anonymous() -> int:
@@ -144,7 +146,7 @@ def main() -> None:
         loss, blocks = micro()
         estimates(loss, blocks, 0.3, 0)  # memory is taken before the clock runs
     else:
-        loss, blocks = language_model(Path(args.model), args.batch, args.layers)
+        _, loss, blocks = language_model(Path(args.model), args.batch, args.layers)
         loss()  # libraries take their own memory at the first call
     for seed in args.seeds:
         row: dict[str, Any] = {"seed": seed, "parameter_bytes": 4 * sum(block.dim for block in blocks)}
