@@ -30,7 +30,8 @@ from smoothlab.stats.intervals import Interval
 from smoothlab.stats.probes import Reach, effective_rank, lanczos_reach, sum_of_squares
 from smoothlab.zeroth.distributions import draw
 
-FIRST = 5  # probes before the first look at the interval
+FIRST, FIRST_LOOSE = 5, 4  # probes before the first look at the interval, and at precisions from LOOSE on
+LOOSE = 0.1
 SMALL = 256  # dimensions of blocks that take all Lanczos steps: a dozen span much of them, and self-checks see more
 IMAGES = 16  # images kept: enough for the effective rank, and a bound on memory
 
@@ -249,7 +250,7 @@ class Deflation:
         while self.hvps < budget or len(self.squares) < 2:
             self.probe()
             m = len(self.squares)
-            if m < FIRST:
+            if m < first_look(precision):
                 continue
             whole, rest = self.frobenius_squared()
             if half_width(whole) <= precision:
@@ -268,6 +269,13 @@ def probes_needed(share: float, nu: float, precision: float) -> float:
     m = 2 (0.98 s / precision)^2 / nu, from the relative standard deviation s sqrt(2 / (m nu)) of the square.
     """
     return 2 * (0.98 * share / precision) ** 2 / nu
+
+
+def first_look(precision: float) -> int:
+    """Probes before the first look at the interval: where it may be wide, four say enough of the effective rank."""
+    if precision >= LOOSE:
+        return FIRST_LOOSE
+    return FIRST
 
 
 def gram_matrix(images: Sequence[Tensor]) -> np.ndarray:
