@@ -579,10 +579,10 @@ def test_the_images_join_q_where_more_probes_would_cost_more(
     assert run.extended == extended and run.hvps >= budget
 
 
-def test_a_run_stops_at_its_precision_after_five_probes_and_at_its_budget_after_two() -> None:
+def test_a_run_stops_at_a_loose_precision_after_four_probes_and_at_its_budget_after_two() -> None:
     """The half-width is (3 - 1)/(2 2) = 1/2 of the norm."""
     run = Scripted(0.01, 40, NONE)
-    assert run.probe_until(0.5, 40) is True and len(run.squares) == 5
+    assert run.probe_until(0.5, 40) is True and len(run.squares) == 4
     run = Scripted(0.01, 40, NONE)
     assert run.probe_until(0.499, 40) is False and len(run.squares) == 28
     run = Scripted(0.01, 40, NONE)

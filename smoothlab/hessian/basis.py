@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from smoothlab.blocks import dot
+from smoothlab.hessian.vector_memory import VectorMemory
 
 _COLUMNS = 1 << 16  # columns of Q handled at once: a chunk of Q and of the vector stays in cache
 _AGAIN = 0.25  # share of its square that a vector must keep for one projection to be enough
@@ -30,19 +31,16 @@ class Basis:
 
     def __init__(self, dim: int, like: Tensor) -> None:
         self.dim, self.size = dim, 0
-        self._rows = torch.empty(0, dim, dtype=like.dtype, device=like.device)
+        self._memory = VectorMemory(dim, like)
 
     @property
     def rows(self) -> Tensor:
         """Q [k, d]."""
-        return self._rows[: self.size]
+        return self._memory.rows[: self.size]
 
     def reserve(self, more: int) -> None:
         """Memory for `more` new rows at once: growing copies Q, and first writes to new memory are slow."""
-        if self.size + more > len(self._rows):
-            grown = self._rows.new_empty(self.size + more, self.dim)
-            grown[: self.size] = self.rows
-            self._rows = grown
+        self._memory.reserve(self.size + more)
 
     def _sweep(self, w: Tensor, step: np.ndarray | None = None, *, look: bool = True) -> tuple[np.ndarray, float]:
         """w -= Q' step in place where a step is given; then Q w [k], or nothing without `look`, and ||w||^2."""
@@ -97,9 +95,9 @@ class Basis:
         before = (earlier or projection).before
         if not projection.after > _rounding(w, before):
             return False
-        if self.size == len(self._rows):
+        if self.size == len(self._memory.rows):
             self.reserve(max(4, self.size // 2))
-        torch.mul(w, 1 / projection.after, out=self._rows[self.size])
+        torch.mul(w, 1 / projection.after, out=self._memory.rows[self.size])
         self.size += 1
         return True
 

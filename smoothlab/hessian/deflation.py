@@ -26,11 +26,13 @@ from smoothlab.errors import BadInput
 from smoothlab.hessian.basis import Basis, Projection
 from smoothlab.hessian.layers import LayerRows
 from smoothlab.hessian.products import Products
+from smoothlab.hessian.vector_memory import VectorMemory
 from smoothlab.stats.intervals import Interval
 from smoothlab.stats.probes import Reach, effective_rank, lanczos_reach, sum_of_squares
 from smoothlab.zeroth.distributions import draw
 
-FIRST = 5  # probes before the first look at the interval
+FIRST, FIRST_LOOSE = 5, 4  # probes before the first look at the interval, and at precisions from LOOSE on
+LOOSE = 0.1
 SMALL = 256  # dimensions of blocks that take all Lanczos steps: a dozen span much of them, and self-checks see more
 IMAGES = 16  # images kept: enough for the effective rank, and a bound on memory
 
@@ -56,6 +58,7 @@ class Deflation:
         self.squared_images: list[float] = []  # ||H q_j||^2
         self.noise = 0.0  # relative rounding error of a product
         self.cross_known = dict.fromkeys(self.others, 0.0)
+        self._memory = VectorMemory(self.block.dim, self.block.params[0])  # of the images of probes
         self._clear()
 
     def _clear(self) -> None:
@@ -188,7 +191,7 @@ class Deflation:
         projection = self.basis.project_out(image)
         self.squares.append(projection.after**2)
         if len(self.images) < IMAGES:
-            self.images.append((image, projection))
+            self.images.append((self._memory.keep(len(self.images), image), projection))
             self.gram = np.pad(self.gram, (0, 1))
             for i, (other, _) in enumerate(self.images[:-1]):
                 self.gram[i, -1] = self.gram[-1, i] = dot(image, other)
@@ -257,7 +260,7 @@ class Deflation:
         while self.hvps < budget or len(self.squares) < 2:
             self.probe()
             m = len(self.squares)
-            if m < FIRST:
+            if m < first_look(precision):
                 continue
             whole, rest = self.frobenius_squared()
             if half_width(whole) <= precision:
@@ -276,6 +279,13 @@ def probes_needed(share: float, nu: float, precision: float) -> float:
     m = 2 (0.98 s / precision)^2 / nu, from the relative standard deviation s sqrt(2 / (m nu)) of the square.
     """
     return 2 * (0.98 * share / precision) ** 2 / nu
+
+
+def first_look(precision: float) -> int:
+    """Probes before the first look at the interval: where it may be wide, four say enough of the effective rank."""
+    if precision >= LOOSE:
+        return FIRST_LOOSE
+    return FIRST
 
 
 def gram_matrix(images: Sequence[Tensor]) -> np.ndarray:

@@ -27,8 +27,8 @@ class NormEstimate:
         wrt: name of block b, in which the products lie.
         quantity: "frobenius", "trace" and "gauss_newton_trace" have two-sided intervals; "spectral" is the largest
             |Ritz value|, which bounds ||H||_2 from below without doubt (low = value), with a one-sided 95 % upper bound
-            in `high`: 1.00 to 1.33 times the value after 12 Lanczos steps in 100,000 dimensions, as broad as the
-            spectrum may be.
+            in `high`: at most 1 + 10 x precision times the value where Lanczos steps ended early, 1.00 to 1.33 times it
+            after all 12.
         value: the estimate, in units of the loss per squared parameter.
         low: lower end of the interval.
         high: upper end of the interval.
