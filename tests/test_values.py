@@ -22,6 +22,7 @@ from smoothlab.hessian.estimates import doubt, frobenius_estimate
 from smoothlab.hessian.exact import ExactHessian, frobenius
 from smoothlab.hessian.finite_differences import FiniteDifferenceHessian, Scheme, Step
 from smoothlab.optim.hybrid import HybridSGD
+from smoothlab.optim.minibatch import Minibatch
 from smoothlab.stats.intervals import Interval
 from smoothlab.stats.probes import effective_rank, mean_of_forms, spectral_upper
 from smoothlab.theory.constants import Array, Ell
@@ -778,3 +779,65 @@ def test_sixteen_images_of_probes_are_kept() -> None:
     for _ in range(20):
         run.probe()
     assert (len(run.images), run.gram.shape, len(run.squares)) == (16, (16, 16), 20)
+
+
+# zeroth and optim: what a step returns, refuses and shares
+
+
+def test_an_estimators_first_call_leaves_the_weights_of_a_loss_that_writes_them() -> None:
+    w = nn.Parameter(torch.ones(2, dtype=torch.float64))
+
+    def writing() -> Tensor:
+        with torch.no_grad():
+            w[1] += 1
+        return w[0]
+
+    with pytest.raises(BadInput, match=r"the loss writes to a parameter of shape \(2,\) while it is computed"):
+        ZerothOrder()(writing, Block("w", (w,)), (0,))
+    assert w.tolist() == [1.0, 1.0]
+
+
+def test_a_zeroth_order_step_returns_the_mean_of_the_last_directions_two_sides() -> None:
+    """Of a linear loss that is f itself, whatever was evaluated before."""
+    x = nn.Parameter(torch.ones(3, dtype=torch.float64))
+    optimizer = HybridSGD([{"params": [x], "name": "x", "lr": 0.0, "oracle": ZerothOrder(mu=0.5, q=3)}])
+    assert float(optimizer.step(lambda: x.sum() + 5)) == pytest.approx(8.0, rel=1e-14)
+
+
+def test_a_loss_that_changes_after_a_hundred_steps_is_refused() -> None:
+    """Every 128 steps f(x, y) is evaluated again: no sign but the value shows this loss's change."""
+    x = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    optimizer = HybridSGD([{"params": [x], "name": "x", "lr": 0.0, "oracle": ZerothOrder(sides=1)}])
+    calls = iter(range(10**6))
+
+    def drifting() -> Tensor:
+        call = next(calls)
+        return x.sum() + max(call - 200, 0)
+
+    with pytest.raises(BadInput, match="the loss on block 'x' gives .* at the same weights"):
+        for _ in range(140):
+            optimizer.step(drifting)
+    assert optimizer.steps <= 128
+
+
+class Twice:
+    """Another process with the same part: sums are doubled."""
+
+    count = 2
+
+    def sum(self, tensors: Sequence[Tensor]) -> None:
+        for tensor in tensors:
+            tensor.mul_(2)
+
+
+def test_the_mean_over_two_processes_with_the_same_part_is_that_parts() -> None:
+    y = nn.Parameter(torch.tensor([3.0], dtype=torch.float64))
+    minibatch = Minibatch([lambda: (y**2).sum()], Twice(), Block("y", (y,)))
+    assert minibatch.differentiate([y]) == 9.0
+    assert y.grad is not None and y.grad.tolist() == [6.0]
+
+
+@pytest.mark.parametrize(("n", "d"), [(0, 1), (1, 0)])
+def test_a_setting_without_components_or_dimensions_is_refused(n: int, d: int) -> None:
+    with pytest.raises(BadInput, match=f"n = {n} and d = {d}: both must be at least 1"):
+        replace(SETTING, n=n, d=d)
