@@ -157,7 +157,7 @@ def test_runs_stand_in_the_order_of_the_parts_and_take_rates_of_earlier_ones(siz
         for name in run.takes.values():
             assert names.index(name) < number
         if isinstance(run.experiment, Finetune) and run.experiment.search:
-            assert run.experiment.seed == 0  # rates are tried with the first seed alone
+            assert run.experiment.seed == 0 and SIZES[size].tries == 3  # rates are tried with the first seed alone
         if run.name.endswith("-forwards-seed0"):
             assert run.experiment.steps * run.experiment.evaluations == SIZES[size].steps  # those of first-order PEFT
 
