@@ -173,6 +173,8 @@ def answers(task: str, table: pd.DataFrame) -> list[str]:
     for budget, rows in helps.groupby("budget", sort=False):
         counts = ", ".join(f"{verdict} {count}" for verdict, count in rows["verdict"].value_counts().items())
         lines.append(f"The zeroth-order part beside first-order PEFT at equal {budget} on {task}: {counts}.")
+    if (table["seeds"] == 1).any():
+        lines.append("An interval of one seed is that of its items: it says nothing of other seeds.")
     return lines
 
 

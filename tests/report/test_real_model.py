@@ -25,6 +25,9 @@ HYBRID = replace(FO, method="hybrid", sides=1)
 RUNS = {  # settings, right answers, steps a second
     "zero-shot": (replace(FO, steps=0), "1000", None),
     "sst2-fo-lora-seed0": (FO, "1000", 0.5),
+    "sst2-fo-lora-seed1": (replace(FO, seed=1), "1010", 0.5),
+    "sst2-zo-seed0": (replace(FO, method="zo", peft="auto"), "0110", 0.25),
+    "sst2-zo-seed2": (replace(FO, method="zo", peft="auto", seed=2), "0110", 0.25),
     "sst2-hybrid-lora-seed0": (HYBRID, "1110", 0.25),
     "sst2-hybrid-lora-forwards-seed0": (replace(HYBRID, steps=25), "1000", 0.25),
 }
@@ -39,13 +42,18 @@ def write(folder: Path) -> None:
         writer.write({"part": "test", "eta_x": run.eta_x, "eta_y": run.eta_y, "accuracy": correct / 4, "count": 4,
                       "chance": 0.5, "majority": 0.75, "right": right})  # fmt: skip
         writer.end()
-    (folder / "sst2-zo-seed0.jsonl").touch()  # a run that is being started
+    (folder / "sst2-zo-seed1.jsonl").touch()  # a run that is being started
 
 
 def test_differences_at_equal_steps_and_forwards(tmp_path: Path) -> None:
     """d = (0, 1, 1, 0), with (1, -1) added: mean 1/3, variance 5/9, of the mean 5/54, Student's t with 5: 2.5706."""
     write(tmp_path)
-    table = real_model.differences(real_model.methods_of(tmp_path)["sst2"]).set_index("budget")
+    table = real_model.differences(real_model.methods_of(tmp_path)["sst2"])
+    assert sorted(table["what"]) == [
+        "Hybrid-LoRA less FO-LoRA", "Hybrid-LoRA less FO-LoRA", "Hybrid-LoRA less ZO-FT", "ZO-FT less FO-LoRA",
+    ]  # fmt: skip
+    assert (table["seeds"] == 1).all()  # FO-LoRA has 0 and 1, ZO-FT 0 and 2
+    table = table[table["what"] == "Hybrid-LoRA less FO-LoRA"].set_index("budget")
     steps, forwards = table.loc["steps"], table.loc["forwards"]
     half = 2.570582 * (5 / 54) ** 0.5
     assert steps["what"] == "Hybrid-LoRA less FO-LoRA" and steps["steps"] == "50 and 50"
@@ -59,13 +67,16 @@ def test_tables_and_figure_are_made_of_what_is_finished(tmp_path: Path, capsys: 
     write(tmp_path)
     assert real_model.main(["--records", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
     told = capsys.readouterr().out
-    # Clopper and Pearson's limits of 1 of 4 are 0.63 and 80.59 %.
-    assert "| FO-LoRA | 50 | 50 | 2 | eta_y 0.001 | 25.0 (0.6 to 80.6) of 4 | 25.0 |" in told
+    # Clopper and Pearson's limits of 1 of 4 are 0.63 and 80.59 %, of 2 of 4 6.76 and 93.24 %.
+    assert "| FO-LoRA | 50 | 50 | 2 | eta_y 0.001 | 37.5 (6.8 to 93.2) of 4 | 25.0, 50.0 |" in told
+    assert "| ZO-FT | 50 | 100 | 4 | eta_x 1e-4 | 50.0 (6.8 to 93.2) of 4 | 50.0, 50.0 |" in told
     assert "| zero-shot | 0 | 0 |  |  | 25.0 (0.6 to 80.6) of 4 | 25.0 |" in told
-    assert "| the larger class, or chance | | | | | 75.0 | |" in told and "ZO-FT" not in told
+    assert "| the larger class, or chance | | | | | 75.0 | |" in told
     row = "| Hybrid-LoRA less FO-LoRA | steps | 50 and 50 | +50.0 (-44.9 to +111.6) | 1 x 4 | 2.00 x | 2.00 x | ties |"
     assert row in told
-    assert "The zeroth-order part beside first-order PEFT at equal forwards on sst2: ties 1." in told
+    for budget in ("steps", "forwards"):
+        assert f"The zeroth-order part beside first-order PEFT at equal {budget} on sst2: ties 1." in told
+    assert "An interval of one seed is that of its items" in told
     assert (tmp_path / "out" / "real_differences.png").stat().st_size > 1000
 
 
