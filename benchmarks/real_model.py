@@ -123,7 +123,7 @@ def manage(options: argparse.Namespace) -> int:
     budget = None
     if options.hours is not None:
         budget = 3600 * options.hours
-    return report(queue, *queue.work(budget=budget, threads=options.threads), options.hours)
+    return report(queue, *queue.work(budget=budget), options.hours)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.real_runs import PARTS, Run
 from smoothlab import record_files
+from smoothlab.commands import machine
 from smoothlab.environment import environment
 from smoothlab.errors import BadInput
 from smoothlab.experiments.finetune.experiment import Finetune
@@ -175,14 +176,13 @@ class Queue:
         return line
 
     def work(
-        self, *, budget: float | None = None, threads: int = 1, say: Callable[[str], None] = print
+        self, *, budget: float | None = None, say: Callable[[str], None] = print
     ) -> tuple[list[str], dict[str, str]]:
         """Make the remaining runs, one after the other, in this process.
 
         Args:
             budget: seconds after which no run is started any more; one that would end later is not started either, as
                 far as timed runs tell.
-            threads: CPU threads, for the records.
             say: prints a line.
 
         Returns:
@@ -203,7 +203,7 @@ class Queue:
                 return left, failed
             say(f"{run.name}: next; {self.summary(statuses)}")
             try:
-                self._record(run, statuses, threads)
+                self._record(run, statuses)
             except Exception as error:
                 # The others go on; the next start tries this one again, unless it has diverged.
                 if self._status(run).state != "diverged":
@@ -211,17 +211,12 @@ class Queue:
                     say(f"{run.name}: {failed[run.name]}")
         return [], failed
 
-    def _record(self, run: Run, statuses: Mapping[str, Status], threads: int) -> None:
+    def _record(self, run: Run, statuses: Mapping[str, Status]) -> None:
         experiment = run.with_rates(_selected(statuses))
         kept = self.folder / "checkpoints" / run.name
         if experiment.steps:  # a run of no steps has nothing to go on from
             experiment = replace(experiment, checkpoint=kept)
-        known: dict[str, Any] = {"device": experiment.device, "threads": threads}
-        if experiment.device.startswith("cuda"):
-            import torch
-
-            known["gpu"] = torch.cuda.get_device_name(experiment.device)
-        record(experiment, self.path(run), environment=environment(**known))
+        record(experiment, self.path(run), environment=environment(**machine(experiment)))
         # Twice the weights a run: a queue's checkpoints would fill a disk.
         shutil.rmtree(kept, ignore_errors=True)
 

@@ -118,7 +118,7 @@ def _measure(experiment: Any, out: Path, overwrite: bool, dry_run: bool, threads
         if dry_run:
             print(experiment.plan())
             return
-        records.run(experiment, out, environment=records.environment(**_machine(experiment)), overwrite=overwrite)
+        records.run(experiment, out, environment=records.environment(**machine(experiment)), overwrite=overwrite)
         print(out)
         if experiment.name in SUMMARIZED and out.is_file():  # a pipe or device keeps no records to read
             from smoothlab.report import comparisons
@@ -134,7 +134,7 @@ def _measure(experiment: Any, out: Path, overwrite: bool, dry_run: bool, threads
         lead()
 
 
-def _machine(experiment: Any) -> dict[str, Any]:
+def machine(experiment: Any) -> dict[str, Any]:
     """What records cannot know by themselves: the device, and how torch computes on it."""
     import torch
 
@@ -299,7 +299,7 @@ def _audit(
     experiment.chosen()  # a mistake is reported before anything is written
     checked: Iterable[dict[str, Any]] = experiment.rows([])
     if out is not None:
-        records.run(experiment, out, environment=records.environment(**_machine(experiment)), overwrite=overwrite)
+        records.run(experiment, out, environment=records.environment(**machine(experiment)), overwrite=overwrite)
         checked = loaded(out)
     rows = []
     for row in checked:
@@ -336,7 +336,7 @@ def demo(
         from smoothlab.experiments.demo import measure
         from smoothlab.report import page
 
-        measured = measure(out, seed, records.environment(**_machine(Smoothness()) | {"threads": 1}), overwrite)
+        measured = measure(out, seed, records.environment(**machine(Smoothness()) | {"threads": 1}), overwrite)
         title = "smoothlab in small: curvature, fine-tuning, estimators, rates"
         print(page.write(out / "index.html", measured, title=title))
 

@@ -66,6 +66,8 @@ def test_a_killed_queue_goes_on_to_the_same_rows(tiny: list[Run], tmp_path: Path
     (first, second) = (whole.statuses()[run.name].test for run in tiny)
     assert first is not None and second is not None and second["eta_y"] == first["eta_y"] != tiny[1].experiment.eta_y
     assert not list((tmp_path / "killed" / "checkpoints").iterdir())
+    environment = records.header(whole.path(tiny[0]))["environment"]
+    assert {"device", "threads", "cpu_capability", "packages"} <= set(environment)
     # A run that was continued has no time of its own; that of the other queue has, and nothing is ahead.
     assert killed.statuses()[SECOND].seconds is None and (whole.statuses()[SECOND].seconds or 0) > 0
     assert whole.lines()[-1].startswith("2 of 2 runs done, ") and "ahead" not in whole.lines()[-1]
