@@ -66,6 +66,11 @@ class Method:
             return float("nan")
         return 1 / float(np.median(self.speeds))
 
+    @property
+    def first(self) -> pd.Series:
+        """Row of the first seed's test."""
+        return self.tests[min(self.tests)]
+
     def right(self, seeds: Sequence[int]) -> np.ndarray:
         """Right (1) and wrong (0) answers [seeds, items]."""
         return np.array([list(self.tests[seed]["right"]) for seed in seeds], dtype=int)
@@ -101,20 +106,27 @@ def accuracies(methods: Mapping[str, Method]) -> list[str]:
     """Test accuracy of each method with its cost, in Markdown; the interval is that of one seed's items."""
     lines = ["| method | steps | forwards | seconds a step | rates | test accuracy | each seed |", "| --- " * 7 + "|"]
     for method in methods.values():
-        tests = [method.tests[seed] for seed in sorted(method.tests)]
-        mean, count = float(np.mean([test["accuracy"] for test in tests])), int(tests[0]["count"])
-        limits = proportion(round(mean * count), count)
-        seeds = ", ".join(f"{100 * test['accuracy']:.1f}" for test in tests)
-        rates = ", ".join(f"{name} {rate(float(tests[0][name]))}" for name in RATES[method.config["method"]])
-        cells = [method.name, f"{method.steps}", f"{method.forwards}", number(method.seconds), rates,
-                 f"{100 * mean:.1f} ({100 * limits.low:.1f} to {100 * limits.high:.1f}) of {count}", seeds]  # fmt: skip
+        rates = ", ".join(f"{name} {rate(float(method.first[name]))}" for name in RATES[method.config["method"]])
+        cells = [method.name, f"{method.steps}", f"{method.forwards}", number(method.seconds), rates]
         if not method.steps:
             cells[3] = cells[4] = ""
-        lines.append(f"| {' | '.join(cells)} |")
-    first = next(iter(methods.values()))
-    test = next(iter(first.tests.values()))
+        lines.append(f"| {' | '.join(cells)} | {_percent(method, 'accuracy')} |")
+        # Scores less those after a prompt without content: what of an error is the words' prior.
+        if pd.notna(method.first.get("calibrated_accuracy")):
+            cells[0] += ", calibrated"
+            lines.append(f"| {' | '.join(cells)} | {_percent(method, 'calibrated_accuracy')} |")
+    test = next(iter(methods.values())).first
     lines.append(f"| the larger class, or chance | | | | | {100 * max(test['chance'], test['majority']):.1f} | |")
     return lines
+
+
+def _percent(method: Method, column: str) -> str:
+    """Mean over seeds in percent with the interval of the items, and each seed: two cells of a table."""
+    tests = [method.tests[seed] for seed in sorted(method.tests)]
+    mean, count = float(np.mean([test[column] for test in tests])), int(tests[0]["count"])
+    limits = proportion(round(mean * count), count)
+    seeds = ", ".join(f"{100 * test[column]:.1f}" for test in tests)
+    return f"{100 * mean:.1f} ({100 * limits.low:.1f} to {100 * limits.high:.1f}) of {count} | {seeds}"
 
 
 def differences(methods: Mapping[str, Method]) -> pd.DataFrame:

@@ -39,8 +39,9 @@ def write(folder: Path) -> None:
         forwards = run.steps * run.evaluations
         writer.write({"part": "dev", "trial": 0, "step": run.steps, "forwards": forwards, "steps_per_second": speed})
         correct = right.count("1")
-        writer.write({"part": "test", "eta_x": run.eta_x, "eta_y": run.eta_y, "accuracy": correct / 4, "count": 4,
-                      "chance": 0.5, "majority": 0.75, "right": right})  # fmt: skip
+        shifted = {"calibrated_accuracy": 0.5} if not run.steps else {}
+        writer.write({"part": "test", **shifted, "eta_x": run.eta_x, "eta_y": run.eta_y, "accuracy": correct / 4,
+                      "count": 4, "chance": 0.5, "majority": 0.75, "right": right})  # fmt: skip
         writer.end()
     (folder / "sst2-zo-seed1.jsonl").touch()  # a run that is being started
 
@@ -71,6 +72,8 @@ def test_tables_and_figure_are_made_of_what_is_finished(tmp_path: Path, capsys: 
     assert "| FO-LoRA | 50 | 50 | 2 | eta_y 0.001 | 37.5 (6.8 to 93.2) of 4 | 25.0, 50.0 |" in told
     assert "| ZO-FT | 50 | 100 | 4 | eta_x 1e-4 | 50.0 (6.8 to 93.2) of 4 | 50.0, 50.0 |" in told
     assert "| zero-shot | 0 | 0 |  |  | 25.0 (0.6 to 80.6) of 4 | 25.0 |" in told
+    assert "| zero-shot, calibrated | 0 | 0 |  |  | 50.0 (6.8 to 93.2) of 4 | 50.0 |" in told
+    assert "FO-LoRA, calibrated" not in told
     assert "| the larger class, or chance | | | | | 75.0 | |" in told
     row = "| Hybrid-LoRA less FO-LoRA | steps | 50 and 50 | +50.0 (-44.9 to +111.6) | 1 x 4 | 2.00 x | 2.00 x | ties |"
     assert row in told
