@@ -173,7 +173,7 @@ def answers(task: str, table: pd.DataFrame) -> list[str]:
     """The differences in Markdown, and what they say of the zeroth-order part."""
     if table.empty:
         return []
-    lines = [f"| {task} | equal | steps | difference, points (95 %) | seeds x items | forwards | time of a step | |",
+    lines = [f"| {task} | equal | steps | difference, points (95 %) | seeds x items | forwards | wall-clock a step | |",
              "| --- " * 8 + "|"]  # fmt: skip
     for row in table.to_dict("records"):
         points = f"{100 * row['measured']:+.1f} ({100 * row['low']:+.1f} to {100 * row['high']:+.1f})"
