@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from smoothlab.blocks import Block, Loss, fixed_loss, flatten, standing_at
 from smoothlab.hessian.exact import ExactHessian
+from smoothlab.llm import vocabulary
 from smoothlab.llm.adapters import attach
-from smoothlab.llm.evaluate import _logits, batch, choice_loss
+from smoothlab.llm.evaluate import batch, choice_loss
 from smoothlab.llm.export import save
 from smoothlab.llm.partition import partition
 from smoothlab.llm.precision import fit_float64
@@ -70,7 +71,7 @@ def test_padded_rows_have_the_logits_of_unpadded_ones(kind: str) -> None:
     for items in (ITEMS, rows("multiple choice")):
         minibatch = batch(items, range(len(items)), all_candidates=True)
         with torch.no_grad():
-            padded = _logits(model, minibatch)
+            padded = vocabulary.logits(model, minibatch)
             for number, (row, back) in enumerate(zip(minibatch["row"], minibatch["back"], strict=True)):
                 alone = minibatch["input_ids"][row][minibatch["attention_mask"][row].bool()]
                 place = minibatch["input_ids"].shape[1] - back
