@@ -47,6 +47,9 @@ TESTS = {
     "smoothlab.optim.masters": "tests/optim/test_hybrid.py tests/test_values.py",
     "smoothlab.theory.theorems": "tests/theory/test_theorems.py tests/test_values.py",
     "smoothlab.llm.evaluate": "tests/llm/test_evaluate.py tests/llm/test_choices.py tests/llm/test_values.py",
+    "smoothlab.llm.vocabulary": "tests/llm/test_vocabulary.py tests/llm/test_evaluate.py tests/llm/test_values.py",
+    "smoothlab.hessian.dataset": "tests/hessian/test_dataset.py tests/stats/test_redraws.py",
+    "smoothlab.stats.redraws": "tests/stats/test_redraws.py tests/hessian/test_dataset.py",
     "smoothlab.trainer": "tests/test_trainer.py tests/llm/test_values.py",
 }
 """The test files of each module, those that mirror it."""

@@ -3,6 +3,7 @@
 Item i has the loss w'H_i w / 2 with a given symmetric H_i, so that the data set's Hessian is the mean matrix.
 """
 
+import inspect
 from collections import Counter
 from collections.abc import Sequence
 from itertools import islice
@@ -153,3 +154,34 @@ def test_loader_that_ends_is_refused() -> None:
 def test_precision_out_of_range_is_refused() -> None:
     with pytest.raises(BadInput, match=r"precision 1: use one in \(0, 1\)"):
         hessian(items(1.0), 2, 0).norms(precision=1.0)
+
+
+def test_defaults_are_those_of_the_documents() -> None:
+    assert inspect.signature(redraw).parameters["seed"].default == (0,)
+    for method in (DatasetHessian.norms, DatasetHessian.norms_by_block):
+        options = inspect.signature(method).parameters
+        assert (options["precision"].default, options["budget"].default) == (0.1, 2000)
+    assert DatasetNorm("a", "a", "trace", 0.0, 0.0, 0.0, 0, 0.0).minibatches == 0
+
+
+def test_gradient_of_the_data_set_and_rounding_are_in_the_estimates() -> None:
+    """Of the whole data set in each minibatch: ||H w||, and limits that the rounding floor widens to both sides."""
+    matrices = 0.1 * items(1.0, dim=4)
+    whole = hessian(matrices, ITEMS, 0)
+    frobenius, trace = whole.norms()
+    w = torch.linspace(1, 2, 4, dtype=torch.float64)
+    assert whole.grad_norms["a"] == pytest.approx(float((matrices.mean(0) @ w).norm()), rel=1e-9)
+    assert len(whole.losses) == frobenius.minibatches == 33
+    assert frobenius.flag is None and frobenius.value < 1  # reached, however small the norm is
+    assert frobenius.low < frobenius.value < frobenius.high
+    assert trace.low < trace.value < trace.high
+
+
+def test_traces_may_be_negative() -> None:
+    _, trace = Dense(items(6.0) - 0.2 * torch.eye(DIM), 4, 0).norms(precision=0.5, budget=200)
+    assert trace.low < 0
+
+
+def test_probing_goes_on_until_the_budget() -> None:
+    frobenius, _ = Dense(items(6.0), 2, 0).norms(precision=0.01, budget=300)
+    assert 280 < frobenius.hvps <= 300
