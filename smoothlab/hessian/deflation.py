@@ -24,6 +24,7 @@ from torch import Tensor
 from smoothlab.blocks import dot
 from smoothlab.errors import BadInput
 from smoothlab.hessian.basis import Basis, Projection
+from smoothlab.hessian.disagreements import DOUBTFUL
 from smoothlab.hessian.layers import LayerRows
 from smoothlab.hessian.products import Products
 from smoothlab.hessian.vector_memory import VectorMemory
@@ -125,9 +126,9 @@ class Deflation:
                 self.unbroken = self.unbroken or self.basis.size
                 following = self._draw(), None
             following = self.deflate(*following)
+            self.lanczos = self.basis.size
             if precision is not None and most < self.block.dim and not self._pays(precision):
                 break
-        self.lanczos = self.basis.size
         self.unbroken = self.unbroken or self.lanczos
 
     def _pays(self, precision: float) -> bool:
@@ -139,6 +140,9 @@ class Deflation:
         them.
         """
         if self.basis.size < 4 or self.block.dim <= SMALL:
+            return True
+        # Products that look asymmetric are looked at with all steps: few of them dilute what a wrong backward does.
+        if self.asymmetry() > DOUBTFUL:
             return True
         t = self.projected()
         limits = self.reach()

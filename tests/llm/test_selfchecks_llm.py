@@ -119,7 +119,7 @@ def test_a_lie_planted_in_one_layer_of_a_language_model_is_seen(lie: str) -> Non
     model = causal("llama")
     PLANTED[lie](model)
     seen = _seen(model, loss_of(model, "llama"))
-    assert any(words in seen for words in ("not its loss's", "disagree", "asymmetric products"))
+    assert "not its loss's" in seen or "disagree" in seen
 
 
 @pytest.mark.slow
