@@ -35,10 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv == ["--version"]:
         print(f"smoothlab {__version__}")
         return 0
-    again = "the same command goes on from what is on disk"
-    if "--overwrite" in argv:
-        again = again.replace("command", "command without --overwrite")
-    with watched(again, own=own) as interruption:
+    with watched(own=own) as interruption:
         for name, value in QUIET_THREADS.items():
             os.environ.setdefault(name, value)  # read when torch is first imported
         for stream in (sys.stdout, sys.stderr):
@@ -51,7 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             try:
                 interruption.working = True
-                status = parse(argv)()
+                command = parse(argv)
+                interruption.continuation = command.continuation
+                status = command()
                 sys.stdout.flush()  # here, where a reader that has left can still be answered, and not at exit
             finally:
                 interruption.working = False
@@ -73,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
-            return _fail(f"out of memory: {_memory_advice(argv)} ({again})")
+            return _fail(f"out of memory: {_memory_advice(argv)} ({interruption.continuation()})")
 
 
 def _warned(

@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +20,7 @@ from tyro.conf import Positional, arg
 
 from smoothlab.errors import BadInput, speaks
 from smoothlab.experiments.complaints import usage_error
+from smoothlab.experiments.continuation import AGAIN, continuation
 from smoothlab.experiments.estimators.experiment import Estimators
 from smoothlab.experiments.finetune.experiment import Finetune
 from smoothlab.experiments.finetune.options import check_renamed
@@ -35,7 +37,6 @@ EXPERIMENTS: dict[str, type[Any]] = {
 }  # fmt: skip
 SUMMARIZED = ("quadratic", "rates", "finetune")
 """Experiments whose comparisons are printed after the run."""
-Command = Callable[[], int | None]
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]  # no --no-flag
 Threads = Annotated[
     int | None, arg(metavar="INT", help="number of CPU threads for torch; by default torch's own choice.")
@@ -45,6 +46,18 @@ STOPPED = {
     "finetune": "a stopped run continues from --checkpoint; without one it starts again",
 }
 """What the same command does after a run was stopped, where it is not to measure the missing settings."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """What a subcommand does, and what the same command line does after this one was stopped, in words."""
+
+    run: Callable[[], int | None]
+    continuation: Callable[[], str] = lambda: AGAIN
+
+    def __call__(self) -> int | None:
+        """Run it and return its exit status, None for 0."""
+        return self.run()
 
 
 def parse(argv: list[str]) -> Command:
@@ -101,7 +114,10 @@ def _measuring(name: str, kind: type[Any]) -> Callable[..., Command]:
         dry_run: Annotated[Flag, arg(help="print what would be run and how many minutes it takes, and stop.")] = False,
         threads: Threads = None,
     ) -> Command:
-        return lambda: _measure(experiment, out, overwrite, dry_run, threads)
+        command = functools.partial(_measure, experiment, out, overwrite, dry_run, threads)
+        if dry_run:
+            return Command(command)
+        return Command(command, continuation(out, overwrite, experiment.continuation))
 
     # tyro reads options from annotations; without a name, the experiment's are --seed, not --experiment.seed.
     measure.__annotations__["experiment"] = Annotated[kind, arg(name="")]
@@ -203,7 +219,7 @@ def plot(
         for path in panels.save(draw(kind, table, quantity, block), picture.with_suffix(""), (form,)):
             print(path)
 
-    return run
+    return Command(run)
 
 
 def _check_files(records: Sequence[str], example: str, out: Path, overwrite: bool) -> None:
@@ -240,7 +256,7 @@ def report(
             filters[name] = value
         print(page.write(out, records, title="smoothlab report", where=filters))
 
-    return run
+    return Command(run)
 
 
 def audit(
@@ -271,8 +287,11 @@ def audit(
     """
     files, names = _files_and_names(add, ".py")
     record_files, more_names = _files_and_names(records, ".jsonl")
-    experiment = (claims + names + more_names, record_files, files, seed)
-    return lambda: _audit(experiment, json, html, out, overwrite, threads)
+    settings = (claims + names + more_names, record_files, files, seed)
+    command = functools.partial(_audit, settings, json, html, out, overwrite, threads)
+    if out is None:
+        return Command(command)
+    return Command(command, continuation(out, overwrite, lambda: "checks the missing claims"))
 
 
 def _files_and_names(words: Sequence[Path], ending: str) -> tuple[tuple[Path, ...], tuple[str, ...]]:
@@ -340,4 +359,5 @@ def demo(
         title = "smoothlab in small: curvature, fine-tuning, estimators, rates"
         print(page.write(out / "index.html", measured, title=title))
 
-    return run
+    without = " without --overwrite" if overwrite else ""
+    return Command(run, lambda: f"the same command{without} measures what is missing in {out}")

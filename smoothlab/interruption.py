@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: one line, exit status 130 or 143, and files that the same command goes on from.
+"""Ctrl-C and SIGTERM: exit status 130 or 143, and one line that says what the same command will do.
 
 Where the command works, a signal raises KeyboardInterrupt, so that files are closed and child processes ended on the
 way out. While modules are imported, and once the command is over, there is nothing to close, and an exception might be
@@ -10,12 +10,13 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, TextIO
 
 from smoothlab.errors import speaks
+from smoothlab.experiments.continuation import AGAIN
 
 PATIENCE = 20.0
 """Seconds that the way out may take."""
@@ -25,12 +26,14 @@ WORDS = {signal.SIGINT: "stopped", signal.SIGTERM: "ended by SIGTERM"}
 class Interruption:
     """The signal that this process has received, and the one line about it.
 
-    Args:
-        again: how the command is taken up again.
+    Attributes:
+        working: whether the command runs.
+        continuation: says how the command is taken up again, by what is on disk when it is called.
     """
 
-    def __init__(self, again: str) -> None:
-        self.again, self.working, self._number, self._said = again, False, 0, False
+    def __init__(self) -> None:
+        self.continuation: Callable[[], str] = lambda: AGAIN
+        self.working, self._number, self._said = False, 0, False
 
     @property
     def status(self) -> int:
@@ -45,7 +48,7 @@ class Interruption:
         words = WORDS[signal.Signals(self._number or signal.SIGINT)]
         if stream.isatty():  # behind ^C, or a progress bar
             print(file=stream)
-        print(f"smoothlab: {words}; {self.again}", file=stream, flush=True)
+        print(f"smoothlab: {words}; {self.continuation()}", file=stream, flush=True)
 
     def leave(self) -> None:
         """Say it, and end the process as it stands."""
@@ -75,14 +78,13 @@ class Interruption:
 
 
 @contextmanager
-def watched(again: str, *, own: bool) -> Iterator[Interruption]:
+def watched(*, own: bool) -> Iterator[Interruption]:
     """Take SIGINT and SIGTERM, unless this process ignores them or somebody else takes them.
 
     Args:
-        again: how the command is taken up again.
         own: whether the process is the command's, which ends with it: signals are then taken to its very end.
     """
-    state = Interruption(again)
+    state = Interruption()
     if threading.current_thread() is not threading.main_thread():  # Python lets no other thread take signals
         yield state
         return

@@ -163,7 +163,7 @@ class RecordFile:
             sync(self._file)
 
     def _writing(self) -> AbstractContextManager[None]:
-        fix = "make room and start again (without --overwrite): the run continues after the rows already there"
+        fix = "the rows already there are whole: make room and start the same command again, without --overwrite"
         return writing(self.path, fix)
 
 

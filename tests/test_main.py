@@ -66,6 +66,9 @@ class Squares:
     def plan(self) -> str:
         return f"{self.count} numbers"
 
+    def continuation(self) -> str:
+        return "measures the rest"
+
 
 @pytest.fixture
 def squares(monkeypatch, tmp_path):
@@ -126,10 +129,10 @@ def test_dry_run_tells_the_plan_and_measures_nothing(squares, tmp_path, capsys):
     ("how", "status", "told"),
     [
         ("bad", 2, "smoothlab: error: the number 2 is even; use 3\n"),
-        ("memory", 2, "smoothlab: error: out of memory: free some memory (the same command goes on"),
-        ("device", 2, "smoothlab: error: out of memory: free some memory (the same command goes on"),
-        ("cpu", 2, "smoothlab: error: out of memory: free some memory (the same command goes on"),
-        ("interrupt", 130, "smoothlab: stopped; the same command goes on from what is on disk"),
+        ("memory", 2, "smoothlab: error: out of memory: free some memory (the same command measures the rest)"),
+        ("device", 2, "smoothlab: error: out of memory: free some memory (the same command measures the rest)"),
+        ("cpu", 2, "smoothlab: error: out of memory: free some memory (the same command measures the rest)"),
+        ("interrupt", 130, "smoothlab: stopped; the same command measures the rest"),
     ],
 )
 def test_what_goes_wrong_is_one_line_and_keeps_the_rows(squares, tmp_path, capsys, how, status, told):
@@ -240,8 +243,7 @@ def test_out_of_memory_names_options_that_the_command_has(monkeypatch, tmp_path,
 
     monkeypatch.setattr(records, "run", full)
     assert command_line.main([*command.split(), "--out", str(tmp_path / "r.jsonl")]) == 2
-    again = "the same command goes on from what is on disk"
-    assert one_line(capsys) == f"smoothlab: error: out of memory: {advice} ({again})\n"
+    assert one_line(capsys) == f"smoothlab: error: out of memory: {advice} (start the same command again)\n"
 
 
 def test_plot_does_not_replace_a_file_unasked(squares, tmp_path, capsys):
@@ -375,7 +377,7 @@ def test_stopped_by_a_signal_and_continued(tmp_path, number):
     output, error = process.communicate()
     status, words = SIGNALS[number]
     assert process.returncode == status
-    assert error == f"smoothlab: {words}; the same command goes on from what is on disk\n" and not output
+    assert error == f"smoothlab: {words}; the same command measures the rest\n" and not output
     assert 2 <= len(records.load(out)) < 40
     assert smoothlab(*argv).wait() == 0
     assert list(records.load(out)["value"]) == [number**2 for number in range(40)]
@@ -412,7 +414,7 @@ sys.exit(main())
     )  # fmt: skip
     status, words = SIGNALS[number]
     assert told.returncode == status, told.stderr
-    assert told.stderr == f"smoothlab: {words}; the same command goes on from what is on disk\n" and not told.stdout
+    assert told.stderr == f"smoothlab: {words}; start the same command again\n" and not told.stdout
 
 
 @pytest.mark.parametrize("where", ["__del__", "at exit"])
@@ -429,13 +431,13 @@ def work(argv):
             Closing()
         else:
             atexit.register(os.kill, os.getpid(), signal.SIGTERM)
-    return run
+    return commands.Command(run)
 commands.parse = work
 sys.exit(m.main())
 """
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, preexec_fn=by_default)
     assert told.returncode == 143
-    assert told.stderr == "smoothlab: ended by SIGTERM; the same command goes on from what is on disk\n"
+    assert told.stderr == "smoothlab: ended by SIGTERM; start the same command again\n"
 
 
 def test_signals_are_left_as_they_were(squares):
@@ -548,7 +550,7 @@ def test_a_path_that_turns_out_to_be_unusable_later_is_one_line(squares, monkeyp
 
 def test_after_overwrite_the_command_that_continues_has_none(squares, capsys):
     squares("--fails", "interrupt", "--overwrite")
-    assert "the same command without --overwrite goes on" in capsys.readouterr().err
+    assert "the same command without --overwrite measures the rest" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("argv", [["--help"], ["squares", "--dry-run"]])

@@ -68,6 +68,10 @@ class SettingsExperiment(ABC):
                 progress.set_postfix_str(setting)
                 yield row
 
+    def continuation(self) -> str:
+        """Say what the same command does after this run was stopped."""
+        return "measures the missing settings"
+
     def check(self) -> None:
         """Refuse values out of range, and names that are none of the choices.
 

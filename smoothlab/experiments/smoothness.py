@@ -104,6 +104,14 @@ class Smoothness(Training):
 
         return setup(self)
 
+    def continuation(self) -> str:
+        """What the same command does after this run was stopped."""
+        if self.from_weights is not None:
+            return "measures the missing points"
+        if not self.has_checkpoint():
+            return "trains from step 0 again, and measures the missing points"
+        return f"measures the missing points, from the last checkpoint in {self.folder} before them"
+
     def plan(self) -> str:
         """What a run would measure and cost, from three timed steps and a timed gradient."""
         from smoothlab.experiments.finetune.plan import plan

@@ -57,8 +57,8 @@ def write(path: Path, snapshot: Snapshot) -> None:
         if not path.parent.is_dir():
             raise BadInput(f"cannot write {path}: {reason(error)}; name a folder that can be made") from None
         raise BadInput(
-            f"cannot write {path}: {reason(error)}; make room and start the same command again: it goes on from the "
-            "last checkpoint, which is whole"
+            f"cannot write {path}: {reason(error)}; make room and start the same command again; checkpoints "
+            "written before are whole"
         ) from None
 
 

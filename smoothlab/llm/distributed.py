@@ -124,8 +124,8 @@ def _exchange(send: Callable[[], Any]) -> None:
     except RuntimeError as error:
         reason = " ".join(re.sub(r"^\[\S+\] ", "", str(error)).split(". ")[0].split())
         raise PeerLost(
-            f"process {rank()} of {world_size()} cannot reach another one, which has ended or hangs ({reason}): the "
-            "same command goes on from the last checkpoint"
+            f"process {rank()} of {world_size()} cannot reach another one, which has ended or hangs ({reason}): "
+            "start the same command again, which continues from --checkpoint where it has one"
         ) from error
 
 

@@ -229,6 +229,10 @@ class Training:
         """Whether checkpoints hold the base model as a seed log."""
         return str(self.checkpoint).startswith(LOG)
 
+    def has_checkpoint(self) -> bool:
+        """Whether the folder holds a checkpoint, of whichever run; imports nothing, as a signal handler may call it."""
+        return self.folder is not None and any(self.folder.glob("after-*.safetensors"))
+
     def settings(self, *left_out: str) -> str:
         """All options but those named, and the model's GGUF file, as "name=value, name=value"."""
         from smoothlab.llm.models import file_identity

@@ -102,6 +102,14 @@ class Finetune(FinetuneOptions):
                 claim(self.save, self._run())
                 setup.save(self.save, story(self, row))
 
+    def continuation(self) -> str:
+        """What the same command does after this run was stopped."""
+        if self.folder is None:
+            return "starts from step 0 again, as there is no --checkpoint"
+        if not self.has_checkpoint():
+            return f"starts from step 0 again, as {self.folder} holds no checkpoint yet"
+        return f"continues from the last checkpoint in {self.folder}"
+
     def plan(self) -> str:
         """What a run would train, measure and cost, from three timed steps and a timed evaluation."""
         from smoothlab.experiments.finetune.plan import plan
