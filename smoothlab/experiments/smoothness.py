@@ -117,7 +117,10 @@ class Smoothness(Training):
         from smoothlab.experiments.finetune.plan import plan
 
         self._check()
-        return plan(self, self.setup(), [self.rates])
+        saved = None
+        if self.from_weights is not None:
+            saved = self._points()
+        return plan(self, self.setup(), [self.rates], saved)
 
     def _check(self) -> None:
         check(self)

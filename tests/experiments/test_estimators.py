@@ -416,7 +416,17 @@ def test_help_explains_every_option_and_imports_nothing_heavy() -> None:
         assert option and len(option[1].split()) > 4, field.name
 
 
+def test_a_model_without_a_peft_module_has_no_settings_of_one() -> None:
+    """Neither in the plan nor in the count of the progress bar."""
+    with_module = replace(SMALL, parts=ON_MODEL, peft="lora", measure=())
+    without = replace(with_module, peft="none")
+    names = [point["block"] for point in without.points() if "block" in point]
+    assert dict.fromkeys(names) == {"base": None, "head": None}
+    assert len(with_module.points()) - len(without.points()) == len(SMALL.precisions)
+
+
 def test_the_plan_tells_settings_and_time(toy: None) -> None:
-    plan = replace(SMALL, parts=SYNTHETIC + ON_MODEL).plan()
-    assert f"{len(SMALL.points())} settings" in plan and "directions" in plan
+    plan = replace(SMALL, parts=SYNTHETIC + ON_MODEL, measure=()).plan()
+    whole = replace(SMALL, parts=SYNTHETIC + ON_MODEL, measure=("base", "peft"))  # this model has no head
+    assert f"{len(whole.points())} settings" in plan and "directions" in plan
     assert "base                  178 parameters" in plan and "forwards of" in plan and "minutes" in plan

@@ -156,6 +156,14 @@ def test_the_plan_names_blocks_points_and_cost() -> None:
     assert "altogether about" in plan and "minutes" in plan and "GiB" in plan
 
 
+def test_the_plan_of_saved_weights_trains_nothing(tmp_path: Path) -> None:
+    saved = tmp_path / "saved"
+    run(Toy(steps=4, points=3, protocol="estimated", checkpoint=saved), tmp_path / "run.jsonl")
+    plan = Toy(from_weights=saved).plan()
+    assert "3 points at steps 0, 2, 4, protocol" in plan and "minutes" in plan
+    assert "trains" not in plan and "trial(s)" not in plan
+
+
 def test_fewer_points_than_asked_for_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     Toy(steps=3, points=500).plan()
     assert "4 points, not 500: 3 steps have no more distinct ones" in capsys.readouterr().err

@@ -117,11 +117,11 @@ class Config(SettingsExperiment):
     optional = ("measure",)
 
     def points(self) -> list[Row]:
-        """List the settings, on functions before those on a model; --measure may name fewer blocks than `BLOCKS`."""
+        """List the settings, on functions before those on a model; each block of the model has its own."""
         cases: dict[str, Iterable[tuple[str, ...]]] = {
             "bias": product(self.functions, self.distributions), "variance": product(self.distributions),
             "averages": product(AVERAGES), "curve": product(self.precisions),
-            "model-curve": product(self.measure or BLOCKS, self.precisions), "model-variance": product(self.kinds),
+            "model-curve": product(self.measured_blocks(), self.precisions), "model-variance": product(self.kinds),
             "model-cost": product(COSTS),
         }  # fmt: skip
         points = []
@@ -132,6 +132,12 @@ class Config(SettingsExperiment):
                     values["block"] = words[0]
                 points.append(point_of(part, words, values))
         return points
+
+    def measured_blocks(self) -> tuple[str, ...]:
+        """Return the blocks of part model-curve: those of --measure, or all that the model has."""
+        if self.measure:
+            return self.measure
+        return tuple(name for name in BLOCKS if name != "peft" or self.peft != "none")
 
     def measures_model(self) -> bool:
         """Whether a part needs the model."""

@@ -29,7 +29,7 @@ class Estimators(Config):
             for part, measure_block in model_blocks.PARTS.items():
                 runs[part] = partial(measure_block, model)
         for point in points:
-            if point.get("block", blocks[0]) in blocks:  # a model may have no PEFT module
+            if point.get("block", blocks[0]) in blocks:  # a model may have no head
                 yield from runs[point["part"]](point["setting"])
 
     def plan(self) -> str:
@@ -38,14 +38,14 @@ class Estimators(Config):
         from smoothlab.zeroth.closures import evaluate
 
         self.check()
-        lines = [f"zeroth-order estimators, measured beside their closed forms: {len(self.points())} settings"]
-        seconds = 0.0
+        points, lines, seconds = self.points(), [], 0.0
         directions = self._directions()
         if directions:
             seconds += directions * self._seconds_of_a_direction()
             lines.append(f"  synthetic functions: {directions:,} directions")
         if self.measures_model():
             model = Measured(self)
+            points = [point for point in points if point.get("block", model.names[0]) in model.names]
             forwards = self._forwards(len(model.names))
             forward = _least_seconds(partial(evaluate, model.loss, model.blocks[model.names[0]]))
             for name in model.names:
@@ -55,7 +55,8 @@ class Estimators(Config):
                 "many moves of a block"
             )
             seconds += 2 * forwards * forward
-        return "\n".join([*lines, f"  about {max(seconds / 60, 0.1):.1f} minutes"])
+        title = f"zeroth-order estimators, measured beside their closed forms: {len(points)} settings"
+        return "\n".join([title, *lines, f"  about {max(seconds / 60, 0.1):.1f} minutes"])
 
     def _directions(self) -> int:
         """Directions that are drawn on synthetic functions."""

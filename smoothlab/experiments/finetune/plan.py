@@ -20,19 +20,42 @@ DESCRIBED = 4
 """Trials whose rates are written out."""
 
 
-def plan(run: Training, setup: Setup, trials: Sequence[Rates]) -> str:
-    """Lines that name model, data, blocks, trials, points, minutes and memory."""
-    trainer = setup.trainer(trials[0])
-    trainer.update()  # the first step looks closer than the others, and warms up
-    step = sum(_seconds(trainer.update) for _ in range(3)) / 3
-    total = len(trials) * run.steps * step
-    kind, module, evaluations = "language model", run.module, ""
+def plan(run: Training, setup: Setup, trials: Sequence[Rates], saved: Sequence[int] | None = None) -> str:
+    """Lines that name model, data, blocks, trials, points, minutes and memory.
+
+    Args:
+        run: as configured.
+        setup: its model, blocks and data.
+        trials: rates of each trial.
+        saved: steps of the saved weights that are measured without training; None where the run trains.
+    """
+    kind, module = "language model", run.module
     if setup.dev.kind == "classifier":
         kind = "classifier"
     if module in PEFT_METHODS and PEFT_METHODS[module].ranked:
         module += f" of rank {run.rank or DEFAULT_RANK}"
     lines = [f"({note})" for note in unused(run)]
     lines.append(f"{run.model} ({kind}) on {run.data}, {run.method}, PEFT method {module}, {run.dtype} on {run.device}")
+    seconds = 0.0
+    if saved is None:
+        training, seconds = _training(run, setup, trials)
+        lines += training
+    if run.measure:
+        points, duration = _measuring(run, setup, measuring_steps(run) if saved is None else saved)
+        lines += points
+        seconds += len(trials) * duration
+    memory_size = _memory(run, setup) / 2**30
+    lines.append(f"  altogether about {seconds / 60:.1f} minutes, and {memory_size:.2f} GiB at the peak")
+    return "\n".join(lines)
+
+
+def _training(run: Training, setup: Setup, trials: Sequence[Rates]) -> tuple[list[str], float]:
+    """What is trained and evaluated, and the seconds that it takes, from three timed steps and a timed evaluation."""
+    trainer = setup.trainer(trials[0])
+    trainer.update()  # the first step looks closer than the others, and warms up
+    step = sum(_seconds(trainer.update) for _ in range(3)) / 3
+    total = len(trials) * run.steps * step
+    lines, evaluations = [], ""
     for group in trainer.optimizer.param_groups:
         size = sum(p.numel() for p in group["params"])
         gradients = _gradients(run, group["oracle"])
@@ -49,12 +72,7 @@ def plan(run: Training, setup: Setup, trials: Sequence[Rates]) -> str:
     if len(trials) > DESCRIBED:
         described.append("...")
     lines += [f"  {len(trials)} trial(s) of {run.steps} steps{evaluations}: {', '.join(described)}", seconds]
-    if run.measure:
-        points, duration = _measuring(run, setup)
-        lines += points
-        total += len(trials) * duration
-    lines.append(f"  altogether about {total / 60:.1f} minutes, and {_memory(run, setup) / 2**30:.2f} GiB at the peak")
-    return "\n".join(lines)
+    return lines, total
 
 
 def _described(run: Training, rates: Rates) -> str:
@@ -68,9 +86,8 @@ def _gradients(run: Training, oracle: Any) -> str:
     return f"zeroth-order: {sides}-sided {run.distribution}, q = {run.q}"
 
 
-def _measuring(run: Training, setup: Setup) -> tuple[list[str], float]:
+def _measuring(run: Training, setup: Setup, points: Sequence[int]) -> tuple[list[str], float]:
     """What is measured, and the seconds that it takes, from one timed gradient."""
-    points = measuring_steps(run)
     loss = setup.trainer().minibatch_loss(0)
     blocks = {block.name: block for block in setup.measured}
     with differentiable(setup.measured):
