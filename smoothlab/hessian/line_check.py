@@ -3,7 +3,8 @@
 A direction is looked at up to three times. First with two evaluations, at a step that changes the loss by 200 times its
 rounding. Where these disagree by more than rounding and 0.5 % of a slope or 1 % of a curvature, two at twice the step
 take the next term of Taylor's series out. Where that disagrees too, polynomials are fitted to eight evaluations at each
-of four scales, and the finest scale that resolves the number decides.
+of four scales, and the finest scale that resolves the number decides. A loss that is infinite or NaN at a step agrees
+with nothing: shorter steps are taken until it is finite.
 """
 
 import math
@@ -91,14 +92,16 @@ class LineCheck:
         if far is None:
             return False
         # Richardson: the error of both differences grows fourfold as the step is doubled.
-        with np.errstate(invalid="ignore"):  # a loss that overflows there gives NaN, which does not agree
-            return right((4 * near[0] - far[0]) / 3, (4 * near[1] + far[1]) / 3)
+        return right((4 * near[0] - far[0]) / 3, (4 * near[1] + far[1]) / 3)
 
     def _differences(self, v: Tensor, step: float) -> Pair | None:
-        """First and second difference along v, with the rounding of each; None where weights round the move away."""
+        """First and second difference along v, with the rounding of each.
+
+        None where weights round the move away, or the loss is not finite at one end.
+        """
         (up, above), (down, below) = self.at(v, step), self.at(v, -step)
         length = (up - down) / 2
-        if not length > 0.5 * step:
+        if not length > 0.5 * step or not math.isfinite(above + below):
             return None
         values = np.array([(above - below) / (2 * length), (above + below) / length**2])
         return values, np.array([2 * self.rounding / length, 4 * self.rounding / length**2])
@@ -125,15 +128,18 @@ class LineCheck:
         slope, bend = dot(self.gradient, v), curvature or 0.0
         if step is None:
             step = self._step(slope, bend)
-        slopes, curvatures = [], []  # finest scale first
-        for scale in _SCALES:
-            fit = self._fit(v, scale * step)
-            if fit is not None:
-                values, errors = fit
-                slopes.append((float(values[0]), float(errors[0])))
-                curvatures.append((float(values[1]), float(errors[1])))
+        fits, overflows = self._fits(v, step), False
+        while not fits and self._overflows(v, _SCALES[0] * step):
+            overflows = True
+            step *= _SCALES[0] / _SCALES[-1]
+            fits = self._fits(v, step)
+        if overflows and not fits:  # shorter moves are rounded away: the loss is finite at the point alone
+            self.gaps["gradient"] = Disagreement("gradient", math.inf, where, slope, math.inf)
+            return
+        slopes = [(float(values[0]), float(errors[0])) for values, errors in fits]
         self._judge("gradient", where, slope, slopes, max(abs(bend) * step, least))
         if curvature is not None:
+            curvatures = [(float(values[1]), float(errors[1])) for values, errors in fits]
             self._judge("curvature", where, curvature, curvatures, 0.0)
 
     def _step(self, slope: float, curve: float) -> float:
@@ -146,8 +152,24 @@ class LineCheck:
             longest = min(math.sqrt(2 * change / abs(curve)), longest)
         return longest
 
+    def _overflows(self, v: Tensor, step: float) -> bool:
+        """Whether the loss is infinite or NaN at one end of the step."""
+        return not math.isfinite(self.at(v, step)[1] + self.at(v, -step)[1])
+
+    def _fits(self, v: Tensor, step: float) -> list[Pair]:
+        """Fits at the scales around a step that have one, the finest first."""
+        fits = []
+        for scale in _SCALES:
+            fit = self._fit(v, scale * step)
+            if fit is not None:
+                fits.append(fit)
+        return fits
+
     def _fit(self, v: Tensor, step: float) -> Pair | None:
-        """Slope and curvature with their errors from a polynomial of degree 4 through 0; None where moves are lost."""
+        """Slope and curvature with their errors from a polynomial of degree 4 through 0.
+
+        None where moves are lost, or the loss is not finite.
+        """
         moves, y = np.array([self.at(v, s) for s in _POSITIONS * step]).T
         x = moves / step
         if np.abs(x - _POSITIONS).max() > 0.1 or not np.isfinite(y).all():

@@ -1,0 +1,89 @@
+"""A loss that is finite at the point and infinite or NaN a step away agrees with no slope and no curvature."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from smoothlab.blocks import Block, Loss
+from smoothlab.hessian.disagreements import WrongProducts
+from smoothlab.hessian.gradients import LossAtPoint
+from smoothlab.hessian.line_check import LineCheck
+from smoothlab.hessian.selfchecks import check_gradient
+
+N = 20
+V = torch.full((N,), N**-0.5, dtype=torch.float64)
+
+
+class Doubled(torch.autograd.Function):
+    """x, with twice its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return 2 * gradient
+
+
+def walled(wall: float, value: float, *, sides: int = 1, wrong: bool = False) -> tuple[Loss, Block]:
+    """3 + u/2 + u^2, where u is the move along V; `value` from |u| > wall on, on one or both sides."""
+    w = nn.Parameter(torch.ones(N, dtype=torch.float64))
+
+    def loss() -> Tensor:
+        move = (w - 1) @ V
+        u: Tensor = Doubled.apply(move) if wrong else move
+        beyond = float(move if sides == 1 else abs(move)) > wall
+        return 3 + u / 2 + u**2 + (value if beyond else 0.0)
+
+    return loss, Block("base", (w,))
+
+
+def looked_at(wall: float, value: float, **options: Any) -> LineCheck:
+    loss, block = walled(wall, value, **options)
+    return LineCheck(LossAtPoint(loss, [block]), block)
+
+
+WALLS = [(value, sides) for value in (math.inf, -math.inf, math.nan) for sides in (1, 2)]
+
+
+@pytest.mark.parametrize(("value", "sides"), WALLS)
+@pytest.mark.parametrize("step", [1.0, 1.5], ids=["at the step", "at twice the step"])
+def test_an_overflow_is_no_agreement(value: float, sides: int, step: float) -> None:
+    """With a wrong slope; without a known curvature an infinite one was taken for it, and excused every slope."""
+    first = looked_at(math.inf, value)._step(1.0, 0.0)
+    check = looked_at(0.5 * step * first if step == 1.0 else step * first, value, sides=sides, wrong=True)
+    assert not check.agrees(V, None) and not check.agrees(V, 2.0)
+
+
+def test_no_single_step_agrees_with_an_overflow() -> None:
+    tests: list[Callable[[LineCheck], bool]] = [lambda c: c.starts_right(V), lambda c: c.rests(V, 0.1)]
+    for right in tests:
+        for value in (math.inf, math.nan):
+            assert not right(looked_at(1e-14, value))
+
+
+@pytest.mark.parametrize(("value", "sides"), WALLS)
+@pytest.mark.parametrize("part", [0.5, 1e-2, 1e-4])
+def test_shorter_steps_than_the_wall_decide(value: float, sides: int, part: float) -> None:
+    """A right slope stays without complaint, and a wrong one is seen, where the first step crosses the wall."""
+    wall = part * looked_at(math.inf, value)._step(0.5, 0.0)
+    right, wrong = looked_at(wall, value, sides=sides), looked_at(wall, value, sides=sides, wrong=True)
+    right.look(V, "here", None)
+    assert right.gaps["gradient"].size < 0.005
+    wrong.look(V, "here", None)
+    assert wrong.gaps["gradient"].size == pytest.approx(0.5, abs=0.05)
+    assert wrong.gaps["gradient"].measured == pytest.approx(1.0)
+
+
+def test_a_loss_that_is_finite_at_the_point_alone_is_refused() -> None:
+    check = looked_at(0.0, math.inf)
+    check.look(V, "here", None)
+    assert check.gaps["gradient"].size == math.inf
+    loss, block = walled(0.0, math.inf)
+    with pytest.raises(WrongProducts, match=r"a slope is \S+ by autograd, inf by differences of the loss along"):
+        check_gradient(loss, [block])
