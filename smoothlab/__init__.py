@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from smoothlab.optim.hybrid import HybridSGD
     from smoothlab.optim.seedlog import SeedLog, replay
     from smoothlab.records import load
+    from smoothlab.stats.growth import GrowthFit, fit_growth
+    from smoothlab.stats.growth_tests import growth_tests
     from smoothlab.trainer import Trainer
     from smoothlab.zeroth.control_variate import ControlVariate
     from smoothlab.zeroth.directional import Directional
@@ -39,12 +41,12 @@ if TYPE_CHECKING:
 __version__ = "0.2.0.dev0"
 __all__ = [
     "Algorithm1", "Barrier", "Block", "ControlVariate", "Coordinate", "Cosh", "DatasetHessian", "DatasetNorm",
-    "Directional", "Distribution", "Estimator", "ExactHessian", "Exponential", "FiniteDifferenceHessian", "Gaussian",
-    "HybridSGD", "HybridTrainer", "LowRank", "Masked", "NormEstimate", "Oscillating", "Points", "Power",
-    "Preconditioned", "Quadratic", "Rademacher", "SeedLog", "SmoothnessCallback", "SmoothnessHook", "Sparse", "Sphere",
-    "Taylor", "TraceEstimate", "Trainer", "ZerothOrder", "__version__", "fixed_loss", "frobenius",
-    "gauss_newton_trace", "linear_factor", "load", "mean", "objective", "partition", "replay", "schedule",
-    "second_moment",
+    "Directional", "Distribution", "Estimator", "ExactHessian", "Exponential", "FiniteDifferenceHessian",
+    "Gaussian", "GrowthFit", "HybridSGD", "HybridTrainer", "LowRank", "Masked", "NormEstimate", "Oscillating",
+    "Points", "Power", "Preconditioned", "Quadratic", "Rademacher", "SeedLog", "SmoothnessCallback",
+    "SmoothnessHook", "Sparse", "Sphere", "Taylor", "TraceEstimate", "Trainer", "ZerothOrder", "__version__",
+    "fit_growth", "fixed_loss", "frobenius", "gauss_newton_trace", "growth_tests", "linear_factor", "load",
+    "mean", "objective", "partition", "replay", "schedule", "second_moment",
 ]  # fmt: skip
 
 _NAMES = {
@@ -65,6 +67,8 @@ _NAMES = {
     "optim.hybrid": "HybridSGD",
     "optim.seedlog": "SeedLog replay",
     "records": "load",
+    "stats.growth": "GrowthFit fit_growth",
+    "stats.growth_tests": "growth_tests",
     "trainer": "Trainer",
     "zeroth.control_variate": "ControlVariate",
     "zeroth.directional": "Directional",

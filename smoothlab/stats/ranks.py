@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
+from smoothlab.stats.block_bootstrap import picks
 from smoothlab.stats.intervals import TAIL, Interval, Z
 
 BLOCK, TIMES = 4, 1000  # of the bootstrap: consecutive points that are drawn together, and how often
@@ -52,10 +53,9 @@ def spearman_of_series(x: ArrayLike, y: ArrayLike, seed: int = 0) -> Interval:
         return Interval(float("nan"), -1.0, 1.0)
     pair = np.array([x, y], dtype=float)
     n, rng = pair.shape[1], np.random.default_rng(seed)
-    starts = rng.integers(0, n - BLOCK + 1, (TIMES, -(-n // BLOCK)))
-    picks = (starts[..., None] + np.arange(BLOCK)).reshape(TIMES, -1)[:, :n]
+    chosen = picks(n, BLOCK, TIMES, rng, circular=False)
     # Ranked anew, as a sample draws some points twice; a sample of equal points is NaN, and is left out below.
-    a, b = stats.rankdata(pair[:, picks], axis=2)
+    a, b = stats.rankdata(pair[:, chosen], axis=2)
     a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
     resampled = (a * b).sum(1) / np.sqrt((a**2).sum(1) * (b**2).sum(1))
     low, high = np.nanquantile(resampled, [TAIL, 1 - TAIL]).tolist()
