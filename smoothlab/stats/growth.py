@@ -93,9 +93,9 @@ def fit_growth(
 
     Intervals are those of a circular block bootstrap of the points, whose block length follows from the residuals of
     the least-squares line (`smoothlab.stats.block_bootstrap`). Simulated coverage along series of 12, 20 and 100
-    points: benchmarks/fit_coverage.py. For the envelope of p parameters that enter linearly, the probability that another
-    independent point lies above it has a Beta(p, n - p + 1) distribution at most (Campi and Garatti, SIAM J. Optim. 19,
-    2008); blocks are counted in place of points.
+    points: benchmarks/fit_coverage.py. For the envelope of p parameters that enter linearly, the probability that
+    another independent point lies above it has a Beta(p, n - p + 1) distribution at most (Campi and Garatti, SIAM J.
+    Optim. 19, 2008); blocks are counted in place of points.
 
     >>> import numpy as np
     >>> from smoothlab import fit_growth
