@@ -11,6 +11,7 @@ import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -238,18 +239,34 @@ class Trainer:
             return
         with differentiable(points.blocks):
             smoothness = PathSmoothness(loss, points.blocks)
-        on_trial = step == self.steps
-        if on_trial:
-            # A copy: the state holds the parameters themselves, which the update overwrites.
-            kept, on_step = copy.deepcopy(self.state_dict()), self.on_step
-            self.on_step = None
-        self.update()
-        with differentiable(points.blocks):
-            for row in smoothness.rows():
-                yield {"step": step, **row, **adds}
-        if on_trial:
-            self.load_state_dict(kept)
-            self.on_step = on_step
+        with self.on_trial() if step == self.steps else nullcontext():
+            self.update()
+            with differentiable(points.blocks):
+                for row in smoothness.rows():
+                    yield {"step": step, **row, **adds}
+
+    @contextmanager
+    def on_trial(self, rates: Mapping[str, float] | None = None, *, number: int = 0, first: int = 0) -> Iterator[None]:
+        """Inside the context the trainer may take steps; afterwards its state is as it was, to the bit.
+
+        Args:
+            rates: learning rates by block, in place of the run's.
+            number: number of the trial: trials of different numbers draw different zeroth-order directions, trial 0
+                those of the run.
+            first: minibatches that are skipped, so that trials may see others than the run.
+        """
+        # A copy: the state holds the parameters themselves, which updates overwrite.
+        kept = copy.deepcopy(self.state_dict()), self.on_step, self._rates, self.batches
+        own = self.batches
+        self.on_step, self._rates = None, {**self._rates, **(rates or {})}
+        self.batches = lambda step: own(step + first)
+        self.optimizer.seed += number << 20  # as far apart as the seeds of runs are, see `_parts`
+        try:
+            yield
+        finally:
+            state, self.on_step, self._rates, self.batches = kept
+            self.optimizer.zero_grad()
+            self.load_state_dict(state)
 
     def check(self, loss: float) -> None:
         """Refuse a mean loss over some steps that is far above the loss of the first minibatch.

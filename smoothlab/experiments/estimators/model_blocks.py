@@ -31,7 +31,7 @@ from smoothlab.hessian.gradients import gradient
 from smoothlab.stats import samples
 from smoothlab.zeroth.closures import evaluate
 from smoothlab.zeroth.directional import Directional
-from smoothlab.zeroth.distributions import Gaussian, named
+from smoothlab.zeroth.distributions import Distribution, Gaussian, named
 from smoothlab.zeroth.estimators import ZerothOrder
 from smoothlab.zeroth.moments import linear_factor
 from smoothlab.zeroth.perturbation import Perturbation
@@ -98,10 +98,11 @@ def size_of(block: Block) -> float:
 
 
 def values_along(
-    loss: Loss, block: Block, seed: tuple[int, ...], count: int, steps: np.ndarray, look: Any = None
-) -> np.ndarray:
-    """Values of the loss at theta + h z, [count, steps], Gaussian z; `look(z)` is called with each direction."""
-    perturbation, distribution, rows = Perturbation(block, keep=True), Gaussian(), []
+    loss: Loss, block: Block, seed: tuple[int, ...], count: int, steps: np.ndarray, look: Any = None,
+    distribution: Distribution | None = None,
+) -> np.ndarray:  # fmt: skip
+    """Values of the loss at theta + h z, [count, steps], z Gaussian by default; `look(z)` is called with each."""
+    perturbation, distribution, rows = Perturbation(block, keep=True), distribution or Gaussian(), []
     for i in range(count):
         direction = (((*seed, i), 1.0),)
         values = []

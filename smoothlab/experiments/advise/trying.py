@@ -1,0 +1,199 @@
+"""Stability limits of learning rates by trying: short runs from the same weights, each at a rate of its own.
+
+A run is stable if the loss after its steps is not above the loss at its start; both are the mean of the first
+minibatches. Each run has a number of its own, which fixes its zeroth-order directions and its minibatches: single runs
+differ, and the limit is the rate at which half of them are unstable. Rates a factor 3 apart are tried until both kinds
+have been seen, then the median of the limit's distribution (`smoothlab.stats.thresholds`), until its interval is short
+or the budget is spent. The weights, the optimizer and the trainer are afterwards as before, to the bit.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from smoothlab.divergence import Diverged
+from smoothlab.errors import BadInput
+from smoothlab.optim.hybrid import HybridSGD
+from smoothlab.stats.intervals import Interval
+from smoothlab.stats.thresholds import threshold
+from smoothlab.trainer import Trainer
+
+JUDGED = 4
+"""Minibatches whose mean loss a run starts and ends with."""
+ABANDONED = 10.0
+"""Times the loss at the start at which a run is unstable without its other steps."""
+APART = 3.0
+"""Factor between rates until stable and unstable runs have been seen."""
+MOST = 14
+"""Such factors before it is given up: the rates then span 4.8e6."""
+NARROW = 1.3
+"""Ratio of the interval's ends at which trying stops."""
+BACKWARD = 2.0
+"""Forward passes that a backward pass costs."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One short run.
+
+    Attributes:
+        rate: the rate that was tried.
+        number: number of the run, which fixes its directions and minibatches.
+        start: mean loss of the first minibatches before.
+        end: the same after; infinite if the run was abandoned.
+        steps: steps that were made.
+    """
+
+    rate: float
+    number: int
+    start: float
+    end: float
+    steps: int
+
+    @property
+    def unstable(self) -> bool:
+        """Whether the loss stands above its start."""
+        return not self.end <= self.start
+
+
+@dataclass
+class Tries:
+    """Short runs of a trainer from its present weights.
+
+    Attributes:
+        trainer: the trainer, which is afterwards as before.
+        steps: steps of a run.
+        abandoned: times the loss at the start at which a run ends as unstable.
+        forwards: cost so far, in forward passes of one minibatch.
+    """
+
+    trainer: Trainer
+    steps: int = 20
+    abandoned: float = ABANDONED
+    forwards: float = field(default=0.0, init=False)
+    _start: float | None = field(default=None, init=False)
+
+    @property
+    def start(self) -> float:
+        """Mean loss of the first minibatches at the present weights."""
+        if self._start is None:
+            self._start = self._loss()
+            if not math.isfinite(self._start):
+                raise self.trainer.diverged(self._start)
+        return self._start
+
+    def run(self, rate: float, rates: Mapping[str, float], number: int) -> Trial:
+        """One run at rates by block; `rate` is what the trial is known by.
+
+        Raises:
+            BadInput: what the optimizer refuses at the first step: mu below rounding, a loss that is no function of a
+                block.
+        """
+        start, end, made, cost = self.start, math.inf, 0, forwards_of_step(self.trainer.optimizer)
+        largest = self.abandoned * max(abs(start), torch.finfo(torch.float32).eps)
+        with self.trainer.on_trial(rates, number=number, first=number * self.steps):
+            try:
+                for _ in range(self.steps):
+                    made += 1
+                    if not self.trainer.update() <= largest:
+                        break
+                else:
+                    end = self._loss()
+            except Diverged:
+                pass
+        self.forwards += made * cost
+        return Trial(rate, number, start, end if math.isfinite(end) else math.inf, made)
+
+    def _loss(self) -> float:
+        self.forwards += JUDGED
+        with torch.no_grad():
+            return sum(float(self.trainer.minibatch_loss(number)()) for number in range(JUDGED)) / JUDGED
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A stability limit and the runs that it rests on; `flag` says what makes it doubtful."""
+
+    limit: Interval
+    trials: tuple[Trial, ...]
+    flag: str | None = None
+
+
+def stability_limit(
+    tries: Tries,
+    rates: Callable[[float], Mapping[str, float]],
+    guess: float,
+    *,
+    budget: float = math.inf,
+    runs: int = 40,
+    prior: Interval | None = None,
+    names: str = "the rate",
+) -> Limit:
+    """The rate at which half of all runs are unstable, with its 95 % interval.
+
+    Args:
+        tries: makes the runs.
+        rates: learning rates by block at a value of the rate that is looked for.
+        guess: rate of the first run.
+        budget: forward passes that may be spent, those of `tries` before included.
+        runs: runs at most.
+        prior: a predicted limit, see `threshold`.
+        names: the rate's name, for errors.
+
+    Raises:
+        BadInput: stable and unstable rates are not both found.
+    """
+    trials: list[Trial] = []
+    rate = guess
+    most = tries.steps * forwards_of_step(tries.trainer.optimizer) + JUDGED  # of a run
+    while len(trials) < runs and (not trials or tries.forwards + most <= budget):
+        trials.append(tries.run(rate, rates(rate), len(trials)))
+        unstable = [trial.unstable for trial in trials]
+        if all(unstable) or not any(unstable):
+            rate = trials[-1].rate * (1 / APART if unstable[0] else APART)
+            if len(trials) > MOST:
+                raise _one_sided(trials, names)
+            continue
+        limit = threshold([trial.rate for trial in trials], unstable, prior)
+        if limit.high <= NARROW * limit.low:
+            break
+        rate = limit.value
+    unstable = [trial.unstable for trial in trials]
+    flag = None
+    if all(unstable) or not any(unstable):
+        flag = f"only {'un' * unstable[0]}stable runs"
+    return Limit(threshold([trial.rate for trial in trials], unstable, prior), tuple(trials), flag)
+
+
+def forwards_of_step(optimizer: HybridSGD) -> float:
+    """Forward passes of one minibatch that a training step costs; moves of the weights are not counted."""
+    oracles = [group["oracle"] for group in optimizer.param_groups]
+    cost, shared = 0.0, False
+    if None in oracles:
+        cost, shared = 1.0 + BACKWARD, True
+    for oracle in oracles:
+        if oracle is not None:
+            cost += oracle.sides * getattr(oracle, "q", 1)
+            cost += oracle.sides == 1 and not shared  # f(x, y), which an exact gradient computes anyway
+    return cost
+
+
+def _one_sided(trials: list[Trial], names: str) -> BadInput:
+    """Why no limit was found."""
+    first, last, start = trials[0].rate, trials[-1].rate, trials[0].start
+    if all(trial.unstable for trial in trials):
+        return BadInput(
+            f"the loss, {start:.4g} at the start, rises at every {names} from {first:.3g} down to {last:.3g}: it may "
+            "be at its floor; take weights from earlier in training, or measure curvature with smoothlab smoothness"
+        )
+    if all(trial.end == start for trial in trials):
+        return BadInput(
+            f"the loss, {start:.4g}, stays the same to the bit at every {names} from {first:.3g} to {last:.3g}: its "
+            "gradient is 0, or it does not depend on the block; look at the groups and at the data"
+        )
+    return BadInput(
+        f"no {names} from {first:.3g} up to {last:.3g} makes the loss, {start:.4g} at the start, rise: there is no "
+        "limit to advise on; measure curvature with smoothlab smoothness, or give a larger rate to begin with"
+    )
