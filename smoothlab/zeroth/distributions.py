@@ -28,7 +28,7 @@ from smoothlab.zeroth.rng import Piece, Stream, chunk_of, cut
 Parts = Sequence[float] | None
 Vector = Array | None
 _SAMPLING = {"fill", "radius", "pieces", "stream"}
-_DERIVED = {"draw", "fill_replicas", "cumulants", "covariance", "expectation", "second_moment"}
+_DERIVED = {"draw", "fill_replicas", "cumulants", "covariance", "expectation", "second_moment", "fourth_moments"}
 
 
 @dataclass(frozen=True)
@@ -156,6 +156,14 @@ class Distribution(ABC):
         """
         return entries(shapes) + 2 + self.cumulants().fourth, 1.0
 
+    def fourth_moments(self, shapes: Shapes) -> tuple[float, float]:
+        """E z_i^2 z_j^2 and E z_i^4, where they are the same for all i and j.
+
+        Raises:
+            BadInput: no closed form is known, or they differ.
+        """
+        return 1.0, 3 + self.cumulants().fourth
+
 
 @dataclass(frozen=True)
 class Gaussian(Distribution):
@@ -218,6 +226,11 @@ class Sphere(Distribution):
     def second_moment(self, shapes: Shapes, parts: Parts = None, gradient: Vector = None) -> tuple[float, float]:
         """d, as ||z||^2 = d."""
         return float(entries(shapes)), 1.0
+
+    def fourth_moments(self, shapes: Shapes) -> tuple[float, float]:
+        """The Gaussian's 1 and 3, times d/(d + 2)."""
+        d = entries(shapes)
+        return d / (d + 2), 3 * d / (d + 2)
 
 
 def _square(g: Tensor) -> float:
@@ -306,6 +319,10 @@ class Coordinate(Distribution):
         return by_coordinates(shapes, factors, free=free)
 
     second_moment = Sphere.second_moment
+
+    def fourth_moments(self, shapes: Shapes) -> tuple[float, float]:
+        """0, as one entry moves, and d."""
+        return 0.0, float(entries(shapes))
 
 
 @dataclass(frozen=True)

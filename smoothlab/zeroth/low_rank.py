@@ -85,3 +85,16 @@ class LowRank(Distribution):
                 f"{self.name} directions on tensors of shapes {shapes}: give parts, the squared gradient norm of each"
             )
         return entries(shapes) + float(extra[0]), 1.0
+
+    def fourth_moments(self, shapes: Shapes) -> tuple[float, float]:
+        """The Gaussian's where no tensor is a matrix.
+
+        Raises:
+            BadInput: one is, whose rows and columns pair among themselves.
+        """
+        if any(len(shape) == 2 for shape in shapes):
+            raise BadInput(
+                f"the second moment of {self.name} directions on matrices is no combination of gg', ||g||^2 I and "
+                "diag(gg'): use Gaussian directions, or find the largest stable rate by trying"
+            )
+        return 1.0, 3.0

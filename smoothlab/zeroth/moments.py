@@ -30,6 +30,7 @@ from types import FunctionType
 import numpy as np
 
 from smoothlab.errors import BadInput
+from smoothlab.theory.spectra import OuterMoment
 from smoothlab.zeroth.distributions import Distribution, Sphere
 from smoothlab.zeroth.estimators import ZerothOrder
 from smoothlab.zeroth.expectations import Array, Shapes, entries
@@ -184,6 +185,39 @@ def linear_factor(
     if estimator.average == "orthogonal":
         return single / q
     return aligned + (single - aligned) / q
+
+
+def outer_moment(estimator: ZerothOrder, dim: int, shapes: Shapes | None = None) -> OuterMoment:
+    """Second moment E ghat ghat' = a gg' + b ||g||^2 I + c diag(gg') as mu -> 0; on quadratics two sides have it too.
+
+    With u = E z_i^2 z_j^2 and k = E z_i^4, one direction has a = 2u, b = u, c = k - 3u; the average of q plain ones
+    1 + (a - 1)/q, b/q, c/q; a random frame of q <= d orthogonal ones of length sqrt(d), whose projection of rank q is
+    uniform, b = d (d - q)/(q (d + 2)(d - 1)), a = d/q - d b. What `smoothlab.theory.edge` takes.
+
+    >>> from smoothlab import ZerothOrder
+    >>> from smoothlab.zeroth.moments import outer_moment
+    >>> outer_moment(ZerothOrder(q=4), 100)
+    OuterMoment(aligned=1.25, isotropic=0.25, diagonal=0.0)
+
+    Args:
+        estimator: the estimator; mu does not matter, and one side has what two have.
+        dim: d.
+        shapes: shapes of the block's tensors; one vector if left out.
+
+    Raises:
+        BadInput: no such form is known for the directions, or there are more orthogonal ones than dimensions.
+    """
+    distribution, (q, _) = _direction(estimator), _independent(estimator)
+    tensors = shapes or ((dim,),)
+    if entries(tensors) != dim:
+        raise BadInput(f"tensors of shapes {tensors} have {entries(tensors)} entries, not {dim}")
+    if estimator.average == "orthogonal":
+        if q > dim:
+            raise BadInput(f"q = {q} orthogonal directions in {dim} dimensions: use at most {dim}, or plain ones")
+        b = dim * (dim - q) / (q * (dim + 2) * max(dim - 1, 1))
+        return OuterMoment(dim / q - dim * b, b)
+    mixed, own = distribution.fourth_moments(tensors)
+    return OuterMoment(1 + (2 * mixed - 1) / q, mixed / q, (own - 3 * mixed) / q)
 
 
 def control_variate(

@@ -85,6 +85,17 @@ class Preconditioned(Distribution):
         total, aligned = g2.sum(), s2**2 @ g2
         return float((trace * (s2 @ g2) + 2 * aligned) / total), float(aligned / total)
 
+    def fourth_moments(self, shapes: Shapes) -> tuple[float, float]:
+        """They differ between entries.
+
+        Raises:
+            BadInput: always.
+        """
+        raise BadInput(
+            f"{self.name} directions move entries by different lengths: S z is Gaussian for the Hessian S H S, whose "
+            "spectrum a stable rate follows from with Gaussian directions; measure that"
+        )
+
 
 @dataclass(frozen=True)
 class Masked(Preconditioned):

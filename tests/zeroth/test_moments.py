@@ -24,9 +24,10 @@ from smoothlab.zeroth import expectations
 from smoothlab.zeroth.distributions import Coordinate, Distribution, Gaussian, Rademacher, Sparse, Sphere
 from smoothlab.zeroth.estimators import ZerothOrder
 from smoothlab.zeroth.low_rank import LowRank
-from smoothlab.zeroth.moments import Taylor, control_variate, linear_factor, mean, second_moment
+from smoothlab.zeroth.moments import Taylor, control_variate, linear_factor, mean, outer_moment, second_moment
 from smoothlab.zeroth.scaled import Known, Masked, Preconditioned
 from tests.cases import ESTIMATORS, moved, symmetric
+from tests.theory.second_moments import outer, squares
 
 Array = np.ndarray
 Rule = tuple[Array, Array]  # points [n, d] or frames [n, q, d], weights [n]
@@ -464,3 +465,56 @@ def test_drawn_directions_have_the_moments_that_the_closed_forms_use() -> None:
         exact = distribution.expectation(shapes, [third], free=True)
         score = (sample.mean(0) - exact) / (sample.std(0) / math.sqrt(len(z)))
         assert np.abs(score).max() < 4.5, name
+
+
+OUTER: dict[str, tuple[ZerothOrder, Array]] = {
+    "gaussian": (ZerothOrder(q=3), squares(3, 3)),
+    "one side": (ZerothOrder(sides=1, q=3), squares(3, 3)),
+    "antithetic": (ZerothOrder(sides=1, q=6, average="antithetic"), squares(3, 3)),
+    "sphere": (ZerothOrder(distribution=Sphere(), q=2), squares(3, 2, sphere=True)),
+    "rademacher": (ZerothOrder(distribution=Rademacher(), q=2), squares(3, 2, 1.0)),
+    "sparse": (ZerothOrder(distribution=Sparse(0.2)), squares(3, 1, 15.0)),
+    "low rank, a vector": (ZerothOrder(distribution=LowRank(2)), squares(3)),
+    "all orthogonal": (ZerothOrder(q=3, average="orthogonal"), np.eye(9)),
+}
+
+
+@pytest.mark.parametrize("name", OUTER)
+def test_outer_moment_against_a_cubature_rule(name: str) -> None:
+    """E ghat ghat' = a gg' + b ||g||^2 I + c diag(gg') by a rule that knows no formula for it."""
+    estimator, moved = OUTER[name]
+    g = np.array([1.0, -2.0, 0.5])
+    a, b, c = outer_moment(estimator, 3)
+    expected = a * np.outer(g, g) + b * (g @ g) * np.eye(3) + c * np.diag(g**2)
+    np.testing.assert_allclose(outer(moved, np.outer(g, g)), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("q", [1, 2, 4, 5])
+def test_outer_moment_of_orthogonal_frames_by_sampling(q: int) -> None:
+    """u'ghat ghat'u along g and across it, of 100,000 frames by QR: z-scores below 4.5."""
+    d, rng = 5, np.random.default_rng(q)
+    frames, _ = np.linalg.qr(rng.standard_normal((100_000, d, q)))
+    estimates = d / q * np.einsum("nij,nj->ni", frames, frames[:, 0])  # of g = e_1
+    a, b, c = outer_moment(ZerothOrder(q=q, average="orthogonal"), d)
+    assert c == 0
+    for j, value in ((0, a + b), (1, b)):
+        squared = estimates[:, j] ** 2
+        assert abs(squared.mean() - value) <= 4.5 * squared.std() / len(squared) ** 0.5 + 1e-12
+    assert a + d * b == pytest.approx(d / q)  # E ||ghat||^2
+
+
+def test_outer_moment_of_coordinates_and_of_the_factor() -> None:
+    """z = sqrt(d) e_j by all its values; and the trace is `linear_factor` where c is 0 or g is any."""
+    moved = np.mean([np.kron(s, s) for s in (4 * np.diag(row) for row in np.eye(4))], 0)
+    g = np.array([1.0, 2.0, -1.0, 0.5])
+    a, b, c = outer_moment(ZerothOrder(distribution=Coordinate()), 4)
+    expected = a * np.outer(g, g) + b * (g @ g) * np.eye(4) + c * np.diag(g**2)
+    np.testing.assert_allclose(outer(moved, np.outer(g, g)), expected, atol=1e-12)
+    for estimator, _ in OUTER.values():
+        assert outer_moment(estimator, 3).factor(3) == pytest.approx(linear_factor(estimator, 3))
+    with pytest.raises(BadInput, match="have 4 entries, not 5"):
+        outer_moment(ZerothOrder(), 5, ((2,), (2,)))
+    with pytest.raises(BadInput, match="on matrices is no combination"):
+        outer_moment(ZerothOrder(distribution=LowRank(1)), 4, ((2, 2),))
+    with pytest.raises(BadInput, match="S z is Gaussian for the Hessian S H S"):
+        outer_moment(ZerothOrder(distribution=Masked((torch.ones(4).bool(),))), 4)
