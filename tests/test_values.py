@@ -12,19 +12,21 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import ArrayLike
+from scipy import stats
 from torch import Tensor, nn
 
 from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
 from smoothlab.hessian.basis import Basis, Projection
-from smoothlab.hessian.deflation import Deflation, gram_matrix, half_width
+from smoothlab.hessian.deflation import Deflation, first_look, gram_matrix, half_width
 from smoothlab.hessian.estimates import doubt, frobenius_estimate
 from smoothlab.hessian.exact import ExactHessian, frobenius
 from smoothlab.hessian.finite_differences import FiniteDifferenceHessian, Scheme, Step
+from smoothlab.hessian.layers import LayerRows
 from smoothlab.optim.hybrid import HybridSGD
 from smoothlab.optim.minibatch import Minibatch
 from smoothlab.stats.intervals import Interval
-from smoothlab.stats.probes import effective_rank, mean_of_forms, spectral_upper
+from smoothlab.stats.probes import effective_rank, lanczos_reach, mean_of_forms, spectral_upper
 from smoothlab.theory.constants import Array, Ell
 from smoothlab.theory.theorems import (
     Descent,
@@ -326,6 +328,8 @@ def test_each_bound_of_the_expectation_theorems_rate(changes: dict[str, float], 
         ({"ell_x": ell(1.0, 0.1)}, 0.1, 0.2),
         ({}, 100.0, 0.5),  # so little is asked for that a quarter of r is mu's bound
         ({"d": 1, "n": 50, "sigma2_x": 0.0, "sigma2_y": 0.0, "spread": 0.0}, 1.0, 0.3),
+        # theta of y, whose rate is two thirds of x's, decides: eta is above 1/(8 n max(L_x, L_y))
+        ({"ell_y": ell(900.0), "d": 1, "n": 50, "sigma2_x": 0.0, "sigma2_y": 0.0, "spread": 0.0}, 1.0, 0.3),
     ],
 )
 def test_the_high_probability_theorems_rate_is_the_largest_that_meets_its_conditions(
@@ -501,7 +505,64 @@ def test_the_least_settings_are_accepted_and_a_spent_budget_is_flagged() -> None
         hessian.norms(lanczos=1, budget=6)
 
 
+@pytest.mark.parametrize("trace", [0.0, 1.0, -0.5, math.nan])
+def test_a_precision_of_the_trace_outside_0_and_1_is_refused(trace: float) -> None:
+    with pytest.raises(BadInput, match="of the trace: use one in"):
+        DenseHessian(np.eye(4)).norms(trace=trace)
+
+
+def test_large_blocks_are_measured_first_and_given_out_in_the_order_asked_for() -> None:
+    hessian = DenseHessian(np.diag(np.arange(1.0, 11.0)), 3, 7)
+    yielded = [e.block for e in hessian.norms_by_block(["a", "b"], (), 0.05, (0,))]
+    assert list(dict.fromkeys(yielded)) == ["b", "a"]
+    assert list(dict.fromkeys(e.block for e in hessian.norms(["a", "b"]))) == ["a", "b"]
+
+
+@pytest.mark.parametrize(("precision", "probes"), [(0.099, 5), (0.1, 4), (0.5, 4)])
+def test_a_precision_of_10_percent_is_loose(precision: float, probes: int) -> None:
+    assert first_look(precision) == probes
+
+
+@pytest.mark.parametrize("dim", [2, 3, 20])
+def test_the_reach_of_one_lanczos_step_by_hand(dim: int) -> None:
+    """1 + ((x - a)/b)^2 = 1/c at x = a +- b sqrt(1/c - 1), c the 2.5 % quantile of Beta(1/2, (d - 1)/2)."""
+    c = float(stats.beta.ppf(0.025, 0.5, (dim - 1) / 2))
+    reach = lanczos_reach([3.0], [0.5], dim)
+    expected = 0.5 * math.sqrt(1 / c - 1)
+    assert (reach.lowest, reach.highest) == pytest.approx((3.0 - expected, 3.0 + expected), rel=1e-9)
+
+
+def test_rows_of_layers_forget_their_probes_as_images_join_the_basis() -> None:
+    hessian = DenseHessian(np.diag(np.arange(1.0, 41.0)))
+    params = (torch.zeros(15, dtype=torch.float64), torch.zeros(25, dtype=torch.float64))
+    hessian.blocks = {"a": Block("a", params)}
+    layers = [Block("early", params[:1]), Block("late", params[1:])]
+    run = Deflation(hessian, "a", [0], [], LayerRows(hessian.blocks["a"], layers))
+    run.krylov(3)
+    for _ in range(4):
+        run.probe()
+    assert run.rows is not None and len(run.rows.squares) == len(run.rows.forms) == 4
+    run.extend()
+    assert len(run.rows.squares) == len(run.rows.forms) == len(run.squares) == 0
+
+
 # optim
+
+
+def test_no_gradient_is_clipped_to_nothing() -> None:
+    with pytest.raises(BadInput, match="clip"):
+        HybridSGD([{"params": [nn.Parameter(torch.zeros(1))]}], clip=0.0)
+
+
+def test_an_exact_gradient_of_infinite_norm_is_refused() -> None:
+    """The loss and the weights are finite: the root's slope at 0 is not."""
+    w = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    with pytest.raises(BadInput, match="the exact gradient's norm is inf at step 0"):
+        HybridSGD([{"params": [w]}]).step(lambda: w.sqrt().sum())
+
+
+def test_the_default_perturbation_is_a_thousandth() -> None:
+    assert ZerothOrder().mu == 1e-3
 
 
 def test_the_defaults_of_hybrid_sgd_are_plain_steps_of_a_thousandth() -> None:
