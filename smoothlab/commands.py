@@ -117,7 +117,7 @@ def _measuring(name: str, kind: type[Any]) -> Callable[..., Command]:
         command = functools.partial(_measure, experiment, out, overwrite, dry_run, threads)
         if dry_run:
             return Command(command)
-        return Command(command, continuation(out, overwrite, experiment.continuation))
+        return Command(command, continuation(out, overwrite, getattr(experiment, "continuation", None)))
 
     # tyro reads options from annotations; without a name, the experiment's are --seed, not --experiment.seed.
     measure.__annotations__["experiment"] = Annotated[kind, arg(name="")]

@@ -34,7 +34,8 @@ Row = dict[str, Any]
 class Experiment(Protocol):
     """A frozen dataclass that is at once the config, the command line and the header of one run.
 
-    It may have a method `upgrade`, which brings the config of an older record file to the fields of today.
+    It may have a method `upgrade`, which brings the config of an older record file to the fields of today, and a method
+    `continuation`, which says what the same command does after a stopped run, see `smoothlab.experiments.continuation`.
 
     Attributes:
         name: its subcommand.

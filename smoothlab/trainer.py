@@ -208,7 +208,24 @@ class Trainer:
         adds: Row = {}
         if isinstance(self.model, nn.Module):
             adds = penalty(loss, self.model)
-        seed = (points.seed, step)
+        measurements = self._measurements(points, loss, number, (points.seed, step))
+        first, self._measured = self._measured < 0, step
+        try:
+            with differentiable(points.blocks):
+                for row in measurements:
+                    yield {"step": step, **row, **adds}
+        except WrongProducts as error:
+            if first:
+                raise
+            # Hours of training should not end because products fail at a later point.
+            warnings.warn(f"step {step} is not measured: {error}", stacklevel=2)
+            return
+        if points.path:
+            for row in self._path(points, loss):
+                yield {"step": step, **row, **adds}
+
+    def _measurements(self, points: Points, loss: Loss, number: int, seed: tuple[int, int]) -> Iterator[Row]:
+        """Rows of curvature at the current parameters, on minibatch `number`, by each protocol in turn."""
         protocols: list[Iterator[Row]] = []
         if points.protocol != "paper":
             protocols.append(estimated(
@@ -224,26 +241,16 @@ class Trainer:
             protocols.append(paper(loss, points.blocks, batch=points.batch, probes=points.probes, seed=seed))
         if points.dataset is not None:
             protocols.append(of_dataset(points.dataset(seed), points.precision))
-        first, self._measured = self._measured < 0, step
-        try:
-            with differentiable(points.blocks):
-                for row in itertools.chain(*protocols):
-                    yield {"step": step, **row, **adds}
-        except WrongProducts as error:
-            if first:
-                raise
-            # Hours of training should not end because products fail at a later point.
-            warnings.warn(f"step {step} is not measured: {error}", stacklevel=2)
-            return
-        if not points.path:
-            return
+        return itertools.chain(*protocols)
+
+    def _path(self, points: Points, loss: Loss) -> Iterator[Row]:
+        """Rows of path smoothness along the update of this step, which is made."""
         with differentiable(points.blocks):
             smoothness = PathSmoothness(loss, points.blocks)
-        with self.on_trial() if step == self.steps else nullcontext():
+        with self.on_trial() if self.step == self.steps else nullcontext():
             self.update()
             with differentiable(points.blocks):
-                for row in smoothness.rows():
-                    yield {"step": step, **row, **adds}
+                yield from smoothness.rows()
 
     @contextmanager
     def on_trial(self, rates: Mapping[str, float] | None = None, *, number: int = 0, first: int = 0) -> Iterator[None]:

@@ -43,6 +43,7 @@ TESTS = {
     "smoothlab.zeroth.estimators": "tests/zeroth/test_estimators.py tests/test_values.py",
     "smoothlab.zeroth.directional": "tests/zeroth/test_estimators.py tests/test_values.py",
     "smoothlab.optim.hybrid": "tests/optim/test_hybrid.py tests/test_values.py",
+    "smoothlab.optim.closure_check": "tests/zeroth/test_closures.py",
     "smoothlab.optim.minibatch": "tests/optim/test_hybrid.py tests/llm/test_distributed.py tests/test_values.py",
     "smoothlab.optim.masters": "tests/optim/test_hybrid.py tests/test_values.py",
     "smoothlab.theory.theorems": "tests/theory/test_theorems.py tests/test_values.py",

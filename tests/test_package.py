@@ -1,6 +1,7 @@
 """The wheel and the source archive: all files of the package, and a clean environment that uses them."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -58,6 +59,29 @@ def test_the_wheel_has_the_command_and_the_version(built: Path) -> None:
     assert f"Version: {smoothlab.__version__}\n" in texts["METADATA"]
     assert "License-Expression: Apache-2.0" in texts["METADATA"]
     assert "Apache License" in texts["LICENSE"]
+
+
+def disagreements(version: str, citation: str, changelog: str, tags: list[str]) -> list[str]:
+    """What contradicts the version: a tag of this commit; once it is no .dev version, citation and changelog."""
+    releases = re.findall(r"^## \[(\d\S*)\]", changelog, re.MULTILINE)
+    cited = re.findall(r"^version: (\S+)$", citation, re.MULTILINE)
+    found = [f"tag {tag}" for tag in tags if re.match(r"v\d", tag) and tag != f"v{version}"]
+    if cited != releases[:1]:
+        found.append(f"CITATION.cff {cited}, CHANGELOG.md {releases[:1]}")
+    if ".dev" not in version and releases[:1] != [version]:
+        found.append(f"CHANGELOG.md {releases[:1]}")
+    return found
+
+
+def test_tag_package_citation_and_changelog_have_one_version() -> None:
+    told = subprocess.run(["git", "tag", "--points-at", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    citation, changelog = (ROOT / "CITATION.cff").read_text(), (ROOT / "CHANGELOG.md").read_text()
+    assert not disagreements(smoothlab.__version__, citation, changelog, told.stdout.split())
+    release = citation.replace("0.1.0", "0.2.0"), changelog.replace("[0.1.0]", "[0.2.0]")
+    assert not disagreements("0.2.0", *release, ["v0.2.0"])
+    assert disagreements("0.2.0.dev0", citation, changelog, ["v0.2.0"]) == ["tag v0.2.0"]
+    assert len(disagreements("0.2.0", citation, changelog, [])) == 1
+    assert len(disagreements("0.2.0.dev0", release[0], changelog, [])) == 1
 
 
 @pytest.mark.check

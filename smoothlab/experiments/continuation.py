@@ -8,7 +8,7 @@ AGAIN = "start the same command again"
 """What is true of every command, also of one that has stored nothing."""
 
 
-def continuation(out: Path, overwrite: bool, does: Callable[[], str]) -> Callable[[], str]:
+def continuation(out: Path, overwrite: bool, does: Callable[[], str] | None) -> Callable[[], str]:
     """A function that says what the same command does, to be called when the run is stopped.
 
     It imports nothing, as a signal may come within an import.
@@ -16,14 +16,15 @@ def continuation(out: Path, overwrite: bool, does: Callable[[], str]) -> Callabl
     Args:
         out: the run's record file; what it holds now is not of this run.
         overwrite: whether the command discards that.
-        does: what the command does once the file holds rows of this run, in words that follow "the same command".
+        does: what the command does once the file holds rows of this run, in words that follow "the same command";
+            None: nothing is known beyond `AGAIN`.
     """
     before = _stamp(out)
 
     def words() -> str:
         if os.path.exists(out) and not os.path.isfile(out):  # a pipe or device
             return f"{out} keeps no records: {AGAIN}"
-        if _stamp(out) in (None, before):
+        if does is None or _stamp(out) in (None, before):
             return AGAIN
         # --overwrite would discard the rows that this run has stored.
         without = " without --overwrite" if overwrite else ""

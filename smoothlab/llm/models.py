@@ -134,38 +134,22 @@ def file_identity(name: str) -> dict[str, Any] | None:
 def _load(name: str, classes: int | None, seed: int, dtype: Any, device: str, copies: int) -> LoadedModel:
     """A classifier of `classes`, or a causal language model where that is None; `copies` of it fit in memory."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
     kind: Any = AutoModelForCausalLM if classes is None else AutoModelForSequenceClassification
     dtype = dtype or torch.float32
     check_device(device)  # before anything is downloaded
     source, options, header = _source(name)
-    notes: list[str] = []
     new: list[str] = []
     with _quiet(), torch.random.fork_rng():
         torch.manual_seed(seed)
         with _reading("configuration", name):
-            if name == "random:opt-125m":
-                config = _opt_125m()
-            elif header is not None:
-                config = AutoConfig.from_pretrained(source, gguf_file=str(header.path), **options)
-                notes += gguf_settings.settle(config, header)
-            else:
-                config = AutoConfig.from_pretrained(source, **options)
-            if classes is None:
-                check_causal(config, name)
-            else:
-                notes += prepare(config, classes, name)
-            if getattr(config, "auto_map", None):
-                notes.append(
-                    f"the custom code that config.json of {name} names (auto_map) was left out: the model is "
-                    f"transformers' own {config.model_type}"
-                )
+            config, notes = _configuration(name, classes, source, options, header)
             check_memory(config, dtype, device, name, kind, copies)
         with _reading("tokenizer", name):
             if header is not None:
-                tokenizer, told = gguf_loading.load_tokenizer(header, config)
-                notes += told
+                tokenizer, tokenizer_notes = gguf_loading.load_tokenizer(header, config)
+                notes += tokenizer_notes
             else:
                 tokenizer = AutoTokenizer.from_pretrained(source, **options)
             notes += check_tokenizer(tokenizer, name)
@@ -193,6 +177,32 @@ def _load(name: str, classes: int | None, seed: int, dtype: Any, device: str, co
     if longest == UNLIMITED:
         notes.append(f"{name} states no longest input: sentences of any length are taken")
     return LoadedModel(model.to(device).eval(), tokenizer, name, longest, notes, tuple(new))
+
+
+def _configuration(
+    name: str, classes: int | None, source: str, options: dict[str, Any], header: gguf_files.Header | None
+) -> tuple[Any, list[str]]:
+    """The configuration of a classifier of `classes`, or of a causal language model where that is None, and notes."""
+    from transformers import AutoConfig
+
+    notes: list[str] = []
+    if name == "random:opt-125m":
+        config = _opt_125m()
+    elif header is not None:
+        config = AutoConfig.from_pretrained(source, gguf_file=str(header.path), **options)
+        notes += gguf_settings.settle(config, header)
+    else:
+        config = AutoConfig.from_pretrained(source, **options)
+    if classes is None:
+        check_causal(config, name)
+    else:
+        notes += prepare(config, classes, name)
+    if getattr(config, "auto_map", None):
+        notes.append(
+            f"the custom code that config.json of {name} names (auto_map) was left out: the model is "
+            f"transformers' own {config.model_type}"
+        )
+    return config, notes
 
 
 def _source(name: str) -> tuple[str, dict[str, Any], gguf_files.Header | None]:

@@ -15,7 +15,6 @@ Several closures in one step are parts of one minibatch; their losses and gradie
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,14 +22,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from smoothlab.blocks import Block, differentiable, standing_at
+from smoothlab.blocks import Block, differentiable
 from smoothlab.errors import BadInput
+from smoothlab.optim.closure_check import ClosureCheck
 from smoothlab.optim.groups import Group, check_depends, checked, warn_short
 from smoothlab.optim.masters import descend, masters_of, refreshed, round_to
 from smoothlab.optim.minibatch import Closure, Minibatch
 from smoothlab.optim.seedlog import SeedLog, replay
 from smoothlab.optim.summation import Peers
-from smoothlab.zeroth.closures import AGAIN, Watch, check_same, check_written, evaluate, same_function
+from smoothlab.zeroth.closures import evaluate
 from smoothlab.zeroth.directional import Directional
 
 
@@ -122,9 +122,6 @@ class HybridSGD(torch.optim.Optimizer):
             if masters and wide is not block:
                 self._masters[k] = wide
         self._check_log()
-        self._watch: Watch | None = None
-        # Whether f(x, y) is evaluated without a graph too, as with one it is rounded otherwise; None: not known yet.
-        self._apart: bool | None = None
         self._pending: tuple[float, float | None, dict[int, Directional]] | None = None  # from `backward` to `step`
         self._exact: torch.optim.Optimizer | None = None
         named = self.param_groups[0]
@@ -133,6 +130,7 @@ class HybridSGD(torch.optim.Optimizer):
             self._exact = exact(exact_groups) if exact else torch.optim.SGD(exact_groups, momentum=momentum)
             named = exact_groups[0]
         self._named = Block(named["name"], (named["params"][0],))  # the block that errors about the loss name
+        self._closures = ClosureCheck(self.param_groups, self._named)
 
     def add_param_group(self, param_group: Group) -> None:
         """Refused after the start: seeds, blocks and masters go by the numbers of the groups."""
@@ -230,7 +228,7 @@ class HybridSGD(torch.optim.Optimizer):
         groups = [dict(group) for group in self.param_groups]
         for group in groups:
             del group["params"], group["oracle"]  # weights are the caller's to save, and an estimator is code
-        state = {"steps": self.steps, "seed": self.seed, "groups": groups, "apart": self._apart}
+        state = {"steps": self.steps, "seed": self.seed, "groups": groups, "apart": self._closures.apart}
         state |= {"exact": self._exact and self._exact.state_dict(), "masters": None}
         if masters:
             state["masters"] = {str(k): block.copies() for k, block in self._masters.items()}
@@ -254,7 +252,7 @@ class HybridSGD(torch.optim.Optimizer):
         if other:
             raise BadInput("the optimizer's state is of other oracles or masters: make it with the same")
         self.steps, self.seed = state_dict["steps"], state_dict["seed"]
-        self._apart = state_dict.get("apart")  # states of before 0.2 have none
+        self._closures.apart = state_dict.get("apart")  # states of before 0.2 have none
         self._check_log()
         if self._exact is not None:
             own = self._exact.param_groups  # torch would put copies in their place
@@ -277,11 +275,8 @@ class HybridSGD(torch.optim.Optimizer):
         """The loss, the norm of the exact gradient, which is left in the parameters, and the estimates."""
         if not self._zeroth:
             return *self._exact_gradient(minibatch), {}
-        plain: float | None = None
-        if self._watch is None:
-            watch, plain = self._first_look(minibatch)
-        else:
-            watch = self._watch
+        closures = self._closures
+        watch, plain = closures.begin(minibatch)
         values: list[float] = []
 
         def mean() -> Tensor:
@@ -296,11 +291,9 @@ class HybridSGD(torch.optim.Optimizer):
                 with watch.call():
                     graph, norm = self._exact_gradient(minibatch)
             if plain is not None and graph is not None:
-                same = self._same(graph, plain, minibatch)
-                if not same and self._apart is None:  # a state that was loaded keeps to what its run did
-                    self._apart = True
+                closures.compare(graph, plain, minibatch)
             one_sided = any(group["oracle"].sides == 1 for group in self._zeroth.values())
-            if one_sided and (graph is None or self._apart):
+            if one_sided and (graph is None or closures.apart):
                 loss = evaluate(mean, self._named)  # as f(x + mu z) is evaluated, without a graph
             center = graph if loss is None else loss
             gradients = {k: self._estimate(k, group, mean, center) for k, group in self._zeroth.items()}
@@ -310,53 +303,11 @@ class HybridSGD(torch.optim.Optimizer):
                 for k, gradient in gradients.items():
                     check_depends(mean, self._blocks[k], gradient)
             if plain is None:
-                self._look_again(watch, minibatch, graph, loss)
+                closures.look_again(watch, minibatch, graph, loss, step=self.steps, peers=self.peers)
             else:
                 watch.looked()
-        self._watch, self._apart = watch, bool(self._apart)
+        closures.keep(watch)
         return center if graph is None else graph, norm, gradients
-
-    def _first_look(self, minibatch: Minibatch) -> tuple[Watch, float]:
-        """Look closely at the closures, standing at copies of the weights, to which they might write; also f(x, y)."""
-        watch = Watch([p for group in self.param_groups for p in group["params"]])
-        with ExitStack() as stack:
-            for group in self.param_groups:
-                if getattr(group["oracle"], "layers", None) is not None:
-                    continue  # memory may not hold a copy of the block
-                own = Block(group["name"], tuple(group["params"]))
-                stack.enter_context(standing_at(own, own.copies()))
-            versions = [p._version for p in watch.params]
-            with watch.meeting():
-                first = evaluate(minibatch.loss, self._named)
-                second = evaluate(minibatch.loss, self._named)
-        check_written(watch.params[: len(versions)], versions)  # behind these are parameters of no group
-        check_same(first, second, f"block '{self._named.name}'")
-        return watch, second
-
-    def _look_again(self, watch: Watch, minibatch: Minibatch, graph: float | None, plain: float | None) -> None:
-        """Evaluate f(x, y) again, where the closures show a sign of a change or it is time to."""
-        due = self.steps % AGAIN == 0
-        sign = torch.tensor([float(watch.changed())], dtype=torch.float64)
-        if self.peers is not None:
-            self.peers.sum([sign])  # all processes look, or none
-        if not due and not float(sign):
-            return
-        with watch.keeping_buffers():
-            again = evaluate(minibatch.loss, self._named)
-            if plain is None and again != graph:
-                plain = evaluate(minibatch.loss, self._named)
-        if plain is not None:
-            check_same(plain, again, f"block '{self._named.name}'")
-        if graph is not None and not self._same(graph, again, minibatch) and due:
-            self._apart = True
-        watch.looked()
-
-    def _same(self, graph: float, plain: float, minibatch: Minibatch) -> bool:
-        # The coarsest number on the way from weights to loss says how far two orders of summation may differ.
-        eps = torch.finfo(minibatch.dtype).eps
-        for group in self.param_groups:
-            eps = max(eps, torch.finfo(group["params"][0].dtype).eps)
-        return same_function(graph, plain, eps)
 
     def _exact_gradient(self, minibatch: Minibatch) -> tuple[float, float]:
         """The mean loss, and the norm of its exact gradient, which is left in the parameters."""

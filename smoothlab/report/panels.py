@@ -81,32 +81,24 @@ def panel(
         for j, second in enumerate(seconds):
             part = rows[(rows["first"] == first) & (rows["second"] == second)].sort_values(x)
             marker = markers.get(second, markers.get(first, MARKERS[j]))
-            at, reference = part[x].astype(float), part["reference"].astype(float)
-            if horizontal:  # a reference without a measurement is no tick, but a hollow point
-                both = reference.notna() & part["measured"].notna()
-                if both.any():
-                    ax.plot(reference[both], at[both], "|", ms=9, mew=1.3, color="black", label="_tick")
-            elif reference.notna().sum() > 1:
-                style = line or LINES[j]
-                ax.plot(at, reference, style, lw=0.9, color=colors[first], zorder=1, label=LABELS.get(style))
+            at = part[x].astype(float)
+            _reference(ax, at, part, colors[first], line or LINES[j], horizontal)
             if marker or joined:
                 shifted = at + dodge * shift
                 if "x" in scale:
                     shifted = at * (1 + dodge) ** shift
                 _points(ax, shifted, part, colors[first], marker, joined, horizontal)
             shift += 1
-        # entries of the legend are lines without points: what is drawn may be hollow, or have several markers
-        look: dict[str, Any] = {"marker": "s", "color": colors[first], "ls": "None"}
+        marker = "s"
         if len(series) == 1:
-            look["marker"] = markers.get(first, MARKERS[0])
-        drawn = not horizontal and rows.loc[rows["first"] == first, "reference"].notna().any()
-        if joined or drawn or not look["marker"]:
-            look["ls"] = "-"
-        ax.plot([], [], label=names.get(first, str(first)), **look)
+            marker = markers.get(first, MARKERS[0])
+        lined = joined or not marker
+        if not horizontal and rows.loc[rows["first"] == first, "reference"].notna().any():
+            lined = True
+        _entry(ax, names.get(first, str(first)), marker, colors[first], "-" if lined else "None")
     if len(series) > 1:
         for j, second in enumerate(seconds):
-            look = {"marker": markers.get(second, MARKERS[j]), "color": GRAY, "ls": line or LINES[j]}
-            ax.plot([], [], lw=0.9, label=names.get(second, str(second)), **look)
+            _entry(ax, names.get(second, str(second)), markers.get(second, MARKERS[j]), GRAY, line or LINES[j], lw=0.9)
     values = pd.concat([rows["measured"], rows["reference"]])
     if "x" in scale:
         ax.set_xscale("log")
@@ -116,6 +108,22 @@ def panel(
         plain_ticks(ax.yaxis, values)
     ax.set(xlabel=xlabel or ax.get_xlabel(), ylabel=ylabel or ax.get_ylabel())
     legend_above(ax, title, columns)
+
+
+def _reference(ax: Axes, at: pd.Series, rows: pd.DataFrame, color: str, style: str, horizontal: bool) -> None:
+    """The references of one series: a line, or ticks beside measured values on the horizontal axis."""
+    reference = rows["reference"].astype(float)
+    if horizontal:  # a reference without a measurement is no tick, but a hollow point
+        both = reference.notna() & rows["measured"].notna()
+        if both.any():
+            ax.plot(reference[both], at[both], "|", ms=9, mew=1.3, color="black", label="_tick")
+    elif reference.notna().sum() > 1:
+        ax.plot(at, reference, style, lw=0.9, color=color, zorder=1, label=LABELS.get(style))
+
+
+def _entry(ax: Axes, label: str, marker: str, color: str, style: str, lw: float | None = None) -> None:
+    """An entry of the legend, a line without points: what is drawn may be hollow, or have several markers."""
+    ax.plot([], [], label=label, marker=marker, color=color, ls=style, lw=lw)
 
 
 def _palette(values: pd.Series) -> dict[Any, str]:

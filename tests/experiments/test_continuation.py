@@ -24,10 +24,10 @@ STOPPED = {
     "with log": (f"{FINETUNE} --checkpoint log:kept", 3, "continues from the last checkpoint in kept", 4),
     "smoothness": (SMOOTHNESS, 5, "trains from step 0 again, and measures the missing points", 0),
     "its checkpoint": (f"{SMOOTHNESS} --checkpoint kept", 12, "measures the missing points, from the last", 4),
-    "estimators": (ESTIMATORS, 2, "measures the missing settings", None),
-    "quadratic": (QUADRATIC, 7, "measures the missing settings", None),
+    "estimators": (ESTIMATORS, 7, "measures the missing settings", None),
+    "quadratic": (QUADRATIC, 20, "measures the missing settings", None),
     "rates": (RATES, 4, "measures the missing settings", None),
-    "audit": ("audit eq-2 b.3", 1, "checks the missing claims", None),
+    "audit": ("audit eq-2 b.3 prop-2.2", 2, "checks the missing claims", None),
 }
 
 

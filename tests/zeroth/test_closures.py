@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from smoothlab.blocks import Block, fixed_loss
 from smoothlab.errors import BadInput
-from smoothlab.optim import hybrid
+from smoothlab.optim import closure_check
 from smoothlab.optim.hybrid import HybridSGD
 from smoothlab.zeroth.closures import AGAIN, same_function
 from smoothlab.zeroth.estimators import ZerothOrder
@@ -164,7 +164,7 @@ def test_it_is_refused_when_it_begins_later(name: str, how: tuple[int, bool]) ->
 
 @pytest.mark.parametrize("how", [(1, True), (2, False)])
 def test_what_gives_no_sign_is_refused_after_a_while(how: tuple[int, bool], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hybrid, "AGAIN", 8)
+    monkeypatch.setattr(closure_check, "AGAIN", 8)
     closure, (sides, exact) = Drawing(torch.Generator().manual_seed(1)), how
     optimizer = closure.optimizer(sides, exact=exact, lr=0.0)
     optimizer.step(closure)
@@ -196,7 +196,7 @@ def test_what_is_one_function_costs_two_evaluations_now_and_then(
 ) -> None:
     """At most two every 128 steps, every 8 here."""
     assert AGAIN == 128
-    monkeypatch.setattr(hybrid, "AGAIN", 8)
+    monkeypatch.setattr(closure_check, "AGAIN", 8)
     sides, exact = how
     seeded = Seeded(nn.Dropout(0.2))
     seeded.switch()

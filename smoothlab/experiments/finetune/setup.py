@@ -13,23 +13,24 @@ from torch.utils.data import DataLoader
 
 from smoothlab.blocks import Block, differentiable, fixed_loss
 from smoothlab.errors import BadInput
-from smoothlab.experiments.finetune.config import FinetuneOptions, Rates, Training
+from smoothlab.experiments.finetune.config import Rates, Training
+from smoothlab.experiments.finetune.items import Judge, judge, tokenized
 from smoothlab.experiments.finetune.options import block_rates, precisions
 from smoothlab.hessian.dataset import DatasetHessian
 from smoothlab.hessian.diagonal import check_budget, split_blocks
 from smoothlab.hessian.gauss_newton import Outputs
 from smoothlab.llm import adalora, calibration, distributed, encoding, heads, padding
-from smoothlab.llm.adapters import check_derivatives, virtual_tokens
-from smoothlab.llm.answers import CompletionScores, completion_scores, short
+from smoothlab.llm.adapters import check_derivatives
+from smoothlab.llm.answers import CompletionScores
 from smoothlab.llm.calibration import ContentFree, calibrated
-from smoothlab.llm.completions import encode_completions
 from smoothlab.llm.compute import check_widened, compute_in_float32
-from smoothlab.llm.encoding import MULTIPLE, Encoded, batch, encode
-from smoothlab.llm.evaluate import Accuracy, accuracy, choice_loss
+from smoothlab.llm.encoding import MULTIPLE, Encoded, batch
+from smoothlab.llm.evaluate import Accuracy, choice_loss
 from smoothlab.llm.export import save
+from smoothlab.llm.models import LoadedModel
 from smoothlab.llm.outputs import loss_outputs
 from smoothlab.llm.partition import partition
-from smoothlab.llm.tasks import GENERATIVE, Choice, load_choices
+from smoothlab.llm.tasks import Splits, load_choices
 from smoothlab.llm.tasks.jsonlines import TEMPLATE
 from smoothlab.optim.hybrid import HybridSGD
 from smoothlab.optim.seedlog import SeedLog
@@ -54,7 +55,7 @@ class Setup:
     minibatch: Callable[[Sequence[int]], Any]  # of the training items with these numbers
     steps_per_epoch: int
     loss: Callable[[nn.Module, Any], Tensor]  # mean loss of a part
-    judge: Callable[[Encoded], Accuracy | CompletionScores]  # how well the model as it stands does on items
+    judge: Judge  # how well the model as it stands does on items
     dev: Encoded
     test: Encoded
     served: str  # which files the items came from
@@ -156,94 +157,84 @@ class Setup:
 
 def setup(run: Training) -> Setup:
     """Model, blocks and data of a run."""
-    reason, measures = heads.classifier_reason(run.head, run.model), bool(run.measure)
-    class_words = None
+    reason, class_words = heads.classifier_reason(run.head, run.model), None
     if reason is None:
         class_words = run.verbalizers
     splits = load_choices(run.data, run.data_dir, run.seed, run.sizes, template=run.template, verbalizers=class_words)
-    device = distributed.local_device(run.device)
-    loaded = heads.load(
-        run.model, splits, reason, seed=run.seed, dtype=getattr(torch, run.dtype), device=device, measured=measures
-    )
-    if run.compute == "float32":
-        compute_in_float32(loaded.model)
-    model = heads.attached(loaded, run.module, seed=run.seed, measured=measures, rank=run.rank)
+    loaded = _loaded(run, splits, reason)
+    model = heads.attached(loaded, run.module, seed=run.seed, measured=bool(run.measure), rank=run.rank)
     kind: encoding.Loss = "classifier"
     if reason is None:
         kind = splits.kind
-    longest = loaded.max_length - virtual_tokens(model)
-    if run.max_length is not None:
-        longest = min(longest, run.max_length)
-    tokenized: Callable[[Sequence[Choice]], Encoded]
-    tokenized = partial(encode, loaded.tokenizer, max_length=longest, kind=kind)
-    if kind in GENERATIVE:
-        tokenized = partial(encode_completions, loaded.tokenizer, max_length=longest, kind=kind, chat=run.chat)
-    train, dev, test = tokenized(splits.train), tokenized(splits.dev), tokenized(splits.test)
-    prior = None
-    if isinstance(run, FinetuneOptions) and run.calibrate:
-        others = {"classifier": "classes", "completion": "completions", "text": "texts"}
-        if kind in others:
-            raise BadInput(
-                f"--calibrate with {others[kind]}: it compares candidates that a language model scores, leave it out"
-            )
-        prior = calibration.content_free(splits.test, tokenized)
-    _check_batch(run, len(train))
-    mixed = padding.check_items(model, (train, dev, test), run.model, run.module, size=run.batch)
-    to_measure: list[Block] = []
-    layers: list[Block] = []
-    if measures:
-        to_measure = measured_blocks(run, partition(model, run.blocks))
-        if run.block_rows != "none":
-            layers = list(partition(model, run.block_rows).values())
-            # Refuses blocks that are not split, and a budget that is too small, before anything is trained.
-            check_budget(split_blocks(to_measure, layers), run.diagonal)
+    items = tokenized(run, splits, loaded, model, kind)
+    _check_batch(run, len(items.train))
+    mixed = padding.check_items(model, items.splits, run.model, run.module, size=run.batch)
+    measured, layers = _measured_and_layers(run, model)
     blocks = trained_blocks(run, model)
     # The trainer refuses parameters that require a gradient and are in no block.
     model.requires_grad_(False)
     for block in blocks.values():
         for p in block.params:
             p.requires_grad_(True)
-    multiple = MULTIPLE
+    device, multiple = distributed.local_device(run.device), MULTIPLE
     if run.batch == 1:  # Single rows are not padded, whatever the model makes of padding.
         multiple = 1
-    sample = batch(train, range(min(2, len(train))), device, multiple=multiple)
-    sample_loss = fixed_loss(partial(choice_loss, model, sample), model)
-    if run.compute == "float32":
-        check_widened(model, sample_loss)
-    if measures:
-        # All parts, whichever are measured: a wrong gradient of one shows in the others' products. Gradients of 16 bits
-        # are no more than that.
-        parts = {name: block for name, block in partition(model).items() if block.params[0].dtype.itemsize > 2}
-        with differentiable(parts.values()):
-            check_derivatives(sample_loss, parts, run.module)
+    minibatch = partial(batch, items.train, device=device, multiple=multiple)
+    _check_model(run, model, minibatch(range(min(2, len(items.train)))))
 
     def batches(step: int) -> list[dict[str, Tensor]]:
-        numbers = reshuffled(len(train), run.batch, run.seed, step)
-        parts = distributed.parts(numbers, device, run.parts_of_batch)
-        return [batch(train, part, device, multiple=multiple) for part in parts]
+        numbers = reshuffled(len(items.train), run.batch, run.seed, step)
+        return [minibatch(part) for part in distributed.parts(numbers, device, run.parts_of_batch)]
 
-    minibatch = partial(batch, train, device=device, multiple=multiple)
     notes = [*loaded.notes, splits.served]
     if reason is not None and (run.template, run.verbalizers) != (TEMPLATE, ()):
         notes.append("a classifier reads sentences alone: --template and --verbalizers are not used")
     if not mixed:
         notes.append("padding moves this model's scores: rows are trained singly, and evaluated beside rows as long")
-    notes += encoding.notes((train, dev, test))
-    judge: Callable[[Encoded], Accuracy | CompletionScores] = partial(accuracy, model, mixed=mixed)
-    if kind in GENERATIVE:
-        decode = None
-        if isinstance(run, FinetuneOptions) and short((dev, test), run.answer_tokens):
-            decode = partial(loaded.tokenizer.decode, skip_special_tokens=True)
-            notes.append(f"answers of at most {run.answer_tokens} tokens are generated greedily on dev and test")
-        judge = partial(completion_scores, model, mixed=mixed, decode=decode, max_length=longest)
-        if isinstance(run, FinetuneOptions):
-            judge = partial(judge, longest=run.answer_tokens)
+    judges, generated = judge(run, items, model, loaded.tokenizer, mixed)
     return Setup(
-        run, model, blocks, to_measure, batches, minibatch, len(train) // run.batch, choice_loss,
-        judge, dev, test, splits.served, notes,
+        run, model, blocks, measured, batches, minibatch, len(items.train) // run.batch, choice_loss,
+        judges, items.dev, items.test, splits.served, notes + encoding.notes(items.splits) + generated,
         lambda folder, story: save(model, loaded.tokenizer, folder, base=bool(run.recipe.base), story=story),
-        prior, layers,
+        items.content_free, layers,
     )  # fmt: skip
+
+
+def _loaded(run: Training, splits: Splits, reason: str | None) -> LoadedModel:
+    """The model that --model names, with a classifier's head where there is a `reason` for one."""
+    loaded = heads.load(
+        run.model, splits, reason, seed=run.seed, dtype=getattr(torch, run.dtype),
+        device=distributed.local_device(run.device), measured=bool(run.measure),
+    )  # fmt: skip
+    if run.compute == "float32":
+        compute_in_float32(loaded.model)
+    return loaded
+
+
+def _measured_and_layers(run: Training, model: nn.Module) -> tuple[list[Block], list[Block]]:
+    """Blocks that are measured, and those that --block-rows splits them into."""
+    if not run.measure:
+        return [], []
+    measured = measured_blocks(run, partition(model, run.blocks))
+    layers: list[Block] = []
+    if run.block_rows != "none":
+        layers = list(partition(model, run.block_rows).values())
+        # Refuses blocks that are not split, and a budget that is too small, before anything is trained.
+        check_budget(split_blocks(measured, layers), run.diagonal)
+    return measured, layers
+
+
+def _check_model(run: Training, model: nn.Module, sample: dict[str, Tensor]) -> None:
+    """Refuse a model whose layers do not compute as asked, or whose derivatives are not its loss's, on some rows."""
+    loss = fixed_loss(partial(choice_loss, model, sample), model)
+    if run.compute == "float32":
+        check_widened(model, loss)
+    if run.measure:
+        # All parts, whichever are measured: a wrong gradient of one shows in the others' products. Gradients of 16 bits
+        # are no more than that.
+        parts = {name: block for name, block in partition(model).items() if block.params[0].dtype.itemsize > 2}
+        with differentiable(parts.values()):
+            check_derivatives(loss, parts, run.module)
 
 
 def trained_blocks(run: Training, model: nn.Module) -> dict[str, Block]:

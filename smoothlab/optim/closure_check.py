@@ -1,0 +1,110 @@
+"""When the closures of a run are looked at: closely before its first step, later at a sign of a change or in turn.
+
+What is asked of a closure, and how it is watched, is in `smoothlab.zeroth.closures`.
+"""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+import torch
+
+from smoothlab.blocks import Block, standing_at
+from smoothlab.optim.groups import Group
+from smoothlab.optim.minibatch import Minibatch
+from smoothlab.optim.summation import Peers
+from smoothlab.zeroth.closures import AGAIN, Watch, check_same, check_written, evaluate, same_function
+
+
+class ClosureCheck:
+    """The looks at the closures of one optimizer.
+
+    Args:
+        groups: the optimizer's groups.
+        block: block that errors about the loss name.
+
+    Attributes:
+        apart: whether f(x, y) is evaluated without a graph too, as with one it is rounded otherwise; None: not known
+            yet.
+    """
+
+    def __init__(self, groups: Sequence[Group], block: Block) -> None:
+        self._groups, self._block = groups, block
+        self._watch: Watch | None = None
+        self.apart: bool | None = None
+
+    def begin(self, minibatch: Minibatch) -> tuple[Watch, float | None]:
+        """The watch of the calls of a step; before the first step that is kept, f(x, y) without a graph too."""
+        if self._watch is not None:
+            return self._watch, None
+        return self._first_look(minibatch)
+
+    def keep(self, watch: Watch) -> None:
+        """A step has succeeded: the next ones are watched by the same watch."""
+        self._watch, self.apart = watch, bool(self.apart)
+
+    def _first_look(self, minibatch: Minibatch) -> tuple[Watch, float]:
+        """Look closely, standing at copies of the weights, to which closures might write; also f(x, y)."""
+        watch = Watch([p for group in self._groups for p in group["params"]])
+        with ExitStack() as stack:
+            for group in self._groups:
+                if getattr(group["oracle"], "layers", None) is not None:
+                    continue  # memory may not hold a copy of the block
+                block = Block(group["name"], tuple(group["params"]))
+                stack.enter_context(standing_at(block, block.copies()))
+            versions = [p._version for p in watch.params]
+            with watch.meeting():
+                first = evaluate(minibatch.loss, self._block)
+                second = evaluate(minibatch.loss, self._block)
+        check_written(watch.params[: len(versions)], versions)  # behind these are parameters of no group
+        check_same(first, second, f"block '{self._block.name}'")
+        return watch, second
+
+    def compare(self, graph: float, plain: float, minibatch: Minibatch) -> None:
+        """Take note of f(x, y) with a graph and without, at the first step.
+
+        Raises:
+            BadInput: they differ by more than rounding.
+        """
+        same = self._same(graph, plain, minibatch)
+        if not same and self.apart is None:  # a state that was loaded keeps to what its run did
+            self.apart = True
+
+    def look_again(
+        self, watch: Watch, minibatch: Minibatch, graph: float | None, plain: float | None, *, step: int,
+        peers: Peers | None,
+    ) -> None:  # fmt: skip
+        """Evaluate f(x, y) again, where the closures show a sign of a change or it is time to.
+
+        Args:
+            watch: of the step's calls.
+            minibatch: the step's.
+            graph: f(x, y) with a graph, if the step has computed it.
+            plain: f(x, y) without one, if the step has.
+            step: number of the step.
+            peers: other processes, all of which look, or none.
+
+        Raises:
+            BadInput: the values of f(x, y) differ.
+        """
+        due = step % AGAIN == 0
+        sign = torch.tensor([float(watch.changed())], dtype=torch.float64)
+        if peers is not None:
+            peers.sum([sign])
+        if not due and not float(sign):
+            return
+        with watch.keeping_buffers():
+            again = evaluate(minibatch.loss, self._block)
+            if plain is None and again != graph:
+                plain = evaluate(minibatch.loss, self._block)
+        if plain is not None:
+            check_same(plain, again, f"block '{self._block.name}'")
+        if graph is not None and not self._same(graph, again, minibatch) and due:
+            self.apart = True
+        watch.looked()
+
+    def _same(self, graph: float, plain: float, minibatch: Minibatch) -> bool:
+        # The coarsest number on the way from weights to loss says how far two orders of summation may differ.
+        eps = torch.finfo(minibatch.dtype).eps
+        for group in self._groups:
+            eps = max(eps, torch.finfo(group["params"][0].dtype).eps)
+        return same_function(graph, plain, eps)
