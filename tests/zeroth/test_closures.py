@@ -279,6 +279,19 @@ def test_where_no_graph_rounds_otherwise_f_is_evaluated_for_itself() -> None:
         (far := Rounded(1e5)).optimizer().step(far)
 
 
+@pytest.mark.parametrize("ulps", [0.0, 4.0])
+def test_rounding_that_begins_later_is_seen_when_it_is_time_to_look(ulps: float) -> None:
+    rounded = Rounded(0.0)
+    optimizer = rounded.optimizer(lr=0.0)
+    optimizer.step(rounded)
+    rounded.ulps = ulps
+    for _ in range(AGAIN - 1):
+        optimizer.step(rounded)
+    assert optimizer.state_dict()["apart"] is False
+    optimizer.step(rounded)
+    assert optimizer.state_dict()["apart"] is (ulps > 0)
+
+
 @pytest.mark.parametrize(
     ("graph", "plain", "eps", "found"),
     [
