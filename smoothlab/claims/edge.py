@@ -82,7 +82,7 @@ def both_sides() -> Certificate:
 
 
 def _power(d: float, decay: float) -> Array:
-    return np.arange(1, round(d) + 1) ** -decay
+    return (np.arange(1, round(d) + 1) ** -decay).astype(np.float64)
 
 
 _SPECTRA: dict[str, Any] = {
