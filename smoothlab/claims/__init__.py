@@ -27,6 +27,8 @@ from smoothlab.claims import (
     along_runs,
     definitions,
     descent,
+    edge,
+    edge_steps,
     figure_1,
     lemma_b1,
     lemma_b2,
@@ -41,6 +43,7 @@ from smoothlab.claims.search import Log, Statement
 
 PARTS = (
     definitions, lemma_b1, lemma_b2, lemma_b3_b4, lemma_b5, lemma_b6, theorem, measuring, figure_1, along_runs, descent,
+    edge, edge_steps,
 )  # fmt: skip
 CLAIMS: dict[str, Claim] = {}
 for _part in PARTS:

@@ -2,7 +2,7 @@
 
 from types import ModuleType
 
-from smoothlab.claims import Claim, Finding, Statement
+from smoothlab.claims import Certificate, Claim, Finding, Statement
 
 
 def claim(module: ModuleType, name: str) -> Claim:
@@ -22,6 +22,11 @@ def holds(module: ModuleType, name: str, seed: int = 0) -> Finding:
         else:
             assert search.broken is not bool(search.unreachable), str(search)
     return finding
+
+
+def all_support(found: Certificate | tuple[Certificate, ...]) -> bool:
+    """Whether all certificates support what they speak of."""
+    return all(c.supports for c in (found if isinstance(found, tuple) else (found,)))
 
 
 def true_statements(module: ModuleType) -> list[Statement]:
