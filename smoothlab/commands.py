@@ -5,6 +5,7 @@ Nothing heavy is imported before a command runs, so that `--help` answers at onc
 
 import contextlib
 import functools
+import importlib
 import inspect
 import io
 import os
@@ -19,6 +20,7 @@ import tyro
 from tyro.conf import Positional, arg
 
 from smoothlab.errors import BadInput, speaks
+from smoothlab.experiments.advise.experiment import Advise
 from smoothlab.experiments.complaints import usage_error
 from smoothlab.experiments.continuation import AGAIN, continuation
 from smoothlab.experiments.estimators.experiment import Estimators
@@ -33,10 +35,12 @@ from smoothlab.threads import use_threads
 
 EXPERIMENTS: dict[str, type[Any]] = {
     "smoothness": Smoothness, "estimators": Estimators, "quadratic": QuadraticExample, "rates": Rates,
-    "finetune": Finetune,
+    "finetune": Finetune, "advise": Advise,
 }  # fmt: skip
-SUMMARIZED = ("quadratic", "rates", "finetune")
-"""Experiments whose comparisons are printed after the run."""
+SUMMARIZED = ("quadratic", "rates", "finetune", "advise")
+"""Experiments of which a summary is printed after the run."""
+SUMMARIES = {"advise": "advise"}
+"""Modules of smoothlab.report that make it, where it is not the table of comparisons."""
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]  # no --no-flag
 Threads = Annotated[
     int | None, arg(metavar="INT", help="number of CPU threads for torch; by default torch's own choice.")
@@ -44,6 +48,7 @@ Threads = Annotated[
 STOPPED = {
     "smoothness": "a stopped run trains again, from --checkpoint where it has one, and measures the missing points",
     "finetune": "a stopped run continues from --checkpoint; without one it starts again",
+    "advise": "a stopped run starts again",
 }
 """What the same command does after a run was stopped, where it is not to measure the missing settings."""
 
@@ -137,9 +142,8 @@ def _measure(experiment: Any, out: Path, overwrite: bool, dry_run: bool, threads
         records.run(experiment, out, environment=records.environment(**machine(experiment)), overwrite=overwrite)
         print(out)
         if experiment.name in SUMMARIZED and out.is_file():  # a pipe or device keeps no records to read
-            from smoothlab.report import comparisons
-
-            print("\n".join(comparisons.text(records.load(out))))
+            summary = importlib.import_module(f"smoothlab.report.{SUMMARIES.get(experiment.name, 'comparisons')}")
+            print("\n".join(summary.text(records.load(out))))
 
     if isinstance(experiment, Finetune) and int(os.environ.get("WORLD_SIZE", "1")) > 1:  # torchrun
         from smoothlab.llm import distributed

@@ -203,6 +203,7 @@ def test_all_records_fit_the_schema() -> None:
         "--speedup-ratios 10 --speedup-dims 10 --shuffle-ns 2 --shuffle-scales 1 --shuffle-dims 1 --shuffle-qs 2 "
         "--replicas 30 --max-steps 5000",
         "audit eq-2",
+        "advise --method fo-peft --batch 2 --train 8 --budget 8 --try-steps 1 --by try",
     ],
     ids=lambda command: command.partition(" ")[0],
 )

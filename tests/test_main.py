@@ -467,13 +467,14 @@ PATHS = {
     "quadratic": ["--out"],
     "rates": ["--out"],
     "finetune": ["--data-dir", "--checkpoint", "--save", "--tensorboard", "--out"],
+    "advise": ["--data-dir", "--checkpoint", "--out"],
     "plot": ["--out"],
     "audit": ["--records", "--add", "--html", "--out"],
     "demo": ["--out"],
 }
 """Every option that is a path."""
 NAMES = {"smoothness": ["--model", "--data"], "estimators": ["--model", "--data"], "finetune": ["--model", "--data"],
-         "plot": [""]}  # fmt: skip
+         "advise": ["--model", "--data"], "plot": [""]}  # fmt: skip
 """Options that are a path or something else."""
 UNUSABLE = {
     "file/below": "Not a directory",

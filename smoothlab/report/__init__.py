@@ -32,6 +32,7 @@ FIGURES = {
     "quadratic": Kind("quadratic", "figure", "all that `smoothlab quadratic` measured"),
     "rates": Kind("rates", "figure", "all that `smoothlab rates` measured"),
     "finetune": Kind("finetune", "figure", "training curves and accuracies of `smoothlab finetune`"),
+    "advise": Kind("advise", "figure", "short runs and stability limits of `smoothlab advise`"),
 }
 
 

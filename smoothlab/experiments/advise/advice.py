@@ -1,0 +1,289 @@
+"""Advice on learning rates and mu from a trainer: limits predicted, tried, or both, within the time of some steps."""
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+
+from smoothlab.blocks import Block
+from smoothlab.divergence import RATE_OPTIONS
+from smoothlab.errors import BadInput
+from smoothlab.experiments.advise.config import By
+from smoothlab.experiments.advise.perturbation import BestPerturbation, best_perturbation
+from smoothlab.experiments.advise.predicting import Prediction, expected_gradients, predicted_limit
+from smoothlab.experiments.advise.trying import BACKWARD, Limit, Tries, forwards_of_step, stability_limit
+from smoothlab.stats.intervals import Interval
+from smoothlab.stats.thresholds import threshold
+from smoothlab.trainer import Trainer
+from smoothlab.zeroth.estimators import ZerothOrder
+
+Row = dict[str, Any]
+FRACTION = {"zeroth": 0.5, "exact": 0.5, "adam": 0.25}
+"""Advised rate in units of its stability limit, by the kind of steps."""
+AFFORDABLE = 0.7
+"""Share of a rate's time that a prediction may take, where tries are to confirm it."""
+TIMED = 3
+"""Steps that are timed."""
+
+
+class Advised(NamedTuple):
+    """An advised rate or mu.
+
+    Attributes:
+        option: what it is the value of: eta_x, eta_y, mu, or the name of a block.
+        value: the advice.
+        low: lower end of its 95 % interval, for a rate that of its limit's times the same fraction.
+        high: upper end.
+        source: "predicted", "tried" or "predicted and tried".
+        weakest: the assumption that is most in doubt.
+        flag: None, or what makes it doubtful.
+    """
+
+    option: str
+    value: float
+    low: float
+    high: float
+    source: str
+    weakest: str
+    flag: str | None = None
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What `advise` returns.
+
+    Attributes:
+        advised: rates and mu.
+        rows: all that was measured, as flat records.
+        forwards: cost in forward passes of one minibatch.
+        seconds: cost in seconds.
+        steps: cost in training steps, by time.
+    """
+
+    advised: tuple[Advised, ...]
+    rows: tuple[Row, ...]
+    forwards: float
+    seconds: float
+    steps: float
+
+    def __getitem__(self, option: str) -> Advised:
+        for advised in self.advised:
+            if advised.option == option:
+                return advised
+        raise KeyError(option)
+
+
+@dataclass
+class Rate:
+    """A learning rate that is advised on, and the groups that have it."""
+
+    option: str
+    names: list[str]
+    block: Block
+    kind: str
+    configured: float
+
+
+class Clock:
+    """Seconds since the start, and what steps and forward passes of a trainer take.
+
+    Steps are counted in the processor's time on a CPU: other programs that want it too slow some steps and not others.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        on_cpu = all(p.device.type == "cpu" for block in trainer.blocks.values() for p in block.params)
+        self._now = time.process_time if on_cpu else time.perf_counter
+        self._begun, self._started = self._now(), time.perf_counter()
+        self.forwards = 0.0
+        loss = trainer.minibatch_loss(0)
+        with trainer.on_trial(dict.fromkeys(trainer.blocks, 0.0)):
+            trainer.update()  # the first step looks closer than the others, and warms up
+            begun = self._now()
+            for _ in range(TIMED):
+                trainer.update()
+            self.step = (self._now() - begun) / TIMED
+        begun = self._now()
+        with torch.no_grad():
+            for _ in range(TIMED):
+                loss()
+        self.forward = (self._now() - begun) / TIMED
+        self.cost = forwards_of_step(trainer.optimizer)
+        self.forwards += (TIMED + 1) * self.cost + TIMED
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the start."""
+        return time.perf_counter() - self._started
+
+    @property
+    def steps(self) -> float:
+        """What was spent since the start, in training steps."""
+        return (self._now() - self._begun) / self.step
+
+
+def advise(trainer: Trainer, *, by: By = "auto", budget: float = 100, steps: int = 20, seed: int = 0) -> Advice:
+    """Advises on the learning rates of a trainer's groups and on mu, from its present weights, which stay to the bit.
+
+    >>> import torch
+    >>> from smoothlab import Block, HybridSGD, Trainer, advise
+    >>> x = torch.ones(3, requires_grad=True, dtype=torch.float64)
+    >>> optimizer = HybridSGD([{"params": [x], "lr": 0.1, "name": "x"}])
+    >>> loss = lambda model, batch: 2 * x.square().sum()
+    >>> trainer = Trainer(None, {"x": Block("x", (x,))}, lambda step: [0], loss, optimizer)
+    >>> advice = advise(trainer, budget=1e6)["x"]
+    >>> advice.low <= 0.25 <= advice.high   # half of 2/lambda
+    True
+
+    Args:
+        trainer: any trainer without a seed log.
+        by: "predict": from measured curvature; "try": short runs; "confirm": both; "auto": both where the prediction
+            leaves time for runs, else runs.
+        budget: training steps whose time may be spent.
+        steps: steps of a short run.
+        seed: seed of probes and directions.
+
+    Raises:
+        BadInput: there is no limit to advise on: the loss is at its floor or does not depend on a block, or, with
+            "predict", curvature sets none; the message says what to do instead.
+    """
+    return _Adviser(trainer, by, budget, steps, seed).advice()
+
+
+class _Adviser:
+    def __init__(self, trainer: Trainer, by: By, budget: float, steps: int, seed: int) -> None:
+        self.trainer, self.by, self.budget, self.seed = trainer, by, budget, seed
+        self.rows: list[Row] = []
+        self.advised: list[Advised] = []
+        self.clock = Clock(trainer)
+        self.tries = Tries(trainer, steps)
+
+    def advice(self) -> Advice:
+        rates = rates_of(self.trainer)
+        with self._best_mu():
+            chosen = {name: 0.0 for rate in rates for name in rate.names}
+            for number, rate in enumerate(rates):
+                share = (self.budget - self.clock.steps) / (len(rates) - number)
+                advised = self._advise(rate, chosen, self.clock.steps + share)
+                self.advised.append(advised)
+                chosen |= dict.fromkeys(rate.names, advised.value)
+        forwards = self.clock.forwards + self.tries.forwards
+        return Advice(tuple(self.advised), tuple(self.rows), forwards, self.clock.seconds, self.clock.steps)
+
+    @contextmanager
+    def _best_mu(self) -> Iterator[None]:
+        """Inside the context the zeroth-order groups have the best mu."""
+        kept = []
+        try:
+            for group in self.trainer.optimizer.param_groups:
+                oracle = group["oracle"]
+                if isinstance(oracle, ZerothOrder):
+                    best = self._perturbation(group, oracle)
+                    kept.append((group, oracle))
+                    group["oracle"] = replace(oracle, mu=best.mu.value)
+            yield
+        finally:
+            for group, oracle in kept:
+                group["oracle"] = oracle
+
+    def _perturbation(self, group: Mapping[str, Any], oracle: ZerothOrder) -> BestPerturbation:
+        block = Block(group["name"], tuple(group["params"]))
+        loss = self.trainer.minibatch_loss(0)
+        best = best_perturbation(loss, block, oracle.distribution, oracle.sides, seed=(self.seed, 2))
+        self.clock.forwards += best.evaluations
+        weakest = "that the loss bends alike along all directions"
+        self.advised.append(Advised("mu", *best.mu, "differences of the loss", weakest, best.flag))
+        self.rows.append({
+            "part": "perturbation", "option": "mu", "block": block.name, "value": best.mu.value, "low": best.mu.low,
+            "high": best.mu.high, "error": best.error, "slope": best.slope, "noise": best.noise, "flag": best.flag,
+        })  # fmt: skip
+        return best
+
+    def _advise(self, rate: Rate, chosen: Mapping[str, float], until: float) -> Advised:
+        """One rate, the others as chosen; `until` is what all may have cost after it, in steps."""
+        prediction, why = self._predicted(rate, until)
+        tried = None
+        if self.by != "predict":
+            tried = self._tried(rate, chosen, prediction, until)
+        if tried is None:
+            assert prediction is not None
+            flag = "no time was left to try" if self.by != "predict" else None
+            return self._advised(rate, prediction.limit, "predicted", prediction.weakest, flag)
+        source, weakest = "tried", "that the limit of short runs is that of long ones"
+        if prediction is not None:
+            source, weakest = "predicted and tried", prediction.weakest
+        return self._advised(rate, tried.limit, source, weakest, tried.flag or why)
+
+    def _predicted(self, rate: Rate, until: float) -> tuple[Prediction | None, str | None]:
+        """The prediction, or None and why."""
+        cost = expected_gradients(self.trainer, rate.block) * (1 + BACKWARD) * self.clock.forward / self.clock.step
+        if self.by == "try" or (self.by == "auto" and cost > AFFORDABLE * (until - self.clock.steps)):
+            return None, None
+        try:
+            prediction = predicted_limit(self.trainer, rate.block, seed=(self.seed, 3))
+        except BadInput as error:
+            if self.by == "predict":
+                raise
+            return None, f"not predicted: {error}"
+        self.clock.forwards += prediction.gradients * (1 + BACKWARD)
+        self._limit(rate, prediction.limit, "predicted", prediction.condition, None)
+        for name, value in prediction.beside.items():
+            self._limit(rate, Interval(value, math.nan, math.nan), "predicted", name, None)
+        return prediction, None
+
+    def _tried(
+        self, rate: Rate, chosen: Mapping[str, float], prediction: Prediction | None, until: float
+    ) -> Limit | None:
+        """The limit by trying, or None where no time is left and there is a prediction."""
+        left = until - self.clock.steps
+        if prediction is not None and left < self.tries.steps:
+            return None
+        guess, prior = rate.configured or 1e-4, None
+        if prediction is not None:
+            guess, prior = prediction.limit.value, prediction.limit
+        limit = stability_limit(
+            self.tries, lambda value: {**chosen, **dict.fromkeys(rate.names, value)}, guess,
+            budget=self.tries.forwards + max(left, 0.0) * self.clock.cost, prior=prior, names=rate.option,
+        )  # fmt: skip
+        for trial in limit.trials:
+            self.rows.append({
+                "part": "trial", "option": rate.option, "block": rate.block.name, "rate": trial.rate,
+                "run": trial.number, "loss_before": trial.start, "loss_after": trial.end, "steps": trial.steps,
+            })  # fmt: skip
+        unstable = [trial.unstable for trial in limit.trials]
+        alone = threshold([trial.rate for trial in limit.trials], unstable)
+        self._limit(rate, alone, "tried", "loss above its start", limit.flag)
+        if prediction is not None:
+            self._limit(rate, limit.limit, "predicted and tried", "loss above its start", limit.flag)
+        return limit
+
+    def _limit(self, rate: Rate, limit: Interval, source: str, condition: str, flag: str | None) -> None:
+        self.rows.append({
+            "part": "limit", "option": rate.option, "block": rate.block.name, "source": source,
+            "condition": condition, "value": limit.value, "low": limit.low, "high": limit.high, "flag": flag,
+        })  # fmt: skip
+
+    def _advised(self, rate: Rate, limit: Interval, source: str, weakest: str, flag: str | None) -> Advised:
+        value, low, high = (FRACTION[rate.kind] * end for end in limit)
+        return Advised(rate.option, value, low, high, source, weakest, flag)
+
+
+def rates_of(trainer: Trainer) -> list[Rate]:
+    """Learning rates of a trainer's groups: exact ones first, as they cost least to know."""
+    rates: dict[str, Rate] = {}
+    groups: Sequence[Mapping[str, Any]] = trainer.optimizer.param_groups
+    for group in sorted(groups, key=lambda group: group["oracle"] is not None):
+        option = RATE_OPTIONS.get(group["name"], group["name"]).removeprefix("--").replace("-", "_")
+        kind = "zeroth" if group["oracle"] is not None else "adam" if "betas" in group else "exact"
+        params = tuple(group["params"])
+        if option in rates:
+            old = rates[option]
+            params = old.block.params + params
+            old.names.append(group["name"])
+            old.block = Block(old.block.name + "+" + group["name"], params)
+        else:
+            rates[option] = Rate(option, [group["name"]], Block(group["name"], params), kind, group["lr"])
+    return list(rates.values())

@@ -1,0 +1,130 @@
+"""The subcommand `smoothlab advise`: which learning rates and mu fit a model, its data and a method."""
+
+import math
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from smoothlab.errors import BadInput
+from smoothlab.experiments.advise.config import By
+from smoothlab.experiments.finetune.config import Training
+from smoothlab.experiments.finetune.options import check, say, unused
+from smoothlab.experiments.options import option
+
+if TYPE_CHECKING:
+    from smoothlab.experiments.advise.advice import Advice
+    from smoothlab.experiments.finetune.setup import Setup
+
+Row = dict[str, Any]
+DIGITS = 2
+"""Significant digits of advised numbers in the printed command."""
+MEASURING = ("measure", "cross", "points", "spacing", "minibatch", "over", "protocol", "product", "precision",
+             "block_rows", "diagonal", "gauss_newton", "probes", "path", "checkpoint")  # fmt: skip
+"""Options of runs along which curvature is measured, or that are continued."""
+
+
+@dataclass(frozen=True)
+class Advise(Training):
+    """Advise on eta_x, eta_y and mu for a run of `smoothlab finetune`, and print the command that trains with them.
+
+    All other options are those of the run; its rates and mu are where trying begins.
+
+    Attributes:
+        by: how limits of the rates are found. predict: from curvature measured at the start; try: by short runs from
+            the same weights, at rates a factor 3 apart and then closer; confirm: predicted, and tried from there on;
+            auto: confirm where a prediction leaves time for runs, else try.
+        budget: number of training steps whose time the advice may take.
+        try_steps: number of steps of a short run; its rate is stable if the loss is not above its start after them.
+    """
+
+    name: ClassVar[str] = "advise"
+    unit: ClassVar[str] = "part"
+    by: By = "auto"
+    budget: int = 100
+    try_steps: int = 20
+
+    def place(self, row: Row) -> int:
+        """The same place for all rows: what is spent is spent along the way."""
+        return 0
+
+    def standing(self, rows: Sequence[Row | None]) -> list[Row]:
+        """None: a stopped run starts again."""
+        return []
+
+    def continuation(self) -> str:
+        """What the same command does after a run was stopped."""
+        return "starts again"
+
+    def rows(self, done: Sequence[Row]) -> Iterator[Row]:
+        """Rows of the limits, the runs, the advice, and the command."""
+        from smoothlab.experiments.advise.advice import advise
+
+        self._check()
+        setup = self.setup()
+        say("; ".join([*setup.notes, *unused(self)]))
+        advice = advise(setup.trainer(), by=self.by, budget=self.budget, steps=self.try_steps, seed=self.seed)
+        yield from advice.rows
+        for advised in advice.advised:
+            yield {"part": "advice", **advised._asdict()}
+        yield {
+            "part": "cost", "forwards": round(advice.forwards), "seconds": round(advice.seconds, 3),
+            "training_steps": round(advice.steps, 1), "command": self.command(advice),
+        }  # fmt: skip
+
+    def setup(self) -> "Setup":
+        """Model, blocks and data as configured, before step 0."""
+        from smoothlab.experiments.finetune.setup import setup
+
+        return setup(self)
+
+    def plan(self) -> str:
+        """What would be done."""
+        self._check()
+        ways = {"auto": "predicted and tried, or tried alone", "predict": "predicted", "try": "tried"}
+        return (
+            f"{self.model} on {self.data}, {self.method}: limits of the rates are {ways.get(self.by, ways['auto'])}, "
+            f"in the time of at most {self.budget} training steps"
+        )
+
+    def command(self, advice: "Advice") -> str:
+        """The `smoothlab finetune` command of this run with the advised rates."""
+        values = {advised.option: rounded(advised.value) for advised in advice.advised}
+        words = ["smoothlab", "finetune"]
+        for field in fields(Training):
+            value = values.get(field.name, getattr(self, field.name))
+            shown = field.name in ("model", "data", "method") or field.name in values
+            if shown or value != field.default:
+                words += written(field.name, value)
+        return shlex.join(words)
+
+    def _check(self) -> None:
+        check(self)
+        if self.budget < 1 or self.try_steps < 1:
+            name = "budget" if self.budget < 1 else "try_steps"
+            raise BadInput(f"{option(name)} {getattr(self, name)} is too small: use at least 1")
+        for field in fields(Training):
+            if field.name in MEASURING and getattr(self, field.name) != field.default:
+                raise BadInput(
+                    f"{option(field.name)} with advise, which neither measures along a run nor continues one: leave it "
+                    "out, and give it to finetune"
+                )
+        if self.eta:
+            raise BadInput(f"--eta {self.eta[0]} with advise, which advises on --eta-x and --eta-y: leave it out")
+
+
+def rounded(value: float) -> float:
+    """A number with few digits, not above it: a rate that is rounded up is closer to its limit."""
+    digits = DIGITS - 1 - math.floor(math.log10(value))
+    return math.floor(value * 10.0**digits) / 10.0**digits if digits >= 0 else value
+
+
+def written(name: str, value: Any) -> list[str]:
+    """An option as the words of a command line."""
+    if isinstance(value, bool):
+        return [option(name) if value else option(f"no_{name}")]
+    if isinstance(value, float):
+        return [option(name), f"{value:g}"]
+    if isinstance(value, tuple):
+        return [option(name), *map(str, value)]
+    return [option(name), str(value)]

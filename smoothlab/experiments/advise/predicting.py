@@ -1,0 +1,226 @@
+"""Stability limits of learning rates predicted from the curvature at the present weights (docs/theory.md, F).
+
+- zeroth-order steps: the one-step gradient-norm condition, from two products along gradients and the Frobenius norm of
+  the block's Hessian;
+- exact gradients with SGD: 2 (1 + momentum)/((1 - dampening) lambda_max);
+- exact gradients with Adam: 2 (1 + beta1)/((1 - beta1) lambda_max) of the preconditioned Hessian, after a few steps at
+  a small rate, before which Adam's preconditioner knows one gradient only.
+
+Each assumes that the loss is quadratic as far as a step goes, and that its curvature stays; how far predictions were
+off in runs is in their intervals (`MODEL_ERROR`).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from smoothlab.blocks import Block, differentiable, dot, flatten, norm
+from smoothlab.errors import BadInput
+from smoothlab.hessian.deflation import Deflation
+from smoothlab.hessian.estimates import NormEstimate
+from smoothlab.hessian.exact import ExactHessian
+from smoothlab.hessian.products import Products
+from smoothlab.stats.intervals import Interval
+from smoothlab.theory.edge import Spectrum, adam_edge, exact_edge, gradient_norm_edge, mean_square_edge
+from smoothlab.trainer import Trainer
+from smoothlab.zeroth.estimators import ZerothOrder
+from smoothlab.zeroth.moments import outer_moment
+
+PRECISION = 0.15
+"""Half-width of the Frobenius norm's interval, relative to it."""
+LANCZOS = 10
+"""Lanczos steps, at most."""
+LOOKS = 2
+"""Minibatches whose gradients a product is taken along."""
+WARM_UP = 10
+"""Steps of Adam before its preconditioner is taken."""
+SLOW = 0.1
+"""Of the configured rate, the rate of these steps."""
+PRODUCT = 2.2
+"""Gradients that a Hessian-vector product costs."""
+MODEL_ERROR = {"gradient norm": math.log(2.5), "exact": math.log(2.5), "adam": math.log(4.0)}
+"""Half-width of the 95 % interval of log(limit seen in runs/limit predicted), by condition."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A predicted stability limit.
+
+    Attributes:
+        limit: with the 95 % interval of its measurement and of `MODEL_ERROR` together.
+        condition: the condition that it follows from, a key of `MODEL_ERROR`.
+        gradients: gradients that it cost.
+        weakest: the assumption that is most in doubt.
+        beside: what other conditions say, by their name.
+    """
+
+    limit: Interval
+    condition: str
+    gradients: float
+    weakest: str
+    beside: dict[str, float] = field(default_factory=dict)
+
+
+def predicted_limit(trainer: Trainer, block: Block, *, seed: Sequence[int] = (0,)) -> Prediction:
+    """The predicted limit of the rate of one or several groups of a trainer, joined to one block.
+
+    Raises:
+        BadInput: the loss is at a point without gradient, curves downwards along it, has no positive curvature, or does
+            not depend on the block.
+    """
+    group = _group_of(trainer, block)
+    with differentiable([block]):
+        if group["oracle"] is not None:
+            return _zeroth_order(trainer, block, group["oracle"], seed)
+        if "betas" in group:
+            return _adam(trainer, block, group, seed)
+        return _exact(trainer, block, group, seed)
+
+
+def expected_gradients(trainer: Trainer, block: Block) -> float:
+    """Gradients that `predicted_limit` will cost, about."""
+    group = _group_of(trainer, block)
+    products = LANCZOS + 7  # with those of the self-checks, the noise and the probes
+    if group["oracle"] is not None:
+        return (products + LOOKS) * PRODUCT + LOOKS
+    if "betas" in group:
+        return WARM_UP + (LANCZOS + 1) * PRODUCT
+    return products * PRODUCT
+
+
+def _group_of(trainer: Trainer, block: Block) -> dict[str, Any]:
+    for group in trainer.optimizer.param_groups:
+        if any(p is block.params[0] for p in group["params"]):
+            return group
+    raise BadInput(f"block '{block.name}' is in no group of the optimizer: name one that is trained")
+
+
+def _zeroth_order(trainer: Trainer, block: Block, oracle: Any, seed: Sequence[int]) -> Prediction:
+    if not isinstance(oracle, ZerothOrder):
+        raise BadInput(f"oracle {oracle!r} of block '{block.name}' has no known second moment: try rates instead")
+    moment = outer_moment(oracle, block.dim, block.shapes)
+    if moment.diagonal:
+        moment = moment._replace(isotropic=moment.isotropic + max(moment.diagonal, 0.0) / block.dim, diagonal=0.0)
+    hessian = ExactHessian(trainer.minibatch_loss(0), [block])
+    slopes = [_along_gradient(hessian, block)]
+    estimates = hessian.norms(precision=PRECISION, lanczos=LANCZOS, seed=seed)
+    hvps = max(estimate.hvps for estimate in estimates)
+    del hessian  # its graph, before the next minibatch's
+    for number in range(1, LOOKS):
+        slopes.append(_along_gradient(ExactHessian(trainer.minibatch_loss(number), [block]), block))
+    frobenius = estimates[0]
+    ends = []
+    for size in (frobenius.value, frobenius.high, frobenius.low):
+        edges = [gradient_norm_edge(rho, h, max(size, h / 2), moment) for rho, h in slopes]
+        ends.append(math.exp(sum(map(math.log, edges)) / len(edges)))
+    weakest = "that the loss is quadratic over a step of size eta ||ghat||, with the curvature of the start"
+    if frobenius.flag is not None:
+        weakest = f"the Frobenius norm of the Hessian ({frobenius.flag})"
+    beside = _other_conditions(estimates, block, moment)
+    gradients = (hvps + LOOKS) * PRODUCT + LOOKS
+    return Prediction(_widened(ends, "gradient norm"), "gradient norm", gradients, weakest, beside)
+
+
+def _along_gradient(hessian: ExactHessian, block: Block) -> tuple[float, float]:
+    """rho = g'Hg/||g||^2 and h = ||Hg||/||g||."""
+    g = hessian.gradients[block.name]
+    size = norm(g)
+    if size == 0:
+        raise BadInput(
+            f"the gradient of block '{block.name}' is 0: the loss, {hessian.loss:.4g}, is at its floor or does not "
+            "depend on the block; take weights from earlier in training, or look at the groups"
+        )
+    unit = g / size
+    (image,) = hessian.product(unit, block.name, [block.name])
+    return dot(unit, image), norm(image)
+
+
+def _other_conditions(estimates: Sequence[NormEstimate], block: Block, moment: Any) -> dict[str, float]:
+    """The mean-square edge, where the spectrum is not mostly negative."""
+    try:
+        edge = mean_square_edge(Spectrum.of_estimates(estimates, block.name, block.dim), moment)
+    except BadInput:
+        return {}
+    return {"mean square": edge.value}
+
+
+def _exact(trainer: Trainer, block: Block, group: dict[str, Any], seed: Sequence[int]) -> Prediction:
+    estimates = ExactHessian(trainer.minibatch_loss(0), [block]).norms(precision=0.3, lanczos=LANCZOS, seed=seed)
+    largest = estimates[1]
+    if largest.sign != 1:
+        raise BadInput(
+            f"the eigenvalue of largest modulus of block '{block.name}', {largest.value:.4g}, is not known to be "
+            "positive: a spectrum that is mostly negative sets no limit; try rates instead (--by try)"
+        )
+    momentum = {"momentum": group.get("momentum", 0.0), "dampening": group.get("dampening", 0.0)}
+    edges = [exact_edge(value, **momentum) for value in (largest.value, largest.high, largest.low)]
+    weakest = "that the curvature stays as at the start, while training tends to raise it"
+    return Prediction(_widened(edges, "exact"), "exact", largest.hvps * PRODUCT, weakest)
+
+
+def _adam(trainer: Trainer, block: Block, group: dict[str, Any], seed: Sequence[int]) -> Prediction:
+    rates = {other["name"]: 0.0 for other in trainer.optimizer.param_groups}
+    members = set(map(id, block.params))
+    for other in trainer.optimizer.param_groups:
+        if id(other["params"][0]) in members:
+            rates[other["name"]] = SLOW * other["lr"]
+    with trainer.on_trial(rates):
+        for _ in range(WARM_UP):
+            trainer.update()
+        loss = trainer.minibatch_loss(trainer.step)
+        scale = _preconditioner(trainer, block, group)
+        hessian = _Preconditioned(ExactHessian(loss, [block]), block, scale.rsqrt())
+        run = Deflation(hessian, block.name, [*seed, 1], ())
+        run.krylov(LANCZOS)
+        largest, most = float(np.linalg.eigvalsh(run.projected())[-1]), run.reach().highest
+    if largest <= 0:
+        raise BadInput(
+            f"the preconditioned Hessian of block '{block.name}' has no positive Ritz value ({largest:.4g}): a "
+            "spectrum that is mostly negative sets no limit; try rates instead (--by try)"
+        )
+    edges = [adam_edge(value, beta1=group["betas"][0]) for value in (largest, max(most, largest), largest)]
+    weakest = "that Adam's preconditioner stands still, as after its first steps, while it moves with every step"
+    return Prediction(_widened(edges, "adam"), "adam", WARM_UP + run.hvps * PRODUCT, weakest)
+
+
+def _preconditioner(trainer: Trainer, block: Block, group: dict[str, Any]) -> Tensor:
+    """Adam's sqrt(vhat) + eps of a block, flat."""
+    state = trainer.optimizer.state_dict()["exact"]
+    exact = [g for g in trainer.optimizer.param_groups if g["oracle"] is None]
+    numbers = {id(p): number for number, p in enumerate(p for g in exact for p in g["params"])}
+    parts = []
+    for p in block.params:
+        moments = state["state"][numbers[id(p)]]
+        vhat = moments["exp_avg_sq"] / (1 - group["betas"][1] ** float(moments["step"]))
+        parts.append(vhat.sqrt() + group["eps"])
+    return flatten(parts)
+
+
+class _Preconditioned(Products):
+    """Products with P^(-1/2) H P^(-1/2), whose rounding is taken for that of H."""
+
+    def __init__(self, hessian: ExactHessian, block: Block, root: Tensor) -> None:
+        self._hessian, self._root = hessian, root
+        self.blocks, self.loss, self.gradients = {block.name: block}, hessian.loss, {}
+
+    def product(self, v: Tensor, along: str, wrt: Sequence[str]) -> tuple[Tensor, ...]:
+        """P^(-1/2) H P^(-1/2) v."""
+        (image,) = self._hessian.product(self._root * v, along, wrt)
+        return (self._root * image,)
+
+    def noise(self, v: Tensor, image: Tensor, along: str) -> tuple[float, int]:
+        """No more than that of sums, for no product."""
+        return float(torch.finfo(v.dtype).eps), 0
+
+
+def _widened(edges: Sequence[float], condition: str) -> Interval:
+    """The interval of an edge's value, low and high end, with the model error in quadrature on the log scale."""
+    value, low, high = edges
+    down = math.hypot(math.log(value / low), MODEL_ERROR[condition])
+    up = math.hypot(math.log(high / value), MODEL_ERROR[condition])
+    return Interval(value, value * math.exp(-down), value * math.exp(up))

@@ -1,0 +1,79 @@
+"""What the records of ``smoothlab advise`` say: the advice in words and in a figure."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from smoothlab.errors import BadInput
+from smoothlab.report.numbers import interval, number
+from smoothlab.report.panels import COLORS, GRAY
+
+ADVICE = ("option", "value", "low", "high", "source", "weakest")
+
+
+def text(df: pd.DataFrame) -> list[str]:
+    """Lines for a terminal: each advised number with its interval, what others say, the cost, and the command."""
+    lines = []
+    for _, row in _part(df, "advice").iterrows():
+        lines.append(
+            f"--{row['option'].replace('_', '-')} {interval(row['value'], row['low'], row['high'])}, {row['source']}"
+        )
+        lines.append(f"  weakest assumption: {row['weakest']}")
+        if _given(row, "flag"):
+            lines.append(f"  note: {row['flag']}")
+        limits = df[(df["part"] == "limit") & (df["option"] == row["option"])]
+        for _, limit in limits.iterrows():
+            value = interval(limit["value"], limit["low"], limit["high"])
+            lines.append(f"  limit {limit['source']}, by {limit['condition']}: {value}")
+    cost = _part(df, "cost").iloc[-1]
+    lines.append(
+        f"cost: {number(cost['forwards'])} forward passes, {number(cost['seconds'])} s, "
+        f"the time of {number(cost['training_steps'])} training steps"
+    )
+    return [*lines, str(cost["command"])]
+
+
+def figure(df: pd.DataFrame) -> Figure:
+    """Loss after the short runs against their rate, with the limits that were predicted and tried.
+
+    Raises:
+        BadInput: the records are not those of ``smoothlab advise``, or nothing was tried.
+    """
+    trials = _part(df, "trial")
+    options = list(dict.fromkeys(trials["option"]))
+    drawing = Figure(figsize=(4.4 * len(options), 3.2), layout="constrained")
+    axes = drawing.subplots(1, len(options), squeeze=False)[0]
+    for ax, option in zip(axes, options, strict=True):
+        limits = df[(df["part"] == "limit") & (df["option"] == option)]
+        _panel(ax, option, trials[trials["option"] == option], limits)
+    axes[0].legend(fontsize=7)
+    return drawing
+
+
+def _panel(ax: Axes, option: str, trials: pd.DataFrame, limits: pd.DataFrame) -> None:
+    start, ends = float(trials["loss_before"].iloc[0]), trials["loss_after"].astype(float)
+    top = 2.5 * start
+    shown = ends.fillna(np.inf).clip(upper=top)
+    colors = np.where(ends <= start, COLORS[0], COLORS[1])
+    ax.scatter(trials["rate"], shown, c=colors, s=18, zorder=3)
+    ax.axhline(start, ls=":", lw=0.9, color=GRAY, label="loss at the start")
+    for line, (_, limit) in enumerate(limits.iterrows()):
+        color = COLORS[2 + line % (len(COLORS) - 2)]
+        ax.axvline(limit["value"], color=color, lw=1.2, label=f"{limit['source']}: {limit['condition']}")
+        if np.isfinite([limit["low"], limit["high"]]).all() and limit["low"] > 0:
+            ax.axvspan(limit["low"], limit["high"], color=color, alpha=0.12, lw=0)
+    steps = int(trials["steps"].max())
+    ax.set(xscale="log", xlabel=f"learning rate {option}", ylabel=f"loss after {steps} steps", ylim=(None, 1.04 * top))
+
+
+def _part(df: pd.DataFrame, part: str) -> pd.DataFrame:
+    if "part" not in df or not (df["part"] == part).any():
+        raise BadInput(f"these records hold no row of part '{part}': give records of `smoothlab advise`")
+    return df[df["part"] == part]
+
+
+def _given(row: Any, name: str) -> bool:
+    return name in row and isinstance(row[name], str)

@@ -1,0 +1,72 @@
+"""Advice on quadratics: rates below their limits, a mu, what they cost, and nothing left of the measuring."""
+
+from typing import Any
+
+import pytest
+import torch
+
+import smoothlab
+from smoothlab.errors import BadInput
+from smoothlab.experiments.advise.advice import FRACTION, advise, rates_of
+from smoothlab.zeroth.estimators import ZerothOrder
+from tests.experiments.advise.quadratics import hybrid, trainer_of
+
+
+@pytest.mark.parametrize("by", ["predict", "try", "confirm", "auto"])
+def test_each_way_finds_the_edge_of_gradient_descent(by: Any) -> None:
+    advice = advise(trainer_of([4.0, 1.0]), by=by, budget=1e6)
+    (advised,) = advice.advised
+    assert advised.option == "eta_x" and advised.low <= FRACTION["exact"] * 0.5 <= advised.high
+    sources = {"predict": "predicted", "try": "tried"}
+    assert advised.source == sources.get(by, "predicted and tried")
+    assert advice.forwards > 0 and advice.seconds > 0 and advice.steps > 0
+
+
+def test_a_hybrid_gets_both_rates_and_mu_and_stays_as_it_was() -> None:
+    trainer, twin = hybrid(), hybrid()
+    oracle = trainer.optimizer.param_groups[0]["oracle"]
+    advice = smoothlab.advise(trainer, budget=1e6)
+    assert [advised.option for advised in advice.advised] == ["mu", "eta_y", "eta_x"]
+    assert advice["eta_y"].low <= 0.25 <= advice["eta_y"].high
+    assert advice["eta_x"].low <= 0.5 * 2 / 12 * 2 and advice["eta_x"].high >= 0.5 * 2 / 12
+    with pytest.raises(KeyError):
+        advice["eta"]
+    assert trainer.optimizer.param_groups[0]["oracle"] is oracle
+    for each in (trainer, twin):
+        for _ in range(3):
+            each.update()
+    for name in ("base", "peft"):
+        assert torch.equal(trainer.blocks[name].params[0], twin.blocks[name].params[0])
+
+
+def test_where_curvature_sets_no_limit_trying_goes_on_and_says_so() -> None:
+    """f = -2 x^2 + y^2 from x = 0, where nothing moves x: the limit is that of y alone."""
+    trainer = trainer_of([-4.0, 2.0])
+    with torch.no_grad():
+        trainer.blocks["base"].params[0][0] = 0.0
+    (advised,) = advise(trainer, by="confirm", budget=1e6).advised
+    assert advised.source == "tried" and "mostly negative" in str(advised.flag)
+    with pytest.raises(BadInput, match="mostly negative"):
+        advise(trainer, by="predict")
+
+
+def test_a_small_budget_is_kept() -> None:
+    advice = advise(trainer_of([1.0] * 50), by="try", budget=40, steps=10)
+    runs = [row for row in advice.rows if row["part"] == "trial"]
+    assert 1 <= len(runs) <= 4
+
+
+def test_groups_of_one_option_share_its_rate() -> None:
+    rates = rates_of(hybrid())
+    assert [(rate.option, rate.names, rate.kind) for rate in rates] == [
+        ("eta_y", ["peft"], "exact"), ("eta_x", ["base"], "zeroth")
+    ]  # fmt: skip
+
+
+def test_a_block_that_the_loss_does_not_depend_on_is_refused_in_one_line() -> None:
+    for oracle in (None, ZerothOrder()):
+        trainer = trainer_of([1.0], oracle=oracle)
+        trainer.loss = lambda model, part: torch.ones((), dtype=torch.float64, requires_grad=True)
+        with pytest.raises(BadInput, match="depend") as caught:
+            advise(trainer, by="try")
+        assert "\n" not in str(caught.value)

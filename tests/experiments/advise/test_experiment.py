@@ -1,0 +1,49 @@
+"""`smoothlab advise` as a command: what it prints is a command that parses; options that it refuses."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from smoothlab import commands, records
+from smoothlab.__main__ import main
+from smoothlab.experiments.advise.experiment import rounded
+
+
+def test_advice_on_a_language_model_ends_with_a_command_that_parses(folder: Path, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "advice.jsonl"
+    words = ["advise", "--model", str(folder / "model"), "--data", str(folder / "data.jsonl"), "--method", "fo-peft",
+             "--rank", "2", "--batch", "4", "--by", "confirm", "--budget", "60", "--try-steps", "2",
+             "--out", str(out)]  # fmt: skip
+    assert main(words) == 0
+    printed = capsys.readouterr().out.strip().splitlines()
+    command = shlex.split(printed[-1])
+    assert command[:2] == ["smoothlab", "finetune"] and command[command.index("--rank") + 1] == "2"
+    assert isinstance(commands.parse(command[1:]), commands.Command)
+    table = records.load(out)
+    advice = table[table["part"] == "advice"].iloc[0]
+    rate = float(command[command.index("--eta-y") + 1])
+    assert rate == rounded(advice["value"]) and advice["low"] <= advice["value"]
+    assert {"advice", "cost"} <= set(table["part"]) and table["command"].iloc[-1] == printed[-1]
+
+
+@pytest.mark.parametrize(("value", "expected"), [(0.0123, 0.012), (0.0199, 0.019), (3.21e-5, 3.2e-5), (1.0, 1.0)])
+def test_rates_are_rounded_down_to_two_digits(value: float, expected: float) -> None:
+    assert rounded(value) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--budget", "0"], "--budget 0 is too small"),
+        (["--try-steps", "0"], "--try-steps 0 is too small"),
+        (["--measure", "peft"], "--measure with advise"),
+        (["--checkpoint", "folder"], "--checkpoint with advise"),
+        (["--method", "fo-full", "--eta", "layer.0=1e-3"], "--eta layer.0=1e-3 with advise"),
+        (["--by", "guess"], "guess"),
+    ],
+)
+def test_what_advise_refuses_is_one_line_with_the_fix(options: list[str], words: str, tmp_path: Path, capsys) -> None:
+    assert main(["advise", *options, "--out", str(tmp_path / "a.jsonl")]) == 2
+    error = capsys.readouterr().err.strip()
+    assert words in error and "\n" not in error
