@@ -151,9 +151,27 @@ def test_loader_that_ends_is_refused() -> None:
         few.norms()
 
 
-def test_precision_out_of_range_is_refused() -> None:
-    with pytest.raises(BadInput, match=r"precision 1: use one in \(0, 1\)"):
-        hessian(items(1.0), 2, 0).norms(precision=1.0)
+@pytest.mark.parametrize("precision", [0.0, 1.0])
+def test_precision_out_of_range_is_refused(precision: float) -> None:
+    with pytest.raises(BadInput, match=rf"precision {precision:g}: use one in \(0, 1\)"):
+        hessian(items(1.0), 2, 0).norms(precision=precision)
+
+
+def test_a_block_that_its_basis_spans_takes_no_probes() -> None:
+    """Three directions span three dimensions: each minibatch costs three products, and the rounding of one."""
+    run = Dense(items(1.0, dim=3), 4, 0)
+    products = []
+    plain = DenseHessian.product
+
+    def counted(self: DenseHessian, v: torch.Tensor, along: str, wrt: Sequence[str]) -> tuple[torch.Tensor, ...]:
+        products.append(v)
+        return plain(self, v, along, wrt)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DenseHessian, "product", counted)
+        frobenius = run.norms(precision=0.2)[0]
+    assert all(float(v.norm()) == pytest.approx(1.0) for v in products)
+    assert frobenius.hvps == len(products)
 
 
 def test_defaults_are_those_of_the_documents() -> None:

@@ -2,6 +2,7 @@
 
 import math
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -11,10 +12,22 @@ from smoothlab.blocks import Block
 from smoothlab.divergence import Diverged
 from smoothlab.errors import BadInput
 from smoothlab.llm.adapters import attach
-from smoothlab.llm.evaluate import Encoded, _accuracy, _buckets, accuracy, accuracy_one_by_one
+from smoothlab.llm.evaluate import Accuracy, Encoded, _accuracy, _buckets, accuracy, accuracy_one_by_one, mean_loss
 from smoothlab.optim.hybrid import HybridSGD
 from smoothlab.trainer import Schedule, Trainer
 from tests.llm.tiny import encoded, tiny_lm
+
+
+@pytest.mark.parametrize("kind", ["verbalizer", "classifier", "multiple choice", "completion", "text"])
+def test_the_mean_loss_of_scores_by_hand(kind: Any) -> None:
+    """-log softmax(s)_label where candidates compete, -s_label otherwise."""
+    rows = ((-1.0, -3.0), (-2.0, -0.5))
+    result = Accuracy(2, 2, (0, 1), rows)
+    items = Encoded(((1,), (1,)), (((2,), (3,)),) * 2, (1, 1), kind, pad=0)
+    expected = (3.0 + 0.5) / 2
+    if kind in ("verbalizer", "classifier"):
+        expected += (math.log(math.exp(-1) + math.exp(-3)) + math.log(math.exp(-2) + math.exp(-0.5))) / 2
+    assert mean_loss(result, items) == pytest.approx(expected, rel=1e-12)
 
 
 class Linear(nn.Module):
