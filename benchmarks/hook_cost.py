@@ -7,28 +7,20 @@ and the padding more closely than later ones do, and is given apart.
 
 import argparse
 import statistics
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 
 from benchmarks.point import language_model
-from benchmarks.timing import ratio_row
+from benchmarks.timing import cpu_seconds, ratio_row
 from smoothlab.hessian.trajectory import SmoothnessHook
 from smoothlab.records import Row, environment, load, run
 
 EVERY = 50
 TARGET = 1.3
-
-
-def cpu(job: Callable[[], Any]) -> float:
-    """CPU seconds that the job takes."""
-    begun = time.process_time()
-    job()
-    return time.process_time() - begun
 
 
 @dataclass(frozen=True)
@@ -74,9 +66,9 @@ class HookCost:
         hook = SmoothnessHook(model, [peft], at=range(self.points), precision=self.precision)
         steps, points = [], []
         for i in range(self.points):
-            steps += [cpu(step), cpu(step)]
-            points.append(cpu(lambda i=i: hook(i, loss)))  # type: ignore[misc]
-        steps += [cpu(step), cpu(step)]
+            steps += [cpu_seconds(step), cpu_seconds(step)]
+            points.append(cpu_seconds(lambda i=i: hook(i, loss)))  # type: ignore[misc]
+        steps += [cpu_seconds(step), cpu_seconds(step)]
         ratios = [1 + point / (EVERY * statistics.median(steps)) for point in points]
         yield ratio_row("first point", ratios[:1], points[:1], unit="50 steps", target=TARGET)
         if ratios[1:]:

@@ -11,7 +11,6 @@ import argparse
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.timing import ratio_row
+from benchmarks.timing import cpu_seconds, ratio_row
 from smoothlab.blocks import fixed_loss
 from smoothlab.llm.adapters import attach
 from smoothlab.llm.compute import compute_in_float32
@@ -96,12 +95,6 @@ def _most_resident() -> int:
     return 1024 * int(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
 
 
-def _cpu_seconds(step: Callable[[], Any]) -> float:
-    begun = time.process_time()
-    step()
-    return time.process_time() - begun
-
-
 @dataclass(frozen=True)
 class StorageSpeed:
     """Cost of steps by the format that weights are held in.
@@ -131,7 +124,7 @@ class StorageSpeed:
             times: dict[str, list[float]] = {storage: [] for storage in STORAGES}
             for _ in range(self.repetitions):
                 for storage, step in steps.items():
-                    times[storage].append(_cpu_seconds(step))
+                    times[storage].append(cpu_seconds(step))
             for storage in STORAGES:
                 ratios = [t / reference for t, reference in zip(times[storage], times["float32"], strict=True)]
                 target = MOST if storage == STORAGES[1] else None

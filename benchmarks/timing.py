@@ -15,9 +15,16 @@ def timed(job: Callable[[], Any]) -> float:
     return time.perf_counter() - begun
 
 
+def cpu_seconds(job: Callable[[], Any]) -> float:
+    """CPU seconds that the job takes in this process."""
+    begun = time.process_time()
+    job()
+    return time.process_time() - begun
+
+
 def ratio_row(what: str, ratios: Sequence[float], seconds: Sequence[float], **more: Any) -> Row:
     """A record of ratios: their median with its quartiles, and the median time if there is one."""
     quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else [ratios[0]] * 3
     spread = {"value": statistics.median(ratios), "low": quartiles[0], "high": quartiles[2]}
-    told = {"seconds": statistics.median(seconds) if seconds else None, "raw": list(ratios)}
-    return {"what": what, "unit": "gradients", "target": None, **spread, **told, **more}
+    times = {"seconds": statistics.median(seconds) if seconds else None, "raw": list(ratios)}
+    return {"what": what, "unit": "gradients", "target": None, **spread, **times, **more}

@@ -30,12 +30,12 @@ MEMORY_OPTIONS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's) and return its exit status."""
-    own = argv is None
+    whole_process = argv is None
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv == ["--version"]:
         print(f"smoothlab {__version__}")
         return 0
-    with watched(own=own) as interruption:
+    with watched(whole_process=whole_process) as interruption:
         for name, value in QUIET_THREADS.items():
             os.environ.setdefault(name, value)  # read when torch is first imported
         for stream in (sys.stdout, sys.stderr):

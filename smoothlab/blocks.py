@@ -175,8 +175,8 @@ def standing_at(block: Block, tensors: Sequence[Tensor]) -> Iterator[None]:
             p.data = tensor
         yield
     finally:
-        for p, own in zip(block.params, home, strict=True):
-            p.data = own
+        for p, data in zip(block.params, home, strict=True):
+            p.data = data
 
 
 @contextmanager

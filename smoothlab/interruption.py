@@ -78,11 +78,11 @@ class Interruption:
 
 
 @contextmanager
-def watched(*, own: bool) -> Iterator[Interruption]:
+def watched(*, whole_process: bool) -> Iterator[Interruption]:
     """Take SIGINT and SIGTERM, unless this process ignores them or somebody else takes them.
 
     Args:
-        own: whether the process is the command's, which ends with it: signals are then taken to its very end.
+        whole_process: whether the process is the command's, which ends with it: signals are then taken to its very end.
     """
     state = Interruption()
     if threading.current_thread() is not threading.main_thread():  # Python lets no other thread take signals
@@ -100,7 +100,7 @@ def watched(*, own: bool) -> Iterator[Interruption]:
         yield state
     finally:
         state.working = False
-        if not own:
+        if not whole_process:
             sys.unraisablehook = hook
             for number, handler in zip(taken, before, strict=True):
                 signal.signal(number, handler)

@@ -34,7 +34,7 @@ class Ridge:
     k: Array
 
     def value(self, x: Array, s: Array | float) -> Array:
-        """R, the function of the module."""
+        """R(x, s), see the docstring of the module."""
         y = (s + x) / self.k
         value: Array = self.m * x**2 / 2 + self.m_y * y**2 / 2 + np.exp(-(s**2) / 2) * np.cosh(x)
         return value

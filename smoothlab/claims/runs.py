@@ -93,25 +93,25 @@ class Means:
     """Means of measured numbers over what is allowed: an inequality between means is broken where one lies above 1.
 
     Attributes:
-        ratios: intervals of measured/allowed, by the place where they were taken.
+        ratios: intervals of measured/allowed, by the case that they are of.
         flagged: how many of the means rare draws may carry (`samples.rare_draws`).
     """
 
     ratios: dict[str, Interval] = field(default_factory=dict)
     flagged: int = 0
 
-    def add(self, place: str, measured: Interval, allowed: float) -> None:
+    def add(self, case: str, measured: Interval, allowed: float) -> None:
         """Note the interval of a mean."""
-        self.ratios[place] = Interval(*(end / allowed for end in measured))
+        self.ratios[case] = Interval(*(end / allowed for end in measured))
 
-    def add_squares(self, place: str, squares: Array, allowed: float) -> None:
+    def add_squares(self, case: str, squares: Array, allowed: float) -> None:
         """Note the mean of numbers that are not negative and may be far off at times."""
-        self.add(place, samples.mean_square(squares), allowed)
+        self.add(case, samples.mean_square(squares), allowed)
         self.flagged += samples.rare_draws(squares) is not None
 
     def search(self, what: str, draws: int) -> Search:
         """The evidence of an inequality `what` from means of so many draws each."""
-        worst = max(self.ratios, key=lambda place: self.ratios[place].value)
+        worst = max(self.ratios, key=lambda case: self.ratios[case].value)
         top = self.ratios[worst]
         surely = max(interval.low for interval in self.ratios.values())
         facts: dict[str, float | str] = {

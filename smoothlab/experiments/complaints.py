@@ -65,9 +65,9 @@ def _unknown_command(argv: Sequence[str], names: Sequence[str]) -> str:
     return f"'{argv[0]}' is no command of smoothlab: {listed}"
 
 
-def _unknown_option(command: str, name: str, own: Sequence[str], commands: Mapping[str, Callable[..., Any]]) -> str:
+def _unknown_option(command: str, name: str, options: Sequence[str], commands: Mapping[str, Callable[..., Any]]) -> str:
     complaint = f"smoothlab {command} has no option {name}"
-    near = difflib.get_close_matches(name, own, 1, cutoff=0.7)
+    near = difflib.get_close_matches(name, options, 1, cutoff=0.7)
     if near:
         return f"{complaint}: did you mean {near[0]}?"
     others = [other for other, function in commands.items() if name in options_of(function)]

@@ -52,11 +52,11 @@ class Directions:
         for kind, reach in _reaches(sizes).items():
             if sizes[kind] == 0.0:
                 continue
-            own = _length(self.weights, self.kinds[kind])
+            length = _length(self.weights, self.kinds[kind])
             for i in self.kinds[kind]:
                 parts[i].add_(self.gradients[i], alpha=reach / sizes[kind])
-                if own:
-                    parts[i].add_(self.weights[i], alpha=0.5 * reach / own)
+                if length:
+                    parts[i].add_(self.weights[i], alpha=0.5 * reach / length)
         if not _normalize(v):
             v.fill_(v.numel() ** -0.5)
         return v

@@ -224,8 +224,8 @@ class FiniteDifferenceHessian(LossAtPoint, Hessian):
         size = float(sizes[best])
         # Only gaps that stand clear of rounding say how truncation shrinks, and two such neighbors make a ratio.
         clear = gaps > 4 * (floors[:-1] + floors[1:])
-        both = clear[:-1] & clear[1:]
-        shrinks = np.sort(gaps[:-1][both] / gaps[1:][both])
+        clear_pairs = clear[:-1] & clear[1:]
+        shrinks = np.sort(gaps[:-1][clear_pairs] / gaps[1:][clear_pairs])
         kinks = False
         if len(shrinks):
             slow = shrinks[len(shrinks) // 2] < 4 ** (order / 2)

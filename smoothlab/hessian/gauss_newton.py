@@ -151,13 +151,13 @@ class OutputProbes:
         images = {}
         start = 0
         for name, block in self.blocks.items():
-            own = []
+            gradients = []
             for p, part in zip(block.params, parts[start : start + len(block.params)], strict=True):
                 if part is None:  # outputs that a parameter does not reach
                     part = torch.zeros_like(p)
-                own.append(part)
+                gradients.append(part)
             start += len(block.params)
-            images[name] = flatten(own)
+            images[name] = flatten(gradients)
         for name, square in self._dots(images, images).items():
             self.squares[name].append(square)
         if keep and len(self.images) < IMAGES:

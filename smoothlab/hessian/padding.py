@@ -66,12 +66,12 @@ def distances(model: nn.Module, alone: Outputs, among: Mapping[str, Outputs]) ->
     with torch.no_grad():
         truth = alone().double()
         # The outputs themselves are rounded, whatever happens inside: R is no smaller than that.
-        own = torch.finfo(torch.float32).eps * truth.square().mean(-1).sqrt()
-        own = own.clamp_min(torch.finfo(torch.float64).tiny)
+        output_rounding = torch.finfo(torch.float32).eps * truth.square().mean(-1).sqrt()
+        output_rounding = output_rounding.clamp_min(torch.finfo(torch.float64).tiny)
 
         @functools.cache
         def rounding() -> Tensor:
-            squares = own.square()
+            squares = output_rounding.square()
             for seed in range(RUNS):
                 with noise(model, seed):
                     squares = squares + (alone().double() - truth).square().mean(-1) / RUNS
@@ -82,8 +82,8 @@ def distances(model: nn.Module, alone: Outputs, among: Mapping[str, Outputs]) ->
             apart = outputs().double() - truth
             by_name[name] = Distance(0.0, 0.0)
             if bool(torch.isfinite(apart).all()) and bool(apart.any()):
-                rms, scale = apart.square().mean(-1).sqrt(), own
-                if bool((rms > LIMIT * own).any()):  # most rows spare the repetitions with noise
+                rms, scale = apart.square().mean(-1).sqrt(), output_rounding
+                if bool((rms > LIMIT * output_rounding).any()):  # most rows spare the repetitions with noise
                     scale = rounding()
                 by_name[name] = Distance(float(apart.abs().max()), float((rms / scale).max()))
             elif bool(apart.any() and torch.isfinite(truth).all()):  # else the weights are broken, not the padding
@@ -249,7 +249,7 @@ def _cut(value: Any, shape: torch.Size, row: int, real: Tensor, name: str, pairs
     """What one row gets of an argument, without padding; the answers of pairs are of another length."""
     if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != shape[0]:
         return value
-    own = value[row : row + 1]
+    part = value[row : row + 1]
     if value.shape[:2] == shape and not (pairs and (name == "labels" or name.startswith("decoder"))):
-        own = own[:, real]
-    return own
+        part = part[:, real]
+    return part

@@ -129,14 +129,14 @@ def _look_at_products(check: LineCheck, directions: Directions, run: Deflation) 
         check.look(mixed, ALL_KINDS, run.form(mixed))
         return
     mixed, column = run.basis.rows[-1], run.columns[-1]
-    own = float(column[-1])
-    b = (abs(value) / abs(2 * own)) ** 0.5 if own else 1.0
+    curvature = float(column[-1])
+    b = (abs(value) / abs(2 * curvature)) ** 0.5 if curvature else 1.0
     if 1 / 3 <= b <= 3:
-        both = value + b**2 * own + 2 * b * float(coefficients @ column[:-1])
-        if check.agrees(top.add(mixed, alpha=b).mul_((1 + b**2) ** -0.5), both / (1 + b**2)):
+        combined = value + b**2 * curvature + 2 * b * float(coefficients @ column[:-1])
+        if check.agrees(top.add(mixed, alpha=b).mul_((1 + b**2) ** -0.5), combined / (1 + b**2)):
             return
     check.look(top, TOP, value)
-    check.look(mixed, ALL_KINDS, own)
+    check.look(mixed, ALL_KINDS, curvature)
 
 
 def _look_along_rows(check: LineCheck, directions: Directions) -> None:

@@ -25,18 +25,18 @@ class ContentFree:
 
     Attributes:
         encoded: the distinct ones.
-        place: for each item the number of its own.
+        number: for each item the number of its prompt.
     """
 
     encoded: Encoded
-    place: tuple[int, ...]
+    number: tuple[int, ...]
 
 
 def content_free(items: Sequence[Choice], encode: Callable[[Sequence[Choice]], Encoded]) -> ContentFree:
     """The items' content-free prompts, tokenized by `encode`."""
     distinct: dict[tuple[str, tuple[str, ...]], int] = {}
-    place = [distinct.setdefault((item.content_free, item.candidates), len(distinct)) for item in items]
-    return ContentFree(encode([Choice(prompt, candidates, 0) for prompt, candidates in distinct]), tuple(place))
+    number = [distinct.setdefault((item.content_free, item.candidates), len(distinct)) for item in items]
+    return ContentFree(encode([Choice(prompt, candidates, 0) for prompt, candidates in distinct]), tuple(number))
 
 
 def calibrated(result: Accuracy, prior: Sequence[Sequence[float]], labels: Sequence[int]) -> Accuracy:

@@ -76,7 +76,7 @@ def _of_turn(tokenizer: Any, prompt: str, completion: str) -> tuple[Tokens, Toke
         return whole[:shared], (*whole[shared:], end), shared < len(context)
     # The last such token is the template's, whatever stands in the completion; a line break may follow it.
     end = closing[0]
-    last = [place for place, token in enumerate(whole) if token == end][-closing.count(end)]
+    last = [position for position, token in enumerate(whole) if token == end][-closing.count(end)]
     return whole[:shared], whole[shared : last + 1], shared < len(context)
 
 

@@ -1,4 +1,4 @@
-"""Items as tokens: what of a row is read, and at which places the next token is scored.
+"""Items as tokens: what of a row is read, and at which positions the next token is scored.
 
 Every row is prompt + candidate less its last token, which is scored but read by nothing: candidates of one token share
 their row, and one forward pass serves all of them. A classifier reads the prompt alone, or the sentence that it was
@@ -181,16 +181,16 @@ def batch(
 
     Returns:
         input_ids and attention_mask [R, T]; row and back [P], the positions whose next token is scored, the last of the
-        T of a row having back = 1; place and token [C, L], for each candidate which of the P positions scores each of
-        its tokens, and mask [C, L], 1 where it has one; labels [B] but for multiple choice, where the B items have
-        C / B candidates each, and for completions and texts, where C = B.
+        T of a row having back = 1; position and token [C, L], for each candidate the number of the P positions that
+        scores each of its tokens, and mask [C, L], 1 where it has one; labels [B] but for multiple choice, where the B
+        items have C / B candidates each, and for completions and texts, where C = B.
     """
     chooses = encoded.kind not in ("multiple choice", *GENERATIVE)  # among candidates that all items share
     right_alone = not chooses and not all_candidates
     # Dictionaries number rows and positions in the order in which they first come up, each once.
     rows: dict[tuple[int, Tokens], int] = {}
     positions: dict[tuple[int, int], int] = {}
-    places, targets = [], []
+    scored, targets = [], []
     for owner, number in enumerate(indices):
         context, tails = encoded.contexts[number], encoded.options[number]
         if right_alone:
@@ -199,10 +199,10 @@ def batch(
             owner = number  # an item that is drawn twice is read once
         for tail in tails:
             row = rows.setdefault((owner, context + tail[:-1]), len(rows))
-            place = []
+            numbers = []
             for back in range(len(tail), 0, -1):
-                place.append(positions.setdefault((row, back), len(positions)))
-            places.append(place)
+                numbers.append(positions.setdefault((row, back), len(positions)))
+            scored.append(numbers)
             targets.append(tail)
     ids = _filled([tokens for _, tokens in rows], encoded.pad, multiple)
     lengths = torch.tensor([len(tokens) for _, tokens in rows])
@@ -210,7 +210,7 @@ def batch(
     result = {
         "input_ids": ids,
         "attention_mask": (torch.arange(ids.shape[1]) < lengths[:, None]).long(),
-        "place": _filled(places),
+        "position": _filled(scored),
         "token": _filled(targets),
         "mask": _filled([[1] * len(tail) for tail in targets]),
         "row": owners,

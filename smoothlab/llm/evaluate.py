@@ -8,7 +8,7 @@ or a classifier's log-probability of its class, and the prediction is the candid
 an item is -log softmax(s)_label for tasks with verbalizers and for classifiers, and -s_label for multiple choice and
 for completions and texts, which have one candidate; the loss of a batch is its mean over items. (The public code that
 the paper follows takes the mean over all tokens of a batch in the latter cases: an item's weight then depends on its
-batch.) The vocabulary head runs at scored places only.
+batch.) The vocabulary head runs at scored positions only.
 """
 
 import math

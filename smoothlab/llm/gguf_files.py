@@ -64,9 +64,9 @@ class Header:
         """Keys of the architecture, without its name."""
         keys = []
         for key in self.metadata:
-            before, _, own = key.partition(".")
+            before, _, after = key.partition(".")
             if before == self.architecture:
-                keys.append(own)
+                keys.append(after)
         return keys
 
     @property

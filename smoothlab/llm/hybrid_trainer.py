@@ -181,8 +181,10 @@ class _Minibatches:
         losses = []
         for number in range(count):
             # A dropout mask belongs to a minibatch of a step, and is the same in all evaluations of it.
-            own = seed + (args.process_index * count + number) * MASK
-            losses.append(fixed_loss(partial(self._loss, number, own), self._trainer.model, train=True, seed=own))
+            mask_seed = seed + (args.process_index * count + number) * MASK
+            losses.append(
+                fixed_loss(partial(self._loss, number, mask_seed), self._trainer.model, train=True, seed=mask_seed)
+            )
         return losses
 
     def _loss(self, number: int, seed: int) -> Tensor:

@@ -32,5 +32,5 @@ def loss_outputs(model: nn.Module, minibatch: Mapping[str, Tensor]) -> Outputs:
     # A place is scored once in each candidate that it belongs to; masked entries only fill the rows up.
     shares = mask / mask.sum(1, keepdim=True) / len(mask)
     weights = torch.zeros(len(logits), dtype=logits.dtype, device=logits.device)
-    weights.index_add_(0, minibatch["place"].reshape(-1), shares.reshape(-1))
+    weights.index_add_(0, minibatch["position"].reshape(-1), shares.reshape(-1))
     return Outputs(logits, weights)

@@ -104,9 +104,11 @@ class MinibatchLoss:
         self._kind, self._model, self._compute = type(trainer), trainer.model, compute
         self._snapshot = Snapshot(trainer)
         self._args, self._kwargs = copied(args), copied(kwargs)
-        own = [p.name for p in inspect.signature(compute).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+        parameters = [
+            p.name for p in inspect.signature(compute).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD
+        ]
         # Behind what a subclass names, *args may take the rest of what a Trainer passes, in its order.
-        self._names = own + list(_CANONICAL[len(own) :])
+        self._names = parameters + list(_CANONICAL[len(parameters) :])
         # transformers' own losses are means where they get no count; others may not do without one.
         plain = getattr(compute, "__func__", None) is Trainer.compute_loss and trainer.compute_loss_func is None
         self._counts = not plain and self._argument("num_items_in_batch") is not None

@@ -34,7 +34,7 @@ def token_logs(model: nn.Module, minibatch: Minibatch) -> Tensor:
             logs = _in_chunks(model, base, minibatch, size)
             if logs is not None:
                 return logs
-    return _log_softmax(logits(model, minibatch))[minibatch["place"], minibatch["token"]]
+    return _log_softmax(logits(model, minibatch))[minibatch["position"], minibatch["token"]]
 
 
 def logits(model: nn.Module, minibatch: Minibatch) -> Tensor:
@@ -89,15 +89,15 @@ def _in_chunks(model: Any, base: Any, minibatch: Minibatch, size: int) -> Tensor
     if after_head is None:
         return None
 
-    def logs_of(chunk: Tensor, places: Tensor, tokens: Tensor) -> Tensor:
-        return _log_softmax(after_head(head(chunk[None])[0]))[places, tokens]
+    def logs_of(chunk: Tensor, positions: Tensor, tokens: Tensor) -> Tensor:
+        return _log_softmax(after_head(head(chunk[None])[0]))[positions, tokens]
 
-    places, tokens = minibatch["place"].flatten(), minibatch["token"].flatten()
+    positions, tokens = minibatch["position"].flatten(), minibatch["token"].flatten()
     real = minibatch["mask"].flatten() > 0  # candidates are filled up to the longest one's length
     entries, parts = [], []
     for start in range(0, len(hidden), size):
-        inside = (real & (places >= start) & (places < start + size)).nonzero()[:, 0]
-        inputs = hidden[start : start + size], places[inside] - start, tokens[inside]
+        inside = (real & (positions >= start) & (positions < start + size)).nonzero()[:, 0]
+        inputs = hidden[start : start + size], positions[inside] - start, tokens[inside]
         if torch.is_grad_enabled():
             # The non-reentrant kind alone can be differentiated twice, as exact Hessian products are.
             part = checkpoint(logs_of, *inputs, use_reentrant=False)
@@ -106,8 +106,8 @@ def _in_chunks(model: Any, base: Any, minibatch: Minibatch, size: int) -> Tensor
         entries.append(inside)
         parts.append(part)
     values = torch.cat(parts)
-    flat = values.new_zeros(len(places)).index_put((torch.cat(entries),), values)
-    return flat.view(minibatch["place"].shape)
+    flat = values.new_zeros(len(positions)).index_put((torch.cat(entries),), values)
+    return flat.view(minibatch["position"].shape)
 
 
 def _after_head(base: Any, head: nn.Module, hidden: Tensor, example: Tensor) -> Callable[[Tensor], Tensor] | None:

@@ -240,24 +240,24 @@ class HybridSGD(torch.optim.Optimizer):
         Masters stay as they are where the state is without them: `replay` was called before.
 
         Raises:
-            BadInput: it is of other groups, or the seed log ends before.
+            BadInput: it is of different groups, or the seed log ends before.
         """
         names = [group["name"] for group in self.param_groups]
         if names != [group.get("name") for group in state_dict["groups"]]:
             raise BadInput(f"the optimizer's state is of other groups than {', '.join(names)}: make it with the same")
         exact, masters = state_dict["exact"], state_dict["masters"]
-        other = (exact is None) != (self._exact is None)
+        different = (exact is None) != (self._exact is None)
         if masters is not None and set(map(int, masters)) != set(self._masters):
-            other = True
-        if other:
+            different = True
+        if different:
             raise BadInput("the optimizer's state is of other oracles or masters: make it with the same")
         self.steps, self.seed = state_dict["steps"], state_dict["seed"]
         self._closures.apart = state_dict.get("apart")  # states of before 0.2 have none
         self._check_log()
         if self._exact is not None:
-            own = self._exact.param_groups  # torch would put copies in their place
+            exact_groups = self._exact.param_groups  # torch would put copies in their place
             self._exact.load_state_dict(exact)
-            self._exact.param_groups = own
+            self._exact.param_groups = exact_groups
         for group, saved in zip(self.param_groups, state_dict["groups"], strict=True):
             group.update(saved)
         for k, values in (masters or {}).items():

@@ -114,9 +114,9 @@ def _reference(ax: Axes, at: pd.Series, rows: pd.DataFrame, color: str, style: s
     """The references of one series: a line, or ticks beside measured values on the horizontal axis."""
     reference = rows["reference"].astype(float)
     if horizontal:  # a reference without a measurement is no tick, but a hollow point
-        both = reference.notna() & rows["measured"].notna()
-        if both.any():
-            ax.plot(reference[both], at[both], "|", ms=9, mew=1.3, color="black", label="_tick")
+        compared = reference.notna() & rows["measured"].notna()
+        if compared.any():
+            ax.plot(reference[compared], at[compared], "|", ms=9, mew=1.3, color="black", label="_tick")
     elif reference.notna().sum() > 1:
         ax.plot(at, reference, style, lw=0.9, color=color, zorder=1, label=LABELS.get(style))
 

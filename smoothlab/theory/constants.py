@@ -182,8 +182,8 @@ def constants(ell_x: Ell, ell_y: Ell, level: float) -> Constants:
     Raises:
         BadInput: a level that is negative, or an ell that is not sub-quadratic.
     """
-    both = largest(ell_x, ell_y)
-    g = gradient_bound(both, level)
-    l_x, l_y, near_x, near_y = (float(np.asarray(ell(u))) for u in (g, 2 * g) for ell in (ell_x, ell_y))
-    printed, doubled = gradient_bound_printed(both, level), gradient_bound_printed(both, level, 2.0)
+    ell = largest(ell_x, ell_y)
+    g = gradient_bound(ell, level)
+    l_x, l_y, near_x, near_y = (float(np.asarray(one_block(u))) for u in (g, 2 * g) for one_block in (ell_x, ell_y))
+    printed, doubled = gradient_bound_printed(ell, level), gradient_bound_printed(ell, level, 2.0)
     return Constants(level, g, printed, doubled, l_x, l_y, near_x, near_y)

@@ -62,9 +62,9 @@ class Setting:
 
     def smoothness(self, level: float, reading: Reading) -> tuple[float, float, float]:
         """G, L_x, L_y on f - f* <= level."""
-        both = largest(self.ell_x, self.ell_y)
+        ell = largest(self.ell_x, self.ell_y)
         stretch = 2.0 if reading == "doubled" else 1.0
-        g = gradient_bound(both, level) if reading == "sharp" else gradient_bound_printed(both, level, stretch)
+        g = gradient_bound(ell, level) if reading == "sharp" else gradient_bound_printed(ell, level, stretch)
         return g, float(np.asarray(self.ell_x(stretch * g))), float(np.asarray(self.ell_y(stretch * g)))
 
 

@@ -43,14 +43,14 @@ class Preconditioned(Distribution):
 
     def _check(self, shapes: Sequence[tuple[int, ...]]) -> None:
         """Refuse scales that do not fit tensors of these shapes."""
-        own = [tuple(scale.shape) for scale in self.scales]
-        fits = len(own) == len(shapes)
+        scale_shapes = [tuple(scale.shape) for scale in self.scales]
+        fits = len(scale_shapes) == len(shapes)
         for scale, shape in zip(self.scales, shapes, strict=False):
             fits &= scale.numel() in (1, prod(shape))
         if not fits:
             raise BadInput(
-                f"{self.name} directions: tensors of shapes {own} do not fit parameters of shapes {list(shapes)}: give "
-                "one tensor a parameter, of its shape or of one entry"
+                f"{self.name} directions: tensors of shapes {scale_shapes} do not fit parameters of shapes "
+                f"{list(shapes)}: give one tensor a parameter, of its shape or of one entry"
             )
 
     def covariance(self, shapes: Shapes) -> Array:

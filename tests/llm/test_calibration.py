@@ -86,7 +86,7 @@ def shifted(model: nn.Module, tokenizer: Any, kind: Any) -> Any:
     items = tokenized(ITEMS[kind])
     free = content_free(ITEMS[kind], tokenized)
     prior = accuracy(model, free.encoded).scores
-    return calibrated(accuracy(model, items), [prior[k] for k in free.place], items.labels), len(free.encoded)
+    return calibrated(accuracy(model, items), [prior[k] for k in free.number], items.labels), len(free.encoded)
 
 
 @pytest.mark.parametrize("kind", ITEMS)

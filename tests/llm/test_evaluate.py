@@ -123,7 +123,7 @@ def test_batches_are_padded_on_the_right_and_share_rows() -> None:
     one = batch(encoded("verbalizer"), [0, 2])
     assert one["input_ids"].shape == (2, 16) and one["attention_mask"].sum(1).tolist() == [3, 12]
     assert one["input_ids"][0, 3:].tolist() == [1] * 13 and one["back"].tolist() == [14, 5]
-    assert one["token"].tolist() == [[10], [11]] * 2 and one["place"].tolist() == [[0], [0], [1], [1]]
+    assert one["token"].tolist() == [[10], [11]] * 2 and one["position"].tolist() == [[0], [0], [1], [1]]
     assert one["labels"].tolist() == [0, 0]
     choices = encoded("multiple choice")
     trained, every = batch(choices, [0, 1]), batch(choices, [0, 1], all_candidates=True)

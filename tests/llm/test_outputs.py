@@ -26,7 +26,7 @@ def test_the_loss_is_the_cross_entropy_of_its_outputs(kind: Kind) -> None:
     else:
         labels = torch.zeros(len(f), dtype=torch.long)
         real = minibatch["mask"] > 0
-        labels[minibatch["place"][real]] = minibatch["token"][real]
+        labels[minibatch["position"][real]] = minibatch["token"][real]
     losses = nn.functional.cross_entropy(f, labels, reduction="none")
     assert float((weights * losses).sum().detach()) == pytest.approx(choice_loss(model, minibatch).item(), rel=1e-5)
 

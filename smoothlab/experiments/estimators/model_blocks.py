@@ -148,10 +148,10 @@ def variance(measured: Measured, setting: str) -> Iterator[Row]:
     truth, square = torch.tensor(g, dtype=torch.float32, device=measured.device), float(g @ g)
     factor = linear_factor(estimator, block.dim, block.shapes, gradient=g)
     count = run.model_draws if estimator.q == 1 else max(run.model_draws // 2, 2)
-    own = zlib.crc32(setting.encode())  # each estimator has its own directions, so that each is new evidence
+    estimator_seed = zlib.crc32(setting.encode())  # each estimator has its own directions, so that each is new evidence
     errors = []
     for i in range(count):
-        dense = estimator(measured.loss, block, (run.seed, 5, own, i)).dense(block)
+        dense = estimator(measured.loss, block, (run.seed, 5, estimator_seed, i)).dense(block)
         errors.append(float((dense - truth).double().square().sum()) / square)
     yield row(setting, "error", samples.mean_square(errors), estimator, dtype="float32", draws=count,
               reference=factor - 1, flag=samples.rare_draws(errors), **measured.labels(name))  # fmt: skip

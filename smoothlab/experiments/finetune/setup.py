@@ -147,7 +147,7 @@ class Setup:
         if self.calibration is not None:
             prior = self.judge(self.calibration.encoded)
             assert isinstance(prior, Accuracy)
-            shifted = calibrated(result, [prior.scores[place] for place in self.calibration.place], labels)
+            shifted = calibrated(result, [prior.scores[number] for number in self.calibration.number], labels)
             beside = calibration.row(shifted, labels)
         return {
             **result.row(), **beside, "head": head, "chance": chance / len(labels),
