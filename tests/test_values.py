@@ -509,6 +509,7 @@ def test_the_least_settings_are_accepted_and_a_spent_budget_is_flagged() -> None
 def test_a_precision_of_the_trace_outside_0_and_1_is_refused(trace: float) -> None:
     with pytest.raises(BadInput, match="of the trace: use one in"):
         DenseHessian(np.eye(4)).norms(trace=trace)
+    assert DenseHessian(np.eye(4)).norms(trace=0.5)[2].value == pytest.approx(4.0)
 
 
 def test_large_blocks_are_measured_first_and_given_out_in_the_order_asked_for() -> None:
