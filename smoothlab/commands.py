@@ -26,6 +26,7 @@ from smoothlab.experiments.continuation import AGAIN, continuation
 from smoothlab.experiments.estimators.experiment import Estimators
 from smoothlab.experiments.finetune.experiment import Finetune
 from smoothlab.experiments.finetune.options import check_renamed
+from smoothlab.experiments.fit.experiment import Fit
 from smoothlab.experiments.quadratic.experiment import QuadraticExample
 from smoothlab.experiments.rates.experiment import Rates
 from smoothlab.experiments.smoothness import Smoothness
@@ -69,7 +70,7 @@ def parse(argv: list[str]) -> Command:
     """The command that `argv` asks for; --help and mistakes end the process as usual, a mistake with one line."""
     check_renamed(argv)
     commands: dict[str, Callable[..., Command]] = {name: _measuring(name, kind) for name, kind in EXPERIMENTS.items()}
-    commands |= {"plot": plot, "report": report, "audit": audit, "demo": demo}
+    commands |= {"fit": fit, "plot": plot, "report": report, "audit": audit, "demo": demo}
     for name, command in commands.items():
         commands[name] = _with_checked_paths(command)
     complaint = io.StringIO()
@@ -178,6 +179,26 @@ def machine(experiment: Any) -> dict[str, Any]:
     return known | {"cpu_capability": torch.backends.cpu.get_cpu_capability()}
 
 
+def fit(  # noqa: D103
+    experiment: Annotated[Fit, arg(name="")],
+    out: Annotated[
+        Path | None, arg(metavar="FILE.jsonl", help="record file for points, fits, curves and tests; none by default.")
+    ] = None,
+    overwrite: Annotated[Flag, arg(help="replace the record file if it exists.")] = False,
+) -> Command:
+    # The docstring is the configuration's, which describes the options.
+    def run() -> None:
+        from smoothlab.report import growth
+
+        _check_files(experiment.records, "fit out/smoothness.jsonl", out, overwrite)
+        print("\n".join(growth.text(experiment.written(out, overwrite))))
+
+    return Command(run)
+
+
+fit.__doc__ = Fit.__doc__
+
+
 def plot(
     records: Annotated[Positional[tuple[str, ...]], arg(metavar="FILE.jsonl ...")] = (),
     kind: Annotated[
@@ -226,10 +247,10 @@ def plot(
     return Command(run)
 
 
-def _check_files(records: Sequence[str], example: str, out: Path, overwrite: bool) -> None:
+def _check_files(records: Sequence[str], example: str, out: Path | None, overwrite: bool) -> None:
     if not records:
         raise BadInput(f"no record file is named; give one, e.g. smoothlab {example}")
-    if out.exists() and not overwrite:
+    if out is not None and out.exists() and not overwrite:
         raise BadInput(f"{out} exists; choose another --out, or replace it with --overwrite")
 
 

@@ -202,6 +202,7 @@ def test_all_records_fit_the_schema() -> None:
         "--oracles two-sided --instances small --fit-eps 0.4 0.3 --fit-ns 2 4 --fit-dims 5 10 --fit-deltas 0.5 0.3 "
         "--speedup-ratios 10 --speedup-dims 10 --shuffle-ns 2 --shuffle-scales 1 --shuffle-dims 1 --shuffle-qs 2 "
         "--replicas 30 --max-steps 5000",
+        "fit benchmarks/results/fig1b_micro_sst2.jsonl --block peft --resamples 99",
         "audit eq-2",
         "advise --method fo-peft --batch 2 --train 8 --budget 8 --try-steps 1 --by try",
     ],

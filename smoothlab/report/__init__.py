@@ -27,6 +27,8 @@ FIGURES = {
     "depth": Kind("curvature", "against_depth", "Hessian norm of each layer against its depth"),
     "layers": Kind("layer_map", "layer_map", "map of the Hessian norms or traces of layers against step"),
     "path": Kind("curvature", "path", "change of the gradient over change of the weights, along the training run"),
+    "fit": Kind("growth", "fit", "L against step and gradient norm, with the fits of `smoothlab fit`"),
+    "fit-map": Kind("growth", "fit_map", "map of L of all blocks of `smoothlab fit` against step"),
     "methods": Kind("methods", "methods", "Hessian norms along each training method's own run"),
     "estimators": Kind("estimators", "figure", "bias, variance, rounding and cost of `smoothlab estimators`"),
     "quadratic": Kind("quadratic", "figure", "all that `smoothlab quadratic` measured"),
@@ -50,6 +52,6 @@ def draw(kind: str, df: "pd.DataFrame", quantity: str = "frobenius", blocks: Seq
     """
     figure = FIGURES[kind]
     function = getattr(importlib.import_module(f"{__name__}.{figure.module}"), figure.function)
-    if figure.module in ("curvature", "layer_map", "methods"):
+    if figure.module in ("curvature", "growth", "layer_map", "methods"):
         return function(df, quantity, blocks)
     return function(df)

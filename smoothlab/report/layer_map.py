@@ -16,6 +16,7 @@ from smoothlab.report.panels import Draw, grid
 from smoothlab.stats.smoothness_table import check
 
 CELLS = 200  # cells of a map that can still be read with their values in them
+LABELED = 25  # rows or columns that can all have their label
 TITLES = {
     "rows": r"rows of layer $l$: $\|H_{l,:}\|_F$",
     "frobenius": r"layer $l$ alone: $\|H_{ll}\|_F$",
@@ -43,7 +44,8 @@ def layer_map(df: pd.DataFrame, quantity: str = "frobenius", blocks: Sequence[st
     rows = 0
     for kind, table in tables.items():
         if len(table):
-            draws.append(partial(one_map, table=table, title=TITLES.get(kind, f"{kind} of layer $l$")))
+            title = TITLES.get(kind, f"{kind} of layer $l$")
+            draws.append(partial(one_map, table=table, title=f"{title} (mean loss)"))
             rows = max(rows, table["wrt"].nunique())
     if not draws:
         raise BadInput(f"no {quantity} of layers in these records: use --quantity frobenius or trace")
@@ -72,10 +74,11 @@ def one_map(ax: Axes, table: pd.DataFrame, title: str) -> None:
     cells = values[steps].to_numpy(dtype=float)
     image = ax.imshow(cells, aspect="auto", interpolation="nearest", norm=scale(cells), cmap=colors(cells))
     ax.figure.colorbar(image, ax=ax, pad=0.02)
-    ax.set_xticks(range(len(steps)), [f"{step:,}" for step in steps], rotation=45 * (len(steps) > 8))
-    ax.set_yticks(range(len(order)), order)
+    columns, rows = (range(0, count, -(-count // LABELED)) for count in (len(steps), len(order)))
+    ax.set_xticks(columns, [f"{steps[i]:,}" for i in columns], rotation=45 * (len(steps) > 8))
+    ax.set_yticks(rows, [order[i] for i in rows])
     ax.set_xlabel("step")
-    ax.set_title(f"{title} (mean loss)")
+    ax.set_title(title)
     for side in ("left", "bottom"):
         ax.spines[side].set_visible(False)
     if cells.size > CELLS or len(steps) > 10:

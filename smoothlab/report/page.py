@@ -157,7 +157,7 @@ def _section(kind: str, anchor: str, df: pd.DataFrame, where: Mapping[str, str] 
         "curvature": f"Curvature along training: {run}", "finetune": f"Fine-tuning: {run}",
         "estimators": "Gradients from losses alone: bias, variance, rounding, cost",
         "quadratic": "Example 2.3: one learning rate or two", "rates": "Theorem 3.4: does its rate hold?",
-        "audit": "The paper's claims",
+        "audit": "The paper's claims", "fit": "How curvature grows with the gradient norm",
     }  # fmt: skip
     curvature, headers = comparisons.curvature_rows(df), df.attrs["headers"]
     # runs of finetune --measure hold both kinds of rows, and are in two sections

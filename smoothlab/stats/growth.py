@@ -31,7 +31,7 @@ PARAMETERS: dict[Form, tuple[str, ...]] = {
 FITS: dict[Method, growth_fits.Fit] = {
     "least-squares": growth_fits.least_squares, "median": growth_fits.median, "envelope": growth_fits.envelope,
 }  # fmt: skip
-RESAMPLES = 999
+RESAMPLES = 499
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class GrowthFit:
     Attributes:
         form: constant, linear or power.
         method: least-squares, median or envelope.
-        parameters: L0; L0 and L1; or L0, c and rho, each an (value, low, high). Ends are NaN for the envelope, whose
-            bootstrap is not consistent, and for fewer than 8 points.
+        parameters: L0; L0 and L1; or L0, c and rho, each with (value, low, high). Ends are NaN for the envelope, as the
+            bootstrap of a maximum is not consistent, and for fewer than 8 points. Where c = 0, rho is any.
         points: number of points that were fitted.
         below_floor: number of points that were left out because they are under twice their rounding floor.
         block_length: points in a block of the bootstrap.
@@ -134,7 +134,10 @@ def fit_growth(
     for j, (name, value) in enumerate(zip(PARAMETERS[form], values, strict=True)):
         intervals[name] = Interval(value, np.nan, np.nan)
         if len(draws):
-            intervals[name] = bounded(name, interval(value, draws[:, j], series, len(values)))
+            column = draws[:, j]
+            if name == "rho":
+                column = _identified(draws)
+            intervals[name] = bounded(name, interval(value, column, series, len(values)))
     return GrowthFit(
         form, method, intervals, len(u), below, series.length, _exceeded(form, method, series), series, draws
     )
@@ -204,6 +207,13 @@ def bounded(name: str, found: Interval) -> Interval:
     """An interval within what the parameter can be: not negative, and of rho the range that is searched."""
     low, high = growth_fits.RHO if name == "rho" else (0.0, np.inf)
     return Interval(found.value, max(found.low, low), min(found.high, high))
+
+
+def _identified(draws: Array) -> Array:
+    """Exponents of bootstrap samples; where c = 0 any will do, and as many of them stand at each end of the range."""
+    rho, free = draws[:, 2].copy(), np.flatnonzero(draws[:, 1] == 0)
+    rho[free[::2]], rho[free[1::2]] = growth_fits.RHO
+    return rho
 
 
 def _scaled(u: Array) -> Array:

@@ -47,8 +47,9 @@ def points(
         printed: leave paper rows as printed in Appendix D.4 (sum over the batch, no sqrt(d)) instead of rescaling them.
 
     Returns:
-        Columns path, step, value, low, high, floor, grad_norm (float), flag, below (under twice its floor, or flagged
-        so) and factor (drawn value / recorded value; 1 unless rescaled). Rows without a finite value are dropped.
+        Columns path, step, value, low, high, floor, grad_norm, grad_norm_total (float; NaN where it was not recorded),
+        flag, below (under twice its floor, or flagged so) and factor (drawn value / recorded value; 1 unless rescaled).
+        Rows without a finite value are dropped.
 
     Raises:
         BadInput: a column of the smoothness experiment is missing.
@@ -75,6 +76,7 @@ def points(
     for name in ("value", "low", "high", "floor"):
         out[name] = column(name) * factor
     out["grad_norm"], out["factor"] = column("grad_norm"), factor
+    out["grad_norm_total"] = column("grad_norm_total") if "grad_norm_total" in rows else np.nan
     out["flag"] = rows["flag"].where(rows["flag"].notna(), None)
     # A flag may name several things, and a record without any flag has a column of NaN, which has no `str`.
     flagged = rows["flag"].astype(str).str.contains("below floor", regex=False).astype(bool)

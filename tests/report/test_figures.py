@@ -4,6 +4,7 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.colors import to_hex, to_rgb
@@ -14,6 +15,7 @@ from smoothlab import records
 from smoothlab.report import FIGURES, curvature, draw, panels
 
 from .curved_path import BASE, HEAD, PEFT, layers, methods, table
+from .test_growth import fitted
 from .test_layer_map import table as measured_layers
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
@@ -24,7 +26,8 @@ CASES = {
     "rates": ("rates", "rates.jsonl"), "fig2": ("finetune", "table1/fig2-*.jsonl"),
     "fig3": ("finetune", "table1/fig3-*.jsonl"), "seeds": ("finetune", "table1/sst2-*.jsonl"),
     "layers": ("fig1b", None), "depth": ("depth", None), "floors": ("fig1a", "floors"),
-    "methods": ("methods", "methods"), "map": ("layers", "map"),
+    "methods": ("methods", "methods"), "map": ("layers", "map"), "fit": ("fit", "fitted"),
+    "fit-map": ("fit-map", "fitted"),
 }  # fmt: skip
 
 
@@ -40,6 +43,8 @@ def figure(request):
         drawn = draw(kind, table(layers(), noise=0.02))
     elif pattern == "methods":
         drawn = draw(kind, methods())
+    elif pattern == "fitted":
+        drawn = draw(kind, pd.DataFrame(fitted("base", "peft")))
     elif pattern == "map":
         drawn = draw(kind, measured_layers())
     elif pattern == "floors":

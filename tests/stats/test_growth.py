@@ -74,14 +74,14 @@ def test_the_envelope_is_exceeded_as_often_as_a_scenario_program() -> None:
 
 
 def test_the_limit_of_exceeding_holds_for_independent_points() -> None:
-    """400 envelopes of 25 independent points: at least 95 % of them within the limit, at a z-score of 3."""
+    """200 envelopes of 25 independent points: at least 95 % of them within the limit, at a z-score of 3."""
     hits = 0
-    for seed in range(400):
+    for seed in range(200):
         rng = np.random.default_rng(seed)
         u, fresh = rng.random(25), rng.random(500)
         bound = fit_growth(u, (1 + u) * rng.random(25), method="envelope")
         hits += ((1 + fresh) * rng.random(500) > bound(fresh)).mean() <= bound.exceeded_by
-    assert hits >= 400 * 0.95 - 3 * (400 * 0.95 * 0.05) ** 0.5
+    assert hits >= 200 * 0.95 - 3 * (200 * 0.95 * 0.05) ** 0.5
 
 
 def test_points_below_their_floor_are_left_out_and_counted() -> None:
