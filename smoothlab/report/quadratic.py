@@ -85,6 +85,21 @@ def stable(ax: Axes, df: pd.DataFrame) -> None:
     ax.set_ylim(0, 2.6)
 
 
+def stable_rates(ax: Axes, df: pd.DataFrame, coupling: float) -> None:
+    """The share of runs above their start against both rates, and the line at which the mean square stops falling."""
+    df = df[(df["part"] == "map") & (df["coupling"] == coupling)]
+    df = df[df["d"] == df["d"].min()]
+    cells = rows_of(df, "map", "share above start").pivot_table(index="eta_y", columns="eta_x", values="measured")
+    x, y = cells.columns.to_numpy(float), cells.index.to_numpy(float)
+    shares = ax.pcolormesh(x, y, cells.to_numpy(), cmap="Blues", vmin=0, vmax=1, shading="nearest", zorder=0)
+    ax.figure.colorbar(shares, ax=ax, label="runs above their start")
+    edge = df[df["quantity"] == "mean-square edge"]  # in the order of eta_y/eta_x
+    ax.plot(edge["eta_x"], edge["eta_y"], "-", color=COLORS[1], label="mean-square edge (theory)")
+    ax.set(xlabel=r"$\eta_x$ (zeroth-order)", ylabel=r"$\eta_y$ (exact)", xlim=(0, None), ylim=(0, None))
+    title = f"Stable rates, $a/b$ = 3, coupling {coupling:g}, $d$ = {df['d'].min():g}"
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), title=title, alignment="left")
+
+
 def dimensions(rows: pd.DataFrame) -> dict[float, str]:
     """Legend entries of the dimensions."""
     return {d: f"$d$ = {d:,.0f}" for d in set(rows["d"])}
@@ -100,6 +115,10 @@ def figure(df: pd.DataFrame) -> Figure:
         BadInput: the records are not those of ``smoothlab quadratic``.
     """
     draws = []
-    for part in parts_of(df, PANELS, NEEDED, "quadratic"):
-        draws += [partial(draw, df=df) for draw in PANELS[part]]
+    for part in parts_of(df, [*PANELS, "map"], NEEDED, "quadratic"):
+        if part == "map":
+            couplings = sorted(df.loc[df["part"] == "map", "coupling"].dropna().unique())
+            draws += [partial(stable_rates, df=df, coupling=coupling) for coupling in couplings]
+        else:
+            draws += [partial(draw, df=df) for draw in PANELS[part]]
     return grid([draws[i : i + 2] for i in range(0, len(draws), 2)], MEANINGS)

@@ -18,13 +18,15 @@ from smoothlab.__main__ import main
 from smoothlab.algorithm1.quadratics import moment
 from smoothlab.errors import BadInput
 from smoothlab.experiments.quadratic import closed_forms as forms
-from smoothlab.experiments.quadratic import runs
+from smoothlab.experiments.quadratic import runs, stable_map
 from smoothlab.experiments.quadratic.experiment import QuadraticExample
 from smoothlab.report import comparisons, draw, panels, quadratic
+from smoothlab.theory.coupled_edge import coupled_edge
+from smoothlab.theory.edge import GAUSSIAN
 
 SMALL = QuadraticExample(
     ratios=(1.5, 2.0, 3.0, 30.0), hybrid_ratios=(1.0, 3.0, 30.0), dims=(1, 10), hybrid_dims=(10,), scales=(0.5, 1.0),
-    replicas=100, steps=20, eps=0.1, max_steps=150,
+    replicas=100, steps=20, eps=0.1, max_steps=150, parts=("rates", "noise", "hybrid"),
 )  # fmt: skip
 
 
@@ -240,13 +242,13 @@ def test_the_command_line_measures_draws_and_reads(
         told = capsys.readouterr().err
         assert told.startswith("smoothlab: error: ") and told.count("\n") == 1
     assert main(["quadratic", "--dry-run"]) == 0
-    assert "31 settings" in capsys.readouterr().out
+    assert "33 settings" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"parts": ("pie",)}, "--parts pie is unknown: use some of rates, noise, hybrid"),
+        ({"parts": ("pie",)}, "--parts pie is unknown: use some of rates, noise, hybrid, map"),
         ({"distributions": ("cauchy",)}, "--distributions cauchy is unknown"),
         ({"ratios": ()}, "--ratios names nothing"),
         ({"dims": (3, 3)}, "--dims 3, 3 names one twice"),
@@ -259,3 +261,38 @@ def test_bad_options_are_named(tmp_path: Path, change: dict, words: str) -> None
     with pytest.raises(BadInput) as caught:
         records.run(replace(SMALL, **change), tmp_path / "run.jsonl", environment={})
     assert words in str(caught.value) and not (tmp_path / "run.jsonl").exists()
+
+
+# ------------------------------------------------------------------------------------------------ stable rates
+
+
+def test_the_map_of_stable_rates_is_the_theorys(tmp_path: Path) -> None:
+    """Well inside the edge most runs fall, beyond 2/lambda in y all grow; without coupling the edge is a rectangle."""
+    alone = replace(SMALL, parts=("map",), couplings=(0.0,), map_dims=(2,), replicas=50)
+    path = records.run(alone, tmp_path / "run.jsonl", environment={})
+    rows = rows_of(path)
+    cells = [row for row in rows if row["quantity"] == "share above start"]
+    assert len(cells) == 144
+    for row in cells:
+        assert row["low"] <= row["measured"] <= row["high"]
+        assert row["radius"] >= 0
+        if row["radius"] < 0.5:
+            assert row["measured"] < 0.2
+        if row["eta_y"] > 1.05 and row["eta_x"] < 0.05:
+            assert row["radius"] > 1 and row["measured"] > 0.9
+    edge = [row for row in rows if row["quantity"] == "mean-square edge"]
+    x = 2 / (4 * 6)  # 2/((d + 2) 2a), d = 2, a = 3
+    for row in edge:
+        assert max(row["eta_x"] / x, row["eta_y"] / 1.0) == pytest.approx(1, rel=1e-6)
+    assert len(quadratic.figure(records.load(path)).axes) == 2, "the map and its color bar"
+
+
+def test_coupling_cuts_the_corner_of_the_map() -> None:
+    point = next(
+        p for p in replace(SMALL, parts=("map",), couplings=(8.0,), map_dims=(2,)).points() if p["coupling"] == 8.0
+    )
+    hessian = stable_map.problem(point).hessian(torch.zeros(3, dtype=torch.float64)).numpy()
+    x, y = stable_map.own_edges(hessian, 2)
+    values, vectors = np.linalg.eigh(hessian)
+    eta_x, eta_y = coupled_edge(values, vectors[:2].T @ vectors[:2], y / x, GAUSSIAN)
+    assert eta_x < 0.9 * x and eta_y < 0.9 * y

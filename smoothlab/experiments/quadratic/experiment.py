@@ -22,9 +22,10 @@ class QuadraticExample(QuadraticConfig):
 
     def measured(self, point: Row) -> list[Row]:
         """Measure one setting and return its rows."""
-        from smoothlab.experiments.quadratic import runs
+        from smoothlab.experiments.quadratic import runs, stable_map
 
-        return {"rates": runs.rates, "noise": runs.noise, "hybrid": runs.hybrid}[point["part"]](self, point)
+        measures = {"rates": runs.rates, "noise": runs.noise, "hybrid": runs.hybrid, "map": stable_map.stable_map}
+        return measures[point["part"]](self, point)
 
     def plan(self) -> str:
         """Say what a run would measure, and about how long it takes."""

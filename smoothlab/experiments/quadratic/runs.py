@@ -14,6 +14,7 @@ from smoothlab.algorithm1.quadratics import moment
 from smoothlab.algorithm1.replicas import Oracle
 from smoothlab.experiments.quadratic import closed_forms as forms
 from smoothlab.experiments.quadratic.config import QuadraticConfig
+from smoothlab.experiments.quadratic.stable_map import SCALES
 from smoothlab.experiments.settings import UNMEASURED, Row, measured_row, seeded
 from smoothlab.objectives import Quadratic, objective
 from smoothlab.stats import samples
@@ -195,6 +196,8 @@ def seconds(config: QuadraticConfig, points: Sequence[Row], clock: Callable[[], 
             total += config.steps * len(config.scales) * of_dim[d]
             if point["distribution"] == "gaussian":
                 total += (len(config.scales) + 12) * quadrature  # and a root of `typical`
+        elif point["part"] == "map":
+            total += len(SCALES) ** 2 * config.steps * of_dim[d]
         elif point["part"] == "hybrid":
             total += 2 * quadrature
             for _, eta, squares in hybrid_rates(a, d):
