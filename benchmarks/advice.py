@@ -1,15 +1,17 @@
 """Advice on rates against what runs show: predicted and tried limits beside true edges, advised rates beside the best.
 
-A case is a method on `micro` and the built-in data. Its true edge is the smallest rate on a grid of factor 1.2 at which
-at least half of 8 runs of 60 steps stand above their start (mean loss of the first four minibatches; runs are from the
-same weights, with directions and minibatches of their own). It is found by bisection from the prediction on, so that an
-edge above other edges would be missed. Beside it stand what `smoothlab advise` says (predicted, tried, both), a
-learning-rate range test, and the loss after 200 steps at the advised rate and at shares of the true edge.
+A case is a method on a model: `micro` with the built-in data, or a small GELU network, fitted for some steps to labels
+of another random network, on which sweeps take seconds. Its true edge is the smallest rate on a grid of factor 1.2 at
+which at least half of 8 runs of 60 steps stand above their start (mean loss of the first four minibatches; runs are
+from the same weights, with directions and minibatches of their own). It is found by bisection from the prediction on,
+so that an edge above other edges would be missed. Beside it stand what `smoothlab advise` says (predicted, tried,
+both), a learning-rate range test, and the loss after 200 steps at the advised rate and at shares of the true edge.
 
-    python -m benchmarks.advice     # continues benchmarks/results/advice_micro.jsonl, case by case
+    python -m benchmarks.advice [micro|network]     # continues benchmarks/results/advice_*.jsonl, case by case
 """
 
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,25 +20,31 @@ from typing import Any, ClassVar
 import torch
 
 from smoothlab import records
+from smoothlab.blocks import Block
 from smoothlab.divergence import Diverged
 from smoothlab.errors import BadInput
 from smoothlab.experiments.advise.advice import Rate, advise, rates_of
 from smoothlab.experiments.advise.trying import Trial, Tries
 from smoothlab.experiments.finetune.experiment import Finetune
+from smoothlab.experiments.finetune.setup import OPTIMIZERS
 from smoothlab.experiments.settings import SettingsExperiment
-from smoothlab.trainer import Trainer
+from smoothlab.optim.hybrid import HybridSGD
+from smoothlab.trainer import Trainer, reshuffled
+from smoothlab.zeroth.estimators import ZerothOrder
 
 Row = dict[str, Any]
-OUT = Path(__file__).parent / "results" / "advice_micro.jsonl"
+RESULTS = Path(__file__).parent / "results"
 GRID = 1.2
 RUNS, STEPS = 8, 60
 LONG = 200
+LEVELS = 6
+"""Rates a factor 3 apart at which an edge is looked for; below, single runs rise by chance as often as not."""
 LOST = 4.0
 """Times the loss at the start at which a run is taken for unstable without its other steps."""
 SHARES = (1 / 8, 1 / 4, 1 / 2, 3 / 4)
 """Of the true edge, the rates of the sweep of 200 steps."""
 
-CASES: dict[str, tuple[str, dict[str, Any]]] = {
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "zo": ("eta_x", {"method": "zo"}),
     "lora-sgd": ("eta_y", {"method": "fo-peft", "optimizer": "sgd"}),
     "lora-adam": ("eta_y", {"method": "fo-peft"}),
@@ -49,7 +57,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "full-sgd": ("eta_x", {"method": "fo-full", "optimizer": "sgd"}),
     "full-adam": ("eta_x", {"method": "fo-full"}),
 }
-"""Which rate is swept, and the options of the run. In hybrid slices the other rate is half of its advised limit."""
+"""Which rate is swept, and the options of the run. In hybrid slices the other rate is the advised one."""
+NETWORK = ("zo", "zo-q4", "full-sgd", "full-adam", "lora-sgd", "lora-adam", "hybrid-x", "hybrid-y", "hybrid-both")
+"""Methods on the network, whose last layer stands for the PEFT module."""
+CASES = {"micro": {name: (name, 0) for name in METHODS},
+         "network": {f"{name}-{seed}": (name, seed) for seed in range(3) for name in NETWORK}}  # fmt: skip
+"""Method and seed of each case, by model."""
 
 
 @dataclass(frozen=True)
@@ -58,18 +71,18 @@ class AdviceBenchmark(SettingsExperiment):
 
     Attributes:
         cases: names of cases.
+        model: model of the cases.
         batch: items in a minibatch.
-        seed: seed of data, modules and minibatches.
     """
 
     name: ClassVar[str] = "advice"
+    model: str = "micro"
     batch: int = 8
-    seed: int = 0
 
     def points(self) -> list[Row]:
         """Advice and edges of all cases, then their runs of 200 steps."""
-        parts = [f"{part}/{name}" for name in CASES for part in ("advice", "edge")]
-        return [{"setting": setting} for setting in [*parts, *(f"long/{name}" for name in CASES)]]
+        parts = [f"{part}/{name}" for name in CASES[self.model] for part in ("advice", "edge")]
+        return [{"setting": setting} for setting in [*parts, *(f"long/{name}" for name in CASES[self.model])]]
 
     def rows_of(self, points: Sequence[Row]) -> Iterator[Row]:
         """Unused: what is measured depends on rows before."""
@@ -93,8 +106,13 @@ class Case:
     """One method: its advice, its true edge, and runs of 200 steps."""
 
     def __init__(self, name: str, run: AdviceBenchmark, before: Sequence[Row]) -> None:
-        self.swept, options = CASES[name]
-        self.trainer: Trainer = Finetune(batch=run.batch, seed=run.seed, **options).setup().trainer()
+        method, seed = CASES[run.model][name]
+        self.swept, options = METHODS[method]
+        self.trainer: Trainer
+        if run.model == "micro":
+            self.trainer = Finetune(batch=run.batch, seed=seed, **options).setup().trainer()
+        else:
+            self.trainer = network(run.batch, seed, **options)
         self.known: dict[str, Rate] = {rate.option: rate for rate in rates_of(self.trainer)}
         self.before = before
 
@@ -117,11 +135,15 @@ class Case:
         limits = [row["value"] for row in self.before if row["part"] == "limit" and row["option"] == self.swept]
         edge = yield from self._edge(self.base, 2.0 if self.swept == "both" else limits[-1])
         yield {"part": "edge", "option": self.swept, "measured": edge, "low": edge / GRID, "high": edge}
-        yield self._range_test(self.base, edge)
+        if math.isfinite(edge):
+            yield self._range_test(self.base, edge)
 
     def long(self) -> Iterator[Row]:
         """The loss after 200 steps at shares of the true edge and at the advised rate."""
         edge = next(row["measured"] for row in self.before if row["part"] == "edge")
+        if edge is None or not math.isfinite(edge):
+            yield {"part": "long", "option": self.swept, "failed": "no edge was found"}
+            return
         tries = Tries(self.trainer, LONG, abandoned=LOST)
         rates = {f"{share:g} of the edge": share * edge for share in SHARES}
         rates["advised"] = 1.0 if self.swept == "both" else self.base[self.swept]
@@ -155,6 +177,8 @@ class Case:
                 break
             known[k] = yield from self._unstable(tries, base, k)
             k += -jump if known[k] else jump
+            if len(known) > LEVELS:
+                return math.nan
         stable = max(k for k, unstable in known.items() if not unstable)
         above = min(k for k, unstable in known.items() if unstable and k > stable)
         while above - stable > 1:
@@ -171,7 +195,7 @@ class Case:
         rate, above, below = GRID**k, 0, 0
         for number in range(RUNS):
             trial = tries.run(rate, self.rates(base, rate), number)
-            above, below = above + trial.unstable, below + (not trial.unstable)
+            above, below = above + (trial.end > trial.start), below + (trial.end <= trial.start)
             yield {"part": "sweep", "option": self.swept, **_run(trial)}
             if 2 * above >= RUNS or 2 * below > RUNS:
                 break
@@ -200,6 +224,47 @@ class Case:
                 "rate": lowest, "steps": len(losses)}  # fmt: skip
 
 
+def network(batch: int, seed: int, *, method: str, optimizer: str = "adam", q: int = 1) -> Trainer:
+    """A GELU network of 3,300 parameters after 15 Adam steps on 512 points that another network labels."""
+    torch.manual_seed(seed)
+    points = torch.randn(512, 16)
+    teacher, student = _layers(), _layers()
+    labels = teacher(4 * points).argmax(1)
+    fitted = torch.optim.Adam(student.parameters(), 3e-3)
+    for step in range(15):
+        numbers = torch.tensor(reshuffled(512, 32, seed, step))
+        fitted.zero_grad()
+        torch.nn.functional.cross_entropy(student(points[numbers]), labels[numbers]).backward()
+        fitted.step()
+    blocks = {
+        "base": Block("base", tuple(student[:4].parameters())),
+        "peft": Block("peft", tuple(student[4:].parameters())),
+    }
+    trained = {"zo": ("base",), "fo-full": ("base",), "fo-peft": ("peft",), "hybrid": ("base", "peft")}[method]
+    student.requires_grad_(False)
+    groups = []
+    for name in trained:
+        for p in blocks[name].params:
+            p.requires_grad_(True)
+        zeroth = name == "base" and method != "fo-full"
+        oracle = ZerothOrder(mu=1e-3, q=q) if zeroth else None
+        groups.append({"params": list(blocks[name].params), "name": name, "lr": 1e-3, "oracle": oracle})
+
+    def loss(model: Any, numbers: Any) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(model(points[numbers]), labels[numbers])
+
+    return Trainer(
+        student, {name: blocks[name] for name in trained},
+        lambda step: [torch.tensor(reshuffled(512, batch, seed + 1, step))], loss,
+        HybridSGD(groups, seed=seed, exact=OPTIMIZERS[optimizer]),
+    )  # fmt: skip
+
+
+def _layers() -> torch.nn.Sequential:
+    gelu = torch.nn.GELU
+    return torch.nn.Sequential(torch.nn.Linear(16, 48), gelu(), torch.nn.Linear(48, 48), gelu(), torch.nn.Linear(48, 2))
+
+
 def _run(trial: Trial) -> Row:
     return {"rate": trial.rate, "run": trial.number, "loss_before": trial.start, "loss_after": trial.end,
             "steps": trial.steps}  # fmt: skip
@@ -207,4 +272,7 @@ def _run(trial: Trial) -> Row:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    records.run(AdviceBenchmark(), OUT, environment=records.environment(device="cpu", threads=1))
+    chosen = sys.argv[1] if len(sys.argv) > 1 else "micro"
+    experiment = AdviceBenchmark(chosen, {"micro": 8, "network": 64}[chosen])
+    out = RESULTS / f"advice_{chosen}.jsonl"
+    records.run(experiment, out, environment=records.environment(device="cpu", threads=1))

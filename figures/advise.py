@@ -1,6 +1,8 @@
 """Predicted stability limits over sweeps, loss after 60 steps against the rate, from records; measures nothing.
 
-python figures/advise.py [--records FILE] [--out FILE.png]
+Also prints a table in Markdown of predicted and tried limits beside true edges, and of losses after 200 steps.
+
+python figures/advise.py [--records FILE] [--cases CASE ...] [--out FILE.png]
 """
 
 import argparse
@@ -11,6 +13,7 @@ import pandas as pd
 
 from smoothlab import records
 from smoothlab.report import advise, panels
+from smoothlab.report.numbers import interval, number
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = ROOT / "benchmarks" / "results" / "advice_micro.jsonl"
@@ -21,8 +24,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=Path, default=RECORDS, metavar="FILE")
     parser.add_argument("--out", type=Path, default=ROOT / "figures" / "advise.png", metavar="FILE")
+    parser.add_argument("--cases", nargs="*", default=[], metavar="CASE", help="cases to draw (default: all)")
     options = parser.parse_args(arguments)
     table = records.load(options.records)
+    table = table.assign(case=table["setting"].str.partition("/")[2])
+    print("\n".join(markdown(table)))
+    if options.cases:
+        table = table[table["case"].isin(options.cases)]
     for path in panels.save(advise.figure(sweeps(table)), options.out.with_suffix(""), (options.out.suffix[1:],)):
         print(path)
     return 0
@@ -30,18 +38,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def sweeps(table: pd.DataFrame) -> pd.DataFrame:
     """Rows of the sweeps whose edge is known, as those of `smoothlab advise`: an option is a case and its rate."""
-    part, case = table["setting"].str.partition("/")[0], table["setting"].str.partition("/")[2]
-    edges = table[table["part"] == "edge"]
-    swept = dict(zip(case[edges.index], edges["option"], strict=True))
     rows = []
-    for name, option in swept.items():
-        label = f"{option} of {name}"
-        runs = table[(part == "edge") & (case == name) & (table["part"] == "sweep")]
-        limits = table[(part == "advice") & (case == name) & (table["part"] == "limit") & (table["option"] == option)]
-        predicted = limits[limits["source"] == "predicted"].assign(part="limit", option=label)
-        edge = edges[case[edges.index] == name].assign(part="limit", option=label, source="seen", condition="true edge")
-        rows += [runs.assign(part="trial", option=label), predicted, edge.assign(value=edge["measured"])]
+    for _, edge in table[table["part"] == "edge"].iterrows():
+        case, option = edge["case"], edge["option"]
+        own = table[(table["case"] == case) & (table["option"] == option)]
+        label = f"{option} of {case}"
+        limits = own[(own["part"] == "limit") & (own["source"] == "predicted") & own["low"].notna()]
+        seen = pd.DataFrame([edge]).assign(part="limit", source="seen", condition="true edge", value=edge["measured"])
+        rows.append(pd.concat([own[own["part"] == "sweep"].assign(part="trial"), limits, seen]).assign(option=label))
     return pd.concat(rows, ignore_index=True)
+
+
+def markdown(table: pd.DataFrame) -> list[str]:
+    """A row a case: limits, the true edge, their ratios, and the loss at the advised rate beside the sweep's best."""
+    columns = ["case", "rate", "true edge", "predicted", "edge/predicted", "predicted and tried", "edge/both",
+               "range test/edge", "loss after 200 steps: advised, best"]  # fmt: skip
+    lines = ["| " + " | ".join(columns) + " |", "| --- " * len(columns) + "|"]
+    for _, edge in table[table["part"] == "edge"].iterrows():
+        own = table[table["case"] == edge["case"]]
+        cells = [edge["case"], edge["option"], number(edge["measured"])]
+        for source in ("predicted", "predicted and tried"):
+            limits = own[(own["part"] == "limit") & (own["option"] == edge["option"]) & (own["source"] == source)]
+            if limits.empty:
+                cells += ["", ""]
+                continue
+            limit = limits.iloc[0]
+            inside = "inside" if limit["low"] <= edge["measured"] <= limit["high"] else "outside"
+            cells += [interval(*limit[["value", "low", "high"]]), f"{edge['measured'] / limit['value']:.2f}, {inside}"]
+        ranged, long = own[own["part"] == "range"], own[own["part"] == "long"]
+        cells.append(f"{ranged['measured'].iloc[0] / edge['measured']:.2f}" if len(ranged) else "")
+        losses = long.set_index("source")["loss_after"]
+        cells.append(f"{number(losses['advised'])}, {number(losses.min())}" if "advised" in losses else "")
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Stability limits of learning rates by trying: short runs from the same weights, each at a rate of its own.
 
-A run is stable if the loss after its steps is not above the loss at its start; both are the mean of the first
+A run is stable if the loss after its steps is at most 1 % above the loss at its start; both are the mean of the first
 minibatches. Each run has a number of its own, which fixes its zeroth-order directions and its minibatches: single runs
 differ, and the limit is the rate at which half of them are unstable. Rates a factor 3 apart are tried until both kinds
 have been seen, then the median of the limit's distribution (`smoothlab.stats.thresholds`), until its interval is short
@@ -30,6 +30,8 @@ MOST = 14
 """Such factors before it is given up: the rates then span 4.8e6."""
 NARROW = 1.3
 """Ratio of the interval's ends at which trying stops."""
+DRIFT = 0.01
+"""Rise of the loss, relative to its start, that is no sign of instability: runs at small rates rise by chance."""
 BACKWARD = 2.0
 """Forward passes that a backward pass costs."""
 
@@ -54,8 +56,8 @@ class Trial:
 
     @property
     def unstable(self) -> bool:
-        """Whether the loss stands above its start."""
-        return not self.end <= self.start
+        """Whether the loss stands above its start, by more than slow runs drift."""
+        return not self.end <= self.start + DRIFT * abs(self.start)
 
 
 @dataclass
