@@ -4,11 +4,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from smoothlab.errors import BadInput
-from smoothlab.report.numbers import interval, number
+from smoothlab.report.numbers import interval, number, rate
 from smoothlab.report.panels import COLORS, GRAY
 
 ADVICE = ("option", "value", "low", "high", "source", "weakest")
@@ -67,6 +68,9 @@ def _panel(ax: Axes, option: str, trials: pd.DataFrame, limits: pd.DataFrame) ->
             ax.axvspan(limit["low"], limit["high"], color=color, alpha=0.12, lw=0)
     steps = int(trials["steps"].max())
     ax.set(xscale="log", xlabel=f"learning rate {option}", ylabel=f"loss after {steps} steps", ylim=(None, 1.04 * top))
+    ax.xaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 3.0)))
+    ax.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: rate(value)))
+    ax.xaxis.set_minor_formatter(ticker.NullFormatter())
 
 
 def _part(df: pd.DataFrame, part: str) -> pd.DataFrame:

@@ -215,7 +215,7 @@ class _Adviser:
         source, weakest = "tried", "that the limit of short runs is that of long ones"
         if prediction is not None:
             source, weakest = "predicted and tried", prediction.weakest
-        return self._advised(rate, tried.limit, source, weakest, tried.flag or why)
+        return self._advised(rate, tried.limit, source, weakest, "; ".join(filter(None, (tried.flag, why))) or None)
 
     def _predicted(self, rate: Rate, until: float) -> tuple[Prediction | None, str | None]:
         """The prediction, or None and why."""
