@@ -13,7 +13,7 @@ from typing import Any
 from smoothlab.errors import BadInput, out_of_memory
 from smoothlab.llm import gguf_files, gguf_loading, gguf_settings, hub
 from smoothlab.llm.memory import TRAINED, VECTORS, check_device, check_memory
-from smoothlab.llm.precision import fit_float64
+from smoothlab.llm.precision import fit_float64, switch_off_rescaling
 from smoothlab.llm.validation import (  # fmt: skip
     UNLIMITED,
     check_causal,
@@ -170,7 +170,7 @@ def _load(name: str, classes: int | None, seed: int, dtype: Any, device: str, co
                     notes.append(gguf_loading.finish(model, header, new, dtype))
                 check_finite(model, name)
     check_vocabulary(model, tokenizer, name)
-    notes += fit_float64(model)
+    notes += fit_float64(model) + switch_off_rescaling(model)
     # transformers' classifiers find the last real token of a row by this number.
     model.config.pad_token_id = tokenizer.pad_token_id
     longest = longest_input(model, tokenizer)

@@ -1,4 +1,4 @@
-"""Models of float64 weights, where transformers' code takes narrower ones for granted."""
+"""Models whose code in transformers takes a narrower number format of the weights for granted."""
 
 from typing import Any
 
@@ -34,6 +34,25 @@ def fit_float64(model: Any) -> list[str]:
                 module.register_forward_pre_hook(_cut_mask, with_kwargs=True)
         notes.append("attention: eager, whose softmax computes in float32 whatever the weights are")
     return notes
+
+
+def switch_off_rescaling(model: Any) -> list[str]:
+    """Let RWKV keep its weights: transformers divides some in place when the model is first evaluated.
+
+    It is meant for float16's range, which no model has here; what is saved after an evaluation would be another model,
+    and curvature that of the divided weights. The model computes what it does in train mode; halved activations differ
+    by the epsilon of their layer norms.
+
+    Args:
+        model: a transformers model that was not evaluated yet.
+
+    Returns:
+        What a reader should know; nothing for other models.
+    """
+    if not getattr(model.config, "rescale_every", 0):
+        return []
+    model.config.rescale_every = 0
+    return ["rescale_every: set to 0, so that an evaluation does not divide the weights"]
 
 
 def _cut_mask(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:

@@ -1,11 +1,13 @@
-"""Models loaded in float64: what transformers' code cannot do with it is put right, and told."""
+"""Models whose code takes a narrower number format for granted: it is put right, and told."""
 
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from smoothlab.llm.evaluate import batch, choice_loss
+from smoothlab.llm.export import save
 from smoothlab.llm.models import load_lm
 from tests.llm.architectures import causal, rows
 from tests.llm.tiny import tokenizer
@@ -30,3 +32,19 @@ def test_losses_in_float64_are_those_in_float32(kind: str, said: str, tmp_path: 
         losses[dtype] = float(choice_loss(loaded.model, minibatch).detach())
         assert any(note.startswith(said) for note in loaded.notes if said) == bool(said and dtype == torch.float64)
     assert losses[torch.float64] == pytest.approx(losses[torch.float32], rel=1e-5)
+
+
+def test_rwkv_is_saved_with_the_weights_that_it_was_loaded_with(tmp_path: Path) -> None:
+    """transformers would have halved those of the last two blocks at the first evaluation, and saved them so."""
+    original = causal("rwkv", vocab_size=4096, num_hidden_layers=4, rescale_every=2)
+    original.save_pretrained(tmp_path / "hub")  # type: ignore[operator]
+    tokenizer().save_pretrained(tmp_path / "hub")
+    loaded = load_lm(str(tmp_path / "hub"), seed=0)
+    ids = torch.arange(3, 20)[None]
+    with torch.no_grad():
+        logits = loaded.model(input_ids=ids).logits
+        torch.testing.assert_close(logits, original.train()(input_ids=ids).logits)  # it has no dropout
+        save(loaded.model, loaded.tokenizer, tmp_path / "out", base=True)
+        again = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model").eval()
+        torch.testing.assert_close(again(input_ids=ids).logits, logits)
+    assert any(note.startswith("rescale_every") for note in loaded.notes)
