@@ -76,11 +76,13 @@ def estimated(
     trace: float | None = None,
     layers: Sequence[Block] = (),
     diagonal: int = 0,
+    closely: bool = False,
 ) -> Iterator[Row]:
     """Rows of the estimated protocol at the current parameters, each block's once measured, then the cross blocks'.
 
     `kinks` marks a loss that is known not to be twice differentiable (ReLU): exact products ignore kinks. `trace`,
-    `layers` (rows of `Hessian.norms`) and `diagonal` are those of `Hessian.norms`.
+    `layers` (rows of `Hessian.norms`) and `diagonal` are those of `Hessian.norms`. `closely` checks the gradient in
+    more directions than every point does (`selfchecks.check_gradient`).
     """
     hessian: ExactHessian | FiniteDifferenceHessian
     if product == "exact":
@@ -89,6 +91,8 @@ def estimated(
         hessian = FiniteDifferenceHessian(loss, blocks, scheme=product)
     else:
         raise BadInput(f"product '{product}' is unknown: use exact, central or forward")
+    if closely:
+        check_gradient(hessian)
     gradients = hessian.gradients
     common = _common("estimated", hessian.loss, gradients)
     for name, split in split_blocks(blocks, layers).items():
@@ -313,17 +317,16 @@ class SmoothnessHook:
         """
         if step not in self._at:
             return
-        with padding.watched(self.model):  # in eval mode whatever `train` is: dropout would move every row
-            fixed_loss(compute, self.model, seed=self.seed)()
-        loss = fixed_loss(compute, self.model, train=self.train, seed=self.seed)
+        loss = padding.watched_once(fixed_loss(compute, self.model, seed=self.seed), self.model)
+        if self.train:  # padding is looked at in eval mode all the same: dropout would move every row
+            loss()
+            loss = fixed_loss(compute, self.model, train=True, seed=self.seed)
         adds = penalty(loss, self.model)
         with differentiable(self._blocks):
             try:
-                if not self.rows:
-                    check_gradient(loss, self._blocks)  # looks closer than each point does
                 for row in estimated(
                     loss, self._blocks, cross=self.cross, product=self.product, precision=self.precision,
-                    seed=(self.seed, step),
+                    seed=(self.seed, step), closely=not self.rows,
                 ):  # fmt: skip
                     self.rows.append({"step": step, **row, **adds})
                     if self._file is not None:
