@@ -12,8 +12,8 @@ from smoothlab.blocks import Block, Loss
 from smoothlab.hessian.disagreements import WrongProducts
 from smoothlab.hessian.exact import ExactHessian
 from smoothlab.hessian.gradients import LossAtPoint
+from smoothlab.hessian.hook import SmoothnessHook
 from smoothlab.hessian.selfchecks import check_gradient
-from smoothlab.hessian.trajectory import SmoothnessHook
 from smoothlab.llm.partition import partition
 from tests.llm.architectures import CURED, ENCODERS, SOUND, causal, classifier
 from tests.llm.tiny import IDS, LABELS, MASK
