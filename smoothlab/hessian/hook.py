@@ -81,6 +81,7 @@ class SmoothnessHook:
     def __post_init__(self) -> None:
         self._blocks, self._layers = _listed(self.blocks), _listed(self.layers)
         self._at, self._file = set(self.at), None
+        self._noise: dict[str, float] = {}  # of products, relative to them: measured at the first point
         dims = {block.name: block.dim for block in self._blocks}
         for name in itertools.chain.from_iterable(self.cross):
             if name not in dims:
@@ -133,6 +134,7 @@ class SmoothnessHook:
         yield from estimated(
             loss, self._blocks, cross=self.cross, product=self.product, precision=self.precision, seed=seed,
             trace=self.trace, layers=self._layers, diagonal=self.diagonal, closely=not self.rows,
+            noise=self._noise,
         )  # fmt: skip
         if outputs is not None:
             outputs = fixed_loss(outputs, self.model, train=self.train, seed=self.seed)

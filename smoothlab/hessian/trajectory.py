@@ -69,16 +69,19 @@ def estimated(
     layers: Sequence[Block] = (),
     diagonal: int = 0,
     closely: bool = False,
+    noise: dict[str, float] | None = None,
 ) -> Iterator[Row]:
     """Rows of the estimated protocol at the current parameters, each block's once measured, then the cross blocks'.
 
     `kinks` marks a loss that is known not to be twice differentiable (ReLU): exact products ignore kinks. `trace`,
     `layers` (rows of `Hessian.norms`) and `diagonal` are those of `Hessian.norms`. `closely` checks the gradient in
-    more directions than every point does (`selfchecks.check_gradient`).
+    more directions than every point does (`selfchecks.check_gradient`). `noise` keeps the relative rounding error of
+    exact products, which takes a product to measure, from one point of a run to the next.
     """
     hessian: ExactHessian | FiniteDifferenceHessian
     if product == "exact":
         hessian = ExactHessian(loss, blocks)
+        hessian.kept_noise = noise
     elif product in ("central", "forward"):
         hessian = FiniteDifferenceHessian(loss, blocks, scheme=product)
     else:

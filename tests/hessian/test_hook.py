@@ -138,6 +138,20 @@ def test_what_a_hook_cannot_split_is_refused_before_the_first_step() -> None:
             SmoothnessHook(net, net.blocks, at=[0], **options)
 
 
+def test_rounding_is_measured_at_the_first_point_and_kept() -> None:
+    """A later point takes a product less than the same as a first one, and has the same numbers."""
+    net, rows = Net(5, 2), []
+    for steps in ((0, 1), (1,)):
+        hook = SmoothnessHook(net, net.blocks, at=steps)
+        for step in steps:
+            hook(step, lambda: cross_entropy(net))
+        rows.append([row for row in hook.rows if row["step"] == 1])
+    for later, first in zip(*rows, strict=True):
+        assert later["hvps"] == first["hvps"] - 1
+        assert later["value"] == first["value"]
+        assert later["floor"] == pytest.approx(first["floor"], rel=1e-9) and later["floor"] > 0
+
+
 def test_a_point_evaluates_the_loss_once_for_its_padding_its_products_and_its_gradient() -> None:
     """The first evaluation is differentiated; the second must repeat it; all others are of the self-checks, moved."""
     net, moved = Net(5, 2), []
