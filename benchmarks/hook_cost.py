@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.point import language_model
 from benchmarks.timing import cpu_seconds, ratio_row
-from smoothlab.hessian.trajectory import SmoothnessHook
+from smoothlab.hessian.hook import SmoothnessHook
 from smoothlab.records import Row, environment, load, run
 
 EVERY = 50

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from smoothlab.hessian.exact import ExactHessian, frobenius
     from smoothlab.hessian.finite_differences import FiniteDifferenceHessian
     from smoothlab.hessian.gauss_newton import gauss_newton_trace
+    from smoothlab.hessian.hook import SmoothnessHook
     from smoothlab.hessian.points import Points
-    from smoothlab.hessian.trajectory import SmoothnessHook, schedule
+    from smoothlab.hessian.trajectory import schedule
     from smoothlab.llm.callback import SmoothnessCallback
     from smoothlab.llm.hybrid_trainer import HybridTrainer
     from smoothlab.llm.partition import partition
@@ -60,7 +61,8 @@ _NAMES = {
     "hessian.finite_differences": "FiniteDifferenceHessian",
     "hessian.gauss_newton": "gauss_newton_trace",
     "hessian.points": "Points",
-    "hessian.trajectory": "SmoothnessHook schedule",
+    "hessian.hook": "SmoothnessHook",
+    "hessian.trajectory": "schedule",
     "llm.callback": "SmoothnessCallback",
     "llm.hybrid_trainer": "HybridTrainer",
     "llm.partition": "partition",

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,8 @@ from smoothlab.errors import BadInput
 
 Loss = Callable[[], Tensor]
 """The mean loss of ONE fixed minibatch at the current parameters: deterministic, no argument, a scalar."""
+
+T = TypeVar("T")
 
 _RUN = 1 << 16  # entries summed in working precision before fp64 takes over
 
@@ -192,7 +195,7 @@ def differentiable(blocks: Iterable[Block], required: bool = True) -> Iterator[N
             p.requires_grad_(not required)
 
 
-def fixed_loss(compute: Loss, module: nn.Module, *, train: bool = False, seed: int = 0) -> Loss:
+def fixed_loss(compute: Callable[[], T], module: nn.Module, *, train: bool = False, seed: int = 0) -> Callable[[], T]:
     """`compute` as a deterministic Loss that leaves the module's flags and buffers and all RNG states as they were.
 
     eval mode by default; with train=True dropout is on and its mask is the same at every call, fixed by `seed`.
@@ -207,7 +210,7 @@ def fixed_loss(compute: Loss, module: nn.Module, *, train: bool = False, seed: i
     modules = list(module.modules())  # walking a transformer takes a quarter of a small one's forward pass
     devices = {p.device for p in module.parameters() if p.device.type == "cuda"}
 
-    def loss() -> Tensor:
+    def loss() -> T:
         flags = [m.training for m in modules]
         changes = (not train) in flags
         buffers = []

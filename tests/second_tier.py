@@ -45,7 +45,7 @@ KEPT: dict[str, tuple[str, ...]] = {
     "tests/zeroth/test_estimators.py::test_moments_that_are_wrong_by_a_third_fail": (
         "two-sided gaussian", "one-sided gaussian",
     ),
-    "tests/hessian/test_trajectory.py::test_training_with_the_hook_is_training_without_it": ("exact-True",),
+    "tests/hessian/test_hook.py::test_training_with_the_hook_is_training_without_it": ("exact-True",),
     "tests/test_main.py::test_plot_draws_each_kind": ("png-fig1a", "png-fig1b"),
     "tests/test_records.py::test_a_killed_process_is_continued_to_identical_records": ("1",),
 }  # fmt: skip

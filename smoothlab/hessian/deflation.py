@@ -96,11 +96,8 @@ class Deflation:
             return None
         q = self.basis.rows[-1]
         image, crossed = self._product(q)
-        if self.hvps == 1:  # rounding is measured once a block, on its first product
-            self.noise, spent = self.hessian.noise(q, image, self.name)
-            self.hvps += spent
-            units = 256 if q.dtype == torch.float64 else 64  # of rounding in `dot`
-            self.noise = max(self.noise, units * torch.finfo(q.dtype).eps)
+        if self.hvps == 1:
+            self._measure_noise(q, image)
         for name, cross in crossed.items():
             self.cross_known[name] += dot(cross, cross)
         if self.rows is not None:
@@ -110,6 +107,19 @@ class Deflation:
         self.columns.append(projection.coefficients)
         self.residuals.append(projection.after)
         return image, projection
+
+    def _measure_noise(self, q: Tensor, image: Tensor) -> None:
+        """Rounding, once a block, on its first product H q = `image`; or once a run, where it is kept."""
+        kept = self.hessian.kept_noise
+        if kept is not None and self.name in kept:
+            self.noise = kept[self.name]
+            return
+        self.noise, spent = self.hessian.noise(q, image, self.name)
+        self.hvps += spent
+        units = 256 if q.dtype == torch.float64 else 64  # of rounding in `dot`
+        self.noise = max(self.noise, units * torch.finfo(q.dtype).eps)
+        if kept is not None:
+            kept[self.name] = self.noise
 
     def krylov(self, steps: int, precision: float | None = None) -> None:
         """Lanczos steps from a uniformly random start, and from another one wherever the Krylov space closes.

@@ -71,11 +71,15 @@ class LossAtPoint:
         loss: deterministic loss of one minibatch.
         blocks: blocks to differentiate, disjoint.
 
+    Attributes:
+        repeats: whether a second evaluation has given the same loss (`selfchecks.check_repeats`).
+
     Raises:
         BadInput: the loss is not finite, or does not depend on a block.
     """
 
     differences: ClassVar[bool] = False
+    repeats: bool = False
 
     def __init__(self, loss: Loss, blocks: Sequence[Block]) -> None:
         self.blocks = by_name(blocks)

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from smoothlab.blocks import Loss
 from smoothlab.errors import BadInput
 
 LIMIT = 8.0
@@ -162,6 +163,21 @@ def watched(model: nn.Module) -> Iterator[None]:
 
     with model.register_forward_hook(compare, with_kwargs=True):
         yield
+
+
+def watched_once(loss: Loss, model: nn.Module) -> Loss:
+    """`loss`, in whose first evaluation the model is `watched`: it need not be computed for that alone."""
+    first = True
+
+    def evaluate() -> Tensor:
+        nonlocal first
+        if not first:
+            return loss()
+        first = False
+        with watched(model):
+            return loss()
+
+    return evaluate
 
 
 def check_batch(model: nn.Module, inputs: Mapping[str, Any], output: Any = None) -> None:

@@ -19,12 +19,15 @@ class Products(ABC):
         blocks: disjoint blocks by name.
         loss: the loss at the point.
         gradients: gradient of each block, flat [dim].
+        kept_noise: relative rounding error of products by block, if it is kept between points of one run: then it is
+            measured where it is missing.
         differences: whether products are finite differences, which kinks and long steps part from the Hessian.
     """
 
     blocks: dict[str, Block]
     loss: float
     gradients: dict[str, Tensor]
+    kept_noise: dict[str, float] | None = None
     differences: ClassVar[bool] = False
 
     @abstractmethod

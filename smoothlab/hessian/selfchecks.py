@@ -17,14 +17,14 @@ A disagreement that `smoothlab.hessian.line_check` has established beyond roundi
 graph holds such an operation, a curvature that disagrees is flagged "kinks" and not refused.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from smoothlab.blocks import Block, Loss, dot
+from smoothlab.blocks import Block, dot
 from smoothlab.hessian.deflation import Deflation
 from smoothlab.hessian.directions import ALL_KINDS, ROWS, TOP, Directions
 from smoothlab.hessian.disagreements import DOUBTFUL, Disagreement, WrongProducts, refuse_gross
@@ -34,11 +34,13 @@ from smoothlab.hessian.products import Products
 
 
 def check_repeats(point: LossAtPoint) -> None:
-    """Refuse a loss that is another one when it is evaluated again; costs one evaluation.
+    """Refuse a loss that is another one when it is evaluated again; costs one evaluation, at the first call.
 
     Raises:
         WrongProducts: names both values.
     """
+    if point.repeats:
+        return
     # Threads and GPUs may split the sums of a loss in another way each time: several roundings are allowed.
     again, eps = point.evaluate(), max(torch.finfo(g.dtype).eps for g in point.gradients.values())
     if not abs(again - point.loss) <= 8 * ROUNDINGS * eps * abs(point.loss):
@@ -46,17 +48,17 @@ def check_repeats(point: LossAtPoint) -> None:
             f"the loss is {point.loss:.12g} and then {again:.12g} at the same parameters: switch off dropout and other "
             "randomness (model.eval(), or smoothlab.blocks.fixed_loss), and fix the minibatch"
         )
+    point.repeats = True
 
 
-def check_gradient(loss: Loss, blocks: Sequence[Block]) -> None:
-    """Refuse blocks whose gradient by autograd is not the loss's; about 12 evaluations of the loss a block.
+def check_gradient(point: LossAtPoint) -> None:
+    """Refuse blocks whose gradient by autograd is not the loss's; about 8 evaluations of the loss a block.
 
     Raises:
         WrongProducts: names the block and the direction.
     """
-    point = LossAtPoint(loss, blocks)
     check_repeats(point)
-    for block in blocks:
+    for block in point.blocks.values():
         check = LineCheck(point, block)
         directions = Directions(check, point.graph)
         check.look(directions.mixed(), ALL_KINDS, None)

@@ -1,4 +1,4 @@
-"""What to measure, and when, along a training run: points, protocols, and a hook for anybody's training loop.
+"""What to measure, and when, along a training run: points and protocols.
 
 Two protocols can be recorded at the same points. *estimated*: exact products, deflation and probes, norms of the mean
 loss with intervals (`smoothlab.hessian.norms`). *paper*: Appendix D.4 as printed, i.e. forward differences with h =
@@ -7,31 +7,23 @@ loss with intervals (`smoothlab.hessian.norms`). *paper*: Appendix D.4 as printe
 training without them, to the bit.
 """
 
-import itertools
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any, Literal
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from smoothlab import records
-from smoothlab.blocks import Block, Loss, by_name, differentiable, fixed_loss, norm
+from smoothlab.blocks import Block, Loss, by_name, norm
 from smoothlab.errors import BadInput
-from smoothlab.hessian import padding
 from smoothlab.hessian.dataset import DatasetHessian
 from smoothlab.hessian.deflation import IMAGES, gram_matrix
 from smoothlab.hessian.diagonal import split_blocks
-from smoothlab.hessian.disagreements import WrongProducts
 from smoothlab.hessian.exact import ExactHessian
 from smoothlab.hessian.finite_differences import FiniteDifferenceHessian
-from smoothlab.hessian.gauss_newton import Outputs, gauss_newton_trace
+from smoothlab.hessian.gauss_newton import gauss_newton_trace
 from smoothlab.hessian.gradients import gradient
 from smoothlab.hessian.layers import Layers
-from smoothlab.hessian.penalties import penalty
 from smoothlab.hessian.selfchecks import check_gradient
 from smoothlab.stats.probes import effective_rank, sum_of_squares
 from smoothlab.zeroth.distributions import draw
@@ -76,19 +68,26 @@ def estimated(
     trace: float | None = None,
     layers: Sequence[Block] = (),
     diagonal: int = 0,
+    closely: bool = False,
+    noise: dict[str, float] | None = None,
 ) -> Iterator[Row]:
     """Rows of the estimated protocol at the current parameters, each block's once measured, then the cross blocks'.
 
     `kinks` marks a loss that is known not to be twice differentiable (ReLU): exact products ignore kinks. `trace`,
-    `layers` (rows of `Hessian.norms`) and `diagonal` are those of `Hessian.norms`.
+    `layers` (rows of `Hessian.norms`) and `diagonal` are those of `Hessian.norms`. `closely` checks the gradient in
+    more directions than every point does (`selfchecks.check_gradient`). `noise` keeps the relative rounding error of
+    exact products, which takes a product to measure, from one point of a run to the next.
     """
     hessian: ExactHessian | FiniteDifferenceHessian
     if product == "exact":
         hessian = ExactHessian(loss, blocks)
+        hessian.kept_noise = noise
     elif product in ("central", "forward"):
         hessian = FiniteDifferenceHessian(loss, blocks, scheme=product)
     else:
         raise BadInput(f"product '{product}' is unknown: use exact, central or forward")
+    if closely:
+        check_gradient(hessian)
     gradients = hessian.gradients
     common = _common("estimated", hessian.loss, gradients)
     for name, split in split_blocks(blocks, layers).items():
@@ -185,7 +184,7 @@ def of_dataset(hessian: DatasetHessian, precision: float) -> Iterator[Row]:
 
 def gauss_newton(
     loss: Loss,
-    outputs: Callable[[], Outputs],
+    outputs: Callable[[], tuple[Tensor, Tensor]],
     blocks: Sequence[Block],
     *,
     precision: float = 0.05,
@@ -241,101 +240,3 @@ class PathSmoothness:
                 "block": name, "wrt": name, "quantity": "gradient_lipschitz", "value": value, "low": None, "high": None,
                 "hvps": 0, "h": moved, "floor": floor, "flag": _flag(value, floor), "normalized": None, "sign": None,
             }  # fmt: skip
-
-
-@dataclass
-class SmoothnessHook:
-    """Measures Hessian norms along a training loop of your own, which stays the same to the bit.
-
-    What is measured is the loss of the step's minibatch, at the weights before the update.
-
-    hook = SmoothnessHook(model, blocks, at=schedule(1000, 10), out="run.jsonl")
-    for step, batch in enumerate(loader):
-        hook(step, lambda: model(**batch).loss)     # before the update of this step
-        ...
-    hook.close()
-
-    >>> import torch
-    >>> from smoothlab import Block, SmoothnessHook
-    >>> model = torch.nn.Linear(2, 1).double()
-    >>> hook = SmoothnessHook(model, [Block("all", tuple(model.parameters()))], at=[0])
-    >>> hook(0, lambda: model(torch.ones(1, 2).double()).square().mean())
-    >>> [row["quantity"] for row in hook.rows]
-    ['frobenius', 'spectral', 'trace']
-
-    Attributes:
-        model: the module whose parameters the blocks hold; its train/eval flags, buffers and RNG are left as they are.
-        blocks: blocks to measure, by name or in order.
-        at: steps to measure at.
-        out: record file, written as the run goes; None keeps the rows in `rows` only.
-        cross: pairs of block names whose cross block is measured too.
-        product: "exact", "central" or "forward" Hessian-vector products.
-        precision: relative half-width of the Frobenius norms' intervals at which probing stops.
-        seed: seed of the probes.
-        train: measure in train mode, with a fixed dropout mask, instead of eval mode.
-        overwrite: replace a record file that exists.
-    """
-
-    model: nn.Module = field(repr=False)
-    blocks: Mapping[str, Block] | Sequence[Block] = field(repr=False)
-    at: Sequence[int]
-    out: str | Path | None = None
-    cross: Sequence[tuple[str, str]] = ()
-    product: Product = "exact"
-    precision: float = 0.05
-    seed: int = 0
-    train: bool = False
-    overwrite: bool = False
-    rows: list[Row] = field(default_factory=list, init=False)
-
-    def __post_init__(self) -> None:
-        blocks = list(self.blocks.values() if isinstance(self.blocks, Mapping) else self.blocks)
-        self._blocks, self._at, self._file = blocks, set(self.at), None
-        dims = {block.name: block.dim for block in blocks}
-        for name in itertools.chain.from_iterable(self.cross):
-            if name not in dims:
-                raise BadInput(f"cross names block '{name}': use two of {', '.join(dims)}, or leave cross out")
-        if self.out is not None:
-            config = {k: getattr(self, k) for k in ("at", "cross", "product", "precision", "seed", "train")}
-            config["blocks"] = dims
-            device = str(blocks[0].params[0].device)
-            environment = records.environment(device=device, threads=torch.get_num_threads())
-            self._file = records.Writer(Path(self.out), "hook", config, environment, overwrite=self.overwrite)
-
-    def __call__(self, step: int, compute: Loss) -> None:
-        """Measure if `step` is one of the points; `compute` returns the mean loss of the step's minibatch.
-
-        Raises:
-            WrongProducts: gradients or products are not the loss's at the first point; at later ones it is a warning,
-                and the point has no rows.
-            BadInput: `compute` calls `model` as transformers' models are called, and padding or the other rows of the
-                minibatch move a row's logits by more than rounding does (`smoothlab.hessian.padding`).
-        """
-        if step not in self._at:
-            return
-        with padding.watched(self.model):  # in eval mode whatever `train` is: dropout would move every row
-            fixed_loss(compute, self.model, seed=self.seed)()
-        loss = fixed_loss(compute, self.model, train=self.train, seed=self.seed)
-        adds = penalty(loss, self.model)
-        with differentiable(self._blocks):
-            try:
-                if not self.rows:
-                    check_gradient(loss, self._blocks)  # looks closer than each point does
-                for row in estimated(
-                    loss, self._blocks, cross=self.cross, product=self.product, precision=self.precision,
-                    seed=(self.seed, step),
-                ):  # fmt: skip
-                    self.rows.append({"step": step, **row, **adds})
-                    if self._file is not None:
-                        self._file.write(self.rows[-1])
-            except WrongProducts as error:
-                if not self.rows:
-                    raise
-                # No reason to end a training.
-                warnings.warn(f"step {step} is not measured: {error}", stacklevel=2)
-
-    def close(self) -> None:
-        """Mark the record file as finished."""
-        if self._file is not None:
-            self._file.end()
-            self._file = None

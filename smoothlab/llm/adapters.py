@@ -18,6 +18,7 @@ from smoothlab.blocks import Block, Loss, standing_at
 from smoothlab.errors import BadInput, out_of_memory
 from smoothlab.hessian.disagreements import WrongProducts
 from smoothlab.hessian.exact import ExactHessian
+from smoothlab.hessian.gradients import LossAtPoint
 from smoothlab.hessian.selfchecks import check_gradient, check_plainly
 from smoothlab.llm.partition import unfreeze
 from smoothlab.llm.peft_methods import PEFT_METHODS, PeftMethod, attachable
@@ -116,12 +117,12 @@ def check_derivatives(loss: Loss, blocks: Mapping[str, Block], method: str) -> N
     """
     y = blocks.get("peft")
     try:
-        check_gradient(loss, list(blocks.values()))
+        check_gradient(LossAtPoint(loss, list(blocks.values())))
         if y is not None:
             generator = torch.Generator().manual_seed(3)
             nearby = [p.detach() + 0.05 * torch.randn(p.shape, generator=generator).to(p) for p in y.params]
             with standing_at(y, nearby):
-                check_gradient(loss, list(blocks.values()))
+                check_gradient(LossAtPoint(loss, list(blocks.values())))
                 hessian = ExactHessian(loss, [y])
                 check_plainly(hessian, y, lambda v: hessian.product(v, y.name, [y.name])[0])
     except WrongProducts as error:

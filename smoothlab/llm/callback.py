@@ -1,15 +1,19 @@
 """Measuring along other people's training: a callback for `transformers.Trainer`."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
-from smoothlab.hessian.trajectory import Product, Row, SmoothnessHook
+from smoothlab.hessian.gauss_newton import Outputs
+from smoothlab.hessian.hook import SmoothnessHook
+from smoothlab.hessian.trajectory import Product, Row
+from smoothlab.llm.outputs import called_outputs
 from smoothlab.llm.partition import partition
 from smoothlab.llm.trainer_loss import LossWatch, MinibatchLoss, running_trainer
 
@@ -38,6 +42,13 @@ class SmoothnessCallback(TrainerCallback):  # type: ignore[misc]
         cross: pairs of block names whose cross block is measured too.
         product: "exact", "central" or "forward" Hessian-vector products.
         precision: relative half-width of the Frobenius norms' intervals at which probing stops.
+        trace: relative half-width of the traces' intervals to which probing goes on where it can be reached.
+        block_rows: "layer" or "module": the parts into which the measured blocks are split, whose row norms and traces
+            are measured from the products of their block; "none" leaves them out.
+        diagonal: products a point that the norms of these parts' diagonal blocks share; 0 leaves them out.
+        gauss_newton: measure the trace of the Gauss-Newton matrix of each block and part, too. The Trainer's loss must
+            be the mean cross-entropy of its model's logits at the labels.
+        outputs_precision: relative half-width of that trace's interval.
         minibatch: what the Trainer's collator would return, to measure on at every point instead of the step's own
             minibatch.
         seed: seed of the probes.
@@ -60,13 +71,22 @@ class SmoothnessCallback(TrainerCallback):  # type: ignore[misc]
         seed: int = 0,
         train: bool = False,
         overwrite: bool = False,
+        trace: float | None = None,
+        block_rows: Literal["none", "layer", "module"] = "none",
+        diagonal: int = 0,
+        gauss_newton: bool = False,
+        outputs_precision: float = 0.05,
     ) -> None:
+        if block_rows == by:
+            raise BadInput(f"block_rows '{block_rows}' with by '{by}': its blocks are not split, leave one out")
         self.rows: list[Row] = []
         self._at, self._by, self._names, self._minibatch = set(at), by, tuple(blocks), minibatch
         self._options: dict[str, Any] = {
             "at": sorted(self._at), "out": out, "cross": cross, "product": product, "precision": precision,
-            "seed": seed, "train": train, "overwrite": overwrite,
+            "seed": seed, "train": train, "overwrite": overwrite, "trace": trace, "diagonal": diagonal,
+            "outputs_precision": outputs_precision,
         }  # fmt: skip
+        self._block_rows, self._gauss_newton = block_rows, gauss_newton
         # Made when training begins: only then is there a model, on its device and wrapped.
         self._hook: SmoothnessHook | None = None
         self._watch: LossWatch | None = None
@@ -97,7 +117,8 @@ class SmoothnessCallback(TrainerCallback):  # type: ignore[misc]
                 raise BadInput(f"block '{name}' is unknown: use some of {', '.join(all_blocks)}")
         blocks: list[Block] = [b for name, b in all_blocks.items() if not self._names or name in self._names]
         if self._hook is None or self._hook.model is not model:  # else the Trainer starts anew with smaller batches
-            self._hook = SmoothnessHook(model, blocks, **self._options)
+            layers = [] if self._block_rows == "none" else list(partition(model, self._block_rows).values())
+            self._hook = SmoothnessHook(model, blocks, layers=layers, **self._options)
             self.rows = self._hook.rows
         self._watch = LossWatch.of(trainer)
         self._watch.steps |= self._at
@@ -126,9 +147,12 @@ class SmoothnessCallback(TrainerCallback):  # type: ignore[misc]
                 "measure your own with SmoothnessHook"
             )
         loss = self._watch.calls[0]
+        outputs = None
+        if self._gauss_newton:
+            outputs = partial(self._outputs, self._hook.model, loss)
         # At this event gradients are complete and weights still those that they belong to.
         try:
-            self._hook(state.global_step, lambda: self._computed(loss))
+            self._hook(state.global_step, lambda: self._computed(loss), outputs)
         except RuntimeError as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             # Finite differences need one derivative alone, so that their failure is not for want of a second one.
@@ -151,6 +175,9 @@ class SmoothnessCallback(TrainerCallback):  # type: ignore[misc]
                 f"the Trainer's loss fails on SmoothnessCallback(minibatch=...) ({type(error).__name__}: {reason}): "
                 "pass what its collator returns, labels too"
             ) from error
+
+    def _outputs(self, model: nn.Module, loss: MinibatchLoss) -> Outputs:
+        return called_outputs(model, lambda: self._computed(loss))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Close the record file."""

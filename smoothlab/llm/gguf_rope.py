@@ -17,6 +17,8 @@ YARN_FAST, YARN_SLOW = 32.0, 1.0
 """Rotations at which YaRN's ramp begins and ends where the file states none, in llama.cpp and in transformers."""
 FREQUENCIES, LONG, SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"
 """Tensors of divisors: for all inputs, and for those beyond and within the original context."""
+WINDOW_BASE, GEMMA_3_WINDOW_BASE = "rope.freq_base_swa", 10000.0
+"""Key of the base in layers that see a sliding window, and what it is in Gemma 3, whose files do not state it."""
 ROPE_KEYS = (
     "rope.freq_base", "rope.dimension_count", "rope.scale_linear", "rope.scaling.type", "rope.scaling.factor",
     "rope.scaling.original_context_length", "rope.scaling.attn_factor", "rope.scaling.yarn_beta_fast",
@@ -25,13 +27,14 @@ ROPE_KEYS = (
 """Keys that `rope` reads."""
 
 
-def rope(config: Any, header: Header, *, partial: bool) -> list[str]:
+def rope(config: Any, header: Header, *, partial: bool, windows: bool = False) -> list[str]:
     """Let a configuration hold the file's rotary embedding; a note where it is a scaled one.
 
     Args:
         config: transformers' configuration of the file, which is changed.
         header: of the file.
         partial: whether fewer dimensions than a head has may be rotated.
+        windows: whether layers that see a sliding window have a base of their own, and no scaling.
 
     Raises:
         BadInput: a scaling that transformers does not have, or that the file states in part.
@@ -55,6 +58,10 @@ def rope(config: Any, header: Header, *, partial: bool) -> list[str]:
         scaling["partial_rotary_factor"] = rotated / size
     held = dict(getattr(config, "rope_parameters", None) or {})
     config.rope_parameters = scaling
+    if windows:
+        held = dict(held.get("full_attention") or {})
+        window = {"rope_type": "default", "rope_theta": float(header.setting(WINDOW_BASE, GEMMA_3_WINDOW_BASE))}
+        config.rope_parameters = {"full_attention": scaling, "sliding_attention": window}
     if scaling["rope_type"] == held.get("rope_type", "default"):
         return []
     return [f"rotary scaling {scaling['rope_type']} is read from the file: transformers' reader leaves it out"]

@@ -13,7 +13,7 @@ from typing import Any
 
 from smoothlab.errors import BadInput
 from smoothlab.llm.gguf_files import Header
-from smoothlab.llm.gguf_rope import ROPE_KEYS, head_size, refused, require, rope
+from smoothlab.llm.gguf_rope import ROPE_KEYS, WINDOW_BASE, head_size, refused, require, rope
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,14 @@ class Architecture:
         attributes: key -> attribute of transformers' configuration, beside those of COMMON.
         rotary: whether positions are rotary.
         partial: whether fewer dimensions than a head has may be rotated.
+        windows: whether layers that see a sliding window have rotary embeddings of their own.
         without: keys of COMMON that the architecture has no attribute for.
     """
 
     attributes: Mapping[str, str] = field(default_factory=dict)
     rotary: bool = True
     partial: bool = False
+    windows: bool = False
     without: tuple[str, ...] = ()
 
 
@@ -55,6 +57,15 @@ ARCHITECTURES: dict[str, Architecture] = {
             "attention.sliding_window": "sliding_window",
             "attn_logit_softcapping": "attn_logit_softcapping",
             "final_logit_softcapping": "final_logit_softcapping",
+        }
+    ),
+    "gemma3": Architecture({"attention.sliding_window": "sliding_window"}, windows=True),
+    "qwen2moe": Architecture(
+        {
+            "expert_count": "num_experts",
+            "expert_used_count": "num_experts_per_tok",
+            "expert_feed_forward_length": "moe_intermediate_size",
+            "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
         }
     ),
     "gpt2": Architecture(
@@ -84,8 +95,8 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 """Keys that may be there with these values, under which they change nothing."""
 IGNORED = ("rope.scaling.finetuned", "tensor_data_layout")
 """Keys that no result depends on."""
-GEMMA_2_27B_LAYERS = 46
-"""Layers of the one Gemma 2 whose attention is not scaled by the size of a head; GGUF files do not state the scale."""
+GEMMA_27B_LAYERS = {"gemma2": 46, "gemma3": 62}
+"""Layers of the Gemma whose attention is not scaled by the size of a head; GGUF files do not state the scale."""
 
 
 def settle(config: Any, header: Header) -> list[str]:
@@ -108,14 +119,14 @@ def settle(config: Any, header: Header) -> list[str]:
             require(value == head_size(config), header, key, f"its heads have {head_size(config)} keys")
         elif key in NEUTRAL:
             require(value in NEUTRAL[key], header, key, f"only {NEUTRAL[key][0]} can be loaded")
-        elif not (key in IGNORED or (known.rotary and key in ROPE_KEYS)):
+        elif not (key in IGNORED or (known.rotary and key in ROPE_KEYS) or (known.windows and key == WINDOW_BASE)):
             raise refused(header, key, value, "transformers' reader does not know this setting")
     if known.rotary:
-        notes += rope(config, header, partial=known.partial)
+        notes += rope(config, header, partial=known.partial, windows=known.windows)
     elif header.rope:
         raise refused(header, next(iter(header.rope)), "present", "its positions are not rotary")
-    if header.architecture == "gemma2":
-        notes += _hold(config, "query_pre_attn_scalar", _gemma_2_scale(config))
+    if header.architecture in GEMMA_27B_LAYERS:
+        notes += _hold(config, "query_pre_attn_scalar", _gemma_scale(config, header.architecture))
     if "attention.head_count_kv" not in header.own_keys and "attention.head_count_kv" in attributes:
         config.num_key_value_heads = config.num_attention_heads  # as in llama.cpp
     # Biases are told by their tensors alone.
@@ -164,8 +175,8 @@ def _hold(config: Any, attribute: str, value: Any) -> list[str]:
     return [f"{attribute} {value} is read from the file: transformers' reader had {held}"]
 
 
-def _gemma_2_scale(config: Any) -> int:
-    """The number whose root Gemma 2 divides attention scores by."""
-    if config.num_hidden_layers == GEMMA_2_27B_LAYERS:
+def _gemma_scale(config: Any, architecture: str) -> int:
+    """The number whose root Gemma 2 and 3 divide attention scores by."""
+    if config.num_hidden_layers == GEMMA_27B_LAYERS[architecture]:
         return int(config.hidden_size // config.num_attention_heads)
     return head_size(config)

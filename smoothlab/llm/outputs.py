@@ -5,11 +5,13 @@ and texts the loss is the mean over items of -1/|o| sum_k log p(o_k | ...), cros
 at each scored position, weighted 1/|o| within an item; they are held at all scored positions at once.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from smoothlab.errors import BadInput
 from smoothlab.hessian.gauss_newton import Outputs
 from smoothlab.llm.evaluate import scores
 from smoothlab.llm.vocabulary import logits as scored_logits
@@ -34,3 +36,51 @@ def loss_outputs(model: nn.Module, minibatch: Mapping[str, Tensor]) -> Outputs:
     weights = torch.zeros(len(logits), dtype=logits.dtype, device=logits.device)
     weights.index_add_(0, minibatch["position"].reshape(-1), shares.reshape(-1))
     return Outputs(logits, weights)
+
+
+def called_outputs(model: nn.Module, loss: Callable[[], Tensor]) -> Outputs:
+    """Outputs and weights of a loss that calls `model` with labels, as transformers' models are called.
+
+    They are the logits at the labels other than -100, each with the weight 1/N: those of the same place, or in language
+    models of the place before. Which of them it is, and whether it is true of this loss at all, the loss itself says.
+
+    Args:
+        model: called once by `loss`, with the keyword argument `labels`.
+        loss: mean loss of a minibatch.
+
+    Raises:
+        BadInput: the loss is no mean cross-entropy of the model's logits at its labels.
+    """
+    calls: list[tuple[Tensor | None, Tensor | None]] = []
+
+    def keep(_module: nn.Module, _args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
+        calls.append((getattr(output, "logits", None), kwargs.get("labels")))
+
+    with model.register_forward_hook(keep, with_kwargs=True):
+        value = float(loss().detach())
+    if len(calls) == 1:
+        logits, labels = calls[0]
+        if isinstance(logits, Tensor) and isinstance(labels, Tensor):
+            for outputs, targets in _pairings(logits, labels):
+                wide = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+                mean = float(nn.functional.cross_entropy(wide.detach(), targets))
+                # As much as sums in another order round; smoothed or weighted losses are farther away.
+                if abs(mean - value) <= 64 * torch.finfo(wide.dtype).eps * max(abs(value), 1.0):
+                    return Outputs(wide, torch.full((len(wide),), 1 / len(wide), device=wide.device))
+    raise BadInput(
+        f"the loss, {value:.6g}, is not the mean cross-entropy of the model's logits at the labels that it is called "
+        "with: leave the Gauss-Newton trace out, or give its outputs to SmoothnessHook in a loop of your own"
+    )
+
+
+def _pairings(logits: Tensor, labels: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Logits [N, C] with labels [N] that may belong to them; places without a label are left out."""
+    if labels.is_floating_point() or labels.ndim != logits.ndim - 1 or not 2 <= logits.ndim <= 3:
+        return []
+    if logits.ndim == 2:
+        pairings = [(logits, labels)]
+    else:
+        # Virtual tokens of a PEFT method stand before the text, and have logits but no labels.
+        labels = nn.functional.pad(labels, (logits.shape[1] - labels.shape[1], 0), value=-100)
+        pairings = [(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()), (logits.flatten(0, 1), labels.flatten())]
+    return [(outputs[at != -100], at[at != -100]) for outputs, at in pairings if bool((at != -100).any())]

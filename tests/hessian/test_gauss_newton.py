@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.gauss_newton_coverage import GaussNewtonCoverage, Linear, columns, micro, small_net
 from smoothlab.blocks import Block, flatten
 from smoothlab.errors import BadInput
 from smoothlab.hessian.gauss_newton import OutputProbes, Outputs, gauss_newton_trace, joined
@@ -90,6 +91,29 @@ def test_intervals_cover_within_the_precision(runs: int) -> None:
             if e.block == "all" and e.flag is None:
                 assert e.high - e.low <= 0.4001 * e.value
     assert min(held.values()) >= least(runs), held
+
+
+@pytest.mark.check
+@simulated(100, 400)
+def test_intervals_cover_on_the_outputs_of_a_small_net_and_of_micro(runs: int) -> None:
+    """The records' simulation: the same Gram matrices, and an exact binomial test of 95 % at the 1 % level."""
+    grams = {"small net": small_net(), "micro": micro(items=16, steps=2)}
+    for name, of_blocks in grams.items():
+        for row in GaussNewtonCoverage(simulations=runs, seed=7).simulated(name, {"all": of_blocks["all"]}):
+            assert row["p_value"] > 0.01, row
+            assert row["truth"] > 0 and abs(row["bias_z"]) < 4 and row["not_reached"] == 0
+
+
+def test_the_simulated_linear_model_has_the_trace_of_the_net() -> None:
+    grams, net = small_net(), Net(40, 4)
+    model = Linear(grams["all"])
+    probes = OutputProbes(model, [model.block], (), (0,))
+    probes.enumerate()
+    assert sum(probes.squares["w"]) == pytest.approx(float(grams["all"].trace()), rel=1e-9)
+    assert torch.allclose(model.root @ model.root.T, grams["all"], atol=1e-12)
+    # The same matrix A, by the nonzero eigenvalues of the dense G = A A'.
+    held = columns(net(), net.blocks)["all"]
+    assert torch.allclose(torch.linalg.eigvalsh(held)[-20:], torch.linalg.eigvalsh(net.dense())[-20:], atol=1e-9)
 
 
 def test_a_spent_budget_says_what_it_would_take() -> None:

@@ -86,4 +86,4 @@ def test_a_loss_that_is_finite_at_the_point_alone_is_refused() -> None:
     assert check.gaps["gradient"].size == math.inf
     loss, block = walled(0.0, math.inf)
     with pytest.raises(WrongProducts, match=r"a slope is \S+ by autograd, inf by differences of the loss along"):
-        check_gradient(loss, [block])
+        check_gradient(LossAtPoint(loss, [block]))

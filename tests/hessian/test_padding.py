@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
 from smoothlab.hessian import padding
-from smoothlab.hessian.trajectory import SmoothnessHook
+from smoothlab.hessian.hook import SmoothnessHook
 
 LENGTHS = (9, 4, 12, 7)
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from smoothlab.blocks import fixed_loss
+from smoothlab.hessian.hook import SmoothnessHook
 from smoothlab.hessian.penalties import penalty
-from smoothlab.hessian.trajectory import SmoothnessHook
 from smoothlab.llm.adapters import attach
 from smoothlab.llm.partition import partition
 from smoothlab.llm.peft_methods import MEASURABLE

@@ -57,7 +57,7 @@ def test_a_wrong_gradient_is_refused_with_differences_too(lie: Lie) -> None:
     with pytest.raises(WrongProducts, match="not even by differences"):
         FiniteDifferenceHessian(loss, blocks).norms()
     with pytest.raises(WrongProducts, match=MESSAGES["gradient"]):
-        check_gradient(loss, blocks)
+        check_gradient(LossAtPoint(loss, blocks))
 
 
 def test_a_detached_norm_of_long_rows_is_seen_along_the_rows() -> None:
@@ -74,7 +74,7 @@ def test_a_detached_norm_of_long_rows_is_seen_along_the_rows() -> None:
     with pytest.raises(WrongProducts, match="along rows of weights along themselves"):
         ExactHessian(loss, blocks).norms()
     with pytest.raises(WrongProducts, match="gradient of block 'base'"):
-        check_gradient(loss, blocks)
+        check_gradient(LossAtPoint(loss, blocks))
 
 
 def test_a_strong_third_derivative_takes_two_evaluations_more(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,7 +118,7 @@ def test_sound_losses_are_left_alone(name: str) -> None:
     for product in (ExactHessian, FiniteDifferenceHessian):
         found = product(module, blocks).norms()
         assert not any("disagree" in (e.flag or "") or "asymmetric" in (e.flag or "") for e in found)
-    check_gradient(module, blocks)
+    check_gradient(LossAtPoint(module, blocks))
 
 
 def test_kinks_are_flagged_and_not_refused() -> None:
@@ -182,7 +182,7 @@ def test_the_checks_read_the_parameters_only() -> None:
     kept = [p.detach().clone() for p in module.parameters()]
     state = torch.random.get_rng_state()
     ExactHessian(module, blocks).norms()
-    check_gradient(module, blocks)
+    check_gradient(LossAtPoint(module, blocks))
     assert all(torch.equal(p, q) for p, q in zip(module.parameters(), kept, strict=True))
     assert torch.equal(torch.random.get_rng_state(), state) and all(p.grad is None for p in module.parameters())
 

@@ -1,16 +1,13 @@
 """Points, the two protocols, path quotients and the hook, against closed forms on a quadratic."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch import Tensor, nn
 
-from smoothlab import records
 from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
 from smoothlab.hessian.finite_differences import FiniteDifferenceHessian
-from smoothlab.hessian.trajectory import PAPER_H, PathSmoothness, SmoothnessHook, estimated, has_kinks, paper, schedule
+from smoothlab.hessian.trajectory import PAPER_H, PathSmoothness, estimated, has_kinks, paper, schedule
 
 
 class Quadratic(nn.Module):
@@ -136,63 +133,6 @@ def test_quotient_without_a_move_is_null() -> None:
     assert [row["value"] for row in PathSmoothness(model.loss, model.blocks).rows()] == [None, None]
 
 
-def train(model: nn.Module, data: Tensor, hook: Callable[[int, Callable[[], Tensor]], None] | None) -> list[Tensor]:
-    """A plain loop with dropout, momentum and batch norm; its states after training."""
-    torch.manual_seed(5)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    model.train()
-    for step in range(6):
-        batch = data[torch.randperm(len(data))[:8]]
-
-        def compute(batch: Tensor = batch) -> Tensor:
-            return model(batch).square().mean()
-
-        if hook is not None:
-            hook(step, compute)
-        optimizer.zero_grad()
-        compute().backward()
-        optimizer.step()
-    grads = [p.grad for p in model.parameters() if p.grad is not None]
-    return [*(t.detach().clone() for t in model.state_dict().values()), *grads, torch.rand(3)]
-
-
-@pytest.mark.parametrize("mode", [False, True])
-@pytest.mark.parametrize("product", ["exact", "central"])
-def test_training_with_the_hook_is_training_without_it(tmp_path, mode: bool, product: str) -> None:
-    def network() -> nn.Module:
-        torch.manual_seed(1)
-        return nn.Sequential(nn.Linear(6, 12), nn.BatchNorm1d(12), nn.Dropout(0.5), nn.Tanh(), nn.Linear(12, 2))
-
-    data = torch.randn(64, 6, generator=torch.Generator().manual_seed(2))
-    plain = train(network(), data, None)
-    model = network()
-    blocks = {
-        "first": Block("first", tuple(model[0].parameters())),
-        "last": Block("last", tuple(model[4].parameters())),
-    }
-    model[4].weight.requires_grad_(True)
-    hook = SmoothnessHook(
-        model, blocks, at=[0, 3], out=tmp_path / "run.jsonl", cross=[("first", "last")], product=product, train=mode
-    )  # type: ignore[arg-type]
-    watched = train(model, data, hook)
-    hook.close()
-    assert all(torch.equal(a, b) for a, b in zip(plain, watched, strict=True))
-    table = records.load(tmp_path / "run.jsonl")
-    assert sorted(set(table["step"])) == [0, 3] and len(table) == len(hook.rows) == 14
-    assert set(table["block"]) == {"first", "last"}
-    with pytest.raises(BadInput, match="exists"):
-        SmoothnessHook(model, blocks, at=[0], out=tmp_path / "run.jsonl")
-
-
-def test_hook_measures_frozen_blocks_and_leaves_them_frozen() -> None:
-    model = Quadratic()
-    model.x.requires_grad_(False)
-    hook = SmoothnessHook(model, model.blocks, at=[0])
-    hook(0, model.loss)
-    assert {row["block"] for row in hook.rows} == {"x", "y"}
-    assert not model.x.requires_grad and model.y.requires_grad
-
-
 def test_unknown_product_is_refused() -> None:
     model = Quadratic()
     with pytest.raises(BadInput, match="'vjp' is unknown: use exact, central or forward"):
@@ -204,11 +144,3 @@ def test_difference_products_name_their_step() -> None:
     rows = list(estimated(model.loss, model.blocks, product="central"))
     hessian = FiniteDifferenceHessian(model.loss, model.blocks)
     assert all(row["h"] > 0 for row in rows) and hessian.steps == {}
-
-
-def test_a_hook_refuses_cross_blocks_that_are_not_there() -> None:
-    model = nn.Linear(2, 2)
-    blocks = [Block("base", tuple(model.parameters()))]
-    with pytest.raises(BadInput, match="cross names block 'peft': use two of base, or leave cross out"):
-        SmoothnessHook(model, blocks, at=[0], cross=[("base", "peft")])
-    assert "weight" not in repr(SmoothnessHook(model, blocks, at=[0]))

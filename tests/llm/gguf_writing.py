@@ -21,6 +21,16 @@ SIZES = {
 }  # fmt: skip
 """Rows of 64 and 96 numbers: whole blocks of 32 for Q4_1 and Q8_0."""
 QUANTIZED = gguf.GGMLQuantizationType
+MORE: dict[str, dict[str, Any]] = {
+    # The sixth layer is the first that sees more than a window.
+    "gemma3": {"num_hidden_layers": 6, "sliding_window": 8},
+    "qwen2moe": {
+        "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 64
+    },
+}  # fmt: skip
+"""Sizes that only some architectures have."""
+NAMES = {"gemma3_text": "gemma3", "qwen2_moe": "qwen2moe"}
+"""transformers' names of architectures -> llama.cpp's, where they differ."""
 Metadata = Mapping[str, Any]
 
 
@@ -28,7 +38,7 @@ def model(kind: str, **more: Any) -> nn.Module:
     """A random causal language model of transformers, with norms that are not all one."""
     import transformers as t
 
-    sizes = SIZES | more
+    sizes = SIZES | MORE.get(kind, {}) | more
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = {
@@ -37,6 +47,8 @@ def model(kind: str, **more: Any) -> nn.Module:
             "qwen3": t.Qwen3Config,
             "phi3": t.Phi3Config,
             "gemma2": t.Gemma2Config,
+            "gemma3": t.Gemma3TextConfig,
+            "qwen2moe": t.Qwen2MoeConfig,
             "gpt2": t.GPT2Config,
         }[kind]
         if kind == "gpt2":
@@ -79,7 +91,7 @@ def write(
         words: number of tokens, the first of micro's vocabulary; by default those of the model, 0 for no tokenizer.
     """
     config: Any = source.config
-    kind = config.model_type
+    kind = NAMES.get(config.model_type, config.model_type)
     writer = gguf.GGUFWriter(path, architecture or kind)
     keys = settings(config) | dict(metadata or {})
     for key, value in keys.items():
@@ -94,15 +106,15 @@ def write(
     found = {}
     for name, p in source.named_parameters():
         values = p.detach().float().numpy()
-        stored = stored_as(name, values, config)
-        target = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        assert target is not None, name
-        chosen = QUANTIZED.F32
-        if values.ndim > 1:
-            chosen = next((q for end, q in (types or {}).items() if end in target), default)
-        raw = gguf.quantize(np.ascontiguousarray(stored), chosen)
-        writer.add_tensor(target, raw, raw_dtype=chosen)
-        found[name] = read_as(name, gguf.dequantize(raw, chosen).reshape(stored.shape), config)
+        read = []
+        for target, part in parts(name, stored_as(name, values, config), names):
+            chosen = QUANTIZED.F32
+            if part.ndim > 1:
+                chosen = next((q for end, q in (types or {}).items() if end in target), default)
+            raw = gguf.quantize(np.ascontiguousarray(part), chosen)
+            writer.add_tensor(target, raw, raw_dtype=chosen)
+            read.append(gguf.dequantize(raw, chosen).reshape(part.shape))
+        found[name] = read_as(name, np.concatenate(read, 1 if len(read) > 1 else 0), config).reshape(values.shape)
     for name, more in (tensors or {}).items():
         writer.add_tensor(name, more)
     writer.write_header_to_file()
@@ -110,6 +122,21 @@ def write(
     writer.write_tensors_to_file()
     writer.close()
     return found
+
+
+def parts(name: str, stored: np.ndarray, names: Any) -> list[tuple[str, np.ndarray]]:
+    """Names and values of the tensors that hold one weight: the experts' gates and their inputs lie apart."""
+    if name.endswith("experts.gate_up_proj"):
+        layer, half = name.split(".")[2], stored.shape[1] // 2
+        return [
+            (f"blk.{layer}.ffn_gate_exps.weight", stored[:, :half]),
+            (f"blk.{layer}.ffn_up_exps.weight", stored[:, half:]),
+        ]
+    if name.endswith("experts.down_proj"):
+        return [(f"blk.{name.split('.')[2]}.ffn_down_exps.weight", stored)]
+    target = names.get_name(name, try_suffixes=(".weight", ".bias"))
+    assert target is not None, name
+    return [(target, stored)]
 
 
 def settings(config: Any) -> dict[str, Any]:
@@ -121,17 +148,27 @@ def settings(config: Any) -> dict[str, Any]:
             "attention.layer_norm_epsilon": config.layer_norm_epsilon,
         }  # fmt: skip
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    rope: dict[str, Any] = config.rope_parameters
+    rope = rope.get("full_attention", rope)
     keys = {
         "context_length": config.max_position_embeddings, "block_count": config.num_hidden_layers,
         "embedding_length": config.hidden_size, "feed_forward_length": config.intermediate_size,
         "attention.head_count": config.num_attention_heads, "attention.head_count_kv": config.num_key_value_heads,
         "attention.layer_norm_rms_epsilon": config.rms_norm_eps,
-        "rope.freq_base": float(config.rope_parameters["rope_theta"]),
+        "rope.freq_base": float(rope["rope_theta"]),
     }  # fmt: skip
+    if config.model_type == "qwen2_moe":
+        keys |= {
+            "expert_count": config.num_experts, "expert_used_count": config.num_experts_per_tok,
+            "expert_feed_forward_length": config.moe_intermediate_size,
+            "expert_shared_feed_forward_length": config.shared_expert_intermediate_size,
+        }  # fmt: skip
     if config.model_type in ("llama", "phi3"):
         keys |= {"vocab_size": config.vocab_size, "rope.dimension_count": head}
-    if config.model_type in ("qwen3", "gemma2"):
+    if config.model_type in ("qwen3", "gemma2", "gemma3_text"):
         keys |= {"attention.key_length": head, "attention.value_length": head}
+    if config.model_type == "gemma3_text":
+        keys |= {"attention.sliding_window": config.sliding_window}
     if config.model_type == "gemma2":
         keys |= {
             "attention.sliding_window": config.sliding_window,
@@ -182,8 +219,10 @@ def stored_as(name: str, values: np.ndarray, config: Any) -> np.ndarray:
         heads = config.num_attention_heads if ".q_proj." in name else config.num_key_value_heads
         halves = values.reshape(heads, 2, values.shape[0] // heads // 2, *values.shape[1:])
         return halves.swapaxes(1, 2).reshape(values.shape)
-    if config.model_type == "gemma2" and "norm" in name:
+    if config.model_type in ("gemma2", "gemma3_text") and "norm" in name:
         return values + 1
+    if name.endswith("shared_expert_gate.weight"):
+        return values[0]
     if config.model_type == "gpt2" and name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")):
         return values.T
     return values
@@ -200,7 +239,7 @@ def read_as(name: str, stored: np.ndarray, config: Any) -> np.ndarray:
             pair, half = divmod(place, 2)
             rows[head * size + half * size // 2 + pair] = stored[row]
         return rows
-    if config.model_type == "gemma2" and "norm" in name:
+    if config.model_type in ("gemma2", "gemma3_text") and "norm" in name:
         return stored - 1
     if config.model_type == "gpt2" and name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")):
         return stored.T

@@ -290,5 +290,46 @@ def test_a_fixed_minibatch_and_chosen_blocks(tmp_path: Path) -> None:
     assert {row["block"] for row in callback.rows} == {"peft"} and {row["step"] for row in callback.rows} == {1}
 
 
+def test_layers_and_the_gauss_newton_trace_of_a_trainers_loss(tmp_path: Path) -> None:
+    """G of a language model's mean loss, from the Jacobian of its logits at the places before a target."""
+    weights = Weights()
+    callback = SmoothnessCallback(
+        at=[1], blocks=["base"], precision=PRECISION, block_rows="layer", gauss_newton=True, outputs_precision=0.1
+    )
+    trained(tmp_path, Case(), [weights, callback])
+    model = language_model().eval()
+    model.load_state_dict(weights.steps[1])
+    batch = minibatch(2 * K - 1)
+    parts, targets = partition(model, "layer"), batch["labels"][:, 1:]
+    logits = model(input_ids=batch["input_ids"]).logits[:, :-1][targets != -100]
+    squares = dict.fromkeys(parts, 0.0)
+    for f in logits:
+        p = f.detach().softmax(0)
+        values, vectors = torch.linalg.eigh(torch.diag(p) - torch.outer(p, p))
+        for value, vector in zip(values.clamp_min(0), vectors.T, strict=True):
+            for name, part in parts.items():
+                gradient = torch.autograd.grad(f @ vector, part.params, retain_graph=True)
+                squares[name] += float(value) / len(logits) * sum(float(g.square().sum()) for g in gradient)
+    rows = {row["block"]: row for row in callback.rows if row["quantity"] == "gauss_newton_trace"}
+    truths = squares | {"base": sum(squares.values())}
+    assert rows.keys() == truths.keys()
+    for name, truth in truths.items():
+        z = (rows[name]["value"] - truth) / (rows[name]["high"] - rows[name]["low"]) * 2 * 1.96
+        assert abs(z) < 4 and rows[name]["loss"] == pytest.approx(float(mean_loss(model, batch).detach()), rel=1e-5)
+    assert {row["wrt"] for row in callback.rows if row["block"] == "base"} == {"base", *parts}
+
+
+@pytest.mark.parametrize("name", ["class weights", "smoothed"])
+def test_the_gauss_newton_trace_of_another_loss_is_refused(tmp_path: Path, name: str) -> None:
+    callback = SmoothnessCallback(at=[0], precision=PRECISION, gauss_newton=True)
+    with pytest.raises(BadInput, match="is not the mean cross-entropy of the model's logits at the labels"):
+        trained(tmp_path, CASES[name], [callback], steps=1)
+
+
+def test_blocks_that_are_split_into_themselves_are_refused() -> None:
+    with pytest.raises(BadInput, match="block_rows 'layer' with by 'layer': its blocks are not split"):
+        SmoothnessCallback(at=[0], by="layer", block_rows="layer")
+
+
 if __name__ == "__main__":
     in_two_processes(Path(sys.argv[1]))

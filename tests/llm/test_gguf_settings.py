@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from smoothlab.errors import BadInput
-from smoothlab.llm.gguf_settings import ARCHITECTURES
+from smoothlab.llm.gguf_settings import ARCHITECTURES, _gemma_scale
 from smoothlab.llm.models import load_lm
 from tests.llm.gguf_writing import model, write
 
@@ -159,6 +160,9 @@ def said(path: Path) -> str:
 
 REFUSED: dict[str, tuple[str, dict[str, Any], dict[str, np.ndarray], str]] = {
     "experts": ("llama", {"expert_count": 4}, {}, "expert_count = 4 would be lost (only 0 can be loaded)"),
+    "scaled experts": ("qwen2moe", {"expert_weights_scale": 2.0}, {}, "expert_weights_scale = 2.0 would be lost"),
+    "another base in windows": ("gemma2", {"rope.freq_base_swa": 5.0}, {}, "rope.freq_base_swa = 5.0 would be lost"),
+    "another pattern": ("gemma3", {"attention.sliding_window_pattern": 2}, {}, "sliding_window_pattern = 2 would be"),
     "unknown key": ("llama", {"attention.sparsity": 0.5}, {}, "attention.sparsity = 0.5 would be lost (transformers'"),
     "unknown scaling": ("llama", {"rope.scaling.type": "dynamic"}, {}, "rope.scaling.type = dynamic would be lost"),
     "longrope without tensors": (
@@ -223,6 +227,8 @@ STATED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "phi3": ({"sliding_window": 8}, {"attention.sliding_window": 8}),
     "gemma2": ({"sliding_window": 8, "attn_logit_softcapping": 0.5, "final_logit_softcapping": 0.2}, {}),
     "qwen3": ({"head_dim": 32}, {}),
+    "gemma3": ({"sliding_window": 5}, {}),
+    "qwen2moe": ({"num_experts_per_tok": 3}, {}),
     "llama": ({"head_dim": 32, "rms_norm_eps": 0.1}, {"attention.key_length": 32, "attention.value_length": 32}),
 }
 """Settings unlike the defaults of transformers' configuration, and keys that the writer does not write by itself."""
@@ -234,7 +240,7 @@ def test_settings_unlike_the_defaults_are_read(tmp_path: Path, kind: str) -> Non
     source = model(kind, **unlike)
     write(tmp_path / "x.gguf", source, metadata=metadata)
     loaded = load_lm(str(tmp_path / "x.gguf"), seed=0)
-    if kind == "gemma2":  # files do not state the scale of attention, which is a head's size
+    if kind in ("gemma2", "gemma3"):  # files do not state the scale of attention, which is a head's size
         source = model(kind, **unlike, query_pre_attn_scalar=256)
     assert torch.equal(logits(loaded.model), logits(source))
     by_default = {name: type(source.config)().to_dict()[name] for name in unlike}
@@ -249,9 +255,42 @@ def _with(source: nn.Module, settings: dict[str, Any], kind: str) -> nn.Module:
     return other
 
 
-def test_the_scale_of_gemma_2_attention(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "layers"), [("gemma2", 46), ("gemma3", 62)])
+def test_the_scale_of_the_gemma_of_27b_is_of_its_width(kind: str, layers: int) -> None:
+    """5376 / 32 = 168 in Gemma 3, whose heads have 128 dimensions."""
+    config = SimpleNamespace(num_hidden_layers=layers, hidden_size=5376, num_attention_heads=32, head_dim=128)
+    assert _gemma_scale(config, kind) == 168
+    config.num_hidden_layers -= 1
+    assert _gemma_scale(config, kind) == 128
+
+
+@pytest.mark.parametrize("stated", [True, False])
+def test_layers_of_gemma_3_that_see_a_window_have_a_base_of_their_own(tmp_path: Path, stated: bool) -> None:
+    """The full layers' positions are scaled, as those of the larger models are; the others' are not."""
+    window = 500.0 if stated else 10000.0
+    parameters = {
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": window},
+    }
+    source = model("gemma3", rope_parameters=parameters, query_pre_attn_scalar=256)
+    metadata = {"rope.scaling.type": "linear", "rope.scaling.factor": 8.0}
+    if stated:
+        metadata["rope.freq_base_swa"] = window
+    write(tmp_path / "x.gguf", source, metadata=metadata)
+    loaded = load_lm(str(tmp_path / "x.gguf"), seed=0)
+    assert torch.equal(logits(loaded.model), logits(source))
+    assert "rotary scaling linear is read from the file: transformers' reader leaves it out" in loaded.notes
+    other = model("gemma3", rope_parameters=parameters | {"sliding_attention": parameters["full_attention"]})
+    assert float((logits(other) - logits(source)).abs().max()) > 1e-3
+    unscaled = {"full_attention": parameters["full_attention"] | {"rope_type": "default"}}
+    other = model("gemma3", rope_parameters=parameters | unscaled)
+    assert float((logits(other) - logits(source)).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "gemma3"])
+def test_the_scale_of_gemma_attention(tmp_path: Path, kind: str) -> None:
     """Files do not state it: a head's size, which transformers' reader takes for 256."""
-    source = model("gemma2", head_dim=32, query_pre_attn_scalar=32)
+    source = model(kind, head_dim=32, query_pre_attn_scalar=32)
     write(tmp_path / "x.gguf", source)
     loaded = load_lm(str(tmp_path / "x.gguf"), seed=0)
     assert torch.equal(logits(loaded.model), logits(source))

@@ -11,8 +11,9 @@ from torch.nn.utils import parametrizations, parametrize
 from smoothlab.blocks import Block, Loss
 from smoothlab.hessian.disagreements import WrongProducts
 from smoothlab.hessian.exact import ExactHessian
+from smoothlab.hessian.gradients import LossAtPoint
+from smoothlab.hessian.hook import SmoothnessHook
 from smoothlab.hessian.selfchecks import check_gradient
-from smoothlab.hessian.trajectory import SmoothnessHook
 from smoothlab.llm.partition import partition
 from tests.llm.architectures import CURED, ENCODERS, SOUND, causal, classifier
 from tests.llm.tiny import IDS, LABELS, MASK
@@ -43,7 +44,7 @@ def test_sound_architectures_are_left_alone(kind: str) -> None:
     model = classifier(kind) if kind in ENCODERS else causal(kind)
     blocks = _blocks(model)
     assert {e.flag for e in ExactHessian(loss_of(model, kind), blocks).norms()} == {None}
-    check_gradient(loss_of(model, kind), blocks)
+    check_gradient(LossAtPoint(loss_of(model, kind), blocks))
 
 
 class _Swish(torch.autograd.Function):
