@@ -257,7 +257,10 @@ def test_a_file_of_something_else_is_never_touched(tmp_path):
 
 
 def test_full_disk_is_one_line_of_bad_input():
-    with pytest.raises(BadInput, match="cannot write /dev/full: No space left on device; make room"):
+    with pytest.raises(
+        BadInput,
+        match="cannot write /dev/full: No space left on device; the rows already there are whole: make room and start",
+    ):
         run(Walk(), Path("/dev/full"))
 
 

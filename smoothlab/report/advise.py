@@ -1,5 +1,6 @@
 """What the records of ``smoothlab advise`` say: the advice in words and in a figure."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,10 @@ from matplotlib.figure import Figure
 
 from smoothlab.errors import BadInput
 from smoothlab.report.numbers import interval, number, rate
-from smoothlab.report.panels import COLORS, GRAY
+from smoothlab.report.panels import COLORS, GRAY, grid, legend_above
 
+HIGHEST = 2.5
+"""Times the loss at the start at which the losses of unstable runs are drawn, if they are higher."""
 ADVICE = ("option", "value", "low", "high", "source", "weakest")
 
 
@@ -45,32 +48,39 @@ def figure(df: pd.DataFrame) -> Figure:
     """
     trials = _part(df, "trial")
     options = list(dict.fromkeys(trials["option"]))
-    drawing = Figure(figsize=(4.4 * len(options), 3.2), layout="constrained")
-    axes = drawing.subplots(1, len(options), squeeze=False)[0]
-    for ax, option in zip(axes, options, strict=True):
+    panels = []
+    for option in options:
         limits = df[(df["part"] == "limit") & (df["option"] == option)]
-        _panel(ax, option, trials[trials["option"] == option], limits)
-    axes[0].legend(fontsize=7)
-    return drawing
+        panels.append(partial(_panel, option=option, trials=trials[trials["option"] == option], limits=limits))
+    return grid([panels], {}, heights=3.8)
 
 
 def _panel(ax: Axes, option: str, trials: pd.DataFrame, limits: pd.DataFrame) -> None:
     start, ends = float(trials["loss_before"].iloc[0]), trials["loss_after"].astype(float)
-    top = 2.5 * start
-    shown = ends.fillna(np.inf).clip(upper=top)
-    colors = np.where(ends <= start, COLORS[0], COLORS[1])
-    ax.scatter(trials["rate"], shown, c=colors, s=18, zorder=3)
+    shown = ends.fillna(np.inf).clip(upper=HIGHEST * start)
+    stable = ends <= start
+    for chosen, label, marker, color in (
+        (stable, "stable run", "o", COLORS[0]),
+        (~stable, "unstable run", "s", COLORS[1]),
+    ):
+        if chosen.any():
+            ax.plot(trials["rate"][chosen], shown[chosen], marker, color=color, ms=4, zorder=3, label=label)
     ax.axhline(start, ls=":", lw=0.9, color=GRAY, label="loss at the start")
     for line, (_, limit) in enumerate(limits.iterrows()):
         color = COLORS[2 + line % (len(COLORS) - 2)]
-        ax.axvline(limit["value"], color=color, lw=1.2, label=f"{limit['source']}: {limit['condition']}")
+        name = f"limit {limit['source']}"
+        if limit["source"] == "predicted":
+            name += f" by {limit['condition']}"
+        ax.axvline(limit["value"], color=color, lw=1.2, label=name)
         if np.isfinite([limit["low"], limit["high"]]).all() and limit["low"] > 0:
-            ax.axvspan(limit["low"], limit["high"], color=color, alpha=0.12, lw=0)
+            ax.axvspan(limit["low"], limit["high"], color=color, alpha=0.12, lw=0, label="_interval")
     steps = int(trials["steps"].max())
-    ax.set(xscale="log", xlabel=f"learning rate {option}", ylabel=f"loss after {steps} steps", ylim=(None, 1.04 * top))
+    ax.set(xscale="log", xlabel=f"learning rate {option}", ylabel=f"loss after {steps} steps")
+    ax.margins(y=0.08)
     ax.xaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 3.0)))
     ax.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: rate(value)))
     ax.xaxis.set_minor_formatter(ticker.NullFormatter())
+    legend_above(ax, columns=1)
 
 
 def _part(df: pd.DataFrame, part: str) -> pd.DataFrame:

@@ -27,13 +27,35 @@ CASES = {
     "fig3": ("finetune", "table1/fig3-*.jsonl"), "seeds": ("finetune", "table1/sst2-*.jsonl"),
     "layers": ("fig1b", None), "depth": ("depth", None), "floors": ("fig1a", "floors"),
     "methods": ("methods", "methods"), "map": ("layers", "map"), "fit": ("fit", "fitted"),
-    "fit-map": ("fit-map", "fitted"),
+    "fit-map": ("fit-map", "fitted"), "advise": ("advise", "advised"),
 }  # fmt: skip
 
 
 # The second of two alike is left to the second tier.
 LATER = ("path1a", "synthetic", "seeds", "fig2")
 PARAMS = [pytest.param(name, marks=[pytest.mark.check] * (name in LATER)) for name in CASES]
+
+
+def advised():
+    """Records of an advice on two rates: runs, the highest abandoned, and limits with and without intervals."""
+    rows = []
+    for option, scale in (("eta_x", 1e-4), ("eta_y", 1e-2)):
+        limits = [
+            ("predicted", "gradient norm", 2.0, 0.5, 8.0), ("predicted", "mean square", 5.0, None, None),
+            ("predicted and tried", "loss above its start", 2.5, 1.2, 5.0),
+        ]  # fmt: skip
+        for source, condition, value, low, high in limits:
+            ends = {"low": low and low * scale, "high": high and high * scale}
+            rows.append({
+                "part": "limit", "option": option, "source": source, "condition": condition,
+                "value": value * scale, **ends,
+            })  # fmt: skip
+        for rate, loss in ((1.0, 0.7), (2.0, 0.65), (3.0, 1.4), (9.0, None)):
+            rows.append({
+                "part": "trial", "option": option, "rate": rate * scale, "loss_before": 0.8, "loss_after": loss,
+                "steps": 20,
+            })  # fmt: skip
+    return rows
 
 
 @pytest.fixture(scope="module", params=PARAMS)
@@ -47,6 +69,8 @@ def figure(request):
         drawn = draw(kind, pd.DataFrame(fitted("base", "peft")))
     elif pattern == "map":
         drawn = draw(kind, measured_layers())
+    elif pattern == "advised":
+        drawn = draw(kind, pd.DataFrame(advised()))
     elif pattern == "floors":
         drawn = draw(kind, table([BASE, PEFT, HEAD], noise=0.05), blocks=("base", "peft"))
     else:
