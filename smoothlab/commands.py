@@ -117,7 +117,7 @@ def _measuring(name: str, kind: type[Any]) -> Callable[..., Command]:
             ),
         ] = Path("out") / f"{name}.jsonl",
         overwrite: Annotated[Flag, arg(help="discard what the record file holds, and run again.")] = False,
-        dry_run: Annotated[Flag, arg(help="print what would be run and how many minutes it takes, and stop.")] = False,
+        dry_run: Annotated[Flag, arg(help="print what would be run and what it takes, and stop.")] = False,
         threads: Threads = None,
     ) -> Command:
         command = functools.partial(_measure, experiment, out, overwrite, dry_run, threads)

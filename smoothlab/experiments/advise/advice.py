@@ -210,7 +210,7 @@ class _Adviser:
             tried = self._tried(rate, chosen, prediction, until)
         if tried is None:
             assert prediction is not None
-            flag = "no time was left to try" if self.by != "predict" else None
+            flag = "no time was left to try" if self.by != "predict" else "no run has confirmed it"
             return self._advised(rate, prediction.limit, "predicted", prediction.weakest, flag)
         source, weakest = "tried", "that the limit of short runs is that of long ones"
         if prediction is not None:

@@ -28,14 +28,16 @@ MEASURING = ("measure", "cross", "points", "spacing", "minibatch", "over", "prot
 class Advise(Training):
     """Advise on eta_x, eta_y and mu for a run of `smoothlab finetune`, and print the command that trains with them.
 
-    All other options are those of the run; its rates and mu are where trying begins.
+    All other options are those of the run; its rates and mu are where trying begins. Those that measure curvature along
+    a run, --checkpoint and --eta are refused: the advice is on the start of a run.
 
     Attributes:
         by: how limits of the rates are found. predict: from curvature measured at the start; try: by short runs from
             the same weights, at rates a factor 3 apart and then closer; confirm: predicted, and tried from there on;
             auto: confirm where a prediction leaves time for runs, else try.
-        budget: number of training steps whose time the advice may take.
-        try_steps: number of steps of a short run; its rate is stable if the loss is not above its start after them.
+        budget: number of training steps whose time the advice may take, all that it measures included.
+        try_steps: number of steps of a short run; its rate is stable if the mean loss of the
+            first four minibatches has risen by at most 1 % after them.
     """
 
     name: ClassVar[str] = "advise"
