@@ -91,11 +91,11 @@ _SPECTRA: dict[str, Any] = {
 
 
 def _edges(p: Array) -> list[tuple[Array, int, Edge]]:
-    found = []
+    edges = []
     for d, decay, many in p:
         q, values = round(many), _power(d, decay)
-        found.append((values, q, mean_square_edge(Spectrum.of(values), OuterMoment(1 + 1 / q, 1 / q))))
-    return found
+        edges.append((values, q, mean_square_edge(Spectrum.of(values), OuterMoment(1 + 1 / q, 1 / q))))
+    return edges
 
 
 @statement("2/(tr H/q + (1 + 1/q) lambda_max) <= edge <= min{2q/tr H, 2/((1 + 2/q) lambda_max)}, eigenvalues k^-decay",

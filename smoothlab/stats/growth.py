@@ -80,8 +80,8 @@ class GrowthFit:
         if len(self._draws):
             curves = _values(self.form, self._draws, u)
             for i in range(u.size):
-                found = interval(float(middle[i]), curves[:, i], self._series, len(PARAMETERS[self.form]))
-                ends[:, i] = max(found.low, 0.0), found.high
+                bounds = interval(float(middle[i]), curves[:, i], self._series, len(PARAMETERS[self.form]))
+                ends[:, i] = max(bounds.low, 0.0), bounds.high
         return ends[0], ends[1]
 
 
@@ -203,10 +203,10 @@ def sampled(series: Dependence, resamples: int, seed: int, *columns: Array) -> l
     return [column[chosen] for column in columns]
 
 
-def bounded(name: str, found: Interval) -> Interval:
+def bounded(name: str, estimated: Interval) -> Interval:
     """An interval within what the parameter can be: not negative, and of rho the range that is searched."""
     low, high = growth_fits.RHO if name == "rho" else (0.0, np.inf)
-    return Interval(found.value, max(found.low, low), min(found.high, high))
+    return Interval(estimated.value, max(estimated.low, low), min(estimated.high, high))
 
 
 def _identified(draws: Array) -> Array:

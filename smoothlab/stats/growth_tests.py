@@ -42,8 +42,8 @@ class GrowthTest(NamedTuple):
 def grows(u: Array, L: Array, resamples: int = RESAMPLES, seed: int = 0) -> GrowthTest:
     """Whether L1 > 0 in L = L0 + L1 u, against L1 <= 0, for usable points in the order of the steps."""
     check(u, "linear")
-    found, test = _slope(u, [u], L, resamples, seed, above=True)
-    return GrowthTest("grows", "L1 <= 0", *found, test)
+    estimated, test = _slope(u, [u], L, resamples, seed, above=True)
+    return GrowthTest("grows", "L1 <= 0", *estimated, test)
 
 
 def sub_quadratic(u: Array, L: Array, resamples: int = RESAMPLES, seed: int = 0) -> GrowthTest:
@@ -54,8 +54,8 @@ def sub_quadratic(u: Array, L: Array, resamples: int = RESAMPLES, seed: int = 0)
     """
     check(u, "power")
     v = u / scale(u)
-    found, test = _slope(u, [v**2, v**2 * np.log(v)], L, resamples, seed, above=False)
-    return GrowthTest("sub-quadratic", "rho >= 2", *found, test)
+    estimated, test = _slope(u, [v**2, v**2 * np.log(v)], L, resamples, seed, above=False)
+    return GrowthTest("sub-quadratic", "rho >= 2", *estimated, test)
 
 
 def same(
@@ -122,8 +122,8 @@ def _slope(
     series = line_dependence(u, L)
     estimate = float(_regressed([column[None] for column in columns], L[None])[0, -1])
     drawn = sampled(series, resamples, seed, L, *columns)
-    found = interval(estimate, _regressed(drawn[1:], drawn[0])[:, -1], series, len(columns) + 1)
-    return found, p_value(found, series, len(columns) + 1, above=above)
+    estimated = interval(estimate, _regressed(drawn[1:], drawn[0])[:, -1], series, len(columns) + 1)
+    return estimated, p_value(estimated, series, len(columns) + 1, above=above)
 
 
 def _regressed(columns: list[Array], L: Array) -> Array:

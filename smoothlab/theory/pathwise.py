@@ -161,10 +161,10 @@ def _crossing(spectrum: Spectrum, q: int, curves: Callable[[Array], Array]) -> E
     stable = mean_square_edge(spectrum, OuterMoment(1 + 1 / q, 1 / q)).low
     rates = np.geomspace(0.5 * stable, 2 * exact_edge(spectrum.largest), 24)
     for _ in range(2):
-        found = curves(rates)
-        first = [int(np.argmax(curve > 0)) if (curve > 0).any() else len(rates) - 1 for curve in found]
+        exponents = curves(rates)
+        first = [int(np.argmax(curve > 0)) if (curve > 0).any() else len(rates) - 1 for curve in exponents]
         rates, old = np.geomspace(rates[max(min(first) - 1, 0)], rates[max(first)], 16), rates
-    high, value, low = (_interpolated(old, curve) for curve in found)
+    high, value, low = (_interpolated(old, curve) for curve in exponents)
     return Edge(value, low, high)
 
 

@@ -161,19 +161,19 @@ class Spectrum:
         Raises:
             BadInput: there is no spectral norm of the block, or none of those values does: H has negative eigenvalues.
         """
-        found = {e.quantity: e for e in estimates if e.block == e.wrt == block}
-        if "spectral" not in found:
+        measured = {e.quantity: e for e in estimates if e.block == e.wrt == block}
+        if "spectral" not in measured:
             raise BadInput(f"there is no spectral norm of block '{block}': measure it with Hessian.norms")
-        top = found["spectral"].value
-        if found["spectral"].sign == -1:
+        top = measured["spectral"].value
+        if measured["spectral"].sign == -1:
             top = -top
         trace, frobenius, t = None, None, None
-        if "trace" in found:
-            trace = _nearest(found["trace"], top, dim * top)
+        if "trace" in measured:
+            trace = _nearest(measured["trace"], top, dim * top)
             t = trace - top
-        if "frobenius" in found:
+        if "frobenius" in measured:
             least, most = (0.0, (dim - 1) * top**2) if t is None else (t**2 / max(dim - 1, 1), top * t)
-            frobenius = _nearest(found["frobenius"], math.sqrt(top**2 + least), math.sqrt(top**2 + max(most, 0.0)))
+            frobenius = _nearest(measured["frobenius"], math.sqrt(top**2 + least), math.sqrt(top**2 + max(most, 0.0)))
         return cls((top,), dim, trace, frobenius)
 
     @property
