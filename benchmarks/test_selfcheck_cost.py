@@ -99,7 +99,7 @@ class SelfcheckCost:
 
     name: ClassVar[str] = "speed_selfchecks"
     unit: ClassVar[str] = "what"
-    repetitions: int = 15
+    repetitions: int = 40
 
     def place(self, row: Row) -> int:
         """One for all rows."""

@@ -106,20 +106,20 @@ class LineCheck:
         values = np.array([(above - below) / (2 * length), (above + below) / length**2])
         return values, np.array([2 * self.rounding / length, 4 * self.rounding / length**2])
 
-    def starts_right(self, v: Tensor) -> bool:
-        """Whether one short step along the unit vector v changes the loss as its slope, if any, says, to 2 %."""
+    def short_step(self, v: Tensor) -> float:
+        """The step along the unit vector v whose slope, if any, changes the loss by 200 roundings at most."""
         slope = dot(self.gradient, v)
         if not slope:
-            return True
-        step = min(_ABOVE * self.rounding / abs(slope), self._step(slope, 0.0))
-        moved, change = self.at(v, step)
-        right = abs(change - slope * moved) <= 2 * self.rounding + _COARSE * abs(slope * moved)
-        return right and moved > 0.5 * step
+            return 0.0
+        return min(_ABOVE * self.rounding / abs(slope), self._step(slope, 0.0))
 
-    def rests(self, v: Tensor, step: float) -> bool:
-        """Whether a step along v changes the loss by nothing but its slope."""
-        moved, change = self.at(v, step)
-        return abs(change - dot(self.gradient, v) * moved) <= 2 * self.rounding
+    def follows_slope(self, move: Tensor) -> bool:
+        """Whether a move of the block changes the loss as its slope says, to 2 % and two roundings; one evaluation."""
+        length = norm(move)
+        v = move / length
+        moved, change = self.at(v, length)
+        expected = dot(self.gradient, v) * moved
+        return moved > 0.5 * length and abs(change - expected) <= 2 * self.rounding + _COARSE * abs(expected)
 
     def look_again(
         self, v: Tensor, where: str, curvature: float | None, step: float | None = None, *, least: float = 0.0

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from smoothlab.blocks import Block, dot
 from smoothlab.hessian.deflation import Deflation
-from smoothlab.hessian.directions import ALL_KINDS, ROWS, TOP, Directions
+from smoothlab.hessian.directions import ALL_KINDS, ROWS, TOP, Directions, Still
 from smoothlab.hessian.disagreements import DOUBTFUL, Disagreement, WrongProducts, refuse_gross
 from smoothlab.hessian.gradients import LossAtPoint
 from smoothlab.hessian.line_check import ROUNDINGS, LineCheck
@@ -67,7 +67,8 @@ def check_gradient(point: LossAtPoint) -> None:
         rows = directions.along_rows()
         if dot(check.gradient, rows):  # else no slope that a detached norm could have made up
             check.look(rows, ROWS, None)
-        _look_at_the_rest(check, directions, None)
+        _look_at_silent(check, directions.silent(), None)
+        _look_at_padding(check, directions)
         refuse_gross(block.name, list(check.gaps.values()))
 
 
@@ -82,8 +83,8 @@ def check_products(run: Deflation) -> list[Disagreement]:
         check = LineCheck(run.hessian, run.block)
         directions = Directions(check, run.hessian.graph)
         _look_at_products(check, directions, run)
-        _look_along_rows(check, directions)
-        _look_at_the_rest(check, directions, run.form)
+        _look_at_rows_and_silent(check, directions, run.form)
+        _look_at_padding(check, directions)
         gaps += check.gaps.values()
     # Asymmetry up to three times the products' own errors is no doubt about their matrix.
     error = run.noise + run.hessian.truncation(run.name)
@@ -92,7 +93,7 @@ def check_products(run: Deflation) -> list[Disagreement]:
 
 
 def check_plainly(point: LossAtPoint, block: Block, product: Callable[[Tensor], Tensor]) -> list[Disagreement]:
-    """Disagreements of a block whose products are not kept, from one product and five evaluations.
+    """Disagreements of a block whose products are not kept, from one product and four evaluations.
 
     Args:
         point: loss, gradients and graph at the current parameters.
@@ -110,8 +111,8 @@ def check_plainly(point: LossAtPoint, block: Block, product: Callable[[Tensor], 
     directions = Directions(check, point.graph)
     mixed = directions.mixed()  # without Lanczos vectors one product must show the curvature of all kinds
     check.look(mixed, ALL_KINDS, form(mixed))
-    _look_along_rows(check, directions)
-    _look_at_the_rest(check, directions, form)
+    _look_at_rows_and_silent(check, directions, form)
+    _look_at_padding(check, directions)
     return _judged(block.name, check.gaps.values(), point)
 
 
@@ -141,19 +142,34 @@ def _look_at_products(check: LineCheck, directions: Directions, run: Deflation) 
     check.look(mixed, ALL_KINDS, curvature)
 
 
-def _look_along_rows(check: LineCheck, directions: Directions) -> None:
-    """Rows along themselves, by one evaluation where it sees nothing: what it is to see is no small part of a slope."""
-    v = directions.along_rows()
-    if not check.starts_right(v):
-        check.look(v, ROWS, None)
+def _look_at_rows_and_silent(check: LineCheck, directions: Directions, form: Callable[[Tensor], float] | None) -> None:
+    """Rows along themselves and entries without gradient, by one evaluation together where it sees nothing.
 
-
-def _look_at_the_rest(check: LineCheck, directions: Directions, form: Callable[[Tensor], float] | None) -> None:
-    """Entries without gradient, and padding rows that have one from elsewhere (a tied head); form(v) = v'Hv."""
+    Along rows no small part of a slope is looked for, and entries without gradient have none to add to it. Where the
+    move of both is not explained by its slope, each is looked at by itself. form(v) = v'Hv.
+    """
+    rows = directions.along_rows()
+    step = check.short_step(rows)
     silent = directions.silent()
-    if silent.length > 0.0 and not check.rests(silent.v, 0.1 * silent.length):
+    move = rows.mul_(step).add_(silent.v, alpha=0.1 * silent.length)
+    if not (step or silent.length) or check.follows_slope(move):
+        return
+    if step:
+        rows = directions.along_rows()  # made again, as the move has taken its memory
+        if not check.follows_slope(rows * step):
+            check.look(rows, ROWS, None)
+    _look_at_silent(check, silent, form)
+
+
+def _look_at_silent(check: LineCheck, silent: Still, form: Callable[[Tensor], float] | None) -> None:
+    """Entries whose gradient is exactly 0."""
+    if silent.length > 0.0 and not check.follows_slope(0.1 * silent.length * silent.v):
         curvature = None if form is None else form(silent.v)
         check.look_again(silent.v, silent.where, curvature, 0.1 * silent.length)
+
+
+def _look_at_padding(check: LineCheck, directions: Directions) -> None:
+    """Padding rows that have a gradient from elsewhere (a tied head)."""
     for padding in directions.padding_rows():
         if dot(check.gradient, padding.v) and not check.agrees(padding.v, None, longest=0.05 * padding.length):
             check.look_again(padding.v, padding.where, None, 0.05 * padding.length)

@@ -77,6 +77,26 @@ def test_a_detached_norm_of_long_rows_is_seen_along_the_rows() -> None:
         check_gradient(LossAtPoint(loss, blocks))
 
 
+def test_entries_without_gradient_that_move_the_loss_are_seen_beside_sound_rows() -> None:
+    """One evaluation moves both: what the silent entries do to the loss is not lost among the rows' slope."""
+    module, blocks = PROBLEMS["tanh"].build(dtype=torch.float32)
+    silent = nn.Parameter(torch.ones(50))
+    block = Block("base", (*blocks[0].params, silent))
+
+    def loss(part: float) -> Tensor:
+        return module() + (0 * silent).sum() + part * silent.detach().pow(2).mean()
+
+    for part in (0.0, 0.01):
+        hessian = ExactHessian(lambda part=part: loss(part), [block])
+        run = Deflation(hessian, "base", [0], [])
+        run.krylov(12)
+        if part:
+            with pytest.raises(WrongProducts, match="along the entries whose gradient is 0"):
+                selfchecks.check_products(run)
+        else:
+            assert all(gap.size < 0.005 for gap in selfchecks.check_products(run))
+
+
 def test_a_strong_third_derivative_takes_two_evaluations_more(monkeypatch: pytest.MonkeyPatch) -> None:
     """10 + u/6 + 9 u^2/2 + 100 u^3 along a unit vector: Taylor's next term is why first differences are off."""
     w = nn.Parameter(torch.ones(20))
