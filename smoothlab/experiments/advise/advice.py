@@ -227,7 +227,9 @@ class _Adviser:
         if self.by == "auto" and not minibatches:
             return None, None
         try:
-            prediction = predicted_limit(self.trainer, rate.block, minibatches=max(minibatches, 1), seed=(self.seed, 3))
+            prediction = predicted_limit(
+                self.trainer, rate.block, rates=chosen, minibatches=max(minibatches, 1), seed=(self.seed, 3)
+            )
         except BadInput as error:
             if self.by == "predict":
                 raise

@@ -1,5 +1,6 @@
 """Advice on quadratics: rates below their limits, a mu, what they cost, and nothing left of the measuring."""
 
+import math
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from smoothlab.experiments.advise.advice import FRACTION, advise, rates_of
 from smoothlab.optim.hybrid import HybridSGD
 from smoothlab.trainer import Trainer
 from smoothlab.zeroth.estimators import ZerothOrder
-from tests.experiments.advise.quadratics import hybrid, trainer_of
+from tests.experiments.advise.quadratics import hybrid, raised, trainer_of
 
 
 @pytest.mark.parametrize("by", ["predict", "try", "confirm", "auto"])
@@ -42,6 +43,12 @@ def test_a_hybrid_gets_both_rates_and_mu_and_stays_as_it_was() -> None:
             each.update()
     for name in ("base", "peft"):
         assert torch.equal(trainer.blocks[name].params[0], twin.blocks[name].params[0])
+
+
+def test_a_hybrids_zeroth_order_rate_fits_the_curvature_that_the_module_leads_to() -> None:
+    advice = advise(raised(), by="predict", budget=1e6)
+    assert advice["eta_y"].value == pytest.approx(FRACTION["exact"] * 2, rel=1e-5)
+    assert advice["eta_x"].value == pytest.approx(FRACTION["zeroth"] * 2 / 12 * math.exp(-2), rel=1e-4)
 
 
 def test_a_larger_negative_eigenvalue_sets_no_limit() -> None:

@@ -6,14 +6,12 @@ from functools import partial
 import pytest
 import torch
 
-from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
 from smoothlab.experiments.advise.predicting import Prediction, expected_gradients, predicted_limit
-from smoothlab.optim.hybrid import HybridSGD
 from smoothlab.theory.edge import OuterMoment, Spectrum, adam_edge, mean_square_edge
 from smoothlab.trainer import Trainer
 from smoothlab.zeroth.estimators import ZerothOrder
-from tests.experiments.advise.quadratics import hybrid, trainer_of
+from tests.experiments.advise.quadratics import hybrid, raised, trainer_of
 
 SPECTRUM = [4.0, 2.0, 1.0, 0.5, 0.5, 0.25]
 
@@ -83,22 +81,13 @@ def test_each_block_of_a_hybrid_has_its_own() -> None:
 
 
 def test_zeroth_order_steps_are_predicted_where_the_other_block_has_begun_to_train() -> None:
-    """f = e^y |x|^2/2 - y: after 20 steps of y at 0.1 from 0, y = 2 and the curvature of x is e^2 times its start's."""
-    x = torch.full((10,), 1e-4, dtype=torch.float64, requires_grad=True)
-    y = torch.zeros(1, dtype=torch.float64, requires_grad=True)
-    optimizer = HybridSGD([
-        {"params": [x], "lr": 1e-3, "name": "base", "oracle": ZerothOrder(mu=1e-4)},
-        {"params": [y], "lr": 1e-3, "name": "peft"},
-    ])  # fmt: skip
-    blocks = {"base": Block("base", (x,)), "peft": Block("peft", (y,))}
-    trainer = Trainer(
-        None, blocks, lambda step: [0], lambda model, batch: (y.exp() * x.square().sum() / 2 - y).sum(), optimizer
-    )
-    alone = predicted_limit(trainer, blocks["base"])
-    beside = predicted_limit(trainer, blocks["base"], rates={"peft": 0.1})
+    """At eta_y = 1 one step takes y to 2, where the curvature of x is e^2 times its start's."""
+    trainer = raised()
+    alone = predicted_limit(trainer, trainer.blocks["base"])
+    beside = predicted_limit(trainer, trainer.blocks["base"], rates={"peft": 1.0})
     assert alone.limit.value == pytest.approx(2 / 12, rel=1e-5)
     assert beside.limit.value == pytest.approx(2 / 12 * math.exp(-2), rel=1e-5)
-    assert float(y.detach()) == 0.0
+    assert float(trainer.blocks["peft"].params[0].detach()) == 0.0
 
 
 BAD = {
