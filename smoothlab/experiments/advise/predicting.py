@@ -52,8 +52,8 @@ PRODUCT = 2.2
 MODEL_ERROR = {"positive part": (2.5, 2.5), "exact": (1.5, 9.0), "adam": (4.0, 1.5)}
 """How many times below and above the prediction limits were in runs, by condition (benchmarks/results/advice_*.jsonl).
 
-Where exact gradients without Adam begin to raise the loss, steps often lead to flatter places, and the loss falls again:
-60 steps stood above their start from 2.5 to 8.7 times the prediction on only.
+Where exact gradients without Adam begin to raise the loss, steps often lead to flatter places and the loss falls again:
+runs of 60 steps stood above their start only from 2.5 to 8.7 times the prediction on.
 """
 
 
