@@ -12,7 +12,7 @@ import torch
 from smoothlab.blocks import Block
 from smoothlab.divergence import RATE_OPTIONS
 from smoothlab.errors import BadInput
-from smoothlab.experiments.advise.config import By
+from smoothlab.experiments.advise.config import FRACTION, By
 from smoothlab.experiments.advise.perturbation import BestPerturbation, best_perturbation
 from smoothlab.experiments.advise.predicting import Prediction, expected_gradients, predicted_limit
 from smoothlab.experiments.advise.trying import BACKWARD, Limit, Tries, forwards_of_step, stability_limit
@@ -22,8 +22,6 @@ from smoothlab.trainer import Trainer
 from smoothlab.zeroth.estimators import ZerothOrder
 
 Row = dict[str, Any]
-FRACTION = {"zeroth": 0.5, "exact": 0.5, "adam": 0.25}
-"""Advised rate in units of its stability limit, by the kind of steps."""
 AFFORDABLE = 0.7
 """Share of a rate's time that a prediction may take, where tries are to confirm it."""
 TIMED = 3
@@ -204,7 +202,7 @@ class _Adviser:
 
     def _advise(self, rate: Rate, chosen: Mapping[str, float], until: float) -> Advised:
         """One rate, the others as chosen; `until` is what all may have cost after it, in steps."""
-        prediction, why = self._predicted(rate, until)
+        prediction, why = self._predicted(rate, chosen, until)
         tried = None
         if self.by != "predict":
             tried = self._tried(rate, chosen, prediction, until)
@@ -217,13 +215,15 @@ class _Adviser:
             source, weakest = "predicted and tried", prediction.weakest
         return self._advised(rate, tried.limit, source, weakest, "; ".join(filter(None, (tried.flag, why))) or None)
 
-    def _predicted(self, rate: Rate, until: float) -> tuple[Prediction | None, str | None]:
+    def _predicted(self, rate: Rate, chosen: Mapping[str, float], until: float) -> tuple[Prediction | None, str | None]:
         """The prediction, or None and why."""
-        cost = expected_gradients(self.trainer, rate.block) * (1 + BACKWARD) * self.clock.forward / self.clock.step
-        if self.by == "try" or (self.by == "auto" and cost > AFFORDABLE * (until - self.clock.steps)):
+        affordable = AFFORDABLE * (until - self.clock.steps)
+        if self.by == "try" or (self.by == "auto" and self._cost(rate, {}) > affordable):
             return None, None
+        # What the rates of the others add stands beside, and is left out first where time is short.
+        known = chosen if self._cost(rate, chosen) <= affordable else {}
         try:
-            prediction = predicted_limit(self.trainer, rate.block, seed=(self.seed, 3))
+            prediction = predicted_limit(self.trainer, rate.block, seed=(self.seed, 3), rates=known)
         except BadInput as error:
             if self.by == "predict":
                 raise
@@ -233,6 +233,11 @@ class _Adviser:
         for name, value in prediction.beside.items():
             self._limit(rate, Interval(value, math.nan, math.nan), "predicted", name, None)
         return prediction, None
+
+    def _cost(self, rate: Rate, known: Mapping[str, float]) -> float:
+        """What a prediction will cost, in training steps."""
+        gradients = expected_gradients(self.trainer, rate.block, known)
+        return gradients * (1 + BACKWARD) * self.clock.forward / self.clock.step
 
     def _tried(
         self, rate: Rate, chosen: Mapping[str, float], prediction: Prediction | None, until: float

@@ -11,7 +11,7 @@ off in runs is in their intervals (`MODEL_ERROR`).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,8 @@ from torch import Tensor
 
 from smoothlab.blocks import Block, differentiable, dot, flatten, norm
 from smoothlab.errors import BadInput
+from smoothlab.experiments.advise.config import FRACTION
+from smoothlab.experiments.advise.hybrid_condition import CONDITION, MeanGradient, Partner, exact_partner, hybrid_limit
 from smoothlab.hessian.deflation import Deflation
 from smoothlab.hessian.estimates import NormEstimate
 from smoothlab.hessian.exact import ExactHessian
@@ -71,8 +73,17 @@ class Prediction:
     beside: dict[str, float] = field(default_factory=dict)
 
 
-def predicted_limit(trainer: Trainer, block: Block, *, seed: Sequence[int] = (0,)) -> Prediction:
+def predicted_limit(
+    trainer: Trainer, block: Block, *, seed: Sequence[int] = (0,), rates: Mapping[str, float] | None = None
+) -> Prediction:
     """The predicted limit of the rate of one or several groups of a trainer, joined to one block.
+
+    Args:
+        trainer: the trainer.
+        block: parameters whose rate is looked for.
+        seed: seed of start vectors and probes.
+        rates: rates of the other groups by name; with those of the exact part, zeroth-order steps have the condition of
+            the hybrid step beside their own.
 
     Raises:
         BadInput: the loss is at a point without gradient, curves downwards along it, has no positive curvature, or does
@@ -81,18 +92,19 @@ def predicted_limit(trainer: Trainer, block: Block, *, seed: Sequence[int] = (0,
     group = _group_of(trainer, block)
     with differentiable([block]):
         if group["oracle"] is not None:
-            return _zeroth_order(trainer, block, group["oracle"], seed)
+            return _zeroth_order(trainer, block, group["oracle"], seed, exact_partner(trainer, block, rates or {}))
         if "betas" in group:
             return _adam(trainer, block, group, seed)
         return _exact(trainer, block, group, seed)
 
 
-def expected_gradients(trainer: Trainer, block: Block) -> float:
+def expected_gradients(trainer: Trainer, block: Block, rates: Mapping[str, float] | None = None) -> float:
     """Gradients that `predicted_limit` will cost, about."""
     group = _group_of(trainer, block)
     products = LANCZOS + 7  # with those of the self-checks, the noise and the probes
     if group["oracle"] is not None:
-        return (products + 1) * PRODUCT + MINIBATCHES
+        hybrid = exact_partner(trainer, block, rates or {}) is not None
+        return (products + 1 + hybrid) * PRODUCT + MINIBATCHES
     if "betas" in group:
         return WARM_UP + (LANCZOS + 1) * PRODUCT
     return products * PRODUCT
@@ -105,17 +117,25 @@ def _group_of(trainer: Trainer, block: Block) -> dict[str, Any]:
     raise BadInput(f"block '{block.name}' is in no group of the optimizer: name one that is trained")
 
 
-def _zeroth_order(trainer: Trainer, block: Block, oracle: Any, seed: Sequence[int]) -> Prediction:
+def _zeroth_order(
+    trainer: Trainer, block: Block, oracle: Any, seed: Sequence[int], partner: Partner | None
+) -> Prediction:
     if not isinstance(oracle, ZerothOrder):
         raise BadInput(f"oracle {oracle!r} of block '{block.name}' has no known second moment: try rates instead")
     moment = outer_moment(oracle, block.dim, block.shapes)
     if moment.diagonal:
         moment = moment._replace(isotropic=moment.isotropic + max(moment.diagonal, 0.0) / block.dim, diagonal=0.0)
-    direction, noise = _gradient_and_noise(trainer, block)
-    hessian = ExactHessian(trainer.minibatch_loss(0), [block])
-    (image,) = hessian.product(direction, block.name, [block.name])
-    rho, h = dot(direction, image), norm(image)
-    estimates = hessian.norms(precision=PRECISION, lanczos=LANCZOS, seed=seed)
+    blocks = [block]
+    if partner is not None:
+        blocks.append(partner.block)
+    gradients = _mean_gradients(trainer, blocks)
+    names = [each.name for each in blocks]
+    cross = [(names[0], names[1])] if partner is not None else []
+    hessian = ExactHessian(trainer.minibatch_loss(0), blocks)
+    direction, _, noise = gradients[block.name]
+    images = hessian.product(direction, block.name, names)
+    rho, h = dot(direction, images[0]), norm(images[0])
+    estimates = hessian.norms([block.name], cross=cross, precision=PRECISION, lanczos=LANCZOS, seed=seed)
     hvps = max(estimate.hvps for estimate in estimates)
     frobenius = estimates[0]
     sizes = (frobenius.value, frobenius.high, frobenius.low)
@@ -123,34 +143,47 @@ def _zeroth_order(trainer: Trainer, block: Block, oracle: Any, seed: Sequence[in
     weakest = "that the loss is quadratic over a step of size eta ||ghat||, with the curvature of the start"
     if frobenius.flag is not None:
         weakest = f"the Frobenius norm of the Hessian ({frobenius.flag})"
-    beside = _other_conditions(estimates, block, moment)
-    gradients = (hvps + 1) * PRODUCT + MINIBATCHES
-    return Prediction(_widened(ends, "gradient norm"), "gradient norm", gradients, weakest, beside)
+    beside = _other_conditions(estimates[:3], block, moment)
+    if partner is not None:
+        # Both advised rates scaled together: that of y stands, that of x is a fixed fraction of its own limit.
+        ratio = partner.rate / (FRACTION["zeroth"] * ends[0])
+        limit = hybrid_limit(hessian, gradients, (names[0], names[1]), images, (frobenius, estimates[3]), ratio, moment)
+        if limit is not None:
+            beside[CONDITION] = limit
+    cost = (hvps + len(blocks)) * PRODUCT + MINIBATCHES
+    return Prediction(_widened(ends, "gradient norm"), "gradient norm", cost, weakest, beside)
 
 
-def _gradient_and_noise(trainer: Trainer, block: Block) -> tuple[Tensor, float]:
-    """The unit vector along the mean gradient of minibatches 1, 2, ..., and E ||g_B||^2/||g||^2.
+def _mean_gradients(trainer: Trainer, blocks: Sequence[Block]) -> dict[str, MeanGradient]:
+    """The mean gradient of minibatches 1, 2, ... on each block, and its noise.
 
     Minibatch 0, whose Hessian is looked at, is left out: its own gradient lies where this Hessian is large. ||g||^2 is
     the mean of <g_A, g_B> over pairs of minibatches.
     """
-    total, squares, value = None, [], 0.0
+    by_name = {block.name: block for block in blocks}
+    totals: dict[str, Tensor] = {}
+    squares: dict[str, list[float]] = {name: [] for name in by_name}
+    value = 0.0
     for number in range(1, MINIBATCHES):
-        value, gradients = gradient(trainer.minibatch_loss(number), {block.name: block})
-        g = gradients[block.name]
-        squares.append(dot(g, g))
-        total = g if total is None else total.add_(g)
-    assert total is not None
+        value, gradients = gradient(trainer.minibatch_loss(number), by_name)
+        for name, g in gradients.items():
+            squares[name].append(dot(g, g))
+            totals[name] = totals[name].add_(g) if name in totals else g
+    return {name: _mean_gradient(name, total, squares[name], value) for name, total in totals.items()}
+
+
+def _mean_gradient(name: str, total: Tensor, squares: Sequence[float], loss: float) -> MeanGradient:
+    """From the sum of minibatches' gradients and their squared norms."""
     size, count = norm(total), len(squares)
     if size == 0:
         raise BadInput(
-            f"the gradient of block '{block.name}' is 0: the loss, {value:.4g}, is at its floor or does not "
+            f"the gradient of block '{name}' is 0: the loss, {loss:.4g}, is at its floor or does not "
             "depend on the block; take weights from earlier in training, or look at the groups"
         )
     common = (size**2 - sum(squares)) / (count * (count - 1))
     # Where minibatches have nothing in common, their mean is an upper bound of ||g|| all the same.
     common = max(common, size**2 / count**3)
-    return total / size, max(sum(squares) / count / common, 1.0)
+    return MeanGradient(total / size, math.sqrt(common), max(sum(squares) / count / common, 1.0))
 
 
 def _other_conditions(estimates: Sequence[NormEstimate], block: Block, moment: Any) -> dict[str, float]:

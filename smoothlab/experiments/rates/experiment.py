@@ -20,11 +20,12 @@ class Rates(RatesConfig):
 
     def measured(self, point: Row) -> list[Row]:
         """Measure one setting and return its rows."""
-        from smoothlab.experiments.rates import comparisons, counterexample, exponents, theorem
+        from smoothlab.experiments.rates import budget, comparisons, counterexample, exponents, theorem
 
         runs = {
             "theorem": theorem.measured, "exponents": exponents.measured, "counterexample": counterexample.measured,
             "speedup_of_two_rates": comparisons.speedup, "reshuffling": comparisons.reshuffling,
+            "curved": exponents.measured, "budget": budget.measured,
         }  # fmt: skip
         return runs[point["part"]](self, point)
 

@@ -1,17 +1,22 @@
 """Predicted limits on quadratics, where they are known exactly; and what is refused."""
 
 import math
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from smoothlab.errors import BadInput
-from smoothlab.experiments.advise.predicting import Prediction, expected_gradients, predicted_limit
-from smoothlab.theory.edge import adam_edge
+from smoothlab.experiments.advise.config import FRACTION
+from smoothlab.experiments.advise.predicting import PRODUCT, Prediction, expected_gradients, predicted_limit
+from smoothlab.theory.coupled_edge import HybridGradient, hybrid_gradient_norm_edge
+from smoothlab.theory.edge import GAUSSIAN, adam_edge
 from smoothlab.trainer import Trainer
 from smoothlab.zeroth.estimators import ZerothOrder
-from tests.experiments.advise.quadratics import hybrid, trainer_of
+from tests.experiments.advise.quadratics import coupled, hybrid, trainer_of
 
 SPECTRUM = [4.0, 2.0, 1.0, 0.5, 0.5, 0.25]
 
@@ -63,6 +68,34 @@ def test_each_block_of_a_hybrid_has_its_own() -> None:
     assert predicted(trainer, "peft").limit.value == pytest.approx(0.5, rel=1e-6)
     assert predicted(trainer, "base").limit.value == pytest.approx(2 / 12, rel=1e-6)
     assert expected_gradients(trainer, trainer.blocks["base"]) > 10
+
+
+def test_a_hybrid_step_has_its_own_condition_beside_with_the_cross_block() -> None:
+    """Against the dense Hessian and gradient, whose gradient norm after a step is exact; coupling lowers it here."""
+    trainer, hessian = coupled(dim_x=6, dim_y=3)
+    rate = 0.11
+    prediction = predicted_limit(trainer, trainer.blocks["base"], rates={"peft": rate})
+    gradient = HybridGradient.of(hessian, hessian @ np.ones(9), 6)
+    ratio = rate / (FRACTION["zeroth"] * prediction.limit.value)
+    eta_x, eta_y = hybrid_gradient_norm_edge(gradient, ratio, GAUSSIAN)
+    assert prediction.beside["hybrid gradient norm"] == pytest.approx(eta_x, rel=1e-6)
+    assert gradient.ratio_of_squares(eta_x, eta_y, GAUSSIAN) == pytest.approx(1, rel=1e-9)
+    blind = replace(gradient, frobenius=float(np.linalg.norm(hessian[:6, :6])))
+    assert hybrid_gradient_norm_edge(blind, ratio, GAUSSIAN)[0] > 1.05 * eta_x, "without the cross block it is bolder"
+    alone = predicted_limit(trainer, trainer.blocks["base"])
+    assert alone.limit == prediction.limit and set(alone.beside) == {"mean square"}
+    extra = expected_gradients(trainer, trainer.blocks["base"], {"peft": rate})
+    assert extra - expected_gradients(trainer, trainer.blocks["base"]) == pytest.approx(PRODUCT)
+
+
+@pytest.mark.parametrize(
+    ("exact", "rates"),
+    [(None, {}), (None, {"peft": 0.0}), (partial(torch.optim.SGD, momentum=0.9), {"peft": 0.1}),
+     (torch.optim.Adam, {"peft": 0.1})],
+)  # fmt: skip
+def test_the_hybrid_condition_is_left_out_where_it_does_not_apply(exact: Any, rates: dict[str, float]) -> None:
+    trainer, _ = coupled(dim_x=6, dim_y=3, exact=exact)
+    assert "hybrid gradient norm" not in predicted_limit(trainer, trainer.blocks["base"], rates=rates).beside
 
 
 BAD = {
