@@ -28,8 +28,15 @@ STAR = ("eps", "n", "d", "delta", "ratio", "sigma", "family", "order", "oracle",
 """What the rows of theorem vary; given: T, or 0 for what the theorem asks for."""
 SHUFFLED = 8  # components of reshuffling on its other axes
 SHUFFLE_SCALE = 0.3  # eta n there
+COMPUTED = ("zo-quadratics", "fo-quadratics", "zo-quadratics-q4", "zo-quadratics-lowrank")
+"""Series of part curved whose exponents at small eps the exact recursion has."""
+ON_CURVED = ("zo-quadratics", "zo-log-cosh", "zo-exponentials", "zo-quadratics-q4", "zo-log-cosh-q4",
+             "zo-exponentials-q4", "zo-quadratics-lowrank", "zo-log-cosh-lowrank")  # fmt: skip
+"""Series of part curved whose exponent in eps is measured."""
 VARIED = ("zo-quadratics", "zo-log-cosh")
 """Series of part curved whose exponent in the variance of the estimate is measured."""
+VARIANCES = (1.75, 3.5, 7.0, 10.0, 13.0, 19.0)
+"""Keys of `smoothlab.experiments.rates.curved.ESTIMATES`."""
 BUDGETED = ("zo-quadratics", "zo-quadratics-q4", "zo-quadratics-lowrank", "zo-log-cosh", "zo-exponentials")
 """Series of part budget."""
 FAMILIES = "; ".join(f"{name}: {entry.description}" for name, entry in OBJECTIVES.items())
@@ -42,10 +49,10 @@ class RatesConfig(SettingsExperiment):
     Attributes:
         parts: parts of the experiment to run. theorem: Algorithm 1 at the constants of Theorem C.1 and of the corrected
             theorems; exponents: exponents in eps, n, d and delta of the number of steps, as theorems ask for it and as
-            runs need it; counterexample: where Theorem C.1 fails; speedup_of_two_rates: the best single learning rate
-            against the best two; reshuffling: reshuffled components against components drawn with replacement; curved:
-            exponents on sums whose components curve differently, with averaged and with low-rank directions; budget:
-            the best constant learning rate for a number of epochs on these sums.
+            runs need it on quadratics of one Hessian; counterexample: where Theorem C.1 fails; speedup_of_two_rates:
+            the best single learning rate against the best two; reshuffling: reshuffled components against components
+            drawn with replacement; curved: exponents on sums whose components curve differently, with averaged and with
+            low-rank directions; budget: the best constant learning rate for a number of epochs on these sums.
         eps: target accuracies eps in part theorem, which asks for (1/T) sum ||grad f||^2 <= eps^2 where f - f* = 1 at
             the start and the curvature in x is 1. Of every option of this part the first value is the base setting, and
             the others are tried one at a time unless --all-combinations is set.
@@ -117,7 +124,7 @@ class RatesConfig(SettingsExperiment):
     shuffle_scales: tuple[float, ...] = (1.0, 0.3, 0.1)
     shuffle_dims: tuple[int, ...] = (1, 3, 10, 100)
     shuffle_qs: tuple[int, ...] = (4, 16)
-    budgets: tuple[int, ...] = (50, 200, 800, 3200)
+    budgets: tuple[int, ...] = (25, 100, 400, 1600)
     replicas: int = 100
     max_steps: int = 14_000
     seed: int = 0
@@ -188,18 +195,14 @@ class RatesConfig(SettingsExperiment):
         points: list[Row] = [{"series": k, **computed} for k in ("conditions", "zo", "fo-reshuffle", "fo-replace")]
         for series, measured in (("zo", tuple(axes)), ("fo-reshuffle", ("eps", "n")), ("fo-replace", ("eps",))):
             points += [{"series": series, "axis": axis, "values": list(axes[axis])} for axis in measured]
-        points += [{"series": series, **computed} for series in ("zo-quadratics", "fo-quadratics")]
-        for series in ("zo-quadratics", "zo-log-cosh", "zo-exponentials"):
-            points.append({"series": series, "axis": "eps", "values": list(self.fit_eps)})
         return points
 
     def _curved(self) -> list[Row]:
-        points: list[Row] = [{"series": f"zo-quadratics{end}", "axis": None} for end in ("", "-q4", "-lowrank")]
-        for series in ("zo-quadratics-q4", "zo-quadratics-lowrank", "zo-log-cosh-q4", "zo-log-cosh-lowrank",
-                       "zo-exponentials-q4"):  # fmt: skip
+        points: list[Row] = [{"series": series, "axis": None} for series in COMPUTED]
+        for series in ON_CURVED:
             points.append({"series": series, "axis": "eps", "values": list(self.fit_eps)})
-        variances = [1.75, 3.5, 7.0, 10.0, 13.0, 19.0]  # of `smoothlab.experiments.rates.curved.ESTIMATES`
-        points += [{"series": series, "axis": "variance", "values": variances} for series in VARIED]
+        for series in VARIED:
+            points.append({"series": series, "axis": "variance", "values": list(VARIANCES)})
         return points
 
     def _budget(self) -> list[Row]:

@@ -34,6 +34,8 @@ class Rates(RatesConfig):
         self.check()
         points = self.points()
         steps = len(points) * min(self.max_steps, 200_000) * 0.55 + 8e5 * ("large" in self.instances)
+        # A budget is spent at each rate of a grid, in 4 steps an epoch.
+        steps += 60 * sum(self.budgets) * sum(point["part"] == "budget" for point in points)
         minutes = max(steps * (6e-5 + self.replicas * 2e-7) / 60, 0.1)
         counts = Counter(point["part"] for point in points)
         lines = [f"  {part:20s} {count:4d} settings" for part, count in counts.items()]
