@@ -26,6 +26,8 @@ AFFORDABLE = 0.7
 """Share of a rate's time that a prediction may take, where tries are to confirm it."""
 TIMED = 3
 """Steps that are timed."""
+MINIBATCHES = 3
+"""Minibatches whose curvature a prediction averages, at most."""
 
 
 class Advised(NamedTuple):
@@ -217,13 +219,15 @@ class _Adviser:
 
     def _predicted(self, rate: Rate, chosen: Mapping[str, float], until: float) -> tuple[Prediction | None, str | None]:
         """The prediction, or None and why."""
-        affordable = AFFORDABLE * (until - self.clock.steps)
-        if self.by == "try" or (self.by == "auto" and self._cost(rate, {}) > affordable):
+        if self.by == "try":
             return None, None
-        # What the rates of the others add stands beside, and is left out first where time is short.
-        known = chosen if self._cost(rate, chosen) <= affordable else {}
+        minibatches = self._affordable(rate, until)
+        if self.by == "auto" and not minibatches:
+            return None, None
         try:
-            prediction = predicted_limit(self.trainer, rate.block, seed=(self.seed, 3), rates=known)
+            prediction = predicted_limit(
+                self.trainer, rate.block, rates=chosen, minibatches=max(minibatches, 1), seed=(self.seed, 3)
+            )
         except BadInput as error:
             if self.by == "predict":
                 raise
@@ -234,10 +238,15 @@ class _Adviser:
             self._limit(rate, Interval(value, math.nan, math.nan), "predicted", name, None)
         return prediction, None
 
-    def _cost(self, rate: Rate, known: Mapping[str, float]) -> float:
-        """What a prediction will cost, in training steps."""
-        gradients = expected_gradients(self.trainer, rate.block, known)
-        return gradients * (1 + BACKWARD) * self.clock.forward / self.clock.step
+    def _affordable(self, rate: Rate, until: float) -> int:
+        """Minibatches whose curvature may be measured, at most 3; 0: a prediction takes too long."""
+        gradient = (1 + BACKWARD) * self.clock.forward / self.clock.step
+        left = AFFORDABLE * (until - self.clock.steps)
+        affordable = 0
+        for minibatches in range(1, MINIBATCHES + 1):
+            if expected_gradients(self.trainer, rate.block, minibatches) * gradient <= left:
+                affordable = minibatches
+        return affordable
 
     def _tried(
         self, rate: Rate, chosen: Mapping[str, float], prediction: Prediction | None, until: float

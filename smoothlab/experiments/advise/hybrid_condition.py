@@ -1,7 +1,7 @@
 """The one-step gradient-norm condition of a hybrid step, which stands beside that of its zeroth-order block alone.
 
 Noise of x becomes gradient of y through the cross block H_xy, and y's own step moves the gradient too (docs/theory.md,
-F.4). What it takes beyond the condition of x alone: one product along y's gradient, and ||H_xy||_F from the products
+F.4). What it takes beyond the condition of x alone: one product along y's gradient, and ||H_yx||_F from the products
 along x that are made anyway.
 """
 
@@ -13,7 +13,6 @@ from torch import Tensor
 
 from smoothlab.blocks import Block, dot, norm
 from smoothlab.errors import BadInput
-from smoothlab.hessian.estimates import NormEstimate
 from smoothlab.hessian.exact import ExactHessian
 from smoothlab.theory.coupled_edge import HybridGradient, hybrid_gradient_norm_edge
 from smoothlab.theory.spectra import OuterMoment
@@ -70,28 +69,26 @@ def exact_partner(trainer: Trainer, block: Block, rates: Mapping[str, float]) ->
     return Partner(Block(f"beside {block.name}", tuple(params)), known.pop())
 
 
-def hybrid_limit(
-    hessian: ExactHessian, gradients: Mapping[str, MeanGradient], names: tuple[str, str], image_x: Sequence[Tensor],
-    norms: Sequence[NormEstimate], ratio: float, moment: OuterMoment,
-) -> float | None:  # fmt: skip
-    """The largest eta_x at which one step shrinks ||g|| in mean square while eta_y = ratio eta_x, or None.
+def hybrid_gradient(
+    hessian: ExactHessian, x: MeanGradient, y: MeanGradient, names: tuple[str, str], image_x: Sequence[Tensor],
+    squares: float,
+) -> HybridGradient:  # fmt: skip
+    """What one step's gradient norm depends on, with one more product, along y's gradient.
 
-    None where the loss curves downwards along the step. Noise of minibatches enlarges the squares of both blocks' parts
-    as it does for a block alone; that the noises of x and y may be alike through H is left out.
+    Noise of minibatches enlarges the squares of both blocks' parts as it does for a block alone; that the noises of x
+    and y may be alike through H is left out.
 
     Args:
         hessian: products over both blocks.
-        gradients: mean gradients by block.
+        x: mean gradient on block x.
+        y: mean gradient on block y.
         names: names of x and y.
         image_x: H_xx u and H_yx u for the direction u of x's gradient.
-        norms: Frobenius norms of H_xx and of the cross block.
-        ratio: eta_y/eta_x.
-        moment: of x's estimate, without a part along diag(gg').
+        squares: ||H_xx||_F^2 + ||H_yx||_F^2.
     """
-    x, y = (gradients[name] for name in names)
     image_y = hessian.product(y.direction, names[1], names)
     root_x, root_y = math.sqrt(x.noise), math.sqrt(y.noise)
-    measured = HybridGradient(
+    return HybridGradient(
         g_x=x.size,
         g_y=y.size,
         xx=x.size**2 * dot(x.direction, image_x[0]),
@@ -100,9 +97,13 @@ def hybrid_limit(
         image_x=root_x * x.size * math.hypot(*map(norm, image_x)),
         image_y=root_y * y.size * math.hypot(*map(norm, image_y)),
         inner=x.size * y.size * (dot(image_x[0], image_y[0]) + dot(image_x[1], image_y[1])),
-        frobenius=root_x * math.hypot(*(estimate.value for estimate in norms)),
+        frobenius=root_x * math.sqrt(squares),
     )
+
+
+def hybrid_condition(gradient: HybridGradient, ratio: float, moment: OuterMoment) -> dict[str, float]:
+    """The largest eta_x at which one step shrinks ||g|| in mean square while eta_y = ratio eta_x, if there is one."""
     try:
-        return hybrid_gradient_norm_edge(measured, ratio, moment)[0]
+        return {CONDITION: hybrid_gradient_norm_edge(gradient, ratio, moment)[0]}
     except BadInput:
-        return None
+        return {}
