@@ -6,10 +6,12 @@ the basis Q of Lanczos vectors, T = Q H Q', B = (I - Q'Q) H (I - Q'Q) and a Gaus
 
     tr H+ = about tr T+ + E g'B+g,     g'B+g = about ||g||^2 sum_i w_i max(theta_i, 0),
 
-theta_i being the eigenvalues of the tridiagonal matrix of some Lanczos steps from g, w_i the squared first entries of
-its eigenvectors. Two things are left out. The coupling of Q with the rest makes the sum low: tr H+ is convex in H, and
-taking H for T and B apart can only lower it. And few steps do not resolve the kink at 0: the number of steps says how
-far to trust it, not the scatter of the probes.
+theta_i being the eigenvalues of the tridiagonal matrix of k Lanczos steps from g, w_i the squared first entries of its
+eigenvectors. Two things are left out. The coupling of Q with the rest makes the sum low: tr H+ is convex in H, and
+taking H for T and B apart can only lower it. And few steps do not resolve the kink at 0, around which most eigenvalues
+lie. A rule with a node near 0 leaves their mass there; one without has a node on either side, and counts them as large
+as that node. Rules of k and k - 1 steps take turns, so the smaller of the two is taken: on `micro` it differs by 15 %
+between probes at k = 8, where the other may be five times as large.
 """
 
 from collections.abc import Mapping
@@ -50,9 +52,17 @@ def positive_part(run: Deflation, steps: int) -> PositivePart:
     run.basis.reserve(min(steps, run.block.dim - first))
     length = run.restart(steps)
     t = run.projected()[first:, first:]
-    values, vectors = np.linalg.eigh(t)
+    rules = [_positive_mass(t)]
+    if not run.complete and len(t) > 1:
+        rules.append(_positive_mass(t[:-1, :-1]))
     # Of g'B^2 g the tridiagonal matrix has the first row, which the residual of the first step completes.
     squares += length * float(t[0, 0] ** 2 + run.residuals[first] ** 2)
     for name, images in run.cross_squared_images.items():
         cross[name] += length * images[first]  # the first vector is the probe's direction
-    return PositivePart(trace + length * float(vectors[0] ** 2 @ np.maximum(values, 0.0)), squares, cross)
+    return PositivePart(trace + length * min(rules), squares, cross)
+
+
+def _positive_mass(t: np.ndarray) -> float:
+    """sum_i w_i max(theta_i, 0) of a tridiagonal matrix."""
+    values, vectors = np.linalg.eigh(t)
+    return float(vectors[0] ** 2 @ np.maximum(values, 0.0))
