@@ -12,6 +12,7 @@ steps take turns, so the smaller of the two is taken. On `micro`'s base model 8 
 of 1.2 to 2.2, and the larger of the two rules may be three times as large.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -25,26 +26,30 @@ class PositivePart(NamedTuple):
     Attributes:
         trace: tr H+.
         squares: ||H||_F^2.
+        cross: ||C||_F^2 of each cross block C of the deflation, by the other block's name.
     """
 
     trace: float
     squares: float
+    cross: Mapping[str, float]
 
 
 def positive_part(run: Deflation) -> PositivePart:
-    """Estimates of tr H+ and of ||H||_F^2 = about d ||H q||^2 from the first start q; costs no product.
+    """Estimates of tr H+, and of ||H||_F^2 = about d ||H q||^2 and ||C||_F^2 alike, from the first start q.
 
     Args:
-        run: a deflation after `krylov`; where its Lanczos vectors span the block, both are exact.
+        run: a deflation after `krylov`, no product is added; where its Lanczos vectors span the block, all is exact.
     """
     t = run.projected()[: run.unbroken, : run.unbroken]
     if run.complete:
         values = np.linalg.eigvalsh(run.projected())
-        return PositivePart(float(np.maximum(values, 0.0).sum()), float(values @ values))
+        return PositivePart(float(np.maximum(values, 0.0).sum()), float(values @ values), run.cross_known)
     rules = [_positive_mass(t)]
     if len(t) > 1:
         rules.append(_positive_mass(t[:-1, :-1]))
-    return PositivePart(run.block.dim * min(rules), run.block.dim * run.squared_images[0])
+    d = run.block.dim
+    cross = {name: d * images[0] for name, images in run.cross_squared_images.items()}
+    return PositivePart(d * min(rules), d * run.squared_images[0], cross)
 
 
 def _positive_mass(t: np.ndarray) -> float:
