@@ -45,7 +45,7 @@ from smoothlab.zeroth.moments import outer_moment
 LANCZOS = 10
 """Lanczos steps, at most."""
 QUADRATURE = 8
-"""Lanczos steps from the probe of tr H+; on `micro` 24 change its mean over minibatches by less than a half."""
+"""Lanczos steps from which tr H+ is estimated; on `micro` 24 change its mean over minibatches by less than a half."""
 SPREAD = math.log(6.0)
 """Half-width of the 95 % interval of log tr H+ between minibatches: factors of 0.6e3 to 4.5e3 were seen on `micro`."""
 MINIBATCHES = 4
@@ -58,11 +58,11 @@ BESIDE = 20
 """Steps of the other blocks before the curvature is measured that zeroth-order steps will meet."""
 PRODUCT = 2.2
 """Gradients that a Hessian-vector product costs."""
-MODEL_ERROR = {"positive part": math.log(2.5), "exact": math.log(2.5), "adam": math.log(4.0)}
-"""Half-width of the 95 % interval of log(limit seen in runs/limit predicted), by condition: set by hand.
+MODEL_ERROR = {"positive part": (2.5, 2.5), "exact": (1.5, 9.0), "adam": (4.0, 1.5)}
+"""How many times below and above the prediction limits were in runs, by condition (benchmarks/results/advice_*.jsonl).
 
-Zeroth-order steps of 60 on `micro`, batch 8, were unstable from 1.7e-3 at the latest, where 5.9e-3 was predicted; on
-SmolLM2-135M the prediction was right to a factor of 1.3 (docs/theory.md, F). Too few cases to estimate it from.
+Where exact gradients without Adam begin to raise the loss, steps often lead to flatter places and the loss falls again:
+runs of 60 steps stood above their start only from 2.5 to 8.7 times the prediction on.
 """
 
 
@@ -126,7 +126,7 @@ def expected_gradients(trainer: Trainer, block: Block, minibatches: int = 3) -> 
     group = _group_of(trainer, block)
     products = LANCZOS + 7  # with those of the self-checks, the noise and the probes
     if group["oracle"] is not None:
-        return (minibatches * (LANCZOS + QUADRATURE + 1) + 3) * PRODUCT + MINIBATCHES
+        return (minibatches * QUADRATURE + 4) * PRODUCT + MINIBATCHES
     if "betas" in group:
         return WARM_UP + (LANCZOS + 1) * PRODUCT
     return products * PRODUCT
@@ -155,18 +155,20 @@ def _zeroth_order(
     tops: list[float] = []
     parts: list[PositivePart] = []
     beside: dict[str, float] = {}
+    noises: dict[str, float] = {}
     products = 1
     for number in range(minibatches):
         # The cross block is looked at once, like the gradients' images.
         other = partner.block if partner is not None and not number else None
         watched = [block] if other is None else [block, other]
         hessian = ExactHessian(trainer.minibatch_loss(number), watched)
+        hessian.kept_noise = noises
         run = Deflation(hessian, block.name, [*seed, number], [each.name for each in watched[1:]])
-        run.krylov(LANCZOS)
+        run.krylov(QUADRATURE)
+        parts.append(positive_part(run))
+        tops.append(_largest(run)[0])
         if not number:
             check_products(run)
-        tops.append(_largest(run)[0])
-        parts.append(positive_part(run, QUADRATURE))
         products += run.hvps
         if not number:
             images = hessian.product(direction, block.name, [each.name for each in watched])
@@ -306,6 +308,7 @@ class _Preconditioned(Products):
 def _widened(edges: Sequence[float], condition: str) -> Interval:
     """The interval of an edge's value, low and high end, with the model error in quadrature on the log scale."""
     value, low, high = edges
-    down = math.hypot(math.log(value / low), MODEL_ERROR[condition])
-    up = math.hypot(math.log(high / value), MODEL_ERROR[condition])
+    below, above = MODEL_ERROR[condition]
+    down = math.hypot(math.log(value / low), math.log(below))
+    up = math.hypot(math.log(high / value), math.log(above))
     return Interval(value, value * math.exp(-down), value * math.exp(up))
