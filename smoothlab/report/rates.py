@@ -211,16 +211,17 @@ def best_rates(ax: Axes, df: pd.DataFrame) -> None:
 def at_rates(ax: Axes, df: pd.DataFrame) -> None:
     """Mean of (1/T) sum ||grad f||^2 at the theorem's rate over that at the recursion's, against T."""
     rows = rows_of(df, "budget", "average")
-    best = rows[rows["rule"] == "recursion"].set_index(["series", "T"])
+    pairs = rows[rows["rule"] == "theorem"].merge(
+        rows[rows["rule"] == "recursion"], on=["series", "T"], suffixes=("", "_best")
+    )
     ratios = []
-    for key, row in rows[rows["rule"] == "theorem"].set_index(["series", "T"]).iterrows():
-        other: Any = best.loc[key]
-        ends = [Interval(*map(float, part[["measured", "low", "high"]])) for part in (row, other)]
+    for pair in pairs.to_dict("records"):
+        top = Interval(pair["measured"], pair["low"], pair["high"])
+        bottom = Interval(pair["measured_best"], pair["low_best"], pair["high_best"])
         # Both runs have the same directions: taking them for independent makes the interval longer, if anything.
-        value, low, high = samples.ratio(*ends)
-        series, T = key  # type: ignore[misc]
-        ratios.append({"series": series, "T": T, "measured": value, "low": low, "high": high,
-                       "reference": float(row["reference"]) / float(other["reference"])})  # fmt: skip
+        value, low, high = samples.ratio(top, bottom)
+        ratios.append({"series": pair["series"], "T": pair["T"], "measured": value, "low": low, "high": high,
+                       "reference": float(pair["reference"]) / float(pair["reference_best"])})  # fmt: skip
     table = pd.DataFrame(ratios, columns=["series", "T", "measured", "low", "high", "reference"])
     panel(ax, table, "T", ["series"], xlabel="epochs $T$", scale="x", names=CURVED, colors=BUDGET,
           ylabel="mean at the theorem's rate,\nin that at the best", title="What the theorem's rate costs",
