@@ -222,8 +222,10 @@ def at_rates(ax: Axes, df: pd.DataFrame) -> None:
         value, low, high = samples.ratio(top, bottom)
         ratios.append({"series": pair["series"], "T": pair["T"], "measured": value, "low": low, "high": high,
                        "reference": float(pair["reference"]) / float(pair["reference_best"])})  # fmt: skip
-    table = pd.DataFrame(ratios, columns=["series", "T", "measured", "low", "high", "reference"])
-    panel(ax, table, "T", ["series"], xlabel="epochs $T$", scale="x", names=CURVED, colors=BUDGET,
+    if not ratios:
+        ax.text(0.5, 0.5, "the theorem says nothing\nof these sums", ha="center", va="center", transform=ax.transAxes)
+        return
+    panel(ax, pd.DataFrame(ratios), "T", ["series"], xlabel="epochs $T$", scale="x", names=CURVED, colors=BUDGET,
           ylabel="mean at the theorem's rate,\nin that at the best", title="What the theorem's rate costs",
           columns=2)  # fmt: skip
 
