@@ -98,12 +98,14 @@ class Plan:
         data_dir: folder with the files of the named tasks.
         steps: training steps of a run.
         batch: items in a minibatch.
+        points: measuring points of curvature along a run.
         folder: of the record files.
     """
 
     data_dir: Path | None
     steps: int = 150
     batch: int = 16
+    points: int = 3
     folder: Path = RESULTS
 
     def make(self, data: Sequence[str], methods: Sequence[str], seeds: Sequence[int]) -> None:
@@ -138,7 +140,7 @@ class Plan:
     def _finetune(self, data: str, method: str, seed: int) -> Finetune:
         tried = ",".join(f"{rate:g}" for rate in self.rates(data, method))
         return Finetune(
-            **self._options(data, method, seed), search=(f"eta_y={tried}",), eval_every=self.steps // 6, patience=0,
+            **self._options(data, method, seed), search=(f"eta_y={tried}",), eval_every=self.steps // 4, patience=0,
             test=300, parts=1,
         )  # fmt: skip
 
@@ -146,7 +148,7 @@ class Plan:
         selected = next(row for row in self._rows(f"{data}-{method}-0") if row["part"] == "test")
         return Smoothness(
             **self._options(data, method, 0), head="lm", train=1000, optimizer="adam", eta_y=selected["eta_y"],
-            points=3, minibatch="fixed", precision=0.1, path=False,
+            points=self.points, minibatch="fixed", precision=0.1, path=False,
         )  # fmt: skip
 
     def _rows(self, name: str) -> list[Row]:
@@ -169,11 +171,13 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
     parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--points", type=int, default=3, help="measuring points of curvature along a run")
     args = parser.parse_args()
     torch.set_num_threads(1)
     data = DATA if args.data_dir is not None else DATA[:1]
     RESULTS.mkdir(parents=True, exist_ok=True)
-    Plan(args.data_dir, args.steps).make(data, args.methods, args.seeds)
+    Plan(args.data_dir, args.steps, args.batch, args.points).make(data, args.methods, args.seeds)
 
 
 if __name__ == "__main__":
