@@ -37,7 +37,7 @@ RESULTS = Path(__file__).parent / "results"
 GRID = 1.2
 RUNS, STEPS = 8, 60
 LONG = 200
-LEVELS = 6
+LEVELS = 10
 """Rates a factor 3 apart at which an edge is looked for; below, single runs rise by chance as often as not."""
 LOST = 4.0
 """Times the loss at the start at which a run is taken for unstable without its other steps."""

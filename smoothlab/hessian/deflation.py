@@ -141,6 +141,19 @@ class Deflation:
                 break
         self.unbroken = self.unbroken or self.lanczos
 
+    def restart(self, steps: int) -> float:
+        """Lanczos steps on B from a Gaussian probe g orthogonal to Q, whose vectors join Q; returns ||g||^2.
+
+        Their part of T is the tridiagonal matrix of B from g.
+        """
+        g = self._draw()
+        projection = self.basis.project_out(g)
+        following: tuple[Tensor, Projection | None] | None = g, projection
+        most = min(self.basis.size + steps, self.block.dim)
+        while following is not None and self.basis.size < most:
+            following = self.deflate(*following)
+        return projection.after**2
+
     def _pays(self, precision: float) -> bool:
         """Whether another Lanczos step is worth its product: for the spectral norm's bound, or instead of probes.
 

@@ -44,3 +44,18 @@ def hybrid(curvature_x: float = 1.0, curvature_y: float = 4.0, dim: int = 10) ->
         {"params": [y], "lr": 1e-3, "name": "peft"},
     ])  # fmt: skip
     return Trainer(None, {"base": Block("base", (x,)), "peft": Block("peft", (y,))}, lambda step: [0], loss, optimizer)
+
+
+def raised() -> Trainer:
+    """f(x, y) = e^y |x|^2/2 + (y - 2)^2/2 near x = 0: as y trains, the curvature of x rises from 1 to e^2."""
+    x = torch.full((10,), 1e-4, dtype=torch.float64, requires_grad=True)
+    y = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+
+    def loss(_: Any, __: Any) -> Tensor:
+        return (y.exp() * x.square().sum() / 2 + (y - 2).square() / 2).sum()
+
+    optimizer = HybridSGD([
+        {"params": [x], "lr": 1e-3, "name": "base", "oracle": ZerothOrder(mu=1e-4)},
+        {"params": [y], "lr": 1e-3, "name": "peft"},
+    ])  # fmt: skip
+    return Trainer(None, {"base": Block("base", (x,)), "peft": Block("peft", (y,))}, lambda step: [0], loss, optimizer)

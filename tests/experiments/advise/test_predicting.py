@@ -8,10 +8,10 @@ import torch
 
 from smoothlab.errors import BadInput
 from smoothlab.experiments.advise.predicting import Prediction, expected_gradients, predicted_limit
-from smoothlab.theory.edge import adam_edge
+from smoothlab.theory.edge import OuterMoment, Spectrum, adam_edge, mean_square_edge
 from smoothlab.trainer import Trainer
 from smoothlab.zeroth.estimators import ZerothOrder
-from tests.experiments.advise.quadratics import hybrid, trainer_of
+from tests.experiments.advise.quadratics import hybrid, raised, trainer_of
 
 SPECTRUM = [4.0, 2.0, 1.0, 0.5, 0.5, 0.25]
 
@@ -32,15 +32,30 @@ def test_momentum_raises_it_by_one_plus_momentum() -> None:
 
 
 @pytest.mark.parametrize("q", [1, 4])
-def test_zeroth_order_steps_are_predicted_by_the_norm_of_the_gradient_after_one_step(q: int) -> None:
-    """E ||g+||^2 = ||g||^2 at the predicted rate: the mean over 40,000 steps, within 5 standard errors."""
-    prediction = predicted(trainer_of(SPECTRUM, oracle=ZerothOrder(q=q)))
+@pytest.mark.parametrize("negative", [(), (-3.0, -1.0)], ids=["positive", "both signs"])
+def test_zeroth_order_steps_are_predicted_by_the_mean_square_edge_of_the_positive_part(
+    q: int, negative: tuple[float, ...]
+) -> None:
+    """Every eigenvalue is known to the Lanczos steps; lambda_max and tr H+ leave the bounds of the edge."""
+    prediction = predicted(trainer_of([*SPECTRUM, *negative], oracle=ZerothOrder(q=q)))
+    exact = mean_square_edge(Spectrum.of(SPECTRUM), OuterMoment(1 + 1 / q, 1 / q))
+    known = mean_square_edge(
+        Spectrum((SPECTRUM[0],), len(SPECTRUM) + len(negative), sum(SPECTRUM)), OuterMoment(1 + 1 / q, 1 / q)
+    )
+    assert prediction.condition == "positive part"
+    assert prediction.limit.value == pytest.approx(known.value, rel=1e-6)
+    assert known.low <= exact.value <= known.high
+
+
+@pytest.mark.parametrize("q", [1, 4])
+def test_beside_stands_the_norm_of_the_gradient_after_one_step(q: int) -> None:
+    """E ||g+||^2 = ||g||^2 at that rate: the mean over 40,000 steps, within 5 standard errors."""
+    limit = predicted(trainer_of(SPECTRUM, oracle=ZerothOrder(q=q))).beside["gradient norm"]
     torch.manual_seed(0)
     h = torch.tensor(SPECTRUM, dtype=torch.float64)
     z = torch.randn(40_000, q, len(h), dtype=torch.float64)
     estimate = ((z @ h)[..., None] * z).mean(1)
-    ratios = ((h - prediction.limit.value * h * estimate).square().sum(1)) / h.square().sum()
-    assert prediction.condition == "gradient norm"
+    ratios = ((h - limit * h * estimate).square().sum(1)) / h.square().sum()
     assert abs(float(ratios.mean()) - 1) < 5 * float(ratios.std()) / len(ratios) ** 0.5
 
 
@@ -65,10 +80,20 @@ def test_each_block_of_a_hybrid_has_its_own() -> None:
     assert expected_gradients(trainer, trainer.blocks["base"]) > 10
 
 
+def test_zeroth_order_steps_are_predicted_where_the_other_block_has_begun_to_train() -> None:
+    """At eta_y = 1 one step takes y to 2, where the curvature of x is e^2 times its start's."""
+    trainer = raised()
+    alone = predicted_limit(trainer, trainer.blocks["base"])
+    beside = predicted_limit(trainer, trainer.blocks["base"], rates={"peft": 1.0})
+    assert alone.limit.value == pytest.approx(2 / 12, rel=1e-5)
+    assert beside.limit.value == pytest.approx(2 / 12 * math.exp(-2), rel=1e-5)
+    assert float(trainer.blocks["peft"].params[0].detach()) == 0.0
+
+
 BAD = {
     "floor": (lambda: trainer_of([1.0, 1.0], start=0.0, oracle=ZerothOrder()), "at its floor"),
-    "negative along the gradient": (lambda: trainer_of([-1.0, -2.0], oracle=ZerothOrder()), "curves downwards"),
-    "negative spectrum": (lambda: trainer_of([-4.0, 1.0]), "mostly negative"),
+    "nothing positive": (lambda: trainer_of([-1.0, -2.0], oracle=ZerothOrder()), "no positive Ritz value"),
+    "negative spectrum": (lambda: trainer_of([-4.0, -1.0]), "mostly negative"),
 }
 
 
