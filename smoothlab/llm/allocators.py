@@ -29,6 +29,11 @@ def restore(model: nn.Module, saved: Mapping[str, Tensor]) -> None:
         part.restore(model, saved)
 
 
+def buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Tensors that are changed beside the parameters, and that the loss depends on."""
+    return adalora.buffers(model) | mixing.buffers(model)
+
+
 def settle(model: nn.Module) -> None:
     """Fit the model's own description to weights that were copied in."""
     for part in _PARTS:

@@ -58,6 +58,11 @@ def state(model: nn.Module) -> dict[str, Tensor]:
     return {f"norms/{name}": layer.mix(layer.active_adapters[0]).norms for name, layer in _layers(model)}
 
 
+def buffers(model: nn.Module) -> dict[str, Tensor]:
+    """The same: weights of another step would be another model."""
+    return state(model)
+
+
 def restore(model: nn.Module, saved: Mapping[str, Tensor]) -> None:
     """Take back what `state` gave; an empty mapping is the state before step 0."""
     for name, layer in _layers(model):

@@ -103,6 +103,19 @@ def test_a_stopped_run_goes_on_to_the_bit(tmp_path: Path) -> None:
     assert set(mixing.weights(other.model).values()) == {(0.5, 0.5)}
 
 
+def test_the_best_weights_have_the_mix_of_their_step() -> None:
+    """As selection on dev takes them: after more steps, what is loaded scores as it did."""
+    run = trainer()
+    for _ in range(3):
+        run.update()
+    best, mix, loss = run.weights(), mixing.weights(run.model), float(start_loss(run.model))
+    for _ in range(3):
+        run.update()
+    assert mixing.weights(run.model) != mix
+    run.load_weights(best, 3)
+    assert mixing.weights(run.model) == mix and float(start_loss(run.model)) == loss
+
+
 def test_weights_are_saved_with_the_module(tmp_path: Path) -> None:
     from peft import PeftModel
 
