@@ -108,12 +108,12 @@ def test_the_best_weights_have_the_mix_of_their_step() -> None:
     run = trainer()
     for _ in range(3):
         run.update()
-    best, mix, loss = run.weights(), mixing.weights(run.model), float(start_loss(run.model))
+    best, mix, loss = run.weights(), mixing.weights(run.model), float(start_loss(run.model).detach())
     for _ in range(3):
         run.update()
     assert mixing.weights(run.model) != mix
     run.load_weights(best, 3)
-    assert mixing.weights(run.model) == mix and float(start_loss(run.model)) == loss
+    assert mixing.weights(run.model) == mix and float(start_loss(run.model).detach()) == loss
 
 
 def test_weights_are_saved_with_the_module(tmp_path: Path) -> None:
