@@ -122,6 +122,32 @@ class Plan:
                         if method not in UNMEASURED:
                             self._record(f"{name}-{method}-curvature", self._curvature(name, method))
 
+    def table(self, data: Sequence[str]) -> Iterator[str]:
+        """Rows of Markdown: what the runs that are made say."""
+        yield "| data, method, seed | rates tried | chosen | dev at 0, best (step) | test | norms at 0, at the end |"
+        yield "| --- | --- | --- | --- | --- | --- |"
+        for name in data:
+            for method in METHODS:
+                for seed in SEEDS:
+                    if self._finished(f"{name}-{method}-{seed}"):
+                        yield f"| {name}, {method}, {seed} | {self._cells(name, method, seed)} |"
+
+    def _cells(self, data: str, method: str, seed: int) -> str:
+        rows = self._rows(f"{data}-{method}-{seed}")
+        test = next(row for row in rows if row["part"] == "test")
+        tried = ", ".join(f"{rate:g}" for rate in self.rates(data, method))
+        chosen = [row for row in rows if row["part"] == "dev" and row["trial"] == test["trial"]]
+        dev = f"{chosen[0]['accuracy']:.2f}, {test['dev_accuracy']:.2f} ({test['steps_to_best']})"
+        accuracy = f"{100 * test['accuracy']:.1f} % ({100 * test['low']:.1f} to {100 * test['high']:.1f})"
+        curvature = ""
+        if seed == SEEDS[0] and self._finished(f"{data}-{method}-curvature"):
+            curvature = "; ".join(_norms(self._rows(f"{data}-{method}-curvature")))
+        return f"{tried} | {test['eta_y']:g} | {dev} | {accuracy} | {curvature}"
+
+    def _finished(self, name: str) -> bool:
+        path = self.folder / f"{name}.jsonl"
+        return path.exists() and record_files.read(path).finished
+
     def rates(self, data: str, method: str) -> tuple[float, ...]:
         """The rates that are tried, to two digits."""
         if method in UNMEASURED:
@@ -164,6 +190,18 @@ class Plan:
             print(f"{name}: {error}")
 
 
+def _norms(rows: Sequence[Row]) -> Iterator[str]:
+    """Norms of each block at the measuring points, with their intervals."""
+    series: dict[str, list[str]] = {}
+    for row in rows:
+        if row["quantity"] in ("frobenius", "spectral", "cross"):
+            name = f"{row['quantity']} {row['block']}"
+            values = f"{row['value']:.3g} ({row['low']:.3g} to {row['high']:.3g})"
+            series.setdefault(name, []).append(values)
+    for name, values in series.items():
+        yield f"{name} {', '.join(values)}"
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -173,11 +211,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--points", type=int, default=3, help="measuring points of curvature along a run")
+    parser.add_argument("--table", action="store_true", help="print what is measured, and measure nothing")
     args = parser.parse_args()
     torch.set_num_threads(1)
     data = DATA if args.data_dir is not None else DATA[:1]
     RESULTS.mkdir(parents=True, exist_ok=True)
-    Plan(args.data_dir, args.steps, args.batch, args.points).make(data, args.methods, args.seeds)
+    plan = Plan(args.data_dir, args.steps, args.batch, args.points)
+    if args.table:
+        print("\n".join(plan.table(data)))
+        return
+    plan.make(data, args.methods, args.seeds)
 
 
 if __name__ == "__main__":

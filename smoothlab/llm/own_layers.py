@@ -18,6 +18,8 @@ class OwnLinear(LoraLinear):  # type: ignore[misc]
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: Any, **kwargs: Any) -> None:
         if not isinstance(base_layer, nn.Linear):
             raise ValueError(f"a layer of type {type(base_layer).__name__} is not torch.nn.Linear")
+        if config.use_dora or config.lora_bias:
+            raise ValueError("use_dora and lora_bias have no place in this method: leave them out")
         self.kept: list[Tensor] = []  # base weights before each merge
         super().__init__(base_layer, adapter_name, config, **kwargs)
 
@@ -187,7 +189,7 @@ class MixLinear(OwnLinear):
         else:
             boft = self.lora_scale[adapter] * rotated - plain
         a, b = self.lora_A[adapter].weight, self.lora_B[adapter].weight
-        wide = x.to(a.dtype)
+        wide = self.lora_dropout[adapter](x.to(a.dtype))
         # Two products and their difference, which is 0 to the bit at the start.
         lora = wide @ a.T @ b.T - wide @ mix.start_in.to(a.dtype).T @ mix.start_out.to(a.dtype).T
         change = weights[0] * boft + weights[1] * self.scaling[adapter] * lora

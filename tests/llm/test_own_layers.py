@@ -184,6 +184,7 @@ def test_in_bf16_the_rounding_of_the_factor_is_the_error(method: str) -> None:
         ("boft-ga", {"smoothing": 1.0}, "smoothing=1: use at least 0 and less than 1"),
         ("boft-ga", {"target_modules": ["embed_tokens"]}, "a layer of type Embedding is not torch.nn.Linear"),
         ("unitary", {"target_modules": ["embed_tokens"]}, "a layer of type Embedding is not torch.nn.Linear"),
+        ("unitary", {"use_dora": True}, "use_dora and lora_bias have no place in this method: leave them out"),
         ("unitary", {"rank": 4}, "--rank 4 with --peft unitary, which has no rank"),
     ],
 )
