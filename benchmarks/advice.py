@@ -132,7 +132,10 @@ class Case:
 
     def edge(self) -> Iterator[Row]:
         """The runs of the sweep, the true edge, and the range test."""
-        limits = [row["value"] for row in self.before if row["part"] == "limit" and row["option"] == self.swept]
+        limits = [
+            row["value"] for row in self.before
+            if row["part"] == "limit" and row["option"] == self.swept and row["low"] is not None
+        ]  # fmt: skip
         edge = yield from self._edge(self.base, 2.0 if self.swept == "both" else limits[-1])
         yield {"part": "edge", "option": self.swept, "measured": edge, "low": edge / GRID, "high": edge}
         if math.isfinite(edge):

@@ -12,7 +12,7 @@ import torch
 from smoothlab.blocks import Block
 from smoothlab.divergence import RATE_OPTIONS
 from smoothlab.errors import BadInput
-from smoothlab.experiments.advise.config import By
+from smoothlab.experiments.advise.config import FRACTION, By
 from smoothlab.experiments.advise.perturbation import BestPerturbation, best_perturbation
 from smoothlab.experiments.advise.predicting import Prediction, expected_gradients, predicted_limit
 from smoothlab.experiments.advise.trying import BACKWARD, Limit, Tries, forwards_of_step, stability_limit
@@ -22,8 +22,6 @@ from smoothlab.trainer import Trainer
 from smoothlab.zeroth.estimators import ZerothOrder
 
 Row = dict[str, Any]
-FRACTION = {"zeroth": 0.25, "exact": 0.5, "adam": 0.25}
-"""Advised rate in units of its stability limit, by the kind of steps."""
 AFFORDABLE = 0.7
 """Share of a rate's time that a prediction may take, where tries are to confirm it."""
 TIMED = 3
