@@ -274,7 +274,7 @@ def test_steps_grow_with_the_variance_of_averaged_and_of_low_rank_directions() -
     for series, axis, values in (("zo-quadratics", "variance", [1.75, 7.0, 19.0]),
                                  ("zo-quadratics-lowrank", "eps", [0.5, 0.4, 0.3])):  # fmt: skip
         point = {"series": series, "setting": f"{series}/{axis}", "axis": axis, "values": values}
-        *steps, last = exponents.measured(Rates(), point)
+        *steps, last = exponents.measured(Rates(max_steps=30_000), point)
         held += [row["low"] <= row["reference"] <= row["high"] for row in [*steps, last]]
         assert last["high"] - last["low"] < 0.6
     assert sum(held) >= 7
