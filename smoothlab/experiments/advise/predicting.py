@@ -71,8 +71,18 @@ class Prediction:
     beside: dict[str, float] = field(default_factory=dict)
 
 
-def predicted_limit(trainer: Trainer, block: Block, *, seed: Sequence[int] = (0,)) -> Prediction:
+def predicted_limit(
+    trainer: Trainer, block: Block, *, seed: Sequence[int] = (0,), first: int = 0, any_positive: bool = False
+) -> Prediction:
     """The predicted limit of the rate of one or several groups of a trainer, joined to one block.
+
+    Args:
+        trainer: the trainer, which is afterwards as before.
+        block: parameters of the groups.
+        seed: seed of start vectors and probes.
+        first: number of the minibatch whose Hessian is looked at; further gradients are of those that follow.
+        any_positive: with SGD, accept the largest positive eigenvalue where a negative one is, or may be, of larger
+            modulus: curvature will then soon be another, so this is for runs that measure again.
 
     Raises:
         BadInput: the loss is at a point without gradient, curves downwards along it, has no positive curvature, or does
@@ -81,10 +91,10 @@ def predicted_limit(trainer: Trainer, block: Block, *, seed: Sequence[int] = (0,
     group = _group_of(trainer, block)
     with differentiable([block]):
         if group["oracle"] is not None:
-            return _zeroth_order(trainer, block, group["oracle"], seed)
+            return _zeroth_order(trainer, block, group["oracle"], seed, first)
         if "betas" in group:
             return _adam(trainer, block, group, seed)
-        return _exact(trainer, block, group, seed)
+        return _exact(trainer, block, group, seed, first, any_positive)
 
 
 def expected_gradients(trainer: Trainer, block: Block) -> float:
@@ -94,7 +104,7 @@ def expected_gradients(trainer: Trainer, block: Block) -> float:
     if group["oracle"] is not None:
         return (products + 1) * PRODUCT + MINIBATCHES
     if "betas" in group:
-        return WARM_UP + (LANCZOS + 1) * PRODUCT
+        return _warm_up(trainer) + (LANCZOS + 1) * PRODUCT
     return products * PRODUCT
 
 
@@ -105,14 +115,14 @@ def _group_of(trainer: Trainer, block: Block) -> dict[str, Any]:
     raise BadInput(f"block '{block.name}' is in no group of the optimizer: name one that is trained")
 
 
-def _zeroth_order(trainer: Trainer, block: Block, oracle: Any, seed: Sequence[int]) -> Prediction:
+def _zeroth_order(trainer: Trainer, block: Block, oracle: Any, seed: Sequence[int], first: int) -> Prediction:
     if not isinstance(oracle, ZerothOrder):
         raise BadInput(f"oracle {oracle!r} of block '{block.name}' has no known second moment: try rates instead")
     moment = outer_moment(oracle, block.dim, block.shapes)
     if moment.diagonal:
         moment = moment._replace(isotropic=moment.isotropic + max(moment.diagonal, 0.0) / block.dim, diagonal=0.0)
-    direction, noise = _gradient_and_noise(trainer, block)
-    hessian = ExactHessian(trainer.minibatch_loss(0), [block])
+    direction, noise = _gradient_and_noise(trainer, block, first)
+    hessian = ExactHessian(trainer.minibatch_loss(first), [block])
     (image,) = hessian.product(direction, block.name, [block.name])
     rho, h = dot(direction, image), norm(image)
     estimates = hessian.norms(precision=PRECISION, lanczos=LANCZOS, seed=seed)
@@ -128,14 +138,14 @@ def _zeroth_order(trainer: Trainer, block: Block, oracle: Any, seed: Sequence[in
     return Prediction(_widened(ends, "gradient norm"), "gradient norm", gradients, weakest, beside)
 
 
-def _gradient_and_noise(trainer: Trainer, block: Block) -> tuple[Tensor, float]:
-    """The unit vector along the mean gradient of minibatches 1, 2, ..., and E ||g_B||^2/||g||^2.
+def _gradient_and_noise(trainer: Trainer, block: Block, first: int) -> tuple[Tensor, float]:
+    """The unit vector along the mean gradient of the minibatches after `first`, and E ||g_B||^2/||g||^2.
 
-    Minibatch 0, whose Hessian is looked at, is left out: its own gradient lies where this Hessian is large. ||g||^2 is
-    the mean of <g_A, g_B> over pairs of minibatches.
+    Minibatch `first`, whose Hessian is looked at, is left out: its own gradient lies where this Hessian is large.
+    ||g||^2 is the mean of <g_A, g_B> over pairs of minibatches.
     """
     total, squares, value = None, [], 0.0
-    for number in range(1, MINIBATCHES):
+    for number in range(first + 1, first + MINIBATCHES):
         value, gradients = gradient(trainer.minibatch_loss(number), {block.name: block})
         g = gradients[block.name]
         squares.append(dot(g, g))
@@ -162,18 +172,38 @@ def _other_conditions(estimates: Sequence[NormEstimate], block: Block, moment: A
     return {"mean square": edge.value}
 
 
-def _exact(trainer: Trainer, block: Block, group: dict[str, Any], seed: Sequence[int]) -> Prediction:
-    estimates = ExactHessian(trainer.minibatch_loss(0), [block]).norms(precision=0.3, lanczos=LANCZOS, seed=seed)
-    largest = estimates[1]
-    if largest.sign != 1:
-        raise BadInput(
-            f"the eigenvalue of largest modulus of block '{block.name}', {largest.value:.4g}, is not known to be "
-            "positive: a spectrum that is mostly negative sets no limit; try rates instead (--by try)"
-        )
+def _exact(
+    trainer: Trainer, block: Block, group: dict[str, Any], seed: Sequence[int], first: int, any_positive: bool
+) -> Prediction:
+    hessian = ExactHessian(trainer.minibatch_loss(first), [block])
+    if any_positive:
+        ends, hvps = _largest_ritz_value(hessian, f"Hessian of block '{block.name}'", block.name, seed)
+    else:
+        largest = hessian.norms(precision=0.3, lanczos=LANCZOS, seed=seed)[1]
+        if largest.sign != 1:
+            raise BadInput(
+                f"the eigenvalue of largest modulus of block '{block.name}', {largest.value:.4g}, is not known to be "
+                "positive: a spectrum that is mostly negative sets no limit; try rates instead (smoothlab advise "
+                "--by try)"
+            )
+        ends, hvps = Interval(largest.value, largest.low, largest.high), largest.hvps
     momentum = {"momentum": group.get("momentum", 0.0), "dampening": group.get("dampening", 0.0)}
-    edges = [exact_edge(value, **momentum) for value in (largest.value, largest.high, largest.low)]
+    edges = [exact_edge(value, **momentum) for value in (ends.value, ends.high, ends.low)]
     weakest = "that the curvature stays as at the start, while training tends to raise it"
-    return Prediction(_widened(edges, "exact"), "exact", largest.hvps * PRODUCT, weakest)
+    return Prediction(_widened(edges, "exact"), "exact", hvps * PRODUCT, weakest)
+
+
+def _largest_ritz_value(hessian: Products, title: str, name: str, seed: Sequence[int]) -> tuple[Interval, int]:
+    """The largest Ritz value after some Lanczos steps, with an upper bound of the eigenvalue, and products made."""
+    run = Deflation(hessian, name, [*seed, 1], ())
+    run.krylov(LANCZOS)
+    largest = float(np.linalg.eigvalsh(run.projected())[-1])
+    if largest <= 0:
+        raise BadInput(
+            f"the {title} has no positive Ritz value ({largest:.4g}): a spectrum that is mostly negative sets no "
+            "limit; try rates instead (smoothlab advise --by try)"
+        )
+    return Interval(largest, largest, max(run.reach().highest, largest)), run.hvps
 
 
 def _adam(trainer: Trainer, block: Block, group: dict[str, Any], seed: Sequence[int]) -> Prediction:
@@ -182,23 +212,23 @@ def _adam(trainer: Trainer, block: Block, group: dict[str, Any], seed: Sequence[
     for other in trainer.optimizer.param_groups:
         if id(other["params"][0]) in members:
             rates[other["name"]] = SLOW * other["lr"]
+    steps = _warm_up(trainer)
     with trainer.on_trial(rates):
-        for _ in range(WARM_UP):
+        for _ in range(steps):
             trainer.update()
         loss = trainer.minibatch_loss(trainer.step)
         scale = _preconditioner(trainer, block, group)
         hessian = _Preconditioned(ExactHessian(loss, [block]), block, scale.rsqrt())
-        run = Deflation(hessian, block.name, [*seed, 1], ())
-        run.krylov(LANCZOS)
-        largest, most = float(np.linalg.eigvalsh(run.projected())[-1]), run.reach().highest
-    if largest <= 0:
-        raise BadInput(
-            f"the preconditioned Hessian of block '{block.name}' has no positive Ritz value ({largest:.4g}): a "
-            "spectrum that is mostly negative sets no limit; try rates instead (--by try)"
-        )
-    edges = [adam_edge(value, beta1=group["betas"][0]) for value in (largest, max(most, largest), largest)]
+        title = f"preconditioned Hessian of block '{block.name}'"
+        ends, hvps = _largest_ritz_value(hessian, title, block.name, seed)
+    edges = [adam_edge(value, beta1=group["betas"][0]) for value in (ends.value, ends.high, ends.low)]
     weakest = "that Adam's preconditioner stands still, as after its first steps, while it moves with every step"
-    return Prediction(_widened(edges, "adam"), "adam", WARM_UP + run.hvps * PRODUCT, weakest)
+    return Prediction(_widened(edges, "adam"), "adam", steps + hvps * PRODUCT, weakest)
+
+
+def _warm_up(trainer: Trainer) -> int:
+    """Steps to make before Adam's preconditioner is taken: none where the run has made them."""
+    return max(WARM_UP - trainer.optimizer.steps, 0)
 
 
 def _preconditioner(trainer: Trainer, block: Block, group: dict[str, Any]) -> Tensor:

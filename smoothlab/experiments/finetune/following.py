@@ -1,0 +1,64 @@
+"""Learning rates that follow the curvature: every K steps a share of the stability limit at the present weights.
+
+The limit is the predicted one of `smoothlab advise --by predict`, measured on the minibatches of the coming steps; its
+gradients are counted in the rows. A rate falls at once and rises to at most GROWTH times the rate before: curvature of
+one minibatch may be far below that of the next, most of all where a PEFT module starts (LoRA's matrix B is 0 there).
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from smoothlab.errors import BadInput
+from smoothlab.experiments.advise.advice import FRACTION, Rate, rates_of
+from smoothlab.experiments.advise.predicting import Prediction, expected_gradients, predicted_limit
+from smoothlab.trainer import Trainer
+
+Row = dict[str, Any]
+GROWTH = 3.0
+"""Largest factor by which a rate rises from one measurement to the next."""
+
+
+def followed(trainer: Trainer, seed: int, every: int) -> Iterator[Row]:
+    """Set each rate to its share of the limit at the present weights; yields a row a rate, its cost in it.
+
+    A rate of 0 stays, and so does, with the reason in its row, one whose limit is not predicted at a later step.
+
+    Args:
+        trainer: trainer before its next update.
+        seed: seed of start vectors and probes.
+        every: steps between two settings, for errors.
+
+    Raises:
+        BadInput: no limit is predicted at step 0.
+    """
+    for rate in rates_of(trainer):
+        before = trainer.rates[rate.names[0]]
+        if not before:
+            continue
+        try:
+            prediction = predicted_limit(
+                trainer, rate.block, seed=(seed, trainer.step, 3), first=trainer.step, any_positive=True
+            )
+        except BadInput as error:
+            if trainer.step == 0:
+                raise BadInput(f"--follow {every} has no limit for {rate.option} to follow: {error}") from None
+            reason = f"kept, as no limit was predicted: {error}"
+            cost = expected_gradients(trainer, rate.block)
+            yield {"option": rate.option, "block": rate.block.name, "rate": before, "gradients": cost, "flag": reason}
+            continue
+        row = _row(rate, before, prediction)
+        trainer.rates = dict.fromkeys(rate.names, row["rate"])
+        yield row
+
+
+def _row(rate: Rate, before: float, prediction: Prediction) -> Row:
+    """The new rate and what it follows from."""
+    limit, flag = prediction.limit, None
+    value = FRACTION[rate.kind] * limit.value
+    if value > GROWTH * before:
+        value, flag = GROWTH * before, f"{GROWTH:g} times the rate before, which is less than the share of the limit"
+    return {
+        "option": rate.option, "block": rate.block.name, "rate": value, "limit": limit.value, "limit_low": limit.low,
+        "limit_high": limit.high, "condition": prediction.condition, "gradients": round(prediction.gradients, 1),
+        "flag": flag,
+    }  # fmt: skip
