@@ -60,17 +60,19 @@ class FollowBenchmark(SettingsExperiment):
 
     def points(self) -> list[Row]:
         """Methods seed by seed."""
-        pairs = itertools.product(self.seeds, GRIDS)
-        return [{"setting": f"{method}/{seed}", "method": method, "seed": seed} for seed, method in pairs]
+        points = []
+        for seed, method, part in itertools.product(self.seeds, GRIDS, ("followed", "constant")):
+            points.append({"setting": f"{part}/{method}/{seed}", "method": method, "seed": seed})
+        return points
 
     def rows_of(self, points: Sequence[Row]) -> Iterator[Row]:
         """Rows of the followed runs and of the constant ones."""
         for point in points:
             runs = Runs(self, point["method"], point["seed"])
-            for every in self.every:
-                for row in runs.followed(every):
-                    yield {**point, **row}
-            for row in runs.constant():
+            rows = [runs.constant()]
+            if point["setting"].startswith("followed"):
+                rows = [runs.followed(every) for every in self.every]
+            for row in itertools.chain(*rows):
                 yield {**point, **row}
 
 
@@ -106,10 +108,11 @@ class Runs:
     def made(self, every: int = 0, chosen: list[Row] | None = None) -> Row:
         """The steps of a run at the trainer's rates; with `every` these follow the curvature, as told in `chosen`."""
         end, number = math.inf, 0
+        limits: dict[str, list[float]] = {}
         try:
             for number in range(1, self.steps + 1):
                 if chosen is not None and (number - 1) % every == 0:
-                    for row in followed(self.trainer, self.seed, every):
+                    for row in followed(self.trainer, self.seed, every, limits):
                         chosen.append({"step": number - 1, **row})
                 if not self.trainer.update() <= LOST * self.start:
                     break

@@ -36,12 +36,12 @@ def test_a_rate_is_the_advised_share_of_the_limit_at_the_weights_of_the_step() -
     """f = 2 x^2: 2/lambda = 0.5 for exact gradients; each block of a hybrid has its own."""
     trainer = trainer_of([4.0, 2.0])
     trainer.rates = {"base": 1.0}
-    (row,) = followed(trainer, 0, 10)
+    (row,) = followed(trainer, 0, 10, {})
     assert row["rate"] == trainer.rates["base"] == pytest.approx(FRACTION["exact"] * 0.5, rel=1e-6)
     assert row["limit"] == pytest.approx(0.5, rel=1e-6) and row["flag"] is None
     trainer = hybrid(curvature_x=1.0, curvature_y=4.0, dim=10)
     trainer.rates = {"base": 1.0, "peft": 1.0}
-    chosen = {row["option"]: row["rate"] for row in followed(trainer, 0, 10)}
+    chosen = {row["option"]: row["rate"] for row in followed(trainer, 0, 10, {})}
     assert chosen == pytest.approx({"eta_y": 0.25, "eta_x": FRACTION["zeroth"] * 2 / 12}, rel=1e-6)
 
 
@@ -54,18 +54,33 @@ def test_curvature_is_that_of_the_present_weights() -> None:
     for place in (1.0, 2.0, 4.0):
         with torch.no_grad():
             x.fill_(place)
-        (row,) = followed(trainer, 0, 10)
+        (row,) = followed(trainer, 0, 10, {})
         assert row["limit"] == pytest.approx(2 / place**2, rel=1e-6)
 
 
 def test_a_rate_falls_at_once_and_rises_by_three_at_most() -> None:
     trainer = trainer_of([4.0, 2.0])
     trainer.rates = {"base": 1e-3}
-    seen = [next(followed(trainer, 0, 10)) for _ in range(7)]
+    seen = [next(followed(trainer, 0, 10, {})) for _ in range(7)]
     assert [row["rate"] for row in seen] == pytest.approx([3e-3, 9e-3, 0.027, 0.081, 0.243, 0.25, 0.25], rel=1e-6)
     assert [row["flag"] is None for row in seen] == [False] * 5 + [True] * 2 and GROWTH == 3
     trainer.rates = {"base": 0.0}
-    assert list(followed(trainer, 0, 10)) == []  # a block that is kept where it is
+    assert list(followed(trainer, 0, 10, {})) == []  # a block that is kept where it is
+
+
+def test_the_least_of_the_last_three_limits_counts() -> None:
+    """f = c x^2/2 with another c in each minibatch: 2/c is 0.5, 2, 1, 2, 2, 2, and 0.1 at last."""
+    trainer = trainer_of([0.0])
+    trainer.loss = lambda model, c: c * trainer.blocks["base"].params[0].square().sum() / 2
+    curvatures = [4.0, 1.0, 2.0, 1.0, 1.0, 1.0, 20.0]
+    trainer.batches = lambda step: [curvatures[step]]
+    trainer.rates, limits, seen = {"base": 1.0}, {}, []
+    for trainer.step in range(7):
+        seen += followed(trainer, 0, 1, limits)
+    assert [row["limit"] for row in seen] == pytest.approx([2 / c for c in curvatures], rel=1e-6)
+    assert [2 * row["rate"] for row in seen] == pytest.approx([0.5, 0.5, 0.5, 1.0, 1.0, 2.0, 0.1], rel=1e-6)
+    least = "share of the least of the last"
+    assert [str(row["flag"]).startswith(least) for row in seen] == [False, True, True, True, True, False, False]
 
 
 def test_the_next_steps_are_made_at_the_rates_on_record(tmp_path: Path) -> None:
@@ -118,6 +133,12 @@ def test_the_cost_is_said_at_the_end(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert re.search(r"--follow 8 took \d+ forward passes' work, \d+\.\d\d of that of the 8 steps, and \d+ s\n", said)
 
 
+def test_a_plan_says_how_often_and_what_it_costs() -> None:
+    text = replace(FOLLOWED, steps=17).plan()
+    assert re.search(r"sets the rates 3 times to follow the curvature, about \d+ gradients each time\n", text)
+    assert "to follow the curvature" not in replace(FOLLOWED, follow=0).plan()
+
+
 def test_adams_preconditioner_is_that_of_the_run_once_it_has_made_steps() -> None:
     trainer = trainer_of([4.0], exact=partial(torch.optim.Adam))
     first = predicted_limit(trainer, trainer.blocks["base"])
@@ -133,10 +154,10 @@ def test_adams_preconditioner_is_that_of_the_run_once_it_has_made_steps() -> Non
 def test_no_limit_at_the_start_is_refused_in_one_line_and_later_the_rate_is_kept() -> None:
     trainer = trainer_of([-4.0, -1.0])
     with pytest.raises(BadInput, match=r"--follow 5 has no limit for eta_x to follow: .*mostly negative") as caught:
-        list(followed(trainer, 0, 5))
+        list(followed(trainer, 0, 5, {}))
     assert "\n" not in str(caught.value)
     trainer.update()
-    (row,) = followed(trainer, 0, 5)
+    (row,) = followed(trainer, 0, 5, {})
     assert row["rate"] == trainer.rates["base"] == 1e-3
     assert row["flag"].startswith("kept, as no limit was predicted: ") and row["gradients"] > 0
 

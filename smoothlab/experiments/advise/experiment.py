@@ -4,7 +4,7 @@ import math
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args, get_type_hints
 
 from tyro.conf import Fixed, Suppress
 
@@ -119,9 +119,11 @@ class Advise(Training):
 
 
 # Fields of every run, which its setup reads at their defaults, and no options of this subcommand.
-_HINTS = get_type_hints(Training, include_extras=True)
-for _name in LEFT_OUT:
-    Advise.__annotations__[_name] = Suppress[Fixed[_HINTS[_name]]]
+_annotated: Any = Annotated
+_MARKS = get_args(Fixed[Any])[1], get_args(Suppress[Any])[1]
+for _name, _hint in get_type_hints(Training, include_extras=True).items():
+    if _name in LEFT_OUT:
+        Advise.__annotations__[_name] = _annotated[(_hint, *_MARKS)]
 
 
 def rounded(value: float) -> float:

@@ -48,6 +48,7 @@ class RunState:
     followed: int = -1  # last step at which the rates were set to follow the curvature
     follow_gradients: float = 0.0  # spent on that, in the trial
     follow_seconds: float = 0.0
+    limits: dict[str, list[float]] = field(default_factory=dict)  # the last measured, by the rate's option
 
 
 @dataclass
@@ -178,7 +179,7 @@ class Selection:
         if not every or trainer.step % every or trainer.step == state.followed:
             return
         begun = time.monotonic()
-        for row in followed(trainer, self.run.seed, self.run.follow):
+        for row in followed(trainer, self.run.seed, every, state.limits):
             state.follow_gradients += row["gradients"]
             where = {"part": "rate", "trial": state.trial, "method": self.run.method, "step": trainer.step}
             yield from self._on_record(where | row)
