@@ -10,11 +10,14 @@ from collections.abc import Iterator, MutableMapping
 from typing import Any
 
 from smoothlab.errors import BadInput
-from smoothlab.experiments.advise.advice import FRACTION, Rate, rates_of
+from smoothlab.experiments.advise.advice import Rate, rates_of
+from smoothlab.experiments.advise.config import FRACTION
 from smoothlab.experiments.advise.predicting import Prediction, expected_gradients, predicted_limit
 from smoothlab.trainer import Trainer
 
 Row = dict[str, Any]
+MINIBATCHES = 1
+"""Minibatches whose curvature is measured each time."""
 KEPT = 3
 """Measured limits of which the least counts."""
 GROWTH = 3.0
@@ -41,13 +44,13 @@ def followed(trainer: Trainer, seed: int, every: int, limits: MutableMapping[str
             continue
         try:
             prediction = predicted_limit(
-                trainer, rate.block, seed=(seed, trainer.step, 3), first=trainer.step, any_positive=True
+                trainer, rate.block, minibatches=MINIBATCHES, first=trainer.step, seed=(seed, trainer.step, 3)
             )
         except BadInput as error:
             if trainer.step == 0:
                 raise BadInput(f"--follow {every} has no limit for {rate.option} to follow: {error}") from None
             reason = f"kept, as no limit was predicted: {error}"
-            cost = expected_gradients(trainer, rate.block)
+            cost = expected_gradients(trainer, rate.block, MINIBATCHES)
             yield {"option": rate.option, "block": rate.block.name, "rate": before, "gradients": cost, "flag": reason}
             continue
         limits[rate.option] = [*limits.get(rate.option, []), prediction.limit.value][-KEPT:]

@@ -9,6 +9,7 @@ from smoothlab.experiments.advise.advice import rates_of
 from smoothlab.experiments.advise.predicting import expected_gradients
 from smoothlab.experiments.advise.trying import BACKWARD, forwards_of_step
 from smoothlab.experiments.finetune.config import FinetuneOptions, Rates, Training
+from smoothlab.experiments.finetune.following import MINIBATCHES
 from smoothlab.experiments.finetune.options import measuring_steps, unused, used
 from smoothlab.experiments.finetune.setup import Setup, pairs
 from smoothlab.hessian.gradients import gradient
@@ -86,7 +87,7 @@ def _training(run: Training, setup: Setup, trials: Sequence[Rates]) -> tuple[lis
 def _following(run: FinetuneOptions, trainer: Trainer, step: float) -> tuple[str, float]:
     """What --follow measures in a trial, and its seconds, from those of a step."""
     count = -(-run.steps // run.follow)
-    gradients = sum(expected_gradients(trainer, rate.block) for rate in rates_of(trainer))
+    gradients = sum(expected_gradients(trainer, rate.block, MINIBATCHES) for rate in rates_of(trainer))
     seconds = count * gradients * step * (1 + BACKWARD) / forwards_of_step(trainer.optimizer)
     return f"  sets the rates {count} times to follow the curvature, about {gradients:.0f} gradients each time", seconds
 
