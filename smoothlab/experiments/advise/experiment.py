@@ -120,7 +120,7 @@ class Advise(Training):
 
 # Fields of every run, which its setup reads at their defaults, and no options of this subcommand.
 _annotated: Any = Annotated
-_MARKS = get_args(Fixed[Any])[1], get_args(Suppress[Any])[1]
+_MARKS = get_args(Fixed[Any])[1], get_args(Suppress[Any])[1]  # type: ignore[misc]  # a mark, and no type here
 for _name, _hint in get_type_hints(Training, include_extras=True).items():
     if _name in LEFT_OUT:
         Advise.__annotations__[_name] = _annotated[(_hint, *_MARKS)]
