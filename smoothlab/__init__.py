@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from smoothlab.algorithm1.engine import Algorithm1
     from smoothlab.blocks import Block, fixed_loss
+    from smoothlab.conformance.suite import verify
     from smoothlab.experiments.advise.advice import advise
     from smoothlab.hessian.dataset import DatasetHessian, DatasetNorm
     from smoothlab.hessian.estimates import NormEstimate, TraceEstimate
@@ -49,11 +50,13 @@ __all__ = [
     "SmoothnessHook", "Sparse", "Sphere", "Taylor", "TraceEstimate", "Trainer", "ZerothOrder", "__version__",
     "advise", "fit_growth", "fixed_loss", "frobenius", "gauss_newton_trace", "growth_tests", "linear_factor", "load",
     "mean", "objective", "partition", "replay", "schedule", "second_moment",
+    "verify",
 ]  # fmt: skip
 
 _NAMES = {
     "algorithm1.engine": "Algorithm1",
     "blocks": "Block fixed_loss",
+    "conformance.suite": "verify",
     "experiments.advise.advice": "advise",
     "hessian.dataset": "DatasetHessian DatasetNorm",
     "hessian.estimates": "NormEstimate TraceEstimate",
