@@ -10,7 +10,7 @@ from smoothlab.conformance import problems
 from smoothlab.conformance.adapter import Unobservable, in_one_line
 from smoothlab.conformance.answer import Finding, Probe
 from smoothlab.conformance.bench import LR, Bench
-from smoothlab.conformance.problems import WIDE, Polynomial
+from smoothlab.conformance.problems import WEIGHTS, WIDE, Polynomial
 from smoothlab.zeroth.directional import Directional
 from smoothlab.zeroth.estimators import ZerothOrder, missing
 from smoothlab.zeroth.expectations import Shapes
@@ -99,7 +99,7 @@ def held(bench: Bench, shapes: Shapes) -> Finding:
 def applied(bench: Bench, shapes: Shapes) -> Finding:
     """In bf16, theta + alpha ghat is made in 32 bits and rounded once: off by half a spacing at most."""
     worst = 0.0
-    problem = problems.wide(shapes, bench.seed, torch.bfloat16, scale=1.0)
+    problem = problems.wide(shapes, bench.seed, torch.bfloat16, scale=WEIGHTS)
     made, block = _estimator(bench, problem)
     for seed in range(TRIES):
         problem.reset()

@@ -145,10 +145,10 @@ MOMENTS = (
     Probe("sign", "Does a step go downhill on average?", sign, comparisons=1, shrinks=True),
     Probe("scale", "Is the mean update 1 times the gradient?", scale, comparisons=2, shrinks=True),
     Probe("mean", "Is the mean update along the gradient, in every entry?", direction, comparisons=8, shrinks=True),
-    Probe("second_moment", "Is E |update|^2 that of the closed form?", spread, comparisons=1, shrinks=True),
+    Probe("second_moment", "Is the second moment that of the closed form?", spread, comparisons=1, shrinks=True),
     Probe("bias", "Is the bias in mu that of the closed form?", bias, comparisons=9, shrinks=True),
     Probe(
-        "curvature", "Is E |update|^2 that of the closed form where the loss is curved?", partial(spread, curved=True),
+        "curvature", "Is it that of the closed form where the loss is curved?", partial(spread, curved=True),
         comparisons=1, shrinks=True,
     ),
 )  # fmt: skip

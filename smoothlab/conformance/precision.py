@@ -10,12 +10,10 @@ from smoothlab.conformance import problems
 from smoothlab.conformance.adapter import Unobservable
 from smoothlab.conformance.answer import Finding, Probe, of_score
 from smoothlab.conformance.bench import Bench
-from smoothlab.conformance.problems import WIDE, TinyTransformer
+from smoothlab.conformance.problems import WEIGHTS, WIDE, TinyTransformer
 from smoothlab.stats import scores
 from smoothlab.zeroth.expectations import Array, Shapes
 
-WEIGHTS = 0.05
-"""Standard deviation of the weights, as in trained networks."""
 RESTORED_STEPS = 60
 COARSE_SEEDS, COARSE_STEPS, COARSE_LR = 16, 24, 64.0
 """At this learning rate an update is long beside the weights, and rounding of the sum is small beside it."""

@@ -16,6 +16,9 @@ SMALL: Shapes = ((2, 2), (2, 2))
 WIDE: Shapes = ((6, 8), (6, 8), (12,))
 """Two equal-shaped matrices and a vector: directions of 108 entries do not agree by chance."""
 
+WEIGHTS = 0.05
+"""Standard deviation of weights as in trained networks, for probes of 16-bit formats."""
+
 
 class Layer(nn.Module):
     """One parameter, read in the module's own forward call, as in a network's layers."""

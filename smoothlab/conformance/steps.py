@@ -25,6 +25,7 @@ ALIKE = 1 - 1e-6
 def _moving(bench: Bench, shapes: Shapes) -> Sample:
     sample = bench.wide(shapes)
     sample.check_varies()
+    assert sample.structure.q  # raises where there is no perturbation
     return sample
 
 
@@ -32,7 +33,7 @@ def along(bench: Bench, shapes: Shapes) -> Finding:
     """The update lies in the span of the perturbations of its own step."""
     sample = _moving(bench, shapes)
     worst = max(map(outside, sample.flat))
-    words = f"{worst:.1e} of the update's length is outside the span of its perturbations"
+    words = f"{worst:.1e} of the update is outside the span of its perturbations"
     return Finding(words, deviation=worst, allowed=ROUNDINGS * bench.eps, measured=worst, reference=0.0,
                    case=f"tensors {shapes}, one step: {worst:.2g} of the update is off its perturbations")  # fmt: skip
 

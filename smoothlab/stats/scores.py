@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy import special, stats
 
 from smoothlab.stats.samples import mean
@@ -68,7 +68,7 @@ def clustered(values: Sequence[Sequence[float]] | NDArray[np.float64], truth: fl
     return Score(z, value, interval.low, interval.high, spread / math.sqrt(n))
 
 
-def mean_of_bounded(values: ArrayLike, expected: float) -> float:
+def mean_of_bounded(values: NDArray[np.float64], expected: float) -> float:
     """|z| for numbers in [0, 1] whose mean is above `expected`: Hoeffding's (1963) bound, true for every distribution.
 
     P(mean >= x) <= exp(-n KL(x || p)) for independent numbers of mean at most p.
