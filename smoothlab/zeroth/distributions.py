@@ -28,7 +28,10 @@ from smoothlab.zeroth.rng import Piece, Stream, chunk_of, cut
 Parts = Sequence[float] | None
 Vector = Array | None
 _SAMPLING = {"fill", "radius", "pieces", "stream"}
-_DERIVED = {"draw", "fill_replicas", "cumulants", "covariance", "expectation", "second_moment", "fourth_moments"}
+_DERIVED = {
+    "draw", "fill_replicas", "cumulants", "covariance", "expectation", "second_moment", "fourth_moments",
+    "sixth_moment_of_length",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -52,9 +55,11 @@ class Distribution(ABC):
 
     Attributes:
         bounded: whether ||z|| is bounded, so that a loss that grows fast has a finite mean at theta + mu z.
+        by_shape: whether directions depend on how the entries of a tensor are arranged, as rows and columns.
     """
 
     bounded: ClassVar[bool] = False
+    by_shape: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
         # A class that draws otherwise than its parent would be given the parent's moments without an error.
@@ -98,16 +103,19 @@ class Distribution(ABC):
         """That direction as a flat vector [dim] of the block's dtype."""
         return self.stream(block, seed).numbers().to(block.params[0].dtype)
 
-    def fill_replicas(self, out: Tensor, scratch: Tensor, generator: torch.Generator) -> None:
-        """Write independent directions [..., dim] on a single vector into `out`, for replicas of Algorithm 1.
+    def fill_replicas(
+        self, out: Tensor, scratch: Tensor, generator: torch.Generator, shape: tuple[int, ...] = ()
+    ) -> None:
+        """Write independent directions [..., dim] on a single tensor into `out`, for replicas of Algorithm 1.
 
         Args:
             out: fp64.
             scratch: the same shape; its dtype is that of the random numbers.
             generator: where the numbers, or the seeds of directions, come from.
+            shape: shape of the tensor whose entries are the last dimension of `out`; a vector if empty.
         """
         rows = out.view(-1, out.shape[-1])
-        block = Block("x", (torch.empty(out.shape[-1], dtype=scratch.dtype),))
+        block = Block("x", (torch.empty(shape or out.shape[-1], dtype=scratch.dtype),))
         # Two words of 32 bits a direction: with one, a run of 10^5 directions would expect one repetition.
         seeds = torch.randint(1 << 32, (len(rows), 2), generator=generator)
         for row, seed in zip(rows, seeds.tolist(), strict=True):
@@ -164,6 +172,19 @@ class Distribution(ABC):
         """
         return 1.0, 3 + self.cumulants().fourth
 
+    def sixth_moment_of_length(self, shapes: Shapes) -> float:
+        """E ||z||^6, from the moments of independent entries.
+
+        (sum_i z_i^2)^3 has d terms z_i^6, 3 d (d - 1) terms z_i^4 z_j^2 and d (d - 1)(d - 2) of three entries.
+
+        Raises:
+            BadInput: no closed form is known.
+        """
+        d, cumulants = entries(shapes), self.cumulants()
+        fourth = cumulants.fourth + 3
+        sixth = cumulants.sixth + 15 * fourth - 30
+        return d * sixth + 3 * d * (d - 1) * fourth + d * (d - 1) * (d - 2)
+
 
 @dataclass(frozen=True)
 class Gaussian(Distribution):
@@ -178,7 +199,9 @@ class Gaussian(Distribution):
         """Normal numbers of working precision."""
         out.normal_(generator=stream.generator(piece.tensor, piece.number))
 
-    def fill_replicas(self, out: Tensor, scratch: Tensor, generator: torch.Generator) -> None:
+    def fill_replicas(
+        self, out: Tensor, scratch: Tensor, generator: torch.Generator, shape: tuple[int, ...] = ()
+    ) -> None:
         """Normal numbers of the precision of `scratch`."""
         out.copy_(scratch.normal_(generator=generator))
 
@@ -211,7 +234,9 @@ class Sphere(Distribution):
         squares = [_square(parts[p.tensor][p.start : p.stop]) for p in self.pieces(block)]
         return z.mul_(_radius(block.dim, squares)).to(block.params[0].dtype)
 
-    def fill_replicas(self, out: Tensor, scratch: Tensor, generator: torch.Generator) -> None:
+    def fill_replicas(
+        self, out: Tensor, scratch: Tensor, generator: torch.Generator, shape: tuple[int, ...] = ()
+    ) -> None:
         """Gaussian directions divided by their length."""
         Gaussian().fill_replicas(out, scratch, generator)
         out.mul_(out.shape[-1] ** 0.5 / torch.linalg.vector_norm(out, dim=-1, keepdim=True))
@@ -231,6 +256,10 @@ class Sphere(Distribution):
         """The Gaussian's 1 and 3, times d/(d + 2)."""
         d = entries(shapes)
         return d / (d + 2), 3 * d / (d + 2)
+
+    def sixth_moment_of_length(self, shapes: Shapes) -> float:
+        """d^3."""
+        return float(entries(shapes)) ** 3
 
 
 def _square(g: Tensor) -> float:
@@ -275,7 +304,9 @@ class Rademacher(Distribution):
         if not fits:
             out.copy_(bits.view(torch.float32).view(-1)[: len(out)])
 
-    def fill_replicas(self, out: Tensor, scratch: Tensor, generator: torch.Generator) -> None:
+    def fill_replicas(
+        self, out: Tensor, scratch: Tensor, generator: torch.Generator, shape: tuple[int, ...] = ()
+    ) -> None:
         """The 8 signs of each random byte."""
         dim = out.shape[-1]
         packed = torch.empty(*out.shape[:-1], -(-dim // 8), dtype=torch.uint8)
@@ -314,11 +345,21 @@ class Coordinate(Distribution):
         if piece.start <= position < piece.stop:
             out[position - piece.start] = sign * dim**0.5
 
+    def fill_replicas(
+        self, out: Tensor, scratch: Tensor, generator: torch.Generator, shape: tuple[int, ...] = ()
+    ) -> None:
+        """Zeros but for an entry of each, which one number fixes together with its sign."""
+        dim = out.shape[-1]
+        rows = out.zero_().view(-1, dim)
+        drawn = torch.randint(2 * dim, (len(rows), 1), generator=generator)
+        rows.scatter_(1, drawn // 2, (1 - 2 * (drawn % 2)).double() * dim**0.5)
+
     def expectation(self, shapes: Shapes, factors: Sequence[Array], *, free: bool = False) -> Array:
         """E z_i ... z_l = d^(n - 1) 1{i = ... = l} at order 2n."""
         return by_coordinates(shapes, factors, free=free)
 
     second_moment = Sphere.second_moment
+    sixth_moment_of_length = Sphere.sixth_moment_of_length
 
     def fourth_moments(self, shapes: Shapes) -> tuple[float, float]:
         """0, as one entry moves, and d."""
@@ -350,6 +391,13 @@ class Sparse(Distribution):
         out.normal_(generator=generator)
         mask = torch.empty_like(out).uniform_(generator=generator) < self.density
         out.mul_(mask).mul_(self.density**-0.5)
+
+    def fill_replicas(
+        self, out: Tensor, scratch: Tensor, generator: torch.Generator, shape: tuple[int, ...] = ()
+    ) -> None:
+        """Normal numbers, then the mask."""
+        out.copy_(scratch.normal_(generator=generator))
+        out.mul_(scratch.uniform_(generator=generator) < self.density).mul_(self.density**-0.5)
 
     def cumulants(self) -> Cumulants:
         """From m_n = density (n - 1)!! density^(-n / 2)."""

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from math import prod
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
-from smoothlab.zeroth.distributions import Distribution, Gaussian, Parts, Vector
+from smoothlab.zeroth.distributions import Distribution, Parts, Vector
 from smoothlab.zeroth.expectations import Cumulants, Shapes, entries
 from smoothlab.zeroth.rng import SHARED, Piece, Stream, chunk_of, cut
 
@@ -28,6 +29,7 @@ class LowRank(Distribution):
         rank: rank of the direction, from 1.
     """
 
+    by_shape: ClassVar[bool] = True
     rank: int = 4
 
     def __post_init__(self) -> None:
@@ -58,8 +60,18 @@ class LowRank(Distribution):
         u.normal_(generator=stream.generator(piece.tensor, piece.number))
         torch.mm(u, w.T, out=out.view(-1, n)).mul_(self.rank**-0.5)
 
-    # On a single vector, where Algorithm 1 runs, low-rank directions are Gaussian.
-    fill_replicas = Gaussian.fill_replicas
+    def fill_replicas(
+        self, out: Tensor, scratch: Tensor, generator: torch.Generator, shape: tuple[int, ...] = ()
+    ) -> None:
+        """U W' / sqrt(rank) where the tensor is a matrix; elsewhere Gaussian directions."""
+        if len(shape) != 2:
+            out.copy_(scratch.normal_(generator=generator))
+            return
+        m, n = shape
+        sizes = out.shape[:-1]
+        u = scratch.new_empty(*sizes, m, self.rank).normal_(generator=generator)
+        w = scratch.new_empty(*sizes, n, self.rank).normal_(generator=generator)
+        out.view(*sizes, m, n).copy_(u @ w.mT).mul_(self.rank**-0.5)
 
     def cumulants(self) -> Cumulants:
         """The Gaussian's, and those of matrices, see `smoothlab.zeroth.expectations`."""
@@ -98,3 +110,24 @@ class LowRank(Distribution):
                 "diag(gg'): use Gaussian directions, or find the largest stable rate by trying"
             )
         return 1.0, 3.0
+
+    def sixth_moment_of_length(self, shapes: Shapes) -> float:
+        """E ||z||^6 of one tensor; of a matrix Z = U W'/sqrt(r) it is E (tr A B)^3/r^3, A = U'U and B = W'W.
+
+        Given B, tr AB is a sum of m independent quadratic forms of normal numbers, whose cumulants are m tr B,
+        2m tr B^2 and 8m tr B^3: E (tr AB)^3 = m^3 (tr B)^3 + 6 m^2 tr B tr B^2 + 8 m tr B^3. The Wishart matrix B
+        [r, r] of n degrees has, with N = n r, E (tr B)^3 = N (N + 2)(N + 4), E tr B tr B^2 = N (N + 4)(n + r + 1) and
+        E tr B^3 = N (n^2 + r^2 + 3 (n r + n + r) + 4).
+
+        Raises:
+            BadInput: there are several tensors.
+        """
+        if len(shapes) > 1:
+            raise BadInput(f"E ||z||^6 of {self.name} directions on several tensors is not worked out: use one tensor")
+        if len(shapes[0]) != 2:
+            return super().sixth_moment_of_length(shapes)
+        (m, n), r = shapes[0], self.rank
+        N = n * r
+        cubes = m**3 * N * (N + 2) * (N + 4) + 6 * m**2 * N * (N + 4) * (n + r + 1)
+        cubes += 8 * m * N * (n**2 + r**2 + 3 * (N + n + r) + 4)
+        return cubes / r**3
