@@ -143,14 +143,11 @@ def fit(looks: Sequence[Observed], found: Structure) -> Fit:
 
 
 def outside(look: Observed) -> float:
-    """Length of the part of the update outside the span of the displacements, over that of the update."""
-    length = float(np.linalg.norm(look.update))
-    if length == 0:
-        return 0.0
-    u = look.update / length
+    """Length of the part of the update outside the span of the displacements."""
+    u = look.update
     if not len(look.displacements):
-        return 1.0
-    q, r = np.linalg.qr((look.displacements / np.linalg.norm(look.displacements, axis=1, keepdims=True)).T)
+        return float(np.linalg.norm(u))
+    q, r = np.linalg.qr(unit(look.displacements).T)
     q = q[:, np.abs(np.diag(r)) > 1e-9]
     return float(np.linalg.norm(u - q @ (q.T @ u)))
 
