@@ -144,7 +144,7 @@ class Plan:
             for method in METHODS:
                 names = [f"{name}-{method}-start-{seed}" for seed in SEEDS]
                 rows = [row for done in names if self._finished(done) for row in self._rows(done)]
-                cells = {"frobenius": [], "spectral": [], "gradient": []}  # type: dict[str, list[str]]
+                cells: dict[str, list[str]] = {"frobenius": [], "spectral": [], "gradient": []}
                 for row in rows:
                     if row["quantity"] in cells:
                         cells[row["quantity"]].append(f"{row['value']:.3g} ({row['low']:.3g} to {row['high']:.3g})")
