@@ -56,6 +56,9 @@ class Allocator(Protocol):
     def restore(self, model: Any, saved: Mapping[str, Tensor]) -> None:
         """Load what `state` returned; an empty mapping is the state before step 0."""
 
+    def buffers(self, model: Any) -> dict[str, Tensor]:
+        """Tensors that it changes beside the parameters, and that the loss depends on: part of the weights."""
+
     def settle(self, model: Any) -> None:
         """Fit the model's own description to weights that were copied in."""
 
@@ -380,8 +383,10 @@ class Trainer:
                 p.copy_(weights[name])
 
     def _held(self) -> dict[str, Tensor]:
-        """Parameters that checkpoints hold: all that are trained, or all but the base model where a log has that."""
+        """Weights that checkpoints hold: all that are trained, or all but the base model where a log has that."""
         held: dict[str, Tensor] = {}
+        if self.allocator is not None:
+            held |= self.allocator.buffers(self.model)
         for name, block in self.blocks.items():
             if name != "base" or self.log is None:
                 held |= self._named(block)
