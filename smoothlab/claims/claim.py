@@ -140,10 +140,10 @@ class Claim:
         Raises:
             BadInput: it returned something that is no Finding.
         """
-        inputs: tuple[Any, ...] = (seed,)
         if self.records:
-            inputs = (seed, records)
-        finding = self.check(*inputs)
+            finding = self.check(seed, records)
+        else:
+            finding = self.check(seed)
         if not isinstance(finding, Finding):
             raise BadInput(f"the check of claim '{self.name}' returned {type(finding).__name__}: return a Finding")
         return finding
