@@ -154,7 +154,7 @@ def _points(
             ends = low[run.index], high[run.index]
             ax.fill_between(at[run.index], *ends, color=color, alpha=0.22, lw=0, label="_interval")
     elif (low < high)[barred].any():
-        bars = ax.vlines
+        bars: Callable[..., Any] = ax.vlines
         if horizontal:
             bars = ax.hlines
         bars(at[barred], low[barred], high[barred], color=color, lw=1.0, zorder=2, label="_interval")
