@@ -285,9 +285,9 @@ def report(
 
 
 def replay(
-    log: Annotated[Positional[str], arg(metavar="LOG")],
-    model: str,
-    save: Path,
+    log: Annotated[Positional[str], arg(metavar="LOG")] = "",
+    model: str = "micro",
+    save: Path = Path("out/replayed"),
     steps: int | None = None,
     device: str = "cpu",
 ) -> Command:
@@ -305,6 +305,8 @@ def replay(
     def run() -> None:
         from smoothlab.experiments.replay import Replay
 
+        if not log:
+            raise BadInput("no seed log is named: write smoothlab replay LOG --model MODEL --save FOLDER")
         print(Replay(log, model, save, steps, device).run())
 
     return Command(run)

@@ -21,7 +21,7 @@ from smoothlab.records import Row
 ROOT = Path(__file__).resolve().parents[1]
 
 
-ALL = ", ".join([*commands.EXPERIMENTS, "squares", "fit", "plot", "report", "audit", "demo"])
+ALL = ", ".join([*commands.EXPERIMENTS, "squares", "fit", "plot", "report", "replay", "audit", "demo"])
 """Subcommands, with that of these tests."""
 
 
@@ -470,12 +470,13 @@ PATHS = {
     "advise": ["--data-dir", "--checkpoint", "--out"],
     "fit": ["--out"],
     "plot": ["--out"],
+    "replay": ["--save"],
     "audit": ["--records", "--add", "--html", "--out"],
     "demo": ["--out"],
 }
 """Every option that is a path."""
 NAMES = {"smoothness": ["--model", "--data"], "estimators": ["--model", "--data"], "finetune": ["--model", "--data"],
-         "advise": ["--model", "--data"], "fit": [""], "plot": [""]}  # fmt: skip
+         "advise": ["--model", "--data"], "replay": ["--model"], "fit": [""], "plot": [""]}  # fmt: skip
 """Options that are a path or something else."""
 UNUSABLE = {
     "file/below": "Not a directory",
@@ -490,7 +491,7 @@ def test_the_table_of_paths_is_whole():
     for name, kind in commands.EXPERIMENTS.items():
         fields = [f"--{f.name.replace('_', '-')}" for f in dataclasses.fields(kind) if "Path" in str(f.type)]
         assert [*fields, "--out"] == PATHS[name]
-    for name in ("fit", "plot", "audit", "demo"):
+    for name in ("fit", "plot", "replay", "audit", "demo"):
         parameters = inspect.signature(getattr(commands, name)).parameters.values()
         assert [f"--{p.name}" for p in parameters if "Path" in str(p.annotation)] == PATHS[name]
 
