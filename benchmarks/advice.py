@@ -37,7 +37,7 @@ RESULTS = Path(__file__).parent / "results"
 GRID = 1.2
 RUNS, STEPS = 8, 60
 LONG = 200
-LEVELS = 6
+LEVELS = 10
 """Rates a factor 3 apart at which an edge is looked for; below, single runs rise by chance as often as not."""
 LOST = 4.0
 """Times the loss at the start at which a run is taken for unstable without its other steps."""
@@ -132,7 +132,10 @@ class Case:
 
     def edge(self) -> Iterator[Row]:
         """The runs of the sweep, the true edge, and the range test."""
-        limits = [row["value"] for row in self.before if row["part"] == "limit" and row["option"] == self.swept]
+        limits = [
+            row["value"] for row in self.before
+            if row["part"] == "limit" and row["option"] == self.swept and row["low"] is not None
+        ]  # fmt: skip
         edge = yield from self._edge(self.base, 2.0 if self.swept == "both" else limits[-1])
         yield {"part": "edge", "option": self.swept, "measured": edge, "low": edge / GRID, "high": edge}
         if math.isfinite(edge):

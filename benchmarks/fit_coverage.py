@@ -11,6 +11,7 @@ probability to exceed the envelope holds, for noise that is bounded (uniform aft
 
 import argparse
 import itertools
+import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -138,6 +139,35 @@ class FitCoverage:
         yield ("exceeded", "linear envelope", "probability"), bool(over.mean() <= bound.exceeded_by)
 
 
+COLUMNS = (("linear least-squares", "L0"), ("linear least-squares", "L1"), ("linear least-squares", "L at u = 1"),
+           ("power least-squares", "rho"))  # fmt: skip
+"""Fits and quantities of the table in docs/howto/growth.md."""
+
+
+def table(rows: Sequence[Row]) -> list[str]:
+    """Lines of the table of coverage: least and largest of the designs that are on record; bold where one is low."""
+    lines = []
+    for n, r in itertools.product(FitCoverage.ns, FitCoverage.correlations):
+        cells = []
+        for fit, quantity in COLUMNS:
+            found = [row for row in rows if (row["part"], row["points"], row["correlation"], row["fit"],
+                                             row["quantity"]) == ("coverage", n, r, fit, quantity)]  # fmt: skip
+            cells.append(_cell(found))
+        lines.append(f"| {n} | {r:g} | {' | '.join(cells)} |")
+    return lines
+
+
+def _cell(rows: Sequence[Row]) -> str:
+    if not rows:
+        return "not run"
+    ends = sorted({f"{100 * row['value']:.1f}" for row in rows}, key=float)
+    text = f"{' to '.join(dict.fromkeys((ends[0], ends[-1])))} %"
+    if len(rows) < len(FitCoverage.designs):
+        text += f" ({rows[0]['design']})"
+    low = any(row["high"] < 1 - LEVEL for row in rows)
+    return f"**{text}**" if low else text
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -146,7 +176,12 @@ def main() -> None:
     parser.add_argument("--no-medians", dest="medians", action="store_false")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/fit_coverage.jsonl"))
     parser.add_argument("--overwrite", action="store_true")
+    parser.add_argument("--table", action="store_true", help="print the table of a record, whole or not, and stop")
     args = parser.parse_args()
+    if args.table:
+        rows = [json.loads(line) for line in args.out.read_text().splitlines()]
+        print("\n".join(table([row for row in rows if row["kind"] == "row"])))
+        return
     experiment = FitCoverage(args.simulations, args.resamples, medians=args.medians)
     run(experiment, args.out, environment=environment(device="cpu", threads=1), overwrite=args.overwrite)
 

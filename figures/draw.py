@@ -19,7 +19,8 @@ FIGURES = {
     "fig1a": ("fig1a", "fig1a_*.jsonl"), "fig1b": ("fig1b", "fig1b_*.jsonl"), "path": ("path", "fig1b_*.jsonl"),
     "methods": ("methods", "methods/*.jsonl"),
     "estimators": ("estimators", "estimators_*.jsonl"), "quadratic": ("quadratic", "quadratic.jsonl"),
-    "rates": ("rates", "rates.jsonl"), "fig2": ("finetune", "table1/fig2-*.jsonl"),
+    "rates": ("rates", "rates.jsonl"), "rates_curved": ("rates", "rates_curved.jsonl"),
+    "fig2": ("finetune", "table1/fig2-*.jsonl"),
     "fig3": ("finetune", "table1/fig3-*.jsonl"),
 }  # fmt: skip
 """Kind of `smoothlab plot` and records of each figure."""

@@ -35,7 +35,10 @@ RATES = {"hybrid": ("eta_x", "eta_y"), "zo": ("eta_x",), "fo-peft": ("eta_y",), 
 FORWARDS = "-forwards"
 """In the names of runs that make as many evaluations of the loss as the first-order method."""
 NAME = re.compile(r"(?P<task>sst2|copa|wic)-(?P<method>.+)-seed\d+")
-FIGURES = {"fig1": ("fig1b", "fig1-*-lora-seed*"), "fig2": ("finetune", "fig2-*"), "fig3": ("finetune", "fig3-*")}
+FIGURES = {
+    "methods": ("methods", "fig1-*-seed*"), "fig1_fo": ("fig1b", "fig1-fo-lora-seed*"),
+    "fig1_hybrid": ("fig1b", "fig1-hybrid-lora-seed*"), "fig2": ("finetune", "fig2-*"), "fig3": ("finetune", "fig3-*"),
+}  # fmt: skip
 """Kind of `smoothlab plot` and records of each figure."""
 
 

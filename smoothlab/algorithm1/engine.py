@@ -14,6 +14,7 @@ components curve differently (`smoothlab.objectives.curved`) are evaluated compo
 the same draws.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -57,6 +58,8 @@ class Algorithm1(Options):
         keep: epochs, ascending, at which f and the squared gradient norms are kept.
         precision: number format in which normal numbers are drawn; "float64" costs five times as much.
         q: number of directions that a zeroth-order gradient averages over.
+        shape: shape of x as a tensor, e.g. (2, 5) for a matrix, which low-rank directions go by; a vector if empty, on
+            which they are Gaussian.
     """
 
     def run(
@@ -85,7 +88,7 @@ class Algorithm1(Options):
             for number, members in enumerate(torch.arange(replicas).split(size)):
                 # A stream of draws for every group: they may then be run in any order.
                 source = draws or Fresh((*seed, number), objective.n, objective.d_x, self.order, self.distribution,
-                                        self.precision)  # fmt: skip
+                                        self.precision, self.shape)  # fmt: skip
                 parts = (source, start[members].clone(), members, result)
                 if isinstance(objective, Objective):
                     Shifted(self, objective, *parts).run()
@@ -99,6 +102,8 @@ class Algorithm1(Options):
             raise BadInput(f"{replicas} replicas: use at least 1")
         if tuple(z0.shape) not in ((d,), (replicas, d)):
             raise BadInput(f"z0 has shape {tuple(z0.shape)}: give ({d},), or ({replicas}, {d})")
+        if self.shape and math.prod(self.shape) != objective.d_x:
+            raise BadInput(f"shape = {self.shape} of x has {math.prod(self.shape)} entries, not d_x = {objective.d_x}")
         if not torch.isfinite(z0).all():
             raise BadInput("z0 has entries that are not finite")
         unbounded = not named(self.distribution).bounded

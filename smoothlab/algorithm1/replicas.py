@@ -39,6 +39,7 @@ class Options:
     keep: tuple[int, ...] = ()
     precision: Precision = "float32"
     q: int = 1
+    shape: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for what, rate in (("eta_x", self.eta_x), ("eta_y", self.eta_y), ("mu", self.mu)):

@@ -5,6 +5,7 @@ numbers. Here replicas share two generators, one of orders and one of directions
 others'.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -19,6 +20,18 @@ Order = Literal["reshuffle", "once", "replace"]
 """A fresh permutation every epoch; the first one again and again; independent numbers."""
 Precision = Literal["float32", "float64"]
 BLOCK = 1 << 17  # entries drawn at a time: they stay in cache, and the cost of a call is small beside theirs
+
+
+def matrix_shape(distribution: str, d: int) -> tuple[int, ...]:
+    """The shape that x of d entries is given for directions that go by shapes: of its matrices that nearest a square.
+
+    >>> matrix_shape("lowrank(2)", 10), matrix_shape("gaussian", 10)
+    ((2, 5), ())
+    """
+    if not named(distribution).by_shape:
+        return ()
+    rows = max(m for m in range(1, math.isqrt(d) + 1) if d % m == 0)
+    return rows, d // rows
 
 
 class Draws(Protocol):
@@ -60,17 +73,19 @@ class Fresh:
         distribution: name of the directions' distribution, see `smoothlab.zeroth.names.DISTRIBUTIONS`.
         precision: of the normal numbers. Single ones cost a fifth; torch's end at 5.77, which double ones pass once in
             10^8, so that fourth moments are short by 3e-6.
+        shape: shape of x as a tensor, see `smoothlab.Algorithm1`.
     """
 
     def __init__(
-        self, seed: Sequence[int], n: int, dim: int, order: Order, distribution: str, precision: Precision = "float32"
-    ) -> None:
+        self, seed: Sequence[int], n: int, dim: int, order: Order, distribution: str, precision: Precision = "float32",
+        shape: tuple[int, ...] = (),
+    ) -> None:  # fmt: skip
         words = np.random.SeedSequence([len(seed), *seed])
         # numpy permutes many rows in one call, and torch fills memory with normal numbers: a stream for either.
         self._orders = np.random.default_rng(words.spawn(1)[0])
         self._generator = torch.Generator().manual_seed(int(words.generate_state(1, np.uint32)[0]))
         self._n, self._dim, self._kind, self._distribution = n, dim, order, named(distribution)
-        self._dtype = getattr(torch, precision)
+        self._dtype, self._shape = getattr(torch, precision), shape
         self._once, self._first = torch.empty(0), 0
         self._block, self._next = torch.empty(0, 0, dim, dtype=torch.float64), 0
         self._numbers = torch.empty(0, dtype=self._dtype)
@@ -95,7 +110,7 @@ class Fresh:
             self._numbers = torch.empty(self._block.shape, dtype=self._dtype)
             self._next = steps
         if self._next == len(self._block):
-            self._distribution.fill_replicas(self._block, self._numbers, self._generator)
+            self._distribution.fill_replicas(self._block, self._numbers, self._generator, self._shape)
             self._next = 0
         self._next += 1
         return self._block[self._next - 1]

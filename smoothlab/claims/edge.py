@@ -152,6 +152,34 @@ def at_most_twice() -> Certificate:
                        all(min((u + w) / u, (u + w) / w) <= 2 for u, w in pairs), True, "corrected")  # fmt: skip
 
 
+def positive_part() -> Certificate:
+    """60 steps of the diagonal of M, for eigenvalues of both signs, beside those of the positive ones alone."""
+    rng, ratios = np.random.default_rng(2), []
+    for values in spectra(24, 1):
+        signed = values * np.where(rng.random(len(values)) < 0.5, -1.0, 1.0)
+        signed[0] = values[0]
+        up = signed > 0
+        edge = mean_square_edge(Spectrum.of(values[up])).value
+        for share in (0.99, 1.01):
+            x = share * edge * signed
+            step = np.diag(1 - 2 * x + 2 * x**2) + x**2
+            alone = step[np.ix_(up, up)]
+            m, most = np.ones(len(x)), 0.0
+            for _ in range(60):
+                most = max(most, float(x[~up] ** 2 @ m[~up]))
+                m = step @ m
+            start = np.linalg.matrix_power(alone, 60) @ np.ones(len(alone))
+            radius = float(np.abs(np.linalg.eigvals(alone)).max())
+            if share < 1:
+                fed = most * np.linalg.solve(np.eye(len(alone)) - alone, np.ones(len(alone)))
+                ratios += [radius, *(m[up] / (start + fed))]
+            else:
+                ratios += [1 / radius, *(start / m[up])]
+    return exact.dense("below the positive part's edge its mean squares stay below what they decay to and what the "
+                       "negative ones feed; above it they grow at least as they would alone (proof: a matrix without "
+                       "negative entries is monotone, theory.md F.8)", ratios)  # fmt: skip
+
+
 # Directions
 
 
@@ -253,6 +281,10 @@ CLAIMS = (
     Claim("edge-lumped", "All but the largest eigenvalue by their trace: the edge within 4 % (q = 1).", "theory.md F.1",
           POSITIVE, "holds once corrected", "Never below the edge, and below twice the edge; 27 % above it for "
           "four equal eigenvalues.", check_by(four_equal, at_most_twice, searches=(LUMPED, LUMPED_ABOVE))),
+    Claim("edge-positive-part", "Eigenvalues of both signs: mean squares along the positive ones grow geometrically by "
+          "themselves iff the rate is above the mean-square edge of the positive part; below it they stay below a "
+          "multiple of what the negative ones feed them.", "theory.md F.8", QUADRATIC, "holds", "",
+          check_by(positive_part)),
     Claim("edge-directions", "Entries of kurtosis k add (k - 3) diag(A) to E vv'Avv', so that the edge is no function "
           "of the spectrum; the sphere multiplies it by d/(d + 2).", "theory.md F.2", "independent entries; sphere of "
           "radius sqrt(d)", "holds", "", check_by(of_entries, two_bases)),

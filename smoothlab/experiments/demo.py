@@ -31,8 +31,9 @@ ESTIMATORS = Estimators(
     model_draws=12, kinds=("gaussian", "rademacher", "one-sided"), model_mus=(1e-5, 1e-4, 1e-3, 1e-2, 1e-1),
     model_curve_draws=6, rounds=6,
 )  # fmt: skip
-# Rates: every part, in half a minute.
+# Rates: on components of one Hessian, in half a minute.
 RATES = Rates(
+    parts=("theorem", "exponents", "counterexample", "speedup_of_two_rates", "reshuffling"),
     eps=(1.0,), deltas=(0.5,), families=("quadratic", "cosh-y"), orders=("reshuffle", "replace"),
     fit_eps=(0.4, 0.3, 0.2), fit_ns=(2, 4, 8), fit_deltas=(0.5, 0.2), replicas=60, max_steps=13_000,
 )  # fmt: skip

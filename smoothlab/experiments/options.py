@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 from tyro.conf import arg
 
 from smoothlab.errors import BadInput
-from smoothlab.zeroth.names import METAVAR
+from smoothlab.zeroth.names import DISTRIBUTIONS, METAVAR
 
 DistributionName = Annotated[str, arg(metavar=METAVAR)]
 """Name of a distribution of directions, with parameters in parentheses if any."""
@@ -31,6 +31,25 @@ def check_fields(experiment: Any, ranges: Mapping[str, tuple[int, int]]) -> None
             raise BadInput(f"{option(name)} {value} is too small: use at least {least}")
         if value > most:
             raise BadInput(f"{option(name)} {value} is too large: use at most {most}")
+
+
+def check_distribution(text: str, field: str) -> None:
+    """Refuse a name of no distribution, and a distribution without the closed form that runs are compared with.
+
+    Raises:
+        BadInput: names the option and the distributions that it may be.
+    """
+    from smoothlab.algorithm1.quadratics import moment
+    from smoothlab.zeroth.distributions import named
+
+    named(text, option(field))
+    try:
+        moment(2, text)
+    except BadInput:
+        raise BadInput(
+            f"{option(field)} {text}: no closed form of its E ||ghat||^2 is known, which runs are compared with; use "
+            f"one of {', '.join(DISTRIBUTIONS)}, or give its class the method cumulants"
+        ) from None
 
 
 def option(field: str) -> str:

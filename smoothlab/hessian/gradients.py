@@ -72,7 +72,7 @@ class LossAtPoint:
         blocks: blocks to differentiate, disjoint.
 
     Attributes:
-        repeats: whether a second evaluation has given the same loss (`selfchecks.check_repeats`).
+        repeats: whether a second evaluation has given the same loss (`line_check.check_repeats`).
 
     Raises:
         BadInput: the loss is not finite, or does not depend on a block.

@@ -16,7 +16,7 @@ from scipy import stats
 from torch import Tensor
 
 from smoothlab.blocks import Block, dot, flatten, norm
-from smoothlab.hessian.disagreements import DOUBTFUL, Disagreement
+from smoothlab.hessian.disagreements import DOUBTFUL, Disagreement, WrongProducts
 from smoothlab.hessian.gradients import LossAtPoint
 from smoothlab.shift import Shift
 
@@ -29,6 +29,26 @@ _RESOLVED = 0.03  # a scale whose standard error is this share of the number res
 
 Pair = tuple[np.ndarray, np.ndarray]
 """Slope and curvature [2], and the error of each [2]."""
+
+
+def check_repeats(point: LossAtPoint) -> None:
+    """Refuse a loss that is another one when it is evaluated again; costs one evaluation, at the first call.
+
+    Evaluations that agree with the gradient have repeated the loss already: it is asked for where they do not.
+
+    Raises:
+        WrongProducts: names both values.
+    """
+    if point.repeats:
+        return
+    # Threads and GPUs may split the sums of a loss in another way each time: several roundings are allowed.
+    again, eps = point.evaluate(), max(torch.finfo(g.dtype).eps for g in point.gradients.values())
+    if not abs(again - point.loss) <= 8 * ROUNDINGS * eps * abs(point.loss):
+        raise WrongProducts(
+            f"the loss is {point.loss:.12g} and then {again:.12g} at the same parameters: switch off dropout and other "
+            "randomness (model.eval(), or smoothlab.blocks.fixed_loss), and fix the minibatch"
+        )
+    point.repeats = True
 
 
 class LineCheck:
@@ -47,6 +67,7 @@ class LineCheck:
 
     def __init__(self, point: LossAtPoint, block: Block) -> None:
         self.block, self.gradient, self._evaluate = block, point.gradients[block.name], point.evaluate
+        self._point = point
         self._shift, self.start = Shift(block), point.loss
         self.theta = flatten(p.detach() for p in block.params)
         self.size = norm(self.theta)
@@ -124,7 +145,8 @@ class LineCheck:
     def look_again(
         self, v: Tensor, where: str, curvature: float | None, step: float | None = None, *, least: float = 0.0
     ) -> None:
-        """Compare along v by fits at four scales around `step`."""
+        """Compare along v by fits at four scales around `step`, if the loss is the same when it is evaluated again."""
+        check_repeats(self._point)
         slope, bend = dot(self.gradient, v), curvature or 0.0
         if step is None:
             step = self._step(slope, bend)

@@ -18,9 +18,8 @@ from smoothlab.hessian.disagreements import doubted
 from smoothlab.hessian.estimates import NormEstimate as NormEstimate
 from smoothlab.hessian.estimates import Quantity as Quantity
 from smoothlab.hessian.estimates import doubt, frobenius_estimate
-from smoothlab.hessian.gradients import LossAtPoint
 from smoothlab.hessian.products import Products
-from smoothlab.hessian.selfchecks import check_products, check_repeats
+from smoothlab.hessian.selfchecks import check_products
 from smoothlab.hessian.traces import probe_trace, with_precision
 from smoothlab.stats.probes import Reach, effective_rank, mean_of_forms, spectral_upper, sum_of_squares
 
@@ -172,8 +171,6 @@ class Hessian(Products):
             raise BadInput(f"precision {trace:g} of the trace: use one in (0, 1), or None")
         split = split_blocks([self.blocks[name] for name in names], rows)
         check_budget(split, diagonal)
-        if isinstance(self, LossAtPoint):
-            check_repeats(self)
         order = sorted(dict.fromkeys([*names, *(source for source, _ in sources)]), key=lambda n: -self.blocks[n].dim)
         crosses: dict[tuple[str, str], NormEstimate] = {}
         for name in order:

@@ -21,34 +21,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from smoothlab.blocks import Block, dot
 from smoothlab.hessian.deflation import Deflation
 from smoothlab.hessian.directions import ALL_KINDS, ROWS, TOP, Directions, Still
-from smoothlab.hessian.disagreements import DOUBTFUL, Disagreement, WrongProducts, refuse_gross
+from smoothlab.hessian.disagreements import DOUBTFUL, Disagreement, refuse_gross
 from smoothlab.hessian.gradients import LossAtPoint
-from smoothlab.hessian.line_check import ROUNDINGS, LineCheck
+from smoothlab.hessian.line_check import LineCheck, check_repeats
 from smoothlab.hessian.products import Products
-
-
-def check_repeats(point: LossAtPoint) -> None:
-    """Refuse a loss that is another one when it is evaluated again; costs one evaluation, at the first call.
-
-    Raises:
-        WrongProducts: names both values.
-    """
-    if point.repeats:
-        return
-    # Threads and GPUs may split the sums of a loss in another way each time: several roundings are allowed.
-    again, eps = point.evaluate(), max(torch.finfo(g.dtype).eps for g in point.gradients.values())
-    if not abs(again - point.loss) <= 8 * ROUNDINGS * eps * abs(point.loss):
-        raise WrongProducts(
-            f"the loss is {point.loss:.12g} and then {again:.12g} at the same parameters: switch off dropout and other "
-            "randomness (model.eval(), or smoothlab.blocks.fixed_loss), and fix the minibatch"
-        )
-    point.repeats = True
 
 
 def check_gradient(point: LossAtPoint) -> None:

@@ -13,6 +13,8 @@ from smoothlab.errors import BadInput
 from smoothlab.report.numbers import interval, number, rate
 from smoothlab.report.panels import COLORS, GRAY, grid, legend_above
 
+ABREAST = 2
+"""Panels beside each other."""
 HIGHEST = 2.5
 """Times the loss at the start at which the losses of unstable runs are drawn, if they are higher."""
 ADVICE = ("option", "value", "low", "high", "source", "weakest")
@@ -52,7 +54,8 @@ def figure(df: pd.DataFrame) -> Figure:
     for option in options:
         limits = df[(df["part"] == "limit") & (df["option"] == option)]
         panels.append(partial(_panel, option=option, trials=trials[trials["option"] == option], limits=limits))
-    return grid([panels], {}, heights=3.8)
+    lines = [panels[first : first + ABREAST] for first in range(0, len(panels), ABREAST)]
+    return grid(lines, {}, heights=3.4)
 
 
 def _panel(ax: Axes, option: str, trials: pd.DataFrame, limits: pd.DataFrame) -> None:

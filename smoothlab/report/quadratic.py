@@ -15,6 +15,7 @@ RULES = {"small": COLORS[0], "large": COLORS[1], "best": COLORS[2], "two": COLOR
 NAMES = {
     "small": "one rate $1/(2a)$", "large": "one rate $1/(2b)$", "best": "best single rate", "two": "two rates",
     "gaussian": "gaussian: $2/(d+2)$", "sphere": "sphere: $2/d$", "rademacher": "signs: $2/d$",
+    "coordinate": "coordinate: $2/d$",
 }  # fmt: skip
 
 

@@ -23,6 +23,18 @@ NAMES = {
     "zo": "best, zeroth-order", "fo-reshuffle": "best, exact, reshuffled", "fo-replace": "best, exact, replaced",
     "one": "one rate", "two": "two rates",
 }  # fmt: skip
+BUDGET = {
+    "zo-quadratics": COLORS[0], "zo-quadratics-q4": COLORS[4], "zo-quadratics-lowrank": COLORS[2],
+    "zo-log-cosh": COLORS[1], "zo-exponentials": COLORS[3],
+}  # fmt: skip
+"""Series of part budget."""
+CURVED = {
+    "zo-quadratics": "quadratics", "zo-quadratics-q4": "quadratics, $q$ = 4",
+    "zo-quadratics-lowrank": "quadratics, rank 1", "zo-log-cosh": "log cosh", "zo-log-cosh-q4": "log cosh, $q$ = 4",
+    "zo-log-cosh-lowrank": "log cosh, rank 1", "zo-exponentials": "exponentials",
+    "zo-exponentials-q4": "exponentials, $q$ = 4",
+}  # fmt: skip
+"""Legend entries of sums whose components curve differently."""
 AXES = {"eps": r"$\varepsilon$", "n": "$n$", "d": "$d$", "delta": r"$\delta$"}
 MOST = 45  # settings whose names are drawn
 SHIFT = 0.24  # of a line: from one theorem to the next
@@ -167,6 +179,45 @@ def hidden(ax: Axes, df: pd.DataFrame) -> None:
     ax.set_ylim(bottom=0)
 
 
+def curved_steps(ax: Axes, df: pd.DataFrame) -> None:
+    """nT to eps on sums whose components curve differently, with averaged and with low-rank directions."""
+    rows = rows_of(df, "curved", "steps")
+    panel(ax, rows[rows["axis"] == "eps"], "value", ["series"], xlabel=r"$\varepsilon$", ylabel="steps $nT$",
+          scale="xy", title="Components of different curvature", names=CURVED, columns=2)  # fmt: skip
+    ax.invert_xaxis()
+
+
+def variance(ax: Axes, df: pd.DataFrame) -> None:
+    """nT against the variance of the estimate: q directions, one, and directions of low rank."""
+    rows = rows_of(df, "curved", "steps")
+    panel(ax, rows[rows["axis"] == "variance"], "value", ["series"], ylabel="steps $nT$", scale="xy", names=CURVED,
+          xlabel=r"$w = (m - 1)/q$, variance of the estimate",
+          title=r"$d = 6$: $q$ = 4, 2, 1, then rank 4, 2, 1")  # fmt: skip
+
+
+def best_rates(ax: Axes, df: pd.DataFrame) -> None:
+    """The best constant rate against T: simulated, by the recursion (line) and by the corrected theorem (dashed)."""
+    rows = rows_of(df, "budget", "best rate")
+    for series in rows["series"].unique():
+        part = rows[(rows["series"] == series) & rows["formula"].notna()]
+        ax.plot(part["T"], part["formula"].astype(float), "--", lw=0.9, color=BUDGET[series], zorder=1, label="_dashed")
+    panel(ax, rows, "T", ["series"], xlabel="epochs $T$", ylabel=r"best constant rate $\eta$", scale="xy",
+          title="Best rate for a budget", names=CURVED, colors=BUDGET, columns=2)  # fmt: skip
+
+
+def at_rates(ax: Axes, df: pd.DataFrame) -> None:
+    """Mean of (1/T) sum ||grad f||^2 at the theorem's rate over that at the recursion's, against T."""
+    rows = rows_of(df, "budget", "average")
+    of_rule = {rule: part.set_index(["series", "T"]) for rule, part in rows.groupby("rule")}
+    top = of_rule.get("theorem", rows.iloc[:0].set_index(["series", "T"]))
+    bottom = of_rule["recursion"].loc[top.index]
+    ratios = pd.DataFrame({name: top[name] / bottom["measured"] for name in ("measured", "low", "high")})
+    ratios["reference"] = top["reference"].astype(float) / bottom["reference"].astype(float)
+    panel(ax, ratios.reset_index(), "T", ["series"], xlabel="epochs $T$", scale="xy", names=CURVED, colors=BUDGET,
+          ylabel="mean at the theorem's rate,\nin that at the best", title="What the theorem's rate costs",
+          columns=2)  # fmt: skip
+
+
 SPEEDUP = (
     partial(speedup, quantity="epochs", mark="rule", ylabel="epochs", title=r"Epochs to $\varepsilon$, best rates"),
     partial(speedup, quantity="gain", mark="sigma", ylabel="$T$(one rate) / $T$(two rates)",
@@ -174,7 +225,8 @@ SPEEDUP = (
 )  # fmt: skip
 PANELS: dict[str, Any] = {
     "theorem": (averages, successes), "counterexample": (trajectory, failing), "exponents": (steps, exponents),
-    "speedup_of_two_rates": SPEEDUP, "reshuffling": (reshuffled, hidden),
+    "speedup_of_two_rates": SPEEDUP, "reshuffling": (reshuffled, hidden), "curved": (curved_steps, variance),
+    "budget": (best_rates, at_rates),
 }  # fmt: skip
 
 

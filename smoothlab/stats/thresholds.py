@@ -49,7 +49,7 @@ def threshold(levels: Sequence[float], responses: Sequence[bool], prior: Interva
     chances = LAPSE / 2 + (1 - LAPSE) * special.ndtr(signs * z)
     weights = np.exp(np.log(chances).sum(-1)).mean(0)
     if prior is not None:
-        center = math.log(prior.value)
+        center = (math.log(prior.low) + math.log(prior.high)) / 2
         width = (math.log(prior.high) - math.log(prior.low)) / 2 / float(stats.t.ppf(1 - TAIL, FREEDOM))
         weights = weights * stats.t.pdf((grid - center) / max(width, 1e-6), FREEDOM)
     cumulative = np.cumsum(weights) / weights.sum()

@@ -271,6 +271,49 @@ def in_expectation(setting: Setting, eps: float, smoothness: float) -> Horizon:
     return Horizon(eps, 0.0, s.n, T, eta, eta, mu, math.inf, math.inf, L, L)
 
 
+def best_constant(setting: Setting, T: int, smoothness: float, variance: float | None = None) -> tuple[float, float]:
+    """The constant rate with the least bound of (1/T) sum E ||grad f||^2 over T epochs, and that bound, as mu -> 0.
+
+    B.6' summed, with w = d + 1 (`in_expectation`; theory.md B):
+
+        bound(eta) = 4 Delta/(n eta T) + 4 n eta^2 L^2 sigma^2 + 24 w L eta sigma_x^2,  eta <= 1/(8nL), 1/(64 L w).
+
+    Each part is convex in eta: the best rate is where the derivative is 0, or the largest allowed one. Where the last
+    part rules it is sqrt(Delta/(6 n T w L sigma_x^2)). The proof uses w through E ||ghat - g||^2 <= w ||g||^2 only, so
+    that other directions put their own variance in its place: (m - 1)/q with E ||ghat||^2 = m ||g||^2 for one of q.
+
+    >>> from smoothlab.theory.constants import ones
+    >>> eta, bound = best_constant(Setting(ones, ones, 0.5, 4, 3, 0.75, 0.25), 10**6, 1.0)
+    >>> round(eta / (0.5 / (6 * 4 * 10**6 * 4 * 0.75)) ** 0.5, 2)
+    1.0
+
+    Args:
+        setting: the problem; its ell are not used.
+        T: epochs.
+        smoothness: L.
+        variance: w; d + 1 by default, that of one Gaussian direction.
+
+    Raises:
+        BadInput: T, L or w is out of range.
+    """
+    w = setting.d + 1.0 if variance is None else variance
+    if T < 1 or not 0 < smoothness < math.inf or not 0 <= w < math.inf:
+        raise BadInput(f"T = {T}, L = {smoothness}, variance {w}: use at least one epoch, L > 0 and a variance >= 0")
+    s, L = setting, smoothness
+    most = 1 / (8 * s.n * L)
+    if w:
+        most = min(most, 1 / (64 * L * w))
+    quadratic, linear = 4 * s.n * L**2 * s.sigma2, 24 * w * L * s.sigma2_x
+
+    def slope(eta: float) -> float:
+        return -4 * s.gap / (s.n * T * eta**2) + 2 * quadratic * eta + linear
+
+    eta = most
+    if slope(most) > 0:
+        eta = float(optimize.brentq(slope, 1e-12 * most, most, xtol=1e-15 * most, rtol=1e-12))
+    return eta, 4 * s.gap / (s.n * eta * T) + quadratic * eta**2 + linear * eta
+
+
 def with_high_probability(setting: Setting, eps: float, delta: float) -> Horizon:
     """The corrected high-probability theorem under Definition 2.1, sphere directions (theory.md B, proven).
 

@@ -33,7 +33,10 @@ NORMAL_MOMENTS: dict[GeneratorName, tuple[float, float, float]] = {
 }
 """E z^4, E z^6 and E z^8 of the normal numbers of each generator, whose variance is 1."""
 _SAMPLING = {"fill", "radius", "pieces", "stream"}
-_DERIVED = {"draw", "fill_replicas", "cumulants", "covariance", "expectation", "second_moment", "fourth_moments"}
+_DERIVED = {
+    "draw", "fill_replicas", "cumulants", "covariance", "expectation", "second_moment", "fourth_moments",
+    "sixth_moment_of_length",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -65,9 +68,11 @@ class Distribution(ABC):
         generator: "torch": the device's own generator; "portable": one whose bits are the same on every device, thread
             count, instruction set and torch version, see `smoothlab.zeroth.portable`.
         bounded: whether ||z|| is bounded, so that a loss that grows fast has a finite mean at theta + mu z.
+        by_shape: whether directions depend on how the entries of a tensor are arranged, as rows and columns.
     """
 
     bounded: ClassVar[bool] = False
+    by_shape: ClassVar[bool] = False
     generator: GeneratorName = field(default="torch", kw_only=True, repr=False)
 
     def __init_subclass__(cls) -> None:
@@ -112,16 +117,19 @@ class Distribution(ABC):
         """That direction as a flat vector [dim] of the block's dtype."""
         return self.stream(block, seed).numbers().to(block.params[0].dtype)
 
-    def fill_replicas(self, out: Tensor, scratch: Tensor, generator: torch.Generator) -> None:
-        """Write independent directions [..., dim] on a single vector into `out`, for replicas of Algorithm 1.
+    def fill_replicas(
+        self, out: Tensor, scratch: Tensor, generator: torch.Generator, shape: tuple[int, ...] = ()
+    ) -> None:
+        """Write independent directions [..., dim] on a single tensor into `out`, for replicas of Algorithm 1.
 
         Args:
             out: fp64.
             scratch: the same shape; its dtype is that of the random numbers.
             generator: where the numbers, or the seeds of directions, come from.
+            shape: shape of the tensor whose entries are the last dimension of `out`; a vector if empty.
         """
         rows = out.view(-1, out.shape[-1])
-        block = Block("x", (torch.empty(out.shape[-1], dtype=scratch.dtype),))
+        block = Block("x", (torch.empty(shape or out.shape[-1], dtype=scratch.dtype),))
         # Two words of 32 bits a direction: with one, a run of 10^5 directions would expect one repetition.
         seeds = torch.randint(1 << 32, (len(rows), 2), generator=generator)
         for row, seed in zip(rows, seeds.tolist(), strict=True):
@@ -178,6 +186,19 @@ class Distribution(ABC):
         """
         return 1.0, 3 + self.cumulants().fourth
 
+    def sixth_moment_of_length(self, shapes: Shapes) -> float:
+        """E ||z||^6, from the moments of independent entries.
+
+        (sum_i z_i^2)^3 has d terms z_i^6, 3 d (d - 1) terms z_i^4 z_j^2 and d (d - 1)(d - 2) of three entries.
+
+        Raises:
+            BadInput: no closed form is known.
+        """
+        d, cumulants = entries(shapes), self.cumulants()
+        fourth = cumulants.fourth + 3
+        sixth = cumulants.sixth + 15 * fourth - 30
+        return d * sixth + 3 * d * (d - 1) * fourth + d * (d - 1) * (d - 2)
+
 
 @dataclass(frozen=True)
 class Gaussian(Distribution):
@@ -194,10 +215,12 @@ class Gaussian(Distribution):
         """Normal numbers of working precision."""
         stream.draws(piece).normal_(out)
 
-    def fill_replicas(self, out: Tensor, scratch: Tensor, generator: torch.Generator) -> None:
+    def fill_replicas(
+        self, out: Tensor, scratch: Tensor, generator: torch.Generator, shape: tuple[int, ...] = ()
+    ) -> None:
         """Normal numbers of the precision of `scratch`."""
         if self.generator == "portable":
-            return super().fill_replicas(out, scratch, generator)
+            return super().fill_replicas(out, scratch, generator, shape)
         out.copy_(scratch.normal_(generator=generator))
 
     def cumulants(self) -> Cumulants:
@@ -234,10 +257,12 @@ class Sphere(Distribution):
         squares = [square(parts[p.tensor][p.start : p.stop]) for p in self.pieces(block)]
         return z.mul_(radius(block.dim, squares)).to(block.params[0].dtype)
 
-    def fill_replicas(self, out: Tensor, scratch: Tensor, generator: torch.Generator) -> None:
+    def fill_replicas(
+        self, out: Tensor, scratch: Tensor, generator: torch.Generator, shape: tuple[int, ...] = ()
+    ) -> None:
         """Gaussian directions divided by their length."""
         if self.generator == "portable":
-            return super().fill_replicas(out, scratch, generator)
+            return super().fill_replicas(out, scratch, generator, shape)
         Gaussian().fill_replicas(out, scratch, generator)
         out.mul_(out.shape[-1] ** 0.5 / torch.linalg.vector_norm(out, dim=-1, keepdim=True))
 
@@ -256,6 +281,10 @@ class Sphere(Distribution):
         """The Gaussian's 1 and 3, times d/(d + 2)."""
         d = entries(shapes)
         return d / (d + 2), 3 * d / (d + 2)
+
+    def sixth_moment_of_length(self, shapes: Shapes) -> float:
+        """d^3."""
+        return float(entries(shapes)) ** 3
 
 
 def _square(g: Tensor) -> float:
@@ -303,10 +332,12 @@ class Rademacher(Distribution):
         """Random signs."""
         stream.draws(piece).signs_(out)
 
-    def fill_replicas(self, out: Tensor, scratch: Tensor, generator: torch.Generator) -> None:
+    def fill_replicas(
+        self, out: Tensor, scratch: Tensor, generator: torch.Generator, shape: tuple[int, ...] = ()
+    ) -> None:
         """The 8 signs of each random byte."""
         if self.generator == "portable":
-            return super().fill_replicas(out, scratch, generator)
+            return super().fill_replicas(out, scratch, generator, shape)
         dim = out.shape[-1]
         packed = torch.empty(*out.shape[:-1], -(-dim // 8), dtype=torch.uint8)
         packed.random_(256, generator=generator)
@@ -339,11 +370,23 @@ class Coordinate(Distribution):
         if piece.start <= position < piece.stop:
             out[position - piece.start] = sign * _POWERS[self.generator](dim, 0.5)
 
+    def fill_replicas(
+        self, out: Tensor, scratch: Tensor, generator: torch.Generator, shape: tuple[int, ...] = ()
+    ) -> None:
+        """Zeros but for an entry of each, which one number fixes together with its sign."""
+        if self.generator == "portable":
+            return super().fill_replicas(out, scratch, generator, shape)
+        dim = out.shape[-1]
+        rows = out.zero_().view(-1, dim)
+        drawn = torch.randint(2 * dim, (len(rows), 1), generator=generator)
+        rows.scatter_(1, drawn // 2, (1 - 2 * (drawn % 2)).double() * dim**0.5)
+
     def expectation(self, shapes: Shapes, factors: Sequence[Array], *, free: bool = False) -> Array:
         """E z_i ... z_l = d^(n - 1) 1{i = ... = l} at order 2n."""
         return by_coordinates(shapes, factors, free=free)
 
     second_moment = Sphere.second_moment
+    sixth_moment_of_length = Sphere.sixth_moment_of_length
 
     def fourth_moments(self, shapes: Shapes) -> tuple[float, float]:
         """0, as one entry moves, and d."""
@@ -373,6 +416,15 @@ class Sparse(Distribution):
         draws = stream.draws(piece)
         # Normal numbers for all entries, also those that stay: how many are drawn must not depend on the mask.
         draws.keep_(draws.normal_(out), self.density).mul_(_POWERS[self.generator](self.density, -0.5))
+
+    def fill_replicas(
+        self, out: Tensor, scratch: Tensor, generator: torch.Generator, shape: tuple[int, ...] = ()
+    ) -> None:
+        """Normal numbers, then the mask."""
+        if self.generator == "portable":
+            return super().fill_replicas(out, scratch, generator, shape)
+        out.copy_(scratch.normal_(generator=generator))
+        out.mul_(scratch.uniform_(generator=generator) < self.density).mul_(self.density**-0.5)
 
     def cumulants(self) -> Cumulants:
         """From m_n = density E g^n density^(-n / 2), E g^n = (n - 1)!! or the table's."""

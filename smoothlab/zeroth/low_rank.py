@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from math import prod
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ class LowRank(Distribution):
         rank: rank of the direction, from 1.
     """
 
+    by_shape: ClassVar[bool] = True
     rank: int = 4
 
     def __post_init__(self) -> None:
@@ -69,9 +71,20 @@ class LowRank(Distribution):
         else:
             torch.mm(u.view(rows, r), w.view(n, r).T, out=out.view(rows, n)).mul_(r**-0.5)
 
-    def fill_replicas(self, out: Tensor, scratch: Tensor, generator: torch.Generator) -> None:
-        """Gaussian directions: on a single vector, where Algorithm 1 runs, low-rank ones are."""
-        Gaussian(generator=self.generator).fill_replicas(out, scratch, generator)
+    def fill_replicas(
+        self, out: Tensor, scratch: Tensor, generator: torch.Generator, shape: tuple[int, ...] = ()
+    ) -> None:
+        """U W' / sqrt(rank) where the tensor is a matrix; elsewhere Gaussian directions."""
+        if self.generator == "portable":
+            return super().fill_replicas(out, scratch, generator, shape)
+        if len(shape) != 2:
+            out.copy_(scratch.normal_(generator=generator))
+            return
+        m, n = shape
+        sizes = out.shape[:-1]
+        u = scratch.new_empty(*sizes, m, self.rank).normal_(generator=generator)
+        w = scratch.new_empty(*sizes, n, self.rank).normal_(generator=generator)
+        out.view(*sizes, m, n).copy_(u @ w.mT).mul_(self.rank**-0.5)
 
     def cumulants(self) -> Cumulants:
         """Those of the entries of U, of W and of other tensors, see `smoothlab.zeroth.expectations`."""
@@ -112,3 +125,26 @@ class LowRank(Distribution):
                 "diag(gg'): use Gaussian directions, or find the largest stable rate by trying"
             )
         return 1.0, 3 + self.cumulants().fourth
+
+    def sixth_moment_of_length(self, shapes: Shapes) -> float:
+        """E ||z||^6 of one tensor; of a matrix Z = U W'/sqrt(r) it is E (tr A B)^3/r^3, A = U'U and B = W'W.
+
+        Given B, tr AB is a sum of m independent quadratic forms of normal numbers, whose cumulants are m tr B,
+        2m tr B^2 and 8m tr B^3: E (tr AB)^3 = m^3 (tr B)^3 + 6 m^2 tr B tr B^2 + 8 m tr B^3. The Wishart matrix B
+        [r, r] of n degrees has, with N = n r, E (tr B)^3 = N (N + 2)(N + 4), E tr B tr B^2 = N (N + 4)(n + r + 1) and
+        E tr B^3 = N (n^2 + r^2 + 3 (n r + n + r) + 4).
+
+        Raises:
+            BadInput: there are several tensors, or the numbers are the table's.
+        """
+        if self.generator == "portable":
+            raise BadInput(f"E ||z||^6 of portable {self.name} directions is not worked out: use generator 'torch'")
+        if len(shapes) > 1:
+            raise BadInput(f"E ||z||^6 of {self.name} directions on several tensors is not worked out: use one tensor")
+        if len(shapes[0]) != 2:
+            return super().sixth_moment_of_length(shapes)
+        (m, n), r = shapes[0], self.rank
+        N = n * r
+        cubes = m**3 * N * (N + 2) * (N + 4) + 6 * m**2 * N * (N + 4) * (n + r + 1)
+        cubes += 8 * m * N * (n**2 + r**2 + 3 * (N + n + r) + 4)
+        return cubes / r**3

@@ -7,11 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from smoothlab.algorithm1.curved_quadratics import Moments, linearized
+from smoothlab.algorithm1.curved_quadratics import Moments, fourth_moments, linearized
 from smoothlab.algorithm1.engine import Algorithm1
+from smoothlab.algorithm1.quadratics import moment
+from smoothlab.algorithm1.sampling import matrix_shape
 from smoothlab.experiments.rates import exponents
 from smoothlab.experiments.rates.experiment import Rates
 from smoothlab.objectives import QuadraticSum, quadratic_sum
+from smoothlab.zeroth.distributions import named
+from smoothlab.zeroth.names import DISTRIBUTIONS
 from tests.cases import CURVED
 
 F = quadratic_sum(1.0, 0.6, 0.5, sigma=1.0, d_x=3, d_y=1, n=4)
@@ -31,6 +35,51 @@ def test_algorithm_1_has_the_means_of_the_recursion(q: int, distribution: str) -
 
     assert (scores(Moments(F, START, distribution=distribution, q=q)) < 4.5).all()
     assert scores(Moments(F, START, distribution=distribution, q=3 * q)).max() > 4.5, "other q are seen not to be it"
+
+
+@pytest.mark.parametrize("distribution", [*DISTRIBUTIONS, "sparse(0.5)", "lowrank(1)"])
+def test_fourth_moments_are_those_of_the_engines_directions(distribution: str) -> None:
+    """E vv'Svv' of 200,000 directions, within 5 standard errors in each entry; its trace is (E ||ghat||^2)."""
+    d, count = 6, 200_000
+    v = torch.empty(count, d).double()
+    generator = torch.Generator().manual_seed(2)
+    named(distribution).fill_replicas(v, torch.empty(v.shape), generator, matrix_shape(distribution, d))
+    a = np.random.default_rng(3).normal(size=(d, d))
+    s = a @ a.T / d
+    expected = (fourth_moments(distribution, d) @ s.reshape(-1)).reshape(d, d)
+    assert np.trace(expected) == pytest.approx(moment(d, distribution) * np.trace(s), rel=1e-12)
+    values = torch.einsum("ri,ij,rj->r", v, torch.from_numpy(s), v)[:, None, None] * v[:, :, None] * v[:, None, :]
+    errors = (values.std(0) / count**0.5).numpy()
+    assert (np.abs(values.mean(0).numpy() - expected) <= 5 * errors + 1e-6).all()
+
+
+@pytest.mark.parametrize("distribution", ["coordinate", "sparse(0.5)", "lowrank(1)", "rademacher"])
+def test_other_directions_have_the_means_of_their_recursion(distribution: str) -> None:
+    """With three averaged; Gaussian directions are seen not to be of low rank."""
+    f, start = quadratic_sum(1.0, 0.6, 0.9, sigma=1.0, d_x=6, d_y=1, n=2), np.linspace(-0.5, 0.6, 7)
+    keep, eta = (1, 3, 6), 0.2
+    how = Algorithm1(eta, eta, 6, distribution=distribution, q=3, keep=keep, shape=matrix_shape(distribution, 6))
+    found = how.run(f, torch.from_numpy(start), 4000, seed=1)
+    squares = found.kept_x + found.kept_y
+    truth = Moments(f, start, distribution=distribution, q=3).gradients(eta, eta, 6)[list(keep)]
+    scores = np.abs(squares.mean(1) - truth) / squares.std(1) * squares.shape[1] ** 0.5
+    assert (scores < 4.5).all()
+    other = Moments(f, start, q=3).gradients(eta, eta, 6)[list(keep)]
+    if distribution == "lowrank(1)":
+        assert (np.abs(squares.mean(1) - other) / squares.std(1) * squares.shape[1] ** 0.5).max() > 4.5
+
+
+def test_averages_over_a_budget_and_the_best_rate_for_it() -> None:
+    recursion = Moments(F, START)
+    for epochs in (1, 2, 7, 12):
+        loop = recursion.gradients(0.05, 0.05, epochs)[:epochs].mean()
+        assert recursion.average(0.05, epochs) == pytest.approx(loop, rel=1e-12)
+    eta, least = recursion.best_for(40)
+    assert least == pytest.approx(recursion.average(eta, 40), rel=1e-12)
+    for rate in np.geomspace(eta / 30, 30 * eta, 61):
+        value = recursion.average(float(rate), 40)
+        assert not value < least * (1 - 1e-9)
+    assert recursion.average(eta / 1.3, 40) > least < recursion.average(1.3 * eta, 40)
 
 
 def test_exact_gradients_are_the_mean_over_all_orders() -> None:

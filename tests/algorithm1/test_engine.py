@@ -13,9 +13,10 @@ from torch import Tensor
 
 from smoothlab.algorithm1 import engine
 from smoothlab.algorithm1.engine import Algorithm1
+from smoothlab.algorithm1.quadratics import shapes_of_x
 from smoothlab.algorithm1.reference import one_replica
 from smoothlab.algorithm1.result import Result
-from smoothlab.algorithm1.sampling import Draws, Fixed, Fresh
+from smoothlab.algorithm1.sampling import Draws, Fixed, Fresh, matrix_shape
 from smoothlab.errors import BadInput
 from smoothlab.objectives import (
     Cosh,
@@ -26,8 +27,11 @@ from smoothlab.objectives import (
     Quadratic,
     QuadraticCoupling,
     objective,
+    quadratic_sum,
 )
+from smoothlab.zeroth.distributions import Distribution, named
 from smoothlab.zeroth.estimators import ZerothOrder
+from smoothlab.zeroth.names import DISTRIBUTIONS
 from tests.cases import CURVED
 
 OBJECTIVES: dict[str, FiniteSum] = {
@@ -118,6 +122,20 @@ def test_fresh_draws_make_the_same_run_when_they_are_replayed(distribution: Any,
     same_as_plain(how, f, z0, recorded.kept, how.run(f, z0, 6, draws=recorded))
     alone = how.run(f, z0, 6, seed=7)
     np.testing.assert_array_equal(alone.z, how.run(f, z0, 6, draws=recorded.kept).z)
+
+
+@pytest.mark.parametrize("q", [1, 3])
+@pytest.mark.parametrize("distribution", [*DISTRIBUTIONS, "sparse(0.4)", "lowrank(1)"])
+def test_every_distribution_of_the_table_makes_the_steps_of_the_plain_loop(distribution: str, q: int) -> None:
+    """On a sum whose components curve differently, x a matrix [2, 3] where directions go by its shape."""
+    f, shape = quadratic_sum(1.0, 0.6, 0.5, sigma=1.0, d_x=6, d_y=1, n=3), matrix_shape(distribution, 6)
+    how = replace(HOW, distribution=distribution, q=q, mu=0.1, shape=shape)
+    recorded = Recorded(Fresh((7, 0), f.n, f.d_x, "reshuffle", distribution, shape=shape), how.epochs, f, 5, q)
+    same_as_plain(how, f, torch.ones(7), recorded.kept, how.run(f, torch.ones(7), 5, draws=recorded))
+    np.testing.assert_array_equal(how.run(f, torch.ones(7), 5, seed=7).z,
+                                  how.run(f, torch.ones(7), 5, draws=recorded.kept).z)  # fmt: skip
+    ranks = torch.linalg.matrix_rank(recorded.kept.directions.view(-1, 2, 3), rtol=1e-5)
+    assert set(ranks.tolist()) == {1} or distribution != "lowrank(1)"
 
 
 @pytest.mark.parametrize("halt", [True, False])
@@ -251,6 +269,30 @@ def test_directions_have_the_moments_of_their_distribution(distribution: Any, pr
         np.testing.assert_allclose((v**2).sum(-1), 5, rtol=1e-12)
 
 
+@pytest.mark.parametrize("name", [*DISTRIBUTIONS, "sparse(0.4)", "lowrank(1)"])
+def test_replicas_have_the_directions_of_the_seeded_ones(name: str) -> None:
+    """Directions of one generator against those that a seed fixes, one at a time, and both against closed forms."""
+    distribution, d, generator = named(name), 6, torch.Generator().manual_seed(1)
+    shape = matrix_shape(name, d)
+    fast, slow = torch.empty(40_000, d).double(), torch.empty(1500, d).double()
+    distribution.fill_replicas(fast, torch.empty(fast.shape), generator, shape)
+    Distribution.fill_replicas(distribution, slow, torch.empty(slow.shape), generator, shape)
+    g = torch.tensor([1.0, -0.5, 2.0, 0.0, 0.3, 1.0]).double()
+    truths = (
+        distribution.second_moment(shapes_of_x(d, name))[0],
+        distribution.sixth_moment_of_length(shapes_of_x(d, name)),
+    )
+    for v in (fast, slow):
+        outer = v[:, :, None] * v[:, None, :]
+        spread = outer.std(0) / len(v) ** 0.5
+        assert ((outer.mean(0) - torch.eye(d)).abs() <= 4.5 * spread + 1e-9).all()
+        length = v.square().sum(1)
+        values = ((v @ g).square() * length / g.square().sum(), length**3)
+        for value, truth in zip(values, truths, strict=True):
+            rounding = 2e-6 * truth  # directions are drawn in fp32
+            assert abs(float(value.mean()) - truth) <= 4.5 * float(value.std()) / len(v) ** 0.5 + rounding
+
+
 def test_orders_are_permutations_each_as_likely() -> None:
     draws, live = fresh(), torch.arange(6000)
     orders = torch.stack([draws.order(t, live) for t in range(2)]).numpy()  # [2, n, R]
@@ -290,6 +332,7 @@ def test_a_first_order_is_kept_by_replica() -> None:
         ({"precision": "bfloat16"}, "precision 'bfloat16' is unknown"),
         ({"q": 0}, "q = 0 directions a step: use an integer of at least 1"),
         ({"q": 1.5}, "q = 1.5 directions a step"),
+        ({"distribution": "sparse(2)"}, "distribution sparse(2) has the parameters density"),
     ],
 )
 def test_bad_options_are_named(change: dict, words: str) -> None:
@@ -302,6 +345,8 @@ def test_what_does_not_fit_the_objective_is_named() -> None:
     f = OBJECTIVES["cosh"]
     with pytest.raises(BadInput, match=r"z0 has shape \(3,\): give \(5,\), or \(10, 5\)"):
         HOW.run(f, torch.ones(3), 10)
+    with pytest.raises(BadInput, match=r"shape = \(2, 2\) of x has 4 entries, not d_x = 3"):
+        replace(HOW, shape=(2, 2)).run(f, torch.ones(5), 2)
     with pytest.raises(BadInput, match="0 replicas"):
         HOW.run(f, torch.ones(5), 0)
     with pytest.raises(BadInput, match="not finite"):

@@ -38,6 +38,11 @@ def test_the_enumeration_knows_second_moments_and_the_law() -> None:
             "mean_square_edge",
             lambda s, m, right=edge.mean_square_edge: right(s, m._replace(isotropic=2.0)),
         ),
+        (
+            "positive_part",
+            "mean_square_edge",
+            lambda s, right=edge.mean_square_edge: right(s)._replace(value=1.02 * right(s).value),
+        ),
         ("adam", "adam_edge", lambda top, beta1: 1.01 * 2 * (1 + beta1) / (1 - beta1)),
     ],
 )

@@ -8,6 +8,7 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,9 +21,12 @@ from smoothlab.errors import BadInput
 from smoothlab.experiments.quadratic import closed_forms as forms
 from smoothlab.experiments.quadratic import runs, stable_map
 from smoothlab.experiments.quadratic.experiment import QuadraticExample
+from smoothlab.experiments.rates.experiment import Rates
 from smoothlab.report import comparisons, draw, panels, quadratic
 from smoothlab.theory.coupled_edge import coupled_edge
 from smoothlab.theory.edge import GAUSSIAN
+from smoothlab.zeroth.distributions import Distribution
+from smoothlab.zeroth.names import DISTRIBUTIONS
 
 SMALL = QuadraticExample(
     ratios=(1.5, 2.0, 3.0, 30.0), hybrid_ratios=(1.0, 3.0, 30.0), dims=(1, 10), hybrid_dims=(10,), scales=(0.5, 1.0),
@@ -156,6 +160,30 @@ def test_noise_intervals_cover() -> None:
     assert np.mean(tight) < 0.995  # intervals that always hold would say nothing
 
 
+@pytest.mark.parametrize("distribution", [*DISTRIBUTIONS, "sparse(0.5)", "lowrank(1)"])
+def test_every_distribution_of_the_table_is_accepted_and_has_its_closed_form(distribution: str) -> None:
+    """Within two and a half times the 95 % interval's half-widths, of 12 rows a distribution."""
+    experiment = replace(SMALL, parts=("noise",), distributions=(distribution,), dims=(6,), replicas=400)
+    experiment = replace(experiment, scales=(0.3, 0.8))
+    experiment.check()
+    factors = [row for row in experiment.measured(experiment.points()[0]) if row["quantity"] == "mean square factor"]
+    assert [row["scale"] for row in factors] == [0.3, 0.8]
+    for row in factors:
+        half = max(row["high"] - row["measured"], row["measured"] - row["low"])
+        assert abs(row["measured"] - row["reference"]) < 2.5 * half and half < 0.2
+
+
+def test_a_distribution_without_closed_form_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Uniform(Distribution):
+        def fill(self, stream: Any, piece: Any, out: torch.Tensor) -> None:
+            out.uniform_(-(3**0.5), 3**0.5)
+
+    monkeypatch.setitem(DISTRIBUTIONS, "uniform", Uniform)
+    for experiment in (replace(SMALL, distributions=("uniform",)), Rates(distribution="uniform")):
+        with pytest.raises(BadInput, match="uniform: no closed form of its .* or give its class the method cumulants"):
+            experiment.check()
+
+
 @pytest.mark.check
 def test_hybrid_intervals_cover() -> None:
     held = []
@@ -249,7 +277,8 @@ def test_the_command_line_measures_draws_and_reads(
     ("change", "words"),
     [
         ({"parts": ("pie",)}, "--parts pie is unknown: use some of rates, noise, hybrid, map"),
-        ({"distributions": ("cauchy",)}, "--distributions cauchy is unknown"),
+        ({"distributions": ("cauchy",)}, "--distributions cauchy is unknown: use one of gaussian, sphere"),
+        ({"distributions": ("sparse(3)",)}, "--distributions sparse(3) has the parameters density"),
         ({"ratios": ()}, "--ratios names nothing"),
         ({"dims": (3, 3)}, "--dims 3, 3 names one twice"),
         ({"eps": float("nan")}, "--eps nan: use a number from 1e-12 to 0.5"),

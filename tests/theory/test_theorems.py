@@ -17,6 +17,7 @@ from smoothlab.errors import BadInput
 from smoothlab.theory.constants import Array
 from smoothlab.theory.theorems import (
     Setting,
+    best_constant,
     delta_exponent,
     descent,
     in_expectation,
@@ -388,3 +389,30 @@ def test_smallest_integers_of_several_properties_and_of_none() -> None:
     assert smallest_integers(lambda n: n >= known, (2, 2)).tolist() == [[1, 2], [17, 2.0**60]]
     with pytest.raises(BadInput, match="no T below 1e60"):
         smallest_integer(lambda n: False)
+
+
+@pytest.mark.parametrize("epochs", [1, 100, 10**6, 10**10])
+@pytest.mark.parametrize("variance", [None, 0.0, 1.0, 40.0])
+def test_the_best_constant_rate_has_the_least_bound_of_the_summed_epochs(epochs: int, variance: float | None) -> None:
+    """Against a fine grid of the rates that B.6' allows; with d + 1 the bound is that of `descent`, noise and all."""
+    s, L = Setting(one, one, 0.7, 4, 3, 0.6, 0.4), 1.5
+    w = 4.0 if variance is None else variance
+    most = min(1 / (8 * 4 * L), 1 / (64 * L * w)) if w else 1 / (8 * 4 * L)
+
+    def bound(eta: float) -> float:
+        return 4 * 0.7 / (4 * eta * epochs) + 16 * eta**2 * L**2 * 1.0 + 24 * w * L * eta * 0.6
+
+    eta, least = best_constant(s, epochs, L, variance)
+    assert 0 < eta <= most and least == pytest.approx(bound(eta), rel=1e-12)
+    grid = np.geomspace(most * 1e-7, most, 4001)
+    assert least <= min(map(bound, grid)) * (1 + 1e-12)
+    if variance is None:
+        epoch = descent(s, eta, eta, 0.0, L, L)
+        assert epoch.holds and least == pytest.approx(4 * 0.7 / (4 * eta * epochs) + 4 * epoch.noise / (4 * eta))
+
+
+def test_a_budget_of_nothing_is_refused() -> None:
+    s = Setting(one, one, 0.7, 4, 3, 0.6, 0.4)
+    for arguments in ((0, 1.0), (10, 0.0), (10, 1.0, -1.0)):
+        with pytest.raises(BadInput, match="use at least one epoch, L > 0 and a variance >= 0"):
+            best_constant(s, *arguments)

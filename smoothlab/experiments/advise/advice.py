@@ -12,7 +12,7 @@ import torch
 from smoothlab.blocks import Block
 from smoothlab.divergence import RATE_OPTIONS
 from smoothlab.errors import BadInput
-from smoothlab.experiments.advise.config import By
+from smoothlab.experiments.advise.config import FRACTION, By
 from smoothlab.experiments.advise.perturbation import BestPerturbation, best_perturbation
 from smoothlab.experiments.advise.predicting import Prediction, expected_gradients, predicted_limit
 from smoothlab.experiments.advise.trying import BACKWARD, Limit, Tries, forwards_of_step, stability_limit
@@ -22,12 +22,12 @@ from smoothlab.trainer import Trainer
 from smoothlab.zeroth.estimators import ZerothOrder
 
 Row = dict[str, Any]
-FRACTION = {"zeroth": 0.5, "exact": 0.5, "adam": 0.25}
-"""Advised rate in units of its stability limit, by the kind of steps."""
 AFFORDABLE = 0.7
 """Share of a rate's time that a prediction may take, where tries are to confirm it."""
 TIMED = 3
 """Steps that are timed."""
+MINIBATCHES = 3
+"""Minibatches whose curvature a prediction averages, at most."""
 
 
 class Advised(NamedTuple):
@@ -204,7 +204,7 @@ class _Adviser:
 
     def _advise(self, rate: Rate, chosen: Mapping[str, float], until: float) -> Advised:
         """One rate, the others as chosen; `until` is what all may have cost after it, in steps."""
-        prediction, why = self._predicted(rate, until)
+        prediction, why = self._predicted(rate, chosen, until)
         tried = None
         if self.by != "predict":
             tried = self._tried(rate, chosen, prediction, until)
@@ -217,13 +217,17 @@ class _Adviser:
             source, weakest = "predicted and tried", prediction.weakest
         return self._advised(rate, tried.limit, source, weakest, "; ".join(filter(None, (tried.flag, why))) or None)
 
-    def _predicted(self, rate: Rate, until: float) -> tuple[Prediction | None, str | None]:
+    def _predicted(self, rate: Rate, chosen: Mapping[str, float], until: float) -> tuple[Prediction | None, str | None]:
         """The prediction, or None and why."""
-        cost = expected_gradients(self.trainer, rate.block) * (1 + BACKWARD) * self.clock.forward / self.clock.step
-        if self.by == "try" or (self.by == "auto" and cost > AFFORDABLE * (until - self.clock.steps)):
+        if self.by == "try":
+            return None, None
+        minibatches = self._affordable(rate, until)
+        if self.by == "auto" and not minibatches:
             return None, None
         try:
-            prediction = predicted_limit(self.trainer, rate.block, seed=(self.seed, 3))
+            prediction = predicted_limit(
+                self.trainer, rate.block, rates=chosen, minibatches=max(minibatches, 1), seed=(self.seed, 3)
+            )
         except BadInput as error:
             if self.by == "predict":
                 raise
@@ -233,6 +237,16 @@ class _Adviser:
         for name, value in prediction.beside.items():
             self._limit(rate, Interval(value, math.nan, math.nan), "predicted", name, None)
         return prediction, None
+
+    def _affordable(self, rate: Rate, until: float) -> int:
+        """Minibatches whose curvature may be measured, at most 3; 0: a prediction takes too long."""
+        gradient = (1 + BACKWARD) * self.clock.forward / self.clock.step
+        left = AFFORDABLE * (until - self.clock.steps)
+        affordable = 0
+        for minibatches in range(1, MINIBATCHES + 1):
+            if expected_gradients(self.trainer, rate.block, minibatches) * gradient <= left:
+                affordable = minibatches
+        return affordable
 
     def _tried(
         self, rate: Rate, chosen: Mapping[str, float], prediction: Prediction | None, until: float

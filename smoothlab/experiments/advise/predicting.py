@@ -1,7 +1,7 @@
 """Stability limits of learning rates predicted from the curvature at the present weights (docs/theory.md, F).
 
-- zeroth-order steps: the one-step gradient-norm condition, from a product along the gradient, the Frobenius norm of the
-  block's Hessian, and the noise of minibatches' gradients;
+- zeroth-order steps: the mean-square edge of the Hessian's positive part, from lambda_max and tr H+, the mean over
+  minibatches; beside it the one-step gradient-norm condition;
 - exact gradients with SGD: 2 (1 + momentum)/((1 - dampening) lambda_max);
 - exact gradients with Adam: 2 (1 + beta1)/((1 - beta1) lambda_max) of the preconditioned Hessian, after a few steps at
   a small rate, before which Adam's preconditioner knows one gradient only.
@@ -11,7 +11,7 @@ off in runs is in their intervals (`MODEL_ERROR`).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,34 +21,46 @@ from torch import Tensor
 
 from smoothlab.blocks import Block, differentiable, dot, flatten, norm
 from smoothlab.errors import BadInput
+from smoothlab.experiments.advise.config import FRACTION
+from smoothlab.experiments.advise.hybrid_condition import (
+    MeanGradient,
+    Partner,
+    exact_partner,
+    hybrid_condition,
+    hybrid_gradient,
+)
 from smoothlab.hessian.deflation import Deflation
-from smoothlab.hessian.estimates import NormEstimate
 from smoothlab.hessian.exact import ExactHessian
 from smoothlab.hessian.gradients import gradient
+from smoothlab.hessian.positive_part import PositivePart, positive_part
 from smoothlab.hessian.products import Products
+from smoothlab.hessian.selfchecks import check_products
 from smoothlab.stats.intervals import Interval
-from smoothlab.theory.edge import Spectrum, adam_edge, exact_edge, gradient_norm_edge, mean_square_edge
+from smoothlab.theory.coupled_edge import HybridGradient
+from smoothlab.theory.edge import OuterMoment, Spectrum, adam_edge, exact_edge, gradient_norm_edge, mean_square_edge
 from smoothlab.trainer import Trainer
 from smoothlab.zeroth.estimators import ZerothOrder
 from smoothlab.zeroth.moments import outer_moment
 
-PRECISION = 0.15
-"""Half-width of the Frobenius norm's interval, relative to it."""
-LANCZOS = 10
-"""Lanczos steps, at most."""
+LANCZOS = 8
+"""Lanczos steps on a minibatch's Hessian; on `micro` 24 change the mean of tr H+ by less than a half."""
+SPREAD = math.log(6.0)
+"""Half-width of the 95 % interval of log tr H+ between minibatches: factors of 0.6e3 to 4.5e3 were seen on `micro`."""
 MINIBATCHES = 4
 """Minibatches whose gradients are taken, for the gradient of all data and the noise of one."""
 WARM_UP = 10
 """Steps of Adam before its preconditioner is taken."""
 SLOW = 0.1
 """Of the configured rate, the rate of these steps."""
+BESIDE = 20
+"""Steps of the other blocks before the curvature is measured that zeroth-order steps will meet."""
 PRODUCT = 2.2
 """Gradients that a Hessian-vector product costs."""
-MODEL_ERROR = {"gradient norm": math.log(4.0), "exact": math.log(2.5), "adam": math.log(4.0)}
-"""Half-width of the 95 % interval of log(limit seen in runs/limit predicted), by condition: set by hand.
+MODEL_ERROR = {"positive part": (2.5, 2.5), "exact": (1.5, 9.0), "adam": (4.0, 1.5)}
+"""How many times below and above the prediction limits were in runs, by condition (benchmarks/results/advice_*.jsonl).
 
-Zeroth-order steps of 60 on `micro`, batch 8, were unstable from 1.7e-3 at the latest, where 5.9e-3 was predicted; on
-SmolLM2-135M the prediction was right to a factor of 1.3 (docs/theory.md, F). Too few cases to estimate it from.
+Where exact gradients without Adam begin to raise the loss, steps often lead to flatter places and the loss falls again:
+runs of 60 steps stood above their start only from 2.5 to 8.7 times the prediction on.
 """
 
 
@@ -71,30 +83,50 @@ class Prediction:
     beside: dict[str, float] = field(default_factory=dict)
 
 
-def predicted_limit(trainer: Trainer, block: Block, *, seed: Sequence[int] = (0,)) -> Prediction:
+def predicted_limit(
+    trainer: Trainer,
+    block: Block,
+    *,
+    rates: Mapping[str, float] | None = None,
+    minibatches: int = 3,
+    seed: Sequence[int] = (0,),
+) -> Prediction:
     """The predicted limit of the rate of one or several groups of a trainer, joined to one block.
 
+    Args:
+        trainer: whose loss, optimizer and minibatches are meant.
+        block: the parameters of the groups.
+        rates: rates of the other blocks. Zeroth-order steps are predicted from the curvature that their first steps
+            lead to: training a module may raise the base model's curvature by a factor of ten.
+        minibatches: whose curvature is averaged.
+        seed: seed of the probes.
+
     Raises:
-        BadInput: the loss is at a point without gradient, curves downwards along it, has no positive curvature, or does
-            not depend on the block.
+        BadInput: the loss is at a point without gradient, has no positive curvature, or does not depend on the block.
     """
     group = _group_of(trainer, block)
     with differentiable([block]):
         if group["oracle"] is not None:
-            return _zeroth_order(trainer, block, group["oracle"], seed)
+            others = dict.fromkeys(trainer.blocks, 0.0) | dict(rates or {})
+            with trainer.on_trial(others):
+                if any(others.values()):
+                    for _ in range(BESIDE):
+                        trainer.update()
+                partner = exact_partner(trainer, block, others)
+                return _zeroth_order(trainer, block, group["oracle"], seed, minibatches, partner)
         if "betas" in group:
-            return _adam(trainer, block, group, seed)
-        return _exact(trainer, block, group, seed)
+            return _adam(trainer, block, group, seed, minibatches)
+        return _exact(trainer, block, group, seed, minibatches)
 
 
-def expected_gradients(trainer: Trainer, block: Block) -> float:
+def expected_gradients(trainer: Trainer, block: Block, minibatches: int = 3) -> float:
     """Gradients that `predicted_limit` will cost, about."""
     group = _group_of(trainer, block)
-    products = LANCZOS + 7  # with those of the self-checks, the noise and the probes
+    products = minibatches * LANCZOS + 2  # with those of the noise and of the self-checks
     if group["oracle"] is not None:
-        return (products + 1) * PRODUCT + MINIBATCHES
+        return (products + 2) * PRODUCT + MINIBATCHES
     if "betas" in group:
-        return WARM_UP + (LANCZOS + 1) * PRODUCT
+        return WARM_UP + products * PRODUCT
     return products * PRODUCT
 
 
@@ -105,78 +137,139 @@ def _group_of(trainer: Trainer, block: Block) -> dict[str, Any]:
     raise BadInput(f"block '{block.name}' is in no group of the optimizer: name one that is trained")
 
 
-def _zeroth_order(trainer: Trainer, block: Block, oracle: Any, seed: Sequence[int]) -> Prediction:
+def _zeroth_order(
+    trainer: Trainer, block: Block, oracle: Any, seed: Sequence[int], minibatches: int, partner: Partner | None
+) -> Prediction:
     if not isinstance(oracle, ZerothOrder):
         raise BadInput(f"oracle {oracle!r} of block '{block.name}' has no known second moment: try rates instead")
     moment = outer_moment(oracle, block.dim, block.shapes)
     if moment.diagonal:
         moment = moment._replace(isotropic=moment.isotropic + max(moment.diagonal, 0.0) / block.dim, diagonal=0.0)
-    direction, noise = _gradient_and_noise(trainer, block)
-    hessian = ExactHessian(trainer.minibatch_loss(0), [block])
-    (image,) = hessian.product(direction, block.name, [block.name])
-    rho, h = dot(direction, image), norm(image)
-    estimates = hessian.norms(precision=PRECISION, lanczos=LANCZOS, seed=seed)
-    hvps = max(estimate.hvps for estimate in estimates)
-    frobenius = estimates[0]
-    sizes = (frobenius.value, frobenius.high, frobenius.low)
-    ends = [gradient_norm_edge(rho, h, max(size, h / 2), moment, noise=noise) for size in sizes]
+    gradients = _mean_gradients(trainer, [block] if partner is None else [block, partner.block])
+    direction, _, noise = gradients[block.name]
+    if partner is not None and partner.block.name not in gradients:  # at the floor of y, which then stands still
+        partner = None
+    hybrid: HybridGradient | None = None
+    tops: list[float] = []
+    parts: list[PositivePart] = []
+    beside: dict[str, float] = {}
+    noises: dict[str, float] = {}
+    products = 1
+    for number in range(minibatches):
+        # The cross block is looked at once, like the gradients' images.
+        other = partner.block if partner is not None and not number else None
+        watched = [block] if other is None else [block, other]
+        hessian = ExactHessian(trainer.minibatch_loss(number), watched)
+        hessian.kept_noise = noises
+        run = Deflation(hessian, block.name, [*seed, number], [each.name for each in watched[1:]])
+        run.krylov(LANCZOS)
+        parts.append(positive_part(run))
+        tops.append(_largest(run))
+        if not number:
+            check_products(run)
+        products += run.hvps
+        if not number:
+            images = hessian.product(direction, block.name, [each.name for each in watched])
+            beside = _gradient_norm(direction, images[0], parts[0].squares, moment, noise)
+            if other is not None:
+                squares = parts[0].squares + parts[0].cross[other.name]
+                hybrid = hybrid_gradient(
+                    hessian, gradients[block.name], gradients[other.name], (block.name, other.name), images, squares
+                )
+                products += 1
+    top, trace = sum(tops) / minibatches, sum(part.trace for part in parts) / minibatches
+    edge = mean_square_edge(Spectrum((top,), block.dim, trace=min(max(trace, top), block.dim * top)), moment)
+    # The value is that of a broad spectrum, whose every eigenvalue is small beside the trace.
+    spread = math.exp(SPREAD / minibatches**0.5)
+    ends = (edge.value, edge.low / spread, edge.high * spread)
+    if hybrid is not None and partner is not None:
+        # Both advised rates scaled together: y's is known, x's is a fixed fraction of its own limit.
+        beside |= hybrid_condition(hybrid, partner.rate / (FRACTION["zeroth"] * edge.value), moment)
     weakest = "that the loss is quadratic over a step of size eta ||ghat||, with the curvature of the start"
-    if frobenius.flag is not None:
-        weakest = f"the Frobenius norm of the Hessian ({frobenius.flag})"
-    beside = _other_conditions(estimates, block, moment)
-    gradients = (hvps + 1) * PRODUCT + MINIBATCHES
-    return Prediction(_widened(ends, "gradient norm"), "gradient norm", gradients, weakest, beside)
+    cost = products * PRODUCT + MINIBATCHES
+    return Prediction(_widened(ends, "positive part"), "positive part", cost, weakest, beside)
 
 
-def _gradient_and_noise(trainer: Trainer, block: Block) -> tuple[Tensor, float]:
-    """The unit vector along the mean gradient of minibatches 1, 2, ..., and E ||g_B||^2/||g||^2.
+def _gradient_norm(g: Tensor, image: Tensor, squares: float, moment: OuterMoment, noise: float) -> dict[str, float]:
+    """The one-step gradient-norm condition, where it has a limit."""
+    rho, h = dot(g, image), norm(image)
+    try:
+        return {"gradient norm": gradient_norm_edge(rho, h, max(squares**0.5, h / 2), moment, noise=noise)}
+    except BadInput:
+        return {}
 
-    Minibatch 0, whose Hessian is looked at, is left out: its own gradient lies where this Hessian is large. ||g||^2 is
-    the mean of <g_A, g_B> over pairs of minibatches.
+
+def _mean_gradients(trainer: Trainer, blocks: Sequence[Block]) -> dict[str, MeanGradient]:
+    """The mean gradient of minibatches 1, 2, ... on each block, and its noise; other blocks than the first may have 0.
+
+    Minibatch 0, whose Hessian is looked at, is left out: its own gradient lies where this Hessian is large.
     """
-    total, squares, value = None, [], 0.0
+    by_name = {block.name: block for block in blocks}
+    totals: dict[str, Tensor] = {}
+    squares: dict[str, list[float]] = {name: [] for name in by_name}
+    value = 0.0
     for number in range(1, MINIBATCHES):
-        value, gradients = gradient(trainer.minibatch_loss(number), {block.name: block})
-        g = gradients[block.name]
-        squares.append(dot(g, g))
-        total = g if total is None else total.add_(g)
-    assert total is not None
-    size, count = norm(total), len(squares)
-    if size == 0:
+        value, gradients = gradient(trainer.minibatch_loss(number), by_name)
+        for name, g in gradients.items():
+            squares[name].append(dot(g, g))
+            totals[name] = totals[name].add_(g) if name in totals else g
+    first = blocks[0].name
+    if norm(totals[first]) == 0:
         raise BadInput(
-            f"the gradient of block '{block.name}' is 0: the loss, {value:.4g}, is at its floor or does not "
+            f"the gradient of block '{first}' is 0: the loss, {value:.4g}, is at its floor or does not "
             "depend on the block; take weights from earlier in training, or look at the groups"
         )
+    return {name: _mean_gradient(total, squares[name]) for name, total in totals.items() if norm(total)}
+
+
+def _mean_gradient(total: Tensor, squares: Sequence[float]) -> MeanGradient:
+    """From the sum of minibatches' gradients and their squared norms; ||g||^2 is the mean of <g_A, g_B> over pairs."""
+    size, count = norm(total), len(squares)
     common = (size**2 - sum(squares)) / (count * (count - 1))
     # Where minibatches have nothing in common, their mean is an upper bound of ||g|| all the same.
     common = max(common, size**2 / count**3)
-    return total / size, max(sum(squares) / count / common, 1.0)
+    return MeanGradient(total / size, math.sqrt(common), max(sum(squares) / count / common, 1.0))
 
 
-def _other_conditions(estimates: Sequence[NormEstimate], block: Block, moment: Any) -> dict[str, float]:
-    """The mean-square edge, where the spectrum is not mostly negative."""
-    try:
-        edge = mean_square_edge(Spectrum.of_estimates(estimates, block.name, block.dim), moment)
-    except BadInput:
-        return {}
-    return {"mean square": edge.value}
-
-
-def _exact(trainer: Trainer, block: Block, group: dict[str, Any], seed: Sequence[int]) -> Prediction:
-    estimates = ExactHessian(trainer.minibatch_loss(0), [block]).norms(precision=0.3, lanczos=LANCZOS, seed=seed)
-    largest = estimates[1]
-    if largest.sign != 1:
-        raise BadInput(
-            f"the eigenvalue of largest modulus of block '{block.name}', {largest.value:.4g}, is not known to be "
-            "positive: a spectrum that is mostly negative sets no limit; try rates instead (--by try)"
-        )
+def _exact(trainer: Trainer, block: Block, group: dict[str, Any], seed: Sequence[int], minibatches: int) -> Prediction:
+    hessians = (ExactHessian(trainer.minibatch_loss(number), [block]) for number in range(minibatches))
+    value, most, products = _mean_largest(hessians, block.name, seed)
     momentum = {"momentum": group.get("momentum", 0.0), "dampening": group.get("dampening", 0.0)}
-    edges = [exact_edge(value, **momentum) for value in (largest.value, largest.high, largest.low)]
-    weakest = "that the curvature stays as at the start, while training tends to raise it"
-    return Prediction(_widened(edges, "exact"), "exact", largest.hvps * PRODUCT, weakest)
+    edges = [exact_edge(end, **momentum) for end in (value, most, value)]
+    weakest = "that the curvature stays as at the start, while training may raise or lower it"
+    return Prediction(_widened(edges, "exact"), "exact", products * PRODUCT, weakest)
 
 
-def _adam(trainer: Trainer, block: Block, group: dict[str, Any], seed: Sequence[int]) -> Prediction:
+def _mean_largest(hessians: Iterable[Products], name: str, seed: Sequence[int]) -> tuple[float, float, int]:
+    """Means over minibatches of the largest eigenvalue and of how large it may be; and the products made."""
+    values: list[float] = []
+    limits: list[float] = []
+    noises: dict[str, float] = {}
+    products = 0
+    for number, hessian in enumerate(hessians):
+        hessian.kept_noise = noises
+        run = Deflation(hessian, name, [*seed, number], ())
+        run.krylov(LANCZOS)
+        values.append(_largest(run))
+        limits.append(max(run.reach().highest, values[-1]))
+        if not number:
+            check_products(run)
+        products += run.hvps
+    return sum(values) / len(values), sum(limits) / len(limits), products
+
+
+def _largest(run: Deflation) -> float:
+    """The largest eigenvalue by Lanczos; negative ones, however large, set no limit."""
+    value = float(np.linalg.eigvalsh(run.projected())[-1])
+    if value <= 0:
+        raise BadInput(
+            f"the Hessian of block '{run.name}' has no positive Ritz value ({value:.4g}): a spectrum that is mostly "
+            "negative sets no limit; try rates instead (--by try)"
+        )
+    return value
+
+
+def _adam(trainer: Trainer, block: Block, group: dict[str, Any], seed: Sequence[int], minibatches: int) -> Prediction:
     rates = {other["name"]: 0.0 for other in trainer.optimizer.param_groups}
     members = set(map(id, block.params))
     for other in trainer.optimizer.param_groups:
@@ -185,20 +278,13 @@ def _adam(trainer: Trainer, block: Block, group: dict[str, Any], seed: Sequence[
     with trainer.on_trial(rates):
         for _ in range(WARM_UP):
             trainer.update()
-        loss = trainer.minibatch_loss(trainer.step)
-        scale = _preconditioner(trainer, block, group)
-        hessian = _Preconditioned(ExactHessian(loss, [block]), block, scale.rsqrt())
-        run = Deflation(hessian, block.name, [*seed, 1], ())
-        run.krylov(LANCZOS)
-        largest, most = float(np.linalg.eigvalsh(run.projected())[-1]), run.reach().highest
-    if largest <= 0:
-        raise BadInput(
-            f"the preconditioned Hessian of block '{block.name}' has no positive Ritz value ({largest:.4g}): a "
-            "spectrum that is mostly negative sets no limit; try rates instead (--by try)"
-        )
-    edges = [adam_edge(value, beta1=group["betas"][0]) for value in (largest, max(most, largest), largest)]
+        root = _preconditioner(trainer, block, group).rsqrt()
+        losses = [trainer.minibatch_loss(trainer.step + number) for number in range(minibatches)]
+        hessians = (_Preconditioned(ExactHessian(loss, [block]), block, root) for loss in losses)
+        value, most, products = _mean_largest(hessians, block.name, seed)
+    edges = [adam_edge(end, beta1=group["betas"][0]) for end in (value, most, value)]
     weakest = "that Adam's preconditioner stands still, as after its first steps, while it moves with every step"
-    return Prediction(_widened(edges, "adam"), "adam", WARM_UP + run.hvps * PRODUCT, weakest)
+    return Prediction(_widened(edges, "adam"), "adam", WARM_UP + products * PRODUCT, weakest)
 
 
 def _preconditioner(trainer: Trainer, block: Block, group: dict[str, Any]) -> Tensor:
@@ -234,6 +320,7 @@ class _Preconditioned(Products):
 def _widened(edges: Sequence[float], condition: str) -> Interval:
     """The interval of an edge's value, low and high end, with the model error in quadrature on the log scale."""
     value, low, high = edges
-    down = math.hypot(math.log(value / low), MODEL_ERROR[condition])
-    up = math.hypot(math.log(high / value), MODEL_ERROR[condition])
+    below, above = MODEL_ERROR[condition]
+    down = math.hypot(math.log(value / low), math.log(below))
+    up = math.hypot(math.log(high / value), math.log(above))
     return Interval(value, value * math.exp(-down), value * math.exp(up))

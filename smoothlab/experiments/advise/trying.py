@@ -22,7 +22,7 @@ from smoothlab.trainer import Trainer
 
 JUDGED = 4
 """Minibatches whose mean loss a run starts and ends with."""
-ABANDONED = 10.0
+ABANDONED = 4.0
 """Times the loss at the start at which a run is unstable without its other steps."""
 APART = 3.0
 """Factor between rates until stable and unstable runs have been seen."""

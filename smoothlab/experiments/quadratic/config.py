@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
+from smoothlab.experiments.options import DistributionNames, check_distribution
 from smoothlab.experiments.settings import Row, SettingsExperiment, point_of, short
 
 Part = Literal["rates", "noise", "hybrid", "map"]
-Distribution = Literal["gaussian", "sphere", "rademacher"]
 PARTS: tuple[Part, ...] = get_args(Part)
 
 
@@ -27,7 +27,8 @@ class QuadraticConfig(SettingsExperiment):
         hybrid_dims: dimensions d of x in part hybrid.
         map_dims: dimensions d of x in part map, where the curvature ratio a/b is 3.
         couplings: strengths c of a coupling c (u_x'x - u_y'y)^2/2 between x and y in part map; 0 is Example 2.3 itself.
-        distributions: distributions of the random directions in part noise.
+        distributions: distributions of the random directions in part noise; "sparse(0.25)" sets the share of entries
+            that move, "lowrank(2)" the rank, for which x is the matrix nearest a square.
         scales: learning rates in part noise, as multiples of the largest learning rate at which the mean square of x
             does not grow, 2/(m curvature) with m = E ||ghat||^2 / ||g||^2; above 1 it diverges.
         eps: distance from the minimum at which a run has arrived, as a fraction of the distance at its start.
@@ -46,7 +47,7 @@ class QuadraticConfig(SettingsExperiment):
     hybrid_dims: tuple[int, ...] = (10, 100)
     map_dims: tuple[int, ...] = (10,)
     couplings: tuple[float, ...] = (0.0, 8.0)
-    distributions: tuple[Distribution, ...] = ("gaussian", "sphere")
+    distributions: DistributionNames = ("gaussian", "sphere")
     scales: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
     eps: float = 1e-2
     replicas: int = 400
@@ -54,13 +55,23 @@ class QuadraticConfig(SettingsExperiment):
     max_steps: int = 3000
     seed: int = 0
 
-    choices = {"parts": PARTS, "distributions": get_args(Distribution)}
+    choices = {"parts": PARTS}
     ranges = {
         "ratios": (1, 10**6), "hybrid_ratios": (1, 10**6), "dims": (1, 10**4), "hybrid_dims": (2, 10**4),
         "map_dims": (1, 39), "couplings": (0, 10**6),
         "scales": (1e-3, 10), "eps": (1e-12, 0.5), "replicas": (30, 10**6), "steps": (10, 10**5),
         "max_steps": (10, 10**7), "seed": (0, 2**32 - 1),
     }  # fmt: skip
+
+    def check(self) -> None:
+        """Refuse options out of range, and distributions without the closed form that part noise compares with.
+
+        Raises:
+            BadInput: names the first option that is wrong, and what it may be.
+        """
+        super().check()
+        for name in self.distributions:
+            check_distribution(name, "distributions")
 
     def points(self) -> list[Row]:
         """List the settings: rates at each ratio, noise of each distribution in each dimension, hybrid of each pair."""

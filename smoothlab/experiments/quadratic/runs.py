@@ -12,6 +12,7 @@ import torch
 from smoothlab.algorithm1.engine import Algorithm1
 from smoothlab.algorithm1.quadratics import moment
 from smoothlab.algorithm1.replicas import Oracle
+from smoothlab.algorithm1.sampling import matrix_shape
 from smoothlab.experiments.quadratic import closed_forms as forms
 from smoothlab.experiments.quadratic.config import QuadraticConfig
 from smoothlab.experiments.quadratic.stable_map import SCALES
@@ -44,7 +45,8 @@ def run(
     replicas = config.replicas
     if exact:  # all replicas would be the same run
         oracle, replicas = "exact", 1
-    algorithm = Algorithm1(*eta, steps, oracle=oracle, distribution=distribution, keep=keep)
+    shape = matrix_shape(distribution, d)
+    algorithm = Algorithm1(*eta, steps, oracle=oracle, distribution=distribution, keep=keep, shape=shape)
     z0 = torch.ones(d + 1, dtype=torch.float64)
     z0[:d] /= d**0.5
     result = algorithm.run(f, z0, replicas, seed=seeded(config.seed, seed))

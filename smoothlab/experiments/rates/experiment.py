@@ -20,11 +20,12 @@ class Rates(RatesConfig):
 
     def measured(self, point: Row) -> list[Row]:
         """Measure one setting and return its rows."""
-        from smoothlab.experiments.rates import comparisons, counterexample, exponents, theorem
+        from smoothlab.experiments.rates import budget, comparisons, counterexample, exponents, theorem
 
         runs = {
             "theorem": theorem.measured, "exponents": exponents.measured, "counterexample": counterexample.measured,
             "speedup_of_two_rates": comparisons.speedup, "reshuffling": comparisons.reshuffling,
+            "curved": exponents.measured, "budget": budget.measured,
         }  # fmt: skip
         return runs[point["part"]](self, point)
 
@@ -33,6 +34,8 @@ class Rates(RatesConfig):
         self.check()
         points = self.points()
         steps = len(points) * min(self.max_steps, 200_000) * 0.55 + 8e5 * ("large" in self.instances)
+        # A budget is spent at each rate of a grid, in 4 steps an epoch.
+        steps += 60 * sum(self.budgets) * sum(point["part"] == "budget" for point in points)
         minutes = max(steps * (6e-5 + self.replicas * 2e-7) / 60, 0.1)
         counts = Counter(point["part"] for point in points)
         lines = [f"  {part:20s} {count:4d} settings" for part, count in counts.items()]

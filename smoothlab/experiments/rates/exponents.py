@@ -28,15 +28,13 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
-from smoothlab.algorithm1.curved_quadratics import Moments, linearized
-from smoothlab.algorithm1.engine import Algorithm1
 from smoothlab.algorithm1.quadratics import tuned
+from smoothlab.experiments.rates import curved
 from smoothlab.experiments.rates.config import RatesConfig
-from smoothlab.experiments.rates.runs import Array, Quadratics, running_average
-from smoothlab.experiments.settings import UNMEASURED, Row, measured_row, seeded
-from smoothlab.objectives import FiniteSum, exponential_sum, log_cosh_sum, quadratic_sum
+from smoothlab.experiments.rates.curved import KINDS, NEAR
+from smoothlab.experiments.rates.runs import Array, Quadratics
+from smoothlab.experiments.settings import UNMEASURED, Row, measured_row
 from smoothlab.stats import curves, samples
 from smoothlab.stats.intervals import Interval
 from smoothlab.theory.theorems import (
@@ -49,27 +47,23 @@ from smoothlab.theory.theorems import (
 )
 
 AXES = ("eps", "n", "d", "delta")
-CLAIMED = {"eps": -4.0, "n": 0.0, "d": 0.0, "delta": 0.0}
-"""Theorem 3.4's, of nT at small eps."""
+CLAIMED: dict[str, float | None] = {"eps": -4.0, "n": 0.0, "d": 0.0, "delta": 0.0, "variance": None}
+"""Theorem 3.4's, of nT at small eps; it knows one Gaussian direction alone."""
 SERIES = {
     "zo": Quadratics(10, 4, sigma2_x=0.5, sigma2_y=0.5),
     "fo-reshuffle": Quadratics(10, 4, sigma2_x=0.5, sigma2_y=0.5, oracle="exact"),
     "fo-replace": Quadratics(10, 4, sigma2_x=0.5, sigma2_y=0.5, oracle="exact", order="replace"),
 }
 """Zeroth- or first-order in x, sigma = 1, ||grad f(z_0)|| = 1 with L = 1, Delta = 1/2."""
-NEAR = {"zo-quadratics": 1e-3, "fo-quadratics": 1e-5}
-"""eps of components that curve differently, where the floor of fo-quadratics is that of the mean."""
 EXPECTED = {
     "expectation": {"eps": -4.0, "n": 0.0, "d": 1.0},
     "probability": {"eps": -4.0, "n": 0.0, "d": 1.0, "delta": -2.0},
     "zo": {"eps": -4.0, "n": 0.0, "d": 1.0},
     "fo-reshuffle": {"eps": -8 / 3, "n": 2 / 3},
     "fo-replace": {"eps": -4.0, "n": 0.0},
-    "zo-quadratics": {"eps": -4.0},
-    "fo-quadratics": {"eps": -3.0},
-    "zo-log-cosh": {"eps": -4.0},
-    "zo-exponentials": {"eps": -4.0},
 }
+for _series in KINDS:
+    EXPECTED[_series] = {"eps": -3.0} if _series.startswith("fo") else {"eps": -4.0, "variance": 1.0}
 """By the corrected theorems (leading terms), and on the quadratic."""
 ELLS: dict[str, tuple[float, float]] = {
     "constant": (0.0, 0.0), "affine": (1.0, 1.0), "root": (0.5, 0.5), "affine in y": (0.0, 1.0),
@@ -93,7 +87,7 @@ def measured(config: RatesConfig, point: Row) -> list[Row]:
         return measured_exponent(config, point)
     if point["series"] == "conditions":
         return conditions()
-    if point["series"] in NEAR:
+    if point["series"] in KINDS:
         return needed_curved(point["series"])
     return needed(point["series"])
 
@@ -159,11 +153,19 @@ def needed(series: str) -> list[Row]:
 
 
 def needed_curved(series: str) -> list[Row]:
-    """Steps nT by the recursion of components that curve differently at small eps."""
-    f, _, moments = curved(series)
+    """Steps nT by the recursion of components that curve differently at small eps: in eps, and in the variance."""
     unit = NEAR[series]
+    f, _, moments = curved.problem(KINDS[series])
     labels = {"series": series, "regime": "small eps", "axis": "eps", "ell": "constant", "near": unit}
-    return computed(labels, CURVED_SWEEP, lambda value: f.n * moments.best((value * unit) ** 2)[1], unit)
+    rows = computed(labels, CURVED_SWEEP, lambda value: f.n * moments.best((value * unit) ** 2)[1], unit)
+    if series != "zo-quadratics":
+        return rows
+
+    def steps(variance: float) -> float:
+        f, _, moments = curved.problem(curved.with_variance(series, variance))
+        return f.n * moments.best(unit**2)[1]
+
+    return rows + computed(labels | {"axis": "variance"}, tuple(curved.ESTIMATES), steps, 1.0)
 
 
 def computed(labels: Row, values: tuple[float, ...], steps: Callable[[float], float], unit: float) -> list[Row]:
@@ -225,7 +227,7 @@ def measured_exponent(config: RatesConfig, point: Row) -> list[Row]:
     weights; a recursion that is not exact is no reference (nor one of means for the quantiles of delta).
     """
     series, axis = point["series"], point["axis"]
-    exact = axis != "delta" and series not in ("zo-log-cosh", "zo-exponentials")
+    exact = axis != "delta" and (series in SERIES or KINDS[series].family == "quadratics")
     rows, steps_of = [], []
     for value in point["values"]:
         trial = _trial(config, point, value)
@@ -270,14 +272,14 @@ def _trial(config: RatesConfig, point: Row, value: float) -> Trial:
             problem.n, eps, best.eta_x, best.eta_y, best.T,
             lambda length: problem.running(best.eta_x, best.eta_y, length, config.replicas, seed),
         )  # fmt: skip
-    f, z0, moments = curved(point["series"])
-    eta, epochs = moments.best(value**2)
-
-    def running(length: int) -> Array:
-        algorithm = Algorithm1(eta, eta, length, distribution=moments.distribution, keep=tuple(range(length)))
-        return running_average(algorithm.run(f, z0, config.replicas, seed=seeded(*seed)))
-
-    return Trial(f.n, value, eta, eta, epochs, running)
+    kind, eps = KINDS[point["series"]], value
+    if point["axis"] == "variance":
+        kind, eps = curved.with_variance(point["series"], value), EPS
+    f, z0, moments = curved.problem(kind)
+    eta, epochs = moments.best(eps**2)
+    return Trial(
+        f.n, eps, eta, eta, epochs, lambda length: curved.running(kind, f, z0, eta, length, config.replicas, seed)
+    )
 
 
 def _moved(series: str, axis: str, value: float, eps: float = EPS) -> tuple[Quadratics, float]:
@@ -287,25 +289,3 @@ def _moved(series: str, axis: str, value: float, eps: float = EPS) -> tuple[Quad
     if axis == "delta":
         return SERIES[series], eps
     return replace(SERIES[series], **{axis: int(value)}), eps  # type: ignore[arg-type]
-
-
-def curved(series: str) -> tuple[FiniteSum, torch.Tensor, Moments]:
-    """The sum: n = 4, d_x = 3, d_y = 1, sigma near 1 at the minimum; a start with ||grad f|| = 1; the recursion."""
-    sizes: Any = {"d_x": 3, "d_y": 1, "n": 4}
-    if series == "zo-log-cosh":
-        f: FiniteSum = log_cosh_sum(0.5, (0.9, 0.9), 1.0, **sizes)
-    elif series == "zo-exponentials":
-        f = exponential_sum(0.7, (0.7, 0.7), 1.0, **sizes)
-    else:
-        f = quadratic_sum(1.0, 1.0, 0.5, sigma=1.0, **sizes)
-    diagonal, low, high = torch.ones(f.dim, dtype=torch.float64), 0.0, 1e3
-    for _ in range(100):
-        middle = (low + high) / 2
-        if float(f.gradient(middle * diagonal).norm()) < 1:
-            low = middle
-        else:
-            high = middle
-    z0 = low * diagonal
-    oracle = "exact" if series.startswith("fo") else "two-sided"
-    distribution = "sphere" if f.gaussian_moments == "infinite" else "gaussian"
-    return f, z0, Moments(linearized(f), z0.numpy(), oracle, distribution)

@@ -8,10 +8,12 @@ import torch
 from numpy.typing import NDArray
 
 from smoothlab.algorithm1.engine import Algorithm1
-from smoothlab.algorithm1.quadratics import Block, Order, moment
+from smoothlab.algorithm1.quadratics import Block, Order, moment, shapes_of_x
 from smoothlab.algorithm1.result import Result
+from smoothlab.algorithm1.sampling import matrix_shape
 from smoothlab.experiments.settings import seeded
 from smoothlab.objectives import Quadratic, objective
+from smoothlab.zeroth.distributions import named
 
 Array = NDArray[np.float64]
 
@@ -39,10 +41,9 @@ class Quadratics:
         """Block x of the recursion."""
         if self.oracle == "exact":
             return Block(self.L_x, self.start_x, self.n, self.sigma2_x, moment(self.d, "exact"), self.order)
-        extra, sixth = 0.0, self.d**3
-        if self.distribution == "gaussian":
-            sixth = self.d * (self.d + 2) * (self.d + 4)
+        extra = 0.0
         if self.oracle == "one-sided":
+            sixth = named(self.distribution).sixth_moment_of_length(shapes_of_x(self.d, self.distribution))
             extra = (self.mu * self.L_x) ** 2 / 4 * sixth / self.q
         m = moment(self.d, self.distribution, self.q)
         return Block(self.L_x, self.start_x, self.n, self.sigma2_x, m, self.order, extra)
@@ -71,7 +72,7 @@ class Quadratics:
         z0[-1] = math.sqrt(self.start_y) / self.L_y
         algorithm = Algorithm1(
             eta_x, eta_y, epochs, self.order, self.oracle, self.mu, self.distribution,  # type: ignore[arg-type]
-            keep=keep, below=below, q=self.q,
+            keep=keep, below=below, q=self.q, shape=matrix_shape(self.distribution, self.d),
         )  # fmt: skip
         return algorithm.run(f, z0, replicas, seed=seeded(*seed))
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,3 +45,38 @@ def hybrid(curvature_x: float = 1.0, curvature_y: float = 4.0, dim: int = 10) ->
         {"params": [y], "lr": 1e-3, "name": "peft"},
     ])  # fmt: skip
     return Trainer(None, {"base": Block("base", (x,)), "peft": Block("peft", (y,))}, lambda step: [0], loss, optimizer)
+
+
+def raised() -> Trainer:
+    """f(x, y) = e^y |x|^2/2 + (y - 2)^2/2 near x = 0: as y trains, the curvature of x rises from 1 to e^2."""
+    x = torch.full((10,), 1e-4, dtype=torch.float64, requires_grad=True)
+    y = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+
+    def loss(_: Any, __: Any) -> Tensor:
+        return (y.exp() * x.square().sum() / 2 + (y - 2).square() / 2).sum()
+
+    optimizer = HybridSGD([
+        {"params": [x], "lr": 1e-3, "name": "base", "oracle": ZerothOrder(mu=1e-4)},
+        {"params": [y], "lr": 1e-3, "name": "peft"},
+    ])  # fmt: skip
+    return Trainer(None, {"base": Block("base", (x,)), "peft": Block("peft", (y,))}, lambda step: [0], loss, optimizer)
+
+
+def coupled(dim_x: int, dim_y: int, exact: Any = None) -> tuple[Trainer, np.ndarray]:
+    """f(z) = z'Hz/2 at z = (1, ..., 1), x by one Gaussian direction, y by exact gradients; the trainer, and H."""
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=(dim_x + dim_y, dim_x + dim_y))
+    hessian = a @ a.T / (dim_x + dim_y)
+    x, y = (torch.ones(d, dtype=torch.float64, requires_grad=True) for d in (dim_x, dim_y))
+    h = torch.from_numpy(hessian)
+
+    def loss(_: Any, __: Any) -> Tensor:
+        z = torch.cat([x, y])
+        return z @ h @ z / 2
+
+    groups = [
+        {"params": [x], "lr": 1e-3, "name": "base", "oracle": ZerothOrder(mu=1e-4)},
+        {"params": [y], "lr": 1e-3, "name": "peft"},
+    ]
+    blocks = {"base": Block("base", (x,)), "peft": Block("peft", (y,))}
+    return Trainer(None, blocks, lambda step: [0], loss, HybridSGD(groups, exact=exact)), hessian

@@ -1,15 +1,20 @@
 """Advice on quadratics: rates below their limits, a mu, what they cost, and nothing left of the measuring."""
 
+import math
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import smoothlab
+from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
 from smoothlab.experiments.advise.advice import FRACTION, advise, rates_of
+from smoothlab.optim.hybrid import HybridSGD
+from smoothlab.trainer import Trainer
 from smoothlab.zeroth.estimators import ZerothOrder
-from tests.experiments.advise.quadratics import hybrid, trainer_of
+from tests.experiments.advise.quadratics import hybrid, raised, trainer_of
 
 
 @pytest.mark.parametrize("by", ["predict", "try", "confirm", "auto"])
@@ -28,7 +33,8 @@ def test_a_hybrid_gets_both_rates_and_mu_and_stays_as_it_was() -> None:
     advice = smoothlab.advise(trainer, budget=1e6)
     assert [advised.option for advised in advice.advised] == ["mu", "eta_y", "eta_x"]
     assert advice["eta_y"].low <= 0.25 <= advice["eta_y"].high
-    assert advice["eta_x"].low <= 0.5 * 2 / 12 * 2 and advice["eta_x"].high >= 0.5 * 2 / 12
+    x = FRACTION["zeroth"] * 2 / 12  # the mean-square edge; what runs of 20 steps show is up to twice as large
+    assert advice["eta_x"].low <= 2 * x and advice["eta_x"].high >= x
     with pytest.raises(KeyError):
         advice["eta"]
     assert trainer.optimizer.param_groups[0]["oracle"] is oracle
@@ -39,11 +45,30 @@ def test_a_hybrid_gets_both_rates_and_mu_and_stays_as_it_was() -> None:
         assert torch.equal(trainer.blocks[name].params[0], twin.blocks[name].params[0])
 
 
-def test_where_curvature_sets_no_limit_trying_goes_on_and_says_so() -> None:
+def test_a_hybrids_zeroth_order_rate_fits_the_curvature_that_the_module_leads_to() -> None:
+    advice = advise(raised(), by="predict", budget=1e6)
+    assert advice["eta_y"].value == pytest.approx(FRACTION["exact"] * 2, rel=1e-5)
+    assert advice["eta_x"].value == pytest.approx(FRACTION["zeroth"] * 2 / 12 * math.exp(-2), rel=1e-4)
+
+
+def test_a_larger_negative_eigenvalue_sets_no_limit() -> None:
     """f = -2 x^2 + y^2 from x = 0, where nothing moves x: the limit is that of y alone."""
     trainer = trainer_of([-4.0, 2.0])
     with torch.no_grad():
         trainer.blocks["base"].params[0][0] = 0.0
+    (advised,) = advise(trainer, by="confirm", budget=1e6).advised
+    assert advised.source == "predicted and tried" and advised.low <= FRACTION["exact"] * 1.0 <= advised.high
+
+
+def test_where_curvature_sets_no_limit_trying_goes_on_and_says_so() -> None:
+    """f = x^4/4 - 2 x^2 at x = 1/2, where it curves downwards; beyond its minimum at 2 it rises steeply."""
+    x = torch.nn.Parameter(torch.full((1,), 0.5, dtype=torch.float64))
+
+    def loss(model: Any, batch: Any) -> Tensor:
+        return (x**4 / 4 - 2 * x**2).sum()
+
+    optimizer = HybridSGD([{"params": [x], "lr": 0.01, "name": "base"}])
+    trainer = Trainer(None, {"base": Block("base", (x,))}, lambda step: [0], loss, optimizer)
     (advised,) = advise(trainer, by="confirm", budget=1e6).advised
     assert advised.source == "tried" and "mostly negative" in str(advised.flag)
     with pytest.raises(BadInput, match="mostly negative"):
