@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from smoothlab.blocks import Block
 from smoothlab.hessian.norms import Hessian
+from smoothlab.llm.peft_methods import PEFT_METHODS
 from smoothlab.objectives import (
     Barrier,
     Cosh,
@@ -61,6 +62,27 @@ class AdapterCase:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
+def start_loss(model: Any) -> Tensor:
+    """Loss of a padded minibatch, for methods that start from its gradient: a classifier's, or a language model's."""
+    ids = torch.tensor([[5, 6, 7, 8, 9, 10, 11], [12, 13, 14, 15, 1, 1, 1]])
+    labels = torch.tensor([0, 1])
+    if model.get_output_embeddings() is not None:
+        labels = ids.masked_fill(ids == 1, -100)
+    loss: Tensor = model(input_ids=ids, attention_mask=(ids != 1).long(), labels=labels).loss
+    return loss
+
+
+START = {"loss": start_loss}
+"""Options of `attach` for methods that start from a gradient."""
+
+
+def started(method: str) -> Mapping[str, Any]:
+    """What `attach` needs for a method on any tiny model, whose values may be 8 wide."""
+    if PEFT_METHODS[method].from_gradient:
+        return {"rank": 4, **START}
+    return {}
+
+
 ADAPTER_CASES: dict[str, AdapterCase] = {
     "lora": AdapterCase(quick=True),
     "rslora": AdapterCase(),
@@ -74,6 +96,10 @@ ADAPTER_CASES: dict[str, AdapterCase] = {
     "randlora": AdapterCase(),
     "fourierft": AdapterCase(single=True),
     "waveft": AdapterCase(),
+    # Llama's values may be 8 wide, which has 2 x 4 singular vectors.
+    "lora-ga": AdapterCase(quick=True, options={"r": 4, "lora_alpha": 8, **START}),
+    "boft-ga": AdapterCase(quick=True, options={"r": 4, "lora_alpha": 8, **START}),
+    "unitary": AdapterCase(quick=True),
     "miss": AdapterCase(),
     "road": AdapterCase(),
     "gralora": AdapterCase(),

@@ -74,6 +74,11 @@ def restore(model: nn.Module, saved: Mapping[str, Tensor]) -> None:
     inner.peft_config[inner.trainable_adapter_name].rank_pattern = pattern or None
 
 
+def buffers(model: nn.Module) -> dict[str, Tensor]:
+    """None: the loss depends on parameters alone."""
+    return {}
+
+
 def settle(model: nn.Module) -> None:
     """Let peft write the adapter as it stands: without the singular values that are 0, with all others.
 

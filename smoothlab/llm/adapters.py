@@ -8,7 +8,7 @@ blocks agree with differences of the loss. Where curvature is measured, the tabl
 
 import difflib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from smoothlab.hessian.disagreements import WrongProducts
 from smoothlab.hessian.exact import ExactHessian
 from smoothlab.hessian.gradients import LossAtPoint
 from smoothlab.hessian.selfchecks import check_gradient, check_plainly
+from smoothlab.llm.gradient_start import start_from_gradient
 from smoothlab.llm.partition import unfreeze
 from smoothlab.llm.peft_methods import PEFT_METHODS, PeftMethod, attachable
 
@@ -32,7 +33,15 @@ name where a layer makes query, key and value together (Phi-3), and those behind
 
 
 def attach(
-    model: nn.Module, method: str, *, seed: int, measured: bool = True, rank: int | None = None, **options: Any
+    model: nn.Module,
+    method: str,
+    *,
+    seed: int,
+    measured: bool = True,
+    rank: int | None = None,
+    loss: Callable[[nn.Module], Tensor] | None = None,
+    plain_where_zero: bool = False,
+    **options: Any,
 ) -> nn.Module:
     """The model with the method's module y, initialized by `seed`; all live parameters of x and y require gradients.
 
@@ -42,11 +51,14 @@ def attach(
         seed: seed of y's initial values; the global RNG is left as it was.
         measured: whether curvature is to be measured, which methods without right derivatives are refused for.
         rank: rank of the module; the table's default where it is None.
+        loss: mean loss of a minibatch as a function of the model, for methods that start from its gradient (lora-ga,
+            boft-ga); computed once, in eval mode.
+        plain_where_zero: let such a method start as plain LoRA in layers whose gradient is zero, instead of refusing.
         options: options of peft's configuration, instead of the table's.
 
     Raises:
         BadInput: unknown or refused method, a rank for a method that has none, or one that peft cannot attach to this
-            model.
+            model; no loss, or one without gradient, for a method that starts from its gradient.
     """
     if method == "none":
         unfreeze(model)
@@ -63,6 +75,11 @@ def attach(
         raise BadInput(f"--peft {method} is refused: {entry.refusal}; use one of {', '.join(known)}")
     if rank is not None and not entry.ranked:
         raise BadInput(f"--rank {rank} with --peft {method}, which has no rank: leave --rank out")
+    if entry.from_gradient and loss is None:
+        raise BadInput(
+            f"--peft {method} starts from the gradient of a minibatch: give attach(..., loss=lambda model: ...), or "
+            "use lora"
+        )
     from peft import get_peft_model
 
     # peft draws the initial values from the global generator, and warns of defaults that the table chose.
@@ -80,6 +97,13 @@ def attach(
             raise BadInput(
                 f"--peft {method} does not fit this model of type {kind} ({reason}): use another method"
             ) from error
+    if entry.from_gradient and loss is not None:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            start_from_gradient(wrapped, loss, method, plain_where_zero=plain_where_zero)
+        # The name says, as peft's own do, that the base model's weights have moved and belong to the module.
+        if entry.config == "LoraConfig":
+            wrapped.active_peft_config.init_lora_weights = "lora_ga"
     if wrapped.active_peft_config.is_prompt_learning and not generates(model):
         pool_at_last_token(wrapped)
     # peft freezes the base model, which is trained here too; a new wrapper is in train mode.
@@ -103,7 +127,12 @@ def _config(entry: PeftMethod, model: Any, options: Mapping[str, Any]) -> Any:
         settings["target_modules"] = _targets(model)
     if settings.get("adapter_layers") == "all":
         settings["adapter_layers"] = model.config.num_hidden_layers
-    return getattr(peft, entry.config)(**settings)
+    if hasattr(peft, entry.config):
+        return getattr(peft, entry.config)(**settings)
+    from smoothlab.llm import own_methods
+
+    own_methods.register()
+    return own_methods.CONFIGS[entry.config](**settings)
 
 
 def check_derivatives(loss: Loss, blocks: Mapping[str, Block], method: str) -> None:

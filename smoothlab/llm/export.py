@@ -163,8 +163,9 @@ def _save_both(whole: Any, tokenizer: Any, folder: Path, base: bool, story: str)
         _link(folder / "model", target)
     padded = kind == CAUSAL or not config.is_prompt_learning
     loading = model_cards.of_adapter(
-        kind, base=base, stays=stays, written=(folder / "model").absolute(), classes=classes, padded=padded
-    )
+        kind, base=base, stays=stays, written=(folder / "model").absolute(), classes=classes, padded=padded,
+        own=hasattr(config, "stored_type"),
+    )  # fmt: skip
     model_cards.write(target, library="peft", task=TASKS[kind], origin=origin, loading=loading, story=story)
 
 

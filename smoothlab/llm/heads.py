@@ -5,6 +5,7 @@ it is trained by exact gradients and saved with it, as peft does (`modules_to_sa
 lacks. Without a module the head is part of the base model x.
 """
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -65,16 +66,24 @@ def load(
 
 
 def attached(
-    loaded: LoadedModel, method: str, *, seed: int, measured: bool = False, rank: int | None = None, **options: Any
+    loaded: LoadedModel,
+    method: str,
+    *,
+    seed: int,
+    measured: bool = False,
+    rank: int | None = None,
+    loss: Callable[[nn.Module], torch.Tensor] | None = None,
+    **options: Any,
 ) -> nn.Module:
     """The model with the method's module to train; beside it peft keeps copies of a classifier's head to be trained.
 
-    A prefix starts as keys and values of random tokens where the model reads from left to right.
+    A prefix starts as keys and values of random tokens where the model reads from left to right; `loss` is that of
+    `adapters.attach`.
     """
     modules = _trained_beside(loaded)
     if modules:
         options["modules_to_save"] = modules
-    model = attach(loaded.model, method, seed=seed, measured=measured, rank=rank, **options)
+    model = attach(loaded.model, method, seed=seed, measured=measured, rank=rank, loss=loss, **options)
     parts = partition(model)
     if method != "none" and "head" in parts:
         saved = _copies(model)

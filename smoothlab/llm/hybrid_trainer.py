@@ -21,7 +21,7 @@ from transformers import Trainer
 
 from smoothlab.blocks import Block, Loss, differentiable, fixed_loss
 from smoothlab.errors import BadInput
-from smoothlab.llm import distributed, heads
+from smoothlab.llm import distributed, heads, mixing
 from smoothlab.llm.export import ROTATED, add_base
 from smoothlab.llm.trainer_loss import LossWatch, Snapshot, copied, python_rng
 from smoothlab.optim.hybrid import HybridSGD
@@ -72,6 +72,7 @@ class HybridMixin:
                 return exact
 
             self.optimizer = HybridSGD(groups, seed=self.args.seed, exact=shared)
+            mixing.follow(self.model, self.optimizer)
         return self.optimizer
 
     def training_step(self, model: Any, inputs: Mapping[str, Any], num_items_in_batch: Any = None) -> Tensor:

@@ -34,7 +34,9 @@ def of_model(kind: str, module: str) -> str:
     return text
 
 
-def of_adapter(kind: str, *, base: bool, stays: bool, written: Path, classes: int | None, padded: bool) -> str:
+def of_adapter(
+    kind: str, *, base: bool, stays: bool, written: Path, classes: int | None, padded: bool, own: bool = False
+) -> str:
     """How an adapter is loaded with its base model.
 
     Args:
@@ -44,13 +46,19 @@ def of_adapter(kind: str, *, base: bool, stays: bool, written: Path, classes: in
         written: where the base model's folder was written; adapter_config.json holds it as an absolute path.
         classes: of a classifier whose base model's files have no head for as many; else None.
         padded: whether the loaded model distinguishes padding from text.
+        own: whether the method is smoothlab's own, which peft knows after one call.
     """
     auto, more = kind.replace("AutoModel", "AutoPeftModel"), ""
+    first: list[str] = []
+    if own:
+        first = ["from smoothlab.llm.own_methods import register", "", "register()  # peft then knows this method"]
     if classes:
         more = f", num_labels={classes}"
-    text = _code(f"from peft import {auto}", "", f'model = {auto}.from_pretrained("adapter"{more})  # this folder')
+    text = _code(
+        f"from peft import {auto}", *first, "", f'model = {auto}.from_pretrained("adapter"{more})  # this folder'
+    )
     both = f'model = PeftModel.from_pretrained({kind}.from_pretrained("model"), "adapter")'
-    two = _code("from peft import PeftModel", f"from transformers import {kind}", "", both)
+    two = _code("from peft import PeftModel", f"from transformers import {kind}", *first, "", both)
     if base and stays:
         text += (
             "\nThe base model was trained, too. Its weights are in this folder beside the module's, and are loaded "

@@ -21,7 +21,7 @@ class PeftMethod:
     """One PEFT method, and what it can be attached for.
 
     Attributes:
-        config: name of peft's configuration class; "" where nothing is attached.
+        config: name of peft's configuration class, or of one in `own_methods`; "" where nothing is attached.
         options: options of the configuration that are not peft's defaults.
         ranked: options that are multiples of the rank, with the factor; empty where the method has no rank.
         targets: modules that it adapts: "linear" the query and value projections, "norms" the normalization layers,
@@ -32,6 +32,7 @@ class PeftMethod:
             check to judge: another version of peft may pass them.
         one_sided: whether some base weights get no gradient under it: they can be trained by zeroth order or not at
             all.
+        from_gradient: whether it starts from the gradient of a minibatch, see `gradient_start`.
     """
 
     config: str = ""
@@ -42,6 +43,12 @@ class PeftMethod:
     trainable: bool = True
     inspected: bool = False
     one_sided: bool = False
+    from_gradient: bool = False
+
+    @property
+    def virtual_tokens(self) -> int:
+        """Positions that a prompt method takes from the model's longest input."""
+        return int(self.options.get("num_virtual_tokens", 0))
 
     def attaches(self, measured: bool) -> bool:
         """Whether the method may be attached for measuring curvature, or for training alone."""
@@ -89,6 +96,10 @@ PEFT_METHODS: dict[str, PeftMethod] = {
     "randlora": _linear("RandLoraConfig", _RANK),
     "fourierft": _linear("FourierFTConfig", n_frequency=100),
     "waveft": _linear("WaveFTConfig", n_frequency=100),
+    # smoothlab's reading of the hybrid of arXiv:2507.18076: LoRA-GA, its mix with BOFT, and unitary adapters.
+    "lora-ga": PeftMethod("LoraConfig", {}, _LORA, "linear", from_gradient=True),
+    "boft-ga": PeftMethod("BoftGaConfig", {"boft_block_size": 4}, _LORA, "linear", from_gradient=True),
+    "unitary": _linear("UnitaryConfig"),
     "miss": _linear("MissConfig", _RANK),
     "road": _linear("RoadConfig", group_size=8),
     "gralora": _linear("GraloraConfig", _RANK),

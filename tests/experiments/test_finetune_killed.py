@@ -24,6 +24,8 @@ RUNS = {
     "float16": "--dtype float16 --optimizer sgd --peft ia3 --eta-y 0.1",
     "zo": "--method zo --eta-x 1e-3 --schedule cosine",
     "fo-full": "--method fo-full --schedule cosine",
+    "boft-ga": "--peft boft-ga --rank 2 --eta-y 0.05 --schedule cosine --steps 16 --eval-every 2",
+    "lora-ga": "--peft lora-ga --rank 2 --eta-y 0.05 --steps 8",
 }
 """With Adam but where they say so; 16 steps of AdaLoRA give up a third of its ranks, from step 2 to 8."""
 
@@ -105,6 +107,15 @@ def test_ranks_and_masters_go_on_to_the_bit(folder: Path, tmp_path: Path) -> Non
     (words,) = (t for name, t in end.items() if name.endswith("embed_tokens.weight"))
     assert master.dtype == torch.float32 and words.dtype == torch.bfloat16 and torch.equal(master.bfloat16(), words)
     assert float((master != words.float()).float().mean()) > 0.5, "most steps are shorter than bf16's spacing"
+
+
+@pytest.mark.check
+@pytest.mark.parametrize("name", ["boft-ga", "lora-ga"])
+def test_a_mix_and_a_moved_base_model_go_on_to_the_bit(folder: Path, tmp_path: Path, name: str) -> None:
+    """The mix's weights are part of the weights; LoRA-GA's start is computed again."""
+    killed(folder, tmp_path, name, FEW)
+    weights = [tensor for key, tensor in stands(tmp_path / "whole").items() if "trainer/weights/norms/" in key]
+    assert len(weights) == (4 if name == "boft-ga" else 0) and all(float(norms.min()) > 0 for norms in weights)
 
 
 @pytest.mark.check

@@ -14,6 +14,7 @@ from smoothlab.hessian.penalties import penalty
 from smoothlab.llm.adapters import attach
 from smoothlab.llm.partition import partition
 from smoothlab.llm.peft_methods import MEASURABLE
+from tests.cases import started
 from tests.llm.tiny import IDS, LABELS, MASK, tiny
 
 BATCH = {"input_ids": IDS, "attention_mask": MASK, "labels": LABELS}
@@ -79,7 +80,7 @@ def test_smoothness_leaves_the_penalty_out_and_says_so() -> None:
 @pytest.mark.parametrize("method", MEASURABLE)
 def test_no_other_method_adds_to_the_loss(method: str) -> None:
     """Or `penalty` has to know of it."""
-    model = attach(tiny("opt").float(), method, seed=0).double().eval()  # PSOFT starts in fp32
+    model = attach(tiny("opt").float(), method, seed=0, **started(method)).double().eval()  # PSOFT starts in fp32
     with torch.no_grad():
         more = float(model(**BATCH).loss - by_hand(model))
     assert (abs(more) > 1e-9) == (method == "adalora")

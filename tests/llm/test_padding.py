@@ -18,6 +18,7 @@ from smoothlab.llm.models import LoadedModel
 from smoothlab.llm.padding import check_items, precise
 from smoothlab.llm.peft_methods import MEASURABLE
 from smoothlab.llm.tasks import Kind
+from tests.cases import started
 from tests.llm import architectures
 from tests.llm.tiny import tokenizer
 
@@ -177,9 +178,8 @@ def test_sixteen_bits_do_not_hide_a_change() -> None:
 @pytest.mark.parametrize("method", MEASURABLE)
 def test_no_method_is_refused_on_sound_models(method: str) -> None:
     for kind in ("opt", "llama"):
-        check_items(
-            attach(architectures.causal(kind), method, seed=0), [ITEMS["multiple choice"]], "some/model", method, size=8
-        )
+        model = attach(architectures.causal(kind), method, seed=0, **started(method))
+        check_items(model, [ITEMS["multiple choice"]], "some/model", method, size=8)
 
 
 @pytest.mark.check

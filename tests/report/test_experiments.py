@@ -20,6 +20,7 @@ from .estimator_rows import table as estimator_table
 from .finetune_runs import RUN, write_run
 
 RATES = Path(__file__).parents[2] / "benchmarks" / "results" / "rates.jsonl"
+CURVED = RATES.with_name("rates_curved.jsonl")
 PARTS = ("theorem", "exponents", "counterexample", "speedup_of_two_rates", "reshuffling")
 
 
@@ -89,6 +90,26 @@ def test_points_are_the_measurements_and_lines_the_recursion(table: pd.DataFrame
     chosen = chosen.sort_values("scale")
     assert any(np.array_equal(line.get_ydata(), chosen["measured"].astype(float)) for line in lines(ax, "o"))
     assert any(np.array_equal(line.get_ydata(), chosen["reference"].astype(float)) for line in lines(ax, style="-"))
+
+
+def test_best_rates_and_their_cost_are_those_on_record() -> None:
+    """Of one series: simulated rates, the recursion's line, the theorem's dashed; the ratio of means."""
+    table = records.load(CURVED)
+    table = table[(table["part"] == "budget") & (table["series"] == "zo-quadratics")]
+    rates, cost = draw("rates", table).get_axes()
+    best = table[table["quantity"] == "best rate"].sort_values("T")
+    for name, line in (("measured", lines(rates, "o")), ("reference", lines(rates, style="-")),
+                       ("formula", lines(rates, style="--"))):  # fmt: skip
+        assert any(np.array_equal(drawn.get_ydata(), best[name].astype(float)) for drawn in line), name
+    means = table[table["quantity"] == "average"].pivot_table(
+        index="T", columns="rule", values=["measured", "reference"]
+    )
+    ratios = means["measured"]["theorem"] / means["measured"]["recursion"]
+    assert any(np.allclose(drawn.get_ydata(), ratios) for drawn in lines(cost, "o"))
+    exact = means["reference"]["theorem"] / means["reference"]["recursion"]
+    assert any(np.allclose(drawn.get_ydata(), exact) for drawn in lines(cost, style="-"))
+    alone = table[(table["quantity"] != "average") | (table["rule"] == "recursion")]
+    assert len(draw("rates", alone).get_axes()) == 2, "a sum that the theorem says nothing of"
 
 
 def test_settings_are_named_by_what_differs(table: pd.DataFrame) -> None:

@@ -10,13 +10,13 @@ from torch import nn
 from smoothlab.errors import BadInput
 from smoothlab.experiments.finetune.config import FinetuneOptions, Training
 from smoothlab.llm import calibration
-from smoothlab.llm.adapters import virtual_tokens
 from smoothlab.llm.answers import CompletionScores, completion_scores, short
 from smoothlab.llm.calibration import ContentFree
 from smoothlab.llm.completions import encode_completions
 from smoothlab.llm.encoding import Encoded, Loss, encode
 from smoothlab.llm.evaluate import Accuracy, accuracy
 from smoothlab.llm.models import LoadedModel
+from smoothlab.llm.peft_methods import PEFT_METHODS
 from smoothlab.llm.tasks import GENERATIVE, Choice, Splits
 
 Judge = Callable[[Encoded], Accuracy | CompletionScores]
@@ -47,13 +47,15 @@ class Items:
         return self.train, self.dev, self.test
 
 
-def tokenized(run: Training, splits: Splits, loaded: LoadedModel, model: nn.Module, kind: Loss) -> Items:
-    """The items of `splits` as rows of `kind` that the model, with its virtual tokens, can read.
+def tokenized(run: Training, splits: Splits, loaded: LoadedModel, kind: Loss) -> Items:
+    """The items of `splits` as rows of `kind` that the model, with its module's virtual tokens, can read.
 
     Raises:
         BadInput: they cannot be encoded, or --calibrate is given where nothing is compared.
     """
-    longest = loaded.max_length - virtual_tokens(model)
+    longest = loaded.max_length
+    if run.module in PEFT_METHODS:
+        longest -= PEFT_METHODS[run.module].virtual_tokens
     if run.max_length is not None:
         longest = min(longest, run.max_length)
     encoded: Callable[[Sequence[Choice]], Encoded]

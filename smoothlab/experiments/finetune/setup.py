@@ -19,7 +19,7 @@ from smoothlab.experiments.finetune.options import block_rates, precisions
 from smoothlab.hessian.dataset import DatasetHessian
 from smoothlab.hessian.diagonal import check_budget, split_blocks
 from smoothlab.hessian.gauss_newton import Outputs
-from smoothlab.llm import adalora, calibration, distributed, encoding, heads, padding
+from smoothlab.llm import allocators, calibration, distributed, encoding, heads, padding
 from smoothlab.llm.adapters import check_derivatives
 from smoothlab.llm.answers import CompletionScores
 from smoothlab.llm.calibration import ContentFree, calibrated
@@ -92,7 +92,7 @@ class Setup:
                 for name, p in self.model.named_parameters():
                     if name in self.start:
                         p.copy_(self.start[name])
-            adalora.restore(self.model, {})
+            allocators.restore(self.model, {})
         own_log = None
         if distributed.rank() == 0:  # all processes take the same steps: one log holds them
             own_log = log
@@ -116,7 +116,7 @@ class Setup:
             )  # fmt: skip
         return Trainer(
             self.model, self.blocks, self.batches, self.loss, hybrid, points, run.steps, run.schedule, run.seed,
-            dropout, adalora, self.start, log,
+            dropout, allocators, self.start, log,
         )  # fmt: skip
 
     def _dataset(self, dropout: bool) -> Callable[[Sequence[int]], DatasetHessian] | None:
@@ -162,12 +162,21 @@ def setup(run: Training) -> Setup:
         class_words = run.verbalizers
     splits = load_choices(run.data, run.data_dir, run.seed, run.sizes, template=run.template, verbalizers=class_words)
     loaded = _loaded(run, splits, reason)
-    model = heads.attached(loaded, run.module, seed=run.seed, measured=bool(run.measure), rank=run.rank)
     kind: encoding.Loss = "classifier"
     if reason is None:
         kind = splits.kind
-    items = tokenized(run, splits, loaded, model, kind)
+    items = tokenized(run, splits, loaded, kind)
     _check_batch(run, len(items.train))
+    device, multiple = distributed.local_device(run.device), MULTIPLE
+    if run.batch == 1:  # Single rows are not padded, whatever the model makes of padding.
+        multiple = 1
+    minibatch = partial(batch, items.train, device=device, multiple=multiple)
+    # The first part of the first minibatch, the same in all processes, and no larger than what one of them computes.
+    first = reshuffled(len(items.train), run.batch, run.seed, 0)[: max(1, run.batch // run.parts_of_batch)]
+    model = heads.attached(
+        loaded, run.module, seed=run.seed, measured=run.differentiates_twice, rank=run.rank,
+        loss=lambda model: choice_loss(model, minibatch(first)),
+    )  # fmt: skip
     mixed = padding.check_items(model, items.splits, run.model, run.module, size=run.batch)
     measured, layers = _measured_and_layers(run, model)
     blocks = trained_blocks(run, model)
@@ -176,10 +185,6 @@ def setup(run: Training) -> Setup:
     for block in blocks.values():
         for p in block.params:
             p.requires_grad_(True)
-    device, multiple = distributed.local_device(run.device), MULTIPLE
-    if run.batch == 1:  # Single rows are not padded, whatever the model makes of padding.
-        multiple = 1
-    minibatch = partial(batch, items.train, device=device, multiple=multiple)
     _check_model(run, model, minibatch(range(min(2, len(items.train)))))
 
     def batches(step: int) -> list[dict[str, Tensor]]:
@@ -204,7 +209,7 @@ def _loaded(run: Training, splits: Splits, reason: str | None) -> LoadedModel:
     """The model that --model names, with a classifier's head where there is a `reason` for one."""
     loaded = heads.load(
         run.model, splits, reason, seed=run.seed, dtype=getattr(torch, run.dtype),
-        device=distributed.local_device(run.device), measured=bool(run.measure),
+        device=distributed.local_device(run.device), measured=run.differentiates_twice,
     )  # fmt: skip
     if run.compute == "float32":
         compute_in_float32(loaded.model)
@@ -229,7 +234,7 @@ def _check_model(run: Training, model: nn.Module, sample: dict[str, Tensor]) -> 
     loss = fixed_loss(partial(choice_loss, model, sample), model)
     if run.compute == "float32":
         check_widened(model, loss)
-    if run.measure:
+    if run.differentiates_twice:
         # All parts, whichever are measured: a wrong gradient of one shows in the others' products. Gradients of 16 bits
         # are no more than that.
         parts = {name: block for name, block in partition(model).items() if block.params[0].dtype.itemsize > 2}
