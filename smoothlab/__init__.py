@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from smoothlab.algorithm1.engine import Algorithm1
     from smoothlab.blocks import Block, fixed_loss
+    from smoothlab.conformance.suite import verify
     from smoothlab.experiments.advise.advice import advise
     from smoothlab.hessian.dataset import DatasetHessian, DatasetNorm
     from smoothlab.hessian.estimates import NormEstimate, TraceEstimate
@@ -54,12 +55,13 @@ __all__ = [
     "ZerothOrder", "__version__", "adam_edge", "advise", "coupled_edge", "exact_edge", "fit_growth", "fixed_loss",
     "frobenius", "gauss_newton_trace", "gradient_norm_edge", "growth_tests", "hybrid_gradient_norm_edge",
     "linear_factor", "load", "mean", "mean_square_edge", "objective", "outer_moment", "partition", "pathwise_edge",
-    "replay", "run_edge", "schedule", "second_moment",
+    "replay", "run_edge", "schedule", "second_moment", "verify",
 ]  # fmt: skip
 
 _NAMES = {
     "algorithm1.engine": "Algorithm1",
     "blocks": "Block fixed_loss",
+    "conformance.suite": "verify",
     "experiments.advise.advice": "advise",
     "hessian.dataset": "DatasetHessian DatasetNorm",
     "hessian.estimates": "NormEstimate TraceEstimate",

@@ -73,7 +73,15 @@ def parse(argv: list[str]) -> Command:
     """The command that `argv` asks for; --help and mistakes end the process as usual, a mistake with one line."""
     check_renamed(argv)
     commands: dict[str, Callable[..., Command]] = {name: _measuring(name, kind) for name, kind in EXPERIMENTS.items()}
-    commands |= {"fit": fit, "plot": plot, "report": report, "replay": replay, "audit": audit, "demo": demo}
+    commands |= {
+        "fit": fit,
+        "plot": plot,
+        "report": report,
+        "replay": replay,
+        "audit": audit,
+        "verify": verify,
+        "demo": demo,
+    }
     for name, command in commands.items():
         commands[name] = _with_checked_paths(command)
     if argv and argv[0] in READERS:
@@ -388,13 +396,86 @@ def _audit(
     if html is not None:
         from smoothlab.report.audit_page import page
 
-        try:
-            html.parent.mkdir(parents=True, exist_ok=True)
-            html.write_text(page(rows), encoding="utf-8")
-        except OSError as error:
-            raise BadInput(f"cannot write {html}: {error.strerror}; choose another --html") from None
+        _write_page(html, page(rows))
     warn(rows)
     return int(any(differs(row) for row in rows))
+
+
+def verify(
+    file: Annotated[Positional[str], arg(metavar="FILE.py[:NAME]")],
+    probes: Annotated[tuple[str, ...], arg(metavar="PROBE ...")] = (),
+    seed: int = 0,
+    dtype: str = "float64",
+    step_seconds: float = 60.0,
+    json: Flag = False,
+    html: Annotated[Path | None, arg(metavar="FILE")] = None,
+    out: Annotated[Path | None, arg(metavar="FILE.jsonl")] = None,
+    overwrite: Flag = False,
+    threads: Threads = None,
+) -> Command:
+    """Ask whether an optimizer's step is a zeroth-order gradient, and a right one. Half a minute for most.
+
+    Exit status 1 means that something is wrong, or that the optimizer raised an error or took too long.
+
+    Args:
+        file: Python file to run, and the class or function in it, NAME(params, lr=..., seed=...), that makes the
+            optimizer; without NAME the only one that takes lr.
+        probes: names of the questions to ask; all of them by default.
+        seed: first seed of the optimizer's runs, and the seed of the problems.
+        dtype: format of the parameters where a question is not about another one: float64 or float32.
+        step_seconds: longest time of a step, in seconds.
+        json: print the answers as one JSON list.
+        html: HTML file to write or replace, with every answer; none by default.
+        out: record file, none by default; a stopped run asks the missing questions.
+        overwrite: discard what the record file holds, and ask again.
+        threads: number of CPU threads for torch; by default torch's own choice.
+    """
+    settings = (file, probes, seed, dtype, step_seconds)
+    command = functools.partial(_verify, settings, json, html, out, overwrite, threads)
+    if out is None:
+        return Command(command)
+    return Command(command, continuation(out, overwrite, lambda: "asks the missing questions"))
+
+
+def _verify(
+    settings: tuple[Any, ...], as_json: bool, html: Path | None, out: Path | None, overwrite: bool, threads: int | None
+) -> int:
+    import dataclasses
+    import json
+
+    from smoothlab import records
+    from smoothlab.experiments.verify import Verify, answer_of, read, status, summary
+
+    use_threads(threads)
+    experiment = Verify(*settings)
+    name = experiment.subject.name  # a mistake is reported before anything is written
+    rows: Iterable[dict[str, Any]] = experiment.rows([])
+    if out is not None:
+        records.run(experiment, out, environment=records.environment(**machine(experiment)), overwrite=overwrite)
+        rows = read(out)
+    found, shown = [], []
+    for row in rows:
+        shown.append(row)
+        found.append(answer_of(row))
+        if not as_json:
+            print(found[-1], flush=True)
+    if as_json:
+        print(json.dumps([dataclasses.asdict(answer) for answer in found], indent=1))
+    else:
+        print(summary(name, found))
+    if html is not None:
+        from smoothlab.report.verify_page import page
+
+        _write_page(html, page(shown))
+    return status(found)
+
+
+def _write_page(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise BadInput(f"cannot write {path}: {error.strerror}; choose another --html") from None
 
 
 def demo(

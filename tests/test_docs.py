@@ -204,6 +204,7 @@ def test_all_records_fit_the_schema() -> None:
         "--replicas 30 --max-steps 5000",
         "fit benchmarks/results/fig1b_micro_sst2.jsonl --block peft --resamples 99",
         "audit eq-2",
+        "verify examples/verify.py:mezo --probes along sign",
         "advise --method fo-peft --batch 2 --train 8 --budget 8 --try-steps 1 --by try",
     ],
     ids=lambda command: command.partition(" ")[0],

@@ -1,0 +1,257 @@
+"""Samples of steps that several probes look at, made once each, and what the optimizer is compared with."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from smoothlab.blocks import Block
+from smoothlab.conformance import problems
+from smoothlab.conformance.adapter import Observed, Subject, Unobservable, distribution_of, observe
+from smoothlab.conformance.directions import Fit, Lines, Structure, fit, lines, still, structure
+from smoothlab.conformance.identify import Identity, identify
+from smoothlab.conformance.problems import SMALL, WIDE, Polynomial
+from smoothlab.errors import BadInput
+from smoothlab.zeroth.distributions import Distribution, Gaussian
+from smoothlab.zeroth.estimators import Average, ZerothOrder
+from smoothlab.zeroth.expectations import Array, Shapes
+
+SEEDS, STEPS = 40, 100
+"""Optimizers, and steps of each, of a sample for moments; slow ones make fewer steps."""
+WIDE_SEEDS, WIDE_STEPS = 10, 12
+FEWEST = 4
+LR = 2.0**-7
+"""Learning rate of all samples: a power of two, which adds no rounding."""
+ORTHOGONAL = 1e-6
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Steps of several optimizers on one problem.
+
+    Attributes:
+        problem: the loss.
+        looks: steps [seeds][steps].
+    """
+
+    problem: Polynomial
+    looks: list[list[Observed]]
+
+    @cached_property
+    def flat(self) -> list[Observed]:
+        """All steps in one list."""
+        return [look for run in self.looks for look in run]
+
+    @cached_property
+    def updates(self) -> Array:
+        """Updates [seeds, steps, d]."""
+        return np.array([[look.update for look in run] for run in self.looks])
+
+    @cached_property
+    def structure(self) -> Structure:
+        """How the steps are built."""
+        return structure(self.flat)
+
+    @cached_property
+    def fit(self) -> Fit:
+        """Updates as combinations of the directions."""
+        return fit(self.flat, self.structure)
+
+    @cached_property
+    def directions(self) -> list[list[Array]]:
+        """Displacements of the directions, [seeds][steps][q, d], of steps that are built like most."""
+        runs = []
+        for run in self.looks:
+            steps: list[Lines | None] = [lines(look, self.structure) for look in run]
+            runs.append([step.d for step in steps if step is not None])
+        return runs
+
+    @cached_property
+    def still(self) -> bool:
+        """Whether all updates are the same."""
+        return still(self.updates.reshape(-1, self.problem.dim))
+
+    @cached_property
+    def frozen(self) -> bool:
+        """Whether the perturbations are the same in all steps too: random numbers that do not change."""
+        first = self.flat[-1].displacements
+        for look in self.flat:
+            if not len(first) or look.displacements.shape != first.shape:
+                return False
+            if np.abs(look.displacements - first).max() > 1e-6 * np.abs(first).max():
+                return False
+        return True
+
+    def check_varies(self) -> None:
+        """Refuse what has no random directions to look at.
+
+        Raises:
+            Unobservable: all updates are the same.
+        """
+        if self.still and not self.frozen:
+            raise Unobservable("the update is the same in all steps: there is no direction to look at")
+
+
+@dataclass
+class Bench:
+    """One optimizer under test with its samples.
+
+    Attributes:
+        subject: the optimizer.
+        seed: first seed of its runs, and the seed of the problems.
+        dtype: number format of the parameters.
+        budget: CPU seconds that one sample for moments may take.
+        evaluations: calls of closures so far.
+    """
+
+    subject: Subject
+    seed: int = 0
+    dtype: torch.dtype = torch.float64
+    budget: float = 8.0
+    evaluations: int = 0
+    _samples: dict[Any, Sample | Unobservable] = field(default_factory=dict)
+
+    @property
+    def eps(self) -> float:
+        """Spacing of the numbers of the parameters at 1."""
+        return torch.finfo(self.dtype).eps
+
+    def look(
+        self, problem: Polynomial, seed: int, steps: int, *, lr: float = LR, mu: float | None = None
+    ) -> list[Observed]:
+        """Steps of one new optimizer, counted."""
+        looks = observe(self.subject, problem, lr, self.seed + seed, steps, mu)
+        self.evaluations += sum(look.evaluations for look in looks)
+        return looks
+
+    def quadratic(self, shapes: Shapes = SMALL) -> Sample:
+        """Steps on a quadratic whose curvature is small beside mu."""
+        return self._once(
+            ("quadratic", shapes), lambda: self._moments(problems.quadratic(shapes, self.seed, self.dtype))
+        )
+
+    def cubic(self, shapes: Shapes = SMALL) -> Sample:
+        """Steps on a cubic whose curvature a perturbation feels."""
+
+        def make() -> Sample:
+            mu = self.quadratic(shapes).structure.mu
+            return self._moments(problems.cubic(shapes, self.seed, self.dtype, mu))
+
+        return self._once(("cubic", shapes), make)
+
+    def wide(self, shapes: Shapes = WIDE) -> Sample:
+        """Few steps on many entries, from the origin, where perturbations are not rounded."""
+
+        def make() -> Sample:
+            problem = problems.wide(shapes, self.seed, self.dtype)
+            return Sample(problem, [self.look(problem, s, WIDE_STEPS) for s in range(WIDE_SEEDS)])
+
+        return self._once(("wide", shapes), make)
+
+    def _once(self, key: Any, make: Callable[[], Sample]) -> Sample:
+        """The sample, or what has kept it from being made, each known after the first time."""
+        if key not in self._samples:
+            try:
+                self._samples[key] = make()
+            except Unobservable as error:
+                self._samples[key] = error
+        sample = self._samples[key]
+        if isinstance(sample, Unobservable):
+            raise sample
+        return sample
+
+    def _moments(self, problem: Polynomial) -> Sample:
+        """As many steps as the budget allows."""
+        self.look(problem, 0, 2)  # what is loaded at the first use is not timed
+        begun = time.process_time()
+        self.look(problem, 0, FEWEST)
+        each = (time.process_time() - begun) / FEWEST
+        steps = int(min(max(self.budget / SEEDS / each, FEWEST), STEPS))
+        return Sample(problem, [self.look(problem, s, steps) for s in range(SEEDS)])
+
+    @cached_property
+    def made(self) -> Any:
+        """What the maker returns, for a look at what it says of itself."""
+        return self.made_for(problems.quadratic(SMALL, self.seed, self.dtype))
+
+    def made_for(self, problem: Polynomial) -> Any:
+        """The same for another problem: an estimator may belong to its tensors."""
+        problem.reset()
+        return self.subject.build(problem.params, LR, self.seed, model=problem, loss=problem)
+
+    def identity(self, shapes: Shapes = SMALL) -> Identity:
+        """The distribution that the directions have, as observed."""
+        sample = self.quadratic(shapes)
+        sample.check_varies()
+        first = [d[0] for run in sample.directions for d in run]
+        wide = [d[0] for run in self.wide().directions for d in run]
+        return identify(np.array(first) / sample.structure.mu, np.array(wide), WIDE)
+
+    def claimed(self, problem: Polynomial) -> Distribution | None:
+        """The distribution that the optimizer says it has."""
+        claim = self.subject.claims.get("distribution")
+        return claim if claim is not None else distribution_of(self.made_for(problem))
+
+    def target(self, params: Sequence[Tensor], gradient: Array, made: Any) -> Array:
+        """The mean that updates should have where curvature is small beside mu: S^2 g, g where nothing is claimed."""
+        claim = self.subject.claims.get("distribution", distribution_of(made))
+        if claim is None:
+            return gradient
+        return np.asarray(claim.covariance(Block("theta", tuple(params)).shapes) * gradient)
+
+    @cached_property
+    def mu(self) -> float | None:
+        """The perturbation that the optimizer says it has."""
+        mu = self.subject.claims.get("mu", getattr(self.made, "mu", None))
+        return float(mu) if isinstance(mu, int | float) else None
+
+    def reference(self, sample: Sample, shapes: Shapes) -> ZerothOrder:
+        """The estimator of `smoothlab.zeroth` whose closed forms the optimizer should have.
+
+        Raises:
+            Unobservable: its distribution is none that is known.
+        """
+        made = self.made_for(sample.problem)
+        if type(made) is ZerothOrder:
+            return replace(made, layers=None)
+        sample.check_varies()
+        found = sample.structure
+        distribution = self.claimed(sample.problem)
+        if distribution is None:
+            distribution = self.identity(shapes).distribution
+        if distribution is None:
+            raise Unobservable(f"no closed form: {self.identity(shapes).words}")
+        average: Average = "plain"
+        if self.orthogonal(sample):
+            distribution, average = Gaussian(), "orthogonal"
+        return ZerothOrder(found.mu, found.sides, distribution, found.q, average)
+
+    def orthogonal(self, sample: Sample) -> bool:
+        """Whether the directions of each step are orthogonal, and of one length."""
+        if sample.structure.q == 1:
+            return False
+        for run in sample.directions:
+            for d in run:
+                gram = d @ d.T
+                apart = np.abs(gram - gram[0, 0] * np.eye(len(d))).max()
+                if apart > ORTHOGONAL * math.sqrt(float(np.trace(gram @ gram))):
+                    return False
+        return True
+
+
+def closed_form(compute: Callable[[], Any]) -> Any:
+    """The result of a closed form.
+
+    Raises:
+        Unobservable: there is none for this estimator.
+    """
+    try:
+        return compute()
+    except BadInput as error:
+        raise Unobservable(str(error)) from error
