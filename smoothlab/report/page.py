@@ -170,7 +170,9 @@ def _section(kind: str, anchor: str, df: pd.DataFrame, where: Mapping[str, str] 
     }  # fmt: skip
     curvature, headers = comparisons.curvature_rows(df), df.attrs["headers"]
     # runs of finetune --measure hold both kinds of rows, and are in two sections
-    df = curvature if kind == "curvature" else df.drop(curvature.index)
+    df = df.drop(curvature.index)
+    if kind == "curvature":
+        df = curvature
     df.attrs["headers"] = headers
     if kind == "curvature":
         peft = config.get("peft")
@@ -260,7 +262,8 @@ def _products(sections: Sequence[Section]) -> str:
     if not tables:
         return ""
     df = pd.concat(tables)
-    own = df[df["wrt"] == df["block"]]  # cross blocks come from the same products
-    hvps = pd.to_numeric(own["hvps"], errors="coerce").fillna(0)
-    spent = hvps.groupby([own["protocol"], own["path"], own["block"], own["step"]]).max().groupby("protocol").sum()
+    diagonal = df[df["wrt"] == df["block"]]  # cross blocks come from the same products
+    hvps = pd.to_numeric(diagonal["hvps"], errors="coerce").fillna(0)
+    points = [diagonal[name] for name in ("protocol", "path", "block", "step")]
+    spent = hvps.groupby(points).max().groupby("protocol").sum()
     return ", ".join(f"{protocol} {number(count)}" for protocol, count in spent.items())
