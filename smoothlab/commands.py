@@ -73,7 +73,15 @@ def parse(argv: list[str]) -> Command:
     """The command that `argv` asks for; --help and mistakes end the process as usual, a mistake with one line."""
     check_renamed(argv)
     commands: dict[str, Callable[..., Command]] = {name: _measuring(name, kind) for name, kind in EXPERIMENTS.items()}
-    commands |= {"fit": fit, "plot": plot, "report": report, "audit": audit, "verify": verify, "demo": demo}
+    commands |= {
+        "fit": fit,
+        "plot": plot,
+        "report": report,
+        "replay": replay,
+        "audit": audit,
+        "verify": verify,
+        "demo": demo,
+    }
     for name, command in commands.items():
         commands[name] = _with_checked_paths(command)
     if argv and argv[0] in READERS:
@@ -285,6 +293,34 @@ def report(
                 raise BadInput(f"--where {text}: write COLUMN=VALUE, e.g. part=theorem")
             filters[name] = value
         print(page.write(out, records, title="smoothlab report", where=filters))
+
+    return Command(run)
+
+
+def replay(
+    log: Annotated[Positional[str], arg(metavar="LOG")] = "",
+    model: str = "micro",
+    save: Path = Path("out/replayed"),
+    steps: int | None = None,
+    device: str = "cpu",
+) -> Command:
+    """Rebuild a fine-tuned base model, to the bit, from its seed log and the model that its run began with.
+
+    Args:
+        log: seed log of `finetune --checkpoint log:FOLDER`: the file, a folder that holds one, or a repository on the
+            hub (owner/name, or owner/name/FILE).
+        model: model that the run began with, as its --model named it; other weights are refused.
+        save: folder that model/ is written to, for plain transformers.
+        steps: number of steps to make, such as the best one that finetune found; by default all.
+        device: device to draw the directions on.
+    """
+
+    def run() -> None:
+        from smoothlab.experiments.replay import Replay
+
+        if not log:
+            raise BadInput("no seed log is named: write smoothlab replay LOG --model MODEL --save FOLDER")
+        print(Replay(log, model, save, steps, device).run())
 
     return Command(run)
 

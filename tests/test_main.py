@@ -21,7 +21,7 @@ from smoothlab.records import Row
 ROOT = Path(__file__).resolve().parents[1]
 
 
-ALL = ", ".join([*commands.EXPERIMENTS, "squares", "fit", "plot", "report", "audit", "verify", "demo"])
+ALL = ", ".join([*commands.EXPERIMENTS, "squares", "fit", "plot", "report", "replay", "audit", "verify", "demo"])
 """Subcommands, with that of these tests."""
 
 
@@ -470,13 +470,14 @@ PATHS = {
     "advise": ["--data-dir", "--checkpoint", "--out"],
     "fit": ["--out"],
     "plot": ["--out"],
+    "replay": ["--save"],
     "audit": ["--records", "--add", "--html", "--out"],
     "verify": ["--html", "--out"],
     "demo": ["--out"],
 }
 """Every option that is a path."""
 NAMES = {"smoothness": ["--model", "--data"], "estimators": ["--model", "--data"], "finetune": ["--model", "--data"],
-         "advise": ["--model", "--data"], "fit": [""], "plot": [""]}  # fmt: skip
+         "advise": ["--model", "--data"], "replay": ["--model"], "fit": [""], "plot": [""]}  # fmt: skip
 """Options that are a path or something else."""
 UNUSABLE = {
     "file/below": "Not a directory",
@@ -491,7 +492,7 @@ def test_the_table_of_paths_is_whole():
     for name, kind in commands.EXPERIMENTS.items():
         fields = [f"--{f.name.replace('_', '-')}" for f in dataclasses.fields(kind) if "Path" in str(f.type)]
         assert [*fields, "--out"] == PATHS[name]
-    for name in ("fit", "plot", "audit", "verify", "demo"):
+    for name in ("fit", "plot", "replay", "audit", "verify", "demo"):
         parameters = inspect.signature(getattr(commands, name)).parameters.values()
         assert [f"--{p.name}" for p in parameters if "Path" in str(p.annotation)] == PATHS[name]
 

@@ -93,3 +93,18 @@ def file(name: str, path: str) -> Path:
         raise BadInput(
             f"cannot load {path} of '{name}' from the hub ({words}): check both names and try again"
         ) from None
+
+
+def fetch(name: str, file: str) -> Path:
+    """One file of a repository on the hub, from the client's cache where it is there.
+
+    Raises:
+        BadInput: it cannot be had.
+    """
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(name, file, local_files_only=not reachable()))
+    except Exception as error:  # whichever of the client's it is, there is no file
+        why = " ".join(str(error).split())[:120]
+        raise BadInput(f"cannot fetch {file} of {name} ({why}): connect, or name a file or folder") from None

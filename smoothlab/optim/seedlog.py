@@ -39,7 +39,8 @@ class SeedLog:
         path: the file; one that exists is continued if its head is the same, and begun anew if it holds a part of the
             head alone (the process or the machine died while that was written).
         seed: seed of the run, `HybridSGD.seed`.
-        blocks: the zeroth-order blocks by number of their group.
+        blocks: the zeroth-order blocks by number of their group, at step 0 where the file is begun: it keeps a hash of
+            these weights.
         distributions: distributions of their directions, likewise.
         keep: entries of steps from this one on are cut off (a run that goes on from an earlier checkpoint).
 
@@ -127,6 +128,8 @@ class SeedLog:
             raise BadInput("a seed log holds plain zeroth-order steps: leave control variates or known directions out")
         if gradient.distribution != self._distributions[group]:
             logged, other = self._distributions[group].name, gradient.distribution.name
+            if logged == other:
+                logged, other = self._distributions[group].generator, gradient.distribution.generator
             raise BadInput(f"{self.path} is for {logged} directions, these are other ones ({other}): name a new file")
         move = Move(step, group, gradient.terms, lr, weight_decay)
         entries, checksum = seedlog_file.packed(move, self._checksum)
@@ -190,17 +193,19 @@ def replay(
         masters: fp32 copies of 16-bit blocks, to be moved in place of new ones; they then are the run's, to the bit.
 
     Raises:
-        BadInput: no log, one of other blocks or distributions, or seeds of another generator than this machine's; or it
-            ends, or is damaged, before step `until`, and anywhere without `until`.
+        BadInput: no log, one of other blocks or distributions, of other weights at step 0, or seeds of another
+            generator than this machine's; or it ends, or is damaged, before step `until`, and anywhere without `until`.
     """
     contents = seedlog_file.read(path)
-    contents.check_run(seedlog_file.head_of(contents.head["seed"], blocks, distributions))
+    head = seedlog_file.head_of(contents.head["seed"], blocks, distributions)
+    contents.check_run(head)
+    contents.check_base(head)
     moved = {}
     for k, block in blocks.items():
         moved[k] = masters_of(block, masters.get(k) if masters else None)
     steps = 0
     for move in contents.until(until):
-        gradient = Directional(distributions[move.group], move.terms, stream=contents.head["stream"])
+        gradient = Directional(distributions[move.group], move.terms)  # of this generator, as is checked above
         descend(moved[move.group], gradient, move.lr, move.weight_decay)
         steps = move.step + 1
     for k, block in blocks.items():

@@ -1,21 +1,26 @@
 """What the file of a seed log holds: the head that binds it to a run, and entries in a chain of checksums.
 
-The file is one line of JSON that says what the seeds are bound to (generator, distribution, number of parameters), then
-entries of fixed size; a last entry that is cut off is left out.
+The file is one line of JSON that says what the seeds are bound to (generator, distribution, shapes of parameters) and
+what the weights at step 0 were (a hash), then entries of fixed size; a last entry that is cut off is left out. The
+portable generator makes the same bits everywhere, so that such a log replays on any machine; torch's is named with
+device, torch version and instruction set, and another one is refused.
 
 Each entry ends with a checksum, the CRC-32 of its bytes continued from the checksum of the entry before it, the first
 from that of the line of JSON: what was changed, removed, doubled or swapped breaks the chain there. Logs of format 1,
 written before there were checksums, can be replayed, not continued.
 """
 
+import hashlib
 import json
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
+
+import torch
 
 from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
@@ -31,7 +36,8 @@ ENTRY = struct.Struct(BODY.format + "I")
 """A body and its checksum; 38 bytes. Entries of format 1 are bodies alone."""
 
 Head = dict[str, Any]
-"""The line of JSON: format, seed of the run, stream (generator), and what is bound to each group by its number."""
+"""The line of JSON: format, seed of the run, stream (generator), base (`fingerprint` of the weights at step 0, which
+older logs lack), and what is bound to each group by its number."""
 
 
 @dataclass(frozen=True)
@@ -79,12 +85,31 @@ class Contents:
             raise too_short(self.path, steps, step)
         return self.moves[: step * groups]
 
+    def check_base(self, head: Head) -> None:
+        """Refuse to replay the log from other weights than those of its step 0.
+
+        Raises:
+            BadInput: `head` is of others.
+        """
+        if self.head.get("base") not in (None, head["base"]):
+            raise BadInput(
+                f"{self.path} starts from other weights than these: give the model that its run began with, in the "
+                "same number format"
+            )
+
     def check_run(self, head: Head) -> None:
         """Refuse to go on in the log, or to replay it, with seeds that are bound to something else.
 
         Raises:
             BadInput: the log is of another generator, seed, distribution, or shape of parameters than `head`.
         """
+        kinds = [group.get("generator", "torch") for group in self.head["groups"].values()]
+        here = [group.get("generator", "torch") for group in head["groups"].values()]
+        if kinds != here:
+            raise BadInput(
+                f"{self.path}: its directions are of generator {', '.join(kinds)}, these of {', '.join(here)}: use "
+                "distributions of the same"
+            )
         if self.head["stream"] != head["stream"]:
             raise BadInput(
                 f"{self.path}: its seeds are of generator {self.head['stream']}, this is {head['stream']}: replay it "
@@ -103,12 +128,27 @@ class Contents:
 
 def head_of(seed: int, blocks: Mapping[int, Block], distributions: Mapping[int, Distribution]) -> Head:
     """What the seeds of a run are bound to."""
-    groups = {}
+    groups: dict[str, dict[str, Any]] = {}
     for k, block in blocks.items():
         shapes, dtype = list(map(list, block.shapes)), str(block.params[0].dtype)
         groups[str(k)] = {"distribution": repr(distributions[k]), "shapes": shapes, "dtype": dtype}
+        if distributions[k].generator != "torch":
+            groups[str(k)]["generator"] = distributions[k].generator
     device = next(iter(blocks.values())).params[0].device
-    return {"format": FORMAT, "seed": seed, "stream": stream_name(device), "groups": groups}
+    streams = {stream_name(device, distributions[k].generator) for k in blocks}
+    streams.discard(stream_name(device, "portable"))  # which binds to nothing
+    stream = streams.pop() if streams else stream_name(device, "portable")
+    return {"format": FORMAT, "seed": seed, "stream": stream, "base": fingerprint(blocks.values()), "groups": groups}
+
+
+def fingerprint(blocks: Iterable[Block]) -> str:
+    """SHA-256 of the weights as they stand: shapes, number formats and bytes."""
+    digest = hashlib.sha256()
+    for block in blocks:
+        for p in block.params:
+            digest.update(f"{tuple(p.shape)} {p.dtype} ".encode())
+            digest.update(p.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def line_of(head: Head) -> bytes:

@@ -12,7 +12,7 @@ from torch import Tensor
 from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
 from smoothlab.zeroth.distributions import Distribution
-from smoothlab.zeroth.rng import Mixture, Piece, Seed, Stream, Terms, stream_name
+from smoothlab.zeroth.rng import Mixture, Piece, Seed, Stream, Terms, add_scaled, stream_name
 from smoothlab.zeroth.scaled import Known
 
 
@@ -74,9 +74,11 @@ class Directional:
             if anchor is not None:
                 numbers = numbers + anchor[piece.start : piece.stop]
             if target.dtype == numbers.dtype:
-                target.add_(numbers, alpha=scale)
+                add_scaled(target, numbers, scale, self.distribution.generator)
             else:
-                target.copy_(target.to(numbers.dtype).add_(numbers, alpha=scale))
+                wide = target.to(numbers.dtype)
+                add_scaled(wide, numbers, scale, self.distribution.generator)
+                target.copy_(wide)
 
         with torch.no_grad():
             if single and self.terms[0][0] in self.kept:
@@ -89,7 +91,7 @@ class Directional:
                     p.data.copy_(flat.view(p.shape))
 
     def _check_generator(self, block: Block) -> None:
-        here = stream_name(block.params[0].device)
+        here = stream_name(block.params[0].device, self.distribution.generator)
         if self.stream not in ("", here) and not self._in_memory:
             raise BadInput(
                 f"the gradient's seeds are of generator {self.stream}, this is {here}: its directions cannot be drawn "
@@ -104,7 +106,8 @@ class Directional:
         if not self._in_memory:
             return Mixture(self.distribution, block, self.terms)
         # `Known` counts its directions by seeds (j,).
-        kept = Known(tuple(self.kept[seed] for seed, _ in self.terms))
+        vectors = tuple(self.kept[seed] for seed, _ in self.terms)
+        kept = Known(vectors, generator=self.distribution.generator)  # which decides how sums are rounded
         return Mixture(kept, block, tuple(((j,), c) for j, (_, c) in enumerate(self.terms)))
 
     def _anchors(self, block: Block) -> Sequence[Tensor | None]:

@@ -11,7 +11,7 @@ materialized unless asked for, and applied in place. Its exact mean and second m
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field, replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -24,7 +24,7 @@ from smoothlab.zeroth.closures import check_same, check_written, evaluate, meeti
 from smoothlab.zeroth.directional import Directional
 from smoothlab.zeroth.distributions import Distribution, Gaussian
 from smoothlab.zeroth.perturbation import Perturbation
-from smoothlab.zeroth.rng import Piece, Seed, Terms, stream_name
+from smoothlab.zeroth.rng import GeneratorName, Piece, Seed, Terms, check_generator, stream_name
 from smoothlab.zeroth.scaled import Known
 
 Sides = Literal[1, 2]
@@ -100,6 +100,8 @@ class ZerothOrder:
         keep: keep the directions of a step in memory (one more copy of the block each) instead of drawing them again.
         layers: the module that the loss runs; weights are then never copied as a whole, but one layer's at a time
             inside its forward call. Without it the block is moved by pointing its parameters at a copy.
+        generator: where the directions' numbers come from: "torch", or "portable" (the same bits on every machine and
+            torch version, so that a seed log replays anywhere); by default the distribution's own.
         dtype: number format of the moved weights, that of the block by default; torch.float32 lets steps through that
             16 bits would round away, for models that compute in float32 (`smoothlab.llm.compute`).
     """
@@ -112,9 +114,13 @@ class ZerothOrder:
     keep: bool = False
     layers: nn.Module | None = field(default=None, compare=False, repr=False)
     dtype: torch.dtype | None = field(default=None, repr=False)
+    generator: InitVar[GeneratorName | None] = None
     _perturbations: dict[Block, Perturbation] = field(default_factory=dict, init=False, compare=False, repr=False)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, generator: GeneratorName | None) -> None:
+        if generator is not None:
+            object.__setattr__(self, "distribution", replace(self.distribution, generator=generator))
+        check_generator(self.distribution.generator)
         if not 0 < self.mu < float("inf"):
             raise BadInput(f"mu = {self.mu}: use a step above 0, e.g. 1e-3")
         if self.sides not in (1, 2):
@@ -165,9 +171,11 @@ class ZerothOrder:
         """
         if isinstance(seed, int):
             seed = (seed,)
-        distribution, stream = self.distribution, stream_name(block.params[0].device)
+        distribution = self.distribution
+        stream = stream_name(block.params[0].device, distribution.generator)
         if directions is not None:
-            distribution, stream = Known(tuple(directions)), ""  # they are bound to no generator
+            known = Known(tuple(directions), generator=distribution.generator)
+            distribution, stream = known, ""  # they are bound to no generator
         frame = self._frame(block, seed, directions)
         perturbation = self._perturbation(block)
         if perturbation.realized_fraction is None:

@@ -7,9 +7,10 @@ is the sum over the partitions of its factors z_i into blocks of even size, of t
     Rademacher, sparse  independent entries: k_n(i, ..., l) = c_n 1{i = ... = l}, with c_2 = 1, c_4 = m_4 - 3,
                         c_6 = m_6 - 15 m_4 + 30, c_8 = m_8 - 28 m_6 - 35 m_4^2 + 420 m_4 - 630 from m_n = E z_i^n.
     low rank            Z = sum_k u_k w_k' / sqrt(r) has r independent terms, so k_2n = r^(1 - n) k_2n(u w'). Moments of
-                        u w' are sums over a pairing p of the rows times a pairing p' of the columns; p and p' together
-                        make loops, and what is not a product of others, the cumulant, is the sum over those (p, p')
-                        that make a single loop. Tensors are independent of each other.
+                        u w' are sums over a partition p of the rows times a partition p' of the columns, weighted by
+                        the cumulants of u and of w of their blocks' sizes (normal ones: pairings alone). What is not a
+                        product of others, the cumulant, is the sum over those (p, p') that together connect all
+                        factors. Tensors are independent of each other.
     sphere              z = sqrt(d) g / ||g|| with g Gaussian, and ||g|| is independent of z: the Gaussian's moment of
                         order 2n times d^n / (d (d + 2) ... (d + 2n - 2)).
     coordinate          z = +-sqrt(d) e_j: E z_i ... z_l = d^(n - 1) 1{i = ... = l} at order 2n.
@@ -36,13 +37,18 @@ Blocks = tuple[tuple[int, ...], ...]  # a partition of range(n)
 
 
 class Index(NamedTuple):
-    """Name of an index: all entries of z if `tensor` is -1, else row and column in that matrix."""
+    """Name of an index: all entries of z if `tensor` is -1, else row and column in that matrix.
+
+    A tensor that is no matrix is one column.
+    """
 
     tensor: int
     row: int
     column: int
 
 
+Term = tuple[float, dict[int, Index]]
+"""A weight, and the name of each of its factors' indices."""
 Names = tuple[tuple[Index, ...], ...]  # of the indices of each factor, the free one last
 
 
@@ -58,7 +64,7 @@ class Cumulants(NamedTuple):
         fourth: c_4.
         sixth: c_6.
         eighth: c_8.
-        rank: of matrices Z = U W' / sqrt(rank), which other tensors are independent of; 0: no tensor is such a matrix.
+        rank: of matrices Z = U W' / sqrt(rank), U and W of such entries; 0: no tensor is such a matrix.
     """
 
     fourth: float = 0.0
@@ -70,6 +76,10 @@ class Cumulants(NamedTuple):
     def of_moments(cls, m4: float, m6: float, m8: float) -> "Cumulants":
         """From the moments E z_i^4, E z_i^6 and E z_i^8 of independent entries, symmetric about 0, of variance 1."""
         return cls(m4 - 3, m6 - 15 * m4 + 30, m8 - 28 * m6 - 35 * m4**2 + 420 * m4 - 630)
+
+    def of_order(self, order: int) -> float:
+        """c_2 = 1, c_4, c_6 or c_8."""
+        return (1.0, self.fourth, self.sixth, self.eighth)[order // 2 - 1]
 
 
 def from_cumulants(cumulants: Cumulants, shapes: Shapes, factors: Sequence[Array], *, free: bool) -> Array:
@@ -106,28 +116,36 @@ def _terms(cumulants: Cumulants, shapes: Shapes, orders: tuple[int, ...], free: 
     order = sum(orders) + free
     if order > 8:
         raise BadInput(f"moments of order {order} of directions are not worked out: at most 8 are")
-    constants = {2: 1.0, 4: cumulants.fourth, 6: cumulants.sixth, 8: cumulants.eighth}
-    matrices = [t for t, shape in enumerate(shapes) if len(shape) == 2]
     terms: Counter[Names] = Counter()
     for blocks in _partitions(tuple(range(order))):
-        weight, options = 1.0, []
+        options = []
         for number, block in enumerate(blocks):
             start = number * order  # no block has more names than that, so that those of two blocks differ
-            if len(block) > 2 and cumulants.rank:
-                # Tensors are independent, so that a cumulant has all of its indices in one matrix.
-                weight *= float(cumulants.rank) ** (1 - len(block) // 2)
-                options.append([loop for t in matrices for loop in _loops(block, t, start)])
-            else:
-                weight *= constants[len(block)]
-                options.append([dict.fromkeys(block, Index(-1, start, 0))])
-        if weight == 0.0:
-            continue
+            options.append(_cumulant(cumulants, shapes, block, start))
         for choice in product(*options):
+            weight = 1.0
             at: dict[int, Index] = {}
-            for indices in choice:
+            for factor, indices in choice:
+                weight *= factor
                 at |= indices
             # A counter of floats: equal contractions add up.
             terms[_canonical(at, orders, free)] += weight  # type: ignore[assignment]
+    return terms
+
+
+def _cumulant(cumulants: Cumulants, shapes: Shapes, block: tuple[int, ...], start: int) -> list[Term]:
+    """The joint cumulant of a block of indices as a sum of terms, each a weight and names from number `start` on."""
+    if len(block) == 2 or not cumulants.rank:
+        constant = cumulants.of_order(len(block))
+        return [(constant, dict.fromkeys(block, Index(-1, start, 0)))] if constant else []
+    # Tensors are independent, so that a cumulant has all of its indices in one tensor.
+    terms: list[Term] = []
+    for t, shape in enumerate(shapes):
+        if len(shape) == 2:
+            scale = float(cumulants.rank) ** (1 - len(block) // 2)
+            terms += [(scale * weight, names) for weight, names in _connected(cumulants, block, t, start)]
+        elif cumulants.of_order(len(block)):
+            terms.append((cumulants.of_order(len(block)), dict.fromkeys(block, Index(t, start, start))))
     return terms
 
 
@@ -148,28 +166,26 @@ def _partitions(items: tuple[int, ...]) -> tuple[Blocks, ...]:
 
 
 @cache
-def _loops(block: tuple[int, ...], tensor: int, start: int) -> tuple[dict[int, Index], ...]:
-    """Names of the block's indices for each pair of pairings, of rows and of columns, that makes a single loop."""
-    pairings = [p for p in _partitions(block) if len(p) == len(block) // 2]
-    loops = []
-    for rows, columns in product(pairings, pairings):
-        row: dict[int, int] = {}
-        column: dict[int, int] = {}
-        row_partner: dict[int, int] = {}
-        column_partner: dict[int, int] = {}
-        for k, ((a, b), (c, d)) in enumerate(zip(rows, columns, strict=True), start):
-            row |= {a: k, b: k}
-            column |= {c: k, d: k}
-            row_partner |= {a: b, b: a}
-            column_partner |= {c: d, d: c}
-        # Along a row's pair, then along a column's, until the start: other loops are products of cumulants.
-        length, position = 0, block[0]
-        while length == 0 or position != block[0]:
-            position = column_partner[row_partner[position]]
-            length += 2
-        if length == len(block):
-            loops.append({i: Index(tensor, row[i], column[i]) for i in block})
-    return tuple(loops)
+def _connected(cumulants: Cumulants, block: tuple[int, ...], tensor: int, start: int) -> tuple[Term, ...]:
+    """The cumulant of a block of entries of u w': pairs of partitions, of rows and of columns, that connect all."""
+    weighted = []
+    for partition in _partitions(block):
+        weight = prod(cumulants.of_order(len(part)) for part in partition)
+        if weight:
+            weighted.append((weight, partition))
+    terms = []
+    for (row_weight, rows), (column_weight, columns) in product(weighted, weighted):
+        joined, rest = {block[0]}, [set(part) for part in (*rows, *columns)]
+        # What shares a row or a column with those that are joined joins them, until nothing does.
+        while near := [part for part in rest if not joined.isdisjoint(part)]:
+            joined = joined.union(*near)
+            rest = [part for part in rest if part not in near]
+        if len(joined) < len(block):  # a product of cumulants
+            continue
+        row = {i: k for k, part in enumerate(rows, start) for i in part}
+        column = {i: k for k, part in enumerate(columns, start) for i in part}
+        terms.append((row_weight * column_weight, {i: Index(tensor, row[i], column[i]) for i in block}))
+    return tuple(terms)
 
 
 def _canonical(at: dict[int, Index], orders: tuple[int, ...], free: bool) -> Names:
@@ -216,7 +232,8 @@ def _contracted(factors: Sequence[Array], names: Names, shapes: Shapes) -> Array
                 continue
             # Entries of one matrix, by row and column: where z is in it, no other tensor's entries count.
             f = f.take(range(*starts[index.tensor : index.tensor + 2]), axis)
-            sides += shapes[index.tensor]
+            shape = shapes[index.tensor]
+            sides += shape if len(shape) == 2 else (prod(shape), 1)
         if indices:
             arguments += [f.reshape(sides), letters_of_f]
     if not names[-1]:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
-from smoothlab.zeroth.distributions import Distribution, Parts, Vector
+from smoothlab.zeroth import portable
+from smoothlab.zeroth.distributions import Distribution, Gaussian, Parts, Vector
 from smoothlab.zeroth.expectations import Cumulants, Shapes, entries
 from smoothlab.zeroth.rng import SHARED, Piece, Stream, chunk_of, cut
 
@@ -35,6 +36,11 @@ class LowRank(Distribution):
     def __post_init__(self) -> None:
         if self.rank != int(self.rank) or self.rank < 1:
             raise BadInput(f"rank {self.rank} of low-rank directions: use a whole number of at least 1")
+        if self.generator == "portable" and self.rank > portable.LARGEST_RANK:
+            raise BadInput(
+                f"rank {self.rank} of portable low-rank directions: use at most {portable.LARGEST_RANK}, up to which "
+                "U W' is exact in fp64 on every machine, or generator 'torch'"
+            )
         object.__setattr__(self, "rank", int(self.rank))
 
     def pieces(self, block: Block) -> list[Piece]:
@@ -51,19 +57,26 @@ class LowRank(Distribution):
         """U of the piece's rows times W', which every piece of the tensor draws alike."""
         p = stream.block.params[piece.tensor]
         if p.dim() != 2:
-            out.normal_(generator=stream.generator(piece.tensor, piece.number))
+            stream.draws(piece).normal_(out)
             return
-        n = p.shape[1]
-        # W is drawn before U: a thread has one generator, which each call of `generator` seeds anew.
-        w = out.new_empty(n, self.rank).normal_(generator=stream.generator(piece.tensor, SHARED))
-        u = out.new_empty(len(out) // n, self.rank)
-        u.normal_(generator=stream.generator(piece.tensor, piece.number))
-        torch.mm(u, w.T, out=out.view(-1, n)).mul_(self.rank**-0.5)
+        n, row, rows, r = p.shape[1], piece.start // p.shape[1], len(out) // p.shape[1], self.rank
+        exact = self.generator == "portable"
+        dtype = torch.float64 if exact else out.dtype
+        # W is drawn before U: a thread has one generator of torch's, which each call of `draws` seeds anew.
+        w = stream.draws(Piece(piece.tensor, SHARED, 0, n * r)).normal_(out.new_empty(n * r, dtype=dtype))
+        of_rows = Piece(piece.tensor, piece.number, row * r, (row + rows) * r)
+        u = stream.draws(of_rows).normal_(out.new_empty(rows * r, dtype=dtype))
+        if exact:
+            portable.low_rank(u.view(rows, r), w.view(n, r), out.view(rows, n))
+        else:
+            torch.mm(u.view(rows, r), w.view(n, r).T, out=out.view(rows, n)).mul_(r**-0.5)
 
     def fill_replicas(
         self, out: Tensor, scratch: Tensor, generator: torch.Generator, shape: tuple[int, ...] = ()
     ) -> None:
         """U W' / sqrt(rank) where the tensor is a matrix; elsewhere Gaussian directions."""
+        if self.generator == "portable":
+            return super().fill_replicas(out, scratch, generator, shape)
         if len(shape) != 2:
             out.copy_(scratch.normal_(generator=generator))
             return
@@ -74,19 +87,21 @@ class LowRank(Distribution):
         out.view(*sizes, m, n).copy_(u @ w.mT).mul_(self.rank**-0.5)
 
     def cumulants(self) -> Cumulants:
-        """The Gaussian's, and those of matrices, see `smoothlab.zeroth.expectations`."""
-        return Cumulants(rank=self.rank)
+        """Those of the entries of U, of W and of other tensors, see `smoothlab.zeroth.expectations`."""
+        return Gaussian(generator=self.generator).cumulants()._replace(rank=self.rank)
 
     def second_moment(self, shapes: Shapes, parts: Parts = None, gradient: Vector = None) -> tuple[float, float]:
         """sum_t (||g_t||^2 / ||g||^2) e_t with e_t = d + 2 + 2 (m_t + n_t + 1)/r for matrices [m_t, n_t], else d + 2.
 
         Rows pair in 3 ways and columns in 3; equal pairings give mn + 2, the 6 unequal ones 2m + 2n + 2 over r; other
-        tensors add their d_s, being independent.
+        tensors add their d_s, being independent. Entries of fourth cumulant c (portable ones) add
+        (c (m_t + n_t + 4) + c^2)/r for matrices, where all four of a row or of a column are one entry, and c elsewhere.
         """
-        extra = np.full(len(shapes), 2.0)
+        c = self.cumulants().fourth
+        extra = np.full(len(shapes), 2.0 + c)
         for t, shape in enumerate(shapes):
             if len(shape) == 2:
-                extra[t] += 2 * (sum(shape) + 1) / self.rank
+                extra[t] = 2 + (2 * (sum(shape) + 1) + c * (sum(shape) + 4) + c**2) / self.rank
         if gradient is not None and parts is None:
             ends = np.cumsum([*map(prod, shapes)])[:-1]
             parts = [float(g @ g) for g in np.split(gradient, ends)]
@@ -109,7 +124,7 @@ class LowRank(Distribution):
                 f"the second moment of {self.name} directions on matrices is no combination of gg', ||g||^2 I and "
                 "diag(gg'): use Gaussian directions, or find the largest stable rate by trying"
             )
-        return 1.0, 3.0
+        return 1.0, 3 + self.cumulants().fourth
 
     def sixth_moment_of_length(self, shapes: Shapes) -> float:
         """E ||z||^6 of one tensor; of a matrix Z = U W'/sqrt(r) it is E (tr A B)^3/r^3, A = U'U and B = W'W.
@@ -120,8 +135,10 @@ class LowRank(Distribution):
         E tr B^3 = N (n^2 + r^2 + 3 (n r + n + r) + 4).
 
         Raises:
-            BadInput: there are several tensors.
+            BadInput: there are several tensors, or the numbers are the table's.
         """
+        if self.generator == "portable":
+            raise BadInput(f"E ||z||^6 of portable {self.name} directions is not worked out: use generator 'torch'")
         if len(shapes) > 1:
             raise BadInput(f"E ||z||^6 of {self.name} directions on several tensors is not worked out: use one tensor")
         if len(shapes[0]) != 2:

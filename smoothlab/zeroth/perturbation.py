@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from smoothlab.blocks import Block, Loss, standing_at
 from smoothlab.errors import BadInput
 from smoothlab.zeroth.distributions import Distribution
-from smoothlab.zeroth.rng import Mixture, Piece, Seed, Stream, Terms
+from smoothlab.zeroth.rng import Mixture, Piece, Seed, Stream, Terms, add_scaled
 
 LEAST_FRACTION, ENOUGH_FRACTION = 0.5, 0.95  # of mu z that rounding must let through, and that makes a step sensible
 
@@ -246,7 +246,7 @@ class Perturbation:
             return self.kept[seed]
         total = self.kept[seed] * weight
         for seed, weight in direction[1:]:
-            total.add_(self.kept[seed], alpha=weight)
+            add_scaled(total, self.kept[seed], weight, distribution.generator)
         return total
 
     @contextmanager

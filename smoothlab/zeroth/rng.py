@@ -1,10 +1,14 @@
 """Streams: the numbers of a random direction v on a block, piece by piece.
 
 A direction is a distribution and a seed, nothing else: O(1) memory, O(1) to send. Its numbers come in pieces of at most
-CHUNK entries of one tensor. The generator of a piece is seeded by (seed, tensor, piece), so a piece can be drawn at any
-time, in any order and by any thread, and equal-shaped tensors get different noise. The bits are those of one kind of
-generator: torch's differ between devices, between versions, and on a CPU between instruction sets; `stream_name` says
-which one is in use, for records and seed logs.
+CHUNK entries of one tensor, each drawn at any time, in any order and by any thread; equal-shaped tensors get different
+noise. There are two generators of them:
+
+    torch       torch's own, seeded by (seed, tensor, piece); its bits differ between devices, between torch versions,
+                and on a CPU between instruction sets.
+    portable    the bits of `smoothlab.zeroth.portable`, which are the same everywhere.
+
+`stream_name` says which one is in use, for records and seed logs.
 """
 
 import os
@@ -13,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import chain, pairwise
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Literal, NamedTuple, Protocol, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -21,7 +25,9 @@ from torch import Tensor
 
 from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
+from smoothlab.zeroth import portable
 
+GeneratorName = Literal["torch", "portable"]
 Seed = tuple[int, ...]
 Terms = tuple[tuple[Seed, float], ...]
 """(seed, weight) pairs: a direction made of a distribution's, or a gradient."""
@@ -42,8 +48,20 @@ class Piece(NamedTuple):
     stop: int
 
 
-def stream_name(device: torch.device | str = "cpu") -> str:
-    """The generator that seeds are bound to: device, torch version and, on a CPU, its instruction set."""
+def check_generator(name: str) -> None:
+    """Refuse a generator that there is not.
+
+    Raises:
+        BadInput: its name is none of `GeneratorName`.
+    """
+    if name not in get_args(GeneratorName):
+        raise BadInput(f"generator '{name}' is unknown: use {' or '.join(get_args(GeneratorName))}")
+
+
+def stream_name(device: torch.device | str = "cpu", generator: GeneratorName = "torch") -> str:
+    """What seeds are bound to: for torch's generator device, torch version and, on a CPU, its instruction set."""
+    if generator == "portable":
+        return portable.NAME
     device, detail = torch.device(device), "philox"
     if device.type == "cpu":
         detail = torch.backends.cpu.get_cpu_capability()
@@ -66,8 +84,64 @@ def _generator(device: torch.device) -> torch.Generator:
     return known[device]
 
 
+class Draws(Protocol):
+    """Random numbers for one piece; each call takes numbers of its own, and returns the tensor [n] that it wrote to."""
+
+    def normal_(self, out: Tensor) -> Tensor:
+        """Write normal numbers."""
+
+    def signs_(self, out: Tensor) -> Tensor:
+        """Write 1 and -1, equally likely."""
+
+    def keep_(self, out: Tensor, density: float) -> Tensor:
+        """Keep each entry with this probability, set the others to 0."""
+
+
+_SIGN, _ONE = -(1 << 31), 0x3F800000  # the sign bit of an fp32 number, and the bits of 1.0
+
+
+class TorchDraws:
+    """Numbers of one of torch's generators, which goes on from call to call."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self._generator = generator
+
+    def normal_(self, out: Tensor) -> Tensor:
+        """Write normal numbers."""
+        return out.normal_(generator=self._generator)
+
+    def signs_(self, out: Tensor) -> Tensor:
+        """Each random bit, moved to the position of the sign, makes +-1.0."""
+        words = torch.empty(-(-len(out) // 64), dtype=torch.int64, device=out.device)
+        words.random_(-(1 << 63), None, generator=self._generator)
+        # Written in place where the bits are those of `out`: a copy would be one pass more.
+        fits = out.dtype == torch.float32 and len(out) % 64 == 0
+        if fits:
+            bits = out.view(torch.int32).view(-1, 32)
+        else:
+            bits = words.new_empty(2 * len(words), 32, dtype=torch.int32)
+        torch.bitwise_left_shift(words.view(torch.int32)[:, None], _shifts(out.device), out=bits)
+        bits.bitwise_and_(_SIGN).bitwise_or_(_ONE)
+        if not fits:
+            out.copy_(bits.view(torch.float32).view(-1)[: len(out)])
+        return out
+
+    def keep_(self, out: Tensor, density: float) -> Tensor:
+        """Keep entries whose uniform number is below the density."""
+        return out.mul_(torch.empty_like(out).uniform_(generator=self._generator) < density)
+
+
+@cache
+def _shifts(device: torch.device) -> Tensor:
+    return torch.arange(31, -1, -1, dtype=torch.int32, device=device)
+
+
 class Source(Protocol):
     """What a stream asks of a distribution of directions, see `smoothlab.zeroth.distributions.Distribution`."""
+
+    @property
+    def generator(self) -> GeneratorName:
+        """Where the numbers come from."""
 
     def pieces(self, block: Block) -> list[Piece]:
         """How the block is cut."""
@@ -97,8 +171,13 @@ class Stream:
         if min(self.seed, default=0) < 0 or max(self.seed, default=0) >= 1 << 32:
             raise BadInput(f"seed {self.seed} of block '{block.name}': use numbers from 0 to 2^32 - 1")
         # With the length in front, as SeedSequence takes (1,) and (1, 0) for the same seed.
-        state = np.random.SeedSequence([len(self.seed), *self.seed]).generate_state(4, np.uint32).tolist()
+        sequence = np.random.SeedSequence([len(self.seed), *self.seed])
+        state = sequence.generate_state(4, np.uint32).tolist()
         self._odd, self._shift, self.words = state[0] | 1, state[1], (state[2], state[3])
+        check_generator(distribution.generator)
+        self._key: portable.Key | None = None
+        if distribution.generator == "portable":
+            self._key = portable.Key(sequence.generate_state(5, np.uint64).tolist()[2:], self.device)
         self.scale = 1.0  # while the radius is measured, from the numbers themselves
         self.scale = distribution.radius(self)
 
@@ -107,12 +186,31 @@ class Stream:
         """Working precision of the numbers: fp64 for an fp64 block, else fp32."""
         return torch.promote_types(torch.float32, self.block.params[0].dtype)
 
+    def draws(self, piece: Piece) -> Draws:
+        """Random numbers for one piece, of the distribution's generator.
+
+        torch's goes by the number of the piece, the portable one by its start, so that it does not matter how a tensor
+        is cut. Piece SHARED of a tensor has numbers that no other piece has.
+        """
+        if self._key is None:
+            return TorchDraws(self.generator(piece.tensor, piece.number))
+        lane = portable.SHARED_LANE if piece.number == SHARED else 0
+        return portable.PortableDraws(self._key, piece.tensor, piece.start, lane)
+
     def generator(self, tensor: int, number: int) -> torch.Generator:
-        """The generator of one piece.
+        """torch's generator for one piece.
 
         torch's Mersenne twister takes 32 bits of a seed. (tensor, number) -> key is one-to-one within a direction, so
         no two of its pieces are the same; pieces of different directions coincide with probability 2^-32 each.
+
+        Raises:
+            BadInput: the numbers are to be portable, and torch's are not.
         """
+        if self._key is not None:
+            raise BadInput(
+                f"{type(self.distribution).__name__}.fill asks for torch's generator, whose numbers are not portable: "
+                "draw them by stream.draws(piece), or use generator 'torch'"
+            )
         key = ((tensor << 16 | number) * self._odd + self._shift) & 0xFFFFFFFF
         key = ((key ^ key >> 16) * 0x85EBCA6B) & 0xFFFFFFFF  # the finalizer of MurmurHash3: a bijection that mixes
         key = ((key ^ key >> 13) * 0xC2B2AE35) & 0xFFFFFFFF
@@ -177,8 +275,17 @@ class Mixture(Stream):
         if len(self._parts) > 1:
             scratch = torch.empty_like(out)
             for part, (_, weight) in zip(self._parts[1:], self.terms[1:], strict=True):
-                out.add_(part.fill(piece, scratch), alpha=weight)
+                add_scaled(out, part.fill(piece, scratch), weight, self.distribution.generator)
         return out
+
+
+def add_scaled(target: Tensor, numbers: Tensor, scale: float, generator: GeneratorName) -> None:
+    """target <- target + scale numbers, rounded alike on every machine if the numbers are."""
+    if generator == "portable":
+        # Some machines round the product and the sum at once, and others twice: here every machine rounds twice.
+        target.add_(numbers * scale)
+    else:
+        target.add_(numbers, alpha=scale)
 
 
 _starting = threading.Lock()

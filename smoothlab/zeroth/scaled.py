@@ -38,8 +38,7 @@ class Preconditioned(Distribution):
         scale = self.scales[piece.tensor].reshape(-1)
         if len(scale) > 1:
             scale = scale[piece.start : piece.stop]
-        out.normal_(generator=stream.generator(piece.tensor, piece.number))
-        out.mul_(scale)
+        stream.draws(piece).normal_(out).mul_(scale)
 
     def _check(self, shapes: Sequence[tuple[int, ...]]) -> None:
         """Refuse scales that do not fit tensors of these shapes."""
@@ -68,11 +67,14 @@ class Preconditioned(Distribution):
                 # The last axis is multiplied, which is moved there and back.
                 f = np.moveaxis(np.moveaxis(f, axis, -1) * scale, -1, axis)
             scaled.append(f)
-        value = Gaussian().expectation(shapes, scaled, free=free)
+        value = Gaussian(generator=self.generator).expectation(shapes, scaled, free=free)
         return value * scale if free else value
 
     def second_moment(self, shapes: Shapes, parts: Parts = None, gradient: Vector = None) -> tuple[float, float]:
-        """(tr S^2 ||S g||^2 + 2 ||S^2 g||^2) / ||g||^2, from g or, where S is one number a tensor, from its norms."""
+        """(tr S^2 ||S g||^2 + (2 + c) ||S^2 g||^2) / ||g||^2, from g or, where S is one number a tensor, its norms.
+
+        c is the fourth cumulant of an entry of z / S, 0 for normal ones.
+        """
         if gradient is not None:
             s2, g2 = self.covariance(shapes), gradient**2
             trace = s2.sum()
@@ -83,7 +85,8 @@ class Preconditioned(Distribution):
         else:
             raise BadInput(f"the variance of {self.name} directions depends on the gradient: give gradient")
         total, aligned = g2.sum(), s2**2 @ g2
-        return float((trace * (s2 @ g2) + 2 * aligned) / total), float(aligned / total)
+        fourth = Gaussian(generator=self.generator).cumulants().fourth
+        return float((trace * (s2 @ g2) + (2 + fourth) * aligned) / total), float(aligned / total)
 
     def fourth_moments(self, shapes: Shapes) -> tuple[float, float]:
         """They differ between entries.

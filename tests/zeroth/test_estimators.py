@@ -28,7 +28,7 @@ from smoothlab.zeroth.estimators import ZerothOrder
 from smoothlab.zeroth.low_rank import LowRank
 from smoothlab.zeroth.moments import Taylor, control_variate, mean, second_moment
 from smoothlab.zeroth.perturbation import Perturbation, stream_of
-from smoothlab.zeroth.rng import Stream, stream_name
+from smoothlab.zeroth.rng import Stream, TorchDraws, stream_name
 from smoothlab.zeroth.scaled import Preconditioned
 from tests.cases import ESTIMATORS, Polynomial, Shapes, moved
 from tests.mutations import mutate
@@ -477,20 +477,22 @@ MUTATIONS: dict[str, tuple[tuple[Any, str], str, str, Check]] = {
         (Stream, "__init__"), "*self.seed", "self.seed[-1]", lambda: check_seeds("two-sided gaussian", 0)
     ),
     "a stuck bit": (
-        (Rademacher, "fill"), ".bitwise_or_(_ONE)", ".bitwise_or_(_ONE | _SIGN)",
+        (TorchDraws, "signs_"), ".bitwise_or_(_ONE)", ".bitwise_or_(_ONE | _SIGN)",
         moments_of("one-sided rademacher", mu=2.0),
     ),
     "coordinates without a sign": (
         (Coordinate, "fill"), "1 - 2 * (stream.words[1] & 1)", "1", moments_of("one-sided coordinate", mu=2.0)
     ),
-    "coordinates without sqrt(d)": ((Coordinate, "fill"), " * dim**0.5", "", moments_of("two-sided coordinate", d=2)),
+    "coordinates without sqrt(d)": (
+        (Coordinate, "fill"), " * _POWERS[self.generator](dim, 0.5)", "", moments_of("two-sided coordinate", d=2)
+    ),
     "never the last coordinate": (
         (Coordinate, "fill"), "% dim", "% (dim - 1)", moments_of("two-sided coordinate", d=3)
     ),
     "sparse with another factor": ((Sparse, "fill"), "-0.5", "0.5", moments_of("two-sided sparse")),
-    "sparse that keeps all": ((Sparse, "fill"), "< self.density", "< 1.0", moments_of("two-sided sparse", n=600)),
-    "no mask": ((Preconditioned, "fill"), "out.mul_(scale", "(scale", moments_of("two-sided masked", d=3)),
-    "no scale": ((Preconditioned, "fill"), "out.mul_(scale", "(scale", moments_of("two-sided preconditioned")),
+    "sparse that keeps all": ((TorchDraws, "keep_"), "< density", "< 1.0", moments_of("two-sided sparse", n=600)),
+    "no mask": ((Preconditioned, "fill"), ".mul_(scale)", "", moments_of("two-sided masked", d=3)),
+    "no scale": ((Preconditioned, "fill"), ".mul_(scale)", "", moments_of("two-sided preconditioned")),
     "low rank with another factor": (
         (LowRank, "fill"), "-0.5", "0.5",
         lambda: check_moments("one-sided low rank", ((1, 1),), 2, 0.1, n=600),
@@ -510,7 +512,8 @@ MUTATIONS: dict[str, tuple[tuple[Any, str], str, str, Check]] = {
         lambda: check_scaling("kept", 0),
     ),
     "given directions are not used": (
-        CALL, "Known(tuple(directions))", "self.distribution", lambda: check_given("kept", 0)
+        CALL, "Known(tuple(directions), generator=distribution.generator)", "self.distribution",
+        lambda: check_given("kept", 0),
     ),
     "the value is not used": (
         CALL, "center = value", "center = None", lambda: check_evaluations("one-sided gaussian", 0)
@@ -523,7 +526,8 @@ MUTATIONS: dict[str, tuple[tuple[Any, str], str, str, Check]] = {
         lambda: [check_modes("kept", s) for s in range(3)][0],
     ),
     "kept directions without their weights": (
-        (Perturbation, "_known"), "alpha=weight", "alpha=1.0", lambda: check_modes("orthogonal", 0)
+        (Perturbation, "_known"), "self.kept[seed], weight", "self.kept[seed], 1.0",
+        lambda: check_modes("orthogonal", 0),
     ),
     "added without alpha": (
         (Directional, "add_to"), "alpha * coefficient", "coefficient",
@@ -534,7 +538,7 @@ MUTATIONS: dict[str, tuple[tuple[Any, str], str, str, Check]] = {
         lambda: check_add_to("two-sided gaussian", 0, torch.float64),
     ),
     "rounded twice": (
-        (Directional, "add_to"), "target.copy_(target.to(numbers.dtype).add_(numbers, alpha=scale))",
+        (Directional, "add_to"), "target.copy_(wide)",
         "target.add_((scale * numbers).to(target.dtype))",
         lambda: [check_add_to("two-sided gaussian", s, torch.bfloat16) for s in range(20)][0],
     ),

@@ -244,7 +244,7 @@ def test_the_enumeration_sees_a_wrong_cumulant_radius_and_loop(monkeypatch: pyte
     with pytest.raises(AssertionError):
         test_moments_of_one_direction_are_those_of_the_enumeration("rademacher", 1, 2)
     monkeypatch.undo()
-    monkeypatch.setattr(expectations, "_loops", lambda *a: ())
+    monkeypatch.setattr(expectations, "_connected", lambda *a: ())
     expectations._terms.cache_clear()
     with pytest.raises(AssertionError):
         test_moments_of_one_direction_are_those_of_the_enumeration("low rank 1", 1, 2)

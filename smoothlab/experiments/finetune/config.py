@@ -94,6 +94,9 @@ class Training:
             computes anyway; 2: f(x + mu z) - f(x - mu z).
         distribution: distribution of the directions z. "sparse(0.25)" sets the share of entries that move (by
             default 0.1), "lowrank(2)" the rank (by default 4).
+        generator: where the numbers of the directions come from: torch, the device's own; portable, the same bits on
+            every device, instruction set and torch version, so that a seed log (--checkpoint log:FOLDER) replays
+            anywhere.
         steps: number of training steps; finetune may stop earlier, see --patience.
         batch: number of items in a minibatch, of all processes together.
         schedule: factor of all learning rates along the steps: constant 1, or from 1 to 0 on a line (linear) or half a
@@ -162,6 +165,7 @@ class Training:
     q: int = 1
     sides: Literal[1, 2] = 2
     distribution: DistributionName = "gaussian"
+    generator: Literal["torch", "portable"] = "torch"
     steps: int = 200
     batch: int = 16
     schedule: Literal["constant", "linear", "cosine"] = "constant"
@@ -243,6 +247,8 @@ class Training:
         from smoothlab.llm.models import file_identity
 
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in left_out}
+        if self.generator == "torch":  # checkpoints of before there were two do not name it
+            values.pop("generator", None)
         file = file_identity(self.model)
         if file is not None:
             # A checkpoint is of these very weights: a file of the same name with others is another run.

@@ -156,7 +156,7 @@ def unused(run: Training) -> list[str]:
     """A note on each option that was set and that the method does not use."""
     idle = set(Rates._fields) - set(used(run.method))
     if run.method not in ZEROTH:
-        idle |= {"q", "sides", "distribution"}
+        idle |= {"q", "sides", "distribution", "generator"}
     if run.method == "zo":
         idle |= {"optimizer"}
     result = []

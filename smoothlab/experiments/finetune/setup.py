@@ -304,7 +304,8 @@ def optimizer(
     """
     oracle = None
     if run.recipe.base == "zeroth":
-        oracle = ZerothOrder(mu=rates.mu, sides=run.sides, distribution=named(run.distribution), q=run.q)
+        distribution = named(run.distribution, generator=run.generator)
+        oracle = ZerothOrder(mu=rates.mu, sides=run.sides, distribution=distribution, q=run.q)
     # A classifier's head learns at the rate of the module beside it, and without a module at the base model's.
     defaults = dict.fromkeys(blocks, rates.eta_x) | {"peft": rates.eta_y}
     if run.recipe.module:

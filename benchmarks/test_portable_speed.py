@@ -1,0 +1,125 @@
+"""How fast portable directions are drawn on one core, against torch's own generator, seeded anew for each piece.
+
+`python -m benchmarks.test_portable_speed` writes benchmarks/results/speed_portable.jsonl; `make bench` runs it too. The
+calls alternate within one run: each repetition draws a piece of each kind once, and CPU time is what is compared. Where
+other processes share the caches, the median of the ratios and the ratio of the fastest calls differ; both are recorded.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+
+from benchmarks.timing import cpu_seconds, ratio_row
+from smoothlab.blocks import Block
+from smoothlab.records import Row, environment, load, run
+from smoothlab.zeroth.distributions import Distribution, Gaussian, Rademacher, Sparse
+from smoothlab.zeroth.low_rank import LowRank
+from smoothlab.zeroth.rng import CHUNK, GeneratorName
+
+TARGETS = {
+    ("gaussian", "torch gaussian"): 1.3,
+    ("rademacher", "torch gaussian"): 20.0,
+    ("rademacher", "torch rademacher"): None,
+    ("sparse(0.1)", "torch sparse(0.1)"): None,
+    ("lowrank(4)", "torch lowrank(4)"): None,
+}
+"""Portable directions, what they are compared with, and the least speedup that is aimed at."""
+
+
+@dataclass(frozen=True)
+class PortableSpeed:
+    """Speed of the portable generator.
+
+    Attributes:
+        repetitions: interleaved repetitions.
+    """
+
+    name: ClassVar[str] = "speed_portable"
+    unit: ClassVar[str] = "what"
+    repetitions: int = 200
+
+    def place(self, row: Row) -> int:
+        """One for all rows."""
+        return 0
+
+    def standing(self, rows: Sequence[Row | None]) -> list[Row]:
+        """Ratios belong to one run: a stopped one starts again."""
+        return []
+
+    def rows(self, done: Sequence[Row]) -> Iterator[Row]:
+        """The speedup of each kind of direction: the median of alternating calls, and that of the fastest ones."""
+        block = Block("x", (torch.nn.Parameter(torch.empty(512, CHUNK // 512)),))  # one piece
+        out = torch.empty(CHUNK)
+        seconds: dict[str, list[float]] = {}
+        ways: dict[str, Distribution] = {}
+        for name in ("torch", "portable"):
+            for distribution in _distributions(name):  # type: ignore[arg-type]
+                ways[f"{name} {distribution.name}".removeprefix("portable ")] = distribution
+        for way in ways:
+            _time(ways[way], block, out, 0)  # tables are made before the clock runs
+            seconds[way] = []
+        for repetition in range(self.repetitions):
+            for way in ways:
+                seconds[way].append(_time(ways[way], block, out, repetition))
+        told = {"unit": "times", "dim": CHUNK}
+        for (way, other), target in TARGETS.items():
+            ratios = [a / b for a, b in zip(seconds[other], seconds[way], strict=True)]
+            what = f"portable {way} over {other}"
+            yield ratio_row(f"speedup of {what}", ratios, seconds[way], target=target, **told)
+            fastest = [min(seconds[other]) / min(seconds[way])]
+            yield ratio_row(f"speedup of {what}, fastest calls", fastest, [min(seconds[way])], target=target, **told)
+
+
+def _distributions(generator: GeneratorName) -> list[Distribution]:
+    return [Gaussian(generator=generator), Rademacher(generator=generator), Sparse(generator=generator),
+            LowRank(generator=generator)]  # fmt: skip
+
+
+def _time(distribution: Distribution, block: Block, out: torch.Tensor, seed: int) -> float:
+    """CPU seconds to draw one piece of a new direction: a block has many pieces, and makes its stream once."""
+    stream = distribution.stream(block, (0, seed))
+    (piece,) = stream.pieces()
+    return cpu_seconds(lambda: stream.fill(piece, out))
+
+
+def measure(out: Path, repetitions: int = PortableSpeed.repetitions) -> list[dict[str, Any]]:
+    """Run, record, and return the rows."""
+    torch.set_num_threads(1)
+    told = environment(device="cpu", dtype="float32", threads=1)
+    with torch.no_grad():
+        told |= {"instructions": torch.backends.cpu.get_cpu_capability()}
+        run(PortableSpeed(repetitions), out, environment=told, overwrite=True)
+    return load(out).to_dict("records")  # type: ignore[return-value]
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows for reading."""
+    lines = []
+    for row in rows:
+        speed = row["dim"] / row["seconds"] / 1e6
+        lines.append(f"{row['what']:70s} {row['value']:6.2f} ({row['low']:.2f} to {row['high']:.2f}), {speed:.0f} M/s")
+    return "\n".join(lines)
+
+
+@pytest.mark.slow
+def test_the_portable_generator_is_faster_than_torchs(tmp_path: Path) -> None:
+    rows = {row["what"]: row["value"] for row in measure(tmp_path / "speed.jsonl")}
+    assert rows["speedup of portable gaussian over torch gaussian, fastest calls"] > 1
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repetitions", type=int, default=PortableSpeed.repetitions)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/speed_portable.jsonl"))
+    args = parser.parse_args()
+    print(table(measure(args.out, args.repetitions)))
+
+
+if __name__ == "__main__":
+    main()
