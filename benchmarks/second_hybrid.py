@@ -122,6 +122,37 @@ class Plan:
                         if method not in UNMEASURED:
                             self._record(f"{name}-{method}-curvature", self._curvature(name, method))
 
+    def starts(self, data: Sequence[str], seeds: Sequence[int]) -> None:
+        """Curvature of each module before its first step, where the base model's is the same under all methods."""
+        for name in data:
+            for seed in seeds:
+                for method in METHODS:
+                    if method not in UNMEASURED:
+                        self._record(f"{name}-{method}-start-{seed}", self._start(name, method, seed))
+
+    def _start(self, data: str, method: str, seed: int) -> Smoothness:
+        options = self._options(data, method, seed) | {"steps": 0}
+        return Smoothness(
+            **options, head="lm", train=1000, measure=("peft",), points=1, precision=0.1, path=False, optimizer="adam"
+        )
+
+    def start_table(self, data: Sequence[str]) -> Iterator[str]:
+        """Rows of Markdown: norms of the module's Hessian at the start, a minibatch a cell."""
+        yield "| data, method | Frobenius norm | spectral norm | gradient's norm |"
+        yield "| --- | --- | --- | --- |"
+        for name in data:
+            for method in METHODS:
+                names = [f"{name}-{method}-start-{seed}" for seed in SEEDS]
+                rows = [row for done in names if self._finished(done) for row in self._rows(done)]
+                cells: dict[str, list[str]] = {"frobenius": [], "spectral": [], "gradient": []}
+                for row in rows:
+                    if row["quantity"] in cells:
+                        cells[row["quantity"]].append(f"{row['value']:.3g} ({row['low']:.3g} to {row['high']:.3g})")
+                    if row["quantity"] == "frobenius":
+                        cells["gradient"].append(f"{row['grad_norm']:.3g}")
+                if rows:
+                    yield f"| {name}, {method} | {' | '.join(', '.join(values) for values in cells.values())} |"
+
     def table(self, data: Sequence[str]) -> Iterator[str]:
         """Rows of Markdown: what the runs that are made say."""
         yield "| data, method, seed | rates tried | chosen | dev at 0, best (step) | test | norms at 0, at the end |"
@@ -211,6 +242,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--points", type=int, default=3, help="measuring points of curvature along a run")
+    parser.add_argument("--starts", action="store_true", help="measure curvature at the start alone")
     parser.add_argument("--table", action="store_true", help="print what is measured, and measure nothing")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -218,7 +250,10 @@ def main() -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
     plan = Plan(args.data_dir, args.steps, args.batch, args.points)
     if args.table:
-        print("\n".join(plan.table(data)))
+        print("\n".join([*plan.table(data), "", *plan.start_table(data)]))
+        return
+    if args.starts:
+        plan.starts(data, args.seeds)
         return
     plan.make(data, args.methods, args.seeds)
 

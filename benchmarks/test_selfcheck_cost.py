@@ -96,7 +96,7 @@ class SelfcheckCost:
 
     name: ClassVar[str] = "speed_selfchecks"
     unit: ClassVar[str] = "what"
-    repetitions: int = 100
+    repetitions: int = 60
 
     def place(self, row: Row) -> int:
         """One for all rows."""

@@ -32,25 +32,30 @@ if TYPE_CHECKING:
     from smoothlab.records import load
     from smoothlab.stats.growth import GrowthFit, fit_growth
     from smoothlab.stats.growth_tests import growth_tests
+    from smoothlab.theory.coupled_edge import HybridGradient, coupled_edge, hybrid_gradient_norm_edge
+    from smoothlab.theory.edge import Edge, adam_edge, exact_edge, gradient_norm_edge, mean_square_edge
+    from smoothlab.theory.pathwise import pathwise_edge, run_edge
+    from smoothlab.theory.spectra import OuterMoment, Spectrum
     from smoothlab.trainer import Trainer
     from smoothlab.zeroth.control_variate import ControlVariate
     from smoothlab.zeroth.directional import Directional
     from smoothlab.zeroth.distributions import Coordinate, Distribution, Gaussian, Rademacher, Sparse, Sphere
     from smoothlab.zeroth.estimators import Estimator, ZerothOrder
     from smoothlab.zeroth.low_rank import LowRank
-    from smoothlab.zeroth.moments import Taylor, linear_factor, mean, second_moment
+    from smoothlab.zeroth.moments import Taylor, linear_factor, mean, outer_moment, second_moment
     from smoothlab.zeroth.scaled import Masked, Preconditioned
 
 __version__ = "0.2.0.dev0"
 __all__ = [
     "Algorithm1", "Barrier", "Block", "ControlVariate", "Coordinate", "Cosh", "DatasetHessian", "DatasetNorm",
-    "Directional", "Distribution", "Estimator", "ExactHessian", "Exponential", "FiniteDifferenceHessian",
-    "Gaussian", "GrowthFit", "HybridSGD", "HybridTrainer", "LowRank", "Masked", "NormEstimate", "Oscillating",
-    "Points", "Power", "Preconditioned", "Quadratic", "Rademacher", "SeedLog", "SmoothnessCallback",
-    "SmoothnessHook", "Sparse", "Sphere", "Taylor", "TraceEstimate", "Trainer", "ZerothOrder", "__version__",
-    "advise", "fit_growth", "fixed_loss", "frobenius", "gauss_newton_trace", "growth_tests", "linear_factor", "load",
-    "mean", "objective", "partition", "replay", "schedule", "second_moment",
-    "verify",
+    "Directional", "Distribution", "Edge", "Estimator", "ExactHessian", "Exponential", "FiniteDifferenceHessian",
+    "Gaussian", "GrowthFit", "HybridGradient", "HybridSGD", "HybridTrainer", "LowRank", "Masked", "NormEstimate",
+    "Oscillating", "OuterMoment", "Points", "Power", "Preconditioned", "Quadratic", "Rademacher", "SeedLog",
+    "SmoothnessCallback", "SmoothnessHook", "Sparse", "Spectrum", "Sphere", "Taylor", "TraceEstimate", "Trainer",
+    "ZerothOrder", "__version__", "adam_edge", "advise", "coupled_edge", "exact_edge", "fit_growth", "fixed_loss",
+    "frobenius", "gauss_newton_trace", "gradient_norm_edge", "growth_tests", "hybrid_gradient_norm_edge",
+    "linear_factor", "load", "mean", "mean_square_edge", "objective", "outer_moment", "partition", "pathwise_edge",
+    "replay", "run_edge", "schedule", "second_moment", "verify",
 ]  # fmt: skip
 
 _NAMES = {
@@ -76,6 +81,10 @@ _NAMES = {
     "records": "load",
     "stats.growth": "GrowthFit fit_growth",
     "stats.growth_tests": "growth_tests",
+    "theory.coupled_edge": "HybridGradient coupled_edge hybrid_gradient_norm_edge",
+    "theory.edge": "Edge adam_edge exact_edge gradient_norm_edge mean_square_edge",
+    "theory.pathwise": "pathwise_edge run_edge",
+    "theory.spectra": "OuterMoment Spectrum",
     "trainer": "Trainer",
     "zeroth.control_variate": "ControlVariate",
     "zeroth.directional": "Directional",
@@ -83,7 +92,7 @@ _NAMES = {
     "zeroth.estimators": "Estimator ZerothOrder",
     "zeroth.low_rank": "LowRank",
     "zeroth.scaled": "Masked Preconditioned",
-    "zeroth.moments": "Taylor linear_factor mean second_moment",
+    "zeroth.moments": "Taylor linear_factor mean outer_moment second_moment",
 }
 """Public names by the module that they are loaded from."""
 _MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}

@@ -27,6 +27,7 @@ from smoothlab.experiments.estimators.experiment import Estimators
 from smoothlab.experiments.finetune.experiment import Finetune
 from smoothlab.experiments.finetune.options import check_renamed
 from smoothlab.experiments.fit.experiment import Fit
+from smoothlab.experiments.positionals import files_first
 from smoothlab.experiments.quadratic.experiment import QuadraticExample
 from smoothlab.experiments.rates.experiment import Rates
 from smoothlab.experiments.smoothness import Smoothness
@@ -38,6 +39,8 @@ EXPERIMENTS: dict[str, type[Any]] = {
     "smoothness": Smoothness, "estimators": Estimators, "quadratic": QuadraticExample, "rates": Rates,
     "finetune": Finetune, "advise": Advise,
 }  # fmt: skip
+READERS = ("fit", "plot", "report")
+"""Subcommands whose positional words are record files."""
 SUMMARIZED = ("quadratic", "rates", "finetune", "advise")
 """Experiments of which a summary is printed after the run."""
 SUMMARIES = {"advise": "advise"}
@@ -73,6 +76,8 @@ def parse(argv: list[str]) -> Command:
     commands |= {"fit": fit, "plot": plot, "report": report, "audit": audit, "verify": verify, "demo": demo}
     for name, command in commands.items():
         commands[name] = _with_checked_paths(command)
+    if argv and argv[0] in READERS:
+        argv = files_first(argv, commands[argv[0]])
     complaint = io.StringIO()
     try:
         # tyro draws a box over many lines on stderr, of which one line is made.

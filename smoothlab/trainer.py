@@ -155,6 +155,15 @@ class Trainer:
             return 1 - progress
         return (1 + math.cos(math.pi * progress)) / 2
 
+    @property
+    def rates(self) -> dict[str, float]:
+        """Learning rates by group, those of the schedule's factor 1; the next updates take what is set here."""
+        return dict(self._rates)
+
+    @rates.setter
+    def rates(self, rates: Mapping[str, float]) -> None:
+        self._rates = {**self._rates, **rates}
+
     def update(self) -> float:
         """One step of the optimizer on minibatch `step`; the loss before it.
 
@@ -335,6 +344,7 @@ class Trainer:
             "first_loss": self.first_loss,
             "losses": list(self.losses),
             "measured": self._measured,
+            "rates": self.rates,
             "weights": {name: p.detach() for name, p in self._held().items()},
             "allocator": {} if self.allocator is None else self.allocator.state(self.model),
             "optimizer": self.optimizer.state_dict(masters=self.log is None),
@@ -348,6 +358,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.first_loss = state["step"], state["first_loss"]
         self.losses, self._measured = list(state["losses"]), state["measured"]
+        self.rates = state.get("rates", {})  # checkpoints of before 0.2 have none: rates stood still
 
     def _parts(self, step: int, function: Callable[[Any, Any], Any] | None = None) -> list[Loss]:
         """The loss of each part of minibatch `step`, or another function of the model and the part."""

@@ -36,7 +36,7 @@ def b1_ratios(f: FiniteSum, z: Tensor, seed: int = 0) -> dict[str, Array]:
         "|f(z + s) - f(z) - <grad f(z), s>| <= ||s||_D^2/2": rise / (far**2 / 2),
     }
     # Where the gradient vanishes so does the ellipsoid, and quotients are rounding.
-    return {what: np.where(G > 1e-6, ratio, np.nan) for what, ratio in ratios.items()}
+    return {inequality: np.where(G > 1e-6, ratio, np.nan) for inequality, ratio in ratios.items()}
 
 
 def flow_ratios(f: FiniteSum, z: Tensor) -> dict[str, Array]:
@@ -70,7 +70,7 @@ def hessian_ratios(f: FiniteSum, z: Tensor, seed: int = 0) -> dict[str, Array]:
     }
 
 
-def _proof(what: str, steps: Callable[[FiniteSum, Tensor], dict[str, Array]], seed: int) -> list[Certificate]:
+def _proof(lemma: str, steps: Callable[[FiniteSum, Tensor], dict[str, Array]], seed: int) -> list[Certificate]:
     """One certificate a step of a proof, from its ratios at the states of all runs."""
     ratios: dict[str, list[Array]] = {}
     for run in runs(seed):
@@ -78,7 +78,7 @@ def _proof(what: str, steps: Callable[[FiniteSum, Tensor], dict[str, Array]], se
             ratios.setdefault(step, []).append(values[np.isfinite(values)])
     certificates = []
     for step, parts in ratios.items():
-        text = f"{what}: {step}, at the states of the runs"
+        text = f"{lemma}: {step}, at the states of the runs"
         certificates.append(exact.dense(text, np.concatenate(parts), rounding=ROUNDING))
     return certificates
 
@@ -91,17 +91,17 @@ def _t1(seed: int) -> Finding:
 
 def _t2(seed: int) -> Finding:
     falls, scaled, _ = _proof("T2's proof", flow_ratios, seed)
-    what = "[||grad_x f||^2/ell_x(l u) + ||grad_y f||^2/ell_y(l u)]/2 <= f - f*"
+    inequality = "[||grad_x f||^2/ell_x(l u) + ||grad_y f||^2/ell_y(l u)]/2 <= f - f*"
     ratios = {run.name: np.divide(*t2_sides(run.f, run.flat)) for run in runs(seed)}
-    return Finding((falls, scaled, along(what, ratios)))
+    return Finding((falls, scaled, along(inequality, ratios)))
 
 
 def _b1(seed: int) -> Finding:
     proof = _proof("B.1's proof", functools.partial(hessian_ratios, seed=seed), seed)
     ratios: dict[str, dict[str, Array]] = {}  # by statement and problem
     for run in runs(seed):
-        for what, values in b1_ratios(run.f, run.flat, seed).items():
-            ratios.setdefault(what, {})[run.name] = values
+        for inequality, values in b1_ratios(run.f, run.flat, seed).items():
+            ratios.setdefault(inequality, {})[run.name] = values
     return Finding((*proof, *itertools.starmap(along, ratios.items())))
 
 

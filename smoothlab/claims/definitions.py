@@ -54,11 +54,11 @@ TWO_SIDED = Statement("|f'(a) - f'(b)| <= L |a - b| where f'' is within [-L, L],
                       cases=5000)  # fmt: skip
 
 
-def one_sided_counterexample(what: str) -> tuple[Certificate, ...]:
+def one_sided_counterexample(inequality: str) -> tuple[Certificate, ...]:
     """The dip of A = 10, w = 0.1 between 2.95 and 3.05: exp is at least e^(-1/8) there, so |f'| moves by more."""
     gap = exact.enclosed("0.1")
     least = 10 * gap * exact.exp(exact.enclosed(Fraction(-1, 8))) - gap
-    return exact.refutes(what, least, gap, function="f'' = 1 - 10 exp(-(x - 3)^2/0.02)", points="2.95 and 3.05")
+    return exact.refutes(inequality, least, gap, function="f'' = 1 - 10 exp(-(x - 3)^2/0.02)", points="2.95 and 3.05")
 
 
 def _lipschitz_dense() -> Certificate:

@@ -63,7 +63,9 @@ def estimates(f: FiniteSum, z: Tensor, mu: float, sides: int, rng: np.random.Gen
     """Directions v [DRAWS, d_x], coefficients c(v) of ghat = c(v) v, and grad_x f(z)."""
     v = torch.from_numpy(rng.standard_normal((DRAWS, f.d_x)))
     step = torch.cat([mu * v, torch.zeros(DRAWS, f.d_y, dtype=torch.float64)], 1)
-    back = f.value(z - step) if sides == 2 else f.value(z)
+    back = f.value(z)
+    if sides == 2:
+        back = f.value(z - step)
     return v.numpy(), ((f.value(z + step) - back) / (sides * mu)).numpy(), f.gradient(z)[: f.d_x].numpy()
 
 
@@ -198,8 +200,8 @@ def _b6(seed: int) -> Finding:
     steep = replace(steep, algorithm=replace(steep.algorithm, eta_x=eta_x * slower, eta_y=eta_y * slower))
     for epoch in (0, 15):
         changes.add(f"{steep.name}, epoch {epoch}, mu = {MU:g}", *epoch_change(steep, steep.z[epoch, -1], seed))
-    what = "E f(z_{t+1}) - f(z_t) + (n/4) eta_x ||grad_x f||^2 + (3n/8) eta_y ||grad_y f||^2 <= noise of B.6'"
-    return Finding((*collection(), changes.search(f"{what}, at states of runs", DRAWS)))
+    inequality = "E f(z_{t+1}) - f(z_t) + (n/4) eta_x ||grad_x f||^2 + (3n/8) eta_y ||grad_y f||^2 <= noise of B.6'"
+    return Finding((*collection(), changes.search(f"{inequality}, at states of runs", DRAWS)))
 
 
 # The corrected theorems
@@ -225,16 +227,16 @@ def _expectation(seed: int) -> Finding:
     means = Means()
     for name in ("quadratic", "cosine", "log cosh sum", "quadratic sum"):
         f, z0, eps = _small(name)
-        level, note = math.inf, ""
+        level, above, note = math.inf, None, ""
         if not math.isfinite(f.sigma2):  # of components that curve differently sigma grows with f - f*
-            level, note = STOPPED, f", stopped where f - f* > {STOPPED:g} Delta"
+            level, above, note = STOPPED, STOPPED, f", stopped where f - f* > {STOPPED:g} Delta"
         h = in_expectation(f.setting(1.0, level), eps, max(float(f.component_ell_x(0)), float(f.component_ell_y(0))))
-        algorithm = Algorithm1(h.eta_x, h.eta_y, h.T, mu=h.mu, above=STOPPED if note else None)
+        algorithm = Algorithm1(h.eta_x, h.eta_y, h.T, mu=h.mu, above=above)
         result = algorithm.run(f, z0, RUNS, seed=(seed, 11))
         sums = result.average * np.maximum(result.epochs, 1) / h.T  # up to tau where the iterate is stopped
         means.add_squares(f"{name}, T = {h.T}{note}", sums, eps**2)
-    what = "(1/T) sum E ||grad f||^2 <= eps^2 at the theorem's T, eta, mu, runs of Algorithm 1"
-    return Finding((proof, means.search(what, RUNS)))
+    bound = "(1/T) sum E ||grad f||^2 <= eps^2 at the theorem's T, eta, mu, runs of Algorithm 1"
+    return Finding((proof, means.search(bound, RUNS)))
 
 
 def _small(name: str) -> tuple[FiniteSum, Tensor, float]:

@@ -35,7 +35,10 @@ def moved(a: Matrix, kurtosis: int) -> Matrix:
     for entries in itertools.product((-1, 0, 1), repeat=d):
         weight, t = Fraction(1), np.array(entries, dtype=object)
         for entry in entries:
-            weight *= Fraction(1, 2 * kurtosis) if entry else 1 - Fraction(1, kurtosis)
+            probability = 1 - Fraction(1, kurtosis)
+            if entry:
+                probability = Fraction(1, 2 * kurtosis)
+            weight *= probability
         total = total + weight * kurtosis**2 * (t @ a @ t) * np.outer(t, t)
     return total
 
@@ -118,7 +121,9 @@ def lumped(values: Array, q: int) -> float:
         x = eta * top
         return (x / (2 - (1 + 1 / q) * x) + eta * rest / 2) / q - 1
 
-    return pole if rest <= 0 else float(optimize.brentq(excess, 0.0, pole, xtol=1e-14 * pole))
+    if rest <= 0:
+        return pole
+    return float(optimize.brentq(excess, 0.0, pole, xtol=1e-14 * pole))
 
 
 @statement("the rate with all but the largest eigenvalue by their trace <= 1.04 edge, q = 1 to 64", **_SPECTRA)

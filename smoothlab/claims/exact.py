@@ -41,29 +41,29 @@ def ends(x: Any) -> tuple[float, float]:
 
 
 def refutes(
-    what: str, measured: Any, allowed: Any, about: About = "printed", **facts: float | str
+    inequality: str, measured: Any, allowed: Any, about: About = "printed", **facts: float | str
 ) -> tuple[Certificate, ...]:
     """A certificate against measured <= allowed if the least that is measured exceeds the most that is allowed."""
     (least, _), (_, most) = ends(measured), ends(allowed)
     if not least > most:  # also where an interval holds NaN
         return ()
     facts = {"measured, at least": least, "allowed, at most": most, **facts}
-    return (Certificate(what, about, False, "interval", facts),)
+    return (Certificate(inequality, about, False, "interval", facts),)
 
 
 def dense(
-    what: str, ratios: Any, about: About = "printed", *, rounding: float = 1e-9, **facts: float | str
+    inequality: str, ratios: Any, about: About = "printed", *, rounding: float = 1e-9, **facts: float | str
 ) -> Certificate:
     """A proof's inequality at points of a grid, as quotients left/right; one above 1 refutes it."""
     values, largest = np.asarray(ratios, dtype=float), math.inf
     if values.size and np.isfinite(values).all():  # a grid that lost its points, or a point its number, proves nothing
         largest = float(values.max())
     facts = {"points": float(values.size), "largest left/right": largest, **facts}
-    return Certificate(what, about, largest <= 1 + rounding, "proof and dense check", facts)
+    return Certificate(inequality, about, largest <= 1 + rounding, "proof and dense check", facts)
 
 
 def equal(
-    what: str, left: Any, right: Any, about: About = "printed", *, supports: bool = True, **facts: float | str
+    inequality: str, left: Any, right: Any, about: About = "printed", *, supports: bool = True, **facts: float | str
 ) -> Certificate:
     """Exact arithmetic: fractions, integers or booleans on both sides, or lists of them, are the same.
 
@@ -75,4 +75,4 @@ def equal(
         facts["value"] = str(left)
     if left != right:
         facts["instead of"] = str(right)[:200]
-    return Certificate(what, about, (left == right) is supports, "exact", facts)
+    return Certificate(inequality, about, (left == right) is supports, "exact", facts)

@@ -46,8 +46,8 @@ def _grows(seed: int, records: Sequence[Path]) -> Finding:
             "note": DEPENDENT, "records": path.name,
         }  # fmt: skip
         name, about = quantities[quantity]
-        what = f"{name} of the base model grows with its gradient norm"
-        certificates.append(Certificate(what, about, _supports(rho.low > 0, rho.high < 0), "records", facts))
+        statement = f"{name} of the base model grows with its gradient norm"
+        certificates.append(Certificate(statement, about, _supports(rho.low > 0, rho.high < 0), "records", facts))
     return Finding(tuple(certificates))
 
 
@@ -72,11 +72,11 @@ def _smaller(seed: int, records: Sequence[Path]) -> Finding:
             _supports(above == len(rows), below == len(rows)), "records", facts,
         ))  # fmt: skip
         a, b = (points(table, block, "spectral") for block in ("base", "peft"))
-        both = a.merge(b, on=["path", "step"], suffixes=("_a", "_b"))
-        if both.empty:
+        pairs = a.merge(b, on=["path", "step"], suffixes=("_a", "_b"))
+        if pairs.empty:
             continue
-        least = (both["low_a"] / both["high_b"]).to_numpy()
-        facts = {"least (lower bound of base)/(upper bound of LoRA)": float(least.min()), "points": float(len(both)),
+        least = (pairs["low_a"] / pairs["high_b"]).to_numpy()
+        facts = {"least (lower bound of base)/(upper bound of LoRA)": float(least.min()), "points": float(len(pairs)),
                  "records": path.name}  # fmt: skip
         certificates.append(Certificate(
             "so does the largest |eigenvalue|, by its 95 % bounds", "printed",

@@ -123,10 +123,10 @@ def _ellipsoid_dense() -> Certificate:
     ratios = []
     for diagonal, H, s in bounded_hessians(two_sided=True):
         ratios.append(np.linalg.norm(H @ s) / np.sqrt(diagonal.max() * (diagonal @ s**2)))
-    what = (
+    inequality = (
         "B.1' (proof: theory.md B.1): -D <= H <= D gives ||H s|| <= sqrt(max L) ||s||_D, so ||grad f|| stays below 2G"
     )
-    return exact.dense(what, ratios, "corrected")
+    return exact.dense(inequality, ratios, "corrected")
 
 
 _CORRECTED = "L = ell(2G) on the ellipsoid L_x dx^2 + L_y dy^2 <= G^2/max(L_x, L_y): "

@@ -64,11 +64,11 @@ def flow_dense() -> Certificate:
     ratios = []
     for D, H, g in bounded_hessians(two_sided=False):
         ratios += [g @ H @ g / (D.max() * (g @ g)), (g / D) @ H @ (g / D) / (g @ (g / D))]
-    what = (
+    inequality = (
         "T1 and T2 (proof: theory.md B.2): along z' = -grad f u' >= -lM(u) u, along z' = -D^-1 grad f the square "
         "||grad f||^2_{D^-1} falls at most as fast as twice itself, as H <= D"
     )
-    return exact.dense(what, ratios, "corrected")
+    return exact.dense(inequality, ratios, "corrected")
 
 
 def cosh_equality() -> Certificate:

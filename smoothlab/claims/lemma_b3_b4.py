@@ -188,8 +188,10 @@ def _far() -> Certificate:
     L_x, L_y, G, far = np.exp(3 * rng.normal(size=(4, 5000)))
     top = np.sqrt(L_x * np.maximum(L_x, L_y))
     r = (1 + far) * G / top
-    what = "2 sqrt(L_x L_M), L = ell(2G), for (x, y), (x', y) in G_F: near by B.1', far by 2G (proof: constants.md B.4)"
-    return exact.dense(what, np.concatenate([L_x / (2 * top), 2 * G / (2 * top * r)]), "corrected")
+    smoothness = (
+        "2 sqrt(L_x L_M), L = ell(2G), for (x, y), (x', y) in G_F: near by B.1', far by 2G (proof: constants.md B.4)"
+    )
+    return exact.dense(smoothness, np.concatenate([L_x / (2 * top), 2 * G / (2 * top * r)]), "corrected")
 
 
 def _components() -> Certificate:
@@ -206,7 +208,9 @@ def _components() -> Certificate:
 
 
 def _outside() -> tuple[Certificate, ...]:
-    return outside_counterexample() if definition_dense().supports else ()
+    if not definition_dense().supports:
+        return ()
+    return outside_counterexample()
 
 
 _EXIST = "for (x, y), (x', y') in G_F: over the compact box of G_F's projections, not those of B.1 and B.3"

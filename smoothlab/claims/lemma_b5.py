@@ -55,8 +55,8 @@ def infinite(item: int) -> tuple[Certificate, ...]:
         # c v >= f v/(2 mu), so that its square's half less g^2 is at least an eighth of f^2 v^2/mu^2, less g^2
         measured = 2 * value + 2 * log(V * ten) - log(16 * x) + density
         allowed = log(32 * g * g + 108 * L * L / 100)
-    what = f"item {item} for exp(x^4) at x = 1, mu = 1/10, any L up to 1e100: v in [400, 401] alone, logarithms"
-    return exact.refutes(what, measured, allowed)
+    bound = f"item {item} for exp(x^4) at x = 1, mu = 1/10, any L up to 1e100: v in [400, 401] alone, logarithms"
+    return exact.refutes(bound, measured, allowed)
 
 
 @statement(

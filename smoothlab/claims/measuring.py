@@ -98,7 +98,9 @@ def difference_error(d: int, size: float, offset: float, h: float, central: bool
     v /= np.linalg.norm(v)
     start, minimum = (size * x).astype(np.float32), (size * offset * c).astype(np.float32)
     move = (h * v).astype(np.float32)
-    back = start - move if central else start
+    back = start
+    if central:
+        back = start - move
     # Each gradient rounds before they are subtracted, as a backward pass would: the order of the brackets matters.
     moved = ((start + move) - minimum) - (back - minimum)
     return float(np.linalg.norm(moved.astype(float) / (h * (1 + central)) - v))
@@ -154,7 +156,7 @@ def _rounding(path: Path) -> list[Certificate]:
         ("estimated", "corrected", 0.01,
          "estimated values (exact products) of the base model with a rounding floor of more than 1 %"),
     )  # fmt: skip
-    for protocol, about, most, what in protocols:
+    for protocol, about, most, description in protocols:
         rows = points(table, "base", protocol=protocol)
         rows = rows[rows["floor"].notna()]
         if rows.empty:
@@ -165,7 +167,7 @@ def _rounding(path: Path) -> list[Certificate]:
             "points": float(len(rows)), "such points": float(above), "median floor/value": float(np.median(share)),
             "largest floor/value": float(share.max()), "records": path.name,
         }  # fmt: skip
-        certificates.append(Certificate(what, about, above == 0, "records", facts))
+        certificates.append(Certificate(description, about, above == 0, "records", facts))
     return certificates
 
 

@@ -140,5 +140,8 @@ def bounded_hessians(two_sided: bool) -> Iterator[tuple[Array, Array, Array]]:
         diagonal, a = np.exp(3 * rng.normal(size=d)), rng.normal(size=(d, d))
         eigenvalues = np.abs(np.linalg.eigvalsh(a + a.T))
         # One-sided: scaled by the largest eigenvalue alone, H is as far below -D as it likes.
-        a = (a + a.T) / (eigenvalues.max() if two_sided else eigenvalues[-1])
+        size = eigenvalues[-1]
+        if two_sided:
+            size = eigenvalues.max()
+        a = (a + a.T) / size
         yield diagonal, np.sqrt(np.outer(diagonal, diagonal)) * a, rng.normal(size=d)

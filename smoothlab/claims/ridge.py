@@ -142,7 +142,7 @@ def certificates(lemma: str) -> tuple[Certificate, ...]:
         moved = f_x - (m + P * (exact.sinh(x) / exact.cosh(x) + 1))
         return exact.refutes("item 1 with ell(2G), y' = y, between x = 1 and 2 on a ridge", moved, x / 2, **facts)
     if lemma == "B.2 (1)":
-        what, left = "||grad_x f||^2/(2 ell_x(2u)) <= f - f*", f_x * f_x
+        inequality, left = "||grad_x f||^2/(2 ell_x(2u)) <= f - f*", f_x * f_x
     else:
-        what, left = "item 3", f_x * f_x + f_y * f_y / (400 * k * k)
-    return exact.refutes(f"{what} on a ridge (f* >= 0)", left, gap, **facts)
+        inequality, left = "item 3", f_x * f_x + f_y * f_y / (400 * k * k)
+    return exact.refutes(f"{inequality} on a ridge (f* >= 0)", left, gap, **facts)

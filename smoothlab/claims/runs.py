@@ -75,7 +75,7 @@ def rates(f: FiniteSum, l_x: float, l_y: float) -> tuple[float, float]:
     return min(1 / (8 * f.n), 1 / (64 * (f.d_x + 1))) / l_x, 1 / (8 * f.n * l_y)
 
 
-def along(what: str, ratios: dict[str, Array]) -> Search:
+def along(inequality: str, ratios: dict[str, Array]) -> Search:
     """An inequality that holds at every point: the largest measured/allowed of all runs, and a typical one.
 
     `ratios` are by problem, at the states of `Run.flat`, NaN where there is nothing to compare. The typical one is the
@@ -85,7 +85,7 @@ def along(what: str, ratios: dict[str, Array]) -> Search:
     tops = {f"largest, {name}": float(np.nanmax(r)) for name, r in ratios.items()}
     top, cases = max(tops.values()), sum(int(np.isfinite(r).sum()) for r in ratios.values())
     facts = {"tightness, largest": top, "median": middle.value, "its low": middle.low, "its high": middle.high, **tops}
-    return Search(f"{what}, along runs of Algorithm 1", "printed", cases, 0, 1 - top, {}, 1.0, facts=facts)
+    return Search(f"{inequality}, along runs of Algorithm 1", "printed", cases, 0, 1 - top, {}, 1.0, facts=facts)
 
 
 @dataclass
@@ -109,7 +109,7 @@ class Means:
         self.add(case, samples.mean_square(squares), allowed)
         self.flagged += samples.rare_draws(squares) is not None
 
-    def search(self, what: str, draws: int) -> Search:
+    def search(self, inequality: str, draws: int) -> Search:
         """The evidence of an inequality `what` from means of so many draws each."""
         worst = max(self.ratios, key=lambda case: self.ratios[case].value)
         top = self.ratios[worst]
@@ -122,7 +122,7 @@ class Means:
             facts["flagged"] = float(self.flagged)
         if surely <= 1:  # a mean above 1 whose interval holds 1 is no violation
             surely = min(top.value, 1.0)
-        return Search(what, "printed", draws * len(self.ratios), 0, 1 - surely, {}, 1.0, facts=facts)
+        return Search(inequality, "printed", draws * len(self.ratios), 0, 1 - surely, {}, 1.0, facts=facts)
 
 
 def ellipsoid(f: FiniteSum, z: Tensor, seed: int) -> tuple[Tensor, Array, Array]:

@@ -32,7 +32,9 @@ def _two_points(p: Array, corrected: bool) -> Array:
     """X = T G^2 with probability p and 0 otherwise; quotients of both sides, at most e^600."""
     T, G, share = np.round(p[:, 0]), p[:, 1], p[:, 2]
     top = T * G**2
-    width = top if corrected else G
+    width = G
+    if corrected:
+        width = top
     left = np.logaddexp(np.log(share) + top, np.log1p(-share))
     return np.exp(np.minimum(left - share * top - width**2 / 8, 600))
 

@@ -5,10 +5,14 @@ import difflib
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
+
+from tyro.conf import Fixed
 
 from smoothlab.experiments.options import option
 
+FIXED = get_args(Fixed[int])[1]
+"""The mark in the types of fields that are no options of a subcommand."""
 _QUOTED = re.compile(r"'([^']*)'")
 
 
@@ -47,7 +51,10 @@ def options_of(command: Callable[..., Any]) -> list[str]:
     for parameter in inspect.signature(command).parameters.values():
         kind = next(iter(get_args(parameter.annotation)), None)
         if dataclasses.is_dataclass(kind):  # its fields are options without a prefix
-            names += [field.name for field in dataclasses.fields(kind)]
+            hints = get_type_hints(kind, include_extras=True)
+            for field in dataclasses.fields(kind):
+                if FIXED not in getattr(hints[field.name], "__metadata__", ()):
+                    names.append(field.name)
         else:
             names.append(parameter.name)
     return [*map(option, names), "--help"]

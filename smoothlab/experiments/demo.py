@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from smoothlab.errors import BadInput, Unfinished
+from smoothlab.experiments.advise.experiment import Advise
 from smoothlab.experiments.estimators.experiment import Estimators
 from smoothlab.experiments.finetune.config import Method
 from smoothlab.experiments.finetune.experiment import Finetune
@@ -43,9 +44,11 @@ FINETUNE = Finetune(
     steps=120, eval_every=30, test=300, patience=0, measure=("base", "peft"), points=3, minibatch="fixed", path=False,
     precision=0.1,
 )  # fmt: skip
+# Advice on one rate, whose predicted limit is soon known; short runs around it, in the time of some steps.
+ADVISE = Advise(method="fo-peft", by="confirm", batch=8, budget=150, try_steps=10)
 METHODS: dict[str, Method] = {"fo-lora": "fo-peft", "hybrid-lora": "hybrid", "zo": "zo"}
 SECONDS = {"finetune-hybrid-lora": 65, "fig1b": 52, "fig1a": 35, "finetune-fo-lora": 45, "estimators": 38,
-           "rates": 36, "finetune-zo": 36}  # fmt: skip
+           "rates": 36, "finetune-zo": 36, "advise": 12}  # fmt: skip
 """CPU seconds of each section on one thread, roughly; the longest begin first, so that none is waited for alone."""
 PROGRESS = re.compile(r" \d+ of \d+,|\d+ s left")
 """A line of a section's own progress."""
@@ -61,6 +64,7 @@ def sections(seed: int) -> dict[str, Experiment]:
     runs: dict[str, Experiment] = {
         "fig1a": full, "fig1b": replace(full, method="fo-joint", eta_y=RATE, measure=("base", "peft")),
         "estimators": replace(ESTIMATORS, seed=seed), "rates": replace(RATES, seed=seed),
+        "advise": replace(ADVISE, seed=seed),
     }  # fmt: skip
     for name, method in METHODS.items():
         measured = ("base",) if method == "zo" else FINETUNE.measure  # without a PEFT module

@@ -42,6 +42,14 @@ def text(df: pd.DataFrame) -> list[str]:
     return [*lines, str(cost["command"])]
 
 
+def limits(df: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the limits and of the advice for a table: `quantity` is the rate, `what` how its number was found."""
+    rows = df[df["part"].isin(("limit", "advice"))]
+    found = rows["source"].astype(str).where(rows["part"] == "limit", "")
+    by = " by " + rows["condition"].astype(str)
+    return rows.assign(quantity=rows["option"], what=found + by.where(rows["source"] == "predicted", ""))
+
+
 def figure(df: pd.DataFrame) -> Figure:
     """Loss after the short runs against their rate, with the limits that were predicted and tried.
 

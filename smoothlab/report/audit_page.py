@@ -41,7 +41,9 @@ def page(rows: Sequence[Row]) -> str:
 
 def fact(value: float | str) -> str:
     """A fact of the evidence as text."""
-    return value if isinstance(value, str) else number(value)
+    if isinstance(value, str):
+        return value
+    return number(value)
 
 
 def claims_table(rows: Sequence[Row]) -> str:
@@ -69,4 +71,6 @@ def _decisive(row: Row) -> str:
             slacks.append(item["slack"])
     if all(item["kind"] == "certificate" and item["how"] == "records" for item in row["evidence"]):
         return "measured on micro; points of one run are dependent"
-    return f"searched, smallest slack {max(min(slacks), 0):.2g}" if slacks else "certificate"
+    if not slacks:
+        return "certificate"
+    return f"searched, smallest slack {max(min(slacks), 0):.2g}"

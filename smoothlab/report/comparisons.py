@@ -154,8 +154,8 @@ def _generic(df: pd.DataFrame) -> pd.DataFrame:
     inside = (table["low"] - slack <= table["reference"]) & (table["reference"] <= table["high"] + slack)
     known = table[["low", "high", "reference"]].notna().all(axis=1)
     table["held"] = inside.astype(object).where(known, None)
-    own = table["verdict"] != ""
-    table["verdict"] = table["verdict"].where(own, inside.map({True: "consistent", False: "off"}).where(known, ""))
+    recorded = table["verdict"] != ""  # by the record itself
+    table["verdict"] = table["verdict"].where(recorded, inside.map({True: "consistent", False: "off"}).where(known, ""))
     if "printed" in df and "found" in df:  # what the paper says of this row, and what was measured
         printed = df["printed"].notna()
         same = (df["printed"] == df["found"]).map({True: "as printed", False: "not as printed"})
@@ -164,7 +164,7 @@ def _generic(df: pd.DataFrame) -> pd.DataFrame:
     table["measured"] = table["measured"].fillna(table["reference"])
     for name in ("bound", "claimed"):
         if name in df:
-            table["reference"] = table["reference"].mask(own & df[name].notna(), pd.to_numeric(df[name]))
+            table["reference"] = table["reference"].mask(recorded & df[name].notna(), pd.to_numeric(df[name]))
     table["what"] = _names(df)
     return table
 
@@ -173,7 +173,9 @@ def _names(df: pd.DataFrame) -> list[str]:
     """Short name of each row: its setting without what it shares with the first of its part, and what varies there."""
     if "setting" not in df:
         columns = df.columns.intersection(["claim", "what", "case", "spectrum"])
-        return list(df[columns].astype(str).apply(", ".join, axis=1)) if len(columns) else [""] * len(df)
+        if columns.empty:
+            return [""] * len(df)
+        return list(df[columns].astype(str).apply(", ".join, axis=1))
     names: dict[Any, str] = {}
     for _, part in df.groupby("part", sort=False):
         short = short_names(part["setting"])

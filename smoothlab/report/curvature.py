@@ -144,7 +144,7 @@ def base_over_peft(ax: Axes, df: pd.DataFrame, quantity: str) -> None:
     names = {"estimated": "estimated", "paper": r"D.4, times $\sqrt{d}$/batch", "printed": "D.4 as printed"}
     parts = []
     for kind in names:
-        protocol = "paper" if kind == "printed" else kind
+        protocol = {"printed": "paper"}.get(kind, kind)
         rows = ratio(df, quantity=quantity, protocol=protocol, printed=kind == "printed").assign(kind=kind)
         parts.append(rows.rename(columns={"value": "measured", "below": "hollow", "path": "run"}))
     table = pd.concat(parts, ignore_index=True).assign(reference=np.nan)

@@ -66,9 +66,10 @@ def curve(ax: Axes, df: pd.DataFrame, part: str = "curve", block: str = "theta",
     """Error of a directional derivative against mu by precision: measured, predicted, and the best mu of both."""
     rows = rows_of(df, part, "derivative error", block=block, sides=sides)
     top, bottom = min(highest(rows) * 2, 100.0), float(rows["low"].min()) / 60
-    title = f"{'Two' if sides == 2 else 'One'}-sided derivative: {where(rows)}"
+    columns = 3
+    title = f"{('One', 'Two')[sides - 1]}-sided derivative: {where(rows)}"
     if part == "model-curve":
-        title = f"{block}: {where(rows)}"
+        columns, title = 2, f"{block}: {where(rows)}"
     rows["reference"] = pd.to_numeric(rows["predicted"])
     panel(ax, rows, "mu", ["dtype"], xlabel=r"step $\mu$", ylabel=r"RMS error of $D(\mu)$ $/ \, \|g\|$",
           scale="xy", names=NAMES, colors=PRECISIONS,
@@ -86,7 +87,7 @@ def curve(ax: Axes, df: pd.DataFrame, part: str = "curve", block: str = "theta",
     ax.plot([], [], "|", ms=6, mew=1.3, color="black", label="predicted")
     ax.axhline(1, color="black", lw=0.6, ls=":", zorder=0, label="100 %")
     ax.set(xlim=(rows["mu"].min() / 1.6, rows["mu"].max() * 1.6), ylim=(bottom, top))
-    legend_above(ax, title, columns=2 if part == "model-curve" else 3)
+    legend_above(ax, title, columns=columns)
 
 
 def model_error(ax: Axes, df: pd.DataFrame) -> None:

@@ -26,7 +26,7 @@ CHOICES = ("accuracy", "low", "high")
 """Columns of runs on choices; those on completions and texts have dev_loss alone."""
 NOT_A_KIND = ("seed", "checkpoint", "save", "tensorboard", "data_dir", "device")
 """Settings that do not make another kind of run."""
-LATER = {"head": "auto", "template": "{sentence} It was", "verbalizers": []}
+LATER = {"head": "auto", "template": "{sentence} It was", "verbalizers": [], "follow": 0}
 """Settings that the first records lack, and what these were made at."""
 
 
@@ -58,6 +58,8 @@ class Kind:
             text = {"hybrid": f"eta_x {x}, eta_y {y}", "fo-peft": f"eta_y {y}"}.get(method, f"eta_x {x}")
             if method == "hybrid" and x == y:
                 text = f"one rate {x}"
+            if self.config["follow"]:
+                text += f" at first, set every {self.config['follow']} steps"
             texts.append(text)
         return " or ".join(dict.fromkeys(texts))
 

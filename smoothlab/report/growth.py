@@ -85,7 +85,9 @@ def _counted(df: pd.DataFrame, fit: pd.Series) -> str:
 
 
 def _p(test: pd.Series) -> str:
-    return "" if pd.isna(test["p_value"]) else f", p = {number(test['p_value'], 2)}"
+    if pd.isna(test["p_value"]):
+        return ""
+    return f", p = {number(test['p_value'], 2)}"
 
 
 def _short(df: pd.DataFrame, blocks: Sequence[str]) -> list[str]:
@@ -94,14 +96,14 @@ def _short(df: pd.DataFrame, blocks: Sequence[str]) -> list[str]:
     fits = df[(df["part"] == "parameters") & (df["fitted_by"] == "least-squares")]
     tests = df[(df["part"] == "tests") & (df["quantity"] != "same")]
     for block in blocks:
-        own = fits[fits["block"] == block]
-        first = own.iloc[0]
+        of_block = fits[fits["block"] == block]
+        first = of_block.iloc[0]
         cells = [block, str(int(first["count"])), str(sum(dict(first["left_out_points"] or {}).values()))]
         for form, name in (("linear", "L0"), ("linear", "L1"), ("power", "rho")):
-            row = own[(own["form"] == form) & (own["quantity"] == name)].iloc[0]
+            row = of_block[(of_block["form"] == form) & (of_block["quantity"] == name)].iloc[0]
             cells.append(interval(row["measured"], row["low"], row["high"]))
         for _, test in tests[tests["block"] == block].iterrows():
-            cells += [str(test["verdict"]), "" if pd.isna(test["p_value"]) else number(test["p_value"], 2)]
+            cells += [str(test["verdict"]), _p(test).removeprefix(", p = ")]
         table.append(cells)
     widths = pd.DataFrame(table).map(len).max()
     lines = ["  ".join(map(str.ljust, cells, widths)).rstrip() for cells in table]
@@ -130,7 +132,9 @@ def _chosen(df: pd.DataFrame, blocks: Sequence[str]) -> list[str]:
     fitted = df["block"].drop_duplicates().tolist()
     for block in blocks:
         if block not in fitted:
-            shown = ", ".join(fitted[:12]) + (", ..." if len(fitted) > 12 else "")
+            shown = ", ".join(fitted[:12])
+            if len(fitted) > 12:
+                shown += ", ..."
             raise BadInput(f"--block {block}: these records hold fits of {shown}; name some of these")
     if blocks or len(fitted) <= FEW:
         return list(blocks) or fitted
@@ -199,7 +203,9 @@ def fit_map(df: pd.DataFrame, quantity: str = "", blocks: Sequence[str] = ()) ->
     """Map of L: a row for each block, a column for each step; in parentheses the points that the fits leave out."""
     check(df)
     names = list(blocks) and _chosen(df, blocks)
-    points = df[(df["part"] == "points") & (df["block"].isin(names) if names else True)]
+    points = df[df["part"] == "points"]
+    if names:
+        points = points[points["block"].isin(names)]
     table = pd.DataFrame({
         "wrt": points["block"], "step": points["step"].astype(int), "value": points["value"].astype(float),
         "flag": points["left_out"],

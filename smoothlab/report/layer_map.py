@@ -54,9 +54,9 @@ def layer_map(df: pd.DataFrame, quantity: str = "frobenius", blocks: Sequence[st
 
 def layers_of(df: pd.DataFrame) -> tuple[str, ...]:
     """Names of layers within a block: they have a trace and no spectral norm, which only whole blocks have."""
-    own = df[df["block"] == df["wrt"]]
-    whole = set(own.loc[own["quantity"] == "spectral", "block"])
-    traced = own.loc[own["quantity"] == "trace", "block"].drop_duplicates()
+    diagonal = df[df["block"] == df["wrt"]]
+    whole = set(diagonal.loc[diagonal["quantity"] == "spectral", "block"])
+    traced = diagonal.loc[diagonal["quantity"] == "trace", "block"].drop_duplicates()
     return tuple(name for name in traced if name not in whole)
 
 
@@ -90,7 +90,9 @@ def one_map(ax: Axes, table: pd.DataFrame, title: str) -> None:
             text = f"({text})"
         # White on dark cells: perceived brightness of the cell's color.
         red, green, blue, _ = image.to_rgba(cells[i, j])
-        shade = "white" if 0.3 * red + 0.6 * green + 0.1 * blue < 0.5 else "black"
+        shade = "black"
+        if 0.3 * red + 0.6 * green + 0.1 * blue < 0.5:
+            shade = "white"
         ax.text(j, i, text, ha="center", va="center", color=shade, fontsize=6)
 
 

@@ -18,13 +18,13 @@ from markupsafe import Markup, escape
 
 from smoothlab import records
 from smoothlab.errors import BadInput
-from smoothlab.report import FIGURES, comparisons, draw
+from smoothlab.report import FIGURES, advise, comparisons, draw
 from smoothlab.report.curvature import depth
 from smoothlab.report.numbers import interval, number
 
 ALIKE = ("seed", "protocol", "out", "overwrite")
 """Settings in which runs of one section may differ."""
-ORDER = ("curvature", "finetune", "estimators", "quadratic", "rates", "audit")
+ORDER = ("curvature", "finetune", "advise", "estimators", "quadratic", "rates", "audit")
 """Kinds of sections in the order of the page; others follow."""
 SETTINGS = ("method", "peft", "model", "data", "seed")
 """Settings that the list of runs shows."""
@@ -94,6 +94,14 @@ class Section:
         return self.kind == "curvature" and several_methods(self.df)
 
     @property
+    def advised(self) -> list[dict[str, Any]]:
+        """Advised numbers with their intervals, of records of advice."""
+        if self.kind != "advise":
+            return []
+        rows = self.df[self.df["part"] == "advice"]
+        return [{str(name): value for name, value in row.items()} for row in rows.to_dict("records")]
+
+    @property
     def refuted(self) -> dict[str, int]:
         """Counts of the verdicts that contradict the paper."""
         rows = self.table[self.table["verdict"].isin(REFUTED)]
@@ -157,11 +165,14 @@ def _section(kind: str, anchor: str, df: pd.DataFrame, where: Mapping[str, str] 
         "curvature": f"Curvature along training: {run}", "finetune": f"Fine-tuning: {run}",
         "estimators": "Gradients from losses alone: bias, variance, rounding, cost",
         "quadratic": "Example 2.3: one learning rate or two", "rates": "Theorem 3.4: does its rate hold?",
-        "audit": "The paper's claims", "fit": "How curvature grows with the gradient norm",
+        "audit": "The paper's claims", "advise": f"Which learning rates: {run}",
+        "fit": "How curvature grows with the gradient norm",
     }  # fmt: skip
     curvature, headers = comparisons.curvature_rows(df), df.attrs["headers"]
     # runs of finetune --measure hold both kinds of rows, and are in two sections
-    df = curvature if kind == "curvature" else df.drop(curvature.index)
+    df = df.drop(curvature.index)
+    if kind == "curvature":
+        df = curvature
     df.attrs["headers"] = headers
     if kind == "curvature":
         peft = config.get("peft")
@@ -174,8 +185,11 @@ def _section(kind: str, anchor: str, df: pd.DataFrame, where: Mapping[str, str] 
         buffer = io.BytesIO()
         draw(name, df).savefig(buffer, format="png", dpi=150)
         pictures.append((base64.b64encode(buffer.getvalue()).decode("ascii"), name))
+    compared = df
+    if kind == "advise":
+        compared = advise.limits(df)
     title = titles.get(kind, f"Records of {kind}: {run}".removesuffix(": "))
-    return Section(kind, anchor, title, df, pictures, comparisons.comparisons(df, where))
+    return Section(kind, anchor, title, df, pictures, comparisons.comparisons(compared, where))
 
 
 def _figures(kind: str, df: pd.DataFrame) -> list[str]:
@@ -248,7 +262,8 @@ def _products(sections: Sequence[Section]) -> str:
     if not tables:
         return ""
     df = pd.concat(tables)
-    own = df[df["wrt"] == df["block"]]  # cross blocks come from the same products
-    hvps = pd.to_numeric(own["hvps"], errors="coerce").fillna(0)
-    spent = hvps.groupby([own["protocol"], own["path"], own["block"], own["step"]]).max().groupby("protocol").sum()
+    diagonal = df[df["wrt"] == df["block"]]  # cross blocks come from the same products
+    hvps = pd.to_numeric(diagonal["hvps"], errors="coerce").fillna(0)
+    points = [diagonal[name] for name in ("protocol", "path", "block", "step")]
+    spent = hvps.groupby(points).max().groupby("protocol").sum()
     return ", ".join(f"{protocol} {number(count)}" for protocol, count in spent.items())

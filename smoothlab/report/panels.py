@@ -102,7 +102,10 @@ def panel(
     values = pd.concat([rows["measured"], rows["reference"]])
     if "x" in scale:
         ax.set_xscale("log")
-        plain_ticks(ax.xaxis, values if horizontal else rows[x])
+        along = rows[x]
+        if horizontal:
+            along = values
+        plain_ticks(ax.xaxis, along)
     if "y" in scale:
         ax.set_yscale("log")
         plain_ticks(ax.yaxis, values)
@@ -151,7 +154,9 @@ def _points(
             ends = low[run.index], high[run.index]
             ax.fill_between(at[run.index], *ends, color=color, alpha=0.22, lw=0, label="_interval")
     elif (low < high)[barred].any():
-        bars = ax.hlines if horizontal else ax.vlines
+        bars: Callable[..., Any] = ax.vlines
+        if horizontal:
+            bars = ax.hlines
         bars(at[barred], low[barred], high[barred], color=color, lw=1.0, zorder=2, label="_interval")
     if joined:
         known = value.notna()
@@ -224,7 +229,9 @@ def plain_ticks(axis: Any, values: pd.Series) -> None:
         axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5), numticks=8))
     else:
         axis.set_major_locator(ticker.LogLocator(numticks=8))
-    axis.set_major_formatter("{x:g}" if span < 1e4 else ticker.LogFormatterMathtext())
+    axis.set_major_formatter("{x:g}")
+    if span >= 1e4:
+        axis.set_major_formatter(ticker.LogFormatterMathtext())
     axis.set_minor_formatter(ticker.NullFormatter())
 
 

@@ -131,6 +131,7 @@ def coupled_edge(
     follows its minimum: by 6 % for unit curvatures, H_xy = 0.9 and eta_y = eta_x/2.
 
     >>> import numpy as np
+    >>> from smoothlab import OuterMoment, coupled_edge
     >>> x, y = coupled_edge(np.array([1.0, 2.0]), np.diag([1.0, 0.0]), 10.0, OuterMoment(2.0, 1.0))
     >>> round(x, 6), round(y, 6)   # eta_y = 2/2 rules, as x alone is stable up to 2/3
     (0.1, 1.0)
@@ -186,6 +187,12 @@ def _radius(m: Array) -> float:
 @dataclass(frozen=True)
 class HybridGradient:
     """What one step's gradient norm depends on in hybrid training, from two products: with (g_x, 0) and with (0, g_y).
+
+    >>> import numpy as np
+    >>> from smoothlab import HybridGradient
+    >>> gradient = HybridGradient.of(np.diag([1.0, 2.0]), np.array([3.0, 1.0]), 1)   # x is the first entry
+    >>> gradient.xx, gradient.xy, gradient.yy
+    (9.0, 0.0, 2.0)
 
     Attributes:
         g_x: ||g_x||, g = (g_x, g_y) the gradient.
@@ -245,6 +252,7 @@ def hybrid_gradient_norm_edge(
     """The largest (eta_x, eta_y), eta_y = ratio eta_x, at which one step shrinks ||g|| in mean square (theory.md F.4).
 
     >>> import numpy as np
+    >>> from smoothlab import HybridGradient, hybrid_gradient_norm_edge
     >>> g = HybridGradient.of(np.eye(10), np.r_[np.ones(9), 0.0], 9)   # y's gradient is 0: x alone, 2/(d_x + 2)
     >>> round(11 * hybrid_gradient_norm_edge(g, 1.0)[0], 6)
     2.0

@@ -23,7 +23,17 @@ from smoothlab.theory.spectra import EXACT, GAUSSIAN, OuterMoment, Spectrum
 
 
 class Edge(NamedTuple):
-    """A stable rate that is known up to bounds: low <= edge <= high; all three are equal where it is known exactly."""
+    """A stable rate that is known up to bounds: low <= edge <= high; all three are equal where it is known exactly.
+
+    >>> from smoothlab import Edge
+    >>> Edge.between(0.1, 0.4)   # the value is the geometric mean
+    Edge(value=0.2, low=0.1, high=0.4)
+
+    Attributes:
+        value: the rate, or the geometric mean of its bounds.
+        low: lower bound.
+        high: upper bound.
+    """
 
     value: float
     low: float
@@ -41,6 +51,7 @@ def exact_edge(largest: float, *, momentum: float = 0.0, dampening: float = 0.0)
     s+ = s - eta m+, m+ = b m + (1 - c) lambda s has the characteristic polynomial r^2 - (1 + b - (1 - c) eta lambda) r
     + b, whose roots lie inside the unit circle iff (1 - c) eta lambda < 2 (1 + b)   (theory.md F.3).
 
+    >>> from smoothlab import exact_edge
     >>> exact_edge(4.0), exact_edge(4.0, momentum=0.9)
     (0.5, 0.95)
 
@@ -63,6 +74,7 @@ def adam_edge(largest: float, *, beta1: float = 0.9) -> float:
     P^(-1/2) H P^(-1/2), P = diag(sqrt(v) + eps): not 2/lambda. How far it holds while v moves is open (theory.md
     F.3).
 
+    >>> from smoothlab import adam_edge
     >>> round(adam_edge(2.0), 9)
     19.0
 
@@ -96,6 +108,7 @@ def mean_square_edge(
 
         2/(b tr H + a lambda_max + max_i c H_ii) <= edge <= 2/(b tr H + min_i c H_ii).
 
+    >>> from smoothlab import Spectrum, mean_square_edge
     >>> mean_square_edge(Spectrum.of([1.0])).value        # 2/3: one direction in one dimension
     0.6666666666666666
     >>> low, high = mean_square_edge(Spectrum((4.0,), dim=1000, trace=40.0))[1:]
@@ -104,8 +117,8 @@ def mean_square_edge(
 
     Args:
         spectrum: of the block that the step moves.
-        moment: of the estimate, e.g. `smoothlab.zeroth.moments.outer_moment(ZerothOrder(q=4), dim)`; one Gaussian
-            direction by default.
+        moment: of the estimate, e.g. `smoothlab.outer_moment(ZerothOrder(q=4), dim)`; one Gaussian direction by
+            default.
         momentum: of torch.optim.SGD.
         dampening: of torch.optim.SGD; equal to `momentum` for an exponential average.
         diagonal: smallest and largest H_ii, for directions with c != 0; without it the bounds are wide.
@@ -182,6 +195,7 @@ def gradient_norm_edge(
     full gradient) both terms in brackets are means over B: `noise` multiplies them. It falls in h, ||H||_F and noise
     and rises in rho, so that intervals of those give one of the edge.
 
+    >>> from smoothlab import Spectrum, gradient_norm_edge, mean_square_edge
     >>> round(gradient_norm_edge(306.0, 443.0, 1457.0), 6)   # a base model of 135M parameters, q = 1
     0.000243
     >>> round(gradient_norm_edge(1.0, 1.0, 10**0.5), 6), round(mean_square_edge(Spectrum.of([1.0] * 10)).value, 6)

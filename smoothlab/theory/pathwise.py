@@ -59,6 +59,7 @@ def pathwise_edge(
     the first fifth of the steps left out; the 95 % interval is that of the exponent's mean over replicas (normal),
     carried over to rates.
 
+    >>> from smoothlab import Spectrum, pathwise_edge
     >>> round(pathwise_edge(Spectrum.of([1.0])).value, 3)
     2.421
 
@@ -93,6 +94,11 @@ def run_edge(
     """Smallest rate at which half of the runs stand above their start, f(z_N) > f(z_0), after N steps.
 
     z_0 is uniform on a sphere. The interval covers the median over all runs with 95 % (order statistics).
+
+    >>> from smoothlab import Spectrum, pathwise_edge, run_edge
+    >>> long, short = pathwise_edge(Spectrum.of([1.0])), run_edge(Spectrum.of([1.0]), steps=60)
+    >>> short.low < long.value < short.high
+    True
 
     Args:
         spectrum: of a block moved by zeroth-order gradients, H >= 0.

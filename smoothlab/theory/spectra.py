@@ -25,9 +25,10 @@ _TOLERANCE = 1e-9  # rounding of a trace or a sum of squares that is computed fr
 class OuterMoment(NamedTuple):
     """Second moment of an estimate ghat of a gradient g: E ghat ghat' = a gg' + b ||g||^2 I + c diag(gg').
 
-    `smoothlab.zeroth.moments.outer_moment` has it for each estimator: Gaussian directions, q of them averaged, have
+    `smoothlab.outer_moment` has it for each estimator: Gaussian directions, q of them averaged, have
     a = 1 + 1/q and b = 1/q (theory.md F); c is (k - 3)/q for independent entries of kurtosis k.
 
+    >>> from smoothlab import OuterMoment
     >>> OuterMoment(2.0, 1.0).factor(10)   # one Gaussian direction: d + 2
     12.0
 
@@ -88,6 +89,7 @@ class Estimate(Protocol):
 class Spectrum:
     """The spectrum of a Hessian H >= 0 of one block, as far as it is known.
 
+    >>> from smoothlab import Spectrum
     >>> Spectrum.of([4.0, 1.0, 1.0]).trace
     6.0
     >>> Spectrum((4.0,), dim=1000, trace=10.0, frobenius=4.5).largest

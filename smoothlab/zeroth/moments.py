@@ -194,8 +194,7 @@ def outer_moment(estimator: ZerothOrder, dim: int, shapes: Shapes | None = None)
     1 + (a - 1)/q, b/q, c/q; a random frame of q <= d orthogonal ones of length sqrt(d), whose projection of rank q is
     uniform, b = d (d - q)/(q (d + 2)(d - 1)), a = d/q - d b. What `smoothlab.theory.edge` takes.
 
-    >>> from smoothlab import ZerothOrder
-    >>> from smoothlab.zeroth.moments import outer_moment
+    >>> from smoothlab import ZerothOrder, outer_moment
     >>> outer_moment(ZerothOrder(q=4), 100)
     OuterMoment(aligned=1.25, isotropic=0.25, diagonal=0.0)
 

@@ -274,7 +274,7 @@ def test_replicas_have_the_directions_of_the_seeded_ones(name: str) -> None:
     """Directions of one generator against those that a seed fixes, one at a time, and both against closed forms."""
     distribution, d, generator = named(name), 6, torch.Generator().manual_seed(1)
     shape = matrix_shape(name, d)
-    fast, slow = torch.empty(40_000, d).double(), torch.empty(1500, d).double()
+    fast, slow = torch.empty(40_000, d).double(), torch.empty(700, d).double()
     distribution.fill_replicas(fast, torch.empty(fast.shape), generator, shape)
     Distribution.fill_replicas(distribution, slow, torch.empty(slow.shape), generator, shape)
     g = torch.tensor([1.0, -0.5, 2.0, 0.0, 0.3, 1.0]).double()

@@ -144,6 +144,33 @@ def test_an_optimizer_that_is_followed_moves_them(kind: str) -> None:
     assert all(pair != (0.5, 0.5) for pair in mixing.weights(model).values())
 
 
+@pytest.mark.parametrize("method", ["boft-ga", "lora-ga"])
+def test_hybrid_trainer_trains_and_saves(method: str, tmp_path: Path) -> None:
+    """It moves the mix's weights after each step, and plain peft loads what it wrote onto the model of before."""
+    from peft import PeftModel
+    from transformers import TrainingArguments
+
+    from smoothlab import HybridTrainer
+    from tests.llm.trainers import examples, language_model, minibatch
+
+    inputs = minibatch(1)
+    model: Any = attach(language_model(), method, seed=0, rank=2, loss=lambda model: model(**inputs).loss)
+    for p in partition(model)["base"].params:
+        p.requires_grad_(False)  # as peft leaves them: HybridTrainer's x is what is frozen
+    args = TrainingArguments(
+        str(tmp_path), max_steps=2, per_device_train_batch_size=2, learning_rate=1e-2, use_cpu=True, report_to=[],
+        save_strategy="no", disable_tqdm=True,
+    )  # fmt: skip
+    trainer = HybridTrainer(model, args, train_dataset=examples(), eta_x=1e-3)
+    trainer.train()
+    moved = mixing.weights(model)
+    assert len(moved) == (2 if method == "boft-ga" else 0) and all(pair != (0.5, 0.5) for pair in moved.values())
+    trainer.save_model(str(tmp_path / "saved"))
+    again: Any = PeftModel.from_pretrained(language_model(), tmp_path / "saved").eval()
+    with torch.no_grad():
+        assert torch.equal(again(**inputs).logits, model.eval()(**inputs).logits)
+
+
 def test_other_methods_have_no_weights() -> None:
     model = attach(tiny_lm("opt"), "lora", seed=0)
     optimizer = torch.optim.SGD(partition(model)["peft"].params, lr=0.1)

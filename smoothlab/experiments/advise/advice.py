@@ -14,8 +14,8 @@ from smoothlab.divergence import RATE_OPTIONS
 from smoothlab.errors import BadInput
 from smoothlab.experiments.advise.config import FRACTION, By
 from smoothlab.experiments.advise.perturbation import BestPerturbation, best_perturbation
-from smoothlab.experiments.advise.predicting import Prediction, expected_gradients, predicted_limit
-from smoothlab.experiments.advise.trying import BACKWARD, Limit, Tries, forwards_of_step, stability_limit
+from smoothlab.experiments.advise.predicting import BESIDE, Prediction, expected_gradients, predicted_limit
+from smoothlab.experiments.advise.trying import BACKWARD, JUDGED, Limit, Tries, forwards_of_step, stability_limit
 from smoothlab.stats.intervals import Interval
 from smoothlab.stats.thresholds import threshold
 from smoothlab.trainer import Trainer
@@ -142,7 +142,9 @@ def advise(trainer: Trainer, *, by: By = "auto", budget: float = 100, steps: int
         trainer: any trainer without a seed log.
         by: "predict": from measured curvature; "try": short runs; "confirm": both; "auto": both where the prediction
             leaves time for runs, else runs.
-        budget: training steps whose time may be spent.
+        budget: training steps whose time may be spent. No run begins that would end after it, at the pace of those
+            before. What no advice can do without is done whatever the budget: steps that are timed, mu, and for each
+            rate a prediction (with "predict" and "confirm") or a run.
         steps: steps of a short run.
         seed: seed of probes and directions.
 
@@ -221,7 +223,7 @@ class _Adviser:
         """The prediction, or None and why."""
         if self.by == "try":
             return None, None
-        minibatches = self._affordable(rate, until)
+        minibatches = self._affordable(rate, chosen, until)
         if self.by == "auto" and not minibatches:
             return None, None
         try:
@@ -238,10 +240,12 @@ class _Adviser:
             self._limit(rate, Interval(value, math.nan, math.nan), "predicted", name, None)
         return prediction, None
 
-    def _affordable(self, rate: Rate, until: float) -> int:
+    def _affordable(self, rate: Rate, chosen: Mapping[str, float], until: float) -> int:
         """Minibatches whose curvature may be measured, at most 3; 0: a prediction takes too long."""
         gradient = (1 + BACKWARD) * self.clock.forward / self.clock.step
         left = AFFORDABLE * (until - self.clock.steps)
+        if rate.kind == "zeroth" and any(chosen.values()):
+            left -= BESIDE
         affordable = 0
         for minibatches in range(1, MINIBATCHES + 1):
             if expected_gradients(self.trainer, rate.block, minibatches) * gradient <= left:
@@ -252,15 +256,16 @@ class _Adviser:
         self, rate: Rate, chosen: Mapping[str, float], prediction: Prediction | None, until: float
     ) -> Limit | None:
         """The limit by trying, or None where no time is left and there is a prediction."""
-        left = until - self.clock.steps
-        if prediction is not None and left < self.tries.steps:
+        # A first run computes the loss at the start, too.
+        cost = self.tries.steps + 2 * JUDGED * self.clock.forward / self.clock.step
+        if prediction is not None and until - self.clock.steps < cost:
             return None
         guess, prior = rate.configured or 1e-4, None
         if prediction is not None:
             guess, prior = prediction.limit.value, prediction.limit
         limit = stability_limit(
             self.tries, lambda value: {**chosen, **dict.fromkeys(rate.names, value)}, guess,
-            budget=self.tries.forwards + max(left, 0.0) * self.clock.cost, prior=prior, names=rate.option,
+            budget=lambda: until - self.clock.steps, cost=cost, prior=prior, names=rate.option,
         )  # fmt: skip
         for trial in limit.trials:
             self.rows.append({

@@ -4,7 +4,9 @@ import math
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args, get_type_hints
+
+from tyro.conf import Fixed, Suppress
 
 from smoothlab.errors import BadInput
 from smoothlab.experiments.advise.config import By
@@ -19,23 +21,24 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 DIGITS = 2
 """Significant digits of advised numbers in the printed command."""
-MEASURING = ("measure", "cross", "points", "spacing", "minibatch", "over", "protocol", "product", "precision",
-             "block_rows", "diagonal", "gauss_newton", "probes", "path", "checkpoint")  # fmt: skip
-"""Options of runs along which curvature is measured, or that are continued."""
+LEFT_OUT = ("blocks", "measure", "cross", "points", "spacing", "minibatch", "over", "protocol", "product",
+            "precision", "block_rows", "diagonal", "gauss_newton", "probes", "path", "checkpoint", "eta")  # fmt: skip
+"""Options of runs along which curvature is measured, that are continued, or that have rates by block."""
 
 
 @dataclass(frozen=True)
 class Advise(Training):
     """Advise on eta_x, eta_y and mu for a run of `smoothlab finetune`, and print the command that trains with them.
 
-    All other options are those of the run; its rates and mu are where trying begins. Those that measure curvature along
-    a run, --checkpoint and --eta are refused: the advice is on the start of a run.
+    All other options are those of the run; its rates and mu are where trying begins.
 
     Attributes:
         by: how limits of the rates are found. predict: from curvature measured at the start; try: by short runs from
             the same weights, at rates a factor 3 apart and then closer; confirm: predicted, and tried from there on;
             auto: confirm where a prediction leaves time for runs, else try.
-        budget: number of training steps whose time the advice may take, all that it measures included.
+        budget: number of training steps whose time the advice may take, all that it measures included: no run begins
+            that would end later. Timed steps, mu, and a prediction or a run for each rate are made whatever it is; a
+            note says so where they take more.
         try_steps: number of steps of a short run; its rate is stable if the mean loss of the
             first four minibatches has risen by at most 1 % after them.
     """
@@ -66,6 +69,8 @@ class Advise(Training):
         setup = self.setup()
         say("; ".join([*setup.notes, *unused(self)]))
         advice = advise(setup.trainer(), by=self.by, budget=self.budget, steps=self.try_steps, seed=self.seed)
+        if advice.steps > self.budget:
+            say(f"the least that advice needs took the time of {advice.steps:.0f} steps, --budget is {self.budget}")
         yield from advice.rows
         for advised in advice.advised:
             yield {"part": "advice", **advised._asdict()}
@@ -106,13 +111,19 @@ class Advise(Training):
             name = "budget" if self.budget < 1 else "try_steps"
             raise BadInput(f"{option(name)} {getattr(self, name)} is too small: use at least 1")
         for field in fields(Training):
-            if field.name in MEASURING and getattr(self, field.name) != field.default:
+            if field.name in LEFT_OUT and getattr(self, field.name) != field.default:
                 raise BadInput(
-                    f"{option(field.name)} with advise, which neither measures along a run nor continues one: leave it "
-                    "out, and give it to finetune"
+                    f"{option(field.name)} with advise, which advises on --eta-x, --eta-y and --mu at the start of a "
+                    "run: leave it out, and give it to finetune"
                 )
-        if self.eta:
-            raise BadInput(f"--eta {self.eta[0]} with advise, which advises on --eta-x and --eta-y: leave it out")
+
+
+# Fields of every run, which its setup reads at their defaults, and no options of this subcommand.
+_annotated: Any = Annotated
+_MARKS = get_args(Fixed[Any])[1], get_args(Suppress[Any])[1]  # type: ignore[misc]  # a mark, and no type here
+for _name, _hint in get_type_hints(Training, include_extras=True).items():
+    if _name in LEFT_OUT:
+        Advise.__annotations__[_name] = _annotated[(_hint, *_MARKS)]
 
 
 def rounded(value: float) -> float:

@@ -89,6 +89,7 @@ def predicted_limit(
     *,
     rates: Mapping[str, float] | None = None,
     minibatches: int = 3,
+    first: int = 0,
     seed: Sequence[int] = (0,),
 ) -> Prediction:
     """The predicted limit of the rate of one or several groups of a trainer, joined to one block.
@@ -99,6 +100,7 @@ def predicted_limit(
         rates: rates of the other blocks. Zeroth-order steps are predicted from the curvature that their first steps
             lead to: training a module may raise the base model's curvature by a factor of ten.
         minibatches: whose curvature is averaged.
+        first: number of the first of these minibatches; Adam's are those after its warm-up.
         seed: seed of the probes.
 
     Raises:
@@ -113,10 +115,10 @@ def predicted_limit(
                     for _ in range(BESIDE):
                         trainer.update()
                 partner = exact_partner(trainer, block, others)
-                return _zeroth_order(trainer, block, group["oracle"], seed, minibatches, partner)
+                return _zeroth_order(trainer, block, group["oracle"], seed, minibatches, first, partner)
         if "betas" in group:
             return _adam(trainer, block, group, seed, minibatches)
-        return _exact(trainer, block, group, seed, minibatches)
+        return _exact(trainer, block, group, seed, minibatches, first)
 
 
 def expected_gradients(trainer: Trainer, block: Block, minibatches: int = 3) -> float:
@@ -126,7 +128,7 @@ def expected_gradients(trainer: Trainer, block: Block, minibatches: int = 3) -> 
     if group["oracle"] is not None:
         return (products + 2) * PRODUCT + MINIBATCHES
     if "betas" in group:
-        return WARM_UP + products * PRODUCT
+        return _warm_up(trainer) + products * PRODUCT
     return products * PRODUCT
 
 
@@ -138,14 +140,15 @@ def _group_of(trainer: Trainer, block: Block) -> dict[str, Any]:
 
 
 def _zeroth_order(
-    trainer: Trainer, block: Block, oracle: Any, seed: Sequence[int], minibatches: int, partner: Partner | None
-) -> Prediction:
+    trainer: Trainer, block: Block, oracle: Any, seed: Sequence[int], minibatches: int, first: int,
+    partner: Partner | None,
+) -> Prediction:  # fmt: skip
     if not isinstance(oracle, ZerothOrder):
         raise BadInput(f"oracle {oracle!r} of block '{block.name}' has no known second moment: try rates instead")
     moment = outer_moment(oracle, block.dim, block.shapes)
     if moment.diagonal:
         moment = moment._replace(isotropic=moment.isotropic + max(moment.diagonal, 0.0) / block.dim, diagonal=0.0)
-    gradients = _mean_gradients(trainer, [block] if partner is None else [block, partner.block])
+    gradients = _mean_gradients(trainer, [block] if partner is None else [block, partner.block], first)
     direction, _, noise = gradients[block.name]
     if partner is not None and partner.block.name not in gradients:  # at the floor of y, which then stands still
         partner = None
@@ -159,7 +162,7 @@ def _zeroth_order(
         # The cross block is looked at once, like the gradients' images.
         other = partner.block if partner is not None and not number else None
         watched = [block] if other is None else [block, other]
-        hessian = ExactHessian(trainer.minibatch_loss(number), watched)
+        hessian = ExactHessian(trainer.minibatch_loss(first + number), watched)
         hessian.kept_noise = noises
         run = Deflation(hessian, block.name, [*seed, number], [each.name for each in watched[1:]])
         run.krylov(LANCZOS)
@@ -199,24 +202,24 @@ def _gradient_norm(g: Tensor, image: Tensor, squares: float, moment: OuterMoment
         return {}
 
 
-def _mean_gradients(trainer: Trainer, blocks: Sequence[Block]) -> dict[str, MeanGradient]:
-    """The mean gradient of minibatches 1, 2, ... on each block, and its noise; other blocks than the first may have 0.
+def _mean_gradients(trainer: Trainer, blocks: Sequence[Block], first: int) -> dict[str, MeanGradient]:
+    """The mean gradient of the minibatches after `first` on each block, and its noise; the first block's may not be 0.
 
-    Minibatch 0, whose Hessian is looked at, is left out: its own gradient lies where this Hessian is large.
+    Minibatch `first`, whose Hessian is looked at, is left out: its own gradient lies where this Hessian is large.
     """
     by_name = {block.name: block for block in blocks}
     totals: dict[str, Tensor] = {}
     squares: dict[str, list[float]] = {name: [] for name in by_name}
     value = 0.0
-    for number in range(1, MINIBATCHES):
+    for number in range(first + 1, first + MINIBATCHES):
         value, gradients = gradient(trainer.minibatch_loss(number), by_name)
         for name, g in gradients.items():
             squares[name].append(dot(g, g))
             totals[name] = totals[name].add_(g) if name in totals else g
-    first = blocks[0].name
-    if norm(totals[first]) == 0:
+    needed = blocks[0].name
+    if norm(totals[needed]) == 0:
         raise BadInput(
-            f"the gradient of block '{first}' is 0: the loss, {value:.4g}, is at its floor or does not "
+            f"the gradient of block '{needed}' is 0: the loss, {value:.4g}, is at its floor or does not "
             "depend on the block; take weights from earlier in training, or look at the groups"
         )
     return {name: _mean_gradient(total, squares[name]) for name, total in totals.items() if norm(total)}
@@ -231,8 +234,10 @@ def _mean_gradient(total: Tensor, squares: Sequence[float]) -> MeanGradient:
     return MeanGradient(total / size, math.sqrt(common), max(sum(squares) / count / common, 1.0))
 
 
-def _exact(trainer: Trainer, block: Block, group: dict[str, Any], seed: Sequence[int], minibatches: int) -> Prediction:
-    hessians = (ExactHessian(trainer.minibatch_loss(number), [block]) for number in range(minibatches))
+def _exact(
+    trainer: Trainer, block: Block, group: dict[str, Any], seed: Sequence[int], minibatches: int, first: int
+) -> Prediction:
+    hessians = (ExactHessian(trainer.minibatch_loss(first + number), [block]) for number in range(minibatches))
     value, most, products = _mean_largest(hessians, block.name, seed)
     momentum = {"momentum": group.get("momentum", 0.0), "dampening": group.get("dampening", 0.0)}
     edges = [exact_edge(end, **momentum) for end in (value, most, value)]
@@ -264,7 +269,7 @@ def _largest(run: Deflation) -> float:
     if value <= 0:
         raise BadInput(
             f"the Hessian of block '{run.name}' has no positive Ritz value ({value:.4g}): a spectrum that is mostly "
-            "negative sets no limit; try rates instead (--by try)"
+            "negative sets no limit; try rates instead (smoothlab advise --by try)"
         )
     return value
 
@@ -275,8 +280,9 @@ def _adam(trainer: Trainer, block: Block, group: dict[str, Any], seed: Sequence[
     for other in trainer.optimizer.param_groups:
         if id(other["params"][0]) in members:
             rates[other["name"]] = SLOW * other["lr"]
+    steps = _warm_up(trainer)
     with trainer.on_trial(rates):
-        for _ in range(WARM_UP):
+        for _ in range(steps):
             trainer.update()
         root = _preconditioner(trainer, block, group).rsqrt()
         losses = [trainer.minibatch_loss(trainer.step + number) for number in range(minibatches)]
@@ -284,7 +290,12 @@ def _adam(trainer: Trainer, block: Block, group: dict[str, Any], seed: Sequence[
         value, most, products = _mean_largest(hessians, block.name, seed)
     edges = [adam_edge(end, beta1=group["betas"][0]) for end in (value, most, value)]
     weakest = "that Adam's preconditioner stands still, as after its first steps, while it moves with every step"
-    return Prediction(_widened(edges, "adam"), "adam", WARM_UP + products * PRODUCT, weakest)
+    return Prediction(_widened(edges, "adam"), "adam", steps + products * PRODUCT, weakest)
+
+
+def _warm_up(trainer: Trainer) -> int:
+    """Steps to make before Adam's preconditioner is taken: none where the run has made them."""
+    return max(WARM_UP - trainer.optimizer.steps, 0)
 
 
 def _preconditioner(trainer: Trainer, block: Block, group: dict[str, Any]) -> Tensor:

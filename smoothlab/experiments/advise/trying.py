@@ -128,7 +128,8 @@ def stability_limit(
     rates: Callable[[float], Mapping[str, float]],
     guess: float,
     *,
-    budget: float = math.inf,
+    budget: Callable[[], float] = lambda: math.inf,
+    cost: float = 0.0,
     runs: int = 40,
     prior: Interval | None = None,
     names: str = "the rate",
@@ -138,8 +139,10 @@ def stability_limit(
     Args:
         tries: makes the runs.
         rates: learning rates by block at a value of the rate that is looked for.
-        guess: rate of the first run.
-        budget: forward passes that may be spent, those of `tries` before included.
+        guess: rate of the first run, which is made whatever is left of the budget.
+        budget: what is left of it, in a unit such as seconds. A further run is made if as much is left as the longest
+            run before has taken.
+        cost: what a run takes at least, in the same unit; abandoned ones take less.
         runs: runs at most.
         prior: a predicted limit, see `threshold`.
         names: the rate's name, for errors.
@@ -148,10 +151,11 @@ def stability_limit(
         BadInput: stable and unstable rates are not both found.
     """
     trials: list[Trial] = []
-    rate = guess
-    most = tries.steps * forwards_of_step(tries.trainer.optimizer) + JUDGED  # of a run
-    while len(trials) < runs and (not trials or tries.forwards + most <= budget):
+    rate, longest = guess, cost
+    while len(trials) < runs and (not trials or longest <= budget()):
+        before = budget()
         trials.append(tries.run(rate, rates(rate), len(trials)))
+        longest = max(longest, before - budget())
         unstable = [trial.unstable for trial in trials]
         if all(unstable) or not any(unstable):
             rate = trials[-1].rate * (1 / APART if unstable[0] else APART)

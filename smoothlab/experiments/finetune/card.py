@@ -59,6 +59,8 @@ def story(run: FinetuneOptions, test: dict[str, Any]) -> str:
         test: the record of the test, which repeats the best evaluation on dev.
     """
     rates = ", ".join(f"{name} {test[name]:g}" for name in used(run.method))
+    if run.follow:
+        rates += f" at the start, set to a share of the predicted stability limit every {run.follow:,d} steps"
     trials, head = "", "the language model's own head"
     if run.search:
         trials = f", trial {test['trial'] + 1} of {len(grid(run))}"

@@ -201,6 +201,11 @@ class Training:
         return "none"
 
     @property
+    def differentiates_twice(self) -> bool:
+        """Whether curvature is measured, for which the loss must have the second derivatives that autograd gives."""
+        return bool(self.measure)
+
+    @property
     def rates(self) -> Rates:
         """Learning rates and mu as configured."""
         return Rates(self.eta_x, self.eta_y, self.mu)
@@ -299,6 +304,10 @@ class FinetuneOptions(Training):
         search: grid to search, each axis written NAME=A,B,... with the name eta_x, eta_y or mu, whose option it
             replaces, e.g. eta_x=1e-5,1e-4. Every combination is trained for at most --steps steps, and the one that is
             best on dev is tested.
+        follow: number of steps between settings of the learning rates to a share of the stability limit that is
+            predicted from the curvature at the present weights, step 0 the first: a quarter, for exact gradients with
+            sgd a half, of the least of the last three limits. --eta-x and --eta-y are where that begins: a rate falls
+            at once, and rises to at most 3 times the rate before. 0 keeps the rates as given.
         save: folder for the best weights: adapter/ for peft, with a classification head and, where it was trained, the
             base model; model/ for transformers, where the base model was trained.
         tensorboard: folder for TensorBoard's curves; none are written without it.
@@ -312,8 +321,14 @@ class FinetuneOptions(Training):
     eval_every: int = 25
     patience: int = 10
     search: tuple[str, ...] = ()
+    follow: int = 0
     save: Path | None = None
     tensorboard: Path | None = None
+
+    @property
+    def differentiates_twice(self) -> bool:
+        """Whether curvature is measured: for records, or to set the rates by."""
+        return bool(self.measure) or self.follow > 0
 
     @property
     def evaluations(self) -> int:

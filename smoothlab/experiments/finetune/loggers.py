@@ -120,6 +120,8 @@ class TensorBoard(Progress):
         for name in ("dev_loss", "accuracy", "exact_match", "f1", "steps_per_second"):
             if row.get(name) is not None:
                 self._open.add_scalar(f"dev/{name.removeprefix('dev_')}", row[name], row["step"])
+        if row["part"] == "rate":
+            self._open.add_scalar(f"rate/{row['option']}", row["rate"], row["step"])
         if row.get("value") is not None:
             name = f"{row['quantity']}/{row['block']}-{row['wrt']} ({row['protocol']})"
             self._open.add_scalar(name, row["value"], row["step"])

@@ -15,7 +15,7 @@ RANGES = {
     "train": (1, 10**9), "dev": (1, 10**9), "test": (1, 10**9), "q": (1, 10**4),
     "steps": (0, 10**9), "batch": (1, 10**9), "parts": (1, 64), "points": (1, 10**6), "probes": (2, 10**6),
     "over": (0, 10**9), "diagonal": (0, 10**9), "eval_every": (1, 10**9), "answer_tokens": (0, 10**4),
-    "patience": (0, 10**9), "seed": (0, 2**32 - 1),
+    "patience": (0, 10**9), "follow": (0, 10**9), "seed": (0, 2**32 - 1),
 }  # fmt: skip
 """Least and greatest value of whole numbers; seeds are shifted by 2^20 and must stay below torch's 2^63."""
 MOST_TRIALS = 1000
@@ -58,6 +58,8 @@ def check(run: Training) -> None:
     for rates in trials:
         _check_rates(run, rates)
     _check_measuring(run)
+    if isinstance(run, FinetuneOptions) and run.follow:
+        _check_following(run)
     if run.logged and run.method not in ZEROTH:
         raise BadInput(
             f"--checkpoint {run.checkpoint} with --method {run.method}: a seed log holds zeroth-order steps, which "
@@ -239,6 +241,23 @@ def _check_rates(run: Training, rates: Rates) -> None:
         if run.method == "fo-peft":
             name = "eta_y"
         raise BadInput(f"{option(name)} 0 with --method {run.method} trains nothing: give a rate above 0")
+
+
+def _check_following(run: FinetuneOptions) -> None:
+    from smoothlab.llm import distributed
+
+    if run.dtype in NARROW:
+        raise BadInput(
+            f"--follow {run.follow} with --dtype {run.dtype}, whose rounding hides the curvature that rates follow: "
+            "use float32 or float64"
+        )
+    for text in run.search:
+        if text.startswith("eta_"):
+            raise BadInput(f"--follow {run.follow} with --search {text}: --follow sets that rate itself, leave one out")
+    if distributed.world_size() > 1:
+        raise BadInput(
+            f"--follow {run.follow} with {distributed.world_size()} processes: start one process, without torchrun"
+        )
 
 
 def _check_measuring(run: Training) -> None:

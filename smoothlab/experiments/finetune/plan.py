@@ -5,12 +5,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from smoothlab.blocks import differentiable
+from smoothlab.experiments.advise.advice import rates_of
+from smoothlab.experiments.advise.predicting import expected_gradients
+from smoothlab.experiments.advise.trying import BACKWARD, forwards_of_step
 from smoothlab.experiments.finetune.config import FinetuneOptions, Rates, Training
+from smoothlab.experiments.finetune.following import MINIBATCHES
 from smoothlab.experiments.finetune.options import measuring_steps, unused, used
 from smoothlab.experiments.finetune.setup import Setup, pairs
 from smoothlab.hessian.gradients import gradient
 from smoothlab.llm import memory
 from smoothlab.llm.peft_methods import DEFAULT_RANK, PEFT_METHODS
+from smoothlab.trainer import Trainer
 
 PRODUCTS = 20
 """Products a block that its norms usually take; twice that where a spectrum is awkward."""
@@ -65,6 +70,10 @@ def _training(run: Training, setup: Setup, trials: Sequence[Rates]) -> tuple[lis
         count = 1 + -(-run.steps // run.eval_every)  # step 0, and the last step whatever it is a multiple of
         evaluation = _seconds(lambda: setup.judge(setup.dev))
         total += evaluation * (len(trials) * count + len(setup.test) / len(setup.dev))
+        if run.follow:
+            line, duration = _following(run, trainer, step)
+            lines.append(line)
+            total += len(trials) * duration
         evaluations = f" and {count} evaluations"
         seconds += f", an evaluation {evaluation:.2f} s"
         lines.append(f"  selects by {len(setup.dev)} items, tests on {len(setup.test)}; {setup.served}")
@@ -73,6 +82,14 @@ def _training(run: Training, setup: Setup, trials: Sequence[Rates]) -> tuple[lis
         described.append("...")
     lines += [f"  {len(trials)} trial(s) of {run.steps} steps{evaluations}: {', '.join(described)}", seconds]
     return lines, total
+
+
+def _following(run: FinetuneOptions, trainer: Trainer, step: float) -> tuple[str, float]:
+    """What --follow measures in a trial, and its seconds, from those of a step."""
+    count = -(-run.steps // run.follow)
+    gradients = sum(expected_gradients(trainer, rate.block, MINIBATCHES) for rate in rates_of(trainer))
+    seconds = count * gradients * step * (1 + BACKWARD) / forwards_of_step(trainer.optimizer)
+    return f"  sets the rates {count} times to follow the curvature, about {gradients:.0f} gradients each time", seconds
 
 
 def _described(run: Training, rates: Rates) -> str:

@@ -16,8 +16,11 @@ from torch import Tensor
 
 from smoothlab.divergence import Diverged
 from smoothlab.errors import BadInput
+from smoothlab.experiments.advise.trying import BACKWARD, forwards_of_step
 from smoothlab.experiments.finetune.config import FinetuneOptions, Rates
+from smoothlab.experiments.finetune.following import followed
 from smoothlab.experiments.finetune.loggers import Progress
+from smoothlab.experiments.finetune.options import say
 from smoothlab.experiments.finetune.setup import Setup
 from smoothlab.llm import distributed
 from smoothlab.llm.checkpoints import Folder
@@ -42,6 +45,10 @@ class RunState:
     seconds: float = 0.0  # spent on steps and evaluations
     best_row: Row | None = None  # the best evaluation of all trials, as far as the row of the test repeats it
     best_rows: int = 0  # rows that were on record with it
+    followed: int = -1  # last step at which the rates were set to follow the curvature
+    follow_gradients: float = 0.0  # spent on that, in the trial
+    follow_seconds: float = 0.0
+    limits: dict[str, list[float]] = field(default_factory=dict)  # the last measured, by the rate's option
 
 
 @dataclass
@@ -85,6 +92,8 @@ class Selection:
                 yield from self._leg()
             if not self.state.stopped:
                 yield from self._point()
+            if self.run.follow:
+                say(self._cost_of_following())
             state, resumed = self.state, False
             if state.trial == len(self.grid) - 1:
                 return  # with the state of the last trial: `load_best` needs its trainer
@@ -121,6 +130,7 @@ class Selection:
         try:
             while not self._is_evaluation():
                 before = trainer.step
+                yield from self._follow()
                 yield from self._point()
                 if trainer.step == before:  # a point that measures path smoothness has made the update
                     begun = time.monotonic()
@@ -163,6 +173,32 @@ class Selection:
             yield from self._on_record(where | row)
         self._checkpoint()
 
+    def _follow(self) -> Iterator[Row]:
+        """Rows of the rates, set to follow the curvature, if it is time to."""
+        trainer, state, every = self.trainer, self.state, self.run.follow
+        if not every or trainer.step % every or trainer.step == state.followed:
+            return
+        begun = time.monotonic()
+        for row in followed(trainer, self.run.seed, every, state.limits):
+            state.follow_gradients += row["gradients"]
+            where = {"part": "rate", "trial": state.trial, "method": self.run.method, "step": trainer.step}
+            yield from self._on_record(where | row)
+        seconds = time.monotonic() - begun
+        # Following is a part of this training, unlike curvature that is measured for the records.
+        state.seconds += seconds
+        state.follow_seconds += seconds
+        state.followed = trainer.step
+
+    def _cost_of_following(self) -> str:
+        """What setting the rates has cost, beside the steps."""
+        state, step = self.state, self.trainer.step
+        of_steps = step * forwards_of_step(self.trainer.optimizer)
+        forwards = state.follow_gradients * (1 + BACKWARD)
+        text = f"--follow {self.run.follow} took {forwards:.0f} forward passes' work"
+        if of_steps:
+            text += f", {forwards / of_steps:.2f} of that of the {step} steps"
+        return f"{text}, and {state.follow_seconds:.0f} s"
+
     def _refused(self, error: BadInput) -> bool:
         """Whether it is these rates that are refused (a mu below rounding): others of the search may do."""
         # A log that cannot be written, or a process that is gone, fails under all rates.
@@ -198,8 +234,15 @@ class Selection:
         return {
             "part": "dev", **self._where(), "train_loss": loss, "dev_loss": dev_loss,
             **quality, "steps_per_second": speed,
-            "forwards": self.trainer.step * self.run.evaluations, "seconds": round(state.seconds, 3),
+            "forwards": self.trainer.step * self.run.evaluations, **self._following(),
+            "seconds": round(state.seconds, 3),
         }  # fmt: skip
+
+    def _following(self) -> Row:
+        """Gradients that were spent on setting the rates; nothing where they stay as given."""
+        if not self.run.follow:
+            return {}
+        return {"follow_gradients": round(self.state.follow_gradients, 1)}
 
     def _score(self) -> tuple[float, float, float, float, float]:
         """Right answers, items, mean loss, exact match and F1 on dev; NaN where there is no such number."""

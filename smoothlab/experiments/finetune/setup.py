@@ -174,7 +174,7 @@ def setup(run: Training) -> Setup:
     # The first part of the first minibatch, the same in all processes, and no larger than what one of them computes.
     first = reshuffled(len(items.train), run.batch, run.seed, 0)[: max(1, run.batch // run.parts_of_batch)]
     model = heads.attached(
-        loaded, run.module, seed=run.seed, measured=bool(run.measure), rank=run.rank,
+        loaded, run.module, seed=run.seed, measured=run.differentiates_twice, rank=run.rank,
         loss=lambda model: choice_loss(model, minibatch(first)),
     )  # fmt: skip
     mixed = padding.check_items(model, items.splits, run.model, run.module, size=run.batch)
@@ -209,7 +209,7 @@ def _loaded(run: Training, splits: Splits, reason: str | None) -> LoadedModel:
     """The model that --model names, with a classifier's head where there is a `reason` for one."""
     loaded = heads.load(
         run.model, splits, reason, seed=run.seed, dtype=getattr(torch, run.dtype),
-        device=distributed.local_device(run.device), measured=bool(run.measure),
+        device=distributed.local_device(run.device), measured=run.differentiates_twice,
     )  # fmt: skip
     if run.compute == "float32":
         compute_in_float32(loaded.model)
@@ -234,7 +234,7 @@ def _check_model(run: Training, model: nn.Module, sample: dict[str, Tensor]) -> 
     loss = fixed_loss(partial(choice_loss, model, sample), model)
     if run.compute == "float32":
         check_widened(model, loss)
-    if run.measure:
+    if run.differentiates_twice:
         # All parts, whichever are measured: a wrong gradient of one shows in the others' products. Gradients of 16 bits
         # are no more than that.
         parts = {name: block for name, block in partition(model).items() if block.params[0].dtype.itemsize > 2}

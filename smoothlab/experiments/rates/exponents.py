@@ -62,8 +62,7 @@ EXPECTED = {
     "fo-reshuffle": {"eps": -8 / 3, "n": 2 / 3},
     "fo-replace": {"eps": -4.0, "n": 0.0},
 }
-for _series in KINDS:
-    EXPECTED[_series] = {"eps": -3.0} if _series.startswith("fo") else {"eps": -4.0, "variance": 1.0}
+EXPECTED |= dict.fromkeys(KINDS, {"eps": -4.0, "variance": 1.0}) | {"fo-quadratics": {"eps": -3.0}}
 """By the corrected theorems (leading terms), and on the quadratic."""
 ELLS: dict[str, tuple[float, float]] = {
     "constant": (0.0, 0.0), "affine": (1.0, 1.0), "root": (0.5, 0.5), "affine in y": (0.0, 1.0),

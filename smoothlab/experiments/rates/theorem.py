@@ -71,12 +71,21 @@ def _constants(s: Setting, theorem: str, point: Row, mu: float | None) -> Horizo
         return theorem_c1(s, eps, delta, T=point["given"] or None, mu=mu)
     if theorem == "probability":
         return with_high_probability(s, eps, delta)
+    return in_expectation(s, eps, global_smoothness(s))
+
+
+def global_smoothness(s: Setting) -> float:
+    """The L of the theorem in expectation, with which every component is smooth everywhere.
+
+    Raises:
+        BadInput: there is none.
+    """
     smoothness = []
     for ell in (s.ell_x, s.ell_y):
         smoothness.append(float(np.asarray(ell(FAR))))
         if smoothness[-1] != float(np.asarray(ell(0.0))):
             raise BadInput("smoothness is not global: the theorem in expectation does not apply")
-    return in_expectation(s, eps, max(smoothness))
+    return max(smoothness)
 
 
 def _run(

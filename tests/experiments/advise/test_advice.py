@@ -1,6 +1,8 @@
 """Advice on quadratics: rates below their limits, a mu, what they cost, and nothing left of the measuring."""
 
 import math
+import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from torch import Tensor
 import smoothlab
 from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
+from smoothlab.experiments.advise import advice as advice_module
 from smoothlab.experiments.advise.advice import FRACTION, advise, rates_of
 from smoothlab.optim.hybrid import HybridSGD
 from smoothlab.trainer import Trainer
@@ -79,6 +82,26 @@ def test_a_small_budget_is_kept() -> None:
     advice = advise(trainer_of([1.0] * 50), by="try", budget=40, steps=10)
     runs = [row for row in advice.rows if row["part"] == "trial"]
     assert 1 <= len(runs) <= 4
+
+
+@pytest.mark.parametrize("by", ["try", "confirm"])
+@pytest.mark.parametrize("budget", [60, 100, 150, 220])
+def test_the_time_of_all_measuring_stays_within_the_budget(by: Any, budget: int, monkeypatch: Any) -> None:
+    """Time is the number of evaluations of the loss: one a step, and one for each loss that a run is judged by."""
+    trainer, evaluations = trainer_of([4.0, 1.0]), [0]
+    loss = trainer.loss
+
+    def counted(model: Any, part: Any) -> Any:
+        evaluations[0] += 1
+        return loss(model, part)
+
+    trainer.loss = counted
+    clock = SimpleNamespace(process_time=lambda: float(evaluations[0]), perf_counter=time.perf_counter)
+    monkeypatch.setattr(advice_module, "time", clock)
+    advice = advise(trainer, by=by, budget=budget, steps=10)
+    assert 0.5 * budget < advice.steps <= budget
+    # Losses at the start and at the end of runs are in it: counted by forward passes alone, they would not fit.
+    assert advice.steps == evaluations[0]
 
 
 def test_groups_of_one_option_share_its_rate() -> None:

@@ -1,5 +1,6 @@
 """`smoothlab advise` as a command: what it prints is a command that parses; options that it refuses."""
 
+import re
 import shlex
 from pathlib import Path
 
@@ -7,7 +8,10 @@ import pytest
 
 from smoothlab import commands, records
 from smoothlab.__main__ import main
-from smoothlab.experiments.advise.experiment import rounded
+from smoothlab.errors import BadInput
+from smoothlab.experiments.advise.experiment import LEFT_OUT, Advise, rounded
+from smoothlab.experiments.finetune.config import Training
+from smoothlab.experiments.options import option
 
 
 def test_advice_on_a_language_model_ends_with_a_command_that_parses(folder: Path, tmp_path: Path, capsys) -> None:
@@ -27,6 +31,21 @@ def test_advice_on_a_language_model_ends_with_a_command_that_parses(folder: Path
     assert {"advice", "cost"} <= set(table["part"]) and table["command"].iloc[-1] == printed[-1]
 
 
+def test_its_help_lists_no_option_that_it_refuses(capsys) -> None:
+    with pytest.raises(SystemExit):
+        main(["advise", "--help"])
+    # A line that begins with an option describes it; others may name options of finetune.
+    offered = set(re.findall(r"^[│| ]*(--[a-z-]+)", capsys.readouterr().out, re.MULTILINE))
+    assert {"--eta-x", "--peft", "--by", "--dtype"} <= offered
+    assert not offered & {"--no-path", "--path", *map(option, LEFT_OUT)}
+
+
+def test_in_python_too_such_fields_are_refused() -> None:
+    with pytest.raises(BadInput, match="--measure with advise, .*: leave it out"):
+        Advise(measure=("peft",)).plan()
+    assert Advise().measure == () and Advise().points == Training().points
+
+
 @pytest.mark.parametrize(("value", "expected"), [(0.0123, 0.012), (0.0199, 0.019), (3.21e-5, 3.2e-5), (1.0, 1.0)])
 def test_rates_are_rounded_down_to_two_digits(value: float, expected: float) -> None:
     assert rounded(value) == pytest.approx(expected, rel=1e-12)
@@ -37,9 +56,10 @@ def test_rates_are_rounded_down_to_two_digits(value: float, expected: float) -> 
     [
         (["--budget", "0"], "--budget 0 is too small"),
         (["--try-steps", "0"], "--try-steps 0 is too small"),
-        (["--measure", "peft"], "--measure with advise"),
-        (["--checkpoint", "folder"], "--checkpoint with advise"),
-        (["--method", "fo-full", "--eta", "layer.0=1e-3"], "--eta layer.0=1e-3 with advise"),
+        (["--measure", "peft"], "smoothlab advise has no option --measure, which is an option of smoothness"),
+        (["--checkpoint", "folder"], "smoothlab advise has no option --checkpoint"),
+        (["--method", "fo-full", "--eta", "layer.0=1e-3"], "smoothlab advise has no option --eta"),
+        (["--no-path"], "smoothlab advise has no option --no-path"),
         (["--by", "guess"], "guess"),
     ],
 )

@@ -86,8 +86,12 @@ def test_an_unstable_run_costs_few_steps_and_a_budget_is_kept() -> None:
     tries = Tries(trainer, 30)
     assert tries.run(100.0, {"base": 100.0}, 0).steps < 4
     limited = Tries(trainer, 30)
-    result = stability_limit(limited, lambda rate: {"base": rate}, 1e-4, budget=200.0)
-    assert limited.forwards <= 200 and result.flag == "only stable runs" and result.limit.high == math.inf
+    result = stability_limit(limited, lambda rate: {"base": rate}, 1e-4, budget=lambda: 200.0 - limited.forwards)
+    # Runs of 94 forwards: the first has the loss at the start, too, and a third is not begun with 8 left.
+    assert limited.forwards == 192 and result.flag == "only stable runs" and result.limit.high == math.inf
+    unaffordable = Tries(trainer, 30)
+    stability_limit(unaffordable, lambda rate: {"base": rate}, 1e-4, budget=lambda: -unaffordable.forwards, cost=94)
+    assert unaffordable.forwards == 98  # the first run is made whatever the budget
 
 
 def test_the_forward_passes_of_a_step() -> None:

@@ -1,0 +1,292 @@
+"""Do PEFT methods differ by lambda_max alone? Their curvature beside their best learning rates, on `micro`.
+
+For each PEFT method of `smoothlab.llm.peft_methods` and each seed (of module, minibatches and their order): lambda_max
+of the PEFT block's Hessian at the start (mean loss of four minibatches), the predicted edge 2/lambda_max of plain SGD,
+the mean loss of twelve minibatches after 100 steps at rates 2^k around that edge (the grid grows while its best rate is
+at an end), and lambda_max after 100 steps at the best rate. If variants of LoRA differed by lambda_max alone, as
+arXiv:2602.04998 suggests, best rate times lambda_max would be one number for all of them: `table` tests that.
+
+    python -m benchmarks.peft_edges             # continues benchmarks/results/peft_edges.jsonl, setting by setting
+    python -m benchmarks.peft_edges --table     # prints the table of what is there
+"""
+
+import json
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from scipy.stats import f_oneway
+from torch import Tensor
+
+from smoothlab import records
+from smoothlab.blocks import differentiable
+from smoothlab.divergence import Diverged
+from smoothlab.errors import BadInput
+from smoothlab.experiments.finetune.experiment import Finetune
+from smoothlab.experiments.settings import SettingsExperiment
+from smoothlab.hessian.deflation import Deflation
+from smoothlab.hessian.exact import ExactHessian
+from smoothlab.llm.peft_methods import PEFT_METHODS
+from smoothlab.stats import samples
+from smoothlab.stats.intervals import Interval
+from smoothlab.trainer import Trainer
+
+Row = dict[str, Any]
+RESULTS = Path(__file__).parent / "results" / "peft_edges.jsonl"
+LORA_VARIANTS = ("lora", "rslora", "adalora", "vera", "loha", "lokr", "hira", "gralora", "randlora", "miss", "pvera",
+                 "dora", "delora", "glora", "vblora", "unilora", "tinylora")  # fmt: skip
+"""Methods that add a product of small matrices to weights; measured first."""
+BELOW = 3
+"""Powers of 2 below the predicted edge at which rates are tried first, beside the edge itself."""
+MOST = 6
+"""Further rates, at most, where the best one is at an end of the grid."""
+LANCZOS, MEASURED = 10, 4
+"""Lanczos steps of lambda_max, and minibatches whose mean loss has this curvature."""
+JUDGED = 12
+"""Minibatches whose mean loss a run is judged by."""
+LOST = 4.0
+"""Times the loss at the start at which a run ends without its other steps."""
+
+
+@dataclass(frozen=True)
+class PeftEdges(SettingsExperiment):
+    """Predicted edges and best learning rates by PEFT method.
+
+    Attributes:
+        seeds: seeds of module and minibatches.
+        steps: steps of a run.
+        batch: items in a minibatch.
+        methods: PEFT methods; by default all that can be trained.
+    """
+
+    name: ClassVar[str] = "peft_edges"
+    seeds: tuple[int, ...] = (0, 1, 2)
+    steps: int = 100
+    batch: int = 8
+    methods: tuple[str, ...] = tuple(name for name, method in PEFT_METHODS.items() if method.attaches(measured=False))
+
+    def points(self) -> list[Row]:
+        """Seed by seed, variants of LoRA before the other methods."""
+        names = [name for name in LORA_VARIANTS if name in self.methods]
+        names += [name for name in self.methods if name not in LORA_VARIANTS]
+        points = []
+        for seed in self.seeds:
+            points += [{"setting": f"{name}/{seed}", "peft": name, "seed": seed} for name in names]
+        return points
+
+    def rows_of(self, points: Sequence[Row]) -> Iterator[Row]:
+        """Rows of each method and seed: its edge at the start, its runs, the best rate, and the edge after it."""
+        for point in points:
+            try:
+                for row in MethodRuns(self, point["peft"], point["seed"]).rows():
+                    yield {**point, **row}
+            except BadInput as error:
+                yield {**point, "part": "refused", "failed": str(error)}
+
+
+class MethodRuns:
+    """Runs of one PEFT method with one seed."""
+
+    def __init__(self, experiment: PeftEdges, peft: str, seed: int) -> None:
+        self.steps, self.seed = experiment.steps, seed
+        run = Finetune(method="fo-peft", peft=peft, optimizer="sgd", batch=experiment.batch, seed=seed, dev=1, test=1)
+        self.trainer: Trainer = run.setup().trainer()
+        self.measurable = not PEFT_METHODS[peft].refusal
+        self.start = self.loss()
+        self.weights: Mapping[str, Tensor] = {}  # after the best run so far
+
+    def rows(self) -> Iterator[Row]:
+        """Rows of all that is measured."""
+        before, center = self.edge("start"), 0
+        yield before
+        if before.get("measured"):
+            center = round(math.log2(before["measured"]))
+        losses: dict[int, float] = {}
+        ahead = list(range(center - BELOW, center + 1))
+        while ahead:
+            k = ahead.pop(0)
+            row = self.run(2.0**k, min(losses.values(), default=math.inf))
+            losses[k] = row["loss_after"]
+            yield row
+            if not ahead and len(losses) < BELOW + 1 + MOST:
+                best = min(losses, key=lambda power: losses[power])
+                # Where all have diverged, the least rate is the first of equal losses, and lower ones are tried.
+                ahead = [power for power in (best - 1, best + 1) if power not in losses]
+        best = min(losses, key=lambda power: losses[power])
+        if not math.isfinite(losses[best]):
+            yield {"part": "refused", "failed": f"every rate down to {2.0**best:g} diverges"}
+            return
+        yield {"part": "best", "measured": 2.0**best, "low": 2.0 ** (best - 0.5), "high": 2.0 ** (best + 0.5),
+               "loss_before": self.start, "loss_after": losses[best], "reference": before.get("measured")}  # fmt: skip
+        with self.trainer.on_trial():
+            self.trainer.load_weights(self.weights, self.steps)
+            yield self.edge("end")
+
+    def edge(self, part: str) -> Row:
+        """Predicted edge 2/lambda_max at the present weights and lambda_max, or why there is none."""
+        block = self.trainer.blocks["peft"]
+        if not self.measurable:
+            return {"part": part, "dim": block.dim, "failed": "its derivatives are not the loss's"}
+        with differentiable([block]):
+            run = Deflation(ExactHessian(self.mean_loss, [block]), block.name, [self.seed], ())
+            run.krylov(LANCZOS)
+        largest = float(np.linalg.eigvalsh(run.projected())[-1])
+        if largest <= 0:
+            return {"part": part, "dim": block.dim, "value": largest, "failed": "no curvature is positive"}
+        return {"part": part, "dim": block.dim, "measured": 2 / largest, "low": 2 / max(run.reach().highest, largest),
+                "high": 2 / largest, "value": largest}  # fmt: skip
+
+    def run(self, rate: float, least: float) -> Row:
+        """One run at a rate; its weights are kept if its loss is below `least`. Runs that were ended have no loss."""
+        end, made = math.inf, 0
+        with self.trainer.on_trial({"peft": rate}):
+            try:
+                for _ in range(self.steps):
+                    made += 1
+                    if not self.trainer.update() <= LOST * self.start:
+                        break
+                else:
+                    end = self.loss()
+            except Diverged:
+                pass
+            if not math.isfinite(end):
+                end = math.inf
+            if end < least:
+                self.weights = self.trainer.weights()
+        return {"part": "run", "rate": rate, "loss_before": self.start, "steps": made, "loss_after": end}
+
+    def mean_loss(self) -> Tensor:
+        """Mean loss of the first minibatches that curvature is measured on; one minibatch alone has another Hessian."""
+        return torch.stack([self.trainer.minibatch_loss(number)() for number in range(MEASURED)]).mean()
+
+    def loss(self) -> float:
+        """Mean loss of the first minibatches that runs are judged by."""
+        with torch.no_grad():
+            return sum(float(self.trainer.minibatch_loss(number)()) for number in range(JUDGED)) / JUDGED
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One PEFT method over its seeds.
+
+    Attributes:
+        peft: the method.
+        seeds: seeds that have a best rate.
+        dim: parameters of the module.
+        edges: predicted edges at the start, one a seed that has one.
+        later: predicted edges after the steps at the best rate.
+        rates: best rates, one a seed.
+        losses: mean losses after the steps at the best rate, as differences from those at the start.
+        reason: why there is no edge at the start, where there is none.
+    """
+
+    peft: str
+    seeds: tuple[int, ...]
+    dim: int
+    edges: tuple[float, ...]
+    later: tuple[float, ...]
+    rates: tuple[float, ...]
+    losses: tuple[float, ...]
+    reason: str = ""
+
+    @property
+    def ratios(self) -> list[float]:
+        """Best rates in units of the predicted edge of the same seed: best rate times lambda_max/2."""
+        if len(self.edges) < len(self.rates):
+            return []
+        return [rate / edge for rate, edge in zip(self.rates, self.edges, strict=True)]
+
+
+def summaries(rows: Sequence[Row]) -> list[Summary]:
+    """The methods that have a best rate, in the order of the records."""
+    result = []
+    for peft in dict.fromkeys(row["peft"] for row in rows):
+        own = [row for row in rows if row["peft"] == peft]
+        best = [row for row in own if row["part"] == "best"]
+        starts = [row for row in own if row["part"] == "start"]
+        if not best:
+            continue
+        reasons = [row["failed"] for row in starts if row.get("failed")]
+        result.append(Summary(
+            peft, tuple(row["seed"] for row in best), starts[0]["dim"],
+            tuple(row["measured"] for row in starts if row.get("measured")),
+            tuple(row["measured"] for row in own if row["part"] == "end" and row.get("measured")),
+            tuple(row["measured"] for row in best),
+            tuple(row["loss_after"] - row["loss_before"] for row in best), "; ".join(dict.fromkeys(reasons)),
+        ))  # fmt: skip
+    return result
+
+
+def geometric(values: Sequence[float]) -> Interval | None:
+    """Geometric mean with Student's t interval of the logarithms; no interval from one value, None from none."""
+    if not values:
+        return None
+    logarithms = np.log(values)
+    if len(values) == 1:
+        return Interval(values[0], math.nan, math.nan)
+    return Interval(*np.exp(samples.mean(logarithms)))
+
+
+def comparison(chosen: Sequence[Summary]) -> Row:
+    """Whether best rates in units of the edge are the same for all methods, on the log scale.
+
+    `p_value` is that of the F test of one number for all methods, seeds being the repetitions. `spread_of_rates` and
+    `spread_of_ratios` are standard deviations among methods, as factors: lambda_max explains what the second is
+    smaller by.
+    """
+    usable = [summary for summary in chosen if len(summary.ratios) > 1]
+    ratios = [np.log2(summary.ratios) for summary in usable]
+    rates = [np.log2(summary.rates).mean() for summary in usable]
+    edges = [np.log2(summary.edges).mean() for summary in usable]
+    slope = float(np.polyfit(edges, rates, 1)[0])
+    return {
+        "methods": len(usable), "p_value": float(f_oneway(*ratios).pvalue), "slope": slope,
+        "spread_of_rates": 2 ** float(np.std(rates, ddof=1)),
+        "spread_of_ratios": 2 ** float(np.std([ratio.mean() for ratio in ratios], ddof=1)),
+    }  # fmt: skip
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Markdown: a line a method, then the comparison of variants of LoRA and of all methods."""
+    lines = [
+        "| method | parameters | 2/lambda_max at the start | after the steps | best rate | best rate / edge | loss |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    chosen = summaries(rows)
+    for summary in chosen:
+        loss = sum(summary.losses) / len(summary.losses)
+        cells = [_shown(geometric(values)) for values in (summary.edges, summary.later, summary.rates, summary.ratios)]
+        lines.append(f"| {summary.peft} | {summary.dim:,} | {' | '.join(cells)} | {loss:+.3f} |")
+    for name, group in {
+        "variants of LoRA": [summary for summary in chosen if summary.peft in LORA_VARIANTS], "all methods": chosen,
+    }.items():  # fmt: skip
+        if len([summary for summary in group if len(summary.ratios) > 1]) > 1:
+            lines.append(f"\n{name}: {json.dumps(comparison(group))}")
+    return "\n".join(lines)
+
+
+def _shown(interval: Interval | None) -> str:
+    if interval is None:
+        return "none"
+    if math.isnan(interval.low):
+        return f"{interval.value:.2g}"
+    return f"{interval.value:.2g} ({interval.low:.2g} to {interval.high:.2g})"
+
+
+def loaded(path: Path = RESULTS) -> list[Row]:
+    """Rows of the record file."""
+    lines: list[Mapping[str, Any]] = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [dict(line) for line in lines if line["kind"] == "row"]
+
+
+if __name__ == "__main__":
+    if "--table" in sys.argv:
+        print(table(loaded()))
+    else:
+        torch.set_num_threads(1)
+        records.run(PeftEdges(), RESULTS, environment=records.environment(device="cpu", threads=1))
