@@ -16,7 +16,7 @@ import venv
 from pathlib import Path
 from typing import NamedTuple
 
-from smoothlab import record_files
+from smoothlab import __version__, record_files
 from smoothlab.records import Row, Writer, environment
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -91,7 +91,7 @@ def verified(name: str, package: Package, folder: Path) -> tuple[list[Row], str]
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", choices=[[], *PACKAGES], help="names of packages; all by default")
+    parser.add_argument("names", nargs="*", help="names of packages; all by default")
     parser.add_argument("--envs", type=Path, default=Path(tempfile.gettempdir()) / "smoothlab_scoreboard")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/scoreboard.jsonl")
     args = parser.parse_args()
@@ -101,7 +101,7 @@ def main() -> None:
         package = PACKAGES[name]
         rows, command = verified(name, package, args.envs)
         print(name, len(rows), "rows", flush=True)
-        version = package.spec.partition("==")[2] or None
+        version = package.spec.partition("==")[2] or (__version__ if name.startswith("smoothlab") else None)
         date = datetime.datetime.now(datetime.UTC).date().isoformat()
         for row in rows:
             writer.write({"package": name, "version": version, "date": date, "command": command, **row})

@@ -34,6 +34,8 @@ from smoothlab.zeroth.distributions import Distribution, named
 from smoothlab.zeroth.estimators import Estimator, missing
 from smoothlab.zeroth.expectations import Array
 
+RESTORED = 1e-3
+"""Displacement, over the longest of its step, up to which an evaluation is one at the start."""
 Step = Callable[[Callable[..., Tensor]], object]
 OPTIONAL = ("seed", "mu", "model", "loss", "exact")
 """Keywords of `make` that are passed where it accepts them."""
@@ -193,7 +195,9 @@ def _look(problem: Polynomial, lr: float, returned: object) -> Observed:
     points, values = np.zeros((0, problem.dim)), np.array(problem.values)
     if problem.positions:
         points = torch.stack(problem.positions).numpy() - problem.home
-    moved = np.abs(points).max(1, initial=0) > 0
+    lengths = np.abs(points).max(1, initial=0)
+    # A restore in place ends near the start, not at it: an evaluation there is no perturbation.
+    moved = lengths > RESTORED * lengths.max(initial=0)
     if not np.isfinite(after).all():
         raise Unobservable("leaves NaN or infinity in the parameters")
     return Observed(

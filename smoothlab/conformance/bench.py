@@ -173,7 +173,27 @@ class Bench:
         self.look(problem, 0, FEWEST)
         each = (time.process_time() - begun) / FEWEST
         steps = int(min(max(self.budget / SEEDS / each, FEWEST), STEPS))
-        return Sample(problem, [self.look(problem, s, steps) for s in range(SEEDS)])
+        return Sample(problem, self.runs(problem, SEEDS, steps))
+
+    def runs(self, problem: Polynomial, seeds: int, steps: int, *, lr: float = LR) -> list[list[Observed]]:
+        """Steps [seeds][steps] of optimizers with seeds of their own; where runs repeat, parts of one long run.
+
+        That seeds have no effect is one fault, which `seeds` finds: other probes must not take copies for draws.
+        """
+        if not self.repeats:
+            return [self.look(problem, s, steps, lr=lr) for s in range(seeds)]
+        whole = self.look(problem, 0, seeds * steps, lr=lr)
+        return [whole[start : start + steps] for start in range(0, len(whole), steps)]
+
+    @cached_property
+    def repeats(self) -> bool:
+        """Whether runs with different seeds have the same directions, which change from step to step."""
+        first, second = self.wide().looks[:2]
+        return not self.wide().frozen and all(
+            a.displacements.shape == b.displacements.shape and np.allclose(a.displacements, b.displacements)
+            for a, b in zip(first, second, strict=True)
+            if len(a.displacements)
+        )
 
     @cached_property
     def made(self) -> Any:

@@ -45,7 +45,7 @@ def restored(bench: Bench, shapes: Shapes, dtype: torch.dtype) -> Finding:
 def rounding(bench: Bench, shapes: Shapes, dtype: torch.dtype) -> Finding:
     """The scale in a 16-bit format, at the optimizer's own mu: what rounding lets through of perturbation and step."""
     problem = problems.wide(shapes, bench.seed, dtype, scale=WEIGHTS)
-    runs = [bench.look(problem, s, COARSE_STEPS, lr=COARSE_LR) for s in range(COARSE_SEEDS)]
+    runs = bench.runs(problem, COARSE_SEEDS, COARSE_STEPS, lr=COARSE_LR)
     m = problem.taylor.gradient
     if not bench.wide().still:
         m = bench.target(problem.params, m, bench.made_for(problem))
@@ -73,9 +73,10 @@ def transformer(bench: Bench, shapes: Shapes) -> Finding:
     lr, values, m = 2.0**-4, [], g
     for seed in range(COARSE_SEEDS):
         run = []
-        model.zero_grad(set_to_none=True)
-        made = bench.subject.build(params, lr, bench.seed + seed, model=model, loss=closure)
-        step = bench.subject.step_of(made, params, lr, bench.seed + seed)
+        if not (seed and bench.repeats):  # one long run, where seeds have no effect
+            model.zero_grad(set_to_none=True)
+            made = bench.subject.build(params, lr, bench.seed + seed, model=model, loss=closure)
+            step = bench.subject.step_of(made, params, lr, bench.seed + seed)
         if not bench.wide().still:
             m = bench.target(params, g, made)
         for _ in range(COARSE_STEPS):

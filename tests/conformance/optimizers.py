@@ -24,6 +24,8 @@ class MeZO(torch.optim.Optimizer):
         generator = torch.Generator().manual_seed(1000 * self.seed + word)
         if self.fault == "streams of seeds overlap":
             generator.manual_seed(self.seed + word)
+        if self.fault == "the seed has no effect":
+            generator.manual_seed(word)
         if self.fault == "steps share a stream":
             generator.manual_seed(1000 * self.seed)
         drawn = []
@@ -65,6 +67,7 @@ FAULTS = {
     "steps share a stream": "steps",
     "streams of seeds overlap": "seeds",
     "the loss is another": "loss",
+    "the seed has no effect": "seeds",
 }
 """Faults of `MeZO`, and the probe that finds each."""
 

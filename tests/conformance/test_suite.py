@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import smoothlab
+from benchmarks.verify import table
 from smoothlab.conformance import problems
 from smoothlab.conformance.adapter import Subject, observe
 from smoothlab.conformance.bench import LR, Bench
@@ -104,6 +105,11 @@ def test_a_control_variate_at_its_anchor_has_no_direction_to_look_at() -> None:
     assert report["along"].verdict == "not observable" and report.passed
 
 
+def test_an_optimizer_without_a_seed_has_one_fault_and_not_several() -> None:
+    report = verify(faulty("the seed has no effect"), probes=("seeds", "distribution", "sign"))
+    assert report.wrong == ["seeds"], str(report)
+
+
 KNOWN: dict[str, Distribution] = {
     "gaussian": Gaussian(), "sphere": Sphere(), "rademacher": Rademacher(), "coordinate": Coordinate(),
     "sparse(0.5)": Sparse(0.5), "lowrank(2)": LowRank(2),
@@ -156,3 +162,11 @@ def test_the_page_has_every_probe_with_its_question() -> None:
     for probe in PROBES.values():
         assert f"| `{probe.name}` | {probe.asks} |" in page, probe.name
     assert f"{COMPARISONS} comparisons" in page and f"{scores.limit(ALPHA, COMPARISONS):.2f}" in page
+
+
+def test_the_scoreboards_table_is_that_of_its_records() -> None:
+    page = (ROOT / "docs/scoreboard.md").read_text(encoding="utf-8")
+    assert table.table() in page
+    for name, found in table.rows().items():
+        if any(row["verdict"] == "wrong" for row in found):
+            assert f"**{name}**" in page, f"{name}: say what its wrong answers come from"
