@@ -402,7 +402,7 @@ def _audit(
 
 
 def verify(
-    file: Annotated[Positional[str], arg(metavar="FILE.py[:NAME]")],
+    file: Annotated[Positional[str], arg(metavar="FILE.py[:NAME]")] = "",
     probes: Annotated[tuple[str, ...], arg(metavar="PROBE ...")] = (),
     seed: int = 0,
     dtype: str = "float64",
@@ -446,6 +446,8 @@ def _verify(
     from smoothlab import records
     from smoothlab.experiments.verify import Verify, answer_of, read, status, summary
 
+    if not settings[0]:
+        raise BadInput("no Python file is named: write smoothlab verify FILE.py[:NAME]")
     use_threads(threads)
     experiment = Verify(*settings)
     name = experiment.subject.name  # a mistake is reported before anything is written

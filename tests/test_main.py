@@ -467,7 +467,7 @@ PATHS = {
     "quadratic": ["--out"],
     "rates": ["--out"],
     "finetune": ["--data-dir", "--checkpoint", "--save", "--tensorboard", "--out"],
-    "advise": ["--data-dir", "--checkpoint", "--out"],
+    "advise": ["--data-dir", "--out"],
     "fit": ["--out"],
     "plot": ["--out"],
     "replay": ["--save"],

@@ -55,7 +55,8 @@ def weights(model: nn.Module) -> dict[str, tuple[float, float]]:
 
 def state(model: nn.Module) -> dict[str, Tensor]:
     """What `after_step` remembers beside the parameters."""
-    return {f"norms/{name}": layer.mix(layer.active_adapters[0]).norms for name, layer in _layers(model)}
+    # Copies: a checkpoint's file holds no tensor twice, and the selected weights may be those of now.
+    return {f"norms/{name}": layer.mix(layer.active_adapters[0]).norms.clone() for name, layer in _layers(model)}
 
 
 def buffers(model: nn.Module) -> dict[str, Tensor]:
