@@ -54,14 +54,13 @@ def weights(model: nn.Module) -> dict[str, tuple[float, float]]:
 
 
 def state(model: nn.Module) -> dict[str, Tensor]:
-    """What `after_step` remembers beside the parameters."""
-    # Copies: a checkpoint's file holds no tensor twice, and the selected weights may be those of now.
-    return {f"norms/{name}": layer.mix(layer.active_adapters[0]).norms.clone() for name, layer in _layers(model)}
+    """What `after_step` remembers beside the parameters; copies, as a checkpoint's file holds no tensor twice."""
+    return {name: norms.clone() for name, norms in buffers(model).items()}
 
 
 def buffers(model: nn.Module) -> dict[str, Tensor]:
-    """The same: weights of another step would be another model."""
-    return state(model)
+    """The tensors themselves: weights of another step would be another model."""
+    return {f"norms/{name}": layer.mix(layer.active_adapters[0]).norms for name, layer in _layers(model)}
 
 
 def restore(model: nn.Module, saved: Mapping[str, Tensor]) -> None:
