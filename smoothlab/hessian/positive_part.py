@@ -45,7 +45,8 @@ def positive_part(run: Deflation) -> PositivePart:
         values = np.linalg.eigvalsh(run.projected())
         return PositivePart(float(np.maximum(values, 0.0).sum()), float(values @ values), run.cross_known)
     rules = [_positive_mass(t)]
-    if len(t) > 1:
+    # Where the start's Krylov space has closed, as that of a Hessian of low rank does, the last rule is exact.
+    if run.unbroken == run.lanczos and len(t) > 1:
         rules.append(_positive_mass(t[:-1, :-1]))
     d = run.block.dim
     cross = {name: d * images[0] for name, images in run.cross_squared_images.items()}

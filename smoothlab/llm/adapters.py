@@ -63,18 +63,7 @@ def attach(
     if method == "none":
         unfreeze(model)
         return model
-    known = attachable(measured=measured)
-    if method not in PEFT_METHODS:
-        hint, near = "", difflib.get_close_matches(method, known)
-        near.sort(key=lambda name: sorted(name) != sorted(method))  # two letters in the wrong order come first
-        if near:
-            hint = f"did you mean {near[0]}? "
-        raise BadInput(f"--peft {method} is unknown: {hint}use none or one of {', '.join(known)}")
-    entry = PEFT_METHODS[method]
-    if method not in known:
-        raise BadInput(f"--peft {method} is refused: {entry.refusal}; use one of {', '.join(known)}")
-    if rank is not None and not entry.ranked:
-        raise BadInput(f"--rank {rank} with --peft {method}, which has no rank: leave --rank out")
+    entry = _chosen(method, measured, rank)
     if entry.from_gradient and loss is None:
         raise BadInput(
             f"--peft {method} starts from the gradient of a minibatch: give attach(..., loss=lambda model: ...), or "
@@ -109,6 +98,27 @@ def attach(
     # peft freezes the base model, which is trained here too; a new wrapper is in train mode.
     unfreeze(wrapped)
     return wrapped.train(model.training)
+
+
+def _chosen(method: str, measured: bool, rank: int | None) -> PeftMethod:
+    """The method's entry of the table.
+
+    Raises:
+        BadInput: there is none, it is refused, or it has no rank.
+    """
+    known = attachable(measured=measured)
+    if method not in PEFT_METHODS:
+        hint, near = "", difflib.get_close_matches(method, known)
+        near.sort(key=lambda name: sorted(name) != sorted(method))  # two letters in the wrong order come first
+        if near:
+            hint = f"did you mean {near[0]}? "
+        raise BadInput(f"--peft {method} is unknown: {hint}use none or one of {', '.join(known)}")
+    entry = PEFT_METHODS[method]
+    if method not in known:
+        raise BadInput(f"--peft {method} is refused: {entry.refusal}; use one of {', '.join(known)}")
+    if rank is not None and not entry.ranked:
+        raise BadInput(f"--rank {rank} with --peft {method}, which has no rank: leave --rank out")
+    return entry
 
 
 def _config(entry: PeftMethod, model: Any, options: Mapping[str, Any]) -> Any:

@@ -33,9 +33,9 @@ def after_step(model: nn.Module, step: int = 0, total: int = 0) -> None:
         for params in layer.parts(adapter):
             squares = [p.grad.float().square().sum() for p in params if p.grad is not None]
             norms.append(sum(squares, torch.zeros(())).sqrt())
-        found = torch.stack([norm.to(mix.norms) for norm in norms]) / mix.weights()
-        if bool(torch.isfinite(found).all()):
-            mix.observe(found)
+        at_weight_one = torch.stack([norm.to(mix.norms) for norm in norms]) / mix.weights()
+        if bool(torch.isfinite(at_weight_one).all()):
+            mix.observe(at_weight_one)
 
 
 def follow(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -46,11 +46,11 @@ def follow(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 
 def weights(model: nn.Module) -> dict[str, tuple[float, float]]:
     """(w_BOFT, w_LoRA-GA) of each layer by its name."""
-    found = {}
+    by_layer = {}
     for name, layer in _layers(model):
         boft, lora = layer.mix(layer.active_adapters[0]).weights().tolist()
-        found[name.removeprefix("base_model.model.")] = (boft, lora)
-    return found
+        by_layer[name.removeprefix("base_model.model.")] = (boft, lora)
+    return by_layer
 
 
 def state(model: nn.Module) -> dict[str, Tensor]:

@@ -76,6 +76,17 @@ def test_eight_steps_come_near(name: str) -> None:
     assert low < share < high
 
 
+def test_where_the_krylov_space_has_closed_the_last_rule_is_exact() -> None:
+    """Three different eigenvalues of 60 close it after 3 steps: d q'H+q of the start q, from every start."""
+    hessian = _Known(np.repeat([0.66, -0.65, -3.3], [20, 33, 7]))
+    values, vectors = torch.linalg.eigh(hessian.matrix)
+    for seed in range(20):
+        run = Deflation(hessian, "a", [seed], [])
+        run.krylov(8)
+        shares = (run.basis.rows[0] @ vectors).square()
+        assert positive_part(run).trace == pytest.approx(60 * float(shares @ values.clamp(min=0)), rel=1e-9)
+
+
 def test_a_block_that_the_lanczos_vectors_span_is_known_exactly() -> None:
     run = Deflation(_Known(np.array([3.0, 1.0, -2.0])), "a", [0], [])
     run.krylov(3)
