@@ -241,7 +241,7 @@ class Bench:
         if type(made) is ZerothOrder:
             return replace(made, layers=None)
         sample.check_varies()
-        found = sample.structure
+        structure = sample.structure
         distribution = self.claimed(sample.problem)
         if distribution is None:
             distribution = self.identity(shapes).distribution
@@ -250,7 +250,7 @@ class Bench:
         average: Average = "plain"
         if self.orthogonal(sample):
             distribution, average = Gaussian(), "orthogonal"
-        return ZerothOrder(found.mu, found.sides, distribution, found.q, average)
+        return ZerothOrder(structure.mu, structure.sides, distribution, structure.q, average)
 
     def orthogonal(self, sample: Sample) -> bool:
         """Whether the directions of each step are orthogonal, and of one length."""

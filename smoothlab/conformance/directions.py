@@ -65,13 +65,13 @@ def structure(looks: Sequence[Observed]) -> Structure:
     return Structure(2 if paired else 1, most // 2 if paired else most, math.sqrt(float(square)))
 
 
-def lines(look: Observed, found: Structure) -> Lines | None:
+def lines(look: Observed, structure: Structure) -> Lines | None:
     """The directions of a step; None if the step is built otherwise than most."""
     d, f = look.displacements, look.values
-    if found.sides == 1:
-        return Lines(d, f - look.start, 0.0) if len(d) == found.q else None
+    if structure.sides == 1:
+        return Lines(d, f - look.start, 0.0) if len(d) == structure.q else None
     pairs = _pairs(d)
-    if pairs is None or len(pairs) != found.q:
+    if pairs is None or len(pairs) != structure.q:
         return None
     plus, minus = (list(ends) for ends in zip(*pairs, strict=True))
     apart = np.linalg.norm(d[plus] + d[minus], axis=1) / np.linalg.norm(d[plus], axis=1)
@@ -115,13 +115,13 @@ class Fit(NamedTuple):
     baseline: str
 
 
-def fit(looks: Sequence[Observed], found: Structure) -> Fit:
+def fit(looks: Sequence[Observed], structure: Structure) -> Fit:
     """The best of the baselines; two-sided steps have none to choose."""
     fits = []
-    for baseline in BASELINES[: 1 if found.sides == 2 else 3]:
+    for baseline in BASELINES[: 1 if structure.sides == 2 else 3]:
         updates, sums, slopes, losses = [], [], [], [1.0]
         for look in looks:
-            step = lines(look, found)
+            step = lines(look, structure)
             if step is None:
                 continue
             slope = step.slope
@@ -174,9 +174,9 @@ def chance(a: Array, b: Array) -> float:
 def ranks(d: Array, shapes: Sequence[tuple[int, ...]]) -> list[int]:
     """Numerical ranks of the matrices among the tensors of a flat vector."""
     edges = np.cumsum([0, *map(math.prod, shapes)])
-    found = []
+    ranks = []
     for (start, stop), shape in zip(pairwise(edges), shapes, strict=True):
         if len(shape) == 2:
             singular = np.linalg.svd(d[start:stop].reshape(shape), compute_uv=False)
-            found.append(int((singular > 1e-6 * max(singular[0], 1e-300)).sum()))
-    return found
+            ranks.append(int((singular > 1e-6 * max(singular[0], 1e-300)).sum()))
+    return ranks

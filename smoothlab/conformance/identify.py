@@ -55,8 +55,8 @@ def identify(z: Array, wide: Array, shapes: Sequence[tuple[int, ...]]) -> Identi
         wide: directions on tensors of `shapes`, whose rank is looked at.
         shapes: shapes with matrices of more rows than a low rank.
     """
-    found = _kind(z, wide, shapes)
-    return Identity(found.distribution, found.words, found.z)
+    kind = _kind(z, wide, shapes)
+    return Identity(kind.distribution, kind.words, kind.z)
 
 
 def _kind(z: Array, wide: Array, shapes: Sequence[tuple[int, ...]]) -> Named:
@@ -124,15 +124,15 @@ def _sphere(z: Array) -> float:
     return scores.of_probability(float(fit.pvalue))
 
 
-def agrees(found: Identity, claimed: Distribution) -> bool:
+def agrees(identity: Identity, claimed: Distribution) -> bool:
     """Whether observed directions may be of the distribution that an optimizer says it has."""
     if isinstance(claimed, Preconditioned):  # masks too: what a model's own scales are is not known here
-        return found.words.startswith(("masked", "Gaussian", "gaussian"))
+        return identity.words.startswith(("masked", "Gaussian", "gaussian"))
     if isinstance(claimed, Sparse) and claimed.density < 1:
-        return isinstance(found.distribution, Sparse) and abs(found.distribution.density - claimed.density) < 0.1
+        return isinstance(identity.distribution, Sparse) and abs(identity.distribution.density - claimed.density) < 0.1
     if isinstance(claimed, LowRank):
         # a rank of the matrices' own is not seen from their ranks
-        return found.distribution == claimed or claimed.rank > 5
+        return identity.distribution == claimed or claimed.rank > 5
     if type(claimed) in (Gaussian, Sphere, Rademacher, Coordinate, Sparse):
-        return type(found.distribution) is (Gaussian if isinstance(claimed, Sparse) else type(claimed))
+        return type(identity.distribution) is (Gaussian if isinstance(claimed, Sparse) else type(claimed))
     return True

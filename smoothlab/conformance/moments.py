@@ -79,14 +79,14 @@ def direction(bench: Bench, shapes: Shapes) -> Finding:
 def _entries(sample: Sample, m: Array, what: str, shapes: Shapes) -> Finding:
     """Entries of the updates less their component along m, each against 0."""
     across = sample.updates - _along(sample, m)[..., None] * m
-    found = [scores.clustered(across[..., i], 0.0) for i in range(len(m))]
-    worst = int(np.argmax([abs(score.z) for score in found]))
+    entries = [scores.clustered(across[..., i], 0.0) for i in range(len(m))]
+    worst = int(np.argmax([abs(score.z) for score in entries]))
     size = float(np.linalg.norm(m))
-    off = float(np.linalg.norm([score.value for score in found])) / size
-    error = max(score.error for score in found) / size
-    case = f"tensors {shapes}: entry {worst} of {what} is off by {found[worst].value / size:.3g} |g|"
+    off = float(np.linalg.norm([score.value for score in entries])) / size
+    error = max(score.error for score in entries) / size
+    case = f"tensors {shapes}: entry {worst} of {what} is off by {entries[worst].value / size:.3g} |g|"
     return Finding(
-        f"{what} is off the gradient's line by {off:.2g} |g|", z=found[worst].z, measured=off, reference=0.0,
+        f"{what} is off the gradient's line by {off:.2g} |g|", z=entries[worst].z, measured=off, reference=0.0,
         error=error, case=case,
     )  # fmt: skip
 
@@ -108,9 +108,9 @@ def spread(bench: Bench, shapes: Shapes, curved: bool = False) -> Finding:
 
 def _gain(bench: Bench, shapes: Shapes) -> float:
     """The scale, where it is wrong: another one is one fault, and not several."""
-    found = scale(bench, shapes)
-    if found.wrong(scores.limit(1e-3, 100)) and found.measured:
-        return found.measured
+    scaled = scale(bench, shapes)
+    if scaled.wrong(scores.limit(1e-3, 100)) and scaled.measured:
+        return scaled.measured
     return 1.0
 
 
@@ -123,15 +123,15 @@ def bias(bench: Bench, shapes: Shapes) -> Finding:
     g = closed_form(lambda: mean(reference, bench.quadratic(shapes).problem.taylor))
     shift = float(np.linalg.norm(m - closed_form(lambda: mean(reference, _flat(sample)))) / np.linalg.norm(g))
     gain = _gain(bench, shapes)
-    found = [scores.clustered(sample.updates[..., i] / gain, m[i]) for i in range(len(m))]
-    worst = int(np.argmax([abs(score.z) for score in found]))
+    entries = [scores.clustered(sample.updates[..., i] / gain, m[i]) for i in range(len(m))]
+    worst = int(np.argmax([abs(score.z) for score in entries]))
     size = float(np.linalg.norm(m))
     score = scores.clustered(_along(sample, m) / gain, 1.0)
-    if abs(score.z) < abs(found[worst].z):
-        case = f"tensors {shapes}: entry {worst} of the mean is {found[worst].value:.3g} and not {m[worst]:.3g}"
-        error = max(one.error for one in found) / size
+    if abs(score.z) < abs(entries[worst].z):
+        case = f"tensors {shapes}: entry {worst} of the mean is {entries[worst].value:.3g} and not {m[worst]:.3g}"
+        error = max(one.error for one in entries) / size
         words = f"a bias of {shift:.2g} |g| in mu^2 as in the closed form"
-        return Finding(words, z=found[worst].z, measured=score.value, reference=1.0, error=error, case=case)
+        return Finding(words, z=entries[worst].z, measured=score.value, reference=1.0, error=error, case=case)
     return of_score(score, 1.0, f"a bias of {shift:.2g} |g| in mu^2, {score.value:.3g} times the closed form's mean",
                     f"tensors {shapes}: {score.value:.3g} times the closed form's mean")  # fmt: skip
 

@@ -44,27 +44,27 @@ def along(bench: Bench, shapes: Shapes) -> Finding:
 def coefficients(bench: Bench, shapes: Shapes) -> Finding:
     """Update = c sum_j s_j D_j, s_j the difference of losses along D_j, with one c for all steps."""
     sample = _moving(bench, shapes)
-    found = sample.fit
-    allowed = ROUNDINGS * bench.eps * (1 + 1 / max(found.typical, 1e-300))
-    words = f"update = {found.c:.4g} sum of difference x displacement, within {found.residual:.1e}"
+    fitted = sample.fit
+    allowed = ROUNDINGS * bench.eps * (1 + 1 / max(fitted.typical, 1e-300))
+    words = f"update = {fitted.c:.4g} sum of difference x displacement, within {fitted.residual:.1e}"
     if sample.structure.sides == 1:
-        words += f"; differences to {found.baseline}"
-    return Finding(words, deviation=found.residual, allowed=allowed, measured=found.residual, reference=0.0,
-                   case=f"tensors {shapes}, one step: off by {found.residual:.2g} of an update's length")  # fmt: skip
+        words += f"; differences to {fitted.baseline}"
+    return Finding(words, deviation=fitted.residual, allowed=allowed, measured=fitted.residual, reference=0.0,
+                   case=f"tensors {shapes}, one step: off by {fitted.residual:.2g} of an update's length")  # fmt: skip
 
 
 def mirrored(bench: Bench, shapes: Shapes) -> Finding:
     """Both points of a two-sided difference are at the same distance; with one side the loss at x is asked for."""
     sample = _moving(bench, shapes)
-    found = sample.structure
-    if found.sides == 1:
+    structure = sample.structure
+    if structure.sides == 1:
         made = bench.made_for(sample.problem)
         if isinstance(made, ZerothOrder) and (made.sides == 2 or made.average == "antithetic"):
             return Finding("no pairs", deviation=1.0, case=f"tensors {shapes}, one step: points are in no pairs x +- D")
-        raise Unobservable(f"one-sided: {found.q} points x + D a step, without x - D")
-    steps = [lines(look, found) for look in sample.flat]
+        raise Unobservable(f"one-sided: {structure.q} points x + D a step, without x - D")
+    steps = [lines(look, structure) for look in sample.flat]
     worst = max(step.asymmetry for step in steps if step is not None)
-    words = f"{found.q} pairs x +- D a step, equal within {worst:.1e}"
+    words = f"{structure.q} pairs x +- D a step, equal within {worst:.1e}"
     return Finding(words, deviation=worst, allowed=ROUNDINGS * bench.eps, measured=worst, reference=0.0,
                    case=f"tensors {shapes}, one step: x + D and x - D differ in distance by {worst:.2g}")  # fmt: skip
 
@@ -72,23 +72,24 @@ def mirrored(bench: Bench, shapes: Shapes) -> Finding:
 def distribution(bench: Bench, shapes: Shapes) -> Finding:
     """The distribution of the directions, told apart at d = 8, and the one that the optimizer says it has."""
     sample = bench.quadratic(shapes)
-    found = bench.identity(shapes)
+    identity = bench.identity(shapes)
     claimed = bench.claimed(sample.problem)
     if claimed is None:
-        if found.distribution is None:
-            raise Unobservable(found.words)
-        return Finding(found.words, z=found.z)
+        if identity.distribution is None:
+            raise Unobservable(identity.words)
+        return Finding(identity.words, z=identity.z)
     name = claimed.name
     made = bench.made_for(sample.problem)
     if isinstance(made, ZerothOrder) and made.average == "orthogonal":
         name = "sphere, orthogonal"
-        fits = found.words == "sphere" and bench.orthogonal(sample)
+        fits = identity.words == "sphere" and bench.orthogonal(sample)
     else:
-        fits = agrees(found, claimed)
+        fits = agrees(identity, claimed)
     if not fits:
-        return Finding(f"{found.words}, not {name}", z=scores.LARGEST,
-                       case=f"tensors {shapes}: the directions are {found.words}, and not {name}")  # fmt: skip
-    return Finding(f"{found.words}, as it says", z=found.z, case=f"tensors {shapes}: {found.words} in part only")
+        return Finding(f"{identity.words}, not {name}", z=scores.LARGEST,
+                       case=f"tensors {shapes}: the directions are {identity.words}, and not {name}")  # fmt: skip
+    words = identity.words
+    return Finding(f"{words}, as it says", z=identity.z, case=f"tensors {shapes}: {words} in part only")
 
 
 def length(bench: Bench, shapes: Shapes) -> Finding:
@@ -148,15 +149,15 @@ def _independent(sample: Sample, pairs: dict[str, Pairs]) -> Finding:
     """Squared cosines of pairs of directions at each lag against chance."""
     everything = np.array([line for run in sample.directions for step in run for line in step])
     by_chance = chance(everything, everything)
-    found = []
+    scored = []
     for lag, (a, b) in pairs.items():
         if not len(a):
             continue
         cosines = overlap(a, b)
-        found.append((scores.mean_of_bounded(cosines, by_chance), float(cosines.mean()), lag))
-    if not found:
+        scored.append((scores.mean_of_bounded(cosines, by_chance), float(cosines.mean()), lag))
+    if not scored:
         raise Unobservable("too few steps of one structure")
-    z, value, lag = max(found)
+    z, value, lag = max(scored)
     words = f"squared cosine {value:.2g} at most, {by_chance:.2g} by chance"
     return Finding(words, z=z, measured=value, reference=by_chance, case=f"{lag}: squared cosine {value:.2g}")
 

@@ -100,7 +100,7 @@ def loaded(text: str, step_seconds: float) -> Subject:
 
 def _makers(file: Path, names: dict[str, Any]) -> dict[str, Callable[..., Any]]:
     """Classes and functions that the file itself defines and that take parameters and a learning rate."""
-    found = {}
+    options = {}
     for name, value in names.items():
         own = getattr(value, "__module__", "") == f"smoothlab_verified_{file.stem}"
         if not own or name.startswith("_") or not callable(value):
@@ -110,8 +110,8 @@ def _makers(file: Path, names: dict[str, Any]) -> dict[str, Callable[..., Any]]:
         except ValueError:
             continue
         if "lr" in parameters:
-            found[name] = value
-    return found
+            options[name] = value
+    return options
 
 
 def _only(file: Path, names: dict[str, Any]) -> str:
@@ -138,17 +138,17 @@ def answer_of(row: Row) -> Answer:
     return Answer(**{name: value for name, value in row.items() if name in fields})
 
 
-def summary(subject: str, found: Sequence[Answer]) -> str:
+def summary(subject: str, answers: Sequence[Answer]) -> str:
     """One line on all answers."""
     counts = {verdict: 0 for verdict in ("right", "wrong", "not observable")}
-    for answer in found:
+    for answer in answers:
         counts[answer.verdict.removesuffix(" within")] += 1
-    seconds = sum(answer.seconds for answer in found)
-    evaluations = sum(answer.evaluations for answer in found)
+    seconds = sum(answer.seconds for answer in answers)
+    evaluations = sum(answer.evaluations for answer in answers)
     parts = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
     return f"{subject}: {parts}; {evaluations:,} evaluations, {seconds:.0f} s"
 
 
-def status(found: Sequence[Answer]) -> int:
+def status(answers: Sequence[Answer]) -> int:
     """Exit status: 1 if anything is wrong, or the optimizer raised or took too long somewhere."""
-    return int(any(answer.verdict == "wrong" or answer.failed for answer in found))
+    return int(any(answer.verdict == "wrong" or answer.failed for answer in answers))

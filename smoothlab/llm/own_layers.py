@@ -235,11 +235,11 @@ class _Mix(nn.Module):
         total = self.norms.sum()
         return torch.where(total > 0, self.norms / total, torch.full_like(self.norms, 0.5))
 
-    def observe(self, found: Tensor) -> None:
+    def observe(self, norms: Tensor) -> None:
         """Take in the gradient norms of a step: the first as they are, later ones with the weight 1 - smoothing."""
         if float(self.norms.sum()) > 0:
-            found = self.smoothing * self.norms + (1 - self.smoothing) * found
-        self.norms.copy_(found)
+            norms = self.smoothing * self.norms + (1 - self.smoothing) * norms
+        self.norms.copy_(norms)
 
 
 def unit(angle: Tensor) -> Tensor:
