@@ -6,6 +6,7 @@ import random
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from smoothlab import records
 from smoothlab.blocks import fixed_loss
 from smoothlab.errors import BadInput
 from smoothlab.hessian.trajectory import estimated
+from smoothlab.llm import distributed
 from smoothlab.llm.partition import partition
 
 pytest.importorskip("accelerate")
@@ -185,6 +187,7 @@ def in_two_processes(folder: Path) -> None:
         torch.save(weights.steps[1], folder / "weights.pt")
     else:
         assert callback.rows == []
+    time.sleep(distributed.PAUSE)
 
 
 # ---------------------------------------------------------------------------- what is refused
