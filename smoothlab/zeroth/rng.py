@@ -146,6 +146,9 @@ class Source(Protocol):
     def pieces(self, block: Block) -> list[Piece]:
         """How the block is cut."""
 
+    def stream(self, block: Block, seed: Sequence[int]) -> "Stream":
+        """The direction that a seed fixes."""
+
     def radius(self, stream: "Stream") -> float:
         """`Stream.scale`."""
 
@@ -267,7 +270,7 @@ class Mixture(Stream):
     def __init__(self, distribution: Source, block: Block, terms: Terms) -> None:
         self.distribution, self.block, self.seed, self.terms, self.scale = distribution, block, (), terms, 1.0
         self.device = block.params[0].device
-        self._parts = [Stream(distribution, block, seed) for seed, _ in terms]
+        self._parts = [distribution.stream(block, seed) for seed, _ in terms]
 
     def fill(self, piece: Piece, out: Tensor) -> Tensor:
         """The weighted sum of the terms' entries."""

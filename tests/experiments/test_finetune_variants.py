@@ -1,0 +1,77 @@
+"""`smoothlab finetune --variant`: every variant stopped and continued to the bit, its log replayed, and refusals."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from smoothlab import records
+from smoothlab.__main__ import main
+from smoothlab.errors import BadInput
+from smoothlab.experiments.finetune.options import check, unused
+from smoothlab.experiments.finetune.plan import _gradients
+from smoothlab.zeroth.names import VARIANTS
+from tests.experiments.test_finetune import kept_in, run
+from tests.experiments.toy_finetune import Toy
+
+TOYS = {
+    "plain": Toy(),
+    "momentum": Toy(variant="momentum(0.5, 4)"),
+    "adaptive": Toy(variant="adaptive(0.9)", eta_x=1e-3),
+    "spread": Toy(variant="spread", q=4, sides=1, distribution="rademacher", eta_x=1e-3),
+    "subspace": Toy(variant="subspace(5)", distribution="lowrank(2)"),
+}
+
+
+@pytest.mark.parametrize("name", TOYS)
+@pytest.mark.parametrize("logged", [False, True])
+def test_a_stopped_run_ends_as_an_undisturbed_one(tmp_path: Path, name: str, logged: bool) -> None:
+    assert list(TOYS) == list(VARIANTS)
+    toy = replace(TOYS[name], steps=12, eval_every=4)
+    if logged:
+        toy = replace(toy, checkpoint=Path("log:"))
+    wanted = run(replace(toy, checkpoint=None), tmp_path / "whole.jsonl")
+    again, out = kept_in(toy, tmp_path / "kept"), tmp_path / "stopped.jsonl"
+    course, writer = again.rows([]), records.Writer(out, "toy", records._plain(again.__dict__), {})
+    for _ in range(2):  # rows at steps 0 and 4
+        writer.write(next(course))
+    next(course)  # a step and a checkpoint further than the rows that are on record
+    course.close()
+    writer._stack.close()
+    assert run(again, out) == wanted
+    if name != "plain":
+        assert wanted != run(replace(toy, checkpoint=None, variant="plain"), tmp_path / "plain.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"variant": "muon"}, "--variant muon is unknown: use one of plain, momentum, adaptive, spread, subspace"),
+        ({"variant": "momentum(2)"}, "--variant momentum(2): momentum's beta = 2: use a number from 0 to below 1"),
+        ({"variant": "spread(3)"}, "--variant spread(3) has the parameters none: give numbers, as in momentum(0.9)"),
+        ({"variant": "spread"}, "variant spread with q = 1 plain directions"),
+        ({"variant": "subspace"}, "variant subspace(50) with gaussian directions: the subspace is that of low-rank"),
+        ({"variant": "adaptive", "follow": 4}, "--follow 4 with --variant adaptive: the stability limits that rates"),
+    ],
+)
+def test_bad_variants_are_named(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(BadInput) as told:
+        check(replace(Toy(), **change))
+    assert words in str(told.value) and "\n" not in str(told.value)
+
+
+def test_a_variant_is_part_of_the_run_and_plain_is_not_named() -> None:
+    assert "variant" not in Toy().settings() and "variant=spread" in TOYS["spread"].settings()
+    assert unused(replace(Toy(method="fo-peft"), variant="momentum")) == [
+        "--variant momentum is not used by --method fo-peft"
+    ]
+    assert _gradients(TOYS["spread"], object()) == "zeroth-order: one-sided rademacher, q = 4, spread"
+
+
+def test_help_lists_the_variants(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["finetune", "--help"])
+    words = "".join(capsys.readouterr().out.split())
+    assert "|".join(VARIANTS) in words.replace("││", "")
+    assert main(["advise", "--variant", "spread"]) == 2
