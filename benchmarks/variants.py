@@ -122,7 +122,9 @@ def rows_of(part: str, name: str, seed: int, folder: Path) -> list[Row] | None:
     if not path.exists():
         return None
     contents = record_files.read(path)
-    return contents.rows if contents.finished else None
+    if not contents.finished:
+        return None
+    return [row for row in contents.rows if row is not None]
 
 
 def last_loss(rows: Sequence[Row]) -> tuple[float, float]:
@@ -138,7 +140,7 @@ def last_loss(rows: Sequence[Row]) -> tuple[float, float]:
 def table(part: str, folder: Path) -> Iterator[str]:
     """Rows of Markdown; differences are over the seeds that both arms have, with 95 % intervals."""
     score = "accuracy" if part == "sst2" else "loss"
-    yield f"| arm | seeds | rates chosen | dev loss at 0, after the last step | difference | test {score} | difference |"
+    yield f"| arm | seeds | rates chosen | dev loss at 0, at the end | difference | test {score} | difference |"
     yield "| --- | --- | --- | --- | --- | --- | --- |"
     for name, arm in ARMS.items():
         pairs = []

@@ -5,13 +5,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from smoothlab import records
 from smoothlab.__main__ import main
 from smoothlab.errors import BadInput
 from smoothlab.experiments.finetune.options import check, unused
 from smoothlab.experiments.finetune.plan import _gradients
+from smoothlab.llm.models import load_lm
+from smoothlab.llm.partition import partition
+from smoothlab.optim.hybrid import HybridSGD
+from smoothlab.optim.seedlog import SeedLog
+from smoothlab.zeroth.estimators import ZerothOrder
 from smoothlab.zeroth.names import VARIANTS
+from smoothlab.zeroth.variants import Momentum
 from tests.experiments.test_finetune import kept_in, run
 from tests.experiments.toy_finetune import Toy
 
@@ -24,8 +31,13 @@ TOYS = {
 }
 
 
-@pytest.mark.parametrize("name", TOYS)
-@pytest.mark.parametrize("logged", [False, True])
+QUICK = [("adaptive", False), ("momentum", True), ("subspace", True)]
+LONGER = [(name, logged) for name in TOYS for logged in (False, True) if (name, logged) not in QUICK]
+
+
+@pytest.mark.parametrize(
+    ("name", "logged"), [*QUICK, *(pytest.param(*case, marks=pytest.mark.check) for case in LONGER)]
+)
 def test_a_stopped_run_ends_as_an_undisturbed_one(tmp_path: Path, name: str, logged: bool) -> None:
     assert list(TOYS) == list(VARIANTS)
     toy = replace(TOYS[name], steps=12, eval_every=4)
@@ -67,6 +79,21 @@ def test_a_variant_is_part_of_the_run_and_plain_is_not_named() -> None:
         "--variant momentum is not used by --method fo-peft"
     ]
     assert _gradients(TOYS["spread"], object()) == "zeroth-order: one-sided rademacher, q = 4, spread"
+
+
+@pytest.mark.check
+def test_a_log_of_a_variant_and_the_base_model_make_the_trained_one(tmp_path: Path) -> None:
+    folder, model = tmp_path / "run", load_lm("micro", seed=0).model
+    block, tokens, variant = partition(model)["base"], torch.arange(12).view(2, 6) + 5, Momentum(0.6, 3)
+    oracle = ZerothOrder(generator="portable")
+    log = SeedLog(folder / "zeroth-000.log", 3, {0: block}, {0: oracle.distribution}, variants={0: variant})
+    group = {"params": block.params, "lr": 1e-5, "oracle": oracle, "name": "base", "variant": variant}
+    optimizer = HybridSGD([group], seed=3, log=log)
+    for _ in range(4):
+        optimizer.step(lambda: model(input_ids=tokens, labels=tokens).loss)
+    assert main(["replay", str(folder), "--model", "micro", "--save", str(tmp_path)]) == 0
+    rebuilt = partition(load_lm(str(tmp_path / "model"), seed=0).model)["base"]
+    assert all(torch.equal(p, q) for p, q in zip(rebuilt.params, block.params, strict=True))
 
 
 def test_help_lists_the_variants(capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,7 +22,7 @@ RUNS: dict[str, tuple[Variant, Distribution, int]] = {
     "momentum": (Momentum(0.6, 3), Rademacher(), 2),
     "adaptive": (Adaptive(0.8), Gaussian(), 2),
     "spread": (Spread(), Rademacher(), 3),
-    "subspace": (Subspace(3), LowRank(1), 1),
+    "subspace": (Subspace(3), LowRank(1), 2),
 }
 """Runs with each variant: distribution, number of directions."""
 

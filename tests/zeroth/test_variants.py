@@ -74,6 +74,39 @@ def test_moments_are_those_of_simulated_updates(name: str) -> None:
     assert max(map(abs, found)) < scores.limit(1e-3, 6 * len(MOMENTS)), found
 
 
+def test_moments_of_momentum_are_those_over_all_signs() -> None:
+    """Three steps of one direction on two entries: 64 equally likely runs."""
+    g, estimator = np.array([1.0, -3.0]), ZerothOrder(sides=1, distribution=Rademacher())
+    weights, signs = Momentum(0.6, 3).weights(7), list(itertools.product((-1.0, 1.0), repeat=2))
+    ends = []
+    for run in itertools.product(map(np.array, signs), repeat=3):
+        ends.append(sum(w * (g @ z) * z for w, z in zip(weights, run, strict=True)))
+    mean, second = Momentum(0.6, 3).moments(estimator, Taylor(g, np.zeros((2, 2))), 7)
+    assert np.allclose(np.mean(ends, 0), mean) and np.mean([u @ u for u in ends]) == pytest.approx(second, rel=1e-12)
+    squares = 0.4 * (1 + 0.6**3) / (1.6 * (1 - 0.6**3))  # the sum of squared weights in closed form
+    assert sum(w * w for w in weights) == pytest.approx(squares, rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["adaptive", "spread"])
+def test_second_moments_are_those_of_many_normal_numbers(kind: str) -> None:
+    """Updates made from their definitions, a million at a time, on which a relative error of 1 % is seen."""
+    rng, g, q, n = np.random.default_rng(1), np.array([0.6, -0.8, 1.0]), 6, 200_000
+    z = rng.normal(size=(n, q, 3))
+    slopes = z @ g
+    estimator, f = ZerothOrder(q=q), Taylor(g, np.zeros((3, 3)))
+    mean, second = Spread().moments(estimator, f)
+    scale = 1 / slopes.std(1, ddof=1)
+    if kind == "adaptive":
+        mean, second = Adaptive(0.3).moments(estimator, f, (0.1, 0.3))
+        scale = 1 / np.sqrt((0.3 * 0.1 + 0.7 * (slopes**2).sum(1) / q**2) / (1 - 0.09))
+    updates = (slopes[:, :, None] * z).mean(1) * scale[:, None]
+    square = (updates**2).sum(1)
+    found = [scores.clustered(updates[:, [i]], mean[i]).z for i in range(3)]
+    found.append(scores.clustered(square[:, None], second).z)
+    assert max(map(abs, found)) < scores.limit(1e-3, 8), found
+    assert square.std() / square.mean() / math.sqrt(n) < 0.01 / 5
+
+
 def test_moments_of_a_first_adaptive_step_are_those_of_its_length() -> None:
     mean, second = Adaptive().moments(SEVERAL, F)
     root = math.sqrt(2) * math.gamma(2) / math.gamma(1.5)  # E of chi with 3 degrees
@@ -197,7 +230,7 @@ def test_the_mean_of_a_window_has_its_second_moment(steps: int) -> None:
     g = torch.linspace(-1, 2, 14, dtype=torch.float64)
     parts = [float(part.square().sum()) for part in block.split(g)]
     squares, means = [], []
-    for run in range(1000):
+    for run in range(400):
         z = torch.stack([kept.draw(block, (run, t, 0, 0)) for t in range(steps)])
         estimate = ((z @ g)[:, None] * z).mean(0)
         means.append(estimate.numpy())
@@ -207,6 +240,29 @@ def test_the_mean_of_a_window_has_its_second_moment(steps: int) -> None:
     found += [scores.clustered(np.array(means)[:, [i]], float(g[i])).z for i in range(14)]
     assert max(map(abs, found)) < scores.limit(1e-3, 3 * 15), found
     assert expected == pytest.approx(kept.second_moment(shapes, parts=parts)[0]) or steps > 1
+
+
+def test_the_second_moment_of_a_window_is_that_of_many_normal_numbers() -> None:
+    m, n, r, k, count = 3, 5, 2, 8, 20_000
+    normal = torch.Generator().manual_seed(2)
+    g = torch.randn(m, n, generator=normal, dtype=torch.float64)
+    u = torch.randn(count, k, m, r, generator=normal, dtype=torch.float64)
+    w = torch.randn(count, 1, n, r, generator=normal, dtype=torch.float64)
+    z = u @ w.mT / r**0.5
+    estimate = ((z * g).sum((-2, -1), keepdim=True) * z).mean(1)
+    squares = (estimate.square().sum((-2, -1)) / g.square().sum()).numpy()
+    expected = KeptSubspace(r, k).second_moment_of_window(((m, n),), (1.0,), k)
+    found = scores.clustered(squares[:, None], expected)
+    assert abs(found.z) < 4 and found.error < 0.03 * expected
+    assert expected > 1.3 * LowRank(r).second_moment(((m, n),))[0] / k + 1  # what independent steps would have
+
+
+def test_mixtures_take_the_columns_of_the_window() -> None:
+    block, kept = Block("x", (torch.zeros(6, 4),)), KeptSubspace(1, 5)
+    seeds = ((3, 7, 0, 0), (3, 8, 0, 0), (3, 8, 0, 1))
+    gradient = Directional(kept, tuple((seed, 1.0 + i) for i, seed in enumerate(seeds)))
+    expected = sum((1.0 + i) * kept.draw(block, seed) for i, seed in enumerate(seeds))
+    torch.testing.assert_close(gradient.dense(block), expected)
 
 
 def test_every_name_is_its_class_in_lower_case_and_is_read_again() -> None:
