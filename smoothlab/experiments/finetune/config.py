@@ -94,6 +94,9 @@ class Training:
             computes anyway; 2: f(x + mu z) - f(x - mu z).
         distribution: distribution of the directions z. "sparse(0.25)" sets the share of entries that move (by
             default 0.1), "lowrank(2)" the rank (by default 4).
+        perturb: how the loss is evaluated at x + mu z. weights: with a moved copy of the base model; forward: with
+            what the move adds to each product with a weight inside the forward pass, so that weights are neither
+            written nor copied, for --distribution lowrank.
         generator: where the numbers of the directions come from: torch, the device's own; portable, the same bits on
             every device, instruction set and torch version, so that a seed log (--checkpoint log:FOLDER) replays
             anywhere.
@@ -165,6 +168,7 @@ class Training:
     q: int = 1
     sides: Literal[1, 2] = 2
     distribution: DistributionName = "gaussian"
+    perturb: Literal["weights", "forward"] = "weights"
     generator: Literal["torch", "portable"] = "torch"
     steps: int = 200
     batch: int = 16
@@ -247,8 +251,9 @@ class Training:
         from smoothlab.llm.models import file_identity
 
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in left_out}
-        if self.generator == "torch":  # checkpoints of before there were two do not name it
-            values.pop("generator", None)
+        for name, first in (("generator", "torch"), ("perturb", "weights")):
+            if values.get(name) == first:  # checkpoints of before there were two do not name it
+                del values[name]
         file = file_identity(self.model)
         if file is not None:
             # A checkpoint is of these very weights: a file of the same name with others is another run.
