@@ -100,7 +100,10 @@ def _gradients(run: Training, oracle: Any) -> str:
     if oracle is None:
         return "first-order"
     sides = {1: "one", 2: "two"}[run.sides]
-    return f"zeroth-order: {sides}-sided {run.distribution}, q = {run.q}"
+    description = f"zeroth-order: {sides}-sided {run.distribution}, q = {run.q}"
+    if run.perturb == "forward":
+        description += ", moved inside the forward pass"
+    return description
 
 
 def _measuring(run: Training, setup: Setup, points: Sequence[int]) -> tuple[list[str], float]:
