@@ -47,7 +47,7 @@ class ClosureCheck:
         watch = Watch([p for group in self._groups for p in group["params"]])
         with ExitStack() as stack:
             for group in self._groups:
-                if getattr(group["oracle"], "layers", None) is not None:
+                if not getattr(group["oracle"], "copies", True):
                     continue  # memory may not hold a copy of the block
                 block = Block(group["name"], tuple(group["params"]))
                 stack.enter_context(standing_at(block, block.copies()))

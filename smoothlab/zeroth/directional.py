@@ -32,6 +32,7 @@ class Directional:
         anchor: a gradient added as it is, flat [dim] or directional itself (control variates).
         stream: generator that the seeds are bound to, see `smoothlab.zeroth.rng.stream_name`.
         kept: directions still in memory by seed, which saves drawing them again; the estimator's next call empties it.
+        streams: streams of directions by seed that keep what they have drawn, likewise.
     """
 
     distribution: Distribution
@@ -39,6 +40,7 @@ class Directional:
     anchor: "Directional | Tensor | None" = None
     stream: str = ""
     kept: dict[Seed, Tensor] = field(default_factory=dict, compare=False, repr=False)
+    streams: dict[Seed, Stream] = field(default_factory=dict, compare=False, repr=False)
 
     def dense(self, block: Block) -> Tensor:
         """The gradient as a flat vector [dim] of the block's dtype (fp32 for 16-bit blocks).
@@ -67,7 +69,7 @@ class Directional:
         stream, scale = self._stream(block), alpha
         if single:
             seed, coefficient = self.terms[0]
-            stream, scale = self.distribution.stream(block, seed), alpha * coefficient
+            stream, scale = self.streams.get(seed) or self.distribution.stream(block, seed), alpha * coefficient
 
         def add(piece: Piece, numbers: Tensor) -> None:
             target, anchor = flats[piece.tensor][piece.start : piece.stop], anchors[piece.tensor]
@@ -104,7 +106,7 @@ class Directional:
 
     def _stream(self, block: Block) -> Stream:
         if not self._in_memory:
-            return Mixture(self.distribution, block, self.terms)
+            return Mixture(self.distribution, block, self.terms, self.streams)
         # `Known` counts its directions by seeds (j,).
         vectors = tuple(self.kept[seed] for seed, _ in self.terms)
         kept = Known(vectors, generator=self.distribution.generator)  # which decides how sums are rounded

@@ -23,12 +23,15 @@ from smoothlab.errors import BadInput
 from smoothlab.zeroth.closures import check_same, check_written, evaluate, meeting, versions
 from smoothlab.zeroth.directional import Directional
 from smoothlab.zeroth.distributions import Distribution, Gaussian
+from smoothlab.zeroth.forward import ForwardPerturbation
+from smoothlab.zeroth.low_rank import LowRank
 from smoothlab.zeroth.perturbation import Perturbation
 from smoothlab.zeroth.rng import GeneratorName, Piece, Seed, Terms, check_generator, stream_name
 from smoothlab.zeroth.scaled import Known
 
 Sides = Literal[1, 2]
 Average = Literal["plain", "antithetic", "orthogonal"]
+Perturb = Literal["weights", "forward"]
 
 
 class Estimator(Protocol):
@@ -100,6 +103,9 @@ class ZerothOrder:
         keep: keep the directions of a step in memory (one more copy of the block each) instead of drawing them again.
         layers: the module that the loss runs; weights are then never copied as a whole, but one layer's at a time
             inside its forward call. Without it the block is moved by pointing its parameters at a copy.
+        perturb: how the loss is evaluated at x + mu z. "weights": with a moved copy of the weights; "forward": with
+            what the move adds to each product with a weight inside the forward pass, so that weights are neither
+            written nor copied, for `LowRank` directions.
         generator: where the directions' numbers come from: "torch", or "portable" (the same bits on every machine and
             torch version, so that a seed log replays anywhere); by default the distribution's own.
         dtype: number format of the moved weights, that of the block by default; torch.float32 lets steps through that
@@ -114,6 +120,7 @@ class ZerothOrder:
     keep: bool = False
     layers: nn.Module | None = field(default=None, compare=False, repr=False)
     dtype: torch.dtype | None = field(default=None, repr=False)
+    perturb: Perturb = "weights"
     generator: InitVar[GeneratorName | None] = None
     _perturbations: dict[Block, Perturbation] = field(default_factory=dict, init=False, compare=False, repr=False)
 
@@ -134,11 +141,32 @@ class ZerothOrder:
                 f"antithetic pairs with {self.sides} sides and q = {self.q}: they need one side and an even q; the "
                 "two-sided estimator is its own antithetic average"
             )
+        self._check_perturb()
         if self.average == "orthogonal" and type(self.distribution) is not Gaussian:
             raise BadInput(
                 f"orthogonal directions are made from Gaussian ones, not from {self.distribution.name}: "
                 "leave distribution out"
             )
+
+    def _check_perturb(self) -> None:
+        if self.perturb not in ("weights", "forward"):
+            raise BadInput(f"perturb '{self.perturb}' is unknown: use weights or forward")
+        if self.perturb == "weights":
+            return
+        if not isinstance(self.distribution, LowRank):
+            raise BadInput(
+                f"perturb 'forward' with {self.distribution.name} directions: use LowRank ones, or perturb 'weights'"
+            )
+        if self.layers is not None or self.keep:
+            option = "layers"
+            if self.keep:
+                option = "keep"
+            raise BadInput(f"{option} is for perturb 'weights', which copies weights: leave it out with 'forward'")
+
+    @property
+    def copies(self) -> bool:
+        """Whether the block is copied as a whole to be moved."""
+        return self.layers is None and self.perturb == "weights"
 
     @property
     def name(self) -> str:
@@ -174,13 +202,15 @@ class ZerothOrder:
         distribution = self.distribution
         stream = stream_name(block.params[0].device, distribution.generator)
         if directions is not None:
+            if self.perturb == "forward":
+                raise BadInput("given directions have no factors: use perturb 'weights' with them")
             known = Known(tuple(directions), generator=distribution.generator)
             distribution, stream = known, ""  # they are bound to no generator
         frame = self._frame(block, seed, directions)
         perturbation = self._perturbation(block)
         if perturbation.realized_fraction is None:
             # In this order: the later checks trust that the loss is one function.
-            _check_deterministic(loss, block, copy=self.layers is None)
+            _check_deterministic(loss, block, copy=self.copies)
             perturbation.check_layers(loss)
             perturbation.measure_realized_fraction(distribution, frame[0], self.mu)
         perturbation.forget()
@@ -207,7 +237,9 @@ class ZerothOrder:
             # Orthogonal directions share their seeds, and an antithetic pair is one seed: coefficients add up.
             for key, weight in direction:
                 terms[key] = terms.get(key, 0.0) + slope * weight / self.q
-        return Directional(distribution, tuple(terms.items()), stream=stream, kept=perturbation.kept)
+        return Directional(
+            distribution, tuple(terms.items()), stream=stream, kept=perturbation.kept, streams=perturbation.streams
+        )
 
     def realized_fraction(self, block: Block) -> float | None:
         """The fraction of mu z that rounding let through at the first call on `block`; None before."""
@@ -244,7 +276,12 @@ class ZerothOrder:
                     f"block '{block.name}' holds {block.params[0].dtype} parameters: zeroth-order steps need "
                     "floating-point ones; leave quantized or integer weights out"
                 )
-            self._perturbations[block] = Perturbation(block, keep=self.keep, layers=self.layers, dtype=self.dtype)
+            made: Perturbation
+            if isinstance(self.distribution, LowRank) and self.perturb == "forward":
+                made = ForwardPerturbation(block, self.distribution, dtype=self.dtype)
+            else:
+                made = Perturbation(block, keep=self.keep, layers=self.layers, dtype=self.dtype)
+            self._perturbations[block] = made
         # The copies of several blocks at a time would take the memory that moving one block after the other saves.
         current = self._perturbations[block]
         for perturbation in self._perturbations.values():

@@ -48,11 +48,15 @@ class LowRank(Distribution):
         """Whole rows of matrices, as many as fit a chunk."""
         pieces: list[Piece] = []
         for i, p in enumerate(block.params):
-            length = chunk_of(p.device)
-            if p.dim() == 2 and p.numel():  # a row is one product with W', which no piece may cut
-                length = max(1, length // p.shape[1]) * p.shape[1]
-            pieces += cut(i, p.numel(), length)
+            pieces += self._pieces(i, p)
         return pieces
+
+    def _pieces(self, tensor: int, p: Tensor) -> list[Piece]:
+        """How one tensor of the block is cut."""
+        length = chunk_of(p.device)
+        if p.dim() == 2 and p.numel():  # a row is one product with W', which no piece may cut
+            length = max(1, length // p.shape[1]) * p.shape[1]
+        return list(cut(tensor, p.numel(), length))
 
     def fill(self, stream: Stream, piece: Piece, out: Tensor) -> None:
         """U of the piece's rows times W', which every piece of the tensor draws alike."""
@@ -60,17 +64,64 @@ class LowRank(Distribution):
         if p.dim() != 2:
             stream.draws(piece).normal_(out)
             return
-        n, row, rows, r = p.shape[1], piece.start // p.shape[1], len(out) // p.shape[1], self.rank
-        exact = self.generator == "portable"
-        dtype = torch.float64 if exact else out.dtype
+        n, rows = p.shape[1], len(out) // p.shape[1]
         # W is drawn before U: a thread has one generator of torch's, which each call of `draws` seeds anew.
-        w = stream.draws(Piece(piece.tensor, SHARED, 0, n * r)).normal_(out.new_empty(n * r, dtype=dtype))
-        of_rows = Piece(piece.tensor, piece.number, row * r, (row + rows) * r)
-        u = stream.draws(of_rows).normal_(out.new_empty(rows * r, dtype=dtype))
-        if exact:
-            portable.low_rank(u.view(rows, r), w.view(n, r), out.view(rows, n))
+        w = self._columns(stream, piece.tensor)
+        u = self._rows(stream, piece)
+        if self.generator == "portable":
+            portable.low_rank(u, w, out.view(rows, n))
         else:
-            torch.mm(u.view(rows, r), w.view(n, r).T, out=out.view(rows, n)).mul_(r**-0.5)
+            torch.mm(u, w.T, out=out.view(rows, n))
+            if self.rank > 1:
+                out.mul_(self.rank**-0.5)
+
+    def kept_stream(self, block: Block, seed: Sequence[int]) -> Stream:
+        """`stream`, but what it draws for the factors stays in memory: (m + n) r numbers a matrix [m, n]."""
+        stream = self.stream(block, seed)
+        stream.memory = {}
+        return stream
+
+    def factors(self, stream: Stream, tensor: int) -> tuple[Tensor, Tensor]:
+        """U [m, rank] and W [n, rank] of matrix number `tensor` of the block, in working precision.
+
+        The stream's numbers are U W' / sqrt(rank).
+        """
+        w = self._columns(stream, tensor)
+        rows = [self._rows(stream, piece) for piece in self._pieces(tensor, stream.block.params[tensor])]
+        u = rows[0]
+        if len(rows) > 1:
+            u = torch.cat(rows)
+        return u.to(stream.dtype), w.to(stream.dtype)  # the portable table's entries are exact in fp32
+
+    def numbers(self, stream: Stream, tensor: int) -> Tensor:
+        """The stream's numbers of one tensor, flat."""
+        p = stream.block.params[tensor]
+        out = torch.empty(p.numel(), dtype=stream.dtype, device=stream.device)
+        for piece in self._pieces(tensor, p):
+            stream.fill(piece, out[piece.start : piece.stop])
+        return out
+
+    def _columns(self, stream: Stream, tensor: int) -> Tensor:
+        """W [n, rank], which all pieces of a matrix share."""
+        n = stream.block.params[tensor].shape[1]
+        return self._normal(stream, Piece(tensor, SHARED, 0, n * self.rank))
+
+    def _rows(self, stream: Stream, piece: Piece) -> Tensor:
+        """The rows of U [m, rank] for a piece of whole rows of a matrix."""
+        n, r = stream.block.params[piece.tensor].shape[1], self.rank
+        return self._normal(stream, Piece(piece.tensor, piece.number, piece.start // n * r, piece.stop // n * r))
+
+    def _normal(self, stream: Stream, piece: Piece) -> Tensor:
+        if stream.memory is not None and piece in stream.memory:
+            return stream.memory[piece]
+        dtype = stream.dtype
+        if self.generator == "portable":  # sums of products of two are exact in fp64
+            dtype = torch.float64
+        numbers = torch.empty(piece.stop - piece.start, dtype=dtype, device=stream.device)
+        factor = stream.draws(piece).normal_(numbers).view(-1, self.rank)
+        if stream.memory is not None:
+            stream.memory[piece] = factor
+        return factor
 
     def fill_replicas(
         self, out: Tensor, scratch: Tensor, generator: torch.Generator, shape: tuple[int, ...] = ()

@@ -35,6 +35,7 @@ class Perturbation:
         realized_fraction: <delta, z> / (h ||z||^2) of the first direction, delta = fl(theta + h z) - theta: what
             rounding let through; None before `measure_realized_fraction`.
         kept: the directions in memory by seed, working precision; empty without `keep`.
+        streams: streams of the step's directions by seed, where these keep what they have drawn; else empty.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Perturbation:
         self._kind = (block.params[0].dtype, self.device)
         self.realized_fraction: float | None = None
         self.kept: dict[Seed, Tensor] = {}
+        self.streams: dict[Seed, Stream] = {}
         self._keep, self._sizes = keep, block.sizes
         self._owners = {} if layers is None else _owners(block, layers)
         self._moved: list[Tensor] = []
@@ -187,7 +189,7 @@ class Perturbation:
         def products(piece: Piece, numbers: Tensor) -> tuple[float, float]:
             home = homes[piece.tensor][piece.start : piece.stop]
             moved = torch.empty_like(home, dtype=self.dtype)
-            _shifted(home, numbers, h, moved)
+            shifted(home, numbers, h, moved)
             z = numbers.double()
             return float(torch.dot(moved.double() - home.double(), z)), float(torch.dot(z, z))
 
@@ -211,7 +213,7 @@ class Perturbation:
 
             def write(piece: Piece, numbers: Tensor) -> None:
                 home, out = flats[piece.tensor]
-                _shifted(home[piece.start : piece.stop], numbers, scale, out[piece.start : piece.stop])
+                shifted(home[piece.start : piece.stop], numbers, scale, out[piece.start : piece.stop])
 
             whole = len(tensors) == len(self.block.params)
             if self._keep and whole and len(direction) == 1 and direction[0][0] not in self.kept:
@@ -301,8 +303,8 @@ def stream_of(distribution: Distribution, block: Block, direction: Terms) -> Str
     return distribution.stream(block, seed)
 
 
-def _shifted(home: Tensor, z: Tensor, h: float, out: Tensor) -> None:
-    """out = fl(home + h z), the sum in the precision of z."""
+def shifted(home: Tensor, z: Tensor, h: float, out: Tensor) -> None:
+    """Write fl(home + h z) to `out`, the sum in the precision of z."""
     with torch.no_grad():
         if out.dtype == z.dtype:  # 16-bit weights are widened first
             torch.add(home, z, alpha=h, out=out)

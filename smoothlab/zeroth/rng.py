@@ -13,7 +13,7 @@ noise. There are two generators of them:
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import chain, pairwise
@@ -165,7 +165,10 @@ class Stream:
         seed: a tuple of integers from 0 to 2^32 - 1.
         words: 64 random bits for distributions that choose once for the whole direction.
         scale: factor common to all entries that only the whole direction tells (the sphere's radius), else 1.
+        memory: what was drawn by pieces, where the distribution keeps it for the next pass; None where it does not.
     """
+
+    memory: dict[Piece, Tensor] | None = None
 
     def __init__(self, distribution: Source, block: Block, seed: Sequence[int]) -> None:
         self.distribution, self.block, self.seed = distribution, block, tuple(seed)
@@ -265,12 +268,21 @@ class Mixture(Stream):
 
     Attributes:
         terms: (seed, weight) pairs, at least one.
+
+    Args:
+        distribution: the distribution.
+        block: the block.
+        terms: see above.
+        drawn: streams of some of the directions by seed, which keep what they have drawn.
     """
 
-    def __init__(self, distribution: Source, block: Block, terms: Terms) -> None:
+    def __init__(
+        self, distribution: Source, block: Block, terms: Terms, drawn: Mapping[Seed, Stream] | None = None
+    ) -> None:
         self.distribution, self.block, self.seed, self.terms, self.scale = distribution, block, (), terms, 1.0
         self.device = block.params[0].device
-        self._parts = [distribution.stream(block, seed) for seed, _ in terms]
+        drawn = drawn or {}
+        self._parts = [drawn.get(seed) or distribution.stream(block, seed) for seed, _ in terms]
 
     def fill(self, piece: Piece, out: Tensor) -> Tensor:
         """The weighted sum of the terms' entries."""

@@ -98,6 +98,9 @@ class Training:
             momentum(0.9): a weighted mean of the last ones, rebuilt from their seeds; adaptive(0.999): divided by their
             running root mean square; spread: divided by the standard deviation of their slopes, with --q of at
             least 2; subspace(50): low-rank directions in a subspace that stays for so many steps.
+        perturb: how the loss is evaluated at x + mu z. weights: with a moved copy of the base model; forward: with
+            what the move adds to each product with a weight inside the forward pass, so that weights are neither
+            written nor copied, for --distribution lowrank.
         generator: where the numbers of the directions come from: torch, the device's own; portable, the same bits on
             every device, instruction set and torch version, so that a seed log (--checkpoint log:FOLDER) replays
             anywhere.
@@ -170,6 +173,7 @@ class Training:
     sides: Literal[1, 2] = 2
     distribution: DistributionName = "gaussian"
     variant: VariantName = "plain"
+    perturb: Literal["weights", "forward"] = "weights"
     generator: Literal["torch", "portable"] = "torch"
     steps: int = 200
     batch: int = 16
@@ -252,7 +256,7 @@ class Training:
         from smoothlab.llm.models import file_identity
 
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in left_out}
-        for name in ("generator", "variant"):  # checkpoints of before there were several do not name the first
+        for name in ("generator", "perturb", "variant"):  # checkpoints of before there were several lack it
             if getattr(self, name) == getattr(Training, name):
                 values.pop(name, None)
         file = file_identity(self.model)

@@ -43,10 +43,8 @@ RENAMED = {
 
 def check(run: Training) -> None:
     """Refuse values out of range, names that are none of the choices, and combinations that make no sense."""
-    from smoothlab.zeroth.distributions import named
-
     check_fields(run, RANGES)
-    named(run.distribution, "--distribution")
+    _check_directions(run)
     _check_variant(run)
     if run.rank is not None and run.rank < 1:
         raise BadInput(f"--rank {run.rank} is too small: use at least 1")
@@ -157,7 +155,7 @@ def unused(run: Training) -> list[str]:
     """A note on each option that was set and that the method does not use."""
     idle = set(Rates._fields) - set(used(run.method))
     if run.method not in ZEROTH:
-        idle |= {"q", "sides", "distribution", "variant", "generator"}
+        idle |= {"q", "sides", "distribution", "variant", "generator", "perturb"}
     if run.method == "zo":
         idle |= {"optimizer"}
     result = []
@@ -211,6 +209,18 @@ def say(text: str) -> None:
     """Write a line to stderr; nothing where there is no text."""
     if text:
         print(f"smoothlab: {text}", file=sys.stderr)
+
+
+def _check_directions(run: Training) -> None:
+    from smoothlab.zeroth.distributions import named
+    from smoothlab.zeroth.low_rank import LowRank
+
+    distribution = named(run.distribution, "--distribution")
+    if run.perturb == "forward" and run.method in ZEROTH and not isinstance(distribution, LowRank):
+        raise BadInput(
+            f"--perturb forward with --distribution {run.distribution}: use --distribution lowrank, or leave --perturb "
+            "out"
+        )
 
 
 def _check_method(run: Training) -> None:

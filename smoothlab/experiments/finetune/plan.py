@@ -100,10 +100,12 @@ def _gradients(run: Training, oracle: Any) -> str:
     if oracle is None:
         return "first-order"
     sides = {1: "one", 2: "two"}[run.sides]
-    text = f"zeroth-order: {sides}-sided {run.distribution}, q = {run.q}"
+    description = f"zeroth-order: {sides}-sided {run.distribution}, q = {run.q}"
+    if run.perturb == "forward":
+        description += ", moved inside the forward pass"
     if run.variant != "plain":
-        text += f", {run.variant}"
-    return text
+        description += f", {run.variant}"
+    return description
 
 
 def _measuring(run: Training, setup: Setup, points: Sequence[int]) -> tuple[list[str], float]:

@@ -308,7 +308,7 @@ def optimizer(
     if run.recipe.base == "zeroth":
         distribution = named(run.distribution, generator=run.generator)
         variant = variant_named(run.variant)
-        oracle = variant.oracle(ZerothOrder(mu=rates.mu, sides=run.sides, distribution=distribution, q=run.q))
+        oracle = variant.oracle(ZerothOrder(rates.mu, run.sides, distribution, run.q, perturb=run.perturb))
     # A classifier's head learns at the rate of the module beside it, and without a module at the base model's.
     defaults = dict.fromkeys(blocks, rates.eta_x) | {"peft": rates.eta_y}
     if run.recipe.module:

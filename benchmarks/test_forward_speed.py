@@ -1,0 +1,208 @@
+"""What zeroth-order passes cost where the move is inside the forward pass, beside a moved copy of the weights.
+
+`make bench` runs it on `micro` and writes benchmarks/results/speed_forward.jsonl; `python -m
+benchmarks.test_forward_speed --models micro smollm2-135m opt-125m --repetitions 5 --out FILE` takes random models of
+those shapes too. A ratio is a step over its parts, timed around it in the same repetition: a first-order step on LoRA
+(backward, then torch's SGD) and as many forward passes as the estimate has sides, or the forward passes alone. The
+minibatch is 16 rows of 32 random tokens; the loss is that of `smoothlab finetune`, or with --loss tokens that of all
+next tokens. On a busy machine, --clock cpu counts the process's CPU time.
+"""
+
+import argparse
+import os
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from benchmarks.timing import cpu_seconds, ratio_row, timed
+from smoothlab.llm.adapters import attach
+from smoothlab.llm.encoding import Encoded
+from smoothlab.llm.evaluate import batch, choice_loss
+from smoothlab.llm.models import load_lm
+from smoothlab.llm.partition import partition
+from smoothlab.optim.hybrid import HybridSGD
+from smoothlab.records import Row, environment, load, run
+from smoothlab.zeroth.distributions import Gaussian
+from smoothlab.zeroth.estimators import Perturb, Sides, ZerothOrder
+from smoothlab.zeroth.low_rank import LowRank
+from smoothlab.zeroth.rng import stream_name
+
+MU, ROWS, LENGTH = 1e-3, 16, 32
+TARGETS = {"one-sided hybrid": 1.10, "two-sided hybrid": 1.10, "two-sided zeroth-order": 2.2}
+"""Largest ratio of a step to its parts, with the move inside the forward pass."""
+SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "opt-125m": ("OPTConfig", {}),
+    "smollm2-135m": (
+        "LlamaConfig",
+        {"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
+         "num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": True},
+    ),
+}  # fmt: skip
+"""Shapes of models with random weights."""
+
+
+def made(name: str) -> nn.Module:
+    """The model under LoRA on queries and values, whose base model is frozen for first-order steps."""
+    import transformers
+
+    if name == "micro":
+        model: Any = load_lm("micro", seed=0).model
+    else:
+        config, options = SHAPES[name]
+        torch.manual_seed(0)
+        model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, config)(**options)).eval()
+    model = attach(model, "lora", seed=0, measured=False)
+    for p in partition(model)["base"].params:
+        p.requires_grad_(False)
+    return model  # type: ignore[no-any-return]
+
+
+def loss_of(model: nn.Module, kind: str) -> Callable[[], Tensor]:
+    """The loss on the minibatch."""
+    ids = torch.randint(5, 4000, (ROWS, LENGTH), generator=torch.Generator().manual_seed(0))
+    if kind == "tokens":
+        return lambda: model(input_ids=ids, labels=ids).loss
+    rows = tuple(tuple(row) for row in ids.tolist())
+    inputs = batch(Encoded(rows, (((10,), (11,)),) * ROWS, (0, 1) * (ROWS // 2), "verbalizer", 1), range(ROWS), "cpu")
+    assert inputs["input_ids"].shape == (ROWS, LENGTH)
+    return lambda: choice_loss(model, inputs)
+
+
+@dataclass(frozen=True)
+class ForwardSpeed:
+    """Cost of steps over their parts.
+
+    Attributes:
+        models: micro, or names of SHAPES.
+        repetitions: interleaved repetitions of every step.
+        rank: rank of the directions.
+        loss: of the candidates' tokens, or of all tokens.
+        clock: wall time, or CPU time of the process.
+    """
+
+    name: ClassVar[str] = "speed_forward"
+    unit: ClassVar[str] = "what"
+    models: tuple[str, ...] = ("micro",)
+    repetitions: int = 15
+    rank: int = 1
+    loss: Literal["candidates", "tokens"] = "candidates"
+    clock: Literal["wall", "cpu"] = "wall"
+
+    def place(self, row: Row) -> int:
+        """One for all rows."""
+        return 0
+
+    def standing(self, rows: Sequence[Row | None]) -> list[Row]:
+        """Ratios belong to one run: a stopped one starts again."""
+        return []
+
+    def rows(self, done: Sequence[Row]) -> Iterator[Row]:
+        """Each step of each model."""
+        for name in self.models:
+            yield from self._rows_of(name)
+
+    def _rows_of(self, name: str) -> Iterator[Row]:
+        model = made(name)
+        blocks, loss = partition(model), loss_of(model, self.loss)
+        base, peft = blocks["base"], list(blocks["peft"].params)
+        plain = torch.optim.SGD(peft, lr=1e-9)  # rates so small that all steps see the same weights
+
+        def first_order() -> None:
+            plain.zero_grad()
+            loss().backward()
+            plain.step()
+
+        def forward() -> None:
+            with torch.no_grad():
+                loss()
+
+        def step(oracle: ZerothOrder, *more: Tensor) -> Callable[[], Any]:
+            groups: list[dict[str, Any]] = [{"params": base.params, "oracle": oracle}]
+            if more:
+                groups.append({"params": more})
+            optimizer = HybridSGD(groups, 1e-9)
+            return lambda: optimizer.step(loss)
+
+        steps: dict[tuple[str, str], Callable[[], Any]] = {}
+        sides: Sides
+        perturb: Perturb
+        for label, perturb, law in (
+            ("forward", "forward", LowRank(self.rank)), ("weights, low rank", "weights", LowRank(self.rank)),
+            ("weights, Gaussian", "weights", Gaussian()),
+        ):  # fmt: skip
+            for what, sides, more in (
+                ("one-sided hybrid", 1, peft), ("two-sided hybrid", 2, peft), ("two-sided zeroth-order", 2, []),
+            ):  # fmt: skip
+                steps[what, label] = step(ZerothOrder(MU, sides, law, perturb=perturb), *more)
+        clock = {"wall": timed, "cpu": cpu_seconds}[self.clock]
+        ratios: dict[tuple[str, str], list[float]] = {key: [] for key in steps}
+        times: dict[tuple[str, str], list[float]] = {key: [] for key in steps}
+        for way in (first_order, forward, *steps.values()):
+            way()  # memory is taken, and the checks of a first call are made, before the clock runs
+        for _ in range(self.repetitions):
+            before = clock(first_order), clock(forward)
+            for key, way in steps.items():
+                seconds = clock(way)
+                after = clock(first_order), clock(forward)
+                gradient, once = map(statistics.mean, zip(before, after, strict=True))
+                parts = {"one-sided hybrid": gradient + once, "two-sided hybrid": gradient + 2 * once}
+                ratios[key].append(seconds / parts.get(key[0], once))
+                times[key].append(seconds)
+                before = after
+        more = {"model": name, "dim_x": base.dim, "dim_y": blocks["peft"].dim, "load": list(os.getloadavg())}
+        for (what, label), found in ratios.items():
+            unit = "forward passes" if what == "two-sided zeroth-order" else "parts"
+            target = TARGETS[what] if label == "forward" else None
+            yield ratio_row(f"{what}, {label}", found, times[what, label], **(more | {"unit": unit, "target": target}))
+
+
+def table(path: Path) -> str:
+    """The records as a table for reading."""
+    lines = [f"{'':14s} {'':42s} {'median':>8s} {'quartiles':>17s} {'target':>7s}  unit"]
+    for row in load(path).astype(object).where(lambda x: x.notna(), None).to_dict("records"):
+        target = "" if row["target"] is None else f"{row['target']:g}"
+        numbers = f"{row['value']:8.3f} {row['low']:8.3f} {row['high']:8.3f}"
+        lines.append(f"{row['model']:14s} {row['what']:42s} {numbers} {target:>7s}  {row['unit']}")
+    return "\n".join(lines)
+
+
+def measure(experiment: ForwardSpeed, out: Path) -> str:
+    """Run, record, and return the table."""
+    about = environment(device="cpu", dtype="float32", threads=torch.get_num_threads(), load=list(os.getloadavg()))
+    run(experiment, out, environment=about | {"stream": stream_name()}, overwrite=True)
+    return table(out)
+
+
+@pytest.mark.slow
+def test_a_move_inside_the_forward_pass_costs_no_pass(capsys: pytest.CaptureFixture[str]) -> None:
+    out = Path(__file__).with_name("results") / "speed_forward.jsonl"
+    text = measure(ForwardSpeed(), out)
+    with capsys.disabled():
+        print("\n" + text)
+    rows = {row["what"]: row["value"] for row in load(out).to_dict("records")}
+    for what, target in TARGETS.items():
+        assert rows[f"{what}, forward"] <= target
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", nargs="+", choices=("micro", *SHAPES), default=ForwardSpeed.models)
+    parser.add_argument("--repetitions", type=int, default=ForwardSpeed.repetitions)
+    parser.add_argument("--rank", type=int, default=ForwardSpeed.rank)
+    parser.add_argument("--loss", choices=("candidates", "tokens"), default=ForwardSpeed.loss)
+    parser.add_argument("--clock", choices=("wall", "cpu"), default=ForwardSpeed.clock)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/speed_forward.jsonl"))
+    args = parser.parse_args()
+    experiment = ForwardSpeed(tuple(args.models), args.repetitions, args.rank, args.loss, args.clock)
+    print(measure(experiment, args.out))
+
+
+if __name__ == "__main__":
+    main()

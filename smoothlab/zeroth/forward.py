@@ -1,0 +1,184 @@
+"""The loss at x + h z, z of low rank, with the move inside the forward pass: weights are neither written nor copied.
+
+Products with the block's matrices are those of `smoothlab.zeroth.products`. All other tensors of the block (norms,
+biases, convolutions) stand at fl(theta + h z), in memory of their own.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from smoothlab.blocks import Block, Loss, standing_at
+from smoothlab.errors import BadInput
+from smoothlab.zeroth.closures import meeting
+from smoothlab.zeroth.distributions import Distribution
+from smoothlab.zeroth.low_rank import LowRank
+from smoothlab.zeroth.perturbation import LEAST_FRACTION, Perturbation, shifted
+from smoothlab.zeroth.products import OTHER, Move, moved
+from smoothlab.zeroth.rng import Seed, Terms
+
+
+class ForwardPerturbation(Perturbation):
+    """Lets a loss be one at x + h z with the matrices of the block where they are.
+
+    Args:
+        block: the block.
+        distribution: distribution of its directions.
+        dtype: number format of moved tensors that are no matrices, that of the block by default.
+
+    Raises:
+        BadInput: the rank of the directions is above that of a matrix, or a matrix is of a class of its own.
+    """
+
+    def __init__(self, block: Block, distribution: LowRank, *, dtype: torch.dtype | None = None) -> None:
+        super().__init__(block, dtype=dtype)
+        self._distribution = distribution
+        self._matrices, self._vectors = [], []  # numbers of parameters; what is no matrix is a vector here
+        for i, p in enumerate(block.params):
+            if p.dim() == 2 and p.numel():
+                self._matrices.append(i)
+            else:
+                self._vectors.append(i)
+        self._names: dict[int, str] = {}  # of parameters by id, once the loss was run
+        self._drawn: dict[Seed, tuple[list[tuple[Tensor, Tensor]], list[Tensor]]] = {}
+        for i in self._matrices:
+            p = block.params[i]
+            if distribution.rank > min(p.shape):
+                raise BadInput(
+                    f"rank {distribution.rank} of low-rank directions is above that of a matrix of shape "
+                    f"{tuple(p.shape)} of block '{block.name}': use a rank of at most {min(p.shape)}, or {OTHER}"
+                )
+            if type(p) not in (Tensor, nn.Parameter):
+                raise BadInput(
+                    f"{self._label(i)} is a {type(p).__name__}, which computes in a way of its own: use {OTHER}"
+                )
+
+    def forget(self) -> None:
+        """Leave the directions of the last step to whoever holds its streams."""
+        super().forget()
+        self._drawn, self.streams = {}, {}
+
+    def release(self) -> None:
+        """Free all memory."""
+        super().release()
+        self._drawn, self.streams = {}, {}
+
+    @contextmanager
+    def along(self, distribution: Distribution, direction: Terms, h: float) -> Iterator[None]:
+        """Inside the context a loss is one at x + h z."""
+        ((seed, weight),) = direction
+        factors, numbers = self._direction(seed)
+        scale, moves = h * weight * self._distribution.rank**-0.5, []
+        for i, (u, w) in zip(self._matrices, factors, strict=True):
+            moves.append(Move(self.block.params[i].data, u, w, scale, partial(self._label, i)))
+        with _at(self._params(self._vectors), self._moved_vectors(numbers, h * weight)):
+            with moved(self._params(self._matrices), moves):
+                yield
+
+    @contextmanager
+    def against(self, distribution: Distribution, direction: Terms, h: float) -> Iterator[None]:
+        """Inside the context a loss is one at x - h z."""
+        with self.along(distribution, direction, -h):
+            yield
+
+    def check_layers(self, loss: Loss) -> None:
+        """One evaluation with NaN in place of the matrices, but for those who ask their class.
+
+        Raises:
+            BadInput: the loss reads a matrix of the block in a way that `smoothlab.zeroth.products` does not see.
+        """
+
+        def meet(module: nn.Module) -> None:
+            for name, p in module.named_parameters():
+                self._names.setdefault(id(p), name)  # the outermost module comes first, and knows the whole name
+
+        with meeting(meet):
+            survives = self._survives(loss, self._matrices)
+        if survives:
+            return
+        number = next((i for i in self._matrices if not self._survives(loss, [i])), self._matrices[0])
+        raise BadInput(
+            f"{self._label(number)} is read by code that torch's functions do not see (compiled or scripted), so that "
+            f"perturb 'forward' does not reach it: use {OTHER}"
+        )
+
+    def _survives(self, loss: Loss, numbers: Sequence[int]) -> bool:
+        """Whether the loss is finite although these matrices are NaN for those who do not ask."""
+        moves, nothing = [], torch.empty(0)
+        for i in numbers:
+            moves.append(Move(self.block.params[i].data, nothing, nothing, 0.0, partial(self._label, i)))
+        params = self._params(numbers)
+        # One NaN seen through strides of 0: a matrix of any shape that takes no memory.
+        blanks = [torch.full((), torch.nan, dtype=p.dtype, device=p.device).expand(p.shape) for p in params]
+        with torch.no_grad(), _at(params, blanks), moved(params, moves):
+            return bool(torch.isfinite(loss()))
+
+    def measure_realized_fraction(self, distribution: Distribution, direction: Terms, h: float) -> None:
+        """Set `realized_fraction`: matrices are not rounded, so that it tells what the other tensors lose.
+
+        Raises:
+            BadInput: less than half of the step survives rounding.
+        """
+        ((seed, weight),) = direction
+        factors, numbers = self._direction(seed)
+        squared = 0.0
+        for u, w in factors:  # ||U W'||^2 = tr (U'U)(W'W)
+            squared += float((u.double() @ u.double().T * (w.double() @ w.double().T)).sum()) / self._distribution.rank
+        realized = squared
+        ends = self._moved_vectors(numbers, h * weight)
+        for p, z, end in zip(self._params(self._vectors), numbers, ends, strict=True):
+            realized += float(((end.double() - p.data.double()) * z.double()).sum()) / (h * weight)
+            squared += float(z.double().square().sum())
+        self.realized_fraction = realized / squared
+        if self.realized_fraction < LEAST_FRACTION:
+            dtype = str(self.dtype).removeprefix("torch.")
+            raise BadInput(
+                f"mu = {h:g} on block '{self.block.name}' in {dtype}: rounding lets {100 * self.realized_fraction:.0f} "
+                "% of the step through; use a longer mu, or keep the weights in a wider type"
+            )
+
+    def _params(self, numbers: Sequence[int]) -> list[Tensor]:
+        return [self.block.params[i] for i in numbers]
+
+    def _direction(self, seed: Seed) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor]]:
+        """U' [r, m] and W' [r, n] of each matrix, and z of each other tensor; drawn once a step."""
+        if seed not in self._drawn:
+            stream = self.streams[seed] = self._distribution.kept_stream(self.block, seed)
+            factors = []
+            for i in self._matrices:
+                u, w = self._distribution.factors(stream, i)
+                factors.append((u.T.contiguous(), w.T.contiguous()))
+            numbers = []
+            for i in self._vectors:
+                numbers.append(self._distribution.numbers(stream, i).view(self.block.params[i].shape))
+            self._drawn[seed] = factors, numbers
+        return self._drawn[seed]
+
+    def _moved_vectors(self, numbers: list[Tensor], h: float) -> list[Tensor]:
+        """fl(theta + h z) of the tensors that are no matrices."""
+        homes = [p.data for p in self._params(self._vectors)]
+        if homes and homes[0].dtype == numbers[0].dtype == self.dtype:
+            return list(torch._foreach_add(homes, numbers, alpha=h))  # one call for dozens of small tensors
+        ends = []
+        for home, z in zip(homes, numbers, strict=True):
+            ends.append(self._like(home))
+            shifted(home, z, h, ends[-1])
+        return ends
+
+    def _label(self, number: int) -> str:
+        p = self.block.params[number]
+        name = self._names.get(id(p), f"number {number}")
+        return f"block '{self.block.name}': its parameter {name} of shape {tuple(p.shape)}"
+
+
+@contextmanager
+def _at(params: Sequence[Tensor], tensors: Sequence[Tensor]) -> Iterator[None]:
+    """`standing_at`, for no parameters too."""
+    if not params:
+        yield
+        return
+    with standing_at(Block("part", tuple(params)), tensors):
+        yield

@@ -1,0 +1,225 @@
+"""Products with a matrix that is moved along a direction of low rank, while the matrix stays as it is.
+
+A matrix A [m, n] is not moved to A + h Z, Z = U W' / sqrt(r) with U [m, r] and W [n, r]. What h Z adds is added to each
+product with it, at 2 r (m + n) instead of 2 m n operations a row x:
+
+    x A'  ->  x A' + (h / sqrt(r)) (x W) U'         linear layers, and logits whose weight is an embedding's
+    x A   ->  x A + (h / sqrt(r)) (x U) W'          layers that hold their weight transposed (GPT-2's)
+    A[i]  ->  A[i] + (h / sqrt(r)) U[i] W'          embeddings
+
+torch asks the class of a tensor before one of its functions reads it, so that every read of a matrix is seen, wherever
+it is tied or passed to. A function of `PRODUCTS` computes as above; any other that reads it is an error.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from smoothlab.errors import BadInput
+
+OTHER = "perturb 'weights' (--perturb weights), which moves a copy of them"
+"""What errors offer instead."""
+
+
+@dataclass
+class Move:
+    """How a matrix is moved: A + scale U W'.
+
+    Attributes:
+        home: the matrix A [m, n].
+        u: U' [r, m].
+        w: W' [r, n].
+        scale: h / sqrt(r); 0 leaves the matrix where it is.
+        label: gives what errors call it.
+        over: whether the matrix is back.
+    """
+
+    home: Tensor
+    u: Tensor
+    w: Tensor
+    scale: float
+    label: Callable[[], str]
+    over: bool = False
+
+
+class Moved:
+    """Mixed into the class of a matrix while it is moved.
+
+    Attributes:
+        move: how.
+        transposed: whether this is A', a view of the matrix.
+    """
+
+    move: Move
+    transposed = False
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        """What a function of torch gives where the matrix is moved.
+
+        Raises:
+            BadInput: it reads the matrix otherwise than `PRODUCTS` do.
+        """
+        kwargs = kwargs or {}
+        product = PRODUCTS.get(function)
+        if product is not None:
+            result = product(*args, **kwargs)
+            if result is not None:
+                return result
+        name = getattr(function, "__name__", str(function))
+        if name == "__get__":
+            name = getattr(getattr(function, "__self__", None), "__name__", name)
+        elif name not in TRANSPOSES + FACTS:
+            raise _refusal(name, [*args, *kwargs.values()])
+        with torch._C.DisableTorchFunctionSubclass():
+            result = function(*args, **kwargs)
+        if not isinstance(result, Tensor) or name in FACTS:
+            return result
+        if name in TRANSPOSES and result.shape == args[0].shape[::-1]:
+            return _transpose(args[0])
+        raise _refusal(name, args)  # .data and the like
+
+
+TRANSPOSES = ("T", "mT", "t", "transpose", "swapaxes")
+"""Functions of torch that give the transposed view of a matrix."""
+FACTS = (
+    "size", "dim", "numel", "nelement", "ndimension", "stride", "storage_offset", "element_size", "get_device",
+    "is_contiguous", "is_floating_point", "is_complex", "is_signed", "__len__", "__hash__", "promote_types",
+    "result_type", "new_empty", "new_zeros", "new_ones", "new_full", "empty_like", "zeros_like", "ones_like",
+)  # fmt: skip
+"""Functions of torch that read a tensor's shape, number format or device, and none of its entries."""
+
+
+def _refusal(name: str, args: Sequence[Any]) -> BadInput:
+    label = "a matrix"  # one in a list of tensors, where it is not looked for
+    for arg in args:
+        if isinstance(arg, Moved):
+            label = arg.move.label()
+    return BadInput(
+        f"{label} is read by {name}, but perturb 'forward' moves weights in linear layers, products x A and embeddings "
+        f"alone: use {OTHER}"
+    )
+
+
+def _transpose(matrix: Any) -> Tensor:
+    """The transposed view of a moved matrix, moved as well."""
+    if matrix.move.over:
+        raise _refusal("transpose", [matrix])
+    view: Any = matrix.move.home.detach()
+    view.move, view.transposed = matrix.move, not matrix.transposed
+    view.__class__ = _moved_class(Tensor)
+    return view  # type: ignore[no-any-return]
+
+
+def _parts(matrix: Tensor, *others: Tensor | None) -> tuple[Tensor, Tensor, Tensor, float] | None:
+    """A [m, n], U' [r, m], W' [r, n] and the scale of a moved matrix; None if it is not, or others are."""
+    if not isinstance(matrix, Moved) or matrix.move.over or any(isinstance(other, Moved) for other in others):
+        return None
+    move = matrix.move
+    if matrix.transposed:
+        return move.home.T, move.w, move.u, move.scale
+    return move.home, move.u, move.w, move.scale
+
+
+def linear(function: Callable[..., Tensor]) -> Callable[..., Tensor | None]:
+    """How x A' + b is computed with a moved A, where `function` computes it with another; None: A is not the moved."""
+
+    def product(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
+        parts = _parts(weight, input, bias)
+        if parts is None:
+            return None
+        home, u, w, scale = parts
+        return _plus(function(input, home, bias), input, w, u, scale)
+
+    return product
+
+
+def _embedding(input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:
+    parts = _parts(weight)
+    if parts is None:
+        return None
+    home, u, w, scale = parts
+    rows = functional.embedding(input, home, *args, **kwargs)
+    if not scale:
+        return rows
+    return _added(rows, u[:, input.flatten()], w, scale)
+
+
+def _matmul(input: Tensor, other: Tensor) -> Tensor | None:
+    parts = _parts(other, input)
+    if parts is None:
+        return None
+    home, u, w, scale = parts
+    return _plus(torch.matmul(input, home), input, u, w, scale)
+
+
+def _addmm(input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor | None:
+    parts = _parts(mat2, mat1, input)
+    if parts is None:
+        return None
+    home, u, w, scale = parts
+    return _plus(torch.addmm(input, mat1, home, beta=beta, alpha=alpha), mat1, u, w, alpha * scale)
+
+
+def _plus(product: Tensor, x: Tensor, right: Tensor, left: Tensor, scale: float) -> Tensor:
+    """`product` [..., m] + scale x right' left for x [..., n], `right` [r, n] and `left` [r, m]."""
+    if not scale:
+        return product
+    flat = x.reshape(-1, x.shape[-1])
+    # (right x')', as BLAS is several times slower where the second matrix has few columns, as in x right'.
+    if flat.dtype == product.dtype == right.dtype:
+        return _added(product, torch.mm(right, flat.T), left, scale)
+    with torch.autocast(x.device.type, enabled=False):
+        return _added(product, torch.mm(right, flat.to(right.dtype).T), left, scale)
+
+
+def _added(product: Tensor, inner: Tensor, left: Tensor, scale: float) -> Tensor:
+    """`product` [..., m] + scale inner' left for `inner` [r, rows], summed in the precision of the factors."""
+    if product.dtype == left.dtype and product.is_contiguous():
+        product.view(-1, left.shape[1]).addmm_(inner.T, left, alpha=scale)
+        return product
+    wide = product.to(left.dtype).reshape(-1, left.shape[1])
+    return wide.addmm(inner.T, left, alpha=scale).view(product.shape).to(product.dtype)
+
+
+PRODUCTS: dict[Callable[..., Any], Callable[..., Tensor | None]] = {
+    functional.linear: linear(functional.linear),
+    functional.embedding: _embedding,
+    torch.matmul: _matmul,
+    torch.mm: _matmul,
+    Tensor.matmul: _matmul,
+    Tensor.mm: _matmul,
+    Tensor.__matmul__: _matmul,
+    torch.addmm: _addmm,
+    Tensor.addmm: _addmm,
+}
+"""Functions that multiply by a matrix or look up its rows, and what computes them with a moved one; None: not so."""
+
+
+@contextmanager
+def moved(params: Sequence[Tensor], moves: Sequence[Move]) -> Iterator[None]:
+    """Inside the context products with these matrices are those with moved ones."""
+    kinds = [type(p) for p in params]
+    try:
+        for p, move in zip(params, moves, strict=True):
+            p.move = move  # type: ignore[attr-defined]
+            p.__class__ = _moved_class(type(p))
+        yield
+    finally:
+        for p, kind, move in zip(params, kinds, moves, strict=True):
+            move.over = True  # for views that somebody keeps
+            p.__class__ = kind
+            p.__dict__.pop("move", None)
+
+
+@cache
+def _moved_class(kind: type) -> type:
+    return type(f"Moved{kind.__name__}", (Moved, kind), {})
