@@ -32,7 +32,7 @@ from smoothlab.optim.seedlog import SeedLog, replay
 from smoothlab.optim.summation import Peers
 from smoothlab.zeroth.closures import evaluate
 from smoothlab.zeroth.directional import Directional
-from smoothlab.zeroth.variants import State
+from smoothlab.zeroth.variants import State, Update
 
 
 @dataclass(frozen=True)
@@ -371,8 +371,8 @@ class HybridSGD(torch.optim.Optimizer):
                 self.log.cut(self.steps)
             raise
 
-    def _move(self, k: int, group: Group, gradient: Directional) -> None:
+    def _move(self, k: int, group: Group, update: Update) -> None:
         block = self._blocks[k]
         masters = refreshed(block, self._masters.get(k, block))
-        descend(masters, gradient, group["lr"], group["weight_decay"])
+        descend(masters, update, group["lr"], group["weight_decay"])
         round_to(block, masters)

@@ -12,7 +12,7 @@ from smoothlab.optim.hybrid import HybridSGD
 from smoothlab.zeroth.estimators import ZerothOrder
 from smoothlab.zeroth.low_rank import LowRank
 from smoothlab.zeroth.names import VARIANTS
-from smoothlab.zeroth.variants import Adaptive, Momentum, Plain, Spread, Subspace, Variant
+from smoothlab.zeroth.variants import Adaptive, Momentum, Muon, Plain, Spread, Subspace, Variant
 
 ROOT = Path(__file__).resolve().parents[2]
 SUBJECTS: dict[str, tuple[Variant, dict[str, Any], list[str]]] = {
@@ -23,6 +23,11 @@ SUBJECTS: dict[str, tuple[Variant, dict[str, Any], list[str]]] = {
         Spread(), {"q": 8, "sides": 1}, ["coefficients", "second_moment", "bias", "curvature", "transformer"],
     ),
     "subspace": (Subspace(10), {"distribution": LowRank(1)}, []),
+    "muon": (
+        Muon(), {"distribution": LowRank(1), "q": 2},
+        ["along", "coefficients", "scale", "second_moment", "bias", "curvature", "rounding_bf16", "rounding_fp16",
+         "transformer"],
+    ),
 }  # fmt: skip
 """Each variant with options of its estimator, and the probes that call it wrong."""
 QUICK = ("along", "coefficients", "tensors", "deterministic", "restored_bf16", "mu")

@@ -28,6 +28,7 @@ TOYS = {
     "adaptive": Toy(variant="adaptive(0.9)", eta_x=1e-3),
     "spread": Toy(variant="spread", q=4, sides=1, distribution="rademacher", eta_x=1e-3),
     "subspace": Toy(variant="subspace(5)", distribution="lowrank(2)"),
+    "muon": Toy(variant="muon", distribution="lowrank(2)", q=2, eta_x=1e-3),
 }
 
 
@@ -59,11 +60,19 @@ def test_a_stopped_run_ends_as_an_undisturbed_one(tmp_path: Path, name: str, log
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"variant": "muon"}, "--variant muon is unknown: use one of plain, momentum, adaptive, spread, subspace"),
+        (
+            {"variant": "lion"},
+            "--variant lion is unknown: use one of plain, momentum, adaptive, spread, subspace, muon",
+        ),
+        ({"variant": "muon"}, "variant muon with gaussian directions: it is made for low-rank ones"),
+        (
+            {"variant": "muon", "distribution": "lowrank", "generator": "portable"},
+            "variant muon with portable directions: its decompositions are rounded otherwise",
+        ),
         ({"variant": "momentum(2)"}, "--variant momentum(2): momentum's beta = 2: use a number from 0 to below 1"),
         ({"variant": "spread(3)"}, "--variant spread(3) has the parameters none: give numbers, as in momentum(0.9)"),
         ({"variant": "spread"}, "variant spread with q = 1 plain directions"),
-        ({"variant": "subspace"}, "variant subspace(50) with gaussian directions: the subspace is that of low-rank"),
+        ({"variant": "subspace"}, "variant subspace(50) with gaussian directions: it is made for low-rank"),
         ({"variant": "adaptive", "follow": 4}, "--follow 4 with --variant adaptive: the stability limits that rates"),
     ],
 )

@@ -15,7 +15,7 @@ from smoothlab.zeroth.distributions import Distribution, Gaussian, Rademacher
 from smoothlab.zeroth.estimators import ZerothOrder
 from smoothlab.zeroth.low_rank import KeptSubspace, LowRank
 from smoothlab.zeroth.names import VARIANTS
-from smoothlab.zeroth.variants import Adaptive, Momentum, Plain, Spread, Subspace, Variant
+from smoothlab.zeroth.variants import Adaptive, Momentum, Muon, Plain, Spread, Subspace, Variant
 
 RUNS: dict[str, tuple[Variant, Distribution, int]] = {
     "plain": (Plain(), Gaussian(), 1),
@@ -23,6 +23,7 @@ RUNS: dict[str, tuple[Variant, Distribution, int]] = {
     "adaptive": (Adaptive(0.8), Gaussian(), 2),
     "spread": (Spread(), Rademacher(), 3),
     "subspace": (Subspace(3), LowRank(1), 2),
+    "muon": (Muon(), LowRank(1), 2),
 }
 """Runs with each variant: distribution, number of directions."""
 
@@ -174,7 +175,7 @@ def test_what_is_refused_is_one_line(tmp_path: Path) -> None:
         ({"oracle": ZerothOrder(), "variant": Spread()}, "variant spread with q = 1 plain directions"),
         (
             {"oracle": ZerothOrder(), "variant": Subspace()},
-            "with gaussian directions: the subspace is that of low-rank",
+            "with gaussian directions: it is made for low-rank",
         ),
     ]
     for options, words in refused:
@@ -203,3 +204,19 @@ def test_a_subspace_is_the_groups_own_and_the_given_estimator_stays() -> None:
     oracle = ZerothOrder(distribution=LowRank(2))
     optimizer = HybridSGD([{"params": nn.Parameter(torch.ones(4, 4)), "oracle": oracle, "variant": Subspace(7)}])
     assert optimizer.param_groups[0]["oracle"].distribution == KeptSubspace(2, 7) and oracle.distribution == LowRank(2)
+
+
+@pytest.mark.parametrize("name", ["subspace", "muon", "adaptive"])
+def test_moves_inside_the_forward_pass_make_the_same_steps(name: str) -> None:
+    ends = []
+    for perturb in ("weights", "forward"):
+        run = Run(name)
+        variant, _, q = RUNS[name]
+        oracle = ZerothOrder(1e-2, distribution=LowRank(1), q=q, perturb=perturb)  # type: ignore[arg-type]
+        group = {"params": run.block.params, "lr": 0.02, "oracle": oracle, "variant": variant}
+        optimizer = HybridSGD([group], seed=5)
+        for _ in range(7):
+            optimizer.step(run.loss)
+        ends.append(run.weights())
+    torch.testing.assert_close(ends[0], ends[1], rtol=0, atol=2e-5)
+    assert float((ends[0] - Run(name).weights()).abs().max()) > 0.02

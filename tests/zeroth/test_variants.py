@@ -20,7 +20,7 @@ from smoothlab.zeroth.estimators import ZerothOrder
 from smoothlab.zeroth.low_rank import KeptSubspace, LowRank
 from smoothlab.zeroth.moments import Taylor
 from smoothlab.zeroth.names import VARIANTS
-from smoothlab.zeroth.variants import Adaptive, Momentum, Plain, Spread, State, Subspace, Variant, variant_named
+from smoothlab.zeroth.variants import Adaptive, Momentum, Muon, Plain, Spread, State, Subspace, Variant, variant_named
 
 Array = np.ndarray
 GRADIENT = np.array([1.0, -2.0, 0.5, 0.3, 1.5])
@@ -265,6 +265,56 @@ def test_mixtures_take_the_columns_of_the_window() -> None:
     torch.testing.assert_close(gradient.dense(block), expected)
 
 
+def dense_update(estimate: Directional, block: Block) -> list[Tensor]:
+    """What Muon adds to zeros."""
+    zeros = Block("x", tuple(torch.zeros_like(p) for p in block.params))
+    Muon().update((), estimate)[0].add_to(zeros, 1.0)
+    return list(zeros.params)
+
+
+MUONS = {"one": (1, 1), "several": (3, 2), "more than columns": (4, 2)}  # q and rank on matrices [6, 5] and [3, 7]
+
+
+@pytest.mark.parametrize("name", MUONS)
+def test_muon_is_the_decomposition_of_the_estimate(name: str) -> None:
+    q, rank = MUONS[name]
+    block = Block("x", tuple(torch.zeros(shape, dtype=torch.float64) for shape in ((6, 5), (3, 7), (4,), (0, 3))))
+    estimator = ZerothOrder(q=q, distribution=LowRank(rank))
+    estimate = Directional(LowRank(rank), tuple(((5, j), (-2.0) ** j) for j in range(q)))
+    *matrices, vector_update, _ = dense_update(estimate, block)
+    *parts, last, _ = block.split(estimate.dense(block))
+    square = float(vector_update.square().sum())
+    for u, part in zip(matrices, parts, strict=True):
+        left, s, right = torch.linalg.svd(part.view(u.shape), full_matrices=False)
+        seen = s > 1e-9 * s[0]
+        torch.testing.assert_close(u, left[:, seen] @ right[seen], rtol=1e-8, atol=1e-10)
+        square += float(u.square().sum())
+    torch.testing.assert_close(vector_update, last / last.norm())
+    assert square == pytest.approx(Muon().second_moment(estimator, ((6, 5), (3, 7), (4,))), rel=1e-9)
+    # A direction without a slope adds nothing, and a step is alpha times the update.
+    idle = Directional(LowRank(rank), (*estimate.terms, ((5, 99), 0.0)))
+    moved = Block("x", tuple(torch.full_like(p, 3.0) for p in block.params))
+    Muon().update((), idle)[0].add_to(moved, -0.5)
+    for p, u in zip(moved.params, dense_update(estimate, block), strict=True):
+        torch.testing.assert_close(p, 3.0 - 0.5 * u, rtol=1e-9, atol=1e-9)
+    nothing = Directional(LowRank(rank), (((5, 0), 0.0),))
+    assert not any(float(u.abs().sum()) for u in dense_update(nothing, block))
+
+
+def test_muon_goes_downhill_on_average_and_its_mean_is_not_along_the_gradient() -> None:
+    block, g = Block("x", (torch.zeros(2, 2, dtype=torch.float64),)), torch.diag(torch.tensor([3.0, 1.0])).double()
+    rows = []
+    for i in range(1500):
+        z = LowRank(1).draw(block, (3, i))
+        estimate = Directional(LowRank(1), (((3, i), float(g.flatten() @ z)),))
+        rows.append(dense_update(estimate, block)[0].flatten().numpy())
+    updates, flat = np.array(rows), g.flatten().numpy()
+    assert scores.clustered((updates @ flat)[:, None], 0.0).z > 10
+    # Along the gradient both would be 3 times the lower entry: the larger singular value is held back.
+    assert scores.clustered((updates[:, 0] - 3 * updates[:, 3])[:, None], 0.0).z < -5
+    assert np.allclose((updates**2).sum(1), 1.0)
+
+
 def test_every_name_is_its_class_in_lower_case_and_is_read_again() -> None:
     for name in VARIANTS:
         variant = variant_named(name)
@@ -276,7 +326,7 @@ def test_every_name_is_its_class_in_lower_case_and_is_read_again() -> None:
 LINEAR_ONLY = "has closed forms on quadratics with two sides, and on linear functions with one"
 GAUSSIAN_ONLY = "has closed forms for plain averages of Gaussian directions of torch's generator, not for"
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
-    "unknown": (lambda: variant_named("muon", "--variant"), "--variant muon is unknown: use one of plain, momentum"),
+    "unknown": (lambda: variant_named("lion", "--variant"), "--variant lion is unknown: use one of plain, momentum"),
     "no numbers": (lambda: variant_named("momentum(x)"), "momentum\\(x\\) has the parameters beta, window"),
     "too many": (lambda: variant_named("spread(2)"), "spread\\(2\\) has the parameters none: give numbers"),
     "beta": (lambda: variant_named("momentum(1)"), "momentum's beta = 1: use a number from 0 to below 1"),
@@ -291,7 +341,12 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "spread of one term": (
         lambda: Spread().update((), Directional(Gaussian(), (((0,), 1.0),))), "spread with one direction"
     ),
-    "full rank": (lambda: Subspace().oracle(ZerothOrder()), "with gaussian directions: the subspace is that of"),
+    "full rank of muon": (lambda: Muon().oracle(ZerothOrder()), "with gaussian directions: it is made for low-rank"),
+    "portable muon": (
+        lambda: Muon().oracle(ZerothOrder(distribution=LowRank(1), generator="portable")),
+        "muon with portable directions: its decompositions are rounded otherwise",
+    ),
+    "full rank": (lambda: Subspace().oracle(ZerothOrder()), "with gaussian directions: it is made for low-rank"),
     "vector": (
         lambda: Momentum().update((), Directional(Gaussian(), (((0,), 1.0),), torch.ones(5))),
         "variant momentum\\(0.9, 44\\) takes plain zeroth-order estimates: leave control variates out",

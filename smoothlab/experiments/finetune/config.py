@@ -97,7 +97,8 @@ class Training:
         variant: what is done with zeroth-order estimates before they move the base model. plain: nothing;
             momentum(0.9): a weighted mean of the last ones, rebuilt from their seeds; adaptive(0.999): divided by their
             running root mean square; spread: divided by the standard deviation of their slopes, with --q of at
-            least 2; subspace(50): low-rank directions in a subspace that stays for so many steps.
+            least 2; subspace(50): low-rank directions in a subspace that stays for so many steps; muon: the singular
+            vectors of each matrix's low-rank estimate, without its singular values.
         perturb: how the loss is evaluated at x + mu z. weights: with a moved copy of the base model; forward: with
             what the move adds to each product with a weight inside the forward pass, so that weights are neither
             written nor copied, for --distribution lowrank.

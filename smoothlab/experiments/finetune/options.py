@@ -261,7 +261,8 @@ def _check_variant(run: Training) -> None:
 
     variant = variant_named(run.variant, "--variant")
     if run.method in ZEROTH:
-        variant.oracle(ZerothOrder(sides=run.sides, distribution=named(run.distribution), q=run.q))
+        distribution = named(run.distribution, generator=run.generator)
+        variant.oracle(ZerothOrder(sides=run.sides, distribution=distribution, q=run.q))
 
 
 def _check_following(run: FinetuneOptions) -> None:
