@@ -6,12 +6,13 @@ which at least half of 8 runs of 60 steps stand above their start (mean loss of 
 from the same weights, with directions and minibatches of their own). It is found by bisection from the prediction on,
 so that an edge above other edges would be missed. Beside it stand what `smoothlab advise` says (predicted, tried,
 both), a learning-rate range test, and the loss after 200 steps at the advised rate and at shares of the true edge.
+SmolLM2-135M on SST-2 has one run a rate, rates a factor 2 apart, and no runs of 200 steps: an hour a case.
 
-    python -m benchmarks.advice [micro|network]     # continues benchmarks/results/advice_*.jsonl, case by case
+    python -m benchmarks.advice [micro|network|smollm2]     # continues benchmarks/results/advice_*.jsonl, case by case
 """
 
+import argparse
 import math
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,8 +35,6 @@ from smoothlab.zeroth.estimators import ZerothOrder
 
 Row = dict[str, Any]
 RESULTS = Path(__file__).parent / "results"
-GRID = 1.2
-RUNS, STEPS = 8, 60
 LONG = 200
 LEVELS = 10
 """Rates a factor 3 apart at which an edge is looked for; below, single runs rise by chance as often as not."""
@@ -60,7 +59,8 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 """Which rate is swept, and the options of the run. In hybrid slices the other rate is the advised one."""
 NETWORK = ("zo", "zo-q4", "full-sgd", "full-adam", "lora-sgd", "lora-adam", "hybrid-x", "hybrid-y", "hybrid-both")
 """Methods on the network, whose last layer stands for the PEFT module."""
-CASES = {"micro": {name: (name, 0) for name in METHODS},
+CASES = {"smollm2": {name: (name, 0) for name in ("zo", "lora-sgd", "hybrid-x", "lora-adam")},
+         "micro": {name: (name, 0) for name in METHODS},
          "network": {f"{name}-{seed}": (name, seed) for seed in range(3) for name in NETWORK}}  # fmt: skip
 """Method and seed of each case, by model."""
 
@@ -73,16 +73,26 @@ class AdviceBenchmark(SettingsExperiment):
         cases: names of cases.
         model: model of the cases.
         batch: items in a minibatch.
+        grid: factor between rates of a sweep.
+        runs: runs at a rate.
+        steps: steps of a run.
+        data_dir: folder with sst2.jsonl, for the 135M model.
     """
 
     name: ClassVar[str] = "advice"
     model: str = "micro"
     batch: int = 8
+    grid: float = 1.2
+    runs: int = 8
+    steps: int = 60
+    data_dir: str = ""
 
     def points(self) -> list[Row]:
         """Advice and edges of all cases, then their runs of 200 steps."""
         parts = [f"{part}/{name}" for name in CASES[self.model] for part in ("advice", "edge")]
-        return [{"setting": setting} for setting in [*parts, *(f"long/{name}" for name in CASES[self.model])]]
+        if self.model != "smollm2":
+            parts += [f"long/{name}" for name in CASES[self.model]]
+        return [{"setting": setting} for setting in parts]
 
     def rows_of(self, points: Sequence[Row]) -> Iterator[Row]:
         """Unused: what is measured depends on rows before."""
@@ -97,7 +107,7 @@ class AdviceBenchmark(SettingsExperiment):
             if point["setting"] in finished:
                 continue
             before = [row for row in known if row["setting"].endswith("/" + name)]
-            for row in getattr(Case(name, self, before), part)():
+            for row in getattr(Case(*CASES[self.model][name], self, before), part)():
                 known.append({"setting": point["setting"], **row})
                 yield known[-1]
 
@@ -105,16 +115,19 @@ class AdviceBenchmark(SettingsExperiment):
 class Case:
     """One method: its advice, its true edge, and runs of 200 steps."""
 
-    def __init__(self, name: str, run: AdviceBenchmark, before: Sequence[Row]) -> None:
-        method, seed = CASES[run.model][name]
+    def __init__(self, method: str, seed: int, run: AdviceBenchmark, before: Sequence[Row]) -> None:
         self.swept, options = METHODS[method]
         self.trainer: Trainer
         if run.model == "micro":
             self.trainer = Finetune(batch=run.batch, seed=seed, **options).setup().trainer()
+        elif run.model == "smollm2":
+            data: dict[str, Any] = {"model": "out/smollm2", "data": "sst2", "data_dir": Path(run.data_dir)}
+            self.trainer = Finetune(batch=run.batch, seed=seed, **data, **options).setup().trainer()
         else:
             self.trainer = network(run.batch, seed, **options)
         self.known: dict[str, Rate] = {rate.option: rate for rate in rates_of(self.trainer)}
         self.before = before
+        self.grid, self.runs, self.steps = run.grid, run.runs, run.steps
 
     def advice(self) -> Iterator[Row]:
         """Predicted and tried within the time of 100 steps."""
@@ -136,8 +149,8 @@ class Case:
             row["value"] for row in self.before
             if row["part"] == "limit" and row["option"] == self.swept and row["low"] is not None
         ]  # fmt: skip
-        edge = yield from self._edge(self.base, 2.0 if self.swept == "both" else limits[-1])
-        yield {"part": "edge", "option": self.swept, "measured": edge, "low": edge / GRID, "high": edge}
+        edge = yield from self.sweep(self.base, 2.0 if self.swept == "both" else limits[-1])
+        yield {"part": "edge", "option": self.swept, "measured": edge, "low": edge / self.grid, "high": edge}
         if math.isfinite(edge):
             yield self._range_test(self.base, edge)
 
@@ -169,12 +182,12 @@ class Case:
             chosen[self.swept] = rate
         return {name: chosen[option] for option, known in self.known.items() for name in known.names}
 
-    def _edge(self, base: Mapping[str, float], guess: float) -> Iterator[Row]:
-        """The true edge; yields a row a run."""
-        tries = Tries(self.trainer, STEPS, abandoned=LOST)
+    def sweep(self, base: Mapping[str, float], guess: float) -> Iterator[Row]:
+        """Yield a row a run, and return the true edge."""
+        tries = Tries(self.trainer, self.steps, abandoned=LOST)
         known: dict[int, bool] = {}
-        k = round(math.log(guess, GRID))
-        jump = 6  # 1.2^6 = 2.99
+        k = round(math.log(guess, self.grid))
+        jump = max(2, round(math.log(3, self.grid)))
         while not (False in known.values() and True in known.values()):
             if k in known:
                 break
@@ -191,18 +204,18 @@ class Case:
                 above = middle
             else:
                 stable = middle
-        return GRID**above
+        return self.grid**above
 
     def _unstable(self, tries: Tries, base: Mapping[str, float], k: int) -> Iterator[Row]:
-        """Whether half of the runs at GRID^k are unstable; runs end when that is decided."""
-        rate, above, below = GRID**k, 0, 0
-        for number in range(RUNS):
+        """Whether half of the runs at grid^k are unstable; runs end when that is decided."""
+        rate, above, below = self.grid**k, 0, 0
+        for number in range(self.runs):
             trial = tries.run(rate, self.rates(base, rate), number)
             above, below = above + (trial.end > trial.start), below + (trial.end <= trial.start)
             yield {"part": "sweep", "option": self.swept, **_run(trial)}
-            if 2 * above >= RUNS or 2 * below > RUNS:
+            if 2 * above >= self.runs or 2 * below > self.runs:
                 break
-        return 2 * above >= RUNS
+        return 2 * above >= self.runs
 
     def _range_test(self, base: Mapping[str, float], edge: float) -> Row:
         """The rate grows by 1.1 a step from 1e-5 of the edge until the training loss is 4 times its start.
@@ -273,9 +286,21 @@ def _run(trial: Trial) -> Row:
             "steps": trial.steps}  # fmt: skip
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Continue the benchmark of one model, in one thread."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="?", choices=CASES, default="micro")
+    parser.add_argument("--data-dir", default="", help="folder with sst2.jsonl, for smollm2")
+    parser.add_argument("--out", type=Path, help="record file; benchmarks/results/advice_MODEL.jsonl by default")
+    chosen = parser.parse_args()
     torch.set_num_threads(1)
-    chosen = sys.argv[1] if len(sys.argv) > 1 else "micro"
-    experiment = AdviceBenchmark(chosen, {"micro": 8, "network": 64}[chosen])
-    out = RESULTS / f"advice_{chosen}.jsonl"
+    sizes: dict[str, dict[str, Any]] = {
+        "micro": {}, "network": {"batch": 64}, "smollm2": {"grid": 2.0, "runs": 1, "data_dir": chosen.data_dir}
+    }  # fmt: skip
+    experiment = AdviceBenchmark(chosen.model, **sizes[chosen.model])
+    out = chosen.out or RESULTS / f"advice_{chosen.model}.jsonl"
     records.run(experiment, out, environment=records.environment(device="cpu", threads=1))
+
+
+if __name__ == "__main__":
+    main()

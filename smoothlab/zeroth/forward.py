@@ -43,6 +43,7 @@ class ForwardPerturbation(Perturbation):
             else:
                 self._vectors.append(i)
         self._names: dict[int, str] = {}  # of parameters by id, once the loss was run
+        self._labels = [partial(self._label, i) for i in range(len(block.params))]
         self._drawn: dict[Seed, tuple[list[tuple[Tensor, Tensor]], list[Tensor]]] = {}
         for i in self._matrices:
             p = block.params[i]
@@ -73,7 +74,7 @@ class ForwardPerturbation(Perturbation):
         factors, numbers = self._direction(seed)
         scale, moves = h * weight * self._distribution.rank**-0.5, []
         for i, (u, w) in zip(self._matrices, factors, strict=True):
-            moves.append(Move(self.block.params[i].data, u, w, scale, partial(self._label, i)))
+            moves.append(Move(self.block.params[i].data, u, w, scale, self._labels[i]))
         with _at(self._params(self._vectors), self._moved_vectors(numbers, h * weight)):
             with moved(self._params(self._matrices), moves):
                 yield
@@ -109,7 +110,7 @@ class ForwardPerturbation(Perturbation):
         """Whether the loss is finite although these matrices are NaN for those who do not ask."""
         moves, nothing = [], torch.empty(0)
         for i in numbers:
-            moves.append(Move(self.block.params[i].data, nothing, nothing, 0.0, partial(self._label, i)))
+            moves.append(Move(self.block.params[i].data, nothing, nothing, 0.0, self._labels[i]))
         params = self._params(numbers)
         # One NaN seen through strides of 0: a matrix of any shape that takes no memory.
         blanks = [torch.full((), torch.nan, dtype=p.dtype, device=p.device).expand(p.shape) for p in params]
@@ -151,9 +152,7 @@ class ForwardPerturbation(Perturbation):
             for i in self._matrices:
                 u, w = self._distribution.factors(stream, i)
                 factors.append((u.T.contiguous(), w.T.contiguous()))
-            numbers = []
-            for i in self._vectors:
-                numbers.append(self._distribution.numbers(stream, i).view(self.block.params[i].shape))
+            numbers = [self._distribution.numbers(stream, i) for i in self._vectors]
             self._drawn[seed] = factors, numbers
         return self._drawn[seed]
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from typing import ClassVar
 
@@ -48,30 +49,27 @@ class LowRank(Distribution):
         """Whole rows of matrices, as many as fit a chunk."""
         pieces: list[Piece] = []
         for i, p in enumerate(block.params):
-            pieces += self._pieces(i, p)
+            pieces += _pieces(i, tuple(p.shape), chunk_of(p.device))
         return pieces
-
-    def _pieces(self, tensor: int, p: Tensor) -> list[Piece]:
-        """How one tensor of the block is cut."""
-        length = chunk_of(p.device)
-        if p.dim() == 2 and p.numel():  # a row is one product with W', which no piece may cut
-            length = max(1, length // p.shape[1]) * p.shape[1]
-        return list(cut(tensor, p.numel(), length))
 
     def fill(self, stream: Stream, piece: Piece, out: Tensor) -> None:
         """U of the piece's rows times W', which every piece of the tensor draws alike."""
-        p = stream.block.params[piece.tensor]
-        if p.dim() != 2:
-            stream.draws(piece).normal_(out)
+        shape = stream.block.params[piece.tensor].shape
+        if len(shape) != 2:
+            if stream.memory is None:
+                stream.draws(piece).normal_(out)
+            else:
+                out.copy_(self._normal(stream, piece, 1).view(-1))
             return
-        n, rows = p.shape[1], len(out) // p.shape[1]
+        n = shape[1]
         # W is drawn before U: a thread has one generator of torch's, which each call of `draws` seeds anew.
-        w = self._columns(stream, piece.tensor)
-        u = self._rows(stream, piece)
+        w = self._columns(stream, piece.tensor, n)
+        u = self._rows(stream, piece, n)
+        out = out.view(-1, n)
         if self.generator == "portable":
-            portable.low_rank(u, w, out.view(rows, n))
+            portable.low_rank(u, w, out)
         else:
-            torch.mm(u, w.T, out=out.view(rows, n))
+            torch.mm(u, w.T, out=out)
             if self.rank > 1:
                 out.mul_(self.rank**-0.5)
 
@@ -86,42 +84,51 @@ class LowRank(Distribution):
 
         The stream's numbers are U W' / sqrt(rank).
         """
-        w = self._columns(stream, tensor)
-        rows = [self._rows(stream, piece) for piece in self._pieces(tensor, stream.block.params[tensor])]
+        p = stream.block.params[tensor]
+        n = p.shape[1]
+        w = self._columns(stream, tensor, n)
+        rows = [self._rows(stream, piece, n) for piece in _pieces(tensor, tuple(p.shape), chunk_of(p.device))]
         u = rows[0]
         if len(rows) > 1:
             u = torch.cat(rows)
         return u.to(stream.dtype), w.to(stream.dtype)  # the portable table's entries are exact in fp32
 
     def numbers(self, stream: Stream, tensor: int) -> Tensor:
-        """The stream's numbers of one tensor, flat."""
+        """The stream's numbers of one tensor that is no matrix, in its shape."""
         p = stream.block.params[tensor]
-        out = torch.empty(p.numel(), dtype=stream.dtype, device=stream.device)
-        for piece in self._pieces(tensor, p):
-            stream.fill(piece, out[piece.start : piece.stop])
-        return out
+        parts = [self._normal(stream, piece, 1) for piece in _pieces(tensor, tuple(p.shape), chunk_of(p.device))]
+        if not parts:
+            return torch.empty(p.shape, dtype=stream.dtype, device=p.device)
+        if len(parts) == 1:
+            return parts[0].view(p.shape)
+        return torch.cat(parts).view(p.shape)
 
-    def _columns(self, stream: Stream, tensor: int) -> Tensor:
-        """W [n, rank], which all pieces of a matrix share."""
-        n = stream.block.params[tensor].shape[1]
-        return self._normal(stream, Piece(tensor, SHARED, 0, n * self.rank))
+    def _columns(self, stream: Stream, tensor: int, n: int) -> Tensor:
+        """W [n, rank], which all pieces of a matrix [m, n] share."""
+        return self._normal(stream, Piece(tensor, SHARED, 0, n * self.rank), self.rank)
 
-    def _rows(self, stream: Stream, piece: Piece) -> Tensor:
-        """The rows of U [m, rank] for a piece of whole rows of a matrix."""
-        n, r = stream.block.params[piece.tensor].shape[1], self.rank
-        return self._normal(stream, Piece(piece.tensor, piece.number, piece.start // n * r, piece.stop // n * r))
+    def _rows(self, stream: Stream, piece: Piece, n: int) -> Tensor:
+        """The rows of U [m, rank] for a piece of whole rows of a matrix [m, n]."""
+        rank = self.rank
+        return self._normal(
+            stream, Piece(piece.tensor, piece.number, piece.start // n * rank, piece.stop // n * rank), rank
+        )
 
-    def _normal(self, stream: Stream, piece: Piece) -> Tensor:
+    def _normal(self, stream: Stream, piece: Piece, columns: int) -> Tensor:
+        """Normal numbers [entries / columns, columns], those in memory where there are such."""
         if stream.memory is not None and piece in stream.memory:
             return stream.memory[piece]
-        dtype = stream.dtype
-        if self.generator == "portable":  # sums of products of two are exact in fp64
-            dtype = torch.float64
-        numbers = torch.empty(piece.stop - piece.start, dtype=dtype, device=stream.device)
-        factor = stream.draws(piece).normal_(numbers).view(-1, self.rank)
+        numbers = torch.empty(piece.stop - piece.start, dtype=self._dtype(stream, piece), device=stream.device)
+        numbers = stream.draws(piece).normal_(numbers).view(-1, columns)
         if stream.memory is not None:
-            stream.memory[piece] = factor
-        return factor
+            stream.memory[piece] = numbers
+        return numbers
+
+    def _dtype(self, stream: Stream, piece: Piece) -> torch.dtype:
+        """Precision of the numbers: sums of products of portable factors are exact in fp64."""
+        if self.generator == "portable" and stream.block.params[piece.tensor].dim() == 2:
+            return torch.float64
+        return stream.dtype
 
     def fill_replicas(
         self, out: Tensor, scratch: Tensor, generator: torch.Generator, shape: tuple[int, ...] = ()
@@ -200,6 +207,15 @@ class LowRank(Distribution):
         cubes = m**3 * N * (N + 2) * (N + 4) + 6 * m**2 * N * (N + 4) * (n + r + 1)
         cubes += 8 * m * N * (n**2 + r**2 + 3 * (N + n + r) + 4)
         return cubes / r**3
+
+
+@lru_cache(maxsize=1 << 14)  # a block of hundreds of small tensors is cut twice a step
+def _pieces(tensor: int, shape: tuple[int, ...], length: int) -> tuple[Piece, ...]:
+    """How one tensor of the block is cut, in pieces of at most `length` entries."""
+    size = prod(shape)
+    if len(shape) == 2 and size:  # a row is one product with W', which no piece may cut
+        length = max(1, length // shape[1]) * shape[1]
+    return tuple(cut(tensor, size, length))
 
 
 @dataclass(frozen=True)

@@ -121,9 +121,14 @@ def _transpose(matrix: Any) -> Tensor:
 
 def _parts(matrix: Tensor, *others: Tensor | None) -> tuple[Tensor, Tensor, Tensor, float] | None:
     """A [m, n], U' [r, m], W' [r, n] and the scale of a moved matrix; None if it is not, or others are."""
-    if not isinstance(matrix, Moved) or matrix.move.over or any(isinstance(other, Moved) for other in others):
+    if not isinstance(matrix, Moved):
         return None
+    for other in others:
+        if isinstance(other, Moved):
+            return None
     move = matrix.move
+    if move.over:
+        return None
     if matrix.transposed:
         return move.home.T, move.w, move.u, move.scale
     return move.home, move.u, move.w, move.scale

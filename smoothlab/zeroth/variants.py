@@ -380,11 +380,10 @@ class Orthogonalized:
                 if p.dim() == 2:
                     u = _polar([distribution.factors(stream, i) for stream in streams], coefficients)
                 else:
-                    u = torch.zeros(p.numel(), dtype=streams[0].dtype, device=p.device)
+                    u = torch.zeros(p.shape, dtype=streams[0].dtype, device=p.device)
                     for stream, c in zip(streams, coefficients, strict=True):
                         u.add_(distribution.numbers(stream, i), alpha=c)
-                    length = float(torch.linalg.vector_norm(u))
-                    u = u.view(p.shape) / (length or 1.0)
+                    u /= float(torch.linalg.vector_norm(u)) or 1.0
                 p.copy_(p.to(u.dtype).add_(u, alpha=alpha))
 
 

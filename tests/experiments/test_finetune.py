@@ -226,10 +226,7 @@ def test_checkpoints_are_not_lost_to_another_record_file(tmp_path: Path) -> None
         ({"method": "sgd"}, "--method sgd is unknown: use one of hybrid, zo, fo-peft, fo-full, fo-joint"),
         ({"optimizer": "lion"}, "--optimizer lion is unknown: use one of sgd, adam"),
         ({"rank": 0}, "--rank 0 is too small: use at least 1"),
-        (
-            {"perturb": "forward"},
-            "--perturb forward with --distribution gaussian: use --distribution lowrank, or leave",
-        ),
+        ({"perturb": "forward"}, "--perturb forward with --distribution gaussian: use --distribution lowrank, or"),
         ({"perturb": "inside"}, "--perturb inside is unknown: use one of weights, forward"),
         ({"measure": ("bass",)}, "--measure bass: no such block, use all or some of base, peft"),
         ({"measure": ("all",), "dtype": "bfloat16"}, "--measure with --dtype bfloat16, whose rounding hides curvature"),

@@ -42,7 +42,8 @@ def test_a_rate_is_the_advised_share_of_the_limit_at_the_weights_of_the_step() -
     trainer = hybrid(curvature_x=1.0, curvature_y=4.0, dim=10)
     trainer.rates = {"base": 1.0, "peft": 1.0}
     chosen = {row["option"]: row["rate"] for row in followed(trainer, 0, 10, {})}
-    assert chosen == pytest.approx({"eta_y": 0.25, "eta_x": FRACTION["zeroth"] * 2 / 12}, rel=1e-6)
+    limit = predicted_limit(trainer, trainer.blocks["base"], minibatches=1, seed=(0, 0, 3)).limit.value
+    assert chosen == pytest.approx({"eta_y": 0.25, "eta_x": FRACTION["zeroth"] * limit}, rel=1e-6)
 
 
 def test_curvature_is_that_of_the_present_weights() -> None:

@@ -1,6 +1,5 @@
 """Advice on learning rates and mu from a trainer: limits predicted, tried, or both, within the time of some steps."""
 
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,8 +25,8 @@ AFFORDABLE = 0.7
 """Share of a rate's time that a prediction may take, where tries are to confirm it."""
 TIMED = 3
 """Steps that are timed."""
-MINIBATCHES = 3
-"""Minibatches whose curvature a prediction averages, at most."""
+MINIBATCHES = 4
+"""Minibatches that a prediction averages over, at most."""
 
 
 class Advised(NamedTuple):
@@ -236,12 +235,10 @@ class _Adviser:
             return None, f"not predicted: {error}"
         self.clock.forwards += prediction.gradients * (1 + BACKWARD)
         self._limit(rate, prediction.limit, "predicted", prediction.condition, None)
-        for name, value in prediction.beside.items():
-            self._limit(rate, Interval(value, math.nan, math.nan), "predicted", name, None)
         return prediction, None
 
     def _affordable(self, rate: Rate, chosen: Mapping[str, float], until: float) -> int:
-        """Minibatches whose curvature may be measured, at most 3; 0: a prediction takes too long."""
+        """Minibatches whose curvature may be measured, at most 4; 0: a prediction takes too long."""
         gradient = (1 + BACKWARD) * self.clock.forward / self.clock.step
         left = AFFORDABLE * (until - self.clock.steps)
         if rate.kind == "zeroth" and any(chosen.values()):

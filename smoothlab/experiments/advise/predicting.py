@@ -1,53 +1,47 @@
 """Stability limits of learning rates predicted from the curvature at the present weights (docs/theory.md, F).
 
-- zeroth-order steps: the mean-square edge of the Hessian's positive part, from lambda_max and tr H+, the mean over
-  minibatches; beside it the one-step gradient-norm condition;
+- zeroth-order steps: the rate at which their random walk of 60 steps leads to a loss above the start's
+  (`smoothlab.experiments.advise.random_walk`);
 - exact gradients with SGD: 2 (1 + momentum)/((1 - dampening) lambda_max);
 - exact gradients with Adam: 2 (1 + beta1)/((1 - beta1) lambda_max) of the preconditioned Hessian, after a few steps at
   a small rate, before which Adam's preconditioner knows one gradient only.
 
-Each assumes that the loss is quadratic as far as a step goes, and that its curvature stays; how far predictions were
-off in runs is in their intervals (`MODEL_ERROR`).
+Those of exact gradients assume that the loss is quadratic as far as a step goes, and that its curvature stays. How far
+predictions were off in runs is in their intervals (`MODEL_ERROR`).
 """
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from scipy import stats
 from torch import Tensor
 
-from smoothlab.blocks import Block, differentiable, dot, flatten, norm
+from smoothlab.blocks import Block, differentiable, flatten
 from smoothlab.errors import BadInput
-from smoothlab.experiments.advise.config import FRACTION
-from smoothlab.experiments.advise.hybrid_condition import (
-    MeanGradient,
-    Partner,
-    exact_partner,
-    hybrid_condition,
-    hybrid_gradient,
-)
+from smoothlab.experiments.advise import random_walk
 from smoothlab.hessian.deflation import Deflation
 from smoothlab.hessian.exact import ExactHessian
-from smoothlab.hessian.gradients import gradient
-from smoothlab.hessian.positive_part import PositivePart, positive_part
 from smoothlab.hessian.products import Products
 from smoothlab.hessian.selfchecks import check_products
 from smoothlab.stats.intervals import Interval
-from smoothlab.theory.coupled_edge import HybridGradient
-from smoothlab.theory.edge import OuterMoment, Spectrum, adam_edge, exact_edge, gradient_norm_edge, mean_square_edge
+from smoothlab.theory.edge import adam_edge, exact_edge
 from smoothlab.trainer import Trainer
 from smoothlab.zeroth.estimators import ZerothOrder
 from smoothlab.zeroth.moments import outer_moment
 
 LANCZOS = 8
-"""Lanczos steps on a minibatch's Hessian; on `micro` 24 change the mean of tr H+ by less than a half."""
-SPREAD = math.log(6.0)
-"""Half-width of the 95 % interval of log tr H+ between minibatches: factors of 0.6e3 to 4.5e3 were seen on `micro`."""
-MINIBATCHES = 4
-"""Minibatches whose gradients are taken, for the gradient of all data and the noise of one."""
+"""Lanczos steps on a minibatch's Hessian."""
+DIRECTIONS = 2
+"""Random directions along which a random walk is looked at on each minibatch."""
+PULLED_BACK = 1.2
+"""Limits of runs over those of the random walk, which leaves out that descent pulls the weights back.
+
+The geometric mean over 24 sweeps on small networks of other seeds than those that predictions are judged on.
+"""
 WARM_UP = 10
 """Steps of Adam before its preconditioner is taken."""
 SLOW = 0.1
@@ -56,7 +50,7 @@ BESIDE = 20
 """Steps of the other blocks before the curvature is measured that zeroth-order steps will meet."""
 PRODUCT = 2.2
 """Gradients that a Hessian-vector product costs."""
-MODEL_ERROR = {"positive part": (2.5, 2.5), "exact": (3.5, 9.0), "adam": (4.0, 1.5)}
+MODEL_ERROR = {"random walk": (1.7, 1.7), "exact": (3.5, 9.0), "adam": (4.0, 1.5)}
 """How many times below and above the prediction limits were in runs, by condition (benchmarks/results/advice_*.jsonl).
 
 Where exact gradients without Adam begin to raise the loss, steps often lead to flatter places and the loss falls again:
@@ -74,14 +68,12 @@ class Prediction:
         condition: the condition that it follows from, a key of `MODEL_ERROR`.
         gradients: gradients that it cost.
         weakest: the assumption that is most in doubt.
-        beside: what other conditions say, by their name.
     """
 
     limit: Interval
     condition: str
     gradients: float
     weakest: str
-    beside: dict[str, float] = field(default_factory=dict)
 
 
 def predicted_limit(
@@ -98,9 +90,9 @@ def predicted_limit(
     Args:
         trainer: whose loss, optimizer and minibatches are meant.
         block: the parameters of the groups.
-        rates: rates of the other blocks. Zeroth-order steps are predicted from the curvature that their first steps
-            lead to: training a module may raise the base model's curvature by a factor of ten.
-        minibatches: whose curvature is averaged.
+        rates: rates of the other blocks. Zeroth-order steps are predicted from where their first steps lead to:
+            training a module may raise the base model's curvature by a factor of ten.
+        minibatches: that are averaged over.
         first: number of the first of these minibatches; Adam's are those after its warm-up.
         seed: seed of the probes.
 
@@ -115,8 +107,7 @@ def predicted_limit(
                 if any(others.values()):
                     for _ in range(BESIDE):
                         trainer.update()
-                partner = exact_partner(trainer, block, others)
-                return _zeroth_order(trainer, block, group["oracle"], seed, minibatches, first, partner)
+                return _zeroth_order(trainer, block, group["oracle"], seed, minibatches, first)
         if "betas" in group:
             return _adam(trainer, block, group, seed, minibatches)
         return _exact(trainer, block, group, seed, minibatches, first)
@@ -125,9 +116,9 @@ def predicted_limit(
 def expected_gradients(trainer: Trainer, block: Block, minibatches: int = 3) -> float:
     """Gradients that `predicted_limit` will cost, about."""
     group = _group_of(trainer, block)
-    products = minibatches * LANCZOS + 2  # with those of the noise and of the self-checks
     if group["oracle"] is not None:
-        return (products + 2) * PRODUCT + MINIBATCHES
+        return minibatches * DIRECTIONS * random_walk.EXPECTED
+    products = minibatches * LANCZOS + 2  # with those of the noise and of the self-checks
     if "betas" in group:
         return _warm_up(trainer) + products * PRODUCT
     return products * PRODUCT
@@ -141,98 +132,19 @@ def _group_of(trainer: Trainer, block: Block) -> dict[str, Any]:
 
 
 def _zeroth_order(
-    trainer: Trainer, block: Block, oracle: Any, seed: Sequence[int], minibatches: int, first: int,
-    partner: Partner | None,
-) -> Prediction:  # fmt: skip
+    trainer: Trainer, block: Block, oracle: Any, seed: Sequence[int], minibatches: int, first: int
+) -> Prediction:
     if not isinstance(oracle, ZerothOrder):
         raise BadInput(f"oracle {oracle!r} of block '{block.name}' has no known second moment: try rates instead")
     moment = outer_moment(oracle, block.dim, block.shapes)
-    if moment.diagonal:
-        moment = moment._replace(isotropic=moment.isotropic + max(moment.diagonal, 0.0) / block.dim, diagonal=0.0)
-    gradients = _mean_gradients(trainer, [block] if partner is None else [block, partner.block], first)
-    direction, _, noise = gradients[block.name]
-    if partner is not None and partner.block.name not in gradients:  # at the floor of y, which then stands still
-        partner = None
-    hybrid: HybridGradient | None = None
-    tops: list[float] = []
-    parts: list[PositivePart] = []
-    beside: dict[str, float] = {}
-    noises: dict[str, float] = {}
-    products = 1
-    for number in range(minibatches):
-        # The cross block is looked at once, like the gradients' images.
-        other = partner.block if partner is not None and not number else None
-        watched = [block] if other is None else [block, other]
-        hessian = ExactHessian(trainer.minibatch_loss(first + number), watched)
-        hessian.kept_noise = noises
-        run = Deflation(hessian, block.name, [*seed, number], [each.name for each in watched[1:]])
-        run.krylov(LANCZOS)
-        parts.append(positive_part(run))
-        tops.append(_largest(run))
-        if not number:
-            check_products(run)
-        products += run.hvps
-        if not number:
-            images = hessian.product(direction, block.name, [each.name for each in watched])
-            beside = _gradient_norm(direction, images[0], parts[0].squares, moment, noise)
-            if other is not None:
-                squares = parts[0].squares + parts[0].cross[other.name]
-                hybrid = hybrid_gradient(
-                    hessian, gradients[block.name], gradients[other.name], (block.name, other.name), images, squares
-                )
-                products += 1
-    top, trace = sum(tops) / minibatches, sum(part.trace for part in parts) / minibatches
-    edge = mean_square_edge(Spectrum((top,), block.dim, trace=min(max(trace, top), block.dim * top)), moment)
-    # The value is that of a broad spectrum, whose every eigenvalue is small beside the trace.
-    spread = math.exp(SPREAD / minibatches**0.5)
-    ends = (edge.value, edge.low / spread, edge.high * spread)
-    if hybrid is not None and partner is not None:
-        # Both advised rates scaled together: y's is known, x's is a fixed fraction of its own limit.
-        beside |= hybrid_condition(hybrid, partner.rate / (FRACTION["zeroth"] * edge.value), moment)
-    weakest = "that the loss is quadratic over a step of size eta ||ghat||, with the curvature of the start"
-    cost = products * PRODUCT + MINIBATCHES
-    return Prediction(_widened(ends, "positive part"), "positive part", cost, weakest, beside)
-
-
-def _gradient_norm(g: Tensor, image: Tensor, squares: float, moment: OuterMoment, noise: float) -> dict[str, float]:
-    """The one-step gradient-norm condition, where it has a limit."""
-    rho, h = dot(g, image), norm(image)
-    try:
-        return {"gradient norm": gradient_norm_edge(rho, h, max(squares**0.5, h / 2), moment, noise=noise)}
-    except BadInput:
-        return {}
-
-
-def _mean_gradients(trainer: Trainer, blocks: Sequence[Block], first: int) -> dict[str, MeanGradient]:
-    """The mean gradient of the minibatches after `first` on each block, and its noise; the first block's may not be 0.
-
-    Minibatch `first`, whose Hessian is looked at, is left out: its own gradient lies where this Hessian is large.
-    """
-    by_name = {block.name: block for block in blocks}
-    totals: dict[str, Tensor] = {}
-    squares: dict[str, list[float]] = {name: [] for name in by_name}
-    value = 0.0
-    for number in range(first + 1, first + MINIBATCHES):
-        value, gradients = gradient(trainer.minibatch_loss(number), by_name)
-        for name, g in gradients.items():
-            squares[name].append(dot(g, g))
-            totals[name] = totals[name].add_(g) if name in totals else g
-    needed = blocks[0].name
-    if norm(totals[needed]) == 0:
-        raise BadInput(
-            f"the gradient of block '{needed}' is 0: the loss, {value:.4g}, is at its floor or does not "
-            "depend on the block; take weights from earlier in training, or look at the groups"
-        )
-    return {name: _mean_gradient(total, squares[name]) for name, total in totals.items() if norm(total)}
-
-
-def _mean_gradient(total: Tensor, squares: Sequence[float]) -> MeanGradient:
-    """From the sum of minibatches' gradients and their squared norms; ||g||^2 is the mean of <g_A, g_B> over pairs."""
-    size, count = norm(total), len(squares)
-    common = (size**2 - sum(squares)) / (count * (count - 1))
-    # Where minibatches have nothing in common, their mean is an upper bound of ||g|| all the same.
-    common = max(common, size**2 / count**3)
-    return MeanGradient(total / size, math.sqrt(common), max(sum(squares) / count / common, 1.0))
+    isotropic = moment.isotropic + max(moment.diagonal, 0.0) / block.dim
+    pairs = [(first + number, k) for number in range(minibatches) for k in range(DIRECTIONS)]
+    curve = random_walk.displacements(trainer, block, oracle.distribution, pairs, seed)
+    limit = PULLED_BACK * random_walk.walk_limit(curve, isotropic)
+    pairs_error = float(stats.t.ppf(0.975, len(pairs) - 1)) * random_walk.sampling_error(curve, isotropic)
+    edges = [limit * math.exp(end) for end in (0.0, -pairs_error, pairs_error)]
+    weakest = "that training pulls back no more, and gains no more, than it did on small networks"
+    return Prediction(_widened(edges, "random walk"), "random walk", curve.losses.size, weakest)
 
 
 def _exact(

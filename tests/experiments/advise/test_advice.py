@@ -1,6 +1,5 @@
 """Advice on quadratics: rates below their limits, a mu, what they cost, and nothing left of the measuring."""
 
-import math
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +12,8 @@ import smoothlab
 from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
 from smoothlab.experiments.advise import advice as advice_module
-from smoothlab.experiments.advise.advice import FRACTION, advise, rates_of
+from smoothlab.experiments.advise.advice import FRACTION, MINIBATCHES, advise, rates_of
+from smoothlab.experiments.advise.predicting import predicted_limit
 from smoothlab.optim.hybrid import HybridSGD
 from smoothlab.trainer import Trainer
 from smoothlab.zeroth.estimators import ZerothOrder
@@ -49,9 +49,17 @@ def test_a_hybrid_gets_both_rates_and_mu_and_stays_as_it_was() -> None:
 
 
 def test_a_hybrids_zeroth_order_rate_fits_the_curvature_that_the_module_leads_to() -> None:
-    advice = advise(raised(), by="predict", budget=1e6)
+    trainer = raised()
+    advice = advise(trainer, by="predict", budget=1e6)
     assert advice["eta_y"].value == pytest.approx(FRACTION["exact"] * 2, rel=1e-5)
-    assert advice["eta_x"].value == pytest.approx(FRACTION["zeroth"] * 2 / 12 * math.exp(-2), rel=1e-4)
+    limits = []
+    for eta_y in (0.0, advice["eta_y"].value):
+        limit = predicted_limit(
+            trainer, trainer.blocks["base"], rates={"peft": eta_y}, minibatches=MINIBATCHES, seed=(0, 3)
+        )
+        limits.append(limit.limit.value)
+    assert advice["eta_x"].value == pytest.approx(FRACTION["zeroth"] * limits[1], rel=1e-3)
+    assert limits[1] < limits[0] / 2
 
 
 def test_a_larger_negative_eigenvalue_sets_no_limit() -> None:
