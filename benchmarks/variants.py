@@ -71,8 +71,10 @@ ARMS: dict[str, Arm] = {
     "spread": Arm(FOUR | {"variant": "spread"}, factor=4.0, normalized=True, beside="plain4"),
     "lowrank": Arm(LOW),
     "subspace": Arm(LOW | {"variant": "subspace(50)"}, beside="lowrank"),
+    "lowrank4": Arm(FOUR | LOW, factor=4.0),
+    "muon": Arm(FOUR | LOW | {"variant": "muon"}, factor=133.0, beside="lowrank4"),  # 0.04, a length of its own
 }
-"""Arms; `plain4` and `lowrank` have the directions of `spread` and `subspace`, and no variant."""
+"""Arms; `plain4`, `lowrank` and `lowrank4` have the directions of `spread`, `subspace` and `muon`, and no variant."""
 MIDDLE = 3e-4
 """Rate of plain steps that lowers the loss most in 80 steps on text (of 1e-4, 3e-4, 1e-3; seed 0)."""
 
