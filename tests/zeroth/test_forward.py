@@ -321,7 +321,7 @@ MUTATIONS: dict[str, tuple[tuple[Any, str], str, str, Callable[[], None]]] = {
         (ForwardPerturbation, "against"), "-h", "0.5 * h", lambda: check_estimate("two-sided")
     ),
     "other factors in the update": (
-        (LowRank, "_normal"), "stream.memory[piece] = numbers", "stream.memory[piece] = 2 * numbers",
+        (LowRank, "_normal"), "memory[piece] = numbers", "memory[piece] = 2 * numbers",
         lambda: check_update(torch.float32),
     ),
     "the columns are drawn as the rows": (
