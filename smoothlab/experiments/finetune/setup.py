@@ -305,7 +305,10 @@ def optimizer(
     oracle = None
     if run.recipe.base == "zeroth":
         distribution = named(run.distribution, generator=run.generator)
-        oracle = ZerothOrder(rates.mu, run.sides, distribution, run.q, perturb=run.perturb)
+        dtype = None
+        if run.compute == "float32" and run.perturb == "forward":
+            dtype = torch.float32  # of norms and biases, where 16 bits would round the move away
+        oracle = ZerothOrder(rates.mu, run.sides, distribution, run.q, perturb=run.perturb, dtype=dtype)
     # A classifier's head learns at the rate of the module beside it, and without a module at the base model's.
     defaults = dict.fromkeys(blocks, rates.eta_x) | {"peft": rates.eta_y}
     if run.recipe.module:
