@@ -44,18 +44,20 @@ if TYPE_CHECKING:
     from smoothlab.zeroth.low_rank import LowRank
     from smoothlab.zeroth.moments import Taylor, linear_factor, mean, outer_moment, second_moment
     from smoothlab.zeroth.scaled import Masked, Preconditioned
+    from smoothlab.zeroth.variants import Adaptive, Momentum, Muon, Plain, Spread, Subspace, Variant
 
 __version__ = "0.2.0.dev0"
 __all__ = [
-    "Algorithm1", "Barrier", "Block", "ControlVariate", "Coordinate", "Cosh", "DatasetHessian", "DatasetNorm",
-    "Directional", "Distribution", "Edge", "Estimator", "ExactHessian", "Exponential", "FiniteDifferenceHessian",
-    "Gaussian", "GrowthFit", "HybridGradient", "HybridSGD", "HybridTrainer", "LowRank", "Masked", "NormEstimate",
-    "Oscillating", "OuterMoment", "Points", "Power", "Preconditioned", "Quadratic", "Rademacher", "SeedLog",
-    "SmoothnessCallback", "SmoothnessHook", "Sparse", "Spectrum", "Sphere", "Taylor", "TraceEstimate", "Trainer",
-    "ZerothOrder", "__version__", "adam_edge", "advise", "coupled_edge", "exact_edge", "fit_growth", "fixed_loss",
-    "frobenius", "gauss_newton_trace", "gradient_norm_edge", "growth_tests", "hybrid_gradient_norm_edge",
-    "linear_factor", "load", "mean", "mean_square_edge", "objective", "outer_moment", "partition", "pathwise_edge",
-    "replay", "run_edge", "schedule", "second_moment", "verify",
+    "Adaptive", "Algorithm1", "Barrier", "Block", "ControlVariate", "Coordinate", "Cosh", "DatasetHessian",
+    "DatasetNorm", "Directional", "Distribution", "Edge", "Estimator", "ExactHessian", "Exponential",
+    "FiniteDifferenceHessian", "Gaussian", "GrowthFit", "HybridGradient", "HybridSGD", "HybridTrainer", "LowRank",
+    "Masked", "Momentum", "Muon", "NormEstimate", "Oscillating", "OuterMoment", "Plain", "Points", "Power",
+    "Preconditioned", "Quadratic", "Rademacher", "SeedLog", "SmoothnessCallback", "SmoothnessHook", "Sparse",
+    "Spectrum", "Sphere", "Spread", "Subspace", "Taylor", "TraceEstimate", "Trainer", "Variant", "ZerothOrder",
+    "__version__", "adam_edge", "advise", "coupled_edge", "exact_edge", "fit_growth", "fixed_loss", "frobenius",
+    "gauss_newton_trace", "gradient_norm_edge", "growth_tests", "hybrid_gradient_norm_edge", "linear_factor",
+    "load", "mean", "mean_square_edge", "objective", "outer_moment", "partition", "pathwise_edge", "replay",
+    "run_edge", "schedule", "second_moment", "verify",
 ]  # fmt: skip
 
 _NAMES = {
@@ -93,6 +95,7 @@ _NAMES = {
     "zeroth.low_rank": "LowRank",
     "zeroth.scaled": "Masked Preconditioned",
     "zeroth.moments": "Taylor linear_factor mean outer_moment second_moment",
+    "zeroth.variants": "Adaptive Momentum Muon Plain Spread Subspace Variant",
 }
 """Public names by the module that they are loaded from."""
 _MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}

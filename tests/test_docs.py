@@ -245,14 +245,14 @@ def test_pages_build_without_warnings_and_list_the_tables(tmp_path: Path) -> Non
     from smoothlab.llm.peft_methods import MEASURABLE
     from smoothlab.llm.tasks import TASKS
     from smoothlab.objectives import OBJECTIVES
-    from smoothlab.zeroth.names import DISTRIBUTIONS
+    from smoothlab.zeroth.names import DISTRIBUTIONS, VARIANTS
 
     pytest.importorskip("mkdocs", reason="pip install '.[docs]'")
     build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", tmp_path]
     done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     listed = (tmp_path / "howto" / "extend.html").read_text(encoding="utf-8")
-    for names in (DISTRIBUTIONS, MEASURABLE, TASKS, OBJECTIVES):
+    for names in (DISTRIBUTIONS, VARIANTS, MEASURABLE, TASKS, OBJECTIVES):
         assert all(f"<code>{name}</code>" in listed for name in names)
     theory = (tmp_path / "theory.html").read_text(encoding="utf-8")
     assert theory.count("<math") > 200 and "arithmatex" not in theory

@@ -6,10 +6,12 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 from tyro.conf import arg
 
 from smoothlab.errors import BadInput
-from smoothlab.zeroth.names import DISTRIBUTIONS, METAVAR
+from smoothlab.zeroth.names import DISTRIBUTIONS, METAVAR, VARIANT_METAVAR
 
 DistributionName = Annotated[str, arg(metavar=METAVAR)]
 """Name of a distribution of directions, with parameters in parentheses if any."""
+VariantName = Annotated[str, arg(metavar=VARIANT_METAVAR)]
+"""Name of a variant of zeroth-order steps, with parameters in parentheses if any."""
 Precision = Annotated[float | tuple[str, ...], arg(metavar="NUMBER [QUANTITY=NUMBER ...]")]
 """Precision of Frobenius norms, and of other quantities by name."""
 DistributionNames = Annotated[tuple[str, ...], arg(metavar=f"{METAVAR} ...")]

@@ -10,6 +10,7 @@ from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
 from smoothlab.optim import seedlog, seedlog_file
 from smoothlab.zeroth.distributions import of_repr
+from smoothlab.zeroth.variants import variant_named
 
 BEGINNING = b'{"format": "smoothlab seed log '
 
@@ -51,7 +52,8 @@ class Replay:
         export.make_room(self.save)
         loaded = load_lm(self.model, seed=0, dtype=dtype, device=self.device)
         block: Block = partition(loaded.model)["base"]
-        steps = seedlog.replay(path, {number: block}, {number: distribution}, self.steps)
+        variants = {number: variant_named(group.get("variant", "plain"), "the log's variant")}
+        steps = seedlog.replay(path, {number: block}, {number: distribution}, self.steps, variants=variants)
         story = f"Rebuilt by `smoothlab replay` from {self.model} and {steps} steps of the seed log {path.name}."
         export.save(loaded.model, loaded.tokenizer, self.save, base=True, story=story)
         return f"{self.save / 'model'}: {self.model} after {steps} steps of {path}"

@@ -12,6 +12,7 @@ from smoothlab.blocks import Block, Loss, standing_at
 from smoothlab.errors import BadInput
 from smoothlab.zeroth.directional import Directional
 from smoothlab.zeroth.estimators import missing
+from smoothlab.zeroth.variants import Plain, Variant
 
 Group = dict[str, Any]
 
@@ -25,7 +26,7 @@ def checked(groups: Iterable[Group], lr: float, weight_decay: float) -> list[Gro
     complete: dict[str, Group] = {}
     owners: dict[tuple[int, int], str] = {}
     for k, partial in enumerate(groups):
-        group = {"name": f"group {k}", "oracle": None, "lr": lr, **partial}
+        group = {"name": f"group {k}", "oracle": None, "variant": None, "lr": lr, **partial}
         name, exact = group["name"], group["oracle"] is None
         if isinstance(group["params"], Tensor):
             group["params"] = [group["params"]]
@@ -34,6 +35,8 @@ def checked(groups: Iterable[Group], lr: float, weight_decay: float) -> list[Gro
             raise BadInput(f"group '{name}' has no parameters: leave it out, or look at what should be in it")
         if name in complete:
             raise BadInput(f"two groups are named '{name}': give each a name of its own")
+        if exact and group["variant"] is not None:
+            raise BadInput(f"group '{name}' has no oracle, but a variant of zeroth-order steps: leave the variant out")
         if not exact:
             lack = missing(group["oracle"])
             if lack is not None:
@@ -41,6 +44,12 @@ def checked(groups: Iterable[Group], lr: float, weight_decay: float) -> list[Gro
                     f"oracle {group['oracle']!r} of group '{name}' {lack}: use None (exact), ZerothOrder, or a class "
                     "that meets smoothlab.zeroth.estimators.Estimator"
                 )
+            variant = group["variant"] or Plain()
+            if not isinstance(variant, Variant):
+                raise BadInput(
+                    f"variant {variant!r} of group '{name}': use one of smoothlab's, such as Momentum(0.9), or none"
+                )
+            group |= {"variant": variant, "oracle": variant.oracle(group["oracle"])}
         # torch's capturable optimizers hold a rate as a tensor, which a comparison would bring from the device.
         if not (isinstance(group["lr"], Tensor) or 0 <= group["lr"] < float("inf")):
             raise BadInput(f"lr = {group['lr']} of group '{name}': use a finite rate of at least 0")

@@ -32,6 +32,7 @@ from smoothlab.optim.seedlog import SeedLog, replay
 from smoothlab.optim.summation import Peers
 from smoothlab.zeroth.closures import evaluate
 from smoothlab.zeroth.directional import Directional
+from smoothlab.zeroth.variants import State, Update
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,8 @@ class HybridSGD(torch.optim.Optimizer):
 
     Args:
         groups: dicts with "params", and optionally "lr", "oracle" (None, or an estimator such as `ZerothOrder`),
-            "name", "weight_decay", and, for exact groups, options of `exact`.
+            "name", "weight_decay", "variant" for zeroth-order groups (what is done with their estimates, such as
+            `Momentum`, `smoothlab.zeroth.variants`), and, for exact groups, options of `exact`.
         lr: learning rate of groups that name none.
         seed: fixes all directions; those of step t and group k have the seed (seed, t, k).
         momentum: momentum of SGD on the exact groups, those without an oracle.
@@ -110,13 +112,14 @@ class HybridSGD(torch.optim.Optimizer):
         self._zeroth: dict[int, Group] = {}
         self._blocks: dict[int, Block] = {}
         self._masters: dict[int, Block] = {}  # fp32 copies of 16-bit blocks
+        self._states: dict[int, State] = {}  # of the groups' variants
         exact_groups = []
         for k, group in enumerate(self.param_groups):
             if group["oracle"] is None:
                 exact_groups.append(group)
                 continue
             block = Block(group["name"], tuple(group["params"]))
-            self._zeroth[k], self._blocks[k] = group, block
+            self._zeroth[k], self._blocks[k], self._states[k] = group, block, ()
             warn_short(block, masters)
             wide = masters_of(block)
             if masters and wide is not block:
@@ -147,6 +150,12 @@ class HybridSGD(torch.optim.Optimizer):
                 f"here are {list(self._blocks)}, of seed {self.seed}: make the log for them"
             )
         for k, block in self._blocks.items():
+            logged, variant = self.log.variants[k], self._zeroth[k]["variant"]
+            if logged != variant:
+                raise BadInput(
+                    f"{self.log.path} is of steps of variant {logged.name}, group '{block.name}' takes steps of "
+                    f"{variant.name}: make the log for it"
+                )
             if block.params[0].dtype.itemsize == 2 and k not in self._masters:
                 raise BadInput("a seed log of 16-bit weights needs masters: a replay adds steps up in fp32, as they do")
 
@@ -167,12 +176,14 @@ class HybridSGD(torch.optim.Optimizer):
                 "backward(closure) before; in place of a transformers.Trainer use smoothlab.HybridTrainer"
             )
         (loss, norm, gradients), self._pending = self._pending, None
+        updates = {k: group["variant"].update(self._states[k], gradients[k]) for k, group in self._zeroth.items()}
         # All gradients are taken, and logged, before any weight moves: they are those of one point (x, y), and a step
         # that finds no room on the disk has not happened.
         self._note(gradients)
         estimates, fractions = {}, {}
         for k, group in self._zeroth.items():
-            self._move(k, group, gradients[k])
+            update, self._states[k] = updates[k]
+            self._move(k, group, update)
             estimates[group["name"]] = gradients[k]
             measure = getattr(group["oracle"], "realized_fraction", None)
             fraction = measure and measure(self._blocks[k])
@@ -227,9 +238,10 @@ class HybridSGD(torch.optim.Optimizer):
             self.log.force()
         groups = [dict(group) for group in self.param_groups]
         for group in groups:
-            del group["params"], group["oracle"]  # weights are the caller's to save, and an estimator is code
+            del group["params"], group["oracle"], group["variant"]  # weights are the caller's to save, others are code
         state = {"steps": self.steps, "seed": self.seed, "groups": groups, "apart": self._closures.apart}
         state |= {"exact": self._exact and self._exact.state_dict(), "masters": None}
+        state["variants"] = {str(k): [self._zeroth[k]["variant"].name, known] for k, known in self._states.items()}
         if masters:
             state["masters"] = {str(k): block.copies() for k, block in self._masters.items()}
         return state
@@ -251,6 +263,7 @@ class HybridSGD(torch.optim.Optimizer):
             different = True
         if different:
             raise BadInput("the optimizer's state is of other oracles or masters: make it with the same")
+        self._load_variants(state_dict.get("variants", {}))
         self.steps, self.seed = state_dict["steps"], state_dict["seed"]
         self._closures.apart = state_dict.get("apart")  # states of before 0.2 have none
         self._check_log()
@@ -266,10 +279,21 @@ class HybridSGD(torch.optim.Optimizer):
         if self.log is not None:
             self.log.cut(self.steps)
 
+    def _load_variants(self, states: Mapping[str, Sequence[Any]]) -> None:
+        for k, group in self._zeroth.items():
+            saved, known = states.get(str(k), ("plain", ()))  # states of before there were variants have none
+            if saved != group["variant"].name:
+                raise BadInput(
+                    f"the optimizer's state is of variant {saved}, group '{group['name']}' is of "
+                    f"{group['variant'].name}: make it with the same"
+                )
+            self._states[k] = known
+
     def replay(self, log: Path, until: int | None = None) -> int:
         """Move the zeroth-order groups, which stand at theta_0, and their masters along a log; see `seedlog.replay`."""
         distributions = {k: group["oracle"].distribution for k, group in self._zeroth.items()}
-        return replay(log, self._blocks, distributions, until, self._masters)
+        variants = {k: group["variant"] for k, group in self._zeroth.items()}
+        return replay(log, self._blocks, distributions, until, self._masters, variants)
 
     def _at_this_point(self, minibatch: Minibatch) -> tuple[float, float | None, dict[int, Directional]]:
         """The loss, the norm of the exact gradient, which is left in the parameters, and the estimates."""
@@ -347,8 +371,8 @@ class HybridSGD(torch.optim.Optimizer):
                 self.log.cut(self.steps)
             raise
 
-    def _move(self, k: int, group: Group, gradient: Directional) -> None:
+    def _move(self, k: int, group: Group, update: Update) -> None:
         block = self._blocks[k]
         masters = refreshed(block, self._masters.get(k, block))
-        descend(masters, gradient, group["lr"], group["weight_decay"])
+        descend(masters, update, group["lr"], group["weight_decay"])
         round_to(block, masters)

@@ -3,10 +3,10 @@
 import torch
 
 from smoothlab.blocks import Block
-from smoothlab.zeroth.directional import Directional
+from smoothlab.zeroth.variants import Update
 
 
-def descend(block: Block, gradient: Directional, lr: float, weight_decay: float = 0.0) -> None:
+def descend(block: Block, gradient: Update, lr: float, weight_decay: float = 0.0) -> None:
     """w <- (1 - lr lambda) w - lr ghat, in place: what a step does, and its replay."""
     if lr == 0:
         return  # adding 0 would turn -0.0 into 0.0

@@ -2,6 +2,8 @@
 
     theta_T = theta_0 moved by theta <- (1 - lr lambda) theta - lr sum_j c_j z_j, once for each entry,
 
+or along what a variant (`smoothlab.zeroth.variants`) makes of the estimates sum_j c_j z_j so far,
+
 so that the log and theta_0 are a checkpoint: `replay` makes the same moves in the same order, and its weights equal
 the trained ones to the bit. `smoothlab.optim.seedlog_file` says what the file holds.
 """
@@ -20,6 +22,7 @@ from smoothlab.optim.masters import descend, masters_of, round_to
 from smoothlab.optim.seedlog_file import CHECKSUM, ENTRY, FORMAT, Contents, Move
 from smoothlab.zeroth.directional import Directional
 from smoothlab.zeroth.distributions import Distribution
+from smoothlab.zeroth.variants import Plain, State, Variant
 
 
 class SeedLog:
@@ -43,9 +46,11 @@ class SeedLog:
             these weights.
         distributions: distributions of their directions, likewise.
         keep: entries of steps from this one on are cut off (a run that goes on from an earlier checkpoint).
+        variants: variants of the steps, likewise; by default plain. The log holds estimates, whatever becomes of them.
 
     Attributes:
         steps: whole steps that it holds; a step is one move of every group.
+        variants: variants of the steps by number of their group.
 
     Raises:
         BadInput: there is no block; the file cannot be written, is of another run, or ends or is damaged before step
@@ -59,14 +64,16 @@ class SeedLog:
         blocks: Mapping[int, Block],
         distributions: Mapping[int, Distribution],
         keep: int | None = None,
+        variants: Mapping[int, Variant] | None = None,
     ) -> None:
         if not blocks:
             raise BadInput(
                 f"{path} would be a seed log of no group: give the zeroth-order blocks, or leave the log out"
             )
         self.path, self.seed, self.groups, self._distributions = path, seed, tuple(blocks), dict(distributions)
+        self.variants = dict.fromkeys(blocks, Plain()) | dict(variants or {})
         self._in_folder = False
-        head = seedlog_file.head_of(seed, blocks, distributions)
+        head = seedlog_file.head_of(seed, blocks, distributions, self.variants)
         line = seedlog_file.line_of(head)
         with writing(path, "choose another folder, or make room"):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -168,6 +175,7 @@ def replay(
     distributions: Mapping[int, Distribution],
     until: int | None = None,
     masters: Mapping[int, Block] | None = None,
+    variants: Mapping[int, Variant] | None = None,
 ) -> int:
     """Move blocks from their values at step 0 to where a logged run left them, to the bit; return the number of steps.
 
@@ -191,22 +199,28 @@ def replay(
         distributions: distributions of their directions, likewise.
         until: make the steps before this one only.
         masters: fp32 copies of 16-bit blocks, to be moved in place of new ones; they then are the run's, to the bit.
+        variants: variants of the steps; by default plain.
 
     Raises:
-        BadInput: no log, one of other blocks or distributions, of other weights at step 0, or seeds of another
-            generator than this machine's; or it ends, or is damaged, before step `until`, and anywhere without `until`.
+        BadInput: no log, one of other blocks, distributions or variants, of other weights at step 0, or seeds of
+            another generator than this machine's; or it ends, or is damaged, before step `until`, and anywhere without
+            `until`.
     """
     contents = seedlog_file.read(path)
-    head = seedlog_file.head_of(contents.head["seed"], blocks, distributions)
+    steps_of = dict.fromkeys(blocks, Plain()) | dict(variants or {})
+    head = seedlog_file.head_of(contents.head["seed"], blocks, distributions, steps_of)
     contents.check_run(head)
     contents.check_base(head)
     moved = {}
     for k, block in blocks.items():
         moved[k] = masters_of(block, masters.get(k) if masters else None)
     steps = 0
+    states: dict[int, State] = dict.fromkeys(blocks, ())
     for move in contents.until(until):
-        gradient = Directional(distributions[move.group], move.terms)  # of this generator, as is checked above
-        descend(moved[move.group], gradient, move.lr, move.weight_decay)
+        k = move.group
+        gradient = Directional(distributions[k], move.terms)  # of this generator, as is checked above
+        update, states[k] = steps_of[k].update(states[k], gradient)
+        descend(moved[k], update, move.lr, move.weight_decay)
         steps = move.step + 1
     for k, block in blocks.items():
         round_to(block, moved[k])

@@ -26,6 +26,7 @@ from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
 from smoothlab.zeroth.distributions import Distribution
 from smoothlab.zeroth.rng import Terms, stream_name
+from smoothlab.zeroth.variants import Plain, Variant
 
 FORMAT, UNCHECKED = "smoothlab seed log 2", "smoothlab seed log 1"
 BODY = struct.Struct("<IHHHddd")
@@ -101,8 +102,11 @@ class Contents:
         """Refuse to go on in the log, or to replay it, with seeds that are bound to something else.
 
         Raises:
-            BadInput: the log is of another generator, seed, distribution, or shape of parameters than `head`.
+            BadInput: the log is of another generator, seed, distribution, variant, or shape of parameters than `head`.
         """
+        of_log, of_head = (_variants(groups) for groups in (self.head["groups"], head["groups"]))
+        if of_log != of_head:
+            raise BadInput(f"{self.path} is of steps of variant {of_log}, these are {of_head}: give the same variant")
         kinds = [group.get("generator", "torch") for group in self.head["groups"].values()]
         here = [group.get("generator", "torch") for group in head["groups"].values()]
         if kinds != here:
@@ -126,19 +130,27 @@ class Contents:
                 )
 
 
-def head_of(seed: int, blocks: Mapping[int, Block], distributions: Mapping[int, Distribution]) -> Head:
-    """What the seeds of a run are bound to."""
+def head_of(
+    seed: int, blocks: Mapping[int, Block], distributions: Mapping[int, Distribution], variants: Mapping[int, Variant]
+) -> Head:
+    """What the seeds of a run are bound to; groups without a variant are plain."""
     groups: dict[str, dict[str, Any]] = {}
     for k, block in blocks.items():
         shapes, dtype = list(map(list, block.shapes)), str(block.params[0].dtype)
         groups[str(k)] = {"distribution": repr(distributions[k]), "shapes": shapes, "dtype": dtype}
         if distributions[k].generator != "torch":
             groups[str(k)]["generator"] = distributions[k].generator
+        if variants.get(k, Plain()) != Plain():
+            groups[str(k)]["variant"] = variants[k].name
     device = next(iter(blocks.values())).params[0].device
     streams = {stream_name(device, distributions[k].generator) for k in blocks}
     streams.discard(stream_name(device, "portable"))  # which binds to nothing
     stream = streams.pop() if streams else stream_name(device, "portable")
     return {"format": FORMAT, "seed": seed, "stream": stream, "base": fingerprint(blocks.values()), "groups": groups}
+
+
+def _variants(groups: Mapping[str, Mapping[str, Any]]) -> str:
+    return ", ".join(str(group.get("variant", "plain")) for group in groups.values())
 
 
 def fingerprint(blocks: Iterable[Block]) -> str:

@@ -6,7 +6,6 @@ Distributions differ in their higher moments, from which bias and variance of ze
 """
 
 import math
-import pkgutil
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -22,7 +21,7 @@ from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
 from smoothlab.zeroth import portable
 from smoothlab.zeroth.expectations import Array, Cumulants, Shapes, by_coordinates, entries, from_cumulants
-from smoothlab.zeroth.names import DISTRIBUTIONS
+from smoothlab.zeroth.names import DERIVED, DISTRIBUTIONS, made
 from smoothlab.zeroth.rng import GeneratorName, Piece, Stream, chunk_of, cut
 
 Parts = Sequence[float] | None
@@ -447,17 +446,7 @@ def named(text: str, option: str = "distribution", generator: GeneratorName = "t
     Raises:
         BadInput: the name is in no entry, or its parameters are not the distribution's.
     """
-    label, _, arguments = text.removesuffix(")").partition("(")
-    if label not in DISTRIBUTIONS:
-        raise BadInput(f"{option} {text} is unknown: use one of {', '.join(DISTRIBUTIONS)}")
-    entry = DISTRIBUTIONS[label]
-    if isinstance(entry, str):
-        entry = pkgutil.resolve_name(entry)
-    try:
-        distribution: Distribution = entry(*map(float, re.findall(r"[^,\s]+", arguments)), generator=generator)
-    except (TypeError, ValueError):  # too many of them, or no numbers
-        names = ", ".join(f.name for f in fields(entry) if not f.kw_only) or "none"
-        raise BadInput(f"{option} {text} has the parameters {names}: give numbers, as in sparse(0.25)") from None
+    distribution: Distribution = made(text, DISTRIBUTIONS, option, "sparse(0.25)", generator=generator)
     return distribution
 
 
@@ -468,7 +457,11 @@ def of_repr(text: str, generator: GeneratorName) -> Distribution:
         BadInput: no name stands for it.
     """
     label, _, arguments = text.partition("(")
-    return named(f"{label.lower()}({re.sub('[a-z_]+=', '', arguments)}", "the log's distribution", generator)
+    name = f"{label.lower()}({re.sub('[a-z_]+=', '', arguments)}"
+    distribution: Distribution = made(
+        name, {**DISTRIBUTIONS, **DERIVED}, "the log's distribution", "sparse(0.25)", generator=generator
+    )
+    return distribution
 
 
 def draw(block: Block, distribution: str, seed: Sequence[int]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Directions of low rank on the matrices of a block."""
+"""Directions of low rank on the matrices of a block, drawn anew in each step or in a subspace kept for several."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from smoothlab.errors import BadInput
 from smoothlab.zeroth import portable
 from smoothlab.zeroth.distributions import Distribution, Gaussian, Parts, Vector
 from smoothlab.zeroth.expectations import Cumulants, Shapes, entries
-from smoothlab.zeroth.rng import SHARED, Piece, Stream, chunk_of, cut
+from smoothlab.zeroth.rng import SHARED, Draws, Piece, Stream, chunk_of, cut
 
 
 @dataclass(frozen=True)
@@ -214,3 +214,85 @@ def _pieces(tensor: int, shape: tuple[int, ...], length: int) -> tuple[Piece, ..
     if len(shape) == 2 and size:  # a row is one product with W', which no piece may cut
         length = max(1, length // shape[1]) * shape[1]
     return tuple(cut(tensor, size, length))
+
+
+@dataclass(frozen=True)
+class KeptSubspace(LowRank):
+    """Low-rank directions U W' / sqrt(rank) whose W stays for `window` steps, while U is new in each (LOZO).
+
+    The step is the second number of a seed (run, step, ..., direction), as `HybridSGD` and estimators make them; seeds
+    of one or two numbers have no step, and a W each. A single direction has the distribution of `LowRank`'s, and so
+    have the directions of one step together; those of several steps in one window are dependent.
+
+    >>> import torch
+    >>> from smoothlab import Block
+    >>> from smoothlab.zeroth.low_rank import KeptSubspace
+    >>> x = Block("x", (torch.zeros(4, 3),))
+    >>> first, second = (KeptSubspace(1, 10).draw(x, (0, step, 0)).view(4, 3) for step in (0, 9))
+    >>> int(torch.linalg.matrix_rank(torch.cat([first, second])))   # rows of both are multiples of one W'
+    1
+
+    Attributes:
+        window: steps for which W stays.
+    """
+
+    window: int = 50
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.window != int(self.window) or self.window < 1:
+            raise BadInput(f"a subspace kept for {self.window:g} steps: use a whole number of at least 1")
+        object.__setattr__(self, "window", int(self.window))
+
+    def stream(self, block: Block, seed: Sequence[int]) -> Stream:
+        """The direction that `seed` fixes on `block`."""
+        return _KeptStream(self, block, seed)
+
+    # What is said of one direction holds: W of a window is as random as W of a step.
+    cumulants = LowRank.cumulants
+    second_moment = LowRank.second_moment
+    fourth_moments = LowRank.fourth_moments
+    sixth_moment_of_length = LowRank.sixth_moment_of_length
+
+    def second_moment_of_window(self, shapes: Shapes, parts: Sequence[float], steps: int) -> float:
+        """E ||(1/k) sum_t ghat_t||^2 / ||g||^2 of k steps of one window, q = 1, at weights that stand still.
+
+        Given W, E ghat = G W W'/r on a matrix, so that two steps of a window have the product ||G W W'||^2 / r^2, of
+        mean ||G||^2 (n + r + 1)/r for W [n, r]; other tensors have ||g||^2.
+
+            (1/k) E_1 + (1 - 1/k) sum_t (||g_t||^2 / ||g||^2) c_t,   c_t = (n_t + r + 1)/r or 1.
+
+        It does not fall to 1 with k, as it does for `LowRank`: within a window the mean of the steps is the gradient
+        projected to W's columns, and only over windows is it the gradient.
+
+        Args:
+            shapes: shapes of the block's tensors.
+            parts: squared gradient norm of each tensor.
+            steps: k, at most `window`.
+        """
+        kept = 0.0
+        for shape, part in zip(shapes, parts, strict=True):
+            factor = 1.0
+            if len(shape) == 2:
+                factor = (shape[1] + self.rank + 1 + self.cumulants().fourth) / self.rank
+            kept += part / sum(parts) * factor
+        single, _ = self.second_moment(shapes, parts=parts)
+        return single / steps + (1 - 1 / steps) * kept
+
+
+class _KeptStream(Stream):
+    """A direction whose pieces share the numbers that belong to its window."""
+
+    def __init__(self, distribution: KeptSubspace, block: Block, seed: Sequence[int]) -> None:
+        super().__init__(distribution, block, seed)
+        of_window = self.seed
+        if len(of_window) > 2:
+            run, step, *rest = of_window
+            of_window = (run, step // distribution.window, *rest)
+        self._window = Stream(distribution, block, of_window)
+
+    def draws(self, piece: Piece) -> Draws:
+        """Those of the window where all pieces of the tensor share them."""
+        if piece.number == SHARED:
+            return self._window.draws(piece)
+        return super().draws(piece)

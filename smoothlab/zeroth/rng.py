@@ -146,6 +146,9 @@ class Source(Protocol):
     def pieces(self, block: Block) -> list[Piece]:
         """How the block is cut."""
 
+    def stream(self, block: Block, seed: Sequence[int]) -> "Stream":
+        """The direction that a seed fixes."""
+
     def radius(self, stream: "Stream") -> float:
         """`Stream.scale`."""
 
@@ -279,7 +282,7 @@ class Mixture(Stream):
         self.distribution, self.block, self.seed, self.terms, self.scale = distribution, block, (), terms, 1.0
         self.device = block.params[0].device
         drawn = drawn or {}
-        self._parts = [drawn.get(seed) or Stream(distribution, block, seed) for seed, _ in terms]
+        self._parts = [drawn.get(seed) or distribution.stream(block, seed) for seed, _ in terms]
 
     def fill(self, piece: Piece, out: Tensor) -> Tensor:
         """The weighted sum of the terms' entries."""

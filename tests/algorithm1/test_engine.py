@@ -332,7 +332,7 @@ def test_a_first_order_is_kept_by_replica() -> None:
         ({"precision": "bfloat16"}, "precision 'bfloat16' is unknown"),
         ({"q": 0}, "q = 0 directions a step: use an integer of at least 1"),
         ({"q": 1.5}, "q = 1.5 directions a step"),
-        ({"distribution": "sparse(2)"}, "distribution sparse(2) has the parameters density"),
+        ({"distribution": "sparse(2)"}, "distribution sparse(2): density 2.0 of sparse directions"),
     ],
 )
 def test_bad_options_are_named(change: dict, words: str) -> None:

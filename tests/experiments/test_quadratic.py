@@ -278,7 +278,7 @@ def test_the_command_line_measures_draws_and_reads(
     [
         ({"parts": ("pie",)}, "--parts pie is unknown: use some of rates, noise, hybrid, map"),
         ({"distributions": ("cauchy",)}, "--distributions cauchy is unknown: use one of gaussian, sphere"),
-        ({"distributions": ("sparse(3)",)}, "--distributions sparse(3) has the parameters density"),
+        ({"distributions": ("sparse(3)",)}, "--distributions sparse(3): density 3.0 of sparse directions"),
         ({"ratios": ()}, "--ratios names nothing"),
         ({"dims": (3, 3)}, "--dims 3, 3 names one twice"),
         ({"eps": float("nan")}, "--eps nan: use a number from 1e-12 to 0.5"),

@@ -21,10 +21,10 @@ from smoothlab.zeroth import forward, products
 from smoothlab.zeroth.distributions import Gaussian
 from smoothlab.zeroth.estimators import ZerothOrder
 from smoothlab.zeroth.forward import ForwardPerturbation
-from smoothlab.zeroth.low_rank import LowRank
+from smoothlab.zeroth.low_rank import KeptSubspace, LowRank
 from smoothlab.zeroth.moments import mean, second_moment
 from smoothlab.zeroth.products import Moved
-from smoothlab.zeroth.rng import GeneratorName, Terms
+from smoothlab.zeroth.rng import GeneratorName, Piece, Stream, Terms
 from tests.cases import Polynomial, Shapes
 from tests.mutations import mutate
 from tests.zeroth.test_estimators import check_sample
@@ -177,11 +177,11 @@ KINDS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def check_estimate(kind: str, generator: GeneratorName = "torch", mu: float = 0.1) -> None:
+def check_estimate(kind: str, generator: GeneratorName = "torch", law: LowRank | None = None) -> None:
     """The estimate along the same directions as with a moved copy, to the rounding of a few values of the loss."""
     net = Net()
     block, before = net.block(), state(net.block())
-    law = LowRank(2, generator=generator)
+    mu, law = 0.1, law or LowRank(2, generator=generator)
     expected = ZerothOrder(mu, distribution=law, **KINDS[kind])(net, block, [7])
     estimator = ZerothOrder(mu, distribution=law, perturb="forward", **KINDS[kind])
     for _ in range(2):  # the first call checks the loss, too
@@ -198,6 +198,19 @@ def check_estimate(kind: str, generator: GeneratorName = "torch", mu: float = 0.
 @pytest.mark.parametrize("kind", KINDS)
 def test_estimates_are_those_of_a_moved_copy(kind: str, generator: GeneratorName) -> None:
     check_estimate(kind, generator)
+
+
+def test_directions_in_a_kept_subspace_move_inside_the_forward_pass_too() -> None:
+    check_estimate("two-sided", law=KeptSubspace(2, 10))
+
+
+def test_a_law_that_draws_by_itself_has_no_factors() -> None:
+    class Other(LowRank):
+        def fill(self, stream: Stream, piece: Piece, out: Tensor) -> None:
+            out.zero_()
+
+    with pytest.raises(BadInput, match="perturb 'forward' with other.* directions: use LowRank ones"):
+        ZerothOrder(distribution=Other(2), perturb="forward")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -22,8 +22,10 @@ Row = dict[str, Any]
 DIGITS = 2
 """Significant digits of advised numbers in the printed command."""
 LEFT_OUT = ("blocks", "measure", "cross", "points", "spacing", "minibatch", "over", "protocol", "product",
-            "precision", "block_rows", "diagonal", "gauss_newton", "probes", "path", "checkpoint", "eta")  # fmt: skip
-"""Options of runs along which curvature is measured, that are continued, or that have rates by block."""
+            "precision", "block_rows", "diagonal", "gauss_newton", "probes", "path", "checkpoint", "eta",
+            "variant")  # fmt: skip
+"""Options of runs along which curvature is measured, that are continued, that have rates by block, or whose steps are
+not plain ones."""
 
 
 @dataclass(frozen=True)

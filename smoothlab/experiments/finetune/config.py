@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from smoothlab.experiments.options import DistributionName, Precision
+from smoothlab.experiments.options import DistributionName, Precision, VariantName
 from smoothlab.llm.peft_methods import PeftName
 from smoothlab.llm.tasks import TaskName
 from smoothlab.llm.tasks.jsonlines import TEMPLATE
@@ -94,6 +94,11 @@ class Training:
             computes anyway; 2: f(x + mu z) - f(x - mu z).
         distribution: distribution of the directions z. "sparse(0.25)" sets the share of entries that move (by
             default 0.1), "lowrank(2)" the rank (by default 4).
+        variant: what is done with zeroth-order estimates before they move the base model. plain: nothing;
+            momentum(0.9): a weighted mean of the last ones, rebuilt from their seeds; adaptive(0.999): divided by their
+            running root mean square; spread: divided by the standard deviation of their slopes, with --q of at
+            least 2; subspace(50): low-rank directions in a subspace that stays for so many steps; muon: the singular
+            vectors of each matrix's low-rank estimate, without its singular values.
         perturb: how the loss is evaluated at x + mu z. weights: with a moved copy of the base model; forward: with
             what the move adds to each product with a weight inside the forward pass, so that weights are neither
             written nor copied, for --distribution lowrank.
@@ -168,6 +173,7 @@ class Training:
     q: int = 1
     sides: Literal[1, 2] = 2
     distribution: DistributionName = "gaussian"
+    variant: VariantName = "plain"
     perturb: Literal["weights", "forward"] = "weights"
     generator: Literal["torch", "portable"] = "torch"
     steps: int = 200
@@ -251,9 +257,9 @@ class Training:
         from smoothlab.llm.models import file_identity
 
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in left_out}
-        for name, first in (("generator", "torch"), ("perturb", "weights")):
-            if values.get(name) == first:  # checkpoints of before there were two do not name it
-                del values[name]
+        for name in ("generator", "perturb", "variant"):  # checkpoints of before there were several lack it
+            if getattr(self, name) == getattr(Training, name):
+                values.pop(name, None)
         file = file_identity(self.model)
         if file is not None:
             # A checkpoint is of these very weights: a file of the same name with others is another run.

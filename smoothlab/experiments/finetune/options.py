@@ -45,6 +45,7 @@ def check(run: Training) -> None:
     """Refuse values out of range, names that are none of the choices, and combinations that make no sense."""
     check_fields(run, RANGES)
     _check_directions(run)
+    _check_variant(run)
     if run.rank is not None and run.rank < 1:
         raise BadInput(f"--rank {run.rank} is too small: use at least 1")
     if run.max_length is not None and run.max_length < 2:
@@ -154,7 +155,7 @@ def unused(run: Training) -> list[str]:
     """A note on each option that was set and that the method does not use."""
     idle = set(Rates._fields) - set(used(run.method))
     if run.method not in ZEROTH:
-        idle |= {"q", "sides", "distribution", "generator", "perturb"}
+        idle |= {"q", "sides", "distribution", "variant", "generator", "perturb"}
     if run.method == "zo":
         idle |= {"optimizer"}
     result = []
@@ -253,9 +254,25 @@ def _check_rates(run: Training, rates: Rates) -> None:
         raise BadInput(f"{option(name)} 0 with --method {run.method} trains nothing: give a rate above 0")
 
 
+def _check_variant(run: Training) -> None:
+    from smoothlab.zeroth.distributions import named
+    from smoothlab.zeroth.estimators import ZerothOrder
+    from smoothlab.zeroth.variants import variant_named
+
+    variant = variant_named(run.variant, "--variant")
+    if run.method in ZEROTH:
+        distribution = named(run.distribution, generator=run.generator)
+        variant.oracle(ZerothOrder(sides=run.sides, distribution=distribution, q=run.q))
+
+
 def _check_following(run: FinetuneOptions) -> None:
     from smoothlab.llm import distributed
 
+    if run.variant != "plain":
+        raise BadInput(
+            f"--follow {run.follow} with --variant {run.variant}: the stability limits that rates follow are those of "
+            "plain steps, leave one out"
+        )
     if run.dtype in NARROW:
         raise BadInput(
             f"--follow {run.follow} with --dtype {run.dtype}, whose rounding hides the curvature that rates follow: "

@@ -103,6 +103,8 @@ def _gradients(run: Training, oracle: Any) -> str:
     description = f"zeroth-order: {sides}-sided {run.distribution}, q = {run.q}"
     if run.perturb == "forward":
         description += ", moved inside the forward pass"
+    if run.variant != "plain":
+        description += f", {run.variant}"
     return description
 
 

@@ -36,7 +36,8 @@ from smoothlab.optim.hybrid import HybridSGD
 from smoothlab.optim.seedlog import SeedLog
 from smoothlab.trainer import Points, Trainer, reshuffled
 from smoothlab.zeroth.distributions import named
-from smoothlab.zeroth.estimators import ZerothOrder
+from smoothlab.zeroth.estimators import Estimator, ZerothOrder
+from smoothlab.zeroth.variants import Variant, variant_named
 
 Row = dict[str, Any]
 OPTIMIZERS: dict[str, Any] = {"sgd": None, "adam": partial(torch.optim.AdamW, weight_decay=0.0)}
@@ -302,13 +303,16 @@ def optimizer(
 
     With --compute float32 the layers of `model` are moved one at a time, in float32, which 16-bit weights cannot hold.
     """
-    oracle = None
+    oracle: Estimator | None = None
+    variant: Variant | None = None
     if run.recipe.base == "zeroth":
         distribution = named(run.distribution, generator=run.generator)
         dtype = None
         if run.compute == "float32" and run.perturb == "forward":
             dtype = torch.float32  # of norms and biases, where 16 bits would round the move away
-        oracle = ZerothOrder(rates.mu, run.sides, distribution, run.q, perturb=run.perturb, dtype=dtype)
+        plain = ZerothOrder(rates.mu, run.sides, distribution, run.q, perturb=run.perturb, dtype=dtype)
+        variant = variant_named(run.variant)
+        oracle = variant.oracle(plain)
     # A classifier's head learns at the rate of the module beside it, and without a module at the base model's.
     defaults = dict.fromkeys(blocks, rates.eta_x) | {"peft": rates.eta_y}
     if run.recipe.module:
@@ -318,11 +322,13 @@ def optimizer(
     for name, block in blocks.items():
         group = {"params": list(block.params), "name": name, "lr": learning_rates[name], "oracle": None}
         if name == "base":
-            group["oracle"] = oracle
+            group |= {"oracle": oracle, "variant": variant}
         groups.append(group)
     written = None
-    if log is not None and oracle is not None:
-        written = SeedLog(log, run.seed, {0: blocks["base"]}, {0: oracle.distribution}, keep=steps)
+    if log is not None and oracle is not None and variant is not None:
+        written = SeedLog(
+            log, run.seed, {0: blocks["base"]}, {0: oracle.distribution}, keep=steps, variants={0: variant}
+        )
     return HybridSGD(groups, seed=run.seed, exact=OPTIMIZERS[run.optimizer], log=written)
 
 
