@@ -284,7 +284,7 @@ def sample(sides: Any, rank: int, dtype: torch.dtype, n: int) -> np.ndarray:
 
 
 def check_moments(
-    sides: Any, rank: int, dtype: torch.dtype, n: int = 1500, wrong: tuple[float, float] = (1.0, 1.0)
+    sides: Any, rank: int, dtype: torch.dtype, n: int = 700, wrong: tuple[float, float] = (1.0, 1.0)
 ) -> None:
     """Mean and second moment of the estimates against the closed forms; `wrong`: factors of these."""
     f, estimator = Products(SHAPES, 2, 1, dtype), ZerothOrder(0.4, sides, LowRank(rank))
@@ -301,7 +301,7 @@ def test_moments_are_the_closed_forms(sides: Any, rank: int, dtype: torch.dtype)
 def test_wrong_moments_are_seen() -> None:
     for wrong in ((1.5, 1.0), (1 / 1.5, 1.0), (1.0, 3.0), (1.0, 1 / 3)):
         with pytest.raises(AssertionError, match="z-scores"):
-            check_moments(2, 2, torch.float32, wrong=wrong)
+            check_moments(2, 2, torch.float32, n=1500, wrong=wrong)
 
 
 # Broken on purpose
