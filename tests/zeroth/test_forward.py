@@ -419,6 +419,10 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "scripted": (
         estimate(scripted), "first.weight of shape .* is read by code that torch's functions do not see"
     ),
+    "compiled": (
+        estimate(lambda net: torch.compile(net.first, backend="eager")(torch.ones(4).double()).sum() + net()),
+        "the loss on block 'net' is compiled, which perturb 'forward' does not reach: leave torch.compile out, or use",
+    ),
     "rank": (
         estimate(Net.forward, distribution=LowRank(5)),
         r"rank 5 of low-rank directions is above that of a matrix of shape \(5, 4\) of block 'net': use a rank of at "
