@@ -13,10 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from smoothlab.blocks import Block, Loss
 from smoothlab.errors import BadInput
 from smoothlab.zeroth.perturbation import Perturbation
+from smoothlab.zeroth.products import PRODUCTS, embedding, linear
 
 PIECE = 1 << 20
 """Entries of a weight that are wide at a time: 4 MiB in float32."""
@@ -85,15 +87,10 @@ class WideningLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """X W^T + b for an input x [..., in]."""
-        weight, bias = self.weight, None
-        input = input.to(torch.float32)  # some models round what they pass on to their weights' format
+        bias = None
         if self.bias is not None:
             bias = self.bias.to(torch.float32)
-        differentiated = weight.requires_grad and torch.is_grad_enabled()
-        if differentiated or not _narrow(weight):  # a zeroth-order move is float32 itself
-            return functional.linear(input, weight.to(torch.float32), bias)
-        product: Tensor = _Product.apply(input, weight, False)  # type: ignore[no-untyped-call]
-        return product if bias is None else product + bias
+        return widening_linear(input, self.weight, bias)
 
 
 class WideningEmbedding(nn.Embedding):
@@ -101,7 +98,33 @@ class WideningEmbedding(nn.Embedding):
 
     def forward(self, input: Tensor) -> Tensor:
         """Rows [..., features] of the weight."""
-        return super().forward(input).to(torch.float32)
+        return widening_embedding(input, self.weight, self)
+
+
+def widening_linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """X W^T + b, of a 16-bit weight W and all else in float32."""
+    if has_torch_function_unary(weight):
+        product: Tensor = handle_torch_function(widening_linear, (weight,), input, weight, bias)
+        return product
+    input = input.to(torch.float32)  # some models round what they pass on to their weights' format
+    differentiated = weight.requires_grad and torch.is_grad_enabled()
+    if differentiated or not _narrow(weight):  # a zeroth-order move is float32 itself
+        return functional.linear(input, weight.to(torch.float32), bias)
+    product = _Product.apply(input, weight, False)  # type: ignore[no-untyped-call]
+    return product if bias is None else product + bias
+
+
+def widening_embedding(input: Tensor, weight: Tensor, module: nn.Embedding) -> Tensor:
+    """Rows of a 16-bit weight in float32, looked up as the module does."""
+    if has_torch_function_unary(weight):
+        rows: Tensor = handle_torch_function(widening_embedding, (weight,), input, weight, module)
+        return rows
+    options = (module.padding_idx, module.max_norm, module.norm_type, module.scale_grad_by_freq, module.sparse)
+    return functional.embedding(input, weight, *options).to(torch.float32)
+
+
+PRODUCTS[widening_linear] = linear(widening_linear)
+PRODUCTS[widening_embedding] = embedding(widening_embedding)
 
 
 class _Product(torch.autograd.Function):

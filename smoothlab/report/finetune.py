@@ -186,8 +186,10 @@ def table_of(kinds: Sequence[Kind], column: str) -> pd.DataFrame:
 def against_step(ax: Axes, kinds: Sequence[Kind], column: str, ylabel: str) -> None:
     """Training loss, dev accuracy or dev loss against the step; the mean over the steps that all seeds have."""
     table = table_of(kinds, column)
+    # A kind without rows here keeps its color for the other panels.
+    colors = {mathtext(kind.among(kinds)): color for kind, color in zip(kinds, COLORS, strict=False)}
     panel(ax, table.assign(kind=table["kind"].map(mathtext)), "step", ["kind"], xlabel="step", ylabel=ylabel,
-          joined=True, columns=2)  # fmt: skip
+          joined=True, columns=2, colors=colors)  # fmt: skip
     step_axis(ax, table["step"])
 
 

@@ -153,7 +153,7 @@ class ZerothOrder:
             raise BadInput(f"perturb '{self.perturb}' is unknown: use weights or forward")
         if self.perturb == "weights":
             return
-        if not isinstance(self.distribution, LowRank):
+        if not isinstance(self.distribution, LowRank) or type(self.distribution).fill is not LowRank.fill:
             raise BadInput(
                 f"perturb 'forward' with {self.distribution.name} directions: use LowRank ones, or perturb 'weights'"
             )

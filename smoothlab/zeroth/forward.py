@@ -96,8 +96,16 @@ class ForwardPerturbation(Perturbation):
             for name, p in module.named_parameters():
                 self._names.setdefault(id(p), name)  # the outermost module comes first, and knows the whole name
 
-        with meeting(meet):
-            survives = self._survives(loss, self._matrices)
+        try:
+            with meeting(meet):
+                survives = self._survives(loss, self._matrices)
+        except RuntimeError as error:
+            if not type(error).__module__.startswith("torch._dynamo"):
+                raise
+            raise BadInput(
+                f"the loss on block '{self.block.name}' is compiled, which perturb 'forward' does not reach: leave "
+                f"torch.compile out, or use {OTHER}"
+            ) from None
         if survives:
             return
         number = next((i for i in self._matrices if not self._survives(loss, [i])), self._matrices[0])

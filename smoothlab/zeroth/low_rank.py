@@ -116,19 +116,17 @@ class LowRank(Distribution):
 
     def _normal(self, stream: Stream, piece: Piece, columns: int) -> Tensor:
         """Normal numbers [entries / columns, columns], those in memory where there are such."""
-        if stream.memory is not None and piece in stream.memory:
-            return stream.memory[piece]
-        numbers = torch.empty(piece.stop - piece.start, dtype=self._dtype(stream, piece), device=stream.device)
-        numbers = stream.draws(piece).normal_(numbers).view(-1, columns)
-        if stream.memory is not None:
-            stream.memory[piece] = numbers
-        return numbers
-
-    def _dtype(self, stream: Stream, piece: Piece) -> torch.dtype:
-        """Precision of the numbers: sums of products of portable factors are exact in fp64."""
+        memory = stream.memory
+        if memory is not None and piece in memory:
+            return memory[piece]
+        dtype = stream.dtype
         if self.generator == "portable" and stream.block.params[piece.tensor].dim() == 2:
-            return torch.float64
-        return stream.dtype
+            dtype = torch.float64  # sums of products of two portable factors are exact
+        numbers = torch.empty(piece.stop - piece.start, dtype=dtype, device=stream.device)
+        numbers = stream.draws(piece).normal_(numbers).view(-1, columns)
+        if memory is not None:
+            memory[piece] = numbers
+        return numbers
 
     def fill_replicas(
         self, out: Tensor, scratch: Tensor, generator: torch.Generator, shape: tuple[int, ...] = ()

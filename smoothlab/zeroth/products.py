@@ -53,10 +53,12 @@ class Moved:
 
     Attributes:
         move: how.
+        home: the matrix A, converted to another number format where the loss does that.
         transposed: whether this is A', a view of the matrix.
     """
 
     move: Move
+    home: Tensor
     transposed = False
 
     @classmethod
@@ -77,19 +79,26 @@ class Moved:
         name = getattr(function, "__name__", str(function))
         if name == "__get__":
             name = getattr(getattr(function, "__self__", None), "__name__", name)
-        elif name not in TRANSPOSES + FACTS:
+        elif name not in TRANSPOSES + CONVERSIONS + FACTS:
             raise _refusal(name, [*args, *kwargs.values()])
         with torch._C.DisableTorchFunctionSubclass():
             result = function(*args, **kwargs)
         if not isinstance(result, Tensor) or name in FACTS:
             return result
-        if name in TRANSPOSES and result.shape == args[0].shape[::-1]:
-            return _transpose(args[0])
+        matrix = args[0]
+        if isinstance(matrix, Moved) and not matrix.move.over:
+            if name in TRANSPOSES and result.shape == args[0].shape[::-1]:
+                return _view(matrix, matrix.home, not matrix.transposed)
+            if name in CONVERSIONS:
+                with torch._C.DisableTorchFunctionSubclass():
+                    return _view(matrix, function(matrix.home, *args[1:], **kwargs), matrix.transposed)
         raise _refusal(name, args)  # .data and the like
 
 
 TRANSPOSES = ("T", "mT", "t", "transpose", "swapaxes")
 """Functions of torch that give the transposed view of a matrix."""
+CONVERSIONS = ("to", "float", "double", "type", "type_as")
+"""Functions of torch that give a matrix in another number format."""
 FACTS = (
     "size", "dim", "numel", "nelement", "ndimension", "stride", "storage_offset", "element_size", "get_device",
     "is_contiguous", "is_floating_point", "is_complex", "is_signed", "__len__", "__hash__", "promote_types",
@@ -109,12 +118,12 @@ def _refusal(name: str, args: Sequence[Any]) -> BadInput:
     )
 
 
-def _transpose(matrix: Any) -> Tensor:
-    """The transposed view of a moved matrix, moved as well."""
-    if matrix.move.over:
-        raise _refusal("transpose", [matrix])
-    view: Any = matrix.move.home.detach()
-    view.move, view.transposed = matrix.move, not matrix.transposed
+def _view(matrix: Any, home: Tensor, transposed: bool) -> Tensor:
+    """A moved matrix in another number format or orientation, which is moved as long as the matrix is."""
+    view: Any = home.detach().view(home.shape)
+    if transposed:
+        view = view.T
+    view.move, view.home, view.transposed = matrix.move, home, transposed
     view.__class__ = _moved_class(Tensor)
     return view  # type: ignore[no-any-return]
 
@@ -130,12 +139,15 @@ def _parts(matrix: Tensor, *others: Tensor | None) -> tuple[Tensor, Tensor, Tens
     if move.over:
         return None
     if matrix.transposed:
-        return move.home.T, move.w, move.u, move.scale
-    return move.home, move.u, move.w, move.scale
+        return matrix.home.T, move.w, move.u, move.scale
+    return matrix.home, move.u, move.w, move.scale
 
 
 def linear(function: Callable[..., Tensor]) -> Callable[..., Tensor | None]:
-    """How x A' + b is computed with a moved A, where `function` computes it with another; None: A is not the moved."""
+    """How x A' + b is computed with a moved A, where `function` computes it with another; None: A is not the moved.
+
+    An entry of `PRODUCTS` for a function that is not torch's: it must ask by `torch.overrides.handle_torch_function`.
+    """
 
     def product(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
         parts = _parts(weight, input, bias)
@@ -147,15 +159,20 @@ def linear(function: Callable[..., Tensor]) -> Callable[..., Tensor | None]:
     return product
 
 
-def _embedding(input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:
-    parts = _parts(weight)
-    if parts is None:
-        return None
-    home, u, w, scale = parts
-    rows = functional.embedding(input, home, *args, **kwargs)
-    if not scale:
-        return rows
-    return _added(rows, u[:, input.flatten()], w, scale)
+def embedding(function: Callable[..., Tensor]) -> Callable[..., Tensor | None]:
+    """The same for rows A[i] that `function` looks up."""
+
+    def rows(input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:
+        parts = _parts(weight)
+        if parts is None:
+            return None
+        home, u, w, scale = parts
+        found = function(input, home, *args, **kwargs)
+        if not scale:
+            return found
+        return _added(found, u[:, input.flatten()], w, scale)
+
+    return rows
 
 
 def _matmul(input: Tensor, other: Tensor) -> Tensor | None:
@@ -182,22 +199,24 @@ def _plus(product: Tensor, x: Tensor, right: Tensor, left: Tensor, scale: float)
     # (right x')', as BLAS is several times slower where the second matrix has few columns, as in x right'.
     if flat.dtype == product.dtype == right.dtype:
         return _added(product, torch.mm(right, flat.T), left, scale)
+    dtype = torch.promote_types(product.dtype, right.dtype)
     with torch.autocast(x.device.type, enabled=False):
-        return _added(product, torch.mm(right, flat.to(right.dtype).T), left, scale)
+        return _added(product, torch.mm(right.to(dtype), flat.to(dtype).T), left, scale)
 
 
 def _added(product: Tensor, inner: Tensor, left: Tensor, scale: float) -> Tensor:
-    """`product` [..., m] + scale inner' left for `inner` [r, rows], summed in the precision of the factors."""
+    """`product` [..., m] + scale inner' left for `inner` [r, rows], summed in the wider of their precisions."""
     if product.dtype == left.dtype and product.is_contiguous():
         product.view(-1, left.shape[1]).addmm_(inner.T, left, alpha=scale)
         return product
-    wide = product.to(left.dtype).reshape(-1, left.shape[1])
-    return wide.addmm(inner.T, left, alpha=scale).view(product.shape).to(product.dtype)
+    dtype = torch.promote_types(product.dtype, left.dtype)
+    wide = product.to(dtype).reshape(-1, left.shape[1])
+    return wide.addmm(inner.to(dtype).T, left.to(dtype), alpha=scale).view(product.shape).to(product.dtype)
 
 
 PRODUCTS: dict[Callable[..., Any], Callable[..., Tensor | None]] = {
     functional.linear: linear(functional.linear),
-    functional.embedding: _embedding,
+    functional.embedding: embedding(functional.embedding),
     torch.matmul: _matmul,
     torch.mm: _matmul,
     Tensor.matmul: _matmul,
@@ -215,14 +234,15 @@ def moved(params: Sequence[Tensor], moves: Sequence[Move]) -> Iterator[None]:
     kinds = [type(p) for p in params]
     try:
         for p, move in zip(params, moves, strict=True):
-            p.move = move  # type: ignore[attr-defined]
+            p.move, p.home = move, move.home  # type: ignore[attr-defined]
             p.__class__ = _moved_class(type(p))
         yield
     finally:
         for p, kind, move in zip(params, kinds, moves, strict=True):
             move.over = True  # for views that somebody keeps
             p.__class__ = kind
-            p.__dict__.pop("move", None)
+            for name in ("move", "home"):
+                p.__dict__.pop(name, None)
 
 
 @cache

@@ -15,7 +15,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, cached_property
 from itertools import chain, pairwise
 from typing import Literal, NamedTuple, Protocol, TypeVar, get_args
 
@@ -187,7 +187,7 @@ class Stream:
         self.scale = 1.0  # while the radius is measured, from the numbers themselves
         self.scale = distribution.radius(self)
 
-    @property
+    @cached_property
     def dtype(self) -> torch.dtype:
         """Working precision of the numbers: fp64 for an fp64 block, else fp32."""
         return torch.promote_types(torch.float32, self.block.params[0].dtype)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from smoothlab.blocks import flatten
 from smoothlab.errors import BadInput
+from smoothlab.llm.compute import compute_in_float32
 from smoothlab.llm.partition import partition
 from smoothlab.optim.hybrid import HybridSGD
 from smoothlab.optim.seedlog import SeedLog, replay
@@ -16,15 +17,17 @@ from smoothlab.zeroth.estimators import Sides, ZerothOrder
 from smoothlab.zeroth.low_rank import LowRank
 from smoothlab.zeroth.products import Moved
 from smoothlab.zeroth.rng import GeneratorName
+from tests.llm.architectures import causal
 from tests.llm.test_architectures import ETA_X, ETA_Y, KINDS, MU, made, prompt_loss, put
 
 QUICK = ("opt", "gpt2", "llama", "falcon")
 """In the default run: positions from a table and tied heads; transposed weights; RMS norms; products with A'."""
 REFUSED = {
-    "deepseek_v3": "mlp.gate.weight of shape .* is read by type",
     "gpt_oss": "experts.gate_up_proj_bias of shape .* is read by __getitem__",
 }
 """Architectures that read a matrix otherwise than in products, and what they are told."""
+SINGLE = ("deepseek_v3",)
+"""Architectures that multiply by a matrix in fp32, whatever their weights are."""
 CASES = [
     kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.check) for kind in KINDS if kind not in REFUSED
 ]
@@ -63,7 +66,8 @@ def test_a_hybrid_step_is_that_with_a_moved_copy(kind: str) -> None:
         home = {name: flatten(block.copies()) for name, block in partition(made(kind)).items()}
         for name, theirs, ours in zip(("base", "peft"), wanted[:2], found[:2], strict=True):
             moved = float((theirs - home[name]).abs().max())
-            bound = 100 * torch.finfo(theirs.dtype).eps / MU * moved
+            dtype = torch.float32 if kind in SINGLE else theirs.dtype
+            bound = 100 * torch.finfo(dtype).eps / MU * moved
             assert moved > 0
             torch.testing.assert_close(ours, theirs, rtol=0, atol=bound)
         assert found[2] == pytest.approx(wanted[2], rel=1e-5)
@@ -74,6 +78,25 @@ def test_architectures_that_read_a_matrix_otherwise_are_told(kind: str) -> None:
     with pytest.raises(BadInput, match=f"block 'base': its parameter .*{REFUSED[kind]}.*: use perturb 'weights'"):
         after(kind, ZerothOrder(MU, 2, LowRank(1), perturb="forward"))
     after(kind, ZerothOrder(MU, 2, LowRank(1)), steps=1)
+
+
+@pytest.mark.parametrize("kind", ["opt", "llama"])
+def test_weights_of_16_bits_that_compute_in_float32_give_the_slope_of_float32_weights(kind: str) -> None:
+    """The same weights in both formats: the slope is exact up to the rounding of two losses, divided by 2 mu."""
+    slopes = []
+    for narrow in (True, False):
+        model = causal(kind).bfloat16()
+        if narrow:
+            compute_in_float32(model)
+        else:
+            model.float()
+        loss, base = prompt_loss(model), partition(model)["base"]
+        oracle = ZerothOrder(MU, 2, LowRank(2), perturb="forward", dtype=torch.float32)
+        ((_, slope),) = oracle(loss, base, 3).terms
+        slopes.append(slope)
+        assert oracle.realized_fraction(base) > 0.99  # type: ignore[operator]
+    assert slopes[0] == pytest.approx(slopes[1], abs=100 * torch.finfo(torch.float32).eps / MU)
+    assert abs(slopes[0]) > 1e-1
 
 
 @pytest.mark.parametrize("generator", ["torch", "portable"])

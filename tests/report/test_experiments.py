@@ -162,6 +162,19 @@ def test_runs_without_a_test_and_equal_names_are_told_apart(tmp_path: Path) -> N
     assert selected == [40, 40], "the evaluation whose weights were tested is hollow"
 
 
+def test_a_kind_has_one_color_in_all_panels(tmp_path: Path) -> None:
+    """The first kind has no training loss yet; the second keeps the color that it has beside it."""
+    one = write_run(tmp_path / "a", replace(RUN, eval_every=50), 0.5, test=False)
+    two = write_run(tmp_path / "b", replace(RUN, method="zo"), 0.6)
+    loss, dev, _ = draw("finetune", records.load([one, two])).get_axes()
+    colors = []
+    for panel in (loss, dev):
+        legend = panel.get_legend()
+        names = [text.get_text() for text in legend.get_texts()]
+        colors.append(legend.get_lines()[names.index("ZO-FT")].get_color())
+    assert colors[0] == colors[1]
+
+
 def test_classifiers_are_named_and_records_of_before_the_option_are_of_the_same_kind(tmp_path: Path) -> None:
     """What --head auto chose stands in the row of the test; the header of an older file has no such option."""
 

@@ -143,9 +143,10 @@ def _above(curve: Displacements, isotropic: float, steps: int, rates: np.ndarray
     for step in range(steps):
         own = S * np.exp(-rates * S * step / most)
         squares += rates**2 * isotropic * (own + np.interp(squares, curve.squares, fed))
-        squares = np.minimum(squares, curve.squares[-1])  # where the loss is too high, and stays so
+        squares = np.minimum(squares, curve.squares[-1])
     gained = -most * np.expm1(-rates * S * steps / most)
-    above: np.ndarray = np.interp(squares, curve.squares, losses - start) > gained
+    # The last point is where the loss of all pairs has risen by more than that; of some of them it may not have.
+    above: np.ndarray = (np.interp(squares, curve.squares, losses - start) > gained) | (squares >= curve.squares[-1])
     return above
 
 

@@ -307,8 +307,12 @@ def optimizer(
     variant: Variant | None = None
     if run.recipe.base == "zeroth":
         distribution = named(run.distribution, generator=run.generator)
+        dtype = None
+        if run.compute == "float32" and run.perturb == "forward":
+            dtype = torch.float32  # of norms and biases, where 16 bits would round the move away
+        plain = ZerothOrder(rates.mu, run.sides, distribution, run.q, perturb=run.perturb, dtype=dtype)
         variant = variant_named(run.variant)
-        oracle = variant.oracle(ZerothOrder(rates.mu, run.sides, distribution, run.q, perturb=run.perturb))
+        oracle = variant.oracle(plain)
     # A classifier's head learns at the rate of the module beside it, and without a module at the base model's.
     defaults = dict.fromkeys(blocks, rates.eta_x) | {"peft": rates.eta_y}
     if run.recipe.module:

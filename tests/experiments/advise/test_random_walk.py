@@ -83,6 +83,12 @@ def test_the_sampling_error_is_the_spread_of_limits() -> None:
     assert 1 / 1.5 < float(np.mean(errors)) / float(np.std(logs)) < 1.5
 
 
+def test_nothing_is_stable_beyond_the_last_point() -> None:
+    """Where the loss of some pairs has not risen there: 60 steps at S = 1 reach sigma^2 = 1 at eta^2 b 60 = 1."""
+    curve = Displacements(np.array([0.0, 1.0]), np.full((2, 3), 1e6), np.ones((2, 3)))
+    assert walk_limit(curve, 1e-3, 60) == pytest.approx(60e-3**-0.5, rel=1e-3)
+
+
 def test_a_loss_that_is_not_finite_anywhere_near_is_refused() -> None:
     trainer = trainer_of([1.0])
 
