@@ -43,8 +43,9 @@ if TYPE_CHECKING:
     from smoothlab.zeroth.estimators import Estimator, ZerothOrder
     from smoothlab.zeroth.low_rank import LowRank
     from smoothlab.zeroth.moments import Taylor, linear_factor, mean, outer_moment, second_moment
+    from smoothlab.zeroth.muon import Muon
     from smoothlab.zeroth.scaled import Masked, Preconditioned
-    from smoothlab.zeroth.variants import Adaptive, Momentum, Muon, Plain, Spread, Subspace, Variant
+    from smoothlab.zeroth.variants import Adaptive, Momentum, Plain, Spread, Subspace, Variant
 
 __version__ = "0.2.0.dev0"
 __all__ = [
@@ -93,9 +94,10 @@ _NAMES = {
     "zeroth.distributions": "Coordinate Distribution Gaussian Rademacher Sparse Sphere",
     "zeroth.estimators": "Estimator ZerothOrder",
     "zeroth.low_rank": "LowRank",
+    "zeroth.muon": "Muon",
     "zeroth.scaled": "Masked Preconditioned",
     "zeroth.moments": "Taylor linear_factor mean outer_moment second_moment",
-    "zeroth.variants": "Adaptive Momentum Muon Plain Spread Subspace Variant",
+    "zeroth.variants": "Adaptive Momentum Plain Spread Subspace Variant",
 }
 """Public names by the module that they are loaded from."""
 _MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}

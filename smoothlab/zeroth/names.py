@@ -35,7 +35,7 @@ VARIANTS: dict[str, str | type] = {
     "adaptive": "smoothlab.zeroth.variants:Adaptive",
     "spread": "smoothlab.zeroth.variants:Spread",
     "subspace": "smoothlab.zeroth.variants:Subspace",
-    "muon": "smoothlab.zeroth.variants:Muon",
+    "muon": "smoothlab.zeroth.muon:Muon",
 }
 """Variants of zeroth-order steps: the lower-case name of the class, and its defaults as parameters."""
 

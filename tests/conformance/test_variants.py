@@ -11,8 +11,9 @@ from smoothlab.conformance.suite import verify
 from smoothlab.optim.hybrid import HybridSGD
 from smoothlab.zeroth.estimators import ZerothOrder
 from smoothlab.zeroth.low_rank import LowRank
+from smoothlab.zeroth.muon import Muon
 from smoothlab.zeroth.names import VARIANTS
-from smoothlab.zeroth.variants import Adaptive, Momentum, Muon, Plain, Spread, Subspace, Variant
+from smoothlab.zeroth.variants import Adaptive, Momentum, Plain, Spread, Subspace, Variant
 
 ROOT = Path(__file__).resolve().parents[2]
 SUBJECTS: dict[str, tuple[Variant, dict[str, Any], list[str]]] = {

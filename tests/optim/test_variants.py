@@ -14,8 +14,9 @@ from smoothlab.optim.seedlog import SeedLog, replay
 from smoothlab.zeroth.distributions import Distribution, Gaussian, Rademacher
 from smoothlab.zeroth.estimators import ZerothOrder
 from smoothlab.zeroth.low_rank import KeptSubspace, LowRank
+from smoothlab.zeroth.muon import Muon
 from smoothlab.zeroth.names import VARIANTS
-from smoothlab.zeroth.variants import Adaptive, Momentum, Muon, Plain, Spread, Subspace, Variant
+from smoothlab.zeroth.variants import Adaptive, Momentum, Plain, Spread, Subspace, Variant
 
 RUNS: dict[str, tuple[Variant, Distribution, int]] = {
     "plain": (Plain(), Gaussian(), 1),
