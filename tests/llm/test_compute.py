@@ -151,6 +151,17 @@ def test_the_command_trains_measures_and_saves_it(tmp_path: Path) -> None:
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
 
 
+def test_the_command_moves_weights_in_float32() -> None:
+    """bf16 rounds 1.6 % of a step of 1e-3 away on `micro`."""
+    from smoothlab.experiments.finetune.experiment import Finetune
+
+    run = Finetune(method="zo", dtype="bfloat16", compute="float32", train=8, dev=4, test=4, batch=4, parts=1)
+    trainer = run.setup().trainer()
+    trainer.update()
+    assert trainer.optimizer.last is not None
+    assert trainer.optimizer.last.realized_fractions["base"] == pytest.approx(1, abs=1e-5)
+
+
 def test_what_makes_no_sense_is_refused() -> None:
     from smoothlab.experiments.finetune.experiment import Finetune
     from smoothlab.experiments.finetune.options import check

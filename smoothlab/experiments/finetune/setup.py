@@ -307,10 +307,14 @@ def optimizer(
     variant: Variant | None = None
     if run.recipe.base == "zeroth":
         distribution = named(run.distribution, generator=run.generator)
-        dtype = None
-        if run.compute == "float32" and run.perturb == "forward":
-            dtype = torch.float32  # of norms and biases, where 16 bits would round the move away
-        plain = ZerothOrder(rates.mu, run.sides, distribution, run.q, perturb=run.perturb, dtype=dtype)
+        dtype = layers = None
+        if run.compute == "float32":
+            dtype = torch.float32  # of what is moved, where 16 bits would round the move away
+            if run.perturb == "weights":
+                layers = model
+        plain = ZerothOrder(
+            rates.mu, run.sides, distribution, run.q, perturb=run.perturb, layers=layers, dtype=dtype
+        )  # fmt: skip
         variant = variant_named(run.variant)
         oracle = variant.oracle(plain)
     # A classifier's head learns at the rate of the module beside it, and without a module at the base model's.
