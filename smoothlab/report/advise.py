@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from smoothlab.errors import BadInput
 from smoothlab.report.numbers import interval, number, rate
-from smoothlab.report.panels import COLORS, GRAY, grid, legend_above
+from smoothlab.report.panels import COLORS, GRAY, grid, legend_above, plain_ticks
 
 ABREAST = 2
 """Panels beside each other."""
@@ -88,9 +88,9 @@ def _panel(ax: Axes, option: str, trials: pd.DataFrame, limits: pd.DataFrame) ->
     steps = int(trials["steps"].max())
     ax.set(xscale="log", xlabel=f"learning rate {option}", ylabel=f"loss after {steps} steps")
     ax.margins(y=0.08)
-    ax.xaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 3.0)))
+    shown_rates = limits[["value", "low", "high"]].to_numpy(float).ravel()
+    plain_ticks(ax.xaxis, pd.concat([trials["rate"], pd.Series(shown_rates)]))
     ax.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: rate(value)))
-    ax.xaxis.set_minor_formatter(ticker.NullFormatter())
     legend_above(ax, columns=1)
 
 
