@@ -33,6 +33,24 @@ def test_without_feedback_the_limit_is_two_over_b_times_the_trace(steps: int, ga
     assert 1 - rate * S / gain - 1e-3 <= rate * b * c / 2 <= 1 + 1e-3  # rates are known to 5e-4
 
 
+@pytest.mark.parametrize("steps", [20, 240])
+def test_gradients_that_grow_with_the_distance_feed_the_walk(steps: int) -> None:
+    """S = 1 + h sigma^2: sigma_T^2 = ((1 + eta^2 b h)^T - 1)/h, and the loss has risen by eta T there."""
+    c, h, b = 40.0, 4000.0, 0.25
+    squares = np.array([0.0, 1e-6, 1e3])
+    curve = Displacements(squares, (1e6 + c * squares / 2)[:, None], (1 + h * squares)[:, None])
+    rate = walk_limit(curve, b, steps)
+    risen = c / 2 * ((1 + rate**2 * b * h) ** steps - 1) / h
+    assert risen == pytest.approx(rate * steps, rel=0.02)
+    assert rate < 0.8 * 2 / (b * c)
+
+
+def test_each_pair_has_its_own_minibatch() -> None:
+    """f = sum (x^2/2 + c x) at x = 1, c = 0 and 3: ||grad f||^2 is 4 and 64."""
+    curve = measured(trainer_of([1.0] * 4, slopes=(0.0, 3.0)))
+    assert curve.gradients[0].tolist() == [4.0, 4.0, 64.0, 64.0]
+
+
 @pytest.mark.parametrize("spectrum", ["flat", "heavy"])
 def test_half_of_simulated_runs_are_unstable_near_the_limit(spectrum: str) -> None:
     """400 dimensions, 200 runs of 60 steps each: the mean loss falls at half of the limit, and rises at twice it."""
