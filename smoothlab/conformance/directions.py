@@ -147,9 +147,10 @@ def outside(look: Observed) -> float:
     u = look.update
     if not len(look.displacements):
         return float(np.linalg.norm(u))
-    q, r = np.linalg.qr(unit(look.displacements).T)
-    q = q[:, np.abs(np.diag(r)) > 1e-9]
-    return float(np.linalg.norm(u - q @ (q.T @ u)))
+    # D and -D are both among them: QR without pivots would lose what follows such a pair.
+    basis, sizes, _ = np.linalg.svd(unit(look.displacements).T, full_matrices=False)
+    basis = basis[:, sizes > 1e-9 * sizes[0]]
+    return float(np.linalg.norm(u - basis @ (basis.T @ u)))
 
 
 def unit(d: Array) -> Array:

@@ -3,10 +3,12 @@
 import time
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from smoothlab.conformance.adapter import Subject
+from smoothlab.conformance.adapter import Observed, Subject
+from smoothlab.conformance.directions import outside
 from smoothlab.conformance.suite import answers, verify
 from smoothlab.zeroth.distributions import Gaussian
 from tests.cases import ESTIMATORS
@@ -92,6 +94,25 @@ def test_hybrid_steps_are_right_within_a_minute() -> None:
     report = verify(hybrid)
     assert report.passed, str(report)
     assert time.process_time() - begun < 60
+
+
+def test_what_is_outside_of_the_span_of_pairs() -> None:
+    """Directions and their mirror images: two of each, and an update with a part of length 5 that none reaches."""
+    rng = np.random.default_rng(0)
+    frame = np.linalg.qr(rng.normal(size=(6, 6)))[0]
+    d, e, off = frame[0], 0.6 * frame[0] + 0.8 * frame[1], 5 * frame[2]
+    points = np.array([d, -d, e, -e])
+    for part in (0 * off, off):
+        look = Observed(points, np.zeros(4), 0.0, 2 * d - 7 * e + part, None, 4)
+        assert outside(look) == pytest.approx(float(np.linalg.norm(part)), abs=1e-12)
+
+
+@pytest.mark.check
+def test_an_average_of_pairs_is_not_accused() -> None:
+    """One of the estimators of the slow test below, which runs on request."""
+    torch.set_num_threads(1)
+    report = verify(estimator("three averaged"), seed=7)
+    assert not report.wrong, str(report)
 
 
 @pytest.mark.slow
