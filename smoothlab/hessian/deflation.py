@@ -58,7 +58,7 @@ class Deflation:
         self.residuals: list[float] = []  # ||(I - Q'Q) H q_j|| for the Q of that time
         self.squared_images: list[float] = []  # ||H q_j||^2
         self.noise = 0.0  # relative rounding error of a product
-        self.cross_squared_images: dict[str, list[float]] = {other: [] for other in self.others}  # ||C q_j||^2
+        self.cross_known = dict.fromkeys(self.others, 0.0)  # ||C Q'||_F^2 of each cross block C
         self._memory = VectorMemory(self.block.dim, self.block.params[0])  # of the images of probes
         self._clear()
 
@@ -99,7 +99,7 @@ class Deflation:
         if self.hvps == 1:
             self._measure_noise(q, image)
         for name, cross in crossed.items():
-            self.cross_squared_images[name].append(dot(cross, cross))
+            self.cross_known[name] += dot(cross, cross)
         if self.rows is not None:
             self.rows.take(q, image)
         projection = self.basis.project_out(image)
@@ -107,11 +107,6 @@ class Deflation:
         self.columns.append(projection.coefficients)
         self.residuals.append(projection.after)
         return image, projection
-
-    @property
-    def cross_known(self) -> dict[str, float]:
-        """||C Q'||_F^2 of each cross block C."""
-        return {name: sum(squares) for name, squares in self.cross_squared_images.items()}
 
     def _measure_noise(self, q: Tensor, image: Tensor) -> None:
         """Rounding, once a block, on its first product H q = `image`; or once a run, where it is kept."""

@@ -193,12 +193,17 @@ def test_what_is_refused_is_one_line(tmp_path: Path) -> None:
 
 
 def test_states_of_before_there_were_variants_are_of_plain_steps() -> None:
-    y = nn.Parameter(torch.ones(2))
-    optimizer = HybridSGD([{"params": [y], "oracle": ZerothOrder()}])
-    state = optimizer.state_dict()
-    del state["variants"]
-    optimizer.load_state_dict(state)
-    optimizer.step(lambda: y.square().sum())
+    ends = []
+    for old in (True, False):
+        y = nn.Parameter(torch.ones(2))
+        optimizer = HybridSGD([{"params": [y], "oracle": ZerothOrder()}])
+        state = optimizer.state_dict()
+        if old:
+            del state["variants"]
+        optimizer.load_state_dict(state)
+        optimizer.step(lambda y=y: y.square().sum())
+        ends.append(y.tolist())
+    assert ends[0] == ends[1] != [1.0, 1.0]
 
 
 def test_a_subspace_is_the_groups_own_and_the_given_estimator_stays() -> None:

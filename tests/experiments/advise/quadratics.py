@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -60,23 +59,3 @@ def raised() -> Trainer:
         {"params": [y], "lr": 1e-3, "name": "peft"},
     ])  # fmt: skip
     return Trainer(None, {"base": Block("base", (x,)), "peft": Block("peft", (y,))}, lambda step: [0], loss, optimizer)
-
-
-def coupled(dim_x: int, dim_y: int, exact: Any = None) -> tuple[Trainer, np.ndarray]:
-    """f(z) = z'Hz/2 at z = (1, ..., 1), x by one Gaussian direction, y by exact gradients; the trainer, and H."""
-    rng = np.random.default_rng(0)
-    a = rng.normal(size=(dim_x + dim_y, dim_x + dim_y))
-    hessian = a @ a.T / (dim_x + dim_y)
-    x, y = (torch.ones(d, dtype=torch.float64, requires_grad=True) for d in (dim_x, dim_y))
-    h = torch.from_numpy(hessian)
-
-    def loss(_: Any, __: Any) -> Tensor:
-        z = torch.cat([x, y])
-        return z @ h @ z / 2
-
-    groups = [
-        {"params": [x], "lr": 1e-3, "name": "base", "oracle": ZerothOrder(mu=1e-4)},
-        {"params": [y], "lr": 1e-3, "name": "peft"},
-    ]
-    blocks = {"base": Block("base", (x,)), "peft": Block("peft", (y,))}
-    return Trainer(None, blocks, lambda step: [0], loss, HybridSGD(groups, exact=exact)), hessian
