@@ -63,7 +63,7 @@ def gauss_newton_trace(
     >>> from smoothlab import Block, gauss_newton_trace
     >>> w = torch.nn.Parameter(torch.zeros(2, 1, dtype=torch.float64))      # f = w x, p = (1/2, 1/2)
     >>> outputs = lambda: (torch.full((1, 1), 3.0).double() @ w.T, torch.ones(1))
-    >>> gauss_newton_trace(outputs, [Block("w", (w,))])[0].value            # x^2 tr(diag p - p p') = 9 / 2
+    >>> round(gauss_newton_trace(outputs, [Block("w", (w,))])[0].value, 6)  # x^2 tr(diag p - p p') = 9 / 2
     4.5
 
     Args:

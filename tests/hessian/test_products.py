@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from importlib import resources
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -300,13 +301,17 @@ def test_the_chosen_step_tells_its_error_and_smooth_networks_have_no_kinks(
     module, blocks, reference, exact = pair(problem)
     if dtype == torch.float64:
         module, blocks = reference, exact
-    v = draw(blocks[0], "gaussian", [0])
-    hessian = FiniteDifferenceHessian(module, blocks, scheme=scheme)
-    image, cross = hessian.product(v, "x", ["x", "y"])
-    truth, cross_truth = ExactHessian(reference, exact).product(v.double(), "x", ["x", "y"])
-    step, error = hessian.steps["x"], relative(image, truth)
-    assert not step.kinks
-    assert step.error is not None and error / 4 < step.error < 5 * error
+    told_over_true = []  # along one direction the ratio can reach 5: rounding is a draw, and the processor's
+    for seed in range(7):
+        v = draw(blocks[0], "gaussian", [seed])
+        hessian = FiniteDifferenceHessian(module, blocks, scheme=scheme)
+        image, cross = hessian.product(v, "x", ["x", "y"])
+        truth, cross_truth = ExactHessian(reference, exact).product(v.double(), "x", ["x", "y"])
+        step, error = hessian.steps["x"], relative(image, truth)
+        assert step.error is not None and not step.kinks
+        told_over_true.append(step.error / error)
+    assert 1 / 2.5 < np.median(told_over_true) < 2.5
+    assert step.error is not None
     expected = {("forward", 4): 5e-3, ("central", 4): 3e-4, ("forward", 8): 2e-7, ("central", 8): 1e-9}
     assert step.error < expected[scheme, dtype.itemsize] * (8 if name == "opt" else 1)  # its gradients are tiny
     assert float((cross - cross_truth).norm()) < 4 * step.error * (norm(truth) + norm(cross_truth))
