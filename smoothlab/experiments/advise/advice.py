@@ -1,5 +1,6 @@
 """Advice on learning rates and mu from a trainer: limits predicted, tried, or both, within the time of some steps."""
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,8 +22,13 @@ from smoothlab.trainer import Trainer
 from smoothlab.zeroth.estimators import ZerothOrder
 
 Row = dict[str, Any]
-AFFORDABLE = 0.7
-"""Share of a rate's time that a prediction may take, where tries are to confirm it."""
+AFFORDABLE = 0.85
+"""Share of a rate's time that a prediction may take, as it may take more than is expected of it."""
+RUNS = {"zeroth": 0, "exact": 3, "adam": 3}
+"""Runs that a prediction leaves time for, by the kind of steps, where less of it costs less.
+
+A random walk tells more than runs do in its time; a largest eigenvalue, however exact, tells a limit to a factor of 3.
+"""
 TIMED = 3
 """Steps that are timed."""
 MINIBATCHES = 4
@@ -227,8 +233,9 @@ class _Adviser:
             return None, None
         try:
             prediction = predicted_limit(
-                self.trainer, rate.block, rates=chosen, minibatches=max(minibatches, 1), seed=(self.seed, 3)
-            )
+                self.trainer, rate.block, rates=chosen, minibatches=max(minibatches, 1), seed=(self.seed, 3),
+                steps=self.tries.steps,
+            )  # fmt: skip
         except BadInput as error:
             if self.by == "predict":
                 raise
@@ -243,23 +250,29 @@ class _Adviser:
         left = AFFORDABLE * (until - self.clock.steps)
         if rate.kind == "zeroth" and any(chosen.values()):
             left -= BESIDE
-        affordable = 0
-        for minibatches in range(1, MINIBATCHES + 1):
-            if expected_gradients(self.trainer, rate.block, minibatches) * gradient <= left:
-                affordable = minibatches
-        return affordable
+        for runs in range(RUNS[rate.kind], -1, -1):
+            for minibatches in range(MINIBATCHES, 0, -1):
+                cost = expected_gradients(self.trainer, rate.block, minibatches) * gradient
+                if cost + runs * self._cost_of_run() <= left:
+                    return minibatches
+        return 0
+
+    def _cost_of_run(self) -> float:
+        """In steps; the first one computes the loss at the start, too."""
+        return self.tries.steps + 2 * JUDGED * self.clock.forward / self.clock.step
 
     def _tried(
         self, rate: Rate, chosen: Mapping[str, float], prediction: Prediction | None, until: float
     ) -> Limit | None:
         """The limit by trying, or None where no time is left and there is a prediction."""
-        # A first run computes the loss at the start, too.
-        cost = self.tries.steps + 2 * JUDGED * self.clock.forward / self.clock.step
+        cost = self._cost_of_run()
         if prediction is not None and until - self.clock.steps < cost:
             return None
-        guess, prior = rate.configured or 1e-4, None
+        guess, prior, shorter = rate.configured or 1e-4, None, 1.0
         if prediction is not None:
-            guess, prior = prediction.limit.value, prediction.limit
+            shorter = prediction.shorter
+            prior = _scaled(prediction.limit, shorter)
+            guess = math.sqrt(prior.low * prior.high)  # limits lie as often above it as below
         limit = stability_limit(
             self.tries, lambda value: {**chosen, **dict.fromkeys(rate.names, value)}, guess,
             budget=lambda: until - self.clock.steps, cost=cost, prior=prior, names=rate.option,
@@ -271,7 +284,8 @@ class _Adviser:
             })  # fmt: skip
         unstable = [trial.unstable for trial in limit.trials]
         alone = threshold([trial.rate for trial in limit.trials], unstable)
-        self._limit(rate, alone, "tried", "loss above its start", limit.flag)
+        limit = replace(limit, limit=_scaled(limit.limit, 1 / shorter))
+        self._limit(rate, _scaled(alone, 1 / shorter), "tried", "loss above its start", limit.flag)
         if prediction is not None:
             self._limit(rate, limit.limit, "predicted and tried", "loss above its start", limit.flag)
         return limit
@@ -285,6 +299,11 @@ class _Adviser:
     def _advised(self, rate: Rate, limit: Interval, source: str, weakest: str, flag: str | None) -> Advised:
         value, low, high = (FRACTION[rate.kind] * end for end in limit)
         return Advised(rate.option, value, low, high, source, weakest, flag)
+
+
+def _scaled(limit: Interval, factor: float) -> Interval:
+    """A limit of runs of other lengths."""
+    return Interval(*(factor * end for end in limit))
 
 
 def rates_of(trainer: Trainer) -> list[Rate]:

@@ -33,8 +33,8 @@ from smoothlab.trainer import Trainer
 from smoothlab.zeroth.estimators import ZerothOrder
 from smoothlab.zeroth.moments import outer_moment
 
-LANCZOS = 8
-"""Lanczos steps on a minibatch's Hessian."""
+LANCZOS = 5
+"""Lanczos steps on a minibatch's Hessian; eight tell no limit better, and leave time for fewer runs."""
 DIRECTIONS = 2
 """Random directions along which a random walk is looked at on each minibatch."""
 PULLED_BACK = 1.25
@@ -51,7 +51,7 @@ BESIDE = 20
 """Steps of the other blocks before the curvature is measured that zeroth-order steps will meet."""
 PRODUCT = 2.2
 """Gradients that a Hessian-vector product costs."""
-MODEL_ERROR = {"random walk": (1.7, 1.7), "exact": (3.5, 9.0), "adam": (4.0, 1.5)}
+MODEL_ERROR = {"random walk": (1.7, 1.7), "exact": (3.5, 9.0), "adam": (4.0, 2.5)}
 """How many times below and above the prediction limits were in runs, by condition (benchmarks/results/advice_*.jsonl).
 
 Where exact gradients without Adam begin to raise the loss, steps often lead to flatter places and the loss falls again:
@@ -69,12 +69,14 @@ class Prediction:
         condition: the condition that it follows from, a key of `MODEL_ERROR`.
         gradients: gradients that it cost.
         weakest: the assumption that is most in doubt.
+        shorter: how many times that limit the limit of shorter runs is.
     """
 
     limit: Interval
     condition: str
     gradients: float
     weakest: str
+    shorter: float = 1.0
 
 
 def predicted_limit(
@@ -85,6 +87,7 @@ def predicted_limit(
     minibatches: int = 3,
     first: int = 0,
     seed: Sequence[int] = (0,),
+    steps: int = random_walk.STEPS,
 ) -> Prediction:
     """The predicted limit of the rate of one or several groups of a trainer, joined to one block.
 
@@ -96,6 +99,8 @@ def predicted_limit(
         minibatches: that are averaged over.
         first: number of the first of these minibatches; Adam's are those after its warm-up.
         seed: seed of the probes.
+        steps: of the runs whose limit `Prediction.shorter` tells. A random walk goes less far in fewer steps; the limit
+            of exact gradients is taken for the same.
 
     Raises:
         BadInput: the loss is at a point without gradient, has no positive curvature, or does not depend on the block.
@@ -108,7 +113,7 @@ def predicted_limit(
                 if any(others.values()):
                     for _ in range(BESIDE):
                         trainer.update()
-                return _zeroth_order(trainer, block, group["oracle"], seed, minibatches, first)
+                return _zeroth_order(trainer, block, group["oracle"], seed, minibatches, first, steps)
         if "betas" in group:
             return _adam(trainer, block, group, seed, minibatches)
         return _exact(trainer, block, group, seed, minibatches, first)
@@ -133,7 +138,7 @@ def _group_of(trainer: Trainer, block: Block) -> dict[str, Any]:
 
 
 def _zeroth_order(
-    trainer: Trainer, block: Block, oracle: Any, seed: Sequence[int], minibatches: int, first: int
+    trainer: Trainer, block: Block, oracle: Any, seed: Sequence[int], minibatches: int, first: int, steps: int
 ) -> Prediction:
     if not isinstance(oracle, ZerothOrder):
         raise BadInput(f"oracle {oracle!r} of block '{block.name}' has no known second moment: try rates instead")
@@ -141,11 +146,13 @@ def _zeroth_order(
     isotropic = moment.isotropic + max(moment.diagonal, 0.0) / block.dim
     pairs = [(first + number, k) for number in range(minibatches) for k in range(DIRECTIONS)]
     curve = random_walk.displacements(trainer, block, oracle.distribution, pairs, seed)
-    limit = PULLED_BACK * random_walk.walk_limit(curve, isotropic)
+    limit = random_walk.walk_limit(curve, isotropic)
+    shorter = random_walk.walk_limit(curve, isotropic, steps) / limit
+    limit *= PULLED_BACK
     pairs_error = float(stats.t.ppf(0.975, len(pairs) - 1)) * random_walk.sampling_error(curve, isotropic)
     edges = [limit * math.exp(end) for end in (0.0, -pairs_error, pairs_error)]
     weakest = "that training pulls back no more, and gains no more, than it did on small networks"
-    return Prediction(_widened(edges, "random walk"), "random walk", curve.losses.size, weakest)
+    return Prediction(_widened(edges, "random walk"), "random walk", curve.losses.size, weakest, shorter)
 
 
 def _exact(

@@ -94,12 +94,15 @@ class Tries:
                 block.
         """
         start, end, made, cost = self.start, math.inf, 0, forwards_of_step(self.trainer.optimizer)
-        largest = self.abandoned * max(abs(start), torch.finfo(torch.float32).eps)
+        at_start = max(abs(start), torch.finfo(torch.float32).eps)
         with self.trainer.on_trial(rates, number=number, first=number * self.steps):
             try:
                 for _ in range(self.steps):
                     made += 1
-                    if not self.trainer.update() <= largest:
+                    loss = self.trainer.update()
+                    if made == 1:  # that of the weights at the start, which a long mu moves far away from them
+                        at_start = max(at_start, abs(loss))
+                    if not loss <= self.abandoned * at_start:
                         break
                 else:
                     end = self._loss()

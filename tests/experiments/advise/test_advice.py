@@ -12,9 +12,11 @@ import smoothlab
 from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
 from smoothlab.experiments.advise import advice as advice_module
-from smoothlab.experiments.advise.advice import FRACTION, MINIBATCHES, advise, rates_of
+from smoothlab.experiments.advise.advice import FRACTION, MINIBATCHES, RUNS, advise, rates_of
 from smoothlab.experiments.advise.predicting import predicted_limit
 from smoothlab.optim.hybrid import HybridSGD
+from smoothlab.stats.intervals import Interval
+from smoothlab.stats.thresholds import threshold
 from smoothlab.trainer import Trainer
 from smoothlab.zeroth.estimators import ZerothOrder
 from tests.experiments.advise.quadratics import hybrid, raised, trainer_of
@@ -118,6 +120,36 @@ def test_the_time_of_all_measuring_stays_within_the_budget(by: Any, budget: int,
     assert 0.5 * budget < advice.steps <= budget
     # Losses at the start and at the end of runs are in it: counted by forward passes alone, they would not fit.
     assert advice.steps == evaluations[0]
+
+
+@pytest.mark.parametrize(("budget", "minibatches"), [(100, 1), (400, 4)])
+def test_a_prediction_leaves_time_for_runs(budget: int, minibatches: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = trainer_of([4.0, 1.0])
+    seen = []
+    monkeypatch.setattr(advice_module, "predicted_limit", lambda *args, **kwargs: seen.append(kwargs) or limit)
+    limit = predicted_limit(trainer, trainer.blocks["base"])
+    counting(trainer, monkeypatch)
+    advice = advise(trainer, by="confirm", budget=budget)
+    assert seen[0]["minibatches"] == minibatches
+    assert sum(row["part"] == "trial" for row in advice.rows) >= RUNS["exact"]
+
+
+def test_runs_of_20_steps_tell_the_limit_of_60() -> None:
+    """The prior, the first rate tried and the limit are in units of the random walk's limits of 20 and of 60 steps."""
+    trainer = trainer_of([4.0, 1.0, 1.0, 1.0], oracle=ZerothOrder())
+    advice = advise(trainer, budget=1e6)
+    trials = [row for row in advice.rows if row["part"] == "trial"]
+    limits = {row["source"]: row for row in advice.rows if row["part"] == "limit"}
+    predicted = limits["predicted"]
+    center = (predicted["low"] * predicted["high"]) ** 0.5
+    shorter = trials[0]["rate"] / center
+    assert 1.4 < shorter < 1.7
+    seen = ([row["rate"] for row in trials], [row["loss_after"] > 1.01 * row["loss_before"] for row in trials])
+    prior = Interval(*(shorter * predicted[end] for end in ("value", "low", "high")))
+    for source, alone in (("tried", threshold(*seen)), ("predicted and tried", threshold(*seen, prior))):
+        told = [limits[source][end] for end in ("value", "low", "high")]
+        assert told == pytest.approx([end / shorter for end in alone])
+    assert advice["eta_x"].value == pytest.approx(FRACTION["zeroth"] * limits["predicted and tried"]["value"])
 
 
 def test_groups_of_one_option_share_its_rate() -> None:

@@ -54,6 +54,19 @@ def test_zeroth_order_steps_are_predicted_by_their_random_walk() -> None:
     assert prediction.limit.low < 2 / 2002 < prediction.limit.high
 
 
+@pytest.mark.parametrize(("spectrum", "low", "high"), [([4.0, 1.0, 1.0, 1.0], 1.4, 1.7), ([1.0] * 2000, 0.95, 1.05)])
+def test_the_limit_of_shorter_runs_is_the_walks(spectrum: list[float], low: float, high: float) -> None:
+    """Between the root of 60/20, where slopes stay, and 1, where the distance feeds them: the mean-square edge."""
+    trainer = trainer_of(spectrum, oracle=ZerothOrder())
+    block = trainer.blocks["base"]
+    prediction = predicted_limit(trainer, block, steps=20)
+    pairs = [(number, k) for number in range(3) for k in range(2)]
+    curve = random_walk.displacements(trainer, block, ZerothOrder().distribution, pairs)
+    short, long = (random_walk.walk_limit(curve, 1.0, steps) for steps in (20, 60))
+    assert prediction.shorter == short / long and low < prediction.shorter < high
+    assert predicted(trainer).shorter == 1.0 and predicted(trainer_of(SPECTRUM)).shorter == 1.0
+
+
 def test_each_block_of_a_hybrid_has_its_own() -> None:
     trainer = hybrid(curvature_x=1.0, curvature_y=4.0, dim=2000)
     assert predicted(trainer, "peft").limit.value == pytest.approx(0.5, rel=1e-6)

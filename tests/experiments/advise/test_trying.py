@@ -94,6 +94,13 @@ def test_an_unstable_run_costs_few_steps_and_a_budget_is_kept() -> None:
     assert unaffordable.forwards == 98  # the first run is made whatever the budget
 
 
+def test_a_long_mu_makes_no_run_unstable() -> None:
+    """At x +- 3 z the loss is many times that at x: steps are told from it, not from the weights that they lead to."""
+    tries = Tries(trainer_of([1.0] * 20, oracle=ZerothOrder(mu=3.0)))
+    assert not tries.run(1e-3, {"base": 1e-3}, 0).unstable
+    assert tries.run(1.0, {"base": 1.0}, 0).unstable
+
+
 def test_the_forward_passes_of_a_step() -> None:
     assert forwards_of_step(trainer_of([1.0]).optimizer) == 3
     assert forwards_of_step(trainer_of([1.0], oracle=ZerothOrder(q=4)).optimizer) == 8
