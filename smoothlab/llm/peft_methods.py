@@ -90,7 +90,8 @@ PEFT_METHODS: dict[str, PeftMethod] = {
     "loha": _linear("LoHaConfig", _RANK),
     "lokr": _linear("LoKrConfig", _RANK),
     "ia3": PeftMethod("IA3Config"),
-    "oft": _linear("OFTConfig", oft_block_size=4),
+    # By default peft sums five powers of the skew matrix in place of the rotation, which then is none.
+    "oft": _linear("OFTConfig", oft_block_size=4, use_cayley_neumann=False),
     "boft": _linear("BOFTConfig", boft_block_size=4),
     "vera": _linear("VeraConfig", r=64),
     "randlora": _linear("RandLoraConfig", _RANK),
