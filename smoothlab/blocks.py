@@ -157,9 +157,8 @@ def dot(a: Tensor, b: Tensor) -> float:
 
     torch's own fp32 dot product is off by up to 1 % over 1e8 entries on a CPU.
     """
-    if a.dtype.itemsize == 2:  # runs would overflow in fp16
-        a, b = a.float(), b.float()
-    runs = [torch.dot(x, y) for x, y in zip(a.split(_RUN), b.split(_RUN), strict=True)]
+    wide = torch.promote_types(a.dtype, torch.float32)  # runs would overflow in fp16; the whole would take memory
+    runs = [torch.dot(x.to(wide), y.to(wide)) for x, y in zip(a.split(_RUN), b.split(_RUN), strict=True)]
     return float(torch.stack(runs).double().sum())
 
 
@@ -193,6 +192,22 @@ def differentiable(blocks: Iterable[Block], required: bool = True) -> Iterator[N
     finally:
         for p in other:
             p.requires_grad_(not required)
+
+
+@contextmanager
+def only_differentiable(blocks: Collection[Block], among: Iterable[Block]) -> Iterator[None]:
+    """Inside the context parameters of `blocks` require gradients, and others of `among` do not.
+
+    A graph that leads to weights which nobody differentiates would hold activations, and copies of narrow weights.
+    """
+    chosen = {id(p) for block in blocks for p in block.params}
+    rest = []
+    for block in among:
+        params = tuple(p for p in block.params if id(p) not in chosen)
+        if params:
+            rest.append(Block(block.name, params))
+    with differentiable(blocks), differentiable(rest, required=False):
+        yield
 
 
 def fixed_loss(compute: Callable[[], T], module: nn.Module, *, train: bool = False, seed: int = 0) -> Callable[[], T]:

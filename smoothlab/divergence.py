@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from smoothlab.blocks import Block, norm
 from smoothlab.errors import BadInput
+from smoothlab.zeroth.factors import standing
 
 RATE_OPTIONS = {"base": "--eta-x", "peft": "--eta-y", "head": "--eta-y"}
 """Command-line option of each block's learning rate; that of any other block is --eta NAME=RATE."""
@@ -36,4 +37,4 @@ class Growth:
 
 
 def _size(block: Block) -> float:
-    return math.sqrt(sum(norm(p.detach().reshape(-1)) ** 2 for p in block.params))
+    return math.sqrt(sum(norm(standing(p).reshape(-1)) ** 2 for p in block.params))

@@ -20,7 +20,7 @@ from typing import Any, Literal, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from smoothlab.blocks import Block, Loss, check_partition, differentiable, fixed_loss
+from smoothlab.blocks import Block, Loss, check_partition, fixed_loss, only_differentiable
 from smoothlab.divergence import Diverged, Growth
 from smoothlab.errors import BadInput
 from smoothlab.hessian.disagreements import WrongProducts
@@ -132,7 +132,7 @@ class Trainer:
         self._measured = -1  # step of the last point, which a run that goes on does not measure again
         if self.measure is not None:
             # Finite differences have no right step across kinks, which random weights show as well as trained ones.
-            with differentiable(self.measure.blocks):
+            with only_differentiable(self.measure.blocks, self.blocks.values()):
                 for block in self.measure.blocks:
                     # A head acts behind the kinks of the model: its weights cross none.
                     if block.name != "head" and has_kinks(self.minibatch_loss(0), block):
@@ -223,7 +223,7 @@ class Trainer:
         measurements = self._measurements(points, loss, number, (points.seed, step))
         first, self._measured = self._measured < 0, step
         try:
-            with differentiable(points.blocks):
+            with only_differentiable(points.blocks, self.blocks.values()):
                 for row in measurements:
                     yield {"step": step, **row, **adds}
         except WrongProducts as error:
@@ -257,11 +257,11 @@ class Trainer:
 
     def _path(self, points: Points, loss: Loss) -> Iterator[Row]:
         """Rows of path smoothness along the update of this step, which is made."""
-        with differentiable(points.blocks):
+        with only_differentiable(points.blocks, self.blocks.values()):
             smoothness = PathSmoothness(loss, points.blocks)
         with self.on_trial() if self.step == self.steps else nullcontext():
             self.update()
-            with differentiable(points.blocks):
+            with only_differentiable(points.blocks, self.blocks.values()):
                 yield from smoothness.rows()
 
     @contextmanager
@@ -321,7 +321,11 @@ class Trainer:
 
     def weights(self) -> dict[str, Tensor]:
         """A copy of the weights that checkpoints hold, on the CPU, by the parameters' names."""
-        return {name: p.detach().to("cpu", copy=True) for name, p in self._held().items()}
+        weights = {name: p.detach().to("cpu", copy=True) for name, p in self._held().items()}
+        if self.log is None:
+            for k, factors in self.optimizer.factors.items():
+                weights |= {f"factors.{k}.{name}": tensor for name, tensor in factors.state().items()}
+        return weights
 
     def load_weights(self, weights: Mapping[str, Tensor], step: int, log: Path | None = None) -> None:
         """Copy in such weights, and rebuild those that a seed log stands for from its first `step` steps.
@@ -332,9 +336,14 @@ class Trainer:
         self._copy_in(weights, self._held())
         if self.allocator is not None:
             self.allocator.settle(self.model)
+        for k, factors in self.optimizer.factors.items():
+            state = {name: weights[f"factors.{k}.{name}"] for name in factors.KEYS if f"factors.{k}.{name}" in weights}
+            if state:  # those of a checkpoint are in the optimizer's
+                factors.load(state)
         if self.log is not None:
             assert self.start is not None
-            self._copy_in(self.start, self._named(self.blocks["base"]))
+            if not self.optimizer.factors:  # these begin at the start by themselves
+                self._copy_in(self.start, self._named(self.blocks["base"]))
             self.optimizer.replay(log or self.log, until=step)
 
     def state_dict(self) -> dict[str, Any]:
@@ -383,12 +392,13 @@ class Trainer:
                 p.copy_(weights[name])
 
     def _held(self) -> dict[str, Tensor]:
-        """Weights that checkpoints hold: all that are trained, or all but the base model where a log has that."""
+        """Weights that checkpoints hold: all that are trained, but for those that a log or factors stand for."""
         held: dict[str, Tensor] = {}
+        kept = [self.optimizer.param_groups[k]["name"] for k in self.optimizer.factors]
         if self.allocator is not None:
             held |= self.allocator.buffers(self.model)
         for name, block in self.blocks.items():
-            if name != "base" or self.log is None:
+            if name not in kept and (name != "base" or self.log is None):
                 held |= self._named(block)
         return held
 

@@ -4,7 +4,8 @@ CPUs without units for 16-bit numbers compute with them many times slower than w
 and every sum and product is float32's: the model computes, up to rounding, what it would if its weights were held in
 float32. Linear layers widen pieces of at most PIECE entries, in the forward and backward pass alike, so that a graph
 holds no wide weight; embeddings widen the rows that they look up; all other modules widen their weights as a whole
-(norms and biases are small, tables of positions and experts are not).
+(norms and biases are small, tables of positions and experts are not). Steps that are kept beside a matrix
+(`smoothlab.zeroth.factors`) are added to what is computed with it.
 """
 
 import threading
@@ -17,6 +18,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from smoothlab.blocks import Block, Loss
 from smoothlab.errors import BadInput
+from smoothlab.zeroth.factors import factors_of, widened
 from smoothlab.zeroth.perturbation import Perturbation
 from smoothlab.zeroth.products import PRODUCTS, embedding, linear
 
@@ -89,7 +91,7 @@ class WideningLinear(nn.Linear):
         """X W^T + b for an input x [..., in]."""
         bias = None
         if self.bias is not None:
-            bias = self.bias.to(torch.float32)
+            bias = widened(self.bias)
         return widening_linear(input, self.weight, bias)
 
 
@@ -109,9 +111,12 @@ def widening_linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tenso
     input = input.to(torch.float32)  # some models round what they pass on to their weights' format
     differentiated = weight.requires_grad and torch.is_grad_enabled()
     if differentiated or not _narrow(weight):  # a zeroth-order move is float32 itself
-        return functional.linear(input, weight.to(torch.float32), bias)
-    product = _Product.apply(input, weight, False)  # type: ignore[no-untyped-call]
-    return product if bias is None else product + bias
+        product = functional.linear(input, weight.to(torch.float32), bias)
+    else:
+        product = _Product.apply(input, weight, False)  # type: ignore[no-untyped-call]
+        product = product if bias is None else product + bias
+    factors = factors_of(weight)
+    return product if factors is None else factors.plus(product, input)
 
 
 def widening_embedding(input: Tensor, weight: Tensor, module: nn.Embedding) -> Tensor:
@@ -120,11 +125,12 @@ def widening_embedding(input: Tensor, weight: Tensor, module: nn.Embedding) -> T
         rows: Tensor = handle_torch_function(widening_embedding, (weight,), input, weight, module)
         return rows
     options = (module.padding_idx, module.max_norm, module.norm_type, module.scale_grad_by_freq, module.sparse)
-    return functional.embedding(input, weight, *options).to(torch.float32)
+    rows, factors = functional.embedding(input, weight, *options).to(torch.float32), factors_of(weight)
+    return rows if factors is None else factors.plus_rows(rows, input)
 
 
-PRODUCTS[widening_linear] = linear(widening_linear)
-PRODUCTS[widening_embedding] = embedding(widening_embedding)
+PRODUCTS[widening_linear] = linear(widening_linear, adds=True)
+PRODUCTS[widening_embedding] = embedding(widening_embedding, adds=True)
 
 
 class _Product(torch.autograd.Function):
@@ -160,7 +166,9 @@ def _widen_as_a_whole(module: nn.Module) -> None:
         narrow = {name: p for name, p in module._parameters.items() if p is not None and _narrow(p)}
         held.append(narrow)
         for name, p in narrow.items():
-            module._parameters[name] = p.to(torch.float32)  # type: ignore[assignment]
+            # A moved matrix adds its steps as it is converted.
+            wide = p.to(torch.float32) if has_torch_function_unary(p) else widened(p)
+            module._parameters[name] = wide  # type: ignore[assignment]
 
     def put_back(module: nn.Module, args: Any, output: Any) -> None:
         module._parameters.update(held.pop())

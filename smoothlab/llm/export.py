@@ -26,6 +26,7 @@ from smoothlab.errors import BadInput
 from smoothlab.llm import model_cards
 from smoothlab.llm.checkpoints import PARTIAL, difference, reason, write_whole
 from smoothlab.llm.partition import partition
+from smoothlab.zeroth.factors import merge
 
 RUN = "run.json"
 """File of a folder of weights that names their run."""
@@ -45,7 +46,8 @@ def save(model: nn.Module, tokenizer: Any, folder: Path, *, base: bool, story: s
     `PeftModel.from_pretrained(that, folder/adapter)` both together, as is
     `AutoPeftModelForCausalLM.from_pretrained(folder/adapter)`. A classifier's is `...ForSequenceClassification`; its
     trained head is in both folders. The adapter is taken off the model. The base model is written too where it has no
-    name, or where the adapter's initialization may have changed it (PiSSA, OLoRA).
+    name, or where the adapter's initialization may have changed it (PiSSA, OLoRA). Steps that are kept as factors
+    (`smoothlab.zeroth.factors`) are merged into its weights.
 
     Args:
         model: as it was trained.
@@ -60,6 +62,7 @@ def save(model: nn.Module, tokenizer: Any, folder: Path, *, base: bool, story: s
     from safetensors import SafetensorError
     from transformers.utils import logging as chatter
 
+    merge(model.parameters())
     bars = chatter.is_progress_bar_enabled()
     chatter.disable_progress_bar()  # ours is for the training
     try:

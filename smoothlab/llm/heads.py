@@ -38,11 +38,12 @@ def classifier_reason(head: Head, name: str) -> str | None:
 
 
 def load(
-    name: str, splits: Splits, reason: str | None, *, seed: int, dtype: Any, device: str, measured: bool = False
-) -> LoadedModel:
+    name: str, splits: Splits, reason: str | None, *, seed: int, dtype: Any, device: str, measured: bool = False,
+    copies: int | None = None,
+) -> LoadedModel:  # fmt: skip
     """The language model, or a classifier of the task's candidates where `reason` (`classifier_reason`) is given."""
     if reason is None:
-        return load_lm(name, seed=seed, dtype=dtype, device=device, measured=measured)
+        return load_lm(name, seed=seed, dtype=dtype, device=device, measured=measured, copies=copies)
     if splits.kind in GENERATIVE:
         raise BadInput(
             f"{splits.name} holds completions or texts, which no classifier predicts: use --head lm and a causal "
@@ -55,7 +56,7 @@ def load(
         raise BadInput(f"the candidates of {splits.name} differ from item to item and cannot be classes: {fix}")
     class_names = [candidate.strip() for candidate in splits.train[0].candidates]
     classes = len(class_names)
-    loaded = load_classifier(name, classes, seed=seed, dtype=dtype, device=device, measured=measured)
+    loaded = load_classifier(name, classes, seed=seed, dtype=dtype, device=device, measured=measured, copies=copies)
     config = loaded.model.config
     if all(str(label).startswith("LABEL_") for label in config.id2label.values()):  # transformers' own names
         config.id2label = dict(enumerate(class_names))

@@ -88,6 +88,8 @@ class HybridMixin:
         if not isinstance(optimizer, HybridSGD):
             kind = type(optimizer).__name__
             raise BadInput(f"HybridTrainer got {kind} as its optimizer: leave optimizers out, or give a HybridSGD")
+        if optimizer.factors:  # which the Trainer's own checkpoints would not hold
+            raise BadInput("HybridTrainer got masters 'factors': use fp32 masters, or smoothlab.Trainer")
         if self._minibatches is None:
             self._minibatches = _Minibatches(self)
         self._minibatches.add(model, inputs, num_items_in_batch)

@@ -3,6 +3,7 @@
 import re
 import resource
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,29 @@ def expected_peak(device: str, *, kept: int, measured: int, protocol: str) -> in
     if device == "cpu":  # what lies on the CPU takes nothing of a GPU's memory
         expected += kept + READING
     return expected
+
+
+def mapped_bytes(tensors: Iterable[Any], maps: Path = Path("/proc/self/maps")) -> int:
+    """Bytes of tensors on the CPU that are files mapped into memory, which the system may drop and read again.
+
+    0 where the system does not say (others than Linux).
+    """
+    try:
+        lines = maps.read_text().splitlines()
+    except OSError:
+        return 0
+    files = []
+    for line in lines:
+        addresses, _, _, _, inode, *path = line.split(maxsplit=5)
+        if inode != "0" and path:
+            begin, _, end = addresses.partition("-")
+            files.append((int(begin, 16), int(end, 16)))
+    found = {}  # by address: tied weights are there once
+    for tensor in tensors:
+        address = tensor.data_ptr()
+        if tensor.device.type == "cpu" and any(begin <= address < end for begin, end in files):
+            found[address] = tensor.nbytes
+    return sum(found.values())
 
 
 def peak(device: str) -> int:

@@ -1,4 +1,8 @@
-"""Models: `micro` in the package, local directories, hub names, GGUF files, and OPT-125M's shape at random."""
+"""Models: `micro` in the package, local directories, hub names, GGUF files, and OPT-125M's shape at random.
+
+Weights that a folder's safetensors files hold in the asked number format are not copied on a CPU: they are these files,
+mapped into memory. Mappings are private, so that what is written to weights never reaches a file.
+"""
 
 import contextlib
 import difflib
@@ -53,8 +57,9 @@ class LoadedModel:
 
 
 def load_classifier(
-    name: str, classes: int, *, seed: int, dtype: Any = None, device: str = "cpu", measured: bool = True
-) -> LoadedModel:
+    name: str, classes: int, *, seed: int, dtype: Any = None, device: str = "cpu", measured: bool = True,
+    copies: int | None = None,
+) -> LoadedModel:  # fmt: skip
     """A sequence classifier with a new head, seeded; the global RNG is left as it was.
 
     A checkpoint that has a head for as many classes keeps it, with a note.
@@ -67,6 +72,7 @@ def load_classifier(
         dtype: precision of the weights, torch.float32 by default.
         device: "cpu", "cuda" or "cuda:N".
         measured: whether curvature is to be measured, which takes memory for many vectors; else it is trained alone.
+        copies: copies of all weights that must fit in free memory; by default as many as `measured` says.
 
     Raises:
         BadInput: no such model, weights of another model, no tokenizer that fits them, no device, or not enough
@@ -74,7 +80,7 @@ def load_classifier(
     """
     if classes < 2:
         raise BadInput(f"{classes} class(es) for model '{name}': a classifier needs at least 2")
-    loaded = _load(name, classes, seed, dtype, device, VECTORS if measured else TRAINED)
+    loaded = _load(name, classes, seed, dtype, device, copies or (VECTORS if measured else TRAINED))
     loaded.tokenizer.padding_side = "right"
     if measured and getattr(loaded.model.config, "_attn_implementation", None) == "sdpa":
         loaded.notes.append(
@@ -83,7 +89,9 @@ def load_classifier(
     return loaded
 
 
-def load_lm(name: str, *, seed: int, dtype: Any = None, device: str = "cpu", measured: bool = False) -> LoadedModel:
+def load_lm(
+    name: str, *, seed: int, dtype: Any = None, device: str = "cpu", measured: bool = False, copies: int | None = None
+) -> LoadedModel:
     """A causal language model with all its weights as they were saved; `micro` is one, its head tied to its embedding.
 
     Args:
@@ -93,11 +101,12 @@ def load_lm(name: str, *, seed: int, dtype: Any = None, device: str = "cpu", mea
         dtype: precision of the weights, torch.float32 by default.
         device: "cpu", "cuda" or "cuda:N".
         measured: whether curvature is to be measured, which takes memory for many vectors; else it is trained alone.
+        copies: copies of all weights that must fit in free memory; by default as many as `measured` says.
 
     Raises:
         BadInput: as `load_classifier`, and where the model generates no text from left to right.
     """
-    loaded = _load(name, None, seed, dtype, device, VECTORS if measured else TRAINED)
+    loaded = _load(name, None, seed, dtype, device, copies or (VECTORS if measured else TRAINED))
     loaded.tokenizer.padding_side = "left"
     return loaded
 

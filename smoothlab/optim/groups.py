@@ -88,7 +88,9 @@ def check_depends(loss: Loss, block: Block, gradient: Directional) -> None:
     """
     if gradient.anchor is not None or any(c for _, c in gradient.terms):
         return  # a loss that is even in the block has differences of 0 too: these alone prove nothing
-    with torch.no_grad(), standing_at(block, [torch.full_like(p, math.nan) for p in block.params]):
+    # One NaN seen through strides of 0: tensors of any shape that take no memory.
+    blanks = [torch.full((), math.nan, dtype=p.dtype, device=p.device).expand(p.shape) for p in block.params]
+    with torch.no_grad(), standing_at(block, blanks):
         try:
             free = bool(torch.isfinite(loss()))
         except BadInput:  # a loss that looks at itself

@@ -26,12 +26,13 @@ from smoothlab.blocks import Block, differentiable
 from smoothlab.errors import BadInput
 from smoothlab.optim.closure_check import ClosureCheck
 from smoothlab.optim.groups import Group, check_depends, checked, warn_short
-from smoothlab.optim.masters import descend, masters_of, refreshed, round_to
+from smoothlab.optim.masters import Masters, beside, descend, refreshed, round_to
 from smoothlab.optim.minibatch import Closure, Minibatch
 from smoothlab.optim.seedlog import SeedLog, replay
 from smoothlab.optim.summation import Peers
 from smoothlab.zeroth.closures import evaluate
 from smoothlab.zeroth.directional import Directional
+from smoothlab.zeroth.factors import Factors
 from smoothlab.zeroth.variants import State, Update
 
 
@@ -79,12 +80,15 @@ class HybridSGD(torch.optim.Optimizer):
             are multiplied by 1 - lr lambda before the step.
         clip: greatest norm of the exact groups' gradient together; a longer one is scaled down to it.
         exact: makes the torch optimizer of the exact groups from their list, e.g. torch.optim.AdamW, instead of SGD.
-        masters: add steps up in fp32 copies of 16-bit zeroth-order weights (4 more bytes a parameter), which single
-            steps would not move; False warns.
+        masters: where steps of 16-bit zeroth-order weights, which single steps would not move, add up. True: in fp32
+            copies (4 more bytes a parameter); "factors": in the factors of their sum, beside matrices that are never
+            written, for low-rank directions with `perturb="forward"` (see `smoothlab.zeroth.factors`); False: nowhere,
+            which warns.
         log: file that every zeroth-order step is appended to; of several processes, one has it.
 
     Attributes:
         peers: other processes that take the same step on parts of their own of the minibatch; None alone.
+        factors: what keeps the steps of 16-bit groups beside their weights, by number, with masters "factors".
 
     Raises:
         BadInput: no groups, parameters in two of them (ties too), exact ones that are frozen, numbers out of range.
@@ -100,7 +104,7 @@ class HybridSGD(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         clip: float | None = None,
         exact: Callable[[list[Group]], torch.optim.Optimizer] | None = None,
-        masters: bool = True,
+        masters: Masters = True,
         log: SeedLog | None = None,
     ) -> None:
         if clip is not None and not clip > 0:
@@ -112,6 +116,7 @@ class HybridSGD(torch.optim.Optimizer):
         self._zeroth: dict[int, Group] = {}
         self._blocks: dict[int, Block] = {}
         self._masters: dict[int, Block] = {}  # fp32 copies of 16-bit blocks
+        self.factors: dict[int, Factors] = {}
         self._states: dict[int, State] = {}  # of the groups' variants
         exact_groups = []
         for k, group in enumerate(self.param_groups):
@@ -120,9 +125,11 @@ class HybridSGD(torch.optim.Optimizer):
                 continue
             block = Block(group["name"], tuple(group["params"]))
             self._zeroth[k], self._blocks[k], self._states[k] = group, block, ()
-            warn_short(block, masters)
-            wide = masters_of(block)
-            if masters and wide is not block:
+            warn_short(block, bool(masters))
+            wide = beside(block, group["oracle"], masters)
+            if isinstance(wide, Factors):
+                self.factors[k] = wide
+            elif wide is not None:
                 self._masters[k] = wide
         self._check_log()
         self._pending: tuple[float, float | None, dict[int, Directional]] | None = None  # from `backward` to `step`
@@ -156,7 +163,7 @@ class HybridSGD(torch.optim.Optimizer):
                     f"{self.log.path} is of steps of variant {logged.name}, group '{block.name}' takes steps of "
                     f"{variant.name}: make the log for it"
                 )
-            if block.params[0].dtype.itemsize == 2 and k not in self._masters:
+            if block.params[0].dtype.itemsize == 2 and k not in {**self._masters, **self.factors}:
                 raise BadInput("a seed log of 16-bit weights needs masters: a replay adds steps up in fp32, as they do")
 
     def step(self, closure: Closure | Sequence[Closure] | None = None) -> Tensor:  # type: ignore[override]
@@ -244,6 +251,7 @@ class HybridSGD(torch.optim.Optimizer):
         state["variants"] = {str(k): [self._zeroth[k]["variant"].name, known] for k, known in self._states.items()}
         if masters:
             state["masters"] = {str(k): block.copies() for k, block in self._masters.items()}
+            state["factors"] = {str(k): factors.state() for k, factors in self.factors.items()}
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -257,10 +265,11 @@ class HybridSGD(torch.optim.Optimizer):
         names = [group["name"] for group in self.param_groups]
         if names != [group.get("name") for group in state_dict["groups"]]:
             raise BadInput(f"the optimizer's state is of other groups than {', '.join(names)}: make it with the same")
-        exact, masters = state_dict["exact"], state_dict["masters"]
+        exact, masters, factors = state_dict["exact"], state_dict["masters"], state_dict.get("factors") or {}
         different = (exact is None) != (self._exact is None)
-        if masters is not None and set(map(int, masters)) != set(self._masters):
-            different = True
+        for saved, own in ((masters, self._masters), (factors, self.factors)):
+            if masters is not None and set(map(int, saved)) != set(own):
+                different = True
         if different:
             raise BadInput("the optimizer's state is of other oracles or masters: make it with the same")
         self._load_variants(state_dict.get("variants", {}))
@@ -276,6 +285,8 @@ class HybridSGD(torch.optim.Optimizer):
         for k, values in (masters or {}).items():
             for p, value in zip(self._masters[int(k)].params, values, strict=True):
                 p.copy_(value)
+        for k, moves in factors.items():
+            self.factors[int(k)].load(moves)
         if self.log is not None:
             self.log.cut(self.steps)
 
@@ -293,7 +304,7 @@ class HybridSGD(torch.optim.Optimizer):
         """Move the zeroth-order groups, which stand at theta_0, and their masters along a log; see `seedlog.replay`."""
         distributions = {k: group["oracle"].distribution for k, group in self._zeroth.items()}
         variants = {k: group["variant"] for k, group in self._zeroth.items()}
-        return replay(log, self._blocks, distributions, until, self._masters, variants)
+        return replay(log, self._blocks, distributions, until, {**self._masters, **self.factors}, variants)
 
     def _at_this_point(self, minibatch: Minibatch) -> tuple[float, float | None, dict[int, Directional]]:
         """The loss, the norm of the exact gradient, which is left in the parameters, and the estimates."""
@@ -373,6 +384,9 @@ class HybridSGD(torch.optim.Optimizer):
 
     def _move(self, k: int, group: Group, update: Update) -> None:
         block = self._blocks[k]
+        if k in self.factors:
+            self.factors[k].descend(update, group["lr"], group["weight_decay"])
+            return
         masters = refreshed(block, self._masters.get(k, block))
         descend(masters, update, group["lr"], group["weight_decay"])
         round_to(block, masters)

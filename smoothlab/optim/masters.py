@@ -1,9 +1,40 @@
-"""Steps of zeroth-order weights: in place, or in fp32 masters where 16-bit weights would swallow them."""
+"""Steps of zeroth-order weights: in place, or beside 16-bit weights, which would swallow them.
+
+Beside them are fp32 masters, copies to which all steps are added and which the weights are rounded from, or the factors
+of the steps' sum (`smoothlab.zeroth.factors`).
+"""
+
+from typing import Literal
 
 import torch
 
 from smoothlab.blocks import Block
+from smoothlab.errors import BadInput
+from smoothlab.zeroth.estimators import Estimator
+from smoothlab.zeroth.factors import Factors
 from smoothlab.zeroth.variants import Update
+
+Masters = bool | Literal["factors"]
+
+
+def beside(block: Block, oracle: Estimator, masters: Masters) -> Block | Factors | None:
+    """What a block's steps are added to beside it; None where they are added to the block itself.
+
+    Raises:
+        BadInput: the steps cannot be kept as factors.
+    """
+    if masters not in (True, False, "factors"):
+        raise BadInput(f"masters = {masters!r}: use True (fp32 copies), 'factors', or False")
+    if not masters or block.params[0].dtype.itemsize > 2:
+        return None
+    if masters is True:
+        return masters_of(block)
+    if getattr(oracle, "perturb", None) != "forward":
+        raise BadInput(
+            f"masters 'factors' for group '{block.name}': its estimator must move weights inside the forward pass, as "
+            'ZerothOrder(distribution=LowRank(1), perturb="forward") does'
+        )
+    return Factors(block, oracle.distribution)
 
 
 def descend(block: Block, gradient: Update, lr: float, weight_decay: float = 0.0) -> None:

@@ -22,6 +22,7 @@ from smoothlab.optim.masters import descend, masters_of, round_to
 from smoothlab.optim.seedlog_file import CHECKSUM, ENTRY, FORMAT, Contents, Move
 from smoothlab.zeroth.directional import Directional
 from smoothlab.zeroth.distributions import Distribution
+from smoothlab.zeroth.factors import Factors
 from smoothlab.zeroth.variants import Plain, State, Variant
 
 
@@ -174,7 +175,7 @@ def replay(
     blocks: Mapping[int, Block],
     distributions: Mapping[int, Distribution],
     until: int | None = None,
-    masters: Mapping[int, Block] | None = None,
+    masters: Mapping[int, Block | Factors] | None = None,
     variants: Mapping[int, Variant] | None = None,
 ) -> int:
     """Move blocks from their values at step 0 to where a logged run left them, to the bit; return the number of steps.
@@ -198,7 +199,8 @@ def replay(
         blocks: the blocks, by number of their group.
         distributions: distributions of their directions, likewise.
         until: make the steps before this one only.
-        masters: fp32 copies of 16-bit blocks, to be moved in place of new ones; they then are the run's, to the bit.
+        masters: fp32 copies of 16-bit blocks, to be moved in place of new ones, or what keeps their steps as factors,
+            which begins anew; they then are the run's, to the bit.
         variants: variants of the steps; by default plain.
 
     Raises:
@@ -211,17 +213,27 @@ def replay(
     head = seedlog_file.head_of(contents.head["seed"], blocks, distributions, steps_of)
     contents.check_run(head)
     contents.check_base(head)
-    moved = {}
+    moved: dict[int, Block | Factors] = {}
     for k, block in blocks.items():
-        moved[k] = masters_of(block, masters.get(k) if masters else None)
+        given = masters.get(k) if masters else None
+        if isinstance(given, Factors):
+            given.reset()
+            moved[k] = given
+        else:
+            moved[k] = masters_of(block, given)
     steps = 0
     states: dict[int, State] = dict.fromkeys(blocks, ())
     for move in contents.until(until):
         k = move.group
         gradient = Directional(distributions[k], move.terms)  # of this generator, as is checked above
         update, states[k] = steps_of[k].update(states[k], gradient)
-        descend(moved[k], update, move.lr, move.weight_decay)
+        target = moved[k]
+        if isinstance(target, Factors):
+            target.descend(update, move.lr, move.weight_decay)
+        else:
+            descend(target, update, move.lr, move.weight_decay)
         steps = move.step + 1
-    for k, block in blocks.items():
-        round_to(block, moved[k])
+    for k, target in moved.items():
+        if isinstance(target, Block):
+            round_to(blocks[k], target)
     return steps

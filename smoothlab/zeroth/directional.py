@@ -48,7 +48,7 @@ class Directional:
         Raises:
             BadInput: the seeds are bound to another generator than this machine's.
         """
-        self._check_generator(block)
+        self.check_generator(block)
         out = self._stream(block).numbers()
         for target, part in zip(block.split(out), self._anchors(block), strict=True):
             if part is not None:
@@ -61,7 +61,7 @@ class Directional:
         Raises:
             BadInput: the seeds are bound to another generator than this machine's.
         """
-        self._check_generator(block)
+        self.check_generator(block)
         # Views of the parameters' memory; those of parameters that are not contiguous are copies, see below.
         anchors, flats = self._anchors(block), [p.data.reshape(-1) for p in block.params]
         # The coefficient of a single direction joins alpha: one pass less over its numbers.
@@ -92,7 +92,12 @@ class Directional:
                 if not p.data.is_contiguous():  # `flat` was a copy
                     p.data.copy_(flat.view(p.shape))
 
-    def _check_generator(self, block: Block) -> None:
+    def check_generator(self, block: Block) -> None:
+        """Refuse seeds whose directions can no longer be drawn on this machine.
+
+        Raises:
+            BadInput: they are bound to another generator, and not in memory.
+        """
         here = stream_name(block.params[0].device, self.distribution.generator)
         if self.stream not in ("", here) and not self._in_memory:
             raise BadInput(

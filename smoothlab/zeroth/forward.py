@@ -15,6 +15,7 @@ from smoothlab.blocks import Block, Loss, standing_at
 from smoothlab.errors import BadInput
 from smoothlab.zeroth.closures import meeting
 from smoothlab.zeroth.distributions import Distribution
+from smoothlab.zeroth.factors import standing, with_factors_of
 from smoothlab.zeroth.low_rank import LowRank
 from smoothlab.zeroth.perturbation import LEAST_FRACTION, Perturbation, shifted
 from smoothlab.zeroth.products import OTHER, Move, moved
@@ -74,7 +75,7 @@ class ForwardPerturbation(Perturbation):
         factors, numbers = self._direction(seed)
         scale, moves = h * weight * self._distribution.rank**-0.5, []
         for i, (u, w) in zip(self._matrices, factors, strict=True):
-            moves.append(Move(self.block.params[i].data, u, w, scale, self._labels[i]))
+            moves.append(Move(self._home(i), u, w, scale, self._labels[i]))
         with _at(self._params(self._vectors), self._moved_vectors(numbers, h * weight)):
             with moved(self._params(self._matrices), moves):
                 yield
@@ -118,7 +119,7 @@ class ForwardPerturbation(Perturbation):
         """Whether the loss is finite although these matrices are NaN for those who do not ask."""
         moves, nothing = [], torch.empty(0)
         for i in numbers:
-            moves.append(Move(self.block.params[i].data, nothing, nothing, 0.0, self._labels[i]))
+            moves.append(Move(self._home(i), nothing, nothing, 0.0, self._labels[i]))
         params = self._params(numbers)
         # One NaN seen through strides of 0: a matrix of any shape that takes no memory.
         blanks = [torch.full((), torch.nan, dtype=p.dtype, device=p.device).expand(p.shape) for p in params]
@@ -139,7 +140,7 @@ class ForwardPerturbation(Perturbation):
         realized = squared
         ends = self._moved_vectors(numbers, h * weight)
         for p, z, end in zip(self._params(self._vectors), numbers, ends, strict=True):
-            realized += float(((end.double() - p.data.double()) * z.double()).sum()) / (h * weight)
+            realized += float(((end.double() - standing(p).double()) * z.double()).sum()) / (h * weight)
             squared += float(z.double().square().sum())
         self.realized_fraction = realized / squared
         if self.realized_fraction < LEAST_FRACTION:
@@ -148,6 +149,10 @@ class ForwardPerturbation(Perturbation):
                 f"mu = {h:g} on block '{self.block.name}' in {dtype}: rounding lets {100 * self.realized_fraction:.0f} "
                 "% of the step through; use a longer mu, or keep the weights in a wider type"
             )
+
+    def _home(self, number: int) -> Tensor:
+        p = self.block.params[number]
+        return with_factors_of(p, p.data)
 
     def _params(self, numbers: Sequence[int]) -> list[Tensor]:
         return [self.block.params[i] for i in numbers]
@@ -166,7 +171,7 @@ class ForwardPerturbation(Perturbation):
 
     def _moved_vectors(self, numbers: list[Tensor], h: float) -> list[Tensor]:
         """fl(theta + h z) of the tensors that are no matrices."""
-        homes = [p.data for p in self._params(self._vectors)]
+        homes = [standing(p) for p in self._params(self._vectors)]
         if homes and homes[0].dtype == numbers[0].dtype == self.dtype:
             return list(torch._foreach_add(homes, numbers, alpha=h))  # one call for dozens of small tensors
         ends = []

@@ -15,7 +15,7 @@ from smoothlab.errors import BadInput
 from smoothlab.zeroth import portable
 from smoothlab.zeroth.distributions import Distribution, Gaussian, Parts, Vector
 from smoothlab.zeroth.expectations import Cumulants, Shapes, entries
-from smoothlab.zeroth.rng import SHARED, Draws, Piece, Stream, chunk_of, cut
+from smoothlab.zeroth.rng import SHARED, Draws, Piece, Seed, Stream, chunk_of, cut
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,10 @@ class LowRank(Distribution):
         if len(rows) > 1:
             u = torch.cat(rows)
         return u.to(stream.dtype), w.to(stream.dtype)  # the portable table's entries are exact in fp32
+
+    def columns_seed(self, seed: Seed) -> Seed:
+        """What fixes W: directions of one such seed share it."""
+        return tuple(seed)
 
     def numbers(self, stream: Stream, tensor: int) -> Tensor:
         """The stream's numbers of one tensor that is no matrix, in its shape."""
@@ -248,6 +252,13 @@ class KeptSubspace(LowRank):
         """The direction that `seed` fixes on `block`."""
         return _KeptStream(self, block, seed)
 
+    def columns_seed(self, seed: Seed) -> Seed:
+        """The seed of the direction's window."""
+        if len(seed) <= 2:
+            return tuple(seed)
+        run, step, *rest = seed
+        return (run, step // self.window, *rest)
+
     # What is said of one direction holds: W of a window is as random as W of a step.
     cumulants = LowRank.cumulants
     second_moment = LowRank.second_moment
@@ -285,11 +296,7 @@ class _KeptStream(Stream):
 
     def __init__(self, distribution: KeptSubspace, block: Block, seed: Sequence[int]) -> None:
         super().__init__(distribution, block, seed)
-        of_window = self.seed
-        if len(of_window) > 2:
-            run, step, *rest = of_window
-            of_window = (run, step // distribution.window, *rest)
-        self._window = Stream(distribution, block, of_window)
+        self._window = Stream(distribution, block, distribution.columns_seed(self.seed))
 
     def draws(self, piece: Piece) -> Draws:
         """Those of the window where all pieces of the tensor share them."""

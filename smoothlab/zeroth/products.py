@@ -7,6 +7,9 @@ product with it, at 2 r (m + n) instead of 2 m n operations a row x:
     x A   ->  x A + (h / sqrt(r)) (x U) W'          layers that hold their weight transposed (GPT-2's)
     A[i]  ->  A[i] + (h / sqrt(r)) U[i] W'          embeddings
 
+Where A has a sum of steps beside it (`smoothlab.zeroth.factors`), the functions of `smoothlab.llm.compute` add it, and
+so does a conversion to a wider number format; any other product is an error.
+
 torch asks the class of a tensor before one of its functions reads it, so that every read of a matrix is seen, wherever
 it is tied or passed to. A function of `PRODUCTS` computes as above; any other that reads it is an error.
 """
@@ -22,6 +25,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from smoothlab.errors import BadInput
+from smoothlab.zeroth.factors import factors_of
 
 OTHER = "perturb 'weights' (--perturb weights), which moves a copy of them"
 """What errors offer instead."""
@@ -91,7 +95,7 @@ class Moved:
                 return _view(matrix, matrix.home, not matrix.transposed)
             if name in CONVERSIONS:
                 with torch._C.DisableTorchFunctionSubclass():
-                    return _view(matrix, function(matrix.home, *args[1:], **kwargs), matrix.transposed)
+                    return _view(matrix, _converted(function, matrix, *args[1:], **kwargs), matrix.transposed)
         raise _refusal(name, args)  # .data and the like
 
 
@@ -128,8 +132,22 @@ def _view(matrix: Any, home: Tensor, transposed: bool) -> Tensor:
     return view  # type: ignore[no-any-return]
 
 
-def _parts(matrix: Tensor, *others: Tensor | None) -> tuple[Tensor, Tensor, Tensor, float] | None:
-    """A [m, n], U' [r, m], W' [r, n] and the scale of a moved matrix; None if it is not, or others are."""
+def _converted(function: Callable[..., Tensor], matrix: Moved, *args: Any, **kwargs: Any) -> Tensor:
+    """The matrix in another number format, with its sum of steps where the format holds it."""
+    home, factors = function(matrix.home, *args, **kwargs), factors_of(matrix.home)
+    if factors is None or home is matrix.home:
+        return home
+    if home.dtype.itemsize <= matrix.home.dtype.itemsize or matrix.transposed:
+        raise _refusal("a conversion", [matrix])
+    return factors.added_to(home)
+
+
+def _parts(matrix: Tensor, *others: Tensor | None, adds: bool = False) -> tuple[Tensor, Tensor, Tensor, float] | None:
+    """A [m, n], U' [r, m], W' [r, n] and the scale of a moved matrix; None if it is not, or others are.
+
+    Raises:
+        BadInput: the matrix has a sum of steps, and what computes with it `adds` none.
+    """
     if not isinstance(matrix, Moved):
         return None
     for other in others:
@@ -138,19 +156,25 @@ def _parts(matrix: Tensor, *others: Tensor | None) -> tuple[Tensor, Tensor, Tens
     move = matrix.move
     if move.over:
         return None
+    if factors_of(matrix.home) is not None and (matrix.transposed or not adds):
+        raise BadInput(
+            f"{move.label()} has steps that are kept as factors, which are added where a model computes in float32 "
+            "(smoothlab.llm.compute.compute_in_float32): call that before, or use masters in float32"
+        )
     if matrix.transposed:
         return matrix.home.T, move.w, move.u, move.scale
     return matrix.home, move.u, move.w, move.scale
 
 
-def linear(function: Callable[..., Tensor]) -> Callable[..., Tensor | None]:
+def linear(function: Callable[..., Tensor], *, adds: bool = False) -> Callable[..., Tensor | None]:
     """How x A' + b is computed with a moved A, where `function` computes it with another; None: A is not the moved.
 
     An entry of `PRODUCTS` for a function that is not torch's: it must ask by `torch.overrides.handle_torch_function`.
+    `adds` says that it adds the sum of steps that A has.
     """
 
     def product(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
-        parts = _parts(weight, input, bias)
+        parts = _parts(weight, input, bias, adds=adds)
         if parts is None:
             return None
         home, u, w, scale = parts
@@ -159,11 +183,11 @@ def linear(function: Callable[..., Tensor]) -> Callable[..., Tensor | None]:
     return product
 
 
-def embedding(function: Callable[..., Tensor]) -> Callable[..., Tensor | None]:
+def embedding(function: Callable[..., Tensor], *, adds: bool = False) -> Callable[..., Tensor | None]:
     """The same for rows A[i] that `function` looks up."""
 
     def rows(input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:
-        parts = _parts(weight)
+        parts = _parts(weight, adds=adds)
         if parts is None:
             return None
         home, u, w, scale = parts

@@ -18,7 +18,7 @@ from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, TrainingArguments
 
-from smoothlab import HybridSGD, HybridTrainer, SmoothnessCallback, ZerothOrder
+from smoothlab import HybridSGD, HybridTrainer, LowRank, SmoothnessCallback, ZerothOrder
 from smoothlab import Trainer as OwnTrainer
 from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
@@ -344,7 +344,7 @@ def test_curvature_is_measured_along_a_hybrid_run_that_stays_the_same(tmp_path: 
     assert same_weights(*models)
 
 
-@pytest.mark.parametrize("case", ["plain", "other optimizer", "fp16", "psoft", "own backward"])
+@pytest.mark.parametrize("case", ["plain", "other optimizer", "factors", "fp16", "psoft", "own backward"])
 def test_what_cannot_be_is_refused_in_one_line(case: str, tmp_path: Path) -> None:
     args, kind = arguments(tmp_path), OrderedHybrid
     model, optimizer, words = lora("llama"), None, ""
@@ -354,6 +354,11 @@ def test_what_cannot_be_is_refused_in_one_line(case: str, tmp_path: Path) -> Non
     elif case == "other optimizer":
         optimizer = torch.optim.SGD(model.parameters())
         words = "HybridTrainer got SGD as its optimizer: leave optimizers out, or give a HybridSGD"
+    elif case == "factors":
+        oracle = ZerothOrder(distribution=LowRank(1), perturb="forward")
+        model = model.bfloat16()
+        optimizer = HybridSGD([{"params": list(model.parameters()), "oracle": oracle}], masters="factors")
+        words = "HybridTrainer got masters 'factors': use fp32 masters, or smoothlab.Trainer"
     elif case == "fp16":
         args.fp16, words = True, "fp16=True scales the loss, .* use bf16=True"
     elif case == "psoft":

@@ -32,6 +32,7 @@ METHODS: dict[str, Recipe] = {
     "fo-joint": Recipe("exact", True, "the base model and the {} module, both by first-order gradients"),
 }
 EXACT = ("sgd", "adam")
+NARROW = ("bfloat16", "float16")
 LOG = "log:"
 """Before a checkpoint folder whose files hold the base model as a seed log."""
 if TYPE_CHECKING:
@@ -102,6 +103,11 @@ class Training:
         perturb: how the loss is evaluated at x + mu z. weights: with a moved copy of the base model; forward: with
             what the move adds to each product with a weight inside the forward pass, so that weights are neither
             written nor copied, for --distribution lowrank.
+        masters: what zeroth-order steps of 16-bit weights, smaller than the spacing of their numbers, add up in.
+            float32: copies of the weights (4 more bytes a parameter); factors: the low-rank directions themselves,
+            kept beside weights that are never written and may stay a file mapped into memory, at 4 r (m + n) bytes a
+            step and matrix [m, n]; for --distribution lowrank, with --perturb forward and --compute float32, which
+            need not be given.
         generator: where the numbers of the directions come from: torch, the device's own; portable, the same bits on
             every device, instruction set and torch version, so that a seed log (--checkpoint log:FOLDER) replays
             anywhere.
@@ -175,6 +181,7 @@ class Training:
     distribution: DistributionName = "gaussian"
     variant: VariantName = "plain"
     perturb: Literal["weights", "forward"] = "weights"
+    masters: Literal["float32", "factors"] = "float32"
     generator: Literal["torch", "portable"] = "torch"
     steps: int = 200
     batch: int = 16
@@ -213,6 +220,21 @@ class Training:
         if self.recipe.module:
             return "lora"
         return "none"
+
+    @property
+    def keeps_factors(self) -> bool:
+        """Whether zeroth-order steps are kept as factors beside weights that are never written."""
+        return self.masters == "factors" and self.recipe.base == "zeroth"
+
+    @property
+    def widens(self) -> bool:
+        """Whether layers of 16-bit weights compute in float32."""
+        return self.compute == "float32" or self.keeps_factors
+
+    @property
+    def moves_in_forward(self) -> bool:
+        """Whether the base model is moved along directions inside the forward pass."""
+        return self.perturb == "forward" or self.keeps_factors
 
     @property
     def differentiates_twice(self) -> bool:
@@ -257,7 +279,7 @@ class Training:
         from smoothlab.llm.models import file_identity
 
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in left_out}
-        for name in ("generator", "perturb", "variant"):  # checkpoints of before there were several lack it
+        for name in ("generator", "masters", "perturb", "variant"):  # checkpoints of before there were several lack it
             if getattr(self, name) == getattr(Training, name):
                 values.pop(name, None)
         file = file_identity(self.model)

@@ -6,7 +6,7 @@ import sys
 from dataclasses import fields
 
 from smoothlab.errors import BadInput
-from smoothlab.experiments.finetune.config import METHODS, FinetuneOptions, Rates, Training
+from smoothlab.experiments.finetune.config import METHODS, NARROW, FinetuneOptions, Rates, Training
 from smoothlab.experiments.options import check_fields, option
 from smoothlab.llm.memory import check_device
 from smoothlab.llm.tasks.jsonlines import TEMPLATE
@@ -22,7 +22,6 @@ MOST_TRIALS = 1000
 PRECISE = ("frobenius", "trace", "gauss_newton_trace")
 """Quantities that --precision takes."""
 ZEROTH = tuple(name for name, recipe in METHODS.items() if recipe.base == "zeroth")
-NARROW = ("bfloat16", "float16")
 RENAMED = {
     "finetune": {"--rule": "--optimizer", "--law": "--distribution"},
     "smoothness": {
@@ -155,7 +154,7 @@ def unused(run: Training) -> list[str]:
     """A note on each option that was set and that the method does not use."""
     idle = set(Rates._fields) - set(used(run.method))
     if run.method not in ZEROTH:
-        idle |= {"q", "sides", "distribution", "variant", "generator", "perturb"}
+        idle |= {"q", "sides", "distribution", "variant", "generator", "masters", "perturb"}
     if run.method == "zo":
         idle |= {"optimizer"}
     result = []
@@ -216,11 +215,22 @@ def _check_directions(run: Training) -> None:
     from smoothlab.zeroth.low_rank import LowRank
 
     distribution = named(run.distribution, "--distribution")
-    if run.perturb == "forward" and run.method in ZEROTH and not isinstance(distribution, LowRank):
+    if run.keeps_factors and run.dtype not in NARROW:
         raise BadInput(
-            f"--perturb forward with --distribution {run.distribution}: use --distribution lowrank, or leave --perturb "
-            "out"
+            f"--masters factors with --dtype {run.dtype}: they are kept beside weights in 16 bits, add --dtype bfloat16"
         )
+    if not run.moves_in_forward or run.method not in ZEROTH:
+        return
+    chosen = "perturb"
+    if run.keeps_factors:
+        chosen = "masters"
+    if not isinstance(distribution, LowRank):
+        raise BadInput(
+            f"{option(chosen)} {getattr(run, chosen)} with --distribution {run.distribution}: use --distribution "
+            f"lowrank, or leave {option(chosen)} out"
+        )
+    if run.keeps_factors and run.variant == "muon":
+        raise BadInput("--masters factors with --variant muon, whose steps are of no low rank: leave one out")
 
 
 def _check_method(run: Training) -> None:
@@ -308,7 +318,7 @@ def _check_measuring(run: Training) -> None:
             raise BadInput(f"--cross {text} is given twice: name each pair once")
     if not run.measure:
         return
-    if run.dtype in NARROW and run.compute == "auto":
+    if run.dtype in NARROW and not run.widens:
         raise BadInput(
             f"--measure with --dtype {run.dtype}, whose rounding hides curvature: use float32 or float64, or "
             "--compute float32 with --measure peft"

@@ -4,16 +4,16 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from smoothlab.blocks import differentiable
+from smoothlab.blocks import only_differentiable
 from smoothlab.experiments.advise.advice import rates_of
 from smoothlab.experiments.advise.predicting import expected_gradients
 from smoothlab.experiments.advise.trying import BACKWARD, forwards_of_step
 from smoothlab.experiments.finetune.config import FinetuneOptions, Rates, Training
 from smoothlab.experiments.finetune.following import MINIBATCHES
+from smoothlab.experiments.finetune.footprint import expected_peak
 from smoothlab.experiments.finetune.options import measuring_steps, unused, used
 from smoothlab.experiments.finetune.setup import Setup, pairs
 from smoothlab.hessian.gradients import gradient
-from smoothlab.llm import memory
 from smoothlab.llm.peft_methods import DEFAULT_RANK, PEFT_METHODS
 from smoothlab.trainer import Trainer
 
@@ -21,6 +21,8 @@ PRODUCTS = 20
 """Products a block that its norms usually take; twice that where a spectrum is awkward."""
 COSTS = {"exact": 2.2, "central": 2.1, "forward": 1.2}
 """Gradients that a product costs."""
+TIMED = 4
+"""Steps that are made, of which the first looks closer than the others."""
 DESCRIBED = 4
 """Trials whose rates are written out."""
 
@@ -49,7 +51,7 @@ def plan(run: Training, setup: Setup, trials: Sequence[Rates], saved: Sequence[i
         points, duration = _measuring(run, setup, measuring_steps(run) if saved is None else saved)
         lines += points
         seconds += len(trials) * duration
-    memory_size = _memory(run, setup) / 2**30
+    memory_size = expected_peak(run, setup.blocks, setup.measured, made=TIMED if saved is None else 0) / 2**30
     lines.append(f"  altogether about {seconds / 60:.1f} minutes, and {memory_size:.2f} GiB at the peak")
     return "\n".join(lines)
 
@@ -58,7 +60,7 @@ def _training(run: Training, setup: Setup, trials: Sequence[Rates]) -> tuple[lis
     """What is trained and evaluated, and the seconds that it takes, from three timed steps and a timed evaluation."""
     trainer = setup.trainer(trials[0])
     trainer.update()  # the first step looks closer than the others, and warms up
-    step = sum(_seconds(trainer.update) for _ in range(3)) / 3
+    step = sum(_seconds(trainer.update) for _ in range(TIMED - 1)) / (TIMED - 1)
     total = len(trials) * run.steps * step
     lines, evaluations = [], ""
     for group in trainer.optimizer.param_groups:
@@ -101,7 +103,7 @@ def _gradients(run: Training, oracle: Any) -> str:
         return "first-order"
     sides = {1: "one", 2: "two"}[run.sides]
     description = f"zeroth-order: {sides}-sided {run.distribution}, q = {run.q}"
-    if run.perturb == "forward":
+    if run.moves_in_forward:
         description += ", moved inside the forward pass"
     if run.variant != "plain":
         description += f", {run.variant}"
@@ -112,7 +114,7 @@ def _measuring(run: Training, setup: Setup, points: Sequence[int]) -> tuple[list
     """What is measured, and the seconds that it takes, from one timed gradient."""
     loss = setup.trainer().minibatch_loss(0)
     blocks = {block.name: block for block in setup.measured}
-    with differentiable(setup.measured):
+    with only_differentiable(setup.measured, setup.blocks.values()):
         gradient(loss, blocks)  # warms up: the first call allocates
         seconds = _seconds(lambda: gradient(loss, blocks))
     gradients = 0.0
@@ -129,16 +131,6 @@ def _measuring(run: Training, setup: Setup, points: Sequence[int]) -> tuple[list
         f"{gradients:.0f} gradients of {seconds:.3f} s a point"
     )
     return lines, len(points) * gradients * seconds
-
-
-def _memory(run: Training, setup: Setup) -> int:
-    """Bytes at the peak of the run, see `memory.expected_peak`."""
-    kept = 0
-    if run.checkpoint is None and isinstance(run, FinetuneOptions):  # else the best weights are in the folder
-        kept = sum(p.nbytes for p in setup.model.parameters() if p.requires_grad)
-    # Blocks are measured one after the other.
-    sizes = [sum(p.nbytes for p in block.params) for block in setup.measured]
-    return memory.expected_peak(run.device, kept=kept, measured=max(sizes, default=0), protocol=run.protocol)
 
 
 def _seconds(work: Callable[[], Any]) -> float:

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from smoothlab.blocks import Block, differentiable, fixed_loss
+from smoothlab.blocks import Block, fixed_loss, only_differentiable
 from smoothlab.errors import BadInput
 from smoothlab.experiments.finetune.config import Rates, Training
+from smoothlab.experiments.finetune.footprint import copies, factor_notes
 from smoothlab.experiments.finetune.items import Judge, judge, tokenized
 from smoothlab.experiments.finetune.options import block_rates, precisions
 from smoothlab.hessian.dataset import DatasetHessian
@@ -33,10 +34,11 @@ from smoothlab.llm.partition import partition
 from smoothlab.llm.tasks import Splits, load_choices
 from smoothlab.llm.tasks.jsonlines import TEMPLATE
 from smoothlab.optim.hybrid import HybridSGD
+from smoothlab.optim.masters import Masters
 from smoothlab.optim.seedlog import SeedLog
 from smoothlab.trainer import Points, Trainer, reshuffled
 from smoothlab.zeroth.distributions import named
-from smoothlab.zeroth.estimators import Estimator, ZerothOrder
+from smoothlab.zeroth.estimators import Estimator, Perturb, ZerothOrder
 from smoothlab.zeroth.variants import Variant, variant_named
 
 Row = dict[str, Any]
@@ -69,9 +71,11 @@ class Setup:
 
     def remember_start(self) -> None:
         """Keep a copy of the trained weights, so that `trainer` can be called again after steps."""
-        self.start = {}
+        self.start, unwritten = {}, set()
+        if self.run.keeps_factors:
+            unwritten = {id(p) for p in self.blocks["base"].params}
         for name, p in self.model.named_parameters():
-            if p.requires_grad:
+            if p.requires_grad and id(p) not in unwritten:
                 self.start[name] = p.detach().to("cpu", copy=True)
 
     def trainer(
@@ -192,7 +196,7 @@ def setup(run: Training) -> Setup:
         numbers = reshuffled(len(items.train), run.batch, run.seed, step)
         return [minibatch(part) for part in distributed.parts(numbers, device, run.parts_of_batch)]
 
-    notes = [*loaded.notes, splits.served]
+    notes = [*loaded.notes, splits.served, *factor_notes(run, blocks)]
     if reason is not None and (run.template, run.verbalizers) != (TEMPLATE, ()):
         notes.append("a classifier reads sentences alone: --template and --verbalizers are not used")
     if not mixed:
@@ -210,9 +214,9 @@ def _loaded(run: Training, splits: Splits, reason: str | None) -> LoadedModel:
     """The model that --model names, with a classifier's head where there is a `reason` for one."""
     loaded = heads.load(
         run.model, splits, reason, seed=run.seed, dtype=getattr(torch, run.dtype),
-        device=distributed.local_device(run.device), measured=run.differentiates_twice,
+        device=distributed.local_device(run.device), measured=run.differentiates_twice, copies=copies(run),
     )  # fmt: skip
-    if run.compute == "float32":
+    if run.widens:
         compute_in_float32(loaded.model)
     return loaded
 
@@ -233,13 +237,13 @@ def _measured_and_layers(run: Training, model: nn.Module) -> tuple[list[Block], 
 def _check_model(run: Training, model: nn.Module, sample: dict[str, Tensor]) -> None:
     """Refuse a model whose layers do not compute as asked, or whose derivatives are not its loss's, on some rows."""
     loss = fixed_loss(partial(choice_loss, model, sample), model)
-    if run.compute == "float32":
+    if run.widens:
         check_widened(model, loss)
     if run.differentiates_twice:
         # All parts, whichever are measured: a wrong gradient of one shows in the others' products. Gradients of 16 bits
         # are no more than that.
         parts = {name: block for name, block in partition(model).items() if block.params[0].dtype.itemsize > 2}
-        with differentiable(parts.values()):
+        with only_differentiable(parts.values(), partition(model).values()):
             check_derivatives(loss, parts, run.module)
 
 
@@ -306,17 +310,7 @@ def optimizer(
     oracle: Estimator | None = None
     variant: Variant | None = None
     if run.recipe.base == "zeroth":
-        distribution = named(run.distribution, generator=run.generator)
-        dtype = layers = None
-        if run.compute == "float32":
-            dtype = torch.float32  # of what is moved, where 16 bits would round the move away
-            if run.perturb == "weights":
-                layers = model
-        plain = ZerothOrder(
-            rates.mu, run.sides, distribution, run.q, perturb=run.perturb, layers=layers, dtype=dtype
-        )  # fmt: skip
-        variant = variant_named(run.variant)
-        oracle = variant.oracle(plain)
+        oracle, variant = _estimator(run, rates, model)
     # A classifier's head learns at the rate of the module beside it, and without a module at the base model's.
     defaults = dict.fromkeys(blocks, rates.eta_x) | {"peft": rates.eta_y}
     if run.recipe.module:
@@ -333,7 +327,25 @@ def optimizer(
         written = SeedLog(
             log, run.seed, {0: blocks["base"]}, {0: oracle.distribution}, keep=steps, variants={0: variant}
         )
-    return HybridSGD(groups, seed=run.seed, exact=OPTIMIZERS[run.optimizer], log=written)
+    masters: Masters = True
+    if run.keeps_factors:
+        masters = "factors"
+    return HybridSGD(groups, seed=run.seed, exact=OPTIMIZERS[run.optimizer], masters=masters, log=written)
+
+
+def _estimator(run: Training, rates: Rates, model: nn.Module | None) -> tuple[Estimator, Variant]:
+    """The estimator of Eq. (2), and what is done with its estimates."""
+    perturb: Perturb = "weights"
+    if run.moves_in_forward:
+        perturb = "forward"
+    dtype = layers = None
+    if run.widens:
+        dtype = torch.float32  # of what is moved, where 16 bits would round the move away
+        if perturb == "weights":
+            layers = model
+    distribution, variant = named(run.distribution, generator=run.generator), variant_named(run.variant)
+    plain = ZerothOrder(rates.mu, run.sides, distribution, run.q, perturb=perturb, layers=layers, dtype=dtype)
+    return variant.oracle(plain), variant
 
 
 def _check_batch(run: Training, count: int) -> None:
