@@ -22,7 +22,7 @@ from smoothlab.errors import BadInput
 from smoothlab.zeroth.directional import Directional
 from smoothlab.zeroth.distributions import Distribution
 from smoothlab.zeroth.low_rank import LowRank
-from smoothlab.zeroth.rng import Seed
+from smoothlab.zeroth.rng import Seed, stream_name
 
 ROWS = 64
 """Rows of a chunk of factors, to the next multiple of the rank: chunks are made as they are needed, none is copied."""
@@ -191,7 +191,7 @@ class Factors:
         BadInput: the distribution is not of low rank.
     """
 
-    KEYS = ("seeds", "numbers")
+    KEYS = ("seeds", "numbers", "stream")
     """Names of the tensors of a state."""
 
     def __init__(self, block: Block, distribution: Distribution) -> None:
@@ -251,17 +251,32 @@ class Factors:
         self._add([(seed, -lr * c) for seed, c in update.terms], update)
 
     def state(self) -> dict[str, Tensor]:
-        """Seeds [T, k] and numbers [T] of the T directions that were added, in order; the factors are made of these."""
+        """Seeds [T, k] and numbers [T] of the T directions in the order of their steps, and the generator's name."""
         return {
             "seeds": torch.tensor([seed for seed, _ in self._moves], dtype=torch.int64),
             "numbers": torch.tensor([number for _, number in self._moves], dtype=torch.float64),
+            "stream": torch.tensor(list(self._stream.encode()), dtype=torch.uint8),
         }
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Stand where `state` was called, to the bit, on a block of the same values at the beginning."""
+        """Stand where `state` was called, to the bit, on a block of the same values at the beginning.
+
+        Raises:
+            BadInput: the seeds are of another generator than this machine's.
+        """
+        stream = bytes(state["stream"].tolist()).decode()
+        if stream != self._stream and len(state["numbers"]):
+            raise BadInput(
+                f"steps that are kept as factors have seeds of generator {stream}, this is {self._stream}: go on where "
+                "they were made, or begin anew with generator 'portable'"
+            )
         self.reset()
         numbers = state["numbers"].tolist()
         self._add([(tuple(seed), number) for seed, number in zip(state["seeds"].tolist(), numbers, strict=True)])
+
+    @property
+    def _stream(self) -> str:
+        return stream_name(self._block.params[0].device, self._distribution.generator)
 
     def _add(self, moves: Sequence[tuple[Seed, float]], update: Directional | None = None) -> None:
         rank = self._distribution.rank

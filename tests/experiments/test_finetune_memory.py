@@ -4,11 +4,17 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from benchmarks.random_folder import make
+
 SMALL = ("--train", "32", "--dev", "16", "--test", "16", "--eval-every", "5", "--steps", "5")
+
+
+FACTORS = ("--dtype", "bfloat16", "--masters", "factors", "--distribution", "lowrank(1)")
 
 
 def smoothlab(*argv: str) -> tuple[str, float]:
@@ -32,7 +38,9 @@ def ratio(tmp_path: Path, *argv: str) -> float:
 
 
 @pytest.mark.check
-@pytest.mark.parametrize("more", [(), ("--method", "fo-full"), ("--measure", "base", "peft", "--points", "1")])
+@pytest.mark.parametrize(
+    "more", [(), ("--method", "fo-full"), ("--measure", "base", "peft", "--points", "1"), (*FACTORS, "--method", "zo")]
+)
 def test_the_stated_memory_of_micro_is_within_15_percent(tmp_path: Path, more: tuple[str, ...]) -> None:
     assert ratio(tmp_path, *SMALL, *more) == pytest.approx(1, abs=0.15)
 
@@ -42,3 +50,29 @@ def test_the_stated_memory_of_micro_is_within_15_percent(tmp_path: Path, more: t
 def test_the_stated_memory_at_opt_125m_is_within_15_percent(tmp_path: Path, method: str) -> None:
     model = ("--model", "random:opt-125m", "--eta-x", "1e-7")  # random weights diverge at the default
     assert ratio(tmp_path, *SMALL, *model, "--method", method) == pytest.approx(1, abs=0.15)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", ["smollm2-135m", "opt-1.3b"])
+@pytest.mark.parametrize(
+    "more", [(), ("--peft", "prompt"), ("--measure", "peft", "--points", "1", "--product", "central")]
+)
+def test_the_stated_memory_beside_mapped_weights_is_within_15_percent(
+    folders: Callable[[str], Path], tmp_path: Path, shape: str, more: tuple[str, ...]
+) -> None:
+    """1.3 billion parameters take 2.5 GB of disk and of memory."""
+    model = ("--model", str(folders(shape)), "--eta-x", "1e-9", "--eta-y", "1e-6", "--batch", "4")
+    assert ratio(tmp_path, *SMALL, *model, *FACTORS, *more) == pytest.approx(1, abs=0.15)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Makes a folder of random weights in a shape, once."""
+    root = tmp_path_factory.mktemp("shapes")
+
+    def folder(shape: str) -> Path:
+        if not (root / shape).exists():
+            make(shape, root / shape)
+        return root / shape
+
+    return folder

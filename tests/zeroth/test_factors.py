@@ -90,6 +90,9 @@ def test_a_state_leads_to_the_same_bits(name: str) -> None:
     other.descend(Directional(distribution, (((1, 0, 0, 0), 1.0),)), lr=1.0)  # what `load` takes back
     other.load(one.state())
     assert all(torch.equal(standing(p), standing(q)) for p, q in zip(x.params, y.params, strict=True))
+    elsewhere = one.state() | {"stream": torch.tensor(list(b"elsewhere"), dtype=torch.uint8)}
+    with pytest.raises(BadInput, match="have seeds of generator elsewhere, this is .*: go on where they were made"):
+        other.load(elsewhere)
     one.reset()
     assert all(torch.equal(standing(p), p.float()) for p in x.params)
 
