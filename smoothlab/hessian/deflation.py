@@ -308,7 +308,7 @@ class Deflation:
     def frobenius_squared(self) -> tuple[Interval, Interval]:
         """Intervals of ||H||_F^2 and of its probed part ||B||_F^2."""
         known = self.known(self.basis.size)
-        rest = sum_of_squares(self.squares, effective_rank(self.gram))
+        rest = sum_of_squares(self.squares, effective_rank(self.gram, deflated=True), deflated=True)
         return Interval(known + rest.value, known + rest.low, known + rest.high), rest
 
     def probe_until(self, precision: float, budget: int) -> bool:

@@ -220,7 +220,7 @@ def test_the_coverage_test_sees_intervals_that_claim_too_many_degrees_of_freedom
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     honest = probes.sum_of_squares
-    monkeypatch.setattr(deflation, "sum_of_squares", lambda x, nu, known=0.0: honest(x, 9 * nu, known))
+    monkeypatch.setattr(deflation, "sum_of_squares", lambda x, nu, **options: honest(x, 9 * nu, **options))
     runs = 60
     # The precision is loose, so that the interval and not the deflation decides.
     assert hits(diagonal("ten equal"), runs, precision=0.2, lanczos=2)["frobenius", "a", "a"] < least(runs)
