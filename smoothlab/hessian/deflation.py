@@ -318,7 +318,7 @@ class Deflation:
         was reached within `budget` products.
 
         Stopping where probes came out low leaves the norm low in the mean: by 0.6 to 0.8 % at a precision of 5 % where
-        ten or twenty eigenvalues are equal, by at most 0.4 % on the other spectra (benchmarks/coverage.py). It is
+        ten or twenty eigenvalues are equal, by at most 0.5 % on the other spectra (benchmarks/coverage.py). It is
         left so: an estimate without bias whatever the rule rests on the first probes alone, which costs precision,
         and a correction by simulating the rule with the estimates in place took a quarter of it away.
         """
