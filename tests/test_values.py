@@ -417,10 +417,17 @@ def test_a_mu_beyond_eq_3_is_refused_and_one_below_is_taken() -> None:
 
 
 def test_effective_rank_by_hand() -> None:
-    """Two images with ||a||^2 = 2, ||b||^2 = 3, <a, b> = 1: (5/2)^2/1 - 2/2 = 21/4, and a third of it cautiously."""
+    """Two images with ||a||^2 = 2, ||b||^2 = 3, <a, b> = 1: (5/2)^2/1 - 2/2 = 21/4.
+
+    Cautiously a third of it. Of nine images of square 3 and products 1 it is 9 - 2/9 = 79/9; beside Lanczos vectors
+    10/(10 + 79/9) = 90/169 of 4/9 and half of the rest divide it, by 1 + 4/9 (90 + 79/2)/169 = 2039/1521.
+    """
     gram = np.array([[2.0, 1.0], [1.0, 3.0]])
     assert effective_rank(gram, cautious=False) == pytest.approx(21 / 4, rel=1e-12)
     assert effective_rank(gram) == pytest.approx(7 / 4, rel=1e-12)
+    nine = np.ones((9, 9)) + 2 * np.eye(9)
+    assert effective_rank(nine) == pytest.approx(79 / 13, rel=1e-12)
+    assert effective_rank(nine, deflated=True) == pytest.approx(79 / 9 * 1521 / 2039, rel=1e-12)
 
 
 def test_the_interval_of_a_trace_by_hand() -> None:

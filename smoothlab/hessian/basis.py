@@ -6,12 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from smoothlab.blocks import dot
 from smoothlab.hessian.vector_memory import VectorMemory
 
 _COLUMNS = 1 << 16  # columns of Q handled at once: a chunk of Q and of the vector stays in cache
 _AGAIN = 0.25  # share of its square that a vector must keep for one projection to be enough
-_PYTHAGORAS = 0.01  # share of its square that a vector must keep for its norm to follow from its coefficients
 
 
 class Projection(NamedTuple):
@@ -73,15 +71,14 @@ class Basis:
             more = more and square**0.5 > _rounding(w, before)
         return Projection(total, before, square**0.5)
 
-    def outside(self, w: Tensor) -> float:
-        """||w - Q'Q w||^2, from Q w and ||w||^2 where enough is left, which spares the subtraction; w may be spoilt."""
-        if not self.size:
-            return dot(w, w)
-        coefficients, square = self._sweep(w)
-        left = square - float(coefficients @ coefficients)
-        if left < _PYTHAGORAS * square:  # the difference would be rounding
-            left = self.project_out(w).after ** 2
-        return left
+    def coefficients(self, *vectors: Tensor) -> list[np.ndarray]:
+        """Q w [k] in fp64 of each vector w, in one pass over Q."""
+        parts: list[list[Tensor]] = [[] for _ in vectors]
+        for i in range(0, self.dim, _COLUMNS):
+            q = self.rows[:, i : i + _COLUMNS]
+            for products, w in zip(parts, vectors, strict=True):
+                products.append(q @ w[i : i + _COLUMNS])
+        return [torch.stack(products).double().sum(0).cpu().numpy() for products in parts]
 
     def add(self, w: Tensor, earlier: Projection | None = None) -> bool:
         """Append w, orthogonalized (in place) and normalized; False when w lies in the span up to rounding.
@@ -97,7 +94,7 @@ class Basis:
             return False
         if self.size == len(self._memory.rows):
             self.reserve(max(4, self.size // 2))
-        torch.mul(w, 1 / projection.after, out=self._memory.rows[self.size])
+        self._memory.write(self.size, w.mul_(1 / projection.after))
         self.size += 1
         return True
 

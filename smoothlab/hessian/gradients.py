@@ -73,6 +73,8 @@ class LossAtPoint:
 
     Attributes:
         repeats: whether a second evaluation has given the same loss (`line_check.check_repeats`).
+        loss_rounding: rounding error of one evaluation of the loss; None until a check has had to measure it
+            (`line_check.LineCheck`).
 
     Raises:
         BadInput: the loss is not finite, or does not depend on a block.
@@ -80,6 +82,7 @@ class LossAtPoint:
 
     differences: ClassVar[bool] = False
     repeats: bool = False
+    loss_rounding: float | None = None
 
     def __init__(self, loss: Loss, blocks: Sequence[Block]) -> None:
         self.blocks = by_name(blocks)

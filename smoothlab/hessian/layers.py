@@ -23,13 +23,12 @@ from torch import Tensor
 
 from smoothlab.blocks import Block, dot
 from smoothlab.errors import BadInput
-from smoothlab.hessian.basis import Projection
 from smoothlab.hessian.estimates import NormEstimate, doubt, frobenius_estimate
 from smoothlab.hessian.traces import with_precision
 from smoothlab.stats.probes import effective_rank, mean_of_forms, sum_of_squares
 
 if TYPE_CHECKING:
-    from smoothlab.hessian.deflation import Deflation
+    from smoothlab.hessian.deflation import Deflation, Image
 
 _COLUMNS = 1 << 16  # columns of Q handled at once, see `Basis`
 
@@ -135,14 +134,14 @@ class LayerRows:
         self.known += self.layers.dots(image, image)
         self.traces += self.layers.dots(q, image)
 
-    def see(self, v: Tensor, image: Tensor, basis: Tensor, earlier: Sequence[tuple[Tensor, Projection]]) -> None:
+    def see(self, v: Tensor, image: Tensor, basis: Tensor, earlier: Sequence["Image"]) -> None:
         """A probe v and its image H v, before it is projected.
 
         Args:
             v: the probe, orthogonal to the basis.
             image: H v.
             basis: Q [k, d].
-            earlier: images of earlier probes, projected, with their projections.
+            earlier: images of earlier probes.
         """
         square = self.layers.dots(image, image)
         self.squares.append(square)
@@ -152,10 +151,12 @@ class LayerRows:
             return
         self.grams = np.pad(self.grams, ((0, 0), (0, 1), (0, 1)))
         self.grams[:, m, m] = square
-        # <E_l a, E_l H v> for a = P a + Q'Q a, of which only P a is kept.
-        inside = self.layers.coefficients(basis, image)
-        for i, (projected, projection) in enumerate(earlier):
-            product = self.layers.dots(projected, image) + inside @ projection.coefficients
+        if any(other.removed.any() for other in earlier):
+            inside = self.layers.coefficients(basis, image)
+        for i, other in enumerate(earlier):
+            product = self.layers.dots(other.vector, image)
+            if other.removed.any():  # <E_l a, E_l H v> for a = P a + Q'Q a, of which only P a is kept
+                product += inside @ other.removed
             self.grams[:, i, m] = self.grams[:, m, i] = product
 
     def estimates(self, run: "Deflation", precision: float, trace: float) -> Iterator[NormEstimate]:

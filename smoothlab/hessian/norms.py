@@ -80,7 +80,8 @@ def _cross(run: Deflation, other: str, precision: float) -> NormEstimate:
     The larger block is named first, whichever c is: the norm is that of the transpose.
     """
     images, squares = run.cross_images[other], run.cross_squares[other]
-    whole = sum_of_squares(squares, effective_rank(gram_matrix(images)), run.cross_known[other])
+    nu = effective_rank(gram_matrix(images), deflated=True)
+    whole = sum_of_squares(squares, nu, run.cross_known[other], deflated=True)
     # Rounding in b's part of a product: that of the diagonal block, as much per coordinate.
     diagonal = math.sqrt(max(run.frobenius_squared()[0].value, 0.0))
     blocks = run.hessian.blocks

@@ -107,7 +107,7 @@ def _look_at_products(check: LineCheck, directions: Directions, run: Deflation) 
     largest = int(np.abs(values).argmax())
     value, coefficients = float(values[largest]), vectors[:, largest]
     top = run.in_full_space(coefficients)
-    if run.deflate(directions.mixed()) is None:  # Q holds it already, the block being small
+    if not run.deflate(directions.mixed()):  # Q holds it already, the block being small
         check.look(top, TOP, value)
         mixed = directions.mixed()
         check.look(mixed, ALL_KINDS, run.form(mixed))

@@ -15,14 +15,24 @@ from scipy import special
 
 from smoothlab.stats.intervals import TAIL, Interval, Z
 
-_INNER = 0.98  # level of one look: the rest is spent on stopping when the interval is short enough
+_FEW_LEVEL, _MANY_LEVEL = 0.98, 0.96  # of one look: the rest is spent on stopping when the interval is short enough
+_LOW_RANK = 10.0  # effective rank at which images are half as if few directions made them
 
 
-def effective_rank(gram: NDArray[np.float64], *, cautious: bool = True) -> float:
+def _low(nu: float) -> float:
+    """How far images of effective rank nu are as if few directions made them: from 1 for one, to 0 for many."""
+    return _LOW_RANK / (_LOW_RANK + nu)
+
+
+def effective_rank(gram: NDArray[np.float64], *, cautious: bool = True, deflated: bool = False) -> float:
     """An estimate of nu = (sum s^2)^2 / sum s^4 from the Gram matrix [m, m] of m >= 2 images.
 
     nu_hat = (mean K_ii)^2 / mean_{i != j} K_ij^2 - 2/m (the mean's own variance), at least 1, its least possible
     value; a cautious one, for intervals, is divided by 1 + 4/m because few images may overstate it.
+
+    Where Lanczos vectors have taken out what dominates (`deflated`), many directions of like size are left, and all
+    m (m - 1)/2 products K_ij are nearly independent: the divisor falls towards 1 + 16/(m (m - 1)) as nu_hat grows. Both
+    are 1.8 for five images, and 1.25 and 1.07 for 16.
     """
     m = len(gram)
     if m < 2:
@@ -32,25 +42,35 @@ def effective_rank(gram: NDArray[np.float64], *, cautious: bool = True) -> float
     fourth = float((gram**2).sum() - (squares**2).sum()) / (m * (m - 1))
     if fourth <= 0.0:  # images of 0, or orthogonal up to rounding
         return 1.0
-    shrink = 1 + 4 / m if cautious else 1.0
-    return float(max(1.0, (squares.mean() ** 2 / fourth - 2 / m) / shrink))
+    nu = max(1.0, float(squares.mean() ** 2 / fourth - 2 / m))
+    if cautious:
+        low = _low(nu) if deflated else 1.0
+        nu = max(1.0, nu / (1 + 4 / m * (low + (1 - low) * min(1.0, 4 / (m - 1)))))
+    return nu
 
 
-def sum_of_squares(squares: ArrayLike, nu: float, known: float = 0.0) -> Interval:
+def sum_of_squares(squares: ArrayLike, nu: float, known: float = 0.0, *, deflated: bool = False) -> Interval:
     """Interval for known + E X from m independent X = ||B g||^2 of effective rank nu; m >= 2, or 0 when B = 0.
 
     Satterthwaite: m X_mean nu / E X is close to chi-square with m nu degrees of freedom (exact for equal singular
     values); (m - 1) nu are used, as nu is estimated, at the level 0.98, as callers stop when the interval is short.
-    Simulated coverage: benchmarks/coverage.py.
+    Where Lanczos vectors have taken out what dominates (`deflated`), a nu that is too high hardly comes with a mean
+    that is too low, and the level falls towards 0.96 with growing nu and m. Simulated coverage: benchmarks/coverage.py.
     """
     x = np.asarray(squares, dtype=float)
     if not len(x):
         return Interval(known, known, known)
     mean = float(x.mean())
     dof = (len(x) - 1) * nu
-    tail = (1 - _INNER) / 2
+    tail = (1 - (level(len(x), nu) if deflated else _FEW_LEVEL)) / 2
     low, high = dof * mean / (2 * special.gammaincinv(dof / 2, [1 - tail, tail]))  # chi-square quantiles
     return Interval(known + mean, known + float(low), known + float(high))
+
+
+def level(m: int, nu: float) -> float:
+    """Level of the interval of one look, after m >= 2 probes of what deflation left, of effective rank nu."""
+    few = min(1.0, _low(nu) + 20 / (m * (m - 1)))
+    return _MANY_LEVEL + (_FEW_LEVEL - _MANY_LEVEL) * few
 
 
 def mean_of_forms(forms: ArrayLike, frobenius_squared: float, known: float = 0.0) -> Interval:

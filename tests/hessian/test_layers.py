@@ -11,6 +11,7 @@ from torch import Tensor
 
 from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
+from smoothlab.hessian import deflation
 from smoothlab.hessian.deflation import Deflation
 from smoothlab.hessian.exact import ExactHessian
 from smoothlab.hessian.finite_differences import FiniteDifferenceHessian
@@ -81,7 +82,12 @@ def test_layers_cost_no_product_and_change_no_norm() -> None:
     plain = hessian.norms()
     before = hessian.products
     split = hessian.norms(rows=hessian.layers)
-    assert split[:3] == plain
+    for norm, other in zip(
+        split, plain, strict=False
+    ):  # probes are projected there, and here what is known is subtracted
+        fields = ("value", "low", "high")
+        assert norm.hvps == other.hvps
+        assert [getattr(norm, f) for f in fields] == pytest.approx([getattr(other, f) for f in fields], rel=1e-10)
     assert hessian.products == 2 * before
 
 
@@ -93,7 +99,10 @@ class Recorded(LayerRows):
         super().see(v, image, basis, earlier)
 
 
-def test_gram_matrices_by_layer_are_those_of_the_whole_images() -> None:
+@pytest.mark.parametrize("removed", [False, True])
+def test_gram_matrices_by_layer_are_those_of_the_whole_images(removed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if removed:  # as where hardly anything is left to probe
+        monkeypatch.setattr(deflation, "_PYTHAGORAS", 2.0)
     hessian = layered("ten equal")
     rows = Recorded(hessian.blocks["a"], hessian.layers)
     run = Deflation(hessian, "a", [0], {}, rows)
@@ -103,6 +112,7 @@ def test_gram_matrices_by_layer_are_those_of_the_whole_images() -> None:
     for number, name in enumerate(rows.layers.names):
         images = torch.stack([image[hessian.places[name]] for image in rows.kept[:17]])
         assert np.allclose(rows.grams[number], (images @ images.T).numpy())
+    assert [bool(image.removed.any()) for image in run.images] == [removed] * 16
 
 
 def test_probes_are_forgotten_where_their_images_join_the_basis() -> None:

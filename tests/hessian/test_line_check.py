@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -85,3 +86,60 @@ def test_a_loss_that_is_finite_at_the_point_alone_is_refused() -> None:
     loss, block = walled(0.0, math.inf)
     with pytest.raises(WrongProducts, match=r"a slope is \S+ by autograd, inf by differences of the loss along"):
         check_gradient(LossAtPoint(loss, [block]))
+
+
+def rough(size: float) -> tuple[Loss, Block]:
+    """3 + u/2 + u^2 in fp32, u the move along V, beside terms that cancel but for their rounding."""
+    w = nn.Parameter(torch.ones(N))
+    large = size * torch.randn(64, N, generator=torch.Generator().manual_seed(0))
+
+    def loss() -> Tensor:
+        u = (w - 1) @ V.float()
+        rounding = (large @ w).sum() - large.sum(0) @ w
+        return 3 + u / 2 + u**2 + rounding.detach()
+
+    return loss, Block("base", (w,))
+
+
+def counted(size: float) -> tuple[LineCheck, list[float]]:
+    """A check of `rough`, and its evaluations."""
+    loss, block = rough(size)
+    point, made = LossAtPoint(loss, [block]), []
+    evaluate = point.evaluate
+
+    def counting() -> float:
+        made.append(evaluate())
+        return made[-1]
+
+    point.evaluate = counting  # type: ignore[method-assign]
+    return LineCheck(point, block), made
+
+
+@pytest.mark.parametrize("size", [5.0, 10.0])
+def test_rounding_beyond_what_is_assumed_is_measured_once_a_point(size: float) -> None:
+    check, made = counted(size)
+    assert check.agrees(V.float(), 2.0) and len(made) <= 4 + 5 + 4
+    values = []
+    for s in np.linspace(
+        -1e-4, 1e-4, 200
+    ):  # the scatter of evaluations next to the point, by which the bound of one is judged
+        with check._shift.along(V.float(), float(s)):
+            values.append(check._point.evaluate() - 3 - s / 2 - s**2)
+    scatter = float(np.std(values))
+    assert scatter > 3 * check._assumed
+    assert check._point.loss_rounding is not None
+    assert scatter / 2 < check._point.loss_rounding < 8 * scatter
+    made.clear()
+    check.look(V.float(), "here", 2.0)
+    assert len(made) <= 4 and check.gaps["curvature"].size == check.gaps["gradient"].size == 0.0
+
+
+@pytest.mark.parametrize("size", [5.0, 10.0])
+def test_measured_rounding_excuses_no_wrong_number(size: float) -> None:
+    check, _ = counted(size)
+    check.look(V.float(), "here", 2.2)
+    assert 0.05 < check.gaps["curvature"].size < 0.13 and check.gaps["gradient"].size == 0.0
+    check, _ = counted(size)
+    check.gradient = 1.03 * check.gradient
+    check.look(V.float(), "here", 2.0)
+    assert 0.01 < check.gaps["gradient"].size < 0.04

@@ -68,6 +68,18 @@ def test_a_kept_image_is_a_copy_in_the_file(short: Path) -> None:
 
 
 @needs_files
+def test_a_vector_is_written_in_pieces(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vector_memory, "_PIECE", 24)  # neither a whole number of rows nor of halves
+    for dtype in (torch.float32, torch.bfloat16):
+        memory = VectorMemory(33, torch.zeros(0, dtype=dtype))
+        memory.reserve(3)
+        for i in range(3):
+            memory.write(i, torch.arange(33.0).to(dtype) + i)
+        assert mapped(memory) or not Path("/proc/self/maps").exists()
+        assert torch.equal(memory.rows, torch.stack([torch.arange(33.0).to(dtype) + i for i in range(3)]))
+
+
+@needs_files
 def test_a_full_disk_leaves_the_vectors_in_ram(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     basis = Basis(50, torch.zeros(0))
     assert basis.add(torch.randn(50, generator=torch.Generator().manual_seed(0)))

@@ -31,23 +31,24 @@ def normal(seed: int, *shape: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape)
 
 
-def hits(n: int, m: int, equal: int, nu: float) -> int:
+def hits(n: int, m: int, equal: int, nu: float, deflated: bool = False) -> int:
     """How many of n intervals from m sums over `equal` singular values 1 hold the true sum of squares."""
     squares = np.random.default_rng([m, equal]).chisquare(equal, (n, m))
-    found = [sum_of_squares(x, nu, known=3.0) for x in squares]
+    found = [sum_of_squares(x, nu, known=3.0, deflated=deflated) for x in squares]
     return sum(i.low <= 3.0 + equal <= i.high for i in found)
 
 
 @pytest.mark.parametrize("equal", [1, 2, 10])
 @pytest.mark.parametrize("m", [2, 5, 20])
-def test_with_equal_singular_values_the_statement_is_chi_square(m: int, equal: int) -> None:
+@pytest.mark.parametrize("deflated", [False, True])
+def test_with_equal_singular_values_the_statement_is_chi_square(deflated: bool, m: int, equal: int) -> None:
     # m X_mean has m nu degrees of freedom exactly; (m - 1) nu are used, so coverage can be told from chi-square.
-    tail = (1 - probes._INNER) / 2
+    tail = (1 - (probes.level(m, equal) if deflated else 0.98)) / 2
     less, n = (m - 1) * equal, 1000
     low, high = (stats.chi2.ppf(q, less) * m / (m - 1) for q in (tail, 1 - tail))
     coverage = float(np.diff(stats.chi2.cdf([low, high], m * equal)).item())
     assert coverage > LEVEL
-    assert least(n, coverage) <= hits(n, m, equal, equal) <= most(n, coverage)
+    assert least(n, coverage) <= hits(n, m, equal, equal, deflated) <= most(n, coverage)
 
 
 def test_an_interval_that_counts_too_many_degrees_of_freedom_is_caught() -> None:
@@ -76,10 +77,11 @@ def test_effective_rank_is_seen_in_the_gram_matrix_and_cautiously_not_overstated
     images = normal(1, 200, m, 60) * s2**0.5
     grams = images @ images.transpose(0, 2, 1)
     plain = np.array([effective_rank(g, cautious=False) for g in grams])
-    cautious = np.array([effective_rank(g) for g in grams])
+    cautious, deflated = (np.array([effective_rank(g, deflated=d) for g in grams]) for d in (False, True))
     assert 0.6 * nu < np.median(plain) < 1.6 * nu  # five images see a short tail too flat
     assert (cautious <= plain).all() and (cautious >= 1).all()
     assert np.median(cautious) < 1.05 * nu
+    assert (cautious <= deflated * (1 + 1e-12)).all() and (deflated <= plain).all()
 
 
 def test_effective_rank_of_degenerate_images_is_one() -> None:
@@ -97,12 +99,15 @@ def test_interval_of_a_trace_covers(rank: int) -> None:
     assert sum(i.low <= 1.0 + eigenvalues.sum() <= i.high for i in found) >= least(n, 0.95)
 
 
-def test_the_level_of_one_look_is_98_percent() -> None:
+def test_the_level_of_one_look_is_98_percent_and_falls_with_the_rank_of_what_deflation_left() -> None:
     """What an interval covers is told by its ends: with many degrees of freedom (m - 1) nu and m nu are alike."""
-    m, nu = 400, 3.0
-    found = sum_of_squares(np.ones(m), nu)
-    held = stats.chi2.cdf([m * nu / found.high, m * nu / found.low], m * nu)
-    assert np.diff(held).item() == pytest.approx(0.98, abs=5e-4)
+    m, nu = 400, 10.0
+    for deflated, expected in ((False, 0.98), (True, 0.97)):
+        found = sum_of_squares(np.ones(m), nu, deflated=deflated)
+        held = stats.chi2.cdf([m * nu / found.high, m * nu / found.low], m * nu)
+        assert np.diff(held).item() == pytest.approx(expected, abs=5e-4)
+    assert [probes.level(10**4, nu) for nu in (0.0, 10.0, 1e9)] == pytest.approx([0.98, 0.97, 0.96], abs=1e-6)
+    assert probes.level(5, 1e9) == pytest.approx(0.98), "five probes say little of the rank"
     exact = [3 * 2.0 * 7 / 3 / stats.chi2.ppf(q, 3 * 2.0) for q in (0.99, 0.01)]
     assert sum_of_squares([1.0, 2.0, 4.0, 7 / 3], 2.0)[1:] == pytest.approx(exact)
 
