@@ -3,7 +3,8 @@
 DIR holds the earlier version (`git worktree add DIR 78c65ff`). A repetition measures the same point, base + LoRA +
 cross block, with the earlier version and with this one, each in a process of its own and on one thread, so that what
 else the machine does meets both alike; CPU time is compared, and the largest resident memory that no file backs, in
-units of the weights. `--model FOLDER` takes a causal language model instead of `micro`.
+units of the weights. With `--together` both run at the same time, as what else a busy machine does changes from one
+minute to the next; that takes the memory of both. `--model FOLDER` takes a causal language model instead of `micro`.
 """
 
 import argparse
@@ -25,13 +26,23 @@ CPU, MEMORY = 0.6, 10.0
 """Aims: CPU time in units of the earlier version's, and memory in units of the weights."""
 
 
-def point(version: Path, arguments: Sequence[str], seed: int) -> dict[str, Any]:
-    """One point with the version in a folder."""
+def points(versions: Sequence[Path], arguments: Sequence[str], seed: int) -> list[dict[str, Any]]:
+    """One point with the version in each folder, all at the same time."""
+    started = [_start(version, arguments, seed) for version in versions]
+    found: list[dict[str, Any]] = []
+    for process in started:
+        output, _ = process.communicate()
+        if process.returncode:
+            raise SystemExit(f"benchmarks/point.py ended with status {process.returncode}; see its error above")
+        found.append(json.loads(output.splitlines()[-1]))
+    return found
+
+
+def _start(version: Path, arguments: Sequence[str], seed: int) -> "subprocess.Popen[str]":
+    """A process that measures one point with the version in a folder."""
     command = [sys.executable, str(ROOT / "benchmarks" / "point.py"), *arguments, "--seeds", str(seed)]
     paths = {"PYTHONPATH": str(version.resolve()), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, **paths})
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **paths})
 
 
 @dataclass(frozen=True)
@@ -43,6 +54,7 @@ class PointCost:
         model: "micro" or the name of a folder's model.
         arguments: of `benchmarks.point`.
         repetitions: points, each with probes of its own.
+        together: both versions at the same time instead of one after the other.
     """
 
     name: ClassVar[str] = "point_cost"
@@ -51,6 +63,7 @@ class PointCost:
     model: str
     arguments: tuple[str, ...]
     repetitions: int
+    together: bool = False
 
     def place(self, row: Row) -> int:
         """One for all rows."""
@@ -62,20 +75,25 @@ class PointCost:
 
     def rows(self, done: Sequence[Row]) -> Iterator[Row]:
         """Ratio of CPU times, memory of each version, and what each measured."""
-        points: dict[str, list[dict[str, Any]]] = {"old": [], "new": []}
+        measured: dict[str, list[dict[str, Any]]] = {"old": [], "new": []}
         for seed in range(self.repetitions):
+            if self.old is not None and self.together:
+                both = points([self.old, ROOT], self.arguments, seed)
+                measured["old"].append(both[0])
+                measured["new"].append(both[1])
+                continue
             if self.old is not None:
-                points["old"].append(point(self.old, self.arguments, seed))
-            points["new"].append(point(ROOT, self.arguments, seed))
-        seconds = {version: [p["cpu_seconds"] for p in found] for version, found in points.items()}
+                measured["old"] += points([self.old], self.arguments, seed)
+            measured["new"] += points([ROOT], self.arguments, seed)
+        seconds = {version: [p["cpu_seconds"] for p in found] for version, found in measured.items()}
         if self.old is not None:
             ratios = [new / old for new, old in zip(seconds["new"], seconds["old"], strict=True)]
             yield ratio_row("CPU time", ratios, seconds["new"], unit="the earlier version's", target=CPU)
-        for version, found in points.items():
+        for version, found in measured.items():
             if found:
                 sizes = [p["peak_bytes"] / p["parameter_bytes"] for p in found]
                 yield ratio_row(f"memory, {version}", sizes, seconds[version], unit="weights", target=MEMORY)
-        for version, found in points.items():
+        for version, found in measured.items():
             for p in found:
                 yield {"what": f"point, {version}", **p}
 
@@ -89,13 +107,14 @@ def main() -> None:
     parser.add_argument("--layers", type=int, help="the first layers of a folder's model only")
     parser.add_argument("--precision", type=float, default=0.05)
     parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--together", action="store_true", help="both versions at the same time")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "point_cost_micro.jsonl")
     args = parser.parse_args()
     arguments = ["--model", args.model, "--batch", str(args.batch), "--precision", str(args.precision)]
     if args.layers is not None:
         arguments += ["--layers", str(args.layers)]
     settings = environment(device="cpu", dtype="float32", threads=1, batch=args.batch, layers=args.layers)
-    experiment = PointCost(args.old, Path(args.model).name, tuple(arguments), args.repetitions)
+    experiment = PointCost(args.old, Path(args.model).name, tuple(arguments), args.repetitions, args.together)
     run(experiment, args.out, environment=settings, overwrite=True)
     for row in load(args.out).to_dict("records"):
         if not row["what"].startswith("point"):
