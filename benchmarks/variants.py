@@ -1,12 +1,14 @@
 """Variants of zeroth-order steps at equal forward passes: `python -m benchmarks.variants --data-dir DIR [--table]`.
 
-`micro`, which has read novels and reviews, learns WikiText's language (part text), or SST-2 (part sst2): the base model
-by zeroth-order steps. Each arm is a variant (`smoothlab.zeroth.variants`) with its directions; plain arms stand beside
-those whose directions are other ones. An arm takes as many steps as `FORWARDS` evaluations of a minibatch's loss pay
-for, at three rates a factor 3 apart, for each of three seeds, which fix minibatches, items and directions alike in all
-arms. Every run is one of `smoothlab finetune`, recorded as PART-ARM-SEED.jsonl; finished ones are not run again.
-`--table` prints the loss on the dev items after the last forward pass, at the rate with the lowest, and the test loss
-(accuracy on sst2) of the weights that are best on dev, both less those of the arm's plain one.
+`micro`, which has read novels and reviews, learns WikiText's language (part text), or SST-2 (part sst2), and the real
+model of `benchmarks.real_model` learns SST-2 (part smollm2): the base model by zeroth-order steps. Each arm is a
+variant (`smoothlab.zeroth.variants`) with its directions; plain arms stand beside those whose directions are other
+ones. An arm takes as many steps as `FORWARDS` evaluations of a minibatch's loss pay for, at three rates a factor 3
+apart, for each of three seeds, which fix minibatches, items and directions alike in all arms. The real model has the
+two variants that are best on text, and tries rates with the first seed alone; the others take the rate whose loss on
+dev was lowest. Every run is one of `smoothlab finetune`, recorded as PART-ARM-SEED.jsonl; finished ones are not run
+again. `--table` prints the loss on the dev items after the last forward pass, at the rate with the lowest, and the test
+loss (accuracy on sst2) of the weights that are best on dev, both less those of the arm's plain one.
 """
 
 import argparse
@@ -28,7 +30,8 @@ from smoothlab.stats.samples import mean, paired
 
 Row = dict[str, Any]
 RESULTS = Path(__file__).with_name("results") / "variants"
-FORWARDS = 360
+FORWARDS = {"text": 360, "sst2": 360, "smollm2": 80}
+"""Evaluations of a minibatch's loss in a run."""
 SEEDS = (0, 1, 2)
 TEXT = Path("out/variants/wikitext.jsonl")
 """Paragraphs of WikiText-2, made from text/wikitext2_valid.txt.gz of --data-dir."""
@@ -38,10 +41,14 @@ _ZEROTH = Finetune(method="zo", train=1000, parts=1, patience=0, distribution="r
 PARTS: dict[str, Finetune] = {
     "text": replace(_ZEROTH, data=str(TEXT), max_length=96, batch=4, dev=64, test=64),
     "sst2": replace(_ZEROTH, data="sst2", batch=16, dev=250, test=872),
+    "smollm2": replace(_ZEROTH, model="out/smollm2", data="sst2", batch=8, dev=64, test=200),
 }
 """What is learned."""
-SLOPES = {"text": 3.2, "sst2": 4.0}
-"""Root mean square slopes of plain steps at the start (12 steps, seed 0): rates of normalized steps are times that."""
+SLOPES = {"text": 3.2, "sst2": 4.0, "smollm2": 20.0}
+"""Root mean square slopes of plain steps at the start (12 steps, seed 0): rates of normalized steps are times that.
+
+The real model's is the norm of its gradient, which is 29 at the start, 16 after 25 steps and 15 after 50 (hybrid).
+"""
 
 
 @dataclass(frozen=True)
@@ -75,26 +82,38 @@ ARMS: dict[str, Arm] = {
     "muon": Arm(FOUR | LOW | {"variant": "muon"}, factor=133.0, beside="lowrank4"),  # 0.04, a length of its own
 }
 """Arms; `plain4`, `lowrank` and `lowrank4` have the directions of `spread`, `subspace` and `muon`, and no variant."""
-MIDDLE = 3e-4
-"""Rate of plain steps that lowers the loss most in 80 steps on text (of 1e-4, 3e-4, 1e-3; seed 0)."""
+MIDDLE = {"text": 3e-4, "sst2": 3e-4, "smollm2": 6e-5}
+"""Rate of plain steps in the middle.
+
+On text the one that lowers the loss most in 80 steps (of 1e-4, 3e-4, 1e-3; seed 0); on the real model half of the
+largest at which 60 steps were stable (benchmarks.advice).
+"""
+BEST = ("plain", "adaptive", "plain4", "spread")
+"""Arms of the real model: the two variants with the lowest losses on text, and the plain steps beside them."""
 
 
 def rates(part: str, arm: Arm) -> tuple[float, ...]:
     """Three rates, a factor 3 apart, to two digits."""
-    middle = MIDDLE * arm.factor
+    middle = MIDDLE[part] * arm.factor
     if arm.normalized:
         middle *= SLOPES[part]
     return tuple(float(f"{middle * factor:.1e}") for factor in (1 / 3, 1, 3))
 
 
-def experiment(part: str, name: str, seed: int, data_dir: Path) -> Finetune:
+def experiment(part: str, name: str, seed: int, data_dir: Path, folder: Path) -> Finetune:
     """The run of an arm with a seed: three rates, as many steps as the forward passes pay for."""
     run = replace(PARTS[part], **ARMS[name].options, seed=seed)
-    if part == "sst2":
+    if part != "text":
         run = replace(run, data_dir=data_dir)
-    steps = FORWARDS // run.evaluations
+    steps = FORWARDS[part] // run.evaluations
+    run = replace(run, steps=steps, eval_every=-(-steps // 3))
+    if part == "smollm2":
+        run = replace(run, eval_every=-(-steps // 2))  # an evaluation takes as long as a dozen steps
+        first = rows_of(part, name, SEEDS[0], folder)
+        if seed != SEEDS[0] and first is not None:
+            return replace(run, eta_x=last_loss(first)[1])
     tried = ",".join(f"{rate:g}" for rate in rates(part, ARMS[name]))
-    return replace(run, steps=steps, eval_every=-(-steps // 3), search=(f"eta_x={tried}",))
+    return replace(run, search=(f"eta_x={tried}",))
 
 
 def write_text(data_dir: Path) -> None:
@@ -111,7 +130,7 @@ def make(part: str, names: Sequence[str], seeds: Sequence[int], data_dir: Path, 
         for name in names:
             try:
                 records.run(
-                    experiment(part, name, seed, data_dir), folder / f"{part}-{name}-{seed}.jsonl",
+                    experiment(part, name, seed, data_dir, folder), folder / f"{part}-{name}-{seed}.jsonl",
                     environment=records.environment(device="cpu", dtype="float32", threads=1),
                 )  # fmt: skip
             except BadInput as error:  # a rate at which one arm diverges; the others go on
@@ -141,7 +160,7 @@ def last_loss(rows: Sequence[Row]) -> tuple[float, float]:
 
 def table(part: str, folder: Path) -> Iterator[str]:
     """Rows of Markdown; differences are over the seeds that both arms have, with 95 % intervals."""
-    score = "accuracy" if part == "sst2" else "loss"
+    score = "loss" if part == "text" else "accuracy"
     yield f"| arm | seeds | rates chosen | dev loss at 0, at the end | difference | test {score} | difference |"
     yield "| --- | --- | --- | --- | --- | --- | --- |"
     for name, arm in ARMS.items():
@@ -191,7 +210,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, help="folder with text/ and sst2/")
     parser.add_argument("--part", choices=list(PARTS), default="text")
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), help="default: all, on the real model the best")
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the records")
     parser.add_argument("--table", action="store_true", help="print what is measured, and measure nothing")
@@ -205,7 +224,8 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     if args.part == "text":
         write_text(args.data_dir)
-    make(args.part, args.arms, args.seeds, args.data_dir, args.out)
+    arms = args.arms or (BEST if args.part == "smollm2" else ARMS)
+    make(args.part, list(arms), args.seeds, args.data_dir, args.out)
 
 
 if __name__ == "__main__":
