@@ -211,12 +211,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--simulations", type=int, default=2000)
     parser.add_argument("--precision", type=float, default=0.05)
+    parser.add_argument("--seed", type=int, default=0, help="of the first simulation")
     parser.add_argument("--only", nargs="*", default=[], help="names of spectra (default all)")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/coverage.jsonl"))
     parser.add_argument("--overwrite", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    experiment = Coverage(args.simulations, args.precision, tuple(args.only))
+    experiment = Coverage(args.simulations, args.precision, tuple(args.only), args.seed)
     run(
         experiment,
         args.out,

@@ -75,7 +75,7 @@ def restore(model: nn.Module, saved: Mapping[str, Tensor]) -> None:
 
 
 def buffers(model: nn.Module) -> dict[str, Tensor]:
-    """None: the loss depends on parameters alone."""
+    """AdaLoRA has no buffers that weights go with: the loss depends on parameters alone."""
     return {}
 
 

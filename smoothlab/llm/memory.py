@@ -87,12 +87,12 @@ def mapped_bytes(tensors: Iterable[Any], maps: Path = Path("/proc/self/maps")) -
         if inode != "0" and path:
             begin, _, end = addresses.partition("-")
             files.append((int(begin, 16), int(end, 16)))
-    found = {}  # by address: tied weights are there once
+    sizes = {}  # by address: tied weights are there once
     for tensor in tensors:
         address = tensor.data_ptr()
         if tensor.device.type == "cpu" and any(begin <= address < end for begin, end in files):
-            found[address] = tensor.nbytes
-    return sum(found.values())
+            sizes[address] = tensor.nbytes
+    return sum(sizes.values())
 
 
 def peak(device: str) -> int:

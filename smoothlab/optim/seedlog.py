@@ -215,12 +215,12 @@ def replay(
     contents.check_base(head)
     moved: dict[int, Block | Factors] = {}
     for k, block in blocks.items():
-        given = masters.get(k) if masters else None
-        if isinstance(given, Factors):
-            given.reset()
-            moved[k] = given
+        kept = masters.get(k) if masters else None
+        if isinstance(kept, Factors):
+            kept.reset()
+            moved[k] = kept
         else:
-            moved[k] = masters_of(block, given)
+            moved[k] = masters_of(block, kept)
     steps = 0
     states: dict[int, State] = dict.fromkeys(blocks, ())
     for move in contents.until(until):

@@ -56,7 +56,7 @@ class Advise(Training):
         return 0
 
     def standing(self, rows: Sequence[Row | None]) -> list[Row]:
-        """None: a stopped run starts again."""
+        """No row stands, as a stopped run starts again."""
         return []
 
     def continuation(self) -> str:
