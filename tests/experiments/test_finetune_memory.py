@@ -28,12 +28,21 @@ def smoothlab(*argv: str) -> tuple[str, float]:
 
 
 def ratio(tmp_path: Path, *argv: str) -> float:
-    """The stated peak over that of the run."""
+    """The stated peak over that of a run.
+
+    A system that takes pages of libraries back from a running process lowers its peak and cannot raise it. So a run
+    whose peak is below the stated one by more than the tests allow is repeated, and the largest of three peaks counts.
+    """
     plan, _ = smoothlab("finetune", *argv, "--dry-run")
-    _, peak = smoothlab("finetune", *argv, "--out", str(tmp_path / "run.jsonl"))
     stated = re.search(r"and ([\d.]+) GiB at the peak", plan)
     assert stated is not None, plan
-    return float(stated[1]) / peak
+    largest = 0.0
+    for attempt in range(3):
+        _, peak = smoothlab("finetune", *argv, "--out", str(tmp_path / f"run{attempt}.jsonl"))
+        largest = max(largest, peak)
+        if float(stated[1]) <= 1.15 * largest:
+            break
+    return float(stated[1]) / largest
 
 
 @pytest.mark.check

@@ -301,7 +301,9 @@ def test_the_chosen_step_tells_its_error_and_smooth_networks_have_no_kinks(
     module, blocks, reference, exact = pair(problem)
     if dtype == torch.float64:
         module, blocks = reference, exact
-    told_over_true = []  # along one direction the ratio can reach 5: rounding is a draw, and the processor's
+    expected = {("forward", 4): 5e-3, ("central", 4): 3e-4, ("forward", 8): 2e-7, ("central", 8): 1e-9}
+    # Medians, as along one direction a ratio can reach 6: rounding is a draw, and the processor's.
+    told, noise, cross_error, steps = [], [], [], []
     for seed in range(7):
         v = draw(blocks[0], "gaussian", [seed])
         hessian = FiniteDifferenceHessian(module, blocks, scheme=scheme)
@@ -309,14 +311,16 @@ def test_the_chosen_step_tells_its_error_and_smooth_networks_have_no_kinks(
         truth, cross_truth = ExactHessian(reference, exact).product(v.double(), "x", ["x", "y"])
         step, error = hessian.steps["x"], relative(image, truth)
         assert step.error is not None and not step.kinks
-        told_over_true.append(step.error / error)
-    assert 1 / 2.5 < np.median(told_over_true) < 2.5
-    assert step.error is not None
-    expected = {("forward", 4): 5e-3, ("central", 4): 3e-4, ("forward", 8): 2e-7, ("central", 8): 1e-9}
-    assert step.error < expected[scheme, dtype.itemsize] * (8 if name == "opt" else 1)  # its gradients are tiny
-    assert float((cross - cross_truth).norm()) < 4 * step.error * (norm(truth) + norm(cross_truth))
-    least, spent = hessian.noise(v, image, "x")
-    assert 0 < least < 4 * error and spent in ((9, 15) if scheme == "forward" else (8, 11))
+        steps.append(step.error)
+        told.append(step.error / error)
+        cross_error.append(float((cross - cross_truth).norm()) / (step.error * (norm(truth) + norm(cross_truth))))
+        least, spent = hessian.noise(v, image, "x")
+        assert least > 0 and spent in ((9, 11, 13, 15) if scheme == "forward" else (8, 9, 10, 11))
+        noise.append(least / error)
+    assert 1 / 2.5 < np.median(told) < 2.5
+    assert np.median(noise) < 2  # rounding is a part of the error
+    assert np.median(cross_error) < 2.5
+    assert np.median(steps) < expected[scheme, dtype.itemsize] * (8 if name == "opt" else 1)  # its gradients are tiny
 
 
 def _sized(activation: Callable[[], nn.Module], width: int) -> Problem:
