@@ -9,6 +9,7 @@ accumulated minibatches f is the mean, so that a zeroth-order step has one direc
 of the k slopes along z. Everything else is the Trainer's: data, logging, evaluation, checkpoints, schedules, clipping.
 """
 
+import warnings
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -39,12 +40,18 @@ class HybridMixin:
     accelerator: Any
     optimizer: Any
     state: Any
+    compute_loss: Any
+    compute_loss_func: Any
+    label_smoother: Any
+    _prepare_inputs: Any
+    compute_loss_context_manager: Any
 
     def __init__(self, *args: Any, eta_x: float = 1e-6, oracle: Estimator | None = None, **kwargs: Any) -> None:
         self.eta_x, self.oracle = eta_x, oracle
         if oracle is None:
             self.oracle = ZerothOrder()
         self._minibatches: _Minibatches | None = None  # of this step, so far
+        self._uses_count = False  # of targets; known after the first minibatch
         self._rate: float | None = None  # of the step's zeroth-order part
         super().__init__(*args, **kwargs)
 
@@ -91,6 +98,7 @@ class HybridMixin:
         if optimizer.factors:  # which the Trainer's own checkpoints would not hold
             raise BadInput("HybridTrainer got masters 'factors': use fp32 masters, or smoothlab.Trainer")
         if self._minibatches is None:
+            self._check_mean(model, inputs, num_items_in_batch)
             self._minibatches = _Minibatches(self)
         self._minibatches.add(model, inputs, num_items_in_batch)
         if not self.accelerator.sync_gradients:
@@ -114,6 +122,40 @@ class HybridMixin:
         super()._save(output_dir, state_dict)  # type: ignore[misc]
         if self.args.should_save and hasattr(self.model, "peft_config"):
             add_base(self.model, Path(output_dir or self.args.output_dir))
+
+    def _check_mean(self, model: Any, inputs: Mapping[str, Any], items: Any) -> None:
+        """Let the Trainer divide by the number of minibatches where the model was asked to, and does not.
+
+        A Trainer leaves that to models whose `forward` takes any keyword. Many classifiers and masked models of
+        transformers 5 take num_items_in_batch that way, and return the minibatch's own mean: the Trainer's loss is then
+        k times that of the step. See https://github.com/huggingface/transformers/issues/47688.
+        """
+        custom = type(self).compute_loss is not Trainer.compute_loss or self.compute_loss_func is not None
+        parts = self.args.gradient_accumulation_steps * self.args.world_size
+        if parts == 1 or items is None or custom or self.label_smoother is not None or self._uses_count:
+            return
+        inputs = self._prepare_inputs(inputs)
+
+        def loss(count: Any) -> Tensor:
+            with self.compute_loss_context_manager():
+                outputs = model(**copied(inputs), num_items_in_batch=count)
+            value: Tensor = outputs["loss"] if isinstance(outputs, dict) else outputs[0]
+            return value
+
+        with torch.no_grad():  # one dropout mask for both
+            of_count, of_double = (float(fixed_loss(partial(loss, n * items), self.model)()) for n in (1, 2))
+        self._uses_count = abs(of_double - of_count) > abs(of_count) / 4  # else it is half as large
+        if not self._uses_count:
+            self.model_accepts_loss_kwargs = False
+            inner = self.accelerator.unwrap_model(model)
+            if hasattr(inner, "get_base_model"):  # of peft
+                inner = inner.get_base_model()
+            name = type(inner).__name__
+            warnings.warn(
+                f"{name} takes num_items_in_batch and does not use it: a Trainer would train on {parts} times the mean "
+                "loss; HybridTrainer takes the mean",
+                stacklevel=2,
+            )
 
     def _check(self) -> None:
         if getattr(self, "is_fsdp_enabled", False) or getattr(self, "is_deepspeed_enabled", False):

@@ -124,6 +124,64 @@ def test_a_run_is_smoothlabs_own_to_the_bit(kind: str, k: int, sides: Any, tmp_p
     assert [row["learning_rate"] for row in logs] == [ETA_Y, ETA_Y / 2]
 
 
+TINY_BERT = {
+    "vocab_size": 99, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32,
+    "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
+}  # fmt: skip
+TINY_OPT = {
+    "vocab_size": 99, "hidden_size": 16, "word_embed_proj_dim": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "ffn_dim": 32, "dropout": 0.0, "pad_token_id": 1,
+}  # fmt: skip
+MEANS: dict[str, tuple[dict[str, Any], bool]] = {  # configuration, and whether a Trainer takes k times the mean
+    "OPTForSequenceClassification": (TINY_OPT, True),
+    "BertForMaskedLM": (TINY_BERT, True),
+    "OPTForCausalLM": (TINY_OPT, False),
+}
+
+
+@pytest.mark.parametrize("name", MEANS)
+def test_minibatches_that_are_accumulated_make_the_step_of_their_mean(name: str, tmp_path: Path) -> None:
+    """Also where the model takes num_items_in_batch and does not divide by it."""
+    settings, inflated = MEANS[name]
+    kind = getattr(transformers, name)
+    tokens = torch.randint(3, 99, (8, 6), generator=torch.Generator().manual_seed(0))
+    labels = tokens
+    if "Classification" in name:
+        labels = tokens[:, 0] % 2
+    rows = [{"input_ids": row, "labels": label} for row, label in zip(tokens, labels, strict=True)]
+
+    def steps(trainer: type, k: int) -> Tensor:
+        """The change of the head and of the weights below it after one step with k minibatches."""
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = kind(kind.config_class(**settings))
+        head, body = [], []
+        for n, p in model.named_parameters():
+            (head if n.startswith(("score", "cls")) else body).append(p)
+        start = torch.cat([p.detach().flatten().clone() for p in (*body, *head)])
+        optimizer: Any = torch.optim.SGD(model.parameters(), lr=1e-2)
+        if trainer is HybridTrainer:
+            groups: list[dict[str, Any]] = [{"params": body, "lr": 1e-3, "oracle": ZerothOrder(), "name": "x"}]
+            if head:
+                groups.append({"params": head, "lr": 1e-2})
+            optimizer = HybridSGD(groups, seed=SEED)
+        args = arguments(
+            tmp_path, per_device_train_batch_size=8 // k, gradient_accumulation_steps=k, max_steps=1, max_grad_norm=0.0
+        )
+        trainer(model, args, train_dataset=rows, optimizers=(optimizer, None)).train()
+        return torch.cat([p.detach().flatten() for p in (*body, *head)]) - start
+
+    def ratio(trainer: type) -> float:
+        return float(steps(trainer, 4).norm() / steps(trainer, 1).norm())
+
+    assert ratio(transformers.Trainer) == pytest.approx(4.0 if inflated else 1.0, rel=1e-3), "see transformers #47688"
+    if not inflated:
+        assert ratio(HybridTrainer) == pytest.approx(1.0, rel=1e-3)
+        return
+    with pytest.warns(UserWarning, match=f"{name} takes num_items_in_batch and does not use it"):
+        assert ratio(HybridTrainer) == pytest.approx(1.0, rel=1e-3)
+
+
 class Gradients(transformers.TrainerCallback):  # type: ignore[misc]
     """The gradient of every parameter that has one, before each update."""
 
