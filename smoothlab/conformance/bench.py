@@ -26,6 +26,8 @@ SEEDS, STEPS = 40, 100
 """Optimizers, and steps of each, of a sample for moments; slow ones make fewer steps."""
 WIDE_SEEDS, WIDE_STEPS = 10, 12
 FEWEST = 4
+OTHERS = 500
+"""Distance of the seeds of a second look: a bench takes fewer."""
 LR = 2.0**-7
 """Learning rate of all samples: a power of two, which adds no rounding."""
 ORTHOGONAL = 1e-6
@@ -107,6 +109,7 @@ class Bench:
         seed: first seed of its runs, and the seed of the problems.
         dtype: number format of the parameters.
         budget: CPU seconds that one sample for moments may take.
+        steps: most steps of each optimizer in it.
         evaluations: calls of closures so far.
     """
 
@@ -114,6 +117,7 @@ class Bench:
     seed: int = 0
     dtype: torch.dtype = torch.float64
     budget: float = 8.0
+    steps: int = STEPS
     evaluations: int = 0
     _samples: dict[Any, Sample | Unobservable] = field(default_factory=dict)
 
@@ -121,6 +125,18 @@ class Bench:
     def eps(self) -> float:
         """Spacing of the numbers of the parameters at 1."""
         return torch.finfo(self.dtype).eps
+
+    @cached_property
+    def again(self) -> "Bench":
+        """A bench for a second look: seeds and problems of its own, and four times as many steps."""
+        return replace(
+            self, seed=self.seed + OTHERS, budget=4 * self.budget, steps=4 * self.steps, evaluations=0, _samples={}
+        )
+
+    @property
+    def spent(self) -> int:
+        """Calls of closures so far, those of the second look included."""
+        return self.evaluations + (self.again.evaluations if "again" in vars(self) else 0)
 
     def look(
         self, problem: Polynomial, seed: int, steps: int, *, lr: float = LR, mu: float | None = None
@@ -172,7 +188,7 @@ class Bench:
         begun = time.process_time()
         self.look(problem, 0, FEWEST)
         each = (time.process_time() - begun) / FEWEST
-        steps = int(min(max(self.budget / SEEDS / each, FEWEST), STEPS))
+        steps = int(min(max(self.budget / SEEDS / each, FEWEST), self.steps))
         return Sample(problem, self.runs(problem, SEEDS, steps))
 
     def runs(self, problem: Polynomial, seeds: int, steps: int, *, lr: float = LR) -> list[list[Observed]]:

@@ -24,6 +24,12 @@ PROBES: dict[str, Probe] = {probe.name: probe for probe in (*STEPS, *MOMENTS, *P
 ALPHA = 1e-3
 """Probability that the whole suite accuses a right optimizer, at most: each comparison has ALPHA / their number."""
 COMPARISONS = sum(probe.comparisons for probe in PROBES.values())
+CONCLUSIVE = 30.0
+"""|z| from which on an accusation needs no second look, on new seeds and problems and four times as many steps.
+
+Means of heavy-tailed numbers stray further than normal ones: of rank-1 directions on 2 x 2 matrices 0.8 % of samples of
+4,000 steps pass the limit, and 9 % of those of 400 steps, with |z| of up to 17 in 1,500 samples.
+"""
 SMALLER: tuple[Shapes, ...] = (((1,),), ((2,),), ((1,), (1,)), ((2, 2),))
 """Tensors that a failing probe is tried on, the smallest first."""
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
@@ -106,12 +112,14 @@ def answers(subject: Subject, probes: Sequence[str] = (), seed: int = 0, dtype: 
 
 def answer(bench: Bench, probe: Probe) -> Answer:
     """The answer to one question; whatever the optimizer does there, the other questions can be asked."""
-    begun, before = time.perf_counter(), bench.evaluations
+    begun, before = time.perf_counter(), bench.spent
     limit = scores.limit(ALPHA, COMPARISONS)
     try:
         finding = _looked(bench, probe, probe.shapes)
+        if finding.z is not None and limit < abs(finding.z) < CONCLUSIVE:
+            finding = _looked(bench.again, probe, probe.shapes)
     except Unobservable as error:
-        spent, seconds = bench.evaluations - before, round(time.perf_counter() - begun, 3)
+        spent, seconds = bench.spent - before, round(time.perf_counter() - begun, 3)
         failed = str(error).startswith(FAILED)
         return Answer(probe.name, probe.asks, "not observable", str(error), evaluations=spent, seconds=seconds,
                       failed=failed)  # fmt: skip
@@ -126,7 +134,7 @@ def answer(bench: Bench, probe: Probe) -> Answer:
     z, bound = finding.z, None if finding.z is None else round(limit, 3)
     return Answer(
         probe.name, probe.asks, verdict, finding.words, within, finding.measured, finding.reference, finding.low,
-        finding.high, z, bound, bench.evaluations - before, round(time.perf_counter() - begun, 3), case,
+        finding.high, z, bound, bench.spent - before, round(time.perf_counter() - begun, 3), case,
     )  # fmt: skip
 
 
