@@ -238,10 +238,9 @@ class ZerothOrder:
         center = value
         if self.sides == 1 and center is None:
             center = evaluate(loss, block)
+        differences = self._differences(loss, block, perturbation, distribution, frame, center)
         if self.parallel > 1:
             differences = self._parallel_differences(loss, block, perturbation, frame)
-        else:
-            differences = self._differences(loss, block, perturbation, distribution, frame, center)
         terms: dict[Seed, float] = {}
         for direction, difference in zip(frame, differences, strict=True):
             slope = difference / (self.sides * self.mu)
@@ -276,7 +275,7 @@ class ZerothOrder:
 
     def _parallel_differences(
         self, loss: Loss, block: Block, perturbation: Perturbation, frame: Sequence[Terms]
-    ) -> list[float]:
+    ) -> Iterator[float]:
         """The same, of `parallel` evaluations in one forward pass."""
         assert isinstance(perturbation, ForwardPerturbation)
         points, values = self._points(frame), list[float]()
@@ -284,7 +283,8 @@ class ZerothOrder:
             part = points[start : start + self.parallel]
             with perturbation.alone(), perturbation.at_points(part):
                 values += evaluate_repeated(loss, len(part), block)
-        return [plus - minus for plus, minus in zip(values[::2], values[1::2], strict=True)]
+        for plus, minus in zip(values[::2], values[1::2], strict=True):
+            yield plus - minus
 
     def realized_fraction(self, block: Block) -> float | None:
         """The fraction of mu z that rounding let through at the first call on `block`; None before."""

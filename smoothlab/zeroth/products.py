@@ -251,8 +251,11 @@ def _added(product: Tensor, inner: Tensor, left: Tensor, scale: float) -> Tensor
     """`product` [..., m] + scale inner' left for `inner` [r, rows], summed in the wider of their precisions."""
     several = left.dim() == 3
     if product.dtype == left.dtype and product.is_contiguous():
-        add = Tensor.baddbmm_ if several else Tensor.addmm_
-        add(in_repetitions(product, left), inner.mT, left, alpha=scale)
+        rows = in_repetitions(product, left)
+        if several:
+            rows.baddbmm_(inner.mT, left, alpha=scale)
+        else:
+            rows.addmm_(inner.mT, left, alpha=scale)
         return product
     dtype = torch.promote_types(product.dtype, left.dtype)
     add = torch.baddbmm if several else torch.addmm
