@@ -44,13 +44,14 @@ if TYPE_CHECKING:
     from smoothlab.zeroth.low_rank import LowRank
     from smoothlab.zeroth.moments import Taylor, linear_factor, mean, outer_moment, second_moment
     from smoothlab.zeroth.muon import Muon
+    from smoothlab.zeroth.repetition import BatchedLoss
     from smoothlab.zeroth.scaled import Masked, Preconditioned
     from smoothlab.zeroth.variants import Adaptive, Momentum, Plain, Spread, Subspace, Variant
 
 __version__ = "0.2.0.dev0"
 __all__ = [
-    "Adaptive", "Algorithm1", "Barrier", "Block", "ControlVariate", "Coordinate", "Cosh", "DatasetHessian",
-    "DatasetNorm", "Directional", "Distribution", "Edge", "Estimator", "ExactHessian", "Exponential",
+    "Adaptive", "Algorithm1", "Barrier", "BatchedLoss", "Block", "ControlVariate", "Coordinate", "Cosh",
+    "DatasetHessian", "DatasetNorm", "Directional", "Distribution", "Edge", "Estimator", "ExactHessian", "Exponential",
     "FiniteDifferenceHessian", "Gaussian", "GrowthFit", "HybridGradient", "HybridSGD", "HybridTrainer", "LowRank",
     "Masked", "Momentum", "Muon", "NormEstimate", "Oscillating", "OuterMoment", "Plain", "Points", "Power",
     "Preconditioned", "Quadratic", "Rademacher", "SeedLog", "SmoothnessCallback", "SmoothnessHook", "Sparse",
@@ -95,6 +96,7 @@ _NAMES = {
     "zeroth.estimators": "Estimator ZerothOrder",
     "zeroth.low_rank": "LowRank",
     "zeroth.muon": "Muon",
+    "zeroth.repetition": "BatchedLoss",
     "zeroth.scaled": "Masked Preconditioned",
     "zeroth.moments": "Taylor linear_factor mean outer_moment second_moment",
     "zeroth.variants": "Adaptive Momentum Plain Spread Subspace Variant",

@@ -93,6 +93,8 @@ class Trainer:
         start: weights at step 0 by parameter name; given where `log` is.
         log: seed log of block "base", which checkpoints leave out and rebuild from `start` and the log.
         on_step: called after each update with the number of updates and the loss before the last.
+        repeated_loss: mean losses [count] of repetitions of a part, repeated_loss(model, part, count), for oracles that
+            evaluate several in one forward pass (`ZerothOrder(parallel=k)`).
         kinks: whether the gradient of a measured block jumps, as that of ReLU networks does.
     """
 
@@ -110,6 +112,7 @@ class Trainer:
     start: Mapping[str, Tensor] | None = None
     log: Path | None = None
     on_step: Callable[[int, float], None] | None = None
+    repeated_loss: Callable[[Any, Any, int], Tensor] | None = None
     step: int = field(default=0, init=False)
     first_loss: float | None = field(default=None, init=False)
     losses: list[float] = field(default_factory=list, init=False)
@@ -374,11 +377,18 @@ class Trainer:
         parts: list[Loss] = []
         for part in self.batches(step):
             compute: Loss = partial(function or self.loss, self.model, part)
-            if isinstance(self.model, nn.Module):
-                # 2^20 steps a seed: runs of neighboring seeds share no mask.
-                compute = fixed_loss(compute, self.model, train=self.dropout, seed=(self.seed << 20) + step)
-            parts.append(compute)
+            if function is None and self.repeated_loss is not None:
+                parts.append(_RepeatableLoss(compute, partial(self.repeated_loss, self.model, part), self._fixed(step)))
+            else:
+                parts.append(self._fixed(step)(compute))
         return parts
+
+    def _fixed(self, step: int) -> Callable[[Loss], Loss]:
+        """What makes a loss the same at every call within a step."""
+        if not isinstance(self.model, nn.Module):
+            return lambda compute: compute
+        # 2^20 steps a seed: runs of neighboring seeds share no mask.
+        return partial(fixed_loss, module=self.model, train=self.dropout, seed=(self.seed << 20) + step)
 
     def _copy_in(self, weights: Mapping[str, Tensor], named: Mapping[str, Tensor]) -> None:
         for name, p in named.items():
@@ -404,6 +414,29 @@ class Trainer:
 
     def _named(self, block: Block) -> dict[str, Tensor]:
         return {self._names[id(p)]: p for p in block.params}
+
+
+class _RepeatableLoss:
+    """The loss of a part, and the losses of its repetitions."""
+
+    def __init__(self, compute: Loss, repeated: Callable[[int], Tensor], fixed: Callable[[Loss], Loss]) -> None:
+        self._compute, self._repeated, self._count = compute, repeated, 0
+        self._fixed = fixed(self._evaluate)  # one for both, as it walks over all modules
+
+    def __call__(self) -> Tensor:
+        return self._fixed()
+
+    def repeated(self, count: int) -> Tensor:
+        self._count = count
+        try:
+            return self._fixed()
+        finally:
+            self._count = 0
+
+    def _evaluate(self) -> Tensor:
+        if self._count:
+            return self._repeated(self._count)
+        return self._compute()
 
 
 def reshuffled(count: int, batch: int, seed: int, step: int) -> list[int]:

@@ -26,7 +26,7 @@ from smoothlab.llm.encoding import Tokens
 from smoothlab.llm.encoding import batch as batch
 from smoothlab.llm.encoding import encode as encode
 from smoothlab.llm.tasks import GENERATIVE
-from smoothlab.llm.vocabulary import token_logs
+from smoothlab.llm.vocabulary import token_logs, whole_token_logs
 from smoothlab.stats.samples import proportion
 
 TOKENS = {"cpu": 1024, "cuda": 16384}
@@ -65,7 +65,11 @@ class Accuracy:
 
 def scores(model: nn.Module, minibatch: Mapping[str, Tensor]) -> Tensor:
     """Mean log-probability of each candidate [C] of a minibatch, in fp32 at least."""
-    logs = token_logs(model, minibatch)
+    return _means(token_logs(model, minibatch), minibatch)
+
+
+def _means(logs: Tensor, minibatch: Mapping[str, Tensor]) -> Tensor:
+    """The mean of each candidate's tokens [C], of their logs [C, L]."""
     mask = minibatch["mask"].to(logs.dtype)
     return (logs * mask).sum(1) / mask.sum(1)
 
@@ -81,6 +85,21 @@ def choice_loss(model: nn.Module, minibatch: Mapping[str, Tensor]) -> Tensor:
         return -candidates.mean()
     labels = minibatch["labels"]
     return nn.functional.cross_entropy(candidates.view(len(labels), -1), labels)
+
+
+def repeated_choice_loss(model: nn.Module, minibatch: Mapping[str, Tensor], count: int) -> Tensor:
+    """`choice_loss` of each of `count` repetitions of a minibatch [count], from one pass over all their rows."""
+    rows, positions = len(minibatch["input_ids"]), len(minibatch["row"])
+    distances = {"row": rows, "position": positions}  # these count what is repeated
+    inputs = {}
+    for name, tensor in minibatch.items():
+        inputs[name] = torch.cat([tensor + i * distances.get(name, 0) for i in range(count)])
+    candidates = _means(whole_token_logs(model, inputs), inputs)
+    if "labels" not in inputs:
+        return -candidates.view(count, -1).mean(1)
+    labels = inputs["labels"]
+    losses = nn.functional.cross_entropy(candidates.view(len(labels), -1), labels, reduction="none")
+    return losses.view(count, -1).mean(1)
 
 
 def mean_loss(result: Accuracy, encoded: Encoded) -> float:

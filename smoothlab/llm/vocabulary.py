@@ -37,6 +37,11 @@ def token_logs(model: nn.Module, minibatch: Minibatch) -> Tensor:
     return _log_softmax(logits(model, minibatch))[minibatch["position"], minibatch["token"]]
 
 
+def whole_token_logs(model: nn.Module, minibatch: Minibatch) -> Tensor:
+    """`token_logs` with the head on all positions at once, as repetitions of a minibatch are to meet it."""
+    return _log_softmax(logits(model, minibatch))[minibatch["position"], minibatch["token"]]
+
+
 def logits(model: nn.Module, minibatch: Minibatch) -> Tensor:
     """Logits [P, vocabulary] at the minibatch's positions, or a classifier's [P, classes]."""
     base = without_peft(model)

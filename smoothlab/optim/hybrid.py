@@ -30,7 +30,7 @@ from smoothlab.optim.masters import Masters, beside, descend, refreshed, round_t
 from smoothlab.optim.minibatch import Closure, Minibatch
 from smoothlab.optim.seedlog import SeedLog, replay
 from smoothlab.optim.summation import Peers
-from smoothlab.zeroth.closures import evaluate
+from smoothlab.zeroth.closures import Watch, evaluate
 from smoothlab.zeroth.directional import Directional
 from smoothlab.zeroth.factors import Factors
 from smoothlab.zeroth.variants import State, Update
@@ -312,14 +312,7 @@ class HybridSGD(torch.optim.Optimizer):
             return *self._exact_gradient(minibatch), {}
         closures = self._closures
         watch, plain = closures.begin(minibatch)
-        values: list[float] = []
-
-        def mean() -> Tensor:
-            with watch.call():
-                loss = minibatch.loss()
-            values.append(float(loss.detach()))
-            return loss
-
+        mean = _WatchedLoss(minibatch, watch)
         with watch.step():
             graph = norm = loss = None
             if self._exact is not None:
@@ -333,7 +326,7 @@ class HybridSGD(torch.optim.Optimizer):
             center = graph if loss is None else loss
             gradients = {k: self._estimate(k, group, mean, center) for k, group in self._zeroth.items()}
             if center is None:
-                center = sum(values[-2:]) / 2  # of the last direction, both sides
+                center = sum(mean.values[-2:]) / 2  # of the last direction, both sides
             if self.last is None:
                 for k, gradient in gradients.items():
                     check_depends(mean, self._blocks[k], gradient)
@@ -390,3 +383,28 @@ class HybridSGD(torch.optim.Optimizer):
         masters = refreshed(block, self._masters.get(k, block))
         descend(masters, update, group["lr"], group["weight_decay"])
         round_to(block, masters)
+
+
+class _WatchedLoss:
+    """The mean loss of a step's minibatch, whose calls are watched.
+
+    Attributes:
+        values: the losses so far, in the order of their evaluation.
+    """
+
+    def __init__(self, minibatch: Minibatch, watch: Watch) -> None:
+        self._minibatch, self._watch = minibatch, watch
+        self.values: list[float] = []
+
+    def __call__(self) -> Tensor:
+        with self._watch.call():
+            loss = self._minibatch.loss()
+        self.values.append(float(loss.detach()))
+        return loss
+
+    def repeated(self, count: int) -> Tensor:
+        """The losses [count] of repetitions of the minibatch."""
+        with self._watch.call():
+            losses = self._minibatch.repeated(count)
+        self.values += losses.tolist()
+        return losses

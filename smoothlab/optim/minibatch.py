@@ -12,6 +12,7 @@ from torch import Tensor
 from smoothlab.blocks import Block
 from smoothlab.optim.summation import Peers, Terms, Tree, in_order, over_all, widened
 from smoothlab.zeroth.closures import finite, scalar
+from smoothlab.zeroth.repetition import repeated
 
 Closure = Callable[[], Tensor]
 
@@ -38,6 +39,14 @@ class Minibatch:
     def loss(self) -> Tensor:
         """The mean loss of all parts."""
         return self._mean([scalar(closure(), self._block) for closure in self._closures])
+
+    def repeated(self, count: int) -> Tensor:
+        """The mean losses [count] of all parts, each part repeated in a forward pass of its own.
+
+        Raises:
+            BadInput: a closure's minibatch cannot be repeated.
+        """
+        return self._mean([repeated(closure, count, self._block) for closure in self._closures])
 
     def differentiate(self, params: Sequence[Tensor]) -> float:
         """The mean loss, a number; its gradient is left in the parameters, None where none depends on them.

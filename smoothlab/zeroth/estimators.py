@@ -10,7 +10,7 @@ materialized unless asked for, and applied in place. Its exact mean and second m
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import InitVar, dataclass, field, replace
 from typing import Literal, Protocol
 
@@ -26,6 +26,7 @@ from smoothlab.zeroth.distributions import Distribution, Gaussian
 from smoothlab.zeroth.forward import ForwardPerturbation
 from smoothlab.zeroth.low_rank import LowRank
 from smoothlab.zeroth.perturbation import Perturbation
+from smoothlab.zeroth.repetition import evaluate_repeated
 from smoothlab.zeroth.rng import GeneratorName, Piece, Seed, Terms, check_generator, stream_name
 from smoothlab.zeroth.scaled import Known
 
@@ -106,6 +107,9 @@ class ZerothOrder:
         perturb: how the loss is evaluated at x + mu z. "weights": with a moved copy of the weights; "forward": with
             what the move adds to each product with a weight inside the forward pass, so that weights are neither
             written nor copied, for `LowRank` directions.
+        parallel: number of the 2q evaluations of a two-sided estimate that one forward pass makes, over the minibatch
+            repeated as often, with as many times the memory of activations; with `perturb` "forward", for a loss whose
+            minibatch can be repeated (`BatchedLoss`). Pays where a minibatch has few rows.
         generator: where the directions' numbers come from: "torch", or "portable" (the same bits on every machine and
             torch version, so that a seed log replays anywhere); by default the distribution's own.
         dtype: number format of the moved weights, that of the block by default; torch.float32 lets steps through that
@@ -121,6 +125,7 @@ class ZerothOrder:
     layers: nn.Module | None = field(default=None, compare=False, repr=False)
     dtype: torch.dtype | None = field(default=None, repr=False)
     perturb: Perturb = "weights"
+    parallel: int = 1
     generator: InitVar[GeneratorName | None] = None
     _perturbations: dict[Block, Perturbation] = field(default_factory=dict, init=False, compare=False, repr=False)
 
@@ -151,6 +156,14 @@ class ZerothOrder:
     def _check_perturb(self) -> None:
         if self.perturb not in ("weights", "forward"):
             raise BadInput(f"perturb '{self.perturb}' is unknown: use weights or forward")
+        if self.parallel != int(self.parallel) or self.parallel < 1:
+            raise BadInput(f"parallel = {self.parallel} evaluations: use a whole number of at least 1")
+        if self.parallel > 1 and (self.perturb != "forward" or self.sides != 2):
+            # f(x) of a one-sided estimate comes from a pass of another shape, which is rounded in another way.
+            raise BadInput(
+                f"parallel = {self.parallel} with {self.sides} sides and perturb '{self.perturb}': use two sides and "
+                "perturb 'forward', or parallel = 1"
+            )
         if self.perturb == "weights":
             return
         if not isinstance(self.distribution, LowRank) or type(self.distribution).fill is not LowRank.fill:
@@ -213,6 +226,10 @@ class ZerothOrder:
             _check_deterministic(loss, block, copy=self.copies)
             perturbation.check_layers(loss)
             perturbation.measure_realized_fraction(distribution, frame[0], self.mu)
+            if self.parallel > 1:
+                assert isinstance(perturbation, ForwardPerturbation)
+                points = self._points(frame)[: self.parallel]
+                perturbation.check_repetitions(loss, evaluate(loss, block), points)
         perturbation.forget()
         if value is not None and not np.isfinite(value):
             raise BadInput(
@@ -221,17 +238,12 @@ class ZerothOrder:
         center = value
         if self.sides == 1 and center is None:
             center = evaluate(loss, block)
+        differences = self._differences(loss, block, perturbation, distribution, frame, center)
+        if self.parallel > 1:
+            differences = self._parallel_differences(loss, block, perturbation, frame)
         terms: dict[Seed, float] = {}
-        for direction in frame:
-            with perturbation.alone(), perturbation.along(distribution, direction, self.mu):
-                plus = evaluate(loss, block)
-            if self.sides == 2:
-                with perturbation.alone(), perturbation.against(distribution, direction, self.mu):
-                    minus = evaluate(loss, block)
-                slope = (plus - minus) / (2 * self.mu)
-            else:
-                assert center is not None
-                slope = (plus - center) / self.mu
+        for direction, difference in zip(frame, differences, strict=True):
+            slope = difference / (self.sides * self.mu)
             if slope == 0.0:  # have the weights outgrown the step since the first call?
                 perturbation.measure_realized_fraction(distribution, direction, self.mu)
             # Orthogonal directions share their seeds, and an antithetic pair is one seed: coefficients add up.
@@ -240,6 +252,39 @@ class ZerothOrder:
         return Directional(
             distribution, tuple(terms.items()), stream=stream, kept=perturbation.kept, streams=perturbation.streams
         )
+
+    def _differences(
+        self, loss: Loss, block: Block, perturbation: Perturbation, distribution: Distribution, frame: Sequence[Terms],
+        center: float | None,
+    ) -> Iterator[float]:  # fmt: skip
+        """f(x + mu z) - f(x - mu z), or f(x + mu z) - f(x), of each direction, one evaluation after the other."""
+        for direction in frame:
+            with perturbation.alone(), perturbation.along(distribution, direction, self.mu):
+                plus = evaluate(loss, block)
+            if self.sides == 2:
+                with perturbation.alone(), perturbation.against(distribution, direction, self.mu):
+                    minus = evaluate(loss, block)
+                yield plus - minus
+            else:
+                assert center is not None
+                yield plus - center
+
+    def _points(self, frame: Sequence[Terms]) -> list[tuple[Terms, float]]:
+        """Direction and step of each of the 2q evaluations."""
+        return [(direction, sign * self.mu) for direction in frame for sign in (1.0, -1.0)]
+
+    def _parallel_differences(
+        self, loss: Loss, block: Block, perturbation: Perturbation, frame: Sequence[Terms]
+    ) -> Iterator[float]:
+        """The same, of `parallel` evaluations in one forward pass."""
+        assert isinstance(perturbation, ForwardPerturbation)
+        points, values = self._points(frame), list[float]()
+        for start in range(0, len(points), self.parallel):
+            part = points[start : start + self.parallel]
+            with perturbation.alone(), perturbation.at_points(part):
+                values += evaluate_repeated(loss, len(part), block)
+        for plus, minus in zip(values[::2], values[1::2], strict=True):
+            yield plus - minus
 
     def realized_fraction(self, block: Block) -> float | None:
         """The fraction of mu z that rounding let through at the first call on `block`; None before."""

@@ -2,8 +2,11 @@
 
 Products with the block's matrices are those of `smoothlab.zeroth.products`. All other tensors of the block (norms,
 biases, convolutions) stand at fl(theta + h z), in memory of their own.
+
+Where a minibatch is repeated, each repetition's rows meet the weights at a point of their own (`at_points`).
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -19,7 +22,9 @@ from smoothlab.zeroth.factors import standing, with_factors_of
 from smoothlab.zeroth.low_rank import LowRank
 from smoothlab.zeroth.perturbation import LEAST_FRACTION, Perturbation, shifted
 from smoothlab.zeroth.products import OTHER, Move, moved
+from smoothlab.zeroth.repetition import check_same_loss, repeated, separating_sets
 from smoothlab.zeroth.rng import Seed, Terms
+from smoothlab.zeroth.vectors import moved_vectors
 
 
 class ForwardPerturbation(Perturbation):
@@ -85,6 +90,64 @@ class ForwardPerturbation(Perturbation):
         """Inside the context a loss is one at x - h z."""
         with self.along(distribution, direction, -h):
             yield
+
+    @contextmanager
+    def at_points(self, points: Sequence[tuple[Terms, float]]) -> Iterator[None]:
+        """Inside the context repetition i of a minibatch is evaluated at x + h_i z_i.
+
+        Args:
+            points: direction z_i and step h_i of each repetition.
+
+        Raises:
+            BadInput: a parameter is neither a matrix nor a plain vector.
+        """
+        lefts: list[list[Tensor]] = []  # by points, then by matrices
+        rights: list[list[Tensor]] = []
+        vectors: list[list[Tensor]] = []
+        for direction, h in points:
+            ((seed, weight),) = direction
+            factors, numbers = self._direction(seed)
+            lefts.append([u * (h * weight * self._distribution.rank**-0.5) for u, _ in factors])
+            rights.append([w for _, w in factors])
+            vectors.append(self._moved_vectors(numbers, h * weight))
+        moves = []
+        for i, u, w in zip(self._matrices, zip(*lefts, strict=True), zip(*rights, strict=True), strict=True):
+            moves.append(Move(self._home(i), torch.stack(u), torch.stack(w), 1.0, self._labels[i]))
+        values = [torch.stack(several) for several in zip(*vectors, strict=True)]
+        params, labels = self._params(self._vectors), [self._labels[i] for i in self._vectors]
+        for p, label in zip(params, labels, strict=True):
+            if p.dim() != 1 or type(p) not in (Tensor, nn.Parameter):
+                raise BadInput(
+                    f"{label()} is neither a matrix nor a plain vector, which parallel evaluations do not know: use "
+                    "parallel = 1"
+                )
+        with moved_vectors(params, values, labels), moved(self._params(self._matrices), moves):
+            yield
+
+    def check_repetitions(self, loss: Loss, plain: float, points: Sequence[tuple[Terms, float]]) -> None:
+        """Refuse a loss of which repetitions are not evaluated each at its own point; 2 log2 k + 1 evaluations of k.
+
+        Where NaN stands in the place of some points, exactly the losses of these must be NaN: then no loss depends on
+        another one's point, and each depends on its own.
+
+        Args:
+            loss: the loss.
+            plain: its value f(x).
+            points: direction and step of each of k repetitions.
+
+        Raises:
+            BadInput: repetitions have other losses than `plain` at x, or depend on points of others.
+        """
+        with self.at_points([(direction, 0.0) for direction, _ in points]):
+            check_same_loss(loss, plain, len(points), self.block)
+        for chosen in separating_sets(len(points)):
+            with self.at_points([(d, math.nan if i in chosen else h) for i, (d, h) in enumerate(points)]):
+                missing = repeated(loss, len(points), self.block).isnan().nonzero().flatten().tolist()
+            if set(missing) != chosen:
+                raise BadInput(
+                    f"the loss on block '{self.block.name}' of one repetition of its minibatch depends on rows of "
+                    "another (experts, statistics over rows): use parallel = 1"
+                )
 
     def check_layers(self, loss: Loss) -> None:
         """One evaluation with NaN in place of the matrices, but for those who ask their class.

@@ -10,6 +10,9 @@ product with it, at 2 r (m + n) instead of 2 m n operations a row x:
 Where A has a sum of steps beside it (`smoothlab.zeroth.factors`), the functions of `smoothlab.llm.compute` add it, and
 so does a conversion to a wider number format; any other product is an error.
 
+Where a minibatch is repeated k times (`smoothlab.zeroth.repetition`), U and W may be of shapes [k, m, r] and [k, n, r]:
+the rows of repetition i, which are the i-th of k equal runs of x's rows, are multiplied by A moved along U_i W_i'.
+
 torch asks the class of a tensor before one of its functions reads it, so that every read of a matrix is seen, wherever
 it is tied or passed to. A function of `PRODUCTS` computes as above; any other that reads it is an error.
 """
@@ -37,8 +40,8 @@ class Move:
 
     Attributes:
         home: the matrix A [m, n].
-        u: U' [r, m].
-        w: W' [r, n].
+        u: U' [r, m], or [k, r, m] with factors of their own for each of k repetitions of the minibatch.
+        w: W' [r, n], or [k, r, n].
         scale: h / sqrt(r); 0 leaves the matrix where it is.
         label: gives what errors call it.
         over: whether the matrix is back.
@@ -194,9 +197,25 @@ def embedding(function: Callable[..., Tensor], *, adds: bool = False) -> Callabl
         found = function(input, home, *args, **kwargs)
         if not scale:
             return found
-        return _added(found, u[:, input.flatten()], w, scale)
+        return _added(found, _looked_up(u, input), w, scale)
 
     return rows
+
+
+def _looked_up(u: Tensor, numbers: Tensor) -> Tensor:
+    """Columns of U' [r, m] with these numbers [...], [r, rows]; of [k, r, m] those of each repetition, [k, r, rows/k].
+
+    Raises:
+        BadInput: the numbers are not those of k repetitions.
+    """
+    if u.dim() == 2:
+        return u[:, numbers.flatten()]
+    if not numbers.dim() or len(numbers) % len(u):
+        raise BadInput(
+            f"rows are looked up by numbers of shape {tuple(numbers.shape)}, which {len(u)} repetitions of a minibatch "
+            "share: let the loss give position_ids of every row, or use parallel = 1"
+        )
+    return u.gather(2, numbers.reshape(len(u), 1, -1).expand(-1, u.shape[1], -1))
 
 
 def _matmul(input: Tensor, other: Tensor) -> Tensor | None:
@@ -216,26 +235,48 @@ def _addmm(input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha:
 
 
 def _plus(product: Tensor, x: Tensor, right: Tensor, left: Tensor, scale: float) -> Tensor:
-    """`product` [..., m] + scale x right' left for x [..., n], `right` [r, n] and `left` [r, m]."""
+    """`product` [..., m] + scale x right' left for x [..., n], `right` [r, n] and `left` [r, m]; [k, ...] likewise."""
     if not scale:
         return product
-    flat = x.reshape(-1, x.shape[-1])
+    flat = in_repetitions(x, right)
     # (right x')', as BLAS is several times slower where the second matrix has few columns, as in x right'.
     if flat.dtype == product.dtype == right.dtype:
-        return _added(product, torch.mm(right, flat.T), left, scale)
+        return _added(product, right @ flat.mT, left, scale)
     dtype = torch.promote_types(product.dtype, right.dtype)
     with torch.autocast(x.device.type, enabled=False):
-        return _added(product, torch.mm(right.to(dtype), flat.to(dtype).T), left, scale)
+        return _added(product, right.to(dtype) @ flat.to(dtype).mT, left, scale)
 
 
 def _added(product: Tensor, inner: Tensor, left: Tensor, scale: float) -> Tensor:
     """`product` [..., m] + scale inner' left for `inner` [r, rows], summed in the wider of their precisions."""
+    several = left.dim() == 3
     if product.dtype == left.dtype and product.is_contiguous():
-        product.view(-1, left.shape[1]).addmm_(inner.T, left, alpha=scale)
+        rows = in_repetitions(product, left)
+        if several:
+            rows.baddbmm_(inner.mT, left, alpha=scale)
+        else:
+            rows.addmm_(inner.mT, left, alpha=scale)
         return product
     dtype = torch.promote_types(product.dtype, left.dtype)
-    wide = product.to(dtype).reshape(-1, left.shape[1])
-    return wide.addmm(inner.to(dtype).T, left.to(dtype), alpha=scale).view(product.shape).to(product.dtype)
+    add = torch.baddbmm if several else torch.addmm
+    wide = add(in_repetitions(product.to(dtype), left), inner.to(dtype).mT, left.to(dtype), alpha=scale)
+    return wide.view(product.shape).to(product.dtype)
+
+
+def in_repetitions(x: Tensor, factors: Tensor) -> Tensor:
+    """x [..., n] as rows [rows, n] beside `factors` of two dimensions, as [k, rows/k, n] beside those of k repetitions.
+
+    Raises:
+        BadInput: the rows are no k equal runs.
+    """
+    if factors.dim() == 2:
+        return x.reshape(-1, x.shape[-1])
+    if x[..., 0].numel() % len(factors):
+        raise BadInput(
+            f"a layer's input of shape {tuple(x.shape)} is not one of {len(factors)} repetitions of a minibatch, as "
+            "the model mixes its rows: use parallel = 1"
+        )
+    return x.reshape(len(factors), -1, x.shape[-1])
 
 
 PRODUCTS: dict[Callable[..., Any], Callable[..., Tensor | None]] = {

@@ -449,12 +449,12 @@ def estimates_of(name: str) -> Check:
     return lambda: check_estimates(name)
 
 
-CALL, LOOP = (ZerothOrder, "__call__"), "slope * weight / self.q"
+CALL, LOSSES, LOOP = (ZerothOrder, "__call__"), (ZerothOrder, "_differences"), "slope * weight / self.q"
 MUTATIONS: dict[str, tuple[tuple[Any, str], str, str, Check]] = {
-    "forgets 2 in 2 mu": (CALL, "(2 * self.mu)", "self.mu", estimates_of("two-sided rademacher")),
+    "forgets 2 in 2 mu": (CALL, "(self.sides * self.mu)", "self.mu", estimates_of("two-sided rademacher")),
     "forgets 1/q": (CALL, LOOP, "slope * weight", estimates_of("three averaged, one-sided rademacher")),
     "1/sqrt(q)": (CALL, LOOP, "slope * weight / self.q**0.5", estimates_of("three averaged, one-sided rademacher")),
-    "forgets f(x)": (CALL, "(plus - center)", "plus", estimates_of("one-sided rademacher")),
+    "forgets f(x)": (LOSSES, "plus - center", "plus", estimates_of("one-sided rademacher")),
     "another step back": ((perturbation, "_mirror"), "home, 2.0", "home, 1.9", estimates_of("two-sided sphere")),
     "orthogonal without sqrt(d)": (
         (estimators, "orthogonal"), "block.dim**0.5 * ", "", lambda: check_frame("orthogonal", 0)
@@ -508,7 +508,7 @@ MUTATIONS: dict[str, tuple[tuple[Any, str], str, str, Check]] = {
         lambda: check_linearity("two-sided gaussian", 0),
     ),
     "a step of its own": (
-        CALL, "along(distribution, direction, self.mu)", "along(distribution, direction, self.mu + 1e-6)",
+        LOSSES, "along(distribution, direction, self.mu)", "along(distribution, direction, self.mu + 1e-6)",
         lambda: check_scaling("kept", 0),
     ),
     "given directions are not used": (

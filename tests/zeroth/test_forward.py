@@ -321,8 +321,8 @@ MUTATIONS: dict[str, tuple[tuple[Any, str], str, str, Callable[[], None]]] = {
         lambda: check_read("x @ A.T", torch.float64),
     ),
     "summed in 16 bits": (
-        (products, "_plus"), "torch.mm(right.to(dtype), flat.to(dtype).T)",
-        "torch.mm(right.to(flat.dtype), flat.T).float()",
+        (products, "_plus"), "right.to(dtype) @ flat.to(dtype).mT",
+        "(right.to(flat.dtype) @ flat.T).float()",
         lambda: [check_read("linear", torch.bfloat16, h=h) for h in (0.3, 3.0, 30.0)][0],
     ),
     "without 1/sqrt(r)": (

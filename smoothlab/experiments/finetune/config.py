@@ -103,6 +103,8 @@ class Training:
         perturb: how the loss is evaluated at x + mu z. weights: with a moved copy of the base model; forward: with
             what the move adds to each product with a weight inside the forward pass, so that weights are neither
             written nor copied, for --distribution lowrank.
+        parallel: number of the 2q evaluations of a two-sided zeroth-order estimate that one forward pass makes, over
+            the minibatch repeated as often, for --perturb forward; pays where a minibatch has few tokens.
         masters: what zeroth-order steps of 16-bit weights, smaller than the spacing of their numbers, add up in.
             float32: copies of the weights (4 more bytes a parameter); factors: the low-rank directions themselves,
             kept beside weights that are never written and may stay a file mapped into memory, at 4 r (m + n) bytes a
@@ -181,6 +183,7 @@ class Training:
     distribution: DistributionName = "gaussian"
     variant: VariantName = "plain"
     perturb: Literal["weights", "forward"] = "weights"
+    parallel: int = 1
     masters: Literal["float32", "factors"] = "float32"
     generator: Literal["torch", "portable"] = "torch"
     steps: int = 200
@@ -279,7 +282,8 @@ class Training:
         from smoothlab.llm.models import file_identity
 
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in left_out}
-        for name in ("generator", "masters", "perturb", "variant"):  # checkpoints of before there were several lack it
+        # Checkpoints of before there were several lack these.
+        for name in ("generator", "masters", "parallel", "perturb", "variant"):
             if getattr(self, name) == getattr(Training, name):
                 values.pop(name, None)
         file = file_identity(self.model)

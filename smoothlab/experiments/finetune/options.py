@@ -154,7 +154,7 @@ def unused(run: Training) -> list[str]:
     """A note on each option that was set and that the method does not use."""
     idle = set(Rates._fields) - set(used(run.method))
     if run.method not in ZEROTH:
-        idle |= {"q", "sides", "distribution", "variant", "generator", "masters", "perturb"}
+        idle |= {"q", "sides", "distribution", "variant", "generator", "masters", "parallel", "perturb"}
     if run.method == "zo":
         idle |= {"optimizer"}
     result = []
@@ -218,6 +218,13 @@ def _check_directions(run: Training) -> None:
     if run.keeps_factors and run.dtype not in NARROW:
         raise BadInput(
             f"--masters factors with --dtype {run.dtype}: they are kept beside weights in 16 bits, add --dtype bfloat16"
+        )
+    if run.parallel < 1:
+        raise BadInput(f"--parallel {run.parallel}: use at least 1")
+    if run.parallel > 1 and not (run.moves_in_forward and run.sides == 2):
+        raise BadInput(
+            f"--parallel {run.parallel} with --sides {run.sides} and --perturb {run.perturb}: use --sides 2 and "
+            "--perturb forward, or leave --parallel out"
         )
     if not run.moves_in_forward or run.method not in ZEROTH:
         return

@@ -105,6 +105,8 @@ def _gradients(run: Training, oracle: Any) -> str:
     description = f"zeroth-order: {sides}-sided {run.distribution}, q = {run.q}"
     if run.moves_in_forward:
         description += ", moved inside the forward pass"
+    if run.parallel > 1:
+        description += f", {run.parallel} evaluations a pass"
     if run.variant != "plain":
         description += f", {run.variant}"
     return description

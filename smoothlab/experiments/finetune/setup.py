@@ -26,7 +26,7 @@ from smoothlab.llm.answers import CompletionScores
 from smoothlab.llm.calibration import ContentFree, calibrated
 from smoothlab.llm.compute import check_widened, compute_in_float32
 from smoothlab.llm.encoding import MULTIPLE, Encoded, batch
-from smoothlab.llm.evaluate import Accuracy, choice_loss
+from smoothlab.llm.evaluate import Accuracy, choice_loss, repeated_choice_loss
 from smoothlab.llm.export import save
 from smoothlab.llm.models import LoadedModel
 from smoothlab.llm.outputs import loss_outputs
@@ -67,6 +67,7 @@ class Setup:
     calibration: ContentFree | None = None  # content-free prompts of the test items, if these are calibrated
     layers: Sequence[Block] = ()  # into which --block-rows splits the measured blocks
     outputs: Callable[[nn.Module, Any], Outputs] = loss_outputs  # of a part, of which its loss is a cross-entropy
+    repeated_loss: Callable[[nn.Module, Any, int], Tensor] | None = None  # of repetitions of a part
     start: dict[str, Tensor] | None = field(default=None, init=False)  # trained weights at step 0, see `remember_start`
 
     def remember_start(self) -> None:
@@ -121,7 +122,7 @@ class Setup:
             )  # fmt: skip
         return Trainer(
             self.model, self.blocks, self.batches, self.loss, hybrid, points, run.steps, run.schedule, run.seed,
-            dropout, allocators, self.start, log,
+            dropout, allocators, self.start, log, repeated_loss=self.repeated_loss,
         )  # fmt: skip
 
     def _dataset(self, dropout: bool) -> Callable[[Sequence[int]], DatasetHessian] | None:
@@ -206,7 +207,7 @@ def setup(run: Training) -> Setup:
         run, model, blocks, measured, batches, minibatch, len(items.train) // run.batch, choice_loss,
         judges, items.dev, items.test, splits.served, notes + encoding.notes(items.splits) + generated,
         lambda folder, story: save(model, loaded.tokenizer, folder, base=bool(run.recipe.base), story=story),
-        items.content_free, layers,
+        items.content_free, layers, repeated_loss=repeated_choice_loss,
     )  # fmt: skip
 
 
@@ -344,7 +345,9 @@ def _estimator(run: Training, rates: Rates, model: nn.Module | None) -> tuple[Es
         if perturb == "weights":
             layers = model
     distribution, variant = named(run.distribution, generator=run.generator), variant_named(run.variant)
-    plain = ZerothOrder(rates.mu, run.sides, distribution, run.q, perturb=perturb, layers=layers, dtype=dtype)
+    plain = ZerothOrder(
+        rates.mu, run.sides, distribution, run.q, perturb=perturb, parallel=run.parallel, layers=layers, dtype=dtype
+    )
     return variant.oracle(plain), variant
 
 
