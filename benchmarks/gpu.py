@@ -1,9 +1,9 @@
 """What needs a GPU, in pieces of minutes: `python -m benchmarks.gpu [--pieces NAME ...] [--text DIR] [--data-dir DIR]`.
 
-Every piece (`benchmarks.gpu_pieces`) is measured for itself and is to take less than 9 minutes. Its rows go to one
-record file; a piece that is whole there is not measured again, so that starting the command again is how a stopped one
-goes on. A piece that fails is told in one line, and the others go on. Runs of smoothlab that pieces consist of have
-record files of their own in the folder beside, OUT without its ending.
+Every piece (`benchmarks.gpu_pieces`, `benchmarks.gpu_runs`) is measured for itself and is to take less than 9 minutes.
+Its rows go to one record file; a piece that is whole there is not measured again, so that starting the command again is
+how a stopped one goes on. A piece that fails is told in one line, and the others go on. Runs of smoothlab that pieces
+consist of have record files of their own in the folder beside, OUT without its ending.
 
 `--size micro --device cpu` rehearses all pieces on small models: it shows that they run, and its numbers say nothing of
 a GPU. No part of this has run on a GPU so far: the expected seconds are guesses, which measured ones replace.
@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
-from benchmarks import gpu_pieces
+from benchmarks import gpu_pieces, gpu_runs
 from benchmarks.gpu_pieces import SHAPE_OF, SIZES, Bench, Row
 from benchmarks.real_queue import hours
 from smoothlab import records
@@ -56,13 +56,13 @@ def pieces(size: str) -> list[Piece]:
     found = [Piece("stream", gpu_pieces.stream, 60)]
     for name, seconds in zip(SHAPE_OF, (90, 120, 300), strict=True):
         found.append(Piece(f"steps-{name}", partial(gpu_pieces.steps, name=name), seconds))
-    found.append(Piece("pretrain", gpu_pieces.pretrain, 420))
+    found.append(Piece("pretrain", gpu_runs.pretrain, 420))
     for which in ("full", "lora"):
         for number in range(1, -(-much.points // much.slice) + 1):
-            rows = partial(gpu_pieces.d4, which=which, number=number)
+            rows = partial(gpu_runs.d4, which=which, number=number)
             found.append(Piece(f"d4-{which}-{number}", rows, 300))
-    for name in gpu_pieces.cells(Bench(size, "cpu", None, None, Path())):
-        found.append(Piece(f"table1-{name.removeprefix('sst2-')}", partial(gpu_pieces.cell, name=name), 120))
+    for name in gpu_runs.cells(Bench(size, "cpu", None, None, Path())):
+        found.append(Piece(f"table1-{name.removeprefix('sst2-')}", partial(gpu_runs.cell, name=name), 120))
     if size == "micro":
         return [piece._replace(expected=8) for piece in found]
     return found

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_pieces
+from benchmarks import gpu, gpu_pieces, gpu_runs
 from benchmarks.gpu import CLOSING, Gpu, Piece, Unfinished, main, pieces, selected
 from benchmarks.gpu_pieces import SIZES, STEPS, Bench, differing
 from smoothlab import records
@@ -137,7 +137,7 @@ def test_the_ratio_is_that_of_a_step_to_its_parts(tmp_path: Path, monkeypatch: p
         f"{what}, {kept}": (1.0, aim) for what, (*_, aim) in STEPS.items() for kept in ("fp32 masters", "no masters")
     }
     assert ratios == expected
-    assert all(row["model"] == "llama-2-7b" and row["device_bytes"] is None for row in rows)
+    assert all(row["model"] == "llama-2-7b, made small" and row["device_bytes"] is None for row in rows)
 
 
 def test_what_cannot_be_measured_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -158,7 +158,7 @@ def test_a_piece_says_what_it_lacks(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main([*MICRO, str(tmp_path / "x.jsonl"), "--pieces", "table1-zo-seed0"]) == 1
     assert "table1-zo-seed0 is missing: no pre-trained model in " in capsys.readouterr().err
     with pytest.raises(gpu.BadInput, match="there is no text: name a folder with novels.txt.gz and movie_reviews"):
-        next(gpu_pieces.pretrain(Bench("full", "cuda", None, None, tmp_path)))
+        next(gpu_runs.pretrain(Bench("full", "cuda", None, None, tmp_path)))
 
 
 def test_pieces_of_the_full_size_are_those_of_the_issue() -> None:
