@@ -10,6 +10,7 @@ import argparse
 import gzip
 import json
 import math
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 
 from benchmarks.ngram import KneserNey
+from smoothlab.errors import BadInput
 
 LENGTH = 128  # tokens in a training window
 BATCH = 16  # windows in a step
@@ -66,14 +68,14 @@ def encode(tokenizer: PreTrainedTokenizerFast, lines: list[str]) -> np.ndarray:
     return np.concatenate([np.asarray(e.ids) for e in tokenizer.backend_tokenizer.encode_batch(lines)]).astype(np.int64)
 
 
-def windows(streams: list[np.ndarray], steps: int, seed: int) -> Iterator[torch.Tensor]:
-    """[BATCH, LENGTH + 1] windows, half of each batch from each stream, each stream's windows in shuffled passes."""
+def windows(streams: list[np.ndarray], steps: int, seed: int, batch: int = BATCH) -> Iterator[torch.Tensor]:
+    """[batch, LENGTH + 1] windows, half of each batch from each stream, each stream's windows in shuffled passes."""
     rng = np.random.default_rng(seed)
     queues: list[list[int]] = [[] for _ in streams]
     for _ in range(steps):
         rows = []
         for stream, queue in zip(streams, queues, strict=True):
-            for _ in range(BATCH // len(streams)):
+            for _ in range(batch // len(streams)):
                 if not queue:
                     shift = int(rng.integers(LENGTH))
                     queue.extend(rng.permutation(np.arange(shift, len(stream) - LENGTH - 1, LENGTH)))
@@ -90,13 +92,57 @@ def nats_per_token(model: OPTForCausalLM, stream: np.ndarray) -> float:
     with torch.no_grad():
         for i in range(0, count, 64):
             rows = np.stack([stream[j * LENGTH : (j + 1) * LENGTH + 1] for j in range(i, min(i + 64, count))])
-            batch = torch.from_numpy(rows)
+            batch = torch.from_numpy(rows).to(model.device)
             logits = model(batch[:, :-1]).logits.float()
             total += float(
                 torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="sum")
             )
     model.train()
     return total / (count * LENGTH)
+
+
+def trained(
+    model: OPTForCausalLM, streams: list[np.ndarray], steps: int, *, seed: int = 0, batch: int = BATCH,
+    muon_lr: float = 0.02, adam_lr: float = 3e-3,
+) -> Iterator[float]:  # fmt: skip
+    """Train the model where it is; yields the loss of each step, in nats a token.
+
+    Rates rise over 100 steps, stay, and fall to 0 on a line over the last 70 % of the steps.
+
+    Raises:
+        BadInput: the loss is not finite.
+    """
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
+    rest = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.Muon(matrices, lr=muon_lr, momentum=0.95, weight_decay=0.01),
+        torch.optim.AdamW(rest, lr=adam_lr, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+    peaks = [muon_lr, adam_lr]
+    for step, rows in enumerate(windows(streams, steps, seed, batch), start=1):
+        scale = min(1.0, step / 100) * min(1.0, (steps - step + 1) / (0.7 * steps))
+        for optimizer, peak in zip(optimizers, peaks, strict=True):
+            optimizer.param_groups[0]["lr"] = peak * scale
+        tokens = rows.to(model.device)
+        with torch.autocast(model.device.type, dtype=torch.bfloat16):
+            logits = model(tokens[:, :-1]).logits
+        loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten())
+        loss.backward()
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise BadInput(f"the loss is {value} at step {step}: lower --muon-lr or --adam-lr")
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        yield value
+
+
+def saved(model: OPTForCausalLM, folder: Path) -> None:
+    """Write the model in fp16, with the dropout of OPT, which fine-tuning in train mode sees; it then holds them."""
+    model.config.dropout = 0.1
+    model.half().save_pretrained(folder)
+    model.float()
 
 
 def main() -> None:
@@ -128,31 +174,13 @@ def main() -> None:
         ffn_dim=768, max_position_embeddings=256, activation_function=args.activation, dropout=0.0,
     )  # fmt: skip
     model = OPTForCausalLM(config)
-    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
-    rest = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.Muon(matrices, lr=args.muon_lr, momentum=0.95, weight_decay=0.01),
-        torch.optim.AdamW(rest, lr=args.adam_lr, betas=(0.9, 0.98), weight_decay=0.0),
-    ]
-    peaks = [args.muon_lr, args.adam_lr]
     started = time.time()
     with open(args.out / "loss.jsonl", "w") as log:
         running = 0.0
-        for step, batch in enumerate(windows(list(train.values()), args.steps, args.seed), start=1):
-            scale = min(1.0, step / 100) * min(1.0, (args.steps - step + 1) / (0.7 * args.steps))
-            for optimizer, peak in zip(optimizers, peaks, strict=True):
-                optimizer.param_groups[0]["lr"] = peak * scale
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                logits = model(batch[:, :-1]).logits
-            loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), batch[:, 1:].flatten())
-            loss.backward()
-            value = float(loss.detach())
-            if not math.isfinite(value):
-                raise SystemExit(f"the loss is {value} at step {step}: lower --muon-lr or --adam-lr")
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad()
+        losses = trained(
+            model, list(train.values()), args.steps, seed=args.seed, muon_lr=args.muon_lr, adam_lr=args.adam_lr
+        )
+        for step, value in enumerate(losses, start=1):
             running += value
             if step % 50 == 0:
                 row = {"step": step, "loss": running / 50, "seconds": round(time.time() - started, 1)}
@@ -161,9 +189,7 @@ def main() -> None:
                 print(json.dumps(row), file=log, flush=True)
                 running = 0.0
         summary = {"tokens": args.steps * BATCH * LENGTH, "parameters": sum(p.numel() for p in model.parameters())}
-        model.config.dropout = 0.1  # as OPT: fine-tuning in train mode sees dropout
-        model.half().save_pretrained(args.out)
-        model.float()
+        saved(model, args.out)
         for name, stream in held.items():
             summary[f"model_{name}"] = nats_per_token(model, stream)  # of the fp16 weights that are shipped
         everything = np.concatenate(list(train.values()))
@@ -174,4 +200,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except BadInput as error:
+        sys.exit(f"pretrain_micro: error: {error}")

@@ -40,6 +40,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
         {"vocab_size": 50272, "hidden_size": 2048, "ffn_dim": 8192, "num_hidden_layers": 24, "num_attention_heads": 32,
          "word_embed_proj_dim": 2048, "max_position_embeddings": 2048},
     ),
+    "opt-125m": ("OPTConfig", {"word_embed_proj_dim": 768}),
     "smollm2-135m": (
         "LlamaConfig",
         {"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
@@ -57,12 +58,13 @@ SPARE = 1 << 30
 """Bytes that stay free on the disk."""
 
 
-def config_of(shape: str) -> Any:
-    """The configuration of a shape."""
+def config_of(shape: str, **changed: Any) -> Any:
+    """The configuration of a shape, with some options changed."""
     import transformers
 
     kind, options = SHAPES[shape]
-    return getattr(transformers, kind)(**options, pad_token_id=1, bos_token_id=1, eos_token_id=1, dtype="bfloat16")
+    special = {"pad_token_id": 1, "bos_token_id": 1, "eos_token_id": 1, "dtype": "bfloat16"}
+    return getattr(transformers, kind)(**(options | special | changed))
 
 
 def tensors_of(config: Any) -> dict[str, Tensor]:

@@ -95,7 +95,7 @@ def cells(
     return found
 
 
-def _cell(name: str, experiment: Finetune, out: Path, checkpoints: Path | None) -> str:
+def cell(name: str, experiment: Finetune, out: Path, checkpoints: Path | None) -> str:
     """Run one cell; what it says if it fails, so that the others go on."""
     import torch
 
@@ -137,7 +137,7 @@ def main() -> None:
         base = replace(base, steps=args.steps, eval_every=min(base.eval_every, max(args.steps, 1)))
     found = {name: one for name, one in cells(base, rates, parts, tuple(args.seeds)).items() if args.only in name}
     checkpoints = args.out / "checkpoints" if args.full else None
-    work = (joblib.delayed(_cell)(name, one, args.out, checkpoints) for name, one in found.items())
+    work = (joblib.delayed(cell)(name, one, args.out, checkpoints) for name, one in found.items())
     for said in joblib.Parallel(n_jobs=args.jobs, return_as="generator")(work):
         print(said, flush=True)
 

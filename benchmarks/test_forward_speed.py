@@ -11,10 +11,11 @@ next tokens. On a busy machine, --clock cpu counts the process's CPU time.
 import argparse
 import os
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import pytest
 import torch
@@ -63,15 +64,65 @@ def made(name: str) -> nn.Module:
     return model  # type: ignore[no-any-return]
 
 
-def loss_of(model: nn.Module, kind: str) -> Callable[[], Tensor]:
-    """The loss on the minibatch."""
-    ids = torch.randint(5, 4000, (ROWS, LENGTH), generator=torch.Generator().manual_seed(0))
+def loss_of(
+    model: nn.Module, kind: str, *, rows: int = ROWS, length: int = LENGTH, device: str = "cpu"
+) -> Callable[[], Tensor]:
+    """The loss on the minibatch of `rows` rows (an even number) of `length` tokens."""
+    ids = torch.randint(5, 4000, (rows, length), generator=torch.Generator().manual_seed(0))
     if kind == "tokens":
-        return lambda: model(input_ids=ids, labels=ids).loss
-    rows = tuple(tuple(row) for row in ids.tolist())
-    inputs = batch(Encoded(rows, (((10,), (11,)),) * ROWS, (0, 1) * (ROWS // 2), "verbalizer", 1), range(ROWS), "cpu")
-    assert inputs["input_ids"].shape == (ROWS, LENGTH)
+        on_device = ids.to(device)
+        return lambda: model(input_ids=on_device, labels=on_device).loss
+    tokens = tuple(tuple(row) for row in ids.tolist())
+    encoded = Encoded(tokens, (((10,), (11,)),) * rows, (0, 1) * (rows // 2), "verbalizer", 1)
+    inputs = batch(encoded, range(rows), device)
+    assert inputs["input_ids"].shape == (rows, length)
     return lambda: choice_loss(model, inputs)
+
+
+class Seconds(NamedTuple):
+    """Seconds of a step, and of the parts of steps, each timed before and after it."""
+
+    step: float
+    first_order: float
+    forward: float
+
+
+def parts_of(peft: Sequence[Tensor], loss: Callable[[], Tensor]) -> tuple[Callable[[], None], Callable[[], None]]:
+    """A first-order step of the PEFT module, and a forward pass."""
+    plain = torch.optim.SGD(peft, lr=1e-9)  # rates so small that all steps see the same weights
+
+    def first_order() -> None:
+        plain.zero_grad()
+        loss().backward()
+        plain.step()
+
+    def forward() -> None:
+        with torch.no_grad():
+            loss()
+
+    return first_order, forward
+
+
+def interleaved(
+    parts: tuple[Callable[[], Any], Callable[[], Any]], steps: Mapping[Any, Callable[[], Any]], repetitions: int,
+    clock: Callable[[Callable[[], Any]], float], seconds: float = float("inf"),
+) -> dict[Any, list[Seconds]]:  # fmt: skip
+    """Each step between its parts, in turns; no repetition begins after so many `seconds`, but for the first."""
+    first_order, forward = parts
+    found: dict[Any, list[Seconds]] = {key: [] for key in steps}
+    for way in (first_order, forward, *steps.values()):
+        way()  # memory is taken, and the checks of a first call are made, before the clock runs
+    begun = time.monotonic()
+    for repetition in range(repetitions):
+        if repetition and time.monotonic() - begun > seconds:
+            break
+        before = clock(first_order), clock(forward)
+        for key, way in steps.items():
+            taken = clock(way)
+            after = clock(first_order), clock(forward)
+            found[key].append(Seconds(taken, *map(statistics.mean, zip(before, after, strict=True))))
+            before = after
+    return found
 
 
 @dataclass(frozen=True)
@@ -111,16 +162,6 @@ class ForwardSpeed:
         model = made(name)
         blocks, loss = partition(model), loss_of(model, self.loss)
         base, peft = blocks["base"], list(blocks["peft"].params)
-        plain = torch.optim.SGD(peft, lr=1e-9)  # rates so small that all steps see the same weights
-
-        def first_order() -> None:
-            plain.zero_grad()
-            loss().backward()
-            plain.step()
-
-        def forward() -> None:
-            with torch.no_grad():
-                loss()
 
         def step(oracle: ZerothOrder, *more: Tensor) -> Callable[[], Any]:
             groups: list[dict[str, Any]] = [{"params": base.params, "oracle": oracle}]
@@ -141,25 +182,17 @@ class ForwardSpeed:
             ):  # fmt: skip
                 steps[what, label] = step(ZerothOrder(MU, sides, law, perturb=perturb), *more)
         clock = {"wall": timed, "cpu": cpu_seconds}[self.clock]
-        ratios: dict[tuple[str, str], list[float]] = {key: [] for key in steps}
-        times: dict[tuple[str, str], list[float]] = {key: [] for key in steps}
-        for way in (first_order, forward, *steps.values()):
-            way()  # memory is taken, and the checks of a first call are made, before the clock runs
-        for _ in range(self.repetitions):
-            before = clock(first_order), clock(forward)
-            for key, way in steps.items():
-                seconds = clock(way)
-                after = clock(first_order), clock(forward)
-                gradient, once = map(statistics.mean, zip(before, after, strict=True))
-                parts = {"one-sided hybrid": gradient + once, "two-sided hybrid": gradient + 2 * once}
-                ratios[key].append(seconds / parts.get(key[0], once))
-                times[key].append(seconds)
-                before = after
+        found = interleaved(parts_of(peft, loss), steps, self.repetitions, clock)
         more = {"model": name, "dim_x": base.dim, "dim_y": blocks["peft"].dim, "load": list(os.getloadavg())}
-        for (what, label), found in ratios.items():
-            unit = "forward passes" if what == "two-sided zeroth-order" else "parts"
+        for (what, label), repetitions in found.items():
+            unit, ratios = "forward passes" if what == "two-sided zeroth-order" else "parts", []
+            for seconds in repetitions:
+                gradient, once = seconds.first_order, seconds.forward
+                parts = {"one-sided hybrid": gradient + once, "two-sided hybrid": gradient + 2 * once}
+                ratios.append(seconds.step / parts.get(what, once))
             target = TARGETS[what] if label == "forward" else None
-            yield ratio_row(f"{what}, {label}", found, times[what, label], **(more | {"unit": unit, "target": target}))
+            times = [seconds.step for seconds in repetitions]
+            yield ratio_row(f"{what}, {label}", ratios, times, **(more | {"unit": unit, "target": target}))
 
 
 def table(path: Path) -> str:

@@ -6,7 +6,7 @@ other processes share the caches, the median of the ratios and the ratio of the 
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -53,26 +53,34 @@ class PortableSpeed:
 
     def rows(self, done: Sequence[Row]) -> Iterator[Row]:
         """The speedup of each kind of direction: the median of alternating calls, and that of the fastest ones."""
-        block = Block("x", (torch.nn.Parameter(torch.empty(512, CHUNK // 512)),))  # one piece
-        out = torch.empty(CHUNK)
-        seconds: dict[str, list[float]] = {}
-        ways: dict[str, Distribution] = {}
-        for name in ("torch", "portable"):
-            for distribution in _distributions(name):  # type: ignore[arg-type]
-                ways[f"{name} {distribution.name}".removeprefix("portable ")] = distribution
+        yield from speedups(CHUNK, self.repetitions, cpu_seconds, TARGETS)
+
+
+def speedups(
+    dim: int, repetitions: int, clock: Callable[[Callable[[], Any]], float],
+    targets: Mapping[tuple[str, str], float | None], device: str = "cpu",
+) -> Iterator[Row]:  # fmt: skip
+    """Rows of the ratios in `targets`, for a block of `dim` entries, a multiple of 512 that is one piece."""
+    block = Block("x", (torch.nn.Parameter(torch.empty(512, dim // 512, device=device)),))
+    out = torch.empty(dim, device=device)
+    seconds: dict[str, list[float]] = {}
+    ways: dict[str, Distribution] = {}
+    for name in ("torch", "portable"):
+        for distribution in _distributions(name):  # type: ignore[arg-type]
+            ways[f"{name} {distribution.name}".removeprefix("portable ")] = distribution
+    for way in ways:
+        _time(ways[way], block, out, 0, clock)  # tables are made before the clock runs
+        seconds[way] = []
+    for repetition in range(repetitions):
         for way in ways:
-            _time(ways[way], block, out, 0)  # tables are made before the clock runs
-            seconds[way] = []
-        for repetition in range(self.repetitions):
-            for way in ways:
-                seconds[way].append(_time(ways[way], block, out, repetition))
-        told = {"unit": "times", "dim": CHUNK}
-        for (way, other), target in TARGETS.items():
-            ratios = [a / b for a, b in zip(seconds[other], seconds[way], strict=True)]
-            what = f"portable {way} over {other}"
-            yield ratio_row(f"speedup of {what}", ratios, seconds[way], target=target, **told)
-            fastest = [min(seconds[other]) / min(seconds[way])]
-            yield ratio_row(f"speedup of {what}, fastest calls", fastest, [min(seconds[way])], target=target, **told)
+            seconds[way].append(_time(ways[way], block, out, repetition, clock))
+    told = {"unit": "times", "dim": dim}
+    for (way, other), target in targets.items():
+        ratios = [a / b for a, b in zip(seconds[other], seconds[way], strict=True)]
+        what = f"portable {way} over {other}"
+        yield ratio_row(f"speedup of {what}", ratios, seconds[way], target=target, **told)
+        fastest = [min(seconds[other]) / min(seconds[way])]
+        yield ratio_row(f"speedup of {what}, fastest calls", fastest, [min(seconds[way])], target=target, **told)
 
 
 def _distributions(generator: GeneratorName) -> list[Distribution]:
@@ -80,11 +88,14 @@ def _distributions(generator: GeneratorName) -> list[Distribution]:
             LowRank(generator=generator)]  # fmt: skip
 
 
-def _time(distribution: Distribution, block: Block, out: torch.Tensor, seed: int) -> float:
-    """CPU seconds to draw one piece of a new direction: a block has many pieces, and makes its stream once."""
+def _time(
+    distribution: Distribution, block: Block, out: torch.Tensor, seed: int,
+    clock: Callable[[Callable[[], Any]], float],
+) -> float:  # fmt: skip
+    """Seconds to draw one piece of a new direction: a block has many pieces, and makes its stream once."""
     stream = distribution.stream(block, (0, seed))
     (piece,) = stream.pieces()
-    return cpu_seconds(lambda: stream.fill(piece, out))
+    return clock(lambda: stream.fill(piece, out))
 
 
 def measure(out: Path, repetitions: int = PortableSpeed.repetitions) -> list[dict[str, Any]]:

@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
+
 from smoothlab.records import Row
 
 
@@ -20,6 +22,21 @@ def cpu_seconds(job: Callable[[], Any]) -> float:
     begun = time.process_time()
     job()
     return time.process_time() - begun
+
+
+def timed_on(device: str) -> Callable[[Callable[[], Any]], float]:
+    """`timed` for jobs on the device: a GPU works on after a call returns, so that both ends wait for it."""
+    if not device.startswith("cuda"):
+        return timed
+
+    def until_done(job: Callable[[], Any]) -> float:
+        torch.cuda.synchronize(device)
+        begun = time.perf_counter()
+        job()
+        torch.cuda.synchronize(device)
+        return time.perf_counter() - begun
+
+    return until_done
 
 
 def ratio_row(what: str, ratios: Sequence[float], seconds: Sequence[float], **more: Any) -> Row:

@@ -14,7 +14,9 @@ from smoothlab.errors import BadInput
 from smoothlab.llm.memory import mapped_bytes
 from smoothlab.llm.models import load_lm
 
-SIZES = {"llama-2-7b": 6_738_415_616, "llama-3.2-1b": 1_235_814_400, "opt-1.3b": 1_315_758_080}
+SIZES = {
+    "llama-2-7b": 6_738_415_616, "llama-3.2-1b": 1_235_814_400, "opt-1.3b": 1_315_758_080, "opt-125m": 125_239_296,
+}  # fmt: skip
 """Parameters of the published models, by their files."""
 
 
