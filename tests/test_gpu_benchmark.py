@@ -178,7 +178,7 @@ def test_the_whole_rehearsal_is_made_and_makes_sense(tmp_path: Path, capsys: pyt
     assert main([*MICRO, str(out), "--pieces", "stream", "pretrain", "d4-full-1"]) == 0 and not finished(out)
     half = rows_of(tmp_path / "gpu" / "d4-full-pretrained.jsonl")
     assert main([*MICRO, str(out)]) == 0 and finished(out)
-    assert not misfits(out) and "gpu: steps-125m: next, 2 of 11 done" in capsys.readouterr().err
+    assert not misfits(out) and "gpu: steps-125m: next, 3 of 11 done" in capsys.readouterr().err
     rows = rows_of(out)
     assert list(dict.fromkeys(row["piece"] for row in rows)) == [piece.name for piece in pieces("micro")]
     assert all(row["value"] == 0 for row in rows if row["unit"] == "entries")

@@ -224,6 +224,9 @@ def test_both_gradients_are_of_the_loss_by_which_the_trainer_trains(name: str, t
     """Loss functions, overrides, label smoothing: the plain Trainer's gradient is y's, and along z the slope of x's."""
     case = CASES[name]
     plain, expected = first_step(tmp_path, case, case.trainer)
+    # Of a model that ignores the count the plain Trainer takes k times the mean, and HybridTrainer the mean.
+    inflated = case.k if name == "that ignores the count" else 1
+    expected = {key: gradient / inflated for key, gradient in expected.items()}
     model = without_dropout()
     head = [p for name, p in model.named_parameters() if name.startswith("lm_head")]
     body = [(name, p) for name, p in model.named_parameters() if not name.startswith("lm_head")]
@@ -240,7 +243,7 @@ def test_both_gradients_are_of_the_loss_by_which_the_trainer_trains(name: str, t
     losses = [[row["loss"] for row in each.state.log_history if "loss" in row] for each in (mine, plain)]
     # That Trainer's training_step divides what it differentiates by k, and returns what it did not divide.
     factor = case.k if case.trainer is OtherSignature else 1
-    assert factor * losses[0][0] == pytest.approx(losses[1][0], rel=1e-5)
+    assert factor * losses[0][0] == pytest.approx(losses[1][0] / inflated, rel=1e-5)
 
 
 @pytest.mark.parametrize("has_exact", [True, False])
