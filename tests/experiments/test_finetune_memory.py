@@ -45,8 +45,8 @@ def ratio(tmp_path: Path, *argv: str) -> float:
     return float(stated[1]) / largest
 
 
-# The peak of measuring is 0.96 to 1.03 of the stated one where the run is alone, and was 1.15 and 1.32 times below it
-# beside other tests, for a reason that is not known: that case runs with `make slow` alone.
+# The stated peak of measuring is 0.96 to 1.03 times that of a run by itself, and was 1.15 and 1.32 times that of runs
+# beside other tests, for a reason that is not known: that case is for `make slow`.
 MEASURED = pytest.param(("--measure", "base", "peft", "--points", "1"), marks=pytest.mark.slow)
 
 
