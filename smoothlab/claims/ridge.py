@@ -34,7 +34,7 @@ class Ridge:
     k: Array
 
     def value(self, x: Array, s: Array | float) -> Array:
-        """R(x, s), see the docstring of the module."""
+        """R(x, s) = m x^2/2 + m_y y^2/2 + exp(-s^2/2) cosh(x) with y = (s + x)/k."""
         y = (s + x) / self.k
         value: Array = self.m * x**2 / 2 + self.m_y * y**2 / 2 + np.exp(-(s**2) / 2) * np.cosh(x)
         return value

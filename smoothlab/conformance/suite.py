@@ -22,7 +22,10 @@ from smoothlab.zeroth.expectations import Shapes
 PROBES: dict[str, Probe] = {probe.name: probe for probe in (*STEPS, *MOMENTS, *PRECISION, *CONTRACT)}
 """The table of probes: the command line, the documentation and the tests read it."""
 ALPHA = 1e-3
-"""Probability that the whole suite accuses a right optimizer, at most: each comparison has ALPHA / their number."""
+"""Probability that the whole suite accuses a right optimizer, at most, where z-scores are those of normal numbers.
+
+Each comparison has ALPHA / their number.
+"""
 COMPARISONS = sum(probe.comparisons for probe in PROBES.values())
 CONCLUSIVE = 30.0
 """|z| from which on an accusation needs no second look, on new seeds and problems and four times as many steps.
