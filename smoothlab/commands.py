@@ -342,7 +342,8 @@ def audit(
 
     Args:
         claims: names of claims to check, with all evidence; by default all claims, with their verdicts alone.
-        records: record files of `smoothlab smoothness`, for claims on measurements; by default those in the source.
+        records: record files of `smoothlab smoothness`, or of `finetune` for claims on accuracy; by default those in
+            the source.
         add: Python files to run, which define CLAIM or CLAIMS; see `python -m pydoc smoothlab.claims`.
         seed: seed of the searches for counterexamples.
         json: print verdicts and evidence as one JSON list.

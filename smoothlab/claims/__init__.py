@@ -36,6 +36,7 @@ from smoothlab.claims import (
     lemma_b5,
     lemma_b6,
     measuring,
+    second_hybrid,
     theorem,
 )
 from smoothlab.claims.claim import Certificate, Claim, Evidence, Finding, Search, Verdict
@@ -43,7 +44,7 @@ from smoothlab.claims.search import Log, Statement
 
 PARTS = (
     definitions, lemma_b1, lemma_b2, lemma_b3_b4, lemma_b5, lemma_b6, theorem, measuring, figure_1, along_runs, descent,
-    edge, edge_steps,
+    edge, edge_steps, second_hybrid,
 )  # fmt: skip
 CLAIMS: dict[str, Claim] = {}
 for _part in PARTS:

@@ -116,7 +116,9 @@ class Claim:
         verdict: the one that is held; `smoothlab audit` fails if the check gives another.
         correction: what holds instead; empty if the statement holds, or nothing is known.
         check: takes the seed of the searches, runs for seconds at most, returns a Finding.
-        records: asks for record files of `smoothlab smoothness`: the check then also takes their paths.
+        records: patterns of the record files in benchmarks/results that the check reads, unless the user names others:
+            it then also takes their paths. Empty: it reads none.
+        experiments: experiments whose record files it understands.
         test: the test that holds the verdict.
     """
 
@@ -127,7 +129,8 @@ class Claim:
     verdict: Verdict
     correction: str
     check: Callable[..., Finding] = field(repr=False)
-    records: bool = False
+    records: tuple[str, ...] = ()
+    experiments: tuple[str, ...] = ("smoothness", "hook")
     test: str = "no test"
 
     def __post_init__(self) -> None:

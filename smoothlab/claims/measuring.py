@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from smoothlab.claims import exact
+from smoothlab.claims import exact, figure_1
 from smoothlab.claims.claim import About, Certificate, Claim, Facts, Finding
 from smoothlab.claims.search import Array, Log, Statement, statement
 from smoothlab.records import load
@@ -177,5 +177,5 @@ CLAIMS = (
           "batch of 8 is 8 times the mean loss's Hessian.", _formula),
     Claim("d4-step", "(grad f(x + hv) - grad f(x))/h with h = 1e-5, unit v and fp32 is Hv to 10 %.", "Appendix D.4",
           "weights and gradients in fp32", "holds once corrected", "Exact products, or central differences with h of "
-          "about ||x||/100 (1e-3 to 1e-2 ||x||).", _steps, records=True),
+          "about ||x||/100 (1e-3 to 1e-2 ||x||).", _steps, records=figure_1.RECORDS),
 )  # fmt: skip

@@ -21,7 +21,7 @@ from smoothlab.records import Row, header
 
 ROOT = Path(__file__).resolve().parents[2]
 # An installed package has no records beside it: its claims on measurements stay open until some are given.
-RECORDS = tuple(ROOT / "benchmarks/results" / f"{name}_micro_sst2.jsonl" for name in ("fig1b", "fast_1b"))
+RESULTS = ROOT / "benchmarks" / "results"
 MISSING = "no records"
 PRINTED = ("claim", "verdict", "evidence", "correction", "place", "test", "note")
 """Fields of a row that --json prints; a note is there where records are missing."""
@@ -33,8 +33,8 @@ class Audit:
 
     Attributes:
         claims: names of claims; all of them by default, or those of `add` where it is given.
-        records: record files of `smoothlab smoothness` for the claims on measurements; by default those of this
-            checkout.
+        records: record files for the claims on measurements, of `smoothlab smoothness` or `finetune` as each asks for;
+            by default those of this checkout.
         add: Python files with claims of the user's, CLAIM or CLAIMS; see `smoothlab.claims`.
         seed: seed of the searches.
     """
@@ -75,20 +75,21 @@ class Audit:
 
     def rows(self, done: Sequence[Row]) -> Iterator[Row]:
         """Yield one row a claim that `done` lacks."""
-        paths = self._records()
+        self._check_records()
         finished = {row["claim"] for row in done}
         for claim in self.chosen():
             if claim.name in finished:
                 continue
             begun = time.monotonic()
-            finding = claim.finding(self.seed, paths)
+            finding = claim.finding(self.seed, self._records_of(claim))
             row: Row = {
                 "statement": claim.statement, "place": claim.place, "hypotheses": claim.hypotheses,
                 "correction": claim.correction, "test": claim.test, "claim": claim.name, "verdict": finding.verdict,
                 "stored": claim.verdict, "evidence": list(map(_evidence_row, finding.evidence)),
             }  # fmt: skip
-            # a check of measurements without records has decided nothing: that is no disagreement
-            if claim.records and not paths and finding.verdict != claim.verdict:
+            # a check of measurements that found none has decided nothing: that is no disagreement
+            measured = any(certificate.how == "records" for certificate in finding.certificates)
+            if claim.records and not measured and finding.verdict != claim.verdict:
                 row |= {"verdict": "open", "note": MISSING}
             yield row | {"seconds": round(time.monotonic() - begun, 3)}
 
@@ -104,11 +105,22 @@ class Audit:
         """Keep every row, as claims do not depend on each other."""
         return list({row["claim"]: row for row in rows if row is not None}.values())
 
-    def _records(self) -> tuple[Path, ...]:
+    def _records_of(self, claim: Claim) -> list[Path]:
+        """The record files that a claim's check takes."""
+        paths: Sequence[Path] = self.records
+        if not paths:
+            paths = [path for pattern in claim.records for path in sorted(RESULTS.glob(pattern))]
+        return [path for path in paths if header(path)["experiment"] in claim.experiments]
+
+    def _check_records(self) -> None:
+        """Refuse a record file of the user's that no chosen claim reads."""
+        understood = {name for claim in self.chosen() if claim.records for name in claim.experiments}
         for path in self.records:
-            if header(path)["experiment"] not in ("smoothness", "hook"):
-                raise BadInput(f"{path} does not hold records of smoothlab smoothness: give such a file to --records")
-        return self.records or tuple(path for path in RECORDS if path.exists())
+            experiment = header(path)["experiment"]
+            if experiment not in understood:
+                names = " or ".join(sorted(understood))
+                wanted = f"these claims read those of {names}" if names else "these claims read no records"
+                raise BadInput(f"--records {path} holds records of {experiment}, and {wanted}: leave it out")
 
 
 def added_claims(path: Path) -> list[Claim]:
@@ -211,5 +223,5 @@ def warn(rows: Sequence[Row]) -> None:
     """Say on stderr which claims could not be decided for want of records."""
     missing = [row["claim"] for row in rows if row.get("note") == MISSING]
     if missing:
-        fix = "measure with smoothlab smoothness and give the file to --records"
+        fix = "measure with smoothlab smoothness (finetune for claims on accuracy) and give the files to --records"
         print(f"smoothlab: {', '.join(missing)}: open, no records; {fix}", file=sys.stderr)

@@ -104,14 +104,26 @@ def test_files_that_cannot_be_added(mine: Path, capsys, written: str, told: str)
     assert capsys.readouterr().err == "smoothlab: error: --add nowhere.py: there is no such file; check the path\n"
 
 
-def test_claims_on_measurements_without_records_are_open(monkeypatch, capsys) -> None:
-    monkeypatch.setattr(audit, "RECORDS", ())
+def test_claims_on_measurements_without_records_are_open(monkeypatch, tmp_path: Path, capsys) -> None:
+    monkeypatch.setattr(audit, "RESULTS", tmp_path)
     assert main(["audit", "l-grows"]) == 0
     told = capsys.readouterr()
     assert "l-grows             open (no records)" in told.out
     assert "l-grows: open, no records; measure with smoothlab smoothness" in told.err
 
 
-def test_records_of_something_else_are_refused(capsys) -> None:
-    assert main(["audit", "l-grows", "--records", str(audit.ROOT / "benchmarks/results/rates.jsonl")]) == 2
-    assert "does not hold records of smoothlab smoothness" in capsys.readouterr().err
+def test_records_that_no_chosen_claim_reads_are_refused(capsys) -> None:
+    rates = audit.RESULTS / "rates.jsonl"
+    assert main(["audit", "l-grows", "--records", str(rates)]) == 2
+    told = capsys.readouterr().err
+    assert "holds records of rates, and these claims read those of hook or smoothness" in told and told.count("\n") == 1
+    assert main(["audit", "eq-2", "--records", str(audit.RESULTS / "fig1b_micro_sst2.jsonl")]) == 2
+    assert "these claims read no records" in capsys.readouterr().err
+
+
+def test_claims_take_the_named_records_that_they_understand_and_leave_the_others(capsys) -> None:
+    paths = [audit.RESULTS / name for name in ("fig1b_micro_sst2.jsonl", "second_hybrid/sst2-lora-0.jsonl")]
+    assert main(["audit", "l-grows", "aligned-pays", "--records", *map(str, paths)]) == 0
+    told = capsys.readouterr()
+    assert "l-grows             holds" in told.out
+    assert "aligned-pays        open" in told.out
