@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from smoothlab.errors import BadInput
+from smoothlab.shards import any_sharded, is_sharded, local
 
 Loss = Callable[[], Tensor]
 """The mean loss of ONE fixed minibatch at the current parameters: deterministic, no argument, a scalar."""
@@ -87,8 +88,8 @@ def by_name(blocks: Iterable[Block]) -> dict[str, Block]:
     """Blocks by name.
 
     Raises:
-        BadInput: two blocks of one name, or a parameter that requires no gradient, has no memory, is complex, or was
-            made in inference mode.
+        BadInput: two blocks of one name, or a parameter that requires no gradient, has no memory, is sharded, is
+            complex, or was made in inference mode.
     """
     named: dict[str, Block] = {}
     for block in blocks:
@@ -102,6 +103,11 @@ def by_name(blocks: Iterable[Block]) -> dict[str, Block]:
                 raise BadInput(
                     f"block '{block.name}' has parameters without memory (device meta), as accelerate's offloading "
                     "leaves them: load the model without device_map and offloading, or leave the block out"
+                )
+            if is_sharded(p):
+                raise BadInput(
+                    f"block '{block.name}' has sharded parameters (DTensor), which cannot be measured: use a model "
+                    "that is whole in each process, or leave the block out"
                 )
             if p.is_complex():
                 raise BadInput(
@@ -138,14 +144,14 @@ def check_partition(blocks: Collection[Block], parameters: Iterable[tuple[str, T
                     "the blocks after the model is complete"
                 )
             owner[id(p)] = block.name
-            if p.numel():  # tensors without entries share the address 0
-                memory[p.untyped_storage().data_ptr()] += 1
+            if local(p).numel():  # tensors without entries share the address 0
+                memory[local(p).untyped_storage().data_ptr()] += 1
     for key, name in names.items():
         if key not in owner:
             raise BadInput(f"parameter {name} is in no block: add a pattern that matches it")
     for block in blocks:
         for p in block.params:
-            if memory[p.untyped_storage().data_ptr()] > 1:
+            if memory[local(p).untyped_storage().data_ptr()] > 1:
                 raise BadInput(
                     f"parameter {names[id(p)]} shares its memory with another parameter: tie them as one "
                     "nn.Parameter, or give each its own memory with p.data = p.data.clone()"
@@ -169,7 +175,16 @@ def norm(a: Tensor) -> float:
 
 @contextmanager
 def standing_at(block: Block, tensors: Sequence[Tensor]) -> Iterator[None]:
-    """Inside the context the parameters point at `tensors`; their own memory is neither read nor written."""
+    """Inside the context the parameters point at `tensors`; their own memory is neither read nor written.
+
+    Raises:
+        BadInput: a parameter is sharded, and a model reads it from elsewhere.
+    """
+    if any_sharded(block.params):
+        raise BadInput(
+            f"block '{block.name}' has sharded parameters (DTensor), which cannot point at other values: use a model "
+            "that is whole in each process"
+        )
     home = [p.data for p in block.params]
     try:
         # Setting .data leaves the version of p as it is: autograd, and who watches for writes, see none.

@@ -159,7 +159,10 @@ class HybridMixin:
 
     def _check(self) -> None:
         if getattr(self, "is_fsdp_enabled", False) or getattr(self, "is_deepspeed_enabled", False):
-            raise BadInput("FSDP and DeepSpeed cut parameters into shards, which HybridTrainer cannot move: use DDP")
+            raise BadInput(
+                "FSDP and DeepSpeed cut parameters into shards, which HybridTrainer cannot move: use DDP, or HybridSGD "
+                "with fully_shard in a loop of your own"
+            )
         if self.args.n_gpu > 1:
             raise BadInput(
                 f"{self.args.n_gpu} GPUs in one process: start one process a GPU, with torchrun, or hide others"

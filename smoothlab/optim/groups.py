@@ -10,8 +10,10 @@ from torch import Tensor
 
 from smoothlab.blocks import Block, Loss, standing_at
 from smoothlab.errors import BadInput
+from smoothlab.shards import any_sharded, is_sharded, local
 from smoothlab.zeroth.directional import Directional
 from smoothlab.zeroth.estimators import missing
+from smoothlab.zeroth.gathered import check_gathers, check_stays, reshard
 from smoothlab.zeroth.variants import Plain, Variant
 
 Group = dict[str, Any]
@@ -23,6 +25,9 @@ def checked(groups: Iterable[Group], lr: float, weight_decay: float) -> list[Gro
     Raises:
         BadInput: see `HybridSGD`.
     """
+    groups = list(groups)
+    for given in groups:
+        reshard(getattr(given.get("oracle"), "layers", None))  # what FSDP2 has gathered is no parameter of the model
     complete: dict[str, Group] = {}
     owners: dict[tuple[int, int], str] = {}
     for k, partial in enumerate(groups):
@@ -65,8 +70,16 @@ def checked(groups: Iterable[Group], lr: float, weight_decay: float) -> list[Gro
                     f"group '{name}' has no oracle, but a parameter of shape {tuple(p.shape)} that is frozen "
                     "(requires_grad = False): give the group an estimator, or let the parameter require a gradient"
                 )
-            memory = (p.untyped_storage().data_ptr(), p.storage_offset())
-            if not p.numel():  # tensors without entries share the address 0
+            if p.is_meta:
+                raise BadInput(
+                    f"group '{name}' has a parameter of shape {tuple(p.shape)} without memory (device meta), as "
+                    "accelerate's offloading leaves it between forward passes: load the model without device_map; "
+                    "masters 'factors' reads 16-bit weights from their file"
+                )
+            check_stays(name, p)
+            here = local(p)
+            memory = (here.untyped_storage().data_ptr(), int(here.storage_offset()))
+            if not here.numel():  # tensors without entries share the address 0
                 memory = (id(p), 0)
             if memory in owners:
                 raise BadInput(
@@ -74,10 +87,30 @@ def checked(groups: Iterable[Group], lr: float, weight_decay: float) -> list[Gro
                     "or the same one twice): keep it in one"
                 )
             owners[memory] = name
+            if exact and is_sharded(p):
+                raise BadInput(
+                    f"group '{name}' has no oracle, but a sharded parameter (DTensor) of shape {tuple(p.shape)}: keep "
+                    "it whole in each process, fully_shard(..., ignored_params={...})"
+                )
+        if any_sharded(group["params"]):
+            check_gathers(name, group["oracle"])
         complete[name] = group
     if not complete:
         raise BadInput("no groups: give at least one, a dict with params")
     return list(complete.values())
+
+
+def check_rows(block: Block, update: object) -> None:
+    """Refuse to move sharded parameters by what no process can compute of its own rows.
+
+    Raises:
+        BadInput: the update is more than a sum of directions (muon).
+    """
+    if any_sharded(block.params) and not isinstance(update, Directional):
+        raise BadInput(
+            f"group '{block.name}' has sharded parameters (DTensor), its variant's update is a {type(update).__name__} "
+            "of whole matrices: use variant plain, momentum, adaptive, spread or subspace"
+        )
 
 
 def check_depends(loss: Loss, block: Block, gradient: Directional) -> None:
@@ -88,6 +121,8 @@ def check_depends(loss: Loss, block: Block, gradient: Directional) -> None:
     """
     if gradient.anchor is not None or any(c for _, c in gradient.terms):
         return  # a loss that is even in the block has differences of 0 too: these alone prove nothing
+    if any_sharded(block.params):
+        return  # the estimator has seen that the forward passes of the loss gather them
     # One NaN seen through strides of 0: tensors of any shape that take no memory.
     blanks = [torch.full((), math.nan, dtype=p.dtype, device=p.device).expand(p.shape) for p in block.params]
     with torch.no_grad(), standing_at(block, blanks):

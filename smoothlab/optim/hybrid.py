@@ -25,14 +25,16 @@ from torch import Tensor
 from smoothlab.blocks import Block, differentiable
 from smoothlab.errors import BadInput
 from smoothlab.optim.closure_check import ClosureCheck
-from smoothlab.optim.groups import Group, check_depends, checked, warn_short
+from smoothlab.optim.groups import Group, check_depends, check_rows, checked, warn_short
 from smoothlab.optim.masters import Masters, beside, descend, refreshed, round_to
 from smoothlab.optim.minibatch import Closure, Minibatch
 from smoothlab.optim.seedlog import SeedLog, replay
 from smoothlab.optim.summation import Peers
+from smoothlab.shards import any_sharded
 from smoothlab.zeroth.closures import Watch, evaluate
 from smoothlab.zeroth.directional import Directional
 from smoothlab.zeroth.factors import Factors
+from smoothlab.zeroth.gathered import reshard
 from smoothlab.zeroth.variants import State, Update
 
 
@@ -184,6 +186,8 @@ class HybridSGD(torch.optim.Optimizer):
             )
         (loss, norm, gradients), self._pending = self._pending, None
         updates = {k: group["variant"].update(self._states[k], gradients[k]) for k, group in self._zeroth.items()}
+        for k, (update, _) in updates.items():
+            check_rows(self._blocks[k], update)
         # All gradients are taken, and logged, before any weight moves: they are those of one point (x, y), and a step
         # that finds no room on the disk has not happened.
         self._note(gradients)
@@ -222,6 +226,11 @@ class HybridSGD(torch.optim.Optimizer):
         closures = [closure] if callable(closure) else list(closure)
         if not closures:
             raise BadInput("HybridSGD got an empty list of closures: give a function that computes the loss, or more")
+        if self.peers is None and any(any_sharded(block.params) for block in self._blocks.values()):
+            raise BadInput(
+                "HybridSGD has sharded parameters (DTensor), whose rows must all move alike: set its attribute peers, "
+                "optimizer.peers = smoothlab.llm.distributed.Peers()"
+            )
         # No activation is kept for zeroth-order groups, whose parameters require no gradient meanwhile.
         with differentiable(self._blocks.values(), required=False):
             try:
@@ -383,6 +392,8 @@ class HybridSGD(torch.optim.Optimizer):
         masters = refreshed(block, self._masters.get(k, block))
         descend(masters, update, group["lr"], group["weight_decay"])
         round_to(block, masters)
+        if any_sharded(block.params):
+            reshard(group["oracle"].layers)  # what FSDP2 keeps gathered is of before the step
 
 
 class _WatchedLoss:

@@ -10,6 +10,7 @@ import torch
 
 from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
+from smoothlab.shards import any_sharded
 from smoothlab.zeroth.estimators import Estimator
 from smoothlab.zeroth.factors import Factors
 from smoothlab.zeroth.variants import Update
@@ -33,6 +34,11 @@ def beside(block: Block, oracle: Estimator, masters: Masters) -> Block | Factors
         raise BadInput(
             f"masters 'factors' for group '{block.name}': its estimator must move weights inside the forward pass, as "
             'ZerothOrder(distribution=LowRank(1), perturb="forward") does'
+        )
+    if any_sharded(block.params):
+        raise BadInput(
+            f"masters 'factors' for group '{block.name}', whose parameters are sharded (DTensor): use masters in "
+            "float32"
         )
     return Factors(block, oracle.distribution)
 

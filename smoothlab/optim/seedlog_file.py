@@ -24,6 +24,7 @@ import torch
 
 from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
+from smoothlab.shards import any_sharded
 from smoothlab.zeroth.distributions import Distribution
 from smoothlab.zeroth.rng import Terms, stream_name
 from smoothlab.zeroth.variants import Plain, Variant
@@ -157,6 +158,11 @@ def fingerprint(blocks: Iterable[Block]) -> str:
     """SHA-256 of the weights as they stand: shapes, number formats and bytes."""
     digest = hashlib.sha256()
     for block in blocks:
+        if any_sharded(block.params):
+            raise BadInput(
+                f"block '{block.name}' is sharded (DTensor), and no process holds the weights that a seed log is bound "
+                "to: make the log, or replay it, with the whole model, before fully_shard"
+            )
         for p in block.params:
             digest.update(f"{tuple(p.shape)} {p.dtype} ".encode())
             digest.update(p.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
+from smoothlab.shards import Held, local
 from smoothlab.zeroth.distributions import Distribution
 from smoothlab.zeroth.rng import Mixture, Piece, Seed, Stream, Terms, add_scaled, stream_name
 from smoothlab.zeroth.scaled import Known
@@ -58,12 +59,14 @@ class Directional:
     def add_to(self, block: Block, alpha: float) -> None:
         """theta <- theta + alpha ghat on `block`, in place; the sum is made in working precision and rounded once.
 
+        Of sharded parameters each process moves its own rows.
+
         Raises:
             BadInput: the seeds are bound to another generator than this machine's.
         """
         self.check_generator(block)
         # Views of the parameters' memory; those of parameters that are not contiguous are copies, see below.
-        anchors, flats = self._anchors(block), [p.data.reshape(-1) for p in block.params]
+        anchors, held = self._anchors(block), [Held(p) for p in block.params]
         # The coefficient of a single direction joins alpha: one pass less over its numbers.
         single = len(self.terms) == 1 and self.anchor is None
         stream, scale = self._stream(block), alpha
@@ -72,9 +75,10 @@ class Directional:
             stream, scale = self.streams.get(seed) or self.distribution.stream(block, seed), alpha * coefficient
 
         def add(piece: Piece, numbers: Tensor) -> None:
-            target, anchor = flats[piece.tensor][piece.start : piece.stop], anchors[piece.tensor]
+            target, among = held[piece.tensor].among(piece.start, piece.stop)
+            numbers, anchor = numbers[among], anchors[piece.tensor]
             if anchor is not None:
-                numbers = numbers + anchor[piece.start : piece.stop]
+                numbers = numbers + anchor[piece.start : piece.stop][among]
             if target.dtype == numbers.dtype:
                 add_scaled(target, numbers, scale, self.distribution.generator)
             else:
@@ -87,10 +91,14 @@ class Directional:
                 for i, part in enumerate(block.split(self.kept[self.terms[0][0]])):
                     add(Piece(i, 0, 0, len(part)), part)
             else:
-                stream.map(add)
-            for p, flat in zip(block.params, flats, strict=True):
-                if not p.data.is_contiguous():  # `flat` was a copy
-                    p.data.copy_(flat.view(p.shape))
+                pieces = []
+                for piece in stream.pieces():  # those that other processes hold are not drawn
+                    if len(held[piece.tensor].among(piece.start, piece.stop)[0]):
+                        pieces.append(piece)
+                stream.map(add, pieces)
+            for p, entries in zip(block.params, held, strict=True):
+                if not local(p).is_contiguous():  # `entries.flat` was a copy
+                    local(p).copy_(entries.flat.view_as(local(p)))
 
     def check_generator(self, block: Block) -> None:
         """Refuse seeds whose directions can no longer be drawn on this machine.

@@ -11,6 +11,7 @@ materialized unless asked for, and applied in place. Its exact mean and second m
 
 import inspect
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import InitVar, dataclass, field, replace
 from typing import Literal, Protocol
 
@@ -20,10 +21,12 @@ from torch import Tensor, nn
 
 from smoothlab.blocks import Block, Loss, standing_at
 from smoothlab.errors import BadInput
+from smoothlab.shards import any_sharded
 from smoothlab.zeroth.closures import check_same, check_written, evaluate, meeting, versions
 from smoothlab.zeroth.directional import Directional
 from smoothlab.zeroth.distributions import Distribution, Gaussian
 from smoothlab.zeroth.forward import ForwardPerturbation
+from smoothlab.zeroth.gathered import check_gathers
 from smoothlab.zeroth.low_rank import LowRank
 from smoothlab.zeroth.perturbation import Perturbation
 from smoothlab.zeroth.repetition import evaluate_repeated
@@ -103,7 +106,8 @@ class ZerothOrder:
             frame (Gram-Schmidt; (q + 1) / 2 times the drawing).
         keep: keep the directions of a step in memory (one more copy of the block each) instead of drawing them again.
         layers: the module that the loss runs; weights are then never copied as a whole, but one layer's at a time
-            inside its forward call. Without it the block is moved by pointing its parameters at a copy.
+            inside its forward call. Without it the block is moved by pointing its parameters at a copy. With `perturb`
+            "forward", which copies none, it is needed for parameters that FSDP2 shards.
         perturb: how the loss is evaluated at x + mu z. "weights": with a moved copy of the weights; "forward": with
             what the move adds to each product with a weight inside the forward pass, so that weights are neither
             written nor copied, for `LowRank` directions.
@@ -170,11 +174,8 @@ class ZerothOrder:
             raise BadInput(
                 f"perturb 'forward' with {self.distribution.name} directions: use LowRank ones, or perturb 'weights'"
             )
-        if self.layers is not None or self.keep:
-            option = "layers"
-            if self.keep:
-                option = "keep"
-            raise BadInput(f"{option} is for perturb 'weights', which copies weights: leave it out with 'forward'")
+        if self.keep:
+            raise BadInput("keep is for perturb 'weights', which copies weights: leave it out with 'forward'")
 
     @property
     def copies(self) -> bool:
@@ -321,9 +322,11 @@ class ZerothOrder:
                     f"block '{block.name}' holds {block.params[0].dtype} parameters: zeroth-order steps need "
                     "floating-point ones; leave quantized or integer weights out"
                 )
+            if any_sharded(block.params):
+                check_gathers(block.name, self)
             made: Perturbation
             if isinstance(self.distribution, LowRank) and self.perturb == "forward":
-                made = ForwardPerturbation(block, self.distribution, dtype=self.dtype)
+                made = ForwardPerturbation(block, self.distribution, dtype=self.dtype, module=self.layers)
             else:
                 made = Perturbation(block, keep=self.keep, layers=self.layers, dtype=self.dtype)
             self._perturbations[block] = made
@@ -360,9 +363,11 @@ def orthogonal(distribution: Distribution, block: Block, keys: Sequence[Seed]) -
 
 def _check_deterministic(loss: Loss, block: Block, *, copy: bool) -> None:
     """Evaluate twice; on a `copy` of the weights, because a loss may write to them."""
-    weights = block.copies() if copy else [p.data for p in block.params]
     before = versions(block.params)
-    with meeting(), standing_at(block, weights):
+    with ExitStack() as stack:
+        stack.enter_context(meeting())
+        if copy:
+            stack.enter_context(standing_at(block, block.copies()))
         first, second = evaluate(loss, block), evaluate(loss, block)
     check_written(block.params, before)
     check_same(first, second, f"block '{block.name}'")

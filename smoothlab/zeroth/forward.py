@@ -3,12 +3,14 @@
 Products with the block's matrices are those of `smoothlab.zeroth.products`. All other tensors of the block (norms,
 biases, convolutions) stand at fl(theta + h z), in memory of their own.
 
+Parameters that FSDP2 shards stand so while they are gathered (`smoothlab.zeroth.gathered`).
+
 Where a minibatch is repeated, each repetition's rows meet the weights at a point of their own (`at_points`).
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import torch
@@ -16,9 +18,11 @@ from torch import Tensor, nn
 
 from smoothlab.blocks import Block, Loss, standing_at
 from smoothlab.errors import BadInput
+from smoothlab.shards import any_sharded, is_sharded
 from smoothlab.zeroth.closures import meeting
 from smoothlab.zeroth.distributions import Distribution
 from smoothlab.zeroth.factors import standing, with_factors_of
+from smoothlab.zeroth.gathered import Stand
 from smoothlab.zeroth.low_rank import LowRank
 from smoothlab.zeroth.perturbation import LEAST_FRACTION, Perturbation, shifted
 from smoothlab.zeroth.products import OTHER, Move, moved
@@ -34,13 +38,16 @@ class ForwardPerturbation(Perturbation):
         block: the block.
         distribution: distribution of its directions.
         dtype: number format of moved tensors that are no matrices, that of the block by default.
+        module: the module that the loss runs; needed for sharded parameters alone.
 
     Raises:
         BadInput: the rank of the directions is above that of a matrix, or a matrix is of a class of its own.
     """
 
-    def __init__(self, block: Block, distribution: LowRank, *, dtype: torch.dtype | None = None) -> None:
-        super().__init__(block, dtype=dtype)
+    def __init__(
+        self, block: Block, distribution: LowRank, *, dtype: torch.dtype | None = None, module: nn.Module | None = None
+    ) -> None:
+        super().__init__(block, layers=module if any_sharded(block.params) else None, dtype=dtype)
         self._distribution = distribution
         self._matrices, self._vectors = [], []  # numbers of parameters; what is no matrix is a vector here
         for i, p in enumerate(block.params):
@@ -50,7 +57,7 @@ class ForwardPerturbation(Perturbation):
                 self._vectors.append(i)
         self._names: dict[int, str] = {}  # of parameters by id, once the loss was run
         self._labels = [partial(self._label, i) for i in range(len(block.params))]
-        self._drawn: dict[Seed, tuple[list[tuple[Tensor, Tensor]], list[Tensor]]] = {}
+        self._drawn: dict[Seed, tuple[dict[int, tuple[Tensor, Tensor]], dict[int, Tensor]]] = {}
         for i in self._matrices:
             p = block.params[i]
             if distribution.rank > min(p.shape):
@@ -58,10 +65,12 @@ class ForwardPerturbation(Perturbation):
                     f"rank {distribution.rank} of low-rank directions is above that of a matrix of shape "
                     f"{tuple(p.shape)} of block '{block.name}': use a rank of at most {min(p.shape)}, or {OTHER}"
                 )
-            if type(p) not in (Tensor, nn.Parameter):
+            if type(p) not in (Tensor, nn.Parameter) and not is_sharded(p):
                 raise BadInput(
                     f"{self._label(i)} is a {type(p).__name__}, which computes in a way of its own: use {OTHER}"
                 )
+        if self._gathered is not None:
+            self._names.update(self._gathered.names)
 
     def forget(self) -> None:
         """Leave the directions of the last step to whoever holds its streams."""
@@ -77,13 +86,31 @@ class ForwardPerturbation(Perturbation):
     def along(self, distribution: Distribution, direction: Terms, h: float) -> Iterator[None]:
         """Inside the context a loss is one at x + h z."""
         ((seed, weight),) = direction
-        factors, numbers = self._direction(seed)
-        scale, moves = h * weight * self._distribution.rank**-0.5, []
-        for i, (u, w) in zip(self._matrices, factors, strict=True):
-            moves.append(Move(self._home(i), u, w, scale, self._labels[i]))
-        with _at(self._params(self._vectors), self._moved_vectors(numbers, h * weight)):
-            with moved(self._params(self._matrices), moves):
+        with self._standing(partial(self._moved_along, seed=seed, h=h * weight)):
+            yield
+
+    @contextmanager
+    def _standing(self, stand: Stand) -> Iterator[None]:
+        """Inside the context the parameters stand as `stand` has it: all of them, or those that are gathered."""
+        if self._gathered is not None:
+            with self._gathered.inside(stand):
                 yield
+            return
+        with stand(dict(enumerate(self.block.params))):
+            yield
+
+    @contextmanager
+    def _moved_along(self, params: Mapping[int, Tensor], seed: Seed, h: float) -> Iterator[None]:
+        """Inside the context these parameters, by number, stand at x + h z."""
+        factors, numbers = self._direction(seed)
+        scale, moves = h * self._distribution.rank**-0.5, []
+        matrices = [i for i in self._matrices if i in params]
+        vectors = [i for i in self._vectors if i in params]
+        for i in matrices:
+            moves.append(Move(_home(params[i]), *factors[i], scale, self._labels[i]))
+        ends = self._moved_vectors([params[i] for i in vectors], [numbers[i] for i in vectors], h)
+        with _at([params[i] for i in vectors], ends), moved([params[i] for i in matrices], moves):
+            yield
 
     @contextmanager
     def against(self, distribution: Distribution, direction: Terms, h: float) -> Iterator[None]:
@@ -107,12 +134,12 @@ class ForwardPerturbation(Perturbation):
         for direction, h in points:
             ((seed, weight),) = direction
             factors, numbers = self._direction(seed)
-            lefts.append([u * (h * weight * self._distribution.rank**-0.5) for u, _ in factors])
-            rights.append([w for _, w in factors])
-            vectors.append(self._moved_vectors(numbers, h * weight))
+            lefts.append([u * (h * weight * self._distribution.rank**-0.5) for u, _ in factors.values()])
+            rights.append([w for _, w in factors.values()])
+            vectors.append(self._moved_vectors(self._params(self._vectors), list(numbers.values()), h * weight))
         moves = []
         for i, u, w in zip(self._matrices, zip(*lefts, strict=True), zip(*rights, strict=True), strict=True):
-            moves.append(Move(self._home(i), torch.stack(u), torch.stack(w), 1.0, self._labels[i]))
+            moves.append(Move(_home(self.block.params[i]), torch.stack(u), torch.stack(w), 1.0, self._labels[i]))
         values = [torch.stack(several) for several in zip(*vectors, strict=True)]
         params, labels = self._params(self._vectors), [self._labels[i] for i in self._vectors]
         for p, label in zip(params, labels, strict=True):
@@ -161,7 +188,10 @@ class ForwardPerturbation(Perturbation):
                 self._names.setdefault(id(p), name)  # the outermost module comes first, and knows the whole name
 
         try:
-            with meeting(meet):
+            with ExitStack() as stack:
+                stack.enter_context(meeting(meet))
+                if self._gathered is not None:
+                    stack.enter_context(self._gathered.only_inside())
                 survives = self._survives(loss, self._matrices)
         except RuntimeError as error:
             if not type(error).__module__.startswith("torch._dynamo"):
@@ -180,14 +210,20 @@ class ForwardPerturbation(Perturbation):
 
     def _survives(self, loss: Loss, numbers: Sequence[int]) -> bool:
         """Whether the loss is finite although these matrices are NaN for those who do not ask."""
-        moves, nothing = [], torch.empty(0)
-        for i in numbers:
-            moves.append(Move(self._home(i), nothing, nothing, 0.0, self._labels[i]))
-        params = self._params(numbers)
-        # One NaN seen through strides of 0: a matrix of any shape that takes no memory.
-        blanks = [torch.full((), torch.nan, dtype=p.dtype, device=p.device).expand(p.shape) for p in params]
-        with torch.no_grad(), _at(params, blanks), moved(params, moves):
+        with torch.no_grad(), self._standing(partial(self._blank, numbers=numbers)):
             return bool(torch.isfinite(loss()))
+
+    @contextmanager
+    def _blank(self, params: Mapping[int, Tensor], numbers: Sequence[int]) -> Iterator[None]:
+        """Inside the context those of the parameters with these numbers are NaN for those who do not ask."""
+        moves, nothing, chosen = [], torch.empty(0), [i for i in numbers if i in params]
+        for i in chosen:
+            moves.append(Move(_home(params[i]), nothing, nothing, 0.0, self._labels[i]))
+        matrices = [params[i] for i in chosen]
+        # One NaN seen through strides of 0: a matrix of any shape that takes no memory.
+        blanks = [torch.full((), torch.nan, dtype=p.dtype, device=p.device).expand(p.shape) for p in matrices]
+        with _at(matrices, blanks), moved(matrices, moves):
+            yield
 
     def measure_realized_fraction(self, distribution: Distribution, direction: Terms, h: float) -> None:
         """Set `realized_fraction`: matrices are not rounded, so that it tells what the other tensors lose.
@@ -198,11 +234,14 @@ class ForwardPerturbation(Perturbation):
         ((seed, weight),) = direction
         factors, numbers = self._direction(seed)
         squared = 0.0
-        for u, w in factors:  # ||U W'||^2 = tr (U'U)(W'W)
+        for u, w in factors.values():  # ||U W'||^2 = tr (U'U)(W'W)
             squared += float((u.double() @ u.double().T * (w.double() @ w.double().T)).sum()) / self._distribution.rank
         realized = squared
-        ends = self._moved_vectors(numbers, h * weight)
-        for p, z, end in zip(self._params(self._vectors), numbers, ends, strict=True):
+        for i in self._vectors:
+            p, z = self.block.params[i], numbers[i]
+            if is_sharded(p):
+                p = p.full_tensor()  # type: ignore[attr-defined]
+            (end,) = self._moved_vectors([p], [z], h * weight)
             realized += float(((end.double() - standing(p).double()) * z.double()).sum()) / (h * weight)
             squared += float(z.double().square().sum())
         self.realized_fraction = realized / squared
@@ -213,30 +252,26 @@ class ForwardPerturbation(Perturbation):
                 "% of the step through; use a longer mu, or keep the weights in a wider type"
             )
 
-    def _home(self, number: int) -> Tensor:
-        p = self.block.params[number]
-        return with_factors_of(p, p.data)
-
     def _params(self, numbers: Sequence[int]) -> list[Tensor]:
         return [self.block.params[i] for i in numbers]
 
-    def _direction(self, seed: Seed) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor]]:
-        """U' [r, m] and W' [r, n] of each matrix, and z of each other tensor; drawn once a step."""
+    def _direction(self, seed: Seed) -> tuple[dict[int, tuple[Tensor, Tensor]], dict[int, Tensor]]:
+        """U' [r, m] and W' [r, n] of each matrix, and z of each other tensor, by number; drawn once a step."""
         if seed not in self._drawn:
             stream = self.streams[seed] = self._distribution.kept_stream(self.block, seed)
-            factors = []
+            factors = {}
             for i in self._matrices:
                 u, w = self._distribution.factors(stream, i)
-                factors.append((u.T.contiguous(), w.T.contiguous()))
-            numbers = [self._distribution.numbers(stream, i) for i in self._vectors]
+                factors[i] = u.T.contiguous(), w.T.contiguous()
+            numbers = {i: self._distribution.numbers(stream, i) for i in self._vectors}
             self._drawn[seed] = factors, numbers
         return self._drawn[seed]
 
-    def _moved_vectors(self, numbers: list[Tensor], h: float) -> list[Tensor]:
-        """fl(theta + h z) of the tensors that are no matrices."""
-        homes = [standing(p) for p in self._params(self._vectors)]
+    def _moved_vectors(self, params: Sequence[Tensor], numbers: Sequence[Tensor], h: float) -> list[Tensor]:
+        """fl(theta + h z) of tensors that are no matrices, and their numbers z."""
+        homes = [standing(p) for p in params]
         if homes and homes[0].dtype == numbers[0].dtype == self.dtype:
-            return list(torch._foreach_add(homes, numbers, alpha=h))  # one call for dozens of small tensors
+            return list(torch._foreach_add(homes, list(numbers), alpha=h))  # one call for dozens of small tensors
         ends = []
         for home, z in zip(homes, numbers, strict=True):
             ends.append(self._like(home))
@@ -247,6 +282,11 @@ class ForwardPerturbation(Perturbation):
         p = self.block.params[number]
         name = self._names.get(id(p), f"number {number}")
         return f"block '{self.block.name}': its parameter {name} of shape {tuple(p.shape)}"
+
+
+def _home(p: Tensor) -> Tensor:
+    """The memory of a matrix, with the factors of its steps."""
+    return with_factors_of(p, p.data)
 
 
 @contextmanager

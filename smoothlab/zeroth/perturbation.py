@@ -9,7 +9,7 @@ Directions are drawn again for each pass, or kept (`keep`): one more copy of the
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 from smoothlab.blocks import Block, Loss, standing_at
 from smoothlab.errors import BadInput
+from smoothlab.shards import Held, any_sharded, summed
 from smoothlab.zeroth.distributions import Distribution
+from smoothlab.zeroth.gathered import Gathered
 from smoothlab.zeroth.rng import Mixture, Piece, Seed, Stream, Terms, add_scaled
 
 LEAST_FRACTION, ENOUGH_FRACTION = 0.5, 0.95  # of mu z that rounding must let through, and that makes a step sensible
@@ -48,7 +50,12 @@ class Perturbation:
         self.kept: dict[Seed, Tensor] = {}
         self.streams: dict[Seed, Stream] = {}
         self._keep, self._sizes = keep, block.sizes
-        self._owners = {} if layers is None else _owners(block, layers)
+        self._owners: dict[nn.Module, list[int]] = {}
+        self._gathered: Gathered | None = None
+        if layers is not None and any_sharded(block.params):
+            self._gathered = Gathered(block, layers)
+        elif layers is not None:
+            self._owners = _owners(block, layers)
         self._moved: list[Tensor] = []
         self._spare: list[Tensor] = []
         self._busy = False
@@ -64,6 +71,8 @@ class Perturbation:
         self._spare += self.kept.values()
         self.kept.clear()
         self.kept = {}  # not the old one: there, given directions of another step would pass for its own
+        if self._gathered is not None:
+            self._gathered.reshard()
 
     def release(self) -> None:
         """Free the copies; who holds `kept` keeps its directions."""
@@ -90,8 +99,8 @@ class Perturbation:
     def along(self, distribution: Distribution, direction: Terms, h: float) -> Iterator[None]:
         """Inside the context the block stands at theta + delta = fl(theta + h z), z the sum of the directions."""
         move = self._mover(distribution, direction, h)
-        if self._owners:
-            with self._by_layers(move):
+        if self._part_by_part:
+            with self._by_parts(move):
                 yield
             return
         if not self._moved:
@@ -113,7 +122,7 @@ class Perturbation:
             with self.along(distribution, direction, -h):
                 yield
             return
-        if self._owners:
+        if self._part_by_part:
             # A layer's copy lives as long as its forward call, so that delta has to be made again.
             move = self._mover(distribution, direction, h)
 
@@ -122,7 +131,7 @@ class Perturbation:
                 for home, out in tensors.values():
                     _mirror(home, out)
 
-            with self._by_layers(mirrored):
+            with self._by_parts(mirrored):
                 yield
             return
         for p, out in zip(self.block.params, self._moved, strict=True):
@@ -133,11 +142,16 @@ class Perturbation:
     def check_layers(self, loss: Loss) -> None:
         """One evaluation with NaN in place of the weights, but inside the forward calls of their own modules.
 
-        Takes no memory for the NaNs; does nothing where the block is moved by a copy.
+        Takes no memory for the NaNs; does nothing where the block is moved by a copy. Of a sharded block it is watched
+        instead which tensors are read.
 
         Raises:
             BadInput: the loss reads a weight of the block elsewhere, as `F.linear(h, embedding.weight)` does.
         """
+        if self._gathered is not None:
+            with torch.no_grad(), self._gathered.only_inside(), self._gathered.inside(lambda params: nullcontext()):
+                loss()
+            return
         numbers = range(len(self.block.params))
         if not self._owners or self._survives(loss, numbers):
             return
@@ -184,16 +198,16 @@ class Perturbation:
         self.realized_fraction = fraction
 
     def _fraction(self, stream: Stream, h: float) -> float:
-        homes = [p.data.reshape(-1) for p in self.block.params]
+        held = [Held(p) for p in self.block.params]
 
         def products(piece: Piece, numbers: Tensor) -> tuple[float, float]:
-            home = homes[piece.tensor][piece.start : piece.stop]
+            home, among = held[piece.tensor].among(piece.start, piece.stop)
             moved = torch.empty_like(home, dtype=self.dtype)
-            shifted(home, numbers, h, moved)
-            z = numbers.double()
+            shifted(home, numbers[among], h, moved)
+            z = numbers[among].double()
             return float(torch.dot(moved.double() - home.double(), z)), float(torch.dot(z, z))
 
-        realized, squared = map(float, np.sum(stream.map(products), axis=0))
+        realized, squared = summed(np.sum(stream.map(products), axis=0).tolist(), self.block.params)
         if not squared:  # a sparse direction on few entries may be 0, and then nothing is lost
             return 1.0
         return realized / (h * squared)
@@ -250,6 +264,25 @@ class Perturbation:
         for seed, weight in direction[1:]:
             add_scaled(total, self.kept[seed], weight, distribution.generator)
         return total
+
+    @property
+    def _part_by_part(self) -> bool:
+        """Whether parts of the block are moved in forward calls, instead of all of it before."""
+        return bool(self._owners) or self._gathered is not None
+
+    def _by_parts(self, move: Mover) -> AbstractContextManager[None]:
+        """Inside the context each layer, or what FSDP2 gathers for a module, is a moved copy in its forward call."""
+        if self._gathered is None:
+            return self._by_layers(move)
+
+        def stand(params: Mapping[int, Tensor]) -> AbstractContextManager[None]:
+            copies = {i: self._like(p) for i, p in params.items()}
+            move({i: (p.data, copies[i]) for i, p in params.items()})
+            if not params:
+                return nullcontext()
+            return standing_at(Block(self.block.name, tuple(params.values())), list(copies.values()))
+
+        return self._gathered.inside(stand)
 
     @contextmanager
     def _by_layers(self, move: Mover, rest: Sequence[Tensor] | None = None) -> Iterator[None]:

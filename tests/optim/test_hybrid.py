@@ -419,6 +419,7 @@ def wrong(what: str) -> list[dict]:  # type: ignore[type-arg]
         "rate": [{"params": x, "lr": -1.0, "name": "x"}],
         "decay": [{"params": x, "weight_decay": -1.0, "oracle": zo, "name": "x"}],
         "names": [{"params": x, "name": "x"}, {"params": y, "name": "x"}],
+        "offloaded": [{"params": [*x[1:], x[0].to("meta")], "oracle": zo, "name": "x"}],
     }[what]
 
 
@@ -435,6 +436,7 @@ def wrong(what: str) -> list[dict]:  # type: ignore[type-arg]
         ("rate", "lr = -1.0 of group 'x': use a finite rate of at least 0"),
         ("decay", "weight_decay = -1.0 of group 'x'"),
         ("names", "two groups are named 'x'"),
+        ("offloaded", "without memory (device meta), as accelerate's offloading leaves it between forward passes"),
     ],
 )
 def test_wrong_groups_are_refused(what: str, told: str) -> None:

@@ -534,7 +534,7 @@ MUTATIONS: dict[str, tuple[tuple[Any, str], str, str, Check]] = {
         lambda: check_add_to("two-sided gaussian", 0, torch.float64),
     ),
     "transposed weights are not written": (
-        (Directional, "add_to"), "not p.data.is_contiguous()", "False",
+        (Directional, "add_to"), "not local(p).is_contiguous()", "False",
         lambda: check_add_to("two-sided gaussian", 0, torch.float64),
     ),
     "rounded twice": (

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from smoothlab.blocks import Block, flatten
 from smoothlab.errors import BadInput
-from smoothlab.zeroth import forward, products
+from smoothlab.zeroth import products
 from smoothlab.zeroth.distributions import Gaussian
 from smoothlab.zeroth.estimators import ZerothOrder
 from smoothlab.zeroth.forward import ForwardPerturbation
@@ -326,15 +326,15 @@ MUTATIONS: dict[str, tuple[tuple[Any, str], str, str, Callable[[], None]]] = {
         lambda: [check_read("linear", torch.bfloat16, h=h) for h in (0.3, 3.0, 30.0)][0],
     ),
     "without 1/sqrt(r)": (
-        (ForwardPerturbation, "along"), "self._distribution.rank**-0.5", "1.0", lambda: check_estimate("two-sided")
+        (ForwardPerturbation, "_moved_along"), "self._distribution.rank**-0.5", "1.0",
+        lambda: check_estimate("two-sided"),
     ),
     "the weight of a pair is lost": (
-        (ForwardPerturbation, "along"), "scale, moves = h * weight", "scale, moves = h",
-        lambda: check_estimate("antithetic"),
+        (ForwardPerturbation, "along"), "h=h * weight", "h=h", lambda: check_estimate("antithetic")
     ),
     "norms and biases stay": (
-        (forward.ForwardPerturbation, "along"), "self._moved_vectors(numbers, h * weight)",
-        "self._moved_vectors(numbers, 0.0)", lambda: check_estimate("one-sided"),
+        (ForwardPerturbation, "_moved_along"), "[numbers[i] for i in vectors], h)",
+        "[numbers[i] for i in vectors], 0.0)", lambda: check_estimate("one-sided"),
     ),
     "the same side twice": (
         (ForwardPerturbation, "against"), "-h", "0.5 * h", lambda: check_estimate("two-sided")
@@ -433,9 +433,6 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "keep": (
         lambda: ZerothOrder(distribution=LowRank(), perturb="forward", keep=True), "keep is for perturb 'weights'"
-    ),
-    "layers": (
-        lambda: ZerothOrder(distribution=LowRank(), perturb="forward", layers=nn.Linear(1, 1)), "layers is for"
     ),
     "unknown": (lambda: ZerothOrder(perturb="inside"), "perturb 'inside' is unknown: use weights or forward"),  # type: ignore[arg-type]
     "given directions": (
