@@ -30,7 +30,8 @@ from smoothlab.llm.partition import partition
 from smoothlab.optim.hybrid import HybridSGD
 from smoothlab.stats import samples
 from smoothlab.zeroth.directional import Directional
-from smoothlab.zeroth.distributions import Distribution, Gaussian, Rademacher, Sparse, Sphere
+from smoothlab.zeroth.distribution import Distribution
+from smoothlab.zeroth.distributions import Gaussian, Rademacher, Sparse, Sphere
 from smoothlab.zeroth.estimators import Sides, ZerothOrder
 from smoothlab.zeroth.low_rank import LowRank
 

@@ -17,7 +17,8 @@ import torch
 from benchmarks.timing import cpu_seconds, ratio_row
 from smoothlab.blocks import Block
 from smoothlab.records import Row, environment, load, run
-from smoothlab.zeroth.distributions import Distribution, Gaussian, Rademacher, Sparse
+from smoothlab.zeroth.distribution import Distribution
+from smoothlab.zeroth.distributions import Gaussian, Rademacher, Sparse
 from smoothlab.zeroth.low_rank import LowRank
 from smoothlab.zeroth.rng import CHUNK, GeneratorName
 

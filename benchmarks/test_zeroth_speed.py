@@ -22,7 +22,8 @@ from benchmarks.timing import ratio_row, timed
 from smoothlab.blocks import Block, Loss
 from smoothlab.records import Row, environment, load, run
 from smoothlab.zeroth.directional import Directional
-from smoothlab.zeroth.distributions import Distribution, Gaussian, Rademacher, Sphere
+from smoothlab.zeroth.distribution import Distribution
+from smoothlab.zeroth.distributions import Gaussian, Rademacher, Sphere
 from smoothlab.zeroth.estimators import ZerothOrder
 from smoothlab.zeroth.low_rank import LowRank
 from smoothlab.zeroth.perturbation import Perturbation

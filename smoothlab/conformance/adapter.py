@@ -30,7 +30,8 @@ from torch import Tensor, nn
 from smoothlab.blocks import Block
 from smoothlab.conformance.problems import Polynomial
 from smoothlab.errors import BadInput
-from smoothlab.zeroth.distributions import Distribution, named
+from smoothlab.zeroth.distribution import Distribution
+from smoothlab.zeroth.distributions import named
 from smoothlab.zeroth.estimators import Estimator, missing
 from smoothlab.zeroth.expectations import Array
 

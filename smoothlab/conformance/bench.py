@@ -18,7 +18,8 @@ from smoothlab.conformance.directions import Fit, Lines, Structure, fit, lines, 
 from smoothlab.conformance.identify import Identity, identify
 from smoothlab.conformance.problems import SMALL, WIDE, Polynomial
 from smoothlab.errors import BadInput
-from smoothlab.zeroth.distributions import Distribution, Gaussian
+from smoothlab.zeroth.distribution import Distribution
+from smoothlab.zeroth.distributions import Gaussian
 from smoothlab.zeroth.estimators import Average, ZerothOrder
 from smoothlab.zeroth.expectations import Array, Shapes
 

@@ -9,7 +9,8 @@ from scipy import stats as scipy_stats
 
 from smoothlab.conformance.directions import ranks
 from smoothlab.stats import scores
-from smoothlab.zeroth.distributions import Coordinate, Distribution, Gaussian, Rademacher, Sparse, Sphere
+from smoothlab.zeroth.distribution import Distribution
+from smoothlab.zeroth.distributions import Coordinate, Gaussian, Rademacher, Sparse, Sphere
 from smoothlab.zeroth.expectations import Array
 from smoothlab.zeroth.low_rank import LowRank
 from smoothlab.zeroth.scaled import Preconditioned

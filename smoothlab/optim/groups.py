@@ -12,7 +12,8 @@ from smoothlab.blocks import Block, Loss, standing_at
 from smoothlab.errors import BadInput
 from smoothlab.zeroth.directional import Directional
 from smoothlab.zeroth.estimators import missing
-from smoothlab.zeroth.variants import Plain, Variant
+from smoothlab.zeroth.variant import Variant
+from smoothlab.zeroth.variants import Plain
 
 Group = dict[str, Any]
 

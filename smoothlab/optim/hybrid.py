@@ -33,7 +33,7 @@ from smoothlab.optim.summation import Peers
 from smoothlab.zeroth.closures import Watch, evaluate
 from smoothlab.zeroth.directional import Directional
 from smoothlab.zeroth.factors import Factors
-from smoothlab.zeroth.variants import State, Update
+from smoothlab.zeroth.variant import State, Update
 
 
 @dataclass(frozen=True)

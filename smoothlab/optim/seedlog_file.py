@@ -24,9 +24,10 @@ import torch
 
 from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
-from smoothlab.zeroth.distributions import Distribution
+from smoothlab.zeroth.distribution import Distribution
 from smoothlab.zeroth.rng import Terms, stream_name
-from smoothlab.zeroth.variants import Plain, Variant
+from smoothlab.zeroth.variant import Variant
+from smoothlab.zeroth.variants import Plain
 
 FORMAT, UNCHECKED = "smoothlab seed log 2", "smoothlab seed log 1"
 BODY = struct.Struct("<IHHHddd")

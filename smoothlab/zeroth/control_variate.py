@@ -8,7 +8,7 @@ from torch import Tensor
 from smoothlab.blocks import Block, Loss, standing_at
 from smoothlab.errors import BadInput
 from smoothlab.zeroth.directional import Directional
-from smoothlab.zeroth.distributions import Distribution
+from smoothlab.zeroth.distribution import Distribution
 from smoothlab.zeroth.estimators import Sides, ZerothOrder
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
-from smoothlab.zeroth.distributions import Distribution
+from smoothlab.zeroth.distribution import Distribution
 from smoothlab.zeroth.rng import Mixture, Piece, Seed, Stream, Terms, add_scaled, stream_name
 from smoothlab.zeroth.scaled import Known
 

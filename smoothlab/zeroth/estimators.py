@@ -22,7 +22,8 @@ from smoothlab.blocks import Block, Loss, standing_at
 from smoothlab.errors import BadInput
 from smoothlab.zeroth.closures import check_same, check_written, evaluate, meeting, versions
 from smoothlab.zeroth.directional import Directional
-from smoothlab.zeroth.distributions import Distribution, Gaussian
+from smoothlab.zeroth.distribution import Distribution
+from smoothlab.zeroth.distributions import Gaussian
 from smoothlab.zeroth.forward import ForwardPerturbation
 from smoothlab.zeroth.low_rank import LowRank
 from smoothlab.zeroth.perturbation import Perturbation

@@ -12,7 +12,8 @@ from smoothlab.zeroth.directional import Directional
 from smoothlab.zeroth.estimators import Estimator, ZerothOrder
 from smoothlab.zeroth.expectations import Shapes
 from smoothlab.zeroth.low_rank import LowRank
-from smoothlab.zeroth.variants import State, Update, Variant, of_low_rank
+from smoothlab.zeroth.variant import State, Update, Variant
+from smoothlab.zeroth.variants import of_low_rank
 
 
 @dataclass(frozen=True)

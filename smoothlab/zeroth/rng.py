@@ -137,7 +137,7 @@ def _shifts(device: torch.device) -> Tensor:
 
 
 class Source(Protocol):
-    """What a stream asks of a distribution of directions, see `smoothlab.zeroth.distributions.Distribution`."""
+    """What a stream asks of a distribution of directions, see `smoothlab.zeroth.distribution.Distribution`."""
 
     @property
     def generator(self) -> GeneratorName:

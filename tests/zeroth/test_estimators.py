@@ -23,7 +23,8 @@ from smoothlab.experiments.estimators.synthetic import frames
 from smoothlab.zeroth import distributions, estimators, perturbation
 from smoothlab.zeroth.control_variate import ControlVariate
 from smoothlab.zeroth.directional import Directional
-from smoothlab.zeroth.distributions import Coordinate, Distribution, Gaussian, Rademacher, Sparse, Sphere
+from smoothlab.zeroth.distribution import Distribution
+from smoothlab.zeroth.distributions import Coordinate, Gaussian, Rademacher, Sparse, Sphere
 from smoothlab.zeroth.estimators import ZerothOrder
 from smoothlab.zeroth.low_rank import LowRank
 from smoothlab.zeroth.moments import Taylor, control_variate, mean, second_moment

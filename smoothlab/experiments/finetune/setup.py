@@ -39,7 +39,8 @@ from smoothlab.optim.seedlog import SeedLog
 from smoothlab.trainer import Points, Trainer, reshuffled
 from smoothlab.zeroth.distributions import named
 from smoothlab.zeroth.estimators import Estimator, Perturb, ZerothOrder
-from smoothlab.zeroth.variants import Variant, variant_named
+from smoothlab.zeroth.variant import Variant
+from smoothlab.zeroth.variants import variant_named
 
 Row = dict[str, Any]
 OPTIMIZERS: dict[str, Any] = {"sgd": None, "adam": partial(torch.optim.AdamW, weight_decay=0.0)}
