@@ -27,10 +27,10 @@ from smoothlab.errors import BadInput
 from smoothlab.optim.closure_check import ClosureCheck
 from smoothlab.optim.groups import Group, check_depends, checked, warn_short
 from smoothlab.optim.masters import Masters, beside, descend, refreshed, round_to
-from smoothlab.optim.minibatch import Closure, Minibatch
+from smoothlab.optim.minibatch import Closure, Minibatch, WatchedLoss
 from smoothlab.optim.seedlog import SeedLog, replay
 from smoothlab.optim.summation import Peers
-from smoothlab.zeroth.closures import Watch, evaluate
+from smoothlab.zeroth.closures import evaluate
 from smoothlab.zeroth.directional import Directional
 from smoothlab.zeroth.factors import Factors
 from smoothlab.zeroth.variant import State, Update
@@ -312,7 +312,7 @@ class HybridSGD(torch.optim.Optimizer):
             return *self._exact_gradient(minibatch), {}
         closures = self._closures
         watch, plain = closures.begin(minibatch)
-        mean = _WatchedLoss(minibatch, watch)
+        mean = WatchedLoss(minibatch, watch)
         with watch.step():
             graph = norm = loss = None
             if self._exact is not None:
@@ -383,28 +383,3 @@ class HybridSGD(torch.optim.Optimizer):
         masters = refreshed(block, self._masters.get(k, block))
         descend(masters, update, group["lr"], group["weight_decay"])
         round_to(block, masters)
-
-
-class _WatchedLoss:
-    """The mean loss of a step's minibatch, whose calls are watched.
-
-    Attributes:
-        values: the losses so far, in the order of their evaluation.
-    """
-
-    def __init__(self, minibatch: Minibatch, watch: Watch) -> None:
-        self._minibatch, self._watch = minibatch, watch
-        self.values: list[float] = []
-
-    def __call__(self) -> Tensor:
-        with self._watch.call():
-            loss = self._minibatch.loss()
-        self.values.append(float(loss.detach()))
-        return loss
-
-    def repeated(self, count: int) -> Tensor:
-        """The losses [count] of repetitions of the minibatch."""
-        with self._watch.call():
-            losses = self._minibatch.repeated(count)
-        self.values += losses.tolist()
-        return losses

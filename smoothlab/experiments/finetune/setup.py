@@ -20,6 +20,7 @@ from smoothlab.experiments.finetune.options import block_rates, precisions
 from smoothlab.hessian.dataset import DatasetHessian
 from smoothlab.hessian.diagonal import check_budget, split_blocks
 from smoothlab.hessian.gauss_newton import Outputs
+from smoothlab.hessian.points import Points
 from smoothlab.llm import allocators, calibration, distributed, encoding, heads, padding
 from smoothlab.llm.adapters import check_derivatives
 from smoothlab.llm.answers import CompletionScores
@@ -36,7 +37,7 @@ from smoothlab.llm.tasks.jsonlines import TEMPLATE
 from smoothlab.optim.hybrid import HybridSGD
 from smoothlab.optim.masters import Masters
 from smoothlab.optim.seedlog import SeedLog
-from smoothlab.trainer import Points, Trainer, reshuffled
+from smoothlab.trainer import Trainer, reshuffled
 from smoothlab.zeroth.distributions import named
 from smoothlab.zeroth.estimators import Estimator, Perturb, ZerothOrder
 from smoothlab.zeroth.variant import Variant
