@@ -22,7 +22,7 @@ from benchmarks.test_portable_speed import speedups
 from benchmarks.timing import ratio_row, timed_on
 from smoothlab import records
 from smoothlab.blocks import Block
-from smoothlab.commands import machine
+from smoothlab.commands.machine import machine
 from smoothlab.environment import environment
 from smoothlab.errors import BadInput
 from smoothlab.llm.adapters import attach
