@@ -11,6 +11,7 @@ import os
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,14 +19,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.timing import ratio_row, timed
+from benchmarks.timing import Ratios, ratio_row, recorded, table, timed
 from smoothlab.llm.adapters import attach
 from smoothlab.llm.evaluate import batch, choice_loss, encode
 from smoothlab.llm.models import load_lm
 from smoothlab.llm.partition import partition
 from smoothlab.llm.tasks import load_choices
 from smoothlab.optim.hybrid import HybridSGD
-from smoothlab.records import Row, environment, load, run
+from smoothlab.records import Row
 from smoothlab.zeroth.directional import Directional
 from smoothlab.zeroth.distributions import Gaussian, Rademacher
 from smoothlab.zeroth.estimators import ZerothOrder
@@ -38,7 +39,7 @@ PARTS = 1.15
 
 
 @dataclass(frozen=True)
-class HybridSpeed:
+class HybridSpeed(Ratios):
     """Cost of hybrid steps.
 
     Attributes:
@@ -48,18 +49,9 @@ class HybridSpeed:
     """
 
     name: ClassVar[str] = "speed_hybrid"
-    unit: ClassVar[str] = "what"
     repetitions: int = 15
     peft: str = "lora"
     batch: int = 16
-
-    def place(self, row: Row) -> int:
-        """One for all rows."""
-        return 0
-
-    def standing(self, rows: Sequence[Row | None]) -> list[Row]:
-        """Ratios belong to one run: a stopped one starts again."""
-        return []
 
     def rows(self, done: Sequence[Row]) -> Iterator[Row]:
         """Each item in first-order steps, then the one-sided step in its parts."""
@@ -136,31 +128,23 @@ class HybridSpeed:
             )
 
 
-def table(path: Path) -> str:
-    """The records as a table for reading."""
-    lines = [f"{'':32s} {'median':>8s} {'quartiles':>17s} {'target':>7s}  unit"]
-    for row in load(path).astype(object).where(lambda x: x.notna(), None).to_dict("records"):
-        target = "" if row["target"] is None else f"{row['target']:g}"
-        numbers = f"{row['value']:8.3f} {row['low']:8.3f} {row['high']:8.3f}"
-        lines.append(f"{row['what']:32s} {numbers} {target:>7s}  {row['unit']}")
-    return "\n".join(lines)
+def measure(experiment: HybridSpeed, out: Path) -> list[Row]:
+    """Run, record, and return the rows."""
+    return recorded(experiment, out, stream=stream_name())
 
 
-def measure(experiment: HybridSpeed, out: Path) -> str:
-    """Run, record, and return the table."""
-    told = environment(device="cpu", dtype="float32", threads=torch.get_num_threads(), load=list(os.getloadavg()))
-    run(experiment, out, environment=told | {"stream": stream_name()}, overwrite=True)
-    return table(out)
+show = partial(table, names=("what",), number=".3f", more={"unit": ""})
+"""The rows as a table."""
 
 
 @pytest.mark.slow
 def test_a_one_sided_step_costs_its_parts(capsys: pytest.CaptureFixture[str]) -> None:
     out = Path(__file__).with_name("results") / "speed_hybrid.jsonl"
-    text = measure(HybridSpeed(), out)
+    rows = measure(HybridSpeed(), out)
     with capsys.disabled():
-        print("\n" + text)
-    rows = {row["what"]: row["value"] for row in load(out).to_dict("records")}
-    assert rows["one-sided, in its parts"] <= PARTS
+        print("\n" + show(rows))
+    values = {row["what"]: row["value"] for row in rows}
+    assert values["one-sided, in its parts"] <= PARTS
 
 
 def main() -> None:
@@ -171,7 +155,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=HybridSpeed.batch)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/speed_hybrid.jsonl"))
     args = parser.parse_args()
-    print(measure(HybridSpeed(args.repetitions, args.peft, args.batch), args.out))
+    print(show(measure(HybridSpeed(args.repetitions, args.peft, args.batch), args.out)))
 
 
 if __name__ == "__main__":
