@@ -144,21 +144,21 @@ def _verify(
     if out is not None:
         records.run(experiment, out, environment=records.environment(**machine(experiment)), overwrite=overwrite)
         rows = read(out)
-    found, shown = [], []
+    answers, answered = [], []
     for row in rows:
-        shown.append(row)
-        found.append(answer_of(row))
+        answered.append(row)
+        answers.append(answer_of(row))
         if not as_json:
-            print(found[-1], flush=True)
+            print(answers[-1], flush=True)
     if as_json:
-        print(json.dumps([dataclasses.asdict(answer) for answer in found], indent=1))
+        print(json.dumps([dataclasses.asdict(answer) for answer in answers], indent=1))
     else:
-        print(summary(name, found))
+        print(summary(name, answers))
     if html is not None:
         from smoothlab.report.verify_page import page
 
-        _write_page(html, page(shown))
-    return status(found)
+        _write_page(html, page(answered))
+    return status(answers)
 
 
 def _write_page(path: Path, text: str) -> None:

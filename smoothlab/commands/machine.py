@@ -16,14 +16,14 @@ def machine(experiment: Any) -> dict[str, Any]:
     from smoothlab.llm.memory import check_device
     from smoothlab.llm.models import file_identity
 
-    known = {"device": device} | threads
+    fields = {"device": device} | threads
     try:
         file = file_identity(getattr(experiment, "model", "micro"))
         if file is not None:
-            known["model_file"] = file
+            fields["model_file"] = file
         check_device(device)
     except BadInput:  # the experiment says so, unless its records are finished
-        return known
+        return fields
     if device.startswith("cuda"):
-        return known | {"gpu": torch.cuda.get_device_name(device)}
-    return known | {"cpu_capability": torch.backends.cpu.get_cpu_capability()}
+        return fields | {"gpu": torch.cuda.get_device_name(device)}
+    return fields | {"cpu_capability": torch.backends.cpu.get_cpu_capability()}

@@ -133,8 +133,8 @@ def agrees(identity: Identity, claimed: Distribution) -> bool:
         return isinstance(identity.distribution, Sparse) and abs(identity.distribution.density - claimed.density) < 0.1
     if isinstance(claimed, LowRank):
         # a rank of the matrices' own is not seen from their ranks
-        seen = identity.distribution
-        return (isinstance(seen, LowRank) and seen.rank == claimed.rank) or claimed.rank > 5
+        observed = identity.distribution
+        return (isinstance(observed, LowRank) and observed.rank == claimed.rank) or claimed.rank > 5
     if type(claimed) in (Gaussian, Sphere, Rademacher, Coordinate, Sparse):
         return type(identity.distribution) is (Gaussian if isinstance(claimed, Sparse) else type(claimed))
     return True

@@ -159,8 +159,8 @@ def _points(
             bars = ax.hlines
         bars(at[barred], low[barred], high[barred], color=color, lw=1.0, zorder=2, label="_interval")
     if joined:
-        known = value.notna()
-        for _, run in rows[known].groupby(runs[known]):
+        drawn = value.notna()
+        for _, run in rows[drawn].groupby(runs[drawn]):
             ax.plot(at[run.index], value[run.index], "-", lw=1.2, color=color, zorder=2.1)
     across, up = at, value
     if horizontal:

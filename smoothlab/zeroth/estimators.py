@@ -322,12 +322,12 @@ class ZerothOrder:
                     f"block '{block.name}' holds {block.params[0].dtype} parameters: zeroth-order steps need "
                     "floating-point ones; leave quantized or integer weights out"
                 )
-            made: Perturbation
+            new: Perturbation
             if isinstance(self.distribution, LowRank) and self.perturb == "forward":
-                made = ForwardPerturbation(block, self.distribution, dtype=self.dtype)
+                new = ForwardPerturbation(block, self.distribution, dtype=self.dtype)
             else:
-                made = Perturbation(block, keep=self.keep, layers=self.layers, dtype=self.dtype)
-            self._perturbations[block] = made
+                new = Perturbation(block, keep=self.keep, layers=self.layers, dtype=self.dtype)
+            self._perturbations[block] = new
         # The copies of several blocks at a time would take the memory that moving one block after the other saves.
         current = self._perturbations[block]
         for perturbation in self._perturbations.values():

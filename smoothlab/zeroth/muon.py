@@ -83,13 +83,13 @@ class Muon(Variant):
 
     def oracle(self, estimator: Estimator) -> Estimator:
         """The estimator, whose directions are of low rank."""
-        given = of_low_rank(self, estimator)
-        if given.distribution.generator == "portable":
+        low_rank = of_low_rank(self, estimator)
+        if low_rank.distribution.generator == "portable":
             raise BadInput(
                 f"variant {self.name} with portable directions: its decompositions are rounded otherwise on other "
                 "machines, use generator 'torch'"
             )
-        return given
+        return low_rank
 
     def update(self, state: State, gradient: Directional) -> tuple[Update, State]:
         """The orthogonalized estimate."""

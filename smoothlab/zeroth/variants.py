@@ -288,11 +288,11 @@ class Subspace(Variant):
 
     def oracle(self, estimator: Estimator) -> Estimator:
         """The same estimator, with directions in the kept subspace."""
-        given = of_low_rank(self, estimator)
-        distribution = given.distribution
+        low_rank = of_low_rank(self, estimator)
+        distribution = low_rank.distribution
         assert isinstance(distribution, LowRank)
         kept = KeptSubspace(distribution.rank, self.window, generator=distribution.generator)
-        return replace(given, distribution=kept)
+        return replace(low_rank, distribution=kept)
 
     def update(self, state: State, gradient: Directional) -> tuple[Directional, State]:
         """The estimate itself."""

@@ -499,7 +499,7 @@ MUTATIONS: dict[str, Mutation] = {
         lambda: check_moments("one-sided low rank", ((1, 1),), 2, 0.1, n=600),
     ),
     "control variate without its anchor": (
-        (ControlVariate, "__call__"), "self.gradient, here", "None, here", lambda: check_control_variate(0)
+        (ControlVariate, "__call__"), "self.gradient, estimate", "None, estimate", lambda: check_control_variate(0)
     ),
     "control variate that does not subtract": (
         (ControlVariate, "__call__"), "c - at_anchor[key]", "c", lambda: check_control_variate(0)

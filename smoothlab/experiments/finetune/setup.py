@@ -114,17 +114,20 @@ class Setup:
             hybrid.peers = distributed.Peers()
         points = None
         if at:
-            asked, outputs = precisions(run), None
+            precision_of, outputs = precisions(run), None
             if run.gauss_newton:
                 outputs = self.outputs
             points = Points(
-                at, self.measured, pairs(run, self.measured), run.protocol, run.product, asked["frobenius"], run.probes,
-                run.path, run.minibatch, run.batch, run.seed, self._dataset(dropout), asked.get("trace"), self.layers,
-                run.diagonal, outputs, asked.get("gauss_newton_trace", asked["frobenius"]),
+                at, self.measured, pairs(run, self.measured), protocol=run.protocol, product=run.product,
+                precision=precision_of["frobenius"], probes=run.probes, path=run.path, minibatch=run.minibatch,
+                batch=run.batch, seed=run.seed, dataset=self._dataset(dropout), trace=precision_of.get("trace"),
+                layers=self.layers, diagonal=run.diagonal, outputs=outputs,
+                outputs_precision=precision_of.get("gauss_newton_trace", precision_of["frobenius"]),
             )  # fmt: skip
         return Trainer(
-            self.model, self.blocks, self.batches, self.loss, hybrid, points, run.steps, run.schedule, run.seed,
-            dropout, allocators, self.start, log, repeated_loss=self.repeated_loss,
+            self.model, self.blocks, self.batches, self.loss, hybrid, points, steps=run.steps, schedule=run.schedule,
+            seed=run.seed, dropout=dropout, allocator=allocators, start=self.start, log=log,
+            repeated_loss=self.repeated_loss,
         )  # fmt: skip
 
     def _dataset(self, dropout: bool) -> Callable[[Sequence[int]], DatasetHessian] | None:
