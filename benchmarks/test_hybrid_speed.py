@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-import torch
 from torch import Tensor
 
+from benchmarks.test_forward_speed import parts_of
 from benchmarks.timing import Ratios, ratio_row, recorded, table, timed
+from smoothlab.blocks import Block
 from smoothlab.llm.adapters import attach
 from smoothlab.llm.evaluate import batch, choice_loss, encode
 from smoothlab.llm.models import load_lm
@@ -36,6 +37,7 @@ from smoothlab.zeroth.rng import stream_name
 MU = 1e-3
 PARTS = 1.15
 """Largest ratio of a one-sided hybrid step to the sum of its parts."""
+PASSES, IN_PARTS = "two passes over the weights", "one-sided, in its parts"
 
 
 @dataclass(frozen=True)
@@ -67,65 +69,55 @@ class HybridSpeed(Ratios):
         def loss() -> Tensor:
             return choice_loss(model, inputs)
 
-        plain = torch.optim.SGD(peft, lr=1e-9)  # rates so small that all items see the same weights
-
-        def first_order() -> None:
-            plain.zero_grad()
-            loss().backward()
-            plain.step()
-
-        def forward() -> None:
-            with torch.no_grad():
-                loss()
-
-        def hybrid(oracle: ZerothOrder | None) -> Callable[[], Any]:
-            groups = (
-                [{"params": peft}] if oracle is None else [{"params": base.params, "oracle": oracle}, {"params": peft}]
-            )
-            optimizer = HybridSGD(groups, 1e-9)
-            return lambda: optimizer.step(loss)
-
-        place, gradient = Perturbation(base), Directional(Gaussian(), (((0,), 1.0),))
-
-        def passes() -> None:
-            with place.along(Gaussian(), (((0,), 1.0),), MU):
-                pass
-            gradient.add_to(base, 1e-9)
-
-        ways = {
-            "forward": forward,
-            "two passes over the weights": passes,
-            "first-order, HybridSGD": hybrid(None),
-            "hybrid, one-sided": hybrid(ZerothOrder(MU, 1)),
-            "hybrid, two-sided": hybrid(ZerothOrder(MU, 2)),
-            "hybrid, one-sided, z kept": hybrid(ZerothOrder(MU, 1, keep=True)),
-            "hybrid, one-sided, Rademacher": hybrid(ZerothOrder(MU, 1, Rademacher())),
-        }
-        for way in (first_order, *ways.values()):
-            way()  # memory is taken, and the checks of a first call are made, before the clock runs
-        times: dict[str, list[float]] = {name: [] for name in ways}
-        ratios: dict[str, list[float]] = {name: [] for name in (*ways, "one-sided, in its parts")}
+        first_order, forward = parts_of(peft, loss)
+        jobs = {"forward": forward} | _jobs(base, peft, loss)
+        for job in (first_order, *jobs.values()):
+            job()  # memory is taken, and the checks of a first call are made, before the clock runs
+        times: dict[str, list[float]] = {name: [] for name in jobs}
+        ratios: dict[str, list[float]] = {name: [] for name in (*jobs, IN_PARTS)}
         steps: list[float] = []
         for _ in range(self.repetitions):
             before = timed(first_order)
-            around: list[float] = []
-            for name, way in ways.items():
-                times[name].append(timed(way))
+            for name, job in jobs.items():
+                times[name].append(timed(job))
                 after = timed(first_order)
-                around.append(statistics.mean((before, after)))
-                ratios[name].append(times[name][-1] / around[-1])
+                ratios[name].append(times[name][-1] / statistics.mean((before, after)))
                 steps.append(before)
                 before = after
-            parts = 1 + ratios["forward"][-1] + ratios["two passes over the weights"][-1]
-            ratios["one-sided, in its parts"].append(ratios["hybrid, one-sided"][-1] / parts)
-        told = {"dim_x": base.dim, "dim_y": blocks["peft"].dim, "load": list(os.getloadavg())}
-        yield ratio_row("first-order", [1.0], steps, **(told | {"unit": "first-order steps"}))
-        for name, found in ratios.items():
-            whole = name == "one-sided, in its parts"
-            unit = "parts" if whole else "first-order steps"
-            yield ratio_row(
-                name, found, times.get(name, []), **(told | {"unit": unit, "target": PARTS if whole else None})
-            )
+            parts = 1 + ratios["forward"][-1] + ratios[PASSES][-1]
+            ratios[IN_PARTS].append(ratios["hybrid, one-sided"][-1] / parts)
+        more = {"dim_x": base.dim, "dim_y": blocks["peft"].dim, "load": list(os.getloadavg())}
+        yield ratio_row("first-order", [1.0], steps, unit="first-order steps", **more)
+        for name in jobs:
+            yield ratio_row(name, ratios[name], times[name], unit="first-order steps", **more)
+        yield ratio_row(IN_PARTS, ratios[IN_PARTS], [], unit="parts", target=PARTS, **more)
+
+
+def _jobs(base: Block, peft: Sequence[Tensor], loss: Callable[[], Tensor]) -> dict[str, Callable[[], Any]]:
+    """Steps of HybridSGD, and what a one-sided one does with the weights."""
+
+    def hybrid(oracle: ZerothOrder | None) -> Callable[[], Any]:
+        groups: list[dict[str, Any]] = [{"params": peft}]
+        if oracle is not None:
+            groups.insert(0, {"params": base.params, "oracle": oracle})
+        optimizer = HybridSGD(groups, 1e-9)
+        return lambda: optimizer.step(loss)
+
+    perturbation, gradient = Perturbation(base), Directional(Gaussian(), (((0,), 1.0),))
+
+    def passes() -> None:
+        with perturbation.along(Gaussian(), (((0,), 1.0),), MU):
+            pass
+        gradient.add_to(base, 1e-9)
+
+    return {
+        PASSES: passes,
+        "first-order, HybridSGD": hybrid(None),
+        "hybrid, one-sided": hybrid(ZerothOrder(MU, 1)),
+        "hybrid, two-sided": hybrid(ZerothOrder(MU, 2)),
+        "hybrid, one-sided, z kept": hybrid(ZerothOrder(MU, 1, keep=True)),
+        "hybrid, one-sided, Rademacher": hybrid(ZerothOrder(MU, 1, Rademacher())),
+    }
 
 
 def measure(experiment: HybridSpeed, out: Path) -> list[Row]:
@@ -144,7 +136,7 @@ def test_a_one_sided_step_costs_its_parts(capsys: pytest.CaptureFixture[str]) ->
     with capsys.disabled():
         print("\n" + show(rows))
     values = {row["what"]: row["value"] for row in rows}
-    assert values["one-sided, in its parts"] <= PARTS
+    assert values[IN_PARTS] <= PARTS
 
 
 def main() -> None:
