@@ -1,9 +1,8 @@
 """The subcommands that give a verdict: on the paper's claims, and on an optimizer."""
 
-import functools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
@@ -12,6 +11,10 @@ from smoothlab.commands.machine import machine
 from smoothlab.errors import BadInput
 from smoothlab.experiments.continuation import continuation
 from smoothlab.threads import use_threads
+
+if TYPE_CHECKING:
+    from smoothlab.experiments.audit import Audit
+    from smoothlab.experiments.verify import Verify
 
 
 def audit(
@@ -42,11 +45,16 @@ def audit(
     """
     files, names = _files_and_names(add, ".py")
     record_files, more_names = _files_and_names(records, ".jsonl")
-    settings = (claims + names + more_names, record_files, files, seed)
-    command = functools.partial(_audit, settings, json, html, out, overwrite, threads)
+
+    def run() -> int:
+        from smoothlab.experiments.audit import Audit
+
+        use_threads(threads)
+        return _audit(Audit(claims + names + more_names, record_files, files, seed), json, html, out, overwrite)
+
     if out is None:
-        return Command(command)
-    return Command(command, continuation(out, overwrite, lambda: "checks the missing claims"))
+        return Command(run)
+    return Command(run, continuation(out, overwrite, lambda: "checks the missing claims"))
 
 
 def _files_and_names(words: Sequence[Path], ending: str) -> tuple[tuple[Path, ...], tuple[str, ...]]:
@@ -60,16 +68,13 @@ def _files_and_names(words: Sequence[Path], ending: str) -> tuple[tuple[Path, ..
     return tuple(files), tuple(names)
 
 
-def _audit(
-    settings: tuple[Any, ...], as_json: bool, html: Path | None, out: Path | None, overwrite: bool, threads: int | None
-) -> int:
+def _audit(experiment: "Audit", as_json: bool, html: Path | None, out: Path | None, overwrite: bool) -> int:
+    """Check the claims, print the verdicts, and return the exit status."""
     import json
 
     from smoothlab import records
-    from smoothlab.experiments.audit import Audit, differs, lines, loaded, machine_readable, warn
+    from smoothlab.experiments.audit import differs, lines, loaded, machine_readable, warn
 
-    use_threads(threads)
-    experiment = Audit(*settings)
     experiment.chosen()  # a mistake is reported before anything is written
     checked: Iterable[dict[str, Any]] = experiment.rows([])
     if out is not None:
@@ -79,7 +84,7 @@ def _audit(
     for row in checked:
         rows.append(row)
         if not as_json:
-            print("\n".join(lines(row, evidence=bool(settings[0]))), flush=True)
+            print("\n".join(lines(row, evidence=bool(experiment.claims))), flush=True)
     if as_json:
         print(json.dumps(machine_readable(rows), indent=1))
     if html is not None:
@@ -119,26 +124,28 @@ def verify(
         overwrite: discard what the record file holds, and ask again.
         threads: number of CPU threads for torch; by default torch's own choice.
     """
-    settings = (file, probes, seed, dtype, step_seconds)
-    command = functools.partial(_verify, settings, json, html, out, overwrite, threads)
+
+    def run() -> int:
+        from smoothlab.experiments.verify import Verify
+
+        if not file:
+            raise BadInput("no Python file is named: write smoothlab verify FILE.py[:NAME]")
+        use_threads(threads)
+        return _verify(Verify(file, probes, seed, dtype, step_seconds), json, html, out, overwrite)
+
     if out is None:
-        return Command(command)
-    return Command(command, continuation(out, overwrite, lambda: "asks the missing questions"))
+        return Command(run)
+    return Command(run, continuation(out, overwrite, lambda: "asks the missing questions"))
 
 
-def _verify(
-    settings: tuple[Any, ...], as_json: bool, html: Path | None, out: Path | None, overwrite: bool, threads: int | None
-) -> int:
+def _verify(experiment: "Verify", as_json: bool, html: Path | None, out: Path | None, overwrite: bool) -> int:
+    """Ask the questions, print the answers, and return the exit status."""
     import dataclasses
     import json
 
     from smoothlab import records
-    from smoothlab.experiments.verify import Verify, answer_of, read, status, summary
+    from smoothlab.experiments.verify import answer_of, read, status, summary
 
-    if not settings[0]:
-        raise BadInput("no Python file is named: write smoothlab verify FILE.py[:NAME]")
-    use_threads(threads)
-    experiment = Verify(*settings)
     name = experiment.subject.name  # a mistake is reported before anything is written
     rows: Iterable[dict[str, Any]] = experiment.rows([])
     if out is not None:

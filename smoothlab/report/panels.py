@@ -100,17 +100,19 @@ def panel(
         for j, second in enumerate(seconds):
             _entry(ax, names.get(second, str(second)), markers.get(second, MARKERS[j]), GRAY, line or LINES[j], lw=0.9)
     values = pd.concat([rows["measured"], rows["reference"]])
-    if "x" in scale:
-        ax.set_xscale("log")
-        along = rows[x]
-        if horizontal:
-            along = values
-        plain_ticks(ax.xaxis, along)
-    if "y" in scale:
-        ax.set_yscale("log")
-        plain_ticks(ax.yaxis, values)
+    _logarithmic(ax, scale, values if horizontal else rows[x], values)
     ax.set(xlabel=xlabel or ax.get_xlabel(), ylabel=ylabel or ax.get_ylabel())
     legend_above(ax, title, columns)
+
+
+def _logarithmic(ax: Axes, scale: str, across: pd.Series, up: pd.Series) -> None:
+    """Make the axes in `scale` ("", "x", "y" or "xy") logarithmic, with ticks for the values along them."""
+    if "x" in scale:
+        ax.set_xscale("log")
+        plain_ticks(ax.xaxis, across)
+    if "y" in scale:
+        ax.set_yscale("log")
+        plain_ticks(ax.yaxis, up)
 
 
 def _reference(ax: Axes, at: pd.Series, rows: pd.DataFrame, color: str, style: str, horizontal: bool) -> None:
