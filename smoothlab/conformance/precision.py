@@ -75,10 +75,10 @@ def transformer(bench: Bench, shapes: Shapes) -> Finding:
         run = []
         if not (seed and bench.repeats):  # one long run, where seeds have no effect
             model.zero_grad(set_to_none=True)
-            made = bench.subject.build(params, lr, bench.seed + seed, model=model, loss=closure)
-            step = bench.subject.step_of(made, params, lr, bench.seed + seed)
+            optimizer = bench.subject.build(params, lr, bench.seed + seed, model=model, loss=closure)
+            step = bench.subject.step_of(optimizer, params, lr, bench.seed + seed)
         if not bench.wide().still:
-            m = bench.target(params, g, made)
+            m = bench.target(params, g, optimizer)
         for _ in range(COARSE_STEPS):
             step(closure)
             update = _flat(home) - _flat(params)
