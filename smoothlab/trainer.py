@@ -256,7 +256,7 @@ class Trainer:
         own = self.batches
         self.on_step, self._rates = None, {**self._rates, **(rates or {})}
         self.batches = lambda step: own(step + first)
-        self.optimizer.seed += number << 20  # as far apart as the seeds of runs are, see `_parts`
+        self.optimizer.seed += number << 20  # as far apart as the seeds of runs are, see `_fixed`
         try:
             yield
         finally:
