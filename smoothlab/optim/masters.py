@@ -12,7 +12,7 @@ from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
 from smoothlab.zeroth.estimators import Estimator
 from smoothlab.zeroth.factors import Factors
-from smoothlab.zeroth.variants import Update
+from smoothlab.zeroth.variant import Update
 
 Masters = bool | Literal["factors"]
 

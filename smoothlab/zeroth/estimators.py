@@ -22,7 +22,8 @@ from smoothlab.blocks import Block, Loss, standing_at
 from smoothlab.errors import BadInput
 from smoothlab.zeroth.closures import check_same, check_written, evaluate, meeting, versions
 from smoothlab.zeroth.directional import Directional
-from smoothlab.zeroth.distributions import Distribution, Gaussian
+from smoothlab.zeroth.distribution import Distribution
+from smoothlab.zeroth.distributions import Gaussian
 from smoothlab.zeroth.forward import ForwardPerturbation
 from smoothlab.zeroth.low_rank import LowRank
 from smoothlab.zeroth.perturbation import Perturbation
@@ -321,12 +322,12 @@ class ZerothOrder:
                     f"block '{block.name}' holds {block.params[0].dtype} parameters: zeroth-order steps need "
                     "floating-point ones; leave quantized or integer weights out"
                 )
-            made: Perturbation
+            new: Perturbation
             if isinstance(self.distribution, LowRank) and self.perturb == "forward":
-                made = ForwardPerturbation(block, self.distribution, dtype=self.dtype)
+                new = ForwardPerturbation(block, self.distribution, dtype=self.dtype)
             else:
-                made = Perturbation(block, keep=self.keep, layers=self.layers, dtype=self.dtype)
-            self._perturbations[block] = made
+                new = Perturbation(block, keep=self.keep, layers=self.layers, dtype=self.dtype)
+            self._perturbations[block] = new
         # The copies of several blocks at a time would take the memory that moving one block after the other saves.
         current = self._perturbations[block]
         for perturbation in self._perturbations.values():

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from smoothlab.blocks import Block, Loss, standing_at
 from smoothlab.errors import BadInput
 from smoothlab.zeroth.closures import meeting
-from smoothlab.zeroth.distributions import Distribution
+from smoothlab.zeroth.distribution import Distribution
 from smoothlab.zeroth.factors import standing, with_factors_of
 from smoothlab.zeroth.low_rank import LowRank
 from smoothlab.zeroth.perturbation import LEAST_FRACTION, Perturbation, shifted

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from smoothlab.blocks import Block, Loss, standing_at
 from smoothlab.errors import BadInput
-from smoothlab.zeroth.distributions import Distribution
+from smoothlab.zeroth.distribution import Distribution
 from smoothlab.zeroth.rng import Mixture, Piece, Seed, Stream, Terms, add_scaled
 
 LEAST_FRACTION, ENOUGH_FRACTION = 0.5, 0.95  # of mu z that rounding must let through, and that makes a step sensible
