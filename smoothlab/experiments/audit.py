@@ -119,8 +119,8 @@ class Audit:
             experiment = header(path)["experiment"]
             if experiment not in understood:
                 names = " or ".join(sorted(understood))
-                wanted = f"these claims read those of {names}" if names else "these claims read no records"
-                raise BadInput(f"--records {path} holds records of {experiment}, and {wanted}: leave it out")
+                read = f"these claims read those of {names}" if names else "these claims read no records"
+                raise BadInput(f"--records {path} holds records of {experiment}, and {read}: leave it out")
 
 
 def added_claims(path: Path) -> list[Claim]:

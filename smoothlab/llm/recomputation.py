@@ -53,9 +53,9 @@ class _Value(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:
-        asked = ctx.needs_input_grad[1:]
-        gradients = iter(_Gradients.apply(ctx.function, asked, upstream, *ctx.saved_tensors))  # type: ignore[no-untyped-call]
-        return (None, *(next(gradients) if one else None for one in asked))
+        needed = ctx.needs_input_grad[1:]
+        gradients = iter(_Gradients.apply(ctx.function, needed, upstream, *ctx.saved_tensors))  # type: ignore[no-untyped-call]
+        return (None, *(next(gradients) if need else None for need in needed))
 
 
 class _Gradients(torch.autograd.Function):
@@ -63,14 +63,14 @@ class _Gradients(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, function: Callable[..., Tensor], asked: tuple[bool, ...], upstream: Tensor, *inputs: Tensor
+        ctx: Any, function: Callable[..., Tensor], needed: tuple[bool, ...], upstream: Tensor, *inputs: Tensor
     ) -> tuple[Tensor, ...]:
-        ctx.function, ctx.asked = function, asked
+        ctx.function, ctx.needed = function, needed
         ctx.save_for_backward(upstream, *inputs)
         with torch.enable_grad():
-            copies = [tensor.detach().requires_grad_(one) for tensor, one in zip(inputs, asked, strict=True)]
+            copies = [tensor.detach().requires_grad_(need) for tensor, need in zip(inputs, needed, strict=True)]
             value = function(*copies)
-        return torch.autograd.grad(value, _chosen(copies, asked), upstream, materialize_grads=True)
+        return torch.autograd.grad(value, _chosen(copies, needed), upstream, materialize_grads=True)
 
     @staticmethod
     def backward(ctx: Any, *directions: Tensor) -> Any:
@@ -80,9 +80,9 @@ class _Gradients(torch.autograd.Function):
             upstream, *inputs = (tensor.view_as(tensor) for tensor in (upstream, *inputs))
         else:  # of what is computed here nothing is kept
             upstream = upstream.detach().requires_grad_()
-            inputs = [tensor.detach().requires_grad_(one) for tensor, one in zip(inputs, ctx.asked, strict=True)]
+            inputs = [tensor.detach().requires_grad_(need) for tensor, need in zip(inputs, ctx.needed, strict=True)]
         with torch.enable_grad():
-            value, chosen = ctx.function(*inputs), _chosen(inputs, ctx.asked)
+            value, chosen = ctx.function(*inputs), _chosen(inputs, ctx.needed)
             gradients = torch.autograd.grad(value, chosen, upstream, create_graph=True, materialize_grads=True)
         pairs = [(g, v) for g, v in zip(gradients, directions, strict=True) if g.requires_grad]
         by = [upstream, *chosen] if upstream.requires_grad else chosen
@@ -90,8 +90,8 @@ class _Gradients(torch.autograd.Function):
             [g for g, _ in pairs], by, [v for _, v in pairs], create_graph=again, allow_unused=True
         ))  # fmt: skip
         along_upstream = next(second) if upstream.requires_grad else None
-        return (None, None, along_upstream, *(next(second) if one else None for one in ctx.asked))
+        return (None, None, along_upstream, *(next(second) if need else None for need in ctx.needed))
 
 
-def _chosen(tensors: list[Tensor], asked: tuple[bool, ...]) -> list[Tensor]:
-    return [tensor for tensor, one in zip(tensors, asked, strict=True) if one]
+def _chosen(tensors: list[Tensor], needed: tuple[bool, ...]) -> list[Tensor]:
+    return [tensor for tensor, need in zip(tensors, needed, strict=True) if need]
