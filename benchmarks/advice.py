@@ -7,7 +7,8 @@ from the same weights, with directions and minibatches of their own). It is foun
 so that an edge above other edges would be missed. Beside it stand what `smoothlab advise` says (predicted, tried,
 both), a learning-rate range test, and the loss after 200 steps at the advised rate and at shares of the true edge.
 SmolLM2-135M on SST-2 has one run a rate, rates a factor 2 apart, and no runs of 200 steps: an hour a case. Three small
-trained models of other kinds on SST-2, and one of them on COPA, take those of `python -m benchmarks.trained_models`.
+models of other kinds, which `python -m benchmarks.trained_models` has trained on SST-2, are adapted to the built-in
+sentences, trained on SST-2 further, and one of them on COPA.
 
     python -m benchmarks.advice [micro|network|trained|smollm2]   # continues benchmarks/results/advice_*.jsonl by case
 """
@@ -74,12 +75,24 @@ class Work(NamedTuple):
     data: str = "sst2"
 
 
+def _trained() -> dict[str, Work]:
+    """Cases of the three trained models: another data set than theirs, their own, on which the loss hardly falls."""
+    cases = {}
+    for kind in SHAPES:
+        folder = str(FOLDER / kind / "model")
+        cases |= {f"{kind}-{name}": Work(name, model=folder, data="builtin") for name in TRAINED}
+    for kind in SHAPES:
+        folder = str(FOLDER / kind / "model")
+        cases |= {f"{kind}-own-{name}": Work(name, model=folder) for name in TRAINED[:3]}
+    cases |= {f"llama-copa-{name}": Work(name, model=folder, data="copa") for name in TRAINED[:3]}
+    return cases
+
+
 CASES: dict[str, dict[str, Work]] = {
     "smollm2": {name: Work(name, model="out/smollm2") for name in ("zo", "lora-sgd", "hybrid-x", "lora-adam")},
     "micro": {name: Work(name) for name in METHODS},
     "network": {f"{name}-{seed}": Work(name, seed) for seed in range(3) for name in NETWORK},
-    "trained": {f"{kind}-{name}": Work(name, model=str(FOLDER / kind / "model")) for kind in SHAPES for name in TRAINED}
-    | {f"llama-copa-{name}": Work(name, model=str(FOLDER / "llama" / "model"), data="copa") for name in TRAINED[:3]},
+    "trained": _trained(),
 }
 """Cases by kind of model."""
 
@@ -141,7 +154,8 @@ class Case:
             self.trainer = network(run.batch, work.seed, **options)
         else:
             if work.model:
-                options = options | {"model": work.model, "data": work.data, "data_dir": Path(run.data_dir)}
+                where = None if work.data == "builtin" else Path(run.data_dir)
+                options = options | {"model": work.model, "data": work.data, "data_dir": where}
             self.trainer = Finetune(batch=run.batch, seed=work.seed, **options).setup().trainer()
         self.known: dict[str, Rate] = {rate.option: rate for rate in rates_of(self.trainer)}
         self.before = before
