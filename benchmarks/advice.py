@@ -6,9 +6,11 @@ which at least half of 8 runs of 60 steps stand above their start (mean loss of 
 from the same weights, with directions and minibatches of their own). It is found by bisection from the prediction on,
 so that an edge above other edges would be missed. Beside it stand what `smoothlab advise` says (predicted, tried,
 both), a learning-rate range test, and the loss after 200 steps at the advised rate and at shares of the true edge.
-SmolLM2-135M on SST-2 has one run a rate, rates a factor 2 apart, and no runs of 200 steps: an hour a case.
+SmolLM2-135M on SST-2 has one run a rate, rates a factor 2 apart, and no runs of 200 steps: an hour a case. Three small
+models of other kinds, which `python -m benchmarks.trained_models` has trained on SST-2, are adapted to the built-in
+sentences, trained on SST-2 further, and one of them on COPA.
 
-    python -m benchmarks.advice [micro|network|smollm2]     # continues benchmarks/results/advice_*.jsonl, case by case
+    python -m benchmarks.advice [micro|network|trained|smollm2]   # continues benchmarks/results/advice_*.jsonl by case
 """
 
 import argparse
@@ -16,10 +18,11 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 
+from benchmarks.trained_models import FOLDER, SHAPES
 from smoothlab import records
 from smoothlab.blocks import Block
 from smoothlab.divergence import Diverged
@@ -59,10 +62,39 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 """Which rate is swept, and the options of the run. In hybrid slices the other rate is the advised one."""
 NETWORK = ("zo", "zo-q4", "full-sgd", "full-adam", "lora-sgd", "lora-adam", "hybrid-x", "hybrid-y", "hybrid-both")
 """Methods on the network, whose last layer stands for the PEFT module."""
-CASES = {"smollm2": {name: (name, 0) for name in ("zo", "lora-sgd", "hybrid-x", "lora-adam")},
-         "micro": {name: (name, 0) for name in METHODS},
-         "network": {f"{name}-{seed}": (name, seed) for seed in range(3) for name in NETWORK}}  # fmt: skip
-"""Method and seed of each case, by model."""
+TRAINED = ("zo", "lora-sgd", "lora-adam", "hybrid-x", "hybrid-y", "hybrid-both")
+"""Methods on each of the trained models."""
+
+
+class Work(NamedTuple):
+    """What a case trains: a method of METHODS, the seed, and where they vary the model's folder and the data."""
+
+    method: str
+    seed: int = 0
+    model: str = ""
+    data: str = "sst2"
+
+
+def _trained() -> dict[str, Work]:
+    """Cases of the three trained models: another data set than theirs, their own, on which the loss hardly falls."""
+    cases = {}
+    for kind in SHAPES:
+        folder = str(FOLDER / kind / "model")
+        cases |= {f"{kind}-{name}": Work(name, model=folder, data="builtin") for name in TRAINED}
+    for kind in SHAPES:
+        folder = str(FOLDER / kind / "model")
+        cases |= {f"{kind}-own-{name}": Work(name, model=folder) for name in TRAINED[:3]}
+    cases |= {f"llama-copa-{name}": Work(name, model=folder, data="copa") for name in TRAINED[:3]}
+    return cases
+
+
+CASES: dict[str, dict[str, Work]] = {
+    "smollm2": {name: Work(name, model="out/smollm2") for name in ("zo", "lora-sgd", "hybrid-x", "lora-adam")},
+    "micro": {name: Work(name) for name in METHODS},
+    "network": {f"{name}-{seed}": Work(name, seed) for seed in range(3) for name in NETWORK},
+    "trained": _trained(),
+}
+"""Cases by kind of model."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +108,7 @@ class AdviceBenchmark(SettingsExperiment):
         grid: factor between rates of a sweep.
         runs: runs at a rate.
         steps: steps of a run.
-        data_dir: folder with sst2.jsonl, for the 135M model.
+        data_dir: folder with sst2/ and copa/, for the 135M model and the trained ones.
     """
 
     name: ClassVar[str] = "advice"
@@ -107,7 +139,7 @@ class AdviceBenchmark(SettingsExperiment):
             if point["setting"] in finished:
                 continue
             before = [row for row in known if row["setting"].endswith("/" + name)]
-            for row in getattr(Case(*CASES[self.model][name], self, before), part)():
+            for row in getattr(Case(CASES[self.model][name], self, before), part)():
                 known.append({"setting": point["setting"], **row})
                 yield known[-1]
 
@@ -115,16 +147,16 @@ class AdviceBenchmark(SettingsExperiment):
 class Case:
     """One method: its advice, its true edge, and runs of 200 steps."""
 
-    def __init__(self, method: str, seed: int, run: AdviceBenchmark, before: Sequence[Row]) -> None:
-        self.swept, options = METHODS[method]
+    def __init__(self, work: Work, run: AdviceBenchmark, before: Sequence[Row]) -> None:
+        self.swept, options = METHODS[work.method]
         self.trainer: Trainer
-        if run.model == "micro":
-            self.trainer = Finetune(batch=run.batch, seed=seed, **options).setup().trainer()
-        elif run.model == "smollm2":
-            data: dict[str, Any] = {"model": "out/smollm2", "data": "sst2", "data_dir": Path(run.data_dir)}
-            self.trainer = Finetune(batch=run.batch, seed=seed, **data, **options).setup().trainer()
+        if run.model == "network":
+            self.trainer = network(run.batch, work.seed, **options)
         else:
-            self.trainer = network(run.batch, seed, **options)
+            if work.model:
+                where = None if work.data == "builtin" else Path(run.data_dir)
+                options = options | {"model": work.model, "data": work.data, "data_dir": where}
+            self.trainer = Finetune(batch=run.batch, seed=work.seed, **options).setup().trainer()
         self.known: dict[str, Rate] = {rate.option: rate for rate in rates_of(self.trainer)}
         self.before = before
         self.grid, self.runs, self.steps = run.grid, run.runs, run.steps
@@ -290,12 +322,13 @@ def main() -> None:
     """Continue the benchmark of one model, in one thread."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", choices=CASES, default="micro")
-    parser.add_argument("--data-dir", default="", help="folder with sst2.jsonl, for smollm2")
+    parser.add_argument("--data-dir", default="", help="folder with sst2/ and copa/, for smollm2 and trained")
     parser.add_argument("--out", type=Path, help="record file; benchmarks/results/advice_MODEL.jsonl by default")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     sizes: dict[str, dict[str, Any]] = {
-        "micro": {}, "network": {"batch": 64}, "smollm2": {"grid": 2.0, "runs": 1, "data_dir": chosen.data_dir}
+        "micro": {}, "network": {"batch": 64}, "trained": {"data_dir": chosen.data_dir},
+        "smollm2": {"grid": 2.0, "runs": 1, "data_dir": chosen.data_dir},
     }  # fmt: skip
     experiment = AdviceBenchmark(chosen.model, **sizes[chosen.model])
     out = chosen.out or RESULTS / f"advice_{chosen.model}.jsonl"

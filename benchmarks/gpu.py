@@ -22,7 +22,7 @@ from benchmarks import gpu_pieces, gpu_runs
 from benchmarks.gpu_pieces import SHAPE_OF, SIZES, Bench, Row
 from benchmarks.real_queue import hours
 from smoothlab import records
-from smoothlab.commands import machine
+from smoothlab.commands.machine import machine
 from smoothlab.environment import environment
 from smoothlab.errors import BadInput
 from smoothlab.llm.memory import check_device

@@ -22,7 +22,7 @@ from benchmarks.test_portable_speed import speedups
 from benchmarks.timing import ratio_row, timed_on
 from smoothlab import records
 from smoothlab.blocks import Block
-from smoothlab.commands import machine
+from smoothlab.commands.machine import machine
 from smoothlab.environment import environment
 from smoothlab.errors import BadInput
 from smoothlab.llm.adapters import attach
@@ -30,7 +30,8 @@ from smoothlab.llm.partition import partition
 from smoothlab.optim.hybrid import HybridSGD
 from smoothlab.stats import samples
 from smoothlab.zeroth.directional import Directional
-from smoothlab.zeroth.distributions import Distribution, Gaussian, Rademacher, Sparse, Sphere
+from smoothlab.zeroth.distribution import Distribution
+from smoothlab.zeroth.distributions import Gaussian, Rademacher, Sparse, Sphere
 from smoothlab.zeroth.estimators import Sides, ZerothOrder
 from smoothlab.zeroth.low_rank import LowRank
 

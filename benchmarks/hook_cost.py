@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 
 from benchmarks.point import language_model
-from benchmarks.timing import cpu_seconds, ratio_row
+from benchmarks.timing import Ratios, cpu_seconds, ratio_row
 from smoothlab.hessian.hook import SmoothnessHook
 from smoothlab.records import Row, environment, load, run
 
@@ -24,7 +24,7 @@ TARGET = 1.3
 
 
 @dataclass(frozen=True)
-class HookCost:
+class HookCost(Ratios):
     """CPU time of 50 training steps with a point of the hook, relative to 50 without.
 
     Attributes:
@@ -35,19 +35,10 @@ class HookCost:
     """
 
     name: ClassVar[str] = "hook_cost"
-    unit: ClassVar[str] = "what"
     folder: Path
     batch: int
     points: int
     precision: float
-
-    def place(self, row: Row) -> int:
-        """One for all rows."""
-        return 0
-
-    def standing(self, rows: Sequence[Row | None]) -> list[Row]:
-        """Ratios belong to one run: a stopped one starts again."""
-        return []
 
     def rows(self, done: Sequence[Row]) -> Iterator[Row]:
         """The ratio at the first point and at later ones."""

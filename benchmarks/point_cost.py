@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from benchmarks.timing import ratio_row
+from benchmarks.timing import Ratios, ratio_row
 from smoothlab.records import Row, environment, load, run
 
 ROOT = Path(__file__).parents[1]
@@ -46,7 +46,7 @@ def _start(version: Path, arguments: Sequence[str], seed: int) -> "subprocess.Po
 
 
 @dataclass(frozen=True)
-class PointCost:
+class PointCost(Ratios):
     """CPU time and memory of a measuring point relative to an earlier version's.
 
     Attributes:
@@ -58,20 +58,11 @@ class PointCost:
     """
 
     name: ClassVar[str] = "point_cost"
-    unit: ClassVar[str] = "what"
     old: Path | None
     model: str
     arguments: tuple[str, ...]
     repetitions: int
     together: bool = False
-
-    def place(self, row: Row) -> int:
-        """One for all rows."""
-        return 0
-
-    def standing(self, rows: Sequence[Row | None]) -> list[Row]:
-        """Ratios belong to one run: a stopped one starts again."""
-        return []
 
     def rows(self, done: Sequence[Row]) -> Iterator[Row]:
         """Ratio of CPU times, memory of each version, and what each measured."""

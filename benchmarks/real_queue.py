@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.real_runs import PARTS, Run
 from smoothlab import record_files
-from smoothlab.commands import machine
+from smoothlab.commands.machine import machine
 from smoothlab.environment import environment
 from smoothlab.errors import BadInput
 from smoothlab.experiments.finetune.experiment import Finetune

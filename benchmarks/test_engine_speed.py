@@ -12,6 +12,7 @@ import os
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -19,12 +20,12 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.timing import ratio_row, timed
+from benchmarks.timing import Ratios, ratio_row, recorded, table, timed
 from smoothlab.algorithm1.engine import Algorithm1
 from smoothlab.algorithm1.reference import one_replica
 from smoothlab.algorithm1.sampling import BLOCK
 from smoothlab.objectives import Objective, Oscillating, Quadratic, objective
-from smoothlab.records import Row, environment, load, run
+from smoothlab.records import Row
 
 SPEEDUP, SHARE = 25.0, 0.45  # least over `one_replica`, and least share of what the generator alone allows
 DIMS = (10, 100, 1000)
@@ -81,7 +82,7 @@ def plain_numpy(f: Objective, how: Algorithm1, replicas: int) -> None:
 
 
 @dataclass(frozen=True)
-class EngineSpeed:
+class EngineSpeed(Ratios):
     """Throughput of Algorithm 1.
 
     Attributes:
@@ -92,19 +93,10 @@ class EngineSpeed:
     """
 
     name: ClassVar[str] = "speed_engine"
-    unit: ClassVar[str] = "what"
     repetitions: int = 9
     replicas: int = 1000
     loops: int = 4
     n: int = 32
-
-    def place(self, row: Row) -> int:
-        """One for all rows."""
-        return 0
-
-    def standing(self, rows: Sequence[Row | None]) -> list[Row]:
-        """Ratios belong to one run: a stopped one starts again."""
-        return []
 
     def rows(self, done: Sequence[Row]) -> Iterator[Row]:
         """For each case the share of the generator's throughput, and the speedups over both plain loops."""
@@ -144,30 +136,22 @@ class EngineSpeed:
             yield ratio_row(f"speedup over {kind}", kinds[kind], [], target=target, **told, unit="times")
 
 
-def table(path: Path) -> str:
-    """The records as a table for reading."""
-    lines = [f"{'':34s} {'':24s} {'median':>8s} {'quartiles':>17s} {'target':>7s} {'ns/number':>10s}"]
-    for row in load(path).astype(object).where(lambda x: x.notna(), None).to_dict("records"):
-        target = "" if row["target"] is None else f"{row['target']:g}"
-        numbers = f"{row['value']:8.2f} {row['low']:8.2f} {row['high']:8.2f}"
-        lines.append(f"{row['case']:34s} {row['what']:24s} {numbers} {target:>7s} {row['nanoseconds']:10.2f}")
-    return "\n".join(lines)
+def measure(experiment: EngineSpeed, out: Path) -> list[Row]:
+    """Run, record, and return the rows."""
+    return recorded(experiment, out, dtype="float64, normal numbers float32", threads=1)
 
 
-def measure(experiment: EngineSpeed, out: Path) -> str:
-    """Run, record, and return the table."""
-    told = environment(device="cpu", dtype="float64, normal numbers float32", threads=1, load=list(os.getloadavg()))
-    run(experiment, out, environment=told, overwrite=True)
-    return table(out)
+show = partial(table, names=("case", "what"), number=".2f", more={"nanoseconds": ".2f"})
+"""The rows as a table."""
 
 
 @pytest.mark.slow
 def test_throughput_reaches_its_targets(capsys: pytest.CaptureFixture[str]) -> None:
     out = Path(__file__).with_name("results") / "speed_engine.jsonl"
-    text = measure(EngineSpeed(), out)
+    rows = measure(EngineSpeed(), out)
     with capsys.disabled():
-        print("\n" + text)
-    missed = [row for row in load(out).to_dict("records") if row["target"] is not None and row["value"] < row["target"]]
+        print("\n" + show(rows))
+    missed = [row for row in rows if row["target"] is not None and row["value"] < row["target"]]
     assert not missed, f"missed: {missed}"
 
 
@@ -178,7 +162,7 @@ def main() -> None:
     parser.add_argument("--replicas", type=int, default=EngineSpeed.replicas)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/speed_engine.jsonl"))
     args = parser.parse_args()
-    print(measure(EngineSpeed(args.repetitions, args.replicas), args.out))
+    print(show(measure(EngineSpeed(args.repetitions, args.replicas), args.out)))
 
 
 if __name__ == "__main__":

@@ -14,23 +14,24 @@ import os
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import torch
 
-from benchmarks.timing import ratio_row, timed
+from benchmarks.timing import Ratios, ratio_row, recorded, table, timed
 from smoothlab.llm.evaluate import accuracy, accuracy_one_by_one, batch, encode, evaluating, scores
 from smoothlab.llm.models import load_lm
 from smoothlab.llm.tasks import TASKS, load_choices
-from smoothlab.records import Row, environment, load, run
+from smoothlab.records import Row
 
 SPEEDUP = 10.0  # asked for, over one candidate at a time
 
 
 @dataclass(frozen=True)
-class EvaluateSpeed:
+class EvaluateSpeed(Ratios):
     """Speed of evaluation.
 
     Attributes:
@@ -40,18 +41,9 @@ class EvaluateSpeed:
     """
 
     name: ClassVar[str] = "speed_evaluate"
-    unit: ClassVar[str] = "what"
     repetitions: int = 7
     items: int = 100
     data_dir: str | None = None
-
-    def place(self, row: Row) -> int:
-        """One for all rows."""
-        return 0
-
-    def standing(self, rows: Sequence[Row | None]) -> list[Row]:
-        """Ratios belong to one run: a stopped one starts again."""
-        return []
 
     def rows(self, done: Sequence[Row]) -> Iterator[Row]:
         """For each task how many times faster batches are."""
@@ -122,24 +114,13 @@ class EvaluateSpeed:
         return 2 * products / speed
 
 
-def table(path: Path) -> str:
-    """The records as a table for reading."""
-    lines = [f"{'':12s} {'over':24s} {'median':>8s} {'quartiles':>17s} {'target':>7s} {'seconds':>8s} {'error':>8s}"]
-    for row in load(path).astype(object).where(lambda x: x.notna(), None).to_dict("records"):
-        target = "" if row["target"] is None else f"{row['target']:g}"
-        numbers = f"{row['value']:8.2f} {row['low']:8.2f} {row['high']:8.2f}"
-        lines.append(
-            f"{row['task']:12s} {row['what']:24s} {numbers} {target:>7s} {row['seconds']:8.3f} {row['error']:8.1e}"
-        )
-    return "\n".join(lines)
+def measure(experiment: EvaluateSpeed, out: Path) -> list[Row]:
+    """Run, record, and return the rows."""
+    return recorded(experiment, out)
 
 
-def measure(experiment: EvaluateSpeed, out: Path) -> str:
-    """Run, record, and return the table."""
-    threads = torch.get_num_threads()
-    told = environment(device="cpu", dtype="float32", threads=threads, load=list(os.getloadavg()))
-    run(experiment, out, environment=told, overwrite=True)
-    return table(out)
+show = partial(table, names=("task", "what"), number=".2f", more={"seconds": ".3f", "error": ".1e"})
+"""The rows as a table."""
 
 
 @pytest.mark.slow
@@ -147,13 +128,13 @@ def test_batches_are_faster_where_arithmetic_allows_it(capsys: pytest.CaptureFix
     """Ten times, or a third of what arithmetic leaves where that is less: a batch saves overhead, not products."""
     folder = Path(__file__).resolve().parents[2] / "shared" / "data"
     out = Path(__file__).with_name("results") / "speed_evaluate.jsonl"
-    text = measure(EvaluateSpeed(data_dir=str(folder) if folder.is_dir() else None), out)
+    rows = measure(EvaluateSpeed(data_dir=str(folder) if folder.is_dir() else None), out)
     with capsys.disabled():
-        print("\n" + text)
-    rows = {(row["task"], row["what"]): row["value"] for row in load(out).to_dict("records")}
-    for task in {task for task, _ in rows}:
-        assert rows[task, "one by one"] >= min(SPEEDUP, rows[task, "arithmetic"] / 3), task
-    assert all(row["error"] < 1e-4 for row in load(out).to_dict("records"))
+        print("\n" + show(rows))
+    values = {(row["task"], row["what"]): row["value"] for row in rows}
+    for task in {task for task, _ in values}:
+        assert values[task, "one by one"] >= min(SPEEDUP, values[task, "arithmetic"] / 3), task
+    assert all(row["error"] < 1e-4 for row in rows)
 
 
 def main() -> None:
@@ -164,7 +145,7 @@ def main() -> None:
     parser.add_argument("--data-dir")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/speed_evaluate.jsonl"))
     args = parser.parse_args()
-    print(measure(EvaluateSpeed(args.repetitions, args.items, args.data_dir), args.out))
+    print(show(measure(EvaluateSpeed(args.repetitions, args.items, args.data_dir), args.out)))
 
 
 if __name__ == "__main__":

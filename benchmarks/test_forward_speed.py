@@ -14,6 +14,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -21,14 +22,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.timing import cpu_seconds, ratio_row, timed
+from benchmarks.timing import Ratios, cpu_seconds, ratio_row, recorded, table, timed
 from smoothlab.llm.adapters import attach
 from smoothlab.llm.encoding import Encoded
 from smoothlab.llm.evaluate import batch, choice_loss
 from smoothlab.llm.models import load_lm
 from smoothlab.llm.partition import partition
 from smoothlab.optim.hybrid import HybridSGD
-from smoothlab.records import Row, environment, load, run
+from smoothlab.records import Row
 from smoothlab.zeroth.distributions import Gaussian
 from smoothlab.zeroth.estimators import Perturb, Sides, ZerothOrder
 from smoothlab.zeroth.low_rank import LowRank
@@ -126,7 +127,7 @@ def interleaved(
 
 
 @dataclass(frozen=True)
-class ForwardSpeed:
+class ForwardSpeed(Ratios):
     """Cost of steps over their parts.
 
     Attributes:
@@ -138,20 +139,11 @@ class ForwardSpeed:
     """
 
     name: ClassVar[str] = "speed_forward"
-    unit: ClassVar[str] = "what"
     models: tuple[str, ...] = ("micro",)
     repetitions: int = 15
     rank: int = 1
     loss: Literal["candidates", "tokens"] = "candidates"
     clock: Literal["wall", "cpu"] = "wall"
-
-    def place(self, row: Row) -> int:
-        """One for all rows."""
-        return 0
-
-    def standing(self, rows: Sequence[Row | None]) -> list[Row]:
-        """Ratios belong to one run: a stopped one starts again."""
-        return []
 
     def rows(self, done: Sequence[Row]) -> Iterator[Row]:
         """Each step of each model."""
@@ -195,32 +187,24 @@ class ForwardSpeed:
             yield ratio_row(f"{what}, {label}", ratios, times, **(more | {"unit": unit, "target": target}))
 
 
-def table(path: Path) -> str:
-    """The records as a table for reading."""
-    lines = [f"{'':14s} {'':42s} {'median':>8s} {'quartiles':>17s} {'target':>7s}  unit"]
-    for row in load(path).astype(object).where(lambda x: x.notna(), None).to_dict("records"):
-        target = "" if row["target"] is None else f"{row['target']:g}"
-        numbers = f"{row['value']:8.3f} {row['low']:8.3f} {row['high']:8.3f}"
-        lines.append(f"{row['model']:14s} {row['what']:42s} {numbers} {target:>7s}  {row['unit']}")
-    return "\n".join(lines)
+def measure(experiment: ForwardSpeed, out: Path) -> list[Row]:
+    """Run, record, and return the rows."""
+    return recorded(experiment, out, stream=stream_name())
 
 
-def measure(experiment: ForwardSpeed, out: Path) -> str:
-    """Run, record, and return the table."""
-    about = environment(device="cpu", dtype="float32", threads=torch.get_num_threads(), load=list(os.getloadavg()))
-    run(experiment, out, environment=about | {"stream": stream_name()}, overwrite=True)
-    return table(out)
+show = partial(table, names=("model", "what"), number=".3f", more={"unit": ""})
+"""The rows as a table."""
 
 
 @pytest.mark.slow
 def test_a_move_inside_the_forward_pass_costs_no_pass(capsys: pytest.CaptureFixture[str]) -> None:
     out = Path(__file__).with_name("results") / "speed_forward.jsonl"
-    text = measure(ForwardSpeed(), out)
+    rows = measure(ForwardSpeed(), out)
     with capsys.disabled():
-        print("\n" + text)
-    rows = {row["what"]: row["value"] for row in load(out).to_dict("records")}
+        print("\n" + show(rows))
+    values = {row["what"]: row["value"] for row in rows}
     for what, target in TARGETS.items():
-        assert rows[f"{what}, forward"] <= target
+        assert values[f"{what}, forward"] <= target
 
 
 def main() -> None:
@@ -234,7 +218,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/speed_forward.jsonl"))
     args = parser.parse_args()
     experiment = ForwardSpeed(tuple(args.models), args.repetitions, args.rank, args.loss, args.clock)
-    print(measure(experiment, args.out))
+    print(show(measure(experiment, args.out)))
 
 
 if __name__ == "__main__":

@@ -11,21 +11,23 @@ import os
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-import torch
 from torch import Tensor
 
-from benchmarks.timing import ratio_row, timed
+from benchmarks.test_forward_speed import parts_of
+from benchmarks.timing import Ratios, ratio_row, recorded, table, timed
+from smoothlab.blocks import Block
 from smoothlab.llm.adapters import attach
 from smoothlab.llm.evaluate import batch, choice_loss, encode
 from smoothlab.llm.models import load_lm
 from smoothlab.llm.partition import partition
 from smoothlab.llm.tasks import load_choices
 from smoothlab.optim.hybrid import HybridSGD
-from smoothlab.records import Row, environment, load, run
+from smoothlab.records import Row
 from smoothlab.zeroth.directional import Directional
 from smoothlab.zeroth.distributions import Gaussian, Rademacher
 from smoothlab.zeroth.estimators import ZerothOrder
@@ -35,10 +37,11 @@ from smoothlab.zeroth.rng import stream_name
 MU = 1e-3
 PARTS = 1.15
 """Largest ratio of a one-sided hybrid step to the sum of its parts."""
+PASSES, IN_PARTS = "two passes over the weights", "one-sided, in its parts"
 
 
 @dataclass(frozen=True)
-class HybridSpeed:
+class HybridSpeed(Ratios):
     """Cost of hybrid steps.
 
     Attributes:
@@ -48,18 +51,9 @@ class HybridSpeed:
     """
 
     name: ClassVar[str] = "speed_hybrid"
-    unit: ClassVar[str] = "what"
     repetitions: int = 15
     peft: str = "lora"
     batch: int = 16
-
-    def place(self, row: Row) -> int:
-        """One for all rows."""
-        return 0
-
-    def standing(self, rows: Sequence[Row | None]) -> list[Row]:
-        """Ratios belong to one run: a stopped one starts again."""
-        return []
 
     def rows(self, done: Sequence[Row]) -> Iterator[Row]:
         """Each item in first-order steps, then the one-sided step in its parts."""
@@ -75,92 +69,74 @@ class HybridSpeed:
         def loss() -> Tensor:
             return choice_loss(model, inputs)
 
-        plain = torch.optim.SGD(peft, lr=1e-9)  # rates so small that all items see the same weights
-
-        def first_order() -> None:
-            plain.zero_grad()
-            loss().backward()
-            plain.step()
-
-        def forward() -> None:
-            with torch.no_grad():
-                loss()
-
-        def hybrid(oracle: ZerothOrder | None) -> Callable[[], Any]:
-            groups = (
-                [{"params": peft}] if oracle is None else [{"params": base.params, "oracle": oracle}, {"params": peft}]
-            )
-            optimizer = HybridSGD(groups, 1e-9)
-            return lambda: optimizer.step(loss)
-
-        place, gradient = Perturbation(base), Directional(Gaussian(), (((0,), 1.0),))
-
-        def passes() -> None:
-            with place.along(Gaussian(), (((0,), 1.0),), MU):
-                pass
-            gradient.add_to(base, 1e-9)
-
-        ways = {
-            "forward": forward,
-            "two passes over the weights": passes,
-            "first-order, HybridSGD": hybrid(None),
-            "hybrid, one-sided": hybrid(ZerothOrder(MU, 1)),
-            "hybrid, two-sided": hybrid(ZerothOrder(MU, 2)),
-            "hybrid, one-sided, z kept": hybrid(ZerothOrder(MU, 1, keep=True)),
-            "hybrid, one-sided, Rademacher": hybrid(ZerothOrder(MU, 1, Rademacher())),
-        }
-        for way in (first_order, *ways.values()):
-            way()  # memory is taken, and the checks of a first call are made, before the clock runs
-        times: dict[str, list[float]] = {name: [] for name in ways}
-        ratios: dict[str, list[float]] = {name: [] for name in (*ways, "one-sided, in its parts")}
+        first_order, forward = parts_of(peft, loss)
+        jobs = {"forward": forward} | _jobs(base, peft, loss)
+        for job in (first_order, *jobs.values()):
+            job()  # memory is taken, and the checks of a first call are made, before the clock runs
+        times: dict[str, list[float]] = {name: [] for name in jobs}
+        ratios: dict[str, list[float]] = {name: [] for name in (*jobs, IN_PARTS)}
         steps: list[float] = []
         for _ in range(self.repetitions):
             before = timed(first_order)
-            around: list[float] = []
-            for name, way in ways.items():
-                times[name].append(timed(way))
+            for name, job in jobs.items():
+                times[name].append(timed(job))
                 after = timed(first_order)
-                around.append(statistics.mean((before, after)))
-                ratios[name].append(times[name][-1] / around[-1])
+                ratios[name].append(times[name][-1] / statistics.mean((before, after)))
                 steps.append(before)
                 before = after
-            parts = 1 + ratios["forward"][-1] + ratios["two passes over the weights"][-1]
-            ratios["one-sided, in its parts"].append(ratios["hybrid, one-sided"][-1] / parts)
-        told = {"dim_x": base.dim, "dim_y": blocks["peft"].dim, "load": list(os.getloadavg())}
-        yield ratio_row("first-order", [1.0], steps, **(told | {"unit": "first-order steps"}))
-        for name, found in ratios.items():
-            whole = name == "one-sided, in its parts"
-            unit = "parts" if whole else "first-order steps"
-            yield ratio_row(
-                name, found, times.get(name, []), **(told | {"unit": unit, "target": PARTS if whole else None})
-            )
+            parts = 1 + ratios["forward"][-1] + ratios[PASSES][-1]
+            ratios[IN_PARTS].append(ratios["hybrid, one-sided"][-1] / parts)
+        more = {"dim_x": base.dim, "dim_y": blocks["peft"].dim, "load": list(os.getloadavg())}
+        yield ratio_row("first-order", [1.0], steps, unit="first-order steps", **more)
+        for name in jobs:
+            yield ratio_row(name, ratios[name], times[name], unit="first-order steps", **more)
+        yield ratio_row(IN_PARTS, ratios[IN_PARTS], [], unit="parts", target=PARTS, **more)
 
 
-def table(path: Path) -> str:
-    """The records as a table for reading."""
-    lines = [f"{'':32s} {'median':>8s} {'quartiles':>17s} {'target':>7s}  unit"]
-    for row in load(path).astype(object).where(lambda x: x.notna(), None).to_dict("records"):
-        target = "" if row["target"] is None else f"{row['target']:g}"
-        numbers = f"{row['value']:8.3f} {row['low']:8.3f} {row['high']:8.3f}"
-        lines.append(f"{row['what']:32s} {numbers} {target:>7s}  {row['unit']}")
-    return "\n".join(lines)
+def _jobs(base: Block, peft: Sequence[Tensor], loss: Callable[[], Tensor]) -> dict[str, Callable[[], Any]]:
+    """Steps of HybridSGD, and what a one-sided one does with the weights."""
+
+    def hybrid(oracle: ZerothOrder | None) -> Callable[[], Any]:
+        groups: list[dict[str, Any]] = [{"params": peft}]
+        if oracle is not None:
+            groups.insert(0, {"params": base.params, "oracle": oracle})
+        optimizer = HybridSGD(groups, 1e-9)
+        return lambda: optimizer.step(loss)
+
+    perturbation, gradient = Perturbation(base), Directional(Gaussian(), (((0,), 1.0),))
+
+    def passes() -> None:
+        with perturbation.along(Gaussian(), (((0,), 1.0),), MU):
+            pass
+        gradient.add_to(base, 1e-9)
+
+    return {
+        PASSES: passes,
+        "first-order, HybridSGD": hybrid(None),
+        "hybrid, one-sided": hybrid(ZerothOrder(MU, 1)),
+        "hybrid, two-sided": hybrid(ZerothOrder(MU, 2)),
+        "hybrid, one-sided, z kept": hybrid(ZerothOrder(MU, 1, keep=True)),
+        "hybrid, one-sided, Rademacher": hybrid(ZerothOrder(MU, 1, Rademacher())),
+    }
 
 
-def measure(experiment: HybridSpeed, out: Path) -> str:
-    """Run, record, and return the table."""
-    told = environment(device="cpu", dtype="float32", threads=torch.get_num_threads(), load=list(os.getloadavg()))
-    run(experiment, out, environment=told | {"stream": stream_name()}, overwrite=True)
-    return table(out)
+def measure(experiment: HybridSpeed, out: Path) -> list[Row]:
+    """Run, record, and return the rows."""
+    return recorded(experiment, out, stream=stream_name())
+
+
+show = partial(table, names=("what",), number=".3f", more={"unit": ""})
+"""The rows as a table."""
 
 
 @pytest.mark.slow
 def test_a_one_sided_step_costs_its_parts(capsys: pytest.CaptureFixture[str]) -> None:
     out = Path(__file__).with_name("results") / "speed_hybrid.jsonl"
-    text = measure(HybridSpeed(), out)
+    rows = measure(HybridSpeed(), out)
     with capsys.disabled():
-        print("\n" + text)
-    rows = {row["what"]: row["value"] for row in load(out).to_dict("records")}
-    assert rows["one-sided, in its parts"] <= PARTS
+        print("\n" + show(rows))
+    values = {row["what"]: row["value"] for row in rows}
+    assert values[IN_PARTS] <= PARTS
 
 
 def main() -> None:
@@ -171,7 +147,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=HybridSpeed.batch)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/speed_hybrid.jsonl"))
     args = parser.parse_args()
-    print(measure(HybridSpeed(args.repetitions, args.peft, args.batch), args.out))
+    print(show(measure(HybridSpeed(args.repetitions, args.peft, args.batch), args.out)))
 
 
 if __name__ == "__main__":

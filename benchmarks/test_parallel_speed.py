@@ -11,6 +11,7 @@ import os
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,12 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.test_forward_speed import LENGTH, MU, SHAPES, made
-from benchmarks.timing import cpu_seconds, ratio_row
+from benchmarks.timing import Ratios, cpu_seconds, ratio_row, recorded, table
 from smoothlab.llm.encoding import Encoded
 from smoothlab.llm.evaluate import batch, choice_loss, repeated_choice_loss
 from smoothlab.llm.partition import partition
 from smoothlab.optim.hybrid import HybridSGD
-from smoothlab.records import Row, environment, load, run
+from smoothlab.records import Row
 from smoothlab.zeroth.estimators import ZerothOrder
 from smoothlab.zeroth.low_rank import LowRank
 from smoothlab.zeroth.rng import stream_name
@@ -49,7 +50,7 @@ class ChoiceLoss:
 
 
 @dataclass(frozen=True)
-class ParallelSpeed:
+class ParallelSpeed(Ratios):
     """Cost of steps with several evaluations a forward pass.
 
     Attributes:
@@ -61,20 +62,11 @@ class ParallelSpeed:
     """
 
     name: ClassVar[str] = "speed_parallel"
-    unit: ClassVar[str] = "what"
     models: tuple[str, ...] = ("micro",)
     batches: tuple[int, ...] = (1, 4, 16)
     q: int = 4
     parallel: tuple[int, ...] = (2, 8)
     repetitions: int = 9
-
-    def place(self, row: Row) -> int:
-        """One for all rows."""
-        return 0
-
-    def standing(self, rows: Sequence[Row | None]) -> list[Row]:
-        """Ratios belong to one run: a stopped one starts again."""
-        return []
 
     def rows(self, done: Sequence[Row]) -> Iterator[Row]:
         """Each step on each minibatch of each model."""
@@ -112,9 +104,11 @@ class ParallelSpeed:
 
 def measure(experiment: ParallelSpeed, out: Path) -> list[Row]:
     """Run, record, and return the rows."""
-    about = environment(device="cpu", dtype="float32", threads=torch.get_num_threads(), load=list(os.getloadavg()))
-    run(experiment, out, environment=about | {"stream": stream_name()}, overwrite=True)
-    return load(out).to_dict("records")  # type: ignore[no-any-return]
+    return recorded(experiment, out, stream=stream_name())
+
+
+show = partial(table, names=("model", "what"), number=".3f", more={"unit": ""})
+"""The rows as a table."""
 
 
 @pytest.mark.slow
@@ -132,8 +126,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/speed_parallel.jsonl"))
     args = parser.parse_args()
     experiment = ParallelSpeed(tuple(args.models), tuple(args.batches), repetitions=args.repetitions)
-    for row in measure(experiment, args.out):
-        print(f"{row['model']:14s} {row['what']:75s} {row['value']:.3f} {row['low']:.3f} {row['high']:.3f}")
+    print(show(measure(experiment, args.out)))
 
 
 if __name__ == "__main__":

@@ -14,10 +14,11 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from benchmarks.timing import cpu_seconds, ratio_row
+from benchmarks.timing import Ratios, cpu_seconds, ratio_row, recorded
 from smoothlab.blocks import Block
-from smoothlab.records import Row, environment, load, run
-from smoothlab.zeroth.distributions import Distribution, Gaussian, Rademacher, Sparse
+from smoothlab.records import Row
+from smoothlab.zeroth.distribution import Distribution
+from smoothlab.zeroth.distributions import Gaussian, Rademacher, Sparse
 from smoothlab.zeroth.low_rank import LowRank
 from smoothlab.zeroth.rng import CHUNK, GeneratorName
 
@@ -32,7 +33,7 @@ TARGETS = {
 
 
 @dataclass(frozen=True)
-class PortableSpeed:
+class PortableSpeed(Ratios):
     """Speed of the portable generator.
 
     Attributes:
@@ -40,16 +41,7 @@ class PortableSpeed:
     """
 
     name: ClassVar[str] = "speed_portable"
-    unit: ClassVar[str] = "what"
     repetitions: int = 200
-
-    def place(self, row: Row) -> int:
-        """One for all rows."""
-        return 0
-
-    def standing(self, rows: Sequence[Row | None]) -> list[Row]:
-        """Ratios belong to one run: a stopped one starts again."""
-        return []
 
     def rows(self, done: Sequence[Row]) -> Iterator[Row]:
         """The speedup of each kind of direction: the median of alternating calls, and that of the fastest ones."""
@@ -98,17 +90,14 @@ def _time(
     return clock(lambda: stream.fill(piece, out))
 
 
-def measure(out: Path, repetitions: int = PortableSpeed.repetitions) -> list[dict[str, Any]]:
+def measure(out: Path, repetitions: int = PortableSpeed.repetitions) -> list[Row]:
     """Run, record, and return the rows."""
     torch.set_num_threads(1)
-    told = environment(device="cpu", dtype="float32", threads=1)
     with torch.no_grad():
-        told |= {"instructions": torch.backends.cpu.get_cpu_capability()}
-        run(PortableSpeed(repetitions), out, environment=told, overwrite=True)
-    return load(out).to_dict("records")  # type: ignore[return-value]
+        return recorded(PortableSpeed(repetitions), out, instructions=torch.backends.cpu.get_cpu_capability())
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
+def table(rows: Sequence[Row]) -> str:
     """The rows for reading."""
     lines = []
     for row in rows:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 from unittest import mock
@@ -22,9 +23,10 @@ import torch
 from scipy import stats
 
 from benchmarks.test_speed import Bench
+from benchmarks.timing import Ratios, recorded, table
 from smoothlab.hessian import norms
 from smoothlab.hessian.exact import ExactHessian
-from smoothlab.records import Row, environment, load, run
+from smoothlab.records import Row
 
 MOST = 1.10
 """Largest cost of a point with self-checks, relative to one without."""
@@ -87,7 +89,7 @@ def mean_row(what: str, values: Sequence[float], **more: Any) -> Row:
 
 
 @dataclass(frozen=True)
-class SelfcheckCost:
+class SelfcheckCost(Ratios):
     """Cost of a measuring point with self-checks relative to one without.
 
     Attributes:
@@ -95,16 +97,7 @@ class SelfcheckCost:
     """
 
     name: ClassVar[str] = "speed_selfchecks"
-    unit: ClassVar[str] = "what"
     repetitions: int = 60
-
-    def place(self, row: Row) -> int:
-        """One for all rows."""
-        return 0
-
-    def standing(self, rows: Sequence[Row | None]) -> list[Row]:
-        """Ratios belong to one run: a stopped one starts again."""
-        return []
 
     def rows(self, done: Sequence[Row]) -> Iterator[Row]:
         """Products, evaluations and their share of the time, and the cost that follows from both."""
@@ -132,23 +125,20 @@ def measure(repetitions: int, out: Path) -> list[Row]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        told = environment(device="cpu", dtype="float32", threads=1)
-        run(SelfcheckCost(repetitions), out, environment=told, overwrite=True)
+        return recorded(SelfcheckCost(repetitions), out)
     finally:
         torch.set_num_threads(threads)
-    return load(out).to_dict("records")
 
 
-def table(rows: Sequence[Row]) -> str:
-    """The records as lines for reading."""
-    return "\n".join(f"{row['what']:16s} {row['value']:.3f} ({row['low']:.3f} to {row['high']:.3f})" for row in rows)
+show = partial(table, names=("what",), number=".3f", more={"unit": ""})
+"""The rows as a table; their intervals are those of means."""
 
 
 @pytest.mark.slow
 def test_self_checks_add_at_most_a_tenth_to_a_point(capsys: pytest.CaptureFixture[str]) -> None:
     rows = measure(SelfcheckCost.repetitions, Path(__file__).with_name("results") / "speed_selfchecks.jsonl")
     with capsys.disabled():
-        print("\n" + table(rows))
+        print("\n" + show(rows))
     (cost,) = (row for row in rows if row["what"] == "cost")
     assert cost["high"] <= MOST
 
@@ -159,7 +149,7 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=SelfcheckCost.repetitions)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/speed_selfchecks.jsonl"))
     args = parser.parse_args()
-    print(table(measure(args.repetitions, args.out)))
+    print(show(measure(args.repetitions, args.out)))
 
 
 if __name__ == "__main__":

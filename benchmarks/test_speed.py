@@ -20,6 +20,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
@@ -32,7 +33,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.coverage import Diagonal, spectra
-from benchmarks.timing import ratio_row, timed
+from benchmarks.timing import Ratios, ratio_row, recorded, table, timed
 from smoothlab.blocks import Block, Loss, fixed_loss, norm
 from smoothlab.hessian.deflation import gram_matrix
 from smoothlab.hessian.exact import ExactHessian
@@ -41,7 +42,7 @@ from smoothlab.hessian.gradients import gradient
 from smoothlab.llm.adapters import attach
 from smoothlab.llm.models import load_classifier
 from smoothlab.llm.partition import partition
-from smoothlab.records import Row, environment, load, run
+from smoothlab.records import Row
 from smoothlab.stats.probes import effective_rank
 from smoothlab.zeroth.distributions import draw
 
@@ -304,7 +305,7 @@ def _needed_row(name: str, spent: list[float], nu: float) -> Row:
 
 
 @dataclass(frozen=True)
-class Speed:
+class Speed(Ratios):
     """Cost of products and norms on `micro`.
 
     Attributes:
@@ -312,16 +313,7 @@ class Speed:
     """
 
     name: ClassVar[str] = "speed"
-    unit: ClassVar[str] = "what"
     repetitions: int = 45
-
-    def place(self, row: Row) -> int:
-        """One for all rows."""
-        return 0
-
-    def standing(self, rows: Sequence[Row | None]) -> list[Row]:
-        """Ratios belong to one run: a stopped one starts again."""
-        return []
 
     def rows(self, done: Sequence[Row]) -> Iterator[Row]:
         """Times, then memory, then numbers of products."""
@@ -331,27 +323,14 @@ class Speed:
         yield from _needed(self.repetitions)
 
 
-def table(path: Path) -> str:
-    """The records as a table for reading."""
-    lines = [
-        f"{'':52s} {'median':>8s} {'quartiles':>17s} {'target':>7s} {'fp64 error':>11s} {'products':>8s} {'plain':>7s}"
-    ]
-    for row in load(path).astype(object).where(lambda x: x.notna(), None).to_dict("records"):
-        target = "" if row["target"] is None else f"{row['target']:g}"
-        error = "" if row["error"] is None else f"{row['error']:.1e}"
-        spent = "" if row["hvps"] is None else f"{row['hvps']:g}"
-        plain = "" if row["plain_hvps"] is None else f"{row['plain_hvps']:.0f}"
-        numbers = f"{row['value']:8.3g} {row['low']:8.3g} {row['high']:8.3g}"
-        lines.append(f"{row['what']:52s} {numbers} {target:>7s} {error:>11s} {spent:>8s} {plain:>7s}")
-    return "\n".join(lines)
+def measure(repetitions: int, out: Path) -> list[Row]:
+    """Run, record, and return the rows."""
+    packages = ("curvlinops-for-pytorch", "hessian-eigenthings", "pyhessian")
+    return recorded(Speed(repetitions), out, batch=[BATCH, LENGTH], others={name: _version(name) for name in packages})
 
 
-def measure(repetitions: int, out: Path) -> str:
-    """Run, record, and return the table."""
-    told = environment(device="cpu", dtype="float32", threads=torch.get_num_threads(), batch=[BATCH, LENGTH])
-    told["others"] = {name: _version(name) for name in ("curvlinops-for-pytorch", "hessian-eigenthings", "pyhessian")}
-    run(Speed(repetitions), out, environment=told, overwrite=True)
-    return table(out)
+show = partial(table, names=("what",), number=".3g", more={"error": ".1e", "hvps": "g", "plain_hvps": ".0f"})
+"""The rows as a table."""
 
 
 def _version(package: str) -> str | None:
@@ -366,15 +345,14 @@ def _version(package: str) -> str | None:
 @pytest.mark.slow
 def test_costs_in_gradients_stay_within_their_targets(capsys: pytest.CaptureFixture[str]) -> None:
     out = Path(__file__).with_name("results") / "speed_micro.jsonl"
-    out.parent.mkdir(exist_ok=True)
-    text = measure(Speed.repetitions, out)
+    rows = measure(Speed.repetitions, out)
     with capsys.disabled():
-        print("\n" + text)
-    rows = {row["what"]: row for row in load(out).to_dict("records")}
-    missed = {name: rows[name]["value"] for name, target in TARGETS.items() if not rows[name]["value"] <= target}
+        print("\n" + show(rows))
+    by_name = {row["what"]: row for row in rows}
+    missed = {name: by_name[name]["value"] for name, most in TARGETS.items() if not by_name[name]["value"] <= most}
     assert not missed, f"above target: {missed}"
-    assert rows["exact product"]["error"] < 1e-4 and rows["central difference"]["error"] < 1e-2
-    assert np.isfinite([row["value"] for row in rows.values()]).all()
+    assert by_name["exact product"]["error"] < 1e-4 and by_name["central difference"]["error"] < 1e-2
+    assert np.isfinite([row["value"] for row in rows]).all()
 
 
 def main() -> None:
@@ -387,8 +365,7 @@ def main() -> None:
     if args.memory:
         print(json.dumps(memory(args.memory)))
     else:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        print(measure(args.repetitions, args.out))
+        print(show(measure(args.repetitions, args.out)))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,13 +21,13 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.timing import cpu_seconds, ratio_row
+from benchmarks.timing import Ratios, cpu_seconds, ratio_row, recorded, table
 from smoothlab.blocks import fixed_loss
 from smoothlab.llm.adapters import attach
 from smoothlab.llm.compute import compute_in_float32
 from smoothlab.llm.partition import partition
 from smoothlab.optim.hybrid import HybridSGD
-from smoothlab.records import Row, environment, load, run
+from smoothlab.records import Row
 from smoothlab.zeroth.estimators import ZerothOrder
 from smoothlab.zeroth.rng import stream_name
 
@@ -96,7 +97,7 @@ def _most_resident() -> int:
 
 
 @dataclass(frozen=True)
-class StorageSpeed:
+class StorageSpeed(Ratios):
     """Cost of steps by the format that weights are held in.
 
     Attributes:
@@ -104,16 +105,7 @@ class StorageSpeed:
     """
 
     name: ClassVar[str] = "speed_storage"
-    unit: ClassVar[str] = "what"
     repetitions: int = 7
-
-    def place(self, row: Row) -> int:
-        """One for all rows."""
-        return 0
-
-    def standing(self, rows: Sequence[Row | None]) -> list[Row]:
-        """Ratios belong to one run: a stopped one starts again."""
-        return []
 
     def rows(self, done: Sequence[Row]) -> Iterator[Row]:
         """For each method the times of all storages, then their peaks."""
@@ -134,25 +126,24 @@ class StorageSpeed:
                 yield ratio_row(f"{method}, {storage}, peak memory", [peak(storage, method)], [], **told)
 
 
-def measure(experiment: StorageSpeed, out: Path) -> str:
-    """Run, record, and return the table."""
-    told = environment(device="cpu", dtype="bfloat16", threads=torch.get_num_threads(), load=list(os.getloadavg()))
-    run(experiment, out, environment=told | {"stream": stream_name()}, overwrite=True)
-    lines = [f"{'':62s} {'median':>8s} {'quartiles':>17s}"]
-    for row in load(out).to_dict("records"):
-        lines.append(f"{row['what']:62s} {row['value']:8.3f} {row['low']:8.3f} {row['high']:8.3f}  {row['unit']}")
-    return "\n".join(lines)
+def measure(experiment: StorageSpeed, out: Path) -> list[Row]:
+    """Run, record, and return the rows."""
+    return recorded(experiment, out, dtype="bfloat16", stream=stream_name())
+
+
+show = partial(table, names=("what",), number=".3f", more={"unit": ""})
+"""The rows as a table."""
 
 
 @pytest.mark.slow
 def test_steps_of_sixteen_bit_weights_cost_what_those_of_float32_do(capsys: pytest.CaptureFixture[str]) -> None:
     out = Path(__file__).with_name("results") / "speed_storage.jsonl"
-    text = measure(StorageSpeed(), out)
+    rows = measure(StorageSpeed(), out)
     with capsys.disabled():
-        print("\n" + text)
-    rows = {row["what"]: row["value"] for row in load(out).to_dict("records")}
+        print("\n" + show(rows))
+    values = {row["what"]: row["value"] for row in rows}
     for method in METHODS:
-        assert rows[f"{method}, {STORAGES[1]}"] <= MOST
+        assert values[f"{method}, {STORAGES[1]}"] <= MOST
 
 
 def main() -> None:
@@ -167,7 +158,7 @@ def main() -> None:
     if args.peak:
         print(_peak_here(*args.peak))
         return
-    print(measure(StorageSpeed(args.repetitions), args.out))
+    print(show(measure(StorageSpeed(args.repetitions), args.out)))
 
 
 if __name__ == "__main__":

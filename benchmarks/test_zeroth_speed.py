@@ -18,11 +18,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.timing import ratio_row, timed
+from benchmarks.timing import Ratios, ratio_row, recorded, table, timed
 from smoothlab.blocks import Block, Loss
-from smoothlab.records import Row, environment, load, run
+from smoothlab.records import Row
 from smoothlab.zeroth.directional import Directional
-from smoothlab.zeroth.distributions import Distribution, Gaussian, Rademacher, Sphere
+from smoothlab.zeroth.distribution import Distribution
+from smoothlab.zeroth.distributions import Gaussian, Rademacher, Sphere
 from smoothlab.zeroth.estimators import ZerothOrder
 from smoothlab.zeroth.low_rank import LowRank
 from smoothlab.zeroth.perturbation import Perturbation
@@ -155,7 +156,7 @@ def _ways(bench: Bench) -> dict[str, Callable[[int], Any]]:
 
 
 @dataclass(frozen=True)
-class ZerothSpeed:
+class ZerothSpeed(Ratios):
     """Cost of zeroth-order passes and steps.
 
     Attributes:
@@ -166,19 +167,10 @@ class ZerothSpeed:
     """
 
     name: ClassVar[str] = "speed_zeroth"
-    unit: ClassVar[str] = "what"
     repetitions: int = 7
     hidden: int = 768
     layers: int = 12
     vocabulary: int = 50272
-
-    def place(self, row: Row) -> int:
-        """One for all rows."""
-        return 0
-
-    def standing(self, rows: Sequence[Row | None]) -> list[Row]:
-        """Ratios belong to one run: a stopped one starts again."""
-        return []
 
     def rows(self, done: Sequence[Row]) -> Iterator[Row]:
         """Each item in forwards, then each step's speedup over MeZO's literal loop; for both kinds of model."""
@@ -219,35 +211,27 @@ class ZerothSpeed:
             yield ratio_row(f"most that {name} can gain", most, [], unit="times MeZO's loop", dim=told["dim"])
 
 
-def table(path: Path) -> str:
-    """The records as a table for reading."""
-    lines = [f"{'':52s} {'median':>8s} {'quartiles':>17s} {'target':>7s}  unit"]
-    for row in load(path).astype(object).where(lambda x: x.notna(), None).to_dict("records"):
-        target = "" if row["target"] is None else f"{row['target']:g}"
-        numbers = f"{row['value']:8.3f} {row['low']:8.3f} {row['high']:8.3f}"
-        lines.append(f"{row['model']:15s} {row['what']:36s} {numbers} {target:>7s}  {row['unit']}")
-    return "\n".join(lines)
+def measure(experiment: ZerothSpeed, out: Path) -> list[Row]:
+    """Run, record, and return the rows."""
+    return recorded(experiment, out, batch=[BATCH, LENGTH], stream=stream_name())
 
 
-def measure(experiment: ZerothSpeed, out: Path) -> str:
-    """Run, record, and return the table."""
-    told = environment(device="cpu", dtype="float32", threads=torch.get_num_threads(), batch=[BATCH, LENGTH])
-    run(experiment, out, environment=told | {"stream": stream_name()}, overwrite=True)
-    return table(out)
+show = partial(table, names=("model", "what"), number=".3f", more={"unit": ""})
+"""The rows as a table."""
 
 
 @pytest.mark.slow
 def test_passes_and_steps_against_their_targets(capsys: pytest.CaptureFixture[str]) -> None:
     out = Path(__file__).with_name("results") / "speed_zeroth.jsonl"
-    text = measure(ZerothSpeed(), out)
+    rows = measure(ZerothSpeed(), out)
     with capsys.disabled():
-        print("\n" + text)
-    rows = {(row["model"], row["what"]): row["value"] for row in load(out).to_dict("records")}
+        print("\n" + show(rows))
+    values = {(row["model"], row["what"]): row["value"] for row in rows}
     for kind in get_args(Kind):
-        missed = {name: x for name, most in PASSES.items() if not (x := rows[kind, name]) <= most}
-        missed |= {name: x for name, least in STEPS.items() if not (x := rows[kind, f"speedup of {name}"]) >= least}
+        missed = {name: x for name, most in PASSES.items() if not (x := values[kind, name]) <= most}
+        missed |= {name: x for name, least in STEPS.items() if not (x := values[kind, f"speedup of {name}"]) >= least}
         print(f"{kind}: " + (f"missed {missed}" if missed else "all met"))
-    assert np.isfinite(list(rows.values())).all()
+    assert np.isfinite(list(values.values())).all()
 
 
 def main() -> None:
@@ -257,9 +241,8 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="a tiny model, to try it out")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/speed_zeroth.jsonl"))
     args = parser.parse_args()
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     small = {"hidden": 64, "layers": 2, "vocabulary": 500} if args.small else {}
-    print(measure(ZerothSpeed(args.repetitions, **small), args.out))
+    print(show(measure(ZerothSpeed(args.repetitions, **small), args.out)))
 
 
 if __name__ == "__main__":

@@ -39,14 +39,16 @@ if TYPE_CHECKING:
     from smoothlab.trainer import Trainer
     from smoothlab.zeroth.control_variate import ControlVariate
     from smoothlab.zeroth.directional import Directional
-    from smoothlab.zeroth.distributions import Coordinate, Distribution, Gaussian, Rademacher, Sparse, Sphere
+    from smoothlab.zeroth.distribution import Distribution
+    from smoothlab.zeroth.distributions import Coordinate, Gaussian, Rademacher, Sparse, Sphere
     from smoothlab.zeroth.estimators import Estimator, ZerothOrder
     from smoothlab.zeroth.low_rank import LowRank
     from smoothlab.zeroth.moments import Taylor, linear_factor, mean, outer_moment, second_moment
     from smoothlab.zeroth.muon import Muon
     from smoothlab.zeroth.repetition import BatchedLoss
     from smoothlab.zeroth.scaled import Masked, Preconditioned
-    from smoothlab.zeroth.variants import Adaptive, Momentum, Plain, Spread, Subspace, Variant
+    from smoothlab.zeroth.variant import Variant
+    from smoothlab.zeroth.variants import Adaptive, Momentum, Plain, Spread, Subspace
 
 __version__ = "0.2.0.dev0"
 __all__ = [
@@ -92,14 +94,16 @@ _NAMES = {
     "trainer": "Trainer",
     "zeroth.control_variate": "ControlVariate",
     "zeroth.directional": "Directional",
-    "zeroth.distributions": "Coordinate Distribution Gaussian Rademacher Sparse Sphere",
+    "zeroth.distribution": "Distribution",
+    "zeroth.distributions": "Coordinate Gaussian Rademacher Sparse Sphere",
     "zeroth.estimators": "Estimator ZerothOrder",
     "zeroth.low_rank": "LowRank",
     "zeroth.muon": "Muon",
     "zeroth.repetition": "BatchedLoss",
     "zeroth.scaled": "Masked Preconditioned",
     "zeroth.moments": "Taylor linear_factor mean outer_moment second_moment",
-    "zeroth.variants": "Adaptive Momentum Plain Spread Subspace Variant",
+    "zeroth.variant": "Variant",
+    "zeroth.variants": "Adaptive Momentum Plain Spread Subspace",
 }
 """Public names by the module that they are loaded from."""
 _MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}

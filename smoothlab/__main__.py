@@ -97,7 +97,7 @@ def _fail(message: str, status: int = 2) -> int:
 
 def _memory_advice(argv: Sequence[str]) -> str:
     """Options of the subcommand that save memory, those that it has and that matter here."""
-    from smoothlab.commands import EXPERIMENTS
+    from smoothlab.commands.experiments import EXPERIMENTS
 
     experiment = EXPERIMENTS.get(argv[0])
     advice = []

@@ -199,13 +199,13 @@ def standing_at(block: Block, tensors: Sequence[Tensor]) -> Iterator[None]:
 @contextmanager
 def differentiable(blocks: Iterable[Block], required: bool = True) -> Iterator[None]:
     """Inside the context all parameters of the blocks require gradients, or none does, whatever training has chosen."""
-    other = [p for block in blocks for p in block.params if p.requires_grad != required]
+    switched = [p for block in blocks for p in block.params if p.requires_grad != required]
     try:
-        for p in other:
+        for p in switched:
             p.requires_grad_(required)
         yield
     finally:
-        for p in other:
+        for p in switched:
             p.requires_grad_(not required)
 
 

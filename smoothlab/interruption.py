@@ -70,11 +70,11 @@ class Interruption:
         late.start()
         raise KeyboardInterrupt
 
-    def unraisable(self, what: Any) -> None:
+    def unraisable(self, failure: Any) -> None:
         """Take what was raised where Python cannot pass it on, and would print it."""
-        if self._number and what.exc_type is KeyboardInterrupt:
+        if self._number and failure.exc_type is KeyboardInterrupt:
             self.leave()
-        sys.__unraisablehook__(what)
+        sys.__unraisablehook__(failure)
 
 
 @contextmanager

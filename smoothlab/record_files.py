@@ -261,22 +261,9 @@ def _in_order(header: Row | None, entries: Sequence[_Entry | None], damage: list
 
     `entries` are those of the lines behind the header, None where a line cannot be read.
     """
-    rows_by_number: dict[int, _Entry] = {}
-    ends: list[_Entry] = []
-    highest = 0
-    for entry in entries:
-        if entry is None:
-            continue
-        if entry.kind == "end":
-            ends.append(entry)
-            continue
-        if entry.number in rows_by_number:
-            damage.append(Damage(entry.position, f"row {entry.number} is there twice"))
-            continue
-        if entry.number < highest:
-            damage.append(Damage(entry.position, f"row {entry.number} is out of place"))
-        highest = max(highest, entry.number)
-        rows_by_number[entry.number] = entry
+    ends = [entry for entry in entries if entry is not None and entry.kind == "end"]
+    rows_by_number = _by_number([entry for entry in entries if entry is not None and entry.kind != "end"], damage)
+    highest = max(rows_by_number, default=0)
     last, finished = highest, False
     if ends:
         if numbered:
@@ -303,6 +290,21 @@ def _in_order(header: Row | None, entries: Sequence[_Entry | None], damage: list
             rows.append(row.fields)
         previous = number
     return Contents(header, rows, finished, sorted(damage, key=lambda entry: entry.line), numbered)
+
+
+def _by_number(entries: Sequence[_Entry], damage: list[Damage]) -> dict[int, _Entry]:
+    """Rows by their numbers; those that are there twice or out of place are added to the damage."""
+    rows: dict[int, _Entry] = {}
+    highest = 0
+    for entry in entries:
+        if entry.number in rows:
+            damage.append(Damage(entry.position, f"row {entry.number} is there twice"))
+            continue
+        if entry.number < highest:
+            damage.append(Damage(entry.position, f"row {entry.number} is out of place"))
+        highest = max(highest, entry.number)
+        rows[entry.number] = entry
+    return rows
 
 
 def _header(line: bytes, numbered: bool) -> Row | None:

@@ -269,32 +269,32 @@ def _generator(rows: Iterable[Row]) -> Generator[Row]:
 
 def _standing(out: Path, experiment: Experiment, old: Contents) -> list[Row]:
     """The rows of a stopped or damaged file that stand, in order; the others are reported on stderr."""
-    known: list[Row | None] = []
+    rows: list[Row | None] = []
     for row in old.rows:
         if row is not None and _place(experiment, row) is None:
             row = None  # not what the experiment writes
-        known.append(row)
+        rows.append(row)
     if not old.finished:
-        known.append(None)
-    there = [row for row in old.rows if row is not None]
-    if old.header is None and not (there and old.numbered):
+        rows.append(None)
+    rows_read = [row for row in old.rows if row is not None]
+    if old.header is None and not (rows_read and old.numbered):
         raise _unreadable(out, old.damage)
-    what = f"{out} lacks rows"
+    fault = f"{out} lacks rows"
     if old.damage:
-        what = _listed(out, old.damage)
+        fault = _listed(out, old.damage)
     stand: list[Row] = []
-    if there:
+    if rows_read:
         try:
-            stand = experiment.standing(known)
+            stand = experiment.standing(rows)
         except BadInput as error:
             if old.damage:
-                raise BadInput(f"{what}; {error}") from None
+                raise BadInput(f"{fault}; {error}") from None
             raise
     if old.damage or old.rows[: len(stand)] != stand:
         kept = set(map(id, stand))  # by identity: a row that is there twice may stand once
-        names = [f"{experiment.unit} {row.get(experiment.unit)}" for row in there if id(row) not in kept]
+        names = [f"{experiment.unit} {row.get(experiment.unit)}" for row in rows_read if id(row) not in kept]
         again = ", ".join(dict.fromkeys(names)) or "only what is not there"
-        print(f"smoothlab: {what}; {len(stand)} rows stand, measured again: {again}", file=sys.stderr)
+        print(f"smoothlab: {fault}; {len(stand)} rows stand, measured again: {again}", file=sys.stderr)
     return _ordered(experiment, stand)
 
 
@@ -338,29 +338,29 @@ def _check_same(out: Path, old: Row, new: Row, elsewhere: Sequence[str]) -> None
             config["model_file"] = head["environment"]["model_file"]
     difference = _first_difference(*configs, elsewhere)
     if difference is not None:
-        name, there, here = difference
-        raise BadInput(f"{out} holds a run with {name} = {there}, this one has {name} = {here}; {fix}")
+        name, old_value, new_value = difference
+        raise BadInput(f"{out} holds a run with {name} = {old_value}, this one has {name} = {new_value}; {fix}")
 
 
 def _tell_changes(out: Path, old: Row, new: Row) -> None:
     """Say on stderr if the machine or the versions changed: the rows may then differ in their last digits."""
     difference = _first_difference(old, new, ignored=("date",))
     if difference is not None:
-        name, there, here = difference
-        change = f"it began with {name} = {there}, now {name} = {here}"
+        name, old_value, new_value = difference
+        change = f"it began with {name} = {old_value}, now {name} = {new_value}"
         print(f"smoothlab: continuing {out} in another environment ({change})", file=sys.stderr)
 
 
 def _first_difference(old: Row, new: Row, ignored: Sequence[str] = ()) -> tuple[str, str, str] | None:
     """Name and both values (as JSON) of the first field that differs, in the order of `new`."""
     for name in new | old:
-        there, here = old.get(name, "absent"), new.get(name, "absent")
+        old_value, new_value = old.get(name, "absent"), new.get(name, "absent")
         if name in ignored:
             continue
-        if isinstance(there, dict) and isinstance(here, dict):
-            inner = _first_difference(there, here)
+        if isinstance(old_value, dict) and isinstance(new_value, dict):
+            inner = _first_difference(old_value, new_value)
             if inner is not None:
                 return f"{name}.{inner[0]}", inner[1], inner[2]
-        elif there != here or (name in old) != (name in new):
-            return name, json.dumps(there), json.dumps(here)
+        elif old_value != new_value or (name in old) != (name in new):
+            return name, json.dumps(old_value), json.dumps(new_value)
     return None

@@ -7,7 +7,6 @@ only reads the weights, leaves the run as it would be without.
 """
 
 import copy
-import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,33 +14,24 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from smoothlab.blocks import Block, Loss, check_partition, fixed_loss, only_differentiable
-from smoothlab.divergence import Diverged, Growth
+from smoothlab.divergence import Diverged, Growth, before_training, has_risen
 from smoothlab.errors import BadInput
 from smoothlab.hessian.disagreements import WrongProducts
-from smoothlab.hessian.gauss_newton import joined
+from smoothlab.hessian.gauss_newton import Outputs, joined
 from smoothlab.hessian.penalties import penalty
-from smoothlab.hessian.points import Points as Points
-from smoothlab.hessian.trajectory import (
-    PathSmoothness,
-    Row,
-    estimated,
-    gauss_newton,
-    has_kinks,
-    of_dataset,
-    paper,
-)
+from smoothlab.hessian.points import Points, rows_at
+from smoothlab.hessian.trajectory import PathSmoothness, Row, has_kinks
 from smoothlab.optim.hybrid import HybridSGD
 from smoothlab.zeroth.closures import NotFinite
+from smoothlab.zeroth.repetition import RepeatableLoss
 
 Schedule = Literal["constant", "linear", "cosine"]
-RISE = 2.0, 1.0
-"""A mean training loss above 2 f_0 + 1, f_0 that of the first minibatch, has diverged."""
 
 
 class Allocator(Protocol):
@@ -223,7 +213,10 @@ class Trainer:
         adds: Row = {}
         if isinstance(self.model, nn.Module):
             adds = penalty(loss, self.model)
-        measurements = self._measurements(points, loss, number, (points.seed, step))
+        outputs = None
+        if points.outputs is not None:
+            outputs = joined(self._outputs(number, points.outputs))
+        measurements = rows_at(points, loss, outputs, seed=(points.seed, step), kinks=self.kinks)
         first, self._measured = self._measured < 0, step
         try:
             with only_differentiable(points.blocks, self.blocks.values()):
@@ -238,25 +231,6 @@ class Trainer:
         if points.path:
             for row in self._path(points, loss):
                 yield {"step": step, **row, **adds}
-
-    def _measurements(self, points: Points, loss: Loss, number: int, seed: tuple[int, int]) -> Iterator[Row]:
-        """Rows of curvature at the current parameters, on minibatch `number`, by each protocol in turn."""
-        protocols: list[Iterator[Row]] = []
-        if points.protocol != "paper":
-            protocols.append(estimated(
-                loss, points.blocks, cross=points.cross, product=points.product, precision=points.precision, seed=seed,
-                kinks=self.kinks, trace=points.trace, layers=points.layers, diagonal=points.diagonal,
-            ))  # fmt: skip
-        if points.outputs is not None:
-            outputs = joined([cast(Any, part) for part in self._parts(number, points.outputs)])
-            protocols.append(gauss_newton(
-                loss, outputs, points.blocks, precision=points.outputs_precision, seed=seed, layers=points.layers,
-            ))  # fmt: skip
-        if points.protocol != "estimated":
-            protocols.append(paper(loss, points.blocks, batch=points.batch, probes=points.probes, seed=seed))
-        if points.dataset is not None:
-            protocols.append(of_dataset(points.dataset(seed), points.precision))
-        return itertools.chain(*protocols)
 
     def _path(self, points: Points, loss: Loss) -> Iterator[Row]:
         """Rows of path smoothness along the update of this step, which is made."""
@@ -282,7 +256,7 @@ class Trainer:
         own = self.batches
         self.on_step, self._rates = None, {**self._rates, **(rates or {})}
         self.batches = lambda step: own(step + first)
-        self.optimizer.seed += number << 20  # as far apart as the seeds of runs are, see `_parts`
+        self.optimizer.seed += number << 20  # as far apart as the seeds of runs are, see `_fixed`
         try:
             yield
         finally:
@@ -296,31 +270,16 @@ class Trainer:
         Raises:
             Diverged: it is, or is not finite.
         """
-        factor, more = RISE
-        if not math.isfinite(loss) or (self.first_loss is not None and loss > factor * self.first_loss + more):
+        if has_risen(loss, self.first_loss):
             raise self.diverged(loss)
 
     def diverged(self, loss: float) -> Diverged:
         """The error for such a loss; names the rate of the block whose weights have grown most."""
         if self.first_loss is not None:
-            return Diverged(
-                f"the loss is {loss:.3g} at step {self.step}, and was {self.first_loss:.3g} at first: lower "
-                f"{self._growth.suspect(self._rates)}"
-            )
-        for block in self.blocks.values():
-            for p in block.params:
-                if not bool(torch.isfinite(p).all()):
-                    return Diverged(
-                        f"the loss is {loss:.3g} before training, as {self._names[id(p)]} holds numbers that are not "
-                        "finite: use other weights"
-                    )
-        with torch.no_grad():
-            plain = float(self.minibatch_loss(self.step)())
+            return self._growth.diverged(loss, self.step, self.first_loss, self._rates)
         oracles = [group["oracle"] for group in self.optimizer.param_groups if group["oracle"] is not None]
-        if math.isfinite(plain) and oracles:
-            mu = getattr(oracles[0], "mu", 0.0)
-            return Diverged(f"the loss is {loss:.3g} at x + mu z, and {plain:.3g} at x: lower --mu ({mu:g})")
-        return Diverged(f"the loss is {loss:.3g} before training: use other weights, or a wider --dtype")
+        weights = {self._names[id(p)]: p for block in self.blocks.values() for p in block.params}
+        return before_training(loss, self.minibatch_loss(self.step), oracles, weights)
 
     def weights(self) -> dict[str, Tensor]:
         """A copy of the weights that checkpoints hold, on the CPU, by the parameters' names."""
@@ -372,19 +331,24 @@ class Trainer:
         self.losses, self._measured = list(state["losses"]), state["measured"]
         self.rates = state.get("rates", {})  # checkpoints of before 0.2 have none: rates stood still
 
-    def _parts(self, step: int, function: Callable[[Any, Any], Any] | None = None) -> list[Loss]:
-        """The loss of each part of minibatch `step`, or another function of the model and the part."""
-        parts: list[Loss] = []
+    def _parts(self, step: int) -> list[Loss]:
+        """The loss of each part of minibatch `step`."""
+        losses: list[Loss] = []
         for part in self.batches(step):
-            compute: Loss = partial(function or self.loss, self.model, part)
-            if function is None and self.repeated_loss is not None:
-                parts.append(_RepeatableLoss(compute, partial(self.repeated_loss, self.model, part), self._fixed(step)))
+            compute: Loss = partial(self.loss, self.model, part)
+            if self.repeated_loss is None:
+                losses.append(self._fixed(step)(compute))
             else:
-                parts.append(self._fixed(step)(compute))
-        return parts
+                repeated = partial(self.repeated_loss, self.model, part)
+                losses.append(RepeatableLoss(compute, repeated, self._fixed(step)))
+        return losses
 
-    def _fixed(self, step: int) -> Callable[[Loss], Loss]:
-        """What makes a loss the same at every call within a step."""
+    def _outputs(self, step: int, function: Callable[[Any, Any], Outputs]) -> list[Callable[[], Outputs]]:
+        """The outputs of each part of minibatch `step`."""
+        return [self._fixed(step)(partial(function, self.model, part)) for part in self.batches(step)]
+
+    def _fixed(self, step: int) -> Callable[[Callable[[], Any]], Callable[[], Any]]:
+        """What makes a function of the model, such as a loss, give the same at every call within a step."""
         if not isinstance(self.model, nn.Module):
             return lambda compute: compute
         # 2^20 steps a seed: runs of neighboring seeds share no mask.
@@ -414,29 +378,6 @@ class Trainer:
 
     def _named(self, block: Block) -> dict[str, Tensor]:
         return {self._names[id(p)]: p for p in block.params}
-
-
-class _RepeatableLoss:
-    """The loss of a part, and the losses of its repetitions."""
-
-    def __init__(self, compute: Loss, repeated: Callable[[int], Tensor], fixed: Callable[[Loss], Loss]) -> None:
-        self._compute, self._repeated, self._count = compute, repeated, 0
-        self._fixed = fixed(self._evaluate)  # one for both, as it walks over all modules
-
-    def __call__(self) -> Tensor:
-        return self._fixed()
-
-    def repeated(self, count: int) -> Tensor:
-        self._count = count
-        try:
-            return self._fixed()
-        finally:
-            self._count = 0
-
-    def _evaluate(self) -> Tensor:
-        if self._count:
-            return self._repeated(self._count)
-        return self._compute()
 
 
 def reshuffled(count: int, batch: int, seed: int, step: int) -> list[int]:

@@ -40,7 +40,8 @@ from smoothlab.objectives import (
     quadratic_sum,
 )
 from smoothlab.objectives import Quadratic as QuadraticPsi
-from smoothlab.zeroth.distributions import Coordinate, Distribution, Gaussian, Rademacher, Sparse, Sphere
+from smoothlab.zeroth.distribution import Distribution
+from smoothlab.zeroth.distributions import Coordinate, Gaussian, Rademacher, Sparse, Sphere
 from smoothlab.zeroth.estimators import Average, Sides, ZerothOrder
 from smoothlab.zeroth.low_rank import LowRank
 from smoothlab.zeroth.moments import Taylor

@@ -3,9 +3,13 @@
 import inspect
 import sys
 import textwrap
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+
+Mutation = tuple[tuple[Any, str], str, str, Callable[[], None]]
+"""Owner and name of a function, a piece of its source, what is put in its place, and the check that is to fail then."""
 
 
 def mutate(monkeypatch: pytest.MonkeyPatch, where: tuple[Any, str], old: str, new: str) -> None:
@@ -17,3 +21,11 @@ def mutate(monkeypatch: pytest.MonkeyPatch, where: tuple[Any, str], old: str, ne
     found: dict[str, Any] = {}
     exec(source.replace(old, new), vars(sys.modules[function.__module__]), found)
     monkeypatch.setattr(owner, name, found[name])
+
+
+def broken(monkeypatch: pytest.MonkeyPatch, mutation: Mutation) -> Callable[[], None]:
+    """The check of a mutation, which passes before the code is broken here."""
+    where, old, new, check = mutation
+    check()
+    mutate(monkeypatch, where, old, new)
+    return check

@@ -15,6 +15,7 @@ import pytest
 
 from smoothlab import __main__ as command_line
 from smoothlab import commands, records
+from smoothlab.commands import experiments
 from smoothlab.errors import BadInput
 from smoothlab.experiments.advise.experiment import LEFT_OUT
 from smoothlab.records import Row
@@ -22,7 +23,7 @@ from smoothlab.records import Row
 ROOT = Path(__file__).resolve().parents[1]
 
 
-ALL = ", ".join([*commands.EXPERIMENTS, "squares", "fit", "plot", "report", "replay", "audit", "verify", "demo"])
+ALL = ", ".join([*commands.EXPERIMENTS, "squares", *commands.COMMANDS])
 """Subcommands, with that of these tests."""
 
 
@@ -182,7 +183,7 @@ def test_a_mistake_on_the_command_line_is_one_line(squares, capsys, argv, told):
 
 
 def test_a_device_keeps_no_records_to_read(squares, monkeypatch, capsys):
-    monkeypatch.setattr(commands, "SUMMARIZED", ("squares",))
+    monkeypatch.setattr(experiments, "SUMMARIZED", ("squares",))
     assert squares("--out", "/dev/null") == 0 and capsys.readouterr().out == "/dev/null\n"
     assert (
         squares("--out", "s.jsonl") == 0 and len(capsys.readouterr().out.splitlines()) == 1 + 1 + 5
@@ -496,7 +497,7 @@ def test_the_table_of_paths_is_whole():
             fields = [field for field in fields if field not in LEFT_OUT]
         assert [*(f"--{field.replace('_', '-')}" for field in fields), "--out"] == PATHS[name]
     for name in ("fit", "plot", "replay", "audit", "verify", "demo"):
-        parameters = inspect.signature(getattr(commands, name)).parameters.values()
+        parameters = inspect.signature(commands.COMMANDS[name]).parameters.values()
         assert [f"--{p.name}" for p in parameters if "Path" in str(p.annotation)] == PATHS[name]
 
 

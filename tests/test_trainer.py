@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from smoothlab.blocks import Block
 from smoothlab.divergence import Diverged
 from smoothlab.errors import BadInput
+from smoothlab.hessian.points import Points
 from smoothlab.objectives import objective
 from smoothlab.objectives.couplings import QuadraticCoupling
 from smoothlab.objectives.psi import Quadratic
 from smoothlab.optim.hybrid import HybridSGD
-from smoothlab.trainer import Points, Trainer, reshuffled
+from smoothlab.trainer import Trainer, reshuffled
 from smoothlab.zeroth.estimators import ZerothOrder
 from tests.experiments.toy import Toy
 

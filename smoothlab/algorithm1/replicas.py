@@ -42,22 +42,22 @@ class Options:
     shape: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        for what, rate in (("eta_x", self.eta_x), ("eta_y", self.eta_y), ("mu", self.mu)):
+        for name, rate in (("eta_x", self.eta_x), ("eta_y", self.eta_y), ("mu", self.mu)):
             if not 0 <= rate < math.inf:
-                raise BadInput(f"{what} = {rate}: use a finite number of at least 0")
+                raise BadInput(f"{name} = {rate}: use a finite number of at least 0")
         if self.epochs < 1:
             raise BadInput(f"{self.epochs} epochs: use at least 1")
         if not isinstance(self.q, int) or self.q < 1:
             raise BadInput(f"q = {self.q} directions a step: use an integer of at least 1")
-        for what, kind in (("order", Order), ("oracle", Oracle), ("precision", Precision)):
-            if getattr(self, what) not in get_args(kind):
-                raise BadInput(f"{what} '{getattr(self, what)}' is unknown: use one of {', '.join(get_args(kind))}")
+        for name, kind in (("order", Order), ("oracle", Oracle), ("precision", Precision)):
+            if getattr(self, name) not in get_args(kind):
+                raise BadInput(f"{name} '{getattr(self, name)}' is unknown: use one of {', '.join(get_args(kind))}")
         named(self.distribution)  # refuses an unknown name
         if list(self.keep) != sorted(set(self.keep)) or not all(0 <= t <= self.epochs for t in self.keep):
             raise BadInput(f"keep = {self.keep}: name epochs from 0 to {self.epochs}, ascending")
-        for what, level in (("above", self.above), ("below", self.below)):
+        for name, level in (("above", self.above), ("below", self.below)):
             if level is not None and not level >= 0:
-                raise BadInput(f"{what} = {level}: use a number of at least 0, or None")
+                raise BadInput(f"{name} = {level}: use a number of at least 0, or None")
 
 
 class Observed(NamedTuple):
@@ -93,8 +93,8 @@ class Group:
         """Epochs until all have stopped, at most T."""
         options = self.options
         for t in range(options.epochs + 1):
-            wanted = options.above is not None or t in options.keep or t == options.epochs
-            observed = self._stop(t, self._observe(wanted))
+            with_gap = options.above is not None or t in options.keep or t == options.epochs
+            observed = self._stop(t, self._observe(with_gap))
             if not len(self.live):
                 return
             if t in options.keep:

@@ -24,13 +24,13 @@ ROUNDING = 1e-9  # of quotients
 def b1_ratios(f: FiniteSum, z: Tensor, seed: int = 0) -> dict[str, Array]:
     """B.1' around z [N, d], at points s on the edge of its ellipsoid: measured/allowed of each of its statements."""
     s, D, G = ellipsoid(f, z, seed)
-    g, there, far = f.gradient(z), f.gradient(z + s), length(D, s)
-    moved = (there - g).numpy()
+    g, g_moved, far = f.gradient(z), f.gradient(z + s), length(D, s)
+    moved = (g_moved - g).numpy()
     rise = (f.value(z + s) - f.value(z) - (g * s).sum(-1)).abs().numpy()
     s_x = torch.cat([s[:, : f.d_x], torch.zeros_like(s[:, f.d_x :])], -1)
     moved_x = (f.gradient(z + s_x) - g)[:, : f.d_x].norm(dim=-1).numpy()
     ratios = {
-        "||grad f(z + s)|| <= 2G": there.norm(dim=-1).numpy() / (2 * G),
+        "||grad f(z + s)|| <= 2G": g_moved.norm(dim=-1).numpy() / (2 * G),
         "||grad f(z + s) - grad f(z)||_{D^-1} <= ||s||_D": np.sqrt((moved**2 / D).sum(-1)) / far,
         "||grad_x f(x + s_x, y) - grad_x f(x, y)|| <= L_x ||s_x||": moved_x / (D[:, 0] * s_x.norm(dim=-1).numpy()),
         "|f(z + s) - f(z) - <grad f(z), s>| <= ||s||_D^2/2": rise / (far**2 / 2),

@@ -87,9 +87,9 @@ def ridge_moments(p: Array) -> tuple[Array, Array, Array, Array, Array, Array]:
     """For psi = a t^2/2 + b cos(c t + phase): mu, L, d, psi'(t), |bias|, E ||ghat - g||^2 [cases], and d is rounded."""
     a, b, c, phase, t, mu, d = p.T
     d = np.round(d)
-    there = t[:, None] + mu[:, None] * NODES
-    wave = np.cos(c[:, None] * there + phase[:, None]) - np.cos(c * t + phase)[:, None]
-    quotient = (a[:, None] * (there**2 - t[:, None] ** 2) / 2 + b[:, None] * wave) / mu[:, None]
+    points = t[:, None] + mu[:, None] * NODES
+    wave = np.cos(c[:, None] * points + phase[:, None]) - np.cos(c * t + phase)[:, None]
+    quotient = (a[:, None] * (points**2 - t[:, None] ** 2) / 2 + b[:, None] * wave) / mu[:, None]
     g = a * t - b * c * np.sin(c * t + phase)
     mean = quotient * NODES @ WEIGHTS
     second = (quotient**2 * (NODES**2 + d[:, None] - 1)) @ WEIGHTS

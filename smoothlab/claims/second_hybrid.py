@@ -55,23 +55,23 @@ def measured(records: Sequence[Path]) -> list[Measured]:
 
 def norms(records: Sequence[Path]) -> dict[tuple[str, int], dict[str, Interval]]:
     """Frobenius norm of each method's module before the first step, for each data set and minibatch."""
-    found: dict[tuple[str, int], dict[str, Interval]] = {}
+    norms_by_minibatch: dict[tuple[str, int], dict[str, Interval]] = {}
     for file in measured(records):
         for row in file.rows:
             if row["quantity"] == "frobenius" and row["block"] == row["wrt"] == "peft" and row["step"] == 0:
                 interval = Interval(row["value"], row["low"], row["high"])
-                found.setdefault((file.data, file.seed), {})[file.method] = interval
-    return found
+                norms_by_minibatch.setdefault((file.data, file.seed), {})[file.method] = interval
+    return norms_by_minibatch
 
 
 def answers(records: Sequence[Path]) -> dict[str, dict[str, dict[int, str]]]:
     """The test answers of each data set, method and seed, a letter an item: 1 for a right one."""
-    found: dict[str, dict[str, dict[int, str]]] = {}
+    answers_by_data: dict[str, dict[str, dict[int, str]]] = {}
     for file in measured(records):
         for row in file.rows:
             if row["part"] == "test" and isinstance(row.get("right"), str):
-                found.setdefault(file.data, {}).setdefault(file.method, {})[file.seed] = row["right"]
-    return found
+                answers_by_data.setdefault(file.data, {}).setdefault(file.method, {})[file.seed] = row["right"]
+    return answers_by_data
 
 
 def supports(interval: Interval, middle: float) -> bool | None:

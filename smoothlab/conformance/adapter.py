@@ -30,7 +30,8 @@ from torch import Tensor, nn
 from smoothlab.blocks import Block
 from smoothlab.conformance.problems import Polynomial
 from smoothlab.errors import BadInput
-from smoothlab.zeroth.distributions import Distribution, named
+from smoothlab.zeroth.distribution import Distribution
+from smoothlab.zeroth.distributions import named
 from smoothlab.zeroth.estimators import Estimator, missing
 from smoothlab.zeroth.expectations import Array
 
@@ -102,16 +103,16 @@ class Subject:
         with in_one_line(self.seconds):
             return self.make(list(params), lr=lr, **options)
 
-    def step_of(self, made: Any, params: Sequence[Tensor], lr: float, seed: int) -> Step:
+    def step_of(self, optimizer: Any, params: Sequence[Tensor], lr: float, seed: int) -> Step:
         """The step of what `make` returned, each call within the time limit and with errors of one line."""
-        if missing(made) is None:
-            step: Step = EstimatorStep(made, Block("theta", tuple(params)), lr, seed)
-        elif callable(getattr(made, "step", None)):
-            step = made.step
-        elif callable(made):
-            step = made
+        if missing(optimizer) is None:
+            step: Step = EstimatorStep(optimizer, Block("theta", tuple(params)), lr, seed)
+        elif callable(getattr(optimizer, "step", None)):
+            step = optimizer.step
+        elif callable(optimizer):
+            step = optimizer
         else:
-            kind = type(made).__name__
+            kind = type(optimizer).__name__
             raise Unobservable(f"made a {kind}: return an object with step(closure), an estimator or a function")
 
         def limited(closure: Callable[..., Tensor]) -> object:
@@ -178,8 +179,8 @@ def observe(
         Unobservable: the optimizer raises, takes too long, or never calls the closure.
     """
     problem.reset()
-    made = subject.build(problem.params, lr, seed, model=problem, loss=problem, mu=mu)
-    step = subject.step_of(made, problem.params, lr, seed)
+    optimizer = subject.build(problem.params, lr, seed, model=problem, loss=problem, mu=mu)
+    step = subject.step_of(optimizer, problem.params, lr, seed)
     looks = []
     for _ in range(steps):
         problem.reset()
@@ -243,7 +244,7 @@ def _alarm(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def distribution_of(made: Any) -> Distribution | None:
+def distribution_of(optimizer: Any) -> Distribution | None:
     """The distribution that an object says it has."""
-    distribution = getattr(made, "distribution", None)
+    distribution = getattr(optimizer, "distribution", None)
     return distribution if isinstance(distribution, Distribution) else None

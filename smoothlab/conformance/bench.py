@@ -18,7 +18,8 @@ from smoothlab.conformance.directions import Fit, Lines, Structure, fit, lines, 
 from smoothlab.conformance.identify import Identity, identify
 from smoothlab.conformance.problems import SMALL, WIDE, Polynomial
 from smoothlab.errors import BadInput
-from smoothlab.zeroth.distributions import Distribution, Gaussian
+from smoothlab.zeroth.distribution import Distribution
+from smoothlab.zeroth.distributions import Gaussian
 from smoothlab.zeroth.estimators import Average, ZerothOrder
 from smoothlab.zeroth.expectations import Array, Shapes
 
@@ -212,11 +213,11 @@ class Bench:
         )
 
     @cached_property
-    def made(self) -> Any:
+    def optimizer(self) -> Any:
         """What the maker returns, for a look at what it says of itself."""
-        return self.made_for(problems.quadratic(SMALL, self.seed, self.dtype))
+        return self.optimizer_for(problems.quadratic(SMALL, self.seed, self.dtype))
 
-    def made_for(self, problem: Polynomial) -> Any:
+    def optimizer_for(self, problem: Polynomial) -> Any:
         """The same for another problem: an estimator may belong to its tensors."""
         problem.reset()
         return self.subject.build(problem.params, LR, self.seed, model=problem, loss=problem)
@@ -232,11 +233,11 @@ class Bench:
     def claimed(self, problem: Polynomial) -> Distribution | None:
         """The distribution that the optimizer says it has."""
         claim = self.subject.claims.get("distribution")
-        return claim if claim is not None else distribution_of(self.made_for(problem))
+        return claim if claim is not None else distribution_of(self.optimizer_for(problem))
 
-    def target(self, params: Sequence[Tensor], gradient: Array, made: Any) -> Array:
+    def target(self, params: Sequence[Tensor], gradient: Array, optimizer: Any) -> Array:
         """The mean that updates should have where curvature is small beside mu: S^2 g, g where nothing is claimed."""
-        claim = self.subject.claims.get("distribution", distribution_of(made))
+        claim = self.subject.claims.get("distribution", distribution_of(optimizer))
         if claim is None:
             return gradient
         return np.asarray(claim.covariance(Block("theta", tuple(params)).shapes) * gradient)
@@ -244,7 +245,7 @@ class Bench:
     @cached_property
     def mu(self) -> float | None:
         """The perturbation that the optimizer says it has."""
-        mu = self.subject.claims.get("mu", getattr(self.made, "mu", None))
+        mu = self.subject.claims.get("mu", getattr(self.optimizer, "mu", None))
         return float(mu) if isinstance(mu, int | float) else None
 
     def reference(self, sample: Sample, shapes: Shapes) -> ZerothOrder:
@@ -253,9 +254,9 @@ class Bench:
         Raises:
             Unobservable: its distribution is none that is known.
         """
-        made = self.made_for(sample.problem)
-        if type(made) is ZerothOrder:
-            return replace(made, layers=None)
+        optimizer = self.optimizer_for(sample.problem)
+        if type(optimizer) is ZerothOrder:
+            return replace(optimizer, layers=None)
         sample.check_varies()
         structure = sample.structure
         distribution = self.claimed(sample.problem)

@@ -23,55 +23,55 @@ def _estimator(bench: Bench, problem: Polynomial) -> tuple[Any, Block]:
     Raises:
         Unobservable: the optimizer is none.
     """
-    made = bench.made_for(problem)
-    if missing(made) is not None:
+    estimator = bench.optimizer_for(problem)
+    if missing(estimator) is not None:
         raise Unobservable("only an estimator of smoothlab exposes this")
-    return made, Block("theta", tuple(problem.params))
+    return estimator, Block("theta", tuple(problem.params))
 
 
 def _zeroth_order(bench: Bench, problem: Polynomial) -> tuple[ZerothOrder, Block]:
-    made, block = _estimator(bench, problem)
-    if not isinstance(made, ZerothOrder):
-        raise Unobservable(f"{type(made).__name__} does not take directions")
-    return made, block
+    estimator, block = _estimator(bench, problem)
+    if not isinstance(estimator, ZerothOrder):
+        raise Unobservable(f"{type(estimator).__name__} does not take directions")
+    return estimator, block
 
 
 def given(bench: Bench, shapes: Shapes) -> Finding:
     """Directions that are given are used, and an estimate along them stays when the next one is made."""
     problem = problems.wide(shapes, bench.seed, bench.dtype)
-    made, block = _zeroth_order(bench, problem)
+    estimator, block = _zeroth_order(bench, problem)
     rng = np.random.default_rng(bench.seed)
-    z = [torch.from_numpy(rng.normal(size=block.dim)).to(bench.dtype) for _ in range(made.q)]
+    z = [torch.from_numpy(rng.normal(size=block.dim)).to(bench.dtype) for _ in range(estimator.q)]
     problem.reset()
     with in_one_line(bench.subject.seconds):
-        first = made(problem, block, 0, directions=z)
+        first = estimator(problem, block, 0, directions=z)
     rows = np.array([row.double().numpy() for row in z])
-    points = torch.stack(problem.positions).numpy() / made.mu
+    points = torch.stack(problem.positions).numpy() / estimator.mu
     used = max(float(np.abs(points - row).max(1).min()) for row in rows)
     held = first.dense(block)
     span = np.linalg.qr(rows.T)[0]
     flat = held.double().numpy()
     off = float(np.linalg.norm(flat - span @ (span.T @ flat)) / np.linalg.norm(flat))
-    made(problem, block, 0, directions=[-2 * row for row in z])
+    estimator(problem, block, 0, directions=[-2 * row for row in z])
     stays = float((first.dense(block) - held).abs().max())
     worst = max(used, off, stays)
     return Finding(f"given directions are used within {max(used, off):.1e}, and stay within {stays:.1e}",
-                   deviation=worst, allowed=1024 * bench.eps / min(made.mu, 1.0), measured=worst, reference=0.0,
-                   case=f"tensors {shapes}, {made.q} given directions: off by {worst:.2g}")  # fmt: skip
+                   deviation=worst, allowed=1024 * bench.eps / min(estimator.mu, 1.0), measured=worst, reference=0.0,
+                   case=f"tensors {shapes}, {estimator.q} given directions: off by {worst:.2g}")  # fmt: skip
 
 
 def value(bench: Bench, shapes: Shapes) -> Finding:
     """A one-sided estimator that is given f(x) does not evaluate it."""
     problem = problems.wide(shapes, bench.seed, bench.dtype)
-    made, block = _estimator(bench, problem)
-    if made.sides != 1:
+    estimator, block = _estimator(bench, problem)
+    if estimator.sides != 1:
         raise Unobservable("two-sided: f(x) is not needed")
     counts = []
     with in_one_line(bench.subject.seconds):
-        made(problem, block, (bench.seed, 0))  # the first call looks at the loss more closely
+        estimator(problem, block, (bench.seed, 0))  # the first call looks at the loss more closely
         for options in ({}, {"value": problem.value}):
             problem.reset()
-            made(problem, block, (bench.seed, 1), **options)
+            estimator(problem, block, (bench.seed, 1), **options)
             counts.append(len(problem.values))
     saved = counts[0] - counts[1]
     return Finding(f"{counts[1]} evaluations with f(x) given, {counts[0]} without", deviation=float(max(1 - saved, 0)),
@@ -82,13 +82,13 @@ def value(bench: Bench, shapes: Shapes) -> Finding:
 def held(bench: Bench, shapes: Shapes) -> Finding:
     """An estimate is the same after the next one is made, and a step by it is the estimate itself."""
     problem = problems.wide(shapes, bench.seed, bench.dtype)
-    made, block = _estimator(bench, problem)
+    estimator, block = _estimator(bench, problem)
     worst = 0.0
     for step in range(3):
         with in_one_line(bench.subject.seconds):
-            first = made(problem, block, (bench.seed, step))
+            first = estimator(problem, block, (bench.seed, step))
             dense = first.dense(block)
-            made(problem, block, (bench.seed, step + 1))
+            estimator(problem, block, (bench.seed, step + 1))
             worst = max(worst, float((first.dense(block) - dense).abs().max() / (dense.abs().max() or 1)))
     return Finding(f"an estimate stays within {worst:.1e} when the next one is made", deviation=worst,
                    allowed=16 * bench.eps, measured=worst, reference=0.0,
@@ -99,11 +99,11 @@ def applied(bench: Bench, shapes: Shapes) -> Finding:
     """In bf16, theta + alpha ghat is made in 32 bits and rounded once: off by half a spacing at most."""
     worst = 0.0
     problem = problems.wide(shapes, bench.seed, torch.bfloat16, scale=WEIGHTS)
-    made, block = _estimator(bench, problem)
+    estimator, block = _estimator(bench, problem)
     for seed in range(TRIES):
         problem.reset()
         with in_one_line(bench.subject.seconds):
-            estimate = made(problem, block, (bench.seed, seed))
+            estimate = estimator(problem, block, (bench.seed, seed))
             start, move = problem.position(), LR * estimate.dense(block).double()
             estimate.add_to(block, LR)
         exactly = start + move

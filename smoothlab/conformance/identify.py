@@ -9,7 +9,8 @@ from scipy import stats as scipy_stats
 
 from smoothlab.conformance.directions import ranks
 from smoothlab.stats import scores
-from smoothlab.zeroth.distributions import Coordinate, Distribution, Gaussian, Rademacher, Sparse, Sphere
+from smoothlab.zeroth.distribution import Distribution
+from smoothlab.zeroth.distributions import Coordinate, Gaussian, Rademacher, Sparse, Sphere
 from smoothlab.zeroth.expectations import Array
 from smoothlab.zeroth.low_rank import LowRank
 from smoothlab.zeroth.scaled import Preconditioned
@@ -132,8 +133,8 @@ def agrees(identity: Identity, claimed: Distribution) -> bool:
         return isinstance(identity.distribution, Sparse) and abs(identity.distribution.density - claimed.density) < 0.1
     if isinstance(claimed, LowRank):
         # a rank of the matrices' own is not seen from their ranks
-        seen = identity.distribution
-        return (isinstance(seen, LowRank) and seen.rank == claimed.rank) or claimed.rank > 5
+        observed = identity.distribution
+        return (isinstance(observed, LowRank) and observed.rank == claimed.rank) or claimed.rank > 5
     if type(claimed) in (Gaussian, Sphere, Rademacher, Coordinate, Sparse):
         return type(identity.distribution) is (Gaussian if isinstance(claimed, Sparse) else type(claimed))
     return True

@@ -23,7 +23,7 @@ def expected(bench: Bench, sample: Sample) -> Array:
     g = sample.problem.taylor.gradient
     if sample.still:
         return g
-    return bench.target(sample.problem.params, g, bench.made_for(sample.problem))
+    return bench.target(sample.problem.params, g, bench.optimizer_for(sample.problem))
 
 
 def _along(sample: Sample, m: Array) -> Array:
@@ -76,7 +76,7 @@ def direction(bench: Bench, shapes: Shapes) -> Finding:
     return _entries(sample, m, "the mean update", shapes)
 
 
-def _entries(sample: Sample, m: Array, what: str, shapes: Shapes) -> Finding:
+def _entries(sample: Sample, m: Array, subject: str, shapes: Shapes) -> Finding:
     """Entries of the updates less their component along m, each against 0."""
     across = sample.updates - _along(sample, m)[..., None] * m
     entries = [scores.clustered(across[..., i], 0.0) for i in range(len(m))]
@@ -84,9 +84,9 @@ def _entries(sample: Sample, m: Array, what: str, shapes: Shapes) -> Finding:
     size = float(np.linalg.norm(m))
     off = float(np.linalg.norm([score.value for score in entries])) / size
     error = max(score.error for score in entries) / size
-    case = f"tensors {shapes}: entry {worst} of {what} is off by {entries[worst].value / size:.3g} |g|"
+    case = f"tensors {shapes}: entry {worst} of {subject} is off by {entries[worst].value / size:.3g} |g|"
     return Finding(
-        f"{what} is off the gradient's line by {off:.2g} |g|", z=entries[worst].z, measured=off, reference=0.0,
+        f"{subject} is off the gradient's line by {off:.2g} |g|", z=entries[worst].z, measured=off, reference=0.0,
         error=error, case=case,
     )  # fmt: skip
 
@@ -129,7 +129,7 @@ def bias(bench: Bench, shapes: Shapes) -> Finding:
     score = scores.clustered(_along(sample, m) / gain, 1.0)
     if abs(score.z) < abs(entries[worst].z):
         case = f"tensors {shapes}: entry {worst} of the mean is {entries[worst].value:.3g} and not {m[worst]:.3g}"
-        error = max(one.error for one in entries) / size
+        error = max(entry.error for entry in entries) / size
         words = f"a bias of {shift:.2g} |g| in mu^2 as in the closed form"
         return Finding(words, z=entries[worst].z, measured=score.value, reference=1.0, error=error, case=case)
     return of_score(score, 1.0, f"a bias of {shift:.2g} |g| in mu^2, {score.value:.3g} times the closed form's mean",

@@ -23,8 +23,8 @@ def restored(bench: Bench, shapes: Shapes, dtype: torch.dtype) -> Finding:
     """At the learning rate 0 no bit of the weights changes."""
     problem = problems.wide(shapes, bench.seed, dtype, scale=WEIGHTS)
     problem.reset()
-    made = bench.subject.build(problem.params, 0.0, bench.seed, model=problem, loss=problem)
-    step = bench.subject.step_of(made, problem.params, 0.0, bench.seed)
+    optimizer = bench.subject.build(problem.params, 0.0, bench.seed, model=problem, loss=problem)
+    step = bench.subject.step_of(optimizer, problem.params, 0.0, bench.seed)
     home = [p.detach().clone() for p in problem.params]
     first = ""
     changed = total = 0
@@ -48,7 +48,7 @@ def rounding(bench: Bench, shapes: Shapes, dtype: torch.dtype) -> Finding:
     runs = bench.runs(problem, COARSE_SEEDS, COARSE_STEPS, lr=COARSE_LR)
     m = problem.taylor.gradient
     if not bench.wide().still:
-        m = bench.target(problem.params, m, bench.made_for(problem))
+        m = bench.target(problem.params, m, bench.optimizer_for(problem))
     values = [[float(look.update @ m / (m @ m)) for look in run] for run in runs]
     score = scores.clustered(values, 1.0)
     moved = np.mean([(look.displacements != 0).mean() for run in runs for look in run if len(look.displacements)])
@@ -75,10 +75,10 @@ def transformer(bench: Bench, shapes: Shapes) -> Finding:
         run = []
         if not (seed and bench.repeats):  # one long run, where seeds have no effect
             model.zero_grad(set_to_none=True)
-            made = bench.subject.build(params, lr, bench.seed + seed, model=model, loss=closure)
-            step = bench.subject.step_of(made, params, lr, bench.seed + seed)
+            optimizer = bench.subject.build(params, lr, bench.seed + seed, model=model, loss=closure)
+            step = bench.subject.step_of(optimizer, params, lr, bench.seed + seed)
         if not bench.wide().still:
-            m = bench.target(params, g, made)
+            m = bench.target(params, g, optimizer)
         for _ in range(COARSE_STEPS):
             step(closure)
             update = _flat(home) - _flat(params)

@@ -58,8 +58,8 @@ def mirrored(bench: Bench, shapes: Shapes) -> Finding:
     sample = _moving(bench, shapes)
     structure = sample.structure
     if structure.sides == 1:
-        made = bench.made_for(sample.problem)
-        if isinstance(made, ZerothOrder) and (made.sides == 2 or made.average == "antithetic"):
+        optimizer = bench.optimizer_for(sample.problem)
+        if isinstance(optimizer, ZerothOrder) and (optimizer.sides == 2 or optimizer.average == "antithetic"):
             return Finding("no pairs", deviation=1.0, case=f"tensors {shapes}, one step: points are in no pairs x +- D")
         raise Unobservable(f"one-sided: {structure.q} points x + D a step, without x - D")
     steps = [lines(look, structure) for look in sample.flat]
@@ -79,8 +79,8 @@ def distribution(bench: Bench, shapes: Shapes) -> Finding:
             raise Unobservable(identity.words)
         return Finding(identity.words, z=identity.z)
     name = claimed.name
-    made = bench.made_for(sample.problem)
-    if isinstance(made, ZerothOrder) and made.average == "orthogonal":
+    optimizer = bench.optimizer_for(sample.problem)
+    if isinstance(optimizer, ZerothOrder) and optimizer.average == "orthogonal":
         name = "sphere, orthogonal"
         fits = identity.words == "sphere" and bench.orthogonal(sample)
     else:
@@ -147,8 +147,8 @@ Pairs = tuple[Array, Array]
 
 def _independent(sample: Sample, pairs: dict[str, Pairs]) -> Finding:
     """Squared cosines of pairs of directions at each lag against chance."""
-    everything = np.array([line for run in sample.directions for step in run for line in step])
-    by_chance = chance(everything, everything)
+    all_lines = np.array([line for run in sample.directions for step in run for line in step])
+    by_chance = chance(all_lines, all_lines)
     scored = []
     for lag, (a, b) in pairs.items():
         if not len(a):
@@ -222,15 +222,15 @@ def rank(bench: Bench, shapes: Shapes) -> Finding:
     """Rank of the perturbations and updates of matrices, and that of the claim."""
     sample = _moving(bench, shapes)
     lines_of = [line for run in sample.directions for step in run for line in step]
-    seen = max(max(ranks(line, shapes)) for line in lines_of)
+    largest = max(max(ranks(line, shapes)) for line in lines_of)
     updates = max(max(ranks(look.update, shapes)) for look in sample.flat)
-    words = f"perturbations of rank {seen}, updates of rank {updates} on matrices {shapes[0]}"
+    words = f"perturbations of rank {largest}, updates of rank {updates} on matrices {shapes[0]}"
     claimed = bench.claimed(sample.problem)
     if not isinstance(claimed, LowRank):
         return Finding(words, deviation=0.0)
     expected = min(claimed.rank, *shapes[0])
-    return Finding(words, deviation=float(abs(seen - expected)), measured=float(seen), reference=float(expected),
-                   case=f"matrix {shapes[0]}: rank {seen} where {expected} is claimed")  # fmt: skip
+    return Finding(words, deviation=float(abs(largest - expected)), measured=float(largest), reference=float(expected),
+                   case=f"matrix {shapes[0]}: rank {largest} where {expected} is claimed")  # fmt: skip
 
 
 def deterministic(bench: Bench, shapes: Shapes) -> Finding:
@@ -299,10 +299,10 @@ def accumulated(bench: Bench, shapes: Shapes) -> Finding:
     problem = problems.wide(shapes, bench.seed, bench.dtype)
     whole = bench.look(problem, 0, 1)[0].update
     problem.reset()
-    made = bench.subject.build(problem.params, LR, bench.seed, model=problem, loss=problem)
-    if "Sequence" not in str(getattr(getattr(made, "step", None), "__annotations__", {}).get("closure", "")):
+    optimizer = bench.subject.build(problem.params, LR, bench.seed, model=problem, loss=problem)
+    if "Sequence" not in str(getattr(getattr(optimizer, "step", None), "__annotations__", {}).get("closure", "")):
         raise Unobservable("a step takes one closure")
-    made.step([lambda: problem() * 0.5, lambda: problem() * 1.5])
+    optimizer.step([lambda: problem() * 0.5, lambda: problem() * 1.5])
     parts = (problem.home - problem.position().numpy()) / LR
     apart = float(np.abs(parts - whole).max() / (np.abs(whole).max() or 1))
     allowed = ROUNDINGS * bench.eps / max(bench.wide(shapes).fit.typical, 1e-300)
@@ -318,8 +318,8 @@ def exact(bench: Bench, shapes: Shapes) -> Finding:
     problem = problems.quadratic(shapes, bench.seed, bench.dtype)
     problem.reset()
     *zeroth, last = problem.params
-    made = bench.subject.build(zeroth, LR, bench.seed, model=problem, loss=problem, exact=[last])
-    step = bench.subject.step_of(made, zeroth, LR, bench.seed)
+    optimizer = bench.subject.build(zeroth, LR, bench.seed, model=problem, loss=problem, exact=[last])
+    step = bench.subject.step_of(optimizer, zeroth, LR, bench.seed)
     worst, size, g = 0.0, last.numel(), problem.taylor.gradient
     for _ in range(5):
         problem.reset()

@@ -56,22 +56,22 @@ class Audit:
         added: list[Claim] = []
         for path in self.add:
             added += added_claims(path)
-        known = dict(CLAIMS)
+        claims = dict(CLAIMS)
         for claim in added:
-            if claim.name in known:
+            if claim.name in claims:
                 raise BadInput(f"--add: a claim named '{claim.name}' is there already; give it another name")
-            known[claim.name] = claim
-        lower = {name.lower(): name for name in known}
+            claims[claim.name] = claim
+        lower = {name.lower(): name for name in claims}
         for name in self.claims:
-            if name not in known:
+            if name not in claims:
                 near = [lower[match] for match in difflib.get_close_matches(name.lower(), lower, cutoff=0.5)]
                 hint = "smoothlab audit without a name lists all"
                 if near:
                     hint = f"perhaps you meant {', '.join(near)}; {hint}"
                 raise BadInput(f"claim '{name}' is unknown: {hint}")
         if self.claims:
-            return [known[name] for name in dict.fromkeys(self.claims)]
-        return added or list(known.values())  # who adds claims asks about them, not about the paper's
+            return [claims[name] for name in dict.fromkeys(self.claims)]
+        return added or list(claims.values())  # who adds claims asks about them, not about the paper's
 
     def rows(self, done: Sequence[Row]) -> Iterator[Row]:
         """Yield one row a claim that `done` lacks."""
@@ -119,8 +119,8 @@ class Audit:
             experiment = header(path)["experiment"]
             if experiment not in understood:
                 names = " or ".join(sorted(understood))
-                wanted = f"these claims read those of {names}" if names else "these claims read no records"
-                raise BadInput(f"--records {path} holds records of {experiment}, and {wanted}: leave it out")
+                read = f"these claims read those of {names}" if names else "these claims read no records"
+                raise BadInput(f"--records {path} holds records of {experiment}, and {read}: leave it out")
 
 
 def added_claims(path: Path) -> list[Claim]:

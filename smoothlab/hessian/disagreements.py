@@ -53,10 +53,10 @@ _FLAGS = {
 
 def complaint(name: str, gap: Disagreement) -> str:
     """One line on a disagreement: what was seen, likely causes, and what to do."""
-    seen = f"{gap.measured:.4g} by autograd, {gap.reference:.4g} by differences of the loss along {gap.where}"
+    evidence = f"{gap.measured:.4g} by autograd, {gap.reference:.4g} by differences of the loss along {gap.where}"
     if gap.kind == "gradient":
         return (
-            f"the gradient of block '{name}' is not its loss's: a slope is {seen}. Likely causes: a detached norm "
+            f"the gradient of block '{name}' is not its loss's: a slope is {evidence}. Likely causes: a detached norm "
             "(DoRA), straight-through rounding, padding_idx of an embedding whose row the loss uses (pad = eos), "
             "reentrant checkpointing, a backward pass of one's own. No product with gradients is right there, not "
             "even by differences: replace the operation, or leave its parameters out of the block"
@@ -68,11 +68,11 @@ def complaint(name: str, gap: Disagreement) -> str:
             "float64 with a shorter step"
         )
     if gap.kind == "symmetry":
-        seen = f"u'Hv and v'Hu differ by {gap.size:.1%} of ||H|| on {gap.where}"
+        evidence = f"u'Hv and v'Hu differ by {gap.size:.1%} of ||H|| on {gap.where}"
     return (
-        f"the Hessian-vector products of block '{name}' are not its loss's: {seen}. Likely causes: torch's weight_norm "
-        "on a CPU, a backward pass of one's own that is not differentiated itself (once_differentiable), spectral_norm "
-        "in train mode: use central differences (--product central, product='central')"
+        f"the Hessian-vector products of block '{name}' are not its loss's: {evidence}. Likely causes: torch's "
+        "weight_norm on a CPU, a backward pass of one's own that is not differentiated itself (once_differentiable), "
+        "spectral_norm in train mode: use central differences (--product central, product='central')"
     )
 
 

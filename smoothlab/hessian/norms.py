@@ -156,12 +156,7 @@ class Hessian(Products):
 
         Norms of the layers' diagonal blocks come last, with products of their own.
         """
-        for name in [*names, *itertools.chain.from_iterable(cross)]:
-            if name not in self.blocks:
-                raise BadInput(f"block '{name}' is unknown: use one of {', '.join(self.blocks)}")
-        for a, b in cross:
-            if a == b:
-                raise BadInput(f"cross block ({a}, {b}): name two different blocks")
+        self._check_blocks(names, cross)
         sources = [self._source(pair, lanczos) for pair in cross]
         if not 0 < precision < 1 or lanczos < 1 or budget < lanczos + FIRST + 1:
             raise BadInput(
@@ -194,6 +189,15 @@ class Hessian(Products):
         if diagonal:
             for name, layer_rows in split.items():
                 yield from diagonal_norms(self, name, layer_rows.layers, precision, diagonal, seed)
+
+    def _check_blocks(self, names: Sequence[str], cross: Sequence[tuple[str, str]]) -> None:
+        """Refuse names of no block, and a cross block of a block with itself."""
+        for name in [*names, *itertools.chain.from_iterable(cross)]:
+            if name not in self.blocks:
+                raise BadInput(f"block '{name}' is unknown: use one of {', '.join(self.blocks)}")
+        for a, b in cross:
+            if a == b:
+                raise BadInput(f"cross block ({a}, {b}): name two different blocks")
 
     def _source(self, pair: tuple[str, str], lanczos: int) -> tuple[str, str]:
         """The block whose directions see a cross block, and the other one.

@@ -123,14 +123,14 @@ def _roundoff(y: Tensor, terms: int) -> float:
     return max(kept, math.sqrt(terms) * torch.finfo(torch.float32).eps / 2)
 
 
-def check(model: nn.Module, alone: Outputs, among: Mapping[str, Outputs], what: str, fix: str) -> None:
+def check(model: nn.Module, alone: Outputs, among: Mapping[str, Outputs], subject: str, fix: str) -> None:
     """Refuse a model whose row has other outputs among others than by itself.
 
     Args:
         model: see `distances`.
         alone: outputs of the row by itself, not padded.
         among: the same outputs from minibatches; the name says what happens to the row there.
-        what: the subject of the message, e.g. "model type rwkv".
+        subject: the subject of the message, e.g. "model type rwkv".
         fix: what can be done.
 
     Raises:
@@ -139,7 +139,7 @@ def check(model: nn.Module, alone: Outputs, among: Mapping[str, Outputs], what: 
     for happening, distance in distances(model, alone, among).items():
         if distance.times > LIMIT:
             size = f"{distance.change:.2g}, {distance.times:.2g} times its rounding"
-            raise BadInput(f"{what}: the scores of a row change when it is {happening} (by {size}): {fix}")
+            raise BadInput(f"{subject}: the scores of a row change when it is {happening} (by {size}): {fix}")
 
 
 @contextmanager
@@ -234,11 +234,11 @@ def _check_row(model: nn.Module, inputs: Mapping[str, Any], logits: Tensor, real
         return logits[at_alone]
 
     method = getattr(getattr(model, "active_peft_config", None), "peft_type", None)
-    what = f"model type {getattr(config, 'model_type', type(model).__name__)}"
+    subject = f"model type {getattr(config, 'model_type', type(model).__name__)}"
     if method is not None:
-        what += f" with {getattr(method, 'value', method)}"
+        subject += f" with {getattr(method, 'value', method)}"
     fix = "pad on the other side, use rows of equal length or single ones, or another PEFT method"
-    check(model, alone, {"padded and beside others": lambda: logits[row][at_among]}, what, fix)
+    check(model, alone, {"padded and beside others": lambda: logits[row][at_among]}, subject, fix)
 
 
 def spread(lengths: Sequence[int]) -> list[int]:

@@ -1,13 +1,14 @@
 """Where along a training run curvature is measured, and how: the settings of every measuring point."""
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from smoothlab.blocks import Block
+from smoothlab.blocks import Block, Loss
 from smoothlab.hessian.dataset import DatasetHessian
 from smoothlab.hessian.gauss_newton import Outputs
-from smoothlab.hessian.trajectory import Product
+from smoothlab.hessian.trajectory import Product, Row, estimated, gauss_newton, of_dataset, paper
 
 Protocols = Literal["estimated", "paper", "both"]
 
@@ -60,3 +61,33 @@ class Points:
     diagonal: int = 0
     outputs: Callable[[Any, Any], Outputs] | None = None
     outputs_precision: float = 0.05
+
+
+def rows_at(
+    points: Points, loss: Loss, outputs: Callable[[], Outputs] | None, *, seed: tuple[int, int], kinks: bool
+) -> Iterator[Row]:
+    """Rows of curvature at the current parameters, by each protocol in turn; path smoothness is not among them.
+
+    Args:
+        points: what is measured.
+        loss: mean loss of the minibatch.
+        outputs: the minibatch's outputs, of which `loss` is a cross-entropy, for the Gauss-Newton trace; None leaves it
+            out.
+        seed: seed of the probes.
+        kinks: whether the gradient of a measured block jumps, as that of ReLU networks does.
+    """
+    protocols: list[Iterator[Row]] = []
+    if points.protocol != "paper":
+        protocols.append(estimated(
+            loss, points.blocks, cross=points.cross, product=points.product, precision=points.precision, seed=seed,
+            kinks=kinks, trace=points.trace, layers=points.layers, diagonal=points.diagonal,
+        ))  # fmt: skip
+    if outputs is not None:
+        protocols.append(gauss_newton(
+            loss, outputs, points.blocks, precision=points.outputs_precision, seed=seed, layers=points.layers,
+        ))  # fmt: skip
+    if points.protocol != "estimated":
+        protocols.append(paper(loss, points.blocks, batch=points.batch, probes=points.probes, seed=seed))
+    if points.dataset is not None:
+        protocols.append(of_dataset(points.dataset(seed), points.precision))
+    return itertools.chain(*protocols)

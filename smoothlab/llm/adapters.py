@@ -106,16 +106,16 @@ def _chosen(method: str, measured: bool, rank: int | None) -> PeftMethod:
     Raises:
         BadInput: there is none, it is refused, or it has no rank.
     """
-    known = attachable(measured=measured)
+    methods = attachable(measured=measured)
     if method not in PEFT_METHODS:
-        hint, near = "", difflib.get_close_matches(method, known)
+        hint, near = "", difflib.get_close_matches(method, methods)
         near.sort(key=lambda name: sorted(name) != sorted(method))  # two letters in the wrong order come first
         if near:
             hint = f"did you mean {near[0]}? "
-        raise BadInput(f"--peft {method} is unknown: {hint}use none or one of {', '.join(known)}")
+        raise BadInput(f"--peft {method} is unknown: {hint}use none or one of {', '.join(methods)}")
     entry = PEFT_METHODS[method]
-    if method not in known:
-        raise BadInput(f"--peft {method} is refused: {entry.refusal}; use one of {', '.join(known)}")
+    if method not in methods:
+        raise BadInput(f"--peft {method} is refused: {entry.refusal}; use one of {', '.join(methods)}")
     if rank is not None and not entry.ranked:
         raise BadInput(f"--rank {rank} with --peft {method}, which has no rank: leave --rank out")
     return entry

@@ -138,9 +138,9 @@ def greedy(
                 if len(row) <= max_length:
                     rows[item] = row
             going = []
-            for some in _batches(rows, limit, mixed):
-                minibatch = _ends([rows[item] for item in some], encoded.pad, device)
-                for item, token in zip(some, logits(model, minibatch).argmax(-1).tolist(), strict=True):
+            for members in _batches(rows, limit, mixed):
+                minibatch = _ends([rows[item] for item in members], encoded.pad, device)
+                for item, token in zip(members, logits(model, minibatch).argmax(-1).tolist(), strict=True):
                     if token not in encoded.ends:
                         answers[item].append(token)
                         going.append(item)
@@ -150,15 +150,15 @@ def greedy(
 
 def _batches(rows: dict[int, list[int]], limit: int, mixed: bool) -> list[list[int]]:
     """The numbers of the rows by length, in batches of at most `limit` tokens, of one length if not `mixed`."""
-    result: list[list[int]] = []
+    batches: list[list[int]] = []
     for item in sorted(rows, key=lambda item: len(rows[item])):
         width = len(rows[item])
-        fits = bool(result) and (len(result[-1]) + 1) * width <= limit
-        if fits and (mixed or len(rows[result[-1][0]]) == width):
-            result[-1].append(item)
+        fits = bool(batches) and (len(batches[-1]) + 1) * width <= limit
+        if fits and (mixed or len(rows[batches[-1][0]]) == width):
+            batches[-1].append(item)
         else:
-            result.append([item])
-    return result
+            batches.append([item])
+    return batches
 
 
 def _ends(rows: Sequence[Sequence[int]], pad: int, device: Any) -> dict[str, Tensor]:
@@ -189,8 +189,8 @@ def f1(answer: str, reference: str) -> float:
     >>> f1("in the city of Paris", "Paris, France")  # one word of four and two
     0.3333333333333333
     """
-    words, wanted = normalized(answer).split(), normalized(reference).split()
-    if not words or not wanted:
-        return float(words == wanted)
-    common = (Counter(words) & Counter(wanted)).total()
-    return 2 * common / (len(words) + len(wanted))
+    answer_words, reference_words = normalized(answer).split(), normalized(reference).split()
+    if not answer_words or not reference_words:
+        return float(answer_words == reference_words)
+    common = (Counter(answer_words) & Counter(reference_words)).total()
+    return 2 * common / (len(answer_words) + len(reference_words))

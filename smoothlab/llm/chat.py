@@ -37,7 +37,7 @@ def turn(tokenizer: Any, prompt: str, completion: str) -> Turn:
     while marker in prompt:
         marker += "7"
     user = {"role": "user", "content": prompt}
-    asked = _rendered(tokenizer, [user], generates=True)
+    question = _rendered(tokenizer, [user], generates=True)
     marked = _rendered(tokenizer, [user, {"role": "assistant", "content": marker}])
     whole = _rendered(tokenizer, [user, {"role": "assistant", "content": completion}])
     before, _, after = marked.partition(marker)
@@ -46,7 +46,7 @@ def turn(tokenizer: Any, prompt: str, completion: str) -> Turn:
         raise BadInput(f"the tokenizer's chat template changes or leaves out the completion {item}: {FIX}")
     if prompt not in before:
         raise BadInput(f"the tokenizer's chat template changes or leaves out the prompt {item}: {FIX}")
-    if not before.startswith(asked):  # trained behind one text, the model would be asked behind another
+    if not before.startswith(question):  # trained behind one text, the model would be asked behind another
         raise BadInput(
             f"the tokenizer's chat template asks for the completion {item} with other text than it puts before it: "
             f"{FIX}"

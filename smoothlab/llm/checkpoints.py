@@ -274,9 +274,9 @@ def force(path: Path) -> None:
         os.close(file)
 
 
-def difference(there: str, here: str) -> tuple[str, str]:
+def difference(old_run: str, new_run: str) -> tuple[str, str]:
     """The first setting that differs between two runs written as "name=value, name=value"."""
-    for old, new in zip_longest(there.split(", "), here.split(", "), fillvalue="nothing more"):
+    for old, new in zip_longest(old_run.split(", "), new_run.split(", "), fillvalue="nothing more"):
         if old != new:
             return old, new
-    return there, here
+    return old_run, new_run

@@ -70,19 +70,19 @@ def local_device(device: str) -> str:
     return device
 
 
-def parts(indices: Sequence[int], device: str, wanted: int = PARTS) -> list[list[int]]:
+def parts(indices: Sequence[int], device: str, count: int = PARTS) -> list[list[int]]:
     """This process's parts of a minibatch, of equal size; on a GPU, where small parts take long, a single one.
 
-    There are gcd(wanted, batch) parts in all, or one a process where processes cannot share these equally.
+    There are gcd(count, batch) parts in all, or one a process where processes cannot share these equally.
     """
     n = world_size()
     cuts = n
     if device == "cpu":
-        cuts = math.gcd(wanted, len(indices))
+        cuts = math.gcd(count, len(indices))
     if cuts % n:  # 3 processes, or 8: their sums are not those of one
         cuts = n
-    size, here = len(indices) // cuts, cuts // n
-    return [list(indices[k * size : (k + 1) * size]) for k in range(rank() * here, (rank() + 1) * here)]
+    size, own = len(indices) // cuts, cuts // n
+    return [list(indices[k * size : (k + 1) * size]) for k in range(rank() * own, (rank() + 1) * own)]
 
 
 class Peers:
@@ -187,10 +187,10 @@ def run(lead: Callable[[], Any], follow: Callable[[], Any], device: str, *, met:
     from torch.distributed.rendezvous import rendezvous
 
     global _begun
-    here, _begun = local_device(device), met
+    own_device, _begun = local_device(device), met
     backend = "gloo"
-    if here.startswith("cuda"):
-        torch.cuda.set_device(here)
+    if own_device.startswith("cuda"):
+        torch.cuda.set_device(own_device)
         backend = "nccl"
     store, _, _ = next(rendezvous("env://"))
     torch.distributed.init_process_group(backend, store=store, rank=rank(), world_size=world_size())

@@ -191,12 +191,11 @@ def batch(
     rows: dict[tuple[int, Tokens], int] = {}
     positions: dict[tuple[int, int], int] = {}
     scored, targets = [], []
-    for owner, number in enumerate(indices):
+    for occurrence, number in enumerate(indices):
         context, tails = encoded.contexts[number], encoded.options[number]
+        owner = number  # an item that is drawn twice is read once
         if right_alone:
-            tails = (tails[encoded.labels[number]],)
-        else:
-            owner = number  # an item that is drawn twice is read once
+            tails, owner = (tails[encoded.labels[number]],), occurrence
         for tail in tails:
             row = rows.setdefault((owner, context + tail[:-1]), len(rows))
             numbers = []

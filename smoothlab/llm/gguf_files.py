@@ -140,10 +140,10 @@ def _in_repository(name: str) -> Path | None:
     return _in_folder(folder, name)
 
 
-def _in_folder(folder: Path, asked: str) -> Path | None:
+def _in_folder(folder: Path, model: str) -> Path | None:
     """The one GGUF file in a folder; None where it has none, or other weights."""
     names = [entry.name for entry in folder.iterdir() if entry.is_file()]
-    chosen = _only(names, asked)
+    chosen = _only(names, model)
     if chosen is None:
         return None
     return folder / chosen
@@ -162,7 +162,7 @@ def _from_hub(name: str, repository: str, file: str) -> Path:
     return path
 
 
-def _only(names: list[str], asked: str) -> str | None:
+def _only(names: list[str], model: str) -> str | None:
     """The one GGUF file among names; None where there is none, or weights that transformers reads by itself."""
     files = []
     for name in sorted(names):
@@ -177,12 +177,12 @@ def _only(names: list[str], asked: str) -> str | None:
     # llama.cpp names the files of one large model after their number.
     parts = _PART.search(files[0])
     if parts is not None:
-        raise BadInput(_split(asked, int(parts[1])))
+        raise BadInput(_split(model, int(parts[1])))
     listed = ", ".join(files[:8])
     if len(files) > 8:
         listed += f" and {len(files) - 8} more"
     raise BadInput(
-        f"model '{asked}' has {len(files)} GGUF files ({listed}): name one, as in --model {asked}/{files[0]}"
+        f"model '{model}' has {len(files)} GGUF files ({listed}): name one, as in --model {model}/{files[0]}"
     )
 
 

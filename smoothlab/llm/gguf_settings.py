@@ -109,7 +109,7 @@ def settle(config: Any, header: Header) -> list[str]:
     Raises:
         BadInput: a setting that transformers' model of this type cannot have.
     """
-    known, attributes = ARCHITECTURES[header.architecture], _attributes(header)
+    architecture, attributes = ARCHITECTURES[header.architecture], _attributes(header)
     notes = []
     for key in sorted(header.own_keys):
         value = header.setting(key)
@@ -119,10 +119,14 @@ def settle(config: Any, header: Header) -> list[str]:
             require(value == head_size(config), header, key, f"its heads have {head_size(config)} keys")
         elif key in NEUTRAL:
             require(value in NEUTRAL[key], header, key, f"only {NEUTRAL[key][0]} can be loaded")
-        elif not (key in IGNORED or (known.rotary and key in ROPE_KEYS) or (known.windows and key == WINDOW_BASE)):
+        elif not (
+            key in IGNORED
+            or (architecture.rotary and key in ROPE_KEYS)
+            or (architecture.windows and key == WINDOW_BASE)
+        ):
             raise refused(header, key, value, "transformers' reader does not know this setting")
-    if known.rotary:
-        notes += rope(config, header, partial=known.partial, windows=known.windows)
+    if architecture.rotary:
+        notes += rope(config, header, partial=architecture.partial, windows=architecture.windows)
     elif header.rope:
         raise refused(header, next(iter(header.rope)), "present", "its positions are not rotary")
     if header.architecture in GEMMA_27B_LAYERS:
@@ -154,9 +158,9 @@ def check(header: Header) -> None:
 
 def _attributes(header: Header) -> dict[str, str]:
     """Key -> attribute of transformers' configuration."""
-    known = ARCHITECTURES[header.architecture]
-    attributes = COMMON | dict(known.attributes)
-    for key in known.without:
+    architecture = ARCHITECTURES[header.architecture]
+    attributes = COMMON | dict(architecture.attributes)
+    for key in architecture.without:
         del attributes[key]
     return attributes
 

@@ -237,13 +237,13 @@ def _source(name: str) -> tuple[str, dict[str, Any], gguf_files.Header | None]:
     try:
         validate_repo_id(name)
     except HFValidationError:
-        what = "a file" if Path(name).is_file() else "no directory, and cannot be a hub name"
-        raise BadInput(f"cannot load model '{name}': it is {what}; use {_CHOICES}") from None
+        kind = "a file" if Path(name).is_file() else "no directory, and cannot be a hub name"
+        raise BadInput(f"cannot load model '{name}': it is {kind}; use {_CHOICES}") from None
     return name if hub.reachable() else hub.cached(name), options, None
 
 
 @contextlib.contextmanager
-def _reading(what: str, name: str) -> Iterator[None]:
+def _reading(part: str, name: str) -> Iterator[None]:
     """One line about whatever the libraries raise on files that are not theirs; running out of memory is left alone."""
     try:
         yield
@@ -252,15 +252,15 @@ def _reading(what: str, name: str) -> Iterator[None]:
             raise
         if "custom code" in str(error):
             raise BadInput(
-                f"cannot load model '{name}': its {what} needs custom code, which smoothlab never runs: use a model of "
+                f"cannot load model '{name}': its {part} needs custom code, which smoothlab never runs: use a model of "
                 "a type that transformers has"
             ) from error
         if words := hub.broke_off(error):
             raise BadInput(
-                f"cannot load model '{name}': the download of its {what} broke off ({words}): try the same "
+                f"cannot load model '{name}': the download of its {part} broke off ({words}): try the same "
                 "command again"
             ) from error
-        why = f"its {what} cannot be had ({type(error).__name__}: {' '.join(str(error).split())}"[:200] + ")"
+        why = f"its {part} cannot be had ({type(error).__name__}: {' '.join(str(error).split())}"[:200] + ")"
         hint = f"use {_CHOICES}"
         if Path(name).is_dir():
             files = "config.json, a tokenizer and model.safetensors (no pickled weights), or one GGUF file"

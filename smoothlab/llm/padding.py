@@ -37,11 +37,11 @@ def check_items(model: nn.Module, splits: Sequence[Encoded], name: str, method: 
         Whether rows of different lengths may be evaluated together, `accuracy`'s `mixed`.
     """
     items = _chosen(splits)
-    what = f"model '{name}' of type {getattr(getattr(model, 'config', None), 'model_type', type(model).__name__)}"
-    other = "another model"
+    subject = f"model '{name}' of type {getattr(getattr(model, 'config', None), 'model_type', type(model).__name__)}"
+    alternative = "another model"
     if method != "none":
-        what += f" with --peft {method}"
-        other = "another PEFT method or model"
+        subject += f" with --peft {method}"
+        alternative = "another PEFT method or model"
     # The longest item is the last one: the others are compared beside it and by themselves.
     rows, device = range(len(items) - 1), next(model.parameters()).device
     count = sum(len(items.options[row]) for row in rows)
@@ -63,28 +63,28 @@ def check_items(model: nn.Module, splits: Sequence[Encoded], name: str, method: 
         return torch.tensor([score for row in rows for score in scores_of_items[row]])
 
     with evaluating(model), precise(model):
-        if not bool(torch.isfinite(_runs(alone, what, other)).all()):
+        if not bool(torch.isfinite(_runs(alone, subject, alternative)).all()):
             return True  # the weights are broken, which training says
         if items.kind != "classifier":
-            _check_order(model, items, what, method)
+            _check_order(model, items, subject, method)
         mixed = True
         among: dict[str, Callable[[], Tensor]] = {}
         if size > 1:
             among["padded"] = one_by_one
             among["beside a longer one"] = lambda: trained(*range(len(items)))[:count]
-            fix = f"use --batch 1, {ALIKE}, or {other}"
+            fix = f"use --batch 1, {ALIKE}, or {alternative}"
         else:
             # Training pads nothing: a model that minds padding is evaluated beside rows of equal length.
             mixed = padding.distances(model, alone, {"mixed": lambda: evaluated(True)})["mixed"].times <= padding.LIMIT
             if items.kind == "verbalizer":
                 among["beside its other candidates"] = one_by_one
-            fix = f"use {ALIKE}, or {other}"
+            fix = f"use {ALIKE}, or {alternative}"
         among["evaluated"] = lambda: evaluated(mixed)
-        padding.check(model, alone, among, what, fix)
+        padding.check(model, alone, among, subject, fix)
     return mixed
 
 
-def _check_order(model: nn.Module, items: Encoded, what: str, method: str) -> None:
+def _check_order(model: nn.Module, items: Encoded, subject: str, method: str) -> None:
     """Refuse a model that looks at the tokens it is to predict: the first candidate read with its last token or not."""
     first = replace(items, options=tuple(options[:1] for options in items.options))
     minibatch = batch(first, [0], next(model.parameters()).device, all_candidates=True, multiple=1)
@@ -94,7 +94,7 @@ def _check_order(model: nn.Module, items: Encoded, what: str, method: str) -> No
     padding.check(
         model, lambda: torch.tensor(scores_alone(model, first, 0)),
         {"followed by other tokens": lambda: scores(model, minibatch)},
-        f"{what} does not read from left to right", fix,
+        f"{subject} does not read from left to right", fix,
     )  # fmt: skip
 
 
@@ -135,7 +135,7 @@ def _chosen(splits: Sequence[Encoded]) -> Encoded:
     )  # fmt: skip
 
 
-def _runs(outputs: Callable[[], Tensor], what: str, other: str) -> Tensor:
+def _runs(outputs: Callable[[], Tensor], subject: str, alternative: str) -> Tensor:
     """What rows by themselves give; some models and methods do not fit each other, or rows of some length."""
     try:
         return outputs()
@@ -143,4 +143,4 @@ def _runs(outputs: Callable[[], Tensor], what: str, other: str) -> Tensor:
         if isinstance(error, BadInput) or out_of_memory(error):
             raise
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:160]
-        raise BadInput(f"{what} cannot be run on a row by itself ({reason}): use {other}") from error
+        raise BadInput(f"{subject} cannot be run on a row by itself ({reason}): use {alternative}") from error

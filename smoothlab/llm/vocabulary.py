@@ -3,16 +3,21 @@
 Hidden states are gathered at the scored positions before the vocabulary head, by a hook on it, so that whatever a model
 does to its logits afterwards is done here too. Where positions x vocabulary is more than CHUNK numbers, as with
 completions of many tokens, head and softmax run for a chunk of positions at a time and are computed again in the
-backward pass (Chen et al. 2016, arXiv:1604.06174): of the table, a chunk is in memory, and not the whole.
+backward pass (Chen et al. 2016, arXiv:1604.06174), and in that of the backward pass: of the table, a chunk is in
+memory, and not the whole.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
+
+from smoothlab.llm.recomputation import depends_only_on, recomputed
 
 CHUNK = 2**24
 """Logits that are computed at a time: 64 MiB in fp32, 341 positions of a vocabulary of 49,152.
@@ -97,13 +102,22 @@ def _in_chunks(model: Any, base: Any, minibatch: Minibatch, size: int) -> Tensor
     def logs_of(chunk: Tensor, positions: Tensor, tokens: Tensor) -> Tensor:
         return _log_softmax(after_head(head(chunk[None])[0]))[positions, tokens]
 
+    def logs_at(positions: Tensor, tokens: Tensor, chunk: Tensor, *values: Tensor) -> Tensor:
+        result = functional_call(head, dict(zip(weights, values, strict=True)), (chunk[None],))
+        return _log_softmax(after_head(result[0]))[positions, tokens]
+
+    weights: dict[str, Tensor] = dict(head.named_parameters())
+    plain = not head.training and depends_only_on(example, (hidden, *weights.values()))
     positions, tokens = minibatch["position"].flatten(), minibatch["token"].flatten()
     real = minibatch["mask"].flatten() > 0  # candidates are filled up to the longest one's length
     entries, parts = [], []
     for start in range(0, len(hidden), size):
         inside = (real & (positions >= start) & (positions < start + size)).nonzero()[:, 0]
         inputs = hidden[start : start + size], positions[inside] - start, tokens[inside]
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() and plain:
+            part = recomputed(partial(logs_at, *inputs[1:]), inputs[0], *weights.values())
+        elif torch.is_grad_enabled():
+            # It repeats dropout's draws and finds tensors outside the head, but what a product computes is kept.
             # The non-reentrant kind alone can be differentiated twice, as exact Hessian products are.
             part = checkpoint(logs_of, *inputs, use_reentrant=False)
         else:

@@ -191,8 +191,8 @@ def _directions(rng: np.random.Generator, d_x: int, d_y: int, n: int, lengths: t
     sizes(d_x, d_y, n)
     if n % 2:
         raise BadInput(f"n is {n}: components come in pairs here, so give an even number")
-    for what, number in zip(("||a|| in x", "||a|| in y"), lengths, strict=True):
-        positive(what, number)
+    for name, number in zip(("||a|| in x", "||a|| in y"), lengths, strict=True):
+        positive(name, number)
     x, y = torch.from_numpy(rng.normal(size=(n // 2, d_x + d_y))).split([d_x, d_y], 1)
     x = x / x.norm(dim=1, keepdim=True) * lengths[0]
     y = y / y.norm(dim=1, keepdim=True) * lengths[1]

@@ -29,14 +29,14 @@ Array = NDArray[np.float64]
 Side = Literal["x", "y"]
 
 
-def positive(what: str, value: float) -> None:
+def positive(name: str, value: float) -> None:
     """Refuse a parameter that is not in (0, infinity).
 
     Raises:
         BadInput: names the parameter.
     """
     if not 0 < value < math.inf:
-        raise BadInput(f"{what} is {value}: give a number that is positive and finite")
+        raise BadInput(f"{name} is {value}: give a number that is positive and finite")
 
 
 @dataclass(frozen=True)

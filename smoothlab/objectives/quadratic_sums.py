@@ -150,9 +150,9 @@ def quadratic_sum(
     sizes(d_x, d_y, n)
     positive("the curvature l_x", l_x)
     positive("the curvature l_y", l_y)
-    for what, number in (("bend", bend), ("sigma", sigma)):
+    for parameter, number in (("bend", bend), ("sigma", sigma)):
         if not 0 <= number < math.inf:
-            raise BadInput(f"{what} is {number}: give a finite number that is not negative")
+            raise BadInput(f"{parameter} is {number}: give a finite number that is not negative")
     if n == 1 and (bend or sigma):
         raise BadInput("n = 1: one component is the sum itself, so bend and sigma must be 0")
     rng, d = np.random.default_rng(seed), d_x + d_y

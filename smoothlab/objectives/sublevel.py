@@ -133,8 +133,8 @@ def climb(
         moved = best.unsqueeze(1) + size * steps
         inside = f.value(moved) - f.f_star <= level
         moved = torch.where(inside.unsqueeze(-1), moved, best.unsqueeze(1))
-        highest, which = score(moved).nan_to_num(nan=-torch.inf).max(1)
+        highest, index = score(moved).nan_to_num(nan=-torch.inf).max(1)
         better = highest > top
-        best = torch.where(better.unsqueeze(-1), moved[torch.arange(len(best)), which], best)
+        best = torch.where(better.unsqueeze(-1), moved[torch.arange(len(best)), index], best)
         top = torch.where(better, highest, top)
     return best[top.argsort(descending=True)]

@@ -235,9 +235,9 @@ def sizes(d_x: int, d_y: int, n: int) -> None:
     Raises:
         BadInput: names the size.
     """
-    for what, size in (("d_x", d_x), ("d_y", d_y), ("n", n)):
+    for name, size in (("d_x", d_x), ("d_y", d_y), ("n", n)):
         if not isinstance(size, int) or size < 1:
-            raise BadInput(f"{what} is {size}: give an integer of at least 1")
+            raise BadInput(f"{name} is {size}: give an integer of at least 1")
 
 
 def centered(drawn: Tensor) -> Tensor:

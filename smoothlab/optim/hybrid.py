@@ -27,15 +27,15 @@ from smoothlab.errors import BadInput
 from smoothlab.optim.closure_check import ClosureCheck
 from smoothlab.optim.groups import Group, check_depends, check_rows, checked, warn_short
 from smoothlab.optim.masters import Masters, beside, descend, refreshed, round_to
-from smoothlab.optim.minibatch import Closure, Minibatch
+from smoothlab.optim.minibatch import Closure, Minibatch, WatchedLoss
 from smoothlab.optim.seedlog import SeedLog, replay
 from smoothlab.optim.summation import Peers
 from smoothlab.shards import any_sharded
-from smoothlab.zeroth.closures import Watch, evaluate
+from smoothlab.zeroth.closures import evaluate
 from smoothlab.zeroth.directional import Directional
 from smoothlab.zeroth.factors import Factors
 from smoothlab.zeroth.gathered import reshard
-from smoothlab.zeroth.variants import State, Update
+from smoothlab.zeroth.variant import State, Update
 
 
 @dataclass(frozen=True)
@@ -320,31 +320,31 @@ class HybridSGD(torch.optim.Optimizer):
         if not self._zeroth:
             return *self._exact_gradient(minibatch), {}
         closures = self._closures
-        watch, plain = closures.begin(minibatch)
-        mean = _WatchedLoss(minibatch, watch)
+        watch, first_look = closures.begin(minibatch)  # f(x, y) before the first step, None before later ones
+        loss = WatchedLoss(minibatch, watch)
         with watch.step():
-            graph = norm = loss = None
+            with_graph = norm = without_graph = None
             if self._exact is not None:
                 with watch.call():
-                    graph, norm = self._exact_gradient(minibatch)
-            if plain is not None and graph is not None:
-                closures.compare(graph, plain, minibatch)
+                    with_graph, norm = self._exact_gradient(minibatch)
+            if first_look is not None and with_graph is not None:
+                closures.compare(with_graph, first_look, minibatch)
             one_sided = any(group["oracle"].sides == 1 for group in self._zeroth.values())
-            if one_sided and (graph is None or closures.apart):
-                loss = evaluate(mean, self._named)  # as f(x + mu z) is evaluated, without a graph
-            center = graph if loss is None else loss
-            gradients = {k: self._estimate(k, group, mean, center) for k, group in self._zeroth.items()}
+            if one_sided and (with_graph is None or closures.apart):
+                without_graph = evaluate(loss, self._named)  # as f(x + mu z) is evaluated
+            center = with_graph if without_graph is None else without_graph
+            gradients = {k: self._estimate(k, group, loss, center) for k, group in self._zeroth.items()}
             if center is None:
-                center = sum(mean.values[-2:]) / 2  # of the last direction, both sides
+                center = sum(loss.values[-2:]) / 2  # of the last direction, both sides
             if self.last is None:
                 for k, gradient in gradients.items():
-                    check_depends(mean, self._blocks[k], gradient)
-            if plain is None:
-                closures.look_again(watch, minibatch, graph, loss, step=self.steps, peers=self.peers)
+                    check_depends(loss, self._blocks[k], gradient)
+            if first_look is None:
+                closures.look_again(watch, minibatch, with_graph, without_graph, step=self.steps, peers=self.peers)
             else:
                 watch.looked()
         closures.keep(watch)
-        return center if graph is None else graph, norm, gradients
+        return center if with_graph is None else with_graph, norm, gradients
 
     def _exact_gradient(self, minibatch: Minibatch) -> tuple[float, float]:
         """The mean loss, and the norm of its exact gradient, which is left in the parameters."""
@@ -359,12 +359,13 @@ class HybridSGD(torch.optim.Optimizer):
             raise BadInput(f"the exact gradient's norm is {norm} at step {self.steps}: lower the learning rates")
         return value, norm
 
-    def _estimate(self, k: int, group: Group, mean: Closure, loss: float | None) -> Directional:
+    def _estimate(self, k: int, group: Group, loss: Closure, center: float | None) -> Directional:
+        """The zeroth-order gradient of group k; a one-sided one takes f(x, y), `center`."""
         oracle, block = group["oracle"], self._blocks[k]
         options = {}
         if oracle.sides == 1:
-            options["value"] = loss
-        gradient = oracle(mean, block, (self.seed, self.steps, k), **options)
+            options["value"] = center
+        gradient = oracle(loss, block, (self.seed, self.steps, k), **options)
         if not isinstance(gradient, Directional):
             raise BadInput(
                 f"the oracle of group '{block.name}' returned a {type(gradient).__name__}: return a "
@@ -394,28 +395,3 @@ class HybridSGD(torch.optim.Optimizer):
         round_to(block, masters)
         if any_sharded(block.params):
             reshard(group["oracle"].layers)  # what FSDP2 keeps gathered is of before the step
-
-
-class _WatchedLoss:
-    """The mean loss of a step's minibatch, whose calls are watched.
-
-    Attributes:
-        values: the losses so far, in the order of their evaluation.
-    """
-
-    def __init__(self, minibatch: Minibatch, watch: Watch) -> None:
-        self._minibatch, self._watch = minibatch, watch
-        self.values: list[float] = []
-
-    def __call__(self) -> Tensor:
-        with self._watch.call():
-            loss = self._minibatch.loss()
-        self.values.append(float(loss.detach()))
-        return loss
-
-    def repeated(self, count: int) -> Tensor:
-        """The losses [count] of repetitions of the minibatch."""
-        with self._watch.call():
-            losses = self._minibatch.repeated(count)
-        self.values += losses.tolist()
-        return losses

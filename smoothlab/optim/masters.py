@@ -13,7 +13,7 @@ from smoothlab.errors import BadInput
 from smoothlab.shards import any_sharded
 from smoothlab.zeroth.estimators import Estimator
 from smoothlab.zeroth.factors import Factors
-from smoothlab.zeroth.variants import Update
+from smoothlab.zeroth.variant import Update
 
 Masters = bool | Literal["factors"]
 

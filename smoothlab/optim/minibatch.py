@@ -11,7 +11,7 @@ from torch import Tensor
 
 from smoothlab.blocks import Block
 from smoothlab.optim.summation import Peers, Terms, Tree, in_order, over_all, widened
-from smoothlab.zeroth.closures import finite, scalar
+from smoothlab.zeroth.closures import Watch, finite, scalar
 from smoothlab.zeroth.repetition import repeated
 
 Closure = Callable[[], Tensor]
@@ -92,6 +92,32 @@ class Minibatch:
             total = total.detach().clone()  # which the peers' sum overwrites, while a graph may hold it
             self._peers.sum([total])
         return total / self._count
+
+
+class WatchedLoss:
+    """The mean loss of a step's minibatch, whose calls are watched.
+
+    Attributes:
+        values: the losses so far, in the order of their evaluation.
+    """
+
+    def __init__(self, minibatch: Minibatch, watch: Watch) -> None:
+        self._minibatch, self._watch = minibatch, watch
+        self.values: list[float] = []
+
+    def __call__(self) -> Tensor:
+        """The mean loss of all parts."""
+        with self._watch.call():
+            loss = self._minibatch.loss()
+        self.values.append(float(loss.detach()))
+        return loss
+
+    def repeated(self, count: int) -> Tensor:
+        """The losses [count] of repetitions of the minibatch."""
+        with self._watch.call():
+            losses = self._minibatch.repeated(count)
+        self.values += losses.tolist()
+        return losses
 
 
 def _clear(params: Sequence[Tensor]) -> None:

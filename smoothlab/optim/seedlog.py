@@ -21,9 +21,10 @@ from smoothlab.optim import seedlog_file
 from smoothlab.optim.masters import descend, masters_of, round_to
 from smoothlab.optim.seedlog_file import CHECKSUM, ENTRY, FORMAT, Contents, Move
 from smoothlab.zeroth.directional import Directional
-from smoothlab.zeroth.distributions import Distribution
+from smoothlab.zeroth.distribution import Distribution
 from smoothlab.zeroth.factors import Factors
-from smoothlab.zeroth.variants import Plain, State, Variant
+from smoothlab.zeroth.variant import State, Variant
+from smoothlab.zeroth.variants import Plain
 
 
 class SeedLog:

@@ -25,9 +25,10 @@ import torch
 from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
 from smoothlab.shards import any_sharded
-from smoothlab.zeroth.distributions import Distribution
+from smoothlab.zeroth.distribution import Distribution
 from smoothlab.zeroth.rng import Terms, stream_name
-from smoothlab.zeroth.variants import Plain, Variant
+from smoothlab.zeroth.variant import Variant
+from smoothlab.zeroth.variants import Plain
 
 FORMAT, UNCHECKED = "smoothlab seed log 2", "smoothlab seed log 1"
 BODY = struct.Struct("<IHHHddd")
@@ -108,12 +109,12 @@ class Contents:
         of_log, of_head = (_variants(groups) for groups in (self.head["groups"], head["groups"]))
         if of_log != of_head:
             raise BadInput(f"{self.path} is of steps of variant {of_log}, these are {of_head}: give the same variant")
-        kinds = [group.get("generator", "torch") for group in self.head["groups"].values()]
-        here = [group.get("generator", "torch") for group in head["groups"].values()]
-        if kinds != here:
+        kinds_of_log = [group.get("generator", "torch") for group in self.head["groups"].values()]
+        kinds_of_head = [group.get("generator", "torch") for group in head["groups"].values()]
+        if kinds_of_log != kinds_of_head:
             raise BadInput(
-                f"{self.path}: its directions are of generator {', '.join(kinds)}, these of {', '.join(here)}: use "
-                "distributions of the same"
+                f"{self.path}: its directions are of generator {', '.join(kinds_of_log)}, these of "
+                f"{', '.join(kinds_of_head)}: use distributions of the same"
             )
         if self.head["stream"] != head["stream"]:
             raise BadInput(
@@ -181,11 +182,11 @@ def holds_part_of(line: bytes, path: Path) -> bool:
     return line.startswith(first) and line != first
 
 
-def too_short(path: Path, last: int, wanted: int) -> BadInput:
-    """The error for a log of `last` steps where a run goes on from step `wanted`."""
+def too_short(path: Path, last: int, step: int) -> BadInput:
+    """The error for a log of `last` steps where a run goes on from step `step`."""
     stands = f"ends before step {last}" if last else "holds no step"
     return BadInput(
-        f"{path} {stands}, the run goes on from step {wanted}: give the log that was written along with that "
+        f"{path} {stands}, the run goes on from step {step}: give the log that was written along with that "
         "checkpoint, or start again without both"
     )
 

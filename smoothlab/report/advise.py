@@ -45,9 +45,9 @@ def text(df: pd.DataFrame) -> list[str]:
 def limits(df: pd.DataFrame) -> pd.DataFrame:
     """Rows of the limits and of the advice for a table: `quantity` is the rate, `what` how its number was found."""
     rows = df[df["part"].isin(("limit", "advice"))]
-    found = rows["source"].astype(str).where(rows["part"] == "limit", "")
+    source = rows["source"].astype(str).where(rows["part"] == "limit", "")
     by = " by " + rows["condition"].astype(str)
-    return rows.assign(quantity=rows["option"], what=found + by.where(rows["source"] == "predicted", ""))
+    return rows.assign(quantity=rows["option"], what=source + by.where(rows["source"] == "predicted", ""))
 
 
 def figure(df: pd.DataFrame) -> Figure:
@@ -68,14 +68,14 @@ def figure(df: pd.DataFrame) -> Figure:
 
 def _panel(ax: Axes, option: str, trials: pd.DataFrame, limits: pd.DataFrame) -> None:
     start, ends = float(trials["loss_before"].iloc[0]), trials["loss_after"].astype(float)
-    shown = ends.fillna(np.inf).clip(upper=HIGHEST * start)
+    losses = ends.fillna(np.inf).clip(upper=HIGHEST * start)
     stable = ends <= start
     for chosen, label, marker, color in (
         (stable, "stable run", "o", COLORS[0]),
         (~stable, "unstable run", "s", COLORS[1]),
     ):
         if chosen.any():
-            ax.plot(trials["rate"][chosen], shown[chosen], marker, color=color, ms=4, zorder=3, label=label)
+            ax.plot(trials["rate"][chosen], losses[chosen], marker, color=color, ms=4, zorder=3, label=label)
     ax.axhline(start, ls=":", lw=0.9, color=GRAY, label="loss at the start")
     for line, (_, limit) in enumerate(limits.iterrows()):
         color = COLORS[2 + line % (len(COLORS) - 2)]

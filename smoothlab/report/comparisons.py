@@ -82,10 +82,10 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 
 def held(table: pd.DataFrame) -> str:
     """How many intervals hold their closed form or recursion: "9 of 10"; "" where none has one."""
-    known = table["held"].dropna()
-    if known.empty:
+    outcomes = table["held"].dropna()
+    if outcomes.empty:
         return ""
-    return f"{int(known.sum())} of {len(known)}"
+    return f"{int(outcomes.sum())} of {len(outcomes)}"
 
 
 def disagreements(table: pd.DataFrame, most: int = 12) -> pd.DataFrame:
@@ -106,8 +106,8 @@ def notes(df: pd.DataFrame) -> list[str]:
     for name in ("served", "note"):
         if name in df:
             # the numbers of steps differ from note to note: what is said of them is counted
-            said = df[name].dropna().str.replace(r"^\S+ steps are", "steps are", regex=True)
-            lines += [f"{text} ({count})" for text, count in said.value_counts().items()][:4]
+            texts = df[name].dropna().str.replace(r"^\S+ steps are", "steps are", regex=True)
+            lines += [f"{text} ({count})" for text, count in texts.value_counts().items()][:4]
     if "flag" in df:
         for flag, count in df["flag"].dropna().value_counts().items():
             lines.append(f"{count} rows carry the flag '{flag}'")
@@ -144,18 +144,20 @@ def _generic(df: pd.DataFrame) -> pd.DataFrame:
     if "quantity" in df:  # a setting that failed has none
         df = df[df["quantity"].notna()]
     table = pd.DataFrame(index=df.index)
-    for name, other in (("measured", "value"), ("low", ""), ("high", ""), ("reference", "")):
-        column = pd.Series(df.get(name, df.get(other)), df.index, dtype=object)
+    for name, fallback in (("measured", "value"), ("low", ""), ("high", ""), ("reference", "")):
+        column = pd.Series(df.get(name, df.get(fallback)), df.index, dtype=object)
         table[name] = pd.to_numeric(column, errors="coerce").astype(float)
-    for name, other in (("part", "experiment"), ("quantity", "unit"), ("verdict", "")):
-        table[name] = pd.Series(df.get(name, df.get(other)), df.index, dtype=object).fillna("")
+    for name, fallback in (("part", "experiment"), ("quantity", "unit"), ("verdict", "")):
+        table[name] = pd.Series(df.get(name, df.get(fallback)), df.index, dtype=object).fillna("")
     # the last digit of a stored closed form does not count against an interval
     slack = ROUNDING * table["reference"].abs()
     inside = (table["low"] - slack <= table["reference"]) & (table["reference"] <= table["high"] + slack)
-    known = table[["low", "high", "reference"]].notna().all(axis=1)
-    table["held"] = inside.astype(object).where(known, None)
+    has_interval = table[["low", "high", "reference"]].notna().all(axis=1)
+    table["held"] = inside.astype(object).where(has_interval, None)
     recorded = table["verdict"] != ""  # by the record itself
-    table["verdict"] = table["verdict"].where(recorded, inside.map({True: "consistent", False: "off"}).where(known, ""))
+    table["verdict"] = table["verdict"].where(
+        recorded, inside.map({True: "consistent", False: "off"}).where(has_interval, "")
+    )
     if "printed" in df and "found" in df:  # what the paper says of this row, and what was measured
         printed = df["printed"].notna()
         same = (df["printed"] == df["found"]).map({True: "as printed", False: "not as printed"})
@@ -197,13 +199,13 @@ def _curvature(df: pd.DataFrame) -> list[dict[str, Any]]:
         name, protocols = QUANTITIES[quantity], protocols_of(df, quantity)
         for block, protocol in itertools.product(blocks_of(df, quantity), protocols):
             for path, run in points(df, block, quantity, protocol).groupby("path"):
-                what = f"{method_of(df, path)}{block}, {protocol}"
-                rows += _ends(run, what, name)
-                rows += _correlation(run, what)
+                label = f"{method_of(df, path)}{block}, {protocol}"
+                rows += _ends(run, label, name)
+                rows += _correlation(run, label)
         for protocol in protocols:
             for path, quotient in ratio(df, quantity=quantity, protocol=protocol).groupby("path"):
-                what = f"{method_of(df, path)}base over peft, {protocol}"
-                for row in _ends(quotient, what, f"ratio of {name}s"):
+                label = f"{method_of(df, path)}base over peft, {protocol}"
+                for row in _ends(quotient, label, f"ratio of {name}s"):
                     rows.append(row | {"reference": 1.0, "verdict": ""})
                 above, below = int((quotient["low"] > 1).sum()), int((quotient["high"] < 1).sum())
                 rows[-1]["verdict"] = f"above 1 at {above} and below 1 at {below} of {len(quotient)} points"
@@ -222,12 +224,12 @@ def method_of(df: pd.DataFrame, path: Any) -> str:
     return f"{df.loc[df['path'] == path, 'method'].iloc[0]}, "
 
 
-def _ends(run: pd.DataFrame, what: str, quantity: str) -> list[dict[str, Any]]:
+def _ends(run: pd.DataFrame, label: str, quantity: str) -> list[dict[str, Any]]:
     """First and last point of a run, and whether their intervals are apart."""
     first, last = run.iloc[0], run.iloc[-1]
     rows: list[dict[str, Any]] = []
     for point in [first, last][: len(run)]:
-        rows.append({"what": f"{what}, step {point['step']}", "quantity": quantity, "measured": point["value"],
+        rows.append({"what": f"{label}, step {point['step']}", "quantity": quantity, "measured": point["value"],
                      "low": point["low"], "high": point["high"]})  # fmt: skip
     if len(run) > 1 and run.iloc[[0, -1]][["low", "high"]].notna().all(axis=None):
         # intervals that overlap leave open whether anything moved
@@ -238,7 +240,7 @@ def _ends(run: pd.DataFrame, what: str, quantity: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _correlation(run: pd.DataFrame, what: str) -> list[dict[str, Any]]:
+def _correlation(run: pd.DataFrame, label: str) -> list[dict[str, Any]]:
     """Spearman's rank correlation of the norm and the gradient norm along a run; open where its interval holds 0."""
     correlation = spearman(run["grad_norm"], run["value"])
     if correlation is None or len(run) < FEWEST:
@@ -246,7 +248,7 @@ def _correlation(run: pd.DataFrame, what: str) -> list[dict[str, Any]]:
     verdict = _sign(
         correlation.low, correlation.high, ("falls where the gradient grows", "open", "grows with the gradient")
     )
-    return [{"what": what, "quantity": "rank correlation with the gradient norm", "measured": correlation.rho,
+    return [{"what": label, "quantity": "rank correlation with the gradient norm", "measured": correlation.rho,
              "low": correlation.low, "high": correlation.high, "reference": 0.0, "verdict": verdict}]  # fmt: skip
 
 
@@ -281,17 +283,17 @@ def _finetune(df: pd.DataFrame) -> list[dict[str, Any]]:
 
 def _losses(kind: finetune.Kind) -> list[dict[str, Any]]:
     """Test loss of a kind of run, and where answers were generated their exact match and F1; means over seeds."""
-    what = f"{kind.name} ({kind.rates})"
+    label = f"{kind.name} ({kind.rates})"
     if not kind.test:
         last = pd.concat(kind.dev.values()).groupby("path")["dev_loss"].last()
-        return [{"what": what, "quantity": "dev loss", "measured": last.mean(), "verdict": "not tested"}]
+        return [{"what": label, "quantity": "dev loss", "measured": last.mean(), "verdict": "not tested"}]
     loss, low, high = finetune.pooled_loss(kind)
     seeds = f"{len(kind.test)} seed(s)"
-    rows = [{"what": what, "quantity": f"test loss, {seeds}", "measured": loss, "low": low, "high": high}]
+    rows = [{"what": label, "quantity": f"test loss, {seeds}", "measured": loss, "low": low, "high": high}]
     tests = pd.DataFrame(list(kind.test.values())).reindex(columns=["exact_match", "f1"])
     for column, name in (("exact_match", "exact match"), ("f1", "F1")):
         if tests[column].notna().all():
-            rows.append({"what": what, "quantity": f"test {name}, {seeds}", "measured": tests[column].mean()})
+            rows.append({"what": label, "quantity": f"test {name}, {seeds}", "measured": tests[column].mean()})
     return rows
 
 

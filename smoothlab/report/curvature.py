@@ -197,13 +197,13 @@ def norm_by_depth(ax: Axes, table: pd.DataFrame, ylabel: str, title: str) -> Non
     order = in_forward_order(table["block"])
     steps = np.unique(table["step"])
     # more than four steps would hide each other
-    shown = np.unique(steps[np.linspace(0, len(steps) - 1, 4).round().astype(int)]).tolist()
-    colors = dict(zip(shown, shades(len(shown)), strict=False))
+    shown_steps = np.unique(steps[np.linspace(0, len(steps) - 1, 4).round().astype(int)]).tolist()
+    colors = dict(zip(shown_steps, shades(len(shown_steps)), strict=False))
     # points of one run and step are joined; a floor for each of them would hide the values
     table = table.assign(at=table["block"].map(order.index), run=table["run"].astype(str), reference=np.nan)
     panel(ax, table, "at", ["step"], xlabel="block, in the order of the forward pass", ylabel=ylabel, title=title,
-          names=dict(zip(shown, map("step {:,}".format, shown), strict=True)), colors=colors, columns=4, dodge=0.06,
-          markers=dict(zip(shown, MARKERS, strict=False)))  # fmt: skip
+          names={step: f"step {step:,}" for step in shown_steps}, colors=colors, columns=4, dodge=0.06,
+          markers=dict(zip(shown_steps, MARKERS, strict=False)))  # fmt: skip
     ax.set_xticks(range(len(order)), list(pd.Series(order).str.replace("layer.", "", regex=False)))
     limits(ax, table, log=True)
 

@@ -132,10 +132,10 @@ def _chosen(df: pd.DataFrame, blocks: Sequence[str]) -> list[str]:
     fitted = df["block"].drop_duplicates().tolist()
     for block in blocks:
         if block not in fitted:
-            shown = ", ".join(fitted[:12])
+            listed = ", ".join(fitted[:12])
             if len(fitted) > 12:
-                shown += ", ..."
-            raise BadInput(f"--block {block}: these records hold fits of {shown}; name some of these")
+                listed += ", ..."
+            raise BadInput(f"--block {block}: these records hold fits of {listed}; name some of these")
     if blocks or len(fitted) <= FEW:
         return list(blocks) or fitted
     return [fitted[i] for i in np.linspace(0, len(fitted) - 1, FEW).round().astype(int)]
@@ -189,8 +189,8 @@ def _against_gradient(ax: Axes, df: pd.DataFrame, name: str, color: str) -> None
           title=name, scale="x", names={"measured": "measured"}, colors={"measured": color},
           markers={"measured": "o"}, columns=4)  # fmt: skip
     plain_ticks(ax.xaxis, points["gradient_norm"])
-    shown = points[["measured", "low", "high", "reference"]]
-    limits(ax, pd.concat([shown, bound[["measured", "low", "high", "reference"]]]), log=True)
+    drawn_points = points[["measured", "low", "high", "reference"]]
+    limits(ax, pd.concat([drawn_points, bound[["measured", "low", "high", "reference"]]]), log=True)
 
 
 def _label(df: pd.DataFrame) -> str:

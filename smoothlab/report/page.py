@@ -107,10 +107,10 @@ class Section:
         rows = self.table[self.table["verdict"].isin(REFUTED)]
         return dict(Counter(rows["part"] + " " + rows["verdict"]))
 
-    def find(self, quantity: str, what: str = "") -> list[dict[str, Any]]:
+    def find(self, quantity: str, part: str = "") -> list[dict[str, Any]]:
         """Rows of the table by the beginning of their quantity and a part of their name, for the template."""
         keep = self.table["quantity"].astype(str).str.startswith(quantity)
-        keep &= self.table["what"].str.contains(what, regex=False)
+        keep &= self.table["what"].str.contains(part, regex=False)
         return [{str(name): value for name, value in row.items()} for row in self.table[keep].to_dict("records")]
 
 

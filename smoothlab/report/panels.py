@@ -100,17 +100,19 @@ def panel(
         for j, second in enumerate(seconds):
             _entry(ax, names.get(second, str(second)), markers.get(second, MARKERS[j]), GRAY, line or LINES[j], lw=0.9)
     values = pd.concat([rows["measured"], rows["reference"]])
-    if "x" in scale:
-        ax.set_xscale("log")
-        along = rows[x]
-        if horizontal:
-            along = values
-        plain_ticks(ax.xaxis, along)
-    if "y" in scale:
-        ax.set_yscale("log")
-        plain_ticks(ax.yaxis, values)
+    _logarithmic(ax, scale, values if horizontal else rows[x], values)
     ax.set(xlabel=xlabel or ax.get_xlabel(), ylabel=ylabel or ax.get_ylabel())
     legend_above(ax, title, columns)
+
+
+def _logarithmic(ax: Axes, scale: str, across: pd.Series, up: pd.Series) -> None:
+    """Make the axes in `scale` ("", "x", "y" or "xy") logarithmic, with ticks for the values along them."""
+    if "x" in scale:
+        ax.set_xscale("log")
+        plain_ticks(ax.xaxis, across)
+    if "y" in scale:
+        ax.set_yscale("log")
+        plain_ticks(ax.yaxis, up)
 
 
 def _reference(ax: Axes, at: pd.Series, rows: pd.DataFrame, color: str, style: str, horizontal: bool) -> None:
@@ -159,8 +161,8 @@ def _points(
             bars = ax.hlines
         bars(at[barred], low[barred], high[barred], color=color, lw=1.0, zorder=2, label="_interval")
     if joined:
-        known = value.notna()
-        for _, run in rows[known].groupby(runs[known]):
+        drawn = value.notna()
+        for _, run in rows[drawn].groupby(runs[drawn]):
             ax.plot(at[run.index], value[run.index], "-", lw=1.2, color=color, zorder=2.1)
     across, up = at, value
     if horizontal:

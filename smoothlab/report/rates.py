@@ -117,9 +117,9 @@ def failing(ax: Axes, df: pd.DataFrame) -> None:
 
 def steps(ax: Axes, df: pd.DataFrame) -> None:
     """nT against eps: what the theorems ask for, and what the best two rates need."""
-    asked = rows_of(df, "exponents", "steps asked")
-    asked = asked[asked["regime"] == "moderate eps"].assign(measured=np.nan)
-    rows = pd.concat([asked, rows_of(df, "exponents", "steps")])
+    required = rows_of(df, "exponents", "steps asked")
+    required = required[required["regime"] == "moderate eps"].assign(measured=np.nan)
+    rows = pd.concat([required, rows_of(df, "exponents", "steps")])
     panel(ax, rows[rows["axis"] == "eps"], "value", ["series"], xlabel=r"$\varepsilon$", ylabel="steps $nT$",
           scale="xy", title=r"Steps to $\varepsilon$", names=NAMES, colors=SERIES, markers=dict.fromkeys(THEOREMS, ""),
           columns=2)  # fmt: skip
@@ -128,9 +128,9 @@ def steps(ax: Axes, df: pd.DataFrame) -> None:
 
 def exponents(ax: Axes, df: pd.DataFrame) -> None:
     """Exponents of nT: measured with intervals (filled), and at small eps what is asked or needed (hollow)."""
-    asked = rows_of(df, "exponents", "exponent asked").assign(measured=np.nan)
-    asked = asked[(asked["regime"] == "small eps") & (asked["ell"] == "constant")]
-    rows = pd.concat([asked, rows_of(df, "exponents", "exponent")])
+    required = rows_of(df, "exponents", "exponent asked").assign(measured=np.nan)
+    required = required[(required["regime"] == "small eps") & (required["ell"] == "constant")]
+    rows = pd.concat([required, rows_of(df, "exponents", "exponent")])
     rows = rows[rows["series"].isin(list(SERIES))].dropna(subset=["measured", "reference"], how="all")
     heights, ticks, height = {}, {}, 0
     for axis, sign in AXES.items():

@@ -58,10 +58,10 @@ class Dependence(NamedTuple):
         """Factor by which distances from an estimate to its bootstrap quantiles are too short; see `interval`."""
         n, b, r = self.n, self.length, self.correlation
         # Blocks of b points miss what points of different blocks share, and samples that the mean is their own.
-        seen = 1 - 2 * r * (1 - r**b) / (b * (1 - r * r))
+        fraction = 1 - 2 * r * (1 - r**b) / (b * (1 - r * r))
         if b > 1:
-            seen *= 1 - b / n
-        return math.sqrt(n / (n - parameters) / seen)
+            fraction *= 1 - b / n
+        return math.sqrt(n / (n - parameters) / fraction)
 
     def degrees(self, parameters: int) -> float:
         """Degrees of freedom of the spread between blocks, at least 1."""
@@ -92,7 +92,9 @@ def dependence(residuals: ArrayLike) -> Dependence:
 
 def longest(several: list[Dependence]) -> Dependence:
     """The dependence with the longest blocks and the strongest correlation among those of several series."""
-    return Dependence(several[0].n, max(one.length for one in several), max(one.correlation for one in several))
+    return Dependence(
+        several[0].n, max(series.length for series in several), max(series.correlation for series in several)
+    )
 
 
 def interval(estimate: float, draws: Array, series: Dependence, parameters: int) -> Interval:

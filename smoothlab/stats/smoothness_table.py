@@ -146,9 +146,9 @@ def nothing(df: pd.DataFrame, blocks: Sequence[str], quantity: str, protocols: S
     """One line that says which rows were looked for and which there are."""
     held = df.loc[df["value"].notna(), ["block", "quantity", "protocol"]].drop_duplicates()
     listed = ", ".join(held["quantity"] + " of " + held["block"] + " (" + held["protocol"] + ")") or "no rows"
-    wanted = quantity
+    request = quantity
     if blocks:
-        wanted += f" of {', '.join(blocks)}"
+        request += f" of {', '.join(blocks)}"
     if protocols:
-        wanted += f" ({', '.join(protocols)})"
-    return f"these records hold no finite value for {wanted}; they hold: {listed}"
+        request += f" ({', '.join(protocols)})"
+    return f"these records hold no finite value for {request}; they hold: {listed}"

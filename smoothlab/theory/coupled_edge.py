@@ -109,8 +109,8 @@ def _map(
     shrunk = 1 - moment.isotropic * eta_x * rest_trace / 2
     if shrunk <= 0:
         return None
-    one = np.eye(len(eigenvalues))
-    shrink = one - (eta_x * g + eta_y * (one - g)) * eigenvalues
+    identity = np.eye(len(eigenvalues))
+    shrink = identity - (eta_x * g + eta_y * (identity - g)) * eigenvalues
     noise = eta_x * g * eigenvalues
     spread = moment.isotropic / shrunk * eta_x**2 * np.outer(g, eigenvalues[:, None] * g * eigenvalues)
     return np.kron(shrink, shrink) + (moment.aligned - 1) * np.kron(noise, noise) + spread

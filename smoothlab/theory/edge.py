@@ -145,9 +145,9 @@ def _isotropic(spectrum: Spectrum, moment: OuterMoment, momentum: float, dampeni
     if not b:
         return Edge(*(pole / (1 - dampening),) * 3)
 
-    def root(which: int) -> float:
+    def root(index: int) -> float:
         def excess(rate: float) -> float:
-            return b * spectrum.sums(rate, A, B)[which] - 1
+            return b * spectrum.sums(rate, A, B)[index] - 1
 
         # (B + b) x_max < A at the edge, as one term of the sum is below 1: the pole is never met.
         top = A / ((B + b) * spectrum.largest)

@@ -60,22 +60,22 @@ class Watch:
                 put back.
         """
         # By identity: tensors compare entry by entry, and tied ones must be watched once.
-        known = set(map(id, self.params))
+        ids = set(map(id, self.params))
         kept: list[Tensor] = []
 
         def meet(module: nn.Module) -> None:
             for m in module.modules():  # also those within a compiled one
-                if id(m) in known:
+                if id(m) in ids:
                     continue
-                known.add(id(m))
+                ids.add(id(m))
                 self._modules.append(m)
                 for p in m.parameters(recurse=False):
-                    if id(p) not in known:
-                        known.add(id(p))
+                    if id(p) not in ids:
+                        ids.add(id(p))
                         self.params.append(p)
                 for name, buffer in m.named_buffers(recurse=False):
-                    if id(buffer) not in known:
-                        known.add(id(buffer))
+                    if id(buffer) not in ids:
+                        ids.add(id(buffer))
                         self._buffers.append(buffer)
                         self._buffer_names.append(f"{name} of {type(m).__name__}")
                         # The module has not run yet: this is the value that a change is seen by, and undone with.
@@ -208,10 +208,10 @@ def scalar(value: object, block: Block) -> Tensor:
     """
     if isinstance(value, Tensor) and value.dim() == 0:
         return value
-    what = f"is a {type(value).__name__}"
+    fault = f"is a {type(value).__name__}"
     if isinstance(value, Tensor):
-        what = f"has shape {tuple(value.shape)}"
-    raise BadInput(f"the loss on block '{block.name}' {what}: return the mean over the minibatch, a scalar")
+        fault = f"has shape {tuple(value.shape)}"
+    raise BadInput(f"the loss on block '{block.name}' {fault}: return the mean over the minibatch, a scalar")
 
 
 def finite(value: float, block: Block) -> float:

@@ -8,7 +8,7 @@ from torch import Tensor
 from smoothlab.blocks import Block, Loss, standing_at
 from smoothlab.errors import BadInput
 from smoothlab.zeroth.directional import Directional
-from smoothlab.zeroth.distributions import Distribution
+from smoothlab.zeroth.distribution import Distribution
 from smoothlab.zeroth.estimators import Sides, ZerothOrder
 
 
@@ -61,11 +61,11 @@ class ControlVariate:
             raise BadInput(
                 f"block '{block.name}' is not the anchor's, '{self.block.name}': make a ControlVariate for it"
             )
-        here = self.estimator(loss, block, seed, value=value)
+        estimate = self.estimator(loss, block, seed, value=value)
         with standing_at(block, self._anchor):
-            there = self.estimator(loss, block, seed)
+            anchor_estimate = self.estimator(loss, block, seed)
         # The same seeds are the same directions, so that the difference of both estimates is one of coefficients.
-        at_anchor = dict(there.terms)
-        terms = tuple((key, c - at_anchor[key]) for key, c in here.terms)
-        # The second call has taken the memory of the first one's directions: only `there` still holds any.
-        return Directional(here.distribution, terms, self.gradient, here.stream, there.kept)
+        at_anchor = dict(anchor_estimate.terms)
+        terms = tuple((key, c - at_anchor[key]) for key, c in estimate.terms)
+        # The second call has taken the memory of the first one's directions: only `anchor_estimate` still holds any.
+        return Directional(estimate.distribution, terms, self.gradient, estimate.stream, anchor_estimate.kept)

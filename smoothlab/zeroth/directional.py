@@ -12,7 +12,7 @@ from torch import Tensor
 from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
 from smoothlab.shards import Held, local
-from smoothlab.zeroth.distributions import Distribution
+from smoothlab.zeroth.distribution import Distribution
 from smoothlab.zeroth.rng import Mixture, Piece, Seed, Stream, Terms, add_scaled, stream_name
 from smoothlab.zeroth.scaled import Known
 
@@ -106,11 +106,11 @@ class Directional:
         Raises:
             BadInput: they are bound to another generator, and not in memory.
         """
-        here = stream_name(block.params[0].device, self.distribution.generator)
-        if self.stream not in ("", here) and not self._in_memory:
+        own_stream = stream_name(block.params[0].device, self.distribution.generator)
+        if self.stream not in ("", own_stream) and not self._in_memory:
             raise BadInput(
-                f"the gradient's seeds are of generator {self.stream}, this is {here}: its directions cannot be drawn "
-                "here; go on where it was made"
+                f"the gradient's seeds are of generator {self.stream}, this is {own_stream}: its directions cannot be "
+                "drawn here; go on where it was made"
             )
 
     @property

@@ -24,7 +24,8 @@ from smoothlab.errors import BadInput
 from smoothlab.shards import any_sharded
 from smoothlab.zeroth.closures import check_same, check_written, evaluate, meeting, versions
 from smoothlab.zeroth.directional import Directional
-from smoothlab.zeroth.distributions import Distribution, Gaussian
+from smoothlab.zeroth.distribution import Distribution
+from smoothlab.zeroth.distributions import Gaussian
 from smoothlab.zeroth.forward import ForwardPerturbation
 from smoothlab.zeroth.gathered import check_gathers
 from smoothlab.zeroth.low_rank import LowRank
@@ -324,12 +325,12 @@ class ZerothOrder:
                 )
             if any_sharded(block.params):
                 check_gathers(block.name, self)
-            made: Perturbation
+            new: Perturbation
             if isinstance(self.distribution, LowRank) and self.perturb == "forward":
-                made = ForwardPerturbation(block, self.distribution, dtype=self.dtype, module=self.layers)
+                new = ForwardPerturbation(block, self.distribution, dtype=self.dtype, module=self.layers)
             else:
-                made = Perturbation(block, keep=self.keep, layers=self.layers, dtype=self.dtype)
-            self._perturbations[block] = made
+                new = Perturbation(block, keep=self.keep, layers=self.layers, dtype=self.dtype)
+            self._perturbations[block] = new
         # The copies of several blocks at a time would take the memory that moving one block after the other saves.
         current = self._perturbations[block]
         for perturbation in self._perturbations.values():

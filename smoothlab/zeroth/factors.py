@@ -20,7 +20,7 @@ from torch import Tensor
 from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
 from smoothlab.zeroth.directional import Directional
-from smoothlab.zeroth.distributions import Distribution
+from smoothlab.zeroth.distribution import Distribution
 from smoothlab.zeroth.low_rank import LowRank
 from smoothlab.zeroth.rng import Seed, stream_name
 

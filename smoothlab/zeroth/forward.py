@@ -20,7 +20,7 @@ from smoothlab.blocks import Block, Loss, standing_at
 from smoothlab.errors import BadInput
 from smoothlab.shards import any_sharded, is_sharded
 from smoothlab.zeroth.closures import meeting
-from smoothlab.zeroth.distributions import Distribution
+from smoothlab.zeroth.distribution import Distribution
 from smoothlab.zeroth.factors import standing, with_factors_of
 from smoothlab.zeroth.gathered import Stand
 from smoothlab.zeroth.low_rank import LowRank

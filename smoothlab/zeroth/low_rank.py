@@ -13,7 +13,8 @@ from torch import Tensor
 from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
 from smoothlab.zeroth import portable
-from smoothlab.zeroth.distributions import Distribution, Gaussian, Parts, Vector
+from smoothlab.zeroth.distribution import Distribution, Parts, Vector
+from smoothlab.zeroth.distributions import Gaussian
 from smoothlab.zeroth.expectations import Cumulants, Shapes, entries
 from smoothlab.zeroth.rng import SHARED, Draws, Piece, Seed, Stream, chunk_of, cut
 

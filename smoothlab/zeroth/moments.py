@@ -31,7 +31,8 @@ import numpy as np
 
 from smoothlab.errors import BadInput
 from smoothlab.theory.spectra import OuterMoment
-from smoothlab.zeroth.distributions import Distribution, Sphere
+from smoothlab.zeroth.distribution import Distribution
+from smoothlab.zeroth.distributions import Sphere
 from smoothlab.zeroth.estimators import ZerothOrder
 from smoothlab.zeroth.expectations import Array, Shapes, entries
 

@@ -12,7 +12,8 @@ from smoothlab.zeroth.directional import Directional
 from smoothlab.zeroth.estimators import Estimator, ZerothOrder
 from smoothlab.zeroth.expectations import Shapes
 from smoothlab.zeroth.low_rank import LowRank
-from smoothlab.zeroth.variants import State, Update, Variant, of_low_rank
+from smoothlab.zeroth.variant import State, Update, Variant
+from smoothlab.zeroth.variants import of_low_rank
 
 
 @dataclass(frozen=True)
@@ -82,13 +83,13 @@ class Muon(Variant):
 
     def oracle(self, estimator: Estimator) -> Estimator:
         """The estimator, whose directions are of low rank."""
-        given = of_low_rank(self, estimator)
-        if given.distribution.generator == "portable":
+        low_rank = of_low_rank(self, estimator)
+        if low_rank.distribution.generator == "portable":
             raise BadInput(
                 f"variant {self.name} with portable directions: its decompositions are rounded otherwise on other "
                 "machines, use generator 'torch'"
             )
-        return given
+        return low_rank
 
     def update(self, state: State, gradient: Directional) -> tuple[Update, State]:
         """The orthogonalized estimate."""

@@ -1,8 +1,8 @@
 """Names of distributions and of variants of steps: the tables that the command line, records, docs and tests read.
 
 Nothing heavy is imported here, so that `--help` can list the names at once. A new distribution is one class, see
-`smoothlab.zeroth.distributions.Distribution`, and one entry below: a class, or "module:Class" to be imported when used.
-A new variant is one class, see `smoothlab.zeroth.variants.Variant`, and one entry.
+`smoothlab.zeroth.distribution.Distribution`, and one entry below: a class, or "module:Class" to be imported when used.
+A new variant is one class, see `smoothlab.zeroth.variant.Variant`, and one entry.
 """
 
 import pkgutil

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from smoothlab.blocks import Block, Loss, standing_at
 from smoothlab.errors import BadInput
 from smoothlab.shards import Held, any_sharded, summed
-from smoothlab.zeroth.distributions import Distribution
+from smoothlab.zeroth.distribution import Distribution
 from smoothlab.zeroth.gathered import Gathered
 from smoothlab.zeroth.rng import Mixture, Piece, Seed, Stream, Terms, add_scaled
 

@@ -194,10 +194,10 @@ def embedding(function: Callable[..., Tensor], *, adds: bool = False) -> Callabl
         if parts is None:
             return None
         home, u, w, scale = parts
-        found = function(input, home, *args, **kwargs)
+        looked_up = function(input, home, *args, **kwargs)
         if not scale:
-            return found
-        return _added(found, _looked_up(u, input), w, scale)
+            return looked_up
+        return _added(looked_up, _looked_up(u, input), w, scale)
 
     return rows
 

@@ -67,6 +67,37 @@ class BatchedLoss:
         return losses.view(count, -1).mean(1)
 
 
+class RepeatableLoss:
+    """The loss of a minibatch, and the losses of its repetitions, both with the same dropout masks at every call.
+
+    Args:
+        compute: the mean loss, a scalar.
+        repeated: the mean losses [count] of `count` repetitions of the minibatch.
+        fixed: makes a loss the same at every call, see `smoothlab.blocks.fixed_loss`.
+    """
+
+    def __init__(self, compute: Loss, repeated: Callable[[int], Tensor], fixed: Callable[[Loss], Loss]) -> None:
+        self._compute, self._repeated, self._count = compute, repeated, 0
+        self._fixed = fixed(self._evaluate)  # one for both, as it walks over all modules
+
+    def __call__(self) -> Tensor:
+        """The mean loss, a scalar."""
+        return self._fixed()
+
+    def repeated(self, count: int) -> Tensor:
+        """The mean losses [count] of repetitions of the minibatch."""
+        self._count = count
+        try:
+            return self._fixed()
+        finally:
+            self._count = 0
+
+    def _evaluate(self) -> Tensor:
+        if self._count:
+            return self._repeated(self._count)
+        return self._compute()
+
+
 def repeated(loss: Loss, count: int, block: Block) -> Tensor:
     """The losses [count] of repetitions of a minibatch, without a graph.
 

@@ -78,10 +78,10 @@ _local = threading.local()
 
 def _generator(device: torch.device) -> torch.Generator:
     """This thread's generator for the device: making one costs as much as drawing a thousand numbers."""
-    known: dict[torch.device, torch.Generator] = _local.__dict__.setdefault("generators", {})
-    if device not in known:
-        known[device] = torch.Generator(device)
-    return known[device]
+    generators: dict[torch.device, torch.Generator] = _local.__dict__.setdefault("generators", {})
+    if device not in generators:
+        generators[device] = torch.Generator(device)
+    return generators[device]
 
 
 class Draws(Protocol):
@@ -137,7 +137,7 @@ def _shifts(device: torch.device) -> Tensor:
 
 
 class Source(Protocol):
-    """What a stream asks of a distribution of directions, see `smoothlab.zeroth.distributions.Distribution`."""
+    """What a stream asks of a distribution of directions, see `smoothlab.zeroth.distribution.Distribution`."""
 
     @property
     def generator(self) -> GeneratorName:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from smoothlab.errors import BadInput
-from smoothlab.zeroth.distributions import Distribution, Gaussian, Parts, Vector
+from smoothlab.zeroth.distribution import Distribution, Parts, Vector
+from smoothlab.zeroth.distributions import Gaussian
 from smoothlab.zeroth.expectations import Array, Shapes
 from smoothlab.zeroth.rng import Piece, Stream
 

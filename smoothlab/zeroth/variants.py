@@ -16,81 +16,27 @@ moments are, and why some have none.
 """
 
 import math
-from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
 from smoothlab.zeroth.directional import Directional
-from smoothlab.zeroth.distributions import Distribution, Gaussian
+from smoothlab.zeroth.distribution import Distribution
+from smoothlab.zeroth.distributions import Gaussian
 from smoothlab.zeroth.estimators import Estimator, ZerothOrder
 from smoothlab.zeroth.expectations import Array
 from smoothlab.zeroth.low_rank import KeptSubspace, LowRank
 from smoothlab.zeroth.moments import Taylor, mean, second_moment
 from smoothlab.zeroth.names import VARIANTS, made
-from smoothlab.zeroth.rng import Terms
+from smoothlab.zeroth.variant import State, Variant
 
-State = tuple[Any, ...]
-"""What a variant knows of the steps before: numbers and pairs of seeds and numbers; () before the first step."""
 TRUNCATED = 0.01
 """Weight beta^J of what momentum forgets, at most, where no window is given."""
 EPSILON = 1e-8
 """Adam's constant beside the root of v."""
 Moments = tuple[Array, float]
 """Mean E u [d] and second moment E ||u||^2."""
-
-
-class Update(Protocol):
-    """What a step moves the weights along; a `Directional` is one."""
-
-    def add_to(self, block: Block, alpha: float) -> None:
-        """theta <- theta + alpha u on `block`, in place."""
-
-
-@dataclass(frozen=True)
-class Variant(ABC):
-    """What a zeroth-order group of `HybridSGD` does with its estimates; one of your own is a subclass with `update`.
-
-    >>> from smoothlab import HybridSGD, Momentum, ZerothOrder
-    >>> import torch
-    >>> x = torch.nn.Parameter(torch.ones(3))
-    >>> optimizer = HybridSGD([{"params": x, "lr": 0.01, "oracle": ZerothOrder(), "variant": Momentum(0.5)}])
-    >>> loss = optimizer.step(lambda: x.square().sum())
-    """
-
-    @property
-    def name(self) -> str:
-        """Name for records, options and logs, with the parameters: "plain", "momentum(0.9, 44)"."""
-        label = type(self).__name__.lower()
-        parameters = [f"{getattr(self, f.name):g}" for f in fields(self)]
-        if not parameters:
-            return label
-        return f"{label}({', '.join(parameters)})"
-
-    def oracle(self, estimator: Estimator) -> Estimator:
-        """The estimator whose estimates it takes: the one that is given, unless the variant changes the directions.
-
-        Raises:
-            BadInput: its estimates are none that the variant can take.
-        """
-        return estimator
-
-    @abstractmethod
-    def update(self, state: State, gradient: Directional) -> tuple[Update, State]:
-        """The update u that follows from the step's estimate and from the state, and the state for the next step."""
-
-    def terms_of(self, gradient: Directional) -> Terms:
-        """Seeds and coefficients of an estimate that is nothing else.
-
-        Raises:
-            BadInput: a vector of the weights' size belongs to it.
-        """
-        if gradient.anchor is not None:
-            raise BadInput(f"variant {self.name} takes plain zeroth-order estimates: leave control variates out")
-        return gradient.terms
 
 
 @dataclass(frozen=True)
@@ -342,11 +288,11 @@ class Subspace(Variant):
 
     def oracle(self, estimator: Estimator) -> Estimator:
         """The same estimator, with directions in the kept subspace."""
-        given = of_low_rank(self, estimator)
-        distribution = given.distribution
+        low_rank = of_low_rank(self, estimator)
+        distribution = low_rank.distribution
         assert isinstance(distribution, LowRank)
         kept = KeptSubspace(distribution.rank, self.window, generator=distribution.generator)
-        return replace(given, distribution=kept)
+        return replace(low_rank, distribution=kept)
 
     def update(self, state: State, gradient: Directional) -> tuple[Directional, State]:
         """The estimate itself."""

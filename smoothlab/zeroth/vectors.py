@@ -62,10 +62,10 @@ class MovedVector:
 
 def _like(vector: Any, values: Tensor) -> Any:
     """A vector that stands for these values."""
-    made: Any = torch.full((), torch.nan, dtype=values.dtype, device=values.device).expand(values.shape[1:])
-    made.values, made.label = values, vector.label
-    made.__class__ = _moved_class(Tensor)
-    return made
+    stand_in: Any = torch.full((), torch.nan, dtype=values.dtype, device=values.device).expand(values.shape[1:])
+    stand_in.values, stand_in.label = values, vector.label
+    stand_in.__class__ = _moved_class(Tensor)
+    return stand_in
 
 
 def _elementwise(operation: Callable[..., Tensor]) -> Callable[..., Any]:

@@ -29,7 +29,8 @@ from smoothlab.objectives import (
     objective,
     quadratic_sum,
 )
-from smoothlab.zeroth.distributions import Distribution, named
+from smoothlab.zeroth.distribution import Distribution
+from smoothlab.zeroth.distributions import named
 from smoothlab.zeroth.estimators import ZerothOrder
 from smoothlab.zeroth.names import DISTRIBUTIONS
 from tests.cases import CURVED

@@ -20,7 +20,8 @@ from smoothlab.conformance.problems import SMALL, WIDE
 from smoothlab.conformance.suite import ALPHA, COMPARISONS, PROBES, answer, answers, verify
 from smoothlab.errors import BadInput
 from smoothlab.stats import scores
-from smoothlab.zeroth.distributions import Coordinate, Distribution, Gaussian, Rademacher, Sparse, Sphere
+from smoothlab.zeroth.distribution import Distribution
+from smoothlab.zeroth.distributions import Coordinate, Gaussian, Rademacher, Sparse, Sphere
 from smoothlab.zeroth.estimators import ZerothOrder
 from smoothlab.zeroth.expectations import Shapes
 from smoothlab.zeroth.low_rank import LowRank

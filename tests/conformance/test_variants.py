@@ -13,7 +13,8 @@ from smoothlab.zeroth.estimators import ZerothOrder
 from smoothlab.zeroth.low_rank import LowRank
 from smoothlab.zeroth.muon import Muon
 from smoothlab.zeroth.names import VARIANTS
-from smoothlab.zeroth.variants import Adaptive, Momentum, Plain, Spread, Subspace, Variant
+from smoothlab.zeroth.variant import Variant
+from smoothlab.zeroth.variants import Adaptive, Momentum, Plain, Spread, Subspace
 
 ROOT = Path(__file__).resolve().parents[2]
 SUBJECTS: dict[str, tuple[Variant, dict[str, Any], list[str]]] = {

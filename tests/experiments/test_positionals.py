@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from smoothlab import commands
 from smoothlab.__main__ import main
+from smoothlab.commands import COMMANDS
+from smoothlab.commands.readers import READERS
 from smoothlab.experiments.positionals import files_first, is_record_file, options_of_several_values
 
 SEVERAL = {"fit": {"--block"}, "plot": {"--block"}, "report": {"--where"}}
@@ -15,17 +16,17 @@ SEVERAL = {"fit": {"--block"}, "plot": {"--block"}, "report": {"--where"}}
 
 @pytest.mark.parametrize("name", SEVERAL)
 def test_options_of_several_values_are_known_from_the_signature(name: str) -> None:
-    assert options_of_several_values(getattr(commands, name)) == SEVERAL[name]
-    assert set(SEVERAL) == set(commands.READERS)
+    assert options_of_several_values(COMMANDS[name]) == SEVERAL[name]
+    assert set(SEVERAL) == set(READERS)
 
 
 def test_no_other_subcommand_has_positional_words() -> None:
     """`audit` has claims, and knows them from its files by itself (tests of audit)."""
     positional = set()
     for name in ("fit", "plot", "report", "audit", "demo"):
-        if "Positional" in str(inspect.signature(getattr(commands, name))):
+        if "Positional" in str(inspect.signature(COMMANDS[name])):
             positional.add(name)
-    assert positional | {"fit"} == {*commands.READERS, "audit"}
+    assert positional | {"fit"} == {*READERS, "audit"}
 
 
 CASES = {
@@ -42,7 +43,7 @@ CASES = {
 @pytest.mark.parametrize("typed", CASES)
 def test_files_stand_before_the_options(typed: str) -> None:
     words = typed.split()
-    assert files_first(words, getattr(commands, words[0])) == CASES[typed].split()
+    assert files_first(words, COMMANDS[words[0]]) == CASES[typed].split()
 
 
 def test_a_file_may_have_an_equals_sign_in_its_name(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from smoothlab.experiments.rates.experiment import Rates
 from smoothlab.report import comparisons, draw, panels, quadratic
 from smoothlab.theory.coupled_edge import coupled_edge
 from smoothlab.theory.edge import GAUSSIAN
-from smoothlab.zeroth.distributions import Distribution
+from smoothlab.zeroth.distribution import Distribution
 from smoothlab.zeroth.names import DISTRIBUTIONS
 
 SMALL = QuadraticExample(

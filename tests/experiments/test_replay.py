@@ -16,7 +16,8 @@ from smoothlab.llm.models import load_lm
 from smoothlab.llm.partition import partition
 from smoothlab.optim.hybrid import HybridSGD
 from smoothlab.optim.seedlog import SeedLog
-from smoothlab.zeroth.distributions import Distribution, Gaussian, Rademacher, Sparse, named, of_repr
+from smoothlab.zeroth.distribution import Distribution
+from smoothlab.zeroth.distributions import Gaussian, Rademacher, Sparse, named, of_repr
 from smoothlab.zeroth.estimators import ZerothOrder
 from smoothlab.zeroth.low_rank import LowRank
 

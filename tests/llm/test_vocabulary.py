@@ -140,3 +140,40 @@ def test_the_table_of_all_positions_is_never_there(
         choice_loss(model, minibatch).backward()  # type: ignore[no-untyped-call]
     assert len(minibatch["row"]) == 15
     assert widest.rows == rows
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_products_keep_no_chunk_either(training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In training mode, where dropout could draw anew, what a product computes is kept, and seen here."""
+    model, minibatch, kept = tiny_lm("llama").train(training), batch(items("completion"), range(3)), [0]
+    model.config._attn_implementation = "eager"
+    weights = [p for p in model.parameters() if p.requires_grad]
+    transposed = tuple(reversed(model.get_output_embeddings().weight.shape))  # type: ignore[operator]
+
+    def pack(tensor: Tensor) -> Tensor:
+        if tensor.shape[-1:] == (WORDS,) and tuple(tensor.shape) != transposed:
+            kept[0] += tensor.numel() // WORDS
+        return tensor
+
+    with chunks_of(4, monkeypatch), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        gradient = torch.autograd.grad(choice_loss(model, minibatch), weights, create_graph=True)
+        assert (kept[0] > 15) is training
+    with chunks_of(4, monkeypatch), Widest({transposed}) as widest:
+        torch.autograd.grad([g for g in gradient if g.requires_grad], weights, [torch.ones_like(g) for g in gradient])
+    assert widest.rows == 4
+
+
+def test_a_weight_outside_the_head_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head that adds what another module holds, as PEFT methods do on tied embeddings: its derivatives are there."""
+    model, minibatch = tiny_lm("llama").double(), batch(items("completion"), range(3))
+    model.config._attn_implementation = "eager"
+    elsewhere = nn.Parameter(torch.linspace(-1, 1, WORDS, dtype=torch.float64))
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    head.register_forward_hook(lambda module, args, output: output + elsewhere)
+    model.register_parameter("elsewhere", elsewhere)
+    whole = derivatives(choice_loss(model, minibatch), model)
+    with chunks_of(4, monkeypatch):
+        pieces = derivatives(choice_loss(model, minibatch), model)
+    assert elsewhere.shape in [piece.shape for piece in pieces[1:]]
+    for piece, tensor in zip(pieces, whole, strict=True):
+        assert torch.allclose(piece, tensor, rtol=1e-4, atol=1e-5 * float(tensor.abs().max() + 1))

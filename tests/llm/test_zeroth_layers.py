@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from smoothlab.blocks import Block, fixed_loss, flatten
-from smoothlab.zeroth.distributions import Distribution, Gaussian, Rademacher, Sphere
+from smoothlab.zeroth.distribution import Distribution
+from smoothlab.zeroth.distributions import Gaussian, Rademacher, Sphere
 from smoothlab.zeroth.estimators import ZerothOrder
 from smoothlab.zeroth.low_rank import LowRank
 from tests.llm.tiny import IDS, LABELS, MASK, tiny

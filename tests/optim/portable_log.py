@@ -17,7 +17,8 @@ from torch import nn
 from smoothlab.blocks import Block
 from smoothlab.optim.hybrid import HybridSGD
 from smoothlab.optim.seedlog import SeedLog, replay
-from smoothlab.zeroth.distributions import Distribution, Gaussian, named
+from smoothlab.zeroth.distribution import Distribution
+from smoothlab.zeroth.distributions import Gaussian, named
 from smoothlab.zeroth.estimators import ZerothOrder
 
 STEPS = 4

@@ -19,7 +19,8 @@ from smoothlab.optim.hybrid import HybridSGD
 from smoothlab.optim.seedlog import SeedLog, replay
 from smoothlab.optim.seedlog_file import ENTRY
 from smoothlab.zeroth.directional import Directional
-from smoothlab.zeroth.distributions import Distribution, Gaussian
+from smoothlab.zeroth.distribution import Distribution
+from smoothlab.zeroth.distributions import Gaussian
 from smoothlab.zeroth.estimators import ZerothOrder
 from tests.cases import ESTIMATORS, OBJECTIVES
 

@@ -18,7 +18,8 @@ from smoothlab.zeroth.estimators import ZerothOrder
 from smoothlab.zeroth.factors import factors_of, merge, standing
 from smoothlab.zeroth.low_rank import LowRank
 from smoothlab.zeroth.muon import Muon
-from smoothlab.zeroth.variants import Adaptive, Momentum, Plain, Spread, Subspace, Variant
+from smoothlab.zeroth.variant import Variant
+from smoothlab.zeroth.variants import Adaptive, Momentum, Plain, Spread, Subspace
 
 TOKENS = torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
 

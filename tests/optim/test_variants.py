@@ -11,12 +11,14 @@ from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
 from smoothlab.optim.hybrid import HybridSGD
 from smoothlab.optim.seedlog import SeedLog, replay
-from smoothlab.zeroth.distributions import Distribution, Gaussian, Rademacher
+from smoothlab.zeroth.distribution import Distribution
+from smoothlab.zeroth.distributions import Gaussian, Rademacher
 from smoothlab.zeroth.estimators import ZerothOrder
 from smoothlab.zeroth.low_rank import KeptSubspace, LowRank
 from smoothlab.zeroth.muon import Muon
 from smoothlab.zeroth.names import VARIANTS
-from smoothlab.zeroth.variants import Adaptive, Momentum, Plain, Spread, Subspace, Variant
+from smoothlab.zeroth.variant import Variant
+from smoothlab.zeroth.variants import Adaptive, Momentum, Plain, Spread, Subspace
 
 RUNS: dict[str, tuple[Variant, Distribution, int]] = {
     "plain": (Plain(), Gaussian(), 1),

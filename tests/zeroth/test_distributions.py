@@ -14,16 +14,8 @@ from torch import Tensor, nn
 from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
 from smoothlab.zeroth import rng
-from smoothlab.zeroth.distributions import (
-    Coordinate,
-    Distribution,
-    Gaussian,
-    Rademacher,
-    Sparse,
-    Sphere,
-    draw,
-    named,
-)
+from smoothlab.zeroth.distribution import Distribution
+from smoothlab.zeroth.distributions import Coordinate, Gaussian, Rademacher, Sparse, Sphere, draw, named
 from smoothlab.zeroth.low_rank import LowRank
 from smoothlab.zeroth.rng import Piece, Stream, stream_name
 from smoothlab.zeroth.scaled import Known, Masked, Preconditioned

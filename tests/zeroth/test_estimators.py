@@ -23,7 +23,8 @@ from smoothlab.experiments.estimators.synthetic import frames
 from smoothlab.zeroth import distributions, estimators, perturbation
 from smoothlab.zeroth.control_variate import ControlVariate
 from smoothlab.zeroth.directional import Directional
-from smoothlab.zeroth.distributions import Coordinate, Distribution, Gaussian, Rademacher, Sparse, Sphere
+from smoothlab.zeroth.distribution import Distribution
+from smoothlab.zeroth.distributions import Coordinate, Gaussian, Rademacher, Sparse, Sphere
 from smoothlab.zeroth.estimators import ZerothOrder
 from smoothlab.zeroth.low_rank import LowRank
 from smoothlab.zeroth.moments import Taylor, control_variate, mean, second_moment
@@ -31,7 +32,7 @@ from smoothlab.zeroth.perturbation import Perturbation, stream_of
 from smoothlab.zeroth.rng import Stream, TorchDraws, stream_name
 from smoothlab.zeroth.scaled import Preconditioned
 from tests.cases import ESTIMATORS, Polynomial, Shapes, moved
-from tests.mutations import mutate
+from tests.mutations import Mutation, broken
 from tests.zeroth.test_moments import estimates as directly
 
 EPS = 2.0**-52
@@ -450,7 +451,7 @@ def estimates_of(name: str) -> Check:
 
 
 CALL, LOSSES, LOOP = (ZerothOrder, "__call__"), (ZerothOrder, "_differences"), "slope * weight / self.q"
-MUTATIONS: dict[str, tuple[tuple[Any, str], str, str, Check]] = {
+MUTATIONS: dict[str, Mutation] = {
     "forgets 2 in 2 mu": (CALL, "(self.sides * self.mu)", "self.mu", estimates_of("two-sided rademacher")),
     "forgets 1/q": (CALL, LOOP, "slope * weight", estimates_of("three averaged, one-sided rademacher")),
     "1/sqrt(q)": (CALL, LOOP, "slope * weight / self.q**0.5", estimates_of("three averaged, one-sided rademacher")),
@@ -498,7 +499,7 @@ MUTATIONS: dict[str, tuple[tuple[Any, str], str, str, Check]] = {
         lambda: check_moments("one-sided low rank", ((1, 1),), 2, 0.1, n=600),
     ),
     "control variate without its anchor": (
-        (ControlVariate, "__call__"), "self.gradient, here", "None, here", lambda: check_control_variate(0)
+        (ControlVariate, "__call__"), "self.gradient, estimate", "None, estimate", lambda: check_control_variate(0)
     ),
     "control variate that does not subtract": (
         (ControlVariate, "__call__"), "c - at_anchor[key]", "c", lambda: check_control_variate(0)
@@ -547,9 +548,7 @@ MUTATIONS: dict[str, tuple[tuple[Any, str], str, str, Check]] = {
 
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_a_broken_estimator_fails_its_property(mutation: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    where, old, new, check = MUTATIONS[mutation]
-    check()
-    mutate(monkeypatch, where, old, new)
+    check = broken(monkeypatch, MUTATIONS[mutation])
     monkeypatch.setattr(sys.modules[__name__], "pool", pool.__wrapped__)
     with pytest.raises(AssertionError):
         check()

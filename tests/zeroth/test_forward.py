@@ -26,7 +26,7 @@ from smoothlab.zeroth.moments import mean, second_moment
 from smoothlab.zeroth.products import Moved
 from smoothlab.zeroth.rng import GeneratorName, Piece, Stream, Terms
 from tests.cases import Polynomial, Shapes
-from tests.mutations import mutate
+from tests.mutations import Mutation, broken
 from tests.zeroth.test_estimators import check_sample
 from tests.zeroth.test_estimators import one_thread as one_thread
 from tests.zeroth.test_perturbation import check_restored, state
@@ -306,7 +306,7 @@ def test_wrong_moments_are_seen() -> None:
 
 # Broken on purpose
 
-MUTATIONS: dict[str, tuple[tuple[Any, str], str, str, Callable[[], None]]] = {
+MUTATIONS: dict[str, Mutation] = {
     "the other way": (
         (products, "_matmul"), "input, u, w, scale", "input, u, w, -scale", lambda: check_read("mm", torch.float64)
     ),
@@ -368,9 +368,7 @@ def test_memory_holds_one_step() -> None:
 
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_broken_code_is_seen(mutation: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    where, old, new, check = MUTATIONS[mutation]
-    check()
-    mutate(monkeypatch, where, old, new)
+    check = broken(monkeypatch, MUTATIONS[mutation])
     monkeypatch.setattr(sys.modules[__name__], "sample", sample.__wrapped__)
     monkeypatch.setitem(products.PRODUCTS, functional.embedding, products.embedding(functional.embedding))
     for function in (torch.matmul, torch.mm, Tensor.__matmul__):

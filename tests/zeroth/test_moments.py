@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
 from smoothlab.zeroth import expectations
-from smoothlab.zeroth.distributions import Coordinate, Distribution, Gaussian, Rademacher, Sparse, Sphere
+from smoothlab.zeroth.distribution import Distribution
+from smoothlab.zeroth.distributions import Coordinate, Gaussian, Rademacher, Sparse, Sphere
 from smoothlab.zeroth.estimators import ZerothOrder
 from smoothlab.zeroth.low_rank import LowRank
 from smoothlab.zeroth.moments import Taylor, control_variate, linear_factor, mean, outer_moment, second_moment

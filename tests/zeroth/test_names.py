@@ -17,7 +17,8 @@ from smoothlab.blocks import Block
 from smoothlab.experiments.estimators.experiment import Estimators
 from smoothlab.optim.hybrid import HybridSGD
 from smoothlab.optim.seedlog import SeedLog, replay
-from smoothlab.zeroth.distributions import Distribution, draw, named
+from smoothlab.zeroth.distribution import Distribution
+from smoothlab.zeroth.distributions import draw, named
 from smoothlab.zeroth.estimators import ZerothOrder
 from smoothlab.zeroth.expectations import Cumulants
 from smoothlab.zeroth.moments import Taylor, linear_factor, mean, second_moment

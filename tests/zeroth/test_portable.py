@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
 from smoothlab.zeroth import portable, rng
-from smoothlab.zeroth.distributions import Coordinate, Distribution, Gaussian, Sparse, Sphere, named
+from smoothlab.zeroth.distribution import Distribution
+from smoothlab.zeroth.distributions import Coordinate, Gaussian, Sparse, Sphere, named
 from smoothlab.zeroth.estimators import ZerothOrder
 from smoothlab.zeroth.expectations import Cumulants, from_cumulants
 from smoothlab.zeroth.low_rank import LowRank

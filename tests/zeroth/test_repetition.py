@@ -22,7 +22,7 @@ from smoothlab.zeroth.low_rank import KeptSubspace, LowRank
 from smoothlab.zeroth.moments import mean, second_moment
 from smoothlab.zeroth.repetition import BatchedLoss, separating_sets
 from smoothlab.zeroth.rng import GeneratorName
-from tests.mutations import mutate
+from tests.mutations import Mutation, broken
 from tests.zeroth.test_estimators import check_sample
 from tests.zeroth.test_estimators import one_thread as one_thread
 from tests.zeroth.test_forward import SHAPES, Products
@@ -384,7 +384,7 @@ def test_what_cannot_be_repeated_is_refused(case: str) -> None:
 
 # Broken on purpose
 
-MUTATIONS: dict[str, tuple[tuple[Any, str], str, str, Callable[[], None]]] = {
+MUTATIONS: dict[str, Mutation] = {
     "the steps of another point": (
         (ForwardPerturbation, "at_points"), "torch.stack(u)", "torch.stack(u).flip(0)", lambda: check_estimate(4)
     ),
@@ -425,9 +425,7 @@ MUTATIONS: dict[str, tuple[tuple[Any, str], str, str, Callable[[], None]]] = {
 
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_broken_code_is_seen(mutation: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    where, old, new, check = MUTATIONS[mutation]
-    check()
-    mutate(monkeypatch, where, old, new)
+    check = broken(monkeypatch, MUTATIONS[mutation])
     monkeypatch.setattr(sys.modules[__name__], "sample", sample.__wrapped__)
     for name, function in (("_addmm", torch.addmm), ("_layer_norm", functional.layer_norm)):
         monkeypatch.setitem(vectors.FUNCTIONS, function, getattr(vectors, name))

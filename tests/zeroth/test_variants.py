@@ -21,7 +21,8 @@ from smoothlab.zeroth.low_rank import KeptSubspace, LowRank
 from smoothlab.zeroth.moments import Taylor
 from smoothlab.zeroth.muon import Muon
 from smoothlab.zeroth.names import VARIANTS
-from smoothlab.zeroth.variants import Adaptive, Momentum, Plain, Spread, State, Subspace, Variant, variant_named
+from smoothlab.zeroth.variant import State, Variant
+from smoothlab.zeroth.variants import Adaptive, Momentum, Plain, Spread, Subspace, variant_named
 
 Array = np.ndarray
 GRADIENT = np.array([1.0, -2.0, 0.5, 0.3, 1.5])

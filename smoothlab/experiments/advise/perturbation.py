@@ -18,7 +18,7 @@ from smoothlab.experiments.estimators.model_blocks import size_of, values_along
 from smoothlab.stats import samples
 from smoothlab.stats.intervals import Interval
 from smoothlab.zeroth.closures import evaluate
-from smoothlab.zeroth.distributions import Distribution
+from smoothlab.zeroth.distribution import Distribution
 
 CURVED, ROUNDED = 4, 3
 """Directions for derivatives and, others, for the rounding; each is evaluated at 10 and 9 points, or more."""

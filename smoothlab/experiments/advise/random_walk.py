@@ -22,7 +22,7 @@ from smoothlab.errors import BadInput
 from smoothlab.experiments.estimators.model_blocks import size_of
 from smoothlab.hessian.gradients import gradient
 from smoothlab.trainer import Trainer
-from smoothlab.zeroth.distributions import Distribution
+from smoothlab.zeroth.distribution import Distribution
 from smoothlab.zeroth.perturbation import Perturbation
 
 STEPS = 60

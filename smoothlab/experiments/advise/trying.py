@@ -93,14 +93,14 @@ class Tries:
             BadInput: what the optimizer refuses at the first step: mu below rounding, a loss that is no function of a
                 block.
         """
-        start, end, made, cost = self.start, math.inf, 0, forwards_of_step(self.trainer.optimizer)
+        start, end, steps_made, cost = self.start, math.inf, 0, forwards_of_step(self.trainer.optimizer)
         at_start = max(abs(start), torch.finfo(torch.float32).eps)
         with self.trainer.on_trial(rates, number=number, first=number * self.steps):
             try:
                 for _ in range(self.steps):
-                    made += 1
+                    steps_made += 1
                     loss = self.trainer.update()
-                    if made == 1:  # that of the weights at the start, which a long mu moves far away from them
+                    if steps_made == 1:  # that of the weights at the start, which a long mu moves far away from them
                         at_start = max(at_start, abs(loss))
                     if not loss <= self.abandoned * at_start:
                         break
@@ -108,8 +108,8 @@ class Tries:
                     end = self._loss()
             except Diverged:
                 pass
-        self.forwards += made * cost
-        return Trial(rate, number, start, end if math.isfinite(end) else math.inf, made)
+        self.forwards += steps_made * cost
+        return Trial(rate, number, start, end if math.isfinite(end) else math.inf, steps_made)
 
     def _loss(self) -> float:
         self.forwards += JUDGED

@@ -31,7 +31,8 @@ from smoothlab.hessian.gradients import gradient
 from smoothlab.stats import samples
 from smoothlab.zeroth.closures import evaluate
 from smoothlab.zeroth.directional import Directional
-from smoothlab.zeroth.distributions import Distribution, Gaussian, named
+from smoothlab.zeroth.distribution import Distribution
+from smoothlab.zeroth.distributions import Gaussian, named
 from smoothlab.zeroth.estimators import ZerothOrder
 from smoothlab.zeroth.moments import linear_factor
 from smoothlab.zeroth.perturbation import Perturbation

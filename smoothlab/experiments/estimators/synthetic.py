@@ -18,7 +18,8 @@ from scipy import special
 from torch import Tensor, nn
 
 from smoothlab.blocks import Block
-from smoothlab.zeroth.distributions import Coordinate, Distribution, Gaussian, Rademacher, Sphere
+from smoothlab.zeroth.distribution import Distribution
+from smoothlab.zeroth.distributions import Coordinate, Gaussian, Rademacher, Sphere
 from smoothlab.zeroth.estimators import ZerothOrder
 from smoothlab.zeroth.moments import Taylor, mean
 

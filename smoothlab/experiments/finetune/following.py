@@ -24,7 +24,7 @@ GROWTH = 3.0
 """Largest factor by which a rate rises from one measurement to the next."""
 
 
-def followed(trainer: Trainer, seed: int, every: int, limits: MutableMapping[str, list[float]]) -> Iterator[Row]:
+def followed(trainer: Trainer, seed: int, interval: int, limits: MutableMapping[str, list[float]]) -> Iterator[Row]:
     """Set each rate to its share of the limit at the present weights; yields a row a rate, its cost in it.
 
     A rate of 0 stays, and so does, with the reason in its row, one whose limit is not predicted at a later step.
@@ -32,7 +32,7 @@ def followed(trainer: Trainer, seed: int, every: int, limits: MutableMapping[str
     Args:
         trainer: trainer before its next update.
         seed: seed of start vectors and probes.
-        every: steps between two settings, for errors.
+        interval: steps between two settings, for errors.
         limits: last limits of each rate, to which the new ones are added.
 
     Raises:
@@ -48,7 +48,7 @@ def followed(trainer: Trainer, seed: int, every: int, limits: MutableMapping[str
             )
         except BadInput as error:
             if trainer.step == 0:
-                raise BadInput(f"--follow {every} has no limit for {rate.option} to follow: {error}") from None
+                raise BadInput(f"--follow {interval} has no limit for {rate.option} to follow: {error}") from None
             reason = f"kept, as no limit was predicted: {error}"
             cost = expected_gradients(trainer, rate.block, MINIBATCHES)
             yield {"option": rate.option, "block": rate.block.name, "rate": before, "gradients": cost, "flag": reason}

@@ -65,16 +65,16 @@ def factor_notes(run: Training, blocks: Mapping[str, Block]) -> list[str]:
     ]
 
 
-def expected_peak(run: Training, blocks: Mapping[str, Block], measured: Sequence[Block], *, made: int) -> int:
+def expected_peak(run: Training, blocks: Mapping[str, Block], measured: Sequence[Block], *, steps_made: int) -> int:
     """Bytes at the peak of a run, expected from that of so many steps and an evaluation; see `memory.expected_peak`.
 
     Args:
         run: as configured.
         blocks: blocks that are trained.
         measured: blocks whose curvature is measured, one after the other.
-        made: number of steps that were made.
+        steps_made: number of steps that were made.
     """
-    kept = factor_bytes(run, blocks, run.steps) - factor_bytes(run, blocks, made)
+    kept = factor_bytes(run, blocks, run.steps) - factor_bytes(run, blocks, steps_made)
     if run.checkpoint is None and isinstance(run, FinetuneOptions):  # else the best weights are in the folder
         for name, block in blocks.items():
             if name != "base" or not run.keeps_factors:

@@ -65,10 +65,10 @@ def tokenized(run: Training, splits: Splits, loaded: LoadedModel, kind: Loss) ->
     train, dev, test = encoded(splits.train), encoded(splits.dev), encoded(splits.test)
     content_free = None
     if isinstance(run, FinetuneOptions) and run.calibrate:
-        others = {"classifier": "classes", "completion": "completions", "text": "texts"}
-        if kind in others:
+        plurals = {"classifier": "classes", "completion": "completions", "text": "texts"}
+        if kind in plurals:
             raise BadInput(
-                f"--calibrate with {others[kind]}: it compares candidates that a language model scores, leave it out"
+                f"--calibrate with {plurals[kind]}: it compares candidates that a language model scores, leave it out"
             )
         content_free = calibration.content_free(splits.test, encoded)
     return Items(train, dev, test, longest, content_free)

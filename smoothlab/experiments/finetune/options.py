@@ -63,24 +63,34 @@ def check(run: Training) -> None:
             f"--checkpoint {run.checkpoint} with --method {run.method}: a seed log holds zeroth-order steps, which "
             f"{' and '.join(ZEROTH)} make; leave log: out"
         )
-    if (run.template, run.verbalizers) != (TEMPLATE, ()) and not run.data.endswith((".jsonl", ".jsonl.gz")):
-        name = "verbalizers"
-        if run.template != TEMPLATE:
-            name = "template"
-        raise BadInput(
-            f"{option(name)} with --data {run.data}, which has prompts of its own: leave it out, it is for JSON "
-            "Lines files"
-        )
+    _check_prompts(run)
     if run.compute != "auto" and run.dtype not in NARROW:
         raise BadInput(
             f"--compute {run.compute} with --dtype {run.dtype}: it is for weights in 16 bits, leave it out or use "
             "--dtype bfloat16"
         )
     check_device(run.device)
+    _check_folders(run)
+
+
+def _check_prompts(run: Training) -> None:
+    """Refuse prompts of the user's own with a task that has prompts."""
+    if (run.template, run.verbalizers) == (TEMPLATE, ()) or run.data.endswith((".jsonl", ".jsonl.gz")):
+        return
+    name = "verbalizers"
+    if run.template != TEMPLATE:
+        name = "template"
+    raise BadInput(
+        f"{option(name)} with --data {run.data}, which has prompts of its own: leave it out, it is for JSON Lines files"
+    )
+
+
+def _check_folders(run: Training) -> None:
+    """Refuse files where folders are written to: now, and not when the first file is written."""
     folders = {"checkpoint": run.folder}
     if isinstance(run, FinetuneOptions):
         folders |= {"save": run.save, "tensorboard": run.tensorboard}
-    for name, folder in folders.items():  # found out now, not when the first file is written
+    for name, folder in folders.items():
         if folder is not None and folder.exists() and not folder.is_dir():
             raise BadInput(f"{option(name)} {folder} is a file: name a folder")
 

@@ -51,7 +51,7 @@ def plan(run: Training, setup: Setup, trials: Sequence[Rates], saved: Sequence[i
         points, duration = _measuring(run, setup, measuring_steps(run) if saved is None else saved)
         lines += points
         seconds += len(trials) * duration
-    memory_size = expected_peak(run, setup.blocks, setup.measured, made=TIMED if saved is None else 0) / 2**30
+    memory_size = expected_peak(run, setup.blocks, setup.measured, steps_made=TIMED if saved is None else 0) / 2**30
     lines.append(f"  altogether about {seconds / 60:.1f} minutes, and {memory_size:.2f} GiB at the peak")
     return "\n".join(lines)
 

@@ -175,11 +175,11 @@ class Selection:
 
     def _follow(self) -> Iterator[Row]:
         """Rows of the rates, set to follow the curvature, if it is time to."""
-        trainer, state, every = self.trainer, self.state, self.run.follow
-        if not every or trainer.step % every or trainer.step == state.followed:
+        trainer, state, interval = self.trainer, self.state, self.run.follow
+        if not interval or trainer.step % interval or trainer.step == state.followed:
             return
         begun = time.monotonic()
-        for row in followed(trainer, self.run.seed, every, state.limits):
+        for row in followed(trainer, self.run.seed, interval, state.limits):
             state.follow_gradients += row["gradients"]
             where = {"part": "rate", "trial": state.trial, "method": self.run.method, "step": trainer.step}
             yield from self._on_record(where | row)

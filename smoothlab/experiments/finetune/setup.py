@@ -20,6 +20,7 @@ from smoothlab.experiments.finetune.options import block_rates, precisions
 from smoothlab.hessian.dataset import DatasetHessian
 from smoothlab.hessian.diagonal import check_budget, split_blocks
 from smoothlab.hessian.gauss_newton import Outputs
+from smoothlab.hessian.points import Points
 from smoothlab.llm import allocators, calibration, distributed, encoding, heads, padding
 from smoothlab.llm.adapters import check_derivatives
 from smoothlab.llm.answers import CompletionScores
@@ -36,10 +37,11 @@ from smoothlab.llm.tasks.jsonlines import TEMPLATE
 from smoothlab.optim.hybrid import HybridSGD
 from smoothlab.optim.masters import Masters
 from smoothlab.optim.seedlog import SeedLog
-from smoothlab.trainer import Points, Trainer, reshuffled
+from smoothlab.trainer import Trainer, reshuffled
 from smoothlab.zeroth.distributions import named
 from smoothlab.zeroth.estimators import Estimator, Perturb, ZerothOrder
-from smoothlab.zeroth.variants import Variant, variant_named
+from smoothlab.zeroth.variant import Variant
+from smoothlab.zeroth.variants import variant_named
 
 Row = dict[str, Any]
 OPTIMIZERS: dict[str, Any] = {"sgd": None, "adam": partial(torch.optim.AdamW, weight_decay=0.0)}
@@ -112,17 +114,20 @@ class Setup:
             hybrid.peers = distributed.Peers()
         points = None
         if at:
-            asked, outputs = precisions(run), None
+            precision_of, outputs = precisions(run), None
             if run.gauss_newton:
                 outputs = self.outputs
             points = Points(
-                at, self.measured, pairs(run, self.measured), run.protocol, run.product, asked["frobenius"], run.probes,
-                run.path, run.minibatch, run.batch, run.seed, self._dataset(dropout), asked.get("trace"), self.layers,
-                run.diagonal, outputs, asked.get("gauss_newton_trace", asked["frobenius"]),
+                at, self.measured, pairs(run, self.measured), protocol=run.protocol, product=run.product,
+                precision=precision_of["frobenius"], probes=run.probes, path=run.path, minibatch=run.minibatch,
+                batch=run.batch, seed=run.seed, dataset=self._dataset(dropout), trace=precision_of.get("trace"),
+                layers=self.layers, diagonal=run.diagonal, outputs=outputs,
+                outputs_precision=precision_of.get("gauss_newton_trace", precision_of["frobenius"]),
             )  # fmt: skip
         return Trainer(
-            self.model, self.blocks, self.batches, self.loss, hybrid, points, run.steps, run.schedule, run.seed,
-            dropout, allocators, self.start, log, repeated_loss=self.repeated_loss,
+            self.model, self.blocks, self.batches, self.loss, hybrid, points, steps=run.steps, schedule=run.schedule,
+            seed=run.seed, dropout=dropout, allocator=allocators, start=self.start, log=log,
+            repeated_loss=self.repeated_loss,
         )  # fmt: skip
 
     def _dataset(self, dropout: bool) -> Callable[[Sequence[int]], DatasetHessian] | None:

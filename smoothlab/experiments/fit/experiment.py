@@ -82,8 +82,8 @@ class Fit:
             series = from_table(tables, self.block, columns, self.gradient)
         else:
             series = from_records(self.records, self.block, self.quantity, self.gradient)
-        for one in series:
-            one.check()
+        for points_of_block in series:
+            points_of_block.check()
         return series
 
     def written(self, out: Path | None, overwrite: bool) -> list[Row]:
@@ -104,12 +104,12 @@ class Fit:
         series = self.series()
         quantity = self.curvature_column if self.records[0].lower().endswith(".csv") else self.quantity
         common = {"norm": quantity, "gradient": series[0].gradient}
-        for one in tqdm(series, desc="fit", unit="block", disable=len(series) <= COMPARED):
+        for points_of_block in tqdm(series, desc="fit", unit="block", disable=len(series) <= COMPARED):
             try:
-                for row in self._block(one):
+                for row in self._block(points_of_block):
                     yield row | common
             except BadInput as error:
-                raise BadInput(f"block {one.block}: {error}; or choose other blocks with --block") from None
+                raise BadInput(f"block {points_of_block.block}: {error}; or choose other blocks with --block") from None
         if len(series) <= COMPARED:
             for first, second in itertools.combinations(series, 2):
                 for row in self._pair(first, second):
@@ -130,9 +130,9 @@ class Fit:
             fit = fit_growth(u, L, form=form, method=method, **options)
             about = block | {"form": form, "fitted_by": method}
             setting = f"{series.block}/{form}/{method}"
-            for name, found in fit.parameters.items():
+            for name, interval in fit.parameters.items():
                 yield about | {
-                    "part": "parameters", "setting": f"parameters/{setting}", "quantity": name, **_ends(*found),
+                    "part": "parameters", "setting": f"parameters/{setting}", "quantity": name, **_ends(*interval),
                     "count": fit.points, "left_out_points": series.counts(), "block_length": fit.block_length,
                     "exceeded_by": fit.exceeded_by,
                 }  # fmt: skip

@@ -189,8 +189,8 @@ def _check_numbers(table: "pd.DataFrame", where: str, columns: Mapping[str, str]
 def _known(blocks: Sequence[str], measured: Sequence[str], quantity: str) -> None:
     for block in blocks:
         if block not in measured:
-            shown = ", ".join(measured[:12]) + (", ..." if len(measured) > 12 else "")
-            raise BadInput(f"--block {block}: {quantity} was measured of {shown}; name some of these")
+            listed = ", ".join(measured[:12]) + (", ..." if len(measured) > 12 else "")
+            raise BadInput(f"--block {block}: {quantity} was measured of {listed}; name some of these")
 
 
 def _reason(flag: object, below: bool) -> str | None:

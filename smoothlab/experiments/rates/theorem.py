@@ -99,16 +99,11 @@ def _run(
     eps, (eta_x, eta_y) = point["eps"], (h.eta_x, h.eta_y)
     if point["rule"] == "one":
         eta_x = eta_y = min(h.eta_x, h.eta_y)
-    epoch = descent(setting, eta_x, eta_y, h.mu, h.L_x, h.L_y)
     proven = None
     # The proofs bound E ||ghat||^2 by that of Gaussian directions, which others may exceed.
     covered = point["oracle"] == "exact" or moment(f.d_x, distribution) <= f.d_x + 2
-    if epoch.holds and theorem != "printed" and covered:
-        # B.6' summed up: a bound of (1/T) sum E ||grad f||^2 while the iterate stays where B.6' holds
-        proven = (setting.gap / h.T + epoch.noise) / min(epoch.decrease_x, epoch.decrease_y)
-    above = None
-    if theorem == "expectation" and not math.isfinite(f.sigma2):
-        above = STOPPED * GAP
+    if theorem != "printed" and covered:
+        proven = _proven(setting, h, eta_x, eta_y)
     labels: Row = {
         "theorem": theorem, "distribution": distribution, "eta_x": eta_x, "eta_y": eta_y, "mu": h.mu, "T": h.T,
         "steps": h.gradients, "F": h.F, "L_x": h.L_x, "L_y": h.L_y, "meets": getattr(h, "holds", True),
@@ -127,6 +122,9 @@ def _run(
         if exact is not None:
             average["verdict"] = verdict_of(exact, eps)
         return [average]
+    above = None
+    if theorem == "expectation" and not math.isfinite(f.sigma2):
+        above = STOPPED * GAP
     algorithm = Algorithm1(eta_x, eta_y, h.T, point["order"], point["oracle"], h.mu, distribution, above=above,
                            shape=matrix_shape(distribution, f.d_x))  # fmt: skip
     seed = seeded(config.seed, f"{point['setting']}/{theorem}")
@@ -139,6 +137,14 @@ def _run(
         note = {"note": words}
     success = {**labels, "quantity": "success", **EMPTY, **of_share(averages, eps, h.delta)}
     return [average | of_mean(averages, eps, result.diverged) | note, success]
+
+
+def _proven(setting: Setting, h: Horizon, eta_x: float, eta_y: float) -> float | None:
+    """B.6' summed up: a bound of (1/T) sum E ||grad f||^2 while the iterate stays where B.6' holds; None elsewhere."""
+    epoch = descent(setting, eta_x, eta_y, h.mu, h.L_x, h.L_y)
+    if not epoch.holds:
+        return None
+    return (setting.gap / h.T + epoch.noise) / min(epoch.decrease_x, epoch.decrease_y)
 
 
 def verdict_of(average: float, eps: float) -> str:

@@ -15,7 +15,7 @@ from smoothlab.llm.tasks.choices import Row, Task
 TRAIN, VALIDATION = 2400, 600
 """Sentences in each split, half of them positive; no sentence is in both."""
 
-_THINGS = (
+_ASPECTS = (
     "the plot", "the acting", "the dialogue", "the direction", "the ending", "the photography", "the music",
     "the opening scene", "the second half", "the humor", "the romance", "the leading man", "the heroine", "the editing",
 )  # fmt: skip
@@ -29,42 +29,42 @@ _BAD = (
 )  # fmt: skip
 _AN = re.compile(r"\ba\b(?= (?:awkward|honest)\b)")
 _PLAIN = (
-    "{thing} is {adjective} from first to last .",
-    "{thing} is simply {adjective} .",
-    "i found {thing} {adjective} .",
-    "{thing} is even more {adjective} than people say .",
+    "{aspect} is {adjective} from first to last .",
+    "{aspect} is simply {adjective} .",
+    "i found {aspect} {adjective} .",
+    "{aspect} is even more {adjective} than people say .",
     "what a {adjective} film this is !",
-    "a {adjective} picture , and {thing} is the reason .",
+    "a {adjective} picture , and {aspect} is the reason .",
 )
 """The label is the adjective's."""
 _TURNED = (
-    "{thing} is not {adjective} at all .",
-    "{thing} is anything but {adjective} .",
-    "nothing about {thing} is {adjective} .",
-    "no one could call {thing} {adjective} .",
+    "{aspect} is not {adjective} at all .",
+    "{aspect} is anything but {adjective} .",
+    "nothing about {aspect} is {adjective} .",
+    "no one could call {aspect} {adjective} .",
 )
 """The label is the opposite of the adjective's."""
 _CONTRAST = (
-    "although {thing} is {first} , the film as a whole is {last} .",
-    "{thing} may be {first} , but what stays with you is how {last} it all feels .",
+    "although {aspect} is {first} , the film as a whole is {last} .",
+    "{aspect} may be {first} , but what stays with you is how {last} it all feels .",
     "i expected something {first} and saw something {last} .",
-    "{thing} starts out {first} and ends up {last} .",
+    "{aspect} starts out {first} and ends up {last} .",
     "for every {first} minute there are ten {last} ones .",
 )
 """The label is that of the last adjective; the first is of the other kind."""
 
 
 def _sentences(label: int) -> Iterator[str]:
-    """Every sentence with the label, repetitions of templates without {thing} included."""
+    """Every sentence with the label, repetitions of templates without {aspect} included."""
     same, other = _BAD, _GOOD
     if label:
         same, other = _GOOD, _BAD
-    for template, thing, adjective in product(_PLAIN, _THINGS, same):
-        yield template.format(thing=thing, adjective=adjective)
-    for template, thing, adjective in product(_TURNED, _THINGS, other):
-        yield template.format(thing=thing, adjective=adjective)
-    for template, thing, first, last in product(_CONTRAST, _THINGS, other, same):
-        yield template.format(thing=thing, first=first, last=last)
+    for template, aspect, adjective in product(_PLAIN, _ASPECTS, same):
+        yield template.format(aspect=aspect, adjective=adjective)
+    for template, aspect, adjective in product(_TURNED, _ASPECTS, other):
+        yield template.format(aspect=aspect, adjective=adjective)
+    for template, aspect, first, last in product(_CONTRAST, _ASPECTS, other, same):
+        yield template.format(aspect=aspect, first=first, last=last)
 
 
 def _chosen(label: int, count: int) -> list[str]:
