@@ -392,8 +392,8 @@ MUTATIONS: dict[str, Mutation] = {
         (ForwardPerturbation, "at_points"), "self._distribution.rank**-0.5", "1.0", lambda: check_estimate(4)
     ),
     "vectors stay": (
-        (ForwardPerturbation, "at_points"), "self._moved_vectors(numbers, h * weight)",
-        "self._moved_vectors(numbers, 0.0 * h)", lambda: check_estimate(4),
+        (ForwardPerturbation, "at_points"), "list(numbers.values()), h * weight)",
+        "list(numbers.values()), 0.0 * h)", lambda: check_estimate(4),
     ),
     "rows in another order": (
         (products, "_looked_up"), "numbers.reshape(len(u), 1, -1)", "numbers.flip(0).reshape(len(u), 1, -1)",
