@@ -21,8 +21,8 @@ class Disagreement:
     """The largest disagreement of one kind.
 
     Attributes:
-        kind: "symmetry", "gradient" or "curvature".
-        size: relative to the number; 0 where nothing disagrees.
+        kind: "symmetry", "gradient" or "curvature"; "rough": the loss is too rough for any of them to be looked for.
+        size: relative to the number; 0 where nothing disagrees. Of "rough": the loss's jumps in units of its rounding.
         where: direction in which it was seen.
         measured: what autograd says.
         reference: what differences of the loss say.
@@ -47,7 +47,7 @@ def doubted(name: str, gaps: Sequence[Disagreement]) -> list[str]:
 _FLAGS = {
     "symmetry": "asymmetric products", "gradient": "gradient disagrees with the loss",
     "curvature": "products disagree with the loss", "kinks": "kinks",
-    "differences": "differences disagree with the loss",
+    "differences": "differences disagree with the loss", "rough": "loss too rough to check",
 }  # fmt: skip
 
 
@@ -66,6 +66,13 @@ def complaint(name: str, gap: Disagreement) -> str:
             f"finite differences of the gradient of block '{name}' are not its Hessian: they are off by {gap.size:.1%} "
             f"along {gap.where}. The step is too long there, or crosses kinks (ReLU, a router): use exact products, or "
             "float64 with a shorter step"
+        )
+    if gap.kind == "rough":
+        return (
+            f"the loss of block '{name}' jumps by {gap.size:.0f} times its rounding, so that differences of it cannot "
+            f"tell whether its gradient is right ({gap.measured:.4g} by autograd along {gap.where}). Likely causes: "
+            "activations that are rounded to int8 or 16 bits; torchao's int8 layers with dynamic activations stop "
+            "gradients, so that no number is right there: measure the model before it is quantized, or in fp32"
         )
     if gap.kind == "symmetry":
         evidence = f"u'Hv and v'Hu differ by {gap.size:.1%} of ||H|| on {gap.where}"

@@ -4,7 +4,8 @@ A direction is looked at up to three times. First with two evaluations, at a ste
 rounding. Where these disagree by more than rounding and 0.5 % of a slope or 1 % of a curvature, two at twice the step
 take the next term of Taylor's series out. Where that disagrees too, polynomials are fitted to eight evaluations at each
 of up to four scales, and the finest scale that resolves the number decides. A loss that is infinite or NaN at a step
-agrees with nothing: shorter steps are taken until it is finite.
+agrees with nothing: shorter steps are taken until it is finite. Where no scale resolves a slope, as the loss jumps by
+100 times its rounding (a model with int8 activations does), that is told as a gap of its own, "rough".
 
 Rounding is taken to be `ROUNDINGS` eps |f|, which the losses of deep models exceed ten times. So the first disagreement
 at a point has four evaluations next to it say what rounding is. Without them every direction of a model of 30 layers
@@ -29,6 +30,7 @@ _SCALES = (0.125, 0.5, 2.0, 8.0)  # of the third look, in units of the first loo
 _POSITIONS = np.array([-1.0, -0.75, -0.5, -0.25, 0.25, 0.5, 0.75, 1.0])
 _COARSE = 0.02  # share of a slope that may be curvature where one evaluation is to do
 _RESOLVED = 0.03  # a scale whose standard error is this share of the number resolves it
+_ROUGH = 100.0  # scatter, in units of the assumed rounding, from which a slope that nothing resolves is told
 
 Pair = tuple[np.ndarray, np.ndarray]
 """Slope and curvature [2], and the error of each [2]."""
@@ -199,16 +201,18 @@ class LineCheck:
     ) -> bool:
         """Judge slope and curvature at the finest scales around a step that resolve them; whether there was a fit.
 
-        Coarser scales are left out as soon as both are judged.
+        Coarser scales are left out as soon as both are judged. A slope that none resolves in a rough loss is kept as
+        a gap of the kind "rough".
         """
         waiting = ["gradient"] if curvature is None else ["gradient", "curvature"]
-        fitted = False
+        fitted, smoothest = False, math.inf
         for scale in _SCALES:
             fit = self._fit(v, scale * step)
             if fit is None:
                 continue
             fitted = True
-            values, errors = fit
+            values, errors, scatter = fit
+            smoothest = min(smoothest, scatter)
             bend = curvature or 0.0
             if "gradient" in waiting and self._judge(
                 "gradient", where, slope, float(values[0]), float(errors[0]), max(abs(bend) * step, least)
@@ -220,6 +224,9 @@ class LineCheck:
                 waiting.remove("curvature")
             if not waiting:
                 break
+        # At the finest scale a smooth loss follows its polynomial, but for its rounding, which is unknown at 0.
+        if fitted and "gradient" in waiting and 0 < _ROUGH * self._assumed < smoothest:
+            self.gaps["rough"] = Disagreement("rough", smoothest / self._assumed, where, slope)
         return fitted
 
     def _step(self, slope: float, curve: float) -> float:
@@ -236,8 +243,8 @@ class LineCheck:
         """Whether the loss is infinite or NaN at one end of the step."""
         return not math.isfinite(self.at(v, step)[1] + self.at(v, -step)[1])
 
-    def _fit(self, v: Tensor, step: float) -> Pair | None:
-        """Slope and curvature with their errors from a polynomial of degree 4 through 0.
+    def _fit(self, v: Tensor, step: float) -> tuple[np.ndarray, np.ndarray, float] | None:
+        """Slope and curvature, the error of each, and the scatter about the polynomial of degree 4 through 0.
 
         None where moves are lost, or the loss is not finite.
         """
@@ -253,7 +260,7 @@ class LineCheck:
         noise = float(stats.t.ppf(0.999, free)) * max(scatter, self.rounding / 4)
         first, second = noise * np.linalg.inv(powers.T @ powers).diagonal()[:2] ** 0.5
         values = np.array([solution[0] / step, 2 * solution[1] / step**2])
-        return values, np.array([first / step, 2 * second / step**2])
+        return values, np.array([first / step, 2 * second / step**2]), scatter
 
     def _judge(self, kind: str, where: str, claimed: float, value: float, error: float, least: float) -> bool:
         """Hold `claimed` against a fit's number, if that is resolved, and keep the largest disagreement.

@@ -165,7 +165,7 @@ def _judged(name: str, gaps: Iterable[Disagreement], hessian: Products | LossAtP
 
 def _explained(gap: Disagreement, hessian: Products | LossAtPoint) -> Disagreement:
     """A disagreement of curvature with its cause: differences, or the loss's kinks."""
-    if gap.kind == "gradient" or gap.size <= DOUBTFUL or not isinstance(hessian, LossAtPoint):
+    if gap.kind in ("gradient", "rough") or gap.size <= DOUBTFUL or not isinstance(hessian, LossAtPoint):
         return gap
     if hessian.differences:
         return replace(gap, kind="differences")

@@ -25,6 +25,7 @@ from smoothlab.errors import BadInput
 from smoothlab.llm import distributed, heads, mixing
 from smoothlab.llm.export import ROTATED, add_base
 from smoothlab.llm.trainer_loss import LossWatch, Snapshot, copied, python_rng
+from smoothlab.llm.vocabulary import CACHED
 from smoothlab.optim.hybrid import HybridSGD
 from smoothlab.zeroth.estimators import Estimator, ZerothOrder
 
@@ -60,7 +61,7 @@ class HybridMixin:
 
         Raises:
             BadInput: the Trainer cuts parameters into shards, spreads a minibatch over GPUs or scales its loss; or the
-                PEFT method is PSOFT.
+                PEFT method is PSOFT, or a prefix under gradient checkpointing.
         """
         if self.optimizer is None:
             self._check()
@@ -172,6 +173,14 @@ class HybridMixin:
         for config in getattr(self.model, "peft_config", {}).values():
             if config.peft_type in ROTATED:
                 raise BadInput(f"{config.peft_type.value} cannot be loaded onto a trained base model: use LoRA")
+            # In train mode a checkpointed layer of transformers 5.23 (modeling_layers.py) sets past_key_values to None.
+            # Earlier Trainers make an optimizer before they switch checkpointing on.
+            checkpointed = any(getattr(m, "gradient_checkpointing", False) for m in self.model.modules())
+            if config.peft_type in CACHED and (checkpointed or self.args.gradient_checkpointing):
+                raise BadInput(
+                    f"gradient checkpointing drops the virtual tokens of {config.peft_type.value} in train mode: train "
+                    "without it, or use prompt tuning or LoRA"
+                )
 
 
 class HybridTrainer(HybridMixin, Trainer):  # type: ignore[misc]

@@ -25,6 +25,8 @@ CHUNK = 2**24
 glibc gives blocks above 32 MiB back to the system when they are freed. Smaller ones stay in its heap, where small
 tensors nibble at them until the next chunk needs a new one: with 16 MiB the process grew by as much as the whole table.
 """
+CACHED = ("PREFIX_TUNING", "CARTRIDGE")
+"""Types of peft whose virtual tokens are keys and values, which the model takes as its cache."""
 Minibatch = Mapping[str, Tensor]
 """What `smoothlab.llm.encoding.batch` returns."""
 
@@ -162,7 +164,7 @@ def forward(model: Any, base: Any, minibatch: Minibatch) -> Any:
         return model(input_ids=ids, use_cache=False, **_attention_inputs(base, minibatch, 0))
     virtual = config.num_virtual_tokens
     prompt, attention = model.get_prompt(batch_size=len(ids)), _attention_inputs(base, minibatch, virtual)
-    if config.peft_type in ("PREFIX_TUNING", "CARTRIDGE"):
+    if config.peft_type in CACHED:
         if "position_ids" in attention:
             attention["position_ids"] = attention["position_ids"][:, virtual:]
         return base(input_ids=ids, past_key_values=prompt, **attention)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from smoothlab.blocks import Block, fixed_loss
+from smoothlab.blocks import Block, Loss, fixed_loss
 from smoothlab.errors import BadInput
 from smoothlab.hessian import selfchecks
 from smoothlab.hessian.deflation import Deflation
@@ -145,6 +145,33 @@ def test_kinks_are_flagged_and_not_refused() -> None:
     module, blocks = PROBLEMS["relu"].build()
     assert read_graph(module()).nonsmooth == ("Relu",)
     ExactHessian(module, blocks).norms()
+
+
+def rounded(step: float) -> tuple[Loss, Block]:
+    """A layer whose outputs are rounded to multiples of a step, which stops gradients, beside a residual connection."""
+    generator = torch.Generator().manual_seed(0)
+    inputs, outer = (torch.randn(shape, generator=generator) for shape in ((50, 8), (6, 3)))
+    weight = nn.Parameter(0.3 * torch.randn(8, 6, generator=generator))
+
+    def loss() -> Tensor:
+        hidden = inputs @ weight
+        return (((hidden.detach() / step).round() * step + 0.3 * hidden) @ outer - 1).square().mean()
+
+    return loss, Block("base", (weight,))
+
+
+def test_a_loss_with_steps_that_hide_its_slopes_is_flagged() -> None:
+    """As over int8 activations: a gradient that is wrong cannot be told from one that is right."""
+    loss, block = rounded(0.05)
+    with pytest.warns(UserWarning, match=r"of block 'base' jumps by \d+ times its rounding, .*before it is quantized"):
+        flags = {e.flag for e in ExactHessian(loss, [block]).norms()}
+    assert flags == {"loss too rough to check"}
+
+
+def test_steps_that_hide_no_slope_are_no_excuse() -> None:
+    loss, block = rounded(1e-5)
+    with pytest.raises(WrongProducts, match=MESSAGES["gradient"]):
+        ExactHessian(loss, [block]).norms()
 
 
 class _Asymmetric(Hessian):

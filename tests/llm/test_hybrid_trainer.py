@@ -14,7 +14,14 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
+from peft import (
+    AutoPeftModelForCausalLM,
+    CartridgeConfig,
+    LoraConfig,
+    PeftModel,
+    PrefixTuningConfig,
+    get_peft_model,
+)
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, TrainingArguments
 
@@ -403,6 +410,35 @@ def test_curvature_is_measured_along_a_hybrid_run_that_stays_the_same(tmp_path: 
         trainer.train()
     assert {row["block"] for row in callback.rows if row["quantity"] == "frobenius"} >= {"base", "peft"}
     assert same_weights(*models)
+
+
+def prefixed_bert(method: str) -> Any:
+    """A BERT classifier, which takes rows without padding in train mode whether a prefix is there or not."""
+    shape = {"vocab_size": 30, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    base = transformers.BertForSequenceClassification(transformers.BertConfig(**shape, intermediate_size=8))
+    kind = {"PREFIX_TUNING": PrefixTuningConfig, "CARTRIDGE": CartridgeConfig}[method]
+    return get_peft_model(base, kind(num_virtual_tokens=3, task_type="SEQ_CLS"))
+
+
+@pytest.mark.parametrize("method", ["PREFIX_TUNING", "CARTRIDGE"])
+@pytest.mark.parametrize("by", ["arguments", "model"])
+def test_a_prefix_under_gradient_checkpointing_is_refused(method: str, by: str, tmp_path: Path) -> None:
+    """The layers would drop it: a BERT would be trained without its prefix, in silence."""
+    model = prefixed_bert(method)
+    if by == "model":
+        model.get_base_model().gradient_checkpointing_enable()
+    args = arguments(tmp_path, gradient_checkpointing=by == "arguments", max_steps=1)
+    rows = [{"input_ids": row["input_ids"], "labels": torch.tensor(i % 2)} for i, row in enumerate(examples())]
+    with pytest.raises(BadInput, match=f"drops the virtual tokens of {method} in train mode: train without it"):
+        HybridTrainer(model, args, train_dataset=rows).train()
+
+
+def test_a_prefix_without_gradient_checkpointing_is_trained(tmp_path: Path) -> None:
+    model = prefixed_bert("PREFIX_TUNING")
+    before = model.prompt_encoder["default"].embedding.weight.detach().clone()
+    rows = [{"input_ids": row["input_ids"], "labels": torch.tensor(i % 2)} for i, row in enumerate(examples())]
+    HybridTrainer(model, arguments(tmp_path, max_steps=1), train_dataset=rows).train()
+    assert not torch.equal(model.prompt_encoder["default"].embedding.weight, before)
 
 
 @pytest.mark.parametrize("case", ["plain", "other optimizer", "factors", "fp16", "psoft", "own backward"])
