@@ -35,7 +35,8 @@ class Experiment(Protocol):
     """A frozen dataclass that is at once the config, the command line and the header of one run.
 
     It may have a method `upgrade`, which brings the config of an older record file to the fields of today, and a method
-    `continuation`, which says what the same command does after a stopped run, see `smoothlab.experiments.continuation`.
+    `continuation`, which says what the same command does after a stopped run, see `smoothlab.experiments.continuation`,
+    and a method `check`, which refuses options that are wrong whatever was measured before.
 
     Attributes:
         name: its subcommand.
@@ -105,7 +106,12 @@ def run(experiment: Experiment, out: Path, *, environment: Row, overwrite: bool 
             elsewhere = () if finished else getattr(experiment, "elsewhere", ())
             # Where results are saved may change while a run goes on; after its end nothing would be saved there.
             upgrade = getattr(experiment, "upgrade", dict)
-            _check_same(out, {**old.header, "config": upgrade(old.header["config"])}, head, elsewhere)
+            try:
+                _check_same(out, {**old.header, "config": upgrade(old.header["config"])}, head, elsewhere)
+            except BadInput:
+                # An option that is wrong in itself would only be told in the next file.
+                getattr(experiment, "check", lambda: None)()
+                raise
             if finished:
                 count = f"{len(old.rows)} rows"
                 print(f"smoothlab: {out} is finished ({count}); --overwrite runs it again", file=sys.stderr)

@@ -198,6 +198,20 @@ def test_another_config_is_refused_by_its_first_differing_field(tmp_path, other,
     assert out.read_bytes() == before
 
 
+def test_an_option_that_is_wrong_in_itself_is_told_before_the_difference(tmp_path):
+    @dataclass(frozen=True)
+    class Checked(Walk):
+        def check(self) -> None:
+            if self.seed < 0:
+                raise BadInput(f"--seed {self.seed} is too small: use at least 0")
+
+    out = run(Checked(), tmp_path / "walk.jsonl")
+    with pytest.raises(BadInput, match="--seed -1 is too small"):
+        run(Checked(seed=-1), out)
+    with pytest.raises(BadInput, match="seed = 0, this one has seed = 1"):
+        run(Checked(seed=1), out)
+
+
 def test_what_is_written_elsewhere_may_change_until_the_end(tmp_path):
     @dataclass(frozen=True)
     class Saving(Walk):

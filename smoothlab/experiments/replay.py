@@ -78,6 +78,11 @@ def find(log: str) -> Path:
     if not name:
         raise BadInput(f"there is no seed log {log}: name a file, a folder, or a repository on the hub as owner/name")
     repository = f"{owner}/{name}"
+    if not file_name and not hub.reachable():  # what the hub has of its cache is one file by its name
+        raise BadInput(
+            f"there is no file or folder {log} here, and the hub cannot be reached to look for it there: check the "
+            "path, or connect, or name a file that was fetched before as owner/name/FILE"
+        )
     return hub.fetch(repository, file_name or _only(log, [n for n in hub.files(repository) if n.endswith(".log")]))
 
 

@@ -66,7 +66,7 @@ class Smoothness(Training):
         """Train to each point that is not done, measure there, yield its rows."""
         from smoothlab.experiments.finetune.loggers import Progress
 
-        self._check()
+        self.check()
         if any("method" not in row for row in done):
             raise BadInput(
                 "a smoothness run of smoothlab 0.1 trained on other minibatches and cannot be continued: choose "
@@ -116,13 +116,18 @@ class Smoothness(Training):
         """What a run would measure and cost, from three timed steps and a timed gradient."""
         from smoothlab.experiments.finetune.plan import plan
 
-        self._check()
+        self.check()
         saved = None
         if self.from_weights is not None:
             saved = self._points()
         return plan(self, self.setup(), [self.rates], saved)
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Refuse options that are wrong in themselves or together.
+
+        Raises:
+            BadInput: the message names them.
+        """
         check(self)
         if not self.measure:
             raise BadInput("--measure names no block: use all, or some of base, peft, head")

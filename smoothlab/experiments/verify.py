@@ -1,6 +1,7 @@
 """Verify an optimizer from a Python file: is its step a zeroth-order gradient, and a right one?"""
 
 import dataclasses
+import difflib
 import inspect
 import runpy
 from collections.abc import Callable, Iterator, Sequence
@@ -41,7 +42,9 @@ class Verify:
     def __post_init__(self) -> None:
         for probe in self.probes:
             if probe not in PROBES:
-                raise BadInput(f"--probes {probe} is unknown: use one of {', '.join(PROBES)}")
+                near = difflib.get_close_matches(probe, PROBES, 1)
+                hint = f"did you mean {near[0]}? " if near else ""
+                raise BadInput(f"--probes {probe} is unknown: {hint}use one of {', '.join(PROBES)}")
         if self.dtype not in DTYPES:
             raise BadInput(f"--dtype {self.dtype} is unknown: use one of {', '.join(DTYPES)}")
         if not self.step_seconds > 0:

@@ -126,7 +126,7 @@ def find(name: str) -> Path | None:
 @functools.lru_cache(maxsize=64)
 def _in_repository(name: str) -> Path | None:
     """The GGUF file of a hub repository that has no other weights; None for what is no such repository."""
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    if "/" not in name or not hub.is_name(name):
         return None
     if hub.reachable():
         chosen = _only(hub.files(name), name)

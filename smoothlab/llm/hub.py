@@ -50,6 +50,18 @@ def broke_off(error: BaseException | None) -> str | None:
     return None
 
 
+def is_name(name: str) -> bool:
+    """Whether the hub could have a repository of that name; "./folder" is none."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils._validators import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
 def cached(name: str) -> str:
     """The folder where the hub's client keeps a model it has fetched before.
 
@@ -63,8 +75,8 @@ def cached(name: str) -> str:
         return str(snapshot_download(name, local_files_only=True))
     except LocalEntryNotFoundError:
         raise BadInput(
-            f"cannot load model '{name}': the hub cannot be reached, and its cache has no such model; connect, or use "
-            "micro, random:opt-125m or a local directory"
+            f"cannot load model '{name}': there is no such directory here, the hub cannot be reached, and its cache "
+            "has no such model; check the path, or connect, or use micro or random:opt-125m"
         ) from None
 
 

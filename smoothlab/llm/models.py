@@ -219,9 +219,6 @@ def _source(name: str) -> tuple[str, dict[str, Any], gguf_files.Header | None]:
 
     A hub that does not answer is left alone.
     """
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils._validators import validate_repo_id
-
     options: dict[str, Any] = {"trust_remote_code": False}  # without it transformers asks on the terminal
     if name in NAMES:
         return str(resources.files("smoothlab.llm.micro")), options, None
@@ -234,11 +231,9 @@ def _source(name: str) -> tuple[str, dict[str, Any], gguf_files.Header | None]:
     near = [] if "/" in name else difflib.get_close_matches(name.lower(), NAMES, 1)
     if near and not Path(name).exists():
         raise BadInput(f"model '{name}' is unknown: did you mean {near[0]}? (a hub model of that name: owner/{name})")
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
+    if not hub.is_name(name):
         kind = "a file" if Path(name).is_file() else "no directory, and cannot be a hub name"
-        raise BadInput(f"cannot load model '{name}': it is {kind}; use {_CHOICES}") from None
+        raise BadInput(f"cannot load model '{name}': it is {kind}; check the path, or use {_CHOICES}")
     return name if hub.reachable() else hub.cached(name), options, None
 
 

@@ -12,6 +12,7 @@ from smoothlab.__main__ import main
 from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
 from smoothlab.experiments.replay import find
+from smoothlab.llm import hub
 from smoothlab.llm.models import load_lm
 from smoothlab.llm.partition import partition
 from smoothlab.optim.hybrid import HybridSGD
@@ -50,7 +51,9 @@ def test_a_log_and_the_base_model_make_the_trained_one(
     assert "starts from other weights than these: give the model that its run began with" in capsys.readouterr().err
 
 
-def test_which_file_is_meant(run: tuple[Path, list[torch.Tensor]], tmp_path: Path) -> None:
+def test_which_file_is_meant(
+    run: tuple[Path, list[torch.Tensor]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     log = run[0] / "zeroth-000.log"
     assert find(str(log)) == find(str(run[0])) == log
     (tmp_path / "notes.log").write_text("no seed log")
@@ -62,6 +65,9 @@ def test_which_file_is_meant(run: tuple[Path, list[torch.Tensor]], tmp_path: Pat
         find(str(tmp_path))
     with pytest.raises(BadInput, match="there is no seed log nowhere: name a file, a folder, or a repository"):
         find("nowhere")
+    monkeypatch.setattr(hub, "reachable", lambda: False)
+    with pytest.raises(BadInput, match="there is no file or folder out/run here, and the hub cannot be reached"):
+        find("out/run")
 
 
 @pytest.mark.parametrize("distribution", [Gaussian(), Rademacher(), Sparse(0.25), LowRank(3), named("sphere")])

@@ -75,6 +75,7 @@ def test_json_records_and_page(file: Path, tmp_path: Path, capsys: pytest.Captur
         (["{file}:nothing"], "{file} defines no 'nothing': use one of estimator, away"),
         (["{file}:CLAIMS"], "cannot be verified: give a function or class NAME(params, lr=..., seed=...)"),
         (["{file}:estimator", "--probes", "x"], "--probes x is unknown: use one of along, "),
+        (["{file}:estimator", "--probes", "alon"], "--probes alon is unknown: did you mean along? use one of along, "),
         (["{file}:estimator", "--dtype", "int8"], "--dtype int8 is unknown: use one of float64, float32"),
         (["{file}:estimator", "--step-seconds", "0"], "--step-seconds 0: use a number above 0"),
         (["{broken}"], "{broken}: ZeroDivisionError: division by zero; correct the file"),

@@ -79,6 +79,7 @@ GOOD = {"sentence": "fine", "label": 0}
         (b"[1, 2]\n", "data.jsonl:1 is not a JSON object"),
         (b'{"label": 0}\n', "data.jsonl:1 has no text"),
         (b'{"sentence": "  ", "label": 0}\n', "data.jsonl:1 has no text"),
+        (b'{"prompt": "2 + 2 ="}\n', 'data.jsonl:1 has a "prompt" and no "completion", or "candidates" with "label"'),
         (b'{"sentence": 3, "label": 0}\n', "data.jsonl:1 has no text"),
         (b'{"sentence": "fine"}\n', "data.jsonl:1 has no label: give a whole number, from 0,"),
         (b'{"sentence": "fine", "label": "good"}\n', 'data.jsonl:1 has label "good"'),

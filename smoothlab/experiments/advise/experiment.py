@@ -67,7 +67,7 @@ class Advise(Training):
         """Rows of the limits, the runs, the advice, and the command."""
         from smoothlab.experiments.advise.advice import advise
 
-        self._check()
+        self.check()
         setup = self.setup()
         say("; ".join([*setup.notes, *unused(self)]))
         advice = advise(setup.trainer(), by=self.by, budget=self.budget, steps=self.try_steps, seed=self.seed)
@@ -89,7 +89,7 @@ class Advise(Training):
 
     def plan(self) -> str:
         """What would be done."""
-        self._check()
+        self.check()
         ways = {"auto": "predicted and tried, or tried alone", "predict": "predicted", "try": "tried"}
         return (
             f"{self.model} on {self.data}, {self.method}: limits of the rates are {ways.get(self.by, ways['auto'])}, "
@@ -107,7 +107,12 @@ class Advise(Training):
                 words += written(field.name, value)
         return shlex.join(words)
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Refuse options that are wrong in themselves or together.
+
+        Raises:
+            BadInput: the message names them.
+        """
         check(self)
         if self.budget < 1 or self.try_steps < 1:
             name = "budget" if self.budget < 1 else "try_steps"

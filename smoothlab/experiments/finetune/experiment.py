@@ -29,13 +29,21 @@ class Finetune(FinetuneOptions):
     unit: ClassVar[str] = "step"
     elsewhere: ClassVar[Sequence[str]] = ("save", "tensorboard")
 
+    def check(self) -> None:
+        """Refuse options that are wrong in themselves or together.
+
+        Raises:
+            BadInput: the message names them.
+        """
+        check(self)
+
     def place(self, row: Row) -> int:
         """The same place for all rows: each row follows from those before it."""
         return 0
 
     def standing(self, rows: Sequence[Row | None]) -> list[Row]:
         """As many rows stand as there were when the newest checkpoint was taken; without one, none."""
-        check(self)
+        self.check()
         done = []
         for row in rows:
             if row is None:  # a damaged line: what follows it was computed after it, and cannot be placed
@@ -85,7 +93,8 @@ class Finetune(FinetuneOptions):
         setup = self.setup()
         selection = self._selection(setup, folder)
         if is_first:
-            say("; ".join([*setup.notes, *unused(self)]))
+            untrained = [] if self.steps else ["--steps 0 trains nothing: the test is that of the model as it starts"]
+            say("; ".join([*untrained, *setup.notes, *unused(self)]))
         if recorded:
             step = selection.resume(recorded)
             if is_first:

@@ -106,6 +106,9 @@ def choices(path: Path, template: str, verbalizers: Sequence[str] | None) -> tup
         return _to_learn(lines, kind), kind
     # One line with candidates makes all lines prompts: a mixed file is refused by its first other line.
     labelled = not any("candidates" in row for _, row in lines)
+    for where, row in lines:
+        if labelled and "prompt" in row and "sentence" not in row:
+            raise BadInput(f'{where} has a "prompt" and no "completion", or "candidates" with "label": add it')
     items, pairs = [], []
     for where, row in lines:
         try:
