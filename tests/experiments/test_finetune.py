@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from smoothlab import records
+from smoothlab.__main__ import main
 from smoothlab.errors import BadInput
 from smoothlab.experiments.finetune.card import command
 from smoothlab.experiments.finetune.experiment import Finetune
@@ -21,6 +22,7 @@ from smoothlab.experiments.finetune.options import unused
 from smoothlab.llm.checkpoints import read
 from smoothlab.llm.evaluate import NotFinite
 from smoothlab.llm.models import load_lm
+from tests.experiments.command import tiny_model, write_sentences
 from tests.experiments.toy_finetune import Toy, forked
 from tests.llm.test_checkpoints import files_of_at_most
 
@@ -519,3 +521,10 @@ def test_classes_of_a_file_have_words_and_a_prompt_of_the_users(tmp_path: Path) 
     for context, options in zip(setup.test.contexts, setup.test.options, strict=True):
         assert tokenizer.decode(context[1:]).startswith("on film ") and tokenizer.decode(context).endswith(":")
         assert [tokenizer.decode(option) for option in options] == [" bad", " plain", " good"]
+
+
+def test_a_run_of_no_steps_says_that_nothing_is_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, data = tiny_model(tmp_path / "model"), write_sentences(tmp_path / "data.jsonl")
+    words = ["--model", str(model), "--data", str(data), "--train", "24", "--dev", "8", "--test", "4", "--batch", "4"]
+    assert main(["finetune", *words, "--steps", "0", "--out", str(tmp_path / "run.jsonl")]) == 0
+    assert "--steps 0 trains nothing: the test is that of the model as it starts; " in capsys.readouterr().err
