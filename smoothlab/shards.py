@@ -56,7 +56,8 @@ class Held:
             )
         mesh = sharded.device_mesh
         rows = -(-len(p) // mesh.size())  # as torch.chunk cuts them: the last processes may hold fewer, or none
-        self.first = min(rows * int(mesh.get_local_rank()), len(p)) * p[:1].numel()
+        row = p.numel() // max(len(p), 1)  # of its shape alone: a slice of a DTensor gathers the whole of it
+        self.first = min(rows * int(mesh.get_local_rank()), len(p)) * row
 
     def among(self, start: int, stop: int) -> tuple[Tensor, slice]:
         """The held ones of the entries `start` to `stop`, and where these stand among the latter; both may be empty."""

@@ -10,7 +10,7 @@ import torch
 
 from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
-from smoothlab.shards import any_sharded
+from smoothlab.shards import any_sharded, local
 from smoothlab.zeroth.estimators import Estimator
 from smoothlab.zeroth.factors import Factors
 from smoothlab.zeroth.variant import Update
@@ -72,7 +72,7 @@ def refreshed(block: Block, masters: Block) -> Block:
     """
     if masters is not block:
         for p, wide in zip(block.params, masters.params, strict=True):
-            if not torch.equal(wide.to(p.dtype), p):
+            if not torch.equal(local(wide).to(p.dtype), local(p)):
                 wide.copy_(p.detach())
     return masters
 
