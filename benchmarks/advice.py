@@ -7,8 +7,8 @@ from the same weights, with directions and minibatches of their own). It is foun
 so that an edge above other edges would be missed. Beside it stand what `smoothlab advise` says (predicted, tried,
 both), a learning-rate range test, and the loss after 200 steps at the advised rate and at shares of the true edge.
 SmolLM2-135M on SST-2 has one run a rate, rates a factor 2 apart, and no runs of 200 steps: an hour a case. Three small
-models of other kinds, which `python -m benchmarks.trained_models` has trained on SST-2, are adapted to the built-in
-sentences, trained on SST-2 further, and one of them on COPA.
+models of other kinds, which `python -m benchmarks.trained_models` has trained on SST-2, are trained on it further, and
+one of them on COPA.
 
     python -m benchmarks.advice [micro|network|trained|smollm2]   # continues benchmarks/results/advice_*.jsonl by case
 """
@@ -76,16 +76,12 @@ class Work(NamedTuple):
 
 
 def _trained() -> dict[str, Work]:
-    """Cases of the three trained models: another data set than theirs, their own, on which the loss hardly falls."""
+    """Cases of the three trained models: SST-2 for all of them, COPA for the last one."""
     cases = {}
     for kind in SHAPES:
         folder = str(FOLDER / kind / "model")
-        cases |= {f"{kind}-{name}": Work(name, model=folder, data="builtin") for name in TRAINED}
-    for kind in SHAPES:
-        folder = str(FOLDER / kind / "model")
-        cases |= {f"{kind}-own-{name}": Work(name, model=folder) for name in TRAINED[:3]}
-    cases |= {f"llama-copa-{name}": Work(name, model=folder, data="copa") for name in TRAINED[:3]}
-    return cases
+        cases |= {f"{kind}-{name}": Work(name, model=folder) for name in TRAINED}
+    return cases | {f"llama-copa-{name}": Work(name, model=folder, data="copa") for name in TRAINED[:3]}
 
 
 CASES: dict[str, dict[str, Work]] = {

@@ -101,7 +101,7 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {', '.join(SHAPES)} (default: all)")
     parser.add_argument("--data-dir", type=Path, help="folder with sst2/; without it the built-in sentences")
     parser.add_argument("--folder", type=Path, default=FOLDER)
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=500, help="few enough that the loss can still fall")
     parser.add_argument("--items", type=int, default=60_000, help="training items, at most")
     args = parser.parse_args()
     torch.set_num_threads(1)

@@ -70,7 +70,8 @@ def _decisive(row: Row) -> str:
         if item["kind"] == "search" and item["about"] == "printed":
             slacks.append(item["slack"])
     if all(item["kind"] == "certificate" and item["how"] == "records" for item in row["evidence"]):
-        return "measured on micro; points of one run are dependent"
+        notes = {item["facts"]["note"] for item in row["evidence"] if "note" in item["facts"]}
+        return "; ".join(["measured on micro", *sorted(notes)])
     if not slacks:
         return "certificate"
     return f"searched, smallest slack {max(min(slacks), 0):.2g}"
