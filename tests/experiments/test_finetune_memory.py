@@ -1,5 +1,6 @@
 """The memory that `smoothlab finetune --dry-run` states, beside the peak of a run."""
 
+import contextlib
 import re
 import subprocess
 import sys
@@ -25,7 +26,7 @@ def smoothlab(*argv: str) -> tuple[str, float]:
     command = [sys.executable, "-m", "smoothlab", *argv]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     largest = {"RssAnon": 0, "RssFile": 0}
-    looking = threading.Thread(target=_look, args=(process.pid, largest))
+    looking = threading.Thread(target=_look, args=(process, largest))
     looking.start()
     output, _ = process.communicate()
     looking.join()
@@ -33,18 +34,16 @@ def smoothlab(*argv: str) -> tuple[str, float]:
     return output, sum(largest.values()) / 2**20
 
 
-def _look(pid: int, largest: dict[str, int]) -> None:
+def _look(process: "subprocess.Popen[str]", largest: dict[str, int]) -> None:
     """Keep the largest kB of each kind until the process has ended."""
-    while True:
-        try:
-            status = Path(f"/proc/{pid}/status").read_text()
-        except OSError:
-            return
-        kinds = {name: int(kilobytes) for name, kilobytes in re.findall(r"(\w+):\s+(\d+) kB", status)}
-        if "RssAnon" not in kinds:  # it has ended, and waits to be asked for its status
-            return
-        for name in largest:
-            largest[name] = max(largest[name], kinds[name])
+    folder = Path(f"/proc/{process.pid}")
+    while process.poll() is None:
+        with contextlib.suppress(OSError):  # it may end at any time
+            # Before the new program begins, the process shows the memory of the one that started it.
+            if b"\0smoothlab\0" in (folder / "cmdline").read_bytes():
+                status = (folder / "status").read_text()
+                for name, kilobytes in re.findall(r"(RssAnon|RssFile):\s+(\d+) kB", status):
+                    largest[name] = max(largest[name], int(kilobytes))
         time.sleep(0.005)
 
 
