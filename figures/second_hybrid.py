@@ -49,9 +49,9 @@ def norms(files: Sequence[Path]) -> pd.DataFrame:
     for path in files:
         table, config = records.load(path), records.header(path)["config"]
         table = table[(table["block"] == "peft") & (table["wrt"] == "peft") & (table["quantity"] == "frobenius")]
-        ends = {"before the first step": table.iloc[0]}
+        ends = {"start": table.iloc[0]}
         if table["step"].nunique() > 1:
-            ends["after the last step"] = table.iloc[-1]
+            ends["end"] = table.iloc[-1]
         for when, row in ends.items():
             rows.append({
                 "when": f"{config['data']}, {when}", "method": METHODS.index(config["peft"]),
@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _panel(ax: Axes, rows: pd.DataFrame, series: str, **labels: Any) -> None:
-    panels.panel(ax, rows, "method", [series], dodge=0.12, **labels)
+    panels.panel(ax, rows, "method", [series], dodge=0.12, columns=2, **labels)
     ax.set_xticks(range(len(METHODS)), NAMES, rotation=30, ha="right")
     ax.set_xlim(-0.5, len(METHODS) - 0.5)
 

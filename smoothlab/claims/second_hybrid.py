@@ -19,7 +19,7 @@ from smoothlab.records import header, load
 from smoothlab.stats import samples
 from smoothlab.stats.intervals import Interval
 
-STARTS = ("second_hybrid/*-start-*.jsonl",)
+STARTS = ("second_hybrid/*-start-*.jsonl", "second_hybrid/*-curvature.jsonl")
 RUNS = ("second_hybrid/*-[0-9].jsonl",)
 PLACE = "arXiv:2507.18076, abstract"
 ORTHOGONAL = ("boft", "unitary")
