@@ -201,7 +201,10 @@ class MixLinear(OwnLinear):
         return torch.block_diag(*self.blocks(adapter)).T
 
     def get_delta_weight(self, adapter: str) -> Tensor:
-        """The change of W: w_boft (diag(s) W R - W) + w_lora scaling (B A - B_0 A_0), [out, in]."""
+        """What both parts add to the base layer's weight W [out, in].
+
+        w_boft (diag(s) W R - W) + w_lora scaling (B A - B_0 A_0), the sum that merging adds to W.
+        """
         factor, mix = self.factor(adapter), self.mix(adapter)
         weights, weight = mix.weights(), self.get_base_layer().weight.to(factor.dtype)
         boft = self.lora_scale[adapter][:, None] * (weight @ factor) - weight
