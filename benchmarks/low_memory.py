@@ -26,7 +26,6 @@ one: it multiplies by each frozen weight once.
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import threading
@@ -139,7 +138,7 @@ def work(kind: str, folder: Path, steps: int) -> Row:
     libraries = max(libraries, _library_bytes(folder))
     return {
         "what": kind, "dim_x": blocks["base"].dim, "length": TOKENS, "steps": count,
-        "resident_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "resident_bytes": memory.peak("cpu"),
         "bound_bytes": anonymous + mapped + libraries, "anonymous_bytes": anonymous,
         "loaded_bytes": sum(ready.values()), "parameter_bytes": sum(p.nbytes for p in parameters),
         "mapped_bytes": mapped,

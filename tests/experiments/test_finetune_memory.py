@@ -19,13 +19,14 @@ FACTORS = ("--dtype", "bfloat16", "--masters", "factors", "--distribution", "low
 def smoothlab(*argv: str) -> tuple[str, float]:
     """What a process of `smoothlab argv...` prints, and its peak in GiB.
 
-    The peak is the largest resident memory that no file backs and the largest that files back, at whatever times. A
-    system may take pages of libraries back while a process runs, sooner where it runs slowly: the largest sum at one
-    time was 15 to 30 % below the stated peak where other tests ran beside.
+    The peak is the largest resident memory of each kind, at whatever times: what no file backs, what files back, and
+    what files of a file system in memory back (Linux counts libraries as shared memory there). A system may take pages
+    of libraries back while a process runs, sooner where it runs slowly: the largest sum at one time was 15 to 30 %
+    below the stated peak where other tests ran beside.
     """
     command = [sys.executable, "-m", "smoothlab", *argv]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    largest = {"RssAnon": 0, "RssFile": 0}
+    largest = {"RssAnon": 0, "RssFile": 0, "RssShmem": 0}
     looking = threading.Thread(target=_look, args=(process, largest))
     looking.start()
     output, _ = process.communicate()
@@ -42,7 +43,7 @@ def _look(process: "subprocess.Popen[str]", largest: dict[str, int]) -> None:
             # Before the new program begins, the process shows the memory of the one that started it.
             if b"\0smoothlab\0" in (folder / "cmdline").read_bytes():
                 status = (folder / "status").read_text()
-                for name, kilobytes in re.findall(r"(RssAnon|RssFile):\s+(\d+) kB", status):
+                for name, kilobytes in re.findall(r"(RssAnon|RssFile|RssShmem):\s+(\d+) kB", status):
                     largest[name] = max(largest[name], int(kilobytes))
         time.sleep(0.005)
 
