@@ -158,14 +158,14 @@ class Case:
         self.grid, self.runs, self.steps = run.grid, run.runs, run.steps
 
     def advice(self) -> Iterator[Row]:
-        """Predicted and tried within the time of 100 steps."""
+        """Predicted and tried within the budget that `advise` takes by default."""
         try:
             advice = advise(self.trainer, by="confirm")
         except BadInput as error:
             yield {"part": "advice", "failed": str(error)}
             return
         yield {"part": "cost", "forwards": round(advice.forwards), "training_steps": round(advice.steps, 1),
-               "seconds": round(advice.seconds, 3)}  # fmt: skip
+               "budget": advice.budget, "seconds": round(advice.seconds, 3)}  # fmt: skip
         for advised in advice.advised:
             yield {"part": "advice", "option": advised.option, "measured": advised.value, "low": advised.low,
                    "high": advised.high, "source": advised.source, "flag": advised.flag}  # fmt: skip

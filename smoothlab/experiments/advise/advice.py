@@ -12,7 +12,7 @@ import torch
 from smoothlab.blocks import Block
 from smoothlab.divergence import RATE_OPTIONS
 from smoothlab.errors import BadInput
-from smoothlab.experiments.advise.config import FRACTION, By
+from smoothlab.experiments.advise.config import FRACTION, By, default_budget, default_run
 from smoothlab.experiments.advise.perturbation import BestPerturbation, best_perturbation
 from smoothlab.experiments.advise.predicting import BESIDE, Prediction, expected_gradients, predicted_limit
 from smoothlab.experiments.advise.trying import BACKWARD, JUDGED, Limit, Tries, forwards_of_step, stability_limit
@@ -67,6 +67,7 @@ class Advice:
         forwards: cost in forward passes of one minibatch.
         seconds: cost in seconds.
         steps: cost in training steps, by time.
+        budget: training steps whose time it was to take at most.
     """
 
     advised: tuple[Advised, ...]
@@ -74,6 +75,7 @@ class Advice:
     forwards: float
     seconds: float
     steps: float
+    budget: float
 
     def __getitem__(self, option: str) -> Advised:
         for advised in self.advised:
@@ -130,7 +132,9 @@ class Clock:
         return (self._now() - self._begun) / self.step
 
 
-def advise(trainer: Trainer, *, by: By = "auto", budget: float = 100, steps: int = 20, seed: int = 0) -> Advice:
+def advise(
+    trainer: Trainer, *, by: By = "auto", budget: float | None = None, steps: int | None = None, seed: int = 0
+) -> Advice:
     """Advises on the learning rates of a trainer's groups and on mu, from its present weights, which stay to the bit.
 
     >>> import torch
@@ -149,15 +153,27 @@ def advise(trainer: Trainer, *, by: By = "auto", budget: float = 100, steps: int
             leaves time for runs, else runs.
         budget: training steps whose time may be spent. No run begins that would end after it, at the pace of those
             before. What no advice can do without is done whatever the budget: steps that are timed, mu, and for each
-            rate a prediction (with "predict" and "confirm") or a run.
-        steps: steps of a short run.
+            rate a prediction (with "predict" and "confirm") or a run. By default 100 for a model of 135 million
+            parameters or more, and in proportion more for a smaller one, at most 2,000.
+        steps: steps of a short run; by default 60 where the budget is at least 1,000, else 20.
         seed: seed of probes and directions.
 
     Raises:
         BadInput: there is no limit to advise on: the loss is at its floor or does not depend on a block, or, with
             "predict", curvature sets none; the message says what to do instead.
     """
+    if budget is None:
+        budget = default_budget(_parameters(trainer))
+    if steps is None:
+        steps = default_run(budget)
     return _Adviser(trainer, by, budget, steps, seed).advice()
+
+
+def _parameters(trainer: Trainer) -> int:
+    """Parameters of a trainer's model, or of its blocks where it has no model."""
+    if isinstance(trainer.model, torch.nn.Module):
+        return sum(p.numel() for p in trainer.model.parameters())
+    return sum(block.dim for block in trainer.blocks.values())
 
 
 class _Adviser:
@@ -177,8 +193,8 @@ class _Adviser:
                 advised = self._advise(rate, chosen, self.clock.steps + share)
                 self.advised.append(advised)
                 chosen |= dict.fromkeys(rate.names, advised.value)
-        forwards = self.clock.forwards + self.tries.forwards
-        return Advice(tuple(self.advised), tuple(self.rows), forwards, self.clock.seconds, self.clock.steps)
+        clock, forwards = self.clock, self.clock.forwards + self.tries.forwards
+        return Advice(tuple(self.advised), tuple(self.rows), forwards, clock.seconds, clock.steps, self.budget)
 
     @contextmanager
     def _best_mu(self) -> Iterator[None]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args, get_type_h
 from tyro.conf import Fixed, Suppress
 
 from smoothlab.errors import BadInput
-from smoothlab.experiments.advise.config import By
+from smoothlab.experiments.advise.config import BUDGET, LARGE, MOST_STEPS, By
 from smoothlab.experiments.finetune.config import Training
 from smoothlab.experiments.finetune.options import check, say, unused
 from smoothlab.experiments.options import option
@@ -40,16 +40,17 @@ class Advise(Training):
             auto: confirm where a prediction leaves time for runs, else try.
         budget: number of training steps whose time the advice may take, all that it measures included: no run begins
             that would end later. Timed steps, mu, and a prediction or a run for each rate are made whatever it is; a
-            note says so where they take more.
-        try_steps: number of steps of a short run; its rate is stable if the mean loss of the
-            first four minibatches has risen by at most 1 % after them.
+            note says so where they take more. By default 100 for a model of 135 million parameters or more, and in
+            proportion more for a smaller one, at most 2000.
+        try_steps: number of steps of a short run; its rate is stable if the mean loss of the first four minibatches has
+            risen by at most 1 % after them. By default 60 where the budget is at least 1000, else 20.
     """
 
     name: ClassVar[str] = "advise"
     unit: ClassVar[str] = "part"
     by: By = "auto"
-    budget: int = 100
-    try_steps: int = 20
+    budget: int | None = None
+    try_steps: int | None = None
 
     def place(self, row: Row) -> int:
         """The same place for all rows: what is spent is spent along the way."""
@@ -71,14 +72,15 @@ class Advise(Training):
         setup = self.setup()
         say("; ".join([*setup.notes, *unused(self)]))
         advice = advise(setup.trainer(), by=self.by, budget=self.budget, steps=self.try_steps, seed=self.seed)
-        if advice.steps > self.budget:
-            say(f"the least that advice needs took the time of {advice.steps:.0f} steps, --budget is {self.budget}")
+        if advice.steps > advice.budget:
+            needed = f"the least that advice needs took the time of {advice.steps:.0f} steps"
+            say(f"{needed}, --budget is {advice.budget:g}")
         yield from advice.rows
         for advised in advice.advised:
             yield {"part": "advice", **advised._asdict()}
         yield {
             "part": "cost", "forwards": round(advice.forwards), "seconds": round(advice.seconds, 3),
-            "training_steps": round(advice.steps, 1), "command": self.command(advice),
+            "training_steps": round(advice.steps, 1), "budget": advice.budget, "command": self.command(advice),
         }  # fmt: skip
 
     def setup(self) -> "Setup":
@@ -91,9 +93,12 @@ class Advise(Training):
         """What would be done."""
         self.check()
         ways = {"auto": "predicted and tried, or tried alone", "predict": "predicted", "try": "tried"}
+        steps = str(self.budget)
+        if self.budget is None:
+            steps = f"{BUDGET} (fewer than {LARGE / 1e6:.0f} million parameters: up to {MOST_STEPS})"
         return (
             f"{self.model} on {self.data}, {self.method}: limits of the rates are {ways.get(self.by, ways['auto'])}, "
-            f"in the time of at most {self.budget} training steps"
+            f"in the time of at most {steps} training steps"
         )
 
     def command(self, advice: "Advice") -> str:
@@ -114,9 +119,10 @@ class Advise(Training):
             BadInput: the message names them.
         """
         check(self)
-        if self.budget < 1 or self.try_steps < 1:
-            name = "budget" if self.budget < 1 else "try_steps"
-            raise BadInput(f"{option(name)} {getattr(self, name)} is too small: use at least 1")
+        for name in ("budget", "try_steps"):
+            number = getattr(self, name)
+            if number is not None and number < 1:
+                raise BadInput(f"{option(name)} {number} is too small: use at least 1")
         for field in fields(Training):
             if field.name in LEFT_OUT and getattr(self, field.name) != field.default:
                 raise BadInput(

@@ -28,8 +28,8 @@ APART = 3.0
 """Factor between rates until stable and unstable runs have been seen."""
 MOST = 14
 """Such factors before it is given up: the rates then span 4.8e6."""
-NARROW = 1.3
-"""Ratio of the interval's ends at which trying stops."""
+NARROW = 2.25
+"""Ratio of the interval's ends at which trying stops: the limit is then known to a factor of 1.5."""
 DRIFT = 0.01
 """Rise of the loss, relative to its start, that is no sign of instability: runs at small rates rise by chance."""
 BACKWARD = 2.0

@@ -13,6 +13,7 @@ from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
 from smoothlab.experiments.advise import advice as advice_module
 from smoothlab.experiments.advise.advice import FRACTION, MINIBATCHES, RUNS, advise, rates_of
+from smoothlab.experiments.advise.config import default_budget, default_run
 from smoothlab.experiments.advise.predicting import predicted_limit
 from smoothlab.optim.hybrid import HybridSGD
 from smoothlab.stats.intervals import Interval
@@ -111,6 +112,31 @@ def test_a_small_budget_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 1 <= len(runs) <= 4 and evaluations[0] <= 40
 
 
+@pytest.mark.parametrize(
+    ("parameters", "budget", "steps"),
+    [(7_000_000_000, 100, 20), (135_000_000, 100, 20), (30_000_000, 450, 20), (13_500_000, 1000, 60), (2, 2000, 60)],
+)
+def test_small_models_are_given_the_time_to_try(parameters: int, budget: int, steps: int) -> None:
+    assert (default_budget(parameters), default_run(budget)) == (budget, steps)
+
+
+@pytest.mark.parametrize("chosen", [None, 100])
+def test_the_budget_follows_from_the_whole_model(chosen: int | None) -> None:
+    trainer = trainer_of([4.0, 1.0])
+    with torch.device("meta"):  # 27 million parameters, of which two are trained
+        trainer.model = torch.nn.Linear(27, 10**6, bias=False)
+    advice = advise(trainer, by="try", budget=chosen)
+    assert advice.budget == (chosen or 500)
+    assert max(row["steps"] for row in advice.rows if row["part"] == "trial") == 20
+    trainer.model = None
+    assert advise(trainer, by="try").budget == 2000
+
+
+def test_trying_ends_where_the_limit_is_known_to_a_factor_of_one_and_a_half() -> None:
+    advice = advise(trainer_of([4.0, 1.0]), by="try", budget=1e6)
+    assert advice["eta_x"].high <= 2.25 * advice["eta_x"].low
+
+
 @pytest.mark.parametrize("by", ["try", "confirm"])
 @pytest.mark.parametrize("budget", [60, 100, 150, 220])
 def test_the_time_of_all_measuring_stays_within_the_budget(by: Any, budget: int, monkeypatch: Any) -> None:
@@ -137,7 +163,7 @@ def test_a_prediction_leaves_time_for_runs(budget: int, minibatches: int, monkey
 def test_runs_of_20_steps_tell_the_limit_of_60() -> None:
     """The prior, the first rate tried and the limit are in units of the random walk's limits of 20 and of 60 steps."""
     trainer = trainer_of([4.0, 1.0, 1.0, 1.0], oracle=ZerothOrder())
-    advice = advise(trainer, budget=1e6)
+    advice = advise(trainer, budget=1e6, steps=20)
     trials = [row for row in advice.rows if row["part"] == "trial"]
     limits = {row["source"]: row for row in advice.rows if row["part"] == "limit"}
     predicted = limits["predicted"]
