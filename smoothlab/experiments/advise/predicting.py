@@ -30,8 +30,11 @@ from smoothlab.hessian.selfchecks import check_products
 from smoothlab.stats.intervals import Interval
 from smoothlab.theory.edge import adam_edge, exact_edge
 from smoothlab.trainer import Trainer
+from smoothlab.zeroth.distribution import Distribution
+from smoothlab.zeroth.distributions import Gaussian
 from smoothlab.zeroth.estimators import ZerothOrder
-from smoothlab.zeroth.moments import outer_moment
+from smoothlab.zeroth.low_rank import KeptSubspace, LowRank
+from smoothlab.zeroth.moments import linear_factor, outer_moment
 
 LANCZOS = 5
 """Lanczos steps on a minibatch's Hessian; eight tell no limit better, and leave time for fewer runs."""
@@ -142,10 +145,9 @@ def _zeroth_order(
 ) -> Prediction:
     if not isinstance(oracle, ZerothOrder):
         raise BadInput(f"oracle {oracle!r} of block '{block.name}' has no known second moment: try rates instead")
-    moment = outer_moment(oracle, block.dim, block.shapes)
-    isotropic = moment.isotropic + max(moment.diagonal, 0.0) / block.dim
+    isotropic, directions = _walk(oracle, block)
     pairs = [(first + number, k) for number in range(minibatches) for k in range(DIRECTIONS)]
-    curve = random_walk.displacements(trainer, block, oracle.distribution, pairs, seed)
+    curve = random_walk.displacements(trainer, block, directions, pairs, seed)
     limit = random_walk.walk_limit(curve, isotropic)
     shorter = random_walk.walk_limit(curve, isotropic, steps) / limit
     limit *= PULLED_BACK
@@ -153,6 +155,24 @@ def _zeroth_order(
     edges = [limit * math.exp(end) for end in (0.0, -pairs_error, pairs_error)]
     weakest = "that training pulls back no more, and gains no more, than it did on small networks"
     return Prediction(_widened(edges, "random walk"), "random walk", curve.losses.size, weakest, shorter)
+
+
+def _walk(oracle: ZerothOrder, block: Block) -> tuple[float, Distribution]:
+    """b of E ghat ghat' = a gg' + b ||g||^2 I, and the directions in which many steps lead.
+
+    Low-rank estimates of matrices have no such b: (E ||ghat||^2/||g||^2 - 1)/d stands for it, of the tensor in which it
+    is the largest, which exceeds the others' by 2 (m + n + 1)/r of d. A step is of low rank, and the sum of many, with
+    new factors each, is not.
+    """
+    directions = oracle.distribution
+    if not isinstance(directions, LowRank):
+        moment = outer_moment(oracle, block.dim, block.shapes)
+        return moment.isotropic + max(moment.diagonal, 0.0) / block.dim, directions
+    alone = np.eye(len(block.shapes))
+    largest = max(linear_factor(oracle, block.dim, block.shapes, parts=parts) for parts in alone.tolist())
+    if not isinstance(directions, KeptSubspace):
+        directions = Gaussian(generator=directions.generator)
+    return (largest - 1) / block.dim, directions
 
 
 def _exact(

@@ -6,12 +6,16 @@ from functools import partial
 import pytest
 import torch
 
+from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
 from smoothlab.experiments.advise import random_walk
 from smoothlab.experiments.advise.predicting import PULLED_BACK, Prediction, expected_gradients, predicted_limit
+from smoothlab.optim.hybrid import HybridSGD
 from smoothlab.theory.edge import adam_edge
 from smoothlab.trainer import Trainer
+from smoothlab.zeroth.distributions import Gaussian
 from smoothlab.zeroth.estimators import ZerothOrder
+from smoothlab.zeroth.low_rank import LowRank
 from tests.experiments.advise.quadratics import hybrid, raised, trainer_of
 
 SPECTRUM = [4.0, 2.0, 1.0, 0.5, 0.5, 0.25]
@@ -52,6 +56,20 @@ def test_zeroth_order_steps_are_predicted_by_their_random_walk() -> None:
     assert prediction.condition == "random walk"
     assert prediction.limit.value / PULLED_BACK == pytest.approx(2 / 2002, rel=4 * random_walk.STEPS / 2000)
     assert prediction.limit.low < 2 / 2002 < prediction.limit.high
+
+
+@pytest.mark.parametrize("distribution", [LowRank(1), LowRank(4), LowRank(1, generator="portable")])
+def test_low_rank_steps_are_predicted_from_the_length_of_their_estimates(distribution: LowRank) -> None:
+    """f = ||X||^2/2, X [60, 5]: E ||ghat||^2 = e ||g||^2, e = 434 for rank 1; many steps lead in Gaussian directions."""
+    x = torch.ones(60, 5, dtype=torch.float64, requires_grad=True)
+    group = {"params": [x], "lr": 1e-3, "name": "base", "oracle": ZerothOrder(distribution=distribution)}
+    block = Block("base", (x,))
+    trainer = Trainer(None, {"base": block}, lambda step: [0], lambda *_: x.square().sum() / 2, HybridSGD([group]))
+    directions = Gaussian(generator=distribution.generator)
+    pairs = [(number, k) for number in range(3) for k in range(2)]
+    curve = random_walk.displacements(trainer, block, directions, pairs)
+    e, _ = distribution.second_moment(((60, 5),))
+    assert predicted(trainer).limit.value == PULLED_BACK * random_walk.walk_limit(curve, (e - 1) / 300)
 
 
 @pytest.mark.parametrize(("spectrum", "low", "high"), [([4.0, 1.0, 1.0, 1.0], 1.4, 1.7), ([1.0] * 2000, 0.95, 1.05)])
