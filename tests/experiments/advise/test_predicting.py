@@ -60,7 +60,7 @@ def test_zeroth_order_steps_are_predicted_by_their_random_walk() -> None:
 
 @pytest.mark.parametrize("distribution", [LowRank(1), LowRank(4), LowRank(1, generator="portable")])
 def test_low_rank_steps_are_predicted_from_the_length_of_their_estimates(distribution: LowRank) -> None:
-    """f = ||X||^2/2, X [60, 5]: E ||ghat||^2 = e ||g||^2, e = 434 for rank 1; many steps lead in Gaussian directions."""
+    """f = ||X||^2/2, X [60, 5]: E ||ghat||^2 = e ||g||^2, 434 for rank 1; many steps lead in Gaussian ones."""
     x = torch.ones(60, 5, dtype=torch.float64, requires_grad=True)
     group = {"params": [x], "lr": 1e-3, "name": "base", "oracle": ZerothOrder(distribution=distribution)}
     block = Block("base", (x,))
