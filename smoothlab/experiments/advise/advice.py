@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from smoothlab.errors import BadInput
 from smoothlab.experiments.advise.config import FRACTION, By, default_budget, default_run
 from smoothlab.experiments.advise.perturbation import BestPerturbation, best_perturbation
 from smoothlab.experiments.advise.predicting import BESIDE, Prediction, expected_gradients, predicted_limit
-from smoothlab.experiments.advise.trying import BACKWARD, JUDGED, Limit, Tries, forwards_of_step, stability_limit
+from smoothlab.experiments.advise.trying import BACKWARD, JUDGED, Limit, Trial, Tries, forwards_of_step, stability_limit
 from smoothlab.stats.intervals import Interval
 from smoothlab.stats.thresholds import threshold
 from smoothlab.trainer import Trainer
@@ -133,7 +133,13 @@ class Clock:
 
 
 def advise(
-    trainer: Trainer, *, by: By = "auto", budget: float | None = None, steps: int | None = None, seed: int = 0
+    trainer: Trainer,
+    *,
+    by: By = "auto",
+    budget: float | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+    tell: Callable[[str], None] = lambda news: None,
 ) -> Advice:
     """Advises on the learning rates of a trainer's groups and on mu, from its present weights, which stay to the bit.
 
@@ -157,6 +163,7 @@ def advise(
             parameters or more, and in proportion more for a smaller one, at most 2,000.
         steps: steps of a short run; by default 60 where the budget is at least 1,000, else 20.
         seed: seed of probes and directions.
+        tell: called with a line about each run that was made.
 
     Raises:
         BadInput: there is no limit to advise on: the loss is at its floor or does not depend on a block, or, with
@@ -166,7 +173,7 @@ def advise(
         budget = default_budget(_parameters(trainer))
     if steps is None:
         steps = default_run(budget)
-    return _Adviser(trainer, by, budget, steps, seed).advice()
+    return _Adviser(trainer, by, budget, steps, seed, tell).advice()
 
 
 def _parameters(trainer: Trainer) -> int:
@@ -177,8 +184,10 @@ def _parameters(trainer: Trainer) -> int:
 
 
 class _Adviser:
-    def __init__(self, trainer: Trainer, by: By, budget: float, steps: int, seed: int) -> None:
-        self.trainer, self.by, self.budget, self.seed = trainer, by, budget, seed
+    def __init__(
+        self, trainer: Trainer, by: By, budget: float, steps: int, seed: int, tell: Callable[[str], None]
+    ) -> None:
+        self.trainer, self.by, self.budget, self.seed, self.tell = trainer, by, budget, seed, tell
         self.rows: list[Row] = []
         self.advised: list[Advised] = []
         self.clock = Clock(trainer)
@@ -292,6 +301,7 @@ class _Adviser:
         limit = stability_limit(
             self.tries, lambda value: {**chosen, **dict.fromkeys(rate.names, value)}, guess,
             budget=lambda: until - self.clock.steps, cost=cost, prior=prior, names=rate.option,
+            seen=lambda trial: self._tell(rate, trial),
         )  # fmt: skip
         for trial in limit.trials:
             self.rows.append({
@@ -305,6 +315,12 @@ class _Adviser:
         if prediction is not None:
             self._limit(rate, limit.limit, "predicted and tried", "loss above its start", limit.flag)
         return limit
+
+    def _tell(self, rate: Rate, trial: Trial) -> None:
+        spent = f"{self.clock.steps:.0f} of {self.budget:g} steps' time is spent"
+        self.tell(
+            f"{rate.option} {trial.rate:.3g} is {'un' * trial.unstable}stable over {self.tries.steps} steps; {spent}"
+        )
 
     def _limit(self, rate: Rate, limit: Interval, source: str, condition: str, flag: str | None) -> None:
         self.rows.append({

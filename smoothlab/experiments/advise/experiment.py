@@ -2,6 +2,7 @@
 
 import math
 import shlex
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args, get_type_hints
@@ -71,7 +72,9 @@ class Advise(Training):
         self.check()
         setup = self.setup()
         say("; ".join([*setup.notes, *unused(self)]))
-        advice = advise(setup.trainer(), by=self.by, budget=self.budget, steps=self.try_steps, seed=self.seed)
+        advice = advise(
+            setup.trainer(), by=self.by, budget=self.budget, steps=self.try_steps, seed=self.seed, tell=_Sometimes()
+        )
         if advice.steps > advice.budget:
             needed = f"the least that advice needs took the time of {advice.steps:.0f} steps"
             say(f"{needed}, --budget is {advice.budget:g}")
@@ -129,6 +132,20 @@ class Advise(Training):
                     f"{option(field.name)} with advise, which advises on --eta-x, --eta-y and --mu at the start of a "
                     "run: leave it out, and give it to finetune"
                 )
+
+
+class _Sometimes:
+    """Writes news to stderr, at most a line every `interval` seconds."""
+
+    interval: ClassVar[float] = 10.0
+
+    def __init__(self) -> None:
+        self._written = time.monotonic()
+
+    def __call__(self, news: str) -> None:
+        if time.monotonic() - self._written >= self.interval:
+            self._written = time.monotonic()
+            say(f"advise: {news}")
 
 
 # Fields of every run, which its setup reads at their defaults, and no options of this subcommand.

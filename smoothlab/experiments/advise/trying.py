@@ -136,6 +136,7 @@ def stability_limit(
     runs: int = 40,
     prior: Interval | None = None,
     names: str = "the rate",
+    seen: Callable[[Trial], None] = lambda trial: None,
 ) -> Limit:
     """The rate at which half of all runs are unstable, with its 95 % interval.
 
@@ -149,6 +150,7 @@ def stability_limit(
         runs: runs at most.
         prior: a predicted limit, see `threshold`.
         names: the rate's name, for errors.
+        seen: called with each run that was made.
 
     Raises:
         BadInput: stable and unstable rates are not both found.
@@ -158,6 +160,7 @@ def stability_limit(
     while len(trials) < runs and (not trials or longest <= budget()):
         before = budget()
         trials.append(tries.run(rate, rates(rate), len(trials)))
+        seen(trials[-1])
         longest = max(longest, before - budget())
         unstable = [trial.unstable for trial in trials]
         if all(unstable) or not any(unstable):

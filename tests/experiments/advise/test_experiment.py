@@ -9,6 +9,7 @@ import pytest
 from smoothlab import commands, records
 from smoothlab.__main__ import main
 from smoothlab.errors import BadInput
+from smoothlab.experiments.advise import experiment
 from smoothlab.experiments.advise.experiment import LEFT_OUT, Advise, rounded
 from smoothlab.experiments.finetune.config import Training
 from smoothlab.experiments.options import option
@@ -29,6 +30,15 @@ def test_advice_on_a_language_model_ends_with_a_command_that_parses(folder: Path
     rate = float(command[command.index("--eta-y") + 1])
     assert rate == rounded(advice["value"]) and advice["low"] <= advice["value"]
     assert {"advice", "cost"} <= set(table["part"]) and table["command"].iloc[-1] == printed[-1]
+
+
+def test_it_says_what_it_has_seen_while_it_tries(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(experiment._Sometimes, "interval", 0.0)
+    argv = ["--method", "fo-peft", "--batch", "2", "--train", "8", "--budget", "30", "--try-steps", "2", "--by", "try"]
+    assert main(["advise", *argv, "--out", str(tmp_path / "a.jsonl")]) == 0
+    runs = int((records.load(tmp_path / "a.jsonl")["part"] == "trial").sum())
+    line = r"smoothlab: advise: eta_y [\d.e-]+ is (un)?stable over 2 steps; \d+ of 30 steps' time is spent"
+    assert len(re.findall(line, capsys.readouterr().err)) == runs > 1
 
 
 def test_its_help_lists_no_option_that_it_refuses(capsys) -> None:
