@@ -34,12 +34,24 @@ def text(df: pd.DataFrame) -> list[str]:
         for _, limit in limits.iterrows():
             value = interval(limit["value"], limit["low"], limit["high"])
             lines.append(f"  limit {limit['source']}, by {limit['condition']}: {value}")
+    lines += _comparison(df[df["part"] == "comparison"])
     cost = _part(df, "cost").iloc[-1]
     lines.append(
         f"cost: {number(cost['forwards'])} forward passes, {number(cost['seconds'])} s, "
         f"the time of {number(cost['training_steps'])} training steps"
     )
     return [*lines, str(cost["command"])]
+
+
+def _comparison(runs: pd.DataFrame) -> list[str]:
+    """A line on the longer runs that compare rates, where there were any."""
+    if not len(runs):
+        return []
+    ends = []
+    for _, run in runs.sort_values("factor").iterrows():
+        end = f"unstable after {run['steps']:g} steps" if pd.isna(run["loss_after"]) else number(run["loss_after"])
+        ends.append(f"{run['factor']:g} times the usual rates {end}")
+    return [f"loss of longer runs, {number(runs['loss_before'].iloc[0])} at the start: {', '.join(ends)}"]
 
 
 def limits(df: pd.DataFrame) -> pd.DataFrame:

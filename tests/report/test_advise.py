@@ -13,6 +13,9 @@ ROWS = [
     {"part": "trial", "option": "eta_y", "rate": 1.5, "run": 1, "loss_before": 1.0, "loss_after": None, "steps": 2},
     {"part": "limit", "option": "eta_y", "source": "predicted and tried", "condition": "loss above its start",
      "value": 0.9, "low": 0.6, "high": 1.4},
+    {"part": "comparison", "factor": 1.0, "loss_before": 1.0, "loss_after": 0.25, "steps": 200},
+    {"part": "comparison", "factor": 0.5, "loss_before": 1.0, "loss_after": 0.5, "steps": 200},
+    {"part": "comparison", "factor": 2.0, "loss_before": 1.0, "loss_after": None, "steps": 7},
     {"part": "advice", "option": "eta_y", "source": "predicted and tried", "weakest": "that curvature stays",
      "value": 0.45, "low": 0.3, "high": 0.7},
     {"part": "cost", "forwards": 100, "seconds": 1.0, "training_steps": 30.0, "command": "smoothlab finetune"},
@@ -31,6 +34,13 @@ def test_limits_and_advice_are_the_table(tmp_path: Path) -> None:
     table = advise.limits(records.load(written(tmp_path)))
     assert list(table["what"]) == ["predicted by exact", "predicted and tried", ""]
     assert list(table["quantity"]) == ["eta_y"] * 3 and list(table["value"]) == [0.5, 0.9, 0.45]
+
+
+def test_the_text_says_how_longer_runs_ended(tmp_path: Path) -> None:
+    assert advise.text(records.load(written(tmp_path)))[-3] == (
+        "loss of longer runs, 1 at the start: 0.5 times the usual rates 0.500, 1 times the usual rates 0.250, "
+        "2 times the usual rates unstable after 7 steps"
+    )
 
 
 def test_the_page_says_what_is_advised_and_draws_the_runs(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ import torch
 from smoothlab.blocks import Block
 from smoothlab.divergence import RATE_OPTIONS
 from smoothlab.errors import BadInput
-from smoothlab.experiments.advise.config import FRACTION, By, default_budget, default_run
+from smoothlab.experiments.advise import comparing
+from smoothlab.experiments.advise.config import AMPLE, FRACTION, By, default_budget, default_run
 from smoothlab.experiments.advise.perturbation import BestPerturbation, best_perturbation
 from smoothlab.experiments.advise.predicting import BESIDE, Prediction, expected_gradients, predicted_limit
 from smoothlab.experiments.advise.trying import BACKWARD, JUDGED, Limit, Trial, Tries, forwards_of_step, stability_limit
@@ -33,6 +34,8 @@ TIMED = 3
 """Steps that are timed."""
 MINIBATCHES = 4
 """Minibatches that a prediction averages over, at most."""
+COMPARING = 1 / 3
+"""Share of an ample budget that is kept for comparing rates by longer runs."""
 
 
 class Advised(NamedTuple):
@@ -41,7 +44,8 @@ class Advised(NamedTuple):
     Attributes:
         option: what it is the value of: eta_x, eta_y, mu, or the name of a block.
         value: the advice.
-        low: lower end of its 95 % interval, for a rate that of its limit's times the same fraction.
+        low: lower end of its 95 % interval, for a rate that of its limit's times the same fraction; how far below the
+            limit a rate learns most is not in it.
         high: upper end.
         source: "predicted", "tried" or "predicted and tried".
         weakest: the assumption that is most in doubt.
@@ -161,7 +165,9 @@ def advise(
             before. What no advice can do without is done whatever the budget: steps that are timed, mu, and for each
             rate a prediction (with "predict" and "confirm") or a run. By default 100 for a model of 135 million
             parameters or more, and in proportion more for a smaller one, at most 2,000.
-        steps: steps of a short run; by default 60 where the budget is at least 1,000, else 20.
+        steps: steps of a short run; by default 60 where the budget is at least 1,000, else 20. With such a budget,
+            and without "predict", a third of it is kept for three runs of 200 steps at rates a factor 2 apart, of which
+            the best are advised (`smoothlab.experiments.advise.comparing`).
         seed: seed of probes and directions.
         tell: called with a line about each run that was made.
 
@@ -191,19 +197,42 @@ class _Adviser:
         self.rows: list[Row] = []
         self.advised: list[Advised] = []
         self.clock = Clock(trainer)
-        self.tries = Tries(trainer, steps)
+        self.tries, self.comparing = Tries(trainer, steps), Tries(trainer, comparing.STEPS)
 
     def advice(self) -> Advice:
         rates = rates_of(self.trainer)
+        kept = COMPARING * self.budget if self.by != "predict" and self.budget >= AMPLE else 0.0
         with self._best_mu():
             chosen = {name: 0.0 for rate in rates for name in rate.names}
             for number, rate in enumerate(rates):
-                share = (self.budget - self.clock.steps) / (len(rates) - number)
-                advised = self._advise(rate, chosen, self.clock.steps + share)
+                part = (self.budget - kept - self.clock.steps) / (len(rates) - number)
+                advised = self._advise(rate, chosen, self.clock.steps + part)
                 self.advised.append(advised)
                 chosen |= dict.fromkeys(rate.names, advised.value)
-        clock, forwards = self.clock, self.clock.forwards + self.tries.forwards
+            cost = len(comparing.FACTORS) * (comparing.STEPS + self._cost_of_losses())
+            if kept and cost <= self.budget - self.clock.steps:
+                self._compare(rates)
+        clock, forwards = self.clock, self.clock.forwards + self.tries.forwards + self.comparing.forwards
         return Advice(tuple(self.advised), tuple(self.rows), forwards, clock.seconds, clock.steps, self.budget)
+
+    def _compare(self, rates: Sequence[Rate]) -> None:
+        """Scale the advised rates by the factor whose run of 200 steps ends with the lowest loss."""
+        own = {advised.option: advised for advised in self.advised}
+
+        def scaled(factor: float) -> dict[str, Advised]:
+            found = {}
+            for rate in rates:
+                advised, times = own[rate.option], comparing.times(FRACTION[rate.kind], factor)
+                ends = {name: times * getattr(advised, name) for name in ("value", "low", "high")}
+                found[rate.option] = advised._replace(**ends)
+            return found
+
+        def by_block(factor: float) -> dict[str, float]:
+            return {name: scaled(factor)[rate.option].value for rate in rates for name in rate.names}
+
+        best, runs = comparing.compare(self.comparing, by_block, lambda run: self.tell(f"{run}; {self._spent()}"))
+        self.rows += [{"part": "comparison", **run._asdict()} for run in runs]
+        self.advised = list((own | scaled(best)).values())
 
     @contextmanager
     def _best_mu(self) -> Iterator[None]:
@@ -284,7 +313,14 @@ class _Adviser:
 
     def _cost_of_run(self) -> float:
         """In steps; the first one computes the loss at the start, too."""
-        return self.tries.steps + 2 * JUDGED * self.clock.forward / self.clock.step
+        return self.tries.steps + self._cost_of_losses()
+
+    def _cost_of_losses(self) -> float:
+        """In steps, of the losses at the start and at the end of a run."""
+        return 2 * JUDGED * self.clock.forward / self.clock.step
+
+    def _spent(self) -> str:
+        return f"{self.clock.steps:.0f} of {self.budget:g} steps' time is spent"
 
     def _tried(
         self, rate: Rate, chosen: Mapping[str, float], prediction: Prediction | None, until: float

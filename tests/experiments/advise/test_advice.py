@@ -12,7 +12,7 @@ import smoothlab
 from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
 from smoothlab.experiments.advise import advice as advice_module
-from smoothlab.experiments.advise.advice import FRACTION, MINIBATCHES, RUNS, advise, rates_of
+from smoothlab.experiments.advise.advice import FRACTION, MINIBATCHES, RUNS, Advice, advise, rates_of
 from smoothlab.experiments.advise.config import default_budget, default_run
 from smoothlab.experiments.advise.predicting import predicted_limit
 from smoothlab.optim.hybrid import HybridSGD
@@ -23,11 +23,18 @@ from smoothlab.zeroth.estimators import ZerothOrder
 from tests.experiments.advise.quadratics import hybrid, raised, trainer_of
 
 
+def limit_of(advice: Advice, option: str) -> Interval:
+    """The stability limit that advice rests on."""
+    rows = [row for row in advice.rows if row["part"] == "limit" and row["option"] == option]
+    return Interval(*(rows[-1][end] for end in ("value", "low", "high")))
+
+
 @pytest.mark.parametrize("by", ["predict", "try", "confirm", "auto"])
 def test_each_way_finds_the_edge_of_gradient_descent(by: Any) -> None:
     advice = advise(trainer_of([4.0, 1.0]), by=by, budget=1e6)
     (advised,) = advice.advised
-    assert advised.option == "eta_x" and advised.low <= FRACTION["exact"] * 0.5 <= advised.high
+    limit = limit_of(advice, "eta_x")
+    assert advised.option == "eta_x" and limit.low <= 0.5 <= limit.high
     sources = {"predict": "predicted", "try": "tried"}
     assert advised.source == sources.get(by, "predicted and tried")
     assert advice.forwards > 0 and advice.seconds > 0 and advice.steps > 0
@@ -38,9 +45,9 @@ def test_a_hybrid_gets_both_rates_and_mu_and_stays_as_it_was() -> None:
     oracle = trainer.optimizer.param_groups[0]["oracle"]
     advice = smoothlab.advise(trainer, budget=1e6)
     assert [advised.option for advised in advice.advised] == ["mu", "eta_y", "eta_x"]
-    assert advice["eta_y"].low <= 0.25 <= advice["eta_y"].high
-    x = FRACTION["zeroth"] * 2 / 12  # the mean-square edge; what runs of 20 steps show is up to twice as large
-    assert advice["eta_x"].low <= 2 * x and advice["eta_x"].high >= x
+    y, x = (limit_of(advice, option) for option in ("eta_y", "eta_x"))
+    edge = 2 / 12  # the mean-square edge; what runs of 60 steps show is up to twice as large
+    assert y.low <= 0.5 <= y.high and x.low <= 2 * edge and x.high >= edge
     with pytest.raises(KeyError):
         advice["eta"]
     assert trainer.optimizer.param_groups[0]["oracle"] is oracle
@@ -70,8 +77,9 @@ def test_a_larger_negative_eigenvalue_sets_no_limit() -> None:
     trainer = trainer_of([-4.0, 2.0])
     with torch.no_grad():
         trainer.blocks["base"].params[0][0] = 0.0
-    (advised,) = advise(trainer, by="confirm", budget=1e6).advised
-    assert advised.source == "predicted and tried" and advised.low <= FRACTION["exact"] * 1.0 <= advised.high
+    advice = advise(trainer, by="confirm", budget=1e6)
+    limit = limit_of(advice, "eta_x")
+    assert advice["eta_x"].source == "predicted and tried" and limit.low <= 1.0 <= limit.high
 
 
 def test_where_curvature_sets_no_limit_trying_goes_on_and_says_so() -> None:
@@ -175,7 +183,34 @@ def test_runs_of_20_steps_tell_the_limit_of_60() -> None:
     for source, alone in (("tried", threshold(*seen)), ("predicted and tried", threshold(*seen, prior))):
         told = [limits[source][end] for end in ("value", "low", "high")]
         assert told == pytest.approx([end / shorter for end in alone])
-    assert advice["eta_x"].value == pytest.approx(FRACTION["zeroth"] * limits["predicted and tried"]["value"])
+    (best,) = (row for row in advice.rows if row["part"] == "comparison" and row["loss_after"] == least(advice))
+    expected = best["factor"] * FRACTION["zeroth"] * limits["predicted and tried"]["value"]
+    assert advice["eta_x"].value == pytest.approx(expected)
+
+
+def least(advice: Advice) -> float:
+    """The lowest loss of the runs that compare rates."""
+    return min(row["loss_after"] for row in advice.rows if row["part"] == "comparison")
+
+
+def test_of_three_longer_runs_the_lowest_loss_decides() -> None:
+    """f = 2 x^2 + y^2/2 from (1, 1): at 1/4, 1/2 and 3/4 of 2/lambda_max y shrinks by 7/8, 3/4 and 5/8 a step."""
+    advice = advise(trainer_of([4.0, 1.0]), budget=1e6)
+    runs = {row["factor"]: row["loss_after"] for row in advice.rows if row["part"] == "comparison"}
+    assert runs[2.0] < runs[1.0] < runs[0.5] and advice.forwards > 3 * 200 * 3
+    limit = limit_of(advice, "eta_x")
+    expected = [0.75 * end for end in limit]  # and not 2 times 1/2, where a run would stand still
+    assert [advice["eta_x"].value, advice["eta_x"].low, advice["eta_x"].high] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("by", "budget", "compares"), [("predict", 1e6, 0), ("try", 999, 0), ("try", 2000, 3)])
+def test_only_an_ample_budget_is_kept_for_longer_runs(by: Any, budget: float, compares: int, monkeypatch: Any) -> None:
+    trainer = trainer_of([4.0, 1.0])
+    counting(trainer, monkeypatch)
+    advice = advise(trainer, by=by, budget=budget)
+    assert sum(row["part"] == "comparison" for row in advice.rows) == compares and advice.steps <= budget
+    if not compares:
+        assert advice["eta_x"].value == pytest.approx(FRACTION["exact"] * limit_of(advice, "eta_x").value)
 
 
 def test_groups_of_one_option_share_its_rate() -> None:

@@ -1,0 +1,69 @@
+"""Which share of the stability limits trains best, by runs of 200 steps at shares a factor 2 apart.
+
+A limit says where a run fails, and not how far below it a run learns most: on small networks that was between an eighth
+and a half of the limit. The runs here have the minibatches and the zeroth-order directions of the training to come,
+whose beginning they are. All rates are scaled together, since a module's rate and the base model's act on one another.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from smoothlab.experiments.advise.trying import Tries
+
+STEPS = 200
+"""Steps of a run."""
+FACTORS = (1.0, 0.5, 2.0)
+"""Of the usual shares, the shares that are compared."""
+HIGHEST = 0.75
+"""Share of a limit beyond which no rate is set: a run of a few hundred steps may do well there, and fail later."""
+
+
+class Compared(NamedTuple):
+    """One run.
+
+    Attributes:
+        factor: times the usual shares of the limits.
+        loss_before: mean loss of the first minibatches before.
+        loss_after: the same after; infinite if the run was abandoned.
+        steps: steps that were made.
+    """
+
+    factor: float
+    loss_before: float
+    loss_after: float
+    steps: int
+
+    def __str__(self) -> str:
+        times = f"{self.factor:g} times the usual rates" if self.factor != 1 else "the usual rates"
+        return f"{times}: the loss goes from {self.loss_before:.3g} to {self.loss_after:.3g} in {self.steps} steps"
+
+
+def times(usual: float, factor: float) -> float:
+    """How many times the rate at the usual share of its limit a rate is.
+
+    >>> times(0.25, 2.0), times(0.5, 2.0)
+    (2.0, 1.5)
+    """
+    return min(factor, HIGHEST / usual)
+
+
+def compare(
+    tries: Tries, rates: Callable[[float], Mapping[str, float]], seen: Callable[[Compared], None] = lambda run: None
+) -> tuple[float, list[Compared]]:
+    """The factor of the lowest loss, the first of equal ones, and all runs; the lowest factor where no run is stable.
+
+    Args:
+        tries: makes the runs.
+        rates: learning rates by block at a factor.
+        seen: called with each run that was made.
+    """
+    runs: list[Compared] = []
+    for factor in FACTORS:
+        trial = tries.run(factor, rates(factor), 0)  # run 0 draws what the training will draw
+        runs.append(Compared(factor, trial.start, trial.end, trial.steps))
+        seen(runs[-1])
+    best = min(runs, key=lambda run: run.loss_after)
+    if not math.isfinite(best.loss_after):
+        return min(FACTORS), runs
+    return best.factor, runs
