@@ -1,4 +1,4 @@
-"""Predicted stability limits over sweeps, loss after 60 steps against the rate, from records; measures nothing.
+"""Predicted and tried stability limits over sweeps, loss after 60 steps against the rate, from records.
 
 Also prints a table in Markdown of predicted and tried limits beside true edges, and of losses after 200 steps.
 
@@ -16,7 +16,9 @@ from smoothlab.report import advise, panels
 from smoothlab.report.numbers import interval, number
 
 ROOT = Path(__file__).resolve().parent.parent
-RECORDS = ROOT / "benchmarks" / "results" / "advice_micro.jsonl"
+RECORDS = ROOT / "benchmarks" / "results" / "advice_trained.jsonl"
+DRAWN = ("encoder-zo", "encoder-lora-sgd", "opt-zo", "opt-lora-adam", "llama-hybrid-x", "llama-hybrid-y")
+"""Cases in the figure of the pages: each model and each kind of steps."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=Path, default=RECORDS, metavar="FILE")
     parser.add_argument("--out", type=Path, default=ROOT / "figures" / "advise.png", metavar="FILE")
-    parser.add_argument("--cases", nargs="*", default=[], metavar="CASE", help="cases to draw (default: all)")
+    parser.add_argument("--cases", nargs="*", default=DRAWN, metavar="CASE", help="cases to draw; none: all")
     options = parser.parse_args(arguments)
     table = records.load(options.records)
     table = table.assign(case=table["setting"].str.partition("/")[2])
@@ -43,7 +45,7 @@ def sweeps(table: pd.DataFrame) -> pd.DataFrame:
         case, option = edge["case"], edge["option"]
         own = table[(table["case"] == case) & (table["option"] == option)]
         label = f"{option} of {case}"
-        limits = own[(own["part"] == "limit") & (own["source"] == "predicted") & own["low"].notna()]
+        limits = own[(own["part"] == "limit") & (own["source"] != "tried") & own["low"].notna()]
         seen = pd.DataFrame([edge]).assign(part="limit", source="seen", condition="true edge", value=edge["measured"])
         rows.append(pd.concat([own[own["part"] == "sweep"].assign(part="trial"), limits, seen]).assign(option=label))
     return pd.concat(rows, ignore_index=True)
