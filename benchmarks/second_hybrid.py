@@ -2,10 +2,11 @@
 
 For each case, a model and a data set: the advised rate of each method (seed 0), then runs of `finetune --method
 fo-peft` that try a third of it, itself and three times it on dev (all seeds), then curvature along a run at the rate
-that seed 0 selected. COPA has too few items to select by, and takes the rates that SST-2 selected with the same model.
-Sums are questions like "What is 38 + 54?", whose answers are generated. Every run is a record file of its own in
-benchmarks/results/second_hybrid, and the files are the benchmark's memory: the same command makes those that are
-missing, one after another, in one thread. Cases of SmolLM2-135M need its folder (`python -m benchmarks.real_model`).
+that seed 0 selected. COPA, which has too few items to select by, and sums, whose evaluation takes longer than their
+training, take the rates that SST-2 selected with the same model. Sums are questions like "What is 38 + 54?", whose
+answers are generated. Every run is a record file of its own in benchmarks/results/second_hybrid, and the files are the
+benchmark's memory: the same command makes those that are missing, one after another, in one thread. Cases of
+SmolLM2-135M need its folder (`python -m benchmarks.real_model`).
 """
 
 import argparse
@@ -55,6 +56,8 @@ class Case:
         dev: items to select by, at most.
         test: items to test on, at most.
         rates_of: case whose selected rates are taken; None tries three.
+        evaluations: of a run on dev, after the first, at equal distances.
+        answer_tokens: tokens of a generated answer, at most.
     """
 
     data: str
@@ -64,6 +67,8 @@ class Case:
     dev: int = 100
     test: int = 300
     rates_of: str | None = None
+    evaluations: int = 4
+    answer_tokens: int = 16
 
 
 SMOLLM2: dict[str, Any] = {"model": "out/smollm2", "steps": 50, "batch": 8, "dev": 64, "test": 200}
@@ -72,7 +77,7 @@ CASES = {
     "sst2": Case("sst2"),
     "smollm2-sst2": Case("sst2", **SMOLLM2),
     "smollm2-copa": Case("copa", rates_of="smollm2-sst2", **SMOLLM2),
-    "smollm2-sums": Case(str(SUMS), **SMOLLM2),
+    "smollm2-sums": Case(str(SUMS), rates_of="smollm2-sst2", evaluations=1, answer_tokens=6, **SMOLLM2),
 }
 """In the order in which they are run."""
 
@@ -244,7 +249,8 @@ class Plan:
 
     def _finished(self, name: str) -> bool:
         path = self.folder / f"{name}.jsonl"
-        return path.exists() and record_files.read(path).finished
+        begun = path.exists() and path.stat().st_size  # a run that has just been started has no line yet
+        return bool(begun) and record_files.read(path).finished
 
     def _ready(self, case: str, method: str) -> bool:
         """Whether what the rates of a run come from is there."""
@@ -283,8 +289,9 @@ class Plan:
         else:
             options["eta_y"] = rates[0]
         return Finetune(
-            **options, eval_every=max(1, case.steps // 4), patience=0, dev=case.dev, test=case.test, parts=1
-        )
+            **options, eval_every=max(1, case.steps // case.evaluations), patience=0, dev=case.dev, test=case.test,
+            parts=1, answer_tokens=case.answer_tokens,
+        )  # fmt: skip
 
     def _curvature(self, case: str, method: str) -> Smoothness:
         return Smoothness(
