@@ -86,8 +86,13 @@ def whole(
     return [row for row in rows if row is not None and place(row) in good]
 
 
-def run(experiment: Experiment, out: Path, *, environment: Row, overwrite: bool = False) -> Path:
+def run(
+    experiment: Experiment, out: Path, *, environment: Row, overwrite: bool = False,
+    each: Callable[[Row], None] = lambda row: None,
+) -> Path:  # fmt: skip
     """Run `experiment` into the record file `out`, or continue it there, and return `out`.
+
+    `each` is called with every row of the file: first with those that stand, then with each new one once it is on disk.
 
     The file is created, and rows that do not stand are taken out, only when the first new row exists: a run that fails
     while it loads its model leaves everything as it was. Damage is reported on stderr, and measured again. The end
@@ -115,6 +120,9 @@ def run(experiment: Experiment, out: Path, *, environment: Row, overwrite: bool 
             if finished:
                 count = f"{len(old.rows)} rows"
                 print(f"smoothlab: {out} is finished ({count}); --overwrite runs it again", file=sys.stderr)
+                for done in old.rows:
+                    if done is not None:
+                        each(done)
                 return out
             _tell_changes(out, old.header["environment"], head["environment"])
         standing = [] if old is None else _standing(out, experiment, old)
@@ -131,9 +139,12 @@ def run(experiment: Experiment, out: Path, *, environment: Row, overwrite: bool 
             else:
                 head = old.header or head
                 file.rewrite(head, standing)
+            for done in standing:
+                each(done)
             while row is not None:
                 rows.append(_plain(row))
                 file.append(rows[-1])
+                each(rows[-1])
                 row = next(fresh, None)
         ordered = _ordered(experiment, rows)
         if ordered != rows:  # what was measured again comes to its place

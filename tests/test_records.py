@@ -115,6 +115,23 @@ def test_each_row_is_on_disk_before_the_experiment_goes_on(tmp_path):
     assert seen == list(range(1, 9))
 
 
+def test_each_row_is_told_once_it_is_on_disk_those_that_stand_first(tmp_path):
+    out, told, there = tmp_path / "walk.jsonl", [], []
+
+    def tell(row):
+        told.append(bare(row))
+        there.append(len(rows(out)))
+
+    run(Walk(), out, each=tell)
+    assert told == rows(out) and there == list(range(1, 9))
+    out.write_bytes(b"".join(out.read_bytes().splitlines(keepends=True)[:4]))  # stopped within the second pair
+    for expected in ([2, 2, 3, 4, 5, 6, 7, 8], [8] * 8):  # continued, then finished
+        told.clear()
+        there.clear()
+        run(Walk(), out, each=tell)
+        assert told == rows(out) and there == expected
+
+
 @pytest.mark.parametrize("cut", [0, 5, 30, 200, 201, 270, 330, 400, 500, 600])
 def test_a_file_cut_anywhere_is_continued_to_the_same_rows(tmp_path, cut):
     whole = run(Walk(), tmp_path / "whole.jsonl").read_bytes()

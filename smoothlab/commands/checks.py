@@ -1,6 +1,6 @@
 """The subcommands that give a verdict: on the paper's claims, and on an optimizer."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +15,8 @@ from smoothlab.threads import use_threads
 if TYPE_CHECKING:
     from smoothlab.experiments.audit import Audit
     from smoothlab.experiments.verify import Verify
+
+Row = dict[str, Any]
 
 
 def audit(
@@ -73,19 +75,15 @@ def _audit(experiment: "Audit", as_json: bool, html: Path | None, out: Path | No
     """Check the claims, print the verdicts, and return the exit status."""
     import json
 
-    from smoothlab import records
-    from smoothlab.experiments.audit import differs, lines, loaded, machine_readable, warn
+    from smoothlab.experiments.audit import differs, lines, machine_readable, warn
 
-    experiment.chosen()  # a mistake is reported before anything is written
-    checked: Iterable[dict[str, Any]] = experiment.rows([])
-    if out is not None:
-        records.run(experiment, out, environment=records.environment(**machine(experiment)), overwrite=overwrite)
-        checked = loaded(out)
-    rows = []
-    for row in checked:
-        rows.append(row)
+    names = [claim.name for claim in experiment.chosen()]  # a mistake is reported before anything is written
+
+    def tell(row: Row) -> None:
         if not as_json:
             print("\n".join(lines(row, evidence=bool(experiment.claims))), flush=True)
+
+    rows = _rows(experiment, names, tell, out, overwrite)
     if as_json:
         print(json.dumps(machine_readable(rows), indent=1))
     if html is not None:
@@ -144,20 +142,16 @@ def _verify(experiment: "Verify", as_json: bool, html: Path | None, out: Path | 
     import dataclasses
     import json
 
-    from smoothlab import records
-    from smoothlab.experiments.verify import answer_of, read, status, summary
+    from smoothlab.experiments.verify import answer_of, status, summary
 
     name = experiment.subject.name  # a mistake is reported before anything is written
-    rows: Iterable[dict[str, Any]] = experiment.rows([])
-    if out is not None:
-        records.run(experiment, out, environment=records.environment(**machine(experiment)), overwrite=overwrite)
-        rows = read(out)
-    answers, answered = [], []
-    for row in rows:
-        answered.append(row)
-        answers.append(answer_of(row))
+
+    def tell(row: Row) -> None:
         if not as_json:
-            print(answers[-1], flush=True)
+            print(answer_of(row), flush=True)
+
+    rows = _rows(experiment, experiment.chosen, tell, out, overwrite)
+    answers = list(map(answer_of, rows))
     if as_json:
         print(json.dumps([dataclasses.asdict(answer) for answer in answers], indent=1))
     else:
@@ -165,8 +159,36 @@ def _verify(experiment: "Verify", as_json: bool, html: Path | None, out: Path | 
     if html is not None:
         from smoothlab.report.verify_page import page
 
-        _write_page(html, page(answered))
+        _write_page(html, page(rows))
     return status(answers)
+
+
+def _rows(
+    experiment: "Audit | Verify", names: Sequence[str], tell: Callable[[Row], None], out: Path | None, overwrite: bool
+) -> list[Row]:
+    """The rows of all claims or probes in the order of `names`; each is told as soon as those before it are there."""
+    from smoothlab import records
+
+    rows: list[Row] = []
+    waiting: dict[str, Row] = {}  # a continued record file may lack rows in its middle, which come last
+
+    def add(row: Row) -> None:
+        waiting[row[experiment.unit]] = row
+        while len(rows) < len(names) and names[len(rows)] in waiting:
+            next_row = waiting.pop(names[len(rows)])
+            rows.append(next_row)
+            tell(next_row)
+
+    if out is None:
+        for row in experiment.rows([]):
+            add(row)
+    else:
+        environment = records.environment(**machine(experiment))
+        records.run(experiment, out, environment=environment, overwrite=overwrite, each=add)
+    for row in waiting.values():  # a finished file of an earlier release may lack a name of today
+        rows.append(row)
+        tell(row)
+    return rows
 
 
 def _write_page(path: Path, text: str) -> None:

@@ -5,6 +5,7 @@ import difflib
 import math
 import runpy
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
-from smoothlab import record_files
 from smoothlab.claims import CLAIMS, Claim, Evidence, Finding, Search
 from smoothlab.claims.claim import as_text
 from smoothlab.errors import BadInput
@@ -25,6 +25,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 MISSING = "no records"
 PRINTED = ("claim", "verdict", "evidence", "correction", "place", "test", "note")
 """Fields of a row that --json prints; a note is there where records are missing."""
+WIDTH, INDENT = 120, " " * 11
+"""Characters in a line of evidence, and what its further lines begin with."""
 
 
 @dataclass(frozen=True)
@@ -177,11 +179,6 @@ def _evidence_row(evidence: Evidence) -> Row:
     return row
 
 
-def loaded(path: Path) -> list[Row]:
-    """The rows of a record file."""
-    return [row for row in record_files.read(path).rows if row is not None]
-
-
 def differs(row: Row) -> bool:
     """Whether a verdict is another than the stored one; not where records are missing."""
     return bool(row["verdict"] != row["stored"]) and row.get("note") != MISSING
@@ -205,18 +202,26 @@ def lines(row: Row, evidence: bool) -> list[str]:
     text = [f"{row['claim']:<19} {verdict}  [{row['place']}]"]
     if not evidence:
         return text
-    text += [f"  claim    {row['statement']}", f"  given    {row['hypotheses']}"]
+    text += _wrapped("  claim    ", row["statement"]) + _wrapped("  given    ", row["hypotheses"])
     if row["correction"]:
-        text.append(f"  instead  {row['correction']}")
+        text += _wrapped("  instead  ", row["correction"])
     for item in row["evidence"]:
-        facts = ", ".join(f"{name} = {as_text(value)}" for name, value in item["facts"].items())
+        facts = [f"{name} = {as_text(value)}" for name, value in item["facts"].items()]
         if item["kind"] == "search":
-            facts = f"; {facts}" if facts else ""
-            text.append(f"  search   {item['about']}: {item['what']}: {item['text']}{facts}")
-            continue
-        word = {True: "supports", False: "refutes", None: "leaves open"}[item["supports"]]
-        text.append(f"  {item['how']}, {word} what is {item['about']}: {item['what']}: {facts}")
+            text += _wrapped("  search   ", f"{item['about']}: {item['what']}:")
+            facts = [item["text"], *facts]
+        else:
+            word = {True: "supports", False: "refutes", None: "leaves open"}[item["supports"]]
+            text += _wrapped("  ", f"{item['how']}, {word} what is {item['about']}: {item['what']}:")
+        text += _wrapped(INDENT, "; ".join(facts))
     return [*text, f"  test     {row['test']}"]
+
+
+def _wrapped(lead: str, words: str) -> list[str]:
+    """Lines of at most WIDTH characters: the first begins with `lead`, the others with INDENT."""
+    return textwrap.wrap(
+        words, WIDTH, initial_indent=lead, subsequent_indent=INDENT, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def warn(rows: Sequence[Row]) -> None:

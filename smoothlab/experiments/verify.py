@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-from smoothlab import record_files
 from smoothlab.conformance.adapter import Subject
 from smoothlab.conformance.answer import Answer
 from smoothlab.conformance.suite import DTYPES, PROBES, answers
@@ -128,11 +127,6 @@ def _offer(makers: dict[str, Any]) -> str:
     if not makers:
         return "define a class or function NAME(params, lr=..., seed=...)"
     return f"use one of {', '.join(makers)}"
-
-
-def read(path: Path) -> list[Row]:
-    """The rows of a record file."""
-    return [row for row in record_files.read(path).rows if row is not None]
 
 
 def answer_of(row: Row) -> Answer:

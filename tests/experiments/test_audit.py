@@ -48,7 +48,7 @@ def test_records_are_continued_and_the_same(tmp_path: Path, capsys) -> None:
     out.write_bytes(b"".join(whole[:2]))  # as if it had been stopped after the first claim
     assert main(["audit", *FAST, "--json", "--out", str(out)]) == 0
     assert capsys.readouterr().out == first
-    assert [row["claim"] for row in audit.loaded(out)] == list(FAST)
+    assert list(records.load(out)["claim"]) == list(FAST)
     assert records.header(out)["config"]["claims"] == list(FAST)
 
 

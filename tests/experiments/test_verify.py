@@ -7,7 +7,6 @@ import pytest
 
 from smoothlab import records
 from smoothlab.__main__ import main
-from smoothlab.experiments.verify import read
 
 FEW = ("--probes", "along", "mirrored")
 RIGHT = """
@@ -64,7 +63,51 @@ def test_json_records_and_page(file: Path, tmp_path: Path, capsys: pytest.Captur
     assert main(command) == 0
     again = json.loads(capsys.readouterr().out)
     assert again[0] == found[0] and again[1]["note"] == found[1]["note"]
-    assert [row["probe"] for row in read(out)] == ["along", "mirrored"]
+    assert list(records.load(out)["probe"]) == ["along", "mirrored"]
+
+
+WATCHING = """
+import sys
+from pathlib import Path
+
+import smoothlab
+
+
+def estimator(params, lr, seed, mu=1e-3):
+    Path(__file__).with_suffix(".seen").write_text(sys.stdout.getvalue())
+    return smoothlab.ZerothOrder(mu)
+"""
+
+
+@pytest.mark.parametrize("recorded", [False, True], ids=["printed", "recorded"])
+def test_an_answer_is_printed_before_the_next_question_is_asked(
+    recorded: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "watching.py").write_text(WATCHING)
+    options = ["--out", str(tmp_path / "v.jsonl")] if recorded else []
+    assert main(["verify", str(tmp_path / "watching.py"), "--probes", "along", "restored_fp32", *options]) == 0
+    first, second, summary = capsys.readouterr().out.splitlines()
+    # an optimizer of its own is made for the second question
+    assert (tmp_path / "watching.seen").read_text() == first + "\n"
+    assert first.startswith("along ") and second.startswith("restored_fp32 ") and "2 right, 0 wrong" in summary
+
+
+def test_answers_keep_their_order_where_the_first_one_is_found_again(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "v.jsonl"
+    command = ["verify", f"{file}:estimator", *FEW, "--out", str(out)]
+    assert main(command) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert main(command) == 0
+    finished = capsys.readouterr()
+    assert finished.out.splitlines() == told and "is finished" in finished.err
+    header, _, second, _ = out.read_bytes().splitlines(keepends=True)
+    out.write_bytes(header + second)
+    assert main(command) == 0
+    again = capsys.readouterr()
+    assert "measured again" in again.err and again.out.splitlines()[:2] == told[:2]
+    assert list(records.load(out)["probe"]) == ["along", "mirrored"]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from smoothlab.experiments.audit import loaded
+from smoothlab.record_files import read
 from smoothlab.report.audit_page import claims_table, page
 
 RECORDS = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "audit.jsonl"
@@ -22,7 +22,7 @@ class Text(HTMLParser):
 
 @pytest.fixture(scope="module")
 def rows() -> list[dict]:  # type: ignore[type-arg]
-    return list(loaded(RECORDS))
+    return [row for row in read(RECORDS).rows if row is not None]
 
 
 def test_the_page_holds_every_claim_with_its_evidence(rows):
