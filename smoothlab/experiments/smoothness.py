@@ -79,7 +79,7 @@ class Smoothness(Training):
         measured = {row["step"] for row in done}
         ahead = [step for step in self._points() if step not in measured]
         setup = self.setup()
-        say("; ".join([*setup.notes, *unused(self)]))
+        say(*setup.notes, *unused(self))
         # Points on record are left out: the trainer would measure them again on its way from a checkpoint.
         trainer = setup.trainer(at=ahead, dropout=self.dropout)
         if trainer.kinks:

@@ -84,7 +84,7 @@ def load_classifier(
     loaded.tokenizer.padding_side = "right"
     if measured and getattr(loaded.model.config, "_attn_implementation", None) == "sdpa":
         loaded.notes.append(
-            "attention: sdpa, on its MATH kernel where second derivatives are taken (equal up to rounding)"
+            "attention: torch's MATH kernel where curvature is measured, as faster ones have no second derivatives"
         )
     return loaded
 

@@ -29,7 +29,7 @@ def text(df: pd.DataFrame) -> list[str]:
         )
         lines.append(f"  weakest assumption: {row['weakest']}")
         if _given(row, "flag"):
-            lines.append(f"  note: {row['flag']}")
+            lines += [f"  note: {note}" for note in row["flag"].split("; ")]
         limits = df[(df["part"] == "limit") & (df["option"] == row["option"])]
         for _, limit in limits.iterrows():
             value = interval(limit["value"], limit["low"], limit["high"])

@@ -107,7 +107,13 @@ def notes(df: pd.DataFrame) -> list[str]:
         if name in df:
             # the numbers of steps differ from note to note: what is said of them is counted
             texts = df[name].dropna().str.replace(r"^\S+ steps are", "steps are", regex=True)
-            lines += [f"{text} ({count})" for text, count in texts.value_counts().items()][:4]
+            for text, count in list(texts.value_counts().items())[:4]:
+                unit = "run" if name == "served" else "row"
+                counted = f"({count} {unit}{'s' * (count > 1)})"
+                trained, semicolon, tested = str(text).partition("; test: ")  # which only "served" has
+                lines.append(f"{trained} {counted}")
+                if semicolon:
+                    lines.append(f"test: {tested} {counted}")
     if "flag" in df:
         for flag, count in df["flag"].dropna().value_counts().items():
             lines.append(f"{count} rows carry the flag '{flag}'")

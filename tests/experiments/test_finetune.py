@@ -18,7 +18,8 @@ from smoothlab.__main__ import main
 from smoothlab.errors import BadInput
 from smoothlab.experiments.finetune.card import command
 from smoothlab.experiments.finetune.experiment import Finetune
-from smoothlab.experiments.finetune.options import unused
+from smoothlab.experiments.finetune.options import say, unused
+from smoothlab.experiments.smoothness import Smoothness
 from smoothlab.llm.checkpoints import read
 from smoothlab.llm.evaluate import NotFinite
 from smoothlab.llm.models import load_lm
@@ -450,7 +451,8 @@ def test_the_command_line_trains_micro_and_goes_on(tmp_path: Path, capsys: pytes
     assert main(command) == 0
     said = capsys.readouterr()
     assert "Hybrid-LoRA (eta_x 0.001, eta_y" in said.out and "test: 8 of the 600 items" in said.out
-    assert "builtin's own validation sentences" in said.err
+    assert "smoothlab: train and dev: builtin's training sentences\n" in said.err
+    assert "smoothlab: test: 8 of the 600 items of builtin's own validation sentences\n" in said.err
     wanted = rows_of(out)
     out.write_text("".join(line + "\n" for line in out.read_text().splitlines()[:4]))
     assert main(command) == 0
@@ -527,4 +529,20 @@ def test_a_run_of_no_steps_says_that_nothing_is_trained(tmp_path: Path, capsys: 
     model, data = tiny_model(tmp_path / "model"), write_sentences(tmp_path / "data.jsonl")
     words = ["--model", str(model), "--data", str(data), "--train", "24", "--dev", "8", "--test", "4", "--batch", "4"]
     assert main(["finetune", *words, "--steps", "0", "--out", str(tmp_path / "run.jsonl")]) == 0
-    assert "--steps 0 trains nothing: the test is that of the model as it starts; " in capsys.readouterr().err
+    assert "--steps 0 trains nothing: the test is that of the model as it starts\n" in capsys.readouterr().err
+
+
+def test_runs_that_test_nothing_name_the_training_data_alone_one_note_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, data = tiny_model(tmp_path / "model"), write_sentences(tmp_path / "data.jsonl")
+    measured = Smoothness(model=str(model), data=str(data), batch=4, peft="lora", measure=("peft",), steps=0, points=1)
+    notes = measured.setup().notes
+    capsys.readouterr()  # bars of transformers
+    say(*notes, "", "the last note")
+    assert capsys.readouterr().err.splitlines() == [
+        "smoothlab: attention: torch's MATH kernel where curvature is measured, as faster ones have no second "
+        "derivatives",
+        f"smoothlab: train: {data}",
+        "smoothlab: the last note",
+    ]

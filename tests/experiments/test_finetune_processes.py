@@ -51,7 +51,8 @@ def two(argv: list[str], said: Path, plants: Sequence[Plant | None] = (None, Non
 
 def errors(said: str) -> list[str]:
     """All lines but what the run says of its data."""
-    return [line for line in said.splitlines() if not line.startswith("smoothlab: train and dev")]
+    of_data = ("smoothlab: train and dev", "smoothlab: test: ")
+    return [line for line in said.splitlines() if not line.startswith(of_data)]
 
 
 @pytest.mark.parametrize(

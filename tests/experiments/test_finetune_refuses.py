@@ -22,6 +22,7 @@ from smoothlab.__main__ import main
 from tests.experiments.test_finetune import rows_of
 
 OPTIONS = "--train 24 --dev 8 --test 4 --batch 4 --eval-every 2 --patience 0 --steps 4"
+KNOWN = ("smoothlab: train and dev: ", "smoothlab: test: ", "smoothlab: resumed at step")
 Said = Callable[..., str]
 
 
@@ -36,9 +37,7 @@ def said(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monke
         given = ["--model", str(model), "--data", "data.jsonl", "--out", "run.jsonl", *OPTIONS.split()]
         assert main(["finetune", *given, *options.split()]) == status
         lines = capsys.readouterr().err.splitlines()
-        told = [
-            line for line in lines if not line.startswith(("smoothlab: train and dev", "smoothlab: resumed at step"))
-        ]
+        told = [line for line in lines if not line.startswith(KNOWN)]
         (line,) = told
         assert line.startswith("smoothlab: error: ") == (status == 2)
         return line.removeprefix("smoothlab: ").removeprefix("error: ")

@@ -20,7 +20,7 @@ WORDS = (" bad", " good", " fair")
 def splits(kind: Any = "verbalizer", classes: int = 2) -> Splits:
     texts = ["a film", "a very long and tedious film with nothing in it but people who talk", "no film"]
     items = tuple(Choice(f"{text} is", WORDS[:classes], i % 2, text) for i, text in enumerate(texts))
-    return Splits(items, items, items, kind, "", "some task")
+    return Splits(items, items, items, kind, "", "", "some task")
 
 
 def loaded(folder: Path, because: str = "--head classifier", classes: int = 2) -> Any:

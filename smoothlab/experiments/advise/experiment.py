@@ -71,7 +71,7 @@ class Advise(Training):
 
         self.check()
         setup = self.setup()
-        say("; ".join([*setup.notes, *unused(self)]))
+        say(*setup.notes, *unused(self))
         advice = advise(
             setup.trainer(), by=self.by, budget=self.budget, steps=self.try_steps, seed=self.seed, tell=_Sometimes()
         )

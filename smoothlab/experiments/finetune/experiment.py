@@ -94,7 +94,7 @@ class Finetune(FinetuneOptions):
         selection = self._selection(setup, folder)
         if is_first:
             untrained = [] if self.steps else ["--steps 0 trains nothing: the test is that of the model as it starts"]
-            say("; ".join([*untrained, *setup.notes, *unused(self)]))
+            say(*untrained, *setup.notes, *unused(self))
         if recorded:
             step = selection.resume(recorded)
             if is_first:

@@ -214,10 +214,11 @@ def measuring_steps(run: Training) -> list[int]:
     return steps
 
 
-def say(text: str) -> None:
-    """Write a line to stderr; nothing where there is no text."""
-    if text:
-        print(f"smoothlab: {text}", file=sys.stderr)
+def say(*notes: str) -> None:
+    """Write notes to stderr, one a line; nothing for an empty one."""
+    for note in notes:
+        if note:
+            print(f"smoothlab: {note}", file=sys.stderr)
 
 
 def _check_directions(run: Training) -> None:

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from smoothlab.blocks import Block, fixed_loss, only_differentiable
 from smoothlab.errors import BadInput
-from smoothlab.experiments.finetune.config import Rates, Training
+from smoothlab.experiments.finetune.config import FinetuneOptions, Rates, Training
 from smoothlab.experiments.finetune.footprint import copies, factor_notes
 from smoothlab.experiments.finetune.items import Judge, judge, tokenized
 from smoothlab.experiments.finetune.options import block_rates, precisions
@@ -202,7 +202,10 @@ def setup(run: Training) -> Setup:
         numbers = reshuffled(len(items.train), run.batch, run.seed, step)
         return [minibatch(part) for part in distributed.parts(numbers, device, run.parts_of_batch)]
 
-    notes = [*loaded.notes, splits.served, *factor_notes(run, blocks)]
+    origins = [f"train: {splits.trained_on}"]
+    if isinstance(run, FinetuneOptions):  # other runs select and test nothing
+        origins = [f"train and dev: {splits.trained_on}", f"test: {splits.tested_on}"]
+    notes = [*loaded.notes, *origins, *factor_notes(run, blocks)]
     if reason is not None and (run.template, run.verbalizers) != (TEMPLATE, ()):
         notes.append("a classifier reads sentences alone: --template and --verbalizers are not used")
     if not mixed:

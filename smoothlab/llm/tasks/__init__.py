@@ -80,8 +80,7 @@ def load_choices(
         raise BadInput(
             f"the training items of {name} have no label but {min(labels)}: give examples of at least two classes"
         )
-    served = f"train and dev: {source}; test: {served}"
-    return Splits(tuple(train), tuple(order[-dev:]), tuple(test), kind, served, name)
+    return Splits(tuple(train), tuple(order[-dev:]), tuple(test), kind, source, served, name)
 
 
 def _unknown(name: str, names: Collection[str]) -> str:

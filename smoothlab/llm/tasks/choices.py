@@ -76,8 +76,14 @@ class Splits:
     dev: tuple[Choice, ...]  # to select by
     test: tuple[Choice, ...]  # to be looked at once
     kind: Kind
-    served: str  # which file each part came from, in words for a report
+    trained_on: str  # which files train and dev came from, in words for a report
+    tested_on: str  # which file test came from
     name: str  # task or file
+
+    @property
+    def served(self) -> str:
+        """Which file each part came from, in words for a report."""
+        return f"train and dev: {self.trained_on}; test: {self.tested_on}"
 
 
 def text(row: Row, field: str) -> str:
