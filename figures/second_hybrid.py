@@ -31,7 +31,7 @@ NAMES = ("LoRA", "DoRA", "LoRA-GA", "BOFT", "BOFT + GA", "unitary")
 def accuracies(runs: Sequence[Path]) -> pd.DataFrame:
     """A row for each data set and method: mean accuracy over seeds with the interval of one seed's items."""
     rows = []
-    for data, methods in answers(runs).items():
+    for data, methods in sorted(answers(runs).items()):
         for method, seeds in methods.items():
             right = [letters.count("1") for letters in seeds.values()]
             items = len(next(iter(seeds.values())))
@@ -49,12 +49,12 @@ def norms(files: Sequence[Path]) -> pd.DataFrame:
     for path in files:
         table, config = records.load(path), records.header(path)["config"]
         table = table[(table["block"] == "peft") & (table["wrt"] == "peft") & (table["quantity"] == "frobenius")]
-        ends = {"start": table.iloc[0]}
+        data, ends = f"{Path(config['model']).name} on {Path(config['data']).stem}", {"start": table.iloc[0]}
         if table["step"].nunique() > 1:
             ends["end"] = table.iloc[-1]
         for when, row in ends.items():
             rows.append({
-                "when": f"{config['data']}, {when}", "method": METHODS.index(config["peft"]),
+                "when": f"{data}, {when}", "method": METHODS.index(config["peft"]),
                 "measured": row["value"], "low": row["low"], "high": row["high"],
             })  # fmt: skip
     return pd.DataFrame(rows).assign(reference=np.nan)
@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 ylabel=r"Frobenius norm of the module's Hessian", scale="y"),
     ]  # fmt: skip
     for path in panels.save(
-        panels.grid([drawn], {}, heights=3.0), options.out.with_suffix(""), (options.out.suffix[1:],)
+        panels.grid([drawn], {}, heights=3.6), options.out.with_suffix(""), (options.out.suffix[1:],)
     ):
         print(path)
     return 0

@@ -48,7 +48,7 @@ def measured(records: Sequence[Path]) -> list[Measured]:
     for path in records:
         config = header(path)["config"]
         if config.get("peft"):
-            data = f"{Path(config['model']).name} on {config['data']}"
+            data = f"{Path(config['model']).name} on {Path(config['data']).stem}"  # a task, or a file of items
             files.append(Measured(config["peft"], data, config["seed"], load(path).to_dict("records")))
     return files
 

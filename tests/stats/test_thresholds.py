@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from smoothlab.stats.intervals import Interval
-from smoothlab.stats.thresholds import BEYOND, LAPSE, SPREADS, threshold
+from smoothlab.stats.thresholds import BEYOND, LAPSE, SPREADS, next_level, threshold
 
 
 def test_the_interval_is_that_of_the_posterior_by_plain_sums() -> None:
@@ -33,7 +33,7 @@ def test_without_responses_a_prior_is_what_is_known() -> None:
 
 
 def test_a_prior_that_is_far_off_is_given_up() -> None:
-    levels, responses = [1.0, 1.3, 1.5, 1.9, 1.2, 1.7], [False, False, True, True, False, True]
+    levels, responses = [1.0, 1.3, 1.5, 1.9, 1.2, 1.7] * 3, [False, False, True, True, False, True] * 3
     seen = threshold(levels, responses)
     both = threshold(levels, responses, Interval(10.0, 4.0, 25.0))
     assert abs(math.log(both.value / seen.value)) < math.log(1.25)
@@ -46,7 +46,7 @@ def test_responses_of_one_kind_leave_the_interval_open(response: bool) -> None:
 
 
 @pytest.mark.check
-@pytest.mark.parametrize("spread", [0.05, 0.3, 0.6])
+@pytest.mark.parametrize("spread", [0.05, 0.3, 0.6, 1.5])
 def test_simulated_coverage_of_levels_chosen_one_after_the_other(spread: float) -> None:
     """120 runs of 10 responses: as many intervals hold 1 as 95 % coverage lets expect in all but 0.1 % of cases."""
     rng, held = np.random.default_rng(0), 0
@@ -62,7 +62,7 @@ def test_simulated_coverage_of_levels_chosen_one_after_the_other(spread: float) 
             elif not any(responses):
                 level *= 3
             else:
-                level = threshold(levels, responses).value
+                level = next_level(threshold(levels, responses), len(levels))
         interval = threshold(levels, responses)
         held += interval.low <= 1 <= interval.high
     assert held >= stats.binom.ppf(1e-3, 120, 0.95)

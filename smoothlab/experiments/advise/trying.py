@@ -3,8 +3,8 @@
 A run is stable if the loss after its steps is at most 1 % above the loss at its start; both are the mean of the first
 minibatches. Each run has a number of its own, which fixes its zeroth-order directions and its minibatches: single runs
 differ, and the limit is the rate at which half of them are unstable. Rates a factor 3 apart are tried until both kinds
-have been seen, then the median of the limit's distribution (`smoothlab.stats.thresholds`), until its interval is short
-or the budget is spent. The weights, the optimizer and the trainer are afterwards as before, to the bit.
+have been seen, then rates around the median of the limit's distribution (`smoothlab.stats.thresholds`), until its
+interval is short or the budget is spent. The weights, the optimizer and the trainer are afterwards as before, to the bit.
 """
 
 import math
@@ -17,7 +17,7 @@ from smoothlab.divergence import Diverged
 from smoothlab.errors import BadInput
 from smoothlab.optim.hybrid import HybridSGD
 from smoothlab.stats.intervals import Interval
-from smoothlab.stats.thresholds import threshold
+from smoothlab.stats.thresholds import next_level, threshold
 from smoothlab.trainer import Trainer
 
 JUDGED = 4
@@ -171,7 +171,7 @@ def stability_limit(
         limit = threshold([trial.rate for trial in trials], unstable, prior)
         if limit.high <= NARROW * limit.low:
             break
-        rate = limit.value
+        rate = next_level(limit, len(trials))
     unstable = [trial.unstable for trial in trials]
     flag = None
     if all(unstable) or not any(unstable):
