@@ -4,7 +4,8 @@ A run is stable if the loss after its steps is at most 1 % above the loss at its
 minibatches. Each run has a number of its own, which fixes its zeroth-order directions and its minibatches: single runs
 differ, and the limit is the rate at which half of them are unstable. Rates a factor 3 apart are tried until both kinds
 have been seen, then rates around the median of the limit's distribution (`smoothlab.stats.thresholds`), until its
-interval is short or the budget is spent. The weights, the optimizer and the trainer are afterwards as before, to the bit.
+interval is short or the budget is spent. The weights, the optimizer and the trainer are afterwards as before, to the
+bit.
 """
 
 import math
