@@ -6,12 +6,14 @@ returns the mean loss of one fixed minibatch at the current parameters, and `Blo
 """
 
 import math
+import random
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -225,10 +227,24 @@ def only_differentiable(blocks: Collection[Block], among: Iterable[Block]) -> It
         yield
 
 
+@contextmanager
+def _seeded_elsewhere(seed: int) -> Iterator[None]:
+    """Inside the context the global generators of numpy and Python begin at the seed; afterwards they are as before."""
+    states = np.random.get_state(), random.getstate()
+    try:
+        np.random.seed(seed % 2**32)  # numpy takes 32 bits
+        random.seed(seed)
+        yield
+    finally:
+        np.random.set_state(states[0])
+        random.setstate(states[1])
+
+
 def fixed_loss(compute: Callable[[], T], module: nn.Module, *, train: bool = False, seed: int = 0) -> Callable[[], T]:
     """`compute` as a deterministic Loss that leaves the module's flags and buffers and all RNG states as they were.
 
-    eval mode by default; with train=True dropout is on and its mask is the same at every call, fixed by `seed`.
+    eval mode by default; with train=True dropout is on and its mask is the same at every call, fixed by `seed`. So is
+    what is drawn from the generators of numpy and Python, as models for speech do that mask or leave out layers.
 
     >>> import torch
     >>> from smoothlab import fixed_loss
@@ -248,7 +264,7 @@ def fixed_loss(compute: Callable[[], T], module: nn.Module, *, train: bool = Fal
             for buffer in module.buffers():
                 buffers.append((buffer, buffer.data))
                 buffer.data = buffer.data.clone()  # compute() writes to this one, and autograd remembers it
-        with torch.random.fork_rng(devices=list(devices)):
+        with torch.random.fork_rng(devices=list(devices)), _seeded_elsewhere(seed):
             try:
                 if changes:
                     module.train(train)  # as a module may have it: one that keeps its norms frozen overrides train()
