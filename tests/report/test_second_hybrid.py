@@ -23,4 +23,4 @@ def test_rows_hold_means_over_seeds_and_both_ends_of_a_run(tmp_path: Path) -> No
     assert row["low"] < 55 < row["high"]
     (norm,) = second_hybrid.norms([start(tmp_path, "boft", 2.0)]).to_dict("records")
     assert norm["measured"] == 2.0 and norm["method"] == second_hybrid.METHODS.index("boft")
-    assert norm["when"] == "sst2, start"
+    assert norm["when"] == "micro on sst2, start"
