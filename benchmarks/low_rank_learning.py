@@ -44,7 +44,7 @@ class LowRankLearning(SettingsExperiment):
 
     Attributes:
         seeds: seeds of minibatches and directions.
-        rates: learning rates; none: the one that is advised for each distribution.
+        rates: learning rates; 0 stands for the one that is advised for each distribution.
         steps: steps of a run.
         model: name or folder of the model.
         data: its task.
@@ -64,10 +64,10 @@ class LowRankLearning(SettingsExperiment):
     def points(self) -> list[Row]:
         """Rate by rate, and seed by seed, so that a part of the runs compares all distributions."""
         points: list[Row] = []
-        for rate in self.rates or (None,):
+        for rate in self.rates:
             for seed in self.seeds:
                 for name in PERTURB:
-                    setting = f"{name}/{'advised' if rate is None else f'{rate:g}'}/{seed}"
+                    setting = f"{name}/{f'{rate:g}' if rate else 'advised'}/{seed}"
                     points.append({"setting": setting, "distribution": name, "rate": rate, "seed": seed})
         return points
 
@@ -139,7 +139,7 @@ def main() -> None:
     experiment, name = LowRankLearning(), "low_rank_learning.jsonl"
     if args.model != "micro":
         experiment = LowRankLearning(
-            rates=(), steps=100, model=args.model, data="sst2", data_dir=args.data_dir, batch=8
+            rates=(0.0,), steps=100, model=args.model, data="sst2", data_dir=args.data_dir, batch=8
         )  # fmt: skip
         name = f"low_rank_learning_{Path(args.model).name}.jsonl"
     if args.table:
