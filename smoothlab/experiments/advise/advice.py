@@ -230,7 +230,10 @@ class _Adviser:
         def by_block(factor: float) -> dict[str, float]:
             return {name: scaled(factor)[rate.option].value for rate in rates for name in rate.names}
 
-        best, runs = comparing.compare(self.comparing, by_block, lambda run: self.tell(f"{run}; {self._spent()}"))
+        best, runs = comparing.compare(
+            self.comparing, by_block, budget=lambda: self.budget - self.clock.steps,
+            seen=lambda run: self.tell(f"{run}; {self._spent()}"),
+        )  # fmt: skip
         self.rows += [{"part": "comparison", **run._asdict()} for run in runs]
         self.advised = list((own | scaled(best)).values())
 

@@ -49,20 +49,31 @@ def times(usual: float, factor: float) -> float:
 
 
 def compare(
-    tries: Tries, rates: Callable[[float], Mapping[str, float]], seen: Callable[[Compared], None] = lambda run: None
+    tries: Tries,
+    rates: Callable[[float], Mapping[str, float]],
+    *,
+    budget: Callable[[], float] = lambda: math.inf,
+    seen: Callable[[Compared], None] = lambda run: None,
 ) -> tuple[float, list[Compared]]:
     """The factor of the lowest loss, the first of equal ones, and all runs; the lowest factor where no run is stable.
 
     Args:
         tries: makes the runs.
         rates: learning rates by block at a factor.
+        budget: what is left of it, in a unit such as seconds. A further run is made if as much is left as the longest
+            run before has taken.
         seen: called with each run that was made.
     """
     runs: list[Compared] = []
+    longest = 0.0
     for factor in FACTORS:
+        before = budget()
+        if longest > before:
+            break
         trial = tries.run(factor, rates(factor), 0)  # run 0 draws what the training will draw
         runs.append(Compared(factor, trial.start, trial.end, trial.steps))
         seen(runs[-1])
+        longest = max(longest, before - budget())
     best = min(runs, key=lambda run: run.loss_after)
     if not math.isfinite(best.loss_after):
         return min(FACTORS), runs

@@ -76,8 +76,7 @@ class Advise(Training):
             setup.trainer(), by=self.by, budget=self.budget, steps=self.try_steps, seed=self.seed, tell=_Sometimes()
         )
         if advice.steps > advice.budget:
-            needed = f"the least that advice needs took the time of {advice.steps:.0f} steps"
-            say(f"{needed}, --budget is {advice.budget:g}")
+            say(f"all of it took the time of {advice.steps:.0f} steps, more than --budget {advice.budget:g}")
         yield from advice.rows
         for advised in advice.advised:
             yield {"part": "advice", **advised._asdict()}

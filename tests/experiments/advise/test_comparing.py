@@ -14,7 +14,7 @@ from tests.experiments.advise.quadratics import trainer_of
 def test_the_factor_of_the_lowest_loss_is_chosen(rate: float, best: float) -> None:
     """f = 2 x^2, where 1/lambda = 0.25 is the best rate, to the bit."""
     seen = []
-    factor, runs = compare(Tries(trainer_of([4.0]), STEPS), lambda factor: {"base": factor * rate}, seen.append)
+    factor, runs = compare(Tries(trainer_of([4.0]), STEPS), lambda factor: {"base": factor * rate}, seen=seen.append)
     assert factor == best and seen == runs and [run.factor for run in runs] == list(FACTORS)
 
 
@@ -22,6 +22,12 @@ def test_the_lowest_factor_is_chosen_where_no_run_is_stable() -> None:
     factor, runs = compare(Tries(trainer_of([4.0]), STEPS), lambda factor: {"base": 1e3 * factor})
     assert factor == min(FACTORS) and all(math.isinf(run.loss_after) for run in runs)
     assert str(runs[1]).startswith("0.5 times the usual rates: the loss goes from 2 to inf in ")
+
+
+def test_a_budget_that_two_runs_have_spent_has_no_third() -> None:
+    tries = Tries(trainer_of([4.0]), STEPS)
+    factor, runs = compare(tries, lambda factor: {"base": 0.2 * factor}, budget=lambda: 1500.0 - tries.forwards)
+    assert [run.factor for run in runs] == [1.0, 0.5] and factor == 1.0  # of 600 forwards and four losses each
 
 
 def test_the_runs_are_the_beginning_of_the_training() -> None:
