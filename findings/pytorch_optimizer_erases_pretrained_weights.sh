@@ -6,8 +6,7 @@
 # Seen:  both rebuild weights from running sums that start at 0 instead of at the weights. FTRL sets every weight whose gradient is 0
 #        to 0 in its first step; with beta = 1 it shrinks the others to |g| / (|g| + 1) of themselves, too, before lr
 #        enters. SRMM multiplies all weights by 0.707 in its first step, with lr = 1e-2, 1e-4 or 1e-12 alike. Later steps keep
-#        what is left. Neither is weight decay, which is 0, nor is it mentioned. Of 100 others of the package none does so,
-#        but Nero, which rescales rows as its paper says.
+#        what is left. Neither is weight decay, which is 0, nor is it mentioned.
 # Who meets it: whoever sweeps a list of optimizers over one fine-tuning task, as load_optimizer(name) invites to, and takes
 #        the loss of an untrained model after step 1 for a rate that is too large.
 set -euo pipefail

@@ -6,7 +6,7 @@
 # Seen:  Prodigy, DAdaptAdam, DAdaptSGD, DAdaptLion, DAdaptAdan and DAdaptAdaGrad read the first group's rate alone, and move
 #        every group by it. With rates 1 and 0 the second group moves as far as the first; with 0 and 1 none moves,
 #        and with 1 and 0.1 both move at 1. param_groups show the rates that were asked for, and a scheduler's rates for
-#        other groups than the first are without effect. Of 100 others of the package, none does that. No warning.
+#        other groups than the first are without effect. No warning.
 # Who meets it: whoever tunes base model and adapter at two rates, keeps a group still by lr = 0, or tries these two in
 #        place of the authors' own packages.
 set -euo pipefail
