@@ -9,7 +9,7 @@
 #        again. One warning says "Changing attention type", not for how long (known: https://github.com/huggingface/transformers/issues/20031).
 #        In train mode without dropout the loss is not that of eval mode either: "random" blocks are block 0 in eval mode.
 #        They are drawn in each pass after np.random.seed(layer), so that whatever numpy's global generator gives
-#        between two passes is the same at each step. BigBird-Pegasus has the same lines.
+#        between two passes is the same at each step.
 # Who meets it: whoever compares losses of two evaluations, as zeroth-order steps and difference quotients do, with batches of several
 #        lengths between them, and whoever draws directions, data order or augmentations from np.random.
 set -euo pipefail

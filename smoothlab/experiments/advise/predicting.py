@@ -60,7 +60,7 @@ MODEL_ERROR = {"random walk": (2.2, 2.2), "exact": (3.5, 9.0), "adam": (20.0, 2.
 Where exact gradients without Adam begin to raise the loss, steps often lead to flatter places and the loss falls again:
 on small networks runs of 60 steps stood above their start only from 2.5 to 8.7 times the prediction on. LoRA's
 curvature rises as soon as B is not 0: on `micro` its limit by SGD was a third of the prediction. Adam's limit was 0.05
-to 0.5 of the prediction on trained models, whose preconditioner is small, and 0.3 to 1.2 elsewhere.
+to 0.5 of the prediction on models that had been trained before, and 0.3 to 1.2 elsewhere.
 """
 
 
