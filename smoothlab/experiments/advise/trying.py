@@ -9,7 +9,7 @@ bit.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -154,7 +154,7 @@ def stability_limit(
         seen: called with each run that was made.
 
     Raises:
-        BadInput: stable and unstable rates are not both found.
+        BadInput: stable and unstable rates are not both found. Where all are stable, a predicted limit stands.
     """
     trials: list[Trial] = []
     rate, longest = guess, cost
@@ -166,9 +166,15 @@ def stability_limit(
         unstable = [trial.unstable for trial in trials]
         if all(unstable) or not any(unstable):
             rate = trials[-1].rate * (1 / APART if unstable[0] else APART)
-            if len(trials) > MOST:
+            if len(trials) <= MOST:
+                continue
+            if prior is None or unstable[0] or _unmoved(trials):
                 raise _one_sided(trials, names)
-            continue
+            highest = trials[-1].rate
+            return Limit(
+                Interval(prior.value, prior.low, max(prior.high, highest)), tuple(trials),
+                f"no {names} up to {highest:.3g} makes the loss rise: the prediction stands",
+            )  # fmt: skip
         limit = threshold([trial.rate for trial in trials], unstable, prior)
         if limit.high <= NARROW * limit.low:
             break
@@ -178,6 +184,11 @@ def stability_limit(
     if all(unstable) or not any(unstable):
         flag = f"only {'un' * unstable[0]}stable runs"
     return Limit(threshold([trial.rate for trial in trials], unstable, prior), tuple(trials), flag)
+
+
+def _unmoved(trials: Sequence[Trial]) -> bool:
+    """Whether no run has changed the loss by a bit."""
+    return all(trial.end == trial.start for trial in trials)
 
 
 def forwards_of_step(optimizer: HybridSGD) -> float:
@@ -201,7 +212,7 @@ def _one_sided(trials: list[Trial], names: str) -> BadInput:
             f"the loss, {start:.4g} at the start, rises at every {names} from {first:.3g} down to {last:.3g}: it may "
             "be at its floor; take weights from earlier in training, or measure curvature with smoothlab smoothness"
         )
-    if all(trial.end == start for trial in trials):
+    if _unmoved(trials):
         return BadInput(
             f"the loss, {start:.4g}, stays the same to the bit at every {names} from {first:.3g} to {last:.3g}: its "
             "gradient is 0, or it does not depend on the block; look at the groups and at the data"

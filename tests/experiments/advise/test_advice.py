@@ -97,6 +97,22 @@ def test_where_curvature_sets_no_limit_trying_goes_on_and_says_so() -> None:
         advise(trainer, by="predict")
 
 
+def test_where_no_rate_makes_the_loss_rise_the_prediction_stands_and_says_so() -> None:
+    """f = log(1 + exp(-x)) bends upwards and falls with every step, however long."""
+    x = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    optimizer = HybridSGD([{"params": [x], "lr": 0.01, "name": "base"}])
+    trainer = Trainer(
+        None, {"base": Block("base", (x,))}, lambda step: [0],
+        lambda *_: torch.nn.functional.softplus(-x).sum(), optimizer,
+    )  # fmt: skip
+    advice = advise(trainer, by="confirm", budget=1e6)
+    limit = limit_of(advice, "eta_x")
+    assert limit.value == pytest.approx(2 / 0.25) and limit.high > 1e5
+    assert "no eta_x up to" in str(advice["eta_x"].flag) and "the prediction stands" in str(advice["eta_x"].flag)
+    with pytest.raises(BadInput, match="no eta_x from"):
+        advise(trainer, by="try", budget=1e6)
+
+
 def counting(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Make time the number of evaluations of the loss: one a step, and one for each loss that a run is judged by."""
     evaluations = [0]
