@@ -42,8 +42,8 @@ class Advise(Training):
         budget: number of training steps whose time the advice may take, all that it measures included: no run begins
             that would end later. Timed steps, mu, and a prediction or a run for each rate are made whatever it is; a
             note says so where they take more. By default 100 for a model of 135 million parameters or more, and in
-            proportion more for a smaller one, at most 2000. From 1000 on, a third of it is kept for up to three runs of
-            200 steps at half, once and twice the usual shares of the limits; the best rates are advised.
+            proportion more for a smaller one, at most 2000. From 1000 on, a third of it is kept for longer runs, at
+            half, once and twice the usual shares of the limits; the best rates are advised.
         try_steps: number of steps of a short run; its rate is stable if the mean loss of the first four minibatches has
             risen by at most 1 % after them. By default 60 where the budget is at least 1000, else 20.
     """
