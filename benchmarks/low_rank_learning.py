@@ -2,11 +2,12 @@
 
 For each distribution (low rank inside the forward pass), learning rate and seed (of minibatches, their order and
 directions): the mean loss of twelve training minibatches before and after the steps. Steps of all are two-sided with
-one direction, so that equal steps are equal forward passes. On `micro` rates are of a grid, on a folder's model each
-distribution has the rate that `smoothlab advise --by predict` gives it. The table has each distribution at its best
-rate, and its difference to Gaussian directions, paired by seed.
+one direction, so that equal steps are equal forward passes. On `micro` rates are of a grid; with `--advised`, and on a
+folder's model, each distribution has the rate that `smoothlab advise --by predict` gives it. The table has each
+distribution at its best rate, and its difference to Gaussian directions, paired by seed.
 
     python -m benchmarks.low_rank_learning           # continues benchmarks/results/low_rank_learning.jsonl
+    python -m benchmarks.low_rank_learning --advised # ..._advised.jsonl: ten minutes
     python -m benchmarks.low_rank_learning --model out/smollm2 --data-dir DIR   # ..._smollm2.jsonl: an hour
     python -m benchmarks.low_rank_learning --table [--model out/smollm2]        # prints the table of what is there
 """
@@ -134,9 +135,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="micro", help="micro, or a folder with a causal language model")
     parser.add_argument("--data-dir", default="", help="folder with sst2/, which a folder's model is trained on")
+    parser.add_argument("--advised", action="store_true", help="rates that are advised, on micro too")
     parser.add_argument("--table", action="store_true", help="print what is measured, and measure nothing")
     args = parser.parse_args()
     experiment, name = LowRankLearning(), "low_rank_learning.jsonl"
+    if args.advised:
+        experiment, name = LowRankLearning(rates=(0.0,)), "low_rank_learning_advised.jsonl"
     if args.model != "micro":
         experiment = LowRankLearning(
             rates=(0.0,), steps=100, model=args.model, data="sst2", data_dir=args.data_dir, batch=8
