@@ -17,8 +17,8 @@ from smoothlab.report.numbers import interval, number
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = ROOT / "benchmarks" / "results" / "advice_trained.jsonl"
-DRAWN = ("encoder-zo", "encoder-lora-sgd", "opt-zo", "opt-lora-adam", "llama-hybrid-x", "llama-hybrid-y")
-"""Cases in the figure of the pages: each model and each kind of steps."""
+DRAWN = ("encoder-zo", "encoder-lora-sgd", "encoder-lora-adam", "encoder-hybrid-y", "opt-zo", "opt-lora-sgd")
+"""Cases in the figure of the pages."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
