@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
+import pandas as pd
 import torch
 
 from smoothlab import records
@@ -115,18 +115,19 @@ def table(path: Path) -> str:
     ]
     rows = records.load(path)
     rows["change"] = rows["loss_after"].fillna(math.inf) - rows["loss_before"]
-    best: dict[str, np.ndarray] = {}
+    best: dict[str, pd.Series] = {}
     for name in PERTURB:
         own = rows[rows["distribution"] == name]
         rate = own.groupby("rate")["change"].mean().idxmin()
-        best[name] = own[own["rate"] == rate].sort_values("seed")["change"].to_numpy()
-        cells = [_shown(best[name]), _shown(best[name] - best["gaussian"])]
+        best[name] = own[own["rate"] == rate].set_index("seed")["change"]
+        # a record that is not finished pairs the seeds that both have
+        cells = [_shown(best[name]), _shown((best[name] - best["gaussian"]).dropna())]
         lines.append(f"| {name} | {rate:g} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _shown(values: np.ndarray) -> str:
-    value, low, high = samples.mean(values)
+def _shown(values: pd.Series) -> str:
+    value, low, high = samples.mean(values.to_numpy())
     return f"{value:+.4f} ({low:+.4f} to {high:+.4f})"
 
 
