@@ -197,7 +197,7 @@ class MixLinear(OwnLinear):
         return result
 
     def factor(self, adapter: str) -> Tensor:
-        """R as an orthogonal matrix [in, in]."""
+        """The rotation R of the BOFT part as one matrix [in, in]: its orthogonal blocks along the diagonal."""
         return torch.block_diag(*self.blocks(adapter)).T
 
     def get_delta_weight(self, adapter: str) -> Tensor:

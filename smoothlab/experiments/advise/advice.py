@@ -166,8 +166,8 @@ def advise(
             rate a prediction (with "predict" and "confirm") or a run. By default 100 for a model of 135 million
             parameters or more, and in proportion more for a smaller one, at most 2,000.
         steps: steps of a short run; by default 60 where the budget is at least 1,000, else 20. With such a budget,
-            and without "predict", a third of it is kept for three runs of 200 steps at rates a factor 2 apart, of which
-            the best are advised (`smoothlab.experiments.advise.comparing`).
+            and without "predict", a third of it is kept for up to three runs of 200 steps at rates a factor 2 apart,
+            of which the best are advised (`smoothlab.experiments.advise.comparing`).
         seed: seed of probes and directions.
         tell: called with a line about each run that was made.
 
@@ -220,12 +220,12 @@ class _Adviser:
         own = {advised.option: advised for advised in self.advised}
 
         def scaled(factor: float) -> dict[str, Advised]:
-            found = {}
+            scaled_rates = {}
             for rate in rates:
                 advised, times = own[rate.option], comparing.times(FRACTION[rate.kind], factor)
                 ends = {name: times * getattr(advised, name) for name in ("value", "low", "high")}
-                found[rate.option] = advised._replace(**ends)
-            return found
+                scaled_rates[rate.option] = advised._replace(**ends)
+            return scaled_rates
 
         def by_block(factor: float) -> dict[str, float]:
             return {name: scaled(factor)[rate.option].value for rate in rates for name in rate.names}
@@ -356,10 +356,8 @@ class _Adviser:
         return limit
 
     def _tell(self, rate: Rate, trial: Trial) -> None:
-        spent = f"{self.clock.steps:.0f} of {self.budget:g} steps' time is spent"
-        self.tell(
-            f"{rate.option} {trial.rate:.3g} is {'un' * trial.unstable}stable over {self.tries.steps} steps; {spent}"
-        )
+        verdict = "unstable" if trial.unstable else "stable"
+        self.tell(f"{rate.option} {trial.rate:.3g} is {verdict} over {self.tries.steps} steps; {self._spent()}")
 
     def _limit(self, rate: Rate, limit: Interval, source: str, condition: str, flag: str | None) -> None:
         self.rows.append({

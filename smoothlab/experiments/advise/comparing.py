@@ -35,8 +35,8 @@ class Compared(NamedTuple):
     steps: int
 
     def __str__(self) -> str:
-        times = f"{self.factor:g} times the usual rates" if self.factor != 1 else "the usual rates"
-        return f"{times}: the loss goes from {self.loss_before:.3g} to {self.loss_after:.3g} in {self.steps} steps"
+        rates = f"{self.factor:g} times the usual rates" if self.factor != 1 else "the usual rates"
+        return f"{rates}: the loss goes from {self.loss_before:.3g} to {self.loss_after:.3g} in {self.steps} steps"
 
 
 def times(usual: float, factor: float) -> float:
