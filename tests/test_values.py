@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
 from smoothlab.hessian.basis import Basis, Projection
-from smoothlab.hessian.deflation import Deflation, first_look, gram_matrix, half_width
+from smoothlab.hessian.deflation import Deflation, first_look, gram_matrix
 from smoothlab.hessian.estimates import doubt, frobenius_estimate
 from smoothlab.hessian.exact import ExactHessian, frobenius
 from smoothlab.hessian.finite_differences import FiniteDifferenceHessian, Scheme, Step
 from smoothlab.hessian.layers import LayerRows
 from smoothlab.optim.hybrid import HybridSGD
 from smoothlab.optim.minibatch import Minibatch
-from smoothlab.stats.intervals import Interval
+from smoothlab.stats.intervals import Interval, half_width
 from smoothlab.stats.probes import effective_rank, lanczos_reach, mean_of_forms, spectral_upper
 from smoothlab.theory.constants import Array, Ell
 from smoothlab.theory.theorems import (

@@ -26,13 +26,13 @@ from torch.utils.data import DataLoader
 from smoothlab.blocks import Block, by_name, dot
 from smoothlab.errors import BadInput
 from smoothlab.hessian.basis import Basis
-from smoothlab.hessian.deflation import Deflation, half_width
+from smoothlab.hessian.deflation import Deflation
 from smoothlab.hessian.disagreements import doubted
 from smoothlab.hessian.exact import ExactHessian
 from smoothlab.hessian.norms import NormEstimate, Quantity
 from smoothlab.hessian.products import Products
 from smoothlab.hessian.selfchecks import check_products
-from smoothlab.stats.intervals import Interval
+from smoothlab.stats.intervals import Interval, half_width
 from smoothlab.stats.redraws import Shares, mean_of_replicates, shares
 from smoothlab.zeroth.distributions import draw
 

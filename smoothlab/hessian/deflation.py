@@ -22,19 +22,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from smoothlab.blocks import dot
+from smoothlab.blocks import dot, norm
 from smoothlab.errors import BadInput
 from smoothlab.hessian.basis import Basis, Projection
 from smoothlab.hessian.disagreements import DOUBTFUL
 from smoothlab.hessian.layers import LayerRows
 from smoothlab.hessian.products import Products
 from smoothlab.hessian.vector_memory import VectorMemory
-from smoothlab.stats.intervals import Interval
-from smoothlab.stats.probes import Reach, effective_rank, lanczos_reach, sum_of_squares
+from smoothlab.stats.intervals import Interval, half_width
+from smoothlab.stats.probes import Reach, effective_rank, lanczos_reach, probes_needed, sum_of_squares
 from smoothlab.zeroth.distributions import draw
 
 FIRST, FIRST_LOOSE = 5, 4  # probes before the first look at the interval, and at precisions from LOOSE on
 LOOSE = 0.1
+CLOSE = 0.02  # relative error up to which a quotient stands for a product: its square is all that biases a norm
 SMALL = 256  # dimensions of blocks that take all Lanczos steps: a dozen span much of them, and self-checks see more
 IMAGES = 16  # images kept: enough for the effective rank, and a bound on memory
 _PYTHAGORAS = 0.01  # share of its square that an image must keep outside Q for its norm to follow from coefficients
@@ -53,11 +54,19 @@ class Deflation:
 
     With C = H_bc, `cross_known[b]` is ||C Q'||_F^2, and the probes see C (I - Q'Q): `cross_squares[b]` holds the
     squares of their images, and `cross_images[b]` the first of these images. `rows` sums what the products say of the
-    block's layers.
+    block's layers. With `quotients`, images of probes are `Products.quotient` from the second on, as long as that of
+    the first is off by at most `CLOSE`.
     """
 
     def __init__(
-        self, hessian: Products, name: str, seed: Sequence[int], others: Iterable[str], rows: LayerRows | None = None
+        self,
+        hessian: Products,
+        name: str,
+        seed: Sequence[int],
+        others: Iterable[str],
+        rows: LayerRows | None = None,
+        *,
+        quotients: bool = False,
     ) -> None:
         self.hessian, self.name, self.block = hessian, name, hessian.blocks[name]
         self.others, self.rows = tuple(others), rows
@@ -75,7 +84,9 @@ class Deflation:
         self._left_memory = VectorMemory(self.block.dim, self.block.params[0])
         # Layers' sums are of H v for probes v orthogonal to Q; and columns C q_j of a larger block would not be small.
         larger = [other for other in self.others if hessian.blocks[other].dim > self.block.dim]
-        self._projects = rows is not None or bool(larger)
+        # The error of a quotient must be small beside B g, and the part of g that Q holds would add errors of its own.
+        self._projects = rows is not None or bool(larger) or quotients
+        self._quotients = None if quotients else False  # whether images are quotients; None until a probe shows it
         self._clear()
 
     def _clear(self) -> None:
@@ -93,7 +104,10 @@ class Deflation:
         return draw(self.block, "gaussian", [*self.seed, self.draws])
 
     def _product(self, v: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        images = self.hessian.product(v, self.name, [self.name, *self.others])
+        return self._counted(self.hessian.product(v, self.name, [self.name, *self.others]))
+
+    def _counted(self, images: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The image and the cross images by block, which must be finite, as one product more."""
         self.hvps += 1
         for image in images:
             if not torch.isfinite(image.sum()):  # one pass, and no memory as isfinite(image) would take
@@ -237,12 +251,16 @@ class Deflation:
         g = self._draw()
         if self._projects:
             self.basis.project_out(g)
-        image, crossed = self._product(g)
+        image, crossed = self._image(g)
         if self.rows is not None:
             self.rows.see(g, image, self.basis.rows, self.images)
         for j, left in self._left:
             image.add_(left, alpha=-dot(self.basis.rows[j], g))
-        c, inside = self.basis.coefficients(g, image)
+        if self._projects:  # g has nothing in Q
+            (inside,) = self.basis.coefficients(image)
+            c = np.zeros_like(inside)
+        else:
+            c, inside = self.basis.coefficients(g, image)
         removed = np.zeros_like(inside)
         whole = dot(image, image)
         square = whole - float(inside @ inside)
@@ -259,12 +277,36 @@ class Deflation:
                 self.gram[i, -1] = self.gram[-1, i] = product
             self.gram[-1, -1] = square
             self.images.append(kept)
+        if self._quotients is None:
+            self._quotients = self._agrees(g, image, crossed)
         for name, cross in crossed.items():
             for column, coefficient in zip(self._cross_columns[name], c.tolist(), strict=False):
                 cross.sub_(column, alpha=coefficient)
             self.cross_squares[name].append(dot(cross, cross))
             if len(self.cross_images[name]) < IMAGES:
                 self.cross_images[name].append(cross)
+
+    def _image(self, g: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """H g and cross images of a probe g, by a quotient where the first probe has shown those to be close.
+
+        H g is odd in g and a quotient's error even, so that <B g, error> is 0 in the mean: squares of images are too
+        large by the square of the error alone, which is at most CLOSE^2 of them.
+        """
+        names = [self.name, *self.others]
+        quotients = self.hessian.quotient(g, self.name, names) if self._quotients else None
+        if quotients is None:
+            return self._product(g)
+        return self._counted(quotients)
+
+    def _agrees(self, g: Tensor, image: Tensor, crossed: dict[str, Tensor]) -> bool:
+        """Whether the quotient along g is off from H g = `image`, which is outside Q what counts, by at most CLOSE."""
+        quotients = self.hessian.quotient(g, self.name, [self.name, *crossed])
+        if quotients is None:
+            return False
+        errors = [self.basis.project_out(quotients[0].sub_(image)).after]
+        errors += [norm(quotient.sub_(cross)) for quotient, cross in zip(quotients[1:], crossed.values(), strict=True)]
+        sizes = [self.squares[-1] ** 0.5, *(norm(cross) for cross in crossed.values())]
+        return all(error <= CLOSE * size for error, size in zip(errors, sizes, strict=True))
 
     def extend(self) -> None:
         """The images of the probes so far join Q; probing starts anew."""
@@ -338,14 +380,6 @@ class Deflation:
         return False
 
 
-def probes_needed(share: float, nu: float, precision: float) -> float:
-    """Probes m for a half-width `precision` of ||H||_F where they see the share s of its square, of effective rank nu.
-
-    m = 2 (0.98 s / precision)^2 / nu, from the relative standard deviation s sqrt(2 / (m nu)) of the square.
-    """
-    return 2 * (0.98 * share / precision) ** 2 / nu
-
-
 def first_look(precision: float) -> int:
     """Probes before the first look at the interval: where it may be wide, four say enough of the effective rank."""
     if precision >= LOOSE:
@@ -360,10 +394,3 @@ def gram_matrix(images: Sequence[Tensor]) -> np.ndarray:
         for j in range(i + 1):
             gram[i, j] = gram[j, i] = dot(a, images[j])
     return gram
-
-
-def half_width(square: Interval) -> float:
-    """Half-width of the norm's interval relative to the norm, from that of its square."""
-    if square.value <= 0.0:
-        return 0.0
-    return (math.sqrt(square.high) - math.sqrt(max(square.low, 0.0))) / (2 * math.sqrt(square.value))

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from smoothlab.blocks import Block, norm
 from smoothlab.errors import BadInput
-from smoothlab.hessian.deflation import FIRST, Deflation, half_width, probes_needed
+from smoothlab.hessian.deflation import FIRST, Deflation
 from smoothlab.hessian.estimates import NormEstimate, frobenius_estimate
 from smoothlab.hessian.layers import LayerRows, Layers
 from smoothlab.hessian.products import Products
-from smoothlab.stats.probes import effective_rank
+from smoothlab.stats.intervals import half_width
+from smoothlab.stats.probes import effective_rank, probes_needed
 
 START = 4
 """Lanczos steps of each layer: what dominates a layer shows in few, and each costs a product in every layer."""

@@ -8,8 +8,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from smoothlab.blocks import Block, Loss, by_name, dot, flatten
-from smoothlab.hessian.gradients import LossAtPoint, plain_words
+from smoothlab.hessian.gradients import LossAtPoint, block_gradients, difference_quotient, finite, plain_words
 from smoothlab.hessian.norms import Hessian, NormEstimate
+from smoothlab.shift import Shift
 
 
 class ExactHessian(LossAtPoint, Hessian):
@@ -30,14 +31,16 @@ class ExactHessian(LossAtPoint, Hessian):
     Args:
         loss: deterministic loss of one minibatch.
         blocks: blocks to differentiate, disjoint.
+        quotients: of several measured blocks, let probes of the largest be forward differences of gradients, which
+            cost half as much, once one of them has agreed with the exact product to 2 % (`Deflation`).
 
     Raises:
         BadInput: the loss is not finite, does not depend on a block, or an operation has no second derivative.
     """
 
-    def __init__(self, loss: Loss, blocks: Sequence[Block]) -> None:
+    def __init__(self, loss: Loss, blocks: Sequence[Block], *, quotients: bool = True) -> None:
         self.blocks = by_name(blocks)
-        self._loss = loss
+        self._loss, self._quotients = loss, quotients
         with sdpa_kernel(SDPBackend.MATH):
             self._graph = self._differentiate(create_graph=True)
 
@@ -73,6 +76,28 @@ class ExactHessian(LossAtPoint, Hessian):
                 else:
                     target.copy_(part)
             images.append(image)
+        return tuple(images)
+
+    def quotient(self, v: Tensor, along: str, wrt: Sequence[str]) -> tuple[Tensor, ...] | None:
+        """H_bc v by a forward difference of gradients, about half a product's work; None beside kinks, or in 16 bit.
+
+        The move h v is as long as sqrt(eps) ||theta_c||, where truncation and rounding are about equal. Truncation,
+        h / 2 times the third derivative along v and v, does not change its sign with v, while H v does.
+        """
+        squared, eps = dot(v, v), torch.finfo(v.dtype).eps
+        size = math.sqrt(sum(dot(p.detach().reshape(-1), p.detach().reshape(-1)) for p in self.blocks[along].params))
+        if not (self._quotients and squared and size) or self.graph.nonsmooth or v.dtype.itemsize == 2:
+            return None
+        blocks = {name: self.blocks[name] for name in wrt}
+        shift = Shift(self.blocks[along])
+        with shift.along(v, math.sqrt(eps / squared) * size), sdpa_kernel(SDPBackend.MATH):
+            ends = block_gradients(finite(self._loss()), blocks, create_graph=False)
+        move = shift.realized / squared
+        del shift  # its copy of the block, before the images take memory
+        images = []
+        for name, block in blocks.items():
+            starts = [g.detach() for g in self._graph[name]]
+            images.append(difference_quotient(block, ends.pop(name), starts, move))
         return tuple(images)
 
     def noise(self, v: Tensor, image: Tensor, along: str) -> tuple[float, int]:

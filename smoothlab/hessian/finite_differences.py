@@ -11,9 +11,9 @@ from torch import Tensor
 
 from smoothlab.blocks import Block, Loss, dot, flatten, norm
 from smoothlab.errors import BadInput
-from smoothlab.hessian.gradients import LossAtPoint, block_gradients
+from smoothlab.hessian.gradients import LossAtPoint, block_gradients, difference_quotient
 from smoothlab.hessian.norms import Hessian
-from smoothlab.shift import Shift, in_passes
+from smoothlab.shift import Shift
 
 Scheme = Literal["forward", "central"]
 _ORDERS = {"forward": 1, "central": 2}
@@ -90,15 +90,14 @@ class FiniteDifferenceHessian(LossAtPoint, Hessian):
         return self._shifts[along]
 
     def _moved(self, v: Tensor, along: str, h: float, wrt: Sequence[str]) -> list[list[Tensor]]:
-        """The gradient's flat parts of each block of `wrt`, at the weights moved by h v."""
+        """The gradient's parts of each block of `wrt`, at the weights moved by h v."""
         self._gradients_taken += 1
         with self._shift(along).along(v, h):
             value = self._loss()
             if not torch.isfinite(value):
                 raise BadInput(f"the loss is not finite {h:g} ||v|| away from the weights: use a smaller step h")
             parts = block_gradients(value, {name: self.blocks[name] for name in wrt}, create_graph=False)
-        # Kept apart, not joined: a difference is formed part by part, without a second vector of the block's size.
-        return [[g.reshape(-1) for g in parts[name]] for name in wrt]
+        return [parts[name] for name in wrt]
 
     def difference(self, v: Tensor, along: str, h: float, wrt: Sequence[str], squared: float) -> tuple[Tensor, ...]:
         """The difference quotient at the move h v, whatever step was chosen; `squared` is ||v||^2."""
@@ -115,15 +114,10 @@ class FiniteDifferenceHessian(LossAtPoint, Hessian):
             scale = realized / squared
         if scale == 0.0:
             raise BadInput(f"a step of {h:g} along v changes no weight of '{along}' in its precision: use a larger h")
-
-        def quotient(out: Tensor, end: Tensor, start: Tensor) -> None:
-            torch.sub(end, start, out=out).mul_(1 / scale)
-
-        result = []
+        results = []
         for name, ends, starts in zip(wrt, plus, minus, strict=True):
-            result.append(torch.empty_like(self.gradients[name]))
-            in_passes(quotient, self.blocks[name].split(result[-1]), ends, starts)
-        return tuple(result)
+            results.append(difference_quotient(self.blocks[name], ends, starts, scale))
+        return tuple(results)
 
     def product(self, v: Tensor, along: str, wrt: Sequence[str]) -> tuple[Tensor, ...]:
         """H_bc v for c = `along` and each b of `wrt`: 1 gradient (forward) or 2 (central)."""

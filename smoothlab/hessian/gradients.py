@@ -11,6 +11,7 @@ from torch import Tensor
 from smoothlab.blocks import Block, Loss, by_name, flatten
 from smoothlab.errors import BadInput
 from smoothlab.hessian.loss_graph import read_graph
+from smoothlab.shift import in_passes
 
 
 def finite(loss: Tensor) -> Tensor:
@@ -62,6 +63,21 @@ def gradient(loss: Loss, blocks: dict[str, Block]) -> tuple[float, dict[str, Ten
         value = finite(loss())
         parts = block_gradients(value, blocks, create_graph=False)
     return float(value.detach()), {name: flatten(g) for name, g in parts.items()}
+
+
+def difference_quotient(block: Block, ends: Sequence[Tensor], starts: Sequence[Tensor], move: float) -> Tensor:
+    """(end - start) / move, flat [dim], of a gradient's parts by parameter at both ends of a move.
+
+    It is formed part by part, without a second vector of the block's size.
+    """
+
+    def quotient(out: Tensor, end: Tensor, start: Tensor) -> None:
+        torch.sub(end, start, out=out).mul_(1 / move)
+
+    result = ends[0].new_empty(block.dim)
+    flat_ends, flat_starts = ([part.reshape(-1) for part in parts] for parts in (ends, starts))
+    in_passes(quotient, block.split(result), flat_ends, flat_starts)
+    return result
 
 
 class LossAtPoint:

@@ -34,6 +34,10 @@ class Products(ABC):
     def product(self, v: Tensor, along: str, wrt: Sequence[str]) -> tuple[Tensor, ...]:
         """H_bc v for c = `along` and each b of `wrt`, as flat vectors [b.dim]."""
 
+    def quotient(self, v: Tensor, along: str, wrt: Sequence[str]) -> tuple[Tensor, ...] | None:
+        """An approximation of `product` at half its cost whose error is even in v, or None where there is none."""
+        return None
+
     @abstractmethod
     def noise(self, v: Tensor, image: Tensor, along: str) -> tuple[float, int]:
         """Relative rounding error of the product H_cc v = `image`, and how many more products measuring it took."""

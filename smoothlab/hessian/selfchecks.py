@@ -106,12 +106,13 @@ def _look_at_products(check: LineCheck, directions: Directions, run: Deflation) 
     values, vectors = np.linalg.eigh(run.projected())
     largest = int(np.abs(values).argmax())
     value, coefficients = float(values[largest]), vectors[:, largest]
-    top = run.in_full_space(coefficients)
     if not run.deflate(directions.mixed()):  # Q holds it already, the block being small
-        check.look(top, TOP, value)
+        check.look(run.in_full_space(coefficients), TOP, value)
         mixed = directions.mixed()
         check.look(mixed, ALL_KINDS, run.form(mixed))
         return
+    # The Ritz vector is made after the product, which takes the most memory of a point; Q has one more row by now.
+    top = run.in_full_space(np.append(coefficients, 0.0))
     mixed, column = run.basis.rows[-1], run.columns[-1]
     curvature = float(column[-1])
     b = (abs(value) / abs(2 * curvature)) ** 0.5 if curvature else 1.0

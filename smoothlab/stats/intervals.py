@@ -1,5 +1,6 @@
 """What an interval is; every one that smoothlab reports has the confidence level `LEVEL`."""
 
+import math
 from typing import NamedTuple
 
 from scipy import special
@@ -18,3 +19,10 @@ class Interval(NamedTuple):
     value: float
     low: float
     high: float
+
+
+def half_width(square: Interval) -> float:
+    """Half-width of a norm's interval relative to the norm, from that of its square; 0 for a square of 0 or below."""
+    if square.value <= 0.0:
+        return 0.0
+    return (math.sqrt(square.high) - math.sqrt(max(square.low, 0.0))) / (2 * math.sqrt(square.value))

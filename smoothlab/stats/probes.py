@@ -73,6 +73,14 @@ def level(m: int, nu: float) -> float:
     return _MANY_LEVEL + (_FEW_LEVEL - _MANY_LEVEL) * few
 
 
+def probes_needed(share: float, nu: float, precision: float) -> float:
+    """Probes m for a half-width `precision` of ||H||_F where they see the share s of its square, of effective rank nu.
+
+    m = 2 (0.98 s / precision)^2 / nu, from the relative standard deviation s sqrt(2 / (m nu)) of the square.
+    """
+    return 2 * (0.98 * share / precision) ** 2 / nu
+
+
 def mean_of_forms(forms: ArrayLike, frobenius_squared: float, known: float = 0.0) -> Interval:
     """Interval for known + tr B from m forms g'Bg, whose variance is 2 ||B||_F^2 (Gaussian probes); m = 0 when B = 0.
 

@@ -538,3 +538,91 @@ def test_a_run_is_the_dense_computation_on_its_own_directions(spectrum: str, dty
     found = first.cross_squares["b"][-1] ** 0.5
     assert found == pytest.approx(float(rest.norm()), rel=100 * eps, abs=20 * eps * scale * float(g.norm()))
     assert float(first.cross_images["b"][-1].norm()) == pytest.approx(found, rel=100 * eps)
+
+
+# Quotients of gradients in place of products, for probes of the largest of several blocks
+
+
+def _watched(quotients: bool, dtype: torch.dtype = torch.float32, speed: float = 1.0) -> tuple[Any, Counter[str]]:
+    """Exact products of a smooth network of two layers, x and y, and how often each way to an image is taken.
+
+    f = sin(speed * outputs)^2 / speed^2 has second derivatives of order 1 and third ones of order `speed`.
+    """
+    generator = torch.Generator().manual_seed(3)
+    first, second = (torch.randn(n, m, generator=generator, dtype=dtype) / m**0.5 for n, m in ((24, 16), (4, 24)))
+    inputs = torch.randn(12, 16, generator=generator, dtype=dtype)
+    x, y = torch.nn.Parameter(first), torch.nn.Parameter(second)
+    ways: Counter[str] = Counter()
+
+    def loss() -> Tensor:
+        outputs = torch.tanh(inputs @ x.T) @ y.T
+        return (speed * outputs).sin().square().mean() / speed**2
+
+    class Watched(ExactHessian):
+        def product(self, v: Tensor, along: str, wrt: Any) -> tuple[Tensor, ...]:
+            ways[f"product along {along}"] += 1
+            return super().product(v, along, wrt)
+
+        def quotient(self, v: Tensor, along: str, wrt: Any) -> tuple[Tensor, ...] | None:
+            ways[f"quotient along {along}"] += 1
+            return super().quotient(v, along, wrt)
+
+    return Watched(loss, [Block("x", (x,)), Block("y", (y,))], quotients=quotients), ways
+
+
+QUOTIENTS: dict[str, Any] = {"cross": [("x", "y")], "precision": 0.05, "lanczos": 4, "seed": (1,)}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_norms_by_quotients_are_those_by_products(dtype: torch.dtype) -> None:
+    slow, slow_ways = _watched(False, dtype)
+    fast, fast_ways = _watched(True, dtype)
+    products, quotients = slow.norms(**QUOTIENTS), fast.norms(**QUOTIENTS)
+    # The move is sqrt(eps) ||theta||: rounding is of that size relative to the image, and truncation, too.
+    close = 30 * torch.finfo(dtype).eps ** 0.5
+    for product, quotient in zip(products, quotients, strict=True):
+        assert (quotient.quantity, quotient.hvps, quotient.flag) == (product.quantity, product.hvps, product.flag)
+        for a, b in zip((quotient.value, quotient.low), (product.value, product.low), strict=True):
+            assert a == pytest.approx(b, rel=close, abs=close * products[0].value)
+    # The first probe is imaged both ways, the others by quotients; the smaller block's by products.
+    saved = slow_ways["product along x"] - fast_ways["product along x"]
+    assert saved >= 4 and fast_ways["quotient along x"] == saved + 1
+    assert fast_ways["quotient along y"] == 0 and fast_ways["product along y"] == slow_ways["product along y"]
+
+
+def test_quotients_that_are_not_close_are_left_alone() -> None:
+    slow, _ = _watched(False, speed=300.0)
+    fast, ways = _watched(True, speed=300.0)
+    assert fast.norms(**QUOTIENTS) == slow.norms(**QUOTIENTS)
+    assert ways["quotient along x"] == 1, "the first probe shows it"
+
+
+def test_a_quotients_error_is_even() -> None:
+    hessian, _ = _watched(True, torch.float64, speed=1e4)  # truncation is far above rounding
+    v = draw(hessian.blocks["x"], "gaussian", [5]).double()
+    (image,) = hessian.product(v, "x", ["x"])
+    (forth,), (back,) = hessian.quotient(v, "x", ["x"]), hessian.quotient(-v, "x", ["x"])
+    even, odd = forth + back, (forth - back) / 2 - image
+    assert 1e-6 < even.norm() / image.norm() < 1e-2
+    assert odd.norm() < 1e-3 * even.norm() + 1e-7 * image.norm()
+
+
+@pytest.mark.parametrize("why", ["kinks", "16 bit", "zeros", "not wanted"])
+def test_there_is_no_quotient_where_it_would_not_serve(why: str) -> None:
+    dtype = torch.bfloat16 if why == "16 bit" else torch.float32
+    start = torch.zeros(6, dtype=dtype) if why == "zeros" else torch.ones(6, dtype=dtype)
+    w = torch.nn.Parameter(start)
+    inputs = torch.arange(6.0, dtype=dtype)
+
+    def loss() -> Tensor:
+        activation = torch.relu if why == "kinks" else torch.tanh
+        return activation(w * inputs).square().sum()
+
+    hessian = ExactHessian(loss, [Block("w", (w,))], quotients=why != "not wanted")
+    assert hessian.quotient(torch.ones(6, dtype=dtype), "w", ["w"]) is None
+
+
+def test_layers_and_single_blocks_are_probed_by_products() -> None:
+    hessian, ways = _watched(True)
+    hessian.norms(["x"], precision=0.05, lanczos=4)
+    assert not any(way.startswith("quotient") for way in ways)
