@@ -495,6 +495,39 @@ def test_on_micro_fp32_products_agree_with_fp64_as_far_as_they_say() -> None:
     assert relative(difference, truth) < 1e-5, "two ways to the same product in fp64"
 
 
+# Quotients of gradients in place of exact products
+
+
+def test_a_quotient_is_off_by_half_the_third_derivative_along_its_move() -> None:
+    # f = -sum cos(k w) / k^2 at w = 1 has f'' = cos k and f''' = -k sin k: truncation is far above rounding.
+    k = 1e4
+    x, y = (torch.nn.Parameter(torch.ones(n, dtype=torch.float64)) for n in (50, 3))
+    blocks = [Block("x", (x,)), Block("y", (y,))]
+    hessian = ExactHessian(lambda: -((k * x).cos().sum() + (k * y).cos().sum()) / k**2, blocks)
+    v = draw(blocks[0], "gaussian", [5])
+    h = torch.finfo(torch.float64).eps ** 0.5 * norm(x.detach()) / norm(v)
+    for sign in (1.0, -1.0):  # the error does not change its sign with v
+        quotients = hessian.quotient(sign * v, "x", ["x", "y"])
+        assert quotients is not None and not quotients[1].any()
+        error = quotients[0] - sign * np.cos(k) * v
+        assert error.numpy() == pytest.approx((-0.5 * h * k * np.sin(k) * v**2).numpy(), rel=1e-3, abs=1e-7)
+
+
+@pytest.mark.parametrize("why", ["kinks", "16 bit", "zero weights", "zero vector", "not wanted", None])
+def test_there_is_no_quotient_where_it_would_not_serve(why: str | None) -> None:
+    dtype = torch.bfloat16 if why == "16 bit" else torch.float32
+    w = torch.nn.Parameter(torch.full((6,), 0.0 if why == "zero weights" else 1.0, dtype=dtype))
+    inputs = torch.arange(6.0, dtype=dtype)
+
+    def loss() -> Tensor:
+        activation = torch.relu if why == "kinks" else torch.tanh
+        return activation(w * inputs).square().sum()
+
+    hessian = ExactHessian(loss, [Block("w", (w,))], quotients=why != "not wanted")
+    v = torch.zeros(6, dtype=dtype) if why == "zero vector" else torch.ones(6, dtype=dtype)
+    assert (hessian.quotient(v, "w", ["w"]) is None) == (why is not None)
+
+
 # Independent packages
 
 
