@@ -64,7 +64,7 @@ class Size:
     probes: int = 10
 
 
-SIZES = {"full": Size(), "short": Size(steps=50, longer=100, test=200, seeds=(0,), tries=1, points=3, probes=4)}
+SIZES = {"full": Size(), "short": Size(steps=50, longer=100, test=200, tries=1, points=3, probes=4)}
 """What --size names; full takes the hours of a day, short those of an evening."""
 
 
