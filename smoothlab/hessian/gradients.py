@@ -159,6 +159,10 @@ _KNOWN = {
     "Inference tensors cannot be saved for backward": (
         "the model or the minibatch was made under torch.inference_mode(): make them outside of it"
     ),
+    "storage of size 0": (
+        "the model's weights are sharded (fully_shard) and let go after its forward pass, so that a gradient has no "
+        "graph to go through once more: use central differences (product='central', FiniteDifferenceHessian)"
+    ),
     "modified by an inplace operation": (
         "the model writes to numbers that its backward pass needs, as recurrent models do to their state: call it with "
         "use_cache=False"

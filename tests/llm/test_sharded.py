@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from smoothlab.blocks import Block
+from smoothlab.errors import BadInput
+from smoothlab.hessian.exact import ExactHessian
+from smoothlab.hessian.finite_differences import FiniteDifferenceHessian
 from smoothlab.llm import distributed
 from smoothlab.llm.adapters import attach
 from smoothlab.llm.partition import partition
@@ -174,10 +177,28 @@ def unsent() -> dict[str, Tensor]:
     return found
 
 
+def curvature() -> dict[str, Tensor]:
+    """The norm of LoRA's Hessian beside a base model that is sharded, by differences; exact products are refused."""
+    net, numbers = model(), torch.randint(2, ROWS, (4, 9), generator=torch.Generator().manual_seed(0))
+    if distributed.world_size() > 1:
+        shard(net)
+    block = partition(net)["peft"]
+
+    def loss() -> Tensor:
+        value: Tensor = net(input_ids=numbers, labels=numbers).loss
+        return value
+
+    if distributed.world_size() > 1:
+        with pytest.raises(BadInput, match="weights are sharded .* use central differences"):
+            ExactHessian(loss, [block]).norms()
+    estimate = FiniteDifferenceHessian(loss, [block]).norms(precision=0.3)[0]
+    return {"curvature": torch.tensor(estimate.value)}
+
+
 def work(folder: Path) -> dict[str, Tensor]:
     """All in one start of the processes, which takes longer than the steps."""
     found = {f"short: {name}": value for name, value in short(folder).items()}
-    found |= swallowed() | unsent()
+    found |= swallowed() | unsent() | curvature()
     for kind in KINDS:
         found |= {f"{kind}: {name}": value for name, value in trained(folder, kind).items()}
     return found
