@@ -58,8 +58,9 @@ def complaint(name: str, gap: Disagreement) -> str:
         return (
             f"the gradient of block '{name}' is not its loss's: a slope is {evidence}. Likely causes: a detached norm "
             "(DoRA), straight-through rounding, padding_idx of an embedding whose row the loss uses (pad = eos), "
-            "reentrant checkpointing, a backward pass of one's own. No product with gradients is right there, not "
-            "even by differences: replace the operation, or leave its parameters out of the block"
+            "reentrant checkpointing, reversible layers (Reformer), a backward pass of one's own. No product with "
+            "gradients is right there, not even by differences: replace the operation, or leave its parameters out of "
+            "the block"
         )
     if gap.kind == "differences":
         return (

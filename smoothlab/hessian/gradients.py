@@ -42,7 +42,7 @@ def block_gradients(loss: Tensor, blocks: dict[str, Block], *, create_graph: boo
         if parts == [None] * len(parts):
             raise BadInput(
                 f"the loss does not depend on block '{name}': leave it out, or check requires_grad and the model "
-                "(reentrant gradient checkpointing hides parameters: switch it off)"
+                "(reentrant gradient checkpointing hides parameters: switch it off; so do Reformer's reversible layers)"
             )
         gradients[name] = []
         for p, g in zip(block.params, parts, strict=True):

@@ -30,6 +30,7 @@ _SCALES = (0.125, 0.5, 2.0, 8.0)  # of the third look, in units of the first loo
 _POSITIONS = np.array([-1.0, -0.75, -0.5, -0.25, 0.25, 0.5, 0.75, 1.0])
 _COARSE = 0.02  # share of a slope that may be curvature where one evaluation is to do
 _RESOLVED = 0.03  # a scale whose standard error is this share of the number resolves it
+_APART = 5.0  # standard errors from which a number is not 0
 _ROUGH = 100.0  # scatter, in units of the assumed rounding, from which a slope that nothing resolves is told
 
 Pair = tuple[np.ndarray, np.ndarray]
@@ -268,7 +269,8 @@ class LineCheck:
         Numbers below `least` are as good as 0 beside what else moves the loss. Returns whether it is resolved.
         """
         size = max(abs(value), abs(claimed), least)
-        if not error <= _RESOLVED * size:
+        # A slope where there is none is one, to whatever precision.
+        if not (error <= _RESOLVED * size or (claimed == 0.0 and abs(value) > _APART * error)):
             return False
         gap = max(abs(value - claimed) - error, 0.0) / size
         if gap > self.gaps[kind].size:
