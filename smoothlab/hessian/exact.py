@@ -85,7 +85,7 @@ class ExactHessian(LossAtPoint, Hessian):
         h / 2 times the third derivative along v and v, does not change its sign with v, while H v does.
         """
         squared, eps = dot(v, v), torch.finfo(v.dtype).eps
-        size = math.sqrt(sum(dot(p.detach().reshape(-1), p.detach().reshape(-1)) for p in self.blocks[along].params))
+        size = float(torch.nn.utils.get_total_norm([p.detach() for p in self.blocks[along].params]))
         if not (self._quotients and squared and size) or self.graph.nonsmooth or v.dtype.itemsize == 2:
             return None
         blocks = {name: self.blocks[name] for name in wrt}
