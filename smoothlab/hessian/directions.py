@@ -34,7 +34,7 @@ class Directions:
 
     def __init__(self, check: LineCheck, graph: LossGraph) -> None:
         self.block, self.gradient, self.padded = check.block, check.gradient, graph.padded
-        self.gradients, self.weights = self.block.split(check.gradient), self.block.split(check.theta)
+        self.gradients, self.weights = self.block.split(check.gradient), check.weights
         self.kinds = groups_by_reader(graph, self.block.params)
 
     def _zeros(self) -> tuple[Tensor, list[Tensor]]:

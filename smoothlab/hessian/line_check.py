@@ -19,7 +19,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from smoothlab.blocks import Block, dot, flatten, norm
+from smoothlab.blocks import Block, dot, norm
 from smoothlab.hessian.disagreements import DOUBTFUL, Disagreement, WrongProducts
 from smoothlab.hessian.gradients import LossAtPoint
 from smoothlab.shift import Shift
@@ -75,12 +75,13 @@ class LineCheck:
         self.block, self.gradient, self._evaluate = block, point.gradients[block.name], point.evaluate
         self._point = point
         self._shift, self.start = Shift(block), point.loss
-        self.theta = flatten(p.detach() for p in block.params)
-        self.size = norm(self.theta)
-        eps = torch.finfo(self.theta.dtype).eps
+        self.weights = [p.detach().reshape(-1) for p in block.params]  # views, not copies, of the block's memory
+        self.size = math.sqrt(sum(dot(w, w) for w in self.weights))
+        eps = torch.finfo(self.gradient.dtype).eps
         self._assumed = ROUNDINGS * eps * abs(self.start)
         # A moved weight is rounded to its precision, which moves the loss by g'(rounding).
-        self._of_weights = eps * norm(self.theta * self.gradient)
+        pairs = zip(self.weights, block.split(self.gradient), strict=True)
+        self._of_weights = eps * math.sqrt(sum(norm(w * g) ** 2 for w, g in pairs))
         self.gaps = {"gradient": Disagreement("gradient"), "curvature": Disagreement("curvature")}
 
     @property
