@@ -152,16 +152,16 @@ class MixLinear(OwnLinear):
             self.keep_start(adapter_name)
 
     def keep_start(self, adapter: str) -> None:
-        """Take LoRA's factors as they stand as A_0 and B_0, at which it changes nothing."""
+        """Take LoRA's present factors as A_0 and B_0, at which it changes nothing."""
         mix = self.mix(adapter)
         mix.start_in.copy_(self.lora_A[adapter].weight)
         mix.start_out.copy_(self.lora_B[adapter].weight)
 
     def mix(self, adapter: str) -> "_Mix":
         """What the adapter keeps beside its parameters."""
-        kept = self.lora_mix[adapter]
-        assert isinstance(kept, _Mix)
-        return kept
+        mix = self.lora_mix[adapter]
+        assert isinstance(mix, _Mix)
+        return mix
 
     def parts(self, adapter: str) -> tuple[list[Tensor], list[Tensor]]:
         """Parameters of BOFT, and those of LoRA-GA."""

@@ -42,12 +42,12 @@ def rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
                     result.append((where, _object(content, where)))
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        behind, fix = "", f"give a whole {form}"
+        after, fix = "", f"give a whole {form}"
         if number:
-            behind = f" after line {number}"
+            after = f" after line {number}"
         if isinstance(error, FileNotFoundError):
             fix = "check the name"
-        raise BadInput(f"cannot read {path}{behind}: {reason}; {fix}") from None
+        raise BadInput(f"cannot read {path}{after}: {reason}; {fix}") from None
     if not result:
         raise BadInput(f'{path} is empty: give lines like {{"sentence": "fine", "label": 1}}')
     return result
