@@ -170,9 +170,9 @@ class MixLinear(OwnLinear):
 
     def blocks(self, adapter: str) -> Tensor:
         """The orthogonal blocks of R' [in / size, size, size], in fp32 at least."""
-        free = self.lora_skew[adapter]
-        free = free.to(torch.promote_types(free.dtype, torch.float32))
-        skew = (free - free.mT) / 2
+        unconstrained = self.lora_skew[adapter]
+        unconstrained = unconstrained.to(torch.promote_types(unconstrained.dtype, torch.float32))
+        skew = (unconstrained - unconstrained.mT) / 2
         identity = torch.eye(len(skew[0]), device=skew.device, dtype=skew.dtype).expand_as(skew)
         return torch.linalg.solve(identity + skew, identity - skew, left=False)
 
