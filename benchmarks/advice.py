@@ -42,9 +42,9 @@ LONG = 200
 LEVELS = 10
 """Rates a factor 3 apart at which an edge is looked for; below, single runs rise by chance as often as not."""
 LOST = 4.0
-"""Times the loss at the start at which a run is taken for unstable without its other steps."""
+"""Multiple of the loss at the start at which a run ends at once as unstable."""
 SHARES = (1 / 8, 1 / 4, 1 / 2, 3 / 4)
-"""Of the true edge, the rates of the sweep of 200 steps."""
+"""Rates of the sweep of 200 steps, as shares of the true edge."""
 
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "zo": ("eta_x", {"method": "zo"}),
@@ -123,21 +123,21 @@ class AdviceBenchmark(SettingsExperiment):
         return [{"setting": setting} for setting in parts]
 
     def rows_of(self, points: Sequence[Row]) -> Iterator[Row]:
-        """Unused: what is measured depends on rows before."""
+        """Not used: what is measured depends on earlier rows."""
         raise NotImplementedError
 
     def rows(self, done: Sequence[Row]) -> Iterator[Row]:
         """Rows of the settings that `done` lacks; edges need the advice, long runs the edge."""
-        known = list(done)
+        all_rows = list(done)
         finished = {row["setting"] for row in done}
         for point in self.points():
             part, _, name = point["setting"].partition("/")
             if point["setting"] in finished:
                 continue
-            before = [row for row in known if row["setting"].endswith("/" + name)]
-            for row in getattr(Case(CASES[self.model][name], self, before), part)():
-                known.append({"setting": point["setting"], **row})
-                yield known[-1]
+            case_rows = [row for row in all_rows if row["setting"].endswith("/" + name)]
+            for row in getattr(Case(CASES[self.model][name], self, case_rows), part)():
+                all_rows.append({"setting": point["setting"], **row})
+                yield all_rows[-1]
 
 
 class Case:
@@ -150,8 +150,8 @@ class Case:
             self.trainer = network(run.batch, work.seed, **options)
         else:
             if work.model:
-                where = None if work.data == "builtin" else Path(run.data_dir)
-                options = options | {"model": work.model, "data": work.data, "data_dir": where}
+                data_dir = None if work.data == "builtin" else Path(run.data_dir)
+                options = options | {"model": work.model, "data": work.data, "data_dir": data_dir}
             self.trainer = Finetune(batch=run.batch, seed=work.seed, **options).setup().trainer()
         self.known: dict[str, Rate] = {rate.option: rate for rate in rates_of(self.trainer)}
         self.before = before
@@ -213,22 +213,22 @@ class Case:
     def sweep(self, base: Mapping[str, float], guess: float) -> Iterator[Row]:
         """Yield a row a run, and return the true edge."""
         tries = Tries(self.trainer, self.steps, abandoned=LOST)
-        known: dict[int, bool] = {}
+        unstable_levels: dict[int, bool] = {}
         k = round(math.log(guess, self.grid))
         jump = max(2, round(math.log(3, self.grid)))
-        while not (False in known.values() and True in known.values()):
-            if k in known:
+        while not (False in unstable_levels.values() and True in unstable_levels.values()):
+            if k in unstable_levels:
                 break
-            known[k] = yield from self._unstable(tries, base, k)
-            k += -jump if known[k] else jump
-            if len(known) > LEVELS:
+            unstable_levels[k] = yield from self._unstable(tries, base, k)
+            k += -jump if unstable_levels[k] else jump
+            if len(unstable_levels) > LEVELS:
                 return math.nan
-        stable = max(k for k, unstable in known.items() if not unstable)
-        above = min(k for k, unstable in known.items() if unstable and k > stable)
+        stable = max(k for k, unstable in unstable_levels.items() if not unstable)
+        above = min(k for k, unstable in unstable_levels.items() if unstable and k > stable)
         while above - stable > 1:
             middle = (above + stable) // 2
-            known[middle] = yield from self._unstable(tries, base, middle)
-            if known[middle]:
+            unstable_levels[middle] = yield from self._unstable(tries, base, middle)
+            if unstable_levels[middle]:
                 above = middle
             else:
                 stable = middle

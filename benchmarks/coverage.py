@@ -29,15 +29,17 @@ DIM = 500
 
 def _top_ten(shape: np.ndarray, share: float = 0.9) -> np.ndarray:
     """Ten eigenvalues of the given shape that hold `share` of ||H||_F^2, the rest equal."""
-    rest = np.full(DIM - 10, ((1 - share) / (DIM - 10)) ** 0.5)
-    return np.concatenate([share**0.5 * shape / np.linalg.norm(shape), rest * np.where(np.arange(DIM - 10) % 2, 1, -1)])
+    others = np.full(DIM - 10, ((1 - share) / (DIM - 10)) ** 0.5)
+    return np.concatenate(
+        [share**0.5 * shape / np.linalg.norm(shape), others * np.where(np.arange(DIM - 10) % 2, 1, -1)]
+    )
 
 
 def spectra() -> dict[str, np.ndarray]:
     """The spectra: broad, decaying, dominated, low rank, indefinite, and a trained block's if its record is there."""
     i = np.arange(1, DIM + 1)
     goe = np.random.default_rng(0).standard_normal((DIM, DIM))
-    found = {
+    by_name = {
         "flat": np.where(i % 2, 1.0, -1.0),
         "semicircle": np.linalg.eigvalsh(goe + goe.T) / (2 * DIM) ** 0.5,
         "power 1/2": i**-0.5,
@@ -54,8 +56,8 @@ def spectra() -> dict[str, np.ndarray]:
     }
     trained = Path(__file__).with_name("results") / "trained_block_spectrum.txt"
     if trained.exists():
-        found["trained block of micro"] = np.loadtxt(trained)
-    return found
+        by_name["trained block of micro"] = np.loadtxt(trained)
+    return by_name
 
 
 SIZES = (120, 80)  # of the two blocks of a cross block
@@ -69,14 +71,14 @@ def couplings() -> dict[str, np.ndarray]:
     cross = rng.standard_normal(SIZES)
     decay = 1 / np.arange(1.0, a + 1)[:, None] / np.arange(1.0, b + 1)
     hidden = np.where((np.arange(a) >= 60)[:, None] & (np.arange(b) >= 40), cross, 0.0)
-    found = {"cross, dense": (noise + noise.T) / 2}
+    matrices = {"cross, dense": (noise + noise.T) / 2}
     kinds = {"cross, one pair": np.outer(cross[:, 0], cross[0]), "cross, decaying": cross * decay,
              "cross, off the top": hidden, "cross, small": 0.01 * cross}  # fmt: skip
     for name, block in kinds.items():
         h = np.diag(np.concatenate([1 / np.arange(1.0, a + 1), 2 / np.arange(1.0, b + 1)]))
         h[:a, a:], h[a:, :a] = block, block.T
-        found[name] = h
-    return found
+        matrices[name] = h
+    return matrices
 
 
 class Coupled(Hessian):
@@ -125,19 +127,19 @@ class Diagonal(Hessian):
         return {"frobenius": float(h.norm()), "spectral": float(h.abs().max()), "trace": float(h.sum())}
 
 
-def summary(spectrum: str, quantity: str, truth: float, found: Sequence[NormEstimate]) -> Row:
+def summary(spectrum: str, quantity: str, truth: float, estimates: Sequence[NormEstimate]) -> Row:
     """One row: the coverage of estimates of one truth, their bias, widths and cost."""
-    value, low, high = (np.array([getattr(e, f) for e in found]) for f in ("value", "low", "high"))
+    value, low, high = (np.array([getattr(e, f) for e in estimates]) for f in ("value", "low", "high"))
     hits = int(((low <= truth) & (truth <= high)).sum())
-    interval = stats.binomtest(hits, len(found)).proportion_ci(0.95)
+    interval = stats.binomtest(hits, len(estimates)).proportion_ci(0.95)
     size = truth if quantity != "trace" else 1.0
-    hvps = np.array([e.hvps for e in found])
+    hvps = np.array([e.hvps for e in estimates])
     ideal = 1.96 * value.std() if quantity != "spectral" else None
-    error = value.std(ddof=1) / len(found) ** 0.5
+    error = value.std(ddof=1) / len(estimates) ** 0.5
     above = high / value if quantity == "spectral" else None
     return {
-        "spectrum": spectrum, "quantity": quantity, "truth": truth, "simulations": len(found),
-        "value": hits / len(found), "low": interval.low, "high": interval.high,
+        "spectrum": spectrum, "quantity": quantity, "truth": truth, "simulations": len(estimates),
+        "value": hits / len(estimates), "low": interval.low, "high": interval.high,
         "half_width": float(np.median(high - low) / 2 / size),
         "ideal_half_width": None if ideal is None else float(ideal / size),
         "bias": float((value.mean() - truth) / size), "bias_error": float(error / size),
@@ -172,13 +174,13 @@ class Coverage:
         return self.names().index(row["spectrum"])
 
     def standing(self, rows: Sequence[Row | None]) -> list[Row]:
-        """Whole spectra stand: each has a row for every quantity; a cross block has one row."""
-        there = [row for row in rows if row is not None]
+        """Rows of complete spectra are kept: each has a row for every quantity; a cross block has one row."""
+        present = [row for row in rows if row is not None]
         quantities: dict[str, list[str]] = {}
-        for row in there:
+        for row in present:
             quantities.setdefault(row["spectrum"], []).append(row["quantity"])
         complete = (["cross"], ["frobenius", "spectral", "trace"])
-        return [row for row in there if sorted(quantities[row["spectrum"]]) in complete]
+        return [row for row in present if sorted(quantities[row["spectrum"]]) in complete]
 
     def names(self) -> list[str]:
         """Spectra and cross blocks, in order."""
@@ -186,24 +188,24 @@ class Coverage:
 
     def rows(self, done: Sequence[Row]) -> Iterator[Row]:
         """Three rows a spectrum, and one a cross block."""
-        behind = {row["spectrum"] for row in done}
-        for name in (n for n in self.names() if n not in behind):
+        finished = {row["spectrum"] for row in done}
+        for name in (n for n in self.names() if n not in finished):
             yield from self._cross(name) if name in couplings() else self._spectrum(name)
 
     def _cross(self, name: str) -> Iterator[Row]:
         hessian = Coupled(couplings()[name])
         options: dict[str, Any] = {"cross": [("b", "a")], "precision": self.precision}
-        found = [hessian.norms(seed=(self.seed + i,), **options)[-1] for i in range(self.simulations)]
-        yield summary(name, "cross", hessian.truth(), found)
+        estimates = [hessian.norms(seed=(self.seed + i,), **options)[-1] for i in range(self.simulations)]
+        yield summary(name, "cross", hessian.truth(), estimates)
 
     def _spectrum(self, name: str) -> Iterator[Row]:
         hessian = Diagonal(spectra()[name])
-        found: dict[Any, list[NormEstimate]] = {q: [] for q in hessian.truth()}
+        estimates: dict[Any, list[NormEstimate]] = {q: [] for q in hessian.truth()}
         for i in range(self.simulations):
             for e in hessian.norms(precision=self.precision, seed=(self.seed + i,)):
-                found[e.quantity].append(e)
+                estimates[e.quantity].append(e)
         for quantity, truth in hessian.truth().items():
-            yield summary(name, quantity, truth, found[quantity])
+            yield summary(name, quantity, truth, estimates[quantity])
 
 
 def main() -> None:

@@ -118,8 +118,8 @@ class DatasetCoverage:
 
     def standing(self, rows: Sequence[Row | None]) -> list[Row]:
         """Rows of whole data sets: two each."""
-        there = [row for row in rows if row is not None]
-        return there[: len(there) // 2 * 2]
+        present = [row for row in rows if row is not None]
+        return present[: len(present) // 2 * 2]
 
     def rows(self, done: Sequence[Row]) -> Iterator[Row]:
         """Two rows a data set."""
@@ -131,25 +131,25 @@ class DatasetCoverage:
         mean = items.mean(0)
         truths = {"frobenius": float(mean.norm()), "trace": float(mean.trace())}
         estimates: dict[str, list[DatasetNorm]] = {quantity: [] for quantity in truths}
-        alone = dict.fromkeys(truths, 0)
+        covered_by_one = dict.fromkeys(truths, 0)
         for i in range(self.simulations):
             hessian = Drawn(items, self.seed + i)
             for estimate in hessian.norms(precision=self.precision, budget=self.budget):
                 estimates[estimate.quantity].append(estimate)
             for single in hessian.minibatch(["h"]).norms(precision=0.05, seed=(self.seed + i,)):
                 if single.quantity in truths:
-                    alone[single.quantity] += single.low <= truths[single.quantity] <= single.high
+                    covered_by_one[single.quantity] += single.low <= truths[single.quantity] <= single.high
         for quantity, truth in truths.items():
-            own = estimates[quantity]
-            row = summary(name, quantity, truth, own)
-            hits = round(row["value"] * len(own))
-            flags = sum(e.flag is not None for e in own)
+            replicates = estimates[quantity]
+            row = summary(name, quantity, truth, replicates)
+            hits = round(row["value"] * len(replicates))
+            flags = sum(e.flag is not None for e in replicates)
             yield {
                 **row, "dim": len(mean), "items": len(items),
-                "p_value": float(stats.binomtest(hits, len(own), 0.95, alternative="less").pvalue),
-                "sampling_share": float(np.median([e.sampling_share for e in own])),
-                "minibatches": float(np.median([e.minibatches for e in own])), "not_reached": flags / len(own),
-                "one_minibatch": alone[quantity] / len(own),
+                "p_value": float(stats.binomtest(hits, len(replicates), 0.95, alternative="less").pvalue),
+                "sampling_share": float(np.median([e.sampling_share for e in replicates])),
+                "minibatches": float(np.median([e.minibatches for e in replicates])),
+                "not_reached": flags / len(replicates), "one_minibatch": covered_by_one[quantity] / len(replicates),
             }  # fmt: skip
 
 

@@ -55,12 +55,12 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     for name in args.only:
-        given = {f: getattr(args, f) for f in ("model", "device", "steps", "points") if getattr(args, f) is not None}
-        experiment = replace(RUNS[name], data_dir=args.data_dir, **given)
-        told = {"device": experiment.device, "threads": torch.get_num_threads()}
+        options = {f: getattr(args, f) for f in ("model", "device", "steps", "points") if getattr(args, f) is not None}
+        experiment = replace(RUNS[name], data_dir=args.data_dir, **options)
+        machine = {"device": experiment.device, "threads": torch.get_num_threads()}
         if experiment.device.startswith("cuda"):
-            told["gpu"] = torch.cuda.get_device_name(experiment.device)
-        run(experiment, args.out / f"{name}.jsonl", environment=environment(**told))
+            machine["gpu"] = torch.cuda.get_device_name(experiment.device)
+        run(experiment, args.out / f"{name}.jsonl", environment=environment(**machine))
 
 
 if __name__ == "__main__":

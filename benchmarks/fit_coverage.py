@@ -75,8 +75,8 @@ class FitCoverage:
 
     def settings(self) -> list[str]:
         """Names of the kinds of series."""
-        found = itertools.product(self.designs, self.ns, self.correlations)
-        return [f"{design}/n={n}/r={r:g}" for design, n, r in found]
+        combinations = itertools.product(self.designs, self.ns, self.correlations)
+        return [f"{design}/n={n}/r={r:g}" for design, n, r in combinations]
 
     def place(self, row: Row) -> int:
         """Number of the row's series."""
@@ -125,18 +125,18 @@ class FitCoverage:
             yield ("coverage", f"{form} {method}", "L at u = 1"), bool(low[0] <= 3 <= high[0])
         options = {"resamples": self.resamples, "seed": seed}
         square = np.maximum(1 + 2 * u**2 + noise, 0.0)
-        other = 1 + 2 * u + NOISE * autoregressive(rng, n, r)
+        other_L = 1 + 2 * u + NOISE * autoregressive(rng, n, r)
         yield ("size", "", "grows"), grows(u, 3 + noise, **options).p_value < LEVEL
         yield ("size", "", "sub-quadratic"), sub_quadratic(u, square, **options).p_value < LEVEL
-        yield ("size", "", "same"), same((u, L), (u, other), **options).p_value < LEVEL
+        yield ("size", "", "same"), same((u, L), (u, other_L), **options).p_value < LEVEL
         yield ("power", "", "grows"), grows(u, L, **options).p_value < LEVEL
         yield ("power", "", "sub-quadratic"), sub_quadratic(u, L, **options).p_value < LEVEL
-        yield ("power", "", "same"), same((u, L), (u, other + u), **options).p_value < LEVEL
+        yield ("power", "", "same"), same((u, L), (u, other_L + u), **options).p_value < LEVEL
         uniform = special.ndtr(noise / NOISE)
         bound = fit_growth(u, (1 + 2 * u) * (0.5 + uniform), method="envelope")
         fresh = gradient_norms(np.random.default_rng([seed, 1]), 2000, design)
-        over = (1 + 2 * fresh) * (0.5 + np.random.default_rng([seed, 2]).random(2000)) > bound(fresh)
-        yield ("exceeded", "linear envelope", "probability"), bool(over.mean() <= bound.exceeded_by)
+        exceeded = (1 + 2 * fresh) * (0.5 + np.random.default_rng([seed, 2]).random(2000)) > bound(fresh)
+        yield ("exceeded", "linear envelope", "probability"), bool(exceeded.mean() <= bound.exceeded_by)
 
 
 COLUMNS = (("linear least-squares", "L0"), ("linear least-squares", "L1"), ("linear least-squares", "L at u = 1"),
@@ -150,9 +150,9 @@ def table(rows: Sequence[Row]) -> list[str]:
     for n, r in itertools.product(FitCoverage.ns, FitCoverage.correlations):
         cells = []
         for fit, quantity in COLUMNS:
-            found = [row for row in rows if (row["part"], row["points"], row["correlation"], row["fit"],
+            matching = [row for row in rows if (row["part"], row["points"], row["correlation"], row["fit"],
                                              row["quantity"]) == ("coverage", n, r, fit, quantity)]  # fmt: skip
-            cells.append(_cell(found))
+            cells.append(_cell(matching))
         lines.append(f"| {n} | {r:g} | {' | '.join(cells)} |")
     return lines
 

@@ -115,8 +115,8 @@ class GaussNewtonCoverage:
 
     def standing(self, rows: Sequence[Row | None]) -> list[Row]:
         """Rows of whole models: three blocks each."""
-        there = [row for row in rows if row is not None]
-        return there[: len(there) // 3 * 3]
+        present = [row for row in rows if row is not None]
+        return present[: len(present) // 3 * 3]
 
     def rows(self, done: Sequence[Row]) -> Iterator[Row]:
         """Three rows a model."""

@@ -52,24 +52,24 @@ class Piece(NamedTuple):
 
 def pieces(size: str) -> list[Piece]:
     """All pieces of a size, in their order."""
-    much = SIZES[size]
-    found = [Piece("stream", gpu_pieces.stream, 60)]
+    sizes = SIZES[size]
+    listed = [Piece("stream", gpu_pieces.stream, 60)]
     for name, seconds in zip(SHAPE_OF, (90, 120, 300), strict=True):
-        found.append(Piece(f"steps-{name}", partial(gpu_pieces.steps, name=name), seconds))
-    found.append(Piece("pretrain", gpu_runs.pretrain, 420))
-    for which in ("full", "lora"):
-        for number in range(1, -(-much.points // much.slice) + 1):
-            rows = partial(gpu_runs.d4, which=which, number=number)
-            found.append(Piece(f"d4-{which}-{number}", rows, 300))
+        listed.append(Piece(f"steps-{name}", partial(gpu_pieces.steps, name=name), seconds))
+    listed.append(Piece("pretrain", gpu_runs.pretrain, 420))
+    for trained in ("full", "lora"):
+        for number in range(1, -(-sizes.points // sizes.slice) + 1):
+            rows = partial(gpu_runs.d4, trained=trained, number=number)
+            listed.append(Piece(f"d4-{trained}-{number}", rows, 300))
     for name in gpu_runs.cells(Bench(size, "cpu", None, None, Path())):
-        found.append(Piece(f"table1-{name.removeprefix('sst2-')}", partial(gpu_runs.cell, name=name), 120))
+        listed.append(Piece(f"table1-{name.removeprefix('sst2-')}", partial(gpu_runs.cell, name=name), 120))
     if size == "micro":
-        return [piece._replace(expected=8) for piece in found]
-    return found
+        return [piece._replace(expected=8) for piece in listed]
+    return listed
 
 
 class Unfinished(Exception):
-    """Pieces are missing, so that the record file is to get no end line."""
+    """Pieces are missing, so that the record file must get no end line."""
 
 
 @dataclass(frozen=True)
@@ -112,12 +112,12 @@ class Gpu:
 
     def standing(self, rows: Sequence[Row | None]) -> list[Row]:
         """Rows of pieces that are whole: as many as the closing row says, this one included."""
-        there = [row for row in rows if row is not None]
-        good = set()
-        for row in there:
-            if row["what"] == CLOSING and row["value"] == sum(other["piece"] == row["piece"] for other in there):
-                good.add(row["piece"])
-        return [row for row in there if row["piece"] in good]
+        present = [row for row in rows if row is not None]
+        complete = set()
+        for row in present:
+            if row["what"] == CLOSING and row["value"] == sum(other["piece"] == row["piece"] for other in present):
+                complete.add(row["piece"])
+        return [row for row in present if row["piece"] in complete]
 
     def rows(self, done: Sequence[Row]) -> Iterator[Row]:
         """Rows of the chosen pieces that are not done.
@@ -152,18 +152,18 @@ class Gpu:
             raise Unfinished
 
 
-def _outlook(every: Sequence[Piece], ahead: Sequence[Piece], seconds: dict[str, float], chosen: int) -> str:
+def _outlook(all_pieces: Sequence[Piece], ahead: Sequence[Piece], seconds: dict[str, float], chosen: int) -> str:
     """How many pieces are done, and about how long the others will take."""
-    done = chosen - len(ahead)
-    expected = {piece.name: piece.expected for piece in every}
+    done_count = chosen - len(ahead)
+    expected = {piece.name: piece.expected for piece in all_pieces}
     # Measured pieces tell how far off the guesses are, those of one group best.
-    left = 0.0
+    seconds_left = 0.0
     for piece in ahead:
-        alike = [name for name in seconds if name.partition("-")[0] == piece.group] or list(seconds)
-        scale = sum(seconds[name] for name in alike) / sum(expected[name] for name in alike) if alike else 1.0
-        left += scale * piece.expected
+        of_group = [name for name in seconds if name.partition("-")[0] == piece.group] or list(seconds)
+        scale = sum(seconds[name] for name in of_group) / sum(expected[name] for name in of_group) if of_group else 1.0
+        seconds_left += scale * piece.expected
     basis = "by the pieces measured" if seconds else "a guess"
-    return f"{done} of {chosen} done, about {hours(left)} ahead ({basis})"
+    return f"{done_count} of {chosen} done, about {hours(seconds_left)} ahead ({basis})"
 
 
 def say(line: str) -> None:
@@ -177,14 +177,14 @@ def selected(size: str, names: Sequence[str] | None) -> list[str]:
     Raises:
         BadInput: a name is of no piece.
     """
-    every = pieces(size)
+    all_pieces = pieces(size)
     if names is None:
-        return [piece.name for piece in every]
+        return [piece.name for piece in all_pieces]
     for name in names:
-        if not any(name in (piece.name, piece.group) for piece in every):
-            groups = ", ".join(dict.fromkeys(piece.group for piece in every))
+        if not any(name in (piece.name, piece.group) for piece in all_pieces):
+            groups = ", ".join(dict.fromkeys(piece.group for piece in all_pieces))
             raise BadInput(f"--pieces {name}: no such piece; name one, or a group of them: {groups}")
-    return [piece.name for piece in every if piece.name in names or piece.group in names]
+    return [piece.name for piece in all_pieces if piece.name in names or piece.group in names]
 
 
 def table(path: Path) -> str:
@@ -202,11 +202,11 @@ def table(path: Path) -> str:
 
 
 def measure(experiment: Gpu, names: Sequence[str], out: Path) -> dict[str, str]:
-    """Measure the pieces of these names into the record file; what did not work, by piece."""
+    """Measure the pieces of these names into the record file; returns the failures by piece."""
     failed: dict[str, str] = {}
-    given = replace(experiment, chosen=names, failed=failed)
+    chosen_experiment = replace(experiment, chosen=names, failed=failed)
     try:
-        records.run(given, out, environment=environment(**machine(given), dtype="bfloat16"))
+        records.run(chosen_experiment, out, environment=environment(**machine(chosen_experiment), dtype="bfloat16"))
     except Unfinished:
         pass
     return failed

@@ -109,7 +109,7 @@ class Bench:
     folder: Path
 
     @property
-    def much(self) -> Size:
+    def sizes(self) -> Size:
         """How much is measured."""
         return SIZES[self.size]
 
@@ -154,21 +154,21 @@ def stream(bench: Bench) -> Iterator[Row]:
         for distribution in _portable():
             directions, steps, count = 0, 0, 0
             for seed in range(2):
-                here, there = _tensors(dtype, "cpu"), _tensors(dtype, bench.device)
-                count += here.dim
-                directions += differing(distribution.draw(here, (seed, 7)), distribution.draw(there, (seed, 7)))
-                for block in (here, there):
+                on_cpu, on_device = _tensors(dtype, "cpu"), _tensors(dtype, bench.device)
+                count += on_cpu.dim
+                directions += differing(distribution.draw(on_cpu, (seed, 7)), distribution.draw(on_device, (seed, 7)))
+                for block in (on_cpu, on_device):
                     Directional(distribution, (((seed, 7), 0.3), ((seed, 8), -2.0))).add_to(block, -1e-3)
-                for ours, theirs in zip(here.params, there.params, strict=True):
-                    steps += differing(ours, theirs)
-            told: Row = {"unit": "entries", "low": None, "high": None, "target": 0.0, "dim": count}
+                for cpu_param, device_param in zip(on_cpu.params, on_device.params, strict=True):
+                    steps += differing(cpu_param, device_param)
+            shared: Row = {"unit": "entries", "low": None, "high": None, "target": 0.0, "dim": count}
             name = f"{distribution.name}, {label}"
-            yield {"what": f"bits that differ from the CPU's: directions, {name}", "value": float(directions), **told}
-            yield {"what": f"bits that differ from the CPU's: steps, {name}", "value": float(steps), **told}
-    much, clock = bench.much, timed_on(bench.device)
+            yield {"what": f"bits that differ from the CPU's: directions, {name}", "value": float(directions), **shared}
+            yield {"what": f"bits that differ from the CPU's: steps, {name}", "value": float(steps), **shared}
+    sizes, clock = bench.sizes, timed_on(bench.device)
     no_aims = dict.fromkeys(COMPARED)  # those of the table are for one core of a CPU
     with torch.no_grad():
-        for row in speedups(much.entries, 5 * much.repetitions, clock, no_aims, bench.device):
+        for row in speedups(sizes.entries, 5 * sizes.repetitions, clock, no_aims, bench.device):
             if "fastest" not in row["what"]:
                 yield row | _interval(row["raw"])
 
@@ -197,28 +197,30 @@ def differing(a: Tensor, b: Tensor) -> int:
 def steps(bench: Bench, name: str) -> Iterator[Row]:
     """Ratios of steps to their parts, with and without fp32 masters; a model of random bfloat16 weights."""
     model = _random_model(bench, SHAPE_OF[name])
-    blocks, device, much = partition(model), bench.device, bench.much
+    blocks, device, sizes = partition(model), bench.device, bench.sizes
     base, peft = blocks["base"], list(blocks["peft"].params)
     for p in base.params:
         p.requires_grad_(False)
     label = SHAPE_OF[name] if bench.size == "full" else f"{SHAPE_OF[name]}, made small"
-    told: Row = {"model": label, "dim_x": base.dim, "dim_y": blocks["peft"].dim}
-    for length in much.lengths:
-        loss = loss_of(model, "candidates", rows=much.rows, length=length, device=device)
-        parts, told["length"] = parts_of(peft, loss), length
+    shared: Row = {"model": label, "dim_x": base.dim, "dim_y": blocks["peft"].dim}
+    for length in sizes.lengths:
+        loss = loss_of(model, "candidates", rows=sizes.rows, length=length, device=device)
+        parts, shared["length"] = parts_of(peft, loss), length
         for part, label in zip(parts, ("first-order step", "forward pass"), strict=True):
-            yield from _seconds(label, part, much.repetitions, device, told)
+            yield from _seconds(label, part, sizes.repetitions, device, shared)
         for masters in (True, False):
-            for what, (sides, hybrid, counts, target) in STEPS.items():
+            for name_of_step, (sides, hybrid, counts, target) in STEPS.items():
                 release(device)
                 step = _step(base, peft if hybrid else [], sides, masters, loss)
                 peak = _peak(step, device)
-                key, clock = what, timed_on(device)
-                found = interleaved(parts, {key: step}, much.repetitions, clock, seconds=30.0)[key]
-                ratios = [seconds.step / _parts_of(seconds, counts) for seconds in found]
-                kept = "fp32 masters" if masters else "no masters"
-                row = ratio_row(f"{what}, {kept}", ratios, [seconds.step for seconds in found], unit="parts")
-                yield row | _interval(ratios) | told | {"target": target, "device_bytes": peak}
+                key, clock = name_of_step, timed_on(device)
+                repetitions = interleaved(parts, {key: step}, sizes.repetitions, clock, seconds=30.0)[key]
+                ratios = [seconds.step / _parts_of(seconds, counts) for seconds in repetitions]
+                storage = "fp32 masters" if masters else "no masters"
+                row = ratio_row(
+                    f"{name_of_step}, {storage}", ratios, [seconds.step for seconds in repetitions], unit="parts"
+                )
+                yield row | _interval(ratios) | shared | {"target": target, "device_bytes": peak}
                 del step  # its masters make room for the next one's
 
 
@@ -261,11 +263,11 @@ def _peak(job: Callable[[], Any], device: str) -> int | None:
     return int(torch.cuda.max_memory_allocated(device))
 
 
-def _seconds(what: str, job: Callable[[], Any], repetitions: int, device: str, told: Row) -> Iterator[Row]:
+def _seconds(what: str, job: Callable[[], Any], repetitions: int, device: str, shared: Row) -> Iterator[Row]:
     peak, clock = _peak(job, device), timed_on(device)
     raw = [clock(job) for _ in range(repetitions)]
     numbers: Row = {"value": statistics.median(raw), "raw": raw, "target": None, "device_bytes": peak}
-    yield {"what": what, "unit": "seconds", **numbers, **_interval(raw), **told}
+    yield {"what": what, "unit": "seconds", **numbers, **_interval(raw), **shared}
 
 
 def _interval(raw: Sequence[float]) -> Row:

@@ -64,12 +64,12 @@ RATIO = 1.2
 
 def resident() -> dict[str, int]:
     """Bytes resident now, by what backs them."""
-    found = {}
+    sizes = {}
     for line in Path("/proc/self/status").read_text().splitlines():
-        name, _, rest = line.partition(":")
+        name, _, value = line.partition(":")
         if name in ("RssAnon", "RssFile"):
-            found[name] = int(rest.split()[0]) * 1024
-    return found
+            sizes[name] = int(value.split()[0]) * 1024
+    return sizes
 
 
 class Sampling:
@@ -121,7 +121,7 @@ def work(kind: str, folder: Path, steps: int) -> Row:
         with torch.no_grad():
             loss()
 
-    ready, libraries = resident(), _library_bytes(folder)
+    loaded_memory, libraries = resident(), _library_bytes(folder)
     step, count, factors = _step(kind, model, blocks, loss, ids), 1, 0
     seconds, cpu, forwards = [], [], []
     step()  # the first looks closer than the others
@@ -140,7 +140,7 @@ def work(kind: str, folder: Path, steps: int) -> Row:
         "what": kind, "dim_x": blocks["base"].dim, "length": TOKENS, "steps": count,
         "resident_bytes": memory.peak("cpu"),
         "bound_bytes": anonymous + mapped + libraries, "anonymous_bytes": anonymous,
-        "loaded_bytes": sum(ready.values()), "parameter_bytes": sum(p.nbytes for p in parameters),
+        "loaded_bytes": sum(loaded_memory.values()), "parameter_bytes": sum(p.nbytes for p in parameters),
         "mapped_bytes": mapped,
         "factor_bytes": factors, "load_seconds": loaded, "seconds": min(seconds), "cpu_seconds": min(cpu),
         "forward_seconds": min(forwards), "passes": PASSES.get(kind, 1),

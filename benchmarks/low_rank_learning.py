@@ -117,9 +117,9 @@ def table(path: Path) -> str:
     rows["change"] = rows["loss_after"].fillna(math.inf) - rows["loss_before"]
     best: dict[str, pd.Series] = {}
     for name in PERTURB:
-        own = rows[rows["distribution"] == name]
-        rate = own.groupby("rate")["change"].mean().idxmin()
-        best[name] = own[own["rate"] == rate].set_index("seed")["change"]
+        of_distribution = rows[rows["distribution"] == name]
+        rate = of_distribution.groupby("rate")["change"].mean().idxmin()
+        best[name] = of_distribution[of_distribution["rate"] == rate].set_index("seed")["change"]
         # a record that is not finished pairs the seeds that both have
         cells = [_shown(best[name]), _shown((best[name] - best["gaussian"]).dropna())]
         lines.append(f"| {name} | {rate:g} | {' | '.join(cells)} |")

@@ -46,12 +46,12 @@ class KneserNey:
             range(1, self.order + 1), reversed(self.levels), strict=True
         ):
             gram = keys % self.vocabulary**n
-            at = np.minimum(np.searchsorted(grams, gram), len(grams) - 1)
-            count = np.where(grams[at] == gram, counts[at], 0.0)
+            index = np.minimum(np.searchsorted(grams, gram), len(grams) - 1)
+            count = np.where(grams[index] == gram, counts[index], 0.0)
             history = gram // self.vocabulary
-            at = np.minimum(np.searchsorted(histories, history), len(histories) - 1)
-            seen = histories[at] == history
-            total, kind = np.where(seen, totals[at], 1.0), np.where(seen, kinds[at], 0.0)
-            own = np.where(seen, np.maximum(count - discount, 0.0) / total, 0.0)
-            p = own + np.where(seen, discount * kind / total, 1.0) * p
+            index = np.minimum(np.searchsorted(histories, history), len(histories) - 1)
+            seen = histories[index] == history
+            total, kind = np.where(seen, totals[index], 1.0), np.where(seen, kinds[index], 0.0)
+            discounted = np.where(seen, np.maximum(count - discount, 0.0) / total, 0.0)
+            p = discounted + np.where(seen, discount * kind / total, 1.0) * p
         return float(-np.log(p).mean())

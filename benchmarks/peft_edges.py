@@ -50,7 +50,7 @@ LANCZOS, MEASURED = 10, 4
 JUDGED = 12
 """Minibatches whose mean loss a run is judged by."""
 LOST = 4.0
-"""Times the loss at the start at which a run ends without its other steps."""
+"""Multiple of the loss at the start at which a run ends at once."""
 
 
 @dataclass(frozen=True)
@@ -143,11 +143,11 @@ class MethodRuns:
 
     def run(self, rate: float, least: float) -> Row:
         """One run at a rate; its weights are kept if its loss is below `least`. Runs that were ended have no loss."""
-        end, made = math.inf, 0
+        end, steps_made = math.inf, 0
         with self.trainer.on_trial({"peft": rate}):
             try:
                 for _ in range(self.steps):
-                    made += 1
+                    steps_made += 1
                     if not self.trainer.update() <= LOST * self.start:
                         break
                 else:
@@ -158,7 +158,7 @@ class MethodRuns:
                 end = math.inf
             if end < least:
                 self.weights = self.trainer.weights()
-        return {"part": "run", "rate": rate, "loss_before": self.start, "steps": made, "loss_after": end}
+        return {"part": "run", "rate": rate, "loss_before": self.start, "steps": steps_made, "loss_after": end}
 
     def mean_loss(self) -> Tensor:
         """Mean loss of the first minibatches that curvature is measured on; one minibatch alone has another Hessian."""
@@ -206,16 +206,16 @@ def summaries(rows: Sequence[Row]) -> list[Summary]:
     """The methods that have a best rate, in the order of the records."""
     result = []
     for peft in dict.fromkeys(row["peft"] for row in rows):
-        own = [row for row in rows if row["peft"] == peft]
-        best = [row for row in own if row["part"] == "best"]
-        starts = [row for row in own if row["part"] == "start"]
+        of_method = [row for row in rows if row["peft"] == peft]
+        best = [row for row in of_method if row["part"] == "best"]
+        starts = [row for row in of_method if row["part"] == "start"]
         if not best:
             continue
         reasons = [row["failed"] for row in starts if row.get("failed")]
         result.append(Summary(
             peft, tuple(row["seed"] for row in best), starts[0]["dim"],
             tuple(row["measured"] for row in starts if row.get("measured")),
-            tuple(row["measured"] for row in own if row["part"] == "end" and row.get("measured")),
+            tuple(row["measured"] for row in of_method if row["part"] == "end" and row.get("measured")),
             tuple(row["measured"] for row in best),
             tuple(row["loss_after"] - row["loss_before"] for row in best), "; ".join(dict.fromkeys(reasons)),
         ))  # fmt: skip

@@ -32,13 +32,13 @@ def named(*names: str) -> Any:
     for name in names:
         module, _, member = name.partition(":")
         try:
-            found = importlib.import_module(module)
+            value = importlib.import_module(module)
         except ImportError:
             continue
         if not member:
-            return found
-        if hasattr(found, member):
-            return getattr(found, member)
+            return value
+        if hasattr(value, member):
+            return getattr(value, member)
     raise SystemExit(f"this version of smoothlab has none of {', '.join(names)}")
 
 
@@ -76,10 +76,10 @@ def language_model(folder: Path, batch: int, layers: int | None) -> tuple[nn.Mod
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    more = {}
+    overrides = {}
     if layers is not None:
-        more["num_hidden_layers"] = layers
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager", **more)
+        overrides["num_hidden_layers"] = layers
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager", **overrides)
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="right")
     torch.manual_seed(0)
     model = get_peft_model(model, LoraConfig(r=8, target_modules=["q_proj", "v_proj"])).eval()
@@ -104,8 +104,8 @@ def anonymous() -> int:
 
 
 @contextmanager
-def peak(found: dict[str, Any]) -> Iterator[None]:
-    """Puts the largest resident memory while the context lasts into `found`, looked at every 10 ms."""
+def peak(result: dict[str, Any]) -> Iterator[None]:
+    """Puts the largest resident memory while the context lasts into `result`, looked at every 10 ms."""
     ended = threading.Event()
     sizes = [anonymous()]
 
@@ -120,7 +120,7 @@ def peak(found: dict[str, Any]) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
-        found["peak_bytes"] = max(sizes)
+        result["peak_bytes"] = max(sizes)
 
 
 def estimates(loss: Callable[[], Tensor], blocks: list[Any], precision: float, seed: int) -> list[Any]:
@@ -152,9 +152,9 @@ def main() -> None:
         row: dict[str, Any] = {"seed": seed, "parameter_bytes": 4 * sum(block.dim for block in blocks)}
         begun = time.process_time()
         with peak(row):
-            found = estimates(loss, blocks, args.precision, seed)
+            results = estimates(loss, blocks, args.precision, seed)
         row["cpu_seconds"] = time.process_time() - begun
-        for e in found:
+        for e in results:
             row[f"{e.wrt}-{e.block} {e.quantity}"] = [e.value, e.low, e.high, e.hvps, e.flag]
         print(json.dumps(row), flush=True)
 

@@ -29,13 +29,13 @@ CPU, MEMORY = 0.6, 10.0
 def points(versions: Sequence[Path], arguments: Sequence[str], seed: int) -> list[dict[str, Any]]:
     """One point with the version in each folder, all at the same time."""
     started = [_start(version, arguments, seed) for version in versions]
-    found: list[dict[str, Any]] = []
+    records: list[dict[str, Any]] = []
     for process in started:
         output, _ = process.communicate()
         if process.returncode:
             raise SystemExit(f"benchmarks/point.py ended with status {process.returncode}; see its error above")
-        found.append(json.loads(output.splitlines()[-1]))
-    return found
+        records.append(json.loads(output.splitlines()[-1]))
+    return records
 
 
 def _start(version: Path, arguments: Sequence[str], seed: int) -> "subprocess.Popen[str]":
@@ -69,23 +69,23 @@ class PointCost(Ratios):
         measured: dict[str, list[dict[str, Any]]] = {"old": [], "new": []}
         for seed in range(self.repetitions):
             if self.old is not None and self.together:
-                both = points([self.old, ROOT], self.arguments, seed)
-                measured["old"].append(both[0])
-                measured["new"].append(both[1])
+                pair = points([self.old, ROOT], self.arguments, seed)
+                measured["old"].append(pair[0])
+                measured["new"].append(pair[1])
                 continue
             if self.old is not None:
                 measured["old"] += points([self.old], self.arguments, seed)
             measured["new"] += points([ROOT], self.arguments, seed)
-        seconds = {version: [p["cpu_seconds"] for p in found] for version, found in measured.items()}
+        seconds = {version: [p["cpu_seconds"] for p in records] for version, records in measured.items()}
         if self.old is not None:
             ratios = [new / old for new, old in zip(seconds["new"], seconds["old"], strict=True)]
             yield ratio_row("CPU time", ratios, seconds["new"], unit="the earlier version's", target=CPU)
-        for version, found in measured.items():
-            if found:
-                sizes = [p["peak_bytes"] / p["parameter_bytes"] for p in found]
+        for version, records in measured.items():
+            if records:
+                sizes = [p["peak_bytes"] / p["parameter_bytes"] for p in records]
                 yield ratio_row(f"memory, {version}", sizes, seconds[version], unit="weights", target=MEMORY)
-        for version, found in measured.items():
-            for p in found:
+        for version, records in measured.items():
+            for p in records:
                 yield {"what": f"point, {version}", **p}
 
 

@@ -36,7 +36,7 @@ class Ledger:
         self._inner: list[float] = []
 
     def timed(self, name: str, work: Callable[..., Any]) -> Callable[..., Any]:
-        """`work`, whose calls are counted and timed from now on."""
+        """`work` wrapped so that its calls are counted and timed."""
 
         def call(*args: Any, **options: Any) -> Any:
             key = f"{name} along {args[2]} by {', '.join(args[3])}" if name == "product" else name
@@ -73,11 +73,11 @@ def main() -> None:
         setattr(owner, name, ledger.timed(name, getattr(owner, name)))
     begun = time.process_time()
     estimates(loss, blocks, args.precision, 0)
-    whole = time.process_time() - begun
+    total = time.process_time() - begun
     print(f"{'gradient':40s}            {gradient:8.3f} s")
     for name, seconds in ledger.seconds.most_common():
-        print(f"{name:40s} {ledger.calls[name]:4d} x {seconds / ledger.calls[name]:8.3f} s {seconds / whole:6.1%}")
-    print(f"{'point':40s}            {whole:8.3f} s")
+        print(f"{name:40s} {ledger.calls[name]:4d} x {seconds / ledger.calls[name]:8.3f} s {seconds / total:6.1%}")
+    print(f"{'point':40s}            {total:8.3f} s")
 
 
 if __name__ == "__main__":

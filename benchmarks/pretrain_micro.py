@@ -34,8 +34,8 @@ def read_text(folder: Path) -> dict[str, tuple[list[str], list[str]]]:
     with gzip.open(folder / "movie_reviews.txt.gz", "rt", encoding="utf-8") as file:
         reviews = file.read().strip().split("\n")
     lines = [novel.split("\n") for novel in novels]
-    train, held = [p for novel in lines[:-2] for p in novel], [p for novel in lines[-2:] for p in novel]
-    return {"novels": (train, held), "reviews": (reviews[:-60], reviews[-60:])}
+    train, held_back = [p for novel in lines[:-2] for p in novel], [p for novel in lines[-2:] for p in novel]
+    return {"novels": (train, held_back), "reviews": (reviews[:-60], reviews[-60:])}
 
 
 def train_tokenizer(lines: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
@@ -113,10 +113,10 @@ def trained(
         BadInput: the loss is not finite.
     """
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
-    rest = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
+    others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     optimizers: list[torch.optim.Optimizer] = [
         torch.optim.Muon(matrices, lr=muon_lr, momentum=0.95, weight_decay=0.01),
-        torch.optim.AdamW(rest, lr=adam_lr, betas=(0.9, 0.98), weight_decay=0.0),
+        torch.optim.AdamW(others, lr=adam_lr, betas=(0.9, 0.98), weight_decay=0.0),
     ]
     peaks = [muon_lr, adam_lr]
     for step, rows in enumerate(windows(streams, steps, seed, batch), start=1):
@@ -166,7 +166,7 @@ def main() -> None:
     text = read_text(args.text)
     tokenizer = train_tokenizer(text["novels"][0][::3] + text["reviews"][0], 4096)
     train = {name: encode(tokenizer, lines) for name, (lines, _) in text.items()}
-    held = {name: encode(tokenizer, lines) for name, (_, lines) in text.items()}
+    held_back = {name: encode(tokenizer, lines) for name, (_, lines) in text.items()}
     tokenizer.save_pretrained(args.out)
 
     config = OPTConfig(
@@ -185,17 +185,19 @@ def main() -> None:
             if step % 50 == 0:
                 row = {"step": step, "loss": running / 50, "seconds": round(time.time() - started, 1)}
                 if step % 1000 == 0 or step == args.steps:
-                    row |= {f"held_back_{name}": nats_per_token(model, s[: 400 * LENGTH]) for name, s in held.items()}
+                    row |= {
+                        f"held_back_{name}": nats_per_token(model, s[: 400 * LENGTH]) for name, s in held_back.items()
+                    }
                 print(json.dumps(row), file=log, flush=True)
                 running = 0.0
         summary = {"tokens": args.steps * BATCH * LENGTH, "parameters": sum(p.numel() for p in model.parameters())}
         saved(model, args.out)
-        for name, stream in held.items():
+        for name, stream in held_back.items():
             summary[f"model_{name}"] = nats_per_token(model, stream)  # of the fp16 weights that are shipped
-        everything = np.concatenate(list(train.values()))
+        all_tokens = np.concatenate(list(train.values()))
         for order, label in ((2, "bigram"), (3, "trigram")):
-            ngram = KneserNey(everything, order, 4096)
-            summary |= {f"{label}_{name}": ngram.nats_per_token(stream) for name, stream in held.items()}
+            ngram = KneserNey(all_tokens, order, 4096)
+            summary |= {f"{label}_{name}": ngram.nats_per_token(stream) for name, stream in held_back.items()}
         print(json.dumps(summary), file=log, flush=True)
 
 

@@ -95,11 +95,11 @@ def make(shape: str, folder: Path, *, seed: int = 0, file_bytes: int = FILE_BYTE
     tensors = tensors_of(config)
     size = 2 * sum(p.numel() for p in tensors.values())
     folder.mkdir(parents=True, exist_ok=True)
-    left = shutil.disk_usage(folder).free
-    if size + SPARE > left:
+    free_bytes = shutil.disk_usage(folder).free
+    if size + SPARE > free_bytes:
         raise BadInput(
             f"{shape} takes {size / 2**30:.1f} GiB, {SPARE / 2**30:.0f} GiB should stay free, and {folder} has "
-            f"{left / 2**30:.1f} GiB: make room, or name a folder on another disk"
+            f"{free_bytes / 2**30:.1f} GiB: make room, or name a folder on another disk"
         )
     generator, files, index = torch.Generator().manual_seed(seed), list(_files(tensors, file_bytes)), {}
     for number, names in enumerate(files, start=1):

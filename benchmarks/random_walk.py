@@ -60,7 +60,7 @@ class RandomWalk(SettingsExperiment):
 
 
 def returned(rows: Iterator[Row]) -> Any:
-    """What a generator returns after its rows."""
+    """The value that a generator returns after its rows."""
     while True:
         try:
             next(rows)

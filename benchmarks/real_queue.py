@@ -31,7 +31,7 @@ PRODUCTS = 30  # products of a block at a measuring point
 
 
 class Status(NamedTuple):
-    """Where a run stands."""
+    """State of a run."""
 
     state: str  # to do, begun, done, diverged (which is done too), waiting
     seconds: float | None  # that the run took; None where it was continued, or is not done
@@ -40,7 +40,7 @@ class Status(NamedTuple):
 
     @property
     def over(self) -> bool:
-        """Whether there is nothing left to do."""
+        """Whether nothing is left to do for the run."""
         return self.state in ("done", "diverged")
 
 
@@ -109,16 +109,16 @@ class Queue:
             experiment = run.with_rates(_selected(statuses))
         header = record_files.read(path).header
         assert header is not None
-        found = experiment.upgrade(header["config"])
-        wanted = json.loads(json.dumps(asdict(experiment), default=str))
+        config = experiment.upgrade(header["config"])
+        configured = json.loads(json.dumps(asdict(experiment), default=str))
         left_out = PLACES
         if experiment is run.experiment:  # the rates that it takes are not known any more
             left_out += tuple(run.takes)
-        for name, value in wanted.items():
-            if name not in left_out and json.loads(json.dumps(found[name])) != value:
+        for name, value in configured.items():
+            if name not in left_out and json.loads(json.dumps(config[name])) != value:
                 raise BadInput(
-                    f"{path} has {name} {found[name]}, this queue has {value}: choose another --out, or the --size and "
-                    "options that the folder was made with"
+                    f"{path} has {name} {config[name]}, this queue has {value}: choose another --out, or the "
+                    "--size and options that the folder was made with"
                 )
 
     def remaining(self, statuses: Mapping[str, Status]) -> list[Run]:
@@ -131,12 +131,16 @@ class Queue:
         The work of both is counted in forward passes, see `forwards`, and the seconds of a pass are the timed runs'.
         """
         timed = [other for other in self.every if statuses[other.name].seconds is not None]
-        alike = [other for other in timed if other.experiment.name == run.experiment.name]
-        same = [other for other in alike if other.experiment.method == run.experiment.method and forwards(other) > 0]
-        for known in (same, alike):
-            work = sum(forwards(other) for other in known)
+        same_experiment = [other for other in timed if other.experiment.name == run.experiment.name]
+        same_method = [
+            other
+            for other in same_experiment
+            if other.experiment.method == run.experiment.method and forwards(other) > 0
+        ]
+        for measured in (same_method, same_experiment):
+            work = sum(forwards(other) for other in measured)
             if work:
-                spent = sum(statuses[other.name].seconds or 0.0 for other in known)
+                spent = sum(statuses[other.name].seconds or 0.0 for other in measured)
                 return spent / work * forwards(run)
         return None
 
@@ -199,8 +203,8 @@ class Queue:
                 continue
             spent = time.monotonic() - begun
             if budget is not None and spent + (self.seconds(run, statuses) or 0.0) >= budget:
-                left = [other.name for other in self.remaining(statuses) if other.name not in failed]
-                return left, failed
+                remaining = [other.name for other in self.remaining(statuses) if other.name not in failed]
+                return remaining, failed
             say(f"{run.name}: next; {self.summary(statuses)}")
             try:
                 self._record(run, statuses)
@@ -213,12 +217,12 @@ class Queue:
 
     def _record(self, run: Run, statuses: Mapping[str, Status]) -> None:
         experiment = run.with_rates(_selected(statuses))
-        kept = self.folder / "checkpoints" / run.name
+        checkpoints = self.folder / "checkpoints" / run.name
         if experiment.steps:  # a run of no steps has nothing to go on from
-            experiment = replace(experiment, checkpoint=kept)
+            experiment = replace(experiment, checkpoint=checkpoints)
         record(experiment, self.path(run), environment=environment(**machine(experiment)))
         # Twice the weights a run: a queue's checkpoints would fill a disk.
-        shutil.rmtree(kept, ignore_errors=True)
+        shutil.rmtree(checkpoints, ignore_errors=True)
 
 
 def forwards(run: Run) -> float:

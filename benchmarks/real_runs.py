@@ -105,18 +105,18 @@ def runs(size: Size, **options: Any) -> list[Run]:
         data="sst2", batch=8, parts=1, steps=size.steps, dev=size.dev, test=size.test, eval_every=25, patience=0,
         **options,
     )  # fmt: skip
-    every = [*_figure_1(size, options, ("fo-peft", "hybrid"), size.seeds[:1], "fig1")]
+    queue = [*_figure_1(size, options, ("fo-peft", "hybrid"), size.seeds[:1], "fig1")]
     # Before training, a good part of the errors is the candidates' prior: calibrated scores leave it out.
     untrained = replace(_method(base, "fo-peft", "lora", size.seeds[0], steps=0), calibrate=True)
-    every.append(Run("zero-shot", "sst2", untrained))
-    every += _table(base, size, [("fo-peft", "lora"), ("hybrid", "lora"), ("zo", ""), ("fo-peft", "prompt"),
+    queue.append(Run("zero-shot", "sst2", untrained))
+    queue += _table(base, size, [("fo-peft", "lora"), ("hybrid", "lora"), ("zo", ""), ("fo-peft", "prompt"),
                                  ("hybrid", "prompt")], "sst2")  # fmt: skip
-    every += _table(base, size, [("fo-peft", "prefix"), ("hybrid", "prefix"), ("fo-full", "")], "sst2-more")
-    every += _tasks(base, size)
-    every += _figures_2_3(base, size)
-    every += _figure_1(size, options, ("zo",), size.seeds[:1], "fig1-more")
-    every += _figure_1(size, options, ("fo-peft", "hybrid"), size.seeds[1:], "fig1-more")
-    return every
+    queue += _table(base, size, [("fo-peft", "prefix"), ("hybrid", "prefix"), ("fo-full", "")], "sst2-more")
+    queue += _tasks(base, size)
+    queue += _figures_2_3(base, size)
+    queue += _figure_1(size, options, ("zo",), size.seeds[:1], "fig1-more")
+    queue += _figure_1(size, options, ("fo-peft", "hybrid"), size.seeds[1:], "fig1-more")
+    return queue
 
 
 def short_name(method: str, module: str) -> str:

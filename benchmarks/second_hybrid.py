@@ -34,9 +34,9 @@ RESULTS = Path(__file__).parent / "results" / "second_hybrid"
 METHODS = ("lora", "lora-ga", "boft", "boft-ga", "unitary", "dora")
 SEEDS = (0, 1, 2)
 FACTORS = (1 / 3, 1.0, 3.0)
-"""Of the advised rate, the rates that are tried."""
+"""Factors of the advised rate that are tried."""
 UNMEASURED = ("dora",)
-"""Its gradient is not its loss's, so that neither curvature nor advice is measured: it tries LoRA's rates."""
+"""Methods whose gradient is not the loss's, without curvature and advice: they try the rates of LoRA."""
 
 
 SUMS = Path("out") / "sums.jsonl"
@@ -79,7 +79,7 @@ CASES = {
     "smollm2-copa": Case("copa", rates_of="smollm2-sst2", **SMOLLM2),
     "smollm2-sums": Case(str(SUMS), rates_of="smollm2-sst2", evaluations=1, answer_tokens=6, **SMOLLM2),
 }
-"""In the order in which they are run."""
+"""Cases in the order in which they are run."""
 
 
 def write_sums(path: Path, count: int = 2000, seed: int = 0) -> None:

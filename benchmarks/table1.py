@@ -53,8 +53,8 @@ def searched(method: str, peft: str, rates: dict[str, tuple[float, ...]]) -> tup
         return (_values("eta_x", rates["zo"]), _values("eta_y", rates[peft]))
     low, high = rates["zo" if method == "zo" else peft]
     middle = (low * high) ** 0.5
-    every = (low, middle, high, high * (high / low) ** 0.5)
-    return (_values("eta_x" if method == "zo" else "eta_y", every),)
+    values = (low, middle, high, high * (high / low) ** 0.5)
+    return (_values("eta_x" if method == "zo" else "eta_y", values),)
 
 
 def _values(name: str, values: tuple[float, ...]) -> str:
@@ -65,34 +65,34 @@ def cells(
     base: Finetune, rates: dict[str, tuple[float, ...]], parts: list[str], seeds: tuple[int, ...]
 ) -> dict[str, Finetune]:
     """Every run by name."""
-    found: dict[str, Finetune] = {}
+    by_name: dict[str, Finetune] = {}
     for part in parts:
         if part == "fig2":  # Fig. 2: one small rate, one large rate, two rates; prompt tuning
             small, large = rates["zo"][-1], rates["prompt"][-1]
             for name, x, y in (("small", small, small), ("large", large, large), ("two", small, large)):
-                found[f"fig2-{name}"] = replace(base, data="sst2", method="hybrid", peft="prompt", eta_x=x, eta_y=y)
+                by_name[f"fig2-{name}"] = replace(base, data="sst2", method="hybrid", peft="prompt", eta_x=x, eta_y=y)
             continue
         if part == "fig3":  # Fig. 3: enough steps, data and Adam's steps of y for micro to leave chance
             longer = replace(
                 base, data="sst2", train=5000, dev=400, steps=1000, eval_every=100, optimizer="adam", eta_y=2e-3
             )
             for name, method in (("zo", "zo"), ("fo-lora", "fo-peft"), ("hybrid-lora", "hybrid")):
-                found[f"fig3-{name}"] = replace(longer, method=method, eta_x=rates["zo"][0])
+                by_name[f"fig3-{name}"] = replace(longer, method=method, eta_x=rates["zo"][0])
             continue
-        here, grid, task = base, rates, part
+        shared, grid, task = base, rates, part
         if part == "adam":
-            here = replace(base, train=5000, dev=200, steps=300, eval_every=100, optimizer="adam")
+            shared = replace(base, train=5000, dev=200, steps=300, eval_every=100, optimizer="adam")
             grid, task = ADAM, "sst2"
         for method, peft in METHODS:
             short = method if method == "zo" else f"{method.removesuffix('-peft')}-{peft}"
             for seed in seeds if task == "sst2" else seeds[:1]:
-                one = replace(here, data=task, method=method, peft=peft, seed=seed)
+                experiment = replace(shared, data=task, method=method, peft=peft, seed=seed)
                 if task == "sst2":
-                    one = replace(one, search=searched(method, peft, grid))
+                    experiment = replace(experiment, search=searched(method, peft, grid))
                 else:
-                    one = replace(one, eta_x=grid["zo"][-1], eta_y=grid.get(peft, (1.0,))[0])
-                found[f"{part}-{short}-seed{seed}"] = one
-    return found
+                    experiment = replace(experiment, eta_x=grid["zo"][-1], eta_y=grid.get(peft, (1.0,))[0])
+                by_name[f"{part}-{short}-seed{seed}"] = experiment
+    return by_name
 
 
 def cell(name: str, experiment: Finetune, out: Path, checkpoints: Path | None) -> str:
@@ -103,11 +103,11 @@ def cell(name: str, experiment: Finetune, out: Path, checkpoints: Path | None) -
         torch.set_num_threads(1)
     if checkpoints is not None:
         experiment = replace(experiment, checkpoint=checkpoints / name)
-    told: dict[str, Any] = {"device": experiment.device, "threads": torch.get_num_threads()}
+    machine: dict[str, Any] = {"device": experiment.device, "threads": torch.get_num_threads()}
     if experiment.device.startswith("cuda"):
-        told["gpu"] = torch.cuda.get_device_name(experiment.device)
+        machine["gpu"] = torch.cuda.get_device_name(experiment.device)
     try:
-        run(experiment, out / f"{name}.jsonl", environment=environment(**told))
+        run(experiment, out / f"{name}.jsonl", environment=environment(**machine))
         return f"{name}: done"
     except Exception as error:
         return f"{name}: {type(error).__name__}: {' '.join(str(error).split())}"
@@ -135,11 +135,15 @@ def main() -> None:
     base = replace(base, model=args.model, device=args.device, dtype=args.dtype, data_dir=args.data_dir)
     if args.steps is not None:
         base = replace(base, steps=args.steps, eval_every=min(base.eval_every, max(args.steps, 1)))
-    found = {name: one for name, one in cells(base, rates, parts, tuple(args.seeds)).items() if args.only in name}
+    chosen = {
+        name: experiment
+        for name, experiment in cells(base, rates, parts, tuple(args.seeds)).items()
+        if args.only in name
+    }
     checkpoints = args.out / "checkpoints" if args.full else None
-    work = (joblib.delayed(cell)(name, one, args.out, checkpoints) for name, one in found.items())
-    for said in joblib.Parallel(n_jobs=args.jobs, return_as="generator")(work):
-        print(said, flush=True)
+    work = (joblib.delayed(cell)(name, experiment, args.out, checkpoints) for name, experiment in chosen.items())
+    for line in joblib.Parallel(n_jobs=args.jobs, return_as="generator")(work):
+        print(line, flush=True)
 
 
 if __name__ == "__main__":

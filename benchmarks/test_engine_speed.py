@@ -37,13 +37,13 @@ def cases(n: int) -> dict[str, tuple[Objective, Algorithm1]]:
     """What is timed: quadratics along rays, and a family whose values are computed."""
     how = Algorithm1(eta_x=1e-4, eta_y=1e-2, epochs=2, mu=1e-3)
     quadratic = {d: objective(Quadratic(10.0), Quadratic(0.5), d_x=d, d_y=10, n=n, sigma=1.0) for d in DIMS}
-    found = {f"quadratic, d = {d}": (f, how) for d, f in quadratic.items()}
+    by_name = {f"quadratic, d = {d}": (f, how) for d, f in quadratic.items()}
     f = quadratic[TARGET]
-    found |= {f"{found_as}, d = {TARGET}": (f, replace(how, **change)) for found_as, change in
+    by_name |= {f"{found_as}, d = {TARGET}": (f, replace(how, **change)) for found_as, change in
               (("quadratic, one-sided", {"oracle": "one-sided"}), ("quadratic, sphere", {"distribution": "sphere"}),
                ("quadratic, rademacher", {"distribution": "rademacher"}))}  # fmt: skip
     values = objective(Oscillating(0.3, 1.75), Quadratic(0.5), d_x=TARGET, d_y=10, n=n, sigma=1.0)
-    return found | {f"non-convex, values, d = {TARGET}": (values, how)}
+    return by_name | {f"non-convex, values, d = {TARGET}": (values, how)}
 
 
 def drawing(count: int, replicas: int, dim: int) -> None:
@@ -122,18 +122,20 @@ class EngineSpeed(Ratios):
             kinds["engine"].append(seconds)
             kinds["share"].append(statistics.mean((before, after)) / seconds)
             for kind, loop in loops.items():
-                alone = timed(lambda loop=loop: loop(f, how, self.loops)) / self.loops  # type: ignore[misc]
-                kinds[kind].append(alone * self.replicas / seconds)
+                seconds_of_one = timed(lambda loop=loop: loop(f, how, self.loops)) / self.loops  # type: ignore[misc]
+                kinds[kind].append(seconds_of_one * self.replicas / seconds)
             before = timed(draw)
-        held = f.d_x == TARGET and name.startswith(f"quadratic, d = {TARGET}")
-        told = {"case": name, "d_x": f.d_x, "d_y": f.d_y, "n": f.n, "replicas": self.replicas, "steps": steps}
-        told |= {"load": list(os.getloadavg()), "nanoseconds": statistics.median(kinds["engine"]) / (
+        has_target = f.d_x == TARGET and name.startswith(f"quadratic, d = {TARGET}")
+        shared = {"case": name, "d_x": f.d_x, "d_y": f.d_y, "n": f.n, "replicas": self.replicas, "steps": steps}
+        shared |= {"load": list(os.getloadavg()), "nanoseconds": statistics.median(kinds["engine"]) / (
             steps * self.replicas * f.d_x) * 1e9}  # fmt: skip
         unit = "of the normal generator's throughput"
-        yield ratio_row("share", kinds["share"], kinds["engine"], target=SHARE if held else None, **told, unit=unit)
+        yield ratio_row(
+            "share", kinds["share"], kinds["engine"], target=SHARE if has_target else None, **shared, unit=unit
+        )
         for kind in loops:
-            target = SPEEDUP if held and kind == "one_replica" else None
-            yield ratio_row(f"speedup over {kind}", kinds[kind], [], target=target, **told, unit="times")
+            target = SPEEDUP if has_target and kind == "one_replica" else None
+            yield ratio_row(f"speedup over {kind}", kinds[kind], [], target=target, **shared, unit="times")
 
 
 def measure(experiment: EngineSpeed, out: Path) -> list[Row]:

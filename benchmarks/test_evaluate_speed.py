@@ -88,8 +88,8 @@ class EvaluateSpeed(Ratios):
             times = {baseline: timed(job) for baseline, job in slow.items()}
             ends.append(timed(lambda: accuracy(model, items)))
             seconds += ends
-            for baseline, spent in times.items():
-                ratios[baseline].append(spent / statistics.mean(ends))
+            for baseline, baseline_seconds in times.items():
+                ratios[baseline].append(baseline_seconds / statistics.mean(ends))
             ratios["arithmetic"].append(times["one by one"] / self._least(model, items))
         load_average = list(os.getloadavg())
         columns = {"task": name, "loss": splits.kind, "items": len(items), "error": error, "load": load_average}

@@ -110,20 +110,20 @@ def interleaved(
 ) -> dict[Any, list[Seconds]]:  # fmt: skip
     """Each step between its parts, in turns; no repetition begins after so many `seconds`, but for the first."""
     first_order, forward = parts
-    found: dict[Any, list[Seconds]] = {key: [] for key in steps}
-    for way in (first_order, forward, *steps.values()):
-        way()  # memory is taken, and the checks of a first call are made, before the clock runs
+    by_step: dict[Any, list[Seconds]] = {key: [] for key in steps}
+    for step in (first_order, forward, *steps.values()):
+        step()  # memory is taken, and the checks of a first call are made, before the clock runs
     begun = time.monotonic()
     for repetition in range(repetitions):
         if repetition and time.monotonic() - begun > seconds:
             break
         before = clock(first_order), clock(forward)
-        for key, way in steps.items():
-            taken = clock(way)
+        for key, step in steps.items():
+            step_seconds = clock(step)
             after = clock(first_order), clock(forward)
-            found[key].append(Seconds(taken, *map(statistics.mean, zip(before, after, strict=True))))
+            by_step[key].append(Seconds(step_seconds, *map(statistics.mean, zip(before, after, strict=True))))
             before = after
-    return found
+    return by_step
 
 
 @dataclass(frozen=True)

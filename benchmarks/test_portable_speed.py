@@ -56,23 +56,23 @@ def speedups(
     block = Block("x", (torch.nn.Parameter(torch.empty(512, dim // 512, device=device)),))
     out = torch.empty(dim, device=device)
     seconds: dict[str, list[float]] = {}
-    ways: dict[str, Distribution] = {}
+    distributions: dict[str, Distribution] = {}
     for name in ("torch", "portable"):
         for distribution in _distributions(name):  # type: ignore[arg-type]
-            ways[f"{name} {distribution.name}".removeprefix("portable ")] = distribution
-    for way in ways:
-        _time(ways[way], block, out, 0, clock)  # tables are made before the clock runs
-        seconds[way] = []
+            distributions[f"{name} {distribution.name}".removeprefix("portable ")] = distribution
+    for label in distributions:
+        _time(distributions[label], block, out, 0, clock)  # tables are made before the clock runs
+        seconds[label] = []
     for repetition in range(repetitions):
-        for way in ways:
-            seconds[way].append(_time(ways[way], block, out, repetition, clock))
-    told = {"unit": "times", "dim": dim}
-    for (way, other), target in targets.items():
-        ratios = [a / b for a, b in zip(seconds[other], seconds[way], strict=True)]
-        what = f"portable {way} over {other}"
-        yield ratio_row(f"speedup of {what}", ratios, seconds[way], target=target, **told)
-        fastest = [min(seconds[other]) / min(seconds[way])]
-        yield ratio_row(f"speedup of {what}, fastest calls", fastest, [min(seconds[way])], target=target, **told)
+        for label in distributions:
+            seconds[label].append(_time(distributions[label], block, out, repetition, clock))
+    shared = {"unit": "times", "dim": dim}
+    for (label, other), target in targets.items():
+        ratios = [a / b for a, b in zip(seconds[other], seconds[label], strict=True)]
+        what = f"portable {label} over {other}"
+        yield ratio_row(f"speedup of {what}", ratios, seconds[label], target=target, **shared)
+        fastest = [min(seconds[other]) / min(seconds[label])]
+        yield ratio_row(f"speedup of {what}, fastest calls", fastest, [min(seconds[label])], target=target, **shared)
 
 
 def _distributions(generator: GeneratorName) -> list[Distribution]:

@@ -155,33 +155,33 @@ def _products(repetitions: int) -> Iterator[Row]:
     def by(hessian: ExactHessian | FiniteDifferenceHessian) -> Callable[[Tensor], Tensor]:
         return lambda v: hessian.product(v, "all", ["all"])[0]
 
-    ways: dict[str, Callable[[Tensor], Any]] = {
+    products: dict[str, Callable[[Tensor], Any]] = {
         "exact product": by(ExactHessian(bench.loss, blocks)),
         "forward difference": by(FiniteDifferenceHessian(bench.loss, blocks, h=length, scheme="forward")),
         "central difference": by(FiniteDifferenceHessian(bench.loss, blocks, h=10 * length)),
         **dict(others(bench)),
     }
     errors: dict[str, float | None] = {}
-    for name, way in list(ways.items()):
+    for name, product in list(products.items()):
         try:
-            errors[name] = norm(way(v).detach().double() - truth) / norm(truth)
+            errors[name] = norm(product(v).detach().double() - truth) / norm(truth)
         except Exception as reason:  # another tool may fail in any way: that is a result, too
             print(f"{name} does not run here: {' '.join(str(reason).split())[:200]}", file=sys.stderr)
-            del ways[name]
-    ways["graph of the exact products, once a point"] = lambda v: ExactHessian(bench.loss, blocks)
-    ways["drawing one probe"] = lambda v: draw(blocks[0], "gaussian", [1])
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    ratios: dict[str, list[float]] = {name: [] for name in ways}
+            del products[name]
+    products["graph of the exact products, once a point"] = lambda v: ExactHessian(bench.loss, blocks)
+    products["drawing one probe"] = lambda v: draw(blocks[0], "gaussian", [1])
+    times: dict[str, list[float]] = {name: [] for name in products}
+    ratios: dict[str, list[float]] = {name: [] for name in products}
     gradients: list[float] = []
     for _ in range(repetitions):
-        for name, way in ways.items():
-            around = [timed(lambda: gradient(bench.loss, bench.blocks))]
-            times[name].append(timed(lambda way=way: way(v)))  # type: ignore[misc]
-            around.append(timed(lambda: gradient(bench.loss, bench.blocks)))
-            ratios[name].append(times[name][-1] / statistics.mean(around))
-            gradients += around
+        for name, product in products.items():
+            gradient_seconds = [timed(lambda: gradient(bench.loss, bench.blocks))]
+            times[name].append(timed(lambda product=product: product(v)))  # type: ignore[misc]
+            gradient_seconds.append(timed(lambda: gradient(bench.loss, bench.blocks)))
+            ratios[name].append(times[name][-1] / statistics.mean(gradient_seconds))
+            gradients += gradient_seconds
     yield _row("gradient", [1.0], gradients)
-    for name in ways:
+    for name in products:
         yield _row(name, ratios[name], times[name], error=errors.get(name))
 
 
@@ -261,20 +261,20 @@ def _memory(repetitions: int) -> Iterator[Row]:
     Once as tensors hold it, and once with the allocator's own habits, which keep freed memory for later.
     """
     for settings, suffix in ((RETURNED, ""), ({}, ", default allocator")):
-        found: dict[str, list[int]] = {"gradient": [], "exact": [], "central": []}
+        bytes_by_job: dict[str, list[int]] = {"gradient": [], "exact": [], "central": []}
         for _ in range(min(repetitions, 3)):
-            for what in found:
+            for what in bytes_by_job:
                 command = [sys.executable, "-m", "benchmarks.test_speed", "--memory", what]
                 root = Path(__file__).parents[1]
-                told = subprocess.run(
+                completed = subprocess.run(
                     command, check=True, capture_output=True, text=True, cwd=root, env={**os.environ, **settings}
                 )
-                counted = json.loads(told.stdout.splitlines()[-1])
-                found[what].append(counted["parameters"] + counted["increase"])
+                counted = json.loads(completed.stdout.splitlines()[-1])
+                bytes_by_job[what].append(counted["parameters"] + counted["increase"])
         for what, name in (("exact", "memory of exact products"), ("central", "memory of central differences")):
-            ratios = [a / b for a, b in zip(found[what], found["gradient"], strict=True)]
-            mib = {"mib": [round(x / 2**20, 1) for x in found[what]]}
-            mib["gradient_mib"] = [round(x / 2**20, 1) for x in found["gradient"]]
+            ratios = [a / b for a, b in zip(bytes_by_job[what], bytes_by_job["gradient"], strict=True)]
+            mib = {"mib": [round(x / 2**20, 1) for x in bytes_by_job[what]]}
+            mib["gradient_mib"] = [round(x / 2**20, 1) for x in bytes_by_job["gradient"]]
             yield _row(name + suffix, ratios, [], unit="memory", **mib)
 
 
@@ -286,21 +286,21 @@ def _needed(repetitions: int) -> Iterator[Row]:
     for name, eigenvalues in spectra().items():
         hessian = Diagonal(eigenvalues)
         nu = float((eigenvalues**2).sum() ** 2 / (eigenvalues**4).sum())
-        spent = [float(hessian.norms(seed=(i,))[0].hvps) for i in range(2 * repetitions)]
-        yield _needed_row(name, spent, nu)
+        products = [float(hessian.norms(seed=(i,))[0].hvps) for i in range(2 * repetitions)]
+        yield _needed_row(name, products, nu)
     bench = Bench.load("lora")
     hessian = ExactHessian(bench.loss, [bench.blocks["base"], bench.blocks["peft"]])
     for name in ("base", "peft"):
         images = [hessian.product(draw(bench.blocks[name], "gaussian", [1, i]), name, [name])[0] for i in range(16)]
         nu = effective_rank(gram_matrix(images), cautious=False)
-        spent = [float(hessian.norms([name], seed=(i,))[0].hvps) for i in range(min(repetitions, 3))]
-        yield _needed_row(f"micro, {name} block", spent, nu)
+        products = [float(hessian.norms([name], seed=(i,))[0].hvps) for i in range(min(repetitions, 3))]
+        yield _needed_row(f"micro, {name} block", products, nu)
 
 
-def _needed_row(name: str, spent: list[float], nu: float) -> Row:
+def _needed_row(name: str, products: list[float], nu: float) -> Row:
     plain = 2 * (1.96 / (2 * 0.05)) ** 2 / nu
     return _row(
-        f"products for 5 %: {name}", spent, [], unit="products", hvps=statistics.median(spent), plain_hvps=plain
+        f"products for 5 %: {name}", products, [], unit="products", hvps=statistics.median(products), plain_hvps=plain
     )
 
 

@@ -64,9 +64,9 @@ def stepper(storage: str, method: str) -> Callable[[], Any]:
         groups.append({"params": blocks["base"].params, "oracle": oracle, "name": "base"})
     if method != METHODS[1]:
         groups.append({"params": blocks["peft"].params, "name": "peft"})
-    held = {id(p) for group in groups for p in group["params"]}
+    trained = {id(p) for group in groups for p in group["params"]}
     for p in model.parameters():
-        p.requires_grad_(id(p) in held)
+        p.requires_grad_(id(p) in trained)
     optimizer = HybridSGD(groups, 1e-9)
     loss = fixed_loss(lambda: model(input_ids=ids, labels=ids, use_cache=False).loss, model)
     return lambda: optimizer.step(loss)
@@ -75,8 +75,8 @@ def stepper(storage: str, method: str) -> Callable[[], Any]:
 def peak(storage: str, method: str) -> float:
     """Resident memory of two steps in a process of its own, in bytes of the weights in float32."""
     command = [sys.executable, "-m", "benchmarks.test_storage_speed", "--peak", storage, method]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return float(done.stdout.split()[-1])
+    completed = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(completed.stdout.split()[-1])
 
 
 def _peak_here(storage: str, method: str) -> float:
@@ -120,10 +120,10 @@ class StorageSpeed(Ratios):
             for storage in STORAGES:
                 ratios = [t / reference for t, reference in zip(times[storage], times["float32"], strict=True)]
                 target = MOST if storage == STORAGES[1] else None
-                told = {"unit": "float32 steps", "target": target, "load": list(os.getloadavg())}
-                yield ratio_row(f"{method}, {storage}", ratios, times[storage], **told)
-                told["unit"], told["target"] = "float32 weights", None
-                yield ratio_row(f"{method}, {storage}, peak memory", [peak(storage, method)], [], **told)
+                shared = {"unit": "float32 steps", "target": target, "load": list(os.getloadavg())}
+                yield ratio_row(f"{method}, {storage}", ratios, times[storage], **shared)
+                shared["unit"], shared["target"] = "float32 weights", None
+                yield ratio_row(f"{method}, {storage}, peak memory", [peak(storage, method)], [], **shared)
 
 
 def measure(experiment: StorageSpeed, out: Path) -> list[Row]:

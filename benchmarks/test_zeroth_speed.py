@@ -113,7 +113,7 @@ def _passes(bench: Bench) -> dict[str, Callable[[int], Any]]:
     copy, kept = Perturbation(bench.block), Perturbation(bench.block, keep=True)
     estimator = ZerothOrder(MU, keep=True)
     gradient, signs = (Directional(distribution, (((0, 0), 1.0),)) for distribution in (Gaussian(), Rademacher()))
-    held = estimator(bench.loss, bench.block, (1,))
+    estimate = estimator(bench.loss, bench.block, (1,))
     return {
         "pass, regenerated": move(copy, Gaussian()),
         "pass, kept z": move(kept, Gaussian(), fresh=False),
@@ -121,7 +121,7 @@ def _passes(bench: Bench) -> dict[str, Callable[[int], Any]]:
         "pass, sphere": move(copy, Sphere()),
         "pass, low rank 4": move(copy, LowRank(4)),
         "update in place, regenerated": lambda seed: gradient.add_to(bench.block, ETA),
-        "update in place, kept z": lambda seed: held.add_to(bench.block, ETA),
+        "update in place, kept z": lambda seed: estimate.add_to(bench.block, ETA),
         "update in place, Rademacher": lambda seed: signs.add_to(bench.block, ETA),
     }
 
@@ -183,32 +183,34 @@ class ZerothSpeed(Ratios):
             with torch.no_grad():
                 bench.loss()
 
-        ways = _ways(bench)
-        for way in ways.values():
-            way(0)  # memory is taken, and the checks of a first call are made, before the clock runs
-        times: dict[str, list[float]] = {name: [] for name in ways}
-        ratios: dict[str, list[float]] = {name: [] for name in ways}
+        passes = _ways(bench)
+        for one_pass in passes.values():
+            one_pass(0)  # memory is taken, and the checks of a first call are made, before the clock runs
+        times: dict[str, list[float]] = {name: [] for name in passes}
+        ratios: dict[str, list[float]] = {name: [] for name in passes}
         forwards: list[float] = []
         for repetition in range(1, self.repetitions + 1):
             before = timed(forward)
-            for name, way in ways.items():
-                times[name].append(timed(partial(way, repetition)))
+            for name, one_pass in passes.items():
+                times[name].append(timed(partial(one_pass, repetition)))
                 after = timed(forward)
                 ratios[name].append(times[name][-1] / statistics.mean((before, after)))
                 forwards.append(before)
                 before = after
-        told = {"unit": "forwards", "dim": bench.block.dim}
-        yield ratio_row("forward", [1.0], forwards, **told)
-        for name in ways:
-            yield ratio_row(name, ratios[name], times[name], target=PASSES.get(name), **told)
+        shared = {"unit": "forwards", "dim": bench.block.dim}
+        yield ratio_row("forward", [1.0], forwards, **shared)
+        for name in passes:
+            yield ratio_row(name, ratios[name], times[name], target=PASSES.get(name), **shared)
         literal = times["step, MeZO's literal loop"]
         for name, least in STEPS.items():
             speedups = [a / b for a, b in zip(literal, times[name], strict=True)]
-            yield ratio_row(f"speedup of {name}", speedups, [], target=least, unit="times MeZO's loop", dim=told["dim"])
+            yield ratio_row(
+                f"speedup of {name}", speedups, [], target=least, unit="times MeZO's loop", dim=shared["dim"]
+            )
         loops = ratios["step, MeZO's literal loop"]
         for name, parts in FLOORS.items():
             most = [a / (2 + sum(each)) for a, *each in zip(loops, *(ratios[part] for part in parts), strict=True)]
-            yield ratio_row(f"most that {name} can gain", most, [], unit="times MeZO's loop", dim=told["dim"])
+            yield ratio_row(f"most that {name} can gain", most, [], unit="times MeZO's loop", dim=shared["dim"])
 
 
 def measure(experiment: ZerothSpeed, out: Path) -> list[Row]:

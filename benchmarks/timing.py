@@ -1,4 +1,4 @@
-"""Ratios of times within one run, recorded and printed: what else the machine does then meets all items alike."""
+"""Ratios of times within one run, recorded and printed: other load of the machine then slows all items alike."""
 
 import os
 import statistics

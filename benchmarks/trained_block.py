@@ -42,8 +42,8 @@ def main() -> None:
     asymmetry = float(np.abs(hessian - hessian.T).max() / np.abs(hessian).max())
     if asymmetry > 1e-9:
         raise SystemExit(f"the Hessian is not symmetric: {asymmetry:.1e} relative")
-    told = environment(device="cpu", dtype="float64", threads=torch.get_num_threads(), steps=args.steps)
-    header = f"eigenvalues of the Hessian of micro's LayerNorm weights; asymmetry {asymmetry:.1e}\n{told}"
+    environment_text = environment(device="cpu", dtype="float64", threads=torch.get_num_threads(), steps=args.steps)
+    header = f"eigenvalues of the Hessian of micro's LayerNorm weights; asymmetry {asymmetry:.1e}\n{environment_text}"
     np.savetxt(args.out, np.linalg.eigvalsh(hessian), fmt="%.9e", header=header)
     print(args.out)
 

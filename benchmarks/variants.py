@@ -166,9 +166,9 @@ def table(part: str, folder: Path) -> Iterator[str]:
     for name, arm in ARMS.items():
         pairs = []
         for seed in SEEDS:
-            both = rows_of(part, name, seed, folder), rows_of(part, arm.beside, seed, folder)
-            if both[0] is not None and both[1] is not None:
-                pairs.append((both[0], both[1]))
+            two_arms = rows_of(part, name, seed, folder), rows_of(part, arm.beside, seed, folder)
+            if two_arms[0] is not None and two_arms[1] is not None:
+                pairs.append((two_arms[0], two_arms[1]))
         if pairs:
             cells = [name, str(len(pairs)), *_cells(pairs, score)]
             if name == arm.beside:
@@ -178,11 +178,11 @@ def table(part: str, folder: Path) -> Iterator[str]:
 
 def _cells(pairs: Sequence[tuple[list[Row], list[Row]]], score: str) -> Iterator[str]:
     """Cells of an arm from its rows and those of the plain one, by seed."""
-    own, plain = ([last_loss(rows) for rows in side] for side in zip(*pairs, strict=True))
-    yield ", ".join(f"{rate:g}" for _, rate in own)
+    losses, plain = ([last_loss(rows) for rows in side] for side in zip(*pairs, strict=True))
+    yield ", ".join(f"{rate:g}" for _, rate in losses)
     start = np.mean([rows[0]["dev_loss"] for rows, _ in pairs])
-    yield f"{start:.4f}, {np.mean([loss for loss, _ in own]):.4f}"
-    yield written([loss for loss, _ in own], [loss for loss, _ in plain])
+    yield f"{start:.4f}, {np.mean([loss for loss, _ in losses]):.4f}"
+    yield written([loss for loss, _ in losses], [loss for loss, _ in plain])
     tests, beside = ([rows[-1][score] for rows in side] for side in zip(*pairs, strict=True))
     yield f"{np.mean(tests):.4f}"
     if score == "loss":

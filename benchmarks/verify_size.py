@@ -40,21 +40,21 @@ ORTHOGONAL: tuple[dict[str, Any], ...] = tuple({"sides": s, "q": 3, "average": "
 
 def estimators() -> dict[str, ZerothOrder]:
     """Right estimators by name."""
-    made = {}
+    by_name = {}
     for name in DISTRIBUTIONS:
         for options in AVERAGES:
             estimator = ZerothOrder(distribution=named(name), **options)
-            made[estimator.name] = estimator
+            by_name[estimator.name] = estimator
     for options in ORTHOGONAL:
         estimator = ZerothOrder(**options)
-        made[estimator.name] = estimator
-    return made
+        by_name[estimator.name] = estimator
+    return by_name
 
 
 def subjects() -> dict[str, Callable[..., Any]]:
     """Makers of right optimizers by name."""
-    made: dict[str, Callable[..., Any]] = {"HybridSGD": hybrid}
-    return made | {name: _maker(estimator) for name, estimator in estimators().items()}
+    by_name: dict[str, Callable[..., Any]] = {"HybridSGD": hybrid}
+    return by_name | {name: _maker(estimator) for name, estimator in estimators().items()}
 
 
 def hybrid(params: Sequence[Tensor], lr: float, seed: int, mu: float = 1e-3, exact: Sequence[Tensor] = ()) -> HybridSGD:
@@ -119,7 +119,7 @@ def updates(estimator: ZerothOrder, f: Taylor, z: Array) -> Array:
 
 def moment_scores(estimator: ZerothOrder, seed: int) -> dict[str, float]:
     """The largest |z| of each probe of moments, on estimates of its own."""
-    found: dict[str, float] = {}
+    z_scores: dict[str, float] = {}
     rng = np.random.default_rng([seed, 7])
     plain = problems.quadratic(SMALL, seed, torch.float64).taylor
     curved = problems.cubic(SMALL, seed, torch.float64, estimator.mu).taylor
@@ -128,11 +128,11 @@ def moment_scores(estimator: ZerothOrder, seed: int) -> dict[str, float]:
         m, second = mean(estimator, f), second_moment(estimator, f)
         along = u @ m / (m @ m)
         entries = u - along[..., None] * m if f is plain else u - m
-        found[names[0]] = abs(scores.clustered(along, 1.0).z)
-        found[names[1]] = max(abs(scores.clustered(entries[..., i], 0.0).z) for i in range(8))
-        found[names[2]] = abs(scores.clustered((u**2).sum(-1) / second, 1.0).z)
-    found["bias"] = max(found["bias"], found.pop("along"))
-    return found
+        z_scores[names[0]] = abs(scores.clustered(along, 1.0).z)
+        z_scores[names[1]] = max(abs(scores.clustered(entries[..., i], 0.0).z) for i in range(8))
+        z_scores[names[2]] = abs(scores.clustered((u**2).sum(-1) / second, 1.0).z)
+    z_scores["bias"] = max(z_scores["bias"], z_scores.pop("along"))
+    return z_scores
 
 
 @dataclass(frozen=True)
@@ -162,36 +162,36 @@ class VerifySize:
     def rows(self, done: Sequence[Row]) -> Iterator[Row]:
         """One row a run."""
         finished = {row["run"] for row in done}
-        made = list(subjects().items())
+        makers = list(subjects().items())
         for number in range(self.runs):
             if number in finished:
                 continue
-            yield self._whole(number, *made[number % len(made)]) if self.whole else self._moments(number)
+            yield self._whole(number, *makers[number % len(makers)]) if self.whole else self._moments(number)
 
     def _whole(self, number: int, name: str, make: Callable[..., Any]) -> Row:
         # seeds of different runs share no optimizer: a suite takes fewer than 1,000
         begun, seed = time.process_time(), 1000 * (self.seed + number)
-        found = list(answers(Subject(make, name), seed=seed))
-        wrong = [answer.probe for answer in found if answer.verdict == "wrong"]
-        known = {answer.probe: abs(answer.z) for answer in found if answer.z is not None}
-        worst = max(known, key=lambda probe: known[probe])
+        results = list(answers(Subject(make, name), seed=seed))
+        wrong = [answer.probe for answer in results if answer.verdict == "wrong"]
+        z_scores = {answer.probe: abs(answer.z) for answer in results if answer.z is not None}
+        worst = max(z_scores, key=lambda probe: z_scores[probe])
         return {
             "run": number, "subject": name, "seed": seed, "wrong": ", ".join(wrong),
-            "failed": any(answer.failed for answer in found), "z": known[worst], "probe": worst,
-            "evaluations": sum(answer.evaluations for answer in found),
+            "failed": any(answer.failed for answer in results), "z": z_scores[worst], "probe": worst,
+            "evaluations": sum(answer.evaluations for answer in results),
             "cpu_seconds": round(time.process_time() - begun, 2),
         }  # fmt: skip
 
     def _moments(self, number: int) -> Row:
-        made = list(estimators().items())
-        begun, (name, estimator) = time.process_time(), made[number % len(made)]
-        found = moment_scores(estimator, self.seed + number)
-        worst = max(found, key=lambda probe: found[probe])
+        choices = list(estimators().items())
+        begun, (name, estimator) = time.process_time(), choices[number % len(choices)]
+        z_scores = moment_scores(estimator, self.seed + number)
+        worst = max(z_scores, key=lambda probe: z_scores[probe])
         limit = scores.limit(ALPHA, COMPARISONS)
-        wrong = ", ".join(probe for probe, z in found.items() if z > limit)
+        wrong = ", ".join(probe for probe, z in z_scores.items() if z > limit)
         return {
             "run": number, "subject": name, "seed": self.seed + number, "wrong": wrong, "failed": False,
-            "z": found[worst], "probe": worst, "cpu_seconds": round(time.process_time() - begun, 2),
+            "z": z_scores[worst], "probe": worst, "cpu_seconds": round(time.process_time() - begun, 2),
         }  # fmt: skip
 
 

@@ -23,8 +23,8 @@ class Diverged(BadInput):
 
 def has_risen(loss: float, first: float | None) -> bool:
     """Whether a mean training loss is not finite, or far above that of the first minibatch where this is known."""
-    factor, more = RISE
-    return not math.isfinite(loss) or (first is not None and loss > factor * first + more)
+    factor, margin = RISE
+    return not math.isfinite(loss) or (first is not None and loss > factor * first + margin)
 
 
 def before_training(value: float, loss: Loss, oracles: Sequence[Any], weights: Mapping[str, Tensor]) -> Diverged:

@@ -51,10 +51,10 @@ def _commit() -> str | None:
     for command in ("rev-parse HEAD", "status --porcelain --untracked-files=no"):
         try:
             git = ["git", "-C", str(root), *command.split()]
-            done = subprocess.run(git, capture_output=True, text=True, timeout=10, check=True)
+            completed = subprocess.run(git, capture_output=True, text=True, timeout=10, check=True)
         except (OSError, subprocess.SubprocessError):
             return None
-        answers.append(done.stdout.strip())
+        answers.append(completed.stdout.strip())
     commit, changes = answers
     if changes:
         commit += "+changes"

@@ -19,7 +19,7 @@ from smoothlab.errors import speaks
 from smoothlab.experiments.continuation import AGAIN
 
 PATIENCE = 20.0
-"""Seconds that the way out may take."""
+"""Seconds that closing files and child processes may take."""
 WORDS = {signal.SIGINT: "stopped", signal.SIGTERM: "ended by SIGTERM"}
 
 
@@ -51,7 +51,7 @@ class Interruption:
         print(f"smoothlab: {words}; {self.continuation()}", file=stream, flush=True)
 
     def leave(self) -> None:
-        """Say it, and end the process as it stands."""
+        """Print the line, and end the process at once."""
         self.working = False
         try:
             self.say(sys.__stderr__)  # the parser keeps the other one to itself
@@ -61,8 +61,8 @@ class Interruption:
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Take a signal."""
-        again, self._number = bool(self._number), number
-        if again or not self.working or _importing(frame):
+        repeated, self._number = bool(self._number), number
+        if repeated or not self.working or _importing(frame):
             self.leave()
         # A finally block may wait for a lock or a child that never comes.
         late = threading.Timer(PATIENCE, self.leave)
@@ -88,13 +88,13 @@ def watched(*, whole_process: bool) -> Iterator[Interruption]:
     if threading.current_thread() is not threading.main_thread():  # Python lets no other thread take signals
         yield state
         return
-    taken = []
+    signals = []
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        taken.append(signal.SIGINT)
+        signals.append(signal.SIGINT)
     # Torchrun's other processes write nothing: SIGTERM ends them at once, even where they wait for the first one.
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL and speaks():
-        taken.append(signal.SIGTERM)
-    before, hook = [signal.signal(number, state.handle) for number in taken], sys.unraisablehook
+        signals.append(signal.SIGTERM)
+    before, hook = [signal.signal(number, state.handle) for number in signals], sys.unraisablehook
     sys.unraisablehook = state.unraisable
     try:
         yield state
@@ -102,7 +102,7 @@ def watched(*, whole_process: bool) -> Iterator[Interruption]:
         state.working = False
         if not whole_process:
             sys.unraisablehook = hook
-            for number, handler in zip(taken, before, strict=True):
+            for number, handler in zip(signals, before, strict=True):
                 signal.signal(number, handler)
 
 

@@ -54,20 +54,20 @@ class Experiment(Protocol):
         """Where a row belongs: rows of one place are measured together, and places ascend; None if it lacks a field."""
 
     def standing(self, rows: Sequence[Row | None]) -> list[Row]:
-        """Those of the rows on disk that stand, see `whole`; the others are measured again.
+        """Those of the rows on disk that are kept, see `whole`; the others are measured again.
 
-        None among the rows is where one or several were lost, or may have been: at the end of a run that was stopped.
+        None among the rows marks where one or several were lost, or may have been: at the end of a stopped run.
         """
 
 
 def whole(
     rows: Sequence[Row | None], place: Callable[[Row], int | None], key: Callable[[Row], Any] | None = None
 ) -> list[Row]:
-    """The rows of places that were measured to their end and have lost nothing.
+    """The rows of places that were measured completely and have lost nothing.
 
-    Without `key` these are the places that are beside no loss (None), which may have been theirs. With `key`, which
-    tells the rows of a place apart and is the same at every place, they are the places that have each key once: those
-    beside a loss too, if another place shows what belongs to one.
+    Without `key` these are the places with no loss (None) beside their rows, as the lost row may have been theirs. With
+    `key`, which tells the rows of a place apart and takes the same values at every place, they are the places that have
+    each key once, those beside a loss too, if another place shows which keys a place has.
     """
     keys: defaultdict[int | None, list[Any]] = defaultdict(list)
     doubtful: set[int | None] = set()
@@ -77,13 +77,15 @@ def whole(
         keys[place(row)].append(n if key is None else key(row))
         if None in rows[max(n - 1, 0) : n + 2]:
             doubtful.add(place(row))
-    good = set(keys) - doubtful
+    kept = set(keys) - doubtful
     if key is not None:
         complete = set().union(*keys.values())
-        good = {number for number, held in keys.items() if len(held) == len(set(held)) == len(complete)}
-        if good <= doubtful:  # no place shows for certain what belongs to one
-            good = set()
-    return [row for row in rows if row is not None and place(row) in good]
+        kept = {
+            number for number, found_keys in keys.items() if len(found_keys) == len(set(found_keys)) == len(complete)
+        }
+        if kept <= doubtful:  # no place shows for certain what belongs to one
+            kept = set()
+    return [row for row in rows if row is not None and place(row) in kept]
 
 
 def run(
@@ -92,9 +94,10 @@ def run(
 ) -> Path:  # fmt: skip
     """Run `experiment` into the record file `out`, or continue it there, and return `out`.
 
-    `each` is called with every row of the file: first with those that stand, then with each new one once it is on disk.
+    `each` is called with every row of the file: first with those that are kept, then with each new one once it is on
+    disk.
 
-    The file is created, and rows that do not stand are taken out, only when the first new row exists: a run that fails
+    The file is created, and rows that are not kept are taken out, only when the first new row exists: a run that fails
     while it loads its model leaves everything as it was. Damage is reported on stderr, and measured again. The end
     line carries the wall-clock seconds of the run, null if it was continued from a stopped one.
 
@@ -285,7 +288,7 @@ def _generator(rows: Iterable[Row]) -> Generator[Row]:
 
 
 def _standing(out: Path, experiment: Experiment, old: Contents) -> list[Row]:
-    """The rows of a stopped or damaged file that stand, in order; the others are reported on stderr."""
+    """The rows of a stopped or damaged file that are kept, in order; the others are reported on stderr."""
     rows: list[Row | None] = []
     for row in old.rows:
         if row is not None and _place(experiment, row) is None:

@@ -50,7 +50,7 @@ class Allocator(Protocol):
         """Tensors that it changes beside the parameters, and that the loss depends on: part of the weights."""
 
     def settle(self, model: Any) -> None:
-        """Fit the model's own description to weights that were copied in."""
+        """Update the model's own description after weights were copied in."""
 
 
 @dataclass
@@ -140,7 +140,7 @@ class Trainer:
         return lambda: torch.stack([part() for part in parts]).mean()
 
     def factor(self, step: int) -> float:
-        """What the rates of update `step` are multiplied with."""
+        """The factor of all rates at update `step`."""
         if self.schedule == "constant":
             return 1.0
         progress = step / self.steps
@@ -253,9 +253,9 @@ class Trainer:
         """
         # A copy: the state holds the parameters themselves, which updates overwrite.
         kept = copy.deepcopy(self.state_dict()), self.on_step, self._rates, self.batches
-        own = self.batches
+        batches = self.batches
         self.on_step, self._rates = None, {**self._rates, **(rates or {})}
-        self.batches = lambda step: own(step + first)
+        self.batches = lambda step: batches(step + first)
         self.optimizer.seed += number << 20  # as far apart as the seeds of runs are, see `_fixed`
         try:
             yield
@@ -367,14 +367,14 @@ class Trainer:
 
     def _held(self) -> dict[str, Tensor]:
         """Weights that checkpoints hold: all that are trained, but for those that a log or factors stand for."""
-        held: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = {}
         kept = [self.optimizer.param_groups[k]["name"] for k in self.optimizer.factors]
         if self.allocator is not None:
-            held |= self.allocator.buffers(self.model)
+            tensors |= self.allocator.buffers(self.model)
         for name, block in self.blocks.items():
             if name not in kept and (name != "base" or self.log is None):
-                held |= self._named(block)
-        return held
+                tensors |= self._named(block)
+        return tensors
 
     def _named(self, block: Block) -> dict[str, Tensor]:
         return {self._names[id(p)]: p for p in block.params}

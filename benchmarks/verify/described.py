@@ -78,15 +78,15 @@ def zo_bench_sgd(params: Sequence[Tensor], lr: float, seed: int, mu: float = 1e-
 def lozo(params: Sequence[Tensor], lr: float, seed: int, mu: float = 1e-3) -> Step:
     """LOZO, Chen et al. (2024): Z = U V' with rank 2, V kept for 50 steps, update U V'/r."""
     words, state = torch.Generator().manual_seed(seed), {"step": 0}
-    kept: list[Tensor] = []
+    factors: list[Tensor] = []
 
     def step(closure: Closure) -> Tensor:
         generator = torch.Generator().manual_seed(int(torch.randint(2**31, (1,), generator=words)))
         if state["step"] % 50 == 0:
-            kept.clear()
-            kept.extend(torch.randn(p.shape[-1], 2, generator=generator, dtype=p.dtype) for p in params)
+            factors.clear()
+            factors.extend(torch.randn(p.shape[-1], 2, generator=generator, dtype=p.dtype) for p in params)
         z = []
-        for p, v in zip(params, kept, strict=True):
+        for p, v in zip(params, factors, strict=True):
             if p.dim() == 2:
                 z.append(torch.randn(p.shape[0], 2, generator=generator, dtype=p.dtype) @ v.T)
             else:

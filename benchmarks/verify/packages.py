@@ -126,13 +126,13 @@ def evotorch_pgpe(params: Sequence[Tensor], lr: float, seed: int, mu: float = 1e
     torch.manual_seed(seed)
 
     def step(closure: flat.Closure) -> None:
-        x, seen = torch.from_numpy(flat.read(params)), [0]
+        x, calls = torch.from_numpy(flat.read(params)), [0]
         f = flat.function(params, closure)
 
         def objective(point: Tensor) -> float:
-            seen[0] += 1
+            calls[0] += 1
             # the second generation is sampled only to make the step; its losses are not used
-            return f(point.numpy()) if seen[0] <= 2 else 0.0
+            return f(point.numpy()) if calls[0] <= 2 else 0.0
 
         problem = Problem("min", objective, solution_length=len(x), initial_bounds=(-1, 1), dtype=torch.float64)
         searcher = PGPE(
@@ -183,8 +183,8 @@ def noisyopt_spsa(params: Sequence[Tensor], lr: float, seed: int, mu: float = 1e
             # after the iteration the result's loss is computed, which is no part of the step
             return f(point) if calls[0] <= 2 else 0.0
 
-        found = minimizeSPSA(limited, x.copy(), niter=1, paired=False, a=lr * 1.01**0.602, c=mu)
-        flat.write(params, found.x)
+        result = minimizeSPSA(limited, x.copy(), niter=1, paired=False, a=lr * 1.01**0.602, c=mu)
+        flat.write(params, result.x)
 
     return step
 

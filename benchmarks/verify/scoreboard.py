@@ -64,14 +64,14 @@ def python_of(package: Package, folder: Path) -> Path:
         return Path(sys.executable)
     home = folder / package.spec.partition("==")[0].lower()
     python = home / "bin" / "python"
-    done = home / ".installed"
-    if not done.exists():
+    marker = home / ".installed"
+    if not marker.exists():
         venv.create(home, with_pip=False)
         site = next((home / "lib").glob("python*/site-packages"))
         base = [path for path in sys.path if path.endswith("site-packages")]
         (site / "base.pth").write_text("\n".join(base) + "\n")
         subprocess.run([python, "-m", "pip", "install", "-q", package.spec], check=True)
-        done.touch()
+        marker.touch()
     return python
 
 
@@ -79,9 +79,9 @@ def verified(name: str, package: Package, folder: Path) -> tuple[list[Row], str]
     """The rows of one package, and the command that made them."""
     out = folder / f"{name.replace(' ', '_')}.jsonl"
     words = ["verify", f"benchmarks/verify/{package.maker}", *package.options]
-    where = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
+    variables = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
     command = [python_of(package, folder), "-m", "smoothlab", *words, "--threads", "1", "--out", str(out)]
-    subprocess.run(command, cwd=ROOT, env=os.environ | where, check=False, stdout=subprocess.DEVNULL)
+    subprocess.run(command, cwd=ROOT, env=os.environ | variables, check=False, stdout=subprocess.DEVNULL)
     if not out.exists():
         return [], ""
     rows = [row for row in record_files.read(out).rows if row is not None]

@@ -10,21 +10,21 @@ RESULTS = Path(__file__).resolve().parents[1] / "results" / "scoreboard.jsonl"
 
 def rows(path: Path = RESULTS) -> dict[str, list[Row]]:
     """Rows by implementation, in the order of the file."""
-    found: dict[str, list[Row]] = {}
+    by_package: dict[str, list[Row]] = {}
     for row in record_files.read(path).rows:
         if row is not None:
-            found.setdefault(row["package"], []).append(row)
-    return found
+            by_package.setdefault(row["package"], []).append(row)
+    return by_package
 
 
 def line(name: str, answers: list[Row]) -> str:
     """One implementation's line: version, day, counts, distribution, scale, what is wrong."""
-    by = {row["probe"]: row for row in answers}
+    by_probe = {row["probe"]: row for row in answers}
     right = sum(row["verdict"].startswith("right") for row in answers)
     hidden = sum(row["verdict"] == "not observable" for row in answers)
     wrong = ", ".join(f"`{row['probe']}`" for row in answers if row["verdict"] == "wrong") or "nothing"
-    seen = by["distribution"]["note"].split(",")[0].split(" (")[0]
-    scale = by["scale"]["measured"]
+    seen = by_probe["distribution"]["note"].split(",")[0].split(" (")[0]
+    scale = by_probe["scale"]["measured"]
     factor = "" if scale is None else f"{scale:.3g}"
     version, date = answers[0]["version"] or "described", answers[0]["date"]
     return f"| {name} | {version} | {date} | {right} | {hidden} | {seen} | {factor} | {wrong} |"
@@ -33,7 +33,7 @@ def line(name: str, answers: list[Row]) -> str:
 def table(path: Path = RESULTS) -> str:
     """The whole table."""
     head = "| implementation | version | day | right | not observable | directions | scale | wrong |"
-    return "\n".join([head, "| --- " * 8 + "|", *(line(name, found) for name, found in rows(path).items())])
+    return "\n".join([head, "| --- " * 8 + "|", *(line(name, answers) for name, answers in rows(path).items())])
 
 
 if __name__ == "__main__":

@@ -103,21 +103,21 @@ class Moments:
             powers.append(powers[-1] @ powers[-1])
         w, total, T = self.start, 0.0, 0
         for k in reversed(range(MOST)):
-            more = total + float(self.square @ sums[k] @ w)
-            if more > level * (T + (1 << k)):
-                w, total, T = powers[k] @ w, more, T + (1 << k)
+            total_then = total + float(self.square @ sums[k] @ w)
+            if total_then > level * (T + (1 << k)):
+                w, total, T = powers[k] @ w, total_then, T + (1 << k)
         return T + 1.0 if T < (1 << MOST) - 1 else math.inf
 
     def average(self, eta: float, epochs: int) -> float:
         """(1/T) sum_{t < T} E ||grad f(z_t)||^2 with one rate for both blocks, from the binary digits of T."""
         power = self.epoch(eta, eta)
-        whole = np.eye(len(power))  # sum of the epochs that `power` stands for
-        w, total, left = self.start, 0.0, epochs
-        while left:
-            if left % 2:
-                total += float(self.square @ whole @ w)
+        sum_of_powers = np.eye(len(power))  # sum of the epochs that `power` stands for
+        w, total, remaining = self.start, 0.0, epochs
+        while remaining:
+            if remaining % 2:
+                total += float(self.square @ sum_of_powers @ w)
                 w = power @ w
-            whole, power, left = whole + power @ whole, power @ power, left // 2
+            sum_of_powers, power, remaining = sum_of_powers + power @ sum_of_powers, power @ power, remaining // 2
         return total / epochs
 
     def best_for(self, epochs: int) -> tuple[float, float]:
@@ -163,17 +163,17 @@ def fourth_moments(distribution: str, d: int) -> Array:
         BadInput: no closed form is known.
     """
     (shape,) = shapes_of_x(d, distribution)
-    law, ways = named(distribution), ("ab,cd->abcd", "ac,bd->abcd", "ad,bc->abcd")
+    law, pairings = named(distribution), ("ab,cd->abcd", "ac,bd->abcd", "ad,bc->abcd")
     if len(shape) == 2:
-        rows, columns = (np.stack([np.einsum(way, np.eye(n), np.eye(n)) for way in ways]) for n in shape)
+        rows, columns = (np.stack([np.einsum(pairing, np.eye(n), np.eye(n)) for pairing in pairings]) for n in shape)
         weights = np.full((3, 3), 1 / law.cumulants().rank)
         np.fill_diagonal(weights, 1.0)
         moments = np.einsum("pq,pabcd,qwxyz->awbxcydz", weights, rows, columns)
     else:
-        mixed, own = law.fourth_moments((shape,))
-        moments = mixed * np.sum([np.einsum(way, np.eye(d), np.eye(d)) for way in ways], axis=0)
+        mixed, fourth = law.fourth_moments((shape,))
+        moments = mixed * np.sum([np.einsum(pairing, np.eye(d), np.eye(d)) for pairing in pairings], axis=0)
         index = np.arange(d)
-        moments[index, index, index, index] += own - 3 * mixed
+        moments[index, index, index, index] += fourth - 3 * mixed
     # v_i v_j v_k v_l to the map of S_jk to entry (i, l)
     square: Array = moments.reshape(d, d, d, d).transpose(0, 3, 1, 2).reshape(d * d, d * d)
     return square

@@ -76,18 +76,18 @@ class Block:
         eta = np.asarray(eta, dtype=float)
         L, n, m, order = self.L, self.n, self.moment, self.order
         r, step = 1 - eta * L, 1 - 2 * eta * L + (eta * L) ** 2 * m
-        other = 0.0 if order == "replace" or n == 1 else -self.sigma2 / (n - 1)
+        cross = 0.0 if order == "replace" or n == 1 else -self.sigma2 / (n - 1)
         bend, fresh = 2 * eta**2 * m * L - 2 * eta, eta**2 * (m * self.sigma2 + self.extra)
         powers = r[..., None] ** np.arange(n)
         sums = np.concatenate([np.zeros((*eta.shape, 1)), np.cumsum(powers, -1)], -1)  # [..., k]: 1 + ... + r^(k - 1)
         b, c = np.zeros_like(eta), np.zeros_like(eta)
-        whole = sums[..., n]
+        epoch_sum = sums[..., n]
         for k in range(n):
             # E <x_k, c>, from earlier steps of this epoch and of those before it.
-            inner = -eta * other * sums[..., k]
+            inner = -eta * cross * sums[..., k]
             older = np.zeros_like(eta)
             if order == "once" and n > 1:
-                older = -eta * powers[..., k] * ((self.sigma2 - other) * powers[..., n - 1 - k] + other * whole)
+                older = -eta * powers[..., k] * ((self.sigma2 - cross) * powers[..., n - 1 - k] + cross * epoch_sum)
                 older = np.divide(older, 1 - r**n, out=np.zeros_like(eta), where=eta > 0)
             b = step * b + bend * (inner + older) + fresh
             c = step * c + bend * older

@@ -199,8 +199,8 @@ class Bench:
         """
         if not self.repeats:
             return [self.look(problem, s, steps, lr=lr) for s in range(seeds)]
-        whole = self.look(problem, 0, seeds * steps, lr=lr)
-        return [whole[start : start + steps] for start in range(0, len(whole), steps)]
+        looks = self.look(problem, 0, seeds * steps, lr=lr)
+        return [looks[start : start + steps] for start in range(0, len(looks), steps)]
 
     @cached_property
     def repeats(self) -> bool:
@@ -276,8 +276,8 @@ class Bench:
         for run in sample.directions:
             for d in run:
                 gram = d @ d.T
-                apart = np.abs(gram - gram[0, 0] * np.eye(len(d))).max()
-                if apart > ORTHOGONAL * math.sqrt(float(np.trace(gram @ gram))):
+                deviation = np.abs(gram - gram[0, 0] * np.eye(len(d))).max()
+                if deviation > ORTHOGONAL * math.sqrt(float(np.trace(gram @ gram))):
                     return False
         return True
 

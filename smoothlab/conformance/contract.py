@@ -48,14 +48,14 @@ def given(bench: Bench, shapes: Shapes) -> Finding:
     rows = np.array([row.double().numpy() for row in z])
     points = torch.stack(problem.positions).numpy() / estimator.mu
     used = max(float(np.abs(points - row).max(1).min()) for row in rows)
-    held = first.dense(block)
+    directions = first.dense(block)
     span = np.linalg.qr(rows.T)[0]
-    flat = held.double().numpy()
-    off = float(np.linalg.norm(flat - span @ (span.T @ flat)) / np.linalg.norm(flat))
+    flat = directions.double().numpy()
+    deviation = float(np.linalg.norm(flat - span @ (span.T @ flat)) / np.linalg.norm(flat))
     estimator(problem, block, 0, directions=[-2 * row for row in z])
-    stays = float((first.dense(block) - held).abs().max())
-    worst = max(used, off, stays)
-    return Finding(f"given directions are used within {max(used, off):.1e}, and stay within {stays:.1e}",
+    change = float((first.dense(block) - directions).abs().max())
+    worst = max(used, deviation, change)
+    return Finding(f"given directions are used within {max(used, deviation):.1e}, and stay within {change:.1e}",
                    deviation=worst, allowed=1024 * bench.eps / min(estimator.mu, 1.0), measured=worst, reference=0.0,
                    case=f"tensors {shapes}, {estimator.q} given directions: off by {worst:.2g}")  # fmt: skip
 

@@ -74,23 +74,23 @@ def lines(look: Observed, structure: Structure) -> Lines | None:
     if pairs is None or len(pairs) != structure.q:
         return None
     plus, minus = (list(ends) for ends in zip(*pairs, strict=True))
-    apart = np.linalg.norm(d[plus] + d[minus], axis=1) / np.linalg.norm(d[plus], axis=1)
+    asymmetry = np.linalg.norm(d[plus] + d[minus], axis=1) / np.linalg.norm(d[plus], axis=1)
     # the first of a pair is the direction: of an unequal pair, too
-    return Lines(d[plus], (f[plus] - f[minus]) / 2, float(apart.max()))
+    return Lines(d[plus], (f[plus] - f[minus]) / 2, float(asymmetry.max()))
 
 
 def _pairs(d: Array) -> list[tuple[int, int]] | None:
     """Indices of displacements that are near to opposite ones; None if any is alone."""
-    pairs, free = [], list(range(len(d)))
-    while free:
-        first = free.pop(0)
-        if not free:
+    pairs, unpaired = [], list(range(len(d)))
+    while unpaired:
+        first = unpaired.pop(0)
+        if not unpaired:
             return None
-        apart = np.linalg.norm(d[free] + d[first], axis=1)
-        nearest = int(apart.argmin())
-        if apart[nearest] > NEAR * np.linalg.norm(d[first]):
+        distances = np.linalg.norm(d[unpaired] + d[first], axis=1)
+        nearest = int(distances.argmin())
+        if distances[nearest] > NEAR * np.linalg.norm(d[first]):
             return None
-        pairs.append((first, free.pop(nearest)))
+        pairs.append((first, unpaired.pop(nearest)))
     return pairs
 
 

@@ -82,12 +82,12 @@ def _entries(sample: Sample, m: Array, subject: str, shapes: Shapes) -> Finding:
     entries = [scores.clustered(across[..., i], 0.0) for i in range(len(m))]
     worst = int(np.argmax([abs(score.z) for score in entries]))
     size = float(np.linalg.norm(m))
-    off = float(np.linalg.norm([score.value for score in entries])) / size
+    distance = float(np.linalg.norm([score.value for score in entries])) / size
     error = max(score.error for score in entries) / size
     case = f"tensors {shapes}: entry {worst} of {subject} is off by {entries[worst].value / size:.3g} |g|"
     return Finding(
-        f"{subject} is off the gradient's line by {off:.2g} |g|", z=entries[worst].z, measured=off, reference=0.0,
-        error=error, case=case,
+        f"{subject} is off the gradient's line by {distance:.2g} |g|", z=entries[worst].z, measured=distance,
+        reference=0.0, error=error, case=case,
     )  # fmt: skip
 
 

@@ -120,8 +120,8 @@ def doubled(bench: Bench, shapes: Shapes) -> Finding:
     for a, b in zip(narrow, double, strict=True):
         if a.displacements.shape != b.displacements.shape:
             raise Unobservable("with another mu, a step evaluates the loss another number of times")
-        apart = np.abs(b.displacements - 2 * a.displacements).max()
-        worst = max(worst, float(apart / np.abs(b.displacements).max()))
+        deviation = np.abs(b.displacements - 2 * a.displacements).max()
+        worst = max(worst, float(deviation / np.abs(b.displacements).max()))
     return Finding(f"D(2 mu) = 2 D(mu) within {worst:.1e}", deviation=worst, allowed=ROUNDINGS * bench.eps,
                    measured=worst, reference=0.0,
                    case=f"tensors {shapes}, mu = {mu:g}, {2 * mu:g}: off by {worst:.2g} D")  # fmt: skip
@@ -236,13 +236,13 @@ def rank(bench: Bench, shapes: Shapes) -> Finding:
 def deterministic(bench: Bench, shapes: Shapes) -> Finding:
     """The same seed gives the same updates to the bit, another one does not."""
     sample = bench.wide(shapes)
-    again = bench.look(sample.problem, 0, 3)
+    repeated = bench.look(sample.problem, 0, 3)
     first = np.array([look.update for look in sample.looks[0][:3]])
-    apart = float(np.abs(first - np.array([look.update for look in again])).max() / (np.abs(first).max() or 1))
+    difference = float(np.abs(first - np.array([look.update for look in repeated])).max() / (np.abs(first).max() or 1))
     how = "of the maker" if "seed" in bench.subject.keywords else "of the global generators"
-    case = f"tensors {shapes}, seed {bench.seed}: two runs differ by {apart:.2g}"
-    return Finding(f"with the seed {how}, updates repeat within {apart:.1e}", deviation=apart, measured=apart,
-                   reference=0.0, case=case)  # fmt: skip
+    case = f"tensors {shapes}, seed {bench.seed}: two runs differ by {difference:.2g}"
+    return Finding(f"with the seed {how}, updates repeat within {difference:.1e}", deviation=difference,
+                   measured=difference, reference=0.0, case=case)  # fmt: skip
 
 
 def layout(bench: Bench, shapes: Shapes) -> Finding:
@@ -254,8 +254,8 @@ def layout(bench: Bench, shapes: Shapes) -> Finding:
     worst, number = 0.0, 0
     for look in looks:
         if plain.still:
-            apart = float(np.abs(look.update - plain.flat[0].update).max()) / moved
-            worst = max(worst, apart)
+            difference = float(np.abs(look.update - plain.flat[0].update).max()) / moved
+            worst = max(worst, difference)
             continue
         step = lines(look, plain.structure)
         if step is None:
@@ -288,8 +288,8 @@ def returned(bench: Bench, shapes: Shapes) -> Finding:
             kind = type(look.returned).__name__
             raise Unobservable(f"a step returns no loss, but a {kind}") from None
         losses = [look.start, *look.values]
-        over = max(value - max(losses), min(losses) - value, 0.0)
-        worst = max(worst, over / (max(map(abs, losses)) or 1.0))
+        excess = max(value - max(losses), min(losses) - value, 0.0)
+        worst = max(worst, excess / (max(map(abs, losses)) or 1.0))
     return Finding(f"the returned loss is among those of the step within {worst:.1e}", deviation=worst,
                    allowed=ROUNDINGS * bench.eps, case=f"tensors {shapes}, one step: off by {worst:.2g}")  # fmt: skip
 
@@ -297,18 +297,18 @@ def returned(bench: Bench, shapes: Shapes) -> Finding:
 def accumulated(bench: Bench, shapes: Shapes) -> Finding:
     """A step with two closures is a step with their mean."""
     problem = problems.wide(shapes, bench.seed, bench.dtype)
-    whole = bench.look(problem, 0, 1)[0].update
+    whole_update = bench.look(problem, 0, 1)[0].update
     problem.reset()
     optimizer = bench.subject.build(problem.params, LR, bench.seed, model=problem, loss=problem)
     if "Sequence" not in str(getattr(getattr(optimizer, "step", None), "__annotations__", {}).get("closure", "")):
         raise Unobservable("a step takes one closure")
     optimizer.step([lambda: problem() * 0.5, lambda: problem() * 1.5])
     parts = (problem.home - problem.position().numpy()) / LR
-    apart = float(np.abs(parts - whole).max() / (np.abs(whole).max() or 1))
+    difference = float(np.abs(parts - whole_update).max() / (np.abs(whole_update).max() or 1))
     allowed = ROUNDINGS * bench.eps / max(bench.wide(shapes).fit.typical, 1e-300)
-    words = f"two parts of a minibatch make the step of the whole within {apart:.1e}"
-    return Finding(words, deviation=apart, allowed=allowed, measured=apart, reference=0.0,
-                   case=f"two closures: off by {apart:.2g}")  # fmt: skip
+    words = f"two parts of a minibatch make the step of the whole within {difference:.1e}"
+    return Finding(words, deviation=difference, allowed=allowed, measured=difference, reference=0.0,
+                   case=f"two closures: off by {difference:.2g}")  # fmt: skip
 
 
 def exact(bench: Bench, shapes: Shapes) -> Finding:

@@ -66,10 +66,10 @@ class Audit:
         lower = {name.lower(): name for name in claims}
         for name in self.claims:
             if name not in claims:
-                near = [lower[match] for match in difflib.get_close_matches(name.lower(), lower, cutoff=0.5)]
+                matches = [lower[match] for match in difflib.get_close_matches(name.lower(), lower, cutoff=0.5)]
                 hint = "smoothlab audit without a name lists all"
-                if near:
-                    hint = f"perhaps you meant {', '.join(near)}; {hint}"
+                if matches:
+                    hint = f"perhaps you meant {', '.join(matches)}; {hint}"
                 raise BadInput(f"claim '{name}' is unknown: {hint}")
         if self.claims:
             return [claims[name] for name in dict.fromkeys(self.claims)]

@@ -66,20 +66,20 @@ def _unknown_command(argv: Sequence[str], names: Sequence[str]) -> str:
         return f"no command is named: {listed}"
     if argv[0].startswith("-"):
         return f"smoothlab has no option {argv[0]} before its command: {listed}"
-    near = difflib.get_close_matches(argv[0], names, 1)
-    if near:
-        listed = f"did you mean {near[0]}? {listed}"
+    matches = difflib.get_close_matches(argv[0], names, 1)
+    if matches:
+        listed = f"did you mean {matches[0]}? {listed}"
     return f"'{argv[0]}' is no command of smoothlab: {listed}"
 
 
 def _unknown_option(command: str, name: str, options: Sequence[str], commands: Mapping[str, Callable[..., Any]]) -> str:
     complaint = f"smoothlab {command} has no option {name}"
-    near = difflib.get_close_matches(name, options, 1, cutoff=0.7)
-    if near:
-        return f"{complaint}: did you mean {near[0]}?"
-    others = [other for other, function in commands.items() if name in options_of(function)]
-    if others:
-        return f"{complaint}, which is an option of {' and '.join(others)}: leave it out"
+    matches = difflib.get_close_matches(name, options, 1, cutoff=0.7)
+    if matches:
+        return f"{complaint}: did you mean {matches[0]}?"
+    other_commands = [other for other, function in commands.items() if name in options_of(function)]
+    if other_commands:
+        return f"{complaint}, which is an option of {' and '.join(other_commands)}: leave it out"
     return f"{complaint}: leave it out"
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 AGAIN = "start the same command again"
-"""What is true of every command, also of one that has stored nothing."""
+"""Advice that is right for every command, also for one that has stored nothing."""
 
 
 def continuation(out: Path, overwrite: bool, does: Callable[[], str] | None) -> Callable[[], str]:
@@ -16,8 +16,8 @@ def continuation(out: Path, overwrite: bool, does: Callable[[], str] | None) -> 
     Args:
         out: the run's record file; what it holds now is not of this run.
         overwrite: whether the command discards that.
-        does: what the command does once the file holds rows of this run, in words that follow "the same command";
-            None: nothing is known beyond `AGAIN`.
+        does: says what the command does once the file holds rows of this run, in words that follow "the same command";
+            None where nothing is known beyond `AGAIN`.
     """
     before = _stamp(out)
 

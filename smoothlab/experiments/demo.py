@@ -57,12 +57,12 @@ PATIENCE = 30.0  # seconds between lines where stderr is no terminal
 
 def sections(seed: int) -> dict[str, Experiment]:
     """The runs by the names of their record files."""
-    full = Smoothness(
+    fo_full = Smoothness(
         model="micro", data="builtin", method="fo-full", steps=STEPS, points=POINTS, eta_x=RATE,
         protocol="both", probes=PROBES, seed=seed, measure=("base",),
     )  # fmt: skip
     runs: dict[str, Experiment] = {
-        "fig1a": full, "fig1b": replace(full, method="fo-joint", eta_y=RATE, measure=("base", "peft")),
+        "fig1a": fo_full, "fig1b": replace(fo_full, method="fo-joint", eta_y=RATE, measure=("base", "peft")),
         "estimators": replace(ESTIMATORS, seed=seed), "rates": replace(RATES, seed=seed),
         "advise": replace(ADVISE, seed=seed),
     }  # fmt: skip
@@ -120,12 +120,12 @@ def _work(tasks: Any, news: Any) -> None:
 
 
 def _watch(news: Any, processes: list[Any], count: int) -> None:
-    """Follow the sections to their end, with a bar that names those that run and says how long the rest will take."""
+    """Follow the sections to their end, with a bar that names the running ones and estimates the time left."""
     from tqdm import tqdm
 
     bar = tqdm(total=100, desc="demo", unit="%", disable=not sys.stderr.isatty(),
                bar_format="{desc}: {percentage:3.0f}%|{bar}| {postfix}")  # fmt: skip
-    begun, spoken = time.monotonic(), time.monotonic()
+    begun, last_line = time.monotonic(), time.monotonic()
     running: dict[str, float] = {}
     done: list[str] = []
     notes: list[str] = []
@@ -149,13 +149,13 @@ def _watch(news: Any, processes: list[Any], count: int) -> None:
             raise Unfinished(f"a process that measured {', '.join(running)} was ended; start the same command again")
         elapsed = time.monotonic() - begun
         fraction = _fraction(done, running)
-        left = elapsed * (1 - fraction) / fraction if fraction else sum(SECONDS.values()) / len(processes)
+        seconds_left = elapsed * (1 - fraction) / fraction if fraction else sum(SECONDS.values()) / len(processes)
         bar.n = round(100 * fraction)
-        bar.set_postfix_str(f"{', '.join(running)}; about {left:.0f} s left")
-        if bar.disable and time.monotonic() - spoken > PATIENCE:
-            spoken = time.monotonic()
-            words = f"{100 * fraction:.0f} % done, running {', '.join(running)}, about {left:.0f} s left"
-            print(f"smoothlab: demo: {words}", file=sys.stderr)
+        bar.set_postfix_str(f"{', '.join(running)}; about {seconds_left:.0f} s left")
+        if bar.disable and time.monotonic() - last_line > PATIENCE:
+            last_line = time.monotonic()
+            progress = f"{100 * fraction:.0f} % done, running {', '.join(running)}, about {seconds_left:.0f} s left"
+            print(f"smoothlab: demo: {progress}", file=sys.stderr)
     bar.close()
 
 

@@ -62,7 +62,7 @@ _AGAIN = "make room, and start the same command again: it measures what is not o
 
 
 def _measured(work: Callable[[Row], Sequence[Row]], point: Row) -> tuple[list[Row], str]:
-    """The rows of a point; or none, and which room was lacking."""
+    """The rows of a point; or none, and the resource that ran out."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # replicas are many and points are many: one thread each wastes least
     try:

@@ -73,8 +73,8 @@ def find(log: str) -> Path:
         return path / _only(log, names)
     from smoothlab.llm import hub
 
-    owner, _, rest = log.partition("/")
-    name, _, file_name = rest.partition("/")
+    owner, _, name_and_file = log.partition("/")
+    name, _, file_name = name_and_file.partition("/")
     if not name:
         raise BadInput(f"there is no seed log {log}: name a file, a folder, or a repository on the hub as owner/name")
     repository = f"{owner}/{name}"

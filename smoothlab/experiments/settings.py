@@ -49,7 +49,7 @@ class SettingsExperiment(ABC):
         return self._numbers.get(row["setting"], -1)
 
     def standing(self, rows: Sequence[Row | None]) -> list[Row]:
-        """Keep the rows of whole settings, which are not beside a loss."""
+        """Keep the rows of complete settings: those without a lost row beside them."""
         return whole(rows, self.place)
 
     def rows(self, done: Sequence[Row]) -> Iterator[Row]:
@@ -57,7 +57,7 @@ class SettingsExperiment(ABC):
         from tqdm import tqdm
 
         self.check()
-        # rows of a setting that was only begun do not stand, so that those in `done` are of whole ones
+        # rows of a setting that was only begun are not kept, so that those in `done` are of complete ones
         finished = {row["setting"] for row in done}
         points = [point for point in self.points() if point["setting"] not in finished]
         setting = ""
@@ -108,7 +108,7 @@ def point_of(part: str, words: Sequence[str], values: Row) -> Row:
 
 
 def short(value: object) -> str:
-    """Return a value as it stands in a setting's name: numbers with six significant digits at most."""
+    """Return a value as a setting's name has it: numbers with six significant digits at most."""
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

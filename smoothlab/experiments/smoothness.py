@@ -57,7 +57,7 @@ class Smoothness(Training):
         return int(row["step"])
 
     def standing(self, rows: Sequence[Row | None]) -> list[Row]:
-        """Rows of whole measuring points stand: each has one row for every protocol, block and quantity."""
+        """Rows of complete measuring points are kept: each has one row for every protocol, block and quantity."""
         from smoothlab.records import whole
 
         return whole(rows, self.place, lambda row: tuple(str(row.get(name)) for name in KEY))

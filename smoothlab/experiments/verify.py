@@ -41,8 +41,8 @@ class Verify:
     def __post_init__(self) -> None:
         for probe in self.probes:
             if probe not in PROBES:
-                near = difflib.get_close_matches(probe, PROBES, 1)
-                hint = f"did you mean {near[0]}? " if near else ""
+                matches = difflib.get_close_matches(probe, PROBES, 1)
+                hint = f"did you mean {matches[0]}? " if matches else ""
                 raise BadInput(f"--probes {probe} is unknown: {hint}use one of {', '.join(PROBES)}")
         if self.dtype not in DTYPES:
             raise BadInput(f"--dtype {self.dtype} is unknown: use one of {', '.join(DTYPES)}")
@@ -104,8 +104,8 @@ def _makers(file: Path, names: dict[str, Any]) -> dict[str, Callable[..., Any]]:
     """Classes and functions that the file itself defines and that take parameters and a learning rate."""
     options = {}
     for name, value in names.items():
-        own = getattr(value, "__module__", "") == f"smoothlab_verified_{file.stem}"
-        if not own or name.startswith("_") or not callable(value):
+        defined_here = getattr(value, "__module__", "") == f"smoothlab_verified_{file.stem}"
+        if not defined_here or name.startswith("_") or not callable(value):
             continue
         try:
             parameters = inspect.signature(value).parameters

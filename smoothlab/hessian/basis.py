@@ -61,14 +61,16 @@ class Basis:
 
     def project_out(self, w: Tensor) -> Projection:
         """w -= Q'Q w in place, until what is left is orthogonal to Q up to rounding of its own norm, or is rounding."""
-        total, more = np.zeros(self.size), self.size > 0
-        left, square = self._sweep(w, look=more)
+        total, again = np.zeros(self.size), self.size > 0
+        products, square = self._sweep(w, look=again)
         before = square**0.5
-        while more:
-            total += left
-            more = square - float(left @ left) < _AGAIN * square  # Pythagoras: what this subtraction will leave
-            left, square = self._sweep(w, left, look=more)
-            more = more and square**0.5 > _rounding(w, before)
+        while again:
+            total += products
+            again = (
+                square - float(products @ products) < _AGAIN * square
+            )  # Pythagoras: what this subtraction will leave
+            products, square = self._sweep(w, products, look=again)
+            again = again and square**0.5 > _rounding(w, before)
         return Projection(total, before, square**0.5)
 
     def coefficients(self, *vectors: Tensor) -> list[np.ndarray]:

@@ -201,7 +201,7 @@ class _Sum:
 
 @dataclass
 class _Block:
-    """One block: its basis, the sums of the replicate under way, and the replicates so far.
+    """State of one block: its basis, the sums of the current replicate, and the replicates so far.
 
     Attributes:
         replicates: estimates [replicate, probe] of ||H||_F^2, one a probe; one column where Q spans the block.
@@ -230,10 +230,10 @@ class _Block:
         if not run.complete:  # the norm must be known roughly, to say what is much of it
             for _ in range(3):
                 run.probe()
-        whole = run.frobenius_squared()[0].value
+        square = run.frobenius_squared()[0].value
         basis = Basis(run.block.dim, run.basis.rows)
         for value, vector in zip(values, vectors.T, strict=True):
-            if run.complete or value**2 > DOMINANT * whole:
+            if run.complete or value**2 > DOMINANT * square:
                 basis.add(run.in_full_space(vector))
         return basis
 
@@ -275,8 +275,8 @@ class _Block:
     def end(self) -> None:
         """The replicate's estimates, one a probe."""
         exact = 2 * sum(column.pairs() for column in self.columns) - self.projected.pairs()
-        rest = [sums.pairs() for sums in self.images] or [0.0]  # Q spans the block: nothing is left
-        self.replicates.append([exact + square for square in rest])
+        squares = [sums.pairs() for sums in self.images] or [0.0]  # Q spans the block: nothing is left
+        self.replicates.append([exact + square for square in squares])
         self.traces.append(self.forms.tolist())
         self.gradients.append(self.gradient.pairs())
 

@@ -89,13 +89,13 @@ class LayerProducts(Products):
     def noise(self, v: Tensor, image: Tensor, along: str) -> tuple[float, int]:
         """Rounding error relative to the layer's part of the last product's image, at most that of the whole image."""
         assert self._last is not None
-        full, whole = self._last
+        full, block_image = self._last
         self._last = None  # two vectors of the block are memory, and needed this once
-        relative, spent = self.hessian.noise(full, whole, self.name)
+        relative, cost = self.hessian.noise(full, block_image, self.name)
         size = norm(image)
         if size == 0.0:
-            return relative, spent
-        return relative * norm(whole) / size, spent
+            return relative, cost
+        return relative * norm(block_image) / size, cost
 
 
 def diagonal_norms(
@@ -121,25 +121,25 @@ def diagonal_norms(
                 run.probe()
         runs.append(run)
     while True:
-        left = budget - sum(run.hvps for run in runs)
+        remaining = budget - sum(run.hvps for run in runs)
         widths = [half_width(run.frobenius_squared()[0]) for run in runs]
         widest = int(np.argmax(widths))
-        if left < 1 or widths[widest] <= precision:
+        if remaining < 1 or widths[widest] <= precision:
             break
-        _advance(runs[widest], precision, left)
+        _advance(runs[widest], precision, remaining)
     for run, width in zip(runs, widths, strict=True):
         whole = run.frobenius_squared()[0]
         floor = run.noise * max(whole.value, 0.0) ** 0.5
         yield frobenius_estimate(run.name, run.name, whole, run.hvps, floor, width <= precision)
 
 
-def _advance(run: Deflation, precision: float, left: int) -> None:
+def _advance(run: Deflation, precision: float, remaining: int) -> None:
     """One more probe, or the probes' images join the basis where that is cheaper, as in `Deflation.probe_until`."""
     whole, rest = run.frobenius_squared()
     needed = probes_needed(rest.value / whole.value, effective_rank(run.gram, cautious=False), precision)
     extension = len(run.images) + FIRST
     m = len(run.squares)
-    if needed - m > extension and extension <= left and run.basis.size + m < run.block.dim:
+    if needed - m > extension and extension <= remaining and run.basis.size + m < run.block.dim:
         run.extend()
         for _ in range(FIRST):
             run.probe()

@@ -1,4 +1,4 @@
-"""What a measurement of a Hessian block returns: a value with its 95 % interval, its cost, floor and doubts."""
+"""Results of measuring a Hessian block: a value with its 95 % interval, its cost, floor and flag."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -76,7 +76,7 @@ def frobenius_estimate(block: str, wrt: str, square: Interval, hvps: int, floor:
 
 
 def doubt(value: float, floor: float, reached: bool = True) -> str | None:
-    """What makes a value doubtful: rounding first, then an interval that is longer than was asked for."""
+    """The flag of a value: rounding first, then an interval that is longer than was asked for."""
     if abs(value) < 2 * floor:
         return "below floor"
     if not reached:

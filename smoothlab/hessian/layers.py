@@ -176,8 +176,8 @@ class LayerRows:
             # Rounding is that of the whole image, as much per coordinate, and at least that of the layer's own.
             share = (self.layers.dims[number] / run.block.dim) ** 0.5
             floor = run.noise * max(size * share, max(whole.value, 0.0) ** 0.5)
-            short = whole.high**0.5 - max(whole.low, 0.0) ** 0.5 <= 2 * precision * whole.value**0.5
-            yield frobenius_estimate(block, name, whole, run.hvps, floor, short)
+            reached = whole.high**0.5 - max(whole.low, 0.0) ** 0.5 <= 2 * precision * whole.value**0.5
+            yield frobenius_estimate(block, name, whole, run.hvps, floor, reached)
             sums = mean_of_forms([form[number] for form in self.forms], rest.high, float(self.traces[number]))
             estimate = NormEstimate(
                 name, name, "trace", sums.value, sums.low - floor, sums.high + floor, run.hvps, floor,

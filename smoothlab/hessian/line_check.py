@@ -48,11 +48,11 @@ def check_repeats(point: LossAtPoint) -> None:
     if point.repeats:
         return
     # Threads and GPUs may split the sums of a loss in another way each time: several roundings are allowed.
-    again, eps = point.evaluate(), max(torch.finfo(g.dtype).eps for g in point.gradients.values())
-    if not abs(again - point.loss) <= 8 * ROUNDINGS * eps * abs(point.loss):
+    second, eps = point.evaluate(), max(torch.finfo(g.dtype).eps for g in point.gradients.values())
+    if not abs(second - point.loss) <= 8 * ROUNDINGS * eps * abs(point.loss):
         raise WrongProducts(
-            f"the loss is {point.loss:.12g} and then {again:.12g} at the same parameters: switch off dropout and other "
-            "randomness (model.eval(), or smoothlab.blocks.fixed_loss), and fix the minibatch"
+            f"the loss is {point.loss:.12g} and then {second:.12g} at the same parameters: switch off dropout and "
+            "other randomness (model.eval(), or smoothlab.blocks.fixed_loss), and fix the minibatch"
         )
     point.repeats = True
 
@@ -256,16 +256,16 @@ class LineCheck:
             return None
         powers = np.vander(x, 5, increasing=True)[:, 1:]
         solution, *_ = np.linalg.lstsq(powers, y, rcond=None)
-        free = len(x) - powers.shape[1]
-        scatter = (float(((y - powers @ solution) ** 2).sum()) / free) ** 0.5
+        degrees = len(x) - powers.shape[1]
+        scatter = (float(((y - powers @ solution) ** 2).sum()) / degrees) ** 0.5
         # Evaluations that are all alike have no scatter, and are rounded all the same.
-        noise = float(stats.t.ppf(0.999, free)) * max(scatter, self.rounding / 4)
+        noise = float(stats.t.ppf(0.999, degrees)) * max(scatter, self.rounding / 4)
         first, second = noise * np.linalg.inv(powers.T @ powers).diagonal()[:2] ** 0.5
         values = np.array([solution[0] / step, 2 * solution[1] / step**2])
         return values, np.array([first / step, 2 * second / step**2]), scatter
 
     def _judge(self, kind: str, where: str, claimed: float, value: float, error: float, least: float) -> bool:
-        """Hold `claimed` against a fit's number, if that is resolved, and keep the largest disagreement.
+        """Compare `claimed` with a fit's number, if that is resolved, and keep the largest disagreement.
 
         Numbers below `least` are as good as 0 beside what else moves the loss. Returns whether it is resolved.
         """

@@ -1,4 +1,4 @@
-"""What the autograd graph of a loss says before it is differentiated: which operation reads each parameter.
+"""Facts from the autograd graph of a loss before it is differentiated: which operation reads each parameter.
 
 A closure hides its model, but not its graph. Three facts about it are needed to check products: parameters that enter
 through the same operation (a matrix product, a layer norm, an embedding) are likely to be wrong together; the row

@@ -41,7 +41,7 @@ Outputs = Callable[[], Tensor]
 
 @dataclass(frozen=True)
 class Distance:
-    """How far a row's outputs among others are from those by itself.
+    """Distance of a row's outputs in a minibatch from those that it has by itself.
 
     Attributes:
         change: largest absolute difference of an output.
@@ -80,21 +80,21 @@ def distances(model: nn.Module, alone: Outputs, among: Mapping[str, Outputs]) ->
 
         by_name = {}
         for name, outputs in among.items():
-            apart = outputs().double() - truth
+            deviations = outputs().double() - truth
             by_name[name] = Distance(0.0, 0.0)
-            if bool(torch.isfinite(apart).all()) and bool(apart.any()):
-                rms, scale = apart.square().mean(-1).sqrt(), output_rounding
+            if bool(torch.isfinite(deviations).all()) and bool(deviations.any()):
+                rms, scale = deviations.square().mean(-1).sqrt(), output_rounding
                 if bool((rms > LIMIT * output_rounding).any()):  # most rows spare the repetitions with noise
                     scale = rounding()
-                by_name[name] = Distance(float(apart.abs().max()), float((rms / scale).max()))
-            elif bool(apart.any() and torch.isfinite(truth).all()):  # else the weights are broken, not the padding
+                by_name[name] = Distance(float(deviations.abs().max()), float((rms / scale).max()))
+            elif bool(deviations.any() and torch.isfinite(truth).all()):  # else the weights are broken, not the padding
                 by_name[name] = Distance(math.inf, math.inf)
         return by_name
 
 
 @contextmanager
 def noise(model: nn.Module, seed: int) -> Iterator[None]:
-    """Within it, what each module puts out is off by one standard deviation of its rounding."""
+    """Inside the context each module's output is off by one standard deviation of its rounding."""
     terms = max([1, *(p.shape[-1] for p in model.parameters() if p.ndim > 1)])
     generators: dict[torch.device, torch.Generator] = {}
 
@@ -117,10 +117,10 @@ def noise(model: nn.Module, seed: int) -> Iterator[None]:
 
 def _roundoff(y: Tensor, terms: int) -> float:
     """Standard deviation of the relative rounding of a module's output; parts of fp64 models compute in fp32."""
-    kept = torch.finfo(y.dtype).eps / 2
+    output_roundoff = torch.finfo(y.dtype).eps / 2
     if y.is_cuda and y.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32:
-        kept = 2.0**-11  # TF32 has ten bits behind the point
-    return max(kept, math.sqrt(terms) * torch.finfo(torch.float32).eps / 2)
+        output_roundoff = 2.0**-11  # TF32 has ten bits behind the point
+    return max(output_roundoff, math.sqrt(terms) * torch.finfo(torch.float32).eps / 2)
 
 
 def check(model: nn.Module, alone: Outputs, among: Mapping[str, Outputs], subject: str, fix: str) -> None:
@@ -144,7 +144,7 @@ def check(model: nn.Module, alone: Outputs, among: Mapping[str, Outputs], subjec
 
 @contextmanager
 def watched(model: nn.Module) -> Iterator[None]:
-    """Within it, every call of the model is checked as `check_batch` does; it should be in eval mode.
+    """Inside the context every call of the model, which should be in eval mode, is checked as `check_batch` does.
 
     Raises:
         BadInput: as `check_batch`, out of the call.
@@ -166,7 +166,7 @@ def watched(model: nn.Module) -> Iterator[None]:
 
 
 def watched_once(loss: Loss, model: nn.Module) -> Loss:
-    """`loss`, in whose first evaluation the model is `watched`: it need not be computed for that alone."""
+    """`loss`, in whose first evaluation the model is `watched`, so that the check costs no evaluation of its own."""
     first = True
 
     def evaluate() -> Tensor:
@@ -242,7 +242,7 @@ def _check_row(model: nn.Module, inputs: Mapping[str, Any], logits: Tensor, real
 
 
 def spread(lengths: Sequence[int]) -> list[int]:
-    """Numbers of the rows to compare, a shortest one first, and of a longest row, which they are to stand beside."""
+    """Numbers of the rows to compare, a shortest one first, then of a longest row, which is put beside them."""
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     first: dict[int, int] = {}
     for n in order:
@@ -252,7 +252,7 @@ def spread(lengths: Sequence[int]) -> list[int]:
 
 
 def _unpadded(ids: Tensor, pad: int | None) -> Tensor:
-    """Where tokens are text if no mask says it: not in the padding tokens at an end that the longest row lacks."""
+    """Which tokens are text where there is no mask: all but padding tokens at an end where the longest row has none."""
     if pad is None:
         return torch.ones_like(ids)
     filled, position = ids == pad, torch.arange(ids.shape[1], device=ids.device)

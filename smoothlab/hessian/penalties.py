@@ -14,7 +14,7 @@ from smoothlab.blocks import Loss
 
 
 def penalty(loss: Loss, module: nn.Module) -> dict[str, str]:
-    """What rows say of the penalty that `module` adds to its own loss: "included" in `loss`, or "left out" of it.
+    """Whether the penalty that `module` adds to its own loss is "included" in `loss` or "left out", as rows say it.
 
     Found by evaluating the loss with another weight of the penalty: two evaluations. Empty for modules that add none.
 

@@ -51,7 +51,7 @@ class VectorMemory:
         self._file = file
 
     def _close(self) -> None:
-        """Let the file go, which vanishes once no row of it is in use."""
+        """Release the file, which vanishes once no row of it is in use."""
         if self._file is not None:
             os.close(self._file)
             self._file = None
@@ -60,7 +60,7 @@ class VectorMemory:
         self._close()
 
     def reserve(self, rows: int) -> None:
-        """Room for that many rows in all."""
+        """Make room for that many rows in all."""
         have = len(self.rows)
         if rows <= have:
             return

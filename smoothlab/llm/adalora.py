@@ -1,9 +1,9 @@
 """AdaLoRA's schedule of ranks (Zhang et al. 2023), which peft leaves to the training loop.
 
 Every module starts with rank init_r. From a tenth of the steps on, the singular values that matter least are set to
-zero, more and more of them, until at half of the steps target_r are left on average; these are then trained alone. What
-matters is judged by running means of |value times gradient|. The penalty that keeps its factors orthogonal is not part
-of the loss that is trained here.
+zero, more and more of them, until at half of the steps target_r are left on average; only these are then trained. A
+value's importance is a running mean of |value times gradient|. AdaLoRA's penalty that keeps its factors orthogonal is
+not part of the loss that is trained here.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 SHORTEST = 4
-"""Steps of the shortest run in which ranks are given up: half of one that is shorter leaves no step to judge by."""
+"""Steps of the shortest run in which ranks are given up: the first half of a shorter one has no step to judge by."""
 _MEANS = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 
 
@@ -26,7 +26,7 @@ def _adalora(model: nn.Module) -> Any:
 
 
 def after_step(model: nn.Module, step: int, total: int) -> None:
-    """AdaLoRA's part of a step: judge, and set singular values to zero; nothing for every other method.
+    """Judge singular values and set the least important ones to zero; does nothing for other methods than AdaLoRA.
 
     To be called after the optimizer's update number `step`, counted from 1, of `total`, while the gradients are there.
     """
@@ -41,7 +41,7 @@ def after_step(model: nn.Module, step: int, total: int) -> None:
 
 
 def state(model: nn.Module) -> dict[str, Tensor]:
-    """What `after_step` remembers beside the parameters, to go on from a checkpoint to the bit; empty for others."""
+    """What `after_step` remembers beside the parameters, to resume to the bit; empty for other methods."""
     inner = _adalora(model)
     if inner is None:
         return {}
@@ -56,7 +56,7 @@ def state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def restore(model: nn.Module, saved: Mapping[str, Tensor]) -> None:
-    """Take back what `state` gave."""
+    """Restore what `state` returned."""
     inner = _adalora(model)
     if inner is None:
         return
@@ -75,15 +75,15 @@ def restore(model: nn.Module, saved: Mapping[str, Tensor]) -> None:
 
 
 def buffers(model: nn.Module) -> dict[str, Tensor]:
-    """AdaLoRA has no buffers that weights go with: the loss depends on parameters alone."""
+    """None: under AdaLoRA the loss depends on no tensor but the parameters."""
     return {}
 
 
 def settle(model: nn.Module) -> None:
     """Let peft write the adapter as it stands: without the singular values that are 0, with all others.
 
-    It would leave out what the last masking gave up, which weights of another step may still have. A module whose
-    values are all 0 keeps its ranks: peft takes factors of rank 0 for broken ones.
+    Without this call peft leaves out the values that the last masking gave up, which weights of another step may still
+    have. A module whose values are all 0 keeps its ranks: peft takes factors of rank 0 for broken ones.
     """
     inner = _adalora(model)
     if inner is None:

@@ -49,11 +49,12 @@ def attach(
         model: transformers sequence classifier or causal language model.
         method: name of PEFT_METHODS, or "none" for the model alone.
         seed: seed of y's initial values; the global RNG is left as it was.
-        measured: whether curvature is to be measured, which methods without right derivatives are refused for.
+        measured: whether curvature is to be measured; methods whose derivatives are wrong are then refused.
         rank: rank of the module; the table's default where it is None.
         loss: mean loss of a minibatch as a function of the model, for methods that start from its gradient (lora-ga,
             boft-ga); computed once, in eval mode.
-        plain_where_zero: let such a method start as plain LoRA in layers whose gradient is zero, instead of refusing.
+        plain_where_zero: let a method that starts from the gradient start as plain LoRA in layers whose gradient is
+            zero, instead of refusing them.
         options: options of peft's configuration, instead of the table's.
 
     Raises:
@@ -108,10 +109,10 @@ def _chosen(method: str, measured: bool, rank: int | None) -> PeftMethod:
     """
     methods = attachable(measured=measured)
     if method not in PEFT_METHODS:
-        hint, near = "", difflib.get_close_matches(method, methods)
-        near.sort(key=lambda name: sorted(name) != sorted(method))  # two letters in the wrong order come first
-        if near:
-            hint = f"did you mean {near[0]}? "
+        hint, matches = "", difflib.get_close_matches(method, methods)
+        matches.sort(key=lambda name: sorted(name) != sorted(method))  # two letters in the wrong order come first
+        if matches:
+            hint = f"did you mean {matches[0]}? "
         raise BadInput(f"--peft {method} is unknown: {hint}use none or one of {', '.join(methods)}")
     entry = PEFT_METHODS[method]
     if method not in methods:
@@ -146,10 +147,10 @@ def _config(entry: PeftMethod, model: Any, options: Mapping[str, Any]) -> Any:
 
 
 def check_derivatives(loss: Loss, blocks: Mapping[str, Block], method: str) -> None:
-    """Refuse a method under which a gradient or product by autograd is not the loss's, at its initial weights or near.
+    """Refuse a method under which autograd's gradient or Hessian-vector product is not that of the loss.
 
-    Modules start where a factor is 0, which hides much: y is looked at once more with noise of 0.05 added to each
-    entry. Costs a few gradients of a small minibatch.
+    Checked at the initial weights and near them: modules start with a factor of 0, which hides errors, so that y is
+    checked once more with noise of 0.05 added to each entry. Costs a few gradients of a small minibatch.
 
     Raises:
         BadInput: names the block and the derivative that is wrong.
@@ -185,9 +186,9 @@ def start_as_real_tokens(wrapped: nn.Module) -> None:
     tokens = torch.randint(0, len(rows), (1, len(weight))).to(rows.device)
     mode = base.training
     with torch.no_grad():
-        kept = base.eval()(input_ids=tokens, use_cache=True).past_key_values
+        cache = base.eval()(input_ids=tokens, use_cache=True).past_key_values
         pairs = []
-        for layer in kept.layers:
+        for layer in cache.layers:
             pairs += [layer.keys[0], layer.values[0]]  # each [heads, tokens, size]
         # peft reads a row of the weight as the keys and values of all layers at one position.
         weight.copy_(torch.stack(pairs).permute(2, 0, 1, 3).reshape(weight.shape))
@@ -201,11 +202,11 @@ def virtual_tokens(model: nn.Module) -> int:
 
 
 def _targets(model: nn.Module) -> list[str]:
-    from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as known
+    from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as targets_by_type
 
     kind = getattr(getattr(model, "config", None), "model_type", None)
-    if kind in known:
-        return list(known[kind])
+    if kind in targets_by_type:
+        return list(targets_by_type[kind])
     # A linear layer without a dot in its name is the model's head.
     linear = {n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear) and "." in n}
     for names in PROJECTIONS:
@@ -226,8 +227,8 @@ def pool_at_last_token(wrapped: nn.Module) -> None:
     With prompt methods, transformers' sequence classifiers get `inputs_embeds` alone, find no padding, and read the
     logits of the last position, a padding token in all but the longest sentence: the loss then depends on padding, and
     the padding embedding, whose gradient torch.nn.Embedding drops, moves it. Here the score of the last position is
-    replaced by that of the last position that the attention mask holds. Classifiers that keep their head elsewhere than
-    in `score` read the first token, or find the last one by other means, and are left as they are.
+    replaced by that of the last position that the attention mask holds. Classifiers whose head is not named `score`
+    read the first token, or find the last one by other means, and are left as they are.
     """
     base: Any = wrapped.base_model
     masks: dict[str, Tensor | None] = {}

@@ -35,6 +35,6 @@ def buffers(model: nn.Module) -> dict[str, Tensor]:
 
 
 def settle(model: nn.Module) -> None:
-    """Fit the model's own description to weights that were copied in."""
+    """Update the model's own description after weights were copied in."""
     for part in _PARTS:
         part.settle(model)

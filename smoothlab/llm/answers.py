@@ -129,22 +129,22 @@ def greedy(
     device = next(model.parameters()).device
     limit = TOKENS.get(device.type, TOKENS["cuda"])
     answers: list[list[int]] = [[] for _ in encoded.contexts]
-    ahead = list(range(len(answers)))
+    unfinished = list(range(len(answers)))
     with evaluating(model):
         for _ in range(longest):
             rows = {}
-            for item in ahead:
+            for item in unfinished:
                 row = [*encoded.contexts[item], *answers[item]]
                 if len(row) <= max_length:
                     rows[item] = row
-            going = []
+            continued = []
             for members in _batches(rows, limit, mixed):
                 minibatch = _ends([rows[item] for item in members], encoded.pad, device)
                 for item, token in zip(members, logits(model, minibatch).argmax(-1).tolist(), strict=True):
                     if token not in encoded.ends:
                         answers[item].append(token)
-                        going.append(item)
-            ahead = going
+                        continued.append(item)
+            unfinished = continued
     return list(map(tuple, answers))
 
 

@@ -48,8 +48,8 @@ def calibrated(result: Accuracy, prior: Sequence[Sequence[float]], labels: Seque
         labels: number of the right candidate of each item.
     """
     scores, predictions, correct = [], [], 0
-    for candidates, before, label in zip(result.scores, prior, labels, strict=True):
-        shifted = tuple(score - free for score, free in zip(candidates, before, strict=True))
+    for candidates, prior_scores, label in zip(result.scores, prior, labels, strict=True):
+        shifted = tuple(score - prior_score for score, prior_score in zip(candidates, prior_scores, strict=True))
         prediction = shifted.index(max(shifted))
         scores.append(shifted)
         predictions.append(prediction)

@@ -125,7 +125,7 @@ class SmoothnessCallback(TrainerCallback):  # type: ignore[misc]
         self._watch.forget()
 
     def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Let go of a minibatch: more of the same step follow it, or the step is over."""
+        """Forget the minibatch: another one of the same step follows, or the step is over."""
         if self._watch is not None:
             self._watch.forget()
 

@@ -39,10 +39,10 @@ def turn(tokenizer: Any, prompt: str, completion: str) -> Turn:
     user = {"role": "user", "content": prompt}
     question = _rendered(tokenizer, [user], generates=True)
     marked = _rendered(tokenizer, [user, {"role": "assistant", "content": marker}])
-    whole = _rendered(tokenizer, [user, {"role": "assistant", "content": completion}])
+    rendered = _rendered(tokenizer, [user, {"role": "assistant", "content": completion}])
     before, _, after = marked.partition(marker)
     item = f"of '{' '.join(completion.split())[:40]}'"
-    if marked.count(marker) != 1 or whole != before + completion + after:
+    if marked.count(marker) != 1 or rendered != before + completion + after:
         raise BadInput(f"the tokenizer's chat template changes or leaves out the completion {item}: {FIX}")
     if prompt not in before:
         raise BadInput(f"the tokenizer's chat template changes or leaves out the prompt {item}: {FIX}")

@@ -3,7 +3,7 @@
 A row is prompt + completion + end token. With a chat template it is a conversation (`smoothlab.llm.chat`), whose
 assistant's message is the completion; what the template puts before it is read, and it ends with the template's own end
 token, behind which nothing is scored. A row that is too long loses the end of its completion, never its prompt. A text
-(language modeling) has no prompt: all its tokens are scored but what starts every text.
+(language modeling) has no prompt: all its tokens are scored except the token that starts every text.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,8 @@ def encode_completions(
         chat: whether completions are put into the tokenizer's chat template, if it has one.
 
     Raises:
-        BadInput: no items, no end-of-text token, an item with no scored token, or a chat template that is no use.
+        BadInput: no items, no end-of-text token, an item with no scored token, or a chat template that fails or changes
+            an item.
     """
     if not items:
         raise BadInput("there are no items to encode: give at least one")
@@ -65,33 +66,33 @@ def encode_completions(
 
 
 def _of_turn(tokenizer: Any, prompt: str, completion: str) -> tuple[Tokens, Tokens, bool]:
-    """Tokens before and of an assistant's message, its end token included, and whether the two share a token."""
+    """Tokens before an assistant's message, its own with the end token, and whether a token spans both."""
     before, after = turn(tokenizer, prompt, completion)
-    context, whole = _tokens(tokenizer, before), _tokens(tokenizer, before + completion + after)
-    shared = len(commonprefix([context, whole]))
+    context, row = _tokens(tokenizer, before), _tokens(tokenizer, before + completion + after)
+    shared = len(commonprefix([context, row]))
     end = tokenizer.eos_token_id
     special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     closing = [token for token in _tokens(tokenizer, after) if token in special]
     if not closing:
-        return whole[:shared], (*whole[shared:], end), shared < len(context)
+        return row[:shared], (*row[shared:], end), shared < len(context)
     # The last such token is the template's, whatever stands in the completion; a line break may follow it.
     end = closing[0]
-    last = [position for position, token in enumerate(whole) if token == end][-closing.count(end)]
-    return whole[:shared], whole[shared : last + 1], shared < len(context)
+    last = [position for position, token in enumerate(row) if token == end][-closing.count(end)]
+    return row[:shared], row[shared : last + 1], shared < len(context)
 
 
 def _of_text(tokenizer: Any, prompt: str, completion: str, *, closes: bool) -> tuple[Tokens, Tokens, bool]:
-    """Tokens of a prompt and of what is to be learned behind it, and whether the two share a token.
+    """Tokens of a prompt, of the completion or text behind it, and whether a token spans both.
 
     A completion `closes` with the end token; so does a text where the tokenizer has one.
     """
     # What the tokenizer puts behind every text, as T5's does, is cut off; the end token is put there for all.
     empty, letter = _tokens(tokenizer, "", specials=True), _tokens(tokenizer, "a", specials=True)
     ends = len(commonprefix([empty[::-1], letter[::-1]]))
-    read, whole = _tokens(tokenizer, prompt, specials=True), _tokens(tokenizer, prompt + completion, specials=True)
-    read, whole = read[: len(read) - ends], whole[: len(whole) - ends]
-    shared = len(commonprefix([read, whole]))
-    context, tail = whole[:shared], whole[shared:]
+    prompt_row, row = _tokens(tokenizer, prompt, specials=True), _tokens(tokenizer, prompt + completion, specials=True)
+    prompt_row, row = prompt_row[: len(prompt_row) - ends], row[: len(row) - ends]
+    shared = len(commonprefix([prompt_row, row]))
+    context, tail = row[:shared], row[shared:]
     # The first token of a text has no probability without one before it.
     for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         if not context and token is not None:
@@ -100,7 +101,7 @@ def _of_text(tokenizer: Any, prompt: str, completion: str, *, closes: bool) -> t
         context, tail = tail[:1], tail[1:]
     if tail and tokenizer.eos_token_id is not None:
         tail = (*tail, tokenizer.eos_token_id)
-    return context, tail, shared < len(read)
+    return context, tail, shared < len(prompt_row)
 
 
 def _tokens(tokenizer: Any, text: str, *, specials: bool = False) -> Tokens:
@@ -108,10 +109,10 @@ def _tokens(tokenizer: Any, text: str, *, specials: bool = False) -> Tokens:
     return tuple(tokenizer(text, add_special_tokens=specials, verbose=False)["input_ids"])
 
 
-def _nothing_scored(item: Choice, read: int, max_length: int, known: bool) -> str:
+def _nothing_scored(item: Choice, read: int, max_length: int, has_tokens: bool) -> str:
     """Why an item has no token to learn, and what to do."""
     words = " ".join(item.candidates[0].split())[:40]
-    if not known:
+    if not has_tokens:
         return f"'{words}' has no token to be scored: the tokenizer knows none of it, reword or delete it"
     return (
         f"the completion '{words}' has no token to be scored: its prompt has {read} tokens, and rows are cut at "

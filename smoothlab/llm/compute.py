@@ -44,8 +44,8 @@ def compute_in_float32(model: nn.Module) -> None:
         model: before a PEFT method is attached.
     """
     for module in model.modules():
-        done = isinstance(module, WideningLinear | WideningEmbedding)
-        if done or not any(p is not None and _narrow(p) for p in module._parameters.values()):
+        converted = isinstance(module, WideningLinear | WideningEmbedding)
+        if converted or not any(p is not None and _narrow(p) for p in module._parameters.values()):
             continue
         # Subclasses compute in ways of their own, which the general way widens, too.
         if type(module) is nn.Linear:
@@ -160,18 +160,18 @@ class _Product(torch.autograd.Function):
 
 def _widen_as_a_whole(module: nn.Module) -> None:
     """Let a module's own narrow parameters be float32 tensors inside its forward call."""
-    held: list[dict[str, nn.Parameter]] = []  # by calls, which may be nested
+    replaced: list[dict[str, nn.Parameter]] = []  # by calls, which may be nested
 
     def widen(module: nn.Module, args: Any) -> None:
         narrow = {name: p for name, p in module._parameters.items() if p is not None and _narrow(p)}
-        held.append(narrow)
+        replaced.append(narrow)
         for name, p in narrow.items():
             # A moved matrix adds its steps as it is converted.
             wide = p.to(torch.float32) if has_torch_function_unary(p) else widened(p)
             module._parameters[name] = wide  # type: ignore[assignment]
 
     def put_back(module: nn.Module, args: Any, output: Any) -> None:
-        module._parameters.update(held.pop())
+        module._parameters.update(replaced.pop())
 
     module.register_forward_pre_hook(widen)
     module.register_forward_hook(put_back, always_call=True)

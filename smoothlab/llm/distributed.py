@@ -35,7 +35,7 @@ BUCKET = 1 << 22
 """Numbers that are sent at a time."""
 
 SMALL = 1 << 12
-"""Up to so many numbers are sent to all processes, and added by each: one message. Of more, each adds a part."""
+"""Up to so many numbers are sent to all processes, each of which adds all; of more, each process adds its own part."""
 
 PAUSE = 0.5
 """Seconds that a process waits before it ends: gloo's threads need Python to drop the tensors sent last.
@@ -45,7 +45,7 @@ in 2 of 7 when they left the group; with the pause, none of 24 did.
 """
 
 SENTENCE = 2.0
-"""Seconds that rank 0 then has to print it: torchrun stops all processes as soon as one ends."""
+"""Seconds that rank 0 has to print its failure, after it has said that it will: torchrun stops all when one ends."""
 _FAILURE_KEY = "rank 0 reports the failure"  # in the processes' shared store
 
 
@@ -76,17 +76,17 @@ def parts(indices: Sequence[int], device: str, count: int = PARTS) -> list[list[
     There are gcd(count, batch) parts in all, or one a process where processes cannot share these equally.
     """
     n = world_size()
-    cuts = n
+    part_count = n
     if device == "cpu":
-        cuts = math.gcd(count, len(indices))
-    if cuts % n:  # 3 processes, or 8: their sums are not those of one
-        cuts = n
-    size, own = len(indices) // cuts, cuts // n
-    return [list(indices[k * size : (k + 1) * size]) for k in range(rank() * own, (rank() + 1) * own)]
+        part_count = math.gcd(count, len(indices))
+    if part_count % n:  # 3 processes, or 8: their sums are not those of one
+        part_count = n
+    size, parts_each = len(indices) // part_count, part_count // n
+    return [list(indices[k * size : (k + 1) * size]) for k in range(rank() * parts_each, (rank() + 1) * parts_each)]
 
 
 class Peers:
-    """The other processes, for `HybridSGD.peers`."""
+    """The other processes as `HybridSGD.peers` takes them."""
 
     def __init__(self) -> None:
         self.count = world_size()
@@ -106,7 +106,7 @@ class Peers:
         self._sum(bucket)
 
     def _sum(self, tensors: Sequence[Tensor]) -> None:
-        """For tensors of one dtype."""
+        """`sum` for tensors of one dtype."""
         if not tensors:
             return
         flat = torch.cat([t.detach().reshape(-1) for t in tensors])
@@ -180,9 +180,10 @@ def begin(done: int) -> int:
 
 
 def run(lead: Callable[[], Any], follow: Callable[[], Any], device: str, *, met: bool = False) -> None:
-    """Run `lead` in rank 0 and `follow` in the others; they meet at `begin`, or do the same from the start if `met`.
+    """Run `lead` in rank 0 and `follow` in the others.
 
-    A failure is reported once: by rank 0 where it fails too, as it does for all that every process comes upon.
+    They meet at `begin`; with `met` they need no meeting, as all do the same from the start. A failure that rank 0 has
+    too, as of bad input, is reported by rank 0 alone.
     """
     from torch.distributed.rendezvous import rendezvous
 
@@ -213,7 +214,7 @@ def run(lead: Callable[[], Any], follow: Callable[[], Any], device: str, *, met:
 
 
 def _leave(error: BaseException, store: Any) -> None:
-    """End silently if rank 0 reports the failure for all; else return, and this process has to."""
+    """End silently if rank 0 reports the failure; else return, so that this process reports it."""
     if isinstance(error, KeyboardInterrupt):
         raise SystemExit(130) from None
     if not isinstance(error, BadInput):

@@ -71,16 +71,16 @@ def encode(tokenizer: Any, items: Sequence[Choice], max_length: int, kind: Loss)
     rows = iter(tokenizer(texts, verbose=False)["input_ids"])  # without its warnings: long texts are cut here
     contexts, options, cut, merged = [], [], 0, 0
     for item in items:
-        prompt, *wholes = [tuple(row[: len(row) - ends]) for row in islice(rows, 1 + len(item.candidates))]
+        prompt, *full_rows = [tuple(row[: len(row) - ends]) for row in islice(rows, 1 + len(item.candidates))]
         # Tokens that a candidate merges with the prompt's end are scored as the candidate's, for all candidates alike.
-        shared = min(_shared_start(prompt, whole) for whole in wholes)
+        shared = min(_shared_start(prompt, full_row) for full_row in full_rows)
         merged += shared < len(prompt)
         context = prompt[:shared]
         # The first token of a text has no probability without one before it.
         for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
             if not context and token is not None:
                 context = (token,)
-        tails = tuple(whole[shared:] for whole in wholes)
+        tails = tuple(full_row[shared:] for full_row in full_rows)
         _check(item, context, tails)
         room = max_length + 1 - max(map(len, tails))  # the last token of a candidate is not read
         if len(context) > room:
@@ -104,7 +104,7 @@ def _cut(context: Tokens, kept: int, room: int, item: Choice, max_length: int) -
 
 
 def notes(splits: Sequence[Encoded]) -> list[str]:
-    """What a reader should know of how all items of a run were tokenized: prompts cut, candidates merged with them."""
+    """Notes on how all items of a run were tokenized: prompts that were cut, candidates merged with their prompt."""
     cut = merged = shortened = count = 0
     for split in splits:
         cut += split.cut
@@ -125,7 +125,7 @@ def notes(splits: Sequence[Encoded]) -> list[str]:
 
 
 def _prompts(tokenizer: Any, items: Sequence[Choice], max_length: int) -> Encoded:
-    """What a classifier reads. A prompt that is too long loses its beginning, less the special tokens around it."""
+    """What a classifier reads. A prompt that is too long loses its beginning and keeps the special tokens around it."""
     special = tokenizer.num_special_tokens_to_add()
     if special >= max_length:
         raise BadInput(f"rows of {max_length} tokens hold nothing but special ones: use a model with more positions")
@@ -174,10 +174,10 @@ def batch(
     all_candidates: bool = False,
     multiple: int = MULTIPLE,
 ) -> dict[str, Tensor]:
-    """The minibatch of some items for `choice_loss`: what it scores, and no more unless `all_candidates` is set.
+    """The minibatch of some items for `choice_loss`: the candidates that it scores, or all with `all_candidates`.
 
-    Rows are padded to a `multiple` of tokens on the right: what reads from left to right never sees the padding, even
-    if it looks at no mask, and virtual tokens of prompt methods stand next to the text.
+    Rows are padded on the right, to a `multiple` of tokens: a model that reads from left to right never sees the
+    padding, even if it uses no mask, and virtual tokens of prompt methods stand next to the text.
 
     Returns:
         input_ids and attention_mask [R, T]; row and back [P], the positions whose next token is scored, the last of the

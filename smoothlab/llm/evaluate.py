@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from smoothlab.errors import BadInput
-from smoothlab.llm.encoding import Encoded as Encoded  # one import serves a loop of one's own: these three too
+from smoothlab.llm.encoding import Encoded as Encoded  # re-exported, with the two below, for loops of one's own
 from smoothlab.llm.encoding import Tokens
 from smoothlab.llm.encoding import batch as batch
 from smoothlab.llm.encoding import encode as encode

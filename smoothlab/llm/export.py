@@ -33,10 +33,10 @@ RUN = "run.json"
 WEIGHTS = "adapter_model.safetensors"
 CAUSAL = "AutoModelForCausalLM"
 TASKS = {CAUSAL: "text-generation", "AutoModelForSequenceClassification": "text-classification"}
-"""The hub's name of what a class is for."""
+"""transformers' class -> the hub's name of its task."""
 ROTATED = ("PSOFT",)
-"""Types of peft that rotate singular vectors of the base model as it is loaded, which are others once that is trained:
-they are saved as the LoRA of the same rank that they amount to."""
+"""Types of peft that rotate singular vectors of the base model, which change when it is trained: they are saved as the
+LoRA of the same rank that they amount to."""
 
 
 def save(model: nn.Module, tokenizer: Any, folder: Path, *, base: bool, story: str = "") -> None:
@@ -101,7 +101,7 @@ def make_room(folder: Path, run: str = "") -> str:
     """Make the folder for `save`, before the training that would be lost without.
 
     Returns:
-        What a reader should know: that weights are there which will be replaced, and do not say of which run they are.
+        A note where the folder holds weights of an unknown run, which will be replaced; else "".
 
     Raises:
         BadInput: it cannot be made or written, or holds the weights of another run.
@@ -144,25 +144,25 @@ def _run_of(folder: Path) -> str:
         return ""
 
 
-def _save_both(whole: Any, tokenizer: Any, folder: Path, base: bool, story: str) -> None:
+def _save_both(peft_model: Any, tokenizer: Any, folder: Path, base: bool, story: str) -> None:
     """Write an adapter, and its base model where that was trained."""
-    config, origin, target = whole.active_peft_config, _origin(whole), folder / "adapter"
+    config, origin, target = peft_model.active_peft_config, _origin(peft_model), folder / "adapter"
     # An adapter alone could not be loaded onto a model that has no name, or that peft changed when it attached.
     base = base or not origin or _named_start(config)
-    kind, classes = _kind(whole), None
+    kind, classes = _kind(peft_model), None
     weights: dict[str, Tensor] = {}
     if base:
-        weights = _base_weights(whole)
+        weights = _base_weights(peft_model)
     elif kind != CAUSAL:
-        classes = whole.config.num_labels
-    stays = not base or _loads_as(origin, whole.config, weights.values())
+        classes = peft_model.config.num_labels
+    stays = not base or _loads_as(origin, peft_model.config, weights.values())
     if stays:
-        _save_adapter(whole, target, origin, weights)
+        _save_adapter(peft_model, target, origin, weights)
     else:
-        _save_adapter(whole, target, os.path.abspath(folder / "model"), {})
+        _save_adapter(peft_model, target, os.path.abspath(folder / "model"), {})
     # The adapter first: below it is taken off the model.
     if base:
-        _save_model(_without_adapter(whole), tokenizer, folder, str(config.peft_type.value).lower(), story, origin)
+        _save_model(_without_adapter(peft_model), tokenizer, folder, str(config.peft_type.value).lower(), story, origin)
         _link(folder / "model", target)
     padded = kind == CAUSAL or not config.is_prompt_learning
     loading = model_cards.of_adapter(
@@ -213,14 +213,16 @@ def _loads_as(origin: str, config: Any, weights: Iterable[Tensor]) -> bool:
         stored = AutoConfig.from_pretrained(origin)
     except (OSError, ValueError):  # the folder is gone, or the hub does not answer
         return False
-    alike = stored.model_type == config.model_type and stored.num_labels == config.num_labels
-    wide = isinstance(stored.dtype, torch.dtype)
-    return alike and wide and all(torch.promote_types(stored.dtype, w.dtype) == stored.dtype for w in weights)
+    same_model = stored.model_type == config.model_type and stored.num_labels == config.num_labels
+    states_dtype = isinstance(stored.dtype, torch.dtype)
+    if not (same_model and states_dtype):
+        return False
+    return all(torch.promote_types(stored.dtype, w.dtype) == stored.dtype for w in weights)
 
 
-def _save_adapter(whole: Any, target: Path, base: str, weights: dict[str, Tensor]) -> None:
-    """Write the module as peft does, the base model's name, and its weights where they are given."""
-    config, module = _module(whole, target)
+def _save_adapter(peft_model: Any, target: Path, base: str, weights: dict[str, Tensor]) -> None:
+    """Write the module as peft does, with the base model's name and, where they are given, its weights."""
+    config, module = _module(peft_model, target)
     config.base_model_name_or_path = base
     config.save_pretrained(str(target))
     # In place of the file that peft wrote: with the base model's weights, and as a whole or not at all.
@@ -228,14 +230,14 @@ def _save_adapter(whole: Any, target: Path, base: str, weights: dict[str, Tensor
     shutil.rmtree(target / PARTIAL)
 
 
-def _module(whole: Any, target: Path) -> tuple[Any, dict[str, Tensor]]:
+def _module(peft_model: Any, target: Path) -> tuple[Any, dict[str, Tensor]]:
     """The module's config and weights, as plain peft loads them onto the trained base model."""
     from peft import LoraConfig, convert_to_lora
     from safetensors.torch import load_file
 
-    whole.save_pretrained(str(target), save_embedding_layers=False)
+    peft_model.save_pretrained(str(target), save_embedding_layers=False)
     weights: dict[str, Tensor] = load_file(target / WEIGHTS)
-    config = copy.copy(whole.active_peft_config)
+    config = copy.copy(peft_model.active_peft_config)
     config.inference_mode = True
     if _named_start(config):  # peft would begin anew with the weights that are trained now, and change them again
         config.init_lora_weights = True
@@ -244,7 +246,7 @@ def _module(whole: Any, target: Path) -> tuple[Any, dict[str, Tensor]]:
     if config.peft_type in ROTATED:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # peft uses names that transformers deprecates
-            lora, pairs = convert_to_lora(whole, rank=int(config.r))
+            lora, pairs = convert_to_lora(peft_model, rank=int(config.r))
         heads = {name: tensor for name, tensor in weights.items() if "psoft_" not in name}
         pairs = {name: tensor for name, tensor in pairs.items() if ".lora_" in name}
         assert isinstance(lora, LoraConfig)
@@ -253,14 +255,14 @@ def _module(whole: Any, target: Path) -> tuple[Any, dict[str, Tensor]]:
     return config, weights
 
 
-def _base_weights(whole: Any) -> dict[str, Tensor]:
+def _base_weights(peft_model: Any) -> dict[str, Tensor]:
     """The base model's weights by the names that they have under the module; a tied one once."""
-    base = {id(p) for p in partition(whole)["base"].params}
-    return {name: p for name, p in whole.named_parameters() if id(p) in base and ".modules_to_save." not in name}
+    base = {id(p) for p in partition(peft_model)["base"].params}
+    return {name: p for name, p in peft_model.named_parameters() if id(p) in base and ".modules_to_save." not in name}
 
 
 def _link(source: Path, target: Path) -> None:
-    """Let a model lie in a second folder too, whose weights take no more room where the file system can do that."""
+    """Put the files of a model into a second folder too, as links where the file system has them, else as copies."""
     for path in (*source.glob("model*.safetensors*"), source / "config.json", source / "generation_config.json"):
         with suppress(FileNotFoundError):
             (target / path.name).unlink(missing_ok=True)
@@ -270,15 +272,15 @@ def _link(source: Path, target: Path) -> None:
                 shutil.copyfile(path, target / path.name)
 
 
-def _without_adapter(whole: Any) -> Any:
+def _without_adapter(peft_model: Any) -> Any:
     """The base model alone, with its trained head in its own place."""
     from peft.utils.other import ModulesToSaveWrapper
 
-    base = whole.get_base_model()
+    base = peft_model.get_base_model()
     # By hand, because peft's `unload` fails at some heads.
     for name, module in list(base.named_modules()):
         if isinstance(module, ModulesToSaveWrapper):
             base.set_submodule(name, module.modules_to_save[module.active_adapters[0]])
-    if whole.active_peft_config.is_prompt_learning or not hasattr(whole.base_model, "unload"):
+    if peft_model.active_peft_config.is_prompt_learning or not hasattr(peft_model.base_model, "unload"):
         return base  # these methods have nothing to unload
-    return whole.unload()
+    return peft_model.unload()

@@ -115,9 +115,9 @@ def find(name: str) -> Path | None:
         return None
     if path.is_dir():
         return _in_folder(path.absolute(), name)
-    whole = _HUB_FILE.fullmatch(name)
-    if whole is not None:
-        return _from_hub(name, whole["owner"], whole["file"])
+    hub_file = _HUB_FILE.fullmatch(name)
+    if hub_file is not None:
+        return _from_hub(name, hub_file["owner"], hub_file["file"])
     if path.suffix.lower() == ".gguf":
         raise BadInput(f"cannot load model '{name}': there is no such file; name a GGUF file, or the folder with it")
     return _in_repository(name)
@@ -125,7 +125,7 @@ def find(name: str) -> Path | None:
 
 @functools.lru_cache(maxsize=64)
 def _in_repository(name: str) -> Path | None:
-    """The GGUF file of a hub repository that has no other weights; None for what is no such repository."""
+    """The GGUF file of a hub repository that has no other weights; None where there is no such repository."""
     if "/" not in name or not hub.is_name(name):
         return None
     if hub.reachable():
@@ -268,13 +268,13 @@ def _broken(path: Path, error: Exception) -> str:
 
 
 def _check_types(gguf: Any, path: Path, tensors: list[Any]) -> None:
-    """Refuse quantizations that gguf cannot undo, found out on one row of each."""
-    seen = set()
+    """Refuse quantizations that gguf cannot undo; one row of each type is tried."""
+    checked_kinds = set()
     for tensor in tensors:
         kind = tensor.tensor_type
-        if kind in seen:
+        if kind in checked_kinds:
             continue
-        seen.add(kind)
+        checked_kinds.add(kind)
         row = tensor.data.reshape(-1, tensor.data.shape[-1])[:1]
         try:
             gguf.dequantize(row, kind)

@@ -50,7 +50,7 @@ def weight_options(header: Header) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def without_bar(header: Header | None) -> Iterator[None]:
-    """Without the progress bar of transformers' GGUF reader, which obeys no setting; as it is for other files."""
+    """Hide the progress bar of transformers' GGUF reader, which obeys no setting; no change for other files."""
     if header is None:
         yield
         return
@@ -59,7 +59,7 @@ def without_bar(header: Header | None) -> Iterator[None]:
 
 
 def finish(model: Any, header: Header, new: list[str], dtype: torch.dtype) -> str:
-    """Let the model be an ordinary one with all weights of the file.
+    """Make the model an ordinary one with all weights of the file.
 
     Args:
         model: as transformers read it; changed.
@@ -89,16 +89,16 @@ def _check_places(model: Any, header: Header, new: list[str]) -> None:
     tensors = {name: tensor.elements for name, tensor in header.tensors.items() if name not in ROPE_TENSORS}
     if body_only:  # a classifier has no vocabulary head
         tensors.pop("output.weight", None)
-    ours = {id(p): p.numel() for name, p in model.named_parameters() if name not in new}
-    if sum(tensors.values()) == sum(ours.values()):
+    sizes = {id(p): p.numel() for name, p in model.named_parameters() if name not in new}
+    if sum(tensors.values()) == sum(sizes.values()):
         return
     kinds = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
     names = gguf.get_tensor_name_map(kinds[header.architecture], model.config.num_hidden_layers)
-    taken = {names.get_name(name, try_suffixes=(".weight", ".bias")) for name in model.state_dict()}
-    without = ", ".join([name for name in tensors if name not in taken][:3])
+    read_names = {names.get_name(name, try_suffixes=(".weight", ".bias")) for name in model.state_dict()}
+    unread = ", ".join([name for name in tensors if name not in read_names][:3])
     raise BadInput(
         f"cannot load model '{header.path}': its tensors hold {sum(tensors.values()):,d} numbers, transformers' "
-        f"{model.config.model_type} has {sum(ours.values()):,d} weights (no place for {without or 'some'}); give the "
+        f"{model.config.model_type} has {sum(sizes.values()):,d} weights (no place for {unread or 'some'}); give the "
         "model's safetensors instead"
     )
 

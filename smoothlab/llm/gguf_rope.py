@@ -28,7 +28,7 @@ ROPE_KEYS = (
 
 
 def rope(config: Any, header: Header, *, partial: bool, windows: bool = False) -> list[str]:
-    """Let a configuration hold the file's rotary embedding; a note where it is a scaled one.
+    """Set the file's rotary embedding in a configuration; returns a note where it is a scaled one.
 
     Args:
         config: transformers' configuration of the file, which is changed.
@@ -56,13 +56,13 @@ def rope(config: Any, header: Header, *, partial: bool, windows: bool = False) -
     scaling["rope_theta"] = base
     if rotated != size:
         scaling["partial_rotary_factor"] = rotated / size
-    held = dict(getattr(config, "rope_parameters", None) or {})
+    previous = dict(getattr(config, "rope_parameters", None) or {})
     config.rope_parameters = scaling
     if windows:
-        held = dict(held.get("full_attention") or {})
+        previous = dict(previous.get("full_attention") or {})
         window = {"rope_type": "default", "rope_theta": float(header.setting(WINDOW_BASE, GEMMA_3_WINDOW_BASE))}
         config.rope_parameters = {"full_attention": scaling, "sliding_attention": window}
-    if scaling["rope_type"] == held.get("rope_type", "default"):
+    if scaling["rope_type"] == previous.get("rope_type", "default"):
         return []
     return [f"rotary scaling {scaling['rope_type']} is read from the file: transformers' reader leaves it out"]
 
@@ -179,7 +179,7 @@ def require(holds: bool, header: Header, key: str, reason: str) -> None:
 
 
 def refused(header: Header, key: str, value: Any, reason: str) -> BadInput:
-    """The complaint about a setting that would be lost."""
+    """The error for a setting of the file that would be lost."""
     return BadInput(
         f"cannot load model '{header.path}': its setting {key} = {value} would be lost ({reason}); give the model's "
         "safetensors instead"

@@ -1,4 +1,4 @@
-"""Settings of a GGUF file, held against the configuration that transformers makes of them: read, equal, or refused.
+"""Settings of a GGUF file, compared with the configuration that transformers makes of them.
 
 transformers' reader takes the settings in its own table and leaves out the others without a word, in version 5.23 the
 rotary scaling of Llama 3.1 and its successors (rope.scaling.*, rope_freqs). The loss would then be another model's.
@@ -100,7 +100,7 @@ GEMMA_27B_LAYERS = {"gemma2": 46, "gemma3": 62}
 
 
 def settle(config: Any, header: Header) -> list[str]:
-    """Complete the configuration that transformers read from a GGUF file; what was added, for the reader.
+    """Complete the configuration that transformers read from a GGUF file; returns a note for each addition.
 
     Args:
         config: transformers' configuration of the file, which is changed.
@@ -141,7 +141,7 @@ def settle(config: Any, header: Header) -> list[str]:
 
 
 def check(header: Header) -> None:
-    """Refuse what transformers' reader would stumble over: other architectures, and settings layer by layer.
+    """Refuse architectures that are not in the table, and settings that differ from layer to layer.
 
     Raises:
         BadInput: an architecture without an entry in ARCHITECTURES, or a list where the model has one value.
@@ -166,17 +166,17 @@ def _attributes(header: Header) -> dict[str, str]:
 
 
 def _hold(config: Any, attribute: str, value: Any) -> list[str]:
-    """Let the configuration hold a value; a note where it held another one."""
-    held = getattr(config, attribute, None)
-    same = held == value
-    if isinstance(value, float) and isinstance(held, int | float):
-        same = math.isclose(held, value, rel_tol=1e-6)  # files hold numbers in single precision
-    if same:
+    """Set a value of the configuration; returns a note where it had another one."""
+    previous = getattr(config, attribute, None)
+    equal = previous == value
+    if isinstance(value, float) and isinstance(previous, int | float):
+        equal = math.isclose(previous, value, rel_tol=1e-6)  # files hold numbers in single precision
+    if equal:
         return []
     setattr(config, attribute, value)
-    if held is None:
+    if previous is None:
         return []
-    return [f"{attribute} {value} is read from the file: transformers' reader had {held}"]
+    return [f"{attribute} {value} is read from the file: transformers' reader had {previous}"]
 
 
 def _gemma_scale(config: Any, architecture: str) -> int:

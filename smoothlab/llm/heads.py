@@ -99,7 +99,7 @@ def attached(
 
 
 def blocks(model: nn.Module, *, base: bool, module: bool) -> dict[str, Block]:
-    """What is trained: "base" (x) and "peft" (y) as asked for, and a classifier's "head", in x where there is no y."""
+    """The trained blocks: "base" (x) and "peft" (y) as asked for, and a classifier's "head", part of x without a y."""
     parts = partition(model)
     x = parts["base"].params
     head: tuple[torch.Tensor, ...] = ()

@@ -1,4 +1,4 @@
-"""The Hugging Face hub: whether it answers, asked once and briefly, so that no network means one line, not retries.
+"""The Hugging Face hub: whether it answers, asked once and briefly, so that a missing network costs no retries.
 
 The hub's own client waits for as long as its retries last: without network, version 2.4 took 24 s for a configuration
 that is not in its cache and 47 s for a tokenizer, with a line on stderr for each retry, whatever its time-outs are.
@@ -66,7 +66,7 @@ def cached(name: str) -> str:
     """The folder where the hub's client keeps a model it has fetched before.
 
     Raises:
-        BadInput: it has not.
+        BadInput: the model is not in the cache.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -111,7 +111,7 @@ def fetch(name: str, file: str) -> Path:
     """One file of a repository on the hub, from the client's cache where it is there.
 
     Raises:
-        BadInput: it cannot be had.
+        BadInput: the file cannot be downloaded and is not in the cache.
     """
     from huggingface_hub import hf_hub_download
 

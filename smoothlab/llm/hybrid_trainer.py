@@ -30,7 +30,7 @@ from smoothlab.optim.hybrid import HybridSGD
 from smoothlab.zeroth.estimators import Estimator, ZerothOrder
 
 MASK = 0x9E3779B1
-"""Distance of the seeds of two minibatches of a step: in the low 32 bits, as torch's CPU generator reads no others."""
+"""Difference of the seeds of two minibatches of a step; it fits 32 bits, as torch's CPU generator reads no more."""
 
 
 class HybridMixin:
@@ -125,7 +125,7 @@ class HybridMixin:
             add_base(self.model, Path(output_dir or self.args.output_dir))
 
     def _check_mean(self, model: Any, inputs: Mapping[str, Any], items: Any) -> None:
-        """Let the Trainer divide by the number of minibatches where the model was asked to, and does not.
+        """Let the Trainer divide by the number of minibatches where the model should do so and does not.
 
         A Trainer leaves that to models whose `forward` takes any keyword. Many classifiers and masked models of
         transformers 5 take num_items_in_batch that way, and return the minibatch's own mean: the Trainer's loss is then
@@ -227,7 +227,7 @@ class _Minibatches:
         self._waits = True  # the Trainer's own turn is to come
 
     def add(self, model: Any, inputs: Mapping[str, Any], items: Any) -> None:
-        """Add the next one, by the arguments of `training_step`."""
+        """Add the next minibatch, given the arguments of `training_step`."""
         # Without DistributedDataParallel: HybridSGD adds up over processes.
         self._arguments.append((self._trainer.accelerator.unwrap_model(model), inputs, items))
 
@@ -290,5 +290,5 @@ class _Kept:
         return getattr(self._accelerator, name)
 
     def backward(self, loss: Tensor, **_: Any) -> None:
-        """Keep it."""
+        """Keep the loss."""
         self.loss = loss

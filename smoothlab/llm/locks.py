@@ -16,12 +16,12 @@ NAME = ".lock"
 def locked(folders: Mapping[str, Path | None]) -> Iterator[None]:
     """Keep other runs out of folders, named by option, which are made; a new one that stays empty is removed again."""
     with ExitStack() as stack:
-        held: set[str] = set()
+        locked_paths: set[str] = set()
         for option, folder in folders.items():
             # One folder may serve two options, and its second lock would be refused.
-            if folder is not None and os.path.realpath(folder) not in held:
+            if folder is not None and os.path.realpath(folder) not in locked_paths:
                 stack.enter_context(_locked(option, folder))
-                held.add(os.path.realpath(folder))
+                locked_paths.add(os.path.realpath(folder))
         yield
 
 

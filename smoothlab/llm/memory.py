@@ -12,13 +12,13 @@ from smoothlab.errors import BadInput
 TRAINED = 2
 """Copies of all weights that training holds at least: the weights, and a moved copy or a gradient."""
 PROBE_VECTORS = {"estimated": 22, "both": 22, "paper": 2}
-"""Vectors of a block's size that measuring holds beside these, by protocol: about 20 probes, and gradients."""
+"""Vectors of a block's size that measuring holds beside the copies of training, by protocol: probes and gradients."""
 VECTORS = TRAINED + PROBE_VECTORS["estimated"]
 """Copies of all weights that measuring all of them holds."""
 READING = 30 * 2**20
 """Bytes of pandas and the table of records, which is read at the end of a run."""
 SHAPES = {"micro": 3.5e6, "opt-125m": 125e6, "opt-350m": 331e6, "opt-1.3b": 1.3e9, "opt-2.7b": 2.65e9}
-"""Parameters of models that may be named as one that would fit."""
+"""Parameters of the models that an error message may suggest as small enough."""
 
 
 def check_device(device: str) -> None:
@@ -48,16 +48,16 @@ def parameter_count(config: Any, kind: Any = None) -> int:
 def check_memory(config: Any, dtype: Any, device: str, name: str, kind: Any = None, copies: int = VECTORS) -> None:
     """Refuse a model of which `copies` do not fit in free memory: weights, gradient, moved copy, probe vectors."""
     width = dtype.itemsize
-    needed, left = copies * parameter_count(config, kind) * width, free(device)
-    if needed <= left:
+    needed_bytes, free_bytes = copies * parameter_count(config, kind) * width, free(device)
+    if needed_bytes <= free_bytes:
         return
     fix, work = "free some memory", "trained"
     for shape, count in SHAPES.items():
-        if copies * count * width <= left:  # ascending: the last one that fits is named
+        if copies * count * width <= free_bytes:  # ascending: the last one that fits is named
             fix = f"{shape} would fit"
     if copies == VECTORS:
         work = "measured"
-    sizes = f"about {needed / 2**30:.1f} GiB to be {work} and {left / 2**30:.1f} GiB are free"
+    sizes = f"about {needed_bytes / 2**30:.1f} GiB to be {work} and {free_bytes / 2**30:.1f} GiB are free"
     raise BadInput(f"{name} needs {sizes}: {fix}")
 
 
@@ -81,16 +81,16 @@ def mapped_bytes(tensors: Iterable[Any], maps: Path = Path("/proc/self/maps")) -
         lines = maps.read_text().splitlines()
     except OSError:
         return 0
-    files = []
+    mapped_ranges = []
     for line in lines:
         addresses, _, _, _, inode, *path = line.split(maxsplit=5)
         if inode != "0" and path:
             begin, _, end = addresses.partition("-")
-            files.append((int(begin, 16), int(end, 16)))
+            mapped_ranges.append((int(begin, 16), int(end, 16)))
     sizes = {}  # by address: tied weights are there once
     for tensor in tensors:
         address = tensor.data_ptr()
-        if tensor.device.type == "cpu" and any(begin <= address < end for begin, end in files):
+        if tensor.device.type == "cpu" and any(begin <= address < end for begin, end in mapped_ranges):
             sizes[address] = tensor.nbytes
     return sum(sizes.values())
 
@@ -103,9 +103,9 @@ def peak(device: str) -> int:
         return int(torch.cuda.max_memory_allocated(torch.device(device)))
     # Linux lets a program begin with the ru_maxrss of the one that started it, and keeps its own peak elsewhere.
     status = Path("/proc/self/status")
-    own = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
-    if own:
-        return 1024 * int(own[1])
+    peak_kib = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
+    if peak_kib:
+        return 1024 * int(peak_kib[1])
     unit = 1024  # Linux counts in KiB
     if sys.platform == "darwin":  # macOS in bytes
         unit = 1
@@ -119,12 +119,12 @@ def free(device: str, groups: Path = Path("/sys/fs/cgroup")) -> int:
 
     if device.startswith("cuda"):
         return int(torch.cuda.mem_get_info(torch.device(device))[0])
-    left = int(psutil.virtual_memory().available)
+    available = int(psutil.virtual_memory().available)
     try:
         allowed = int((groups / "memory.max").read_text())
         used = int((groups / "memory.current").read_text())
         statistics = dict(line.split() for line in (groups / "memory.stat").read_text().splitlines())
         used -= int(statistics["active_file"]) + int(statistics["inactive_file"])  # cached files make room
     except (OSError, ValueError, KeyError):  # no groups here, or "max": no limit
-        return left
-    return max(min(left, allowed - used), 0)
+        return available
+    return max(min(available, allowed - used), 0)

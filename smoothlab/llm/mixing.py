@@ -23,9 +23,10 @@ def _layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def after_step(model: nn.Module, step: int = 0, total: int = 0) -> None:
-    """Move the weights of every layer, from the gradients that the step was made with; nothing for other methods.
+    """Update the weights of every layer from the gradients of the step; does nothing for other methods.
 
-    To be called after the optimizer's step, while the gradients are there; a layer without finite ones stays.
+    To be called after the optimizer's step, while the gradients are there; a layer whose gradients are not finite keeps
+    its weights.
     """
     for _, layer in _layers(model):
         adapter = layer.active_adapters[0]
@@ -59,16 +60,16 @@ def state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def buffers(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors themselves: weights of another step would be another model."""
+    """The norms of each layer, not copied: with those of another step the model computes something else."""
     return {f"norms/{name}": layer.mix(layer.active_adapters[0]).norms for name, layer in _layers(model)}
 
 
 def restore(model: nn.Module, saved: Mapping[str, Tensor]) -> None:
-    """Take back what `state` gave; an empty mapping is the state before step 0."""
+    """Restore what `state` returned; an empty mapping is the state before step 0."""
     for name, layer in _layers(model):
         norms = layer.mix(layer.active_adapters[0]).norms
         norms.copy_(saved.get(f"norms/{name}", torch.zeros_like(norms)))
 
 
 def settle(model: nn.Module) -> None:
-    """Nothing: the weights are no part of the model's description."""
+    """Do nothing: the weights are not part of the model's description."""

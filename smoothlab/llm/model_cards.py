@@ -44,30 +44,36 @@ def of_adapter(
         base: whether that was trained, too.
         stays: whether the adapter's folder has its weights.
         written: where the base model's folder was written; adapter_config.json holds it as an absolute path.
-        classes: of a classifier whose base model's files have no head for as many; else None.
+        classes: number of classes, where the base model's files have no head for as many; else None.
         padded: whether the loaded model distinguishes padding from text.
         own: whether the method is smoothlab's own, which peft knows after one call.
     """
-    auto, more = kind.replace("AutoModel", "AutoPeftModel"), ""
-    first: list[str] = []
+    auto, arguments = kind.replace("AutoModel", "AutoPeftModel"), ""
+    register_lines: list[str] = []
     if own:
-        first = ["from smoothlab.llm.own_methods import register", "", "register()  # peft then knows this method"]
+        call = "register()  # peft then knows this method"
+        register_lines = ["from smoothlab.llm.own_methods import register", "", call]
     if classes:
-        more = f", num_labels={classes}"
+        arguments = f", num_labels={classes}"
     text = _code(
-        f"from peft import {auto}", *first, "", f'model = {auto}.from_pretrained("adapter"{more})  # this folder'
+        f"from peft import {auto}",
+        *register_lines,
+        "",
+        f'model = {auto}.from_pretrained("adapter"{arguments})  # this folder',
     )
-    both = f'model = PeftModel.from_pretrained({kind}.from_pretrained("model"), "adapter")'
-    two = _code("from peft import PeftModel", f"from transformers import {kind}", *first, "", both)
+    load_both = f'model = PeftModel.from_pretrained({kind}.from_pretrained("model"), "adapter")'
+    two_folders = _code(
+        "from peft import PeftModel", f"from transformers import {kind}", *register_lines, "", load_both
+    )
     if base and stays:
         text += (
             "\nThe base model was trained, too. Its weights are in this folder beside the module's, and are loaded "
-            f"with them.\nThey are in `../model` as well:\n\n{two}"
+            f"with them.\nThey are in `../model` as well:\n\n{two_folders}"
         )
     elif base:
         text += (
             f"\nThe base model was trained, too, and is in `../model`; `adapter_config.json` names it as `{written}`.\n"
-            f"When that is moved, name its new place there, or load the two folders by\n\n{two}"
+            f"When that is moved, name its new place there, or load the two folders by\n\n{two_folders}"
         )
     if not padded:
         text += (

@@ -217,7 +217,7 @@ def _configuration(
 def _source(name: str) -> tuple[str, dict[str, Any], gguf_files.Header | None]:
     """Where a model's files are, how transformers is to read them, and the header where they are a GGUF file.
 
-    A hub that does not answer is left alone.
+    Where the hub does not answer, its cache is used.
     """
     options: dict[str, Any] = {"trust_remote_code": False}  # without it transformers asks on the terminal
     if name in NAMES:
@@ -228,9 +228,11 @@ def _source(name: str) -> tuple[str, dict[str, Any], gguf_files.Header | None]:
         return str(file.parent), options, header
     if Path(name).is_dir():
         return name, options, None
-    near = [] if "/" in name else difflib.get_close_matches(name.lower(), NAMES, 1)
-    if near and not Path(name).exists():
-        raise BadInput(f"model '{name}' is unknown: did you mean {near[0]}? (a hub model of that name: owner/{name})")
+    matches = [] if "/" in name else difflib.get_close_matches(name.lower(), NAMES, 1)
+    if matches and not Path(name).exists():
+        raise BadInput(
+            f"model '{name}' is unknown: did you mean {matches[0]}? (a hub model of that name: owner/{name})"
+        )
     if not hub.is_name(name):
         kind = "a file" if Path(name).is_file() else "no directory, and cannot be a hub name"
         raise BadInput(f"cannot load model '{name}': it is {kind}; check the path, or use {_CHOICES}")
@@ -239,7 +241,7 @@ def _source(name: str) -> tuple[str, dict[str, Any], gguf_files.Header | None]:
 
 @contextlib.contextmanager
 def _reading(part: str, name: str) -> Iterator[None]:
-    """One line about whatever the libraries raise on files that are not theirs; running out of memory is left alone."""
+    """Turn errors that the libraries raise on bad files into one line; running out of memory is passed on."""
     try:
         yield
     except Exception as error:
@@ -271,7 +273,7 @@ def _opt_125m() -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' report on new weights and its progress bars; errors are raised all the same."""
+    """Silence transformers' report on new weights and its progress bars; errors are raised all the same."""
     from transformers.utils import logging as chatter
 
     level, bars = chatter.get_verbosity(), chatter.is_progress_bar_enabled()

@@ -31,7 +31,7 @@ def loss_outputs(model: nn.Module, minibatch: Mapping[str, Tensor]) -> Outputs:
     logits = scored_logits(model, minibatch)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     mask = minibatch["mask"].to(logits.dtype)
-    # A place is scored once in each candidate that it belongs to; masked entries only fill the rows up.
+    # A position is scored once in each candidate that it belongs to; masked entries only pad the rows.
     shares = mask / mask.sum(1, keepdim=True) / len(mask)
     weights = torch.zeros(len(logits), dtype=logits.dtype, device=logits.device)
     weights.index_add_(0, minibatch["position"].reshape(-1), shares.reshape(-1))
@@ -41,8 +41,8 @@ def loss_outputs(model: nn.Module, minibatch: Mapping[str, Tensor]) -> Outputs:
 def called_outputs(model: nn.Module, loss: Callable[[], Tensor]) -> Outputs:
     """Outputs and weights of a loss that calls `model` with labels, as transformers' models are called.
 
-    They are the logits at the labels other than -100, each with the weight 1/N: those of the same place, or in language
-    models of the place before. Which of them it is, and whether it is true of this loss at all, the loss itself says.
+    They are the logits at the labels other than -100, each with the weight 1/N: at the label's own position, or in
+    language models at the position before. The value of the loss shows which of the two it is, or that it is neither.
 
     Args:
         model: called once by `loss`, with the keyword argument `labels`.
@@ -74,7 +74,7 @@ def called_outputs(model: nn.Module, loss: Callable[[], Tensor]) -> Outputs:
 
 
 def _pairings(logits: Tensor, labels: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Logits [N, C] with labels [N] that may belong to them; places without a label are left out."""
+    """Logits [N, C] with labels [N] that may belong to them; positions without a label are left out."""
     if labels.is_floating_point() or labels.ndim != logits.ndim - 1 or not 2 <= logits.ndim <= 3:
         return []
     if logits.ndim == 2:
@@ -83,4 +83,9 @@ def _pairings(logits: Tensor, labels: Tensor) -> list[tuple[Tensor, Tensor]]:
         # Virtual tokens of a PEFT method stand before the text, and have logits but no labels.
         labels = nn.functional.pad(labels, (logits.shape[1] - labels.shape[1], 0), value=-100)
         pairings = [(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()), (logits.flatten(0, 1), labels.flatten())]
-    return [(outputs[at != -100], at[at != -100]) for outputs, at in pairings if bool((at != -100).any())]
+    result = []
+    for outputs, targets in pairings:
+        labeled = targets != -100
+        if bool(labeled.any()):
+            result.append((outputs[labeled], targets[labeled]))
+    return result

@@ -152,16 +152,16 @@ class MixLinear(OwnLinear):
             self.keep_start(adapter_name)
 
     def keep_start(self, adapter: str) -> None:
-        """Take LoRA's factors as they stand as A_0 and B_0, at which it changes nothing."""
+        """Take LoRA's present factors as A_0 and B_0, at which it changes nothing."""
         mix = self.mix(adapter)
         mix.start_in.copy_(self.lora_A[adapter].weight)
         mix.start_out.copy_(self.lora_B[adapter].weight)
 
     def mix(self, adapter: str) -> "_Mix":
         """What the adapter keeps beside its parameters."""
-        kept = self.lora_mix[adapter]
-        assert isinstance(kept, _Mix)
-        return kept
+        mix = self.lora_mix[adapter]
+        assert isinstance(mix, _Mix)
+        return mix
 
     def parts(self, adapter: str) -> tuple[list[Tensor], list[Tensor]]:
         """Parameters of BOFT, and those of LoRA-GA."""
@@ -170,9 +170,9 @@ class MixLinear(OwnLinear):
 
     def blocks(self, adapter: str) -> Tensor:
         """The orthogonal blocks of R' [in / size, size, size], in fp32 at least."""
-        free = self.lora_skew[adapter]
-        free = free.to(torch.promote_types(free.dtype, torch.float32))
-        skew = (free - free.mT) / 2
+        unconstrained = self.lora_skew[adapter]
+        unconstrained = unconstrained.to(torch.promote_types(unconstrained.dtype, torch.float32))
+        skew = (unconstrained - unconstrained.mT) / 2
         identity = torch.eye(len(skew[0]), device=skew.device, dtype=skew.dtype).expand_as(skew)
         return torch.linalg.solve(identity + skew, identity - skew, left=False)
 

@@ -1,7 +1,7 @@
 """The check of `smoothlab.hessian.padding` before a run: some rows by themselves, and beside the longest one.
 
-What training and evaluation do with rows is what is checked: the batches of `encoding.batch` and the
-tokenizer's padding. A causal language model's scores must further not depend on what is behind them.
+It uses the batches of training and evaluation: those of `encoding.batch`, with the tokenizer's padding. A causal
+language model's scores must also not depend on the tokens behind the scored ones.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +22,7 @@ ALIKE = "rows of equal length"
 
 
 def check_items(model: nn.Module, splits: Sequence[Encoded], name: str, method: str, *, size: int) -> bool:
-    """Refuse a model that does not score an item of a minibatch of `size` as by itself, or cannot be run at all.
+    """Refuse a model that scores an item in a minibatch of `size` otherwise than alone, or that cannot be run.
 
     With single rows nothing is padded in training, and every model can be evaluated beside rows of equal length.
 
@@ -68,19 +68,19 @@ def check_items(model: nn.Module, splits: Sequence[Encoded], name: str, method: 
         if items.kind != "classifier":
             _check_order(model, items, subject, method)
         mixed = True
-        among: dict[str, Callable[[], Tensor]] = {}
+        padded_scores: dict[str, Callable[[], Tensor]] = {}
         if size > 1:
-            among["padded"] = one_by_one
-            among["beside a longer one"] = lambda: trained(*range(len(items)))[:count]
+            padded_scores["padded"] = one_by_one
+            padded_scores["beside a longer one"] = lambda: trained(*range(len(items)))[:count]
             fix = f"use --batch 1, {ALIKE}, or {alternative}"
         else:
             # Training pads nothing: a model that minds padding is evaluated beside rows of equal length.
             mixed = padding.distances(model, alone, {"mixed": lambda: evaluated(True)})["mixed"].times <= padding.LIMIT
             if items.kind == "verbalizer":
-                among["beside its other candidates"] = one_by_one
+                padded_scores["beside its other candidates"] = one_by_one
             fix = f"use {ALIKE}, or {alternative}"
-        among["evaluated"] = lambda: evaluated(mixed)
-        padding.check(model, alone, among, subject, fix)
+        padded_scores["evaluated"] = lambda: evaluated(mixed)
+        padding.check(model, alone, padded_scores, subject, fix)
     return mixed
 
 
@@ -100,7 +100,7 @@ def _check_order(model: nn.Module, items: Encoded, subject: str, method: str) ->
 
 @contextmanager
 def precise(model: nn.Module) -> Iterator[None]:
-    """Within it, a model of 16 bits computes in fp32 where memory allows: its own rounding hides what padding does.
+    """Inside the context a 16-bit model computes in fp32 where memory allows: its rounding would hide padding's effect.
 
     The weights are the same to the bit, within and afterwards.
     """
@@ -128,15 +128,15 @@ def _chosen(splits: Sequence[Encoded]) -> Encoded:
         options += split.options
     for context, candidates in zip(contexts, options, strict=True):
         lengths.append(len(context) + max(map(len, candidates)))
-    kept = padding.spread(lengths)
+    numbers = padding.spread(lengths)
     return replace(
-        splits[0], contexts=tuple(contexts[k] for k in kept), options=tuple(options[k] for k in kept),
-        labels=(0,) * len(kept),
+        splits[0], contexts=tuple(contexts[k] for k in numbers), options=tuple(options[k] for k in numbers),
+        labels=(0,) * len(numbers),
     )  # fmt: skip
 
 
 def _runs(outputs: Callable[[], Tensor], subject: str, alternative: str) -> Tensor:
-    """What rows by themselves give; some models and methods do not fit each other, or rows of some length."""
+    """The outputs of rows by themselves; refuses models and methods that fail on such a row."""
     try:
         return outputs()
     except Exception as error:  # whatever a model's own code raises

@@ -1,9 +1,9 @@
-"""A function that keeps its inputs alone for the backward pass, and for the backward pass of that one, too.
+"""A function that keeps only its inputs for the backward pass, and for the derivative of the backward pass.
 
-`torch.utils.checkpoint` computes a function again in the backward pass and keeps nothing of it before. Where that
-backward pass is differentiated in turn, as exact Hessian products do, what it computes is kept, which of a softmax over
-a vocabulary are several tables. Here the gradient is a function of the same kind: it keeps its inputs, and a product
-computes value and gradient again.
+`torch.utils.checkpoint` computes a function again in the backward pass and keeps none of its intermediate results
+before. Where that backward pass is differentiated in turn, as exact Hessian products do, its own intermediate results
+are kept: several tables for a softmax over a vocabulary. Here the gradient is a function of the same kind: it keeps its
+inputs, and a product computes value and gradient again.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from torch import Tensor
 def recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     """function(*inputs), computed again wherever a first or second derivative asks for it.
 
-    A third derivative is right, too, and keeps what it needs.
+    Third derivatives are right, too, and keep their intermediate results.
 
     Args:
         function: gives the same result for the same inputs, and depends on no other tensor that is differentiated.
@@ -27,18 +27,18 @@ def recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
 
 
 def depends_only_on(result: Tensor, inputs: tuple[Tensor, ...]) -> bool:
-    """Whether autograd's graph of a result leads to no leaf but through the inputs."""
-    known = {id(tensor) for tensor in inputs}
-    ends = {tensor.grad_fn for tensor in inputs if tensor.grad_fn is not None}
-    ahead, seen = [result.grad_fn], set()
-    while ahead:
-        node: Any = ahead.pop()
-        if node is None or node in seen or node in ends:
+    """Whether every leaf in autograd's graph of a result is one of the inputs, or is reached through one of them."""
+    allowed_ids = {id(tensor) for tensor in inputs}
+    input_nodes = {tensor.grad_fn for tensor in inputs if tensor.grad_fn is not None}
+    unvisited, visited = [result.grad_fn], set()
+    while unvisited:
+        node: Any = unvisited.pop()
+        if node is None or node in visited or node in input_nodes:
             continue
-        seen.add(node)
-        if hasattr(node, "variable") and id(node.variable) not in known:
+        visited.add(node)
+        if hasattr(node, "variable") and id(node.variable) not in allowed_ids:
             return False
-        ahead += [before for before, _ in node.next_functions]
+        unvisited += [parent for parent, _ in node.next_functions]
     return True
 
 
@@ -75,19 +75,20 @@ class _Gradients(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *directions: Tensor) -> Any:
         upstream, *inputs = ctx.saved_tensors
-        again = torch.is_grad_enabled()
-        if again:  # derivatives by views are partial ones, although one input may have been computed from another
+        creates_graph = torch.is_grad_enabled()
+        # Derivatives by views are partial ones, although one input may have been computed from another.
+        if creates_graph:
             upstream, *inputs = (tensor.view_as(tensor) for tensor in (upstream, *inputs))
-        else:  # of what is computed here nothing is kept
+        else:  # nothing that is computed here is kept
             upstream = upstream.detach().requires_grad_()
             inputs = [tensor.detach().requires_grad_(need) for tensor, need in zip(inputs, ctx.needed, strict=True)]
         with torch.enable_grad():
             value, chosen = ctx.function(*inputs), _chosen(inputs, ctx.needed)
             gradients = torch.autograd.grad(value, chosen, upstream, create_graph=True, materialize_grads=True)
         pairs = [(g, v) for g, v in zip(gradients, directions, strict=True) if g.requires_grad]
-        by = [upstream, *chosen] if upstream.requires_grad else chosen
+        variables = [upstream, *chosen] if upstream.requires_grad else chosen
         second = iter(torch.autograd.grad(
-            [g for g, _ in pairs], by, [v for _, v in pairs], create_graph=again, allow_unused=True
+            [g for g, _ in pairs], variables, [v for _, v in pairs], create_graph=creates_graph, allow_unused=True
         ))  # fmt: skip
         along_upstream = next(second) if upstream.requires_grad else None
         return (None, None, along_upstream, *(next(second) if need else None for need in ctx.needed))

@@ -30,7 +30,7 @@ _DATA = {"train_dataset", "eval_dataset"}  # which no loss writes to
 
 
 def running_trainer() -> Any:
-    """The Trainer whose training loop is calling, which transformers gives callbacks everything of but itself."""
+    """The Trainer whose training loop is calling; transformers passes callbacks its parts, but not the Trainer."""
     for frame, _ in traceback.walk_stack(inspect.currentframe()):
         caller = frame.f_locals.get("self")
         if isinstance(caller, Trainer):
@@ -39,9 +39,9 @@ def running_trainer() -> Any:
 
 
 class LossWatch:
-    """Stands in the place of a Trainer's `compute_loss` and keeps its calls in training steps of `steps`.
+    """Takes the place of a Trainer's `compute_loss` and keeps its calls in the training steps listed in `steps`.
 
-    Several callbacks of one Trainer share one; `of` makes it or finds it.
+    Several callbacks of one Trainer share one watch; `of` makes it or finds it.
     """
 
     def __init__(self, trainer: Any) -> None:
@@ -66,7 +66,7 @@ class LossWatch:
                 self._trainer.compute_loss = self.watched  # one that was set on this Trainer alone
 
     def forget(self) -> None:
-        """Let go of the calls of minibatches that are over."""
+        """Drop the calls of minibatches that are over."""
         self.calls.clear()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -176,7 +176,7 @@ class _Alone:
 
 
 def _silent(*_: Any, **__: Any) -> None:
-    """What a loss logs was logged when it was trained by."""
+    """Log nothing: the values were logged when the Trainer itself computed the loss."""
 
 
 def _attributes(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -188,7 +188,7 @@ def _attributes(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def copied(value: Any) -> Any:
-    """The same in new containers and tensors, whatever writes to them; other objects are shared."""
+    """A copy with containers and tensors of its own; other objects are shared."""
     if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
         return value.detach().clone()
     if isinstance(value, dict | UserDict):  # BatchEncoding is no dict

@@ -17,7 +17,7 @@ UNLIMITED = 10**9
 
 
 def prepare(config: Any, classes: int, name: str) -> list[str]:
-    """Let the config describe a classifier of `classes`; what a reader should know of it."""
+    """Make the config that of a classifier of `classes`; returns notes for the reader."""
     from transformers.models.auto import modeling_auto as known
 
     if config.model_type not in known.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
@@ -76,15 +76,15 @@ def check_tokenizer(tokenizer: Any, name: str) -> list[str]:
 
 def new_weights(model: Any, report: dict[str, Any]) -> list[str]:
     """Names of the parameters that a checkpoint lacks, or has in another shape: they are new, random ones."""
-    other = {mismatch[0] for mismatch in report["mismatched_keys"]}
-    return [n for n, _ in model.named_parameters() if n in other or n in report["missing_keys"]]
+    mismatched = {mismatch[0] for mismatch in report["mismatched_keys"]}
+    return [n for n, _ in model.named_parameters() if n in mismatched or n in report["missing_keys"]]
 
 
 def check_weights(model: Any, report: dict[str, Any], name: str) -> list[str]:
     """Refuse weights that are not this body's: transformers would go on with random ones; only a head may be new."""
     outside = head_parameters(model)
     named = dict(model.named_parameters())
-    other = {mismatch[0] for mismatch in report["mismatched_keys"]}
+    mismatched = {mismatch[0] for mismatch in report["mismatched_keys"]}
     new = new_weights(model, report)
     body = [n for n in new if id(named[n]) not in outside and "pooler" not in n.split(".")]
     if body:
@@ -93,7 +93,7 @@ def check_weights(model: Any, report: dict[str, Any], name: str) -> list[str]:
             "safetensors or of another shape; give the weights and the config.json of one model"
         )
     notes = [f"{n} is not in the weights of {name}: new, as the head is" for n in new if id(named[n]) not in outside]
-    if other:
+    if mismatched:
         notes.append(f"the head of {name} has another shape than {model.config.num_labels} classes need: a new one")
     elif outside and not any(id(named[n]) in outside for n in new):
         notes.append(f"the head is that of {name}, not a new one")
@@ -126,7 +126,7 @@ def check_vocabulary(model: Any, tokenizer: Any, name: str) -> None:
 
 
 def longest_input(model: Any, tokenizer: Any) -> int:
-    """Longest input in tokens: positions the model has, else what its tokenizer states, else UNLIMITED."""
+    """Longest input in tokens: the number of the model's positions, else what its tokenizer states, else UNLIMITED."""
     stated = getattr(model.config, "max_position_embeddings", None)
     if isinstance(stated, int) and stated > 0:  # XLNet says -1
         for module_name, table in model.named_modules():

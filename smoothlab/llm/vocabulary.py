@@ -3,8 +3,8 @@
 Hidden states are gathered at the scored positions before the vocabulary head, by a hook on it, so that whatever a model
 does to its logits afterwards is done here too. Where positions x vocabulary is more than CHUNK numbers, as with
 completions of many tokens, head and softmax run for a chunk of positions at a time and are computed again in the
-backward pass (Chen et al. 2016, arXiv:1604.06174), and in that of the backward pass: of the table, a chunk is in
-memory, and not the whole.
+backward pass (Chen et al. 2016, arXiv:1604.06174), and where that is differentiated in turn: memory holds one chunk of
+the table at a time.
 """
 
 from collections.abc import Callable, Mapping
@@ -45,7 +45,7 @@ def token_logs(model: nn.Module, minibatch: Minibatch) -> Tensor:
 
 
 def whole_token_logs(model: nn.Module, minibatch: Minibatch) -> Tensor:
-    """`token_logs` with the head on all positions at once, as repetitions of a minibatch are to meet it."""
+    """`token_logs` with the head on all positions at once, as `evaluate.repeated_choice_loss` needs it."""
     return _log_softmax(logits(model, minibatch))[minibatch["position"], minibatch["token"]]
 
 
@@ -78,7 +78,7 @@ def _through_head(model: Any, base: Any, minibatch: Minibatch, kept: Callable[[T
     def gather(head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return (kept(args[0][row, args[0].shape[1] - back])[None], *args[1:])
 
-    # At all positions the logits of a large vocabulary would outweigh the rest of the forward pass.
+    # Logits of a large vocabulary at all positions would cost more than the rest of the forward pass.
     handle = base.get_output_embeddings().register_forward_pre_hook(gather)
     try:
         result: Tensor = forward(model, base, minibatch).logits[0]
@@ -91,11 +91,11 @@ def _in_chunks(model: Any, base: Any, minibatch: Minibatch, size: int) -> Tensor
     """`token_logs` with the head on `size` positions at a time; None where a model's logits are not understood."""
     gathered: list[Tensor] = []
 
-    def first(hidden: Tensor) -> Tensor:
+    def keep_first(hidden: Tensor) -> Tensor:
         gathered.append(hidden)
         return hidden[:1]
 
-    example = _through_head(model, base, minibatch, first)
+    example = _through_head(model, base, minibatch, keep_first)
     hidden, head = gathered[0], base.get_output_embeddings()
     after_head = _after_head(base, head, hidden, example)
     if after_head is None:
@@ -114,8 +114,8 @@ def _in_chunks(model: Any, base: Any, minibatch: Minibatch, size: int) -> Tensor
     real = minibatch["mask"].flatten() > 0  # candidates are filled up to the longest one's length
     entries, parts = [], []
     for start in range(0, len(hidden), size):
-        inside = (real & (positions >= start) & (positions < start + size)).nonzero()[:, 0]
-        inputs = hidden[start : start + size], positions[inside] - start, tokens[inside]
+        in_chunk = (real & (positions >= start) & (positions < start + size)).nonzero()[:, 0]
+        inputs = hidden[start : start + size], positions[in_chunk] - start, tokens[in_chunk]
         if torch.is_grad_enabled() and plain:
             part = recomputed(partial(logs_at, *inputs[1:]), inputs[0], *weights.values())
         elif torch.is_grad_enabled():
@@ -124,7 +124,7 @@ def _in_chunks(model: Any, base: Any, minibatch: Minibatch, size: int) -> Tensor
             part = checkpoint(logs_of, *inputs, use_reentrant=False)
         else:
             part = logs_of(*inputs)
-        entries.append(inside)
+        entries.append(in_chunk)
         parts.append(part)
     values = torch.cat(parts)
     flat = values.new_zeros(len(positions)).index_put((torch.cat(entries),), values)
@@ -146,10 +146,10 @@ def _after_head(base: Any, head: nn.Module, hidden: Tensor, example: Tensor) -> 
     )
     with torch.no_grad():
         plain = head(hidden[None, :1])[0]
-        near = 16 * torch.finfo(plain.dtype).eps
+        tolerance = 16 * torch.finfo(plain.dtype).eps
         for form in forms:
             # Both come from the same numbers: a form that is not the model's would differ by far more.
-            if torch.allclose(form(plain), example, rtol=near, atol=near * float(example.abs().max())):
+            if torch.allclose(form(plain), example, rtol=tolerance, atol=tolerance * float(example.abs().max())):
                 return form
     return None
 

@@ -326,9 +326,9 @@ def scatter(f: FiniteSum, z: Tensor, level: float, seed: int = 0) -> Check:
     The slack is the smallest of 1 - measured/claimed. The spread is claimed at u = ||grad f(z)||.
     """
     g = f.gradients(z[:200])
-    apart = centered(g).norm(dim=-1).amax(0)
+    deviations = centered(g).norm(dim=-1).amax(0)
     claimed = [f.spread(u) for u in g.mean(0).norm(dim=-1).tolist()]
-    ratios = [float((apart / torch.tensor(claimed)).max())]
+    ratios = [float((deviations / torch.tensor(claimed)).max())]
     for side, most in enumerate(f.variances(level)):
 
         def variance(points: Tensor, side: int = side) -> Tensor:

@@ -156,11 +156,11 @@ def quadratic_sum(
     if n == 1 and (bend or sigma):
         raise BadInput("n = 1: one component is the sum itself, so bend and sigma must be 0")
     rng, d = np.random.default_rng(seed), d_x + d_y
-    apart = torch.from_numpy(rng.normal(size=(n, d, d)))
-    apart = centered(apart + apart.mT)
-    largest = float(torch.linalg.matrix_norm(apart, 2).max())  # 0 for one component
+    deviations = torch.from_numpy(rng.normal(size=(n, d, d)))
+    deviations = centered(deviations + deviations.mT)
+    largest = float(torch.linalg.matrix_norm(deviations, 2).max())  # 0 for one component
     root = torch.tensor([l_x] * d_x + [l_y] * d_y, dtype=torch.float64).sqrt()
     scale = bend / largest if largest else 0.0
-    hessians = (torch.eye(d, dtype=torch.float64) + scale * apart) * root[:, None] * root
+    hessians = (torch.eye(d, dtype=torch.float64) + scale * deviations) * root[:, None] * root
     shifts = centered(torch.from_numpy(rng.normal(size=(n, d))))
     return QuadraticSum(name, d_x, d_y, hessians, scaled(shifts, sigma))

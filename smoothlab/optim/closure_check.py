@@ -43,7 +43,7 @@ class ClosureCheck:
         self._watch, self.apart = watch, bool(self.apart)
 
     def _first_look(self, minibatch: Minibatch) -> tuple[Watch, float]:
-        """Look closely, standing at copies of the weights, to which closures might write; also f(x, y)."""
+        """Look closely, at copies of the weights, as closures might write to them; also at f(x, y)."""
         watch = Watch([p for group in self._groups for p in group["params"]])
         with ExitStack() as stack:
             for group in self._groups:

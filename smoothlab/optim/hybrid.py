@@ -257,7 +257,7 @@ class HybridSGD(torch.optim.Optimizer):
             del group["params"], group["oracle"], group["variant"]  # weights are the caller's to save, others are code
         state = {"steps": self.steps, "seed": self.seed, "groups": groups, "apart": self._closures.apart}
         state |= {"exact": self._exact and self._exact.state_dict(), "masters": None}
-        state["variants"] = {str(k): [self._zeroth[k]["variant"].name, known] for k, known in self._states.items()}
+        state["variants"] = {str(k): [self._zeroth[k]["variant"].name, moments] for k, moments in self._states.items()}
         if masters:
             state["masters"] = {str(k): block.copies() for k, block in self._masters.items()}
             state["factors"] = {str(k): factors.state() for k, factors in self.factors.items()}
@@ -276,8 +276,8 @@ class HybridSGD(torch.optim.Optimizer):
             raise BadInput(f"the optimizer's state is of other groups than {', '.join(names)}: make it with the same")
         exact, masters, factors = state_dict["exact"], state_dict["masters"], state_dict.get("factors") or {}
         different = (exact is None) != (self._exact is None)
-        for saved, own in ((masters, self._masters), (factors, self.factors)):
-            if masters is not None and set(map(int, saved)) != set(own):
+        for saved, current in ((masters, self._masters), (factors, self.factors)):
+            if masters is not None and set(map(int, saved)) != set(current):
                 different = True
         if different:
             raise BadInput("the optimizer's state is of other oracles or masters: make it with the same")

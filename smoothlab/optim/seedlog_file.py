@@ -156,7 +156,7 @@ def _variants(groups: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def fingerprint(blocks: Iterable[Block]) -> str:
-    """SHA-256 of the weights as they stand: shapes, number formats and bytes."""
+    """SHA-256 of the present weights: shapes, number formats and bytes."""
     digest = hashlib.sha256()
     for block in blocks:
         if any_sharded(block.params):

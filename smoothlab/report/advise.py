@@ -58,8 +58,8 @@ def limits(df: pd.DataFrame) -> pd.DataFrame:
     """Rows of the limits and of the advice for a table: `quantity` is the rate, `what` how its number was found."""
     rows = df[df["part"].isin(("limit", "advice"))]
     source = rows["source"].astype(str).where(rows["part"] == "limit", "")
-    by = " by " + rows["condition"].astype(str)
-    return rows.assign(quantity=rows["option"], what=source + by.where(rows["source"] == "predicted", ""))
+    condition = " by " + rows["condition"].astype(str)
+    return rows.assign(quantity=rows["option"], what=source + condition.where(rows["source"] == "predicted", ""))
 
 
 def figure(df: pd.DataFrame) -> Figure:

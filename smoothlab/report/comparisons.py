@@ -239,8 +239,8 @@ def _ends(run: pd.DataFrame, label: str, quantity: str) -> list[dict[str, Any]]:
                      "low": point["low"], "high": point["high"]})  # fmt: skip
     if len(run) > 1 and run.iloc[[0, -1]][["low", "high"]].notna().all(axis=None):
         # intervals that overlap leave open whether anything moved
-        apart = last["low"] - first["high"], last["high"] - first["low"]
-        rows[-1]["verdict"] = _sign(*apart, ("fell", "no clear change", "rose"))
+        change = last["low"] - first["high"], last["high"] - first["low"]
+        rows[-1]["verdict"] = _sign(*change, ("fell", "no clear change", "rose"))
     if run["below"].any():
         rows[0]["verdict"] = f"{int(run['below'].sum())} of {len(run)} points below twice the rounding floor"
     return rows

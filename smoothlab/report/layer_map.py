@@ -55,9 +55,9 @@ def layer_map(df: pd.DataFrame, quantity: str = "frobenius", blocks: Sequence[st
 def layers_of(df: pd.DataFrame) -> tuple[str, ...]:
     """Names of layers within a block: they have a trace and no spectral norm, which only whole blocks have."""
     diagonal = df[df["block"] == df["wrt"]]
-    whole = set(diagonal.loc[diagonal["quantity"] == "spectral", "block"])
+    whole_blocks = set(diagonal.loc[diagonal["quantity"] == "spectral", "block"])
     traced = diagonal.loc[diagonal["quantity"] == "trace", "block"].drop_duplicates()
-    return tuple(name for name in traced if name not in whole)
+    return tuple(name for name in traced if name not in whole_blocks)
 
 
 def one_map(ax: Axes, table: pd.DataFrame, title: str) -> None:

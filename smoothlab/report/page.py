@@ -265,5 +265,5 @@ def _products(sections: Sequence[Section]) -> str:
     diagonal = df[df["wrt"] == df["block"]]  # cross blocks come from the same products
     hvps = pd.to_numeric(diagonal["hvps"], errors="coerce").fillna(0)
     points = [diagonal[name] for name in ("protocol", "path", "block", "step")]
-    spent = hvps.groupby(points).max().groupby("protocol").sum()
-    return ", ".join(f"{protocol} {number(count)}" for protocol, count in spent.items())
+    products = hvps.groupby(points).max().groupby("protocol").sum()
+    return ", ".join(f"{protocol} {number(count)}" for protocol, count in products.items())

@@ -81,12 +81,12 @@ def panel(
         for j, second in enumerate(seconds):
             part = rows[(rows["first"] == first) & (rows["second"] == second)].sort_values(x)
             marker = markers.get(second, markers.get(first, MARKERS[j]))
-            at = part[x].astype(float)
-            _reference(ax, at, part, colors[first], line or LINES[j], horizontal)
+            positions = part[x].astype(float)
+            _reference(ax, positions, part, colors[first], line or LINES[j], horizontal)
             if marker or joined:
-                shifted = at + dodge * shift
+                shifted = positions + dodge * shift
                 if "x" in scale:
-                    shifted = at * (1 + dodge) ** shift
+                    shifted = positions * (1 + dodge) ** shift
                 _points(ax, shifted, part, colors[first], marker, joined, horizontal)
             shift += 1
         marker = "s"
@@ -249,7 +249,7 @@ def step_axis(ax: Axes, steps: pd.Series) -> None:
 
 
 def legend_above(ax: Axes, title: str = "", columns: int = 3) -> None:
-    """Legend above the frame; its title stands over it, bold."""
+    """Legend above the frame, with a bold title over it."""
     labels = ax.get_legend_handles_labels()[1]
     if not labels and not title:
         return

@@ -18,7 +18,7 @@ Indices = NDArray[np.intp]
 MOST_CORRELATED = 0.97  # beyond it a series of the usual length shows next to nothing of its own spread
 FEWEST_BLOCKS = 4  # a bootstrap of fewer blocks has no spread to speak of
 SHORTEST = 8
-"""Points below which there is no interval: fewer show neither their spread nor their dependence."""
+"""Fewest points with an interval: fewer show neither their spread nor their dependence."""
 
 
 def picks(n: int, length: int, times: int, rng: np.random.Generator, *, circular: bool = True) -> Indices:
@@ -51,7 +51,7 @@ class Dependence(NamedTuple):
 
     @property
     def blocks(self) -> float:
-        """How many blocks the series holds."""
+        """Number of blocks in the series."""
         return self.n / self.length
 
     def stretch(self, parameters: int) -> float:

@@ -204,15 +204,15 @@ def sampled(series: Dependence, resamples: int, seed: int, *columns: Array) -> l
 
 
 def bounded(name: str, estimated: Interval) -> Interval:
-    """An interval within what the parameter can be: not negative, and of rho the range that is searched."""
+    """An interval cut to the parameter's range: not negative, and for rho the range that is searched."""
     low, high = growth_fits.RHO if name == "rho" else (0.0, np.inf)
     return Interval(estimated.value, max(estimated.low, low), min(estimated.high, high))
 
 
 def _identified(draws: Array) -> Array:
-    """Exponents of bootstrap samples; where c = 0 any will do, and as many of them stand at each end of the range."""
-    rho, free = draws[:, 2].copy(), np.flatnonzero(draws[:, 1] == 0)
-    rho[free[::2]], rho[free[1::2]] = growth_fits.RHO
+    """Exponents of bootstrap samples; where c = 0 and any exponent fits, half are put at each end of the range."""
+    rho, without_growth = draws[:, 2].copy(), np.flatnonzero(draws[:, 1] == 0)
+    rho[without_growth[::2]], rho[without_growth[1::2]] = growth_fits.RHO
     return rho
 
 

@@ -16,7 +16,7 @@ SEARCHED = 64  # golden sections: the bracket shrinks to 4e-14 of itself
 TINY = 1e-300  # in place of a mean of 0
 COARSE = 20  # where exponents of bootstrap samples are compared: to 7e-5
 RHO = (0.1, 4.0)
-"""Exponents that a power may have: below, a power is a logarithm; above, points of one run do not tell it."""
+"""Exponents that a power may have: a lower one is like a logarithm, a higher one is not resolved by one run."""
 RHO_GRID = np.geomspace(*RHO, 13)
 REFINED = 12  # golden sections between neighbors on the grid, for bootstrap samples: rho to 0.3 % of their distance
 PROFILED = (44, 32)  # of the same for the points themselves: curves to 6e-10, rho to 2e-7 of the distance
@@ -31,7 +31,7 @@ class Curves(NamedTuple):
 
 
 Fit = Callable[[Array, Array, int], Curves]
-"""Fit of L0 + c phi to (phi, L), both [samples, n], by that many golden sections where it needs a search."""
+"""Fit of L0 + c phi to (phi, L), both [samples, n]; the last argument is the number of golden sections of a search."""
 
 
 def least_squares(phi: Array, L: Array, sections: int = 0) -> Curves:
@@ -123,8 +123,8 @@ def power(u: Array, L: Array, fit: Fit) -> tuple[Curves, Array]:
         return fit(np.exp(rho[:, None] * logs), L, sections).loss
 
     losses = np.stack([loss(np.full(len(L), rho)) for rho in RHO_GRID], axis=1)
-    at = losses.argmin(1)
-    low, high = RHO_GRID[np.maximum(at - 1, 0)], RHO_GRID[np.minimum(at + 1, len(RHO_GRID) - 1)]
+    best = losses.argmin(1)
+    low, high = RHO_GRID[np.maximum(best - 1, 0)], RHO_GRID[np.minimum(best + 1, len(RHO_GRID) - 1)]
     rho, least = golden(loss, low, high, refined)
-    rho = np.where(least < losses.min(1), rho, RHO_GRID[at])
+    rho = np.where(least < losses.min(1), rho, RHO_GRID[best])
     return fit(np.exp(rho[:, None] * logs), L, SEARCHED), rho

@@ -20,7 +20,7 @@ _LOW_RANK = 10.0  # effective rank at which images are half as if few directions
 
 
 def _low(nu: float) -> float:
-    """How far images of effective rank nu are as if few directions made them: from 1 for one, to 0 for many."""
+    """Weight between the rules for few and for many directions at effective rank nu: 1 for one, to 0 for many."""
     return _LOW_RANK / (_LOW_RANK + nu)
 
 

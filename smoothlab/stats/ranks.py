@@ -66,5 +66,5 @@ def partial_spearman(x: ArrayLike, y: ArrayLike, step: ArrayLike) -> float:
     """Rank correlation without the part of both ranks that is linear in the step's; NaN if nothing is left."""
     correlations = np.corrcoef(stats.rankdata(np.array([x, y, step], dtype=float), axis=1))
     of_x_and_y, a, b = float(correlations[0, 1]), float(correlations[0, 2]), float(correlations[1, 2])
-    left = (1 - a**2) * (1 - b**2)
-    return (of_x_and_y - a * b) / left**0.5 if left > 1e-12 else float("nan")
+    unexplained = (1 - a**2) * (1 - b**2)
+    return (of_x_and_y - a * b) / unexplained**0.5 if unexplained > 1e-12 else float("nan")

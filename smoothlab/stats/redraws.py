@@ -51,9 +51,9 @@ def shares(replicates: Sequence[Sequence[float]]) -> Shares:
     estimates (one-way analysis of variance). With one column all is sampling.
     """
     x = np.asarray(replicates, dtype=float)
-    whole = float(x.mean(1).var(ddof=1))
-    if x.shape[1] < 2 or whole == 0.0:
+    variance = float(x.mean(1).var(ddof=1))
+    if x.shape[1] < 2 or variance == 0.0:
         return Shares(1.0, 0.0)
     within = float(x.var(axis=1, ddof=1).mean()) / x.shape[1]
-    probes = min(within / whole, 1.0)
+    probes = min(within / variance, 1.0)
     return Shares(1 - probes, probes)

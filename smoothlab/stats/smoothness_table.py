@@ -109,19 +109,19 @@ def quotient(a: pd.DataFrame, b: pd.DataFrame, on: Sequence[str]) -> pd.DataFram
     Returns:
         Columns `on`, value, low, high, below.
     """
-    both = a.merge(b, on=list(on), suffixes=("_a", "_b"))
-    both = both[(both["value_a"] > 0) & (both["value_b"] > 0)]
+    merged = a.merge(b, on=list(on), suffixes=("_a", "_b"))
+    merged = merged[(merged["value_a"] > 0) & (merged["value_b"] > 0)]
 
     def distance(upper: str, lower: str) -> NDArray[np.float64]:
         # An interval that reaches zero has no end on the log scale: NaN, which is drawn as none.
-        positive = both[lower].where(both[lower] > 0)
-        return np.asarray(np.log(both[upper].to_numpy() / positive.to_numpy()), dtype=float)
+        positive = merged[lower].where(merged[lower] > 0)
+        return np.asarray(np.log(merged[upper].to_numpy() / positive.to_numpy()), dtype=float)
 
     log = distance("value_a", "value_b")
     up = np.hypot(distance("high_a", "value_a"), distance("value_b", "low_b"))
     down = np.hypot(distance("value_a", "low_a"), distance("high_b", "value_b"))
-    out = both[list(on)].assign(value=np.exp(log), low=np.exp(log - down), high=np.exp(log + up))
-    return out.assign(below=both["below_a"] | both["below_b"]).reset_index(drop=True)
+    out = merged[list(on)].assign(value=np.exp(log), low=np.exp(log - down), high=np.exp(log + up))
+    return out.assign(below=merged["below_a"] | merged["below_b"]).reset_index(drop=True)
 
 
 def protocols_of(df: pd.DataFrame, quantity: str = "frobenius") -> tuple[str, ...]:
@@ -136,14 +136,14 @@ def blocks_of(df: pd.DataFrame, quantity: str = "frobenius") -> tuple[str, ...]:
     Raises:
         BadInput: there is none; names the quantities of the records.
     """
-    own = df.loc[(df["quantity"] == quantity) & (df["wrt"] == df["block"]), "block"].drop_duplicates()
-    if own.empty:
+    blocks = df.loc[(df["quantity"] == quantity) & (df["wrt"] == df["block"]), "block"].drop_duplicates()
+    if blocks.empty:
         raise BadInput(nothing(df, (), quantity, ()))
-    return tuple(sorted(own, key=lambda name: ORDER.get(name, len(ORDER))))
+    return tuple(sorted(blocks, key=lambda name: ORDER.get(name, len(ORDER))))
 
 
 def nothing(df: pd.DataFrame, blocks: Sequence[str], quantity: str, protocols: Sequence[str]) -> str:
-    """One line that says which rows were looked for and which there are."""
+    """One line that says which rows were asked for and which the records have."""
     held = df.loc[df["value"].notna(), ["block", "quantity", "protocol"]].drop_duplicates()
     listed = ", ".join(held["quantity"] + " of " + held["block"] + " (" + held["protocol"] + ")") or "no rows"
     request = quantity

@@ -64,15 +64,15 @@ def second_moment_radius(hessians: Array, d_x: int, eta_x: float, eta_y: float, 
     in_x = np.diag((np.arange(d) < d_x).astype(float))
     a, b, c = moment
     # vec(A M A') = (A kron A) vec(M), row by row; tr(P H M H P) = <H P H, M>.
-    whole = np.zeros((d * d, d * d))
+    second_moment_map = np.zeros((d * d, d * d))
     for h in batches:
         shrink, noise = np.eye(d) - rates * h, eta_x * in_x @ h
-        whole += np.kron(shrink, shrink) + (a - 1) * np.kron(noise, noise)
-        whole += b * np.outer(in_x, noise.T @ noise)
+        second_moment_map += np.kron(shrink, shrink) + (a - 1) * np.kron(noise, noise)
+        second_moment_map += b * np.outer(in_x, noise.T @ noise)
         for i in range(d_x):
-            whole[i * d + i] += c * np.kron(noise[i], noise[i])
+            second_moment_map[i * d + i] += c * np.kron(noise[i], noise[i])
     inward = np.kron(inside, inside)
-    return _radius(inward.T @ (whole / len(batches)) @ inward)
+    return _radius(inward.T @ (second_moment_map / len(batches)) @ inward)
 
 
 def coupled_radius(

@@ -175,10 +175,10 @@ def _in_a_basis(
     if c > 0 and a >= 1:
         high = _isotropic(spectrum, OuterMoment(a, b), momentum, dampening).high
     if not momentum:
-        rest = [t for t, _ in spectrum.rest()]
+        rest_traces = [t for t, _ in spectrum.rest()]
         known = math.fsum(spectrum.values)
-        low = max(low, 2 / (b * (known + max(rest)) + a * spectrum.largest + max(c * least, c * most)))
-        smallest = b * (known + min(rest)) + min(c * least, c * most)
+        low = max(low, 2 / (b * (known + max(rest_traces)) + a * spectrum.largest + max(c * least, c * most)))
+        smallest = b * (known + min(rest_traces)) + min(c * least, c * most)
         if smallest > 0:
             high = min(high, 2 / smallest / (1 - dampening))
     return Edge.between(low, high)

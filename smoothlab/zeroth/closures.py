@@ -4,7 +4,8 @@ A step differences values of the loss that it computes one after the other, some
 closure that draws random numbers, writes to weights or buffers, or takes another way without a graph gives values of
 several functions, and their difference divided by mu may be anything. The first step looks closely. A later one looks
 again where there is a sign of a change, which costs nothing to see: random numbers were drawn that were not drawn
-before, a module went from training to evaluation or back, a buffer was written to. Every `AGAIN`-th step looks without.
+before, a module went from training to evaluation or back, a buffer was written to. Every `AGAIN`-th
+step looks without a sign, too.
 """
 
 import math
@@ -94,7 +95,7 @@ class Watch:
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Inside the context are the calls of a step.
+        """Inside the context the calls of one step are made.
 
         Raises:
             BadInput: they wrote to parameters.
@@ -109,7 +110,7 @@ class Watch:
         return self._signs() != self._known
 
     def looked(self) -> None:
-        """Take the behavior of the step's calls for one that was looked at."""
+        """Record that the behavior of the step's calls has been checked."""
         self._known = self._signs()
 
     def _signs(self) -> Signs:

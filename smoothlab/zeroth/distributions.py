@@ -79,7 +79,7 @@ class Sphere(Distribution):
         return radius(stream.block.dim, stream.map(lambda piece, g: square(g)))
 
     def draw(self, block: Block, seed: Sequence[int]) -> Tensor:
-        """As the stream has it to the bit, drawn once."""
+        """The direction, the same to the bit as the stream's, but drawn only once."""
         z = Gaussian(generator=self.generator).stream(block, seed).numbers()
         parts, (square, radius) = block.split(z), _lengths(self.generator)
         # Piece by piece, as `radius` has it: another order of the sum would be another number.
@@ -118,9 +118,9 @@ class Sphere(Distribution):
 
 def _square(g: Tensor) -> float:
     """||g||^2 by rows of 1,024 entries, so that its bits do not depend on the number of threads."""
-    whole = len(g) // 1024 * 1024
-    rows = g[:whole].view(-1, 1024).square().sum(1).double().sum()
-    return float(rows) + math.fsum(g[whole:].double().square().tolist())
+    in_rows = len(g) // 1024 * 1024
+    rows = g[:in_rows].view(-1, 1024).square().sum(1).double().sum()
+    return float(rows) + math.fsum(g[in_rows:].double().square().tolist())
 
 
 def _radius(dim: int, squares: Sequence[float]) -> float:
@@ -202,7 +202,7 @@ class Coordinate(Distribution):
     def fill_replicas(
         self, out: Tensor, scratch: Tensor, generator: torch.Generator, shape: tuple[int, ...] = ()
     ) -> None:
-        """Zeros but for an entry of each, which one number fixes together with its sign."""
+        """Zeros but for one entry of each direction; one number fixes the entry and its sign."""
         if self.generator == "portable":
             return super().fill_replicas(out, scratch, generator, shape)
         dim = out.shape[-1]

@@ -64,7 +64,7 @@ class Estimator(Protocol):
 
 
 def missing(estimator: object) -> str | None:
-    """What an object lacks to be an `Estimator`, in words; None if nothing."""
+    """What an object lacks to be an `Estimator`, in words; None if it lacks nothing."""
     if not callable(estimator):
         return "is not callable"
     if not isinstance(getattr(estimator, "distribution", None), Distribution):
@@ -278,7 +278,7 @@ class ZerothOrder:
     def _parallel_differences(
         self, loss: Loss, block: Block, perturbation: Perturbation, frame: Sequence[Terms]
     ) -> Iterator[float]:
-        """The same, of `parallel` evaluations in one forward pass."""
+        """The differences that `_differences` returns, with `parallel` evaluations in one forward pass."""
         assert isinstance(perturbation, ForwardPerturbation)
         points, values = self._points(frame), list[float]()
         for start in range(0, len(points), self.parallel):

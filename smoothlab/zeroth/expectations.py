@@ -124,12 +124,12 @@ def _terms(cumulants: Cumulants, shapes: Shapes, orders: tuple[int, ...], free: 
             options.append(_cumulant(cumulants, shapes, block, start))
         for choice in product(*options):
             weight = 1.0
-            at: dict[int, Index] = {}
+            combined: dict[int, Index] = {}
             for factor, indices in choice:
                 weight *= factor
-                at |= indices
+                combined |= indices
             # A counter of floats: equal contractions add up.
-            terms[_canonical(at, orders, free)] += weight  # type: ignore[assignment]
+            terms[_canonical(combined, orders, free)] += weight  # type: ignore[assignment]
     return terms
 
 
@@ -242,6 +242,6 @@ def _contracted(factors: Sequence[Array], names: Names, shapes: Shapes) -> Array
     value = np.asarray(np.einsum(*arguments, labels(free), optimize="greedy"))  # type: ignore[call-overload]
     if free.tensor < 0:
         return value
-    whole = np.zeros(starts[-1])
-    whole[slice(*starts[free.tensor : free.tensor + 2])] = value.reshape(-1)
-    return whole
+    vector = np.zeros(starts[-1])
+    vector[slice(*starts[free.tensor : free.tensor + 2])] = value.reshape(-1)
+    return vector

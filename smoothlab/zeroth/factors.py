@@ -219,7 +219,7 @@ class Factors:
         return sum(m.nbytes for m in self._matrices.values()) + sum(v.wide.nbytes for v in self._vectors.values())
 
     def reset(self) -> None:
-        """Take all steps back."""
+        """Remove all steps."""
         self._moves: list[tuple[Seed, float]] = []
         self._starts: dict[Seed, int] = {}  # first column of the factors, by the seed of W
         self._matrices: dict[int, MatrixFactors] = {}
@@ -259,7 +259,7 @@ class Factors:
         }
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Stand where `state` was called, to the bit, on a block of the same values at the beginning.
+        """Restore the steps that `state` returned, to the bit, on a block with the same values before any step.
 
         Raises:
             BadInput: the seeds are of another generator than this machine's.

@@ -73,7 +73,7 @@ class ForwardPerturbation(Perturbation):
             self._names.update(self._gathered.names)
 
     def forget(self) -> None:
-        """Leave the directions of the last step to whoever holds its streams."""
+        """Forget the directions of the last step; whoever holds its streams keeps them."""
         super().forget()
         self._drawn, self.streams = {}, {}
 
@@ -177,7 +177,7 @@ class ForwardPerturbation(Perturbation):
                 )
 
     def check_layers(self, loss: Loss) -> None:
-        """One evaluation with NaN in place of the matrices, but for those who ask their class.
+        """One evaluation with NaN in place of the matrices, except for functions that ask their class.
 
         Raises:
             BadInput: the loss reads a matrix of the block in a way that `smoothlab.zeroth.products` does not see.
@@ -209,16 +209,16 @@ class ForwardPerturbation(Perturbation):
         )
 
     def _survives(self, loss: Loss, numbers: Sequence[int]) -> bool:
-        """Whether the loss is finite although these matrices are NaN for those who do not ask."""
+        """Whether the loss is finite although these matrices are NaN for functions that do not ask their class."""
         with torch.no_grad(), self._standing(partial(self._blank, numbers=numbers)):
             return bool(torch.isfinite(loss()))
 
     @contextmanager
     def _blank(self, params: Mapping[int, Tensor], numbers: Sequence[int]) -> Iterator[None]:
-        """Inside the context those of the parameters with these numbers are NaN for those who do not ask."""
-        moves, nothing, chosen = [], torch.empty(0), [i for i in numbers if i in params]
+        """Inside the context the parameters with these numbers are NaN for functions that do not ask their class."""
+        moves, empty, chosen = [], torch.empty(0), [i for i in numbers if i in params]
         for i in chosen:
-            moves.append(Move(_home(params[i]), nothing, nothing, 0.0, self._labels[i]))
+            moves.append(Move(_home(params[i]), empty, empty, 0.0, self._labels[i]))
         matrices = [params[i] for i in chosen]
         # One NaN seen through strides of 0: a matrix of any shape that takes no memory.
         blanks = [torch.full((), torch.nan, dtype=p.dtype, device=p.device).expand(p.shape) for p in matrices]
@@ -291,7 +291,7 @@ def _home(p: Tensor) -> Tensor:
 
 @contextmanager
 def _at(params: Sequence[Tensor], tensors: Sequence[Tensor]) -> Iterator[None]:
-    """`standing_at`, for no parameters too."""
+    """`standing_at`, also where there are no parameters."""
     if not params:
         yield
         return

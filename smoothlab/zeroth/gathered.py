@@ -96,10 +96,10 @@ class Gathered:
         # The holders of each number, by the module in whose forward pass it is gathered.
         self._holders: dict[Any, dict[int, tuple[nn.Module, str]]] = {unit: {} for unit in _units(module)}
         self._find(module, None, numbers)
-        held = {i for holders in self._holders.values() for i in holders}
+        gathered = {i for holders in self._holders.values() for i in holders}
         for i, p in enumerate(block.params):
             check_stays(block.name, p)
-            if i not in held and i not in self._whole:
+            if i not in gathered and i not in self._whole:
                 raise BadInput(
                     f"block '{block.name}' holds a sharded parameter (DTensor) of shape {tuple(p.shape)} that no FSDP2 "
                     "module of the given one gathers: pass layers=model, with the model that fully_shard was called on"

@@ -95,7 +95,7 @@ class LowRank(Distribution):
         return u.to(stream.dtype), w.to(stream.dtype)  # the portable table's entries are exact in fp32
 
     def columns_seed(self, seed: Seed) -> Seed:
-        """What fixes W: directions of one such seed share it."""
+        """The seed that fixes W: directions for which it is the same share W."""
         return tuple(seed)
 
     def numbers(self, stream: Stream, tensor: int) -> Tensor:
@@ -120,7 +120,7 @@ class LowRank(Distribution):
         )
 
     def _normal(self, stream: Stream, piece: Piece, columns: int) -> Tensor:
-        """Normal numbers [entries / columns, columns], those in memory where there are such."""
+        """Normal numbers [entries / columns, columns], taken from memory where it holds them."""
         memory = stream.memory
         if memory is not None and piece in memory:
             return memory[piece]
@@ -149,7 +149,7 @@ class LowRank(Distribution):
         out.view(*sizes, m, n).copy_(u @ w.mT).mul_(self.rank**-0.5)
 
     def cumulants(self) -> Cumulants:
-        """Those of the entries of U, of W and of other tensors, see `smoothlab.zeroth.expectations`."""
+        """Cumulants of the entries of U, of W and of other tensors, see `smoothlab.zeroth.expectations`."""
         return Gaussian(generator=self.generator).cumulants()._replace(rank=self.rank)
 
     def second_moment(self, shapes: Shapes, parts: Parts = None, gradient: Vector = None) -> tuple[float, float]:
@@ -176,7 +176,7 @@ class LowRank(Distribution):
         return entries(shapes) + float(extra[0]), 1.0
 
     def fourth_moments(self, shapes: Shapes) -> tuple[float, float]:
-        """The Gaussian's where no tensor is a matrix.
+        """The Gaussian's moments where no tensor is a matrix.
 
         Raises:
             BadInput: one is, whose rows and columns pair among themselves.
@@ -257,8 +257,8 @@ class KeptSubspace(LowRank):
         """The seed of the direction's window."""
         if len(seed) <= 2:
             return tuple(seed)
-        run, step, *rest = seed
-        return (run, step // self.window, *rest)
+        run, step, *others = seed
+        return (run, step // self.window, *others)
 
     # What is said of one direction holds: W of a window is as random as W of a step.
     cumulants = LowRank.cumulants
@@ -300,7 +300,7 @@ class _KeptStream(Stream):
         self._window = Stream(distribution, block, distribution.columns_seed(self.seed))
 
     def draws(self, piece: Piece) -> Draws:
-        """Those of the window where all pieces of the tensor share them."""
+        """Random numbers for one piece: the window's where all pieces of the tensor share them."""
         if piece.number == SHARED:
             return self._window.draws(piece)
         return super().draws(piece)

@@ -151,7 +151,7 @@ _INDIFFERENT = (
 
 
 def _independent(estimator: ZerothOrder) -> tuple[int, int]:
-    """How many independent estimates are averaged, and their sides."""
+    """Number of independent estimates that are averaged, and their sides."""
     return (estimator.q // 2, 2) if estimator.average == "antithetic" else (estimator.q, estimator.sides)
 
 
@@ -193,7 +193,7 @@ def outer_moment(estimator: ZerothOrder, dim: int, shapes: Shapes | None = None)
 
     With u = E z_i^2 z_j^2 and k = E z_i^4, one direction has a = 2u, b = u, c = k - 3u; the average of q plain ones
     1 + (a - 1)/q, b/q, c/q; a random frame of q <= d orthogonal ones of length sqrt(d), whose projection of rank q is
-    uniform, b = d (d - q)/(q (d + 2)(d - 1)), a = d/q - d b. What `smoothlab.theory.edge` takes.
+    uniform, b = d (d - q)/(q (d + 2)(d - 1)), a = d/q - d b. `smoothlab.theory.edge` takes this form.
 
     >>> from smoothlab import ZerothOrder, outer_moment
     >>> outer_moment(ZerothOrder(q=4), 100)
@@ -216,8 +216,8 @@ def outer_moment(estimator: ZerothOrder, dim: int, shapes: Shapes | None = None)
             raise BadInput(f"q = {q} orthogonal directions in {dim} dimensions: use at most {dim}, or plain ones")
         b = dim * (dim - q) / (q * (dim + 2) * max(dim - 1, 1))
         return OuterMoment(dim / q - dim * b, b)
-    mixed, own = distribution.fourth_moments(tensors)
-    return OuterMoment(1 + (2 * mixed - 1) / q, mixed / q, (own - 3 * mixed) / q)
+    mixed, fourth = distribution.fourth_moments(tensors)
+    return OuterMoment(1 + (2 * mixed - 1) / q, mixed / q, (fourth - 3 * mixed) / q)
 
 
 def control_variate(

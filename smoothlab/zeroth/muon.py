@@ -18,7 +18,7 @@ from smoothlab.zeroth.variants import of_low_rank
 
 @dataclass(frozen=True)
 class Orthogonalized:
-    """The update of `Muon`: of each matrix's estimate P S Q', P Q'; of other tensors the estimate over its length.
+    """The update of `Muon`: P Q' for a matrix's estimate P S Q'; for other tensors the estimate over its length.
 
     Attributes:
         gradient: the estimate, of `LowRank` directions.
@@ -70,7 +70,7 @@ class Muon(Variant):
 
     Muon (Jordan 2024) orthogonalizes a momentum by Newton-Schulz iterations; of q directions of rank r the estimate has
     rank q r, and its decomposition follows exactly from the factors' own, at about 4 (m + n) (q r)^2 operations a
-    matrix, with one matrix in memory at a time. Of tensors that are no matrices it takes the estimate over its length.
+    matrix, with one matrix in memory at a time. For other tensors u is the estimate divided by its length.
 
     ||u||^2 is min(q r, m, n) on a matrix and 1 elsewhere, whatever the loss is: its second moment is exact, and no
     unbiased gradient has it. A seed log replays where decompositions round alike: on the same kind of machine, with as

@@ -67,7 +67,7 @@ class Perturbation:
         return (p.dtype, p.device) == self._kind and self.block.sizes == self._sizes
 
     def forget(self) -> None:
-        """Leave the memory of kept directions to the next ones; who holds `kept` sees that they are gone for good."""
+        """Free the memory of kept directions for the next ones; whoever holds `kept` then finds it empty."""
         self._spare += self.kept.values()
         self.kept.clear()
         self.kept = {}  # not the old one: there, given directions of another step would pass for its own
@@ -75,7 +75,7 @@ class Perturbation:
             self._gathered.reshard()
 
     def release(self) -> None:
-        """Free the copies; who holds `kept` keeps its directions."""
+        """Free the copies; whoever holds `kept` keeps its directions."""
         self._moved, self._spare, self.kept = [], [], {}
 
     @contextmanager
@@ -213,7 +213,7 @@ class Perturbation:
         return realized / (h * squared)
 
     def _mover(self, distribution: Distribution, direction: Terms, h: float) -> Mover:
-        """What writes fl(home + h z) for some parameters."""
+        """A function that writes fl(home + h z) for some parameters."""
         stream, scale = stream_of(distribution, self.block, direction), h
         if len(direction) == 1:  # the weight joins h: a direction and its opposite are drawn once
             stream, scale = distribution.stream(self.block, direction[0][0]), h * direction[0][1]
@@ -229,8 +229,8 @@ class Perturbation:
                 home, out = flats[piece.tensor]
                 shifted(home[piece.start : piece.stop], numbers, scale, out[piece.start : piece.stop])
 
-            whole = len(tensors) == len(self.block.params)
-            if self._keep and whole and len(direction) == 1 and direction[0][0] not in self.kept:
+            all_tensors = len(tensors) == len(self.block.params)
+            if self._keep and all_tensors and len(direction) == 1 and direction[0][0] not in self.kept:
                 z = self.kept[direction[0][0]] = self._memory()
                 stream.map(write, out=z)  # moved while the numbers are still in cache
             elif self._keep:
@@ -252,7 +252,7 @@ class Perturbation:
         return torch.empty(self.block.dim, dtype=dtype, device=self.device)
 
     def _known(self, distribution: Distribution, direction: Terms) -> Tensor:
-        """The direction from those in memory, which it joins; a single one without its weight."""
+        """The direction from memory, drawn into it where it is not there; a single one without its weight."""
         for seed, _ in direction:
             if seed not in self.kept:
                 z = self.kept[seed] = self._memory()
@@ -359,8 +359,8 @@ def _owners(block: Block, module: nn.Module) -> dict[nn.Module, list[int]]:
         for p in m._parameters.values():
             if id(p) in numbers:
                 owners.setdefault(m, []).append(numbers[id(p)])
-    held = set().union(*owners.values())
-    if len(held) < len(block.params):
+    owned = set().union(*owners.values())
+    if len(owned) < len(block.params):
         raise BadInput(
             f"block '{block.name}' holds parameters that are not the given module's: pass the module that the loss runs"
         )

@@ -31,7 +31,7 @@ from smoothlab.errors import BadInput
 from smoothlab.zeroth.factors import factors_of
 
 OTHER = "perturb 'weights' (--perturb weights), which moves a copy of them"
-"""What errors offer instead."""
+"""What errors recommend instead."""
 
 
 @dataclass
@@ -187,7 +187,7 @@ def linear(function: Callable[..., Tensor], *, adds: bool = False) -> Callable[.
 
 
 def embedding(function: Callable[..., Tensor], *, adds: bool = False) -> Callable[..., Tensor | None]:
-    """The same for rows A[i] that `function` looks up."""
+    """As `linear`, for rows A[i] that `function` looks up."""
 
     def rows(input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:
         parts = _parts(weight, adds=adds)

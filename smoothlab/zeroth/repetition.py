@@ -50,7 +50,7 @@ class BatchedLoss:
         return self.repeated(1)[0]
 
     def repeated(self, count: int) -> Tensor:
-        """The mean losses [count] of repetitions of the minibatch, from one call with all rows of the first first.
+        """The mean losses [count] of repetitions of the minibatch, from one call on all rows, repetition by repetition.
 
         Raises:
             BadInput: the losses are not one a row.

@@ -49,7 +49,7 @@ class Piece(NamedTuple):
 
 
 def check_generator(name: str) -> None:
-    """Refuse a generator that there is not.
+    """Refuse an unknown generator.
 
     Raises:
         BadInput: its name is none of `GeneratorName`.
@@ -59,7 +59,7 @@ def check_generator(name: str) -> None:
 
 
 def stream_name(device: torch.device | str = "cpu", generator: GeneratorName = "torch") -> str:
-    """What seeds are bound to: for torch's generator device, torch version and, on a CPU, its instruction set."""
+    """The generator that seeds are bound to: torch's with device, version and, on a CPU, instruction set."""
     if generator == "portable":
         return portable.NAME
     device, detail = torch.device(device), "philox"

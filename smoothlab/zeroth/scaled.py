@@ -90,7 +90,7 @@ class Preconditioned(Distribution):
         return float((trace * (s2 @ g2) + (2 + fourth) * aligned) / total), float(aligned / total)
 
     def fourth_moments(self, shapes: Shapes) -> tuple[float, float]:
-        """They differ between entries.
+        """Refused: they differ between entries.
 
         Raises:
             BadInput: always.
@@ -126,6 +126,6 @@ class Known(Distribution):
     vectors: tuple[Tensor, ...] = field(compare=False)
 
     def fill(self, stream: Stream, piece: Piece, out: Tensor) -> None:
-        """Copy."""
+        """Copy the piece of the known direction."""
         before = stream.block.offset(piece.tensor)
         out.copy_(self.vectors[stream.seed[0]][before + piece.start : before + piece.stop])

@@ -11,7 +11,7 @@ from smoothlab.zeroth.estimators import Estimator
 from smoothlab.zeroth.rng import Terms
 
 State = tuple[Any, ...]
-"""What a variant knows of the steps before: numbers and pairs of seeds and numbers; () before the first step."""
+"""A variant's state from earlier steps: numbers and pairs of seeds and numbers; () before the first step."""
 
 
 class Update(Protocol):

@@ -81,9 +81,9 @@ class Momentum(Variant):
         if window != int(window) or window < 0:
             raise BadInput(f"momentum over {window:g} steps: use a whole number, or 0 for as many as weigh 99 %")
         if not window:
-            window, rest = 1, self.beta
-            while rest > TRUNCATED:
-                window, rest = window + 1, rest * self.beta
+            window, weight_left = 1, self.beta
+            while weight_left > TRUNCATED:
+                window, weight_left = window + 1, weight_left * self.beta
         object.__setattr__(self, "window", int(window))
 
     def weights(self, count: int) -> list[float]:

@@ -103,7 +103,7 @@ def _addmm(input: Any, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha: fl
 
 
 def _affine(normalized: Tensor, weight: Any, bias: Any) -> Any:
-    """`normalized` times weight, plus bias, as far as there are such."""
+    """`normalized` times weight, plus bias, where they are given."""
     if weight is not None:
         normalized = normalized * weight
     if bias is not None:
@@ -136,7 +136,7 @@ FUNCTIONS: dict[Callable[..., Any], Callable[..., Any]] = {
 def moved_vectors(
     params: Sequence[Tensor], values: Sequence[Tensor], labels: Sequence[Callable[[], str]]
 ) -> Iterator[None]:
-    """Inside the context these vectors [n] stand for `values` [k, n]; who does not ask their class reads NaN."""
+    """Inside the context these vectors [n] stand for `values` [k, n]; functions that ignore their class read NaN."""
     if not params:
         yield
         return

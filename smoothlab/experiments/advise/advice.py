@@ -24,11 +24,12 @@ from smoothlab.zeroth.estimators import ZerothOrder
 
 Row = dict[str, Any]
 AFFORDABLE = 0.85
-"""Share of a rate's time that a prediction may take, as it may take more than is expected of it."""
+"""Largest share of the time for a rate that a prediction may be expected to take, as it may take longer."""
 RUNS = {"zeroth": 0, "exact": 3, "adam": 3}
-"""Runs that a prediction leaves time for, by the kind of steps, where less of it costs less.
+"""Runs for which a prediction leaves time, by the kind of steps, if it averages over fewer minibatches.
 
-A random walk tells more than runs do in its time; a largest eigenvalue, however exact, tells a limit to a factor of 3.
+A random walk says more about the limit than runs in the same time; a largest eigenvalue, however exact, gives the limit
+to a factor of 3.
 """
 TIMED = 3
 """Steps that are timed."""
@@ -42,14 +43,14 @@ class Advised(NamedTuple):
     """An advised rate or mu.
 
     Attributes:
-        option: what it is the value of: eta_x, eta_y, mu, or the name of a block.
+        option: name of what is advised: eta_x, eta_y, mu, or a block with a rate of its own.
         value: the advice.
-        low: lower end of its 95 % interval, for a rate that of its limit's times the same fraction; how far below the
-            limit a rate learns most is not in it.
+        low: lower end of its 95 % interval. That of a rate is the interval of its limit times the advised fraction of
+            the limit, and does not cover the question which fraction learns most.
         high: upper end.
         source: "predicted", "tried" or "predicted and tried".
         weakest: the assumption that is most in doubt.
-        flag: None, or what makes it doubtful.
+        flag: None, or what makes the advice doubtful.
     """
 
     option: str
@@ -71,7 +72,7 @@ class Advice:
         forwards: cost in forward passes of one minibatch.
         seconds: cost in seconds.
         steps: cost in training steps, by time.
-        budget: training steps whose time it was to take at most.
+        budget: largest cost that was allowed, in training steps.
     """
 
     advised: tuple[Advised, ...]
@@ -201,28 +202,28 @@ class _Adviser:
 
     def advice(self) -> Advice:
         rates = rates_of(self.trainer)
-        kept = COMPARING * self.budget if self.by != "predict" and self.budget >= AMPLE else 0.0
+        reserved = COMPARING * self.budget if self.by != "predict" and self.budget >= AMPLE else 0.0
         with self._best_mu():
             chosen = {name: 0.0 for rate in rates for name in rate.names}
             for number, rate in enumerate(rates):
-                part = (self.budget - kept - self.clock.steps) / (len(rates) - number)
-                advised = self._advise(rate, chosen, self.clock.steps + part)
+                share = (self.budget - reserved - self.clock.steps) / (len(rates) - number)
+                advised = self._advise(rate, chosen, self.clock.steps + share)
                 self.advised.append(advised)
                 chosen |= dict.fromkeys(rate.names, advised.value)
             cost = len(comparing.FACTORS) * (comparing.STEPS + self._cost_of_losses())
-            if kept and cost <= self.budget - self.clock.steps:
+            if reserved and cost <= self.budget - self.clock.steps:
                 self._compare(rates)
         clock, forwards = self.clock, self.clock.forwards + self.tries.forwards + self.comparing.forwards
         return Advice(tuple(self.advised), tuple(self.rows), forwards, clock.seconds, clock.steps, self.budget)
 
     def _compare(self, rates: Sequence[Rate]) -> None:
         """Scale the advised rates by the factor whose run of 200 steps ends with the lowest loss."""
-        own = {advised.option: advised for advised in self.advised}
+        usual = {advised.option: advised for advised in self.advised}
 
         def scaled(factor: float) -> dict[str, Advised]:
             scaled_rates = {}
             for rate in rates:
-                advised, times = own[rate.option], comparing.times(FRACTION[rate.kind], factor)
+                advised, times = usual[rate.option], comparing.times(FRACTION[rate.kind], factor)
                 ends = {name: times * getattr(advised, name) for name in ("value", "low", "high")}
                 scaled_rates[rate.option] = advised._replace(**ends)
             return scaled_rates
@@ -235,22 +236,22 @@ class _Adviser:
             seen=lambda run: self.tell(f"{run}; {self._spent()}"),
         )  # fmt: skip
         self.rows += [{"part": "comparison", **run._asdict()} for run in runs]
-        self.advised = list((own | scaled(best)).values())
+        self.advised = list((usual | scaled(best)).values())
 
     @contextmanager
     def _best_mu(self) -> Iterator[None]:
         """Inside the context the zeroth-order groups have the best mu."""
-        kept = []
+        replaced = []
         try:
             for group in self.trainer.optimizer.param_groups:
                 oracle = group["oracle"]
                 if isinstance(oracle, ZerothOrder):
                     best = self._perturbation(group, oracle)
-                    kept.append((group, oracle))
+                    replaced.append((group, oracle))
                     group["oracle"] = replace(oracle, mu=best.mu.value)
             yield
         finally:
-            for group, oracle in kept:
+            for group, oracle in replaced:
                 group["oracle"] = oracle
 
     def _perturbation(self, group: Mapping[str, Any], oracle: ZerothOrder) -> BestPerturbation:
@@ -267,7 +268,7 @@ class _Adviser:
         return best
 
     def _advise(self, rate: Rate, chosen: Mapping[str, float], until: float) -> Advised:
-        """One rate, the others as chosen; `until` is what all may have cost after it, in steps."""
+        """Advise on one rate, the others as chosen; `until` is the largest total cost afterwards, in steps."""
         prediction, why = self._predicted(rate, chosen, until)
         tried = None
         if self.by != "predict":
@@ -282,7 +283,7 @@ class _Adviser:
         return self._advised(rate, tried.limit, source, weakest, "; ".join(filter(None, (tried.flag, why))) or None)
 
     def _predicted(self, rate: Rate, chosen: Mapping[str, float], until: float) -> tuple[Prediction | None, str | None]:
-        """The prediction, or None and why."""
+        """The prediction, or None with the reason."""
         if self.by == "try":
             return None, None
         minibatches = self._affordable(rate, chosen, until)
@@ -304,22 +305,22 @@ class _Adviser:
     def _affordable(self, rate: Rate, chosen: Mapping[str, float], until: float) -> int:
         """Minibatches whose curvature may be measured, at most 4; 0: a prediction takes too long."""
         gradient = (1 + BACKWARD) * self.clock.forward / self.clock.step
-        left = AFFORDABLE * (until - self.clock.steps)
+        available = AFFORDABLE * (until - self.clock.steps)
         if rate.kind == "zeroth" and any(chosen.values()):
-            left -= BESIDE
+            available -= BESIDE
         for runs in range(RUNS[rate.kind], -1, -1):
             for minibatches in range(MINIBATCHES, 0, -1):
                 cost = expected_gradients(self.trainer, rate.block, minibatches) * gradient
-                if cost + runs * self._cost_of_run() <= left:
+                if cost + runs * self._cost_of_run() <= available:
                     return minibatches
         return 0
 
     def _cost_of_run(self) -> float:
-        """In steps; the first one computes the loss at the start, too."""
+        """Cost of a run in steps, with the loss at the start, which only the first run computes."""
         return self.tries.steps + self._cost_of_losses()
 
     def _cost_of_losses(self) -> float:
-        """In steps, of the losses at the start and at the end of a run."""
+        """Cost in steps of the losses at the start and at the end of a run."""
         return 2 * JUDGED * self.clock.forward / self.clock.step
 
     def _spent(self) -> str:
@@ -328,7 +329,7 @@ class _Adviser:
     def _tried(
         self, rate: Rate, chosen: Mapping[str, float], prediction: Prediction | None, until: float
     ) -> Limit | None:
-        """The limit by trying, or None where no time is left and there is a prediction."""
+        """The limit by short runs, or None where no time is left for them and there is a prediction."""
         cost = self._cost_of_run()
         if prediction is not None and until - self.clock.steps < cost:
             return None
@@ -348,9 +349,9 @@ class _Adviser:
                 "run": trial.number, "loss_before": trial.start, "loss_after": trial.end, "steps": trial.steps,
             })  # fmt: skip
         unstable = [trial.unstable for trial in limit.trials]
-        alone = threshold([trial.rate for trial in limit.trials], unstable)
+        tried_limit = threshold([trial.rate for trial in limit.trials], unstable)
         limit = replace(limit, limit=_scaled(limit.limit, 1 / shorter))
-        self._limit(rate, _scaled(alone, 1 / shorter), "tried", "loss above its start", limit.flag)
+        self._limit(rate, _scaled(tried_limit, 1 / shorter), "tried", "loss above its start", limit.flag)
         if prediction is not None:
             self._limit(rate, limit.limit, "predicted and tried", "loss above its start", limit.flag)
         return limit
@@ -371,12 +372,12 @@ class _Adviser:
 
 
 def _scaled(limit: Interval, factor: float) -> Interval:
-    """A limit of runs of other lengths."""
+    """The limit times a factor, as for runs of another length."""
     return Interval(*(factor * end for end in limit))
 
 
 def rates_of(trainer: Trainer) -> list[Rate]:
-    """Learning rates of a trainer's groups: exact ones first, as they cost least to know."""
+    """Learning rates of a trainer's groups: those of exact gradients first, as their limits cost least."""
     rates: dict[str, Rate] = {}
     groups: Sequence[Mapping[str, Any]] = trainer.optimizer.param_groups
     for group in sorted(groups, key=lambda group: group["oracle"] is not None):
@@ -384,10 +385,10 @@ def rates_of(trainer: Trainer) -> list[Rate]:
         kind = "zeroth" if group["oracle"] is not None else "adam" if "betas" in group else "exact"
         params = tuple(group["params"])
         if option in rates:
-            old = rates[option]
-            params = old.block.params + params
-            old.names.append(group["name"])
-            old.block = Block(old.block.name + "+" + group["name"], params)
+            rate = rates[option]
+            params = rate.block.params + params
+            rate.names.append(group["name"])
+            rate.block = Block(rate.block.name + "+" + group["name"], params)
         else:
             rates[option] = Rate(option, [group["name"]], Block(group["name"], params), kind, group["lr"])
     return list(rates.values())

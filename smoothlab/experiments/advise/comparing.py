@@ -14,7 +14,7 @@ from smoothlab.experiments.advise.trying import Tries
 STEPS = 200
 """Steps of a run."""
 FACTORS = (1.0, 0.5, 2.0)
-"""Of the usual shares, the shares that are compared."""
+"""Factors of the usual shares of the limits that are compared."""
 HIGHEST = 0.75
 """Share of a limit beyond which no rate is set: a run of a few hundred steps may do well there, and fail later."""
 
@@ -40,7 +40,7 @@ class Compared(NamedTuple):
 
 
 def times(usual: float, factor: float) -> float:
-    """How many times the rate at the usual share of its limit a rate is.
+    """A rate at `factor` times the usual share of its limit, at most HIGHEST, in units of the rate at the usual share.
 
     >>> times(0.25, 2.0), times(0.5, 2.0)
     (2.0, 1.5)

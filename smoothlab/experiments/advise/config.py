@@ -8,7 +8,7 @@ FRACTION = {"zeroth": 0.25, "exact": 0.5, "adam": 0.25}
 """Advised rate in units of its stability limit, by the kind of steps."""
 BUDGET, MOST_STEPS, LARGE = 100, 2000, 135e6
 """By default advice takes the time of 100 training steps on models of 135 million parameters or more, and of more
-steps, in proportion and up to 2,000, on smaller ones, where all of it takes a minute or two all the same."""
+steps, in proportion and up to 2,000, on smaller ones, where that still takes only a minute or two."""
 SHORT_RUN, LONG_RUN, AMPLE = 20, 60, 1000
 """Steps of a run that tries rates: 60 where the budget is at least 1,000 steps, else 20."""
 
@@ -19,5 +19,5 @@ def default_budget(parameters: int) -> int:
 
 
 def default_run(budget: float) -> int:
-    """Steps of a short run within a budget of so many."""
+    """Steps of a short run within a budget of so many steps."""
     return LONG_RUN if budget >= AMPLE else SHORT_RUN

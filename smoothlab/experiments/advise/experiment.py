@@ -55,11 +55,11 @@ class Advise(Training):
     try_steps: int | None = None
 
     def place(self, row: Row) -> int:
-        """The same place for all rows: what is spent is spent along the way."""
+        """The same place for all rows, as the budget is spent from one row to the next."""
         return 0
 
     def standing(self, rows: Sequence[Row | None]) -> list[Row]:
-        """No row stands, as a stopped run starts again."""
+        """No row is kept, as a stopped run starts again."""
         return []
 
     def continuation(self) -> str:
@@ -95,15 +95,12 @@ class Advise(Training):
     def plan(self) -> str:
         """What would be done."""
         self.check()
-        ways = {"auto": "predicted and tried, or tried alone", "predict": "predicted", "try": "tried"}
+        source = {"predict": "predicted", "try": "tried"}.get(self.by, "predicted and tried, or tried alone")
         most = f"{self.budget} training steps at most"
         if self.budget is None:
             small = f"{MOST_STEPS} on models far below {LARGE / 1e6:.0f} million parameters"
             most = f"{BUDGET} training steps at most ({small})"
-        return (
-            f"{self.model} on {self.data}, {self.method}: limits of the rates are {ways.get(self.by, ways['auto'])}, "
-            f"in the time of {most}"
-        )
+        return f"{self.model} on {self.data}, {self.method}: limits of the rates are {source}, in the time of {most}"
 
     def command(self, advice: "Advice") -> str:
         """The `smoothlab finetune` command of this run with the advised rates."""

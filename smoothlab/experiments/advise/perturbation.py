@@ -67,14 +67,14 @@ def best_perturbation(
     """
     size = size_of(block) or 1.0
     dtype = str(block.params[0].dtype).removeprefix("torch.")
-    near = ucurve.spacing(dtype, size) * ucurve.OFFSETS
-    nearby = values_along(loss, block, (*seed, 1), ROUNDED, near, distribution=distribution)
+    short_steps = ucurve.spacing(dtype, size) * ucurve.OFFSETS
+    nearby = values_along(loss, block, (*seed, 1), ROUNDED, short_steps, distribution=distribution)
     noise, center, units = ucurve.noise(nearby), evaluate(loss, block), [*STEPS]
     plus = minus = np.empty((CURVED, 0))
     while True:
         new = size * np.array(units[plus.shape[1] :])
-        both = np.concatenate([new, -new])
-        values = values_along(loss, block, (*seed, 0), CURVED, both, distribution=distribution)
+        both_signs = np.concatenate([new, -new])
+        values = values_along(loss, block, (*seed, 0), CURVED, both_signs, distribution=distribution)
         plus, minus = (np.hstack(pair) for pair in zip((plus, minus), np.split(values, 2, axis=1), strict=True))
         steps = size * np.array(units)
         spread, flag = _spread(plus, minus, center, steps, sides, noise.value)

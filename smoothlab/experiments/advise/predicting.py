@@ -41,7 +41,7 @@ LANCZOS = 5
 DIRECTIONS = 2
 """Random directions along which a random walk is looked at on each minibatch."""
 PULLED_BACK = 1.25
-"""Limits of runs over those of the random walk, which leaves out that descent pulls the weights back.
+"""Ratio of limits in runs to those of the random walk, which leaves out that descent pulls the weights back.
 
 The geometric mean over 23 sweeps on small networks of other seeds than those that predictions are judged on
 (benchmarks/random_walk.py).
@@ -49,9 +49,9 @@ The geometric mean over 23 sweeps on small networks of other seeds than those th
 WARM_UP = 10
 """Steps of Adam before its preconditioner is taken."""
 SLOW = 0.1
-"""Of the configured rate, the rate of these steps."""
+"""Rate of the steps of WARM_UP, as a share of the configured rate."""
 BESIDE = 20
-"""Steps of the other blocks before the curvature is measured that zeroth-order steps will meet."""
+"""Steps that the other blocks make before a zeroth-order limit is measured."""
 PRODUCT = 2.2
 """Gradients that a Hessian-vector product costs."""
 MODEL_ERROR = {"random walk": (2.2, 2.2), "exact": (3.5, 9.0), "adam": (20.0, 2.5)}
@@ -98,13 +98,13 @@ def predicted_limit(
     Args:
         trainer: whose loss, optimizer and minibatches are meant.
         block: the parameters of the groups.
-        rates: rates of the other blocks. Zeroth-order steps are predicted from where their first steps lead to:
+        rates: rates of the other blocks. A limit of zeroth-order steps is predicted after some steps at these rates:
             training a module may raise the base model's curvature by a factor of ten.
-        minibatches: that are averaged over.
+        minibatches: number of minibatches that are averaged over.
         first: number of the first of these minibatches; Adam's are those after its warm-up.
         seed: seed of the probes.
-        steps: of the runs whose limit `Prediction.shorter` tells. A random walk goes less far in fewer steps; the limit
-            of exact gradients is taken for the same.
+        steps: length of the runs whose limit `Prediction.shorter` gives. A random walk goes less far in fewer steps;
+            the limit of exact gradients is taken to be the same.
 
     Raises:
         BadInput: the loss is at a point without gradient, has no positive curvature, or does not depend on the block.
@@ -112,9 +112,9 @@ def predicted_limit(
     group = _group_of(trainer, block)
     with differentiable([block]):
         if group["oracle"] is not None:
-            others = dict.fromkeys(trainer.blocks, 0.0) | dict(rates or {})
-            with trainer.on_trial(others):
-                if any(others.values()):
+            other_rates = dict.fromkeys(trainer.blocks, 0.0) | dict(rates or {})
+            with trainer.on_trial(other_rates):
+                if any(other_rates.values()):
                     for _ in range(BESIDE):
                         trainer.update()
                 return _zeroth_order(trainer, block, group["oracle"], seed, minibatches, first, steps)
@@ -169,8 +169,8 @@ def _walk(oracle: ZerothOrder, block: Block) -> tuple[float, Distribution]:
     if not isinstance(directions, LowRank):
         moment = outer_moment(oracle, block.dim, block.shapes)
         return moment.isotropic + max(moment.diagonal, 0.0) / block.dim, directions
-    alone = np.eye(len(block.shapes))
-    largest = max(linear_factor(oracle, block.dim, block.shapes, parts=parts) for parts in alone.tolist())
+    single_tensors = np.eye(len(block.shapes))
+    largest = max(linear_factor(oracle, block.dim, block.shapes, parts=parts) for parts in single_tensors.tolist())
     if not isinstance(directions, KeptSubspace):
         directions = Gaussian(generator=directions.generator)
     return (largest - 1) / block.dim, directions
@@ -254,7 +254,7 @@ def _preconditioner(trainer: Trainer, block: Block, group: dict[str, Any]) -> Te
 
 
 class _Preconditioned(Products):
-    """Products with P^(-1/2) H P^(-1/2), whose rounding is taken for that of H."""
+    """Products with P^(-1/2) H P^(-1/2)."""
 
     def __init__(self, hessian: ExactHessian, block: Block, root: Tensor) -> None:
         self._hessian, self._root = hessian, root
@@ -266,12 +266,12 @@ class _Preconditioned(Products):
         return (self._root * image,)
 
     def noise(self, v: Tensor, image: Tensor, along: str) -> tuple[float, int]:
-        """No more than that of sums, for no product."""
+        """The rounding of sums, at the cost of no product."""
         return float(torch.finfo(v.dtype).eps), 0
 
 
 def _widened(edges: Sequence[float], condition: str) -> Interval:
-    """The interval of an edge's value, low and high end, with the model error in quadrature on the log scale."""
+    """The interval of a limit's value, low and high end, widened by `MODEL_ERROR` in quadrature of logarithms."""
     value, low, high = edges
     below, above = MODEL_ERROR[condition]
     down = math.hypot(math.log(value / low), math.log(below))

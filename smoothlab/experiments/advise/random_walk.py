@@ -30,9 +30,9 @@ STEPS = 60
 GAIN = 0.5
 """Share of the loss at the start that descent can gain."""
 FIRST = 2.0**-4
-"""The first sigma, in units of the weights' root mean square; others are doublings or halves."""
+"""The first sigma, in units of the weights' root mean square; the others double or halve it."""
 MOST = 20
-"""Doublings or halves before it is given up."""
+"""Largest number of doublings or halvings of sigma."""
 EXPECTED = 7
 """Distances at which the loss is usually measured, the start among them."""
 
@@ -137,14 +137,14 @@ def _above(curve: Displacements, isotropic: float, steps: int, rates: np.ndarray
     """Whether the loss is above its start after so many steps, for each of some rates."""
     losses, gradients = curve.losses.mean(1), curve.gradients.mean(1)
     start, S = losses[0], gradients[0]
-    most = GAIN * abs(start) or np.finfo(float).tiny
-    fed = np.maximum(gradients - S, 0.0)
+    gain = GAIN * abs(start) or np.finfo(float).tiny
+    added = np.maximum(gradients - S, 0.0)
     squares = np.zeros_like(rates)
     for step in range(steps):
-        own = S * np.exp(-rates * S * step / most)
-        squares += rates**2 * isotropic * (own + np.interp(squares, curve.squares, fed))
+        decayed = S * np.exp(-rates * S * step / gain)
+        squares += rates**2 * isotropic * (decayed + np.interp(squares, curve.squares, added))
         squares = np.minimum(squares, curve.squares[-1])
-    gained = -most * np.expm1(-rates * S * steps / most)
+    gained = -gain * np.expm1(-rates * S * steps / gain)
     # The last point is where the loss of all pairs has risen by more than that; of some of them it may not have.
     above: np.ndarray = (np.interp(squares, curve.squares, losses - start) > gained) | (squares >= curve.squares[-1])
     return above
@@ -155,9 +155,9 @@ def sampling_error(curve: Displacements, isotropic: float, steps: int = STEPS) -
     pairs = curve.losses.shape[1]
     logs = []
     for left_out in range(pairs):
-        kept = [k for k in range(pairs) if k != left_out]
-        part = Displacements(curve.squares, curve.losses[:, kept], curve.gradients[:, kept])
-        logs.append(math.log(walk_limit(part, isotropic, steps)))
+        columns = [k for k in range(pairs) if k != left_out]
+        others = Displacements(curve.squares, curve.losses[:, columns], curve.gradients[:, columns])
+        logs.append(math.log(walk_limit(others, isotropic, steps)))
     return math.sqrt((pairs - 1) * float(np.var(logs)))
 
 

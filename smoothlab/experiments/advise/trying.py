@@ -24,11 +24,11 @@ from smoothlab.trainer import Trainer
 JUDGED = 4
 """Minibatches whose mean loss a run starts and ends with."""
 ABANDONED = 4.0
-"""Times the loss at the start at which a run is unstable without its other steps."""
+"""Multiple of the loss at the start at which a run ends at once as unstable."""
 APART = 3.0
 """Factor between rates until stable and unstable runs have been seen."""
 MOST = 14
-"""Such factors before it is given up: the rates then span 4.8e6."""
+"""Largest number of such factors: the rates then span 4.8e6."""
 NARROW = 2.25
 """Ratio of the interval's ends at which trying stops: the limit is then known to a factor of 1.5."""
 DRIFT = 0.01
@@ -57,7 +57,7 @@ class Trial:
 
     @property
     def unstable(self) -> bool:
-        """Whether the loss stands above its start, by more than slow runs drift."""
+        """Whether the loss ends above its start, by more than runs at small rates drift."""
         return not self.end <= self.start + DRIFT * abs(self.start)
 
 
@@ -68,7 +68,7 @@ class Tries:
     Attributes:
         trainer: the trainer, which is afterwards as before.
         steps: steps of a run.
-        abandoned: times the loss at the start at which a run ends as unstable.
+        abandoned: multiple of the loss at the start at which a run ends as unstable.
         forwards: cost so far, in forward passes of one minibatch.
     """
 

@@ -45,14 +45,15 @@ ALWAYS = ("measured", "low", "high", "reference", "predicted")  # null where the
 
 def row(
     setting: str, quantity: str, measured: Interval, estimator: ZerothOrder, *, dtype: str, d: int, draws: int,
-    reference: float | None = None, predicted: float | None = None, device: str = "cpu", **more: Any,
+    reference: float | None = None, predicted: float | None = None, device: str = "cpu", **extra: Any,
 ) -> Row:  # fmt: skip
-    """Return one flat row of a setting "part/..."; `more` are columns of its own."""
+    """Return one flat row of a setting "part/..."; `extra` holds further columns."""
     columns: Row = {
         "part": setting.split("/")[0], "setting": setting, "quantity": quantity, "estimator": estimator.name,
         "distribution": estimator.distribution.name, "sides": estimator.sides, "q": estimator.q,
         "average": estimator.average, "mu": estimator.mu, "dtype": dtype, "d": d, "draws": draws,
-        **measured_row(measured), "reference": reference, "predicted": predicted, "stream": stream_name(device), **more,
+        **measured_row(measured), "reference": reference, "predicted": predicted, "stream": stream_name(device),
+        **extra,
     }  # fmt: skip
     for name in list(columns):
         if isinstance(columns[name], float) and name != "mu":
@@ -95,8 +96,8 @@ def bias(run: Config, setting: str) -> Iterator[Row]:
 
 def _nearby(f: Ridges, drawn: torch.Tensor, kind: torch.dtype) -> np.ndarray:
     """Values of f in this precision at `ucurve.OFFSETS` along directions [n, d], which show its rounding errors."""
-    near = ucurve.spacing(str(kind).removeprefix("torch."), float(np.square(f.point).mean() ** 0.5))
-    return np.stack([f.along(drawn, float(position * near), kind) for position in ucurve.OFFSETS], 1)
+    spacing = ucurve.spacing(str(kind).removeprefix("torch."), float(np.square(f.point).mean() ** 0.5))
+    return np.stack([f.along(drawn, float(position * spacing), kind) for position in ucurve.OFFSETS], 1)
 
 
 def _along(vectors: np.ndarray, expected: np.ndarray, size: float, floor: float = 0.0) -> tuple[Interval, float | None]:
@@ -107,7 +108,7 @@ def _along(vectors: np.ndarray, expected: np.ndarray, size: float, floor: float 
     """
     n = len(vectors)
     axis = expected / np.linalg.norm(expected)
-    off = vectors.mean(0) - expected
+    deviation = vectors.mean(0) - expected
     scale = vectors.std(0, ddof=1) + 1e-300  # the covariance would underflow at small mu
     values, axes = np.linalg.eigh(np.cov(vectors / scale, rowvar=False))
     rounded_away = n * (10 * floor * size / scale.min()) ** 2
@@ -117,7 +118,7 @@ def _along(vectors: np.ndarray, expected: np.ndarray, size: float, floor: float 
     rank = int(free.sum())
     if rank == 0:
         return interval, None
-    statistic = float(n * ((off / scale @ axes[:, free]) ** 2 / values[free]).sum())
+    statistic = float(n * ((deviation / scale @ axes[:, free]) ** 2 / values[free]).sum())
     return interval, float(stats.f.sf(statistic * (n - rank) / (rank * (n - 1)), rank, n - rank))
 
 
@@ -166,8 +167,8 @@ def curve(run: Config, setting: str) -> Iterator[Row]:
     taylor = f.taylor(3)
     assert taylor.third is not None
     drawn = directions(Gaussian(), f.block(kind), (run.seed, 4), run.curve_draws)[:, 0]
-    at = partial(f.along, drawn, dtype=kind)
-    errors = ucurve.errors(at, float(at(0.0)[0]), drawn.double().numpy() @ taylor.gradient, run.curve_mus)
+    values_at = partial(f.along, drawn, dtype=kind)
+    errors = ucurve.errors(values_at, float(values_at(0.0)[0]), drawn.double().numpy() @ taylor.gradient, run.curve_mus)
     spreads = ucurve.gaussian_spread(taylor.hessian, taylor.third)
     size = float(np.linalg.norm(taylor.gradient))
     nearby = _nearby(f, drawn, kind)
@@ -177,31 +178,31 @@ def curve(run: Config, setting: str) -> Iterator[Row]:
 
 def curve_rows(
     setting: str, errors: dict[int, np.ndarray], mus: Sequence[float], nearby: np.ndarray, spreads: Sequence[float],
-    size: float, *, seed: int, dtype: str, **more: Any,
+    size: float, *, seed: int, dtype: str, **extra: Any,
 ) -> Iterator[Row]:  # fmt: skip
     """Rows of a U-curve: its points over `size` = ||g||, the noise it is predicted from, and the best mu, by sides.
 
     `errors` is what `ucurve.errors` returns, `nearby` the values at `ucurve.OFFSETS`, which show the noise, `spreads`
-    kappa and tau, `seed` that of the resampling for the best mu's interval; `more` are further columns of the rows.
+    kappa and tau, `seed` that of the resampling for the best mu's interval; `extra` holds further columns.
     """
     noise = ucurve.noise(nearby)
-    for sides, off in errors.items():
-        spread, n = spreads[sides - 1], len(off)
+    for sides, deviations in errors.items():
+        spread, n = spreads[sides - 1], len(deviations)
         expected = ucurve.predicted(mus, sides, spread, noise.value) / size
-        for mu, column, predicted in zip(mus, off.T, expected.tolist(), strict=True):
+        for mu, column, predicted in zip(mus, deviations.T, expected.tolist(), strict=True):
             estimator = ZerothOrder(mu, sides=sides)  # type: ignore[arg-type]
             measured = samples.root_mean_square(column / size)
             yield row(setting, "derivative error", measured, estimator, dtype=dtype, draws=n, predicted=predicted,
-                      flag=samples.rare_draws(column**2), **more)  # fmt: skip
-        lowest = samples.lowest(mus, off**2, seed=seed)
+                      flag=samples.rare_draws(column**2), **extra)  # fmt: skip
+        lowest = samples.lowest(mus, deviations**2, seed=seed)
         estimator = ZerothOrder(lowest.value, sides=sides)  # type: ignore[arg-type]
         best = None  # without curvature or without noise the error falls or rises all along
         if spread > 0 and noise.value > 0:
             best = ucurve.best(sides, spread, noise.value)
         edge = lowest.value in (mus[0], mus[-1])  # the lowest one may lie beyond
-        yield row(setting, "best mu", lowest, estimator, dtype=dtype, draws=n, predicted=best, edge=edge, **more)
+        yield row(setting, "best mu", lowest, estimator, dtype=dtype, draws=n, predicted=best, edge=edge, **extra)
     yield row(setting, "noise", noise, ZerothOrder(), dtype=dtype, draws=len(nearby),
-              flag=ucurve.noise_flag(nearby), **more)  # fmt: skip
+              flag=ucurve.noise_flag(nearby), **extra)  # fmt: skip
 
 
 PARTS: dict[str, Callable[[Config, str], Iterator[Row]]] = {

@@ -132,10 +132,10 @@ def curve(measured: Measured, setting: str) -> Iterator[Row]:
         lambda z: exact.append(float(z.double() @ truth)),
     )  # fmt: skip
     plus, minus = np.split(values, 2, axis=1)
-    at = dict(zip(mus, plus.T, strict=True)) | dict(zip(-mus, minus.T, strict=True))
-    errors = ucurve.errors(at.__getitem__, center, np.array(exact), run.model_mus)
-    near = ucurve.spacing(dtype, size_of(block))
-    nearby = values_along(loss, block, (run.seed, 7), max(count // 2, 4), near * ucurve.OFFSETS)
+    values_at = dict(zip(mus, plus.T, strict=True)) | dict(zip(-mus, minus.T, strict=True))
+    errors = ucurve.errors(values_at.__getitem__, center, np.array(exact), run.model_mus)
+    spacing = ucurve.spacing(dtype, size_of(block))
+    nearby = values_along(loss, block, (run.seed, 7), max(count // 2, 4), spacing * ucurve.OFFSETS)
     measured.model.float()
     yield from curve_rows(setting, errors, run.model_mus, nearby, spreads, float(np.linalg.norm(g)), seed=run.seed,
                           dtype=dtype, **measured.labels(name))  # fmt: skip

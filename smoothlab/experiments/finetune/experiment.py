@@ -42,7 +42,7 @@ class Finetune(FinetuneOptions):
         return 0
 
     def standing(self, rows: Sequence[Row | None]) -> list[Row]:
-        """As many rows stand as there were when the newest checkpoint was taken; without one, none."""
+        """As many rows are kept as there were when the newest checkpoint was taken; without one, none."""
         self.check()
         done = []
         for row in rows:

@@ -25,7 +25,7 @@ GROWTH = 3.0
 
 
 def followed(trainer: Trainer, seed: int, interval: int, limits: MutableMapping[str, list[float]]) -> Iterator[Row]:
-    """Set each rate to its share of the limit at the present weights; yields a row a rate, its cost in it.
+    """Set each rate to its share of the limit at the present weights; yields one row for each rate, with its cost.
 
     A rate of 0 stays, and so does, with the reason in its row, one whose limit is not predicted at a later step.
 
@@ -60,7 +60,7 @@ def followed(trainer: Trainer, seed: int, interval: int, limits: MutableMapping[
 
 
 def _new(rate: Rate, before: float, limits: list[float]) -> tuple[float, str | None]:
-    """The new rate, and what it is where it is no share of the last limit."""
+    """The new rate, and a note where it is not the share of the last limit."""
     value, flag = FRACTION[rate.kind] * min(limits), None
     if min(limits) < limits[-1]:
         flag = f"share of the least of the last {len(limits)} limits"

@@ -42,7 +42,7 @@ def factor_bytes(run: Training, blocks: Mapping[str, Block], steps: int) -> int:
 
 
 def factor_notes(run: Training, blocks: Mapping[str, Block]) -> list[str]:
-    """What a reader should know of the weights beside which steps are kept, and of the room that these take.
+    """Notes on the weights beside which steps are kept, and on the memory that these steps take.
 
     Raises:
         BadInput: the factors of all steps do not fit beside the weights.
@@ -52,16 +52,17 @@ def factor_notes(run: Training, blocks: Mapping[str, Block]) -> list[str]:
     weights = sum(p.nbytes for p in blocks["base"].params)
     mapped = memory.mapped_bytes(blocks["base"].params)
     # Mapped files count as free, as they can be read again; a run whose weights have to be would crawl.
-    needed, left = factor_bytes(run, blocks, run.steps), max(memory.free(run.device) - mapped, 0)
-    if needed > left:
+    needed_bytes, free_bytes = factor_bytes(run, blocks, run.steps), max(memory.free(run.device) - mapped, 0)
+    if needed_bytes > free_bytes:
+        most = run.steps * free_bytes // needed_bytes
         raise BadInput(
-            f"--masters factors with --steps {run.steps}: their factors take {needed / 2**30:.1f} GiB, and "
-            f"{left / 2**30:.1f} GiB are free beside the weights: use at most {run.steps * left // needed} steps, or "
+            f"--masters factors with --steps {run.steps}: their factors take {needed_bytes / 2**30:.1f} GiB, and "
+            f"{free_bytes / 2**30:.1f} GiB are free beside the weights: use at most {most} steps, or "
             '--variant "subspace(50)", where 50 steps share factors'
         )
     return [
         f"base: {weights / 2**30:.2f} GiB, of which {mapped / 2**30:.2f} GiB are mapped from files; factors of "
-        f"{run.steps} steps take {needed / 2**30:.2f} GiB"
+        f"{run.steps} steps take {needed_bytes / 2**30:.2f} GiB"
     ]
 
 
@@ -74,10 +75,10 @@ def expected_peak(run: Training, blocks: Mapping[str, Block], measured: Sequence
         measured: blocks whose curvature is measured, one after the other.
         steps_made: number of steps that were made.
     """
-    kept = factor_bytes(run, blocks, run.steps) - factor_bytes(run, blocks, steps_made)
+    kept_bytes = factor_bytes(run, blocks, run.steps) - factor_bytes(run, blocks, steps_made)
     if run.checkpoint is None and isinstance(run, FinetuneOptions):  # else the best weights are in the folder
         for name, block in blocks.items():
             if name != "base" or not run.keeps_factors:
-                kept += sum(p.nbytes for p in block.params)
+                kept_bytes += sum(p.nbytes for p in block.params)
     sizes = [sum(p.nbytes for p in block.params) for block in measured]
-    return memory.expected_peak(run.device, kept=kept, measured=max(sizes, default=0), protocol=run.protocol)
+    return memory.expected_peak(run.device, kept=kept_bytes, measured=max(sizes, default=0), protocol=run.protocol)

@@ -20,7 +20,7 @@ from smoothlab.llm.peft_methods import PEFT_METHODS
 from smoothlab.llm.tasks import GENERATIVE, Choice, Splits
 
 Judge = Callable[[Encoded], Accuracy | CompletionScores]
-"""Says how well a model as it stands does on items."""
+"""Function that scores a model, with its present weights, on items."""
 
 
 @dataclass(frozen=True)

@@ -78,11 +78,11 @@ class Progress:
         now = time.monotonic()
         if self._bar is not None or self._silent or now - self._written < self.interval:
             return
-        self._written, left = now, ""
+        self._written, time_left = now, ""
         if self._step > self._first:
             seconds = (now - self._begun) / (self._step - self._first) * (self._steps - self._step)
-            left = f", about {seconds:.0f} s left"
-        print(f"smoothlab: {self._title} step {self._step} of {self._steps}{news}{left}", file=sys.stderr)
+            time_left = f", about {seconds:.0f} s left"
+        print(f"smoothlab: {self._title} step {self._step} of {self._steps}{news}{time_left}", file=sys.stderr)
 
 
 class TensorBoard(Progress):

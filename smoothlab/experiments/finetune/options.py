@@ -129,13 +129,13 @@ def grid(run: FinetuneOptions) -> list[Rates]:
     """Rates of each trial: all combinations of the values of --search; what it does not name is as configured."""
     values: dict[str, list[float]] = {}
     for text in run.search:
-        name, _, rest = text.partition("=")
+        name, _, numbers = text.partition("=")
         if name not in Rates._fields:
             raise BadInput(f"--search {text}: write name=a,b,... with a name of {', '.join(Rates._fields)}")
         if name in values:
             raise BadInput(f"--search {text}: {name} has values already; name each once")
         try:
-            values[name] = [float(number) for number in rest.split(",")]
+            values[name] = [float(number) for number in numbers.split(",")]
         except ValueError:
             raise BadInput(f"--search {text}: write {name}=a,b,... with numbers, e.g. {name}=1e-4,1e-3") from None
         if len(set(values[name])) < len(values[name]):

@@ -33,7 +33,7 @@ Row = dict[str, Any]
 
 @dataclass
 class RunState:
-    """Where a selection stands, beside the trainer: what a checkpoint holds as JSON."""
+    """State of a selection beside the trainer's: what a checkpoint holds as JSON."""
 
     rows: int = 0  # rows on record
     trial: int = 0
@@ -70,7 +70,7 @@ class Selection:
         return len(self.grid) == 1
 
     def resume(self, rows: int) -> int:
-        """Continue from the checkpoint taken after so many rows; the step it stands at."""
+        """Continue from the checkpoint taken after so many rows; returns its step."""
         assert self.folder is not None
         saved = self.folder.get(self.folder.after(rows))
         self.state = RunState(**saved["selection"])
@@ -102,7 +102,7 @@ class Selection:
             )
 
     def load_best(self) -> Row:
-        """Copy in the best weights on dev; what is known of them."""
+        """Copy the best weights on dev into the model; returns what is recorded of them."""
         assert self.state.best_row is not None
         log = None
         if self.folder is not None:
@@ -113,7 +113,7 @@ class Selection:
         return self.state.best_row
 
     def _begin(self, steps: int = 0) -> None:
-        """Begin the trial; `steps` of its seed log stand."""
+        """Begin the trial; the first `steps` steps of its seed log are kept."""
         # The next trial begins at the start, and a seed log is replayed from it; other runs need no copy of it.
         if self.setup.start is None and (not self.alone or self.run.logged):
             self.setup.remember_start()
@@ -153,10 +153,10 @@ class Selection:
         if self.alone and row["part"] == "stopped":
             # No checkpoint is taken: the last good one stays the newest, to go on from with other rates.
             yield row
-            left = "the rows so far are on record"
+            stored = "the rows so far are on record"
             if self.folder is not None:
-                left = f"the checkpoint of the last evaluation before is in {self.folder.path}"
-            raise BadInput(f"{row['why']}; {left}")
+                stored = f"the checkpoint of the last evaluation before is in {self.folder.path}"
+            raise BadInput(f"{row['why']}; {stored}")
         yield from self._evaluated(row)
 
     def _is_evaluation(self) -> bool:
@@ -200,7 +200,7 @@ class Selection:
         return f"{text}, and {state.follow_seconds:.0f} s"
 
     def _refused(self, error: BadInput) -> bool:
-        """Whether it is these rates that are refused (a mu below rounding): others of the search may do."""
+        """Whether only these rates are refused (a mu below rounding), so that others of the search may be accepted."""
         # A log that cannot be written, or a process that is gone, fails under all rates.
         outside = isinstance(error.__context__, OSError | RuntimeError)
         return not self.alone and self.trainer.step == 0 and not outside
@@ -262,7 +262,7 @@ class Selection:
         return {"trial": self.state.trial, **rates._asdict(), "step": self.trainer.step, "epoch": round(epoch, 4)}
 
     def _on_record(self, row: Row) -> Iterator[Row]:
-        """Yield a row; it is on record, and counted, when the caller asks for the next."""
+        """Yield a row; it is on record, and is counted, when the caller asks for the next one."""
         yield row
         self.state.rows += 1
         self.logger.recorded(row)
@@ -287,7 +287,7 @@ class Selection:
         self._checkpoint()
 
     def _checkpoint(self) -> None:
-        """Keep where the run stands, and the best weights; nothing without a folder, or before the first evaluation."""
+        """Save the state of the run and the best weights; nothing without a folder, or before the first evaluation."""
         if self.folder is None or distributed.rank() != 0:
             return
         after = self.folder.after(self.state.rows)

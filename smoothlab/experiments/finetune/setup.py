@@ -144,7 +144,7 @@ class Setup:
         return lambda seed: DatasetHessian(loss, loader, self.measured, seed=seed)
 
     def test_row(self) -> Row:
-        """How the model as it stands does on test, how guesses would, and each answer: right 1, wrong 0."""
+        """Test results of the model with its present weights, those of guessing, and each answer: right 1, wrong 0."""
         result, labels = self.judge(self.test), self.test.labels
         if isinstance(result, CompletionScores):
             return {**result.row(), "head": "lm", "served": self.served}
@@ -267,9 +267,9 @@ def trained_blocks(run: Training, model: nn.Module) -> dict[str, Block]:
         base = set(map(id, trained.pop("base").params))
         cut = {}
         for name, block in partition(model, run.blocks).items():
-            kept = tuple(p for p in block.params if id(p) in base)
-            if kept:
-                cut[name] = Block(name, kept)
+            params = tuple(p for p in block.params if id(p) in base)
+            if params:
+                cut[name] = Block(name, params)
         trained = cut | trained
     for name in rates:
         if name not in trained:

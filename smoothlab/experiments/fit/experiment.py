@@ -144,10 +144,11 @@ class Fit:
         """Whether two blocks have equal curves, at the steps where both were measured."""
         from smoothlab.stats.growth_tests import same
 
-        both = first.usable.merge(second.usable, on=["path", "step"], suffixes=("_a", "_b"))
-        if len(both) < 3:
+        merged = first.usable.merge(second.usable, on=["path", "step"], suffixes=("_a", "_b"))
+        if len(merged) < 3:
             return
-        a, b = ((both[f"gradient_norm_{end}"].to_numpy(float), both[f"value_{end}"].to_numpy(float)) for end in "ab")
+        columns = ((f"gradient_norm_{end}", f"value_{end}") for end in "ab")
+        a, b = ((merged[u].to_numpy(float), merged[value].to_numpy(float)) for u, value in columns)
         test = same(a, b, self.resamples, self.seed)
         yield _tested(test, f"tests/{first.block} and {second.block}") | {"block": first.block, "other": second.block}
 
@@ -157,9 +158,9 @@ def _curve(fit: Any, u: Any, about: Row) -> Iterator[Row]:
     import numpy as np
 
     least = max(float(u.min()), float(u.max()) * 1e-6)
-    at = np.geomspace(least, float(u.max()), GRID)
-    low, high = fit.band(at)
-    for norm, value, bottom, top in zip(at, fit(at), low, high, strict=True):
+    norms = np.geomspace(least, float(u.max()), GRID)
+    low, high = fit.band(norms)
+    for norm, value, bottom, top in zip(norms, fit(norms), low, high, strict=True):
         yield about | {"gradient_norm": float(norm), "value": float(value), "low": float(bottom), "high": float(top)}
 
 

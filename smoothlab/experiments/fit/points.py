@@ -179,9 +179,9 @@ def _check_numbers(table: "pd.DataFrame", where: str, columns: Mapping[str, str]
         values = table[name].to_numpy(dtype=float)
         wrong = ~(np.isfinite(values) & (values >= 0))
         if wrong.any():
-            at = int(wrong.argmax())
+            row = int(wrong.argmax())
             raise BadInput(
-                f"{where}: {column} is {values[at]:g} in row {at + 1}, and must be finite and not negative: leave "
+                f"{where}: {column} is {values[row]:g} in row {row + 1}, and must be finite and not negative: leave "
                 "that row out, or measure it again"
             )
 

@@ -199,8 +199,8 @@ def seconds(config: QuadraticConfig, points: Sequence[Row], clock: Callable[[], 
             if point["distribution"] == "gaussian":
                 total += (len(config.scales) + 12) * quadrature  # and a root of `typical`
         elif point["part"] == "map":
-            whole = len(SCALES) ** 2 * config.steps * of_dim[d]
-            total += 1.5 * whole if point["coupling"] else whole  # a coupling adds its term to each gradient
+            uncoupled = len(SCALES) ** 2 * config.steps * of_dim[d]
+            total += 1.5 * uncoupled if point["coupling"] else uncoupled  # a coupling adds its term to each gradient
         elif point["part"] == "hybrid":
             total += 2 * quadrature
             for _, eta, squares in hybrid_rates(a, d):

@@ -34,7 +34,7 @@ def own_edges(hessian: np.ndarray, d: int) -> tuple[float, float]:
 
 
 def stable_map(config: QuadraticConfig, point: Row) -> list[Row]:
-    """The share of runs whose loss stands above its start after --steps steps, at each pair of rates; and the edge."""
+    """The share of runs whose loss is above its start after --steps steps, at each pair of rates; and the edge."""
     f, d, rows = problem(point), point["d"], []
     z0 = torch.ones(d + 1, dtype=torch.float64)
     z0[:d] /= d**0.5

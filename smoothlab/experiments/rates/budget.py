@@ -80,10 +80,10 @@ class Series:
         """The rate with the least mean, among powers of `FACTOR`."""
         powers = round(math.log(near, FACTOR)) + np.arange(-NEIGHBORS, NEIGHBORS + 1.0)
         grid = (FACTOR**powers).tolist()
-        tried = []
+        averages = []
         for rate in grid:
-            tried.append(self.averages(rate, T))
-        return samples.lowest(grid, np.stack(tried, axis=1))
+            averages.append(self.averages(rate, T))
+        return samples.lowest(grid, np.stack(averages, axis=1))
 
 
 def measured(config: RatesConfig, point: Row) -> list[Row]:

@@ -116,13 +116,13 @@ def _required(regime: str, middle: float, axis: str, ell: str) -> list[Row]:
         reading = "printed"
 
     def gradients(theorem: str, value: float) -> float:
-        now = {"eps": middle, "n": 8, "d": 10, "delta": 0.1, axis: value * unit}
-        s = Setting(ell_x, ell_y, 1.0, int(now["n"]), int(now["d"]), 0.5, 0.5)
+        point = {"eps": middle, "n": 8, "d": 10, "delta": 0.1, axis: value * unit}
+        s = Setting(ell_x, ell_y, 1.0, int(point["n"]), int(point["d"]), 0.5, 0.5)
         if theorem == "expectation":
-            return in_expectation(s, now["eps"], 1.0).gradients
+            return in_expectation(s, point["eps"], 1.0).gradients
         if theorem == "probability":
-            return with_high_probability(s, now["eps"], now["delta"]).gradients
-        return theorem_c1(s, now["eps"], now["delta"], reading=reading).gradients
+            return with_high_probability(s, point["eps"], point["delta"]).gradients
+        return theorem_c1(s, point["eps"], point["delta"], reading=reading).gradients
 
     rows = []
     for theorem in ("printed", "expectation", "probability"):

@@ -132,8 +132,8 @@ def _run(
     averages, note = result.average, {}
     if above is not None:  # of an iterate that is stopped at tau: (1/T) sum_{t < tau}
         averages = averages * np.maximum(result.epochs, 1) / h.T
-        left = int((result.left >= 0).sum())
-        words = f"sigma holds where f - f* <= {STOPPED:g} Delta: {left} of {config.replicas} replicas were stopped"
+        stopped = int((result.left >= 0).sum())
+        words = f"sigma holds where f - f* <= {STOPPED:g} Delta: {stopped} of {config.replicas} replicas were stopped"
         note = {"note": words}
     success = {**labels, "quantity": "success", **EMPTY, **of_share(averages, eps, h.delta)}
     return [average | of_mean(averages, eps, result.diverged) | note, success]

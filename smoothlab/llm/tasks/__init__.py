@@ -89,6 +89,6 @@ def _unknown(name: str, names: Collection[str]) -> str:
     if Path(name).is_file():
         return f"--data {name} does not end in .jsonl or .jsonl.gz: write it as JSON Lines, and name it so"
     hint = ""
-    for near in difflib.get_close_matches(name, names, 1):
-        hint = f"did you mean {near}? "
+    for match in difflib.get_close_matches(name, names, 1):
+        hint = f"did you mean {match}? "
     return f"task '{name}' is unknown: {hint}use {', '.join(names)}, or a file ending in .jsonl or .jsonl.gz"

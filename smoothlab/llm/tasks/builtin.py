@@ -56,14 +56,14 @@ _CONTRAST = (
 
 def _sentences(label: int) -> Iterator[str]:
     """Every sentence with the label, repetitions of templates without {aspect} included."""
-    same, other = _BAD, _GOOD
+    own_adjectives, opposite_adjectives = _BAD, _GOOD
     if label:
-        same, other = _GOOD, _BAD
-    for template, aspect, adjective in product(_PLAIN, _ASPECTS, same):
+        own_adjectives, opposite_adjectives = _GOOD, _BAD
+    for template, aspect, adjective in product(_PLAIN, _ASPECTS, own_adjectives):
         yield template.format(aspect=aspect, adjective=adjective)
-    for template, aspect, adjective in product(_TURNED, _ASPECTS, other):
+    for template, aspect, adjective in product(_TURNED, _ASPECTS, opposite_adjectives):
         yield template.format(aspect=aspect, adjective=adjective)
-    for template, aspect, first, last in product(_CONTRAST, _ASPECTS, other, same):
+    for template, aspect, first, last in product(_CONTRAST, _ASPECTS, opposite_adjectives, own_adjectives):
         yield template.format(aspect=aspect, first=first, last=last)
 
 

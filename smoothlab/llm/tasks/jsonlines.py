@@ -42,12 +42,12 @@ def rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
                     result.append((where, _object(content, where)))
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        behind, fix = "", f"give a whole {form}"
+        after, fix = "", f"give a whole {form}"
         if number:
-            behind = f" after line {number}"
+            after = f" after line {number}"
         if isinstance(error, FileNotFoundError):
             fix = "check the name"
-        raise BadInput(f"cannot read {path}{behind}: {reason}; {fix}") from None
+        raise BadInput(f"cannot read {path}{after}: {reason}; {fix}") from None
     if not result:
         raise BadInput(f'{path} is empty: give lines like {{"sentence": "fine", "label": 1}}')
     return result
@@ -203,8 +203,10 @@ def _sentences(
         if not word[0].isspace() and not template[-1:].isspace():
             word = f" {word}"
         words.append(word)
-    free = template.replace("{sentence}", NO_CONTENT)
-    return [Choice(template.replace("{sentence}", line), tuple(words), number, line, free) for line, number in pairs]
+    content_free = template.replace("{sentence}", NO_CONTENT)
+    return [
+        Choice(template.replace("{sentence}", line), tuple(words), number, line, content_free) for line, number in pairs
+    ]
 
 
 def _choice(row: Row) -> Choice:
@@ -219,11 +221,11 @@ def _choice(row: Row) -> Choice:
         raise ValueError("has a candidate twice, and no score could part them: give different ones")
     prompt: str = row["prompt"]
     # What parts the candidates from the prompt, as a line break does, parts them from the content-free one, too.
-    free = NO_CONTENT + prompt[len(prompt.rstrip()) :]
+    content_free = NO_CONTENT + prompt[len(prompt.rstrip()) :]
     if "content_free" in row:
         text(row, "content_free")
-        free = row["content_free"]
-    return Choice(prompt, tuple(candidates), label(row, len(candidates)), content_free=free)
+        content_free = row["content_free"]
+    return Choice(prompt, tuple(candidates), label(row, len(candidates)), content_free=content_free)
 
 
 def split(pairs: list[Any], name: str, path: Path) -> list[Any]:

@@ -8,8 +8,8 @@ def choice(row: Row) -> Choice:
     """The sentence and "It was"; "terrible" or "great" follows."""
     sentence = text(row, "sentence")
     prompt = jsonlines.TEMPLATE.replace("{sentence}", sentence)
-    free = jsonlines.TEMPLATE.replace("{sentence}", NO_CONTENT)
-    return Choice(prompt, jsonlines.VERBALIZERS, label(row, 2), sentence, free)
+    content_free = jsonlines.TEMPLATE.replace("{sentence}", NO_CONTENT)
+    return Choice(prompt, jsonlines.VERBALIZERS, label(row, 2), sentence, content_free)
 
 
 TASK = Task("sst2", "verbalizer", choice, ("train.jsonl.gz",), ("validation.jsonl",), ("nyu-mll/glue", "sst2"))

@@ -8,9 +8,9 @@ PROMPT = '{}\nIn the previous sentence, does the pronoun "{}" refer to {}? Yes o
 def choice(row: Row) -> Choice:
     """The text and a question about its pronoun; "No" or "Yes" follows."""
     pronoun, noun = text(row, "span2_text").lower(), text(row, "span1_text")
-    free = PROMPT.format(NO_CONTENT, NO_CONTENT, NO_CONTENT)
+    content_free = PROMPT.format(NO_CONTENT, NO_CONTENT, NO_CONTENT)
     prompt = PROMPT.format(text(row, "text"), pronoun, noun)
-    return Choice(prompt, ("No", "Yes"), label(row, 2), content_free=free)
+    return Choice(prompt, ("No", "Yes"), label(row, 2), content_free=content_free)
 
 
 TASK = Task(
