@@ -4,10 +4,10 @@
 # Guess: Adafactor divides gradients by their root mean squares, so that multiplying the loss by a number changes no step, and
 #        bfloat16 weights move as float32 ones do, to rounding, as with transformers.Adafactor; eps only keeps 0 from being a divisor.
 # Seen:  eps1 is the resolution of the weights' dtype, 0.0078 in bfloat16, where the paper has 1e-30, and is a floor under root mean
-#        squares. With gradients of 1e-2 and more, steps are right. Below, they shrink faster than the gradient: at 1e-3 they are 9
-#        times, at 1e-4 200 times, at 1e-5 8000 times too small. In a mixed group the dtype of the first parameter decides for all: float32 weights after a bfloat16
-#        one stand still, too. The paper's own eps1, (1e-30, 1e-3), turns a row without a gradient into nan, as its square is
-#        0 in either dtype; 1e-15 is right for all. No warning.
+#        squares. With gradients of 1e-2 and more, steps are right. Below, they shrink faster than the gradient: at 1e-3 they
+#        are 9 times, at 1e-4 200 times, at 1e-5 8000 times too small. In a mixed group the dtype of the first parameter decides for
+#        all: float32 weights behind a bfloat16 one stand still, too. The paper's own eps1, (1e-30, 1e-3), turns a row without a
+#        gradient into nan, as its square is 0 in either dtype; 1e-15 is right for all. No warning.
 # Who meets it: whoever saves memory twice, by Adafactor and bfloat16, on a pretrained model, where most entries of a gradient
 #        are below 1e-3, and takes the flat curve for a learning rate that is too small.
 set -euo pipefail
