@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import Trainer
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from smoothlab.blocks import Block, Loss, differentiable, fixed_loss
 from smoothlab.errors import BadInput
@@ -82,6 +83,18 @@ class HybridMixin:
             self.optimizer = HybridSGD(groups, seed=self.args.seed, exact=shared)
             mixing.follow(self.model, self.optimizer)
         return self.optimizer
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the Trainer's sampler; rows that are grouped by length get an order that a resumed run repeats."""
+        sampler = super()._get_train_sampler(*args, **kwargs)  # type: ignore[misc]
+        if isinstance(sampler, LengthGroupedSampler):
+            # transformers 5.23 leaves it to torch's global generator, whose state at the start of an epoch a run that
+            # is resumed within that epoch does not know: it would skip the first minibatches of another order.
+            generator = torch.Generator()
+            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+            sampler.generator = generator
+            sampler.set_epoch = lambda epoch: generator.manual_seed(seed + epoch)
+        return sampler
 
     def training_step(self, model: Any, inputs: Mapping[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Compute both gradients of the step's mean loss once its last minibatch is here; `optimizer.step()` follows.

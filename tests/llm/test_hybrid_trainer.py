@@ -333,6 +333,31 @@ def test_a_run_goes_on_from_a_checkpoint_to_the_bit(
     assert (states[0]["masters"] != {}) == (dtype == torch.bfloat16)
 
 
+def test_rows_grouped_by_length_keep_their_order_in_a_run_that_is_resumed_within_an_epoch(tmp_path: Path) -> None:
+    """The second epoch's order is another one than the first's, and the same after a stop in its middle."""
+    more = {"train_sampling_strategy": "group_by_length", "max_steps": 8, "save_strategy": "steps", "save_steps": 5}
+    seen: dict[str, list[Tensor]] = {}
+
+    def run(name: str, checkpoint: Path | None = None) -> Any:
+        batches = seen[name] = []
+
+        def collate(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+            batches.append(torch.stack([row["input_ids"] for row in rows]))
+            return {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+
+        args = arguments(tmp_path / name, **more)
+        model = lora("llama")
+        trainer = HybridTrainer(model, args, train_dataset=examples()[:8], eta_x=ETA_X, data_collator=collate)
+        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+        return model
+
+    whole = run("whole")
+    again = run("again", tmp_path / "whole" / "checkpoint-5")
+    assert all(torch.equal(one, other) for one, other in zip(seen["whole"][5:], seen["again"][-3:], strict=True))
+    assert not torch.equal(torch.cat(seen["whole"][:4]), torch.cat(seen["whole"][4:]))
+    assert same_weights(whole, again)
+
+
 def test_what_is_saved_is_what_plain_peft_and_transformers_load(tmp_path: Path) -> None:
     """The last weights, and the best ones, which are loaded at the end of training."""
     model = lora("llama", folder=tmp_path / "base")
