@@ -9,7 +9,8 @@
 #        on by default. The same call means two things: activation checkpointing, which is to change nothing and turns the
 #        cache off, changes the gradient by 38 %. The other way round, packed rows, whose positions begin anew, see each other
 #        as long as the cache is on, and with a mask of ones always. So in Llama, Qwen3 and GPT-2, with sdpa and with eager
-#        attention. No warning. The mask of ones is known: https://github.com/huggingface/transformers/pull/46634.
+#        attention. The one warning is that checkpointing sets use_cache to False, not what depends on it.
+#        The mask of ones is known: https://github.com/huggingface/transformers/pull/46634.
 # Who meets it: whoever skips positions, or drops tokens and leaves the positions of the others, and switches checkpointing on;
 #        whoever packs rows for a model whose cache is on.
 set -euo pipefail
