@@ -31,8 +31,8 @@ class ExactHessian(LossAtPoint, Hessian):
     Args:
         loss: deterministic loss of one minibatch.
         blocks: blocks to differentiate, disjoint.
-        quotients: of several measured blocks, let probes of the largest be forward differences of gradients, which
-            cost half as much, once one of them has agreed with the exact product to 2 % (`Deflation`).
+        quotients: let probes of blocks of wide matrices, such as a base model, be forward differences of gradients,
+            which cost half as much, once one of them has agreed with the exact product to 2 % (`Deflation`).
 
     Raises:
         BadInput: the loss is not finite, does not depend on a block, or an operation has no second derivative.

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
-from smoothlab.hessian import deflation
+from smoothlab.hessian import deflation, norms
 from smoothlab.hessian.basis import Basis
 from smoothlab.hessian.deflation import Deflation
 from smoothlab.hessian.exact import ExactHessian
@@ -540,22 +540,21 @@ def test_a_run_is_the_dense_computation_on_its_own_directions(spectrum: str, dty
     assert float(first.cross_images["b"][-1].norm()) == pytest.approx(found, rel=100 * eps)
 
 
-# Quotients of gradients in place of products, for probes of the largest of several blocks
+# Quotients of gradients in place of products, for probes of blocks of wide matrices
 
 
 def _watched(quotients: bool, dtype: torch.dtype = torch.float32, speed: float = 1.0) -> tuple[Any, Counter[str]]:
-    """Exact products of a smooth network of two layers, x and y, and how often each way to an image is taken.
+    """Exact products of a smooth network, layers x and y, and how often each way to an image is taken.
 
     f = sin(speed * outputs)^2 / speed^2 has second derivatives of order 1 and third ones of order `speed`.
     """
     generator = torch.Generator().manual_seed(3)
-    first, second = (torch.randn(n, m, generator=generator, dtype=dtype) / m**0.5 for n, m in ((24, 16), (4, 24)))
-    inputs = torch.randn(12, 16, generator=generator, dtype=dtype)
-    x, y = torch.nn.Parameter(first), torch.nn.Parameter(second)
+    x0, x1, y = (torch.nn.Parameter(torch.randn(n, 64, generator=generator, dtype=dtype) / 8) for n in (64, 64, 4))
+    inputs = torch.randn(12, 64, generator=generator, dtype=dtype)
     ways: Counter[str] = Counter()
 
     def loss() -> Tensor:
-        outputs = torch.tanh(inputs @ x.T) @ y.T
+        outputs = torch.tanh(torch.tanh(inputs @ x0.T) @ x1.T) @ y.T
         return (speed * outputs).sin().square().mean() / speed**2
 
     class Watched(ExactHessian):
@@ -567,7 +566,7 @@ def _watched(quotients: bool, dtype: torch.dtype = torch.float32, speed: float =
             ways[f"quotient along {along}"] += 1
             return super().quotient(v, along, wrt)
 
-    return Watched(loss, [Block("x", (x,)), Block("y", (y,))], quotients=quotients), ways
+    return Watched(loss, [Block("x", (x0, x1)), Block("y", (y,))], quotients=quotients), ways
 
 
 QUOTIENTS: dict[str, Any] = {"cross": [("x", "y")], "precision": 0.05, "lanczos": 4, "seed": (1,)}
@@ -622,7 +621,23 @@ def test_there_is_no_quotient_where_it_would_not_serve(why: str) -> None:
     assert hessian.quotient(torch.ones(6, dtype=dtype), "w", ["w"]) is None
 
 
-def test_layers_and_single_blocks_are_probed_by_products() -> None:
+def test_a_block_alone_is_probed_as_beside_others_and_for_its_layers_by_products() -> None:
     hessian, ways = _watched(True)
-    hessian.norms(["x"], precision=0.05, lanczos=4)
-    assert not any(way.startswith("quotient") for way in ways)
+    options: dict[str, Any] = {"precision": 0.05, "lanczos": 4}
+    alone = hessian.norms(["x"], **options)
+    assert alone == hessian.norms(**options)[:3] and ways["quotient along x"] > 4
+    ways.clear()
+    layers = [Block(f"layer {k}", (p,)) for k, p in enumerate(hessian.blocks["x"].params)]
+    hessian.norms(["x"], rows=layers, **options)
+    assert not ways["quotient along x"]
+
+
+WIDTHS = [
+    (((64, 64),), True), (((63, 900),), False), (((8, 64, 128),), True), (((64, 3, 7, 7),), False), (((4096,),), False),
+    (((8, 512), (64, 64)), False), (((4, 512), (64, 64)), True), (((1, 64), (64, 64), (64,)), True),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("shapes", "wide"), WIDTHS, ids=str)
+def test_blocks_of_wide_matrices_are_those_where_products_cost_two_gradients(shapes: Any, wide: bool) -> None:
+    assert norms._wide(Block("b", tuple(torch.zeros(shape) for shape in shapes))) == wide
