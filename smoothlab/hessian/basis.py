@@ -66,9 +66,8 @@ class Basis:
         before = square**0.5
         while again:
             total += products
-            again = (
-                square - float(products @ products) < _AGAIN * square
-            )  # Pythagoras: what this subtraction will leave
+            # Pythagoras: what this subtraction will leave.
+            again = square - float(products @ products) < _AGAIN * square
             products, square = self._sweep(w, products, look=again)
             again = again and square**0.5 > _rounding(w, before)
         return Projection(total, before, square**0.5)

@@ -116,7 +116,7 @@ class ExactHessian(LossAtPoint, Hessian):
 def frobenius(
     loss: Loss, params: Iterable[Tensor], *, precision: float = 0.05, seed: Sequence[int] = (0,)
 ) -> NormEstimate:
-    """||H||_F of a loss with respect to parameters, by exact products, with its 95 % interval.
+    """||H||_F of a loss with respect to parameters, as `ExactHessian` measures it, with its 95 % interval.
 
     >>> import torch, smoothlab
     >>> w = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
