@@ -299,7 +299,7 @@ class Deflation:
         return self._counted(quotients)
 
     def _agrees(self, g: Tensor, image: Tensor, crossed: dict[str, Tensor]) -> bool:
-        """Whether the quotient along g is off from H g = `image`, which is outside Q what counts, by at most CLOSE."""
+        """Whether the quotient along g is off by at most CLOSE, from H g = `image` outside Q and from cross images."""
         quotients = self.hessian.quotient(g, self.name, [self.name, *crossed])
         if quotients is None:
             return False
