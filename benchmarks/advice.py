@@ -6,9 +6,9 @@ which at least half of 8 runs of 60 steps stand above their start (mean loss of 
 from the same weights, with directions and minibatches of their own). It is found by bisection from the prediction on,
 so that an edge above other edges would be missed. Beside it stand what `smoothlab advise` says (predicted, tried,
 both), a learning-rate range test, and the loss after 200 steps at the advised rate and at shares of the true edge.
-SmolLM2-135M on SST-2 has one run a rate, rates a factor 2 apart, and no runs of 200 steps: an hour a case. Three small
-models of other kinds, which `python -m benchmarks.trained_models` has trained on SST-2, are trained on it further, and
-one of them on COPA.
+SmolLM2-135M on SST-2 has three runs a rate, rates a factor 2 apart, and no runs of 200 steps: an hour a case. Three
+small models of other kinds, which `python -m benchmarks.trained_models` has trained on SST-2, are trained on it
+further, and one of them on COPA.
 
     python -m benchmarks.advice [micro|network|trained|smollm2]   # continues benchmarks/results/advice_*.jsonl by case
 """
@@ -85,7 +85,7 @@ def _trained() -> dict[str, Work]:
 
 
 CASES: dict[str, dict[str, Work]] = {
-    "smollm2": {name: Work(name, model="out/smollm2") for name in ("zo", "lora-sgd", "hybrid-x", "lora-adam")},
+    "smollm2": {name: Work(name, model="out/smollm2") for name in ("lora-sgd", "lora-adam", "hybrid-x", "zo")},
     "micro": {name: Work(name) for name in METHODS},
     "network": {f"{name}-{seed}": Work(name, seed) for seed in range(3) for name in NETWORK},
     "trained": _trained(),
@@ -98,8 +98,7 @@ class AdviceBenchmark(SettingsExperiment):
     """Advised rates against true edges.
 
     Attributes:
-        cases: names of cases.
-        model: model of the cases.
+        model: which of CASES are measured.
         batch: items in a minibatch.
         grid: factor between rates of a sweep.
         runs: runs at a rate.
@@ -144,6 +143,7 @@ class Case:
     """One method: its advice, its true edge, and runs of 200 steps."""
 
     def __init__(self, work: Work, run: AdviceBenchmark, before: Sequence[Row]) -> None:
+        self.work = work
         self.swept, options = METHODS[work.method]
         self.trainer: Trainer
         if run.model == "network":
@@ -324,7 +324,7 @@ def main() -> None:
     torch.set_num_threads(1)
     sizes: dict[str, dict[str, Any]] = {
         "micro": {}, "network": {"batch": 64}, "trained": {"data_dir": chosen.data_dir},
-        "smollm2": {"grid": 2.0, "runs": 1, "data_dir": chosen.data_dir},
+        "smollm2": {"grid": 2.0, "runs": 3, "data_dir": chosen.data_dir},
     }  # fmt: skip
     experiment = AdviceBenchmark(chosen.model, **sizes[chosen.model])
     out = chosen.out or RESULTS / f"advice_{chosen.model}.jsonl"

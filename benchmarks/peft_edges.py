@@ -1,4 +1,4 @@
-"""Do PEFT methods differ by lambda_max alone? Their curvature beside their best learning rates, on `micro`.
+"""Do PEFT methods differ by lambda_max alone? Their curvature beside their best learning rates.
 
 For each PEFT method of `smoothlab.llm.peft_methods` and each seed (of module, minibatches and their order): lambda_max
 of the PEFT block's Hessian at the start (mean loss of four minibatches), the predicted edge 2/lambda_max of plain SGD,
@@ -6,13 +6,17 @@ the mean loss of twelve minibatches after 100 steps at rates 2^k around that edg
 at an end), and lambda_max after 100 steps at the best rate. If variants of LoRA differed by lambda_max alone, as
 arXiv:2602.04998 suggests, best rate times lambda_max would be one number for all of them: `table` tests that.
 
-    python -m benchmarks.peft_edges             # continues benchmarks/results/peft_edges.jsonl, setting by setting
-    python -m benchmarks.peft_edges --table     # prints the table of what is there
+`micro` has every method that can be trained, on the built-in data; SmolLM2-135M eight of them, on SST-2 in minibatches
+of two and with one seed.
+
+    python -m benchmarks.peft_edges                             # continues benchmarks/results/peft_edges.jsonl
+    python -m benchmarks.peft_edges smollm2 --data-dir DIR      # the same in peft_edges_smollm2.jsonl
+    python -m benchmarks.peft_edges [smollm2] --table           # prints the table of what is there
 """
 
+import argparse
 import json
 import math
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,10 +41,12 @@ from smoothlab.stats.intervals import Interval
 from smoothlab.trainer import Trainer
 
 Row = dict[str, Any]
-RESULTS = Path(__file__).parent / "results" / "peft_edges.jsonl"
+RESULTS = Path(__file__).parent / "results"
 LORA_VARIANTS = ("lora", "rslora", "adalora", "vera", "loha", "lokr", "hira", "gralora", "randlora", "miss", "pvera",
                  "dora", "delora", "glora", "vblora", "unilora", "tinylora")  # fmt: skip
 """Methods that add a product of small matrices to weights; measured first."""
+EIGHT = ("lora", "rslora", "adalora", "vera", "loha", "lokr", "gralora", "miss")
+"""Variants of LoRA on the real model."""
 BELOW = 3
 """Powers of 2 below the predicted edge at which rates are tried first, beside the edge itself."""
 MOST = 6
@@ -58,6 +64,9 @@ class PeftEdges(SettingsExperiment):
     """Predicted edges and best learning rates by PEFT method.
 
     Attributes:
+        model: the model, a name that `finetune` knows or a folder.
+        data: its task.
+        data_dir: folder with sst2/, for that task.
         seeds: seeds of module and minibatches.
         steps: steps of a run.
         batch: items in a minibatch.
@@ -65,6 +74,9 @@ class PeftEdges(SettingsExperiment):
     """
 
     name: ClassVar[str] = "peft_edges"
+    model: str = "micro"
+    data: str = "builtin"
+    data_dir: str = ""
     seeds: tuple[int, ...] = (0, 1, 2)
     steps: int = 100
     batch: int = 8
@@ -94,7 +106,11 @@ class MethodRuns:
 
     def __init__(self, experiment: PeftEdges, peft: str, seed: int) -> None:
         self.steps, self.seed = experiment.steps, seed
-        run = Finetune(method="fo-peft", peft=peft, optimizer="sgd", batch=experiment.batch, seed=seed, dev=1, test=1)
+        run = Finetune(
+            model=experiment.model, data=experiment.data,
+            data_dir=Path(experiment.data_dir) if experiment.data_dir else None,
+            method="fo-peft", peft=peft, optimizer="sgd", batch=experiment.batch, seed=seed, dev=1, test=1,
+        )  # fmt: skip
         self.trainer: Trainer = run.setup().trainer()
         self.measurable = not PEFT_METHODS[peft].refusal
         self.start = self.loss()
@@ -278,15 +294,29 @@ def _shown(interval: Interval | None) -> str:
     return f"{interval.value:.2g} ({interval.low:.2g} to {interval.high:.2g})"
 
 
-def loaded(path: Path = RESULTS) -> list[Row]:
-    """Rows of the record file."""
+def loaded(path: Path) -> list[Row]:
+    """Rows of a record file."""
     lines: list[Mapping[str, Any]] = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return [dict(line) for line in lines if line["kind"] == "row"]
 
 
+def main() -> None:
+    """Continue the record of one model, in one thread, or print its table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="?", choices=("micro", "smollm2"), default="micro")
+    parser.add_argument("--data-dir", default="", help="folder with sst2/, for smollm2")
+    parser.add_argument("--table", action="store_true", help="print what is on record")
+    chosen = parser.parse_args()
+    experiment, out = PeftEdges(), RESULTS / "peft_edges.jsonl"
+    if chosen.model == "smollm2":
+        experiment = PeftEdges("out/smollm2", "sst2", chosen.data_dir, seeds=(0,), batch=2, methods=EIGHT)
+        out = RESULTS / "peft_edges_smollm2.jsonl"
+    if chosen.table:
+        print(table(loaded(out)))
+        return
+    torch.set_num_threads(1)
+    records.run(experiment, out, environment=records.environment(device="cpu", threads=1))
+
+
 if __name__ == "__main__":
-    if "--table" in sys.argv:
-        print(table(loaded()))
-    else:
-        torch.set_num_threads(1)
-        records.run(PeftEdges(), RESULTS, environment=records.environment(device="cpu", threads=1))
+    main()
