@@ -6,6 +6,7 @@ which at least half of 8 runs of 60 steps stand above their start (mean loss of 
 from the same weights, with directions and minibatches of their own). It is found by bisection from the prediction on,
 so that an edge above other edges would be missed. Beside it stand what `smoothlab advise` says (predicted, tried,
 both), a learning-rate range test, and the loss after 200 steps at the advised rate and at shares of the true edge.
+How well the true edge is known shows a second sweep with runs of other directions and minibatches.
 SmolLM2-135M on SST-2 has three runs a rate, rates a factor 2 apart, and no runs of 200 steps: an hour a case. Three
 small models of other kinds, which `python -m benchmarks.trained_models` has trained on SST-2, are trained on it
 further, and one of them on COPA.
@@ -115,10 +116,10 @@ class AdviceBenchmark(SettingsExperiment):
     data_dir: str = ""
 
     def points(self) -> list[Row]:
-        """Advice and edges of all cases, then their runs of 200 steps."""
+        """Advice and edges of all cases, then their runs of 200 steps, then the second sweeps."""
         parts = [f"{part}/{name}" for name in CASES[self.model] for part in ("advice", "edge")]
         if self.model != "smollm2":
-            parts += [f"long/{name}" for name in CASES[self.model]]
+            parts += [f"{part}/{name}" for part in ("long", "again") for name in CASES[self.model]]
         return [{"setting": setting} for setting in parts]
 
     def rows_of(self, points: Sequence[Row]) -> Iterator[Row]:
@@ -140,7 +141,7 @@ class AdviceBenchmark(SettingsExperiment):
 
 
 class Case:
-    """One method: its advice, its true edge, and runs of 200 steps."""
+    """One method: its advice, its true edge, runs of 200 steps, and its edge again."""
 
     def __init__(self, work: Work, run: AdviceBenchmark, before: Sequence[Row]) -> None:
         self.work = work
@@ -173,11 +174,7 @@ class Case:
 
     def edge(self) -> Iterator[Row]:
         """The runs of the sweep, the true edge, and the range test."""
-        limits = [
-            row["value"] for row in self.before
-            if row["part"] == "limit" and row["option"] == self.swept and row["low"] is not None
-        ]  # fmt: skip
-        edge = yield from self.sweep(self.base, 2.0 if self.swept == "both" else limits[-1])
+        edge = yield from self.sweep("sweep", self.guess, 0)
         yield {"part": "edge", "option": self.swept, "measured": edge, "low": edge / self.grid, "high": edge}
         if math.isfinite(edge):
             yield self._range_test(self.base, edge)
@@ -195,6 +192,22 @@ class Case:
             trial = tries.run(rate, self.rates(self.base, rate), 0)
             yield {"part": "long", "option": self.swept, "source": name, **_run(trial)}
 
+    def again(self) -> Iterator[Row]:
+        """The same sweep from the same rate on, with other runs; `reference` is the first one's edge."""
+        first = next(row["measured"] for row in self.before if row["part"] == "edge")
+        edge = yield from self.sweep("second sweep", self.guess, self.runs)
+        yield {"part": "second edge", "option": self.swept, "measured": edge, "low": edge / self.grid, "high": edge,
+               "reference": first}  # fmt: skip
+
+    @property
+    def guess(self) -> float:
+        """The limit that advice rests on, where sweeps begin; of both rates scaled together, twice the advised ones."""
+        limits = [
+            row["value"] for row in self.before
+            if row["part"] == "limit" and row["option"] == self.swept and row["low"] is not None
+        ]  # fmt: skip
+        return 2.0 if self.swept == "both" else float(limits[-1])
+
     @property
     def base(self) -> dict[str, float]:
         """Advised rates by option."""
@@ -210,8 +223,8 @@ class Case:
             chosen[self.swept] = rate
         return {name: chosen[option] for option, known in self.known.items() for name in known.names}
 
-    def sweep(self, base: Mapping[str, float], guess: float) -> Iterator[Row]:
-        """Yield a row a run, and return the true edge."""
+    def sweep(self, part: str, guess: float, first: int) -> Iterator[Row]:
+        """Yield a row a run, and return the true edge; runs are numbered from `first` on."""
         tries = Tries(self.trainer, self.steps, abandoned=LOST)
         unstable_levels: dict[int, bool] = {}
         k = round(math.log(guess, self.grid))
@@ -219,7 +232,7 @@ class Case:
         while not (False in unstable_levels.values() and True in unstable_levels.values()):
             if k in unstable_levels:
                 break
-            unstable_levels[k] = yield from self._unstable(tries, base, k)
+            unstable_levels[k] = yield from self._unstable(tries, part, k, first)
             k += -jump if unstable_levels[k] else jump
             if len(unstable_levels) > LEVELS:
                 return math.nan
@@ -227,20 +240,20 @@ class Case:
         above = min(k for k, unstable in unstable_levels.items() if unstable and k > stable)
         while above - stable > 1:
             middle = (above + stable) // 2
-            unstable_levels[middle] = yield from self._unstable(tries, base, middle)
+            unstable_levels[middle] = yield from self._unstable(tries, part, middle, first)
             if unstable_levels[middle]:
                 above = middle
             else:
                 stable = middle
         return self.grid**above
 
-    def _unstable(self, tries: Tries, base: Mapping[str, float], k: int) -> Iterator[Row]:
+    def _unstable(self, tries: Tries, part: str, k: int, first: int) -> Iterator[Row]:
         """Whether half of the runs at grid^k are unstable; runs end when that is decided."""
         rate, above, below = self.grid**k, 0, 0
-        for number in range(self.runs):
-            trial = tries.run(rate, self.rates(base, rate), number)
+        for number in range(first, first + self.runs):
+            trial = tries.run(rate, self.rates(self.base, rate), number)
             above, below = above + (trial.end > trial.start), below + (trial.end <= trial.start)
-            yield {"part": "sweep", "option": self.swept, **_run(trial)}
+            yield {"part": part, "option": self.swept, **_run(trial)}
             if 2 * above >= self.runs or 2 * below > self.runs:
                 break
         return 2 * above >= self.runs
