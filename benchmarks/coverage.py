@@ -6,7 +6,8 @@ norm, a lower bound, how much it is low), the median half-width beside the ideal
 estimator itself), for the spectral norm the upper bound over the estimate (median and 95 % quantile), and the products
 spent; widths, biases and errors are relative to the truth, but for the trace. A diagonal matrix serves for any with its
 eigenvalues, since start vectors and probes are rotation invariant. Cross blocks H_ba, measured along with H_aa and
-H_bb, whose precision is what stops them, have a row each.
+H_bb, whose precision is what stops them, have a row each. Diagonal matrices have exact products; a tanh network in
+fp32 shows what rounding does, and probes that are differences of gradients.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from scipy import stats
 from torch import Tensor
 
 from smoothlab.blocks import Block
+from smoothlab.hessian.exact import ExactHessian
 from smoothlab.hessian.norms import Hessian, NormEstimate
 from smoothlab.records import Row, environment, run
 
@@ -127,6 +129,45 @@ class Diagonal(Hessian):
         return {"frobenius": float(h.norm()), "spectral": float(h.abs().max()), "trace": float(h.sum())}
 
 
+NETWORKS: dict[str, dict[str, Any]] = {
+    "network, products": {"quotients": False},
+    "network, quotients": {},
+    "network, rough quotients": {"speed": 40.0},
+}
+"""Options of `network` by name."""
+
+
+def network(*, quotients: bool = True, speed: float = 1.0, dtype: torch.dtype = torch.float32) -> ExactHessian:
+    """A tanh layer of 64 x 64 weights, block "h", on 12 inputs, with the mean of sin(speed * outputs)^2 / speed^2.
+
+    Its probes are forward differences of gradients where `quotients` allows it; the larger `speed`, the longer are
+    third derivatives beside the Hessian, and the differences' error.
+    """
+    generator = torch.Generator().manual_seed(3)
+    weights, readout = (torch.randn(n, 64, generator=generator, dtype=torch.float64).to(dtype) / 8 for n in (64, 4))
+    inputs = torch.randn(12, 64, generator=generator, dtype=torch.float64).to(dtype)
+    parameter = torch.nn.Parameter(weights)
+
+    def loss() -> Tensor:
+        outputs = torch.tanh(inputs @ parameter.T) @ readout.T
+        return (speed * outputs).sin().square().mean() / speed**2
+
+    return ExactHessian(loss, [Block("h", (parameter,))], quotients=quotients)
+
+
+def whole(hessian: ExactHessian) -> dict[str, float]:
+    """The quantities that are estimated, from a product along each coordinate."""
+    dim = hessian.blocks["h"].dim
+    unit = torch.zeros(dim, dtype=torch.float64)
+    matrix = torch.empty(dim, dim, dtype=torch.float64)
+    for i in range(dim):
+        unit[i] = 1
+        (matrix[i],) = hessian.product(unit, "h", ["h"])
+        unit[i] = 0
+    norm = float(torch.linalg.matrix_norm(matrix, 2))
+    return {"frobenius": float(matrix.norm()), "spectral": norm, "trace": float(matrix.trace())}
+
+
 def summary(spectrum: str, quantity: str, truth: float, estimates: Sequence[NormEstimate]) -> Row:
     """One row: the coverage of estimates of one truth, their bias, widths and cost."""
     value, low, high = (np.array([getattr(e, f) for e in estimates]) for f in ("value", "low", "high"))
@@ -183,8 +224,8 @@ class Coverage:
         return [row for row in present if sorted(quantities[row["spectrum"]]) in complete]
 
     def names(self) -> list[str]:
-        """Spectra and cross blocks, in order."""
-        return [n for n in [*spectra(), *couplings()] if not self.only or n in self.only]
+        """Spectra, cross blocks and networks, in order."""
+        return [n for n in [*spectra(), *couplings(), *NETWORKS] if not self.only or n in self.only]
 
     def rows(self, done: Sequence[Row]) -> Iterator[Row]:
         """Three rows a spectrum, and one a cross block."""
@@ -199,12 +240,18 @@ class Coverage:
         yield summary(name, "cross", hessian.truth(), estimates)
 
     def _spectrum(self, name: str) -> Iterator[Row]:
-        hessian = Diagonal(spectra()[name])
-        estimates: dict[Any, list[NormEstimate]] = {q: [] for q in hessian.truth()}
+        hessian: Hessian
+        if name in NETWORKS:
+            hessian = network(**NETWORKS[name])
+            truths = whole(network(**NETWORKS[name], dtype=torch.float64))
+        else:
+            hessian = Diagonal(spectra()[name])
+            truths = hessian.truth()
+        estimates: dict[Any, list[NormEstimate]] = {q: [] for q in truths}
         for i in range(self.simulations):
             for e in hessian.norms(precision=self.precision, seed=(self.seed + i,)):
                 estimates[e.quantity].append(e)
-        for quantity, truth in hessian.truth().items():
+        for quantity, truth in truths.items():
             yield summary(name, quantity, truth, estimates[quantity])
 
 
