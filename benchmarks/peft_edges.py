@@ -24,7 +24,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from scipy.stats import f_oneway
+from scipy.stats import f_oneway, linregress
+from scipy.stats import t as student
 from torch import Tensor
 
 from smoothlab import records
@@ -197,6 +198,8 @@ class Summary:
         edges: predicted edges at the start, one a seed that has one.
         later: predicted edges after the steps at the best rate.
         rates: best rates, one a seed.
+        stable: largest rates of which a run was not ended, one a seed.
+        unstable_above: whether in every seed a rate above that was tried.
         losses: mean losses after the steps at the best rate, as differences from those at the start.
         reason: why there is no edge at the start, where there is none.
     """
@@ -207,15 +210,25 @@ class Summary:
     edges: tuple[float, ...]
     later: tuple[float, ...]
     rates: tuple[float, ...]
+    stable: tuple[float, ...]
+    unstable_above: bool
     losses: tuple[float, ...]
     reason: str = ""
 
     @property
     def ratios(self) -> list[float]:
         """Best rates in units of the predicted edge of the same seed: best rate times lambda_max/2."""
-        if len(self.edges) < len(self.rates):
+        return self._over_edges(self.rates)
+
+    @property
+    def stable_ratios(self) -> list[float]:
+        """The largest stable rates in units of the same edges."""
+        return self._over_edges(self.stable)
+
+    def _over_edges(self, rates: Sequence[float]) -> list[float]:
+        if len(self.edges) < len(rates):
             return []
-        return [rate / edge for rate, edge in zip(self.rates, self.edges, strict=True)]
+        return [rate / edge for rate, edge in zip(rates, self.edges, strict=True)]
 
 
 def summaries(rows: Sequence[Row]) -> list[Summary]:
@@ -227,15 +240,23 @@ def summaries(rows: Sequence[Row]) -> list[Summary]:
         starts = [row for row in of_method if row["part"] == "start"]
         if not best:
             continue
+        runs = {row["seed"]: [run for run in of_method if run["part"] == "run" and run["seed"] == row["seed"]]
+                for row in best}  # fmt: skip
+        stable = {seed: max(run["rate"] for run in own if _ended_well(run)) for seed, own in runs.items()}
         reasons = [row["failed"] for row in starts if row.get("failed")]
         result.append(Summary(
             peft, tuple(row["seed"] for row in best), starts[0]["dim"],
             tuple(row["measured"] for row in starts if row.get("measured")),
             tuple(row["measured"] for row in of_method if row["part"] == "end" and row.get("measured")),
-            tuple(row["measured"] for row in best),
+            tuple(row["measured"] for row in best), tuple(stable.values()),
+            all(any(run["rate"] > stable[seed] for run in own) for seed, own in runs.items()),
             tuple(row["loss_after"] - row["loss_before"] for row in best), "; ".join(dict.fromkeys(reasons)),
         ))  # fmt: skip
     return result
+
+
+def _ended_well(run: Row) -> bool:
+    return run["loss_after"] is not None and math.isfinite(run["loss_after"])
 
 
 def geometric(values: Sequence[float]) -> Interval | None:
@@ -248,41 +269,53 @@ def geometric(values: Sequence[float]) -> Interval | None:
     return Interval(*np.exp(samples.mean(logarithms)))
 
 
-def comparison(chosen: Sequence[Summary]) -> Row:
-    """Whether best rates in units of the edge are the same for all methods, on the log scale.
+def comparison(chosen: Sequence[Summary], *, stable: bool) -> Row:
+    """Whether best rates, or the largest stable ones, in units of the edge are the same for all methods.
 
-    `p_value` is that of the F test of one number for all methods, seeds being the repetitions. `spread_of_rates` and
-    `spread_of_ratios` are standard deviations among methods, as factors: lambda_max explains what the second is
-    smaller by.
+    All is on the log scale. `slope` is that of rates over edges, with Student's 95 % interval: 1 if methods differ by
+    lambda_max alone. `spread_of_rates` and `spread_of_ratios` are standard deviations among methods, as factors:
+    lambda_max explains what the second is smaller by. `p_value` is that of the F test of one number for all methods,
+    seeds being the repetitions; None with a single seed.
     """
-    usable = [summary for summary in chosen if len(summary.ratios) > 1]
-    ratios = [np.log2(summary.ratios) for summary in usable]
-    rates = [np.log2(summary.rates).mean() for summary in usable]
-    edges = [np.log2(summary.edges).mean() for summary in usable]
-    slope = float(np.polyfit(edges, rates, 1)[0])
+    usable = [summary for summary in chosen if summary.ratios]
+    ratios = [np.log2(summary.stable_ratios if stable else summary.ratios) for summary in usable]
+    rates = [float(np.log2(summary.stable if stable else summary.rates).mean()) for summary in usable]
+    edges = [float(np.log2(summary.edges).mean()) for summary in usable]
+    line = linregress(edges, rates)
+    half = student.ppf(0.975, len(usable) - 2) * line.stderr
+    repeated = [ratio for ratio in ratios if len(ratio) > 1]
     return {
-        "methods": len(usable), "p_value": float(f_oneway(*ratios).pvalue), "slope": slope,
-        "spread_of_rates": 2 ** float(np.std(rates, ddof=1)),
-        "spread_of_ratios": 2 ** float(np.std([ratio.mean() for ratio in ratios], ddof=1)),
+        "methods": len(usable), "slope": round(float(line.slope), 3),
+        "low": round(float(line.slope - half), 3), "high": round(float(line.slope + half), 3),
+        "spread_of_rates": round(2 ** float(np.std(rates, ddof=1)), 2),
+        "spread_of_ratios": round(2 ** float(np.std([ratio.mean() for ratio in ratios], ddof=1)), 2),
+        "p_value": float(f_oneway(*repeated).pvalue) if len(repeated) > 1 else None,
     }  # fmt: skip
 
 
 def table(rows: Sequence[Row]) -> str:
     """Markdown: a line a method, then the comparison of variants of LoRA and of all methods."""
     lines = [
-        "| method | parameters | 2/lambda_max at the start | after the steps | best rate | best rate / edge | loss |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| method | parameters | 2/lambda_max at the start | after the steps | best rate | best rate / edge | "
+        "largest stable rate / edge | loss |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     chosen = summaries(rows)
     for summary in chosen:
         loss = sum(summary.losses) / len(summary.losses)
         cells = [_shown(geometric(values)) for values in (summary.edges, summary.later, summary.rates, summary.ratios)]
-        lines.append(f"| {summary.peft} | {summary.dim:,} | {' | '.join(cells)} | {loss:+.3f} |")
+        stable = _shown(geometric(summary.stable_ratios))
+        if summary.stable_ratios and not summary.unstable_above:
+            stable = f"at least {stable}"
+        lines.append(f"| {summary.peft} | {summary.dim:,} | {' | '.join(cells)} | {stable} | {loss:+.3f} |")
     for name, group in {
         "variants of LoRA": [summary for summary in chosen if summary.peft in LORA_VARIANTS], "all methods": chosen,
     }.items():  # fmt: skip
-        if len([summary for summary in group if len(summary.ratios) > 1]) > 1:
-            lines.append(f"\n{name}: {json.dumps(comparison(group))}")
+        if len([summary for summary in group if summary.ratios]) > 2:
+            lines += [
+                f"\n{name}, {which} rate: {json.dumps(comparison(group, stable=which != 'best'))}"
+                for which in ("best", "largest stable")
+            ]
     return "\n".join(lines)
 
 

@@ -1,0 +1,97 @@
+"""What the benchmarks of rates conclude from their rows: edges by PEFT method, and other ways to choose a rate."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import advice, advice_peers, peft_edges
+from benchmarks.advice_peers import Way, ways
+from benchmarks.peft_edges import comparison, summaries, table
+
+Row = dict[str, Any]
+EDGES = {"lora": 2.0, "vera": 64.0, "lokr": 16.0, "loha": 0.25}
+
+
+def method(peft: str, seed: int, edge: float, best: float, runs: dict[float, float | None]) -> list[Row]:
+    """Rows of a PEFT method and seed, whose runs end with the given losses, from 1 on."""
+    point = {"setting": f"{peft}/{seed}", "peft": peft, "seed": seed}
+    rows: list[Row] = [{"part": "start", "dim": 8, "measured": edge}]
+    rows += [{"part": "run", "rate": rate, "loss_after": loss} for rate, loss in runs.items()]
+    losses = [loss for loss in runs.values() if loss is not None]
+    rows += [{"part": "best", "measured": best, "loss_before": 1.0, "loss_after": min(losses)},
+             {"part": "end", "measured": 2 * edge}]  # fmt: skip
+    return [{**point, **row} for row in rows]
+
+
+def at_the_edge(seeds: int) -> list[Row]:
+    """Each method learns most at a quarter of its edge, is stable at half of it, and diverges at the edge."""
+    return [
+        row for peft, edge in EDGES.items() for seed in range(seeds)
+        for row in method(peft, seed, edge, edge / 4, {edge / 4: 0.5, edge / 2: 0.75, edge: None})
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("stable", "share"), [(False, 1 / 4), (True, 1 / 2)])
+def test_methods_that_differ_by_lambda_max_alone_have_one_share_of_the_edge(stable: bool, share: float) -> None:
+    chosen = summaries(at_the_edge(1))
+    for summary in chosen:
+        assert summary.unstable_above and (summary.stable_ratios if stable else summary.ratios) == [share]
+    told = comparison(chosen, stable=stable)
+    assert told["slope"] == pytest.approx(1) and told["low"] <= 1 <= told["high"] and told["spread_of_ratios"] == 1
+    assert told["spread_of_rates"] > 10 and told["p_value"] is None
+
+
+def test_methods_that_differ_by_more_are_told_apart() -> None:
+    rows = [row for row in at_the_edge(2) if row["peft"] != "vera"]
+    for seed in range(2):  # two seeds that agree nearly: the F test sees methods apart
+        rows += method("vera", seed, 64.0, 0.5 + seed / 8, {0.5 + seed / 8: 0.5, 32.0: None})
+        rows += method("ia3", seed, 8.0, 2.0 + seed / 8, {2.0 + seed / 8: 0.5, 8.0: None})
+    told = comparison(summaries(rows), stable=False)
+    assert told["methods"] == 5 and told["p_value"] < 1e-6 and told["spread_of_ratios"] > 4 and told["slope"] < 0.9
+
+
+def test_a_method_without_an_unstable_run_has_a_bound_alone() -> None:
+    lines = table([*at_the_edge(1), *method("miss", 0, 1.0, 0.5, {0.25: 0.9, 0.5: 0.5})]).splitlines()
+    assert lines[2] == "| lora | 8 | 2 | 4 | 0.5 | 0.25 | 0.5 | -0.500 |"
+    assert lines[6] == "| miss | 8 | 1 | 2 | 0.5 | 0.5 | at least 0.5 | -0.500 |"
+
+
+def written(path: Path, rows: list[Row]) -> None:
+    """A record file of rows alone."""
+    path.write_text("".join(json.dumps({"kind": "row", **row}) + "\n" for row in rows), encoding="utf-8")
+
+
+def test_ways_are_judged_by_the_sweep_that_advice_is_judged_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(advice_peers, "RESULTS", tmp_path)
+    rows: list[Row] = [
+        {"setting": "advice/zo-0", "part": "cost", "training_steps": 1500},
+        {"setting": "edge/zo-0", "part": "edge", "measured": 0.5},
+    ]
+    for source, loss in (("0.125 of the edge", 0.8), ("0.25 of the edge", 0.5), ("advised", 0.52)):
+        rate = 0.1 if source == "advised" else float(source.split()[0]) / 2
+        rows.append({"setting": "long/zo-0", "part": "long", "source": source, "rate": rate, "loss_before": 1.0,
+                     "loss_after": loss})  # fmt: skip
+    written(tmp_path / "advice_network.jsonl", rows)
+    chosen: Row = {"setting": "zo-0", "part": "chosen", "loss_before": 1.0, "reference": 0.5}
+    written(tmp_path / "advice_peers_network.jsonl", [
+        {**chosen, "source": "Table 2", "rate": 1e-7, "loss_after": 0.995, "training_steps": 200},
+        {**chosen, "part": "run", "source": "Table 2", "rate": 1e-7, "loss_after": 0.1},
+        {**chosen, "source": "range test", "rate": 0.75, "loss_after": None, "training_steps": 130},
+    ])  # fmt: skip
+    close = {"rel": 1e-12}
+    assert ways("network") == [
+        Way("advice", [1500], [pytest.approx(0.2, **close)], 1, pytest.approx(1.04, **close), 1),
+        Way("Table 2", [200], [pytest.approx(2e-7, **close)], 0, pytest.approx(1.99, **close), 1),
+        Way("range test", [130], [1.5], 0, pytest.approx(8.0, **close), 1),
+    ]
+
+
+def test_peers_have_the_cases_whose_runs_are_on_record() -> None:
+    names = [point["setting"] for point in advice_peers.AdvicePeers("network").points()]
+    assert names == [name for name in advice.CASES["network"] if not name.startswith("full")]
+
+
+def test_the_real_model_has_eight_variants_of_lora() -> None:
+    assert len(set(peft_edges.EIGHT)) == 8 and set(peft_edges.EIGHT) <= set(peft_edges.LORA_VARIANTS)
