@@ -43,6 +43,13 @@ def test_methods_that_differ_by_lambda_max_alone_have_one_share_of_the_edge(stab
     assert told["spread_of_rates"] > 10 and told["p_value"] is None
 
 
+def test_best_rates_may_be_alike_where_stable_ones_follow_the_edge() -> None:
+    rows = [row for peft, edge in EDGES.items() for row in method(peft, 0, edge, 0.01, {0.01: 0.5, edge / 2: 0.75})]
+    best, stable = (comparison(summaries(rows), stable=stable) for stable in (False, True))
+    assert (best["slope"], best["spread_of_rates"]) == (0, 1) and best["spread_of_ratios"] > 10
+    assert (stable["slope"], stable["spread_of_ratios"]) == (1, 1) and stable["spread_of_rates"] > 10
+
+
 def test_methods_that_differ_by_more_are_told_apart() -> None:
     rows = [row for row in at_the_edge(2) if row["peft"] != "vera"]
     for seed in range(2):  # two seeds that agree nearly: the F test sees methods apart
