@@ -17,10 +17,9 @@ and directions. A way's cost is in training steps of the method, range tests and
 """
 
 import argparse
-import json
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,7 +27,7 @@ from typing import Any, ClassVar
 import torch
 
 from benchmarks.advice import CASES, LONG, LOST, RESULTS, AdviceBenchmark, Case
-from smoothlab import records
+from smoothlab import record_files, records
 from smoothlab.experiments.advise.trying import Trial, Tries
 from smoothlab.experiments.settings import SettingsExperiment
 
@@ -159,10 +158,7 @@ def on_record(model: str) -> list[Row]:
 
 def rows_in(path: Path) -> list[Row]:
     """Rows of a record file; none if it is not there."""
-    if not path.exists():
-        return []
-    lines: list[Mapping[str, Any]] = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [dict(line) for line in lines if line["kind"] == "row"]
+    return [row for row in record_files.read(path).rows if row is not None] if path.exists() else []
 
 
 @dataclass(frozen=True)

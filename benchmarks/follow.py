@@ -9,7 +9,6 @@ the mean loss of the first twelve minibatches after its steps. What following co
 """
 
 import itertools
-import json
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from smoothlab import records
+from smoothlab import record_files, records
 from smoothlab.divergence import Diverged
 from smoothlab.experiments.advise.trying import BACKWARD, forwards_of_step
 from smoothlab.experiments.finetune.config import Method
@@ -172,8 +171,7 @@ def _shown(gains: Sequence[float]) -> str:
 
 if __name__ == "__main__":
     if "--table" in sys.argv:
-        lines = [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]
-        print(table([line for line in lines if line["kind"] == "row"]))
+        print(table([row for row in record_files.read(RESULTS).rows if row is not None]))
     else:
         torch.set_num_threads(1)
         records.run(FollowBenchmark(), RESULTS, environment=records.environment(device="cpu", threads=1))

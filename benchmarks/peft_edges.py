@@ -28,7 +28,7 @@ from scipy.stats import f_oneway, linregress
 from scipy.stats import t as student
 from torch import Tensor
 
-from smoothlab import records
+from smoothlab import record_files, records
 from smoothlab.blocks import differentiable
 from smoothlab.divergence import Diverged
 from smoothlab.errors import BadInput
@@ -327,12 +327,6 @@ def _shown(interval: Interval | None) -> str:
     return f"{interval.value:.2g} ({interval.low:.2g} to {interval.high:.2g})"
 
 
-def loaded(path: Path) -> list[Row]:
-    """Rows of a record file."""
-    lines: list[Mapping[str, Any]] = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [dict(line) for line in lines if line["kind"] == "row"]
-
-
 def main() -> None:
     """Continue the record of one model, in one thread, or print its table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -345,7 +339,7 @@ def main() -> None:
         experiment = PeftEdges("out/smollm2", "sst2", chosen.data_dir, seeds=(0,), batch=2, methods=EIGHT)
         out = RESULTS / "peft_edges_smollm2.jsonl"
     if chosen.table:
-        print(table(loaded(out)))
+        print(table([row for row in record_files.read(out).rows if row is not None]))
         return
     torch.set_num_threads(1)
     records.run(experiment, out, environment=records.environment(device="cpu", threads=1))

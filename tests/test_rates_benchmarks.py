@@ -66,8 +66,9 @@ def test_a_method_without_an_unstable_run_has_a_bound_alone() -> None:
 
 
 def written(path: Path, rows: list[Row]) -> None:
-    """A record file of rows alone."""
-    path.write_text("".join(json.dumps({"kind": "row", **row}) + "\n" for row in rows), encoding="utf-8")
+    """A record file of these rows, without numbers and checksums."""
+    lines: list[Row] = [{"kind": "header", "experiment": "", "config": {}}, *({"kind": "row", **row} for row in rows)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
 def test_ways_are_judged_by_the_sweep_that_advice_is_judged_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
