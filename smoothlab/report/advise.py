@@ -17,7 +17,6 @@ ABREAST = 2
 """Panels beside each other."""
 HIGHEST = 2.5
 """Times the loss at the start at which the losses of unstable runs are drawn, if they are higher."""
-ADVICE = ("option", "value", "low", "high", "source", "weakest")
 
 
 def text(df: pd.DataFrame) -> list[str]:

@@ -37,7 +37,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from smoothlab.errors import BadInput
-from smoothlab.zeroth.expectations import Cumulants
 
 NAME = "portable-1"
 """Name of the generator in records and seed logs; other bits would have another number."""
@@ -45,8 +44,6 @@ FRACTION_BITS = 19
 """Entries of the table are multiples of 2^-FRACTION_BITS."""
 MOMENTS = (2.999247083959085, 14.972468778736559, 104.1805310261809)
 """E z^4, E z^6 and E z^8 of an entry of the table; E z^2 is 1 to 1e-8."""
-NORMAL = Cumulants.of_moments(*MOMENTS)
-"""Cumulants of a number drawn from the table."""
 LARGEST_RANK = 1024
 """Largest rank at which U W' of table normals is exact in fp64, whatever the order of its sums."""
 _DIGEST = "4a8d33d40dd54c0405bdaf9c2e72037225a667dbe26fcd35e716b1c6a56aa644"
