@@ -170,7 +170,7 @@ class Way:
         steps: training steps that it takes, a number a case.
         factors: the rate it takes over the true edge, where it varies the rate that the edge is of.
         good: cases in which its loss after 200 steps is within 5 % of the lowest of the sweep.
-        over: geometric mean, over the cases, of its loss over the lowest.
+        descent: median, over the cases, of the descent of its loss over that of the lowest.
         cases: how many there are.
     """
 
@@ -178,7 +178,7 @@ class Way:
     steps: Sequence[float]
     factors: Sequence[float]
     good: int
-    over: float
+    descent: float
     cases: int
 
 
@@ -200,11 +200,12 @@ def ways(model: str) -> list[Way]:
             chosen.setdefault(row["source"], []).append(row)
     result = []
     for name, rows in chosen.items():
-        over = [lost(row) / lowest[row["setting"]] for row in rows]
+        falls = [(row["loss_before"] - lost(row), row["loss_before"] - lowest[row["setting"]]) for row in rows]
         result.append(Way(
             name, [row["training_steps"] for row in rows],
             [row["rate"] / row["reference"] for row in rows if row["reference"]],
-            sum(ratio <= CLOSE for ratio in over), math.exp(statistics.fmean(map(math.log, over))), len(rows),
+            sum(lost(row) <= CLOSE * lowest[row["setting"]] for row in rows),
+            statistics.median(own / most for own, most in falls), len(rows),
         ))  # fmt: skip
     return result
 
@@ -218,7 +219,7 @@ def lost(row: Row) -> float:
 def table(models: Sequence[str]) -> str:
     """Markdown: a line a kind of model and way."""
     lines = [
-        "| models | way | training steps | its rate over the true edge | within 5 % of the best | loss over the best |",
+        "| models | way | training steps | its rate over the edge | within 5 % of the best | share of its descent |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for model in models:
@@ -226,7 +227,7 @@ def table(models: Sequence[str]) -> str:
             steps = f"{min(way.steps):,.0f} to {max(way.steps):,.0f}" if way.steps else ""
             factors = f"{min(way.factors):.2g} to {max(way.factors):.2g}" if way.factors else ""
             good = f"{way.good} of {way.cases}"
-            lines.append(f"| {model} | {way.name} | {steps} | {factors} | {good} | {way.over:.2f} |")
+            lines.append(f"| {model} | {way.name} | {steps} | {factors} | {good} | {way.descent:.2f} |")
     return "\n".join(lines)
 
 
