@@ -58,7 +58,8 @@ def limits(df: pd.DataFrame) -> pd.DataFrame:
     rows = df[df["part"].isin(("limit", "advice"))]
     source = rows["source"].astype(str).where(rows["part"] == "limit", "")
     condition = " by " + rows["condition"].astype(str)
-    return rows.assign(quantity=rows["option"], what=source + condition.where(rows["source"] == "predicted", ""))
+    # advice is predicted, too, where nothing was tried, and has no condition of its own
+    return rows.assign(quantity=rows["option"], what=source + condition.where(source == "predicted", ""))
 
 
 def figure(df: pd.DataFrame) -> Figure:
@@ -67,6 +68,8 @@ def figure(df: pd.DataFrame) -> Figure:
     Raises:
         BadInput: the records are not those of ``smoothlab advise``, or nothing was tried.
     """
+    if "part" in df and not (df["part"] == "trial").any() and (df["part"] == "limit").any():
+        raise BadInput("no rate was tried, so that there are no losses to draw; advise with --by try or --by confirm")
     trials = _part(df, "trial")
     options = list(dict.fromkeys(trials["option"]))
     panels = []

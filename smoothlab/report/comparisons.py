@@ -27,6 +27,13 @@ QUANTITIES = {"frobenius": "Frobenius norm", "spectral": "largest absolute eigen
 VARIED = ("theorem", "series", "axis", "regime", "ell", "estimator", "block", "dtype", "rule", "scale", "d", "q", "mu",
           "value", "epoch")  # fmt: skip
 """Columns that may tell the rows of one setting apart."""
+FLAGS = {
+    "below floor": "less than twice what rounding alone gives",
+    "precision not reached": "measuring stopped at its budget; the interval is wide, and valid",
+    "rare draws": "a few draws may carry the mean, and its interval may miss them",
+    "kinks": "a finite difference crosses kinks of the loss",
+}
+"""What flags mean; a row may carry several, with commas between them."""
 FEWEST = 6  # points of a correlation; the interval of fewer is open even where their order is perfect
 ROUNDING = 2e-6  # relative; the last digit of a stored closed form does not count against an interval
 
@@ -116,7 +123,9 @@ def notes(df: pd.DataFrame) -> list[str]:
                     lines.append(f"test: {tested} {counted}")
     if "flag" in df:
         for flag, count in df["flag"].dropna().value_counts().items():
-            lines.append(f"{count} rows carry the flag '{flag}'")
+            meanings = "; ".join(FLAGS[name] for name in str(flag).split(", ") if name in FLAGS)
+            carried = "1 row carries" if count == 1 else f"{count} rows carry"
+            lines.append(f"{carried} the flag '{flag}'" + f": {meanings}" * bool(meanings))
     return lines
 
 
@@ -218,8 +227,11 @@ def _curvature(df: pd.DataFrame) -> list[dict[str, Any]]:
     if (df["quantity"] == "gradient_lipschitz").any():
         for block in blocks_of(df, "gradient_lipschitz"):
             quotients, top = points(df, block, "gradient_lipschitz", None), points(df, block, "spectral")
-            rows.append({"what": f"{block}, median of {len(quotients)} steps", "quantity": "smoothness along the path",
-                         "measured": quotients["value"].median(), "reference": top["value"].median()})  # fmt: skip
+            rows.append({
+                "what": f"{block}, median of {len(quotients)} steps",
+                "quantity": "smoothness along the path, beside the largest eigenvalue",
+                "measured": quotients["value"].median(), "reference": top["value"].median(),
+            })  # fmt: skip
     return rows
 
 
@@ -265,9 +277,11 @@ def _finetune(df: pd.DataFrame) -> list[dict[str, Any]]:
     """
     kinds, rows = finetune.kinds_of(df), []
     if finetune.has_losses(df):
-        return [row for kind in kinds for row in _losses(kind)] + _differences(kinds, "exact match")
+        return [row for kind in kinds for row in _losses(kind, kind.described(kinds))] + _differences(
+            kinds, "exact match"
+        )
     for kind in kinds:
-        row: dict[str, Any] = {"what": f"{kind.name} ({kind.rates})"}
+        row: dict[str, Any] = {"what": kind.described(kinds)}
         rows.append(row)
         if not kind.test:
             last = pd.concat(kind.dev.values()).groupby("path")["accuracy"].last()
@@ -287,9 +301,8 @@ def _finetune(df: pd.DataFrame) -> list[dict[str, Any]]:
     return rows + _differences(kinds, "accuracy")
 
 
-def _losses(kind: finetune.Kind) -> list[dict[str, Any]]:
+def _losses(kind: finetune.Kind, label: str) -> list[dict[str, Any]]:
     """Test loss of a kind of run, and where answers were generated their exact match and F1; means over seeds."""
-    label = f"{kind.name} ({kind.rates})"
     if not kind.test:
         last = pd.concat(kind.dev.values()).groupby("path")["dev_loss"].last()
         return [{"what": label, "quantity": "dev loss", "measured": last.mean(), "verdict": "not tested"}]

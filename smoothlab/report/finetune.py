@@ -26,6 +26,10 @@ CHOICES = ("accuracy", "low", "high")
 """Columns of runs on choices; those on completions and texts have dev_loss alone."""
 NOT_A_KIND = ("seed", "checkpoint", "save", "tensorboard", "data_dir", "device")
 """Settings that do not make another kind of run."""
+ASKED = ("eta_x", "eta_y", "search")
+"""Settings of the rates to try."""
+WIDEST = 52
+"""Characters of a legend as wide as a panel, those of symbols included."""
 LATER = {"head": "auto", "template": "{sentence} It was", "verbalizers": [], "follow": 0}
 """Settings that the first records lack, and what these were made at."""
 
@@ -64,11 +68,32 @@ class Kind:
         return " or ".join(dict.fromkeys(texts))
 
     def among(self, kinds: Sequence["Kind"]) -> str:
-        """Its name, or its rates where another kind has the same name."""
-        for kind in kinds:
-            if kind is not self and kind.name == self.name:
-                return self.rates
+        """Its name; where another kind has the same name its rates, and the settings that these leave apart."""
+        if any(kind is not self and kind.name == self.name for kind in kinds):
+            return self._rates_among(kinds)
         return self.name
+
+    def described(self, kinds: Sequence["Kind"]) -> str:
+        """Its name with its rates, and with the settings that tell it from kinds of the same name and rates."""
+        return f"{self.name} ({self._rates_among(kinds)})"
+
+    def _rates_among(self, kinds: Sequence["Kind"]) -> str:
+        """Rates, and of the settings in which kinds of the same name and rates differ as few as tell them apart."""
+        alike = [kind for kind in kinds if (kind.name, kind.rates) == (self.name, self.rates)]
+        table = pd.DataFrame([kind.config for kind in alike]).drop(columns=list(NOT_A_KIND), errors="ignore")
+        table = table.astype(object).where(table.notna(), "not recorded").astype(str)
+        table = table.loc[:, table.nunique() > 1]
+        # settings that only some releases record, and the rates that were tried, are the last ones to be named
+        late = [name in ASKED or bool((table[name] == "not recorded").any()) for name in table]
+        names = [*table.columns[np.logical_not(late)], *table.columns[late]]
+        told: list[str] = []
+        apart = 1  # kinds that the settings told so far tell apart
+        while names and apart < len(alike):
+            counts = [len(table[[*told, name]].drop_duplicates()) for name in names]
+            apart = max(counts)
+            told.append(names.pop(counts.index(apart)))
+        own = table.iloc[[kind is self for kind in alike].index(True)]
+        return ", ".join([self.rates, *(f"{'asked ' * (name in ASKED)}{name} {own[name]}" for name in told)])
 
 
 def kinds_of(df: pd.DataFrame) -> list[Kind]:
@@ -188,8 +213,11 @@ def against_step(ax: Axes, kinds: Sequence[Kind], column: str, ylabel: str) -> N
     table = table_of(kinds, column)
     # A kind without rows here keeps its color for the other panels.
     colors = {mathtext(kind.among(kinds)): color for kind, color in zip(kinds, COLORS, strict=False)}
+    # a long name has a line for each setting, and two columns of names are as wide as a panel
+    names = {name: name.replace(", ", "\n") if len(name) > WIDEST else name for name in colors}
+    widest = max(len(line) for name in names.values() for line in name.split("\n"))
     panel(ax, table.assign(kind=table["kind"].map(mathtext)), "step", ["kind"], xlabel="step", ylabel=ylabel,
-          joined=True, columns=2, colors=colors)  # fmt: skip
+          joined=True, columns=2 if widest <= WIDEST // 2 else 1, colors=colors, names=names)  # fmt: skip
     step_axis(ax, table["step"])
 
 
@@ -239,7 +267,8 @@ def figure(df: pd.DataFrame) -> Figure:
     ]
     if (df["part"] == "test").any():
         draws.append(partial(test_scores, kinds=kinds, column=test))
-    return grid([draws], {"hollow": "selected on dev"}, heights=2.6 + 0.1 * len(kinds))
+    lines = sum(kind.among(kinds).count(", ") for kind in kinds)  # of names that are drawn below each other
+    return grid([draws], {"hollow": "selected on dev"}, heights=2.6 + 0.1 * (len(kinds) + lines))
 
 
 def mathtext(text: str) -> str:

@@ -59,6 +59,7 @@ class Section:
         df: records of the group.
         pictures: (base64 of a PNG, kind of figure) pairs.
         table: comparisons of the records.
+        missing: why a figure is not drawn, a sentence each.
     """
 
     kind: str
@@ -67,10 +68,13 @@ class Section:
     df: pd.DataFrame
     pictures: list[tuple[str, str]]
     table: pd.DataFrame
+    missing: list[str]
 
     @property
     def rows(self) -> list[list[str]]:
         """The table as text: all of it where it is short, else what disagrees."""
+        if self.kind == "audit":
+            return []
         table = self.table
         if len(table) > LONG:
             table = comparisons.disagreements(table, MOST)
@@ -79,7 +83,7 @@ class Section:
     @property
     def counts(self) -> list[list[str]]:
         """Counts of a long table."""
-        if len(self.table) <= LONG:
+        if self.kind == "audit" or len(self.table) <= LONG:
             return []
         return comparisons.summary(self.table).astype(str).values.tolist()
 
@@ -100,6 +104,21 @@ class Section:
             return []
         rows = self.df[self.df["part"] == "advice"]
         return [{str(name): value for name, value in row.items()} for row in rows.to_dict("records")]
+
+    @property
+    def verdicts(self) -> dict[str, int]:
+        """Counts of the verdicts of records of the audit."""
+        if self.kind != "audit":
+            return {}
+        return dict(Counter(self.df["verdict"]))
+
+    @property
+    def corrected(self) -> list[list[str]]:
+        """Claims of the audit that do not hold as printed: name, place, verdict, what holds instead."""
+        if self.kind != "audit":
+            return []
+        rows = self.df[self.df["verdict"] != "holds"].reindex(columns=["claim", "place", "verdict", "correction"])
+        return rows.fillna("").astype(str).values.tolist()
 
     @property
     def refuted(self) -> dict[str, int]:
@@ -180,16 +199,20 @@ def _section(kind: str, anchor: str, df: pd.DataFrame, where: Mapping[str, str] 
         if several_methods(df):
             trained = "each method"
         titles["curvature"] += f", {trained}"
-    pictures = []
+    pictures, missing = [], []
     for name in _figures(kind, df):
         buffer = io.BytesIO()
-        draw(name, df).savefig(buffer, format="png", dpi=150)
+        try:
+            draw(name, df).savefig(buffer, format="png", dpi=150)
+        except BadInput as error:  # the numbers are shown all the same
+            missing.append(f"No figure {name}: {error}.")
+            continue
         pictures.append((base64.b64encode(buffer.getvalue()).decode("ascii"), name))
     compared = df
     if kind == "advise":
         compared = advise.limits(df)
     title = titles.get(kind, f"Records of {kind}: {run}".removesuffix(": "))
-    return Section(kind, anchor, title, df, pictures, comparisons.comparisons(compared, where))
+    return Section(kind, anchor, title, df, pictures, comparisons.comparisons(compared, where), missing)
 
 
 def _figures(kind: str, df: pd.DataFrame) -> list[str]:
@@ -223,7 +246,8 @@ def page(sections: Sequence[Section], title: str) -> str:
             config, machine = head.get("config", {}), head.get("environment", {})
             settings = pd.Series(config, dtype=object).reindex(SETTINGS).dropna().astype(str)
             name, git = Path(path).name, str(machine.get("git") or "")[:7]
-            runs[path] = [name, head["experiment"], ", ".join(settings), str(machine.get("threads", "")), git]
+            named = ", ".join(settings.index + " " + settings)
+            runs[path] = [name, head["experiment"], named, str(machine.get("threads", "")), git]
     template = environment().get_template("report.html")
     return template.render(title=title, sections=sections, runs=list(runs.values()), term=Terms(),
                            held=comparisons.held, notes=comparisons.notes,
@@ -236,8 +260,18 @@ def environment() -> jinja2.Environment:
         loader=jinja2.PackageLoader("smoothlab.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )  # fmt: skip
     templates.filters |= {"number": number}
-    templates.globals["interval"] = interval
+    templates.globals |= {"interval": interval, "filled": filled}
     return templates
+
+
+def filled(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
+    """The columns of a table that are not empty, and their cells.
+
+    >>> filled(["what", "reference"], [["a", ""], ["b", ""]])
+    (['what'], [['a'], ['b']])
+    """
+    kept = [index for index in range(len(columns)) if any(row[index] for row in rows)]
+    return [columns[index] for index in kept], [[row[index] for index in kept] for row in rows]
 
 
 class Terms:

@@ -109,7 +109,8 @@ def test_several_methods_are_named():
 
 
 def test_path_smoothness_stands_beside_the_largest_eigenvalue():
-    (row,) = find(comparisons.comparisons(table()), quantity="smoothness along the path").to_dict("records")
+    quantity = "smoothness along the path, beside the largest eigenvalue"
+    (row,) = find(comparisons.comparisons(table()), quantity=quantity).to_dict("records")
     df = table()
     assert row["measured"] == df.loc[df["quantity"] == "gradient_lipschitz", "value"].median()
     assert row["reference"] == df.loc[df["quantity"] == "spectral", "value"].median()

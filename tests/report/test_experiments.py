@@ -11,7 +11,7 @@ import pytest
 from smoothlab import records
 from smoothlab.__main__ import main
 from smoothlab.errors import BadInput
-from smoothlab.report import draw, estimators, panels
+from smoothlab.report import comparisons, draw, estimators, panels
 from smoothlab.report.finetune import kinds_of
 
 from .curved_path import BASE, rows, write
@@ -160,6 +160,19 @@ def test_runs_without_a_test_and_equal_names_are_told_apart(tmp_path: Path) -> N
     assert ["not tested"] == [text.get_text() for text in test.texts]
     selected = [line.get_xdata()[0] for line in lines(dev) if line.get_markerfacecolor() == "white"]
     assert selected == [40, 40], "the evaluation whose weights were tested is hollow"
+
+
+def test_kinds_of_equal_names_and_rates_are_told_apart_by_their_settings(tmp_path: Path) -> None:
+    runs = [RUN, replace(RUN, q=4), replace(RUN, q=4, variant="momentum"), replace(RUN, eta_x=1e-3)]
+    files = [write_run(tmp_path / f"{index}.jsonl", run, 0.7) for index, run in enumerate(runs)]
+    df = records.load(files)
+    kinds = kinds_of(df)
+    names = [kind.among(kinds).removeprefix("eta_x 1e-4, eta_y 0.1, ") for kind in kinds]
+    others = ["q 1, variant plain", "q 4, variant plain", "q 4, variant momentum"]
+    assert names == [*others, "eta_x 0.001, eta_y 0.1"]
+    assert kinds[3].described(kinds) == "Hybrid-LoRA (eta_x 0.001, eta_y 0.1)"
+    assert len(draw("finetune", df).axes[2].get_yticklabels()) == 4
+    assert comparisons.comparisons(df)["what"].nunique() == 4 + 6
 
 
 def test_a_kind_has_one_color_in_all_panels(tmp_path: Path) -> None:

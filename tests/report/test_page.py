@@ -167,3 +167,30 @@ def test_records_of_one_point_have_a_page(tmp_path):
     path = write(tmp_path / "one.jsonl", few)
     text = " ".join(Page(page.write(tmp_path / "p.html", [path], title="t").read_text(encoding="utf-8")).words)
     assert "was 15.1 (14.3 to 15.9)" in text and np.char.count(text, "nan") == 0
+
+
+def test_what_no_figure_can_show_is_in_the_table_and_the_reason_stands_there(tmp_path):
+    paths = [write_run(tmp_path / f"{q}.jsonl", replace(RUN, q=q), 0.9) for q in range(1, 10)]
+    text = " ".join(Page(page.write(tmp_path / "p.html", paths, title="t").read_text(encoding="utf-8")).words)
+    assert "No figure finetune: 9 kinds of runs in one figure: draw at most 8 at a time." in text
+    assert "Test accuracy of Hybrid-LoRA (eta_x 1e-4, eta_y 0.1, q 1): 0." in text
+    assert "Hybrid-LoRA (eta_x 1e-4, eta_y 0.1, q 9): 0." in text
+    predicted = RESULTS / "advice_smollm2_zo.jsonl"
+    text = " ".join(Page(page.write(tmp_path / "a.html", [predicted], title="t").read_text(encoding="utf-8")).words)
+    assert "No figure advise: no rate was tried" in text and "Advised: mu 1.6e-4" in text
+
+
+def test_the_audit_says_its_verdicts_and_what_holds_instead(tmp_path):
+    out = page.write(tmp_path / "p.html", [RESULTS / "audit.jsonl"], title="t")
+    text = " ".join(Page(out.read_text(encoding="utf-8")).words)
+    assert "The paper's claims : verdicts: holds (28), holds once corrected (25), open (2)." in text
+    assert "not measured" not in text and "prop-2.2" not in text  # which holds as printed
+    assert "b.1-1 Lemma B.1 (1) holds once corrected" in text
+
+
+def test_empty_columns_are_left_out_and_flags_explained(tmp_path):
+    norms = [row for row in rows([BASE], [0], ("estimated",)) if row["quantity"] == "frobenius"]
+    few = [row | {"flag": "below floor"} for row in norms]
+    text = " ".join(Page(page.write(tmp_path / "p.html", [write(tmp_path / "a", few)], title="t").read_text()).words)
+    assert "what quantity measured verdict base, estimated" in text
+    assert "1 row carries the flag 'below floor': less than twice what rounding alone gives" in text
