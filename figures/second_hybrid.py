@@ -25,6 +25,8 @@ from smoothlab.stats.samples import paired, proportion
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = ("lora", "dora", "lora-ga", "boft", "boft-ga", "unitary")
+CASES = ("micro on builtin", "micro on sst2", "smollm2 on sst2", "smollm2 on copa", "smollm2 on sums")
+COLORS = dict(zip(CASES, panels.COLORS, strict=False))
 NAMES = ("LoRA", "DoRA", "LoRA-GA", "BOFT", "BOFT + GA", "unitary")
 
 
@@ -54,7 +56,8 @@ def norms(files: Sequence[Path]) -> pd.DataFrame:
             ends["end"] = table.iloc[-1]
         for when, row in ends.items():
             rows.append({
-                "when": f"{data}, {when}", "method": METHODS.index(config["peft"]),
+                "when": f"{data}, {when}", "data": data, "hollow": when == "start",
+                "method": METHODS.index(config["peft"]),
                 "measured": row["value"], "low": row["low"], "high": row["high"],
             })  # fmt: skip
     return pd.DataFrame(rows).assign(reference=np.nan)
@@ -85,20 +88,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     runs = [path for path, kind in kinds.items() if kind == "finetune"]
     print("\n".join(differences(runs)))
     drawn = [
-        partial(_panel, rows=accuracies(runs), series="data", ylabel="test accuracy [%]"),
-        partial(_panel, rows=norms([path for path, kind in kinds.items() if kind == "smoothness"]), series="when",
+        partial(_panel, rows=accuracies(runs), ylabel="test accuracy (%)"),
+        partial(_panel, rows=norms([path for path, kind in kinds.items() if kind == "smoothness"]),
                 ylabel=r"Frobenius norm of the module's Hessian", scale="y"),
     ]  # fmt: skip
+    meanings = {"hollow": "before the first step, elsewhere at the end"}
     for path in panels.save(
-        panels.grid([drawn], {}, heights=3.6), options.out.with_suffix(""), (options.out.suffix[1:],)
+        panels.grid([drawn], meanings, heights=3.6), options.out.with_suffix(""), (options.out.suffix[1:],)
     ):
         print(path)
     return 0
 
 
-def _panel(ax: Axes, rows: pd.DataFrame, series: str, **labels: Any) -> None:
-    panels.panel(ax, rows, "method", [series], dodge=0.12, columns=2, **labels)
+def _panel(ax: Axes, rows: pd.DataFrame, **labels: Any) -> None:
+    # a data set has one color in both panels
+    panels.panel(ax, rows, "method", ["data"], colors=COLORS, dodge=0.12, columns=2, **labels)
     ax.set_xticks(range(len(METHODS)), NAMES, rotation=30, ha="right")
+    for place in set(range(len(METHODS))) - set(rows["method"]):
+        ax.text(place, 0.5, "not measured", transform=ax.get_xaxis_transform(), rotation=90, ha="center", va="center")
     ax.set_xlim(-0.5, len(METHODS) - 0.5)
 
 

@@ -17,6 +17,8 @@ ABREAST = 2
 """Panels beside each other."""
 HIGHEST = 2.5
 """Times the loss at the start at which the losses of unstable runs are drawn, if they are higher."""
+CONDITIONS = {"exact": "eigenvalue", "adam": "Adam"}
+"""What limits are predicted by, in the legend."""
 
 
 def text(df: pd.DataFrame) -> list[str]:
@@ -91,21 +93,29 @@ def _panel(ax: Axes, option: str, trials: pd.DataFrame, limits: pd.DataFrame) ->
         if chosen.any():
             ax.plot(trials["rate"][chosen], losses[chosen], marker, color=color, ms=4, zorder=3, label=label)
     ax.axhline(start, ls=":", lw=0.9, color=GRAY, label="loss at the start")
+    # intervals stand above the losses, a line each, since bands behind them would mix their colors
+    shown = losses[np.isfinite(losses)]
+    bottom, top = min(shown.min(), start), max(shown.max(), start)
+    height = max(top - bottom, 0.05 * start)
     for line, (_, limit) in enumerate(limits.iterrows()):
         color = COLORS[2 + line % (len(COLORS) - 2)]
+        at = top + height * (0.12 + 0.09 * line)
         name = f"limit {limit['source']}"
         if limit["source"] == "predicted":
-            name += f" by {limit['condition']}"
-        ax.axvline(limit["value"], color=color, lw=1.2, label=name)
+            name += f" ({CONDITIONS.get(limit['condition'], limit['condition'])})"
+        ax.axvline(limit["value"], color=color, lw=0.8, alpha=0.6, zorder=1)
+        ax.plot(limit["value"], at, "D", color=color, ms=3.5, zorder=3)
+        ax.plot([], [], "D-", color=color, ms=3.5, lw=0.8, label=name)
         if np.isfinite([limit["low"], limit["high"]]).all() and limit["low"] > 0:
-            ax.axvspan(limit["low"], limit["high"], color=color, alpha=0.12, lw=0, label="_interval")
+            ax.hlines(at, limit["low"], limit["high"], color=color, lw=1.6, label="_interval")
     steps = int(trials["steps"].max())
     ax.set(xscale="log", xlabel=f"learning rate {option}", ylabel=f"loss after {steps} steps")
     ax.margins(y=0.08)
+    ax.set_yticks([tick for tick in ax.get_yticks() if ax.get_ylim()[0] <= tick <= top])  # bars above are no losses
     shown_rates = limits[["value", "low", "high"]].to_numpy(float).ravel()
     plain_ticks(ax.xaxis, pd.concat([trials["rate"], pd.Series(shown_rates)]))
     ax.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: rate(value)))
-    legend_above(ax, columns=1)
+    legend_above(ax, columns=2)
 
 
 def _part(df: pd.DataFrame, part: str) -> pd.DataFrame:

@@ -53,3 +53,15 @@ def test_the_page_says_what_is_advised_and_draws_the_runs(tmp_path: Path) -> Non
     (axes,) = draw("advise", records.load(path)).axes
     marks = {line.get_label(): len(line.get_xdata()) for line in axes.lines if line.get_marker() in "os"}
     assert marks == {"stable run": 1, "unstable run": 1}
+
+
+def test_limits_stand_above_the_losses_with_their_intervals(tmp_path: Path) -> None:
+    (axes,) = draw("advise", records.load(written(tmp_path))).axes
+    bars = [bar.get_segments()[0] for bar in axes.collections if bar.get_label() == "_interval"]
+    assert [(bar[0, 0], bar[1, 0]) for bar in bars] == [(0.2, 2.0), (0.6, 1.4)]
+    marks = [line for line in axes.lines if line.get_marker() == "D"]
+    names = {line.get_color(): line.get_label() for line in marks if not len(line.get_xdata())}
+    limits = {names[line.get_color()]: line.get_xdata()[0] for line in marks if len(line.get_xdata())}
+    assert limits == {"limit predicted (eigenvalue)": 0.5, "limit predicted and tried": 0.9}
+    losses = max(line.get_ydata()[0] for line in axes.lines if line.get_marker() in "os")
+    assert losses < bars[0][0, 1] < bars[1][0, 1] < axes.get_ylim()[1] and max(axes.get_yticks()) <= losses
