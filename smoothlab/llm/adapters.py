@@ -20,6 +20,7 @@ from smoothlab.hessian.disagreements import WrongProducts
 from smoothlab.hessian.exact import ExactHessian
 from smoothlab.hessian.gradients import LossAtPoint
 from smoothlab.hessian.selfchecks import check_gradient, check_plainly
+from smoothlab.llm.caches import accept_past_key_values, cache_of
 from smoothlab.llm.gradient_start import start_from_gradient
 from smoothlab.llm.partition import unfreeze
 from smoothlab.llm.peft_methods import PEFT_METHODS, PeftMethod, attachable
@@ -94,6 +95,7 @@ def attach(
         # The name says, as peft's own do, that the base model's weights have moved and belong to the module.
         if entry.config == "LoraConfig":
             wrapped.active_peft_config.init_lora_weights = "lora_ga"
+    accept_past_key_values(wrapped)
     if wrapped.active_peft_config.is_prompt_learning and not generates(model):
         pool_at_last_token(wrapped)
     # peft freezes the base model, which is trained here too; a new wrapper is in train mode.
@@ -186,7 +188,7 @@ def start_as_real_tokens(wrapped: nn.Module) -> None:
     tokens = torch.randint(0, len(rows), (1, len(weight))).to(rows.device)
     mode = base.training
     with torch.no_grad():
-        cache = base.eval()(input_ids=tokens, use_cache=True).past_key_values
+        cache = cache_of(base.eval()(input_ids=tokens, use_cache=True))
         pairs = []
         for layer in cache.layers:
             pairs += [layer.keys[0], layer.values[0]]  # each [heads, tokens, size]

@@ -24,9 +24,9 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from smoothlab.blocks import Block, Loss, differentiable, fixed_loss
 from smoothlab.errors import BadInput
 from smoothlab.llm import distributed, heads, mixing
+from smoothlab.llm.caches import CACHED, accept_past_key_values
 from smoothlab.llm.export import ROTATED, add_base
 from smoothlab.llm.trainer_loss import LossWatch, Snapshot, copied, python_rng
-from smoothlab.llm.vocabulary import CACHED
 from smoothlab.optim.hybrid import HybridSGD
 from smoothlab.zeroth.estimators import Estimator, ZerothOrder
 
@@ -186,14 +186,16 @@ class HybridMixin:
         for config in getattr(self.model, "peft_config", {}).values():
             if config.peft_type in ROTATED:
                 raise BadInput(f"{config.peft_type.value} cannot be loaded onto a trained base model: use LoRA")
-            # In train mode a checkpointed layer of transformers 5.23 (modeling_layers.py) sets past_key_values to None.
+            # In train mode a checkpointed layer of transformers 5.23 and 5.24 (modeling_layers.py) drops its cache.
             # Earlier Trainers make an optimizer before they switch checkpointing on.
             checkpointed = any(getattr(m, "gradient_checkpointing", False) for m in self.model.modules())
-            if config.peft_type in CACHED and (checkpointed or self.args.gradient_checkpointing):
+            asked = (getattr(self.args, f"{kind}_checkpointing", False) for kind in ("activation", "gradient"))
+            if config.peft_type in CACHED and (checkpointed or any(asked)):
                 raise BadInput(
                     f"gradient checkpointing drops the virtual tokens of {config.peft_type.value} in train mode: train "
                     "without it, or use prompt tuning or LoRA"
                 )
+            accept_past_key_values(self.model)
 
 
 class HybridTrainer(HybridMixin, Trainer):  # type: ignore[misc]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
+from smoothlab.llm.caches import CACHED, cache_argument
 from smoothlab.llm.recomputation import depends_only_on, recomputed
 
 CHUNK = 2**24
@@ -25,8 +26,6 @@ CHUNK = 2**24
 glibc gives blocks above 32 MiB back to the system when they are freed. Smaller ones stay in its heap, where small
 tensors nibble at them until the next chunk needs a new one: with 16 MiB the process grew by as much as the whole table.
 """
-CACHED = ("PREFIX_TUNING", "CARTRIDGE")
-"""Types of peft whose virtual tokens are keys and values, which the model takes as its cache."""
 Minibatch = Mapping[str, Tensor]
 """What `smoothlab.llm.encoding.batch` returns."""
 
@@ -167,7 +166,7 @@ def forward(model: Any, base: Any, minibatch: Minibatch) -> Any:
     if config.peft_type in CACHED:
         if "position_ids" in attention:
             attention["position_ids"] = attention["position_ids"][:, virtual:]
-        return base(input_ids=ids, past_key_values=prompt, **attention)
+        return base(input_ids=ids, **{cache_argument(base): prompt}, **attention)
     # Prompt methods put their virtual tokens before the embedded text.
     token_embeddings = model.word_embeddings(ids)
     embedded = torch.cat([prompt.to(token_embeddings.dtype), token_embeddings], 1)

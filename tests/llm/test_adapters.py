@@ -13,6 +13,7 @@ from smoothlab.errors import BadInput
 from smoothlab.hessian.exact import ExactHessian
 from smoothlab.hessian.finite_differences import FiniteDifferenceHessian
 from smoothlab.llm.adapters import attach, check_derivatives, pool_at_last_token, virtual_tokens
+from smoothlab.llm.caches import accept_past_key_values
 from smoothlab.llm.export import add_base
 from smoothlab.llm.partition import live_parameters, partition, unfreeze
 from smoothlab.llm.peft_methods import MEASURABLE, PEFT_METHODS, attachable
@@ -211,6 +212,7 @@ def test_saved_modules_come_back(method: str, kind: str, tmp_path: Path) -> None
         add_base(model, tmp_path)
     assert (tmp_path / "adapter_model.safetensors").exists() and not list(tmp_path.glob("*.bin"))
     again = PeftModel.from_pretrained(tiny(kind).float(), tmp_path).eval()
+    accept_past_key_values(again)
     if again.active_peft_config.is_prompt_learning:
         pool_at_last_token(again)
     with torch.no_grad():
