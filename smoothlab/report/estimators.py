@@ -43,8 +43,9 @@ def bias(ax: Axes, df: pd.DataFrame) -> None:
     rows["reference"] = rows["reference"].where(double)
     colors = dict(zip(dict.fromkeys(rows.loc[double, "distribution"]), COLORS, strict=False)) | {"rounded": "#8C8C8C"}
     ax.plot(mus, closed.max() * 8 * (mus / mus[1]) ** 2, ":", color=GRAY, lw=1, label="slope 2")
-    panel(ax, magnitudes(rows, bottom), "mu", ["series"], xlabel=r"step $\mu$", ylabel=r"$|$bias$| \,/\, \|g\|$",
-          title=f"Bias: {where(rows)}", scale="xy", names=NAMES, colors=colors, columns=4)  # fmt: skip
+    panel(ax, magnitudes(rows, bottom), "mu", ["series"], xlabel=r"perturbation $\mu$",
+          ylabel=r"$|$bias$| \,/\, \|g\|$", title=f"Bias: {where(rows)}", scale="xy",
+          names=NAMES, colors=colors, columns=4)  # fmt: skip
     ax.set_ylim(bottom, highest(rows) * 5)
 
 
@@ -71,7 +72,7 @@ def curve(ax: Axes, df: pd.DataFrame, part: str = "curve", block: str = "theta",
     if part == "model-curve":
         columns, title = 2, f"{block}: {where(rows)}"
     rows["reference"] = pd.to_numeric(rows["predicted"])
-    panel(ax, rows, "mu", ["dtype"], xlabel=r"step $\mu$", ylabel=r"RMS error of $D(\mu)$ $/ \, \|g\|$",
+    panel(ax, rows, "mu", ["dtype"], xlabel=r"perturbation $\mu$", ylabel=r"RMS error of $D(\mu)$ $/ \, \|g\|$",
           scale="xy", names=NAMES, colors=PRECISIONS,
           markers=dict.fromkeys(PRECISIONS, MARKERS[2 - sides]))  # fmt: skip
     # at the foot of the panel: the best mu of each precision, its interval, and what was predicted

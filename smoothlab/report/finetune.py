@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from smoothlab.errors import BadInput
 from smoothlab.report.numbers import rate
-from smoothlab.report.panels import COLORS, GRAY, grid, panel, scaled, step_axis
+from smoothlab.report.panels import COLORS, GRAY, crowded, grid, panel, scaled, step_axis
 from smoothlab.stats.samples import proportion
 
 NEEDED = ("part", "trial", "step", "train_loss", "eta_x", "eta_y")
@@ -28,6 +28,7 @@ NOT_A_KIND = ("seed", "checkpoint", "save", "tensorboard", "data_dir", "device")
 """Settings that do not make another kind of run."""
 ASKED = ("eta_x", "eta_y", "search")
 """Settings of the rates to try."""
+SHIFT = 0.008  # of the last step, from one kind to the next: intervals stand side by side
 WIDEST = 52
 """Characters of a legend as wide as a panel, those of symbols included."""
 LATER = {"head": "auto", "template": "{sentence} It was", "verbalizers": [], "follow": 0}
@@ -216,7 +217,11 @@ def against_step(ax: Axes, kinds: Sequence[Kind], column: str, ylabel: str) -> N
     # a long name has a line for each setting, and two columns of names are as wide as a panel
     names = {name: name.replace(", ", "\n") if len(name) > WIDEST else name for name in colors}
     widest = max(len(line) for name in names.values() for line in name.split("\n"))
+    dodge = 0.0
+    if column == "accuracy" and not crowded(table["step"]):
+        dodge = SHIFT * table["step"].max()
     panel(ax, table.assign(kind=table["kind"].map(mathtext)), "step", ["kind"], xlabel="step", ylabel=ylabel,
+          dodge=dodge,
           joined=True, columns=2 if widest <= WIDEST // 2 else 1, colors=colors, names=names)  # fmt: skip
     step_axis(ax, table["step"])
 

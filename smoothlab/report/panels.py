@@ -231,15 +231,30 @@ def plain_ticks(axis: Any, values: pd.Series) -> None:
         axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5), numticks=8))
     else:
         axis.set_major_locator(ticker.LogLocator(numticks=8))
-    axis.set_major_formatter("{x:g}")
+    axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: short(value)))
     if span >= 1e4:
         axis.set_major_formatter(ticker.LogFormatterMathtext())
     axis.set_minor_formatter(ticker.NullFormatter())
 
 
+def short(value: float) -> str:
+    """A tick's number: ``0.002``, ``2e-5``, ``20000``, ``2e6``.
+
+    >>> short(0.002), short(2e-5), short(20000.0), short(2e6)
+    ('0.002', '2e-5', '20000', '2e6')
+    """
+    mantissa, exponent, power = f"{value:g}".partition("e")
+    return mantissa + exponent + (exponent and str(int(power)))
+
+
+def crowded(steps: pd.Series) -> bool:
+    """Whether steps crowd at the start of a run."""
+    return bool(steps.nunique() >= 5 and steps.median() < 0.12 * steps.max())
+
+
 def step_axis(ax: Axes, steps: pd.Series) -> None:
     """Logarithmic (from the first positive step on) where the measuring points crowd at the start."""
-    if steps.nunique() >= 5 and steps.median() < 0.12 * steps.max():
+    if crowded(steps):
         ax.set_xscale("symlog", linthresh=steps[steps > 0].min(), linscale=0.4)
         ax.xaxis.set_major_formatter("{x:g}")
     elif steps.nunique() == 1:

@@ -82,7 +82,7 @@ def stable(ax: Axes, df: pd.DataFrame) -> None:
     ax.plot([1, 1.3], [2, 2.6], "-", lw=1, color=GRAY, label="exact gradients: 2")
     panel(ax, scaled(rows, rows["d"]), "d", ["distribution"], xlabel="dimension $d$", scale="x", names=NAMES,
           ylabel=r"largest stable $\eta \cdot 2a \cdot d$", title="Zeroth-order rates fall as $1/d$",
-          columns=2)  # fmt: skip
+          columns=2, dodge=0.07)  # fmt: skip
     ax.set_ylim(0, 2.6)
 
 

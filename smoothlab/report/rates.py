@@ -39,6 +39,12 @@ CURVED = {
 }  # fmt: skip
 """Legend entries of sums whose components curve differently."""
 AXES = {"eps": r"$\varepsilon$", "n": "$n$", "d": "$d$", "delta": r"$\delta$"}
+OPTIONS = {
+    "eps=": r"$\varepsilon$ = ", "delta=": r"$\delta$ = ", "sigma=": r"$\sigma$ = ", "ratio=": "$L_x/L_y$ = ",
+    "given=": "$T$ = ", "rule=one": "one rate", "n=": "$n$ = ", "d=": "$d$ = ", "family=": "", "order=": "order: ",
+    "oracle=": "gradients: ",
+}  # fmt: skip
+"""How options are written at the axis."""
 MOST = 45  # settings whose names are drawn
 SHIFT = 0.24  # of a line: from one theorem to the next
 
@@ -76,15 +82,22 @@ def by_setting(ax: Axes, df: pd.DataFrame, quantity: str) -> pd.DataFrame:
     heights = dict(zip(settings, range(0, -len(settings), -1), strict=True))
     names = short_names(df.loc[df["part"] == "theorem", "setting"])
     for _, row in averaged[averaged["part"] == "counterexample"].iterrows():
-        names[row["setting"]] = f"fails: d {row['d']:g}, sigma {row['sigma']:g}"
+        names[row["setting"]] = f"fails: $d$ = {row['d']:g}, $\\sigma$ = {row['sigma']:g}"
     if len(settings) > MOST:
         ax.set_yticks([])
         ax.set_ylabel(f"{len(settings)} settings")
     else:
-        ax.set_yticks(list(heights.values()), list(map(names.__getitem__, settings)))
+        ax.set_yticks(list(heights.values()), [_in_symbols(names[setting]) for setting in settings])
     ax.set_ylim(0.4 - len(settings), 0.6)
     shifts = {"printed": SHIFT, "expectation": 0.0, "probability": -SHIFT}  # below each other in their line
     return rows.assign(height=rows["setting"].map(heights) + rows["theorem"].map(shifts))
+
+
+def _in_symbols(name: str) -> str:
+    """Name of a setting with the symbols of the theorem in place of the options' names."""
+    for option, symbol in OPTIONS.items():
+        name = name.replace(option, symbol)
+    return name
 
 
 def trajectory(ax: Axes, df: pd.DataFrame) -> None:
