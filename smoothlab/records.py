@@ -181,6 +181,13 @@ class Writer:
         self._stack.close()
 
 
+class Headers(dict[str, Row]):
+    """Headers by path. pandas copies a table's `attrs` deeply with every column that is taken; these stay the same."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Headers":
+        return self
+
+
 def load(
     pattern: str | Path | Sequence[str | Path], *, damaged: Literal["refuse", "leave out"] = "refuse"
 ) -> "pandas.DataFrame":
@@ -219,7 +226,7 @@ def load(
         if not matches:
             raise BadInput(f"no record file matches {str(name)!r}; check the path, or measure first with --out {name}")
         paths |= dict.fromkeys(matches)
-    rows, headers = [], {}
+    rows, headers = [], Headers()
     for path in paths:
         contents = record_files.read(Path(path))
         if contents.header is None or (contents.damage and damaged == "refuse"):

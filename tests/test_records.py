@@ -427,6 +427,7 @@ def test_load_joins_files_and_keeps_their_headers(tmp_path):
         str(tmp_path / "a.jsonl"): 0,
         str(tmp_path / "b.jsonl"): 1,
     }
+    assert table["value"].head(2).attrs["headers"] is table.attrs["headers"], "pandas copies attributes at each step"
     both = [tmp_path / "b.jsonl", str(tmp_path / "*.jsonl")]  # b counts once
     assert len(records.load(both)) == 12
     (odd := tmp_path / "[1].jsonl").write_bytes((tmp_path / "a.jsonl").read_bytes())

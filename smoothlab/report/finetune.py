@@ -8,7 +8,7 @@ differ in the seed alone are one kind of run: one mean curve, with each run besi
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -53,7 +53,7 @@ class Kind:
     test: dict[int, pd.Series] = field(default_factory=dict)
     stopped: list[str] = field(default_factory=list)
 
-    @property
+    @cached_property
     def rates(self) -> str:
         """Learning rates of the selected trials; those of different seeds are listed."""
         texts = []
