@@ -2,9 +2,9 @@
 
 For each PEFT method of `smoothlab.llm.peft_methods` and each seed (of module, minibatches and their order): lambda_max
 of the PEFT block's Hessian at the start (mean loss of four minibatches), the predicted edge 2/lambda_max of plain SGD,
-the mean loss of twelve minibatches after 100 steps at rates 2^k around that edge (the grid grows while its best rate is
-at an end), and lambda_max after 100 steps at the best rate. If variants of LoRA differed by lambda_max alone, as
-arXiv:2602.04998 suggests, best rate times lambda_max would be one number for all of them: `table` tests that.
+the mean loss of twelve minibatches after 100 steps at rates 2^k around that edge (the grid grows until the best rate is
+between worse ones), and lambda_max after 100 steps at the best rate. If variants of LoRA differed by lambda_max alone,
+as arXiv:2602.04998 suggests, best rate times lambda_max would be one number for all of them: `table` tests that.
 
 `micro` has every method that can be trained, on the built-in data; SmolLM2-135M eight of them, on SST-2 in minibatches
 of two and with one seed.
@@ -50,7 +50,7 @@ EIGHT = ("lora", "rslora", "adalora", "vera", "loha", "lokr", "gralora", "miss")
 """Variants of LoRA on the real model."""
 BELOW = 3
 """Powers of 2 below the predicted edge at which rates are tried first, beside the edge itself."""
-MOST = 6
+MOST = 8
 """Further rates, at most, where the best one is at an end of the grid."""
 LANCZOS, MEASURED = 10, 4
 """Lanczos steps of lambda_max, and minibatches whose mean loss has this curvature."""
@@ -131,9 +131,7 @@ class MethodRuns:
             losses[k] = row["loss_after"]
             yield row
             if not ahead and len(losses) < BELOW + 1 + MOST:
-                best = min(losses, key=lambda power: losses[power])
-                # Where all have diverged, the least rate is the first of equal losses, and lower ones are tried.
-                ahead = [power for power in (best - 1, best + 1) if power not in losses]
+                ahead = further(losses, self.start)
         best = min(losses, key=lambda power: losses[power])
         if not math.isfinite(losses[best]):
             yield {"part": "refused", "failed": f"every rate down to {2.0**best:g} diverges"}
@@ -185,6 +183,23 @@ class MethodRuns:
         """Mean loss of the first minibatches that runs are judged by."""
         with torch.no_grad():
             return sum(float(self.trainer.minibatch_loss(number)()) for number in range(JUDGED)) / JUDGED
+
+
+def further(losses: Mapping[int, float], start: float) -> list[int]:
+    """Powers of 2 of the rates to try next, given losses at some powers and at the start; none if the best is known.
+
+    The best rate must have worse ones on both sides. Of two runs above the stable rates one may end well by chance, so
+    that the two lowest rates must both have lowered the loss, the lower one less.
+
+    >>> further({0: 0.6, 1: 0.5, 2: 0.9}, 1.0), further({0: 0.4, 1: 0.5}, 1.0), further({0: 1.7, 1: 0.7, 2: 0.8}, 1.0)
+    ([], [-1], [-1])
+    """
+    best = min(losses, key=lambda power: (losses[power], power))
+    lowest, second = sorted(losses)[:2]
+    ahead = {best - 1, best + 1}
+    if not losses[second] <= losses[lowest] <= start:
+        ahead.add(lowest - 1)
+    return sorted(ahead - losses.keys())
 
 
 @dataclass(frozen=True)

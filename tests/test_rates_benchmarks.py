@@ -1,6 +1,7 @@
 """What the benchmarks of rates conclude from their rows: edges by PEFT method, and other ways to choose a rate."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -103,3 +104,21 @@ def test_peers_have_the_cases_whose_runs_are_on_record() -> None:
 
 def test_the_real_model_has_eight_variants_of_lora() -> None:
     assert len(set(peft_edges.EIGHT)) == 8 and set(peft_edges.EIGHT) <= set(peft_edges.LORA_VARIANTS)
+
+
+@pytest.mark.parametrize(
+    ("losses", "ahead"),
+    [
+        ({-3: 0.6, -2: 0.5, -1: 0.7, 0: None}, []),
+        ({-3: 0.4, -2: 0.5, -1: 0.7, 0: None}, [-4]),
+        ({-3: 0.6, -2: 0.5, -1: 0.4, 0: 0.3}, [1]),
+        ({-3: None, -2: 0.8, -1: None, 0: None}, [-4]),  # a run above the stable rates that ended well by chance
+        ({-4: 0.6, -3: None, -2: 0.8, -1: None, 0: None}, [-5]),
+        ({-5: 0.7, -4: 0.6, -3: None, -2: 0.8}, []),
+        ({-3: 1.7, -2: 0.7, -1: 0.8, 0: None}, [-4]),  # the lowest rate has raised the loss
+        ({-1: None, 0: None}, [-2]),
+    ],
+)  # fmt: skip
+def test_rates_are_added_until_the_best_has_worse_neighbors(losses: dict[int, float | None], ahead: list[int]) -> None:
+    found = peft_edges.further({k: math.inf if loss is None else loss for k, loss in losses.items()}, 1.0)
+    assert found == ahead
