@@ -220,7 +220,8 @@ def in_one_line(seconds: float) -> Iterator[None]:
         raise
     except Exception as error:
         text = " ".join(str(error).split())
-        if "CUDA" in text and not torch.cuda.is_available():
+        # torch built without CUDA names CUDA; built with it, on a machine without a GPU, it names NVIDIA's driver.
+        if ("CUDA" in text or "NVIDIA" in text) and not torch.cuda.is_available():
             raise Unobservable(f"needs CUDA, which is not here: {text[:160]}") from error
         raise Unobservable(f"raises {type(error).__name__}: {text[:240]}") from error
 

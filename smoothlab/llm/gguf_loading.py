@@ -10,6 +10,7 @@ import contextlib
 import io
 import json
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,25 @@ SPECIAL_TOKENS = {
     "pad_token": "padding_token_id",
 }
 """transformers' names of special tokens -> those in the metadata."""
+
+
+OLDEST = (5, 23)
+"""The first release of transformers whose tokenizers of GGUF files begin texts with the start token."""
+
+
+def check_transformers(path: Path) -> None:
+    """Refuse releases of transformers whose tokenizers of GGUF files leave out the start token, or fail.
+
+    Raises:
+        BadInput: transformers is older than OLDEST.
+    """
+    release = version("transformers")
+    if tuple(int(number) for number in release.split(".")[:2]) < OLDEST:
+        needed = ".".join(map(str, OLDEST))
+        raise BadInput(
+            f"cannot load model '{path}': GGUF files need transformers {needed} or newer, and {release} is installed: "
+            "pip install -U 'smoothlab[gguf]'"
+        )
 
 
 def weight_options(header: Header) -> dict[str, Any]:

@@ -223,6 +223,7 @@ def _source(name: str) -> tuple[str, dict[str, Any], gguf_files.Header | None]:
     if name in NAMES:
         return str(resources.files("smoothlab.llm.micro")), options, None
     if (file := gguf_files.find(name)) is not None:
+        gguf_loading.check_transformers(file)
         header = gguf_files.read(file)
         gguf_settings.check(header)
         return str(file.parent), options, header

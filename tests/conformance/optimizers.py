@@ -105,6 +105,18 @@ def needs_a_gpu(params: Sequence[Tensor], lr: float) -> Callable[[Closure], None
     return step
 
 
+def misses_cuda(text: str) -> Callable[..., Any]:
+    """An optimizer that fails as torch does where there is no GPU."""
+
+    def make(params: Sequence[Tensor], lr: float) -> Callable[[Closure], None]:
+        def step(closure: Closure) -> None:
+            raise RuntimeError(text)
+
+        return step
+
+    return make
+
+
 def slow(params: Sequence[Tensor], lr: float) -> Callable[[Closure], None]:
     def step(closure: Closure) -> None:
         time.sleep(30)
@@ -135,3 +147,6 @@ UNUSABLE: dict[str, tuple[Callable[..., Any], str]] = {
 """Optimizers that cannot be looked at, and the line that says so."""
 if not torch.cuda.is_available():
     UNUSABLE["CUDA"] = (needs_a_gpu, "needs CUDA, which is not here")
+    # The words of torch 2.13 and 2.14 without CUDA, and with CUDA where there is no driver.
+    for text in ("Torch not compiled with CUDA enabled", "Found no NVIDIA driver on your system."):
+        UNUSABLE[text] = (misses_cuda(text), f"needs CUDA, which is not here: {text}")

@@ -1,6 +1,7 @@
 """Snapshots: whole or not there, equal to the bit, refused where they are of another run."""
 
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -127,7 +128,8 @@ def test_a_full_disk_leaves_the_last_snapshot(tmp_path: Path) -> None:
     write(path, some(1))
     with files_of_at_most(5000), pytest.raises(BadInput) as caught:
         write(path, some(2))
-    assert "x.safetensors: File too large" in str(caught.value) and "\n" not in str(caught.value)
+    # safetensors below 0.8 puts the system's words into its own.
+    assert re.search(r"x\.safetensors: .*File too large", str(caught.value)) and "\n" not in str(caught.value)
     assert same(read(path), some(1))
     assert [found.name for found in tmp_path.iterdir()] == ["x.safetensors"]
 

@@ -30,7 +30,10 @@ def test_losses_in_float64_are_those_in_float32(kind: str, said: str, tmp_path: 
     for dtype in (torch.float32, torch.float64):
         loaded = load_lm(str(tmp_path), seed=0, dtype=dtype)
         losses[dtype] = float(choice_loss(loaded.model, minibatch).detach())
-        assert any(note.startswith(said) for note in loaded.notes if said) == bool(said and dtype == torch.float64)
+        expected = bool(said) and dtype == torch.float64
+        if kind == "gemma2":  # transformers below 5.21 gives it another attention, whose softmax is in float64
+            expected = expected and loaded.model.config._attn_implementation == "eager"
+        assert any(note.startswith(said) for note in loaded.notes if said) == expected
     assert losses[torch.float64] == pytest.approx(losses[torch.float32], rel=1e-5)
 
 
