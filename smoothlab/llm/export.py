@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from smoothlab.errors import BadInput
 from smoothlab.llm import model_cards
+from smoothlab.llm.caches import CACHED
 from smoothlab.llm.checkpoints import PARTIAL, difference, reason, write_whole
 from smoothlab.llm.partition import partition
 from smoothlab.zeroth.factors import merge
@@ -167,7 +168,7 @@ def _save_both(peft_model: Any, tokenizer: Any, folder: Path, base: bool, story:
     padded = kind == CAUSAL or not config.is_prompt_learning
     loading = model_cards.of_adapter(
         kind, base=base, stays=stays, written=(folder / "model").absolute(), classes=classes, padded=padded,
-        own=hasattr(config, "stored_type"),
+        own=hasattr(config, "stored_type"), prefixed=kind != CAUSAL and config.peft_type in CACHED,
     )  # fmt: skip
     model_cards.write(target, library="peft", task=TASKS[kind], origin=origin, loading=loading, story=story)
 

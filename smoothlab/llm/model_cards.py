@@ -35,8 +35,9 @@ def of_model(kind: str, module: str) -> str:
 
 
 def of_adapter(
-    kind: str, *, base: bool, stays: bool, written: Path, classes: int | None, padded: bool, own: bool = False
-) -> str:
+    kind: str, *, base: bool, stays: bool, written: Path, classes: int | None, padded: bool, own: bool = False,
+    prefixed: bool = False,
+) -> str:  # fmt: skip
     """How an adapter is loaded with its base model.
 
     Args:
@@ -47,6 +48,7 @@ def of_adapter(
         classes: number of classes, where the base model's files have no head for as many; else None.
         padded: whether the loaded model distinguishes padding from text.
         own: whether the method is smoothlab's own, which peft knows after one call.
+        prefixed: whether it is a classifier whose module is keys and values before the text.
     """
     auto, arguments = kind.replace("AutoModel", "AutoPeftModel"), ""
     register_lines: list[str] = []
@@ -79,5 +81,10 @@ def of_adapter(
         text += (
             "\nUnder this method, transformers' classifier reads the last position of a row, padding or not: score\n"
             "rows one by one, or call `smoothlab.llm.adapters.pool_at_last_token(model)` first.\n"
+        )
+    if prefixed:
+        text += (
+            "\nUnder transformers 5.24 or newer, peft 0.21.2 gives this classifier no prefix and raises ValueError:\n"
+            "call `smoothlab.llm.caches.accept_past_key_values(model)` first.\n"
         )
     return text

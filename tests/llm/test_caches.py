@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+from pathlib import Path
 from typing import Any
 
 import peft
@@ -11,9 +12,10 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, BertModel
 from transformers import LlamaForSequenceClassification as Llama
 
-from smoothlab.llm.adapters import attach
+from smoothlab.llm.adapters import attach, pool_at_last_token
 from smoothlab.llm.caches import accept_past_key_values, cache_argument, cache_of
-from tests.llm.tiny import IDS, LABELS, MASK, tiny, tiny_lm
+from smoothlab.llm.export import save
+from tests.llm.tiny import IDS, LABELS, MASK, tiny, tiny_lm, tokenizer
 
 
 class LlamaWithCache(Llama):  # type: ignore[misc]
@@ -118,3 +120,19 @@ def test_no_name_that_transformers_gives_up_is_used(lm: bool) -> None:
 def test_the_cache_of_outputs() -> None:
     outputs = tiny_lm("llama")(input_ids=IDS, use_cache=True)
     assert cache_of(outputs).get_seq_length() == IDS.shape[1]
+
+
+@pytest.mark.parametrize("method", ["prefix", "prompt"])
+def test_the_card_of_a_saved_classifier_says_what_a_reloaded_one_needs(method: str, tmp_path: Path) -> None:
+    model = attach(tiny("opt").float(), method, seed=0).eval()
+    with torch.no_grad():
+        before = model(input_ids=IDS, attention_mask=MASK).logits
+    save(model, tokenizer(), tmp_path, base=True)
+    card = (tmp_path / "adapter" / "README.md").read_text(encoding="utf-8")
+    assert ("`smoothlab.llm.caches.accept_past_key_values(model)`" in card) == (method == "prefix")
+    again = peft.AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "adapter").eval()
+    accept_past_key_values(again)
+    if method == "prompt":
+        pool_at_last_token(again)
+    with torch.no_grad():
+        assert torch.equal(again(input_ids=IDS, attention_mask=MASK).logits, before)
