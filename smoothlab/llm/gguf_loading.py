@@ -37,11 +37,11 @@ SPECIAL_TOKENS = {
 
 
 OLDEST = (5, 23)
-"""The first release of transformers whose tokenizers of GGUF files begin texts with the start token."""
+"""The first release of transformers whose tokenizers of GGUF files put the start token where the file says."""
 
 
 def check_transformers(path: Path) -> None:
-    """Refuse releases of transformers whose tokenizers of GGUF files leave out the start token, or fail.
+    """Refuse releases of transformers whose tokenizers misplace the start token of GGUF files, or fail.
 
     Raises:
         BadInput: transformers is older than OLDEST.

@@ -12,6 +12,7 @@ from smoothlab.blocks import dot, fixed_loss, norm
 from smoothlab.errors import BadInput
 from smoothlab.llm import adalora
 from smoothlab.llm.adapters import attach, virtual_tokens
+from smoothlab.llm.caches import cache_of
 from smoothlab.llm.evaluate import Encoded, accuracy, accuracy_one_by_one, batch, choice_loss
 from smoothlab.llm.export import add_base
 from smoothlab.llm.partition import live_parameters, partition
@@ -175,7 +176,7 @@ def test_a_prefix_starts_as_a_text_of_real_tokens(kind: str) -> None:
             base = model.get_base_model()  # type: ignore[operator]
             before = torch.tensor([[*found, 0]]).repeat(len(rows), 1)
             before[:, -1] = torch.arange(len(rows))
-            keys = base(input_ids=before, use_cache=True).past_key_values.layers[0].keys[:, :, -1]
+            keys = cache_of(base(input_ids=before, use_cache=True)).layers[0].keys[:, :, -1]
             wanted = weight[place].view(4, -1, keys.shape[-1])[0]
             found.append(int((keys - wanted).flatten(1).norm(dim=1).argmin()))
         real = base(input_ids=torch.cat([torch.tensor([found]), text], 1)).logits[0, 5:]

@@ -193,10 +193,10 @@ def test_first_space_of_sentencepiece(tmp_path: Path, states: bool | None) -> No
 
 
 @pytest.mark.parametrize("release", ["5.11.0", "5.22.2", "5.23.0", "5.24.0.dev0", "6.0.0"])
-def test_releases_that_read_texts_without_their_start_token_are_refused(
+def test_releases_that_misplace_the_start_token_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, release: str
 ) -> None:
-    """The next two tests fail under transformers 5.21 and 5.22, and most of this file's under older ones."""
+    """The tests before and after this one fail under transformers 5.21 and 5.22, most of this file under 5.16."""
     write(tmp_path / "x.gguf", model("llama"))
     monkeypatch.setattr(gguf_loading, "version", {"transformers": release}.__getitem__)
     if release in ("5.11.0", "5.22.2"):
