@@ -15,6 +15,7 @@ one checkpoint a measuring point, `after-00000250.safetensors` is where it stood
 import hashlib
 import json
 import os
+import re
 import shutil
 import zlib
 from collections.abc import Iterable, Mapping
@@ -85,7 +86,9 @@ def write_whole(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, s
 def reason(error: Exception) -> str:
     """Why the operating system did not write, in its words, from Python or from safetensors."""
     text = getattr(error, "strerror", None) or str(error)
-    return text.partition("I/O error: ")[2].partition(" (os error")[0] or text
+    # The second form is that of safetensors 0.5.
+    found = re.search(r"I/O error: (.+?) \(os error", text) or re.search(r'IoError\(.*message: "([^"]+)"', text)
+    return found[1] if found else text
 
 
 def read(path: Path) -> Snapshot:
