@@ -100,7 +100,7 @@ def _complaint(box: str) -> str:
 def plain(words: str) -> str:
     """A parser's complaint about one option as "--option value: what to give"; others as they are."""
     # These are the words of the parser's pinned version: what another one says differently is shown as it says it.
-    words = re.sub(r"argument '\('(--[^']+)',[^)]*\)'", r"argument '\1'", words)  # tyro 1.0.12 and older print a tuple
+    words = re.sub(r"argument '\('(--[^']+)',[^)]*\)'", r"argument '\1'", words)  # tyro 1.0.13 and older print a tuple
     if match := re.fullmatch(r"Error parsing (--\S+): invalid literal for int.*: '(.*)'", words):
         return f"{match[1]} {match[2]}: use a whole number"
     if match := re.fullmatch(r"Error parsing (--\S+): could not convert.*: '(.*)'", words):

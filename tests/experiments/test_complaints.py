@@ -7,7 +7,7 @@ from smoothlab.experiments.complaints import plain
 
 @pytest.mark.parametrize("name", ["--batch", "('--batch',)", "('--batch', '-b')"])
 def test_options_are_named_as_they_are_typed(name: str) -> None:
-    """tyro 1.0.12 and older print the tuple of an option's names."""
+    """tyro 1.0.13 and older print the tuple of an option's names."""
     assert plain(f"Missing value for argument '{name}'. Expected 1 values") == "--batch has no value: give one"
     choices = f"invalid choice 'x' for argument '{name}'. Expected one of ('a', 'b')"
     assert plain(choices) == "--batch x is unknown: use a, b"
