@@ -142,7 +142,8 @@ class HybridMixin:
 
         A Trainer leaves that to models whose `forward` takes any keyword. Many classifiers and masked models of
         transformers 5 take num_items_in_batch that way, and return the minibatch's own mean: the Trainer's loss is then
-        k times that of the step. See https://github.com/huggingface/transformers/issues/47688.
+        k times that of the step. See https://github.com/huggingface/transformers/issues/47688. Where a model divides
+        and then adds to its share, as auxiliary losses of routers are added, all k summands count: a warning says so.
         """
         custom = type(self).compute_loss is not Trainer.compute_loss or self.compute_loss_func is not None
         parts = self.args.gradient_accumulation_steps * self.args.world_size
@@ -159,12 +160,19 @@ class HybridMixin:
         with torch.no_grad():  # one dropout mask for both
             of_count, of_double = (float(fixed_loss(partial(loss, n * items), self.model)()) for n in (1, 2))
         self._uses_count = abs(of_double - of_count) > abs(of_count) / 4  # else it is half as large
+        inner = self.accelerator.unwrap_model(model)
+        if hasattr(inner, "get_base_model"):  # of peft
+            inner = inner.get_base_model()
+        name = type(inner).__name__
+        added = 2 * of_double - of_count  # of a loss share / count + added
+        if self._uses_count and abs(added) > 1e-4 * abs(of_count):  # counts are divided by in fp32
+            warnings.warn(
+                f"{name} adds {added:.3g}, as auxiliary losses of routers do, to each minibatch's share of the mean "
+                f"loss, so that it counts {parts} times: divide its coefficient (router_aux_loss_coef) by {parts}",
+                stacklevel=2,
+            )
         if not self._uses_count:
             self.model_accepts_loss_kwargs = False
-            inner = self.accelerator.unwrap_model(model)
-            if hasattr(inner, "get_base_model"):  # of peft
-                inner = inner.get_base_model()
-            name = type(inner).__name__
             warnings.warn(
                 f"{name} takes num_items_in_batch and does not use it: a Trainer would train on {parts} times the mean "
                 "loss; HybridTrainer takes the mean",

@@ -6,6 +6,7 @@ import random
 import socket
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -187,6 +188,44 @@ def test_minibatches_that_are_accumulated_make_the_step_of_their_mean(name: str,
         return
     with pytest.warns(UserWarning, match=f"{name} takes num_items_in_batch and does not use it"):
         assert ratio(HybridTrainer) == pytest.approx(1.0, rel=1e-3)
+
+
+@pytest.mark.parametrize("coefficient", [0.0, 0.02])
+def test_router_losses_that_accumulation_sums_are_said(coefficient: float, tmp_path: Path) -> None:
+    """What a model adds to its share of the mean loss is told from two counts of targets."""
+    k = 2
+    tokens = torch.randint(3, 99, (4, 6), generator=torch.Generator().manual_seed(0))
+    rows = [{"input_ids": row, "labels": row} for row in tokens]
+    config = transformers.MixtralConfig(
+        vocab_size=99, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, num_local_experts=4, output_router_logits=True, router_aux_loss_coef=coefficient,
+        pad_token_id=0,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = transformers.MixtralForCausalLM(config)
+    with torch.no_grad():
+        parts = [model(input_ids=part, labels=part) for part in tokens.chunk(k)]
+    mean = sum(float(part.loss) for part in parts) / k
+    summed = sum(float(part.aux_loss) for part in parts) * coefficient
+    assert mean - summed / k > 1, "the share of the tokens' loss is to be the larger one"
+    # The loss that is logged is the mean of f at x + mu z and x - mu z.
+    groups = [{"params": list(model.parameters()), "lr": 0.0, "oracle": ZerothOrder(1e-5)}]
+    args = arguments(tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=k, max_steps=1)
+    trainer = OrderedHybrid(model, args, train_dataset=rows, optimizers=(HybridSGD(groups, seed=SEED), None))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.train()
+    said = [str(warning.message) for warning in caught if "router_aux_loss_coef" in str(warning.message)]
+    logged = trainer.state.log_history[0]["loss"]
+    assert logged == pytest.approx(mean + summed * (1 - 1 / k), rel=1e-5), "not what a Trainer sums"
+    if not coefficient:
+        assert not said
+        return
+    (message,) = said
+    first = float(parts[0].aux_loss) * coefficient
+    assert message.startswith(f"MixtralForCausalLM adds {first:.3g}, as"), message
+    assert f"counts {k} times: divide its coefficient (router_aux_loss_coef) by {k}" in message
 
 
 class Gradients(transformers.TrainerCallback):  # type: ignore[misc]
