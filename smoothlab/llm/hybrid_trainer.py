@@ -80,7 +80,9 @@ class HybridMixin:
                 exact.param_groups = param_groups
                 return exact
 
-            self.optimizer = HybridSGD(groups, seed=self.args.seed, exact=shared)
+            # transformers' schedules with a floor (min_lr, lr_end) take it as a share of this default, for all groups.
+            default = exact.defaults["lr"] if len(groups) > 1 else self.eta_x
+            self.optimizer = HybridSGD(groups, lr=default, seed=self.args.seed, exact=shared)
             mixing.follow(self.model, self.optimizer)
         return self.optimizer
 

@@ -451,6 +451,24 @@ def test_a_model_without_a_module_takes_zeroth_order_steps_alone(tmp_path: Path)
     assert moved == {name for name, _ in model.named_parameters()} - {"model.embed_tokens.weight"}
 
 
+@pytest.mark.parametrize(
+    ("schedule", "name"), [("cosine_with_min_lr", "min_lr"), ("polynomial", "lr_end")], ids=lambda value: str(value)
+)
+@pytest.mark.parametrize("module", [True, False], ids=["beside a module", "alone"])
+def test_a_floor_of_the_schedule_is_where_the_modules_rate_ends(
+    module: bool, schedule: str, name: str, tmp_path: Path
+) -> None:
+    """Without a module it is where eta_x ends; beside one, eta_x falls by the same factor."""
+    first = ETA_Y if module else ETA_X
+    args = arguments(tmp_path, lr_scheduler_type=schedule, lr_scheduler_kwargs={name: first / 8})
+    model = lora("llama") if module else tiny_lm("llama")
+    trainer = OrderedHybrid(model, args, train_dataset=examples(), eta_x=ETA_X)
+    trainer.train()
+    rates = {group["name"]: group["lr"] for group in trainer.optimizer.param_groups}
+    assert rates.pop("base") == pytest.approx(ETA_X / 8, rel=1e-9)
+    assert list(rates.values()) == [pytest.approx(ETA_Y / 8, rel=1e-9)] * module
+
+
 def test_what_was_unfrozen_beside_a_module_has_exact_gradients(tmp_path: Path) -> None:
     """Every parameter is in one group, and each of them is moved."""
     model = lora("llama")
