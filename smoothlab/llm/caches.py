@@ -22,8 +22,8 @@ def cache_argument(model: Any) -> str:
 
 def cache_of(outputs: Any) -> Any:
     """The keys and values among a model's outputs, whatever transformers' version calls them."""
-    found = getattr(outputs, _NEW, None)
-    return getattr(outputs, _OLD) if found is None else found
+    cache = getattr(outputs, _NEW, None)
+    return getattr(outputs, _OLD) if cache is None else cache
 
 
 def accept_past_key_values(wrapped: Any) -> None:

@@ -87,14 +87,14 @@ class Kind:
         # settings that only some releases record, and the rates that were tried, are the last ones to be named
         late = [name in ASKED or bool((table[name] == "not recorded").any()) for name in table]
         names = [*table.columns[np.logical_not(late)], *table.columns[late]]
-        told: list[str] = []
-        apart = 1  # kinds that the settings told so far tell apart
+        distinguishing: list[str] = []
+        apart = 1  # kinds that `distinguishing` tells apart
         while names and apart < len(alike):
-            counts = [len(table[[*told, name]].drop_duplicates()) for name in names]
+            counts = [len(table[[*distinguishing, name]].drop_duplicates()) for name in names]
             apart = max(counts)
-            told.append(names.pop(counts.index(apart)))
+            distinguishing.append(names.pop(counts.index(apart)))
         own = table.iloc[[kind is self for kind in alike].index(True)]
-        return ", ".join([self.rates, *(f"{'asked ' * (name in ASKED)}{name} {own[name]}" for name in told)])
+        return ", ".join([self.rates, *(f"{'asked ' * (name in ASKED)}{name} {own[name]}" for name in distinguishing)])
 
 
 def kinds_of(df: pd.DataFrame) -> list[Kind]:
