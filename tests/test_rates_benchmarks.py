@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import advice, advice_peers, peft_edges
+from benchmarks import advice, advice_cases, advice_peers, peft_edges
 from benchmarks.advice_peers import Way, ways
 from benchmarks.peft_edges import comparison, summaries, table
 
@@ -122,3 +122,57 @@ def test_the_real_model_has_eight_variants_of_lora() -> None:
 def test_rates_are_added_until_the_best_has_worse_neighbors(losses: dict[int, float | None], ahead: list[int]) -> None:
     found = peft_edges.further({k: math.inf if loss is None else loss for k, loss in losses.items()}, 1.0)
     assert found == ahead
+
+
+def swept(case: str, part: str, losses: dict[float, list[float | None]]) -> list[Row]:
+    """Runs of a sweep by rate, whose loss is 1 at the start."""
+    return [
+        {"setting": f"edge/{case}", "part": part, "option": "eta_x",
+         "rate": rate, "loss_before": 1.0, "loss_after": end}
+        for rate, ends in losses.items() for end in ends
+    ]  # fmt: skip
+
+
+def judged(case: str, advised: float, second: float, best: float) -> list[Row]:
+    """A case with the edge 1.2, one advised limit, a second edge, and the advised rate's loss beside the best one."""
+    once: dict[float, list[float | None]] = {0.5: [0.6] * 5, 1.0: [0.5] * 5, 1.2: [None] * 4, 2.0: [1.5] * 4}
+    again: dict[float, list[float | None]] = {0.5: [0.6] * 5, 1.2: [0.5] * 5, 1.44: [None] * 4, 2.0: [1.5] * 4}
+    return [
+        {"setting": f"advice/{case}", "part": "cost", "training_steps": 100.0},
+        {"setting": f"advice/{case}", "part": "limit", "option": "eta_x", "value": 9.0, "low": 8.0, "high": 10.0},
+        {"setting": f"advice/{case}", "part": "limit", "option": "eta_x",
+         "value": advised, "low": advised / 2, "high": advised * 1.1},
+        *swept(case, "sweep", once),
+        {"setting": f"edge/{case}", "part": "edge", "option": "eta_x", "measured": 1.2},
+        *swept(case, "second sweep", again),
+        {"setting": f"again/{case}", "part": "second edge", "option": "eta_x", "measured": second},
+        {"setting": f"long/{case}", "part": "long", "source": "half", "loss_before": 1.0, "loss_after": best},
+        {"setting": f"long/{case}", "part": "long", "source": "advised", "loss_before": 1.0, "loss_after": 0.5},
+    ]  # fmt: skip
+
+
+def test_cases_are_judged_by_both_sweeps_and_by_all_their_runs() -> None:
+    rows = [*judged("near", 1.1, 1.7, 0.49), *judged("far", 0.5, 3.0, 0.4)]
+    rows.append({"setting": "edge/both", "part": "edge", "option": "both", "measured": 1.2})
+    near, far, both = advice_cases.results(rows)
+    assert near.together and 1.0 < near.together.low < 1.2 < near.together.high < 1.44
+    assert near.loss_ratio == pytest.approx(0.5 / 0.49) and far.loss_ratio == pytest.approx(1.25)
+    assert both.advised is both.together is both.loss_ratio is None
+    assert advice_cases.counts([near, far, both]) == {
+        "advised limit within 1.5 of the first sweep's": [True, False],
+        "advised limit within 1.5 of that of all runs": [True, False],
+        "second sweep within 1.5 of the first": [True, False],
+        "interval from all runs within 1.5 of its value": [True, True],
+        "advised interval holds the first sweep's": [True, False],
+        "advised interval holds the mean of both (of logarithms)": [False, False],
+        "advised interval holds that of all runs": [True, False],
+        "loss after 200 steps within 5 % of the lowest": [True, False],
+    }
+
+
+def test_a_limit_is_known_worse_where_single_runs_differ() -> None:
+    mixed: dict[float, list[float | None]] = {0.1: [0.6, None], 0.3: [0.5, 1.5], 1.0: [0.6, None], 3.0: [None, 0.8]}
+    rows = [row for row in judged("spread", 1.1, 1.2, 0.5) if "sweep" not in row["part"]]
+    (case,) = advice_cases.results([*rows, *swept("spread", "sweep", mixed)])
+    assert case.together and case.together.high > 4 * case.together.low
+    assert advice_cases.counts([case])["interval from all runs within 1.5 of its value"] == [False]

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -57,6 +58,16 @@ def test_curvature_is_that_of_the_present_weights() -> None:
             x.fill_(place)
         (row,) = followed(trainer, 0, 10, {})
         assert row["limit"] == pytest.approx(2 / place**2, rel=1e-6)
+
+
+def test_a_mixed_spectrum_does_not_raise_the_rate() -> None:
+    """Large eigenvalues of both signs and a wide bulk, as LoRA has: few Lanczos steps miss the largest by a half."""
+    trainer = trainer_of([1.0, 0.5, 0.4, -0.9, -0.8, -0.7, *np.linspace(-0.3, 0.3, 10000).tolist()])
+    trainer.rates = {"base": 1.0}
+    limits = [next(followed(trainer, seed, 10, {}))["limit"] for seed in range(20)]
+    assert limits == pytest.approx([2.0] * 20, rel=0.01)
+    quick = [predicted_limit(trainer, trainer.blocks["base"], minibatches=1, seed=(s, 0, 3)) for s in range(20)]
+    assert max(prediction.limit.value for prediction in quick) > 3.0, "five steps, before which runs are tried"
 
 
 def test_a_rate_falls_at_once_and_rises_by_three_at_most() -> None:

@@ -18,6 +18,8 @@ from smoothlab.trainer import Trainer
 Row = dict[str, Any]
 MINIBATCHES = 1
 """Minibatches whose curvature is measured each time."""
+LANCZOS = 8
+"""Lanczos steps on it. Nothing but the limit decides here, and after five of them it may be twice too high."""
 KEPT = 3
 """Measured limits of which the least counts."""
 GROWTH = 3.0
@@ -44,13 +46,14 @@ def followed(trainer: Trainer, seed: int, interval: int, limits: MutableMapping[
             continue
         try:
             prediction = predicted_limit(
-                trainer, rate.block, minibatches=MINIBATCHES, first=trainer.step, seed=(seed, trainer.step, 3)
-            )
+                trainer, rate.block, minibatches=MINIBATCHES, first=trainer.step, seed=(seed, trainer.step, 3),
+                lanczos=LANCZOS,
+            )  # fmt: skip
         except BadInput as error:
             if trainer.step == 0:
                 raise BadInput(f"--follow {interval} has no limit for {rate.option} to follow: {error}") from None
             reason = f"kept, as no limit was predicted: {error}"
-            cost = expected_gradients(trainer, rate.block, MINIBATCHES)
+            cost = expected_gradients(trainer, rate.block, MINIBATCHES, LANCZOS)
             yield {"option": rate.option, "block": rate.block.name, "rate": before, "gradients": cost, "flag": reason}
             continue
         limits[rate.option] = [*limits.get(rate.option, []), prediction.limit.value][-KEPT:]
