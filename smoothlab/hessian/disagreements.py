@@ -73,7 +73,8 @@ def complaint(name: str, gap: Disagreement) -> str:
             f"the loss of block '{name}' jumps by {gap.size:.0f} times its rounding, so that differences of it cannot "
             f"tell whether its gradient is right ({gap.measured:.4g} by autograd along {gap.where}). Likely causes: "
             "activations that are rounded to int8 or 16 bits; torchao's int8 layers with dynamic activations stop "
-            "gradients, so that no number is right there: measure the model before it is quantized, or in fp32"
+            "gradients, so that no number is right there: measure the model before it is quantized, or in fp32; a "
+            "weight under torch's orthogonal(), which rounds entries of its parameter: give it orthogonal_map='cayley'"
         )
     if gap.kind == "symmetry":
         evidence = f"u'Hv and v'Hu differ by {gap.size:.1%} of ||H|| on {gap.where}"

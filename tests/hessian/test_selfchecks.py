@@ -1,5 +1,7 @@
 """Products that are not the loss's are flagged or refused, sound ones are left alone, and a look costs little."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -189,6 +191,18 @@ def test_a_loss_with_steps_that_hide_its_slopes_is_flagged() -> None:
     with pytest.warns(UserWarning, match=r"of block 'base' jumps by \d+ times its rounding, .*before it is quantized"):
         flags = {e.flag for e in ExactHessian(loss, [block]).norms()}
     assert flags == {"loss too rough to check"}
+
+
+@pytest.mark.parametrize("kind", ["householder", "cayley"])
+def test_an_orthogonal_weight_whose_parameter_holds_signs_is_flagged(kind: str) -> None:
+    torch.manual_seed(0)
+    layer = nn.utils.parametrizations.orthogonal(nn.Linear(8, 4, bias=False), orthogonal_map=kind)
+    inputs, outer = torch.randn(50, 8), torch.randn(4, 3)
+    told = pytest.warns(UserWarning, match=r"of block 'base' jumps by .* orthogonal\(\), .* orthogonal_map='cayley'")
+    with told if kind == "householder" else nullcontext():
+        block = Block("base", tuple(layer.parameters()))
+        flags = {e.flag for e in ExactHessian(lambda: (layer(inputs).tanh() @ outer).square().mean(), [block]).norms()}
+    assert flags == ({"loss too rough to check"} if kind == "householder" else {None})
 
 
 def test_steps_that_hide_no_slope_are_no_excuse() -> None:
