@@ -40,36 +40,36 @@ class Basis:
         """Memory for `more` new rows at once: growing copies Q, and first writes to new memory are slow."""
         self._memory.reserve(self.size + more)
 
-    def _sweep(self, w: Tensor, step: np.ndarray | None = None, *, look: bool = True) -> tuple[np.ndarray, float]:
-        """w -= Q' step in place where a step is given; then Q w [k], or nothing without `look`, and ||w||^2."""
+    def _sweep(self, w: Tensor, step: np.ndarray | None = None, *, multiply: bool = True) -> tuple[np.ndarray, float]:
+        """w -= Q' step in place where a step is given; then Q w [k], or nothing without `multiply`, and ||w||^2."""
         removed = None if step is None else torch.as_tensor(step, dtype=w.dtype, device=w.device)
         parts, squares = [], []
-        # One pass over memory does both: a chunk of w is changed and looked at while it is in cache.
+        # One pass over memory does both: a chunk of w is changed and multiplied while it is in cache.
         for i in range(0, self.dim, _COLUMNS):
             q, x = self.rows[:, i : i + _COLUMNS], w[i : i + _COLUMNS]
             if removed is not None:
                 x.addmv_(q.T, removed, alpha=-1)
-            if look:
+            if multiply:
                 parts.append(q @ x)
             if x.dtype.itemsize == 2:
                 x = x.float()  # fp16 squares would overflow
             squares.append(torch.dot(x, x))
         coefficients = np.zeros(0)
-        if look:
+        if multiply:
             coefficients = torch.stack(parts).double().sum(0).cpu().numpy()
         return coefficients, float(torch.stack(squares).double().sum())
 
     def project_out(self, w: Tensor) -> Projection:
         """w -= Q'Q w in place, until what is left is orthogonal to Q up to rounding of its own norm, or is rounding."""
-        total, again = np.zeros(self.size), self.size > 0
-        products, square = self._sweep(w, look=again)
+        total, repeat = np.zeros(self.size), self.size > 0
+        products, square = self._sweep(w, multiply=repeat)
         before = square**0.5
-        while again:
+        while repeat:
             total += products
             # Pythagoras: what this subtraction will leave.
-            again = square - float(products @ products) < _AGAIN * square
-            products, square = self._sweep(w, products, look=again)
-            again = again and square**0.5 > _rounding(w, before)
+            repeat = square - float(products @ products) < _AGAIN * square
+            products, square = self._sweep(w, products, multiply=repeat)
+            repeat = repeat and square**0.5 > _rounding(w, before)
         return Projection(total, before, square**0.5)
 
     def coefficients(self, *vectors: Tensor) -> list[np.ndarray]:

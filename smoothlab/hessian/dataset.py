@@ -260,7 +260,7 @@ class _Block:
         for q, column in zip(self.basis.rows, self.columns, strict=True):
             image = hessian.product(q, self.name, [self.name])[0]
             column.add(image)
-            projected.append([dot(other, image) for other in self.basis.rows])
+            projected.append([dot(row, image) for row in self.basis.rows])
         t = torch.tensor(projected, dtype=torch.float64).reshape(self.basis.size, self.basis.size)
         self.projected.add(t.reshape(-1))
         # A trace is linear in the Hessian: the mean over minibatches has no bias, and needs no pairs.

@@ -80,8 +80,8 @@ class Deflation:
         self.cross_known = dict.fromkeys(self.others, 0.0)  # ||C Q'||_F^2 of each cross block C
         self._cross_columns: dict[str, list[Tensor]] = {name: [] for name in self.others}  # C q_j
         self._memory = VectorMemory(self.block.dim, self.block.params[0])  # of the images of probes
-        self._left: list[tuple[int, Tensor]] = []  # j and (I - Q'Q) H q_j of that time, where that did not join Q
-        self._left_memory = VectorMemory(self.block.dim, self.block.params[0])
+        self._remainders: list[tuple[int, Tensor]] = []  # j and (I - Q'Q) H q_j of that time, where that did not join Q
+        self._remainder_memory = VectorMemory(self.block.dim, self.block.params[0])
         # Layers' sums are of H v for probes v orthogonal to Q; and columns C q_j of a larger block would not be small.
         larger = [other for other in self.others if hessian.blocks[other].dim > self.block.dim]
         # The error of a quotient must be small beside B g, and the part of g that Q holds would add errors of its own.
@@ -121,7 +121,7 @@ class Deflation:
         """Add the direction w to Q (w is overwritten) with its image; False when w lies in the span of Q already."""
         added = self._deflate(w)
         if added is not None:
-            self._keep_left(added[0])
+            self._keep_remainder(added[0])
         return added is not None
 
     def _deflate(self, w: Tensor, earlier: Projection | None = None) -> tuple[Tensor, Projection] | None:
@@ -140,30 +140,30 @@ class Deflation:
             if not self._projects:
                 self._cross_columns[name].append(cross)
         if self.rows is not None:
-            self.rows.take(q, image)
+            self.rows.add_basis_vector(q, image)
         projection = self.basis.project_out(image)
         self.squared_images.append(projection.before**2)  # before: ||H q||^2 counts what Q holds of it too
         self.columns.append(projection.coefficients)
         self.residuals.append(projection.after)
         return image, projection
 
-    def _keep_left(self, image: Tensor) -> None:
+    def _keep_remainder(self, image: Tensor) -> None:
         """Keep (I - Q'Q) H q of the last direction q, which has not joined Q, for the probes."""
         if not self._projects:
-            self._left.append((self.basis.size - 1, self._left_memory.keep(len(self._left), image)))
+            self._remainders.append((self.basis.size - 1, self._remainder_memory.keep(len(self._remainders), image)))
 
     def _measure_noise(self, q: Tensor, image: Tensor) -> None:
         """Rounding, once a block, on its first product H q = `image`; or once a run, where it is kept."""
-        kept = self.hessian.kept_noise
-        if kept is not None and self.name in kept:
-            self.noise = kept[self.name]
+        noises = self.hessian.kept_noise
+        if noises is not None and self.name in noises:
+            self.noise = noises[self.name]
             return
-        self.noise, spent = self.hessian.noise(q, image, self.name)
-        self.hvps += spent
+        self.noise, products = self.hessian.noise(q, image, self.name)
+        self.hvps += products
         units = 256 if q.dtype == torch.float64 else 64  # of rounding in `dot`
         self.noise = max(self.noise, units * torch.finfo(q.dtype).eps)
-        if kept is not None:
-            kept[self.name] = self.noise
+        if noises is not None:
+            noises[self.name] = self.noise
 
     def krylov(self, steps: int, precision: float | None = None) -> None:
         """Lanczos steps from a uniformly random start, and from another one wherever the Krylov space closes.
@@ -171,20 +171,20 @@ class Deflation:
         At most as many as the block has dimensions: a block of at most `steps` is taken whole. With a precision of
         ||H||_F, steps end as soon as another one does not pay for it (`_pays`).
         """
-        most = min(steps, self.block.dim)
-        self.basis.reserve(min(most + 1, self.block.dim))  # and a direction of the self-checks
+        limit = min(steps, self.block.dim)
+        self.basis.reserve(min(limit + 1, self.block.dim))  # and a direction of the self-checks
         following: tuple[Tensor, Projection | None] | None = None  # the next vector; None where the space closed
-        while self.basis.size < most:
+        while self.basis.size < limit:
             if following is None:
                 # Bounds of the spectrum take the start for random: only the steps that follow the first one count.
                 self.unbroken = self.unbroken or self.basis.size
                 following = self._draw(), None
             following = self._deflate(*following)
             self.lanczos = self.basis.size
-            if precision is not None and most < self.block.dim and not self._pays(precision):
+            if precision is not None and limit < self.block.dim and not self._pays(precision):
                 break
         if following is not None:
-            self._keep_left(following[0])
+            self._keep_remainder(following[0])
         self.unbroken = self.unbroken or self.lanczos
 
     def _pays(self, precision: float) -> bool:
@@ -206,13 +206,14 @@ class Deflation:
         if max(limits.highest, -limits.lowest) > (1 + 10 * precision) * np.abs(np.linalg.eigvalsh(t)).max():
             return True
         image = t[:3, :1]
-        whole = self.block.dim * float((image**2).sum())
-        fourth = self.block.dim * float(((t[:3, :3] @ image) ** 2).sum())
+        squared = self.block.dim * float((image**2).sum())
+        trace_fourth = self.block.dim * float(((t[:3, :3] @ image) ** 2).sum())
         needed = []
         for size in (len(t) - 2, len(t)):
             known = self.known(size)
-            share = max(1 - known / max(whole, known), 0.0) if known else 1.0
-            needed.append(max(probes_needed(share, whole**2 / fourth if fourth else 1.0, precision), FIRST))
+            share = max(1 - known / max(squared, known), 0.0) if known else 1.0
+            rank = squared**2 / trace_fourth if trace_fourth else 1.0
+            needed.append(max(probes_needed(share, rank, precision), FIRST))
         return needed[0] - needed[1] > 2.0  # by the last two steps, as single ones may meet little
 
     def known(self, size: int) -> float:
@@ -224,10 +225,10 @@ class Deflation:
         """How far out the eigenvalue of the largest modulus may lie, from the Lanczos steps of the first start."""
         steps = self.unbroken or self.basis.size
         diagonal = np.diag(self.projected())[:steps]
-        left = np.array(self.residuals[:steps])
+        residuals = np.array(self.residuals[:steps])
         # Where the Krylov space closes nothing is left but rounding, and a bound that divides by it must not trust 0.
-        rounding = self.noise * float(np.hypot(diagonal, left).max())
-        return lanczos_reach(diagonal, np.maximum(left, rounding), self.block.dim)
+        rounding = self.noise * float(np.hypot(diagonal, residuals).max())
+        return lanczos_reach(diagonal, np.maximum(residuals, rounding), self.block.dim)
 
     @property
     def captured(self) -> float:
@@ -253,30 +254,30 @@ class Deflation:
             self.basis.project_out(g)
         image, crossed = self._image(g)
         if self.rows is not None:
-            self.rows.see(g, image, self.basis.rows, self.images)
-        for j, left in self._left:
-            image.add_(left, alpha=-dot(self.basis.rows[j], g))
+            self.rows.add_probe(g, image, self.basis.rows, self.images)
+        for j, remainder in self._remainders:
+            image.add_(remainder, alpha=-dot(self.basis.rows[j], g))
         if self._projects:  # g has nothing in Q
             (inside,) = self.basis.coefficients(image)
             c = np.zeros_like(inside)
         else:
             c, inside = self.basis.coefficients(g, image)
         removed = np.zeros_like(inside)
-        whole = dot(image, image)
-        square = whole - float(inside @ inside)
-        if square < _PYTHAGORAS * whole:  # the difference would be rounding
+        image_square = dot(image, image)
+        square = image_square - float(inside @ inside)
+        if square < _PYTHAGORAS * image_square:  # the difference would be rounding
             removed, inside = inside, removed
             square = self.basis.project_out(image).after ** 2
         self.forms.append(dot(g, image) - float(c @ inside))
         self.squares.append(square)
         if len(self.images) < IMAGES:
-            kept = Image(self._memory.keep(len(self.images), image), inside, removed)
+            stored = Image(self._memory.keep(len(self.images), image), inside, removed)
             self.gram = np.pad(self.gram, (0, 1))
-            for i, other in enumerate(self.images):
-                product = dot(kept.vector, other.vector) - float(inside @ other.inside)
+            for i, earlier in enumerate(self.images):
+                product = dot(stored.vector, earlier.vector) - float(inside @ earlier.inside)
                 self.gram[i, -1] = self.gram[-1, i] = product
             self.gram[-1, -1] = square
-            self.images.append(kept)
+            self.images.append(stored)
         if self._quotients is None:
             self._quotients = self._agrees(g, image, crossed)
         for name, cross in crossed.items():
@@ -331,9 +332,9 @@ class Deflation:
         """
         squares, t = 0.0, self.projected()
         for j in range(self.lanczos - 1):
-            right = t[j, j + 1 :]  # of the upper triangle, which the projections of later images have measured
-            right[0] -= self.residuals[j]
-            squares += float(right @ right)
+            gaps = t[j, j + 1 :]  # of the upper triangle, which the projections of later images have measured
+            gaps[0] -= self.residuals[j]
+            squares += float(gaps @ gaps)
         if self.captured == 0.0:
             return 0.0
         return math.sqrt(squares / self.captured)
@@ -350,8 +351,8 @@ class Deflation:
     def frobenius_squared(self) -> tuple[Interval, Interval]:
         """Intervals of ||H||_F^2 and of its probed part ||B||_F^2."""
         known = self.known(self.basis.size)
-        rest = sum_of_squares(self.squares, effective_rank(self.gram, deflated=True), deflated=True)
-        return Interval(known + rest.value, known + rest.low, known + rest.high), rest
+        probed = sum_of_squares(self.squares, effective_rank(self.gram, deflated=True), deflated=True)
+        return Interval(known + probed.value, known + probed.low, known + probed.high), probed
 
     def probe_until(self, precision: float, budget: int) -> bool:
         """Probe, and extend Q where that is cheaper, until the norm's half-width is at most `precision` of it.
@@ -369,11 +370,11 @@ class Deflation:
             m = len(self.squares)
             if m < first_look(precision):
                 continue
-            whole, rest = self.frobenius_squared()
-            if half_width(whole) <= precision:
+            squared, probed = self.frobenius_squared()
+            if half_width(squared) <= precision:
                 return True
             nu = effective_rank(self.gram, cautious=False)
-            needed = probes_needed(rest.value / whole.value, nu, precision)
+            needed = probes_needed(probed.value / squared.value, nu, precision)
             extension = len(self.images) + FIRST
             if needed - m > extension and self.hvps + extension <= budget and self.basis.size + m < self.block.dim:
                 self.extend()

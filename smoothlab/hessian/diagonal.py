@@ -128,15 +128,15 @@ def diagonal_norms(
             break
         _advance(runs[widest], precision, remaining)
     for run, width in zip(runs, widths, strict=True):
-        whole = run.frobenius_squared()[0]
-        floor = run.noise * max(whole.value, 0.0) ** 0.5
-        yield frobenius_estimate(run.name, run.name, whole, run.hvps, floor, width <= precision)
+        squared = run.frobenius_squared()[0]
+        floor = run.noise * max(squared.value, 0.0) ** 0.5
+        yield frobenius_estimate(run.name, run.name, squared, run.hvps, floor, width <= precision)
 
 
 def _advance(run: Deflation, precision: float, remaining: int) -> None:
     """One more probe, or the probes' images join the basis where that is cheaper, as in `Deflation.probe_until`."""
-    whole, rest = run.frobenius_squared()
-    needed = probes_needed(rest.value / whole.value, effective_rank(run.gram, cautious=False), precision)
+    squared, probed = run.frobenius_squared()
+    needed = probes_needed(probed.value / squared.value, effective_rank(run.gram, cautious=False), precision)
     extension = len(run.images) + FIRST
     m = len(run.squares)
     if needed - m > extension and extension <= remaining and run.basis.size + m < run.block.dim:

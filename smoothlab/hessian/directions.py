@@ -21,7 +21,7 @@ ALL_KINDS = "a direction of all kinds of parameters"
 ROWS = "rows of weights along themselves"
 
 
-class Still(NamedTuple):
+class SilentDirection(NamedTuple):
     """A unit vector along which nothing but the slope should move the loss, and how long the weights are there."""
 
     v: Tensor
@@ -103,17 +103,17 @@ class Directions:
         slope = norm(v * self.gradient) / size  # the root mean square over signs
         return v.mul_(1 / size), slope
 
-    def silent(self) -> Still:
+    def silent(self) -> SilentDirection:
         """Random signs on the entries whose gradient is exactly 0; of length 0 where every entry has a gradient."""
         v, parts = self._zeros()
         for part, gradient, weight in zip(parts, self.gradients, self.weights, strict=True):
-            still = gradient == 0
-            if still.any():
+            zero_gradient = gradient == 0
+            if zero_gradient.any():
                 # As far as the weights are large, or a little where they are 0: a step is a share of this length.
-                part.add_(_signs(part).mul_(still), alpha=norm(weight) / weight.numel() ** 0.5 or 1e-2)
-        return Still(v, "the entries whose gradient is 0", _normalize(v))
+                part.add_(_signs(part).mul_(zero_gradient), alpha=norm(weight) / weight.numel() ** 0.5 or 1e-2)
+        return SilentDirection(v, "the entries whose gradient is 0", _normalize(v))
 
-    def padding_rows(self) -> Iterator[Still]:
+    def padding_rows(self) -> Iterator[SilentDirection]:
         """Random signs on the row padding_idx of each embedding in whose minibatch that row is looked up."""
         for i, p in enumerate(self.block.params):
             if id(p) in self.padded:
@@ -122,7 +122,7 @@ class Directions:
                 entries = parts[i].view(p.shape)[row]
                 entries.copy_(_signs(entries) / entries.numel() ** 0.5)
                 length = norm(p.detach().reshape(-1)) / len(p) ** 0.5
-                yield Still(v, f"row padding_idx = {row} of an embedding", length)
+                yield SilentDirection(v, f"row padding_idx = {row} of an embedding", length)
 
 
 def _reaches(sizes: Mapping[str, float]) -> dict[str, float]:

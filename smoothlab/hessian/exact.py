@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from smoothlab.blocks import Block, Loss, by_name, dot, flatten
-from smoothlab.hessian.gradients import LossAtPoint, block_gradients, difference_quotient, finite, plain_words
+from smoothlab.hessian.gradients import LossAtPoint, block_gradients, difference_quotient, explained_errors, finite
 from smoothlab.hessian.norms import Hessian, NormEstimate
 from smoothlab.shift import Shift
 
@@ -63,7 +63,7 @@ class ExactHessian(LossAtPoint, Hessian):
                 directions.append(part)
         params = [p for name in wrt for p in self.blocks[name].params]
         # Activations that a checkpointed model recomputes here must come from the same attention kernel as before.
-        with sdpa_kernel(SDPBackend.MATH), plain_words():
+        with sdpa_kernel(SDPBackend.MATH), explained_errors():
             parts = list(torch.autograd.grad(outputs, params, directions, retain_graph=True, allow_unused=True))
         parts.reverse()  # popped from the end, each part is freed as soon as it is copied
         images = []
@@ -106,11 +106,11 @@ class ExactHessian(LossAtPoint, Hessian):
         Multiplying by 3/7 changes every mantissa, so the two roundings are independent: the length of each is
         ||difference|| / sqrt(2).
         """
-        other = self.product(v * (3 / 7), along, [along])[0].mul_(7 / 3).sub_(image)
+        difference = self.product(v * (3 / 7), along, [along])[0].mul_(7 / 3).sub_(image)
         size = dot(image, image)
         if not size:
             return 0.0, 1
-        return math.sqrt(dot(other, other) / (2 * size)), 1
+        return math.sqrt(dot(difference, difference) / (2 * size)), 1
 
 
 def frobenius(

@@ -25,7 +25,7 @@ from smoothlab.errors import BadInput
 from smoothlab.hessian.deflation import FIRST, IMAGES
 from smoothlab.hessian.diagonal import split_blocks
 from smoothlab.hessian.estimates import NOT_REACHED, TraceEstimate
-from smoothlab.hessian.gradients import plain_words
+from smoothlab.hessian.gradients import explained_errors
 from smoothlab.stats.intervals import Interval, Z
 from smoothlab.stats.probes import effective_rank, sum_of_squares
 
@@ -41,9 +41,9 @@ def joined(parts: Sequence[Callable[[], Outputs]]) -> Callable[[], Outputs]:
     """The outputs of a minibatch from those of its equal parts: its loss is the mean of theirs."""
 
     def outputs() -> Outputs:
-        computed = [part() for part in parts]
-        weights = torch.cat([each.weights for each in computed])
-        return Outputs(torch.cat([each.logits for each in computed]), weights / len(parts))
+        outputs_of_parts = [part() for part in parts]
+        weights = torch.cat([part_outputs.weights for part_outputs in outputs_of_parts])
+        return Outputs(torch.cat([part_outputs.logits for part_outputs in outputs_of_parts]), weights / len(parts))
 
     return outputs
 
@@ -101,7 +101,7 @@ class OutputProbes:
         seed: Sequence[int],
     ) -> None:
         self.blocks, self.split = by_name(blocks), split_blocks(blocks, rows)
-        with plain_words():
+        with explained_errors():
             self.logits, weights = outputs()
         self.weights = _checked(self.logits, weights)
         # A seed of its own bits, as `draw` makes them: neighboring seeds share no stream.
@@ -145,7 +145,7 @@ class OutputProbes:
         """The gradient of <sqrt(w) v, f> on all blocks, and its squares; kept for Gram matrices."""
         direction = (v * self.weights.sqrt()[:, None].to(v.dtype)).to(self.logits.dtype)
         params = [p for block in self.blocks.values() for p in block.params]
-        with plain_words():
+        with explained_errors():
             parts = list(torch.autograd.grad(self.logits, params, direction, retain_graph=True, allow_unused=True))
         self.passes += 1
         images = {}
@@ -165,7 +165,7 @@ class OutputProbes:
 
     def _extend_grams(self, images: dict[str, Tensor]) -> None:
         self.images.append(images)
-        products = [self._dots(images, other) for other in self.images]
+        products = [self._dots(images, earlier) for earlier in self.images]
         for name in self.names:
             gram = np.pad(self.grams[name], (0, 1))
             gram[-1] = gram[:, -1] = [product[name] for product in products]

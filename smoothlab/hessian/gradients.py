@@ -59,7 +59,7 @@ def block_gradients(loss: Tensor, blocks: dict[str, Block], *, create_graph: boo
 
 def gradient(loss: Loss, blocks: dict[str, Block]) -> tuple[float, dict[str, Tensor]]:
     """(f, {block: flat gradient [dim]}) at the current parameters; `.grad` is not touched."""
-    with plain_words():
+    with explained_errors():
         value = finite(loss())
         parts = block_gradients(value, blocks, create_graph=False)
     return float(value.detach()), {name: flatten(g) for name, g in parts.items()}
@@ -108,7 +108,7 @@ class LossAtPoint:
 
     def _differentiate(self, *, create_graph: bool) -> dict[str, list[Tensor]]:
         """Sets the loss and its graph; the parts of its gradient by block."""
-        with plain_words():
+        with explained_errors():
             value = finite(self._loss())
             self.graph = read_graph(value)  # first, as differentiating frees what it reads
             parts = block_gradients(value, self.blocks, create_graph=create_graph)
@@ -124,7 +124,7 @@ class LossAtPoint:
 
 
 @contextmanager
-def plain_words() -> Iterator[None]:
+def explained_errors() -> Iterator[None]:
     """Within it, what a model makes autograd raise becomes one line, with what to do instead.
 
     Raises:

@@ -111,15 +111,15 @@ class SmoothnessHook:
         """
         if step not in self._at:
             return
-        loss = padding.watched_once(fixed_loss(compute, self.model, seed=self.seed), self.model)
+        loss = padding.checked_at_first_call(fixed_loss(compute, self.model, seed=self.seed), self.model)
         if self.train:  # padding is looked at in eval mode all the same: dropout would move every row
             loss()
             loss = fixed_loss(compute, self.model, train=True, seed=self.seed)
-        adds = penalty(loss, self.model)
+        penalty_field = penalty(loss, self.model)
         with differentiable(self._blocks):
             try:
                 for row in self._measured(step, loss, outputs):
-                    self.rows.append({"step": step, **row, **adds})
+                    self.rows.append({"step": step, **row, **penalty_field})
                     if self._file is not None:
                         self._file.write(self.rows[-1])
             except WrongProducts as error:

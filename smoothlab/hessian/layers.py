@@ -129,12 +129,12 @@ class LayerRows:
         self.forms: list[np.ndarray] = []
         self.grams = np.zeros((len(self.layers.names), 0, 0))
 
-    def take(self, q: Tensor, image: Tensor) -> None:
+    def add_basis_vector(self, q: Tensor, image: Tensor) -> None:
         """A vector q of the basis and its image H q, before it is projected."""
         self.known += self.layers.dots(image, image)
         self.traces += self.layers.dots(q, image)
 
-    def see(self, v: Tensor, image: Tensor, basis: Tensor, earlier: Sequence["Image"]) -> None:
+    def add_probe(self, v: Tensor, image: Tensor, basis: Tensor, earlier: Sequence["Image"]) -> None:
         """A probe v and its image H v, before it is projected.
 
         Args:
@@ -151,12 +151,12 @@ class LayerRows:
             return
         self.grams = np.pad(self.grams, ((0, 0), (0, 1), (0, 1)))
         self.grams[:, m, m] = square
-        if any(other.removed.any() for other in earlier):
+        if any(probe_image.removed.any() for probe_image in earlier):
             inside = self.layers.coefficients(basis, image)
-        for i, other in enumerate(earlier):
-            product = self.layers.dots(other.vector, image)
-            if other.removed.any():  # <E_l a, E_l H v> for a = P a + Q'Q a, of which only P a is kept
-                product += inside @ other.removed
+        for i, probe_image in enumerate(earlier):
+            product = self.layers.dots(probe_image.vector, image)
+            if probe_image.removed.any():  # <E_l a, E_l H v> for a = P a + Q'Q a, of which only P a is kept
+                product += inside @ probe_image.removed
             self.grams[:, i, m] = self.grams[:, m, i] = product
 
     def estimates(self, run: "Deflation", precision: float, trace: float) -> Iterator[NormEstimate]:
@@ -170,17 +170,17 @@ class LayerRows:
         block, size = run.name, max(run.frobenius_squared()[0].value, 0.0) ** 0.5
         for number, name in enumerate(self.layers.names):
             squares = [square[number] for square in self.squares]
-            rest = sum_of_squares(squares, effective_rank(self.grams[number]))
+            probed = sum_of_squares(squares, effective_rank(self.grams[number]))
             known = float(self.known[number])
-            whole = rest._replace(value=known + rest.value, low=known + rest.low, high=known + rest.high)
+            squared = probed._replace(value=known + probed.value, low=known + probed.low, high=known + probed.high)
             # Rounding is that of the whole image, as much per coordinate, and at least that of the layer's own.
             share = (self.layers.dims[number] / run.block.dim) ** 0.5
-            floor = run.noise * max(size * share, max(whole.value, 0.0) ** 0.5)
-            reached = whole.high**0.5 - max(whole.low, 0.0) ** 0.5 <= 2 * precision * whole.value**0.5
-            yield frobenius_estimate(block, name, whole, run.hvps, floor, reached)
-            sums = mean_of_forms([form[number] for form in self.forms], rest.high, float(self.traces[number]))
+            floor = run.noise * max(size * share, max(squared.value, 0.0) ** 0.5)
+            reached = squared.high**0.5 - max(squared.low, 0.0) ** 0.5 <= 2 * precision * squared.value**0.5
+            yield frobenius_estimate(block, name, squared, run.hvps, floor, reached)
+            sums = mean_of_forms([form[number] for form in self.forms], probed.high, float(self.traces[number]))
             estimate = NormEstimate(
                 name, name, "trace", sums.value, sums.low - floor, sums.high + floor, run.hvps, floor,
                 doubt(sums.value, floor),
             )  # fmt: skip
-            yield with_precision(estimate, rest.value, len(self.forms), trace, floor)
+            yield with_precision(estimate, probed.value, len(self.forms), trace, floor)

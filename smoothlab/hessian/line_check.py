@@ -25,12 +25,12 @@ from smoothlab.hessian.gradients import LossAtPoint
 from smoothlab.shift import Shift
 
 ROUNDINGS = 4.0  # rounding error of a loss, in units of eps |f|: sums of many terms are off by a few
-_ABOVE = 200.0  # change of the loss, in units of its rounding, at which a direction is first looked at
+_LOSS_CHANGE = 200.0  # change of the loss, in units of its rounding, at which a direction is first looked at
 _SCALES = (0.125, 0.5, 2.0, 8.0)  # of the third look, in units of the first look's step
 _POSITIONS = np.array([-1.0, -0.75, -0.5, -0.25, 0.25, 0.5, 0.75, 1.0])
 _COARSE = 0.02  # share of a slope that may be curvature where one evaluation is to do
 _RESOLVED = 0.03  # a scale whose standard error is this share of the number resolves it
-_APART = 5.0  # standard errors from which a number is not 0
+_NONZERO = 5.0  # standard errors from which a number is not 0
 _ROUGH = 100.0  # scatter, in units of the assumed rounding, from which a slope that nothing resolves is told
 
 Pair = tuple[np.ndarray, np.ndarray]
@@ -95,25 +95,25 @@ class LineCheck:
             value = self._evaluate()
         return self._shift.realized, value - self.start
 
-    def look(self, v: Tensor, where: str, curvature: float | None, least: float = 0.0) -> None:
+    def compare(self, v: Tensor, where: str, curvature: float | None, least: float = 0.0) -> None:
         """Compare along the unit vector v, whose v'Hv is `curvature`; None: it is not known, and not compared.
 
         Slopes below `least` are as good as 0.
         """
         if not self.agrees(v, curvature, least=least):
-            self.look_again(v, where, curvature, least=least)
+            self.compare_by_fits(v, where, curvature, least=least)
 
     def agrees(self, v: Tensor, curvature: float | None, *, least: float = 0.0, longest: float = float("inf")) -> bool:
         """Whether the slope along the unit vector v is right to 0.5 %, and its curvature to 1 %."""
         slope = dot(self.gradient, v)
         step = min(self._step(slope, curvature or 0.0), longest)
 
-        def right(values: np.ndarray, noise: np.ndarray) -> bool:
-            bend = curvature
-            if bend is None:
-                bend = values[1]
+        def matches(values: np.ndarray, noise: np.ndarray) -> bool:
+            claimed = curvature
+            if claimed is None:
+                claimed = values[1]
             # Beside a steep curvature a small slope is not resolved, and need not be: it moves the loss by less.
-            least_slope = max(abs(slope), least) + abs(bend) * step
+            least_slope = max(abs(slope), least) + abs(claimed) * step
             if not abs(values[0] - slope) <= noise[0] + DOUBTFUL * least_slope:
                 return False
             # Rounding beyond what is assumed must not excuse a number that it hides: longer steps resolve it.
@@ -122,35 +122,35 @@ class LineCheck:
                 return False
             if curvature is None:
                 return True
-            wrong = abs(values[1] - bend) > noise[1] + 2 * DOUBTFUL * abs(bend)
-            return not wrong and bool(noise[1] <= resolved * abs(bend))
+            disagrees = abs(values[1] - claimed) > noise[1] + 2 * DOUBTFUL * abs(claimed)
+            return not disagrees and bool(noise[1] <= resolved * abs(claimed))
 
-        near = self._differences(v, step)
-        if near is None:
+        short = self._differences(v, step)
+        if short is None:
             return False
-        if right(*near):
+        if matches(*short):
             return True
-        far = self._differences(v, 2 * step)
-        if far is None:
+        long = self._differences(v, 2 * step)
+        if long is None:
             return False
         # Twice the step has a quarter of the rounding. Richardson: its error is four times that of the shorter one.
-        if right(*far) or right((4 * near[0] - far[0]) / 3, (4 * near[1] + far[1]) / 3):
+        if matches(*long) or matches((4 * short[0] - long[0]) / 3, (4 * short[1] + long[1]) / 3):
             return True
-        return self._rounds_more(v, step, near) and self.agrees(v, curvature, least=least, longest=longest)
+        return self._rounds_more(v, step, short) and self.agrees(v, curvature, least=least, longest=longest)
 
-    def _rounds_more(self, v: Tensor, step: float, near: Pair) -> bool:
+    def _rounds_more(self, v: Tensor, step: float, differences: Pair) -> bool:
         """Whether the loss is found to round more than was assumed; measured once a point, with five evaluations.
 
-        f(s) + f(-s) - 2 f(0) has no slope in it. Where s is so short that its curvature, as `near` shows it at `step`,
-        is a tenth of the assumed rounding, it is the rounding of three evaluations, that of f(0) twice, which all
-        differences of the point share: half of the larger of two is taken for the bound of one.
+        f(s) + f(-s) - 2 f(0) has no slope in it. Where s is so short that its curvature, as `differences` shows it at
+        `step`, is a tenth of the assumed rounding, it is the rounding of three evaluations, that of f(0) twice, which
+        all differences of the point share: half of the larger of two is taken for the bound of one.
         """
         if self._point.loss_rounding is not None:
             return False
         check_repeats(self._point)  # a loss that is another one each time has no rounding
-        even = abs(float(near[0][1])) * step**2
-        short = step * min(1 / 64, math.sqrt(0.1 * self._assumed / even) if even else 1.0)
-        noises = [abs(self.at(v, s)[1] + self.at(v, -s)[1]) / 2 for s in (short, 0.7 * short)]
+        even = abs(float(differences[0][1])) * step**2
+        shortened = step * min(1 / 64, math.sqrt(0.1 * self._assumed / even) if even else 1.0)
+        noises = [abs(self.at(v, s)[1] + self.at(v, -s)[1]) / 2 for s in (shortened, 0.7 * shortened)]
         measured = max(noises)
         self._point.loss_rounding = measured if math.isfinite(measured) else 0.0
         return self._point.loss_rounding > self._assumed
@@ -172,7 +172,7 @@ class LineCheck:
         slope = dot(self.gradient, v)
         if not slope:
             return 0.0
-        return min(_ABOVE * self.rounding / abs(slope), self._step(slope, 0.0))
+        return min(_LOSS_CHANGE * self.rounding / abs(slope), self._step(slope, 0.0))
 
     def follows_slope(self, move: Tensor) -> bool:
         """Whether a move of the block changes the loss as its slope says, to 2 % and two roundings; one evaluation."""
@@ -182,14 +182,14 @@ class LineCheck:
         expected = dot(self.gradient, v) * moved
         return moved > 0.5 * length and abs(change - expected) <= 2 * self.rounding + _COARSE * abs(expected)
 
-    def look_again(
+    def compare_by_fits(
         self, v: Tensor, where: str, curvature: float | None, step: float | None = None, *, least: float = 0.0
     ) -> None:
         """Compare along v by fits at four scales around `step`, if the loss is the same when it is evaluated again."""
         check_repeats(self._point)
-        slope, bend = dot(self.gradient, v), curvature or 0.0
+        slope, claimed = dot(self.gradient, v), curvature or 0.0
         if step is None:
-            step = self._step(slope, bend)
+            step = self._step(slope, claimed)
         fitted, overflows = self._judge_by_fits(v, where, slope, curvature, step, least), False
         while not fitted and self._overflows(v, _SCALES[0] * step):
             overflows = True
@@ -206,7 +206,7 @@ class LineCheck:
         Coarser scales are left out as soon as both are judged. A slope that none resolves in a rough loss is kept as
         a gap of the kind "rough".
         """
-        waiting = ["gradient"] if curvature is None else ["gradient", "curvature"]
+        unresolved = ["gradient"] if curvature is None else ["gradient", "curvature"]
         fitted, smoothest = False, math.inf
         for scale in _SCALES:
             fit = self._fit(v, scale * step)
@@ -215,25 +215,25 @@ class LineCheck:
             fitted = True
             values, errors, scatter = fit
             smoothest = min(smoothest, scatter)
-            bend = curvature or 0.0
-            if "gradient" in waiting and self._judge(
-                "gradient", where, slope, float(values[0]), float(errors[0]), max(abs(bend) * step, least)
+            claimed = curvature or 0.0
+            if "gradient" in unresolved and self._judge(
+                "gradient", where, slope, float(values[0]), float(errors[0]), max(abs(claimed) * step, least)
             ):
-                waiting.remove("gradient")
-            if "curvature" in waiting and self._judge(
-                "curvature", where, bend, float(values[1]), float(errors[1]), 0.0
+                unresolved.remove("gradient")
+            if "curvature" in unresolved and self._judge(
+                "curvature", where, claimed, float(values[1]), float(errors[1]), 0.0
             ):
-                waiting.remove("curvature")
-            if not waiting:
+                unresolved.remove("curvature")
+            if not unresolved:
                 break
         # At the finest scale a smooth loss follows its polynomial, but for its rounding, which is unknown at 0.
-        if fitted and "gradient" in waiting and 0 < _ROUGH * self._assumed < smoothest:
+        if fitted and "gradient" in unresolved and 0 < _ROUGH * self._assumed < smoothest:
             self.gaps["rough"] = Disagreement("rough", smoothest / self._assumed, where, slope)
         return fitted
 
     def _step(self, slope: float, curve: float) -> float:
         """The step whose curvature changes the loss by 200 roundings, and whose slope changes it by at most 2 %."""
-        change = max(_ABOVE * self.rounding, 1e-6 * abs(self.start)) or 1e-6  # the size of a loss of 0 is unknown
+        change = max(_LOSS_CHANGE * self.rounding, 1e-6 * abs(self.start)) or 1e-6  # the size of a loss of 0 is unknown
         longest = 0.01 * (self.size or 1.0)
         if slope:
             longest = min(longest, max(0.02 * abs(self.start), change) / abs(slope))
@@ -271,7 +271,7 @@ class LineCheck:
         """
         size = max(abs(value), abs(claimed), least)
         # A slope where there is none is one, to whatever precision.
-        if not (error <= _RESOLVED * size or (claimed == 0.0 and abs(value) > _APART * error)):
+        if not (error <= _RESOLVED * size or (claimed == 0.0 and abs(value) > _NONZERO * error)):
             return False
         gap = max(abs(value - claimed) - error, 0.0) / size
         if gap > self.gaps[kind].size:

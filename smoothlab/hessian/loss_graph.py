@@ -42,11 +42,11 @@ def read_graph(value: Tensor) -> LossGraph:
     """The graph of `value`, a loss that was computed with gradients on; nothing is differentiated or freed."""
     readers: dict[int, set[str]] = {}
     padded: dict[int, int] = {}
-    rough: set[str] = set()
+    nonsmooth: set[str] = set()
     for node in _nodes(value.grad_fn):
         name = node.name().removesuffix("0")  # torch numbers the overloads of an operation: ReluBackward0
         if name in NONSMOOTH:
-            rough.add(name.removesuffix("Backward"))
+            nonsmooth.add(name.removesuffix("Backward"))
         for child, _ in node.next_functions:
             variable = getattr(child, "variable", None)  # of an AccumulateGrad node: a leaf of the graph
             if variable is None:
@@ -58,19 +58,19 @@ def read_graph(value: Tensor) -> LossGraph:
                 if 0 <= row < len(variable) and bool((node._saved_indices == row).any()):
                     padded[id(variable)] = row
     names = {key: " and ".join(sorted(operations)) for key, operations in readers.items()}
-    return LossGraph(names, padded, tuple(sorted(rough)))
+    return LossGraph(names, padded, tuple(sorted(nonsmooth)))
 
 
 def _nodes(root: Any) -> Iterator[Any]:
     """All nodes of a graph, each once; no recursion, as graphs are deeper than Python's stack."""
-    seen, waiting = {root}, [root]
-    while waiting:
-        node = waiting.pop()
+    visited, stack = {root}, [root]
+    while stack:
+        node = stack.pop()
         yield node
         for child, _ in node.next_functions:
-            if child is not None and child not in seen:
-                seen.add(child)
-                waiting.append(child)
+            if child is not None and child not in visited:
+                visited.add(child)
+                stack.append(child)
 
 
 def groups_by_reader(graph: LossGraph, params: Iterable[Tensor]) -> dict[str, list[int]]:

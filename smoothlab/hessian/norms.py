@@ -53,26 +53,26 @@ def _estimates(
     `precision` is that of the trace, where it was asked for.
     """
     name, hvps, t = run.name, run.hvps, run.projected()
-    whole, rest = run.frobenius_squared()
-    floor = run.noise * max(whole.value, 0.0) ** 0.5
-    frobenius = frobenius_estimate(name, name, whole, hvps, floor, reached)
+    squared, probed = run.frobenius_squared()
+    floor = run.noise * max(squared.value, 0.0) ** 0.5
+    frobenius = frobenius_estimate(name, name, squared, hvps, floor, reached)
 
     ritz = np.linalg.eigvalsh(t)
     top = float(np.abs(ritz).max())
     coupling = max(run.captured - float((t**2).sum()), 0.0) ** 0.5  # ||(I - Q'Q) H Q'||_F, by Pythagoras
     reach = run.reach()
-    upper = spectral_upper(t, coupling, rest.high**0.5, reach)
+    upper = spectral_upper(t, coupling, probed.high**0.5, reach)
     point = run.noise * top  # rounding of a Ritz value
     spread = run.noise * run.captured**0.5  # of all images at once
     sign = _sign(float(ritz[0]), float(ritz[-1]), Reach(reach.lowest - spread, reach.highest + spread))
     low, high = top - point, upper + spread
     spectral = NormEstimate(name, name, "spectral", top, low, high, hvps, point, doubt(top, point), sign)
 
-    trace = mean_of_forms(run.forms, rest.high, float(ritz.sum()))
+    trace = mean_of_forms(run.forms, probed.high, float(ritz.sum()))
     flag = doubt(trace.value, floor)
     summed = NormEstimate(name, name, "trace", trace.value, trace.low - floor, trace.high + floor, hvps, floor, flag)
     if precision is not None:
-        summed = with_precision(summed, rest.value, len(run.forms), precision, floor)
+        summed = with_precision(summed, probed.value, len(run.forms), precision, floor)
 
     if frobenius.high < spectral.low:  # no symmetric matrix has that
         doubts = [*doubts, "spectral norm above the Frobenius norm"]
@@ -90,13 +90,13 @@ def _cross(run: Deflation, other: str, precision: float) -> NormEstimate:
     """
     images, squares = run.cross_images[other], run.cross_squares[other]
     nu = effective_rank(gram_matrix(images), deflated=True)
-    whole = sum_of_squares(squares, nu, run.cross_known[other], deflated=True)
+    squared = sum_of_squares(squares, nu, run.cross_known[other], deflated=True)
     # Rounding in b's part of a product: that of the diagonal block, as much per coordinate.
     diagonal = math.sqrt(max(run.frobenius_squared()[0].value, 0.0))
     blocks = run.hessian.blocks
     floor = run.noise * diagonal * math.sqrt(blocks[other].dim / run.block.dim)
     large, small = sorted((run.name, other), key=lambda name: -blocks[name].dim)
-    return frobenius_estimate(large, small, whole, run.hvps, floor, half_width(whole) <= precision)
+    return frobenius_estimate(large, small, squared, run.hvps, floor, half_width(squared) <= precision)
 
 
 class Hessian(Products):

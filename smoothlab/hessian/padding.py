@@ -33,7 +33,7 @@ RUNS = 4
 GROUP = 4
 """Rows compared: a shortest one of each remainder of its length by this, at most so many. Models that take tokens in
 groups, as CANINE takes four, are right for the lengths that fill them."""
-PLACES = 16
+POSITIONS = 16
 """Tokens of a row whose outputs are compared, evenly spaced: a vocabulary's logits are large."""
 
 Outputs = Callable[[], Tensor]
@@ -62,12 +62,12 @@ def distances(model: nn.Module, alone: Outputs, among: Mapping[str, Outputs]) ->
         among: the same outputs from minibatches.
 
     Returns:
-        For each of `among` the largest ||among - alone|| / R over the places `...` of the row.
+        For each of `among` the largest ||among - alone|| / R over the positions `...` of the row.
     """
     with torch.no_grad():
-        truth = alone().double()
+        reference = alone().double()
         # The outputs themselves are rounded, whatever happens inside: R is no smaller than that.
-        output_rounding = torch.finfo(torch.float32).eps * truth.square().mean(-1).sqrt()
+        output_rounding = torch.finfo(torch.float32).eps * reference.square().mean(-1).sqrt()
         output_rounding = output_rounding.clamp_min(torch.finfo(torch.float64).tiny)
 
         @functools.cache
@@ -75,19 +75,19 @@ def distances(model: nn.Module, alone: Outputs, among: Mapping[str, Outputs]) ->
             squares = output_rounding.square()
             for seed in range(RUNS):
                 with noise(model, seed):
-                    squares = squares + (alone().double() - truth).square().mean(-1) / RUNS
+                    squares = squares + (alone().double() - reference).square().mean(-1) / RUNS
             return squares.sqrt()
 
         by_name = {}
         for name, outputs in among.items():
-            deviations = outputs().double() - truth
+            deviations = outputs().double() - reference
             by_name[name] = Distance(0.0, 0.0)
             if bool(torch.isfinite(deviations).all()) and bool(deviations.any()):
                 rms, scale = deviations.square().mean(-1).sqrt(), output_rounding
                 if bool((rms > LIMIT * output_rounding).any()):  # most rows spare the repetitions with noise
                     scale = rounding()
                 by_name[name] = Distance(float(deviations.abs().max()), float((rms / scale).max()))
-            elif bool(deviations.any() and torch.isfinite(truth).all()):  # else the weights are broken, not the padding
+            elif bool(deviations.any() and torch.isfinite(reference).all()):  # else the weights are broken
                 by_name[name] = Distance(math.inf, math.inf)
         return by_name
 
@@ -136,14 +136,14 @@ def check(model: nn.Module, alone: Outputs, among: Mapping[str, Outputs], subjec
     Raises:
         BadInput: one line with the change, rounding's share of it, and the fix.
     """
-    for happening, distance in distances(model, alone, among).items():
+    for circumstance, distance in distances(model, alone, among).items():
         if distance.times > LIMIT:
             size = f"{distance.change:.2g}, {distance.times:.2g} times its rounding"
-            raise BadInput(f"{subject}: the scores of a row change when it is {happening} (by {size}): {fix}")
+            raise BadInput(f"{subject}: the scores of a row change when it is {circumstance} (by {size}): {fix}")
 
 
 @contextmanager
-def watched(model: nn.Module) -> Iterator[None]:
+def checked_calls(model: nn.Module) -> Iterator[None]:
     """Inside the context every call of the model, which should be in eval mode, is checked as `check_batch` does.
 
     Raises:
@@ -165,8 +165,8 @@ def watched(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def watched_once(loss: Loss, model: nn.Module) -> Loss:
-    """`loss`, in whose first evaluation the model is `watched`, so that the check costs no evaluation of its own."""
+def checked_at_first_call(loss: Loss, model: nn.Module) -> Loss:
+    """`loss`, whose first evaluation runs inside `checked_calls`, so that the check costs no evaluation of its own."""
     first = True
 
     def evaluate() -> Tensor:
@@ -174,7 +174,7 @@ def watched_once(loss: Loss, model: nn.Module) -> Loss:
         if not first:
             return loss()
         first = False
-        with watched(model):
+        with checked_calls(model):
             return loss()
 
     return evaluate
@@ -184,7 +184,8 @@ def check_batch(model: nn.Module, inputs: Mapping[str, Any], output: Any = None)
     """Refuse a minibatch of a row that has other logits there than by itself, without its padding.
 
     Models and arguments must be like those of transformers: input_ids [B, T], attention_mask [B, T] or none, logits
-    [B, C] or [B, T, C]; others are not checked. Compared are the rows that `spread` names, at PLACES tokens each.
+    [B, C] or [B, T, C]; others are not checked. The rows that `compared_rows` names are compared, at POSITIONS tokens
+    each.
 
     Args:
         model: called as `model(**inputs)`, in eval mode.
@@ -208,7 +209,7 @@ def check_batch(model: nn.Module, inputs: Mapping[str, Any], output: Any = None)
     # A caller that gathers positions on the way, as `smoothlab.llm.evaluate` does, has logits of other rows.
     if not isinstance(logits, Tensor) or logits.ndim > 3 or len(logits) != len(ids):
         return
-    for row in spread(mask.bool().sum(1).tolist())[:-1]:
+    for row in compared_rows(mask.bool().sum(1).tolist())[:-1]:
         _check_row(model, inputs, logits, mask[row].bool(), row)
 
 
@@ -220,14 +221,14 @@ def _check_row(model: nn.Module, inputs: Mapping[str, Any], logits: Tensor, real
     single = {}
     for name, value in inputs.items():
         if pairs or name not in ("labels", "num_items_in_batch"):  # of pairs the answers are read, too
-            single[name] = _cut(value, shape, row, real, name, pairs)
+            single[name] = _argument_of_row(value, shape, row, real, name, pairs)
     at_alone: Any = slice(None)
     at_among: Any = slice(None)
     if logits.ndim == 3 and not pairs:
-        places = real.nonzero().flatten()
-        places = places[torch.linspace(0, len(places) - 1, min(PLACES, len(places))).round().long()]
+        positions = real.nonzero().flatten()
+        positions = positions[torch.linspace(0, len(positions) - 1, min(POSITIONS, len(positions))).round().long()]
         # Counted from the end: virtual tokens of a PEFT method stand before the T, here and there.
-        at_alone, at_among = (real.cumsum(0) - 1)[places] - int(real.sum()), places - shape[1]
+        at_alone, at_among = (real.cumsum(0) - 1)[positions] - int(real.sum()), positions - shape[1]
 
     def alone() -> Tensor:
         logits: Tensor = model(**single).logits[0]
@@ -241,7 +242,7 @@ def _check_row(model: nn.Module, inputs: Mapping[str, Any], logits: Tensor, real
     check(model, alone, {"padded and beside others": lambda: logits[row][at_among]}, subject, fix)
 
 
-def spread(lengths: Sequence[int]) -> list[int]:
+def compared_rows(lengths: Sequence[int]) -> list[int]:
     """Numbers of the rows to compare, a shortest one first, then of a longest row, which is put beside them."""
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     first: dict[int, int] = {}
@@ -261,7 +262,7 @@ def _unpadded(ids: Tensor, pad: int | None) -> Tensor:
     return ((position >= lead - lead.min()) & (position < ids.shape[1] - trail + trail.min())).long()
 
 
-def _cut(value: Any, shape: torch.Size, row: int, real: Tensor, name: str, pairs: bool) -> Any:
+def _argument_of_row(value: Any, shape: torch.Size, row: int, real: Tensor, name: str, pairs: bool) -> Any:
     """What one row gets of an argument, without padding; the answers of pairs are of another length."""
     if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != shape[0]:
         return value

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from smoothlab.blocks import Block, dot
 from smoothlab.hessian.deflation import Deflation
-from smoothlab.hessian.directions import ALL_KINDS, ROWS, TOP, Directions, Still
+from smoothlab.hessian.directions import ALL_KINDS, ROWS, TOP, Directions, SilentDirection
 from smoothlab.hessian.disagreements import DOUBTFUL, Disagreement, refuse_gross
 from smoothlab.hessian.gradients import LossAtPoint
 from smoothlab.hessian.line_check import LineCheck, check_repeats
@@ -42,14 +42,14 @@ def check_gradient(point: LossAtPoint) -> None:
     for block in point.blocks.values():
         check = LineCheck(point, block)
         directions = Directions(check, point.graph)
-        check.look(directions.mixed(), ALL_KINDS, None)
+        check.compare(directions.mixed(), ALL_KINDS, None)
         v, slope = directions.scattered()
-        check.look(v, "a random direction", None, slope)
+        check.compare(v, "a random direction", None, slope)
         rows = directions.along_rows()
         if dot(check.gradient, rows):  # else no slope that a detached norm could have made up
-            check.look(rows, ROWS, None)
-        _look_at_silent(check, directions.silent(), None)
-        _look_at_padding(check, directions)
+            check.compare(rows, ROWS, None)
+        _compare_silent(check, directions.silent(), None)
+        _compare_padding(check, directions)
         refuse_gross(block.name, list(check.gaps.values()))
 
 
@@ -63,9 +63,9 @@ def check_products(run: Deflation) -> list[Disagreement]:
     if isinstance(run.hessian, LossAtPoint):
         check = LineCheck(run.hessian, run.block)
         directions = Directions(check, run.hessian.graph)
-        _look_at_products(check, directions, run)
-        _look_at_rows_and_silent(check, directions, run.form)
-        _look_at_padding(check, directions)
+        _compare_products(check, directions, run)
+        _compare_rows_and_silent(check, directions, run.form)
+        _compare_padding(check, directions)
         gaps += check.gaps.values()
     # Asymmetry up to three times the products' own errors is no doubt about their matrix.
     error = run.noise + run.hessian.truncation(run.name)
@@ -91,13 +91,13 @@ def check_plainly(point: LossAtPoint, block: Block, product: Callable[[Tensor], 
 
     directions = Directions(check, point.graph)
     mixed = directions.mixed()  # without Lanczos vectors one product must show the curvature of all kinds
-    check.look(mixed, ALL_KINDS, form(mixed))
-    _look_at_rows_and_silent(check, directions, form)
-    _look_at_padding(check, directions)
+    check.compare(mixed, ALL_KINDS, form(mixed))
+    _compare_rows_and_silent(check, directions, form)
+    _compare_padding(check, directions)
     return _judged(block.name, check.gaps.values(), point)
 
 
-def _look_at_products(check: LineCheck, directions: Directions, run: Deflation) -> None:
+def _compare_products(check: LineCheck, directions: Directions, run: Deflation) -> None:
     """The top Ritz vector r and a direction q of all kinds of parameters, which joins Q: if possible in one move.
 
     In r + b q with 2 b^2 |q'Hq| = |r'Hr| both weigh, and cannot cancel; r'Hq is known, as H q is projected on Q. Where
@@ -107,9 +107,9 @@ def _look_at_products(check: LineCheck, directions: Directions, run: Deflation) 
     largest = int(np.abs(values).argmax())
     value, coefficients = float(values[largest]), vectors[:, largest]
     if not run.deflate(directions.mixed()):  # Q holds it already, the block being small
-        check.look(run.in_full_space(coefficients), TOP, value)
+        check.compare(run.in_full_space(coefficients), TOP, value)
         mixed = directions.mixed()
-        check.look(mixed, ALL_KINDS, run.form(mixed))
+        check.compare(mixed, ALL_KINDS, run.form(mixed))
         return
     # The Ritz vector is made after the product, which takes the most memory of a point; Q has one more row by now.
     top = run.in_full_space(np.append(coefficients, 0.0))
@@ -120,11 +120,11 @@ def _look_at_products(check: LineCheck, directions: Directions, run: Deflation) 
         combined = value + b**2 * curvature + 2 * b * float(coefficients @ column[:-1])
         if check.agrees(top.add(mixed, alpha=b).mul_((1 + b**2) ** -0.5), combined / (1 + b**2)):
             return
-    check.look(top, TOP, value)
-    check.look(mixed, ALL_KINDS, curvature)
+    check.compare(top, TOP, value)
+    check.compare(mixed, ALL_KINDS, curvature)
 
 
-def _look_at_rows_and_silent(check: LineCheck, directions: Directions, form: Callable[[Tensor], float] | None) -> None:
+def _compare_rows_and_silent(check: LineCheck, directions: Directions, form: Callable[[Tensor], float] | None) -> None:
     """Rows along themselves and entries without gradient, by one evaluation together where it sees nothing.
 
     Along rows no small part of a slope is looked for, and entries without gradient have none to add to it. Where the
@@ -139,22 +139,22 @@ def _look_at_rows_and_silent(check: LineCheck, directions: Directions, form: Cal
     if step:
         rows = directions.along_rows()  # made again, as the move has taken its memory
         if not check.follows_slope(rows * step):
-            check.look(rows, ROWS, None)
-    _look_at_silent(check, silent, form)
+            check.compare(rows, ROWS, None)
+    _compare_silent(check, silent, form)
 
 
-def _look_at_silent(check: LineCheck, silent: Still, form: Callable[[Tensor], float] | None) -> None:
+def _compare_silent(check: LineCheck, silent: SilentDirection, form: Callable[[Tensor], float] | None) -> None:
     """Entries whose gradient is exactly 0."""
     if silent.length > 0.0 and not check.follows_slope(0.1 * silent.length * silent.v):
         curvature = None if form is None else form(silent.v)
-        check.look_again(silent.v, silent.where, curvature, 0.1 * silent.length)
+        check.compare_by_fits(silent.v, silent.where, curvature, 0.1 * silent.length)
 
 
-def _look_at_padding(check: LineCheck, directions: Directions) -> None:
+def _compare_padding(check: LineCheck, directions: Directions) -> None:
     """Padding rows that have a gradient from elsewhere (a tied head)."""
     for padding in directions.padding_rows():
         if dot(check.gradient, padding.v) and not check.agrees(padding.v, None, longest=0.05 * padding.length):
-            check.look_again(padding.v, padding.where, None, 0.05 * padding.length)
+            check.compare_by_fits(padding.v, padding.where, None, 0.05 * padding.length)
 
 
 def _judged(name: str, gaps: Iterable[Disagreement], hessian: Products | LossAtPoint) -> list[Disagreement]:

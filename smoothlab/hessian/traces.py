@@ -38,8 +38,8 @@ def half_width_reached(interval: Interval, precision: float) -> bool:
 
 def trace_interval(run: "Deflation") -> Interval:
     """Interval of tr H from a deflation and its probes."""
-    _, rest = run.frobenius_squared()
-    return mean_of_forms(run.forms, rest.high, float(run.projected().trace()))
+    _, probed = run.frobenius_squared()
+    return mean_of_forms(run.forms, probed.high, float(run.projected().trace()))
 
 
 def probe_trace(run: "Deflation", precision: float, budget: int) -> None:

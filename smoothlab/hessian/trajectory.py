@@ -98,12 +98,12 @@ def estimated(
     )
     for estimate in estimates:
         fields: Row = {**common[estimate.block], **asdict(estimate), "h": None, "normalized": None}
-        crossed = kinks
+        kinked = kinks
         if isinstance(hessian, FiniteDifferenceHessian) and estimate.block in hessian.steps:
             step = hessian.steps[estimate.block]
             fields["h"] = step.h
-            crossed = kinks or step.kinks
-        if crossed:
+            kinked = kinks or step.kinks
+        if kinked:
             fields["flag"] = ", ".join(filter(None, (fields["flag"], "kinks")))
         yield fields
 
@@ -229,14 +229,15 @@ class PathSmoothness:
             squared = 0.0
             for p, start in zip(block.params, self._start[name], strict=True):
                 squared += norm((p.detach() - start).reshape(-1)) ** 2
-            moved = squared**0.5
+            update_length = squared**0.5
             value = floor = None
-            if moved:  # an update may leave a block where it was: a rate of 0, or a step that rounds away
+            if update_length:  # an update may leave a block where it was: a rate of 0, or a step that rounds away
                 hessian = FiniteDifferenceHessian(self._loss, [block])
                 noise = hessian.gradient_noise(draw(block, "gaussian", [0]), name)
-                value = norm(after[name] - self._gradients[name]) / moved
-                floor = 2**0.5 * noise / moved
+                value = norm(after[name] - self._gradients[name]) / update_length
+                floor = 2**0.5 * noise / update_length
             yield common[name] | {
                 "block": name, "wrt": name, "quantity": "gradient_lipschitz", "value": value, "low": None, "high": None,
-                "hvps": 0, "h": moved, "floor": floor, "flag": _flag(value, floor), "normalized": None, "sign": None,
+                "hvps": 0, "h": update_length, "floor": floor, "flag": _flag(value, floor), "normalized": None,
+                "sign": None,
             }  # fmt: skip

@@ -61,18 +61,18 @@ class VectorMemory:
 
     def reserve(self, rows: int) -> None:
         """Make room for that many rows in all."""
-        have = len(self.rows)
-        if rows <= have:
+        capacity = len(self.rows)
+        if rows <= capacity:
             return
         if self._file is not None and rows <= _AHEAD:
             # Disk is taken here, where a full one raises; a write to a hole of the map would end the process.
             with suppress(OSError):
-                os.posix_fallocate(self._file, have * self._bytes, (rows - have) * self._bytes)
+                os.posix_fallocate(self._file, capacity * self._bytes, (rows - capacity) * self._bytes)
                 self.rows = self._mapped[:rows]
                 return
         self._close()
         grown = self.rows.new_empty(rows, self.rows.shape[1])
-        grown[:have] = self.rows
+        grown[:capacity] = self.rows
         self.rows = grown
 
     def write(self, row: int, vector: Tensor) -> None:

@@ -128,7 +128,7 @@ def _chosen(splits: Sequence[Encoded]) -> Encoded:
         options += split.options
     for context, candidates in zip(contexts, options, strict=True):
         lengths.append(len(context) + max(map(len, candidates)))
-    numbers = padding.spread(lengths)
+    numbers = padding.compared_rows(lengths)
     return replace(
         splits[0], contexts=tuple(contexts[k] for k in numbers), options=tuple(options[k] for k in numbers),
         labels=(0,) * len(numbers),

@@ -94,9 +94,9 @@ def test_layers_cost_no_product_and_change_no_norm() -> None:
 class Recorded(LayerRows):
     """Keeps the probes' images as they were."""
 
-    def see(self, v: Tensor, image: Tensor, basis: Tensor, earlier: Sequence[Any]) -> None:
+    def add_probe(self, v: Tensor, image: Tensor, basis: Tensor, earlier: Sequence[Any]) -> None:
         self.kept = [*getattr(self, "kept", []), image.clone()]
-        super().see(v, image, basis, earlier)
+        super().add_probe(v, image, basis, earlier)
 
 
 @pytest.mark.parametrize("removed", [False, True])

@@ -72,16 +72,16 @@ def test_shorter_steps_than_the_wall_decide(value: float, sides: int, part: floa
     """A right slope stays without complaint, and a wrong one is seen, where the first step crosses the wall."""
     wall = part * looked_at(math.inf, value)._step(0.5, 0.0)
     right, wrong = looked_at(wall, value, sides=sides), looked_at(wall, value, sides=sides, wrong=True)
-    right.look(V, "here", None)
+    right.compare(V, "here", None)
     assert right.gaps["gradient"].size < 0.005
-    wrong.look(V, "here", None)
+    wrong.compare(V, "here", None)
     assert wrong.gaps["gradient"].size == pytest.approx(0.5, abs=0.05)
     assert wrong.gaps["gradient"].measured == pytest.approx(1.0)
 
 
 def test_a_loss_that_is_finite_at_the_point_alone_is_refused() -> None:
     check = looked_at(0.0, math.inf)
-    check.look(V, "here", None)
+    check.compare(V, "here", None)
     assert check.gaps["gradient"].size == math.inf
     loss, block = walled(0.0, math.inf)
     with pytest.raises(WrongProducts, match=r"a slope is \S+ by autograd, inf by differences of the loss along"):
@@ -130,16 +130,16 @@ def test_rounding_beyond_what_is_assumed_is_measured_once_a_point(size: float) -
     assert check._point.loss_rounding is not None
     assert scatter / 2 < check._point.loss_rounding < 8 * scatter
     made.clear()
-    check.look(V.float(), "here", 2.0)
+    check.compare(V.float(), "here", 2.0)
     assert len(made) <= 4 and check.gaps["curvature"].size == check.gaps["gradient"].size == 0.0
 
 
 @pytest.mark.parametrize("size", [5.0, 10.0])
 def test_measured_rounding_excuses_no_wrong_number(size: float) -> None:
     check, _ = counted(size)
-    check.look(V.float(), "here", 2.2)
+    check.compare(V.float(), "here", 2.2)
     assert 0.05 < check.gaps["curvature"].size < 0.13 and check.gaps["gradient"].size == 0.0
     check, _ = counted(size)
     check.gradient = 1.03 * check.gradient
-    check.look(V.float(), "here", 2.0)
+    check.compare(V.float(), "here", 2.0)
     assert 0.01 < check.gaps["gradient"].size < 0.04

@@ -145,4 +145,4 @@ def test_the_hook_refuses_what_padding_moves(train: bool) -> None:
     [((5,), [0, 0]), ((5, 5), [0, 1]), ((9, 4, 12, 7, 4), [1, 3, 0, 2]), ((8, 4, 5, 12, 9, 6), [1, 2, 5, 3])],
 )
 def test_rows_are_of_several_lengths_and_the_longest_is_last(lengths: tuple[int, ...], rows: list[int]) -> None:
-    assert padding.spread(lengths) == rows
+    assert padding.compared_rows(lengths) == rows

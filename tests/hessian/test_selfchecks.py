@@ -137,7 +137,7 @@ def test_a_strong_third_derivative_takes_two_evaluations_more(monkeypatch: pytes
     monkeypatch.setattr(check, "_evaluate", lambda: made.append(0) or point.evaluate())
     assert check.agrees(v, 9.0) and len(made) == 4
     assert not check.agrees(v, 9.5)
-    check.look(v, "here", 9.5)
+    check.compare(v, "here", 9.5)
     assert check.gaps["curvature"].size == pytest.approx(0.5 / 9.5, rel=0.2) and check.gaps["gradient"].size == 0.0
 
 

@@ -224,7 +224,7 @@ def test_minibatches_of_others_are_checked_as_they_are(kind: str, method: str, s
     if kind == "llama" and method == "none" and side == "left":
         inputs["position_ids"], wrong = (inputs["attention_mask"].cumsum(1) - 1).clamp_min(0), False
     loss = fixed_loss(lambda: model(**inputs).loss, model)
-    with padding.watched(model):
+    with padding.checked_calls(model):
         if not wrong:
             loss()
             return
