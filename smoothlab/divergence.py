@@ -9,7 +9,7 @@ from torch import Tensor
 
 from smoothlab.blocks import Block, Loss, norm
 from smoothlab.errors import BadInput
-from smoothlab.zeroth.factors import standing
+from smoothlab.zeroth.factors import with_steps
 
 RISE = 2.0, 1.0
 """A mean training loss above 2 f_0 + 1, f_0 that of the first minibatch, has diverged."""
@@ -78,4 +78,4 @@ class Growth:
 
 
 def _size(block: Block) -> float:
-    return math.sqrt(sum(norm(standing(p).reshape(-1)) ** 2 for p in block.params))
+    return math.sqrt(sum(norm(with_steps(p).reshape(-1)) ** 2 for p in block.params))

@@ -33,11 +33,11 @@ def local(p: Tensor) -> Tensor:
     return sharded.to_local()  # type: ignore[no-any-return]
 
 
-class Held:
+class LocalEntries:
     """The entries of a parameter that this process holds, all entries being counted row by row.
 
     Attributes:
-        flat: them [held], in the parameter's memory; a copy where that is not contiguous.
+        flat: these entries, flat, in the parameter's memory; a copy where that is not contiguous.
         first: number of the first of them.
 
     Raises:
@@ -59,8 +59,8 @@ class Held:
         row = p.numel() // max(len(p), 1)  # of its shape alone: a slice of a DTensor gathers the whole of it
         self.first = min(rows * int(mesh.get_local_rank()), len(p)) * row
 
-    def among(self, start: int, stop: int) -> tuple[Tensor, slice]:
-        """The held ones of the entries `start` to `stop`, and where these stand among the latter; both may be empty."""
+    def overlap(self, start: int, stop: int) -> tuple[Tensor, slice]:
+        """Those of the entries `start` to `stop` that this process holds, and their positions in that range."""
         begin = min(max(start, self.first), stop)
         end = max(min(stop, self.first + len(self.flat)), begin)
         return self.flat[max(begin - self.first, 0) : max(end - self.first, 0)], slice(begin - start, end - start)

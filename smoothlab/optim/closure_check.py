@@ -23,26 +23,26 @@ class ClosureCheck:
         block: block that errors about the loss name.
 
     Attributes:
-        apart: whether f(x, y) is evaluated without a graph too, as with one it is rounded otherwise; None: not known
-            yet.
+        differs: whether f(x, y) is rounded otherwise with a graph than without, so that both are evaluated; None: not
+            known yet.
     """
 
     def __init__(self, groups: Sequence[Group], block: Block) -> None:
         self._groups, self._block = groups, block
         self._watch: Watch | None = None
-        self.apart: bool | None = None
+        self.differs: bool | None = None
 
     def begin(self, minibatch: Minibatch) -> tuple[Watch, float | None]:
         """The watch of the calls of a step; before the first step that is kept, f(x, y) without a graph too."""
         if self._watch is not None:
             return self._watch, None
-        return self._first_look(minibatch)
+        return self._check_closely(minibatch)
 
     def keep(self, watch: Watch) -> None:
         """A step has succeeded: the next ones are watched by the same watch."""
-        self._watch, self.apart = watch, bool(self.apart)
+        self._watch, self.differs = watch, bool(self.differs)
 
-    def _first_look(self, minibatch: Minibatch) -> tuple[Watch, float]:
+    def _check_closely(self, minibatch: Minibatch) -> tuple[Watch, float]:
         """Look closely, at copies of the weights, as closures might write to them; also at f(x, y)."""
         watch = Watch([p for group in self._groups for p in group["params"]])
         with ExitStack() as stack:
@@ -66,10 +66,10 @@ class ClosureCheck:
             BadInput: they differ by more than rounding.
         """
         same = self._same(graph, plain, minibatch)
-        if not same and self.apart is None:  # a state that was loaded keeps to what its run did
-            self.apart = True
+        if not same and self.differs is None:  # a state that was loaded keeps to what its run did
+            self.differs = True
 
-    def look_again(
+    def check_again(
         self, watch: Watch, minibatch: Minibatch, graph: float | None, plain: float | None, *, step: int,
         peers: Peers | None,
     ) -> None:  # fmt: skip
@@ -93,14 +93,14 @@ class ClosureCheck:
         if not due and not float(sign):
             return
         with watch.keeping_buffers():
-            again = evaluate(minibatch.loss, self._block)
-            if plain is None and again != graph:
+            repeated = evaluate(minibatch.loss, self._block)
+            if plain is None and repeated != graph:
                 plain = evaluate(minibatch.loss, self._block)
         if plain is not None:
-            check_same(plain, again, f"block '{self._block.name}'")
-        if graph is not None and not self._same(graph, again, minibatch) and due:
-            self.apart = True
-        watch.looked()
+            check_same(plain, repeated, f"block '{self._block.name}'")
+        if graph is not None and not self._same(graph, repeated, minibatch) and due:
+            self.differs = True
+        watch.record_checked()
 
     def _same(self, graph: float, plain: float, minibatch: Minibatch) -> bool:
         # The coarsest number on the way from weights to loss says how far two orders of summation may differ.

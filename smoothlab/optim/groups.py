@@ -129,10 +129,10 @@ def _check_parameter(p: Tensor, group: Group) -> None:
 
 def _memory_of(p: Tensor) -> tuple[int, int]:
     """What tied parameters have in common: the place of their first number in memory."""
-    here = local(p)
-    if not here.numel():  # tensors without entries share the address 0
+    held_rows = local(p)
+    if not held_rows.numel():  # tensors without entries share the address 0
         return id(p), 0
-    return here.untyped_storage().data_ptr(), int(here.storage_offset())
+    return held_rows.untyped_storage().data_ptr(), int(held_rows.storage_offset())
 
 
 def check_depends(loss: Loss, block: Block, gradient: Directional) -> None:
@@ -149,16 +149,16 @@ def check_depends(loss: Loss, block: Block, gradient: Directional) -> None:
     blanks = [torch.full((), math.nan, dtype=p.dtype, device=p.device).expand(p.shape) for p in block.params]
     with torch.no_grad(), standing_at(block, blanks):
         try:
-            free = bool(torch.isfinite(loss()))
+            independent = bool(torch.isfinite(loss()))
         except BadInput:  # a loss that looks at itself
             return
-    if free:
+    if independent:
         raise BadInput(
             f"the loss does not depend on group '{block.name}': leave it out, or look at what the closure computes"
         )
 
 
-def warn_short(block: Block, masters: bool) -> None:
+def warn_narrow(block: Block, masters: bool) -> None:
     """Warn of 16-bit weights: fp16's range, and steps that rounding swallows without masters."""
     dtype = block.params[0].dtype
     if dtype == torch.float16:

@@ -25,7 +25,7 @@ from torch import Tensor
 from smoothlab.blocks import Block, differentiable
 from smoothlab.errors import BadInput
 from smoothlab.optim.closure_check import ClosureCheck
-from smoothlab.optim.groups import Group, check_depends, check_rows, checked, warn_short
+from smoothlab.optim.groups import Group, check_depends, check_rows, checked, warn_narrow
 from smoothlab.optim.masters import Masters, beside, descend, refreshed, round_to
 from smoothlab.optim.minibatch import Closure, Minibatch, WatchedLoss
 from smoothlab.optim.seedlog import SeedLog, replay
@@ -127,7 +127,7 @@ class HybridSGD(torch.optim.Optimizer):
                 continue
             block = Block(group["name"], tuple(group["params"]))
             self._zeroth[k], self._blocks[k], self._states[k] = group, block, ()
-            warn_short(block, bool(masters))
+            warn_narrow(block, bool(masters))
             wide = beside(block, group["oracle"], masters)
             if isinstance(wide, Factors):
                 self.factors[k] = wide
@@ -190,7 +190,7 @@ class HybridSGD(torch.optim.Optimizer):
             check_rows(self._blocks[k], update)
         # All gradients are taken, and logged, before any weight moves: they are those of one point (x, y), and a step
         # that finds no room on the disk has not happened.
-        self._note(gradients)
+        self._append_to_log(gradients)
         estimates, fractions = {}, {}
         for k, group in self._zeroth.items():
             update, self._states[k] = updates[k]
@@ -255,7 +255,7 @@ class HybridSGD(torch.optim.Optimizer):
         groups = [dict(group) for group in self.param_groups]
         for group in groups:
             del group["params"], group["oracle"], group["variant"]  # weights are the caller's to save, others are code
-        state = {"steps": self.steps, "seed": self.seed, "groups": groups, "apart": self._closures.apart}
+        state = {"steps": self.steps, "seed": self.seed, "groups": groups, "apart": self._closures.differs}
         state |= {"exact": self._exact and self._exact.state_dict(), "masters": None}
         state["variants"] = {str(k): [self._zeroth[k]["variant"].name, moments] for k, moments in self._states.items()}
         if masters:
@@ -283,7 +283,7 @@ class HybridSGD(torch.optim.Optimizer):
             raise BadInput("the optimizer's state is of other oracles or masters: make it with the same")
         self._load_variants(state_dict.get("variants", {}))
         self.steps, self.seed = state_dict["steps"], state_dict["seed"]
-        self._closures.apart = state_dict.get("apart")  # states of before 0.2 have none
+        self._closures.differs = state_dict.get("apart")  # states of before 0.2 have none
         self._check_log()
         if self._exact is not None:
             exact_groups = self._exact.param_groups  # torch would put copies in their place
@@ -301,13 +301,13 @@ class HybridSGD(torch.optim.Optimizer):
 
     def _load_variants(self, states: Mapping[str, Sequence[Any]]) -> None:
         for k, group in self._zeroth.items():
-            saved, known = states.get(str(k), ("plain", ()))  # states of before there were variants have none
-            if saved != group["variant"].name:
+            name, moments = states.get(str(k), ("plain", ()))  # states of before there were variants have none
+            if name != group["variant"].name:
                 raise BadInput(
-                    f"the optimizer's state is of variant {saved}, group '{group['name']}' is of "
+                    f"the optimizer's state is of variant {name}, group '{group['name']}' is of "
                     f"{group['variant'].name}: make it with the same"
                 )
-            self._states[k] = known
+            self._states[k] = moments
 
     def replay(self, log: Path, until: int | None = None) -> int:
         """Move the zeroth-order groups, which stand at theta_0, and their masters along a log; see `seedlog.replay`."""
@@ -330,7 +330,7 @@ class HybridSGD(torch.optim.Optimizer):
             if first_look is not None and with_graph is not None:
                 closures.compare(with_graph, first_look, minibatch)
             one_sided = any(group["oracle"].sides == 1 for group in self._zeroth.values())
-            if one_sided and (with_graph is None or closures.apart):
+            if one_sided and (with_graph is None or closures.differs):
                 without_graph = evaluate(loss, self._named)  # as f(x + mu z) is evaluated
             center = with_graph if without_graph is None else without_graph
             gradients = {k: self._estimate(k, group, loss, center) for k, group in self._zeroth.items()}
@@ -340,9 +340,9 @@ class HybridSGD(torch.optim.Optimizer):
                 for k, gradient in gradients.items():
                     check_depends(loss, self._blocks[k], gradient)
             if first_look is None:
-                closures.look_again(watch, minibatch, with_graph, without_graph, step=self.steps, peers=self.peers)
+                closures.check_again(watch, minibatch, with_graph, without_graph, step=self.steps, peers=self.peers)
             else:
-                watch.looked()
+                watch.record_checked()
         closures.keep(watch)
         return center if with_graph is None else with_graph, norm, gradients
 
@@ -373,7 +373,7 @@ class HybridSGD(torch.optim.Optimizer):
             )
         return gradient
 
-    def _note(self, gradients: Mapping[int, Directional]) -> None:
+    def _append_to_log(self, gradients: Mapping[int, Directional]) -> None:
         """Write the step to the log, all of it or nothing, before any weight moves."""
         if self.log is None:
             return

@@ -57,7 +57,7 @@ class Minibatch:
             BadInput: a loss is no scalar, or `NotFinite`.
         """
         _clear(params)
-        losses, tree, waiting = [], Tree(), 0
+        losses, tree, accumulated = [], Tree(), 0
         narrow = any(p.dtype.itemsize == 2 for p in params)  # 16-bit gradients are added in fp32
         for number, closure in enumerate(self._closures, start=1):
             with torch.enable_grad():
@@ -68,11 +68,11 @@ class Minibatch:
             if loss.requires_grad:
                 # What is in no group is frozen, whatever its flag says.
                 (loss / self._count).backward(inputs=list(params))
-            waiting += 1
-            if self._count > 1 and (waiting == 2 or narrow or number == len(self._closures)):
-                tree.push(widened([p.grad for p in params]), waiting)  # autograd has added two by itself
+            accumulated += 1
+            if self._count > 1 and (accumulated == 2 or narrow or number == len(self._closures)):
+                tree.push(widened([p.grad for p in params]), accumulated)  # autograd has added two by itself
                 _clear(params)
-                waiting = 0
+                accumulated = 0
         value = finite(float(self._mean(losses)), self._block)
         if self._count > 1:
             total: Terms = tree.total()

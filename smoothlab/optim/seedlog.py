@@ -136,10 +136,10 @@ class SeedLog:
         if gradient.anchor is not None or any(seed[:3] != (self.seed, step, group) for seed, _ in gradient.terms):
             raise BadInput("a seed log holds plain zeroth-order steps: leave control variates or known directions out")
         if gradient.distribution != self._distributions[group]:
-            logged, other = self._distributions[group].name, gradient.distribution.name
-            if logged == other:
-                logged, other = self._distributions[group].generator, gradient.distribution.generator
-            raise BadInput(f"{self.path} is for {logged} directions, these are other ones ({other}): name a new file")
+            logged, drawn = self._distributions[group].name, gradient.distribution.name
+            if logged == drawn:
+                logged, drawn = self._distributions[group].generator, gradient.distribution.generator
+            raise BadInput(f"{self.path} is for {logged} directions, these are other ones ({drawn}): name a new file")
         move = Move(step, group, gradient.terms, lr, weight_decay)
         entries, checksum = seedlog_file.packed(move, self._checksum)
         end = os.lseek(self._file, 0, os.SEEK_CUR)
@@ -216,12 +216,12 @@ def replay(
     contents.check_base(head)
     moved: dict[int, Block | Factors] = {}
     for k, block in blocks.items():
-        kept = masters.get(k) if masters else None
-        if isinstance(kept, Factors):
-            kept.reset()
-            moved[k] = kept
+        master = masters.get(k) if masters else None
+        if isinstance(master, Factors):
+            master.reset()
+            moved[k] = master
         else:
-            moved[k] = masters_of(block, kept)
+            moved[k] = masters_of(block, master)
     steps = 0
     states: dict[int, State] = dict.fromkeys(blocks, ())
     for move in contents.until(until):

@@ -49,14 +49,14 @@ class Tree:
         return self._runs.pop()[1]
 
     def _join(self) -> None:
-        (more, right), (length, left) = self._runs.pop(), self._runs.pop()
+        (right_length, right), (left_length, left) = self._runs.pop(), self._runs.pop()
         total: list[Tensor | None] = []
         for a, b in zip(left, right, strict=True):
             if a is None or b is None:
                 total.append(b if a is None else a)
             else:
                 total.append(a.add_(b))
-        self._runs.append((length + more, total))
+        self._runs.append((left_length + right_length, total))
 
 
 def in_order(terms: Iterable[Tensor]) -> Tensor:

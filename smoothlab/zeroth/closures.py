@@ -49,7 +49,7 @@ class Watch:
         self._buffers: list[Tensor] = []
         self._buffer_names: list[str] = []
         self._states: list[tuple[Tensor, Tensor]] = []
-        self._known: Signs | None = None
+        self._checked_signs: Signs | None = None
         self._device = self.params[0].device
 
     @contextmanager
@@ -62,7 +62,7 @@ class Watch:
         """
         # By identity: tensors compare entry by entry, and tied ones must be watched once.
         ids = set(map(id, self.params))
-        kept: list[Tensor] = []
+        values: list[Tensor] = []
 
         def meet(module: nn.Module) -> None:
             for m in module.modules():  # also those within a compiled one
@@ -80,11 +80,11 @@ class Watch:
                         self._buffers.append(buffer)
                         self._buffer_names.append(f"{name} of {type(m).__name__}")
                         # The module has not run yet: this is the value that a change is seen by, and undone with.
-                        kept.append(buffer.detach().clone())
+                        values.append(buffer.detach().clone())
 
         with meeting(meet):
             yield
-        self._check_buffers(kept)
+        self._check_buffers(values)
 
     @contextmanager
     def call(self) -> Iterator[None]:
@@ -107,11 +107,11 @@ class Watch:
 
     def changed(self) -> bool:
         """Whether the calls of the step showed another behavior than what was looked at last."""
-        return self._signs() != self._known
+        return self._signs() != self._checked_signs
 
-    def looked(self) -> None:
+    def record_checked(self) -> None:
         """Record that the behavior of the step's calls has been checked."""
-        self._known = self._signs()
+        self._checked_signs = self._signs()
 
     def _signs(self) -> Signs:
         # A closure that sets its own seed ends each later call where it began, and has then drawn nothing new.
@@ -132,16 +132,16 @@ class Watch:
         Raises:
             BadInput: buffers are then other than before; they are put back.
         """
-        kept = [buffer.detach().clone() for buffer in self._buffers]
+        values = [buffer.detach().clone() for buffer in self._buffers]
         yield
-        self._check_buffers(kept)
+        self._check_buffers(values)
 
-    def _check_buffers(self, kept: Sequence[Tensor]) -> None:
+    def _check_buffers(self, values: Sequence[Tensor]) -> None:
         changed = []
-        for name, buffer, before in zip(self._buffer_names, self._buffers, kept, strict=True):
+        for name, buffer, value in zip(self._buffer_names, self._buffers, values, strict=True):
             # NaN differs from itself, and a buffer that holds one need not have changed.
-            if buffer.shape != before.shape or not torch.equal(buffer.nan_to_num(), before.nan_to_num()):
-                buffer.data = before
+            if buffer.shape != value.shape or not torch.equal(buffer.nan_to_num(), value.nan_to_num()):
+                buffer.data = value
                 changed.append(name)
         if changed:
             raise BadInput(
@@ -159,7 +159,7 @@ def meeting(meet: Callable[[nn.Module], None] = lambda module: None) -> Iterator
         BadInput: one rewrites its weights when it is run; it is then not run.
     """
 
-    def before(module: nn.Module, args: Any) -> None:
+    def check(module: nn.Module, args: Any) -> None:
         if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None:
             raise BadInput(
                 f"{type(module).__name__}(max_norm={module.max_norm:g}) of shape {tuple(module.weight.shape)} shortens "
@@ -171,7 +171,7 @@ def meeting(meet: Callable[[nn.Module], None] = lambda module: None) -> Iterator
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Using `torch.compile")  # sees global hooks twice, harmless here
         # A global hook sees every module that is run, also those that no group has a parameter of.
-        hook = register_module_forward_pre_hook(before)
+        hook = register_module_forward_pre_hook(check)
         try:
             yield
         finally:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
-from smoothlab.shards import Held, local
+from smoothlab.shards import LocalEntries, local
 from smoothlab.zeroth.distribution import Distribution
 from smoothlab.zeroth.rng import Mixture, Piece, Seed, Stream, Terms, add_scaled, stream_name
 from smoothlab.zeroth.scaled import Known
@@ -66,7 +66,7 @@ class Directional:
         """
         self.check_generator(block)
         # Views of the parameters' memory; those of parameters that are not contiguous are copies, see below.
-        anchors, held = self._anchors(block), [Held(p) for p in block.params]
+        anchors, rows = self._anchors(block), [LocalEntries(p) for p in block.params]
         # The coefficient of a single direction joins alpha: one pass less over its numbers.
         single = len(self.terms) == 1 and self.anchor is None
         stream, scale = self._stream(block), alpha
@@ -75,10 +75,10 @@ class Directional:
             stream, scale = self.streams.get(seed) or self.distribution.stream(block, seed), alpha * coefficient
 
         def add(piece: Piece, numbers: Tensor) -> None:
-            target, among = held[piece.tensor].among(piece.start, piece.stop)
-            numbers, anchor = numbers[among], anchors[piece.tensor]
+            target, positions = rows[piece.tensor].overlap(piece.start, piece.stop)
+            numbers, anchor = numbers[positions], anchors[piece.tensor]
             if anchor is not None:
-                numbers = numbers + anchor[piece.start : piece.stop][among]
+                numbers = numbers + anchor[piece.start : piece.stop][positions]
             if target.dtype == numbers.dtype:
                 add_scaled(target, numbers, scale, self.distribution.generator)
             else:
@@ -93,10 +93,10 @@ class Directional:
             else:
                 pieces = []
                 for piece in stream.pieces():  # those that other processes hold are not drawn
-                    if len(held[piece.tensor].among(piece.start, piece.stop)[0]):
+                    if len(rows[piece.tensor].overlap(piece.start, piece.stop)[0]):
                         pieces.append(piece)
                 stream.map(add, pieces)
-            for p, entries in zip(block.params, held, strict=True):
+            for p, entries in zip(block.params, rows, strict=True):
                 if not local(p).is_contiguous():  # `entries.flat` was a copy
                     local(p).copy_(entries.flat.view_as(local(p)))
 
@@ -122,8 +122,8 @@ class Directional:
             return Mixture(self.distribution, block, self.terms, self.streams)
         # `Known` counts its directions by seeds (j,).
         vectors = tuple(self.kept[seed] for seed, _ in self.terms)
-        kept = Known(vectors, generator=self.distribution.generator)  # which decides how sums are rounded
-        return Mixture(kept, block, tuple(((j,), c) for j, (_, c) in enumerate(self.terms)))
+        in_memory = Known(vectors, generator=self.distribution.generator)  # which decides how sums are rounded
+        return Mixture(in_memory, block, tuple(((j,), c) for j, (_, c) in enumerate(self.terms)))
 
     def _anchors(self, block: Block) -> Sequence[Tensor | None]:
         """The anchor by parameters, flat."""

@@ -19,7 +19,7 @@ from smoothlab.errors import BadInput
 from smoothlab.zeroth import portable
 from smoothlab.zeroth.distribution import Distribution, Parts, Vector
 from smoothlab.zeroth.expectations import Array, Cumulants, Shapes, by_coordinates, entries
-from smoothlab.zeroth.names import DERIVED, DISTRIBUTIONS, made
+from smoothlab.zeroth.names import DERIVED, DISTRIBUTIONS, from_table
 from smoothlab.zeroth.rng import GeneratorName, Piece, Stream
 
 NORMAL_MOMENTS: dict[GeneratorName, tuple[float, float, float]] = {
@@ -276,7 +276,7 @@ def named(text: str, option: str = "distribution", generator: GeneratorName = "t
     Raises:
         BadInput: the name is in no entry, or its parameters are not the distribution's.
     """
-    distribution: Distribution = made(text, DISTRIBUTIONS, option, "sparse(0.25)", generator=generator)
+    distribution: Distribution = from_table(text, DISTRIBUTIONS, option, "sparse(0.25)", generator=generator)
     return distribution
 
 
@@ -288,7 +288,7 @@ def of_repr(text: str, generator: GeneratorName) -> Distribution:
     """
     label, _, arguments = text.partition("(")
     name = f"{label.lower()}({re.sub('[a-z_]+=', '', arguments)}"
-    distribution: Distribution = made(
+    distribution: Distribution = from_table(
         name, {**DISTRIBUTIONS, **DERIVED}, "the log's distribution", "sparse(0.25)", generator=generator
     )
     return distribution

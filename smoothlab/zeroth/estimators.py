@@ -219,8 +219,8 @@ class ZerothOrder:
         if directions is not None:
             if self.perturb == "forward":
                 raise BadInput("given directions have no factors: use perturb 'weights' with them")
-            known = Known(tuple(directions), generator=distribution.generator)
-            distribution, stream = known, ""  # they are bound to no generator
+            directions_in_memory = Known(tuple(directions), generator=distribution.generator)
+            distribution, stream = directions_in_memory, ""  # they are bound to no generator
         frame = self._frame(block, seed, directions)
         perturbation = self._perturbation(block)
         if perturbation.realized_fraction is None:
@@ -261,10 +261,10 @@ class ZerothOrder:
     ) -> Iterator[float]:  # fmt: skip
         """f(x + mu z) - f(x - mu z), or f(x + mu z) - f(x), of each direction, one evaluation after the other."""
         for direction in frame:
-            with perturbation.alone(), perturbation.along(distribution, direction, self.mu):
+            with perturbation.exclusive_use(), perturbation.along(distribution, direction, self.mu):
                 plus = evaluate(loss, block)
             if self.sides == 2:
-                with perturbation.alone(), perturbation.against(distribution, direction, self.mu):
+                with perturbation.exclusive_use(), perturbation.against(distribution, direction, self.mu):
                     minus = evaluate(loss, block)
                 yield plus - minus
             else:
@@ -283,7 +283,7 @@ class ZerothOrder:
         points, values = self._points(frame), list[float]()
         for start in range(0, len(points), self.parallel):
             part = points[start : start + self.parallel]
-            with perturbation.alone(), perturbation.at_points(part):
+            with perturbation.exclusive_use(), perturbation.at_points(part):
                 values += evaluate_repeated(loss, len(part), block)
         for plus, minus in zip(values[::2], values[1::2], strict=True):
             yield plus - minus
@@ -325,12 +325,12 @@ class ZerothOrder:
                 )
             if any_sharded(block.params):
                 check_gathers(block.name, self)
-            new: Perturbation
+            perturbation: Perturbation
             if isinstance(self.distribution, LowRank) and self.perturb == "forward":
-                new = ForwardPerturbation(block, self.distribution, dtype=self.dtype, module=self.layers)
+                perturbation = ForwardPerturbation(block, self.distribution, dtype=self.dtype, module=self.layers)
             else:
-                new = Perturbation(block, keep=self.keep, layers=self.layers, dtype=self.dtype)
-            self._perturbations[block] = new
+                perturbation = Perturbation(block, keep=self.keep, layers=self.layers, dtype=self.dtype)
+            self._perturbations[block] = perturbation
         # The copies of several blocks at a time would take the memory that moving one block after the other saves.
         current = self._perturbations[block]
         for perturbation in self._perturbations.values():

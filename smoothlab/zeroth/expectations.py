@@ -155,13 +155,13 @@ def _partitions(items: tuple[int, ...]) -> tuple[Blocks, ...]:
     if not items:
         return ((),)
     # The block of the first item is chosen, then the rest is partitioned: every partition comes once.
-    first, rest = items[0], items[1:]
+    first, remaining = items[0], items[1:]
     partitions: list[Blocks] = []
     for size in range(1, len(items), 2):
-        for others in combinations(rest, size):
-            left = tuple(i for i in rest if i not in others)
-            for blocks in _partitions(left):
-                partitions.append(((first, *others), *blocks))
+        for companions in combinations(remaining, size):
+            unassigned = tuple(i for i in remaining if i not in companions)
+            for blocks in _partitions(unassigned):
+                partitions.append(((first, *companions), *blocks))
     return tuple(partitions)
 
 
@@ -175,11 +175,11 @@ def _connected(cumulants: Cumulants, block: tuple[int, ...], tensor: int, start:
             weighted.append((weight, partition))
     terms = []
     for (row_weight, rows), (column_weight, columns) in product(weighted, weighted):
-        joined, rest = {block[0]}, [set(part) for part in (*rows, *columns)]
+        joined, parts = {block[0]}, [set(part) for part in (*rows, *columns)]
         # What shares a row or a column with those that are joined joins them, until nothing does.
-        while near := [part for part in rest if not joined.isdisjoint(part)]:
-            joined = joined.union(*near)
-            rest = [part for part in rest if part not in near]
+        while touching := [part for part in parts if not joined.isdisjoint(part)]:
+            joined = joined.union(*touching)
+            parts = [part for part in parts if part not in touching]
         if len(joined) < len(block):  # a product of cumulants
             continue
         row = {i: k for k, part in enumerate(rows, start) for i in part}

@@ -116,15 +116,15 @@ def factors_of(tensor: Tensor) -> MatrixFactors | None:
     return steps if isinstance(steps, MatrixFactors) else None
 
 
-def with_factors_of(matrix: Tensor, other: Tensor) -> Tensor:
-    """The `other` tensor, which stands for the matrix in a forward pass, with the matrix's factors."""
+def with_factors_of(matrix: Tensor, stand_in: Tensor) -> Tensor:
+    """The tensor `stand_in`, which stands for the matrix in a forward pass, with the matrix's factors."""
     factors = factors_of(matrix)
     if factors is not None:
-        setattr(other, _NAME, factors)
-    return other
+        setattr(stand_in, _NAME, factors)
+    return stand_in
 
 
-def standing(p: Tensor) -> Tensor:
+def with_steps(p: Tensor) -> Tensor:
     """The values that a parameter has with its steps: itself, or others in float32."""
     steps = getattr(p, _NAME, None)
     if isinstance(steps, MatrixFactors):
@@ -176,11 +176,11 @@ class Factors:
 
     >>> import torch
     >>> from smoothlab import Block, Directional, LowRank
-    >>> from smoothlab.zeroth.factors import Factors, standing
+    >>> from smoothlab.zeroth.factors import Factors, with_steps
     >>> x = Block("x", (torch.ones(4, 3, dtype=torch.bfloat16),))
     >>> factors = Factors(x, LowRank(1))
     >>> factors.descend(Directional(LowRank(1), (((0, 0), 1.0),)), lr=1e-4)
-    >>> bool((x.params[0] == 1).all()), bool((standing(x.params[0]) != 1).any())
+    >>> bool((x.params[0] == 1).all()), bool((with_steps(x.params[0]) != 1).any())
     (True, True)
 
     Args:

@@ -21,7 +21,7 @@ from smoothlab.errors import BadInput
 from smoothlab.shards import any_sharded, is_sharded
 from smoothlab.zeroth.closures import meeting
 from smoothlab.zeroth.distribution import Distribution
-from smoothlab.zeroth.factors import standing, with_factors_of
+from smoothlab.zeroth.factors import with_factors_of, with_steps
 from smoothlab.zeroth.gathered import Stand
 from smoothlab.zeroth.low_rank import LowRank
 from smoothlab.zeroth.perturbation import LEAST_FRACTION, Perturbation, shifted
@@ -242,7 +242,7 @@ class ForwardPerturbation(Perturbation):
             if is_sharded(p):
                 p = p.full_tensor()  # type: ignore[attr-defined]
             (end,) = self._moved_vectors([p], [z], h * weight)
-            realized += float(((end.double() - standing(p).double()) * z.double()).sum()) / (h * weight)
+            realized += float(((end.double() - with_steps(p).double()) * z.double()).sum()) / (h * weight)
             squared += float(z.double().square().sum())
         self.realized_fraction = realized / squared
         if self.realized_fraction < LEAST_FRACTION:
@@ -269,7 +269,7 @@ class ForwardPerturbation(Perturbation):
 
     def _moved_vectors(self, params: Sequence[Tensor], numbers: Sequence[Tensor], h: float) -> list[Tensor]:
         """fl(theta + h z) of tensors that are no matrices, and their numbers z."""
-        homes = [standing(p) for p in params]
+        homes = [with_steps(p) for p in params]
         if homes and homes[0].dtype == numbers[0].dtype == self.dtype:
             return list(torch._foreach_add(homes, list(numbers), alpha=h))  # one call for dozens of small tensors
         ends = []

@@ -129,7 +129,7 @@ class Gathered:
             BadInput: a parameter was never gathered.
         """
         opened: list[tuple[AbstractContextManager[None], set[int]]] = []  # forward passes under way are nested
-        met: set[int] = set(self._whole)
+        gathered: set[int] = set(self._whole)
 
         def enter(unit: nn.Module, args: Any) -> None:
             tensors = {i: getattr(holder, name) for i, (holder, name) in self._holders[unit].items()}
@@ -145,7 +145,7 @@ class Gathered:
             context = stand(tensors)
             context.__enter__()
             opened.append((context, ids))
-            met.update(tensors)
+            gathered.update(tensors)
 
         def leave(unit: nn.Module | None = None, args: Any = None, output: Any = None) -> None:
             context, ids = opened.pop()
@@ -165,7 +165,7 @@ class Gathered:
                 leave()
             for handle in handles:
                 handle.remove()
-        missed = set(range(len(self._block.params))) - met
+        missed = set(range(len(self._block.params))) - gathered
         if missed:
             shape = tuple(self._block.params[min(missed)].shape)
             raise BadInput(
@@ -181,11 +181,13 @@ class Gathered:
             BadInput: a function of torch reads one elsewhere, where no move shows.
         """
         shards = {id(p) for p in self._block.params if is_sharded(p)}
-        with _Outside(lambda p: id(p) in shards or (id(p) in self._gathered and id(p) not in self._open), self._block):
+        with _ForbiddenReads(
+            lambda p: id(p) in shards or (id(p) in self._gathered and id(p) not in self._open), self._block
+        ):
             yield
 
 
-class _Outside(TorchFunctionMode):
+class _ForbiddenReads(TorchFunctionMode):
     """Refuses functions of torch that read forbidden tensors."""
 
     def __init__(self, forbidden: Callable[[Tensor], bool], block: Block) -> None:
@@ -200,8 +202,8 @@ class _Outside(TorchFunctionMode):
         if name in FACTS or (name not in VALUES and getattr(function, "__name__", "") in ("__get__", "__set__")):
             return function(*args, **kwargs)
         for argument in [*args, *kwargs.values()]:
-            several = argument if isinstance(argument, list | tuple) else [argument]
-            for p in several:
+            values = argument if isinstance(argument, list | tuple) else [argument]
+            for p in values:
                 if isinstance(p, Tensor) and self._forbidden(p):
                     raise BadInput(
                         f"block '{self._block.name}': its sharded parameter of shape {tuple(p.shape)} is read by "

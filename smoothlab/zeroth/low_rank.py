@@ -257,10 +257,10 @@ class KeptSubspace(LowRank):
         """The seed of the direction's window."""
         if len(seed) <= 2:
             return tuple(seed)
-        run, step, *others = seed
-        return (run, step // self.window, *others)
+        run, step, *suffix = seed
+        return (run, step // self.window, *suffix)
 
-    # What is said of one direction holds: W of a window is as random as W of a step.
+    # The moments of one direction are the same: W of a window is as random as W of a step.
     cumulants = LowRank.cumulants
     second_moment = LowRank.second_moment
     fourth_moments = LowRank.fourth_moments
@@ -282,14 +282,14 @@ class KeptSubspace(LowRank):
             parts: squared gradient norm of each tensor.
             steps: k, at most `window`.
         """
-        kept = 0.0
+        pair = 0.0
         for shape, part in zip(shapes, parts, strict=True):
             factor = 1.0
             if len(shape) == 2:
                 factor = (shape[1] + self.rank + 1 + self.cumulants().fourth) / self.rank
-            kept += part / sum(parts) * factor
+            pair += part / sum(parts) * factor
         single, _ = self.second_moment(shapes, parts=parts)
-        return single / steps + (1 - 1 / steps) * kept
+        return single / steps + (1 - 1 / steps) * pair
 
 
 class _KeptStream(Stream):

@@ -43,7 +43,7 @@ VARIANT_METAVAR = "|".join(VARIANTS)
 """How `--help` shows the values of an option that names a variant; "momentum(0.9)" sets a parameter."""
 
 
-def made(text: str, table: Mapping[str, str | type], option: str, example: str, **options: Any) -> Any:
+def from_table(text: str, table: Mapping[str, str | type], option: str, example: str, **options: Any) -> Any:
     """An object of the class that a name stands for in a table, with parameters in parentheses if any.
 
     Args:

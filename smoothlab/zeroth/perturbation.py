@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from smoothlab.blocks import Block, Loss, standing_at
 from smoothlab.errors import BadInput
-from smoothlab.shards import Held, any_sharded, summed
+from smoothlab.shards import LocalEntries, any_sharded, summed
 from smoothlab.zeroth.distribution import Distribution
 from smoothlab.zeroth.gathered import Gathered
 from smoothlab.zeroth.rng import Mixture, Piece, Seed, Stream, Terms, add_scaled
@@ -79,7 +79,7 @@ class Perturbation:
         self._moved, self._spare, self.kept = [], [], {}
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
+    def exclusive_use(self) -> Iterator[None]:
         """Inside the context nobody else may move the block with this memory.
 
         Raises:
@@ -165,16 +165,16 @@ class Perturbation:
 
     def _survives(self, loss: Loss, numbers: Sequence[int]) -> bool:
         """Whether the loss is finite although these parameters are NaN outside of their modules."""
-        rest = [p.data for p in self.block.params]
+        values = [p.data for p in self.block.params]
         for i in numbers:
             # One NaN seen through strides of 0: a tensor of any shape that takes no memory.
-            rest[i] = torch.full((), torch.nan, dtype=rest[i].dtype, device=self.device).expand(rest[i].shape)
+            values[i] = torch.full((), torch.nan, dtype=values[i].dtype, device=self.device).expand(values[i].shape)
 
         def stay(tensors: Tensors) -> None:
             for home, out in tensors.values():
                 out.copy_(home)
 
-        with torch.no_grad(), self._by_layers(stay, rest):
+        with torch.no_grad(), self._by_layers(stay, values):
             return bool(torch.isfinite(loss()))
 
     def measure_realized_fraction(self, distribution: Distribution, direction: Terms, h: float) -> None:
@@ -186,11 +186,11 @@ class Perturbation:
         stream = stream_of(distribution, self.block, direction)
         fraction = self._fraction(stream, h)
         if fraction < LEAST_FRACTION:
-            enough = 2 * h  # the smallest step of these that passes well
-            while self._fraction(stream, enough) < ENOUGH_FRACTION and enough < h * 2.0**60:
-                enough *= 2
+            sensible = 2 * h  # the smallest of h 2^k that rounding lets through
+            while self._fraction(stream, sensible) < ENOUGH_FRACTION and sensible < h * 2.0**60:
+                sensible *= 2
             dtype = str(self.block.params[0].dtype).removeprefix("torch.")
-            fix = f"use mu of at least {enough:.1e}" if enough < h * 2.0**60 else "use wider numbers"
+            fix = f"use mu of at least {sensible:.1e}" if sensible < h * 2.0**60 else "use wider numbers"
             raise BadInput(
                 f"mu = {h:g} on block '{self.block.name}' in {dtype}: rounding lets {100 * fraction:.0f} % of the step "
                 f"through; {fix}, or keep the weights in a wider type"
@@ -198,13 +198,13 @@ class Perturbation:
         self.realized_fraction = fraction
 
     def _fraction(self, stream: Stream, h: float) -> float:
-        held = [Held(p) for p in self.block.params]
+        rows = [LocalEntries(p) for p in self.block.params]
 
         def products(piece: Piece, numbers: Tensor) -> tuple[float, float]:
-            home, among = held[piece.tensor].among(piece.start, piece.stop)
+            home, positions = rows[piece.tensor].overlap(piece.start, piece.stop)
             moved = torch.empty_like(home, dtype=self.dtype)
-            shifted(home, numbers[among], h, moved)
-            z = numbers[among].double()
+            shifted(home, numbers[positions], h, moved)
+            z = numbers[positions].double()
             return float(torch.dot(moved.double() - home.double(), z)), float(torch.dot(z, z))
 
         realized, squared = summed(np.sum(stream.map(products), axis=0).tolist(), self.block.params)
@@ -234,7 +234,7 @@ class Perturbation:
                 z = self.kept[direction[0][0]] = self._memory()
                 stream.map(write, out=z)  # moved while the numbers are still in cache
             elif self._keep:
-                parts = self._known(distribution, direction).split(self._sizes)
+                parts = self._kept_direction(distribution, direction).split(self._sizes)
                 for i in tensors:
                     write(Piece(i, 0, 0, len(parts[i])), parts[i])
             else:
@@ -251,7 +251,7 @@ class Perturbation:
         dtype = torch.promote_types(torch.float32, self.block.params[0].dtype)
         return torch.empty(self.block.dim, dtype=dtype, device=self.device)
 
-    def _known(self, distribution: Distribution, direction: Terms) -> Tensor:
+    def _kept_direction(self, distribution: Distribution, direction: Terms) -> Tensor:
         """The direction from memory, drawn into it where it is not there; a single one without its weight."""
         for seed, _ in direction:
             if seed not in self.kept:
@@ -285,10 +285,10 @@ class Perturbation:
         return self._gathered.inside(stand)
 
     @contextmanager
-    def _by_layers(self, move: Mover, rest: Sequence[Tensor] | None = None) -> Iterator[None]:
-        """`rest`: what parameters point at outside of their modules, if not at home."""
+    def _by_layers(self, move: Mover, outside: Sequence[Tensor] | None = None) -> Iterator[None]:
+        """`outside`: what parameters point at outside of their modules, if not at their own values."""
         home = [p.data for p in self.block.params]
-        rest = home if rest is None else rest
+        outside = home if outside is None else outside
         standing: set[int] = set()  # numbers of the parameters that are moved at this moment
         moved: set[int] = set()  # or have been
         # Parameters that a call has moved, last call last: a module may be called within its own forward call.
@@ -308,11 +308,11 @@ class Perturbation:
 
         def leave(module: nn.Module, args: Any, output: Any) -> None:
             for i in calls[module].pop():
-                self.block.params[i].data = rest[i]
+                self.block.params[i].data = outside[i]
                 standing.discard(i)
 
         with ExitStack() as stack:
-            stack.enter_context(standing_at(self.block, rest))  # puts everything back, also after an exception
+            stack.enter_context(standing_at(self.block, outside))  # puts everything back, also after an exception
             for module in self._owners:
                 # Before other hooks, as of modules that widen their weights: they are to see the moved ones.
                 stack.callback(module.register_forward_pre_hook(enter, prepend=True).remove)
@@ -330,8 +330,8 @@ class Perturbation:
 
 def stream_of(distribution: Distribution, block: Block, direction: Terms) -> Stream:
     """The numbers of a direction that is a weighted sum of the distribution's."""
-    (seed, weight), *others = direction
-    if others or weight != 1.0:
+    (seed, weight), *more_terms = direction
+    if more_terms or weight != 1.0:
         return Mixture(distribution, block, direction)
     return distribution.stream(block, seed)
 

@@ -44,7 +44,7 @@ class Move:
         w: W' [r, n], or [k, r, n].
         scale: h / sqrt(r); 0 leaves the matrix where it is.
         label: gives what errors call it.
-        over: whether the matrix is back.
+        ended: whether the matrix is back.
     """
 
     home: Tensor
@@ -52,7 +52,7 @@ class Move:
     w: Tensor
     scale: float
     label: Callable[[], str]
-    over: bool = False
+    ended: bool = False
 
 
 class Moved:
@@ -93,7 +93,7 @@ class Moved:
         if not isinstance(result, Tensor) or name in FACTS:
             return result
         matrix = args[0]
-        if isinstance(matrix, Moved) and not matrix.move.over:
+        if isinstance(matrix, Moved) and not matrix.move.ended:
             if name in TRANSPOSES and result.shape == args[0].shape[::-1]:
                 return _view(matrix, matrix.home, not matrix.transposed)
             if name in CONVERSIONS:
@@ -145,7 +145,7 @@ def _converted(function: Callable[..., Tensor], matrix: Moved, *args: Any, **kwa
     return factors.added_to(home)
 
 
-def _parts(matrix: Tensor, *others: Tensor | None, adds: bool = False) -> tuple[Tensor, Tensor, Tensor, float] | None:
+def _parts(matrix: Tensor, *operands: Tensor | None, adds: bool = False) -> tuple[Tensor, Tensor, Tensor, float] | None:
     """A [m, n], U' [r, m], W' [r, n] and the scale of a moved matrix; None if it is not, or others are.
 
     Raises:
@@ -153,11 +153,11 @@ def _parts(matrix: Tensor, *others: Tensor | None, adds: bool = False) -> tuple[
     """
     if not isinstance(matrix, Moved):
         return None
-    for other in others:
-        if isinstance(other, Moved):
+    for operand in operands:
+        if isinstance(operand, Moved):
             return None
     move = matrix.move
-    if move.over:
+    if move.ended:
         return None
     if factors_of(matrix.home) is not None and (matrix.transposed or not adds):
         raise BadInput(
@@ -304,7 +304,7 @@ def moved(params: Sequence[Tensor], moves: Sequence[Move]) -> Iterator[None]:
         yield
     finally:
         for p, kind, move in zip(params, kinds, moves, strict=True):
-            move.over = True  # for views that somebody keeps
+            move.ended = True  # for views that somebody keeps
             p.__class__ = kind
             for name in ("move", "home"):
                 p.__dict__.pop(name, None)

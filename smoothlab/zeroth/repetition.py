@@ -157,6 +157,6 @@ def separating_sets(count: int) -> list[set[int]]:
     """
     sets = []
     for bit in range((count - 1).bit_length()):
-        ones = {i for i in range(count) if i >> bit & 1}
-        sets += [ones, set(range(count)) - ones]
+        chosen = {i for i in range(count) if i >> bit & 1}
+        sets += [chosen, set(range(count)) - chosen]
     return sets

@@ -254,7 +254,7 @@ class Stream:
                     results.append(work(p, self.fill(p, numbers)))
             return results
 
-        return spread(work_on, pieces, self.device)
+        return in_threads(work_on, pieces, self.device)
 
     def numbers(self) -> Tensor:
         """The whole direction as a flat vector [dim], in working precision."""
@@ -338,7 +338,7 @@ def _compute_alone() -> None:
     torch.set_num_threads(1)
 
 
-def spread(work: Callable[[Sequence[Piece]], list[T]], pieces: list[Piece], device: torch.device) -> list[T]:
+def in_threads(work: Callable[[Sequence[Piece]], list[T]], pieces: list[Piece], device: torch.device) -> list[T]:
     """work(pieces) in as many threads as torch uses on a CPU, each with a run of them; results in order."""
     count = torch.get_num_threads()
     if device.type != "cpu" or min(count, len(pieces)) < 2:

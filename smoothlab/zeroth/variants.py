@@ -28,7 +28,7 @@ from smoothlab.zeroth.estimators import Estimator, ZerothOrder
 from smoothlab.zeroth.expectations import Array
 from smoothlab.zeroth.low_rank import KeptSubspace, LowRank
 from smoothlab.zeroth.moments import Taylor, mean, second_moment
-from smoothlab.zeroth.names import VARIANTS, made
+from smoothlab.zeroth.names import VARIANTS, from_table
 from smoothlab.zeroth.variant import State, Variant
 
 TRUNCATED = 0.01
@@ -96,11 +96,11 @@ class Momentum(Variant):
 
     def update(self, state: State, gradient: Directional) -> tuple[Directional, State]:
         """The weighted mean of this step's estimate and those kept."""
-        kept = (self.terms_of(gradient), *state)[: self.window]
+        estimates = (self.terms_of(gradient), *state)[: self.window]
         terms = []
-        for weight, estimate in zip(self.weights(len(kept)), kept, strict=True):
+        for weight, estimate in zip(self.weights(len(estimates)), estimates, strict=True):
             terms += [(seed, weight * c) for seed, c in estimate]
-        return Directional(gradient.distribution, tuple(terms), stream=gradient.stream), kept
+        return Directional(gradient.distribution, tuple(terms), stream=gradient.stream), estimates
 
     def moments(self, estimator: ZerothOrder, f: Taylor, steps: int) -> Moments:
         """Mean and second moment of u after `steps` steps at weights that stand still.
@@ -181,15 +181,15 @@ class Adaptive(Variant):
         first, second = 0.0, 0.0
         if length:
 
-            def over(x: float) -> float:
+            def density_over_square(x: float) -> float:
                 v, power = self._next(state, (length * x / q) ** 2)
                 return float(chi.pdf(x, q)) / (math.sqrt(v / (1 - power)) + EPSILON) ** 2
 
-            def root(x: float) -> float:
-                return math.sqrt(float(chi.pdf(x, q)) * over(x))
+            def density_over_root(x: float) -> float:
+                return math.sqrt(float(chi.pdf(x, q)) * density_over_square(x))
 
-            first = quad(lambda x: x * x * root(x), 0, np.inf)[0] / q
-            second = length**2 / q**2 * quad(lambda x: (x**4 + (d - 1) * x * x) * over(x), 0, np.inf)[0]
+            first = quad(lambda x: x * x * density_over_root(x), 0, np.inf)[0] / q
+            second = length**2 / q**2 * quad(lambda x: (x**4 + (d - 1) * x * x) * density_over_square(x), 0, np.inf)[0]
         return first * f.gradient, float(second)
 
 
@@ -291,8 +291,8 @@ class Subspace(Variant):
         low_rank = of_low_rank(self, estimator)
         distribution = low_rank.distribution
         assert isinstance(distribution, LowRank)
-        kept = KeptSubspace(distribution.rank, self.window, generator=distribution.generator)
-        return replace(low_rank, distribution=kept)
+        subspace = KeptSubspace(distribution.rank, self.window, generator=distribution.generator)
+        return replace(low_rank, distribution=subspace)
 
     def update(self, state: State, gradient: Directional) -> tuple[Directional, State]:
         """The estimate itself."""
@@ -349,5 +349,5 @@ def variant_named(text: str, option: str = "variant") -> Variant:
     Raises:
         BadInput: the name is in no entry, or its parameters are not the variant's.
     """
-    variant: Variant = made(text, VARIANTS, option, "momentum(0.9)")
+    variant: Variant = from_table(text, VARIANTS, option, "momentum(0.9)")
     return variant

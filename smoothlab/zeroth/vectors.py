@@ -72,16 +72,16 @@ def _elementwise(operation: Callable[..., Tensor]) -> Callable[..., Any]:
     """An operation of a vector with a number, or with rows [..., n] that are k repetitions'."""
 
     def compute(first: Any, second: Any) -> Any:
-        vector, other = (first, second) if isinstance(first, MovedVector) else (second, first)
-        if isinstance(other, int | float):
-            return _like(vector, operation(vector.values, other))
+        vector, operand = (first, second) if isinstance(first, MovedVector) else (second, first)
+        if isinstance(operand, int | float):
+            return _like(vector, operation(vector.values, operand))
         values = vector.values
-        if isinstance(other, MovedVector) or other.dim() < 2 or other.shape[-1] != values.shape[-1]:
+        if isinstance(operand, MovedVector) or operand.dim() < 2 or operand.shape[-1] != values.shape[-1]:
             raise BadInput(
                 f"{vector.label()} meets a tensor that is not of rows [..., {values.shape[-1]}], which parallel "
                 "evaluations do not know: use parallel = 1"
             )
-        return operation(in_repetitions(other, values[:, None]), values[:, None]).view(other.shape)
+        return operation(in_repetitions(operand, values[:, None]), values[:, None]).view(operand.shape)
 
     return compute
 
@@ -145,8 +145,8 @@ def moved_vectors(
     blanks = [torch.full((), torch.nan, dtype=v.dtype, device=v.device).expand(v.shape[1:]) for v in values]
     with standing_at(Block("part", tuple(params)), blanks):
         try:
-            for p, several, label in zip(params, values, labels, strict=True):
-                p.values, p.label = several, label  # type: ignore[assignment,method-assign,attr-defined]
+            for p, vectors, label in zip(params, values, labels, strict=True):
+                p.values, p.label = vectors, label  # type: ignore[assignment,method-assign,attr-defined]
                 p.__class__ = _moved_class(type(p))
             yield
         finally:

@@ -16,7 +16,7 @@ from smoothlab.experiments.finetune.footprint import copies, factor_bytes
 from smoothlab.experiments.finetune.options import check, unused
 from smoothlab.llm import memory
 from smoothlab.llm.models import load_lm
-from smoothlab.zeroth.factors import standing
+from smoothlab.zeroth.factors import with_steps
 
 RUN = Finetune(
     dtype="bfloat16", masters="factors", distribution="lowrank(1)", train=16, dev=8, test=8, batch=4, parts=1, steps=6,
@@ -68,7 +68,7 @@ def test_what_is_saved_is_the_sum_rounded_once(tmp_path: Path) -> None:
     trainer = setup.trainer()
     for _ in range(2):
         trainer.update()
-    ends = {name: standing(p).bfloat16() for name, p in setup.model.named_parameters()}
+    ends = {name: with_steps(p).bfloat16() for name, p in setup.model.named_parameters()}
     setup.save(tmp_path / "saved", "")
     loaded = load_lm(str(tmp_path / "saved" / "model"), seed=0, dtype=torch.bfloat16).model
     for name, p in loaded.named_parameters():

@@ -21,7 +21,7 @@ from smoothlab.llm.models import load_lm
 from smoothlab.llm.partition import partition
 from smoothlab.optim.hybrid import HybridSGD
 from smoothlab.zeroth.estimators import ZerothOrder
-from smoothlab.zeroth.factors import merge, standing
+from smoothlab.zeroth.factors import merge, with_steps
 from smoothlab.zeroth.low_rank import LowRank
 from tests.llm.architectures import causal, rows
 
@@ -71,7 +71,7 @@ def loss_of(whole: nn.Module) -> Callable[[], Tensor]:
 
 
 def weights(block: Block) -> Tensor:
-    return flatten(standing(p) for p in block.params).float()
+    return flatten(with_steps(p) for p in block.params).float()
 
 
 def scores(whole: nn.Module) -> Tensor:

@@ -15,7 +15,7 @@ from smoothlab.llm.compute import compute_in_float32
 from smoothlab.optim.hybrid import HybridSGD
 from smoothlab.optim.seedlog import SeedLog
 from smoothlab.zeroth.estimators import ZerothOrder
-from smoothlab.zeroth.factors import factors_of, merge, standing
+from smoothlab.zeroth.factors import factors_of, merge, with_steps
 from smoothlab.zeroth.low_rank import LowRank
 from smoothlab.zeroth.muon import Muon
 from smoothlab.zeroth.variant import Variant
@@ -60,7 +60,7 @@ def optimizer(
 
 def values(model: Network) -> Tensor:
     """All weights as they stand, in fp64."""
-    return flatten(standing(p) for p in model.parameters()).double()
+    return flatten(with_steps(p) for p in model.parameters()).double()
 
 
 @pytest.mark.parametrize(("masters", "low", "high"), [("factors", 0.99, 1.01), (False, 0.0, 0.5)])
@@ -159,7 +159,7 @@ def test_exact_gradients_of_what_lies_behind_are_those_at_the_sum() -> None:
         out = model.head(model.inner(model.norm(x)))
         grads.append(torch.autograd.grad(out.square().sum(), x)[0])
     assert float((grads[0] - grads[1]).norm()) < 5e-3 * float(grads[1].norm())
-    merged = [standing(p).clone() for p in narrow.parameters()]
+    merged = [with_steps(p).clone() for p in narrow.parameters()]
     assert any(factors_of(p) is not None for p in narrow.parameters()) and len(merged) == 5
 
 

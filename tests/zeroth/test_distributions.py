@@ -250,7 +250,7 @@ def test_a_forked_child_draws_with_threads_of_its_own(threads: None) -> None:
     child = os.fork()
     if not child:  # one thread for torch itself, whose threads do not outlive a fork either
         try:
-            found = rng.spread(lambda pieces: [p.number for p in pieces], Gaussian().pieces(b), torch.device("cpu"))
+            found = rng.in_threads(lambda pieces: [p.number for p in pieces], Gaussian().pieces(b), torch.device("cpu"))
             os.write(writer, str(len(found)).encode())
         finally:
             os._exit(0)

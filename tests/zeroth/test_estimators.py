@@ -527,7 +527,7 @@ MUTATIONS: dict[str, Mutation] = {
         lambda: [check_modes("kept", s) for s in range(3)][0],
     ),
     "kept directions without their weights": (
-        (Perturbation, "_known"), "self.kept[seed], weight", "self.kept[seed], 1.0",
+        (Perturbation, "_kept_direction"), "self.kept[seed], weight", "self.kept[seed], 1.0",
         lambda: check_modes("orthogonal", 0),
     ),
     "added without alpha": (

@@ -10,7 +10,7 @@ from smoothlab.blocks import Block
 from smoothlab.errors import BadInput
 from smoothlab.zeroth.directional import Directional
 from smoothlab.zeroth.distributions import Gaussian
-from smoothlab.zeroth.factors import ROWS, Factors, MatrixFactors, factors_of, merge, standing
+from smoothlab.zeroth.factors import ROWS, Factors, MatrixFactors, factors_of, merge, with_steps
 from smoothlab.zeroth.low_rank import KeptSubspace, LowRank
 from smoothlab.zeroth.rng import Seed
 
@@ -55,9 +55,9 @@ def test_the_block_stands_where_the_dense_sum_leads_and_is_never_written(name: s
     for p, end, size, old, version in zip(x.params, *moved(x, distribution, moves), before, versions, strict=True):
         # An entry of U W' is off by an eps of each factor, of the sums over the rank, and of those over the steps.
         bound = EPS * (len(moves) + distribution.rank + 4) * size
-        assert bool(((standing(p).double() - end).abs() <= bound).all())
+        assert bool(((with_steps(p).double() - end).abs() <= bound).all())
         assert torch.equal(p, old) and p._version == version
-        assert not p.numel() or not torch.equal(standing(p), p.float())
+        assert not p.numel() or not torch.equal(with_steps(p), p.float())
 
 
 def rank(x: Block) -> int:
@@ -89,12 +89,12 @@ def test_a_state_leads_to_the_same_bits(name: str) -> None:
         one.descend(Directional(distribution, (((7, t, 0, 0), 1.0 / (t + 1)),)), lr=0.3)
     other.descend(Directional(distribution, (((1, 0, 0, 0), 1.0),)), lr=1.0)  # what `load` takes back
     other.load(one.state())
-    assert all(torch.equal(standing(p), standing(q)) for p, q in zip(x.params, y.params, strict=True))
+    assert all(torch.equal(with_steps(p), with_steps(q)) for p, q in zip(x.params, y.params, strict=True))
     elsewhere = one.state() | {"stream": torch.tensor(list(b"elsewhere"), dtype=torch.uint8)}
     with pytest.raises(BadInput, match="have seeds of generator elsewhere, this is .*: go on where they were made"):
         other.load(elsewhere)
     one.reset()
-    assert all(torch.equal(standing(p), p.float()) for p in x.params)
+    assert all(torch.equal(with_steps(p), p.float()) for p in x.params)
 
 
 def test_products_are_those_of_the_sum() -> None:
@@ -105,7 +105,7 @@ def test_products_are_those_of_the_sum() -> None:
     for p in (x.params[0], x.params[2]):
         kept = factors_of(p)
         assert isinstance(kept, MatrixFactors)
-        total = standing(p).double() - p.double()
+        total = with_steps(p).double() - p.double()
         inputs = torch.randn(2, 3, p.shape[1], generator=torch.Generator().manual_seed(1))
         rows = torch.tensor([[1, 0], [3, 1]]) % len(p)
         products = kept.plus(torch.ones(2, 3, len(p)), inputs), kept.plus_rows(torch.ones(2, 2, p.shape[1]), rows)
@@ -117,10 +117,10 @@ def test_merged_weights_are_the_sum_rounded_once() -> None:
     x = block()
     factors = Factors(x, LowRank(1))
     factors.descend(Directional(LowRank(1), (((7, 0, 0, 0), 1.0),)), lr=1.0)
-    ends = [standing(p).clone() for p in x.params]
+    ends = [with_steps(p).clone() for p in x.params]
     merge(x.params)
     assert all(torch.equal(p, end.bfloat16()) for p, end in zip(x.params, ends, strict=True))
-    assert all(torch.equal(standing(p), p) for p in x.params)
+    assert all(torch.equal(with_steps(p), p) for p in x.params)
     with pytest.raises(BadInput, match="were merged into the weights: make a new HybridSGD"):
         factors.descend(Directional(LowRank(1), (((7, 1, 0, 0), 1.0),)), lr=1.0)
     merge(x.params)  # nothing is left to merge

@@ -12,7 +12,7 @@ from smoothlab.blocks import Block, by_name
 from smoothlab.errors import BadInput
 from smoothlab.optim.hybrid import HybridSGD
 from smoothlab.optim.seedlog_file import fingerprint
-from smoothlab.shards import Held, is_sharded
+from smoothlab.shards import LocalEntries, is_sharded
 from smoothlab.zeroth.closures import evaluate
 from smoothlab.zeroth.distributions import Gaussian, Sphere
 from smoothlab.zeroth.estimators import ZerothOrder
@@ -273,7 +273,7 @@ def by_columns() -> None:
     from torch.distributed.tensor import Shard, distribute_tensor
 
     p = nn.Parameter(distribute_tensor(torch.ones(2, 3), init_device_mesh("cpu", (1,)), [Shard(1)]))
-    Held(p)
+    LocalEntries(p)
 
 
 BAD: dict[str, tuple[Callable[[], object], str]] = {
