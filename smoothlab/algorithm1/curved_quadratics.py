@@ -53,9 +53,9 @@ class Moments:
         a[d_x : m - 1] -= eta_y * b[d_x:]
         step: Array = np.kron(a, a).astype(np.float64)
         if self.oracle != "exact":
-            x, into = b[:d_x], np.eye(m)[:, :d_x]
+            x, embed = b[:d_x], np.eye(m)[:, :d_x]
             # vec(x W x') = (x kron x) vec W; what comes of it is in block x.
-            step = step + eta_x**2 / self.q * np.kron(into, into) @ self._excess @ np.kron(x, x)
+            step = step + eta_x**2 / self.q * np.kron(embed, embed) @ self._excess @ np.kron(x, x)
         return step
 
     def epoch(self, eta_x: float, eta_y: float) -> Array:
@@ -63,10 +63,10 @@ class Moments:
         steps = [self._step(i, eta_x, eta_y) for i in range(self.f.n)]
         maps: dict[tuple[int, ...], Array] = {(): np.eye(len(steps[0]))}
         for size in range(1, self.f.n + 1):
-            before, maps = maps, {}
+            smaller, maps = maps, {}
             for subset in combinations(range(self.f.n), size):
-                last = [steps[i] @ before[tuple(j for j in subset if j != i)] for i in subset]
-                maps[subset] = np.mean(last, axis=0)
+                products = [steps[i] @ smaller[tuple(j for j in subset if j != i)] for i in subset]
+                maps[subset] = np.mean(products, axis=0)
         return maps[tuple(range(self.f.n))]
 
     @property
@@ -163,14 +163,14 @@ def fourth_moments(distribution: str, d: int) -> Array:
         BadInput: no closed form is known.
     """
     (shape,) = shapes_of_x(d, distribution)
-    law, pairings = named(distribution), ("ab,cd->abcd", "ac,bd->abcd", "ad,bc->abcd")
+    directions, pairings = named(distribution), ("ab,cd->abcd", "ac,bd->abcd", "ad,bc->abcd")
     if len(shape) == 2:
         rows, columns = (np.stack([np.einsum(pairing, np.eye(n), np.eye(n)) for pairing in pairings]) for n in shape)
-        weights = np.full((3, 3), 1 / law.cumulants().rank)
+        weights = np.full((3, 3), 1 / directions.cumulants().rank)
         np.fill_diagonal(weights, 1.0)
         moments = np.einsum("pq,pabcd,qwxyz->awbxcydz", weights, rows, columns)
     else:
-        mixed, fourth = law.fourth_moments((shape,))
+        mixed, fourth = directions.fourth_moments((shape,))
         moments = mixed * np.sum([np.einsum(pairing, np.eye(d), np.eye(d)) for pairing in pairings], axis=0)
         index = np.arange(d)
         moments[index, index, index, index] += fourth - 3 * mixed

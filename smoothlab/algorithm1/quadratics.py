@@ -61,7 +61,7 @@ def shapes_of_x(d: int, distribution: str) -> Shapes:
 
 @dataclass(frozen=True)
 class Block:
-    """One block of the quadratic."""
+    """A block of the quadratic."""
 
     L: float  # its curvature
     start: float  # ||grad f(z_0)||^2 of the block
@@ -189,8 +189,8 @@ def gain_exact(ratio: float) -> float:
     about ratio/8 + sqrt(ratio)/4 for large ones.
     """
 
-    def both(u: float) -> float:
+    def sum_of_blocks(u: float) -> float:
         return (1 / (u * (2 - u)) + ratio**2 / (u * (2 * ratio - u))) / 2
 
-    best = optimize.minimize_scalar(both, bounds=(1e-9, 2 - 1e-9), method="bounded", options={"xatol": 1e-12})
+    best = optimize.minimize_scalar(sum_of_blocks, bounds=(1e-9, 2 - 1e-9), method="bounded", options={"xatol": 1e-12})
     return float(best.fun)

@@ -82,9 +82,9 @@ class Group:
     ) -> None:
         self.options, self.objective, self.draws, self.result = options, objective, draws, result
         zeros = torch.zeros(len(z), dtype=torch.float64)
-        self._take(z, live, zeros, zeros.clone())
+        self._continue_with(z, live, zeros, zeros.clone())
 
-    def _take(self, z: Tensor, live: Tensor, sum_x: Tensor, sum_y: Tensor) -> None:
+    def _continue_with(self, z: Tensor, live: Tensor, sum_x: Tensor, sum_y: Tensor) -> None:
         """Go on with these; scratch memory is made once, as fresh pages cost more than what is done with them."""
         self.z, self.live, self.sum_x, self.sum_y = z, live, sum_x, sum_y
         self.g, self.work, self.products = torch.empty_like(z), torch.empty_like(z), torch.empty_like(z)
@@ -177,14 +177,14 @@ class Group:
             self._write(t, observed, stops, lost)
             stays = ~stops
             observed = observed.of(stays)
-            self._take(self.z[stays], self.live[stays], self.sum_x[stays], self.sum_y[stays])
+            self._continue_with(self.z[stays], self.live[stays], self.sum_x[stays], self.sum_y[stays])
         return observed
 
-    def _mark(self, times: NDArray[np.int64], t: int, now: Tensor) -> Tensor:
+    def _mark(self, times: NDArray[np.int64], t: int, reached: Tensor) -> Tensor:
         """Note t as the time of those that have none yet; which of them stop."""
-        members = self.live[now].numpy()
+        members = self.live[reached].numpy()
         times[members] = np.where(times[members] < 0, t, times[members])
-        return now & self.options.halt
+        return reached & self.options.halt
 
     def _write(self, t: int, observed: Observed, stops: Tensor, lost: Tensor) -> None:
         members, z = self.live[stops].numpy(), self.z[stops]
@@ -272,10 +272,10 @@ class Shifted(Group):
     def _along(self, g_x: Tensor, v: Tensor) -> Tensor:
         """The coefficient of v in the estimate for a quadratic f_i, or for mu = 0, from g_x, which is used up; [A]."""
         # f(x + mu v) - f(x - mu v) has no even terms; f(x + mu v) - f(x) has the Hessian's.
-        bend = self.options.mu / 2 if self.options.oracle == "one-sided" else 0.0
-        if bend and self.diagonal is not None:  # <g, v> + (mu/2) <v, H v> in one pass
-            g_x.addcmul_(v, self.diagonal[: g_x.shape[1]], value=bend)
+        curvature = self.options.mu / 2 if self.options.oracle == "one-sided" else 0.0
+        if curvature and self.diagonal is not None:  # <g, v> + (mu/2) <v, H v> in one pass
+            g_x.addcmul_(v, self.diagonal[: g_x.shape[1]], value=curvature)
         slope = torch.mul(g_x, v, out=self.products[:, : g_x.shape[1]]).sum(-1)
-        if bend and self.diagonal is None:
-            slope += self.mean.curvature_along(v) * bend
+        if curvature and self.diagonal is None:
+            slope += self.mean.curvature_along(v) * curvature
         return slope

@@ -35,7 +35,7 @@ def matrix_shape(distribution: str, d: int) -> tuple[int, ...]:
 
 
 class Draws(Protocol):
-    """Where orders and directions come from; `live` are the numbers of the replicas still running, [A]."""
+    """Source of orders and directions; `live` are the numbers of the replicas still running, [A]."""
 
     def order(self, epoch: int, live: Tensor) -> Tensor:
         """Numbers of the summands in the order of the epoch, int64 [n, A]."""
@@ -86,8 +86,8 @@ class Fresh:
         self._generator = torch.Generator().manual_seed(int(words.generate_state(1, np.uint32)[0]))
         self._n, self._dim, self._kind, self._distribution = n, dim, order, named(distribution)
         self._dtype, self._shape = getattr(torch, precision), shape
-        self._once, self._first = torch.empty(0), 0
-        self._block, self._next = torch.empty(0, 0, dim, dtype=torch.float64), 0
+        self._first_order, self._first = torch.empty(0), 0
+        self._block, self._position = torch.empty(0, 0, dim, dtype=torch.float64), 0
         self._numbers = torch.empty(0, dtype=self._dtype)
 
     def order(self, epoch: int, live: Tensor) -> Tensor:
@@ -95,11 +95,11 @@ class Fresh:
         if self._kind == "replace":
             return torch.from_numpy(self._orders.integers(self._n, size=(self._n, len(live))))
         if self._kind == "once" and epoch:
-            return self._once[:, live - self._first].contiguous()
+            return self._first_order[:, live - self._first].contiguous()
         ascending = np.broadcast_to(np.arange(self._n), (len(live), self._n))
         order = torch.from_numpy(np.ascontiguousarray(self._orders.permuted(ascending, axis=1).T))
         if self._kind == "once":  # epoch 0, when every replica of the group is live
-            self._once, self._first = order, int(live[0])
+            self._first_order, self._first = order, int(live[0])
         return order
 
     def direction(self, epoch: int, step: int, live: Tensor) -> Tensor:
@@ -108,9 +108,9 @@ class Fresh:
             steps = max(1, BLOCK // (len(live) * self._dim))
             self._block = torch.empty(steps, len(live), self._dim, dtype=torch.float64)
             self._numbers = torch.empty(self._block.shape, dtype=self._dtype)
-            self._next = steps
-        if self._next == len(self._block):
+            self._position = steps
+        if self._position == len(self._block):
             self._distribution.fill_replicas(self._block, self._numbers, self._generator, self._shape)
-            self._next = 0
-        self._next += 1
-        return self._block[self._next - 1]
+            self._position = 0
+        self._position += 1
+        return self._block[self._position - 1]

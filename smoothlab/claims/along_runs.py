@@ -24,16 +24,16 @@ ROUNDING = 1e-9  # of quotients
 def b1_ratios(f: FiniteSum, z: Tensor, seed: int = 0) -> dict[str, Array]:
     """B.1' around z [N, d], at points s on the edge of its ellipsoid: measured/allowed of each of its statements."""
     s, D, G = ellipsoid(f, z, seed)
-    g, g_moved, far = f.gradient(z), f.gradient(z + s), length(D, s)
-    moved = (g_moved - g).numpy()
+    g, g_moved, distance = f.gradient(z), f.gradient(z + s), length(D, s)
+    change = (g_moved - g).numpy()
     rise = (f.value(z + s) - f.value(z) - (g * s).sum(-1)).abs().numpy()
     s_x = torch.cat([s[:, : f.d_x], torch.zeros_like(s[:, f.d_x :])], -1)
-    moved_x = (f.gradient(z + s_x) - g)[:, : f.d_x].norm(dim=-1).numpy()
+    change_x = (f.gradient(z + s_x) - g)[:, : f.d_x].norm(dim=-1).numpy()
     ratios = {
         "||grad f(z + s)|| <= 2G": g_moved.norm(dim=-1).numpy() / (2 * G),
-        "||grad f(z + s) - grad f(z)||_{D^-1} <= ||s||_D": np.sqrt((moved**2 / D).sum(-1)) / far,
-        "||grad_x f(x + s_x, y) - grad_x f(x, y)|| <= L_x ||s_x||": moved_x / (D[:, 0] * s_x.norm(dim=-1).numpy()),
-        "|f(z + s) - f(z) - <grad f(z), s>| <= ||s||_D^2/2": rise / (far**2 / 2),
+        "||grad f(z + s) - grad f(z)||_{D^-1} <= ||s||_D": np.sqrt((change**2 / D).sum(-1)) / distance,
+        "||grad_x f(x + s_x, y) - grad_x f(x, y)|| <= L_x ||s_x||": change_x / (D[:, 0] * s_x.norm(dim=-1).numpy()),
+        "|f(z + s) - f(z) - <grad f(z), s>| <= ||s||_D^2/2": rise / (distance**2 / 2),
     }
     # Where the gradient vanishes so does the ellipsoid, and quotients are rounding.
     return {inequality: np.where(G > 1e-6, ratio, np.nan) for inequality, ratio in ratios.items()}
@@ -43,8 +43,8 @@ def flow_ratios(f: FiniteSum, z: Tensor) -> dict[str, Array]:
     """The proofs' steps at z [N, d]: what they use of Hess f <= D, and Phi(u) >= u^2/(2 lM(u))."""
     g, H = f.gradient(z), f.hessian(z)
     u = g.norm(dim=-1).numpy()
-    kept = u > 1e-9
-    g, H, u = g[kept], H[kept], u[kept]
+    nonzero = u > 1e-9
+    g, H, u = g[nonzero], H[nonzero], u[nonzero]
     ell_x, ell_y = ells(f, u)
     top, D = np.maximum(ell_x, ell_y), torch.from_numpy(diagonal(f, ell_x, ell_y))
     straight, scaled = ((v.unsqueeze(-1) * H * v.unsqueeze(-2)).sum((-1, -2)).numpy() for v in (g, g / D))

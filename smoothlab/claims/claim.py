@@ -22,7 +22,7 @@ Facts = Mapping[str, float | str]
 
 @dataclass(frozen=True)
 class Certificate:
-    """One thing that is settled."""
+    """A piece of evidence that settles something: an exact result, a proof with a dense check, or records."""
 
     what: str  # it, in plain mathematics
     about: About  # whether it speaks of the statement as printed or of the corrected one
@@ -85,7 +85,7 @@ class Finding:
 
     @property
     def verdict(self) -> Verdict:
-        """What certificates say. A search settles nothing, but one that breaks what is said to be certain opens it.
+        """The verdict of the certificates. A search settles nothing, but one that breaks what they certify opens it.
 
         false as printed: a certificate refutes the printed statement. holds once corrected: and another one supports
         the corrected statement. holds: one supports the printed statement and none refutes it. open: the rest.

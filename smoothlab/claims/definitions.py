@@ -73,14 +73,14 @@ def _lipschitz_dense() -> Certificate:
 # Eq. (2)
 
 
-def estimate_mean(coefficients: Sequence[int], x: Fraction, mu: Fraction, back: int, over: int) -> Fraction:
+def estimate_mean(coefficients: Sequence[int], x: Fraction, mu: Fraction, backward: int, denominator: int) -> Fraction:
     """E [f(x + mu v) - f(x - back mu v)] v/(over mu), v normal, f = sum_k c_k x^k: exact, E v^(2k) = (2k - 1)!!."""
     total = Fraction(0)
     for k, c in enumerate(coefficients):
         for j in range(1, k + 1, 2):  # only even powers of v survive v^j v
             moment = math.prod(range(1, j + 1, 2))
-            total += c * math.comb(k, j) * x ** (k - j) * mu**j * moment * (1 + back)
-    return total / (over * mu)
+            total += c * math.comb(k, j) * x ** (k - j) * mu**j * moment * (1 + backward)
+    return total / (denominator * mu)
 
 
 def _eq2(seed: int) -> Finding:

@@ -25,7 +25,7 @@ from smoothlab import objectives
 from smoothlab.algorithm1.engine import Algorithm1
 from smoothlab.claims import exact
 from smoothlab.claims.claim import About, Certificate, Claim, Finding
-from smoothlab.claims.runs import LEVEL, MU, PROBLEMS, SMOOTH, Means, Run, near, runs
+from smoothlab.claims.runs import LEVEL, MU, PROBLEMS, SMOOTH, Means, Run, runs, smoothness_near
 from smoothlab.objectives import Cosh, FiniteSum, Quadratic, objective
 from smoothlab.stats import samples
 from smoothlab.stats.intervals import Interval
@@ -75,24 +75,24 @@ def _b5(seed: int) -> Finding:
                         [d * (d + 2) * (d + 4) for d in range(1, 201)])  # fmt: skip
     linear = exact.equal("E ||<g, v> v - g||^2 = (d + 1) ||g||^2", [linear_error(g) for g in gradients],
                          [(len(g) + 1) * sum(entry**2 for entry in g) for g in gradients])  # fmt: skip
-    rng, rests, errors, biases = np.random.default_rng(seed), [], Means(), Means()
+    rng, remainders, errors, biases = np.random.default_rng(seed), [], Means(), Means()
     for run in _smooth(seed):
         L, d = float(run.f.ell_x(0.0)), run.f.d_x
         states = enumerate(run.flat[:: len(run.flat) // 6])
         for (number, z), sides, mu in itertools.product(states, (1, 2), (0.01, 0.3, 3.0)):
             v, c, g = estimates(run.f, z, mu, sides, rng)
-            rest = c - v @ g
-            rests.append(np.abs(rest) / (mu * L * (v**2).sum(1) / 2))
+            remainder = c - v @ g
+            remainders.append(np.abs(remainder) / (mu * L * (v**2).sum(1) / 2))
             where = f"{run.name}, state {number}, {sides} sides, mu = {mu:g}"
             squares = ((c[:, None] * v - g) ** 2).sum(1)
             errors.add_squares(where, squares, bounds.error_bound(mu, L, d, float(np.linalg.norm(g))))
-            away = rest[:, None] * v  # of mean E ghat - g: <g, v> v has the mean g
-            radius = samples.mean_radius(np.cov(away.T), DRAWS)
-            bias = float(np.linalg.norm(away.mean(0)))
+            deviations = remainder[:, None] * v  # of mean E ghat - g: <g, v> v has the mean g
+            radius = samples.mean_radius(np.cov(deviations.T), DRAWS)
+            bias = float(np.linalg.norm(deviations.mean(0)))
             biases.add(where, Interval(bias, max(0.0, bias - radius), bias + radius), bounds.bias_bound(mu, L, d))
     taylor = exact.dense("|c(v) - <g, v>| <= mu L ||v||^2/2 (Taylor) for every direction drawn, so that ghat - g = "
                          "(<g, v> v - g) + r v and ||a + b||^2 <= 2 ||a||^2 + 2 ||b||^2; the bias by Stein's identity",
-                         np.concatenate(rests), rounding=1e-6)  # fmt: skip
+                         np.concatenate(remainders), rounding=1e-6)  # fmt: skip
     return Finding((
         sixth, linear, taylor,
         errors.search("E ||ghat - g||^2 <= 2 (d + 1) ||g||^2 + mu^2 L^2 d (d + 2)(d + 4)/2, at states of runs", DRAWS),
@@ -125,21 +125,21 @@ def collected(theta: Fraction, drift: Fraction) -> Collected:
     """All terms of the proof, with W eliminated."""
     third = Fraction(1, 3)
     # 4 n^2 eta_x^2 L_x * 4 (d + 1) L_x W/n is at most 16 theta drift W.
-    w = 4 / (1 - 2 * theta**2 - 16 * theta * drift)
-    into = theta / 2 + 4 * theta * drift  # of W/n: from ||grad f - gbar||_P^2, and from S in n eta_x^2 L_x S
-    common = into * w * theta * third  # of n ||grad f||_P^2, of theta^0 (1) ||sigma||_P^2 and of n eta_x beta^2
+    # The coefficient of W/n, from ||grad f - gbar||_P^2 and from S in n eta_x^2 L_x S, times that of W's own bound.
+    through_w = (theta / 2 + 4 * theta * drift) * 4 / (1 - 2 * theta**2 - 16 * theta * drift)
+    common = through_w * theta * third  # of n ||grad f||_P^2, of theta^0 (1) ||sigma||_P^2 and of n eta_x beta^2
     return Collected(
-        decrease_x=Fraction(1, 2) - common - 4 * drift - into * w * 4 * drift - Fraction(1, 8),
+        decrease_x=Fraction(1, 2) - common - 4 * drift - through_w * 4 * drift - Fraction(1, 8),
         decrease_y=Fraction(1, 2) - common,
         reshuffling=common / theta**2,
-        noise=4 + into * w * 4,
+        noise=4 + through_w * 4,
         # Young: n eta_x ||grad_x f|| beta <= n eta_x (||grad_x f||^2/8 + 2 beta^2); 2 theta beta^2 from the square
         bias=2 + 2 * theta + common,
-        remainder=1 + into * w,
+        remainder=1 + through_w,
     )
 
 
-def kept(terms: Collected) -> bool:
+def as_promised(terms: Collected) -> bool:
     """Whether the coefficients are what B.6' promises."""
     room = np.array(PROMISED, dtype=object) - np.array(terms, dtype=object)  # of fractions, exactly
     return bool((room[:2] <= 0).all() and (room[2:] >= 0).all())
@@ -156,7 +156,7 @@ def collection(about: About = "printed") -> tuple[Certificate, ...]:
     facts: dict[str, Any] = {f"{name} at theta = 1/8, drift = 1/64": str(x) for name, x in worst._asdict().items()}
     promised, summable = True, True
     for i, j in itertools.product(range(1, 41), range(41)):
-        promised = promised and kept(collected(Fraction(i, 8 * 40), Fraction(j, 64 * 40)))
+        promised = promised and as_promised(collected(Fraction(i, 8 * 40), Fraction(j, 64 * 40)))
     for n in range(1, 201):
         squares, noise = reshuffled(n)
         summable = summable and 3 * squares <= n**3 and 3 * noise <= n**2
@@ -174,12 +174,12 @@ def epoch_change(run: Run, z: Tensor, seed: int) -> tuple[Interval, float]:
     f, algorithm = run.f, run.algorithm
     sigma2_x, sigma2_y = f.variance(z)
     setting = replace(f.setting(1.0, LEVEL), sigma2_x=float(sigma2_x), sigma2_y=float(sigma2_y))
-    bound = descent(setting, algorithm.eta_x, algorithm.eta_y, algorithm.mu, *near(f))
+    bound = descent(setting, algorithm.eta_x, algorithm.eta_y, algorithm.mu, *smoothness_near(f))
     squares = f.gradient(z).square()
-    less = bound.decrease_x * float(squares[: f.d_x].sum()) + bound.decrease_y * float(squares[f.d_x :].sum())
+    decrease = bound.decrease_x * float(squares[: f.d_x].sum()) + bound.decrease_y * float(squares[f.d_x :].sum())
     after = torch.from_numpy(algorithm.run(f, z, DRAWS, seed=(seed, 7)).z)
     change = (f.value(after) - f.value(z)).numpy()
-    return samples.mean(change + less), bound.noise
+    return samples.mean(change + decrease), bound.noise
 
 
 def _b6(seed: int) -> Finding:
@@ -207,7 +207,7 @@ def _b6(seed: int) -> Finding:
 # The corrected theorems
 
 
-def summed(s: Setting, eps: float, smoothness: float) -> float:
+def bound_over_eps2(s: Setting, eps: float, smoothness: float) -> float:
     """4 Delta/(n eta T) + 4 noise/(n eta) over eps^2, at the constants of the theorem in expectation."""
     h = in_expectation(s, eps, smoothness)
     epoch = descent(s, h.eta_x, h.eta_y, h.mu, smoothness, smoothness)
@@ -221,7 +221,7 @@ def _expectation(seed: int) -> Finding:
     for _ in range(2000):
         eps, L, gap, sx, sy = np.exp(rng.uniform(np.log(1e-3), np.log(10), 5))
         n, d = np.exp(rng.uniform(0, np.log(1000), 2)).astype(int).tolist()
-        ratios.append(summed(Setting(ones, ones, gap, n, d, sx, sy), eps, L))
+        ratios.append(bound_over_eps2(Setting(ones, ones, gap, n, d, sx, sy), eps, L))
     proof = exact.dense("B.6' summed over T epochs: (1/T) sum E ||grad f||^2 <= 4 Delta/(n eta T) + 4 noise/(n eta) <= "
                         "eps^2 at the theorem's constants", ratios)  # fmt: skip
     means = Means()
@@ -247,7 +247,7 @@ def _small(name: str) -> tuple[FiniteSum, Tensor, float]:
 
 
 def epoch_radius(s: Setting, algorithm: Algorithm1, level: float) -> float:
-    """How far an epoch and its perturbations can go from f - f* <= level, in the radius of B.1', v on the sphere."""
+    """Largest distance of an epoch and its perturbations from f - f* <= level, over the radius of B.1', sphere v."""
     c, d = constants(s.ell_x, s.ell_y, level), s.d
     l_x, l_y, top = c.L_x_near, c.L_y_near, 2 * c.G + s.spread
     eta_x, eta_y, mu = algorithm.eta_x, algorithm.eta_y, algorithm.mu
@@ -256,7 +256,7 @@ def epoch_radius(s: Setting, algorithm: Algorithm1, level: float) -> float:
 
 
 def hypotheses(f: FiniteSum, eps: float, delta: float, gap: float = 1.0) -> list[float]:
-    """What the high-probability theorem asks for, as quotients that must be at most 1, at its own constants."""
+    """Conditions of the high-probability theorem at its own constants, as quotients that must be at most 1."""
     s = f.setting(gap, 4 * gap / delta)
     h = with_high_probability(s, eps, delta)
     epoch = descent(s, h.eta_x, h.eta_y, h.mu, h.L_x, h.L_y)
@@ -268,20 +268,20 @@ def hypotheses(f: FiniteSum, eps: float, delta: float, gap: float = 1.0) -> list
 
 def _probability(seed: int) -> Finding:
     # With Delta = 1 and eta' = min(eta_x, 3 eta_y/2), n eta' = 1: P(tau < T) <= 2/F, P(sum too large) <= 8/(T eps^2).
-    missed, deltas = [], []
+    probabilities, deltas = [], []
     for a, b in itertools.product(range(2, 30), range(1, 30)):
         share, square = Fraction(1, a), Fraction(1, b) ** 2  # delta and eps^2
-        missed.append(2 / (4 / share) + 8 / (16 / (share * square) * square))
+        probabilities.append(2 / (4 / share) + 8 / (16 / (share * square) * square))
         deltas.append(share)
     markov = exact.equal("Markov twice: E f(z_tau) - f* <= 2 Delta, F = 4 Delta/delta give P(tau < T) <= delta/2, and "
                          "T = 16 Delta/(delta eps^2 n eta') gives P(sum_{t < tau} ||grad f||^2 > T eps^2) <= 2 Delta * "
-                         "4/(n eta' T eps^2) = delta/2", missed, deltas)  # fmt: skip
+                         "4/(n eta' T eps^2) = delta/2", probabilities, deltas)  # fmt: skip
     quotients: list[float] = []
     for f, eps, delta in itertools.product([*PROBLEMS.values(), *SMALL.values()], (0.3, 1.0), (0.1, 0.3)):
         quotients += hypotheses(f, eps, delta)
     dense = exact.dense("at the theorem's constants: B.6's conditions, noise T <= Delta, T, and an epoch stays within "
                         f"the radius of B.1', for {len(PROBLEMS) + len(SMALL)} problems", quotients)  # fmt: skip
-    failed, sizes, left = Means(), Means(), Means()
+    failed, sizes, escaped = Means(), Means(), Means()
     for name in ("quadratic", "cosh in y", "quadratic sum", "exponential sum"):
         f, z0, eps = _small(name)
         h = with_high_probability(f.setting(1.0, 4 / DELTA), eps, DELTA)
@@ -289,12 +289,12 @@ def _probability(seed: int) -> Finding:
         result = algorithm.run(f, z0, RUNS, seed=(seed, 13))
         where = f"{name}, T = {h.T}"
         failed.add(where, samples.proportion(int((result.average > eps**2).sum()), RUNS), DELTA)
-        left.add(where, samples.proportion(int((result.left >= 0).sum()), RUNS), DELTA / 2)
+        escaped.add(where, samples.proportion(int((result.left >= 0).sum()), RUNS), DELTA / 2)
         sizes.add_squares(where, result.average, eps**2)
     return Finding((
         markov, dense,
         failed.search("P((1/T) sum ||grad f||^2 > eps^2) <= delta, runs of Algorithm 1, v on the sphere", RUNS),
-        left.search("P(tau < T) <= delta/2, the same runs", RUNS),
+        escaped.search("P(tau < T) <= delta/2, the same runs", RUNS),
         sizes.search("mean of (1/T) sum ||grad f||^2 <= eps^2, the same runs", RUNS),
     ))  # fmt: skip
 

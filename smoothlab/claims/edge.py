@@ -29,7 +29,7 @@ def matrices(count: int, d: int, seed: int = 0) -> list[Matrix]:
     return [(a + a.T).astype(object) for a in drawn]
 
 
-def moved(a: Matrix, kurtosis: int) -> Matrix:
+def fourth_moment(a: Matrix, kurtosis: int) -> Matrix:
     """E vv'Avv' by enumeration."""
     total, d = 0 * a, len(a)
     for entries in itertools.product((-1, 0, 1), repeat=d):
@@ -45,11 +45,7 @@ def moved(a: Matrix, kurtosis: int) -> Matrix:
 
 def averaged(a: Matrix, q: int, kurtosis: int = 3) -> Matrix:
     """E SAS of S = (v_1 v_1' + ... + v_q v_q')/q: the mean of pairs of equal and of different directions."""
-    return Fraction(1, q) * moved(a, kurtosis) + (1 - Fraction(1, q)) * a
-
-
-def _same(left: Matrix, right: Matrix) -> bool:
-    return bool((left == right).all())
+    return Fraction(1, q) * fourth_moment(a, kurtosis) + (1 - Fraction(1, q)) * a
 
 
 # The mean square
@@ -59,7 +55,7 @@ def isserlis() -> Certificate:
     """E vv'Avv' of Gaussian directions."""
     cases = [a for d in (1, 2, 3, 4) for a in matrices(3, d)]
     return exact.equal("E vv'Avv' = 2A + tr(A) I for Gaussian v, A of d = 1, ..., 4: hence M+",
-                       [moved(a, 3).tolist() for a in cases],
+                       [fourth_moment(a, 3).tolist() for a in cases],
                        [(2 * a + np.trace(a) * np.eye(len(a), dtype=int)).tolist() for a in cases])  # fmt: skip
 
 
@@ -95,8 +91,8 @@ _SPECTRA: dict[str, Any] = {
 
 def _edges(p: Array) -> list[tuple[Array, int, Edge]]:
     edges = []
-    for d, decay, many in p:
-        q, values = round(many), _power(d, decay)
+    for d, decay, count in p:
+        q, values = round(count), _power(d, decay)
         edges.append((values, q, mean_square_edge(Spectrum.of(values), OuterMoment(1 + 1 / q, 1 / q))))
     return edges
 
@@ -114,14 +110,14 @@ def BOUNDS(p: Array) -> Array:
 
 def lumped(values: Array, q: int) -> float:
     """The rate at which (1/q)[x/(2 - (1 + 1/q) x) + eta (tr H - lambda_max)/2] = 1, x = eta lambda_max."""
-    top, rest = float(values[0]), float(values[1:].sum())
+    top, others_trace = float(values[0]), float(values[1:].sum())
     pole = 2 / ((1 + 2 / q) * top)
 
     def excess(eta: float) -> float:
         x = eta * top
-        return (x / (2 - (1 + 1 / q) * x) + eta * rest / 2) / q - 1
+        return (x / (2 - (1 + 1 / q) * x) + eta * others_trace / 2) / q - 1
 
-    if rest <= 0:
+    if others_trace <= 0:
         return pole
     return float(optimize.brentq(excess, 0.0, pole, xtol=1e-14 * pole))
 
@@ -163,23 +159,24 @@ def positive_part() -> Certificate:
     for values in spectra(24, 1):
         signed = values * np.where(rng.random(len(values)) < 0.5, -1.0, 1.0)
         signed[0] = values[0]
-        up = signed > 0
-        edge = mean_square_edge(Spectrum.of(values[up])).value
+        positive = signed > 0
+        edge = mean_square_edge(Spectrum.of(values[positive])).value
         for share in (0.99, 1.01):
             x = share * edge * signed
             step = np.diag(1 - 2 * x + 2 * x**2) + x**2
-            alone = step[np.ix_(up, up)]
-            m, most = np.ones(len(x)), 0.0
+            positive_block = step[np.ix_(positive, positive)]
+            m, largest_feed = np.ones(len(x)), 0.0
             for _ in range(60):
-                most = max(most, float(x[~up] ** 2 @ m[~up]))
+                largest_feed = max(largest_feed, float(x[~positive] ** 2 @ m[~positive]))
                 m = step @ m
-            start = np.linalg.matrix_power(alone, 60) @ np.ones(len(alone))
-            radius = float(np.abs(np.linalg.eigvals(alone)).max())
+            start = np.linalg.matrix_power(positive_block, 60) @ np.ones(len(positive_block))
+            radius = float(np.abs(np.linalg.eigvals(positive_block)).max())
             if share < 1:
-                fed = most * np.linalg.solve(np.eye(len(alone)) - alone, np.ones(len(alone)))
-                ratios += [radius, *(m[up] / (start + fed))]
+                ones = np.ones(len(positive_block))
+                fed = largest_feed * np.linalg.solve(np.eye(len(ones)) - positive_block, ones)
+                ratios += [radius, *(m[positive] / (start + fed))]
             else:
-                ratios += [1 / radius, *(start / m[up])]
+                ratios += [1 / radius, *(start / m[positive])]
     return exact.dense("below the positive part's edge its mean squares stay below what they decay to and what the "
                        "negative ones feed; above it they grow at least as they would alone (proof: a matrix without "
                        "negative entries is monotone, theory.md F.8)", ratios)  # fmt: skip
@@ -192,7 +189,7 @@ def of_entries() -> Certificate:
     """The law of independent entries."""
     cases = [(a, k) for d in (2, 3) for a in matrices(3, d) for k in (1, 2, 5, 30)]
     return exact.equal("E vv'Avv' = 2A + tr(A) I + (k - 3) diag(A) for independent entries of kurtosis k = 1, 2, 5, 30",
-                       [moved(a, k).tolist() for a, k in cases],
+                       [fourth_moment(a, k).tolist() for a, k in cases],
                        [(2 * a + np.trace(a) * np.eye(len(a), dtype=int) + (k - 3) * np.diag(np.diag(a))).tolist()
                         for a, k in cases])  # fmt: skip
 
@@ -216,7 +213,7 @@ def two_bases() -> tuple[Certificate, ...]:
 
 def frames() -> Certificate:
     """Orthogonal directions: two numbers fix a and b."""
-    wrong = []
+    mismatches = []
     for d in range(2, 40):
         for q in range(1, d + 1):
             b = Fraction(d * (d - q), q * (d + 2) * (d - 1))
@@ -224,9 +221,9 @@ def frames() -> Certificate:
             # E ||Pg||^2 = q/d, and E (g'Pg)^2 = q (q + 2)/(d (d + 2)) of a beta law, for unit g.
             second = Fraction(d, q) ** 2 * Fraction(q * (q + 2), d * (d + 2))
             if a + d * b != Fraction(d, q) or a + b != second:
-                wrong.append((d, q))
+                mismatches.append((d, q))
     return exact.equal("(d/q)^2 E Pgg'P = a gg' + b ||g||^2 I for a uniform projection P of rank q: its trace d/q and "
-                       "its entry along g, (d/q)^2 q (q + 2)/(d (d + 2)), give the stated a and b, d < 40", wrong,
+                       "its entry along g, (d/q)^2 q (q + 2)/(d (d + 2)), give the stated a and b, d < 40", mismatches,
                        [])  # fmt: skip
 
 

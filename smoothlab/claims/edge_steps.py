@@ -74,7 +74,7 @@ def hybrid_steps() -> tuple[Certificate, ...]:
 
 def on_ritz_vectors() -> tuple[Certificate, ...]:
     """The small map has the dense one's radius, and without coupling both conditions separate."""
-    moment, apart, ratios = OuterMoment(2.0, 1.0), [], []
+    moment, differences, ratios = OuterMoment(2.0, 1.0), [], []
     rng = np.random.default_rng(0)
     for number in range(12):
         root = rng.standard_normal((5, 3 + number % 3))
@@ -82,8 +82,8 @@ def on_ritz_vectors() -> tuple[Certificate, ...]:
         values, vectors = np.linalg.eigh(h)
         keep = values > 1e-9 * values[-1]
         x, y = rng.uniform(0.05, 0.8, 2) / values[-1]
-        small = coupled_radius(values[keep], vectors[:3, keep].T @ vectors[:3, keep], x, y, moment)
-        apart.append(1 + abs(small - second_moment_radius(h, 3, x, y, moment)) - 1e-7)
+        radius = coupled_radius(values[keep], vectors[:3, keep].T @ vectors[:3, keep], x, y, moment)
+        differences.append(1 + abs(radius - second_moment_radius(h, 3, x, y, moment)) - 1e-7)
         edge = mean_square_edge(Spectrum.of(np.linalg.eigvalsh(h[:3, :3]))).value
         top = 2 / np.linalg.eigvalsh(h[3:, 3:])[-1]
         h[:3, 3:] = h[3:, :3] = 0
@@ -92,7 +92,7 @@ def on_ritz_vectors() -> tuple[Certificate, ...]:
                    1 / second_moment_radius(h, 3, 0.5 * edge, 1.01 * top, moment)]  # fmt: skip
     return (
         exact.dense("on the range of H the map of E ss', s = U'z, from eigenvalues and U_x'U_x alone, has the dense "
-                    "map's radius to 1e-7", apart),
+                    "map's radius to 1e-7", differences),
         exact.dense("H_xy = 0: stable at .99 of x's edge and of 2/lambda_max(H_yy), unstable at 1.01 of either",
                     ratios),
     )  # fmt: skip

@@ -1,4 +1,6 @@
-"""What Section 2.1 and Figure 1 say of real training, read from records of `smoothlab smoothness`; no model is loaded.
+"""Claims of Section 2.1 and Figure 1 on real training, checked on records of `smoothlab smoothness`.
+
+No model is loaded.
 
 Points of one run are not independent: intervals over points describe the run. A claim holds where the intervals of all
 runs say so, is false where one says the opposite, and is left open where an interval holds both.

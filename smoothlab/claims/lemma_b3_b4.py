@@ -176,18 +176,18 @@ def _hull() -> Certificate:
     a, b = rng.choice(np.flatnonzero(inside), (2, 20_000))
     differ = x[a] != x[b]
     a, b = a[differ], b[differ]
-    moved = np.abs(f.gradient(x[a], y[a])[0] - f.gradient(x[b], y[a])[0])
+    change = np.abs(f.gradient(x[a], y[a])[0] - f.gradient(x[b], y[a])[0])
     L = 0.1 + np.cosh(edge_x + edge_y)
     return exact.dense("some L_x exists: sup |f_xx| over the box of G_F's projections, which is compact and convex and "
-                       "holds (x', y)", moved / (L * np.abs(x[a] - x[b])), "corrected", L=float(L))  # fmt: skip
+                       "holds (x', y)", change / (L * np.abs(x[a] - x[b])), "corrected", L=float(L))  # fmt: skip
 
 
 def _far() -> Certificate:
     """Both cases of the proof: near by L_x <= 2 sqrt(L_x L_M); for r >= G/sqrt(L_x L_M) 2G <= 2 sqrt(L_x L_M) r."""
     rng = np.random.default_rng(0)
-    L_x, L_y, G, far = np.exp(3 * rng.normal(size=(4, 5000)))
+    L_x, L_y, G, excess = np.exp(3 * rng.normal(size=(4, 5000)))
     top = np.sqrt(L_x * np.maximum(L_x, L_y))
-    r = (1 + far) * G / top
+    r = (1 + excess) * G / top
     smoothness = (
         "2 sqrt(L_x L_M), L = ell(2G), for (x, y), (x', y) in G_F: near by B.1', far by 2G (proof: constants.md B.4)"
     )

@@ -92,8 +92,8 @@ def _bounded() -> Certificate:
     for eta, mu in ((1 / 768, 0.01), (1 / 768, 1.0), (0.01, 3.0)):
         for x in (np.array([1.0, 0.0]), np.array([-2.0, 3.0])):
             c = (np.cosh(x + mu * v).sum(1) - np.cosh(x).sum()) / mu
-            most = np.abs(x) + eta * np.sqrt(2) * np.cosh(np.abs(x) + mu * np.sqrt(2)).sum() / mu
-            ratios.append(np.cosh(x - eta * c[:, None] * v).sum(1) / np.cosh(most).sum())
+            farthest = np.abs(x) + eta * np.sqrt(2) * np.cosh(np.abs(x) + mu * np.sqrt(2)).sum() / mu
+            ratios.append(np.cosh(x - eta * c[:, None] * v).sum(1) / np.cosh(farthest).sum())
     return exact.dense("||v|| = sqrt(d) on the sphere: f(z_1) is at most max f over |z - x| <= eta sqrt(d) max f(x + "
                        "mu v)/mu, for f = cosh x_1 + cosh x_2", np.concatenate(ratios), "corrected")  # fmt: skip
 
@@ -109,23 +109,23 @@ def AHEAD(p: Array) -> Array:
     """The correlation for every F, over 1/1000: v^2 is above (1 - sqrt(2F))/eta too if 2F < 1."""
     eta, root = p[:, 0], np.sqrt(p[:, 1])
     a = np.sqrt([(1 + root) / eta, np.maximum(1 - root, 0) / eta])
-    far, close = 2 * a * np.exp(-(a**2) / 2) / np.sqrt(2 * np.pi)
-    return np.abs(close - far) / 1e-3
+    outer, inner = 2 * a * np.exp(-(a**2) / 2) / np.sqrt(2 * np.pi)
+    return np.abs(inner - outer) / 1e-3
 
 
 def _stopping() -> tuple[Certificate, ...]:
     """The correlation is -2 a phi(a), as {f(z_1) <= F} = {v^2 <= a^2 = (1 + sqrt(2F))/eta} for 2F >= 1."""
     eta, level = exact.enclosed(1) / 384, exact.enclosed(Fraction(3, 5))
     a = exact.sqrt((1 + exact.sqrt(2 * level)) / eta)
-    least = 2 * a * exact.exp(-a * a / 2) / exact.sqrt(2 * mpmath.iv.pi)
-    ahead = exact.refutes("E 1{0 < tau} <grad f, noise> = 0 with tau_1 = min{t: f(z_{t+1}) - f* > F}: its size for f = "
-                          "x^2/2, x_0 = 1, eta = 1/384, F = 3/5", least, exact.enclosed(0))  # fmt: skip
+    size = 2 * a * exact.exp(-a * a / 2) / exact.sqrt(2 * mpmath.iv.pi)
+    refuted = exact.refutes("E 1{0 < tau} <grad f, noise> = 0 with tau_1 = min{t: f(z_{t+1}) - f* > F}: its size for "
+                            "f = x^2/2, x_0 = 1, eta = 1/384, F = 3/5", size, exact.enclosed(0))  # fmt: skip
     points = [Fraction(k, 7) for k in range(-10, 11)]
-    known = exact.equal("with tau = min{t: f(z_t) - f* > F} the event {t < tau} is known at z_t, and given z_t the "
-                        "mean of ghat is grad f for f = x^2",
-                        [estimate_mean((0, 0, 1), x, Fraction(1, 9), 0, 1) for x in points], [2 * x for x in points],
-                        "corrected")  # fmt: skip
-    return (*ahead, known)
+    stopping = exact.equal("with tau = min{t: f(z_t) - f* > F} the event {t < tau} is known at z_t, and given z_t the "
+                           "mean of ghat is grad f for f = x^2",
+                           [estimate_mean((0, 0, 1), x, Fraction(1, 9), 0, 1) for x in points],
+                           [2 * x for x in points], "corrected")  # fmt: skip
+    return (*refuted, stopping)
 
 
 # Control: exact gradients
@@ -148,15 +148,15 @@ def deviation(shifts: tuple[Fraction, ...], g: Fraction, r: Fraction, eta: Fract
     {"n": Log(1.5, 100), "curvature/L": (-1.0, 1.0), "share of ||grad f||^2": (0.0, 1.0)}, known=0.4823, cases=2000,
 )  # fmt: skip
 def CONTROL(p: Array) -> Array:
-    """`deviation` in closed form for n components, over eta^2 n^3 g^2 + eta^2 n^2 sigma^2; eta |L| = bend/(2n)."""
-    n, bend, share = np.round(p[:, 0]), p[:, 1], p[:, 2]
+    """`deviation` in closed form for n components, over eta^2 n^3 g^2 + eta^2 n^2 sigma^2; eta |L| = curvature/(2n)."""
+    n, curvature, share = np.round(p[:, 0]), p[:, 1], p[:, 2]
     g2, s2 = share, 1 - share
     k = np.arange(100)
-    r = (1 - bend / (2 * n))[:, None]
+    r = (1 - curvature / (2 * n))[:, None]
     inside = k < (n - 1)[:, None]  # i = 1, ..., n - 1: sums of i powers
     first, second = np.cumsum(r**k, 1), np.cumsum(r ** (2 * k), 1)
-    moved = first**2 * g2[:, None] + s2[:, None] * (second - (first**2 - second) / (np.maximum(n, 2) - 1)[:, None])
-    return np.where(inside, moved, 0).sum(1) / (n**3 * g2 + n**2 * s2)
+    squares = first**2 * g2[:, None] + s2[:, None] * (second - (first**2 - second) / (np.maximum(n, 2) - 1)[:, None])
+    return np.where(inside, squares, 0).sum(1) / (n**3 * g2 + n**2 * s2)
 
 
 def _control() -> tuple[Certificate, Certificate]:
@@ -174,8 +174,8 @@ def _control() -> tuple[Certificate, Certificate]:
             for r in (1 - Fraction(1, 2 * n), Fraction(1), 1 + Fraction(1, 2 * n)):
                 W = deviation(tuple(map(Fraction, shifts)), Fraction(g), r, eta)
                 fits.append(eta**2 * (n**3 * g * g + n**2 * s2) >= W)
-    whole = exact.equal("all orders of 2 to 5 quadratics, in fractions", fits, [True] * len(fits))
-    return proof, whole
+    all_orders = exact.equal("all orders of 2 to 5 quadratics, in fractions", fits, [True] * len(fits))
+    return proof, all_orders
 
 
 _B6 = ("B.6' (theory.md B): the noise is theta^2 (eta_x sigma_x^2 + eta_y sigma_y^2) + 6n (d + 1) L_x eta_x^2 "

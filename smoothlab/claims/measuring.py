@@ -98,12 +98,12 @@ def difference_error(d: int, size: float, offset: float, h: float, central: bool
     v /= np.linalg.norm(v)
     start, minimum = (size * x).astype(np.float32), (size * offset * c).astype(np.float32)
     move = (h * v).astype(np.float32)
-    back = start
+    base = start
     if central:
-        back = start - move
+        base = start - move
     # Each gradient rounds before they are subtracted, as a backward pass would: the order of the brackets matters.
-    moved = ((start + move) - minimum) - (back - minimum)
-    return float(np.linalg.norm(moved.astype(float) / (h * (1 + central)) - v))
+    difference = ((start + move) - minimum) - (base - minimum)
+    return float(np.linalg.norm(difference.astype(float) / (h * (1 + central)) - v))
 
 
 def _step(central: bool, p: Array) -> Array:

@@ -92,8 +92,8 @@ def far_difference(p: Array) -> Array:
     """Lemma B.1 (1) with ell(2G), G = u, between x and x1 at y' = y; nothing where x1 is not within G/L_x."""
     f, x, _, u, ell_x = _at(p)
     x1 = p[:, 5]
-    moved = np.abs(f.gradient(x1, x - x1)[0] - f.gradient(x, 0.0)[0])
-    return np.where(np.abs(x1 - x) <= u / ell_x, moved / (ell_x * np.abs(x1 - x)), np.nan)
+    change = np.abs(f.gradient(x1, x - x1)[0] - f.gradient(x, 0.0)[0])
+    return np.where(np.abs(x1 - x) <= u / ell_x, change / (ell_x * np.abs(x1 - x)), np.nan)
 
 
 @functools.cache
@@ -139,10 +139,10 @@ def certificates(lemma: str) -> tuple[Certificate, ...]:
     if lemma == "B.1":
         x = exact.enclosed(1)
         P = exact.exp(-x / 2) * exact.cosh(x)
-        moved = f_x - (m + P * (exact.sinh(x) / exact.cosh(x) + 1))
-        return exact.refutes("item 1 with ell(2G), y' = y, between x = 1 and 2 on a ridge", moved, x / 2, **facts)
+        change = f_x - (m + P * (exact.sinh(x) / exact.cosh(x) + 1))
+        return exact.refutes("item 1 with ell(2G), y' = y, between x = 1 and 2 on a ridge", change, x / 2, **facts)
     if lemma == "B.2 (1)":
-        inequality, left = "||grad_x f||^2/(2 ell_x(2u)) <= f - f*", f_x * f_x
+        inequality, square = "||grad_x f||^2/(2 ell_x(2u)) <= f - f*", f_x * f_x
     else:
-        inequality, left = "item 3", f_x * f_x + f_y * f_y / (400 * k * k)
-    return exact.refutes(f"{inequality} on a ridge (f* >= 0)", left, gap, **facts)
+        inequality, square = "item 3", f_x * f_x + f_y * f_y / (400 * k * k)
+    return exact.refutes(f"{inequality} on a ridge (f* >= 0)", square, gap, **facts)

@@ -57,14 +57,14 @@ def runs(seed: int) -> tuple[Run, ...]:
     for number, (name, f) in enumerate(PROBLEMS.items()):
         rng = torch.Generator().manual_seed(100 * seed + number)
         z = [f.at_level(torch.randn(REPLICAS, f.dim, generator=rng, dtype=torch.float64), LEVELS)]
-        algorithm = Algorithm1(*rates(f, *near(f)), 1, distribution="sphere", mu=MU)
+        algorithm = Algorithm1(*rates(f, *smoothness_near(f)), 1, distribution="sphere", mu=MU)
         for t in range(EPOCHS):
             z.append(torch.from_numpy(algorithm.run(f, z[-1], REPLICAS, seed=(seed, number, t)).z))
         runs.append(Run(name, f, algorithm, torch.stack(z)))
     return tuple(runs)
 
 
-def near(f: FiniteSum) -> tuple[float, float]:
+def smoothness_near(f: FiniteSum) -> tuple[float, float]:
     """L_x and L_y of every component in the neighborhood of f - f* <= LEVEL (B.1 corrected)."""
     c = constants(f.component_ell_x, f.component_ell_y, LEVEL)
     return c.L_x_near, c.L_y_near
@@ -110,19 +110,19 @@ class Means:
         self.flagged += samples.rare_draws(squares) is not None
 
     def search(self, inequality: str, draws: int) -> Search:
-        """The evidence of an inequality `what` from means of so many draws each."""
+        """The evidence of an inequality from means of so many draws each."""
         worst = max(self.ratios, key=lambda case: self.ratios[case].value)
         top = self.ratios[worst]
-        surely = max(interval.low for interval in self.ratios.values())
+        certain = max(interval.low for interval in self.ratios.values())
         facts: dict[str, float | str] = {
             "tightness, largest": top.value, "its low": top.low, "its high": top.high, "where": worst,
             "places": float(len(self.ratios)),
         }  # fmt: skip
         if self.flagged:
             facts["flagged"] = float(self.flagged)
-        if surely <= 1:  # a mean above 1 whose interval holds 1 is no violation
-            surely = min(top.value, 1.0)
-        return Search(inequality, "printed", draws * len(self.ratios), 0, 1 - surely, {}, 1.0, facts=facts)
+        if certain <= 1:  # a mean above 1 whose interval holds 1 is no violation
+            certain = min(top.value, 1.0)
+        return Search(inequality, "printed", draws * len(self.ratios), 0, 1 - certain, {}, 1.0, facts=facts)
 
 
 def ellipsoid(f: FiniteSum, z: Tensor, seed: int) -> tuple[Tensor, Array, Array]:

@@ -64,21 +64,21 @@ class Statement:
         rng = np.random.default_rng([seed, *self.what.encode()])
         unit = rng.random((self.cases, len(self.ranges)))
         ratios = self._ratios(unit)
-        best, where, count = float(ratios.max()), unit[ratios.argmax()], 0
+        largest, location, count = float(ratios.max()), unit[ratios.argmax()], 0
 
-        def short_of(u: Array) -> float:
+        def negative_ratio(u: Array) -> float:
             return -float(self._ratios(_reflected(u)[None])[0])  # reflected: faces of the cube are no walls
 
         for start in unit[np.argsort(-ratios)[: self.starts]]:
             options: Any = {
                 "maxfev": self.steps, "initial_simplex": _simplex(start), "xatol": 1e-9, "fatol": 1e-12,
             }  # fmt: skip
-            result: Any = optimize.minimize(short_of, start, method="Nelder-Mead", options=options)
+            result: Any = optimize.minimize(negative_ratio, start, method="Nelder-Mead", options=options)
             count += int(result.nfev)
-            if -result.fun > best:
-                best, where = -float(result.fun), _reflected(result.x)
-        point = dict(zip(self.ranges, self.members(where[None])[0].tolist(), strict=True))
-        return Search(self.what, self.about, self.cases, count, 1 - best / factor, point, self.known)
+            if -result.fun > largest:
+                largest, location = -float(result.fun), _reflected(result.x)
+        point = dict(zip(self.ranges, self.members(location[None])[0].tolist(), strict=True))
+        return Search(self.what, self.about, self.cases, count, 1 - largest / factor, point, self.known)
 
     def _ratios(self, unit: Array) -> Array:
         with np.errstate(all="ignore"):
@@ -101,8 +101,8 @@ def check_by(
 
     def check(seed: int) -> Finding:
         evidence: list[Certificate | Search] = []
-        for make in certificates:
-            certificate = make()
+        for certify in certificates:
+            certificate = certify()
             if isinstance(certificate, tuple):
                 evidence += certificate
             else:

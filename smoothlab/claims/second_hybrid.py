@@ -1,4 +1,4 @@
-"""What arXiv:2507.18076 says of BOFT, LoRA-GA and their mix, and what follows from it, read from records of runs.
+"""Claims of arXiv:2507.18076 on BOFT, LoRA-GA and their mix, checked on records of runs.
 
 The abstract, all that was at hand, says that BOFT brings "orthogonal stability", LoRA-GA "gradient-aligned rapid
 convergence", and that their mix does better than either. Curvature is that of the PEFT module on minibatches before the
@@ -27,7 +27,7 @@ ORTHOGONAL = ("boft", "unitary")
 
 @dataclass(frozen=True)
 class Measured:
-    """What one record file holds of one PEFT method.
+    """The rows of one record file of one PEFT method.
 
     Attributes:
         method: the PEFT method.

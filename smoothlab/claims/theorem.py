@@ -14,7 +14,7 @@ import numpy as np
 
 from smoothlab.claims import exact
 from smoothlab.claims.claim import Certificate, Claim, Finding
-from smoothlab.claims.descent import collection, summed
+from smoothlab.claims.descent import bound_over_eps2, collection
 from smoothlab.claims.lemma_b6 import epoch
 from smoothlab.claims.search import Array, Log, Statement, check_by, statement
 from smoothlab.theory.constants import ones
@@ -35,8 +35,8 @@ def _two_points(p: Array, corrected: bool) -> Array:
     width = G
     if corrected:
         width = top
-    left = np.logaddexp(np.log(share) + top, np.log1p(-share))
-    return np.exp(np.minimum(left - share * top - width**2 / 8, 600))
+    log_mean = np.logaddexp(np.log(share) + top, np.log1p(-share))
+    return np.exp(np.minimum(log_mean - share * top - width**2 / 8, 600))
 
 
 _TWO = {"T": Log(1.0, 1000.0), "G": Log(0.1, 3.0), "P(X > 0)": (0.01, 0.99)}
@@ -150,11 +150,11 @@ def enclosed_average(d: int, sigma: Any, gap: Any, eps: Any, delta: Any, T: int)
     G2 = 2 * (8 / delta * (gap + prime))  # noqa: N806  G^2 = 2 L F
     least = min(eta_x / 4, 3 * eta_y / 8, key=lambda x: exact.ends(x)[0])
     required = 2 / delta + G2 / 8 + (gap + 2 * eta_x + eta_y) / (n * least)
-    meets = exact.ends(eps**2 * T)[0] >= exact.ends(required)[1]
+    met = exact.ends(eps**2 * T)[0] >= exact.ends(required)[1]
     A, c = epoch(d, unit, sigma**2, eta_x)
     start, floor = 2 * gap, c / (1 - A)
     fallen = 1 - mpmath.iv.exp(T * mpmath.iv.log(A))
-    return floor + (start - floor) * fallen / (T * (1 - A)), meets
+    return floor + (start - floor) * fallen / (T * (1 - A)), met
 
 
 def conclusions() -> tuple[Certificate, ...]:
@@ -163,8 +163,8 @@ def conclusions() -> tuple[Certificate, ...]:
     for sigma, eps in (("100", "0.5"), ("10", "0.05")):
         T = printed(100, float(sigma), 0.5, float(eps), 0.1).T
         gap, accuracy, delta = (exact.enclosed(number) for number in ("0.5", eps, "0.1"))
-        average, meets = enclosed_average(100, exact.enclosed(sigma), gap, accuracy, delta, T + 1)
-        if meets:
+        average, met = enclosed_average(100, exact.enclosed(sigma), gap, accuracy, delta, T + 1)
+        if met:
             allowed = accuracy * accuracy
             certificates += exact.refutes(
                 f"(1/T) sum E ||grad f||^2 <= eps^2: d = 100, n = 2, Delta = 0.5, sigma = {sigma}, eps = {eps}, delta "
@@ -181,9 +181,9 @@ def _smallest_T(d: Array, sigma: Array, gap: Array, eps: Array, delta: Array) ->
         T = np.exp((low + high) / 2)
         eta_x, eta_y = (np.minimum(np.sqrt(2 / T) / (2 * sigma), cap) for cap in (1 / (768 * d), 0.25))
         level = 8 / delta * (gap + 2 * sigma**2 * (eta_x**3 + eta_y**3) * T)
-        needs = 2 / delta + level / 4 + (gap + 2 * eta_x + eta_y) / (2 * np.minimum(eta_x / 4, 3 * eta_y / 8))
-        short = eps**2 * T < needs
-        low, high = np.where(short, np.log(T), low), np.where(short, high, np.log(T))
+        required = 2 / delta + level / 4 + (gap + 2 * eta_x + eta_y) / (2 * np.minimum(eta_x / 4, 3 * eta_y / 8))
+        unmet = eps**2 * T < required
+        low, high = np.where(unmet, np.log(T), low), np.where(unmet, high, np.log(T))
     return np.ceil(np.exp(high)), eta_x
 
 
@@ -224,7 +224,7 @@ def _conclusion(seed: int) -> Finding:
     for _ in range(500):
         eps, L, gap, s2 = np.exp(rng.uniform(np.log(1e-3), np.log(10), 4))
         n, d = np.exp(rng.uniform(0, 7, 2)).astype(int).tolist()
-        ratios.append(summed(Setting(ones, ones, gap, n, d, s2, 0.0), eps, L))
+        ratios.append(bound_over_eps2(Setting(ones, ones, gap, n, d, s2, 0.0), eps, L))
     total = exact.dense("B.6' summed over T epochs is at most eps^2 at the corrected theorem's constants", ratios,
                         "corrected", rounding=1e-6)  # fmt: skip
     return check_by(

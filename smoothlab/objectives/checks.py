@@ -1,4 +1,4 @@
-"""What every objective must pass, also a user's own: each check gives how many points it saw, and the smallest slack.
+"""Checks of objectives, also of a user's own: each returns the number of its points, and the smallest slack.
 
     derivatives       gradient and Hessian against autograd, and those of every component
     definition 2.1    -D <= Hess f <= D with D = diag(ell_x(u), ell_y(u)), u = ||grad f||, both signs apart; where
@@ -188,10 +188,10 @@ def definition(f: BlockSmooth, z: Tensor, level: float, sign: int, seed: int = 0
         return torch.where(broken, -torch.inf, eigenvalues)
 
     # u = 0 is left out: ell(0) = 0 is allowed, and a quotient by it is not (theory.md E).
-    kept = z[f.gradient(z).norm(dim=-1) > 0]
-    worst = climb(f, level, score, kept, _ROUNDS, seed)[0]
+    points_used = z[f.gradient(z).norm(dim=-1) > 0]
+    worst = climb(f, level, score, points_used, _ROUNDS, seed)[0]
     name = f"definition 2.1, {'Hess f <= D (as printed)' if sign > 0 else 'Hess f >= -D'}"
-    check = Check(name, len(kept) + _SEARCHED, 1 - float(score(worst)), _EXACT)
+    check = Check(name, len(points_used) + _SEARCHED, 1 - float(score(worst)), _EXACT)
     if check.passed:
         return check
     # The curvature along the worst direction s = D^(-1/2) q, q the eigenvector, of length 1.
@@ -246,9 +246,9 @@ def t2_sides(f: BlockSmooth, z: Tensor) -> tuple[Array, Array]:
     fits[:, 0] = ell_x[:, 0] == ell_y[:, 0]  # lambda = 1 is for equal ell
     first, rows = fits.argmax(1), np.arange(len(u))
     with np.errstate(divide="ignore", invalid="ignore"):
-        left = squares[:, : f.d_x].sum(1) / ell_x[rows, first] + squares[:, f.d_x :].sum(1) / ell_y[rows, first]
-    kept = (gap > SMALL) & fits[rows, first] & (u > 0)
-    return np.where(kept, left / 2, np.nan), gap
+        decrease = squares[:, : f.d_x].sum(1) / ell_x[rows, first] + squares[:, f.d_x :].sum(1) / ell_y[rows, first]
+    comparable = (gap > SMALL) & fits[rows, first] & (u > 0)
+    return np.where(comparable, decrease / 2, np.nan), gap
 
 
 def t1(f: BlockSmooth, z: Tensor) -> Check:
@@ -286,8 +286,8 @@ def coercivity(f: BlockSmooth, level: float, seed: int = 0, rays: int = 500) -> 
     direction = torch.randn(rays, f.d_x + f.d_y, generator=rng, dtype=torch.float64)
     edge = (sample(f, level, rays, seed) - f.center).norm(dim=-1).max()
     direction = direction / direction.norm(dim=-1, keepdim=True) * edge
-    far = f.center + direction.unsqueeze(1) * 2.0 ** torch.arange(1, 21, dtype=torch.float64)[:, None]
-    values = (f.value(far) - f.f_star).nan_to_num(nan=torch.inf, posinf=torch.inf)
+    points = f.center + direction.unsqueeze(1) * 2.0 ** torch.arange(1, 21, dtype=torch.float64)[:, None]
+    values = (f.value(points) - f.f_star).nan_to_num(nan=torch.inf, posinf=torch.inf)
     lowest = float(values.min())
     return Check("coercivity", values.numel(), 1 - level / lowest if lowest > 0 else -math.inf, 0.0)
 
@@ -297,11 +297,11 @@ def derivatives(f: FiniteSum, z: Tensor) -> Check:
 
     The mean of the components' values and gradients must be those of f, too.
     """
-    pairs = [(f.gradient(z), _slope(f.value, z)), (f.hessian(z), _bend(f.gradient, z))]
+    pairs = [(f.gradient(z), _slope(f.value, z)), (f.hessian(z), _jacobian(f.gradient, z))]
     if not isinstance(f, Objective):  # whose components have the derivatives of f, but for a constant
         for i in range(f.n):
             value, gradient = partial(f.value_of, i=i), partial(f.gradient_of, i=i)
-            pairs += [(gradient(z), _slope(value, z)), (f.hessian_of(z, i), _bend(gradient, z))]
+            pairs += [(gradient(z), _slope(value, z)), (f.hessian_of(z, i), _jacobian(gradient, z))]
         values = torch.stack([f.value_of(z, i) for i in range(f.n)], -1)
         pairs += [(values.mean(-1, keepdim=True), f.value(z)[:, None]), (f.gradients(z).mean(0), f.gradient(z))]
     worst = 0.0
@@ -316,7 +316,7 @@ def _slope(value: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
     return torch.func.vmap(torch.func.grad(value))(z)
 
 
-def _bend(gradient: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+def _jacobian(gradient: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
     return torch.func.vmap(torch.func.jacrev(gradient))(z)
 
 
@@ -329,13 +329,13 @@ def scatter(f: FiniteSum, z: Tensor, level: float, seed: int = 0) -> Check:
     deviations = centered(g).norm(dim=-1).amax(0)
     claimed = [f.spread(u) for u in g.mean(0).norm(dim=-1).tolist()]
     ratios = [float((deviations / torch.tensor(claimed)).max())]
-    for side, most in enumerate(f.variances(level)):
+    for side, bound in enumerate(f.variances(level)):
 
         def variance(points: Tensor, side: int = side) -> Tensor:
             return f.variance(points)[side]
 
         measured = float(variance(climb(f, level, variance, z, _ROUNDS, seed)[0]))
-        ratios.append(measured / most if most else 1 + measured)
+        ratios.append(measured / bound if bound else 1 + measured)
     return Check("sigma", len(z) + 2 * _SEARCHED, 1 - max(ratios), _EXACT)
 
 

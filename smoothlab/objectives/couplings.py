@@ -96,8 +96,8 @@ class Ridge(Coupling):
 
     def hessian(self, x: Tensor, y: Tensor) -> Tensor:
         """c phi''(w.z) ww'."""
-        bend, w = self.phi(self._product(x, y))[2] * self.c, self.w(x.shape[-1], y.shape[-1], x)
-        return bend[..., None, None] * torch.outer(w, w)
+        curvature, w = self.phi(self._product(x, y))[2] * self.c, self.w(x.shape[-1], y.shape[-1], x)
+        return curvature[..., None, None] * torch.outer(w, w)
 
     def _length(self, side: Side) -> float:
         return self.p if side == "x" else self.q
@@ -127,9 +127,9 @@ class LogCoshCoupling(Ridge):
     def phi(self, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Near 0 log(1 + 2 sinh^2(s/2)), far out |s| + log(1 + e^(-2|s|)) - log 2: no digits lost, no overflow."""
         # Both are clamped to where they serve: autograd multiplies the other one's slope by 0, and 0 times inf is NaN.
-        far = s.abs().clamp(min=1)
-        near = torch.log1p(2 * torch.sinh(s.clamp(-1, 1) / 2).square())
-        value = torch.where(s.abs() < 1, near, far + torch.log1p(torch.exp(-2 * far)) - math.log(2))
+        large = s.abs().clamp(min=1)
+        small_value = torch.log1p(2 * torch.sinh(s.clamp(-1, 1) / 2).square())
+        value = torch.where(s.abs() < 1, small_value, large + torch.log1p(torch.exp(-2 * large)) - math.log(2))
         tanh = torch.tanh(s)
         return value, tanh, 1 - tanh.square()
 

@@ -245,11 +245,11 @@ class ExponentialSum(_Ridges):
 
     def _farthest(self, u: ArrayLike) -> Array:
         """A bound of |a_j'z| for every j where ||grad f|| <= u, [..., n]."""
-        lengths, least = self._stretched
-        far = np.asarray(u, dtype=float)[..., None] / math.sqrt(min(self.mass))
+        lengths, smallest = self._stretched
+        distance = np.asarray(u, dtype=float)[..., None] / math.sqrt(min(self.mass))
         with np.errstate(over="ignore"):  # the linear bound is the smaller one near 0, arcsinh's far out
-            steep = self.n * far * math.sqrt(self.n // 2) / (2 * self.c * least)
-            return np.minimum(np.arcsinh(steep), lengths * far)
+            steep = self.n * distance * math.sqrt(self.n // 2) / (2 * self.c * smallest)
+            return np.minimum(np.arcsinh(steep), lengths * distance)
 
     def ell(self, u: ArrayLike, side: Side) -> Array:
         """m and the bound of (2c/n) sum_pairs cosh s_j a_j a_j', with cosh at its largest for each."""
@@ -271,12 +271,12 @@ class ExponentialSum(_Ridges):
         if not math.isfinite(level):
             return math.inf, math.inf
         top = self.n * level / (2 * self.c)
-        far = np.minimum(math.acosh(1 + top), self._stretched[0] * math.sqrt(2 * level))
+        distance = np.minimum(math.acosh(1 + top), self._stretched[0] * math.sqrt(2 * level))
         bounds = []
         for side in ("x", "y"):
             squares = self._lengths(side).square().numpy()
             corner = squares.mean() + 2 / self.n * squares.max() * (4 * top + 2 * top**2)
-            bounds.append(self.c**2 * min(float(corner), float((squares * np.cosh(2 * far)).mean())))
+            bounds.append(self.c**2 * min(float(corner), float((squares * np.cosh(2 * distance)).mean())))
         return bounds[0], bounds[1]
 
     def spread(self, u: float = math.inf) -> float:

@@ -41,7 +41,7 @@ def positive(name: str, value: float) -> None:
 
 @dataclass(frozen=True)
 class Psi(ABC):
-    """One family. `value`, `slope` and `curvature` act on every entry of a tensor of any shape."""
+    """A function of one number; `value`, `slope` and `curvature` act on every entry of a tensor of any shape."""
 
     # why E f is infinite after a zeroth-order step with Gaussian directions; empty where it is finite
     reason: ClassVar[str] = ""

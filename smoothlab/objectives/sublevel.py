@@ -34,7 +34,7 @@ class BlockSmooth(Protocol):
 
     @property
     def center(self) -> Tensor:
-        """Where the minimum is, [d]."""
+        """The minimum, [d]."""
 
     def value(self, z: Tensor, /) -> Tensor:
         """[..., d] -> [...]."""
@@ -71,10 +71,10 @@ def at_level(f: BlockSmooth, direction: Tensor, level: float | Tensor) -> Tensor
         return f.value(f.center + s.unsqueeze(-1) * direction) < target
 
     for _ in range(200):
-        short = below(high)
-        if not short.any():
+        too_short = below(high)
+        if not too_short.any():
             break
-        high = torch.where(short, 2 * high, high)
+        high = torch.where(too_short, 2 * high, high)
     else:
         raise BadInput(f"'{f.name}' stays below {float(target.max()):g} along a ray: it is not coercive")
     low = torch.zeros_like(high)
@@ -130,11 +130,11 @@ def climb(
         steps = torch.randn(len(best), 32, best.shape[-1], generator=rng, dtype=torch.float64)
         # Some steps move few coordinates: where the maximum lies on an axis, steps in all of them leave it.
         steps *= torch.rand(steps.shape, generator=rng) < torch.rand(len(best), 32, 1, generator=rng)
-        moved = best.unsqueeze(1) + size * steps
-        inside = f.value(moved) - f.f_star <= level
-        moved = torch.where(inside.unsqueeze(-1), moved, best.unsqueeze(1))
-        highest, index = score(moved).nan_to_num(nan=-torch.inf).max(1)
-        better = highest > top
-        best = torch.where(better.unsqueeze(-1), moved[torch.arange(len(best)), index], best)
-        top = torch.where(better, highest, top)
+        candidates = best.unsqueeze(1) + size * steps
+        inside = f.value(candidates) - f.f_star <= level
+        candidates = torch.where(inside.unsqueeze(-1), candidates, best.unsqueeze(1))
+        highest, index = score(candidates).nan_to_num(nan=-torch.inf).max(1)
+        improved = highest > top
+        best = torch.where(improved.unsqueeze(-1), candidates[torch.arange(len(best)), index], best)
+        top = torch.where(improved, highest, top)
     return best[top.argsort(descending=True)]

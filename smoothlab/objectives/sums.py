@@ -57,7 +57,7 @@ class FiniteSum(ABC):
 
     @property
     def gaussian_reason(self) -> str:
-        """Why E f is infinite after a step in x with Gaussian directions; empty where it is finite."""
+        """Reason for which E f is infinite after a step in x with Gaussian directions; empty where it is finite."""
         return ""
 
     # The function and its components
@@ -102,7 +102,7 @@ class FiniteSum(ABC):
 
     @property
     def center(self) -> Tensor:
-        """Where the minimum is: 0 [d]."""
+        """The minimum: 0 [d]."""
         return torch.zeros(self.dim, dtype=torch.float64)
 
     def _parts(self, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -164,7 +164,7 @@ class FiniteSum(ABC):
         return constants(self.ell_x, self.ell_y, F)
 
     def setting(self, gap: float, level: float = math.inf) -> Setting:
-        """What the theorems take, from f(z_0) - f* = gap on.
+        """The theorems' problem, from f(z_0) - f* = gap on.
 
         Args:
             gap: Delta.
@@ -179,10 +179,10 @@ class FiniteSum(ABC):
             raise BadInput(
                 f"sigma of '{self.name}' is unbounded, so Assumption 3.3 fails: give the level F of a sublevel set"
             )
-        ell_x, ell_y, near = self.component_ell_x, self.component_ell_y, math.inf
+        ell_x, ell_y, neighborhood = self.component_ell_x, self.component_ell_y, math.inf
         if math.isfinite(level):
-            near = 2 * constants(ell_x, ell_y, level).G
-        return Setting(ell_x, ell_y, gap, self.n, self.d_x, sigma2_x, sigma2_y, self.spread(near))
+            neighborhood = 2 * constants(ell_x, ell_y, level).G
+        return Setting(ell_x, ell_y, gap, self.n, self.d_x, sigma2_x, sigma2_y, self.spread(neighborhood))
 
     @property
     def gaussian_moments(self) -> Literal["finite", "infinite"]:

@@ -18,7 +18,7 @@ BEND = 0.1  # how far the Hessians of the components of "quadratics" are from th
 
 @dataclass(frozen=True)
 class Entry:
-    """One objective, of curvature 1 in x and 1/ratio in y at the minimum."""
+    """An objective of curvature 1 in x and 1/ratio in y at the minimum."""
 
     description: str  # what it is, for help and documentation
     # takes the package `smoothlab.objectives`, ratio, sigma and the sizes; returns the sum

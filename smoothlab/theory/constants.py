@@ -155,7 +155,7 @@ def gradient_bound(ell: Ell, level: float) -> float:
 
 @dataclass(frozen=True)
 class Constants:
-    """What ell says about the sublevel set f - f* <= F."""
+    """Constants of the sublevel set f - f* <= F that follow from ell."""
 
     F: float  # the level
     G: float  # bound of ||grad f|| by T1, the sharp one

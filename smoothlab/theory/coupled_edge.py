@@ -22,8 +22,8 @@ from smoothlab.errors import BadInput
 from smoothlab.theory.spectra import GAUSSIAN, OuterMoment
 
 Array = NDArray[np.float64]
-_MOST = 40  # Ritz vectors, or dimensions of the dense map, a matrix of their number squared
-_NEAR = 1e-12  # of an eigenvalue in the largest: H's kernel, up to rounding
+_LARGEST = 40  # Ritz vectors, or dimensions of the dense map, a matrix of their number squared
+_KERNEL = 1e-12  # of an eigenvalue in the largest: H's kernel, up to rounding
 
 
 def second_moment_radius(hessians: Array, d_x: int, eta_x: float, eta_y: float, moment: OuterMoment) -> float:
@@ -54,11 +54,11 @@ def second_moment_radius(hessians: Array, d_x: int, eta_x: float, eta_y: float, 
     d = batches.shape[-1]
     mean = batches.mean(0)
     values, vectors = np.linalg.eigh(mean)
-    keep = np.abs(values) > _NEAR * np.abs(values).max()
+    keep = np.abs(values) > _KERNEL * np.abs(values).max()
     if not keep.any():
         raise BadInput("the mean Hessian is 0: the loss depends on nothing here, which sets no edge")
-    inside = vectors[:, keep]
-    if not np.allclose(batches - inside @ (inside.T @ batches), 0, atol=1e-9 * np.abs(batches).max()):
+    basis = vectors[:, keep]
+    if not np.allclose(batches - basis @ (basis.T @ batches), 0, atol=1e-9 * np.abs(batches).max()):
         raise BadInput("minibatches curve along directions where the mean does not, in which M grows at every rate")
     rates = np.r_[np.full(d_x, eta_x), np.full(d - d_x, eta_y)][:, None]
     in_x = np.diag((np.arange(d) < d_x).astype(float))
@@ -71,7 +71,7 @@ def second_moment_radius(hessians: Array, d_x: int, eta_x: float, eta_y: float, 
         second_moment_map += b * np.outer(in_x, noise.T @ noise)
         for i in range(d_x):
             second_moment_map[i * d + i] += c * np.kron(noise[i], noise[i])
-    inward = np.kron(inside, inside)
+    inward = np.kron(basis, basis)
     return _radius(inward.T @ (second_moment_map / len(batches)) @ inward)
 
 
@@ -186,7 +186,7 @@ def _radius(m: Array) -> float:
 
 @dataclass(frozen=True)
 class HybridGradient:
-    """What one step's gradient norm depends on in hybrid training, from two products: with (g_x, 0) and with (0, g_y).
+    """Norms and inner products that decide a hybrid step's gradient norm, from products with (g_x, 0) and (0, g_y).
 
     >>> import numpy as np
     >>> from smoothlab import HybridGradient
@@ -281,10 +281,10 @@ def _checked(values: Array, gram_x: Array, moment: OuterMoment, rest_trace: floa
     """The eigenvalues and the Gram matrix as arrays."""
     eigenvalues, g = np.asarray(values, dtype=float), np.asarray(gram_x, dtype=float)
     k = eigenvalues.size
-    if eigenvalues.shape != (k,) or g.shape != (k, k) or not 1 <= k <= _MOST:
+    if eigenvalues.shape != (k,) or g.shape != (k, k) or not 1 <= k <= _LARGEST:
         raise BadInput(
             f"eigenvalues of shape {eigenvalues.shape} and a Gram matrix of shape {g.shape}: give [k] and [k, k] with "
-            f"k from 1 to {_MOST}"
+            f"k from 1 to {_LARGEST}"
         )
     if not (np.isfinite(eigenvalues).all() and np.isfinite(g).all() and (eigenvalues > 0).all()):
         raise BadInput(
@@ -309,7 +309,7 @@ def _checked(values: Array, gram_x: Array, moment: OuterMoment, rest_trace: floa
 def _square(batches: Array) -> None:
     """Refuse what are no symmetric matrices of a size that the dense map has room for."""
     d = batches.shape[-1]
-    if batches.ndim != 3 or batches.shape[1] != d or not 1 <= d <= _MOST:
-        raise BadInput(f"Hessians of shape {batches.shape}: give [d, d] or [B, d, d] with d from 1 to {_MOST}")
+    if batches.ndim != 3 or batches.shape[1] != d or not 1 <= d <= _LARGEST:
+        raise BadInput(f"Hessians of shape {batches.shape}: give [d, d] or [B, d, d] with d from 1 to {_LARGEST}")
     if not np.allclose(batches, batches.transpose(0, 2, 1), atol=1e-9 * np.abs(batches).max()):
         raise BadInput("a Hessian is not symmetric: symmetrize it, or check the products that it was made from")

@@ -163,24 +163,25 @@ def _in_a_basis(
     spectrum: Spectrum, moment: OuterMoment, momentum: float, dampening: float, diagonal: tuple[float, float] | None
 ) -> Edge:
     a, b, c = moment
-    least, most = diagonal or (0.0, spectrum.largest)
-    if not -1e-9 * spectrum.largest <= least <= most <= spectrum.largest * (1 + 1e-9):
+    smallest, largest = diagonal or (0.0, spectrum.largest)
+    if not -1e-9 * spectrum.largest <= smallest <= largest <= spectrum.largest * (1 + 1e-9):
         raise BadInput(
-            f"diagonal entries from {least:.4g} to {most:.4g} are not those of a matrix with eigenvalues from 0 to "
-            f"{spectrum.largest:.4g}: give the smallest and the largest H_ii"
+            f"diagonal entries from {smallest:.4g} to {largest:.4g} are not those of a matrix with eigenvalues from 0 "
+            f"to {spectrum.largest:.4g}: give the smallest and the largest H_ii"
         )
-    above = OuterMoment(max(a, 1.0), b + max(c, 0.0))
-    low = _isotropic(spectrum, above, momentum, dampening).low
+    upper = OuterMoment(max(a, 1.0), b + max(c, 0.0))
+    low = _isotropic(spectrum, upper, momentum, dampening).low
     high = exact_edge(spectrum.largest, momentum=momentum, dampening=dampening)
     if c > 0 and a >= 1:
         high = _isotropic(spectrum, OuterMoment(a, b), momentum, dampening).high
     if not momentum:
         rest_traces = [t for t, _ in spectrum.rest()]
-        known = math.fsum(spectrum.values)
-        low = max(low, 2 / (b * (known + max(rest_traces)) + a * spectrum.largest + max(c * least, c * most)))
-        smallest = b * (known + min(rest_traces)) + min(c * least, c * most)
-        if smallest > 0:
-            high = min(high, 2 / smallest / (1 - dampening))
+        known_trace = math.fsum(spectrum.values)
+        extra = a * spectrum.largest + max(c * smallest, c * largest)
+        low = max(low, 2 / (b * (known_trace + max(rest_traces)) + extra))
+        denominator = b * (known_trace + min(rest_traces)) + min(c * smallest, c * largest)
+        if denominator > 0:
+            high = min(high, 2 / denominator / (1 - dampening))
     return Edge.between(low, high)
 
 
@@ -244,14 +245,14 @@ def best_rate(rho: float, trace: float, moment: OuterMoment = GAUSSIAN, *, noise
         BadInput: the step has no curvature to stop at, noise < 1, or the directions see the basis.
     """
     _no_basis(moment)
-    bend = moment.aligned * rho + moment.isotropic * trace
-    if not 0 < bend < math.inf or not 1 <= noise < math.inf:
+    curvature = moment.aligned * rho + moment.isotropic * trace
+    if not 0 < curvature < math.inf or not 1 <= noise < math.inf:
         raise BadInput(
-            f"rho = {rho:.4g} and trace {trace:.4g} give the mean curvature {bend:.4g} along a step, noise "
+            f"rho = {rho:.4g} and trace {trace:.4g} give the mean curvature {curvature:.4g} along a step, noise "
             f"{noise:.4g}: it must be positive, and noise at least 1; use gradient_norm_edge where the trace nearly "
             "cancels"
         )
-    return 1 / (noise * bend)
+    return 1 / (noise * curvature)
 
 
 def _check(momentum: float, dampening: float) -> None:

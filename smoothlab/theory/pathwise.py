@@ -1,4 +1,4 @@
-"""What a single run with zeroth-order gradients does: the almost-sure edge, and the edge that a run of N steps shows.
+"""Stability of a single run with zeroth-order gradients: the almost-sure edge, and the edge of runs of N steps.
 
 Along one run of z+ = (I - eta V V'H/q) z, V = (v_1, ..., v_q), log ||z|| grows by the Lyapunov exponent L(eta) a step,
 almost surely (Furstenberg and Kesten 1960). L < 0 at rates far above the mean-square edge if few eigenvalues rule: the
@@ -80,9 +80,9 @@ def pathwise_edge(
         return Edge(*(float(root) / spectrum.largest,) * 3)
 
     def exponents(rates: Array) -> Array:
-        grown = _growth(spectrum, rates, q, replicas, steps, seed, draw, loss=False)
-        each = (grown[-1] - grown[steps // 5]) / (steps - steps // 5)
-        mean, error = each.mean(0), each.std(0, ddof=1) / math.sqrt(replicas)
+        log_norms = _growth(spectrum, rates, q, replicas, steps, seed, draw, loss=False)
+        rates_of_growth = (log_norms[-1] - log_norms[steps // 5]) / (steps - steps // 5)
+        mean, error = rates_of_growth.mean(0), rates_of_growth.std(0, ddof=1) / math.sqrt(replicas)
         return np.stack([mean - _NORMAL * error, mean, mean + _NORMAL * error])
 
     return _crossing(spectrum, q, exponents)
@@ -175,7 +175,7 @@ def _crossing(spectrum: Spectrum, q: int, curves: Callable[[Array], Array]) -> E
 
 
 def _interpolated(rates: Array, curve: Array) -> float:
-    """Where the curve first becomes positive, between two rates; the last rate if nowhere."""
+    """Rate at which the curve first becomes positive, between two rates; the last rate if nowhere."""
     above = np.flatnonzero(curve > 0)
     if not len(above) or not above[0]:
         return float(rates[above[0] if len(above) else -1])

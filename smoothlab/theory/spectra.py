@@ -1,4 +1,4 @@
-"""What the edge of stability depends on: the spectrum of a Hessian block, and the second moment of a step.
+"""Arguments of the edge of stability: the spectrum of a Hessian block, and the second moment of a step.
 
 A spectrum is known in part: the largest eigenvalues (Ritz values of Lanczos), and of the rest only the trace and the
 Frobenius norm. Sums over the rest are then bounded: for eigenvalues l_j in [0, m] of trace t and sum of squares s, and
@@ -66,7 +66,7 @@ class Estimate(Protocol):
 
     @property
     def quantity(self) -> str:
-        """What is estimated: "spectral", "trace" or "frobenius"."""
+        """The estimated quantity: "spectral", "trace" or "frobenius"."""
 
     @property
     def value(self) -> float:
@@ -130,17 +130,18 @@ class Spectrum:
     def _check_rest(self) -> None:
         """Refuse a trace and a Frobenius norm that no H >= 0 with these largest eigenvalues has."""
         k, m = self.dim - len(self.values), self.values[-1]
-        known, squares = sum(self.values), sum(x * x for x in self.values)
-        if self.trace is not None and not -_TOLERANCE * known <= self.trace - known <= k * m + _TOLERANCE * known:
+        known_trace, squares = sum(self.values), sum(x * x for x in self.values)
+        tolerance = _TOLERANCE * known_trace
+        if self.trace is not None and not -tolerance <= self.trace - known_trace <= k * m + tolerance:
             raise BadInput(
-                f"trace {self.trace:.4g} does not belong to the largest eigenvalues, whose sum is {known:.4g}, and {k} "
-                f"others between 0 and {m:.4g}: {_INDEFINITE}"
+                f"trace {self.trace:.4g} does not belong to the largest eigenvalues, whose sum is {known_trace:.4g}, "
+                f"and {k} others between 0 and {m:.4g}: {_INDEFINITE}"
             )
         if self.frobenius is not None:
             s = self.frobenius**2 - squares
             least, most = 0.0, k * m**2
             if self.trace is not None:
-                t = max(self.trace - known, 0.0)
+                t = max(self.trace - known_trace, 0.0)
                 least, most = t**2 / max(k, 1), m * t
             if not least - _TOLERANCE * squares <= s <= most + _TOLERANCE * squares:
                 raise BadInput(
@@ -192,12 +193,12 @@ class Spectrum:
     def rest(self) -> list[tuple[float, float]]:
         """The pairs (t, s) of trace and sum of squares that the rest may have: the corners of what is known."""
         k, m = self.dim - len(self.values), self.values[-1]
-        known, squares = math.fsum(self.values), math.fsum(x * x for x in self.values)
+        known_trace, squares = math.fsum(self.values), math.fsum(x * x for x in self.values)
         if not k or not m:
             return [(0.0, 0.0)]
         s = None if self.frobenius is None else max(self.frobenius**2 - squares, 0.0)
         if self.trace is not None:
-            t = max(self.trace - known, 0.0)
+            t = max(self.trace - known_trace, 0.0)
             return [(t, t * t / k), (t, m * t)] if s is None else [(t, min(max(s, t * t / k), m * t))]
         if s is None:
             return [(0.0, 0.0), (k * m, k * m * m)]
@@ -209,8 +210,8 @@ class Spectrum:
         With phi(l) = 1/(a - b rate l). t phi(s/t) = t^2/(a t - b rate s) is smallest at t = 2 b rate s/a.
         """
         x = rate * np.array(self.values)
-        known = float((x / (a - b * x)).sum())
-        bend = (1 / (a - b * x[-1]) - 1 / a) / self.values[-1] if x[-1] else 0.0
+        known_sum = float((x / (a - b * x)).sum())
+        slope = (1 / (a - b * x[-1]) - 1 / a) / self.values[-1] if x[-1] else 0.0
         corners = self.rest()
         low = high = 0.0
         for number, (t, s) in enumerate(corners):
@@ -219,8 +220,8 @@ class Spectrum:
                 least = min(max(2 * b * rate * s / a, corners[0][0]), corners[-1][0])
             below = least**2 / (a * least - b * rate * s) if least else 0.0
             low = below if not number else min(low, below)
-            high = max(high, t / a + s * bend)
-        return known + rate * low, known + rate * high
+            high = max(high, t / a + s * slope)
+        return known_sum + rate * low, known_sum + rate * high
 
 
 def _nearest(estimate: Estimate, low: float, high: float) -> float:

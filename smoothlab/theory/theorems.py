@@ -148,10 +148,10 @@ def _printed(s: Setting, eps: float, delta: float, T: int, mu: float | None, rea
         g, l_x, l_y = s.smoothness(level, reading)
         eta_x = min(1 / (2 * s.n), 1 / (384 * s.n * s.d), noisy) / l_x
         eta_y = min(1 / (2 * s.n), noisy) / l_y
-        most = min(g / (l_x * s.d**1.5), 1 / (3 * l_x * T * s.n * s.d * g))  # 8G/... is never the smaller one
-        step = most if mu is None else mu
-        if not 0 <= step <= most * (1 + 1e-9):
-            raise BadInput(f"mu is {mu}: Eq. (3) allows 0 to {most:.3g} here")
+        largest_mu = min(g / (l_x * s.d**1.5), 1 / (3 * l_x * T * s.n * s.d * g))  # 8G/... is never the smaller one
+        step = largest_mu if mu is None else mu
+        if not 0 <= step <= largest_mu * (1 + 1e-9):
+            raise BadInput(f"mu is {mu}: Eq. (3) allows 0 to {largest_mu:.3g} here")
         remainder = 3 * eta_x * step * s.n * l_x * s.d * g
         noise = s.sigma2 / 2 * s.n**2 * (eta_x**3 * l_x**2 + eta_y**3 * l_y**2) + remainder
         return g, l_x, l_y, eta_x, eta_y, step, noise * T
@@ -300,17 +300,17 @@ def best_constant(setting: Setting, T: int, smoothness: float, variance: float |
     if T < 1 or not 0 < smoothness < math.inf or not 0 <= w < math.inf:
         raise BadInput(f"T = {T}, L = {smoothness}, variance {w}: use at least one epoch, L > 0 and a variance >= 0")
     s, L = setting, smoothness
-    most = 1 / (8 * s.n * L)
+    largest_rate = 1 / (8 * s.n * L)
     if w:
-        most = min(most, 1 / (64 * L * w))
+        largest_rate = min(largest_rate, 1 / (64 * L * w))
     quadratic, linear = 4 * s.n * L**2 * s.sigma2, 24 * w * L * s.sigma2_x
 
     def slope(eta: float) -> float:
         return -4 * s.gap / (s.n * T * eta**2) + 2 * quadratic * eta + linear
 
-    eta = most
-    if slope(most) > 0:
-        eta = float(optimize.brentq(slope, 1e-12 * most, most, xtol=1e-15 * most, rtol=1e-12))
+    eta = largest_rate
+    if slope(largest_rate) > 0:
+        eta = float(optimize.brentq(slope, 1e-12 * largest_rate, largest_rate, xtol=1e-15 * largest_rate, rtol=1e-12))
     return eta, 4 * s.gap / (s.n * eta * T) + quadratic * eta**2 + linear * eta
 
 

@@ -11,7 +11,7 @@ import torch
 from smoothlab.algorithm1.engine import Algorithm1
 from smoothlab.algorithm1.sampling import Fixed
 from smoothlab.claims import descent
-from smoothlab.claims.runs import PROBLEMS, Means, near
+from smoothlab.claims.runs import PROBLEMS, Means, smoothness_near
 from smoothlab.stats.intervals import Interval
 from smoothlab.stats.samples import mean_radius
 from smoothlab.theory.theorems import Setting, with_high_probability
@@ -35,10 +35,10 @@ def test_verdicts(name: str) -> None:
 def test_coefficients_of_b6_are_kept_up_to_its_conditions_and_not_beyond() -> None:
     worst = descent.collected(Fraction(1, 8), Fraction(1, 64))
     assert (worst.decrease_x, worst.decrease_y) == (Fraction(9, 32), Fraction(39, 80)), ".281 and .4875 of theory.md B"
-    assert descent.kept(worst)
-    assert descent.kept(descent.collected(Fraction(1, 8), Fraction(1, 48))), "there is a little room"
-    assert not descent.kept(descent.collected(Fraction(1, 8), Fraction(1, 32)))
-    assert not descent.kept(descent.collected(Fraction(2, 5), Fraction(1, 64)))
+    assert descent.as_promised(worst)
+    assert descent.as_promised(descent.collected(Fraction(1, 8), Fraction(1, 48))), "there is a little room"
+    assert not descent.as_promised(descent.collected(Fraction(1, 8), Fraction(1, 32)))
+    assert not descent.as_promised(descent.collected(Fraction(2, 5), Fraction(1, 64)))
     assert descent.PROMISED.noise == 6 and worst.noise == Fraction(26, 5)
 
 
@@ -107,7 +107,7 @@ def test_a_horizon_too_short_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_summed_is_the_proof_of_the_theorem_in_expectation() -> None:
     one = lambda u: np.ones_like(np.asarray(u, dtype=float))  # noqa: E731
     s = Setting(one, one, 1.0, 4, 3, 0.5, 0.5)
-    assert 0.5 < descent.summed(s, 0.01, 1.0) <= 1
+    assert 0.5 < descent.bound_over_eps2(s, 0.01, 1.0) <= 1
     assert max(descent.hypotheses(PROBLEMS["cosh in y"], 0.3, 0.1)) == pytest.approx(1, abs=1e-6)
 
 
@@ -115,7 +115,7 @@ def test_the_variance_in_b6_is_that_at_the_start_of_the_epoch() -> None:
     """By all orders, with exact gradients: B.6' holds with sigma at z_t where components curve differently."""
     for name in ("log cosh sum", "quadratic sum", "exponential sum"):
         f = PROBLEMS[name]
-        l_x, l_y = near(f)
+        l_x, l_y = smoothness_near(f)
         how = Algorithm1(1 / (8 * f.n * l_x), 1 / (8 * f.n * l_y), 1, oracle="exact")
         for level in (0.1, 3.0):
             z = f.at_level(torch.tensor([1.0, -2.0, 0.5, 1.0, 1.0]).double(), level)

@@ -24,15 +24,15 @@ def test_false_on_purpose_is_caught(statement: Statement) -> None:
 def test_the_enumeration_knows_second_moments_and_the_law() -> None:
     """Of one direction E v^4 = k; of two averaged ones, all pairs by hand."""
     one = np.array([[1]], dtype=object)
-    assert [edge.moved(one, k)[0, 0] for k in (1, 3, 10)] == [1, 3, 10]
+    assert [edge.fourth_moment(one, k)[0, 0] for k in (1, 3, 10)] == [1, 3, 10]
     assert edge.averaged(one, 2)[0, 0] == Fraction(1, 2) * 3 + Fraction(1, 2)
 
 
 @pytest.mark.parametrize(
     ("what", "name", "wrong"),
     [
-        ("isserlis", "moved", lambda a, k, right=edge.moved: right(a, k) + 1),
-        ("of_entries", "moved", lambda a, k, right=edge.moved: right(a, k + 1)),
+        ("isserlis", "fourth_moment", lambda a, k, right=edge.fourth_moment: right(a, k) + 1),
+        ("of_entries", "fourth_moment", lambda a, k, right=edge.fourth_moment: right(a, k + 1)),
         (
             "both_sides",
             "mean_square_edge",
