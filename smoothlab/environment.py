@@ -12,7 +12,7 @@ PACKAGES = ("smoothlab", "torch", "transformers", "peft", "numpy", "scipy", "tok
 
 
 def environment(**known: Any) -> dict[str, Any]:
-    """What a reader needs to judge or repeat the numbers: versions, machine, git commit, and what the caller adds.
+    """Facts needed to judge or repeat the numbers: versions, machine, git commit, and what the caller adds.
 
     Args:
         known: what only the caller knows, e.g. device, threads, dtype.

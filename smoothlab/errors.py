@@ -14,7 +14,7 @@ class BadInput(ValueError):
 
 
 class Unfinished(BadInput):
-    """Some of the work could not be done, for want of memory, disk or a worker; the same command does the rest."""
+    """Work that could not be done, for want of memory, disk or a worker; the same command does the rest."""
 
     status = 1
 

@@ -32,7 +32,7 @@ _CHECKSUM = b', "crc32": "'
 
 @dataclass(frozen=True)
 class Damage:
-    """What is wrong at a line of a file, in words that follow its name and line number."""
+    """Fault at a line of a file, in words that follow its name and line number."""
 
     line: int
     words: str
@@ -40,7 +40,7 @@ class Damage:
 
 @dataclass(frozen=True)
 class Contents:
-    """What a record file holds.
+    """Contents of a record file.
 
     Attributes:
         header: experiment, config and environment; None where the header is damaged.
@@ -80,7 +80,7 @@ class RecordFile:
         return not self.regular or os.fstat(self._file).st_size == 0
 
     def read(self, run: int) -> Contents | None:
-        """What is in it; `run` is the checksum of the run whose rows may be there.
+        """Contents of the file; `run` is the checksum of the run whose rows may be there.
 
         None where a run was stopped before its first row, which leaves nothing to go on from.
         """
@@ -192,7 +192,7 @@ def opened(out: Path) -> Iterator[RecordFile]:
 
 
 def read(path: Path) -> Contents:
-    """What a record file holds, for reading only.
+    """Contents of a record file, for reading only.
 
     Raises:
         BadInput: it cannot be read, is empty, or is no record file.
@@ -213,7 +213,7 @@ def run_sum(header: Row) -> int:
 
 
 def parse(path: Path, content: bytes, run: int | None = None) -> Contents:
-    """What the bytes of a record file hold; a half-written last line is left out.
+    """Contents of a record file from its bytes; a half-written last line is left out.
 
     Args:
         path: its name, for errors.
@@ -320,7 +320,7 @@ def _header(line: bytes, numbered: bool) -> Row | None:
 
 
 def _entry(line: bytes, position: int, run: int | None, numbered: bool) -> _Entry | None:
-    """What a line behind the header holds; None if it is not whole, or of another run."""
+    """Content of a line behind the header; None if it is not whole, or of another run."""
     record = None
     if not numbered:
         record = _parsed(line)

@@ -51,7 +51,7 @@ class Experiment(Protocol):
         """Yield the rows that `done` lacks; code after a yield runs once that row is on disk."""
 
     def place(self, row: Row) -> int | None:
-        """Where a row belongs: rows of one place are measured together, and places ascend; None if it lacks a field."""
+        """The place of a row: rows of one place are measured together, and places ascend; None if it lacks a field."""
 
     def standing(self, rows: Sequence[Row | None]) -> list[Row]:
         """Those of the rows on disk that are kept, see `whole`; the others are measured again.
@@ -77,15 +77,15 @@ def whole(
         keys[place(row)].append(n if key is None else key(row))
         if None in rows[max(n - 1, 0) : n + 2]:
             doubtful.add(place(row))
-    kept = set(keys) - doubtful
+    intact = set(keys) - doubtful
     if key is not None:
         complete = set().union(*keys.values())
-        kept = {
+        intact = {
             number for number, found_keys in keys.items() if len(found_keys) == len(set(found_keys)) == len(complete)
         }
-        if kept <= doubtful:  # no place shows for certain what belongs to one
-            kept = set()
-    return [row for row in rows if row is not None and place(row) in kept]
+        if intact <= doubtful:  # no place shows for certain what belongs to one
+            intact = set()
+    return [row for row in rows if row is not None and place(row) in intact]
 
 
 def run(
@@ -127,32 +127,32 @@ def run(
                     if done is not None:
                         each(done)
                 return out
-            _tell_changes(out, old.header["environment"], head["environment"])
-        standing = [] if old is None else _standing(out, experiment, old)
-        begun = time.monotonic()
-        rows = list(standing)
-        with closing(_generator(experiment.rows(standing))) as fresh:
-            row = next(fresh, None)
+            _report_changes(out, old.header["environment"], head["environment"])
+        kept_rows = [] if old is None else _standing(out, experiment, old)
+        started = time.monotonic()
+        rows = list(kept_rows)
+        with closing(_generator(experiment.rows(kept_rows))) as new_rows:
+            row = next(new_rows, None)
             # Only now, with a new row at hand, is anything on disk changed.
-            if old is None or not standing:
+            if old is None or not kept_rows:
                 file.begin(head)
-            elif old.numbered and not old.damage and old.rows[: len(standing)] == standing:
+            elif old.numbered and not old.damage and old.rows[: len(kept_rows)] == kept_rows:
                 head = old.header or head  # its environment is that of the rows that stand
-                file.resume(head, len(standing))
+                file.resume(head, len(kept_rows))
             else:
                 head = old.header or head
-                file.rewrite(head, standing)
-            for done in standing:
+                file.rewrite(head, kept_rows)
+            for done in kept_rows:
                 each(done)
             while row is not None:
                 rows.append(_plain(row))
                 file.append(rows[-1])
                 each(rows[-1])
-                row = next(fresh, None)
+                row = next(new_rows, None)
         ordered = _ordered(experiment, rows)
         if ordered != rows:  # what was measured again comes to its place
             file.rewrite(head, ordered)
-        file.finish(None if standing else round(time.monotonic() - begun, 3))
+        file.finish(None if kept_rows else round(time.monotonic() - started, 3))
     return out
 
 
@@ -309,24 +309,24 @@ def _standing(out: Path, experiment: Experiment, old: Contents) -> list[Row]:
     fault = f"{out} lacks rows"
     if old.damage:
         fault = _listed(out, old.damage)
-    stand: list[Row] = []
+    kept_rows: list[Row] = []
     if rows_read:
         try:
-            stand = experiment.standing(rows)
+            kept_rows = experiment.standing(rows)
         except BadInput as error:
             if old.damage:
                 raise BadInput(f"{fault}; {error}") from None
             raise
-    if old.damage or old.rows[: len(stand)] != stand:
-        kept = set(map(id, stand))  # by identity: a row that is there twice may stand once
-        names = [f"{experiment.unit} {row.get(experiment.unit)}" for row in rows_read if id(row) not in kept]
+    if old.damage or old.rows[: len(kept_rows)] != kept_rows:
+        kept_ids = set(map(id, kept_rows))  # by identity: a row that is there twice may stand once
+        names = [f"{experiment.unit} {row.get(experiment.unit)}" for row in rows_read if id(row) not in kept_ids]
         again = ", ".join(dict.fromkeys(names)) or "only what is not there"
-        print(f"smoothlab: {fault}; {len(stand)} rows stand, measured again: {again}", file=sys.stderr)
-    return _ordered(experiment, stand)
+        print(f"smoothlab: {fault}; {len(kept_rows)} rows stand, measured again: {again}", file=sys.stderr)
+    return _ordered(experiment, kept_rows)
 
 
 def _place(experiment: Experiment, row: Row) -> int | None:
-    """Where a row belongs; None for one that is not what the experiment writes."""
+    """The place of a row; None for a row that the experiment does not write."""
     try:
         return experiment.place(row)
     except (KeyError, TypeError, ValueError):
@@ -338,7 +338,7 @@ def _ordered(experiment: Experiment, rows: Sequence[Row]) -> list[Row]:
 
 
 def _listed(path: Path, damage: Sequence[Damage]) -> str:
-    """Where a file is damaged, as file:line, and how."""
+    """List of a file's damage, as file:line with words."""
     words = [damage[0].words]
     words += [f"line {entry.line}: {entry.words}" for entry in damage[1:3]]
     if len(damage) > 3:
@@ -369,7 +369,7 @@ def _check_same(out: Path, old: Row, new: Row, elsewhere: Sequence[str]) -> None
         raise BadInput(f"{out} holds a run with {name} = {old_value}, this one has {name} = {new_value}; {fix}")
 
 
-def _tell_changes(out: Path, old: Row, new: Row) -> None:
+def _report_changes(out: Path, old: Row, new: Row) -> None:
     """Say on stderr if the machine or the versions changed: the rows may then differ in their last digits."""
     difference = _first_difference(old, new, ignored=("date",))
     if difference is not None:

@@ -37,7 +37,7 @@ def picks(n: int, length: int, times: int, rng: np.random.Generator, *, circular
 
 
 class Dependence(NamedTuple):
-    """How long neighbors stay alike in a series of n points.
+    """Length over which neighbors stay alike in a series of n points.
 
     Attributes:
         n: number of points.

@@ -1,4 +1,4 @@
-"""How L, a Hessian norm, grows with the gradient norm u: fits of the smoothness function ell of Definition 2.1.
+"""Growth of L, a Hessian norm, with the gradient norm u: fits of the smoothness function ell of Definition 2.1.
 
     constant    L = L0
     linear      L = L0 + L1 u          (L0, L1)-smooth: Zhang, He, Sra, Jadbabaie, ICLR 2020
@@ -155,10 +155,12 @@ def usable(
     if u.ndim != 1 or u.shape != L.shape:
         raise BadInput(f"gradient norms of shape {u.shape} and curvatures of shape {L.shape}: give two series of n")
     for name, values in (("gradient norm", u), ("curvature", L)):
-        wrong = ~(np.isfinite(values) & (values >= 0))
-        if wrong.any():
-            at = int(wrong.argmax())
-            raise BadInput(f"{name} {values[at]} of point {at + 1}: norms are finite and not negative; leave it out")
+        invalid = ~(np.isfinite(values) & (values >= 0))
+        if invalid.any():
+            position = int(invalid.argmax())
+            raise BadInput(
+                f"{name} {values[position]} of point {position + 1}: norms are finite and not negative; leave it out"
+            )
     if floors is None:
         return u, L, 0
     below = 2 * np.asarray(floors, dtype=float) > L
@@ -192,7 +194,7 @@ def check(u: Array, form: Form) -> None:
 
 
 def line_dependence(u: Array, L: Array) -> Dependence:
-    """How long neighboring points stay alike: that of the residuals of the least-squares line."""
+    """Dependence of neighboring points: that of the residuals of the least-squares line."""
     line = growth_fits.least_squares(_scaled(u)[None], L[None])
     return dependence(L - line.L0 - line.c * _scaled(u))
 

@@ -58,9 +58,9 @@ def median(phi: Array, L: Array, sections: int = SEARCHED) -> Curves:
     order = (L.shape[1] - 1) // 2
 
     def best(c: Array) -> tuple[Array, Array]:
-        rest = L - c[:, None] * phi
-        L0 = np.maximum(np.partition(rest, order, axis=1)[:, order], 0.0)
-        return L0, np.abs(rest - L0[:, None]).sum(1)
+        residuals = L - c[:, None] * phi
+        L0 = np.maximum(np.partition(residuals, order, axis=1)[:, order], 0.0)
+        return L0, np.abs(residuals - L0[:, None]).sum(1)
 
     # The loss is at most that of the curve 0, so that the curve's mean is at most twice that of L.
     return _searched(best, 2 * L.mean(1) / np.maximum(phi.mean(1), TINY), sections)
@@ -93,14 +93,14 @@ def golden(loss: Callable[[Array], Array], low: Array, high: Array, sections: in
     inner, outer = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
     at_inner, at_outer = loss(inner), loss(outer)
     for _ in range(sections):
-        left = at_inner <= at_outer
-        low, high = np.where(left, low, inner), np.where(left, outer, high)
-        fresh = np.where(left, high - GOLDEN * (high - low), low + GOLDEN * (high - low))
-        value = loss(fresh)
-        inner, outer = np.where(left, fresh, outer), np.where(left, inner, fresh)
-        at_inner, at_outer = np.where(left, value, at_outer), np.where(left, at_inner, value)
-    left = at_inner <= at_outer
-    return np.where(left, inner, outer), np.where(left, at_inner, at_outer)
+        at_left = at_inner <= at_outer
+        low, high = np.where(at_left, low, inner), np.where(at_left, outer, high)
+        probe = np.where(at_left, high - GOLDEN * (high - low), low + GOLDEN * (high - low))
+        value = loss(probe)
+        inner, outer = np.where(at_left, probe, outer), np.where(at_left, inner, probe)
+        at_inner, at_outer = np.where(at_left, value, at_outer), np.where(at_left, at_inner, value)
+    at_left = at_inner <= at_outer
+    return np.where(at_left, inner, outer), np.where(at_left, at_inner, at_outer)
 
 
 def power(u: Array, L: Array, fit: Fit) -> tuple[Curves, Array]:

@@ -1,4 +1,4 @@
-"""What an interval is; every one that smoothlab reports has the confidence level `LEVEL`."""
+"""Intervals; every one that smoothlab reports has the confidence level `LEVEL`."""
 
 import math
 from typing import NamedTuple

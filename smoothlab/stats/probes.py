@@ -95,7 +95,7 @@ def mean_of_forms(forms: ArrayLike, frobenius_squared: float, known: float = 0.0
 
 
 class Reach(NamedTuple):
-    """How far down and up the eigenvalue of the largest modulus may lie, with 97.5 % confidence."""
+    """Lower and upper limit of the eigenvalue of the largest modulus, with 97.5 % confidence."""
 
     lowest: float
     highest: float
@@ -126,16 +126,16 @@ def lanczos_reach(diagonal: ArrayLike, residuals: ArrayLike, dim: int) -> Reach:
     size = float(np.abs(ritz).max() + b.max())
     if size == 0.0 or dim == 1:  # H = 0 as far as was seen, or the single Ritz value is the eigenvalue
         return Reach(float(ritz[0]), float(ritz[-1]))
-    most = 1 / float(special.betaincinv(0.5, (dim - 1) / 2, TAIL))
+    threshold = 1 / float(special.betaincinv(0.5, (dim - 1) / 2, TAIL))
 
     def limit(end: float, outward: int) -> float:
         # All zeros of the polynomials lie between the extreme Ritz values, so that the sum only grows outwards.
         inside, outside = 0.0, 1e-12 * size
-        while _christoffel(end + outward * outside, steps) < most:
+        while _christoffel(end + outward * outside, steps) < threshold:
             inside, outside = outside, 2 * outside
         for _ in range(40):
             middle = (inside + outside) / 2
-            if _christoffel(end + outward * middle, steps) < most:
+            if _christoffel(end + outward * middle, steps) < threshold:
                 inside = middle
             else:
                 outside = middle
@@ -146,29 +146,29 @@ def lanczos_reach(diagonal: ArrayLike, residuals: ArrayLike, dim: int) -> Reach:
 
 def _christoffel(x: float, steps: list[tuple[float, float]]) -> float:
     """Sum of p_j(x)^2, j = 0, ..., k; it stops at 1e200, beyond any limit."""
-    before, now, total, last = 0.0, 1.0, 1.0, 0.0
+    previous, current, total, previous_norm = 0.0, 1.0, 1.0, 0.0
     for a, b in steps:
-        before, now, last = now, ((x - a) * now - last * before) / b, b
-        total += now * now
+        previous, current, previous_norm = current, ((x - a) * current - previous_norm * previous) / b, b
+        total += current * current
         if total > 1e200:
             break
     return total
 
 
-def spectral_upper(projected: NDArray[np.float64], coupling: float, rest: float, reach: Reach) -> float:
+def spectral_upper(projected: NDArray[np.float64], coupling: float, remainder: float, reach: Reach) -> float:
     """One-sided 95 % upper bound of ||H||_2; the smaller of two bounds, each at 97.5 %.
 
-    (a) H = [[T, S'], [S, B]] gives ||H|| <= ||[[t, s], [s, b]]|| with t = ||T||, s = ||S|| <= `coupling`, b = `rest`,
-    an upper confidence bound of ||B||_F. Good when deflation leaves little.
+    (a) H = [[T, S'], [S, B]] gives ||H|| <= ||[[t, s], [s, b]]|| with t = ||T||, s = ||S|| <= `coupling`, and b =
+    `remainder`, an upper confidence bound of ||B||_F. Good when deflation leaves little.
     (b) `lanczos_reach`. Good when the spectrum is broad.
 
     Args:
         projected: T = Q'HQ [k, k].
         coupling: upper bound of ||(I - QQ')HQ||.
-        rest: upper bound of ||(I - QQ')H(I - QQ')||_F.
+        remainder: upper bound of ||(I - QQ')H(I - QQ')||_F.
         reach: of k Lanczos steps from a random start.
     """
     t = float(np.abs(np.linalg.eigvalsh(projected)).max())
-    block = float(np.linalg.norm(np.array([[t, coupling], [coupling, rest]]), 2))
+    block = float(np.linalg.norm(np.array([[t, coupling], [coupling, remainder]]), 2))
     # ||T|| <= ||H|| for certain, whatever chance makes of both bounds.
     return max(t, min(block, max(reach.highest, -reach.lowest)))

@@ -39,11 +39,11 @@ def spearman(x: ArrayLike, y: ArrayLike) -> Correlation | None:
     if n < 4 or (data == data[:, :1]).all(axis=1).any():  # n = 3 has no variance, and a constant no ranks
         return None
     rho = float(stats.spearmanr(*data).statistic)
-    inside = 1 - 6 / (n * (n**2 - 1))
-    z = np.arctanh(np.clip(rho, -inside, inside))
+    limit = 1 - 6 / (n * (n**2 - 1))
+    z = np.arctanh(np.clip(rho, -limit, limit))
     half = Z * np.sqrt((1 + rho**2 / 2) / (n - 3))
     low, high = np.tanh(z - half), np.tanh(z + half)
-    return Correlation(rho, -1.0 if rho < -inside else float(low), 1.0 if rho > inside else float(high), n)
+    return Correlation(rho, -1.0 if rho < -limit else float(low), 1.0 if rho > limit else float(high), n)
 
 
 def spearman_of_series(x: ArrayLike, y: ArrayLike, seed: int = 0) -> Interval:

@@ -45,7 +45,7 @@ def mean_of_replicates(replicates: Sequence[Sequence[float]]) -> Interval:
 
 
 def shares(replicates: Sequence[Sequence[float]]) -> Shares:
-    """How much of the variance of the mean is due to sampling, and how much to the probes, from replicates [n, m].
+    """Shares of the variance of the mean that are due to sampling and to the probes, from replicates [n, m].
 
     The variance of a row's mean is that of sampling plus that of the probes over m, which the variance within rows
     estimates (one-way analysis of variance). With one column all is sampling.

@@ -170,14 +170,14 @@ def paired(a: ArrayLike, b: ArrayLike) -> Interval:
 
 
 def mean_radius(vectors_covariance: ArrayLike, draws: int) -> float:
-    """How far the mean of vectors is from its expectation, at 95 %: sqrt(q lambda_max / draws), q of chi-square."""
+    """Distance of the mean of vectors from its expectation, at 95 %: sqrt(q lambda_max / draws), q of chi-square."""
     covariance = np.atleast_2d(np.asarray(vectors_covariance, dtype=float))
     largest = max(float(np.linalg.eigvalsh(covariance)[-1]), 0.0)  # rounding may leave a covariance of 0 below it
     return math.sqrt(float(stats.chi2.ppf(LEVEL, len(covariance))) * largest / draws)
 
 
 def lowest(grid: ArrayLike, squares: Array, *, seed: int = 0, times: int = 400) -> Interval:
-    """Where a mean of squares is lowest, from its draws on a grid of positive numbers; rows share their direction.
+    """Position of the lowest mean of squares, from draws on a grid of positive numbers; rows share their direction.
 
     The interval is that of the grid's lowest point over bootstrap samples of directions, half as many as there are (few
     show too little of their own spread), and on to the next point of the grid: a curve that falls and then rises is

@@ -144,8 +144,9 @@ def blocks_of(df: pd.DataFrame, quantity: str = "frobenius") -> tuple[str, ...]:
 
 def nothing(df: pd.DataFrame, blocks: Sequence[str], quantity: str, protocols: Sequence[str]) -> str:
     """One line that says which rows were asked for and which the records have."""
-    held = df.loc[df["value"].notna(), ["block", "quantity", "protocol"]].drop_duplicates()
-    listed = ", ".join(held["quantity"] + " of " + held["block"] + " (" + held["protocol"] + ")") or "no rows"
+    measured = df.loc[df["value"].notna(), ["block", "quantity", "protocol"]].drop_duplicates()
+    names = measured["quantity"] + " of " + measured["block"] + " (" + measured["protocol"] + ")"
+    listed = ", ".join(names) or "no rows"
     request = quantity
     if blocks:
         request += f" of {', '.join(blocks)}"

@@ -179,7 +179,7 @@ def test_its_confidence_is_the_one_stated_where_nothing_hides_the_eigenvalue() -
     [
         ("lanczos_reach", "TAIL", "TAIL * 4"),
         ("lanczos_reach", "(dim - 1) / 2", "(dim - 1) / 20"),
-        ("_christoffel", "total += now * now", "total += 9 * now * now"),
+        ("_christoffel", "total += current * current", "total += 9 * current * current"),
     ],
 )
 def test_a_careless_reach_would_be_seen(where: str, old: str, new: str, monkeypatch: pytest.MonkeyPatch) -> None:
