@@ -15,7 +15,7 @@ from typing import TextIO
 
 from smoothlab import __version__
 from smoothlab.errors import BadInput, out_of_memory
-from smoothlab.interruption import watched
+from smoothlab.interruption import handling_signals
 
 # Threads that spin long while they wait are many times slower where other programs want the cores too; threads that
 # sleep at once halve the speed of small models. GNU's OpenMP counts spins, Intel's milliseconds.
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv == ["--version"]:
         print(f"smoothlab {__version__}")
         return 0
-    with watched(whole_process=whole_process) as interruption:
+    with handling_signals(whole_process=whole_process) as interruption:
         for name, value in QUIET_THREADS.items():
             os.environ.setdefault(name, value)  # read when torch is first imported
         for stream in (sys.stdout, sys.stderr):
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             # Paths were checked before the command ran; what they lead to may have changed since.
             if error.errno not in paths.UNUSABLE or error.filename is None:
                 raise
-            return _fail(f"cannot use {paths.shown(str(error.filename))}: {error.strerror}; name another path")
+            return _fail(f"cannot use {paths.shortened(str(error.filename))}: {error.strerror}; name another path")
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise

@@ -33,7 +33,7 @@ class Interruption:
 
     def __init__(self) -> None:
         self.continuation: Callable[[], str] = lambda: AGAIN
-        self.working, self._number, self._said = False, 0, False
+        self.working, self._number, self._printed = False, 0, False
 
     @property
     def status(self) -> int:
@@ -42,9 +42,9 @@ class Interruption:
 
     def say(self, stream: TextIO | None) -> None:
         """The one line, once."""
-        if self._said or stream is None or not speaks():
+        if self._printed or stream is None or not speaks():
             return
-        self._said = True
+        self._printed = True
         words = WORDS[signal.Signals(self._number or signal.SIGINT)]
         if stream.isatty():  # behind ^C, or a progress bar
             print(file=stream)
@@ -78,7 +78,7 @@ class Interruption:
 
 
 @contextmanager
-def watched(*, whole_process: bool) -> Iterator[Interruption]:
+def handling_signals(*, whole_process: bool) -> Iterator[Interruption]:
     """Take SIGINT and SIGTERM, unless this process ignores them or somebody else takes them.
 
     Args:

@@ -37,10 +37,10 @@ def check_all(values: Mapping[str, Any]) -> None:
                 _check(option, str(path).removeprefix(LOG))
             elif isinstance(path, str) and name in NAMES:
                 # A text that is no path may be a name; record files are positional.
-                _check(option.replace("--records ", ""), path, other=(errno.ENOENT, errno.ENOTDIR))
+                _check(option.replace("--records ", ""), path, allowed=(errno.ENOENT, errno.ENOTDIR))
 
 
-def _check(option: str, path: str, other: Sequence[int] = (errno.ENOENT,)) -> None:
+def _check(option: str, path: str, allowed: Sequence[int] = (errno.ENOENT,)) -> None:
     try:
         for part in Path(path).parts:
             # stat stops at a folder that is not there yet, before a name in it that can never be made.
@@ -49,12 +49,12 @@ def _check(option: str, path: str, other: Sequence[int] = (errno.ENOENT,)) -> No
         if stat.S_ISDIR(os.stat(path).st_mode) and not os.access(path, os.X_OK):
             raise OSError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
-        if error.errno in other:  # it may be made, or is no path
+        if error.errno in allowed:  # it may be made, or is no path
             return
-        raise BadInput(f"{option}{shown(path)}: {error.strerror}; name another path") from None
+        raise BadInput(f"{option}{shortened(path)}: {error.strerror}; name another path") from None
 
 
-def shown(path: str) -> str:
+def shortened(path: str) -> str:
     """A path as it fits on a line."""
     if len(path) <= 120:
         return path

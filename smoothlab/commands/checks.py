@@ -79,11 +79,11 @@ def _audit(experiment: "Audit", as_json: bool, html: Path | None, out: Path | No
 
     names = [claim.name for claim in experiment.chosen()]  # a mistake is reported before anything is written
 
-    def tell(row: Row) -> None:
+    def print_row(row: Row) -> None:
         if not as_json:
             print("\n".join(lines(row, evidence=bool(experiment.claims))), flush=True)
 
-    rows = _rows(experiment, names, tell, out, overwrite)
+    rows = _rows(experiment, names, print_row, out, overwrite)
     if as_json:
         print(json.dumps(machine_readable(rows), indent=1))
     if html is not None:
@@ -146,11 +146,11 @@ def _verify(experiment: "Verify", as_json: bool, html: Path | None, out: Path | 
 
     name = experiment.subject.name  # a mistake is reported before anything is written
 
-    def tell(row: Row) -> None:
+    def print_row(row: Row) -> None:
         if not as_json:
             print(answer_of(row), flush=True)
 
-    rows = _rows(experiment, experiment.chosen, tell, out, overwrite)
+    rows = _rows(experiment, experiment.chosen, print_row, out, overwrite)
     answers = list(map(answer_of, rows))
     if as_json:
         print(json.dumps([dataclasses.asdict(answer) for answer in answers], indent=1))
@@ -164,20 +164,24 @@ def _verify(experiment: "Verify", as_json: bool, html: Path | None, out: Path | 
 
 
 def _rows(
-    experiment: "Audit | Verify", names: Sequence[str], tell: Callable[[Row], None], out: Path | None, overwrite: bool
+    experiment: "Audit | Verify",
+    names: Sequence[str],
+    print_row: Callable[[Row], None],
+    out: Path | None,
+    overwrite: bool,
 ) -> list[Row]:
-    """The rows of all claims or probes in the order of `names`; each is told as soon as those before it are there."""
+    """The rows of all claims or probes in the order of `names`, each printed as soon as those before it are there."""
     from smoothlab import records
 
     rows: list[Row] = []
-    waiting: dict[str, Row] = {}  # a continued record file may lack rows in its middle, which come last
+    early_rows: dict[str, Row] = {}  # a continued record file may lack rows in its middle, which come last
 
     def add(row: Row) -> None:
-        waiting[row[experiment.unit]] = row
-        while len(rows) < len(names) and names[len(rows)] in waiting:
-            next_row = waiting.pop(names[len(rows)])
+        early_rows[row[experiment.unit]] = row
+        while len(rows) < len(names) and names[len(rows)] in early_rows:
+            next_row = early_rows.pop(names[len(rows)])
             rows.append(next_row)
-            tell(next_row)
+            print_row(next_row)
 
     if out is None:
         for row in experiment.rows([]):
@@ -185,9 +189,9 @@ def _rows(
     else:
         environment = records.environment(**machine(experiment))
         records.run(experiment, out, environment=environment, overwrite=overwrite, each=add)
-    for row in waiting.values():  # a finished file of an earlier release may lack a name of today
+    for row in early_rows.values():  # a finished file of an earlier release may lack a name of today
         rows.append(row)
-        tell(row)
+        print_row(row)
     return rows
 
 

@@ -1,4 +1,4 @@
-"""What a subcommand is once its options are read, and the options that several of them share."""
+"""A subcommand whose options are read, and the options that several subcommands share."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ Threads = Annotated[
 
 @dataclass(frozen=True)
 class Command:
-    """What a subcommand does, and what the same command line does after this one was stopped, in words."""
+    """The work of a subcommand, and what the same command line does after this one was stopped, in words."""
 
     run: Callable[[], int | None]
     continuation: Callable[[], str] = lambda: AGAIN

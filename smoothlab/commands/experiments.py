@@ -111,8 +111,8 @@ def demo(
         title = "smoothlab in small: curvature, fine-tuning, estimators, rates"
         print(page.write(out / "index.html", measured, title=title))
 
-    without = " without --overwrite" if overwrite else ""
-    return Command(run, lambda: f"the same command{without} measures what is missing in {out}")
+    replacing = " without --overwrite" if overwrite else ""
+    return Command(run, lambda: f"the same command{replacing} measures what is missing in {out}")
 
 
 def replay(

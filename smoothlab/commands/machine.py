@@ -6,7 +6,7 @@ from smoothlab.errors import BadInput
 
 
 def machine(experiment: Any) -> dict[str, Any]:
-    """What records cannot know by themselves: the device, and how torch computes on it."""
+    """Facts that records cannot know by themselves: the device, and how torch computes on it."""
     import torch
 
     threads = {"threads": torch.get_num_threads()}

@@ -78,7 +78,7 @@ class Subject:
 
     @property
     def keywords(self) -> set[str]:
-        """Which of `OPTIONAL` the maker accepts."""
+        """Arguments of `OPTIONAL` that the maker accepts."""
         try:
             parameters = inspect.signature(self.make).parameters
         except ValueError:  # a builtin
@@ -89,7 +89,7 @@ class Subject:
         self, params: Sequence[Tensor], lr: float, seed: int, *, model: nn.Module, loss: Callable[..., Tensor],
         mu: float | None = None, exact: Sequence[Tensor] = (),
     ) -> Any:  # fmt: skip
-        """What `make` returns for these parameters."""
+        """The optimizer that `make` returns for these parameters."""
         values = {"seed": seed, "mu": mu, "model": model, "loss": loss, "exact": list(exact)}
         options = {}
         for name in self.keywords:
@@ -151,7 +151,7 @@ def _maker_of(estimator: Any) -> Callable[..., Any]:
 
 @dataclass
 class Observed:
-    """One step as it is seen from outside.
+    """One step of an optimizer, as its closure and its parameters show it.
 
     Attributes:
         displacements: evaluation points less the start, [k, d], those that are not 0.
@@ -181,28 +181,28 @@ def observe(
     problem.reset()
     optimizer = subject.build(problem.params, lr, seed, model=problem, loss=problem, mu=mu)
     step = subject.step_of(optimizer, problem.params, lr, seed)
-    looks = []
+    observations = []
     for _ in range(steps):
         problem.reset()
         returned = step(problem)
-        looks.append(_look(problem, lr, returned))
-    if not any(look.evaluations for look in looks):
+        observations.append(_observed(problem, lr, returned))
+    if not any(observed.evaluations for observed in observations):
         raise Unobservable("ignores the closure: no evaluation of the loss in any step")
-    return looks
+    return observations
 
 
-def _look(problem: Polynomial, lr: float, returned: object) -> Observed:
+def _observed(problem: Polynomial, lr: float, returned: object) -> Observed:
     after = problem.position().numpy()
     points, values = np.zeros((0, problem.dim)), np.array(problem.values)
     if problem.positions:
         points = torch.stack(problem.positions).numpy() - problem.home
     lengths = np.abs(points).max(1, initial=0)
     # A restore in place ends near the start, not at it: an evaluation there is no perturbation.
-    moved = lengths > RESTORED * lengths.max(initial=0)
+    away = lengths > RESTORED * lengths.max(initial=0)
     if not np.isfinite(after).all():
         raise Unobservable("leaves NaN or infinity in the parameters")
     return Observed(
-        points[moved], values[moved], problem.value, (problem.home - after) / lr, returned, len(problem.values)
+        points[away], values[away], problem.value, (problem.home - after) / lr, returned, len(problem.values)
     )
 
 

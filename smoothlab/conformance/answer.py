@@ -1,4 +1,4 @@
-"""What a probe finds, and the answer that a suite makes of it."""
+"""The finding of a probe, and the answer that a suite makes of it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ VERDICTS = ("right", "right within", "wrong", "not observable")
 
 @dataclass(frozen=True)
 class Finding:
-    """What a probe has measured.
+    """The measurement of a probe.
 
     A statistical probe has a z-score, and is wrong where |z| is above the suite's limit. One of exact properties has a
     deviation that may be at most `allowed`.
@@ -60,12 +60,12 @@ def of_score(score: Score, reference: float, words: str, case: str = "") -> Find
 
 
 class Probe(NamedTuple):
-    """One question.
+    """One question about an optimizer, with the measurement that answers it.
 
     Attributes:
         name: its name.
         asks: the question.
-        look: looks at the optimizer on tensors of some shapes; raises Unobservable where it cannot.
+        measure: examines the optimizer on tensors of some shapes; raises Unobservable where it cannot.
         comparisons: z-scores of which it takes the largest, at most.
         shapes: shapes of its problem.
         shrinks: whether smaller shapes are tried where it is wrong.
@@ -73,7 +73,7 @@ class Probe(NamedTuple):
 
     name: str
     asks: str
-    look: Callable[[Bench, Shapes], Finding]
+    measure: Callable[[Bench, Shapes], Finding]
     comparisons: int = 0
     shapes: Shapes = SMALL
     shrinks: bool = False

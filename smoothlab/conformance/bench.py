@@ -27,7 +27,7 @@ SEEDS, STEPS = 40, 100
 """Optimizers, and steps of each, of a sample for moments; slow ones make fewer steps."""
 WIDE_SEEDS, WIDE_STEPS = 10, 12
 FEWEST = 4
-OTHERS = 500
+SEED_OFFSET = 500
 """Distance of the seeds of a second look: a bench takes fewer."""
 LR = 2.0**-7
 """Learning rate of all samples: a power of two, which adds no rounding."""
@@ -44,21 +44,21 @@ class Sample:
     """
 
     problem: Polynomial
-    looks: list[list[Observed]]
+    observations: list[list[Observed]]
 
     @cached_property
     def flat(self) -> list[Observed]:
         """All steps in one list."""
-        return [look for run in self.looks for look in run]
+        return [observed for run in self.observations for observed in run]
 
     @cached_property
     def updates(self) -> Array:
         """Updates [seeds, steps, d]."""
-        return np.array([[look.update for look in run] for run in self.looks])
+        return np.array([[observed.update for observed in run] for run in self.observations])
 
     @cached_property
     def structure(self) -> Structure:
-        """How the steps are built."""
+        """Sides, directions and length of the steps."""
         return structure(self.flat)
 
     @cached_property
@@ -70,8 +70,8 @@ class Sample:
     def directions(self) -> list[list[Array]]:
         """Displacements of the directions, [seeds][steps][q, d], of steps that are built like most."""
         runs = []
-        for run in self.looks:
-            steps: list[Lines | None] = [lines(look, self.structure) for look in run]
+        for run in self.observations:
+            steps: list[Lines | None] = [lines(observed, self.structure) for observed in run]
             runs.append([step.d for step in steps if step is not None])
         return runs
 
@@ -84,10 +84,10 @@ class Sample:
     def frozen(self) -> bool:
         """Whether the perturbations are the same in all steps too: random numbers that do not change."""
         first = self.flat[-1].displacements
-        for look in self.flat:
-            if not len(first) or look.displacements.shape != first.shape:
+        for observed in self.flat:
+            if not len(first) or observed.displacements.shape != first.shape:
                 return False
-            if np.abs(look.displacements - first).max() > 1e-6 * np.abs(first).max():
+            if np.abs(observed.displacements - first).max() > 1e-6 * np.abs(first).max():
                 return False
         return True
 
@@ -131,7 +131,7 @@ class Bench:
     def again(self) -> "Bench":
         """A bench for a second look: seeds and problems of its own, and four times as many steps."""
         return replace(
-            self, seed=self.seed + OTHERS, budget=4 * self.budget, steps=4 * self.steps, evaluations=0, _samples={}
+            self, seed=self.seed + SEED_OFFSET, budget=4 * self.budget, steps=4 * self.steps, evaluations=0, _samples={}
         )
 
     @property
@@ -139,17 +139,17 @@ class Bench:
         """Calls of closures so far, those of the second look included."""
         return self.evaluations + (self.again.evaluations if "again" in vars(self) else 0)
 
-    def look(
+    def observe(
         self, problem: Polynomial, seed: int, steps: int, *, lr: float = LR, mu: float | None = None
     ) -> list[Observed]:
         """Steps of one new optimizer, counted."""
-        looks = observe(self.subject, problem, lr, self.seed + seed, steps, mu)
-        self.evaluations += sum(look.evaluations for look in looks)
-        return looks
+        observations = observe(self.subject, problem, lr, self.seed + seed, steps, mu)
+        self.evaluations += sum(observed.evaluations for observed in observations)
+        return observations
 
     def quadratic(self, shapes: Shapes = SMALL) -> Sample:
         """Steps on a quadratic whose curvature is small beside mu."""
-        return self._once(
+        return self._cached(
             ("quadratic", shapes), lambda: self._moments(problems.quadratic(shapes, self.seed, self.dtype))
         )
 
@@ -160,18 +160,18 @@ class Bench:
             mu = self.quadratic(shapes).structure.mu
             return self._moments(problems.cubic(shapes, self.seed, self.dtype, mu))
 
-        return self._once(("cubic", shapes), make)
+        return self._cached(("cubic", shapes), make)
 
     def wide(self, shapes: Shapes = WIDE) -> Sample:
         """Few steps on many entries, from the origin, where perturbations are not rounded."""
 
         def make() -> Sample:
             problem = problems.wide(shapes, self.seed, self.dtype)
-            return Sample(problem, [self.look(problem, s, WIDE_STEPS) for s in range(WIDE_SEEDS)])
+            return Sample(problem, [self.observe(problem, s, WIDE_STEPS) for s in range(WIDE_SEEDS)])
 
-        return self._once(("wide", shapes), make)
+        return self._cached(("wide", shapes), make)
 
-    def _once(self, key: Any, make: Callable[[], Sample]) -> Sample:
+    def _cached(self, key: Any, make: Callable[[], Sample]) -> Sample:
         """The sample, or what has kept it from being made, each known after the first time."""
         if key not in self._samples:
             try:
@@ -184,12 +184,12 @@ class Bench:
         return sample
 
     def _moments(self, problem: Polynomial) -> Sample:
-        """As many steps as the budget allows."""
-        self.look(problem, 0, 2)  # what is loaded at the first use is not timed
-        begun = time.process_time()
-        self.look(problem, 0, FEWEST)
-        each = (time.process_time() - begun) / FEWEST
-        steps = int(min(max(self.budget / SEEDS / each, FEWEST), self.steps))
+        """Sample of as many steps as the budget allows."""
+        self.observe(problem, 0, 2)  # what is loaded at the first use is not timed
+        started = time.process_time()
+        self.observe(problem, 0, FEWEST)
+        seconds_per_step = (time.process_time() - started) / FEWEST
+        steps = int(min(max(self.budget / SEEDS / seconds_per_step, FEWEST), self.steps))
         return Sample(problem, self.runs(problem, SEEDS, steps))
 
     def runs(self, problem: Polynomial, seeds: int, steps: int, *, lr: float = LR) -> list[list[Observed]]:
@@ -198,14 +198,14 @@ class Bench:
         That seeds have no effect is one fault, which `seeds` finds: other probes must not take copies for draws.
         """
         if not self.repeats:
-            return [self.look(problem, s, steps, lr=lr) for s in range(seeds)]
-        looks = self.look(problem, 0, seeds * steps, lr=lr)
-        return [looks[start : start + steps] for start in range(0, len(looks), steps)]
+            return [self.observe(problem, s, steps, lr=lr) for s in range(seeds)]
+        observations = self.observe(problem, 0, seeds * steps, lr=lr)
+        return [observations[start : start + steps] for start in range(0, len(observations), steps)]
 
     @cached_property
     def repeats(self) -> bool:
         """Whether runs with different seeds have the same directions, which change from step to step."""
-        first, second = self.wide().looks[:2]
+        first, second = self.wide().observations[:2]
         return not self.wide().frozen and all(
             a.displacements.shape == b.displacements.shape and np.allclose(a.displacements, b.displacements)
             for a, b in zip(first, second, strict=True)
@@ -214,11 +214,11 @@ class Bench:
 
     @cached_property
     def optimizer(self) -> Any:
-        """What the maker returns, for a look at what it says of itself."""
+        """An optimizer from the maker, for what it says of itself."""
         return self.optimizer_for(problems.quadratic(SMALL, self.seed, self.dtype))
 
     def optimizer_for(self, problem: Polynomial) -> Any:
-        """The same for another problem: an estimator may belong to its tensors."""
+        """An optimizer for another problem: an estimator may belong to its tensors."""
         problem.reset()
         return self.subject.build(problem.params, LR, self.seed, model=problem, loss=problem)
 

@@ -36,7 +36,7 @@ def _zeroth_order(bench: Bench, problem: Polynomial) -> tuple[ZerothOrder, Block
     return estimator, block
 
 
-def given(bench: Bench, shapes: Shapes) -> Finding:
+def given_directions(bench: Bench, shapes: Shapes) -> Finding:
     """Directions that are given are used, and an estimate along them stays when the next one is made."""
     problem = problems.wide(shapes, bench.seed, bench.dtype)
     estimator, block = _zeroth_order(bench, problem)
@@ -47,15 +47,15 @@ def given(bench: Bench, shapes: Shapes) -> Finding:
         first = estimator(problem, block, 0, directions=z)
     rows = np.array([row.double().numpy() for row in z])
     points = torch.stack(problem.positions).numpy() / estimator.mu
-    used = max(float(np.abs(points - row).max(1).min()) for row in rows)
+    distance = max(float(np.abs(points - row).max(1).min()) for row in rows)
     directions = first.dense(block)
     span = np.linalg.qr(rows.T)[0]
     flat = directions.double().numpy()
     deviation = float(np.linalg.norm(flat - span @ (span.T @ flat)) / np.linalg.norm(flat))
     estimator(problem, block, 0, directions=[-2 * row for row in z])
     change = float((first.dense(block) - directions).abs().max())
-    worst = max(used, deviation, change)
-    return Finding(f"given directions are used within {max(used, deviation):.1e}, and stay within {change:.1e}",
+    worst = max(distance, deviation, change)
+    return Finding(f"given directions are used within {max(distance, deviation):.1e}, and stay within {change:.1e}",
                    deviation=worst, allowed=1024 * bench.eps / min(estimator.mu, 1.0), measured=worst, reference=0.0,
                    case=f"tensors {shapes}, {estimator.q} given directions: off by {worst:.2g}")  # fmt: skip
 
@@ -73,13 +73,14 @@ def value(bench: Bench, shapes: Shapes) -> Finding:
             problem.reset()
             estimator(problem, block, (bench.seed, 1), **options)
             counts.append(len(problem.values))
-    saved = counts[0] - counts[1]
-    return Finding(f"{counts[1]} evaluations with f(x) given, {counts[0]} without", deviation=float(max(1 - saved, 0)),
-                   measured=float(saved), reference=1.0,
+    evaluations_saved = counts[0] - counts[1]
+    return Finding(f"{counts[1]} evaluations with f(x) given, {counts[0]} without",
+                   deviation=float(max(1 - evaluations_saved, 0)),
+                   measured=float(evaluations_saved), reference=1.0,
                    case=f"tensors {shapes}: {counts[1]} evaluations although f(x) is given")  # fmt: skip
 
 
-def held(bench: Bench, shapes: Shapes) -> Finding:
+def dense_in_memory(bench: Bench, shapes: Shapes) -> Finding:
     """An estimate is the same after the next one is made, and a step by it is the estimate itself."""
     problem = problems.wide(shapes, bench.seed, bench.dtype)
     estimator, block = _estimator(bench, problem)
@@ -118,8 +119,8 @@ def applied(bench: Bench, shapes: Shapes) -> Finding:
 
 
 CONTRACT = (
-    Probe("given", "Are given directions used?", given, shapes=WIDE),
+    Probe("given", "Are given directions used?", given_directions, shapes=WIDE),
     Probe("value", "Is a given f(x) used?", value, shapes=WIDE),
-    Probe("held", "Does an estimate stay when the next one is made?", held, shapes=WIDE),
+    Probe("held", "Does an estimate stay when the next one is made?", dense_in_memory, shapes=WIDE),
     Probe("applied", "Is a step in bf16 rounded once?", applied, shapes=WIDE),
 )

@@ -36,7 +36,7 @@ class Lines(NamedTuple):
 
 @dataclass(frozen=True)
 class Structure:
-    """How steps are built.
+    """Structure of an optimizer's steps: sides, number of directions and their length.
 
     Attributes:
         sides: 2 if all evaluations away from the start come in pairs.
@@ -49,27 +49,27 @@ class Structure:
     mu: float
 
 
-def structure(looks: Sequence[Observed]) -> Structure:
+def structure(observations: Sequence[Observed]) -> Structure:
     """The structure of most steps.
 
     Raises:
         Unobservable: no step evaluates the loss away from the start.
     """
-    counts = [len(look.displacements) for look in looks]
-    most = max(set(counts), key=counts.count)
-    if most == 0:
+    counts = [len(observed.displacements) for observed in observations]
+    usual_count = max(set(counts), key=counts.count)
+    if usual_count == 0:
         raise Unobservable("evaluates the loss at the start only: no perturbation")
-    usual = [look for look in looks if len(look.displacements) == most]
-    paired = all(_pairs(look.displacements) is not None for look in usual)
-    square = np.mean([np.mean(look.displacements**2) for look in usual])
-    return Structure(2 if paired else 1, most // 2 if paired else most, math.sqrt(float(square)))
+    usual = [observed for observed in observations if len(observed.displacements) == usual_count]
+    paired = all(_pairs(observed.displacements) is not None for observed in usual)
+    square = np.mean([np.mean(observed.displacements**2) for observed in usual])
+    return Structure(2 if paired else 1, usual_count // 2 if paired else usual_count, math.sqrt(float(square)))
 
 
-def lines(look: Observed, structure: Structure) -> Lines | None:
+def lines(observed: Observed, structure: Structure) -> Lines | None:
     """The directions of a step; None if the step is built otherwise than most."""
-    d, f = look.displacements, look.values
+    d, f = observed.displacements, observed.values
     if structure.sides == 1:
-        return Lines(d, f - look.start, 0.0) if len(d) == structure.q else None
+        return Lines(d, f - observed.start, 0.0) if len(d) == structure.q else None
     pairs = _pairs(d)
     if pairs is None or len(pairs) != structure.q:
         return None
@@ -115,24 +115,24 @@ class Fit(NamedTuple):
     baseline: str
 
 
-def fit(looks: Sequence[Observed], structure: Structure) -> Fit:
+def fit(observations: Sequence[Observed], structure: Structure) -> Fit:
     """The best of the baselines; two-sided steps have none to choose."""
     fits = []
     for baseline in BASELINES[: 1 if structure.sides == 2 else 3]:
         updates, sums, slopes, losses = [], [], [], [1.0]
-        for look in looks:
-            step = lines(look, structure)
+        for observed in observations:
+            step = lines(observed, structure)
             if step is None:
                 continue
             slope = step.slope
             if baseline == "the mean loss":
                 slope = slope - slope.mean()
             elif baseline == "nothing":
-                slope = slope + look.start
-            updates.append(look.update)
+                slope = slope + observed.start
+            updates.append(observed.update)
             sums.append(slope @ step.d)
             slopes.append(np.mean(slope**2))
-            losses.append(np.abs(look.values).max())
+            losses.append(np.abs(observed.values).max())
         u, p = np.array(updates), np.array(sums)
         c = float((u * p).sum() / max((p * p).sum(), 1e-300))
         size = math.sqrt(float((u * u).sum(1).mean())) or 1.0
@@ -142,13 +142,13 @@ def fit(looks: Sequence[Observed], structure: Structure) -> Fit:
     return min(fits, key=lambda candidate: candidate.residual)
 
 
-def outside(look: Observed) -> float:
+def outside(observed: Observed) -> float:
     """Length of the part of the update outside the span of the displacements."""
-    u = look.update
-    if not len(look.displacements):
+    u = observed.update
+    if not len(observed.displacements):
         return float(np.linalg.norm(u))
     # D and -D are both among them: QR without pivots would lose what follows such a pair.
-    basis, sizes, _ = np.linalg.svd(unit(look.displacements).T, full_matrices=False)
+    basis, sizes, _ = np.linalg.svd(unit(observed.displacements).T, full_matrices=False)
     basis = basis[:, sizes > 1e-9 * sizes[0]]
     return float(np.linalg.norm(u - basis @ (basis.T @ u)))
 
@@ -162,12 +162,12 @@ def unit(d: Array) -> Array:
 def overlap(a: Array, b: Array) -> Array:
     """Squared cosines of the rows of a with those of b, without rows of zeros."""
     cosines = (unit(a) * unit(b)).sum(-1) ** 2
-    moved = (np.abs(a).max(-1) > 0) & (np.abs(b).max(-1) > 0)
-    return np.asarray(cosines[moved])
+    nonzero = (np.abs(a).max(-1) > 0) & (np.abs(b).max(-1) > 0)
+    return np.asarray(cosines[nonzero])
 
 
 def chance(a: Array, b: Array) -> float:
-    """What squared cosines of independent directions average to: sum_i E a_i^2 E b_i^2, at least 1/d."""
+    """Mean squared cosine of independent directions: sum_i E a_i^2 E b_i^2, at least 1/d."""
     value = float(((unit(a) ** 2).mean(0) * (unit(b) ** 2).mean(0)).sum())
     return max(value, 1.0 / int(a.shape[-1]))
 

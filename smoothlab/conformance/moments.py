@@ -137,7 +137,7 @@ def bias(bench: Bench, shapes: Shapes) -> Finding:
 
 
 def _flat(sample: Sample) -> Taylor:
-    """The same function without its third derivative."""
+    """The Taylor expansion without its third derivative."""
     return replace(sample.problem.taylor, third=None)
 
 

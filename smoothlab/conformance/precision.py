@@ -49,10 +49,11 @@ def rounding(bench: Bench, shapes: Shapes, dtype: torch.dtype) -> Finding:
     m = problem.taylor.gradient
     if not bench.wide().still:
         m = bench.target(problem.params, m, bench.optimizer_for(problem))
-    values = [[float(look.update @ m / (m @ m)) for look in run] for run in runs]
+    values = [[float(observed.update @ m / (m @ m)) for observed in run] for run in runs]
     score = scores.clustered(values, 1.0)
-    moved = np.mean([(look.displacements != 0).mean() for run in runs for look in run if len(look.displacements)])
-    words = f"{score.value:.3g} times the gradient in {_name(dtype)}; {100 * moved:.0f} % of the entries move"
+    displacements = [observed.displacements for run in runs for observed in run if len(observed.displacements)]
+    moving = np.mean([(displacement != 0).mean() for displacement in displacements])
+    words = f"{score.value:.3g} times the gradient in {_name(dtype)}; {100 * moving:.0f} % of the entries move"
     return of_score(score, 1.0, words, f"{_name(dtype)}, tensors {shapes}: {score.value:.3g} times the gradient")
 
 
@@ -84,8 +85,8 @@ def transformer(bench: Bench, shapes: Shapes) -> Finding:
             update = _flat(home) - _flat(params)
             run.append(float(update @ m / (m @ m)) / lr)
             with torch.no_grad():
-                for p, kept in zip(params, home, strict=True):
-                    p.copy_(kept)
+                for p, value in zip(params, home, strict=True):
+                    p.copy_(value)
         values.append(run)
     bench.evaluations += calls[0]
     score = scores.clustered(values, 1.0)

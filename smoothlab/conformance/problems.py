@@ -54,7 +54,7 @@ class Polynomial(nn.Module):
         for flat, shape in zip(np.split(home, ends), taylor.shapes, strict=True):
             values = torch.tensor(flat, dtype=dtype).reshape(shape)
             self.layers.append(Layer(values, transposed=transposed and len(shape) == 2))
-        self._kept = [p.detach().clone() for p in self.parameters()]
+        self._home_values = [p.detach().clone() for p in self.parameters()]
         self._gradient, self._hessian = torch.tensor(taylor.gradient), torch.tensor(taylor.hessian)
         self._third = None if taylor.third is None else torch.tensor(taylor.third)
         self._home = self.position()
@@ -80,8 +80,8 @@ class Polynomial(nn.Module):
     def reset(self) -> None:
         """Go back home, in place, and forget the evaluations."""
         with torch.no_grad():
-            for p, kept in zip(self.parameters(), self._kept, strict=True):
-                p.copy_(kept)
+            for p, value in zip(self.parameters(), self._home_values, strict=True):
+                p.copy_(value)
         self.positions, self.values = [], []
 
     def forward(self, *ignored: object, **options: object) -> Tensor:

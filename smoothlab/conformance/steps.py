@@ -34,11 +34,11 @@ def along(bench: Bench, shapes: Shapes) -> Finding:
     sample = _moving(bench, shapes)
     # Over the root mean square of all updates: one along a level line of the loss is nothing but rounding.
     size = float(np.sqrt((sample.updates**2).sum(-1).mean())) or 1.0
-    worst = max(map(outside, sample.flat)) / size
+    share = max(map(outside, sample.flat)) / size
     allowed = ROUNDINGS * bench.eps * (1 + 1 / max(sample.fit.typical, 1e-300))
-    words = f"{worst:.1e} of an update is outside the span of its perturbations"
-    return Finding(words, deviation=worst, allowed=allowed, measured=worst, reference=0.0,
-                   case=f"tensors {shapes}, one step: {worst:.2g} of the update is off its perturbations")  # fmt: skip
+    words = f"{share:.1e} of an update is outside the span of its perturbations"
+    return Finding(words, deviation=share, allowed=allowed, measured=share, reference=0.0,
+                   case=f"tensors {shapes}, one step: {share:.2g} of the update is off its perturbations")  # fmt: skip
 
 
 def coefficients(bench: Bench, shapes: Shapes) -> Finding:
@@ -62,7 +62,7 @@ def mirrored(bench: Bench, shapes: Shapes) -> Finding:
         if isinstance(optimizer, ZerothOrder) and (optimizer.sides == 2 or optimizer.average == "antithetic"):
             return Finding("no pairs", deviation=1.0, case=f"tensors {shapes}, one step: points are in no pairs x +- D")
         raise Unobservable(f"one-sided: {structure.q} points x + D a step, without x - D")
-    steps = [lines(look, structure) for look in sample.flat]
+    steps = [lines(observed, structure) for observed in sample.flat]
     worst = max(step.asymmetry for step in steps if step is not None)
     words = f"{structure.q} pairs x +- D a step, equal within {worst:.1e}"
     return Finding(words, deviation=worst, allowed=ROUNDINGS * bench.eps, measured=worst, reference=0.0,
@@ -114,8 +114,8 @@ def doubled(bench: Bench, shapes: Shapes) -> Finding:
         raise Unobservable("mu is no keyword of the maker")
     sample = _moving(bench, shapes)
     mu = bench.mu or 1e-3
-    narrow = bench.look(sample.problem, 0, 3, mu=mu)
-    double = bench.look(sample.problem, 0, 3, mu=2 * mu)
+    narrow = bench.observe(sample.problem, 0, 3, mu=mu)
+    double = bench.observe(sample.problem, 0, 3, mu=2 * mu)
     worst = 0.0
     for a, b in zip(narrow, double, strict=True):
         if a.displacements.shape != b.displacements.shape:
@@ -223,7 +223,7 @@ def rank(bench: Bench, shapes: Shapes) -> Finding:
     sample = _moving(bench, shapes)
     lines_of = [line for run in sample.directions for step in run for line in step]
     largest = max(max(ranks(line, shapes)) for line in lines_of)
-    updates = max(max(ranks(look.update, shapes)) for look in sample.flat)
+    updates = max(max(ranks(observed.update, shapes)) for observed in sample.flat)
     words = f"perturbations of rank {largest}, updates of rank {updates} on matrices {shapes[0]}"
     claimed = bench.claimed(sample.problem)
     if not isinstance(claimed, LowRank):
@@ -236,33 +236,34 @@ def rank(bench: Bench, shapes: Shapes) -> Finding:
 def deterministic(bench: Bench, shapes: Shapes) -> Finding:
     """The same seed gives the same updates to the bit, another one does not."""
     sample = bench.wide(shapes)
-    repeated = bench.look(sample.problem, 0, 3)
-    first = np.array([look.update for look in sample.looks[0][:3]])
-    difference = float(np.abs(first - np.array([look.update for look in repeated])).max() / (np.abs(first).max() or 1))
-    how = "of the maker" if "seed" in bench.subject.keywords else "of the global generators"
+    repeated = bench.observe(sample.problem, 0, 3)
+    first = np.array([observed.update for observed in sample.observations[0][:3]])
+    again = np.array([observed.update for observed in repeated])
+    difference = float(np.abs(first - again).max() / (np.abs(first).max() or 1))
+    source = "of the maker" if "seed" in bench.subject.keywords else "of the global generators"
     case = f"tensors {shapes}, seed {bench.seed}: two runs differ by {difference:.2g}"
-    return Finding(f"with the seed {how}, updates repeat within {difference:.1e}", deviation=difference,
+    return Finding(f"with the seed {source}, updates repeat within {difference:.1e}", deviation=difference,
                    measured=difference, reference=0.0, case=case)  # fmt: skip
 
 
 def layout(bench: Bench, shapes: Shapes) -> Finding:
     """Parameters in memory of another order (transposed) move as others do."""
     problem = problems.wide(shapes, bench.seed, bench.dtype, transposed=True)
-    looks = bench.look(problem, 0, 4)
+    observations = bench.observe(problem, 0, 4)
     plain = bench.wide(shapes)
-    moved = max(float(np.abs(look.update).max()) for look in plain.flat) or 1.0
+    scale = max(float(np.abs(observed.update).max()) for observed in plain.flat) or 1.0
     worst, number = 0.0, 0
-    for look in looks:
+    for observed in observations:
         if plain.still:
-            difference = float(np.abs(look.update - plain.flat[0].update).max()) / moved
+            difference = float(np.abs(observed.update - plain.flat[0].update).max()) / scale
             worst = max(worst, difference)
             continue
-        step = lines(look, plain.structure)
+        step = lines(observed, plain.structure)
         if step is None:
             continue
         number += 1
-        u = plain.fit.c * (_slopes(plain, step.slope, look.start) @ step.d)
-        worst = max(worst, float(np.abs(look.update - u).max()) / moved)
+        u = plain.fit.c * (_slopes(plain, step.slope, observed.start) @ step.d)
+        worst = max(worst, float(np.abs(observed.update - u).max()) / scale)
     allowed = max(100 * plain.fit.residual, ROUNDINGS * bench.eps / max(plain.fit.typical, 1e-300))
     return Finding(f"updates of transposed matrices are those of others within {worst:.1e}", deviation=worst,
                    allowed=allowed, measured=worst, reference=0.0,
@@ -281,13 +282,13 @@ def returned(bench: Bench, shapes: Shapes) -> Finding:
     """What a step returns is a loss: within the range of the losses that it saw."""
     sample = bench.wide(shapes)
     worst = 0.0
-    for look in sample.flat:
+    for observed in sample.flat:
         try:
-            value = float(look.returned)  # type: ignore[arg-type]
+            value = float(observed.returned)  # type: ignore[arg-type]
         except (TypeError, ValueError, RuntimeError):
-            kind = type(look.returned).__name__
+            kind = type(observed.returned).__name__
             raise Unobservable(f"a step returns no loss, but a {kind}") from None
-        losses = [look.start, *look.values]
+        losses = [observed.start, *observed.values]
         excess = max(value - max(losses), min(losses) - value, 0.0)
         worst = max(worst, excess / (max(map(abs, losses)) or 1.0))
     return Finding(f"the returned loss is among those of the step within {worst:.1e}", deviation=worst,
@@ -297,7 +298,7 @@ def returned(bench: Bench, shapes: Shapes) -> Finding:
 def accumulated(bench: Bench, shapes: Shapes) -> Finding:
     """A step with two closures is a step with their mean."""
     problem = problems.wide(shapes, bench.seed, bench.dtype)
-    whole_update = bench.look(problem, 0, 1)[0].update
+    whole_update = bench.observe(problem, 0, 1)[0].update
     problem.reset()
     optimizer = bench.subject.build(problem.params, LR, bench.seed, model=problem, loss=problem)
     if "Sequence" not in str(getattr(getattr(optimizer, "step", None), "__annotations__", {}).get("closure", "")):

@@ -115,16 +115,16 @@ def answers(subject: Subject, probes: Sequence[str] = (), seed: int = 0, dtype: 
 
 def answer(bench: Bench, probe: Probe) -> Answer:
     """The answer to one question; whatever the optimizer does there, the other questions can be asked."""
-    begun, before = time.perf_counter(), bench.spent
+    started, before = time.perf_counter(), bench.spent
     limit = scores.limit(ALPHA, COMPARISONS)
     try:
-        finding = _looked(bench, probe, probe.shapes)
+        finding = _finding(bench, probe, probe.shapes)
         if finding.z is not None and limit < abs(finding.z) < CONCLUSIVE:
-            finding = _looked(bench.again, probe, probe.shapes)
+            finding = _finding(bench.again, probe, probe.shapes)
     except Unobservable as error:
-        spent, seconds = bench.spent - before, round(time.perf_counter() - begun, 3)
+        evaluations, seconds = bench.spent - before, round(time.perf_counter() - started, 3)
         failed = str(error).startswith(FAILED)
-        return Answer(probe.name, probe.asks, "not observable", str(error), evaluations=spent, seconds=seconds,
+        return Answer(probe.name, probe.asks, "not observable", str(error), evaluations=evaluations, seconds=seconds,
                       failed=failed)  # fmt: skip
     verdict, within, case = "right", None, ""
     if finding.wrong(limit):
@@ -137,7 +137,7 @@ def answer(bench: Bench, probe: Probe) -> Answer:
     z, bound = finding.z, None if finding.z is None else round(limit, 3)
     return Answer(
         probe.name, probe.asks, verdict, finding.words, within, finding.measured, finding.reference, finding.low,
-        finding.high, z, bound, bench.spent - before, round(time.perf_counter() - begun, 3), case,
+        finding.high, z, bound, bench.spent - before, round(time.perf_counter() - started, 3), case,
     )  # fmt: skip
 
 
@@ -145,18 +145,18 @@ FAILED = ("raises", "takes more", "needs CUDA", "ignores", "leaves NaN", "made a
 """Beginnings of the lines on optimizers that do not run."""
 
 
-def _looked(bench: Bench, probe: Probe, shapes: Shapes) -> Finding:
-    """What the probe finds, without the optimizer's warnings, and with the generators as they were afterwards."""
+def _finding(bench: Bench, probe: Probe, shapes: Shapes) -> Finding:
+    """The probe's finding, without the optimizer's warnings; random generators are afterwards as before."""
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")
-        return probe.look(bench, shapes)
+        return probe.measure(bench, shapes)
 
 
 def _smallest(bench: Bench, probe: Probe, limit: float) -> str:
     """The case of the smallest tensors where the probe finds a fault too; "" if it does on none of them."""
     for shapes in SMALLER:
         try:
-            finding = _looked(bench, probe, shapes)
+            finding = _finding(bench, probe, shapes)
         except Unobservable:  # more directions than entries, say
             continue
         if finding.wrong(limit):
