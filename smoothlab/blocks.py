@@ -218,17 +218,17 @@ def only_differentiable(blocks: Collection[Block], among: Iterable[Block]) -> It
     A graph that leads to weights which nobody differentiates would hold activations, and copies of narrow weights.
     """
     chosen = {id(p) for block in blocks for p in block.params}
-    rest = []
+    frozen = []
     for block in among:
         params = tuple(p for p in block.params if id(p) not in chosen)
         if params:
-            rest.append(Block(block.name, params))
-    with differentiable(blocks), differentiable(rest, required=False):
+            frozen.append(Block(block.name, params))
+    with differentiable(blocks), differentiable(frozen, required=False):
         yield
 
 
 @contextmanager
-def _seeded_elsewhere(seed: int) -> Iterator[None]:
+def python_rng(seed: int) -> Iterator[None]:
     """Inside the context the global generators of numpy and Python begin at the seed; afterwards they are as before."""
     states = np.random.get_state(), random.getstate()
     try:
@@ -264,15 +264,15 @@ def fixed_loss(compute: Callable[[], T], module: nn.Module, *, train: bool = Fal
             for buffer in module.buffers():
                 buffers.append((buffer, buffer.data))
                 buffer.data = buffer.data.clone()  # compute() writes to this one, and autograd remembers it
-        with torch.random.fork_rng(devices=list(devices)), _seeded_elsewhere(seed):
+        with torch.random.fork_rng(devices=list(devices)), python_rng(seed):
             try:
                 if changes:
                     module.train(train)  # as a module may have it: one that keeps its norms frozen overrides train()
                 torch.manual_seed(seed)
                 return compute()
             finally:
-                for buffer, kept in buffers:
-                    buffer.data = kept
+                for buffer, data in buffers:
+                    buffer.data = data
                 if changes:
                     for m, flag in zip(modules, flags, strict=True):
                         m.training = flag

@@ -35,13 +35,13 @@ Schedule = Literal["constant", "linear", "cosine"]
 
 
 class Allocator(Protocol):
-    """What changes a model after the optimizer's step, as AdaLoRA's allocation of ranks does."""
+    """Changes a model after the optimizer's step, as AdaLoRA's allocation of ranks does."""
 
     def after_step(self, model: Any, step: int, total: int) -> None:
         """Act after update number `step`, counted from 1, of `total`."""
 
     def state(self, model: Any) -> dict[str, Tensor]:
-        """What the next call depends on beside the parameters."""
+        """All that the next call depends on beside the parameters."""
 
     def restore(self, model: Any, saved: Mapping[str, Tensor]) -> None:
         """Load what `state` returned; an empty mapping is the state before step 0."""
@@ -210,9 +210,9 @@ class Trainer:
         assert points is not None
         number = step if points.minibatch == "step" else 0
         loss = self.minibatch_loss(number)
-        adds: Row = {}
+        penalty_field: Row = {}
         if isinstance(self.model, nn.Module):
-            adds = penalty(loss, self.model)
+            penalty_field = penalty(loss, self.model)
         outputs = None
         if points.outputs is not None:
             outputs = joined(self._outputs(number, points.outputs))
@@ -221,7 +221,7 @@ class Trainer:
         try:
             with only_differentiable(points.blocks, self.blocks.values()):
                 for row in measurements:
-                    yield {"step": step, **row, **adds}
+                    yield {"step": step, **row, **penalty_field}
         except WrongProducts as error:
             if first:
                 raise
@@ -230,7 +230,7 @@ class Trainer:
             return
         if points.path:
             for row in self._path(points, loss):
-                yield {"step": step, **row, **adds}
+                yield {"step": step, **row, **penalty_field}
 
     def _path(self, points: Points, loss: Loss) -> Iterator[Row]:
         """Rows of path smoothness along the update of this step, which is made."""
@@ -252,7 +252,7 @@ class Trainer:
             first: minibatches that are skipped, so that trials may see others than the run.
         """
         # A copy: the state holds the parameters themselves, which updates overwrite.
-        kept = copy.deepcopy(self.state_dict()), self.on_step, self._rates, self.batches
+        saved_state = copy.deepcopy(self.state_dict()), self.on_step, self._rates, self.batches
         batches = self.batches
         self.on_step, self._rates = None, {**self._rates, **(rates or {})}
         self.batches = lambda step: batches(step + first)
@@ -260,7 +260,7 @@ class Trainer:
         try:
             yield
         finally:
-            state, self.on_step, self._rates, self.batches = kept
+            state, self.on_step, self._rates, self.batches = saved_state
             self.optimizer.zero_grad()
             self.load_state_dict(state)
 
@@ -283,7 +283,7 @@ class Trainer:
 
     def weights(self) -> dict[str, Tensor]:
         """A copy of the weights that checkpoints hold, on the CPU, by the parameters' names."""
-        weights = {name: p.detach().to("cpu", copy=True) for name, p in self._held().items()}
+        weights = {name: p.detach().to("cpu", copy=True) for name, p in self._checkpointed().items()}
         if self.log is None:
             for k, factors in self.optimizer.factors.items():
                 weights |= {f"factors.{k}.{name}": tensor for name, tensor in factors.state().items()}
@@ -295,7 +295,7 @@ class Trainer:
         Raises:
             BadInput: they are of another model, PEFT method or method; or the log is.
         """
-        self._copy_in(weights, self._held())
+        self._copy_in(weights, self._checkpointed())
         if self.allocator is not None:
             self.allocator.settle(self.model)
         for k, factors in self.optimizer.factors.items():
@@ -316,7 +316,7 @@ class Trainer:
             "losses": list(self.losses),
             "measured": self._measured,
             "rates": self.rates,
-            "weights": {name: p.detach() for name, p in self._held().items()},
+            "weights": {name: p.detach() for name, p in self._checkpointed().items()},
             "allocator": {} if self.allocator is None else self.allocator.state(self.model),
             "optimizer": self.optimizer.state_dict(masters=self.log is None),
         }
@@ -348,7 +348,7 @@ class Trainer:
         return [self._fixed(step)(partial(function, self.model, part)) for part in self.batches(step)]
 
     def _fixed(self, step: int) -> Callable[[Callable[[], Any]], Callable[[], Any]]:
-        """What makes a function of the model, such as a loss, give the same at every call within a step."""
+        """A wrapper by which a function of the model, such as a loss, returns the same at every call within a step."""
         if not isinstance(self.model, nn.Module):
             return lambda compute: compute
         # 2^20 steps a seed: runs of neighboring seeds share no mask.
@@ -365,14 +365,14 @@ class Trainer:
             for name, p in named.items():
                 p.copy_(weights[name])
 
-    def _held(self) -> dict[str, Tensor]:
+    def _checkpointed(self) -> dict[str, Tensor]:
         """Weights that checkpoints hold: all that are trained, but for those that a log or factors stand for."""
         tensors: dict[str, Tensor] = {}
-        kept = [self.optimizer.param_groups[k]["name"] for k in self.optimizer.factors]
+        factor_groups = [self.optimizer.param_groups[k]["name"] for k in self.optimizer.factors]
         if self.allocator is not None:
             tensors |= self.allocator.buffers(self.model)
         for name, block in self.blocks.items():
-            if name not in kept and (name != "base" or self.log is None):
+            if name not in factor_groups and (name != "base" or self.log is None):
                 tensors |= self._named(block)
         return tensors
 

@@ -41,7 +41,7 @@ def after_step(model: nn.Module, step: int, total: int) -> None:
 
 
 def state(model: nn.Module) -> dict[str, Tensor]:
-    """What `after_step` remembers beside the parameters, to resume to the bit; empty for other methods."""
+    """State of `after_step` beside the parameters, to resume to the bit; empty for other methods."""
     inner = _adalora(model)
     if inner is None:
         return {}
@@ -91,7 +91,7 @@ def settle(model: nn.Module) -> None:
     adapter = inner.trainable_adapter_name
     pattern = {}
     for name, p in inner.model.named_parameters():
-        kept = p.detach().view(-1) != 0
-        if f"lora_E.{adapter}" in name and kept.any():
-            pattern[name] = kept.tolist()
+        nonzero = p.detach().view(-1) != 0
+        if f"lora_E.{adapter}" in name and nonzero.any():
+            pattern[name] = nonzero.tolist()
     inner.peft_config[adapter].rank_pattern = pattern or None

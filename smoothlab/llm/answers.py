@@ -104,11 +104,11 @@ def completion_scores(
     return CompletionScores(losses, tokens, tuple(matches), tuple(f1s))
 
 
-def short(splits: Sequence[Encoded], most: int) -> bool:
-    """Whether these are completions of at most `most` tokens each, end tokens included, and none was cut."""
+def are_short(splits: Sequence[Encoded], limit: int) -> bool:
+    """Whether these are completions of at most `limit` tokens each, end tokens included, and none was cut."""
     for split in splits:
         longest = max(len(tail) for (tail,) in split.options)
-        if split.kind != "completion" or split.shortened or longest > most:
+        if split.kind != "completion" or split.shortened or longest > limit:
             return False
     return True
 

@@ -50,7 +50,7 @@ def write(path: Path, snapshot: Snapshot) -> None:
     """
     from safetensors import SafetensorError
 
-    tensors = {name: own(tensor) for name, tensor in snapshot.tensors.items()}
+    tensors = {name: compact(tensor) for name, tensor in snapshot.tensors.items()}
     state, sums = json.dumps(snapshot.state), json.dumps(_checksums(tensors))
     try:
         write_whole(path, tensors, {"state": state, "sums": sums, "sum": _sum(state, tensors, sums)})
@@ -73,7 +73,7 @@ def write_whole(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, s
     try:
         if new:
             force(path.parent.parent)
-        save_file({name: own(tensor) for name, tensor in tensors.items()}, room / path.name, metadata=metadata)
+        save_file({name: compact(tensor) for name, tensor in tensors.items()}, room / path.name, metadata=metadata)
         # In this order: after a power cut, a name must not stand for content that never reached the disk.
         force(room / path.name)
         (room / path.name).replace(path)
@@ -87,8 +87,8 @@ def reason(error: Exception) -> str:
     """Why the operating system did not write, in its words, from Python or from safetensors."""
     text = getattr(error, "strerror", None) or str(error)
     # The second form is that of safetensors 0.5.
-    found = re.search(r"I/O error: (.+?) \(os error", text) or re.search(r'IoError\(.*message: "([^"]+)"', text)
-    return found[1] if found else text
+    match = re.search(r"I/O error: (.+?) \(os error", text) or re.search(r'IoError\(.*message: "([^"]+)"', text)
+    return match[1] if match else text
 
 
 def read(path: Path) -> Snapshot:
@@ -103,13 +103,13 @@ def read(path: Path) -> Snapshot:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
-        why = _changed(metadata, tensors)
+        fault = _changed(metadata, tensors)
     except Exception as error:  # whatever safetensors raises on bytes that are not its own
-        why = "there is no such file"
+        fault = "there is no such file"
         if path.exists():
-            why = f"it is damaged ({' '.join(str(error).split())})"
-    if why:
-        raise BadInput(f"cannot read {path}: {why}; put the file back, or delete {path.parent} to start again")
+            fault = f"it is damaged ({' '.join(str(error).split())})"
+    if fault:
+        raise BadInput(f"cannot read {path}: {fault}; put the file back, or delete {path.parent} to start again")
     return Snapshot(tensors, json.loads(metadata["state"]))
 
 
@@ -118,9 +118,9 @@ def _changed(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
     sums = metadata.get("sums", "")
     if metadata.get("sum") != _sum(metadata.get("state", ""), tensors, sums):
         return "it is no checkpoint of smoothlab, or was changed since"
-    written = json.loads(sums)
+    recorded = json.loads(sums)
     for name, checksum in _checksums(tensors).items():
-        if checksum != written[name]:
+        if checksum != recorded[name]:
             return f"it is damaged (the numbers of {name} are not those that were written)"
     return ""
 
@@ -216,26 +216,26 @@ class Folder:
 
     def numbers(self) -> list[int]:
         """Numbers of the checkpoints in the folder, ascending; a newest one of another run is refused."""
-        saved = saved_numbers(self.path)
-        if saved:
-            self.get(self.after(saved[-1]))
-        return saved
+        numbers = saved_numbers(self.path)
+        if numbers:
+            self.get(self.after(numbers[-1]))
+        return numbers
 
     def keep(self, paths: Iterable[Path]) -> None:
         """Delete all other checkpoints of this folder, and what was half written when the process was killed."""
-        kept = set(paths)
+        keep = set(paths)
         shutil.rmtree(self.path / PARTIAL, ignore_errors=True)
         for path in (*self.path.glob("after-*.safetensors"), *self.path.glob("best-*.safetensors")):
-            if path not in kept:
+            if path not in keep:
                 path.unlink(missing_ok=True)
 
 
 def contents(path: Path, run: str | None = None) -> dict[str, Any]:
     """The state that `Folder.put` wrote, of `run` where one is named; others are refused."""
     snapshot = read(path)
-    written = str(snapshot.state.get("run"))
-    if run is not None and written != run:
-        old, new = difference(written, run)
+    saved_run = str(snapshot.state.get("run"))
+    if run is not None and saved_run != run:
+        old, new = difference(saved_run, run)
         raise BadInput(f"{path} is of another run ({old}, this one has {new}): name another --checkpoint folder")
     if "packed" not in snapshot.state:
         raise BadInput(f"{path} was written by smoothlab 0.1: finish that run with it, or name another folder")
@@ -260,7 +260,7 @@ def saved_numbers(folder: Path, option: str = "--checkpoint") -> list[int]:
     return sorted(numbers)
 
 
-def own(tensor: Tensor) -> Tensor:
+def compact(tensor: Tensor) -> Tensor:
     """The numbers of a tensor in memory that is theirs alone; views would be refused, or written as a whole."""
     tensor = tensor.detach()
     if tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes:

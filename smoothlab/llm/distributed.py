@@ -113,13 +113,13 @@ class Peers:
         size = flat.numel()
         flat = torch.nn.functional.pad(flat, (0, -size % self.count))  # all_to_all takes equal parts alone
         if flat.numel() <= SMALL:
-            sent = flat.new_empty(self.count * flat.numel())
-            _exchange(lambda: torch.distributed.all_gather(list(sent.view(self.count, -1)), flat))
-            flat = in_order(sent.view(self.count, -1))
+            received = flat.new_empty(self.count * flat.numel())
+            _exchange(lambda: torch.distributed.all_gather(list(received.view(self.count, -1)), flat))
+            flat = in_order(received.view(self.count, -1))
         else:
-            sent = torch.empty_like(flat)
-            _exchange(lambda: torch.distributed.all_to_all_single(sent, flat))
-            partial = in_order(sent.view(self.count, -1))
+            received = torch.empty_like(flat)
+            _exchange(lambda: torch.distributed.all_to_all_single(received, flat))
+            partial = in_order(received.view(self.count, -1))
             _exchange(lambda: torch.distributed.all_gather(list(flat.view(self.count, -1)), partial))
         with torch.no_grad():
             for t, total in zip(tensors, flat[:size].split([t.numel() for t in tensors]), strict=True):
@@ -162,18 +162,18 @@ class Idle(Exception):  # noqa: N818, it is no error
     """Rank 0 has nothing to do, or failed before it began."""
 
 
-_begun = False  # whether rank 0 has sent the others the starting row, for which they wait
+_started = False  # whether rank 0 has sent the others the starting row, for which they wait
 
 
-def begin(done: int) -> int:
+def begin(rows_on_record: int) -> int:
     """Number of rows that rank 0 has on record, sent to all processes; each process calls this once.
 
     Raises:
         Idle: in the other ranks, where rank 0 has ended without calling it.
     """
-    global _begun
-    _begun = True
-    rows = int(broadcast([done], 1)[0])
+    global _started
+    _started = True
+    rows = int(broadcast([rows_on_record], 1)[0])
     if rows < 0:
         raise Idle
     return rows
@@ -187,8 +187,8 @@ def run(lead: Callable[[], Any], follow: Callable[[], Any], device: str, *, met:
     """
     from torch.distributed.rendezvous import rendezvous
 
-    global _begun
-    own_device, _begun = local_device(device), met
+    global _started
+    own_device, _started = local_device(device), met
     backend = "gloo"
     if own_device.startswith("cuda"):
         torch.cuda.set_device(own_device)
@@ -198,13 +198,13 @@ def run(lead: Callable[[], Any], follow: Callable[[], Any], device: str, *, met:
     try:
         with suppress(Idle):
             (lead if rank() == 0 else follow)()
-        if rank() == 0 and not _begun:
+        if rank() == 0 and not _started:
             broadcast([-1.0], 1)
         _disconnect()
     except BaseException as error:
         if rank():
             _leave(error, store)
-        elif not _begun:
+        elif not _started:
             broadcast([-1.0], 1)  # the others have not begun: they end in peace
             _disconnect()
         else:

@@ -92,15 +92,15 @@ def encode(tokenizer: Any, items: Sequence[Choice], max_length: int, kind: Loss)
     return Encoded(tuple(contexts), tuple(options), labels, kind, tokenizer.pad_token_id or 0, cut, merged)
 
 
-def _cut(context: Tokens, kept: int, room: int, item: Choice, max_length: int) -> Tokens:
-    """The prompt's first `kept` tokens, and as many of its last ones as there is room for."""
-    if room < kept + 1:  # no token of the prompt's own would be left
+def _cut(context: Tokens, prefix: int, room: int, item: Choice, max_length: int) -> Tokens:
+    """The prompt's first `prefix` tokens, and as many of its last ones as there is room for."""
+    if room < prefix + 1:  # no token of the prompt's own would be left
         longest = max(item.candidates, key=len)
         raise BadInput(
             f"the candidate '{_short(longest)}' has {max_length + 1 - room} tokens, and rows of {max_length} leave no "
             "room for its prompt: shorten it, or use a model with more positions"
         )
-    return context[:kept] + context[len(context) - room + kept :]
+    return context[:prefix] + context[len(context) - room + prefix :]
 
 
 def notes(splits: Sequence[Encoded]) -> list[str]:
@@ -163,6 +163,7 @@ def _check(item: Choice, context: Tokens, tails: Sequence[Tokens]) -> None:
 
 
 def _short(words: str) -> str:
+    """The first 40 characters, on one line, as errors quote them."""
     return " ".join(words.split())[:40]
 
 

@@ -156,8 +156,8 @@ def _save_both(peft_model: Any, tokenizer: Any, folder: Path, base: bool, story:
         weights = _base_weights(peft_model)
     elif kind != CAUSAL:
         classes = peft_model.config.num_labels
-    stays = not base or _loads_as(origin, peft_model.config, weights.values())
-    if stays:
+    holds_weights = not base or _loads_as(origin, peft_model.config, weights.values())
+    if holds_weights:
         _save_adapter(peft_model, target, origin, weights)
     else:
         _save_adapter(peft_model, target, os.path.abspath(folder / "model"), {})
@@ -167,8 +167,9 @@ def _save_both(peft_model: Any, tokenizer: Any, folder: Path, base: bool, story:
         _link(folder / "model", target)
     padded = kind == CAUSAL or not config.is_prompt_learning
     loading = model_cards.of_adapter(
-        kind, base=base, stays=stays, written=(folder / "model").absolute(), classes=classes, padded=padded,
-        own=hasattr(config, "stored_type"), prefixed=kind != CAUSAL and config.peft_type in CACHED,
+        kind, base=base, holds_weights=holds_weights, base_folder=(folder / "model").absolute(), classes=classes,
+        padded=padded, own_method=hasattr(config, "stored_type"),
+        prefixed=kind != CAUSAL and config.peft_type in CACHED,
     )  # fmt: skip
     model_cards.write(target, library="peft", task=TASKS[kind], origin=origin, loading=loading, story=story)
 

@@ -18,7 +18,7 @@ from smoothlab.llm.gguf_rope import ROPE_KEYS, WINDOW_BASE, head_size, refused, 
 
 @dataclass(frozen=True)
 class Architecture:
-    """How the settings of one architecture are called.
+    """Names of the settings of one architecture.
 
     Attributes:
         attributes: key -> attribute of transformers' configuration, beside those of COMMON.
@@ -114,7 +114,7 @@ def settle(config: Any, header: Header) -> list[str]:
     for key in sorted(header.own_keys):
         value = header.setting(key)
         if key in attributes:
-            notes += _hold(config, attributes[key], value)
+            notes += _set_attribute(config, attributes[key], value)
         elif key == "attention.value_length":
             require(value == head_size(config), header, key, f"its heads have {head_size(config)} keys")
         elif key in NEUTRAL:
@@ -130,13 +130,13 @@ def settle(config: Any, header: Header) -> list[str]:
     elif header.rope:
         raise refused(header, next(iter(header.rope)), "present", "its positions are not rotary")
     if header.architecture in GEMMA_27B_LAYERS:
-        notes += _hold(config, "query_pre_attn_scalar", _gemma_scale(config, header.architecture))
+        notes += _set_attribute(config, "query_pre_attn_scalar", _gemma_scale(config, header.architecture))
     if "attention.head_count_kv" not in header.own_keys and "attention.head_count_kv" in attributes:
         config.num_key_value_heads = config.num_attention_heads  # as in llama.cpp
     # Biases are told by their tensors alone.
     for attribute, tensor in (("attention_bias", "blk.0.attn_q.bias"), ("mlp_bias", "blk.0.ffn_up.bias")):
         if header.architecture == "llama" and tensor in header.tensors:
-            notes += _hold(config, attribute, True)
+            notes += _set_attribute(config, attribute, True)
     return notes
 
 
@@ -165,7 +165,7 @@ def _attributes(header: Header) -> dict[str, str]:
     return attributes
 
 
-def _hold(config: Any, attribute: str, value: Any) -> list[str]:
+def _set_attribute(config: Any, attribute: str, value: Any) -> list[str]:
     """Set a value of the configuration; returns a note where it had another one."""
     previous = getattr(config, attribute, None)
     equal = previous == value

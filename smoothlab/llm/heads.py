@@ -25,7 +25,7 @@ BY_PEFT = ("classifier", "score")
 
 
 def classifier_reason(head: Head, name: str) -> str | None:
-    """Why the model `name` is fine-tuned as a classifier, None where it is a language model.
+    """Reason for which the model `name` is fine-tuned as a classifier; None where it is a language model.
 
     With "auto" it is a classifier where its config.json names a classifier's class, or where it is of a type that
     generates no text from left to right.
@@ -120,11 +120,11 @@ def blocks(model: nn.Module, *, base: bool, module: bool) -> dict[str, Block]:
 
 def _trained_beside(loaded: LoadedModel) -> list[str]:
     """Modules that peft trains and saves beside its own: heads of unusual names, and new ones in the body."""
-    outside = head_parameters(loaded.model)
+    head_ids = head_parameters(loaded.model)
     modules: dict[str, None] = {}  # in order, without repetitions
     for name, p in loaded.model.named_parameters():
         parts = name.split(".")
-        if id(p) in outside:
+        if id(p) in head_ids:
             modules[parts[0]] = None
         elif name in loaded.new and "pooler" in parts:
             modules[".".join(parts[: parts.index("pooler") + 1])] = None

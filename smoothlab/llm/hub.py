@@ -41,7 +41,7 @@ def reachable(patience: float = PATIENCE) -> bool:
 
 
 def broke_off(error: BaseException | None) -> str | None:
-    """What the network did, if that is behind an error of the libraries that read models; else None."""
+    """The network's failure behind an error of the libraries that read models, in words; None if there is none."""
     while error is not None:
         names = {kind.__name__ for kind in type(error).__mro__}  # of the hub's client, which changes its library
         if names & {"TransportError", "ChunkedEncodingError", "ConnectionError", "TimeoutError", "IncompleteRead"}:
@@ -118,5 +118,5 @@ def fetch(name: str, file: str) -> Path:
     try:
         return Path(hf_hub_download(name, file, local_files_only=not reachable()))
     except Exception as error:  # whichever of the client's it is, there is no file
-        why = " ".join(str(error).split())[:120]
-        raise BadInput(f"cannot fetch {file} of {name} ({why}): connect, or name a file or folder") from None
+        reason = " ".join(str(error).split())[:120]
+        raise BadInput(f"cannot fetch {file} of {name} ({reason}): connect, or name a file or folder") from None

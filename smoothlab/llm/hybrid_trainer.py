@@ -21,12 +21,12 @@ from torch import Tensor
 from transformers import Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from smoothlab.blocks import Block, Loss, differentiable, fixed_loss
+from smoothlab.blocks import Block, Loss, differentiable, fixed_loss, python_rng
 from smoothlab.errors import BadInput
 from smoothlab.llm import distributed, heads, mixing
 from smoothlab.llm.caches import CACHED, accept_past_key_values
 from smoothlab.llm.export import ROTATED, add_base
-from smoothlab.llm.trainer_loss import LossWatch, Snapshot, copied, python_rng
+from smoothlab.llm.trainer_loss import LossWatch, Snapshot, copied
 from smoothlab.optim.hybrid import HybridSGD
 from smoothlab.zeroth.estimators import Estimator, ZerothOrder
 
@@ -199,8 +199,8 @@ class HybridMixin:
             # In train mode a checkpointed layer of transformers 5.23 and 5.24 (modeling_layers.py) drops its cache.
             # Earlier Trainers make an optimizer before they switch checkpointing on.
             checkpointed = any(getattr(m, "gradient_checkpointing", False) for m in self.model.modules())
-            asked = (getattr(self.args, f"{kind}_checkpointing", False) for kind in ("activation", "gradient"))
-            if config.peft_type in CACHED and (checkpointed or any(asked)):
+            requested = (getattr(self.args, f"{kind}_checkpointing", False) for kind in ("activation", "gradient"))
+            if config.peft_type in CACHED and (checkpointed or any(requested)):
                 raise BadInput(
                     f"gradient checkpointing drops the virtual tokens of {config.peft_type.value} in train mode: train "
                     "without it, or use prompt tuning or LoRA"
@@ -274,7 +274,7 @@ class _Minibatches:
             self._turn = self._next()
         trainer, (model, inputs, items) = self._turn, self._arguments[number]
         accelerator = trainer.accelerator
-        trainer.accelerator = kept = _Kept(accelerator)
+        trainer.accelerator = keeper = _LossKeeper(accelerator)
         if isinstance(trainer.compute_loss, LossWatch):
             trainer.compute_loss.forget()  # which only wants the last minibatch of a step
         try:
@@ -282,13 +282,13 @@ class _Minibatches:
                 super(HybridMixin, trainer).training_step(model, copied(inputs), items)  # type: ignore[misc]
         finally:
             trainer.accelerator = accelerator
-        if kept.loss is None:
+        if keeper.loss is None:
             raise BadInput(
                 f"{type(trainer).__name__}.training_step never calls accelerator.backward, so that HybridTrainer does "
                 "not know its loss: let it call that, or override compute_loss instead"
             )
         # HybridSGD takes the mean of what are parts of a mean already.
-        return kept.loss * len(self._arguments)
+        return keeper.loss * len(self._arguments)
 
     def _next(self) -> Any:
         """The Trainer itself where there is a graph, or else a stand-in for it."""
@@ -297,14 +297,14 @@ class _Minibatches:
             return self._trainer
         stand_in, compute = self._snapshot.stand_in(), self._trainer.compute_loss
         if isinstance(compute, LossWatch):
-            compute = compute.watched
+            compute = compute.original
         if getattr(compute, "__self__", None) is self._trainer:  # perhaps set on this Trainer, not in its class
             compute = MethodType(compute.__func__, stand_in)
         stand_in.compute_loss = compute
         return stand_in
 
 
-class _Kept:
+class _LossKeeper:
     """An Accelerator that keeps the loss instead of differentiating it."""
 
     def __init__(self, accelerator: Any) -> None:

@@ -55,7 +55,7 @@ def weights(model: nn.Module) -> dict[str, tuple[float, float]]:
 
 
 def state(model: nn.Module) -> dict[str, Tensor]:
-    """What `after_step` remembers beside the parameters; copies, as a checkpoint's file holds no tensor twice."""
+    """State of `after_step` beside the parameters; copies, as a checkpoint's file holds no tensor twice."""
     return {name: norms.clone() for name, norms in buffers(model).items()}
 
 

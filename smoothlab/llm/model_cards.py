@@ -27,7 +27,7 @@ def _code(*lines: str) -> str:
 
 
 def of_model(kind: str, module: str) -> str:
-    """How the base model alone is loaded; `module` is the PEFT method that was trained beside it, or ""."""
+    """Instructions to load the base model alone; `module`: PEFT method that was trained beside it, or ""."""
     text = _code(f"from transformers import {kind}", "", f'model = {kind}.from_pretrained("model")  # this folder')
     if module:
         text += f"\nThis is the base model as it was trained beside a {module} module, which is in `../adapter`.\n"
@@ -35,24 +35,24 @@ def of_model(kind: str, module: str) -> str:
 
 
 def of_adapter(
-    kind: str, *, base: bool, stays: bool, written: Path, classes: int | None, padded: bool, own: bool = False,
-    prefixed: bool = False,
+    kind: str, *, base: bool, holds_weights: bool, base_folder: Path, classes: int | None, padded: bool,
+    own_method: bool = False, prefixed: bool = False,
 ) -> str:  # fmt: skip
-    """How an adapter is loaded with its base model.
+    """Instructions to load an adapter with its base model.
 
     Args:
         kind: transformers' class of the base model.
         base: whether that was trained, too.
-        stays: whether the adapter's folder has its weights.
-        written: where the base model's folder was written; adapter_config.json holds it as an absolute path.
+        holds_weights: whether the adapter's folder has its weights.
+        base_folder: where the base model's folder was written; adapter_config.json holds it as an absolute path.
         classes: number of classes, where the base model's files have no head for as many; else None.
         padded: whether the loaded model distinguishes padding from text.
-        own: whether the method is smoothlab's own, which peft knows after one call.
+        own_method: whether the method is smoothlab's own, which peft knows after one call.
         prefixed: whether it is a classifier whose module is keys and values before the text.
     """
     auto, arguments = kind.replace("AutoModel", "AutoPeftModel"), ""
     register_lines: list[str] = []
-    if own:
+    if own_method:
         call = "register()  # peft then knows this method"
         register_lines = ["from smoothlab.llm.own_methods import register", "", call]
     if classes:
@@ -67,14 +67,15 @@ def of_adapter(
     two_folders = _code(
         "from peft import PeftModel", f"from transformers import {kind}", *register_lines, "", load_both
     )
-    if base and stays:
+    if base and holds_weights:
         text += (
             "\nThe base model was trained, too. Its weights are in this folder beside the module's, and are loaded "
             f"with them.\nThey are in `../model` as well:\n\n{two_folders}"
         )
     elif base:
         text += (
-            f"\nThe base model was trained, too, and is in `../model`; `adapter_config.json` names it as `{written}`.\n"
+            "\nThe base model was trained, too, and is in `../model`; `adapter_config.json` names it as "
+            f"`{base_folder}`.\n"
             f"When that is moved, name its new place there, or load the two folders by\n\n{two_folders}"
         )
     if not padded:

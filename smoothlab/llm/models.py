@@ -215,7 +215,7 @@ def _configuration(
 
 
 def _source(name: str) -> tuple[str, dict[str, Any], gguf_files.Header | None]:
-    """Where a model's files are, how transformers is to read them, and the header where they are a GGUF file.
+    """Location of a model's files, arguments for transformers to read them, and the header of a GGUF file.
 
     Where the hub does not answer, its cache is used.
     """
@@ -258,12 +258,12 @@ def _reading(part: str, name: str) -> Iterator[None]:
                 f"cannot load model '{name}': the download of its {part} broke off ({words}): try the same "
                 "command again"
             ) from error
-        why = f"its {part} cannot be had ({type(error).__name__}: {' '.join(str(error).split())}"[:200] + ")"
+        reason = f"its {part} cannot be had ({type(error).__name__}: {' '.join(str(error).split())}"[:200] + ")"
         hint = f"use {_CHOICES}"
         if Path(name).is_dir():
             files = "config.json, a tokenizer and model.safetensors (no pickled weights), or one GGUF file"
             hint = f"the directory needs {files}"
-        raise BadInput(f"cannot load model '{name}': {why}; {hint}") from error
+        raise BadInput(f"cannot load model '{name}': {reason}; {hint}") from error
 
 
 def _opt_125m() -> Any:

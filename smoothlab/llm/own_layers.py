@@ -17,7 +17,9 @@ class OwnLinear(LoraLinear):  # type: ignore[misc]
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: Any, **kwargs: Any) -> None:
         if not isinstance(base_layer, nn.Linear):
-            raise ValueError(f"a layer of type {type(base_layer).__name__} is not torch.nn.Linear")
+            raise ValueError(
+                f"a layer of type {type(base_layer).__name__} is not torch.nn.Linear: leave it out of target_modules"
+            )
         if config.use_dora or config.lora_bias:
             raise ValueError("use_dora and lora_bias have no place in this method: leave them out")
         self.kept: list[Tensor] = []  # base weights before each merge
@@ -35,7 +37,9 @@ class OwnLinear(LoraLinear):  # type: ignore[misc]
             plain: Tensor = self.base_layer(x)
             return plain
         if len(self.active_adapters) != 1:
-            raise ValueError(f"{type(self).__name__} computes with one adapter at a time: {self.active_adapters}")
+            raise ValueError(
+                f"{type(self).__name__} computes with one adapter at a time: set one of {self.active_adapters}"
+            )
         return self.adapted(x, self.active_adapters[0])
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
@@ -44,7 +48,9 @@ class OwnLinear(LoraLinear):  # type: ignore[misc]
         for adapter in check_adapters_to_merge(self, adapter_names):
             change = self.get_delta_weight(adapter).to(weight.dtype)
             if safe_merge and not bool(torch.isfinite(change).all()):
-                raise ValueError(f"adapter {adapter} has weights that are not finite")
+                raise ValueError(
+                    f"adapter {adapter} has weights that are not finite: train it at a lower learning rate"
+                )
             self.kept.append(weight.data)
             weight.data = weight.data + change
             self.merged_adapters.append(adapter)
@@ -136,7 +142,10 @@ class MixLinear(OwnLinear):
         """Add an adapter: LoRA as peft starts it, BOFT as the identity, equal weights."""
         size, block = self.in_features, config.boft_block_size
         if block < 2 or size % block:
-            raise ValueError(f"a layer with {size} inputs is not divided by boft_block_size={block}")
+            raise ValueError(
+                f"a layer with {size} inputs is not divided by boft_block_size={block}: "
+                f"use a divisor of {size}, at least 2"
+            )
         for name in ("lora_skew", "lora_scale"):
             if name not in self._modules:
                 self.add_module(name, nn.ParameterDict())
@@ -158,7 +167,7 @@ class MixLinear(OwnLinear):
         mix.start_out.copy_(self.lora_B[adapter].weight)
 
     def mix(self, adapter: str) -> "_Mix":
-        """What the adapter keeps beside its parameters."""
+        """Buffers of the adapter beside its parameters."""
         mix = self.lora_mix[adapter]
         assert isinstance(mix, _Mix)
         return mix
@@ -201,7 +210,7 @@ class MixLinear(OwnLinear):
         return torch.block_diag(*self.blocks(adapter)).T
 
     def get_delta_weight(self, adapter: str) -> Tensor:
-        """What both parts add to the base layer's weight W [out, in].
+        """The sum that both parts add to the base layer's weight W [out, in].
 
         w_boft (diag(s) W R - W) + w_lora scaling (B A - B_0 A_0), the sum that merging adds to W.
         """

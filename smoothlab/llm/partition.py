@@ -43,11 +43,11 @@ def dead_copies(model: nn.Module) -> set[int]:
         idle.update((id(holder), name) for holder, name in _idle(module))
     # All that is reached from the model without an idle attribute is alive, a tied parameter by any of its names.
     live: set[int] = set()
-    waiting = [model]
-    while waiting:
-        module = waiting.pop()
+    stack = [model]
+    while stack:
+        module = stack.pop()
         live.update(id(p) for name, p in module._parameters.items() if (id(module), name) not in idle)
-        waiting += [child for name, child in module.named_children() if (id(module), name) not in idle]
+        stack += [child for name, child in module.named_children() if (id(module), name) not in idle]
     return set(map(id, model.parameters())) - live
 
 
@@ -245,8 +245,8 @@ def _kind(model: nn.Module, name: str) -> str:
         if _embeds(model, name):
             return "embedding"
         return "rest"
-    layer, *inside = chain[len(stack) + 1 :]
-    if any(map(_attends, inside)):
+    layer, *submodules = chain[len(stack) + 1 :]
+    if any(map(_attends, submodules)):
         return "attention"
     # What a layer holds beside its attention is its MLP, under whatever name: fc1, mlp.gate_proj, output.dense.
     if any(map(_attends, layer.modules())):

@@ -18,7 +18,7 @@ DEFAULT_RANK = 8
 
 @dataclass(frozen=True)
 class PeftMethod:
-    """One PEFT method, and what it can be attached for.
+    """A PEFT method, and the tasks that it can be attached for.
 
     Attributes:
         config: name of peft's configuration class, or of one in `own_methods`; "" where nothing is attached.

@@ -11,18 +11,16 @@ counts this minibatch alone. That is the loss by which the Trainer would train o
 import copy
 import functools
 import inspect
-import random
 import traceback
 from collections import UserDict, deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from types import MethodType
 from typing import Any
 
-import numpy as np
 from torch import Tensor, nn
 from transformers import Trainer
 
+from smoothlab.blocks import python_rng
 from smoothlab.errors import BadInput
 
 _CANONICAL = tuple(inspect.signature(Trainer.compute_loss).parameters)[1:]  # model, inputs, ..., num_items_in_batch
@@ -45,10 +43,10 @@ class LossWatch:
     """
 
     def __init__(self, trainer: Any) -> None:
-        self._trainer, self.watched = trainer, trainer.compute_loss
+        self._trainer, self.original = trainer, trainer.compute_loss
         self.steps: set[int] = set()  # optimizer steps whose calls are kept
         self.calls: list[MinibatchLoss] = []  # kept since `forget`
-        functools.update_wrapper(self, self.watched)
+        functools.update_wrapper(self, self.original)
 
     @staticmethod
     def of(trainer: Any) -> "LossWatch":
@@ -62,8 +60,8 @@ class LossWatch:
         """Give the Trainer its own `compute_loss` back."""
         if vars(self._trainer).get("compute_loss") is self:
             del self._trainer.compute_loss
-            if getattr(self._trainer, "compute_loss", None) != self.watched:
-                self._trainer.compute_loss = self.watched  # one that was set on this Trainer alone
+            if getattr(self._trainer, "compute_loss", None) != self.original:
+                self._trainer.compute_loss = self.original  # one that was set on this Trainer alone
 
     def forget(self) -> None:
         """Drop the calls of minibatches that are over."""
@@ -74,8 +72,8 @@ class LossWatch:
         trainer = self._trainer
         # Without a graph too: a step may be of zeroth order alone.
         if trainer.model.training and trainer.state.global_step in self.steps:
-            self.calls.append(MinibatchLoss(trainer, self.watched, args, kwargs))
-        return self.watched(*args, **kwargs)
+            self.calls.append(MinibatchLoss(trainer, self.original, args, kwargs))
+        return self.original(*args, **kwargs)
 
 
 class Snapshot:
@@ -110,8 +108,8 @@ class MinibatchLoss:
         # Behind what a subclass names, *args may take the rest of what a Trainer passes, in its order.
         self._names = parameters + list(_CANONICAL[len(parameters) :])
         # transformers' own losses are means where they get no count; others may not do without one.
-        plain = getattr(compute, "__func__", None) is Trainer.compute_loss and trainer.compute_loss_func is None
-        self._counts = not plain and self._argument("num_items_in_batch") is not None
+        counts_alone = getattr(compute, "__func__", None) is Trainer.compute_loss and trainer.compute_loss_func is None
+        self._counts = not counts_alone and self._argument("num_items_in_batch") is not None
 
     def __call__(self, minibatch: Mapping[str, Any] | None = None, seed: int = 0) -> Tensor:
         """The mean loss, on the call's own inputs or on a minibatch in their place.
@@ -149,11 +147,11 @@ class MinibatchLoss:
         trainer.args.average_tokens_across_devices = False
         trainer.args.gradient_accumulation_steps = trainer.args._n_gpu = 1
         trainer.current_gradient_accumulation_steps = 1
-        trainer.accelerator = _Alone(trainer.accelerator)
+        trainer.accelerator = _SingleProcess(trainer.accelerator)
         return trainer
 
 
-class _Alone:
+class _SingleProcess:
     """An Accelerator of a single process: the others do not measure, and would never answer."""
 
     num_processes, process_index, is_main_process = 1, 0, True
@@ -203,16 +201,3 @@ def copied(value: Any) -> Any:
     if isinstance(value, set | deque):
         return copy.copy(value)
     return value
-
-
-@contextmanager
-def python_rng(seed: int) -> Iterator[None]:
-    """Inside the context the generators of Python and NumPy start at `seed`; torch's are `fixed_loss`'s part."""
-    python, numpy = random.getstate(), np.random.get_state()
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)

@@ -1,4 +1,4 @@
-"""What a checkpoint must be to be measured: a body whose weights are all there, and a tokenizer that fits it.
+"""Checks that a checkpoint can be measured: a body whose weights are all there, and a tokenizer that fits it.
 
 transformers goes on with random weights where some are missing, with an empty tokenizer where there is none, and with a
 regressor's loss where the configuration names it; a measured curve would not show it.
@@ -44,10 +44,10 @@ def check_causal(config: Any, name: str) -> None:
 
 
 def classifies(config: Any) -> str:
-    """Why a checkpoint is a classifier: it was saved as one, or cannot be a causal language model; "" where it can."""
-    for saved in config.architectures or ():
-        if saved.endswith("ForSequenceClassification"):
-            return f"it was saved as {saved}"
+    """Reason for which a checkpoint is a classifier: how it was saved, or its type; "" for a causal language model."""
+    for architecture in config.architectures or ():
+        if architecture.endswith("ForSequenceClassification"):
+            return f"it was saved as {architecture}"
     if not reads_left_to_right(config):
         return f"models of type {config.model_type} generate no text from left to right"
     return ""
@@ -82,20 +82,20 @@ def new_weights(model: Any, report: dict[str, Any]) -> list[str]:
 
 def check_weights(model: Any, report: dict[str, Any], name: str) -> list[str]:
     """Refuse weights that are not this body's: transformers would go on with random ones; only a head may be new."""
-    outside = head_parameters(model)
+    head_ids = head_parameters(model)
     named = dict(model.named_parameters())
     mismatched = {mismatch[0] for mismatch in report["mismatched_keys"]}
     new = new_weights(model, report)
-    body = [n for n in new if id(named[n]) not in outside and "pooler" not in n.split(".")]
+    body = [n for n in new if id(named[n]) not in head_ids and "pooler" not in n.split(".")]
     if body:
         raise BadInput(
             f"cannot load model '{name}': {len(body)} of {len(named)} weights, {body[0]} the first, are not in its "
             "safetensors or of another shape; give the weights and the config.json of one model"
         )
-    notes = [f"{n} is not in the weights of {name}: new, as the head is" for n in new if id(named[n]) not in outside]
+    notes = [f"{n} is not in the weights of {name}: new, as the head is" for n in new if id(named[n]) not in head_ids]
     if mismatched:
         notes.append(f"the head of {name} has another shape than {model.config.num_labels} classes need: a new one")
-    elif outside and not any(id(named[n]) in outside for n in new):
+    elif head_ids and not any(id(named[n]) in head_ids for n in new):
         notes.append(f"the head is that of {name}, not a new one")
     return notes
 

@@ -70,12 +70,12 @@ def _log_softmax(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
 
 
-def _through_head(model: Any, base: Any, minibatch: Minibatch, kept: Callable[[Tensor], Tensor]) -> Tensor:
-    """The model's own logits at those of the gathered hidden states [P, d] that `kept` returns."""
+def _through_head(model: Any, base: Any, minibatch: Minibatch, select: Callable[[Tensor], Tensor]) -> Tensor:
+    """The model's own logits at those of the gathered hidden states [P, d] that `select` returns."""
     row, back = minibatch["row"], minibatch["back"]
 
     def gather(head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (kept(args[0][row, args[0].shape[1] - back])[None], *args[1:])
+        return (select(args[0][row, args[0].shape[1] - back])[None], *args[1:])
 
     # Logits of a large vocabulary at all positions would cost more than the rest of the forward pass.
     handle = base.get_output_embeddings().register_forward_pre_hook(gather)
@@ -131,7 +131,7 @@ def _in_chunks(model: Any, base: Any, minibatch: Minibatch, size: int) -> Tensor
 
 
 def _after_head(base: Any, head: nn.Module, hidden: Tensor, example: Tensor) -> Callable[[Tensor], Tensor] | None:
-    """What the model does to its head's output, known by its logits [1, vocabulary] at the first hidden state."""
+    """The model's function of its head's output, found from its logits [1, vocabulary] at the first hidden state."""
     config = base.config.get_text_config()
 
     def number(name: str) -> float:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from smoothlab.llm.answers import CompletionScores, completion_scores, f1, greedy, normalized, short
+from smoothlab.llm.answers import CompletionScores, are_short, completion_scores, f1, greedy, normalized
 from smoothlab.llm.evaluate import Encoded
 from smoothlab.llm.peft_methods import PEFT_METHODS
 from smoothlab.stats.samples import mean
@@ -115,7 +115,7 @@ def test_scores_are_means_over_items_with_their_interval() -> None:
 
 def test_answers_are_short_where_none_has_more_tokens() -> None:
     data = items(longest=4)
-    assert short([data], 5) and not short([data], 4)
-    assert not short([data, items(longest=5)], 5)
-    assert not short([replace(data, kind="text")], 5)
-    assert not short([replace(data, shortened=1)], 5)
+    assert are_short([data], 5) and not are_short([data], 4)
+    assert not are_short([data, items(longest=5)], 5)
+    assert not are_short([replace(data, kind="text")], 5)
+    assert not are_short([replace(data, shortened=1)], 5)

@@ -10,7 +10,7 @@ from torch import nn
 from smoothlab.errors import BadInput
 from smoothlab.experiments.finetune.config import FinetuneOptions, Training
 from smoothlab.llm import calibration
-from smoothlab.llm.answers import CompletionScores, completion_scores, short
+from smoothlab.llm.answers import CompletionScores, are_short, completion_scores
 from smoothlab.llm.calibration import ContentFree
 from smoothlab.llm.completions import encode_completions
 from smoothlab.llm.encoding import Encoded, Loss, encode
@@ -75,11 +75,11 @@ def tokenized(run: Training, splits: Splits, loaded: LoadedModel, kind: Loss) ->
 
 
 def judge(run: Training, items: Items, model: nn.Module, tokenizer: Any, mixed: bool) -> tuple[Judge, list[str]]:
-    """What judges the model, and a note where it generates answers; `mixed`: rows of different lengths together."""
+    """The judge of the model, and a note where it generates answers; `mixed`: rows of different lengths together."""
     if items.dev.kind not in GENERATIVE:
         return partial(accuracy, model, mixed=mixed), []
     decode, notes = None, []
-    if isinstance(run, FinetuneOptions) and short((items.dev, items.test), run.answer_tokens):
+    if isinstance(run, FinetuneOptions) and are_short((items.dev, items.test), run.answer_tokens):
         decode = partial(tokenizer.decode, skip_special_tokens=True)
         notes.append(f"answers of at most {run.answer_tokens} tokens are generated greedily on dev and test")
     scores = partial(completion_scores, model, mixed=mixed, decode=decode, max_length=items.longest)

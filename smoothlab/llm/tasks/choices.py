@@ -1,4 +1,4 @@
-"""What a language model is asked: a prompt, the candidates that may follow it, and which of them is right."""
+"""Items of a task: a prompt, the candidates that may follow it, and the number of the right one."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -82,7 +82,7 @@ class Splits:
 
     @property
     def served(self) -> str:
-        """Which file each part came from, in words for a report."""
+        """Source of each split, in words for a report."""
         return f"train and dev: {self.trained_on}; test: {self.tested_on}"
 
 

@@ -18,10 +18,10 @@ def file_of(task: Task, split: str, folder: Path) -> Path:
     task_folder = folder / task.name
     # A set may have been packed or unpacked after its download.
     for name in names:
-        plain = name.removesuffix(".gz")
-        for form, where in product((name, plain, f"{plain}.gz"), (task_folder, folder)):
-            if (where / form).exists():
-                return where / form
+        unpacked = name.removesuffix(".gz")
+        for form, parent in product((name, unpacked, f"{unpacked}.gz"), (task_folder, folder)):
+            if (parent / form).exists():
+                return parent / form
     if task_folder.is_dir():
         raise BadInput(f"{task_folder} has no {' or '.join(names)}, packed (.gz) or not: put the {split} split there")
     raise BadInput(f"no {task.name}/{names[0]} in {folder}: give --data-dir the folder that holds {task.name}/")
@@ -54,23 +54,23 @@ def from_hub(task: Task, split: str) -> list[dict[str, Any]]:
 def items(task: Task, split: str, folder: Path | None) -> tuple[list[Choice], str]:
     """All choices of a split, and where they came from."""
     if task.generate is not None:
-        where = f"{task.name}'s own validation sentences"
+        origin = f"{task.name}'s own validation sentences"
         if split == "train":
-            where = f"{task.name}'s training sentences"
-        rows = [(f"row {i} of {where}", row) for i, row in enumerate(task.generate(split))]
+            origin = f"{task.name}'s training sentences"
+        rows = [(f"row {i} of {origin}", row) for i, row in enumerate(task.generate(split))]
     elif folder is None:
-        where = f"the {split} split of {'/'.join(task.hub)}"
-        rows = [(f"row {i} of {where}", row) for i, row in enumerate(from_hub(task, split))]
+        origin = f"the {split} split of {'/'.join(task.hub)}"
+        rows = [(f"row {i} of {origin}", row) for i, row in enumerate(from_hub(task, split))]
     else:
         path = file_of(task, split, folder)
         rows = [*jsonlines.rows(path)]
-        where = f"{path.parent.name}/{path.name}"
+        origin = f"{path.parent.name}/{path.name}"
         if split == "validation" and task.note and path.name.startswith("validation"):
-            where += f" ({task.note})"
+            origin += f" ({task.note})"
     result = []
     for line, row in rows:
         try:
             result.append(task.choice(row))
         except ValueError as error:
             raise BadInput(f"{line} {error}") from None
-    return result, where
+    return result, origin
