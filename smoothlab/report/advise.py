@@ -1,4 +1,4 @@
-"""What the records of ``smoothlab advise`` say: the advice in words and in a figure."""
+"""Report of ``smoothlab advise``: the advice in words and in a figure."""
 
 from functools import partial
 from typing import Any
@@ -94,20 +94,20 @@ def _panel(ax: Axes, option: str, trials: pd.DataFrame, limits: pd.DataFrame) ->
             ax.plot(trials["rate"][chosen], losses[chosen], marker, color=color, ms=4, zorder=3, label=label)
     ax.axhline(start, ls=":", lw=0.9, color=GRAY, label="loss at the start")
     # intervals stand above the losses, a line each, since bands behind them would mix their colors
-    shown = losses[np.isfinite(losses)]
-    bottom, top = min(shown.min(), start), max(shown.max(), start)
+    finite = losses[np.isfinite(losses)]
+    bottom, top = min(finite.min(), start), max(finite.max(), start)
     height = max(top - bottom, 0.05 * start)
     for line, (_, limit) in enumerate(limits.iterrows()):
         color = COLORS[2 + line % (len(COLORS) - 2)]
-        at = top + height * (0.12 + 0.09 * line)
+        height_of_limit = top + height * (0.12 + 0.09 * line)
         name = f"limit {limit['source']}"
         if limit["source"] == "predicted":
             name += f" ({CONDITIONS.get(limit['condition'], limit['condition'])})"
         ax.axvline(limit["value"], color=color, lw=0.8, alpha=0.6, zorder=1)
-        ax.plot(limit["value"], at, "D", color=color, ms=3.5, zorder=3)
+        ax.plot(limit["value"], height_of_limit, "D", color=color, ms=3.5, zorder=3)
         ax.plot([], [], "D-", color=color, ms=3.5, lw=0.8, label=name)
         if np.isfinite([limit["low"], limit["high"]]).all() and limit["low"] > 0:
-            ax.hlines(at, limit["low"], limit["high"], color=color, lw=1.6, label="_interval")
+            ax.hlines(height_of_limit, limit["low"], limit["high"], color=color, lw=1.6, label="_interval")
     steps = int(trials["steps"].max())
     ax.set(xscale="log", xlabel=f"learning rate {option}", ylabel=f"loss after {steps} steps")
     ax.margins(y=0.08)

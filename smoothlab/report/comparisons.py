@@ -83,28 +83,28 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     for (part, quantity), group in table.groupby(["part", "quantity"], sort=False):
         # verdicts that only repeat whether the interval holds the reference are counted already
         counts = group.loc[~group["verdict"].isin(["", "consistent", "off"]), "verdict"].value_counts()
-        rows.append([part, quantity, len(group), held(group), ", ".join(counts.index + " " + counts.astype(str))])
+        rows.append([part, quantity, len(group), coverage(group), ", ".join(counts.index + " " + counts.astype(str))])
     return pd.DataFrame(rows, columns=["part", "quantity", "rows", "intervals that hold the reference", "verdicts"])
 
 
-def held(table: pd.DataFrame) -> str:
-    """How many intervals hold their closed form or recursion: "9 of 10"; "" where none has one."""
+def coverage(table: pd.DataFrame) -> str:
+    """Number of intervals that hold their closed form or recursion: "9 of 10"; "" where none has one."""
     outcomes = table["held"].dropna()
     if outcomes.empty:
         return ""
     return f"{int(outcomes.sum())} of {len(outcomes)}"
 
 
-def disagreements(table: pd.DataFrame, most: int = 12) -> pd.DataFrame:
+def disagreements(table: pd.DataFrame, limit: int = 12) -> pd.DataFrame:
     """Rows whose verdict needs a second look, three of a kind: own verdicts first, then intervals off the reference."""
     rows = table[~table["verdict"].isin(AGREES)]
     rows = rows.groupby(["part", "quantity", "verdict"], sort=False).head(3)
     stored = rows["verdict"] != "off"
-    return pd.concat([rows[stored].sort_values("part", kind="stable"), rows[~stored]])[:most]
+    return pd.concat([rows[stored].sort_values("part", kind="stable"), rows[~stored]])[:limit]
 
 
 def notes(df: pd.DataFrame) -> list[str]:
-    """What the records say besides numbers: failed settings, stopped trials, the data that was used, flags."""
+    """Notes of the records besides numbers: failed settings, stopped trials, the data that was used, flags."""
     lines = []
     for name, words in (("failed", "failed"), ("why", "a trial was stopped")):
         if name in df:
@@ -143,9 +143,9 @@ def text(df: pd.DataFrame) -> list[str]:
     table = comparisons(df)
     blocks = [[["what", "quantity", "measured", "reference", "verdict"], *map(cells, table.to_dict("records"))]]
     if len(table) > 40:
-        counts, few = summary(table), disagreements(table)
+        counts, disagreeing = summary(table), disagreements(table)
         blocks = [[list(counts.columns), *counts.astype(str).values.tolist()],
-                  [blocks[0][0], *map(cells, few.to_dict("records"))]]  # fmt: skip
+                  [blocks[0][0], *map(cells, disagreeing.to_dict("records"))]]  # fmt: skip
     printed = []
     for block in blocks:
         widths = pd.DataFrame(block).map(len).max()
@@ -166,17 +166,17 @@ def _generic(df: pd.DataFrame) -> pd.DataFrame:
         table[name] = pd.Series(df.get(name, df.get(fallback)), df.index, dtype=object).fillna("")
     # the last digit of a stored closed form does not count against an interval
     slack = ROUNDING * table["reference"].abs()
-    inside = (table["low"] - slack <= table["reference"]) & (table["reference"] <= table["high"] + slack)
+    covers = (table["low"] - slack <= table["reference"]) & (table["reference"] <= table["high"] + slack)
     has_interval = table[["low", "high", "reference"]].notna().all(axis=1)
-    table["held"] = inside.astype(object).where(has_interval, None)
+    table["held"] = covers.astype(object).where(has_interval, None)
     recorded = table["verdict"] != ""  # by the record itself
     table["verdict"] = table["verdict"].where(
-        recorded, inside.map({True: "consistent", False: "off"}).where(has_interval, "")
+        recorded, covers.map({True: "consistent", False: "off"}).where(has_interval, "")
     )
     if "printed" in df and "found" in df:  # what the paper says of this row, and what was measured
         printed = df["printed"].notna()
-        same = (df["printed"] == df["found"]).map({True: "as printed", False: "not as printed"})
-        table["verdict"] = table["verdict"].mask(printed, same)
+        comparison = (df["printed"] == df["found"]).map({True: "as printed", False: "not as printed"})
+        table["verdict"] = table["verdict"].mask(printed, comparison)
     # a verdict of the record's own is on its bound or on the paper's claim: these stand in the table then
     table["measured"] = table["measured"].fillna(table["reference"])
     for name in ("bound", "claimed"):

@@ -20,12 +20,12 @@ from smoothlab.errors import BadInput
 from smoothlab.report.numbers import number
 from smoothlab.report.panels import COLORS, MARKERS, Draw, grid, panel, plain_ticks, step_axis
 from smoothlab.stats.ranks import spearman
-from smoothlab.stats.smoothness_table import blocks_of, check, nothing, points, protocols_of, ratio
+from smoothlab.stats.smoothness_table import blocks_of, check, missing_rows, points, protocols_of, ratio
 
-Looks = tuple[dict[str, str], dict[str, str]]
+Styles = tuple[dict[str, str], dict[str, str]]
 """Colors and markers of series."""
 # estimated points are drawn last, on top
-LOOKS_OF_PROTOCOLS: Looks = (
+STYLES_OF_PROTOCOLS: Styles = (
     {"paper": "#882255", "estimated": "#0072B2", "dataset": "#117733"},
     {"estimated": "o", "paper": "s", "dataset": "D"},
 )
@@ -61,7 +61,7 @@ def table_of(df: pd.DataFrame, blocks: Sequence[str], quantity: str, protocols: 
             parts.append(norms(df, block, quantity, protocol).assign(block=block, protocol=protocol))
     table = pd.concat(parts, ignore_index=True)
     if table.empty:
-        raise BadInput(nothing(df, blocks, quantity, [str(protocol) for protocol in protocols]))
+        raise BadInput(missing_rows(df, blocks, quantity, [str(protocol) for protocol in protocols]))
     return table
 
 
@@ -87,7 +87,7 @@ def against_step(ax: Axes, table: pd.DataFrame, ylabel: str) -> None:
         factor = rows["factor"].median()
         if factor != 1:
             names[protocol] += rf", $\times\sqrt{{d}}$/batch = {number(factor)}"
-    along_steps(ax, table, "protocol", LOOKS_OF_PROTOCOLS, ylabel=ylabel, names=names, columns=1)
+    along_steps(ax, table, "protocol", STYLES_OF_PROTOCOLS, ylabel=ylabel, names=names, columns=1)
     limits(ax, table)
 
 
@@ -97,7 +97,7 @@ def against_gradient(ax: Axes, table: pd.DataFrame, ylabel: str, block: str) -> 
     names = {}
     for protocol, rows in table.groupby("protocol"):
         names[protocol] = f"rank correlation {spearman(rows['grad_norm'], rows['measured']) or 'of too few points'}"
-    colors, markers = LOOKS_OF_PROTOCOLS
+    colors, markers = STYLES_OF_PROTOCOLS
     panel(ax, table, "grad_norm", ["protocol"], xlabel="gradient norm " + symbol("g", block, r"\|", r"\|"),
           ylabel=ylabel, scale="x", names=names, line="--", colors=colors, markers=markers, columns=1)  # fmt: skip
     if (table["measured"] > 0).all():  # a power of the gradient norm is a straight line
@@ -125,16 +125,16 @@ def fig1b(df: pd.DataFrame, quantity: str = "frobenius", blocks: Sequence[str] =
 def blocks_against_step(ax: Axes, table: pd.DataFrame, protocol: str, ylabel: str) -> None:
     """Norms of several blocks against the step, in the range of all protocols: they are compared by eye."""
     rows = table[table["protocol"] == protocol]
-    looks = looks_of(dict.fromkeys(rows["block"]))
+    styles = styles_of(dict.fromkeys(rows["block"]))
     title = {"paper": r"Appendix D.4, times $\sqrt{d}$/batch"}.get(protocol, protocol)
-    columns = 3 + 4 * (len(looks[0]) > FEW)
-    along_steps(ax, rows, "block", looks, ylabel=ylabel, title=title, columns=columns)
+    columns = 3 + 4 * (len(styles[0]) > FEW)
+    along_steps(ax, rows, "block", styles, ylabel=ylabel, title=title, columns=columns)
     limits(ax, table, log=True)
 
 
-def along_steps(ax: Axes, rows: pd.DataFrame, series: str, looks: Looks, **options: Any) -> None:
+def along_steps(ax: Axes, rows: pd.DataFrame, series: str, styles: Styles, **options: Any) -> None:
     """Joined points against the step, and their floors as dashed lines."""
-    colors, markers = looks
+    colors, markers = styles
     panel(ax, rows, "step", [series], xlabel="step", colors=colors, markers=markers, line="--", joined=True, **options)
     step_axis(ax, rows["step"])
 
@@ -151,8 +151,8 @@ def base_over_peft(ax: Axes, df: pd.DataFrame, quantity: str) -> None:
     if table.empty:
         raise BadInput(f"base and peft have no {quantity} at the same step: leave one out with --block")
     ax.axhline(1, ls=":", lw=0.8, color="black", label="equal norms")
-    looks = dict(zip(names, ("#0072B2", "#882255", "#CC79A7"), strict=True)), dict(zip(names, "os^", strict=True))
-    along_steps(ax, table, "kind", looks, ylabel="base / PEFT", names=names, columns=4)
+    styles = dict(zip(names, ("#0072B2", "#882255", "#CC79A7"), strict=True)), dict(zip(names, "os^", strict=True))
+    along_steps(ax, table, "kind", styles, ylabel="base / PEFT", names=names, columns=4)
     limits(ax, table, log=True)
     ax.set_ylim(bottom=min(0.9, ax.get_ylim()[0]))
 
@@ -166,7 +166,7 @@ def path(df: pd.DataFrame, quantity: str = "", blocks: Sequence[str] = ()) -> Fi
 def path_smoothness(ax: Axes, df: pd.DataFrame, blocks: Sequence[str]) -> None:
     """Change of the gradient over change of the weights (joined), and the largest absolute eigenvalue (points)."""
     quotients = table_of(df, blocks, "gradient_lipschitz", [None])
-    colors, markers = looks_of(blocks)
+    colors, markers = styles_of(blocks)
     lines, dots, spectral = {}, {}, []
     for block in blocks:
         lines[block], dots[block] = rf"{block}: $\|\Delta g\| / \|\Delta w\|$", rf"{block}: $|\lambda|_{{\max}}(H)$"
@@ -262,20 +262,20 @@ def symbol(letter: str, block: str, left: str = "", right: str = "") -> str:
     return text
 
 
-def looks_of(blocks: Iterable[str]) -> Looks:
+def styles_of(blocks: Iterable[str]) -> Styles:
     """Color and marker of each block: base, peft and head fixed, numbered layers from dark to light in their order.
 
     No two blocks share a color, and no two neighboring layers a marker.
     """
     fixed = {"base": ("#0072B2", "o"), "peft": ("#D55E00", "s"), "head": ("#7F7F7F", "^")}
     layers = sorted(filter(lambda block: depth(block) is not None, blocks), key=lambda block: (depth(block), block))
-    looks = dict(zip(layers, zip(shades(len(layers)), MARKERS * 9, strict=False), strict=False))
+    styles = dict(zip(layers, zip(shades(len(layers)), MARKERS * 9, strict=False), strict=False))
     # the other blocks take the colors that base and peft leave, and markers from the end of the list
     spare = itertools.cycle(zip(COLORS[2:], MARKERS[::-1], strict=False))
     colors, markers = {}, {}
     for block in blocks:
-        look = looks.get(block) or fixed.get(block) or next(spare)
-        colors[block], markers[block] = look
+        style = styles.get(block) or fixed.get(block) or next(spare)
+        colors[block], markers[block] = style
     return colors, markers
 
 

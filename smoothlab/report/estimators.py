@@ -44,7 +44,7 @@ def bias(ax: Axes, df: pd.DataFrame) -> None:
     colors = dict(zip(dict.fromkeys(rows.loc[double, "distribution"]), COLORS, strict=False)) | {"rounded": "#8C8C8C"}
     ax.plot(mus, closed.max() * 8 * (mus / mus[1]) ** 2, ":", color=GRAY, lw=1, label="slope 2")
     panel(ax, magnitudes(rows, bottom), "mu", ["series"], xlabel=r"perturbation $\mu$",
-          ylabel=r"$|$bias$| \,/\, \|g\|$", title=f"Bias: {where(rows)}", scale="xy",
+          ylabel=r"$|$bias$| \,/\, \|g\|$", title=f"Bias: {function_and_dimension(rows)}", scale="xy",
           names=NAMES, colors=colors, columns=4)  # fmt: skip
     ax.set_ylim(bottom, highest(rows) * 5)
 
@@ -68,9 +68,9 @@ def curve(ax: Axes, df: pd.DataFrame, part: str = "curve", block: str = "theta",
     rows = rows_of(df, part, "derivative error", block=block, sides=sides)
     top, bottom = min(highest(rows) * 2, 100.0), float(rows["low"].min()) / 60
     columns = 3
-    title = f"{('One', 'Two')[sides - 1]}-sided derivative: {where(rows)}"
+    title = f"{('One', 'Two')[sides - 1]}-sided derivative: {function_and_dimension(rows)}"
     if part == "model-curve":
-        columns, title = 2, f"{block}: {where(rows)}"
+        columns, title = 2, f"{block}: {function_and_dimension(rows)}"
     rows["reference"] = pd.to_numeric(rows["predicted"])
     panel(ax, rows, "mu", ["dtype"], xlabel=r"perturbation $\mu$", ylabel=r"RMS error of $D(\mu)$ $/ \, \|g\|$",
           scale="xy", names=NAMES, colors=PRECISIONS,
@@ -95,7 +95,7 @@ def model_error(ax: Axes, df: pd.DataFrame) -> None:
     """Squared error of each estimator on a model's block over (d + 1) ||g||^2, beside its closed form."""
     rows = rows_of(df, "model-variance", "error")
     names = rows["estimator"].str.replace("two-sided ", "").str.replace("lowrank", "low rank")
-    title = f"Variance on {rows['block'].iloc[0]}: {where(rows)}"
+    title = f"Variance on {rows['block'].iloc[0]}: {function_and_dimension(rows)}"
     horizontal(ax, scaled(rows, 1 / (rows["d"] + 1)).assign(name=names), f"${SQUARED_ERROR}$", title)
 
 
@@ -139,7 +139,7 @@ def figure(df: pd.DataFrame) -> Figure:
     return grid(lines, MEANINGS)
 
 
-def where(rows: pd.DataFrame) -> str:
+def function_and_dimension(rows: pd.DataFrame) -> str:
     """Function and dimension, for titles."""
     return f"{rows['function'].iloc[0]}, $d$ = {int(rows['d'].iloc[0]):,}"
 

@@ -80,20 +80,20 @@ class Kind:
 
     def _rates_among(self, kinds: Sequence["Kind"]) -> str:
         """Rates, and of the settings in which kinds of the same name and rates differ as few as tell them apart."""
-        alike = [kind for kind in kinds if (kind.name, kind.rates) == (self.name, self.rates)]
-        table = pd.DataFrame([kind.config for kind in alike]).drop(columns=list(NOT_A_KIND), errors="ignore")
+        same_rates = [kind for kind in kinds if (kind.name, kind.rates) == (self.name, self.rates)]
+        table = pd.DataFrame([kind.config for kind in same_rates]).drop(columns=list(NOT_A_KIND), errors="ignore")
         table = table.astype(object).where(table.notna(), "not recorded").astype(str)
         table = table.loc[:, table.nunique() > 1]
         # settings that only some releases record, and the rates that were tried, are the last ones to be named
-        late = [name in ASKED or bool((table[name] == "not recorded").any()) for name in table]
-        names = [*table.columns[np.logical_not(late)], *table.columns[late]]
+        recorded_late = [name in ASKED or bool((table[name] == "not recorded").any()) for name in table]
+        names = [*table.columns[np.logical_not(recorded_late)], *table.columns[recorded_late]]
         distinguishing: list[str] = []
-        apart = 1  # kinds that `distinguishing` tells apart
-        while names and apart < len(alike):
+        distinct = 1  # kinds that `distinguishing` tells apart
+        while names and distinct < len(same_rates):
             counts = [len(table[[*distinguishing, name]].drop_duplicates()) for name in names]
-            apart = max(counts)
-            distinguishing.append(names.pop(counts.index(apart)))
-        own = table.iloc[[kind is self for kind in alike].index(True)]
+            distinct = max(counts)
+            distinguishing.append(names.pop(counts.index(distinct)))
+        own = table.iloc[[kind is self for kind in same_rates].index(True)]
         return ", ".join([self.rates, *(f"{'asked ' * (name in ASKED)}{name} {own[name]}" for name in distinguishing)])
 
 

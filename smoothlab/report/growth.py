@@ -1,4 +1,4 @@
-"""What `smoothlab fit` says: its lines for a terminal, and figures of L against step and gradient norm."""
+"""Report of `smoothlab fit`: lines for a terminal, and figures of L against step and gradient norm."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from smoothlab.errors import BadInput
-from smoothlab.report.curvature import limits, looks_of
+from smoothlab.report.curvature import limits, styles_of
 from smoothlab.report.layer_map import one_map
 from smoothlab.report.numbers import interval, number
 from smoothlab.report.panels import Draw, grid, panel, plain_ticks, step_axis
@@ -39,7 +39,7 @@ def text(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     quantity, gradient = df["norm"].iloc[0], df["gradient"].iloc[0]
     lines = [f"L: {quantity}; u: gradient norm {gradient}; in parentheses 95 % intervals"]
     if len(blocks) > FEW:
-        return lines + _short(df, blocks)
+        return lines + _lines_by_block(df, blocks)
     for block in blocks:
         lines += _block(df[df["block"] == block], block)
     for _, test in df[(df["part"] == "tests") & (df["quantity"] == "same")].iterrows():
@@ -74,7 +74,7 @@ def _block(df: pd.DataFrame, block: str) -> list[str]:
 
 
 def _counted(df: pd.DataFrame, fit: pd.Series) -> str:
-    """How many points there are, over which gradient norms, and how many were left out and why."""
+    """Number of points, range of their gradient norms, and numbers of points left out by reason."""
     points = df[df["part"] == "points"]
     u = points.loc[points["left_out"].isna(), "gradient_norm"]
     left_out = [f"{count} {reason}" for reason, count in dict(fit["left_out_points"] or {}).items()]
@@ -90,7 +90,7 @@ def _p(test: pd.Series) -> str:
     return f", p = {number(test['p_value'], 2)}"
 
 
-def _short(df: pd.DataFrame, blocks: Sequence[str]) -> list[str]:
+def _lines_by_block(df: pd.DataFrame, blocks: Sequence[str]) -> list[str]:
     """A line a block: the least-squares line, the exponent, and both tests; then how many blocks have which verdict."""
     table = [["block", "points", "left out", "L0", "L1", "rho", "grows?", "p", "sub-quadratic?", "p"]]
     fits = df[(df["part"] == "parameters") & (df["fitted_by"] == "least-squares")]
@@ -117,10 +117,10 @@ def _short(df: pd.DataFrame, blocks: Sequence[str]) -> list[str]:
 def fit(df: pd.DataFrame, quantity: str = "", blocks: Sequence[str] = ()) -> Figure:
     """L of each block against the step (left) and against the gradient norm with its fits (right)."""
     names = _chosen(df, blocks)
-    looks = looks_of(names)
+    styles = styles_of(names)
     lines: list[list[Draw]] = []
     for name in names:
-        rows, color = df[df["block"] == name], looks[0][name]
+        rows, color = df[df["block"] == name], styles[0][name]
         lines.append([partial(_against_step, df=rows, name=name, color=color),
                       partial(_against_gradient, df=rows, name=name, color=color)])  # fmt: skip
     return grid(lines, MEANINGS, heights=2.5)

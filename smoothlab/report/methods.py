@@ -64,8 +64,8 @@ def along_methods(ax: Axes, table: pd.DataFrame, block: str, ylabel: str, log: b
     """One block's norms or ratios against the step, a line a method."""
     table = table[table["block"] == block]
     present = [method for method in COLORS if (table["method"] == method).any()]
-    looks = {method: COLORS[method] for method in present}, MARKERS
-    along_steps(ax, table, "method", looks, ylabel=ylabel, dodge=SHIFT * table["step"].max())
+    styles = {method: COLORS[method] for method in present}, MARKERS
+    along_steps(ax, table, "method", styles, ylabel=ylabel, dodge=SHIFT * table["step"].max())
     limits(ax, table, log=log)
 
 

@@ -1,4 +1,4 @@
-"""How the report writes numbers: the one formatter of tables, sentences and labels."""
+"""Numbers as the report writes them: the one formatter of tables, sentences and labels."""
 
 import math
 from typing import Any

@@ -50,7 +50,7 @@ TERMS = {
 
 @dataclass
 class Section:
-    """What one group of record files shows.
+    """Tables and pictures of one group of record files.
 
     Attributes:
         kind: entry of `ORDER`, or the experiment's name.
@@ -250,7 +250,7 @@ def page(sections: Sequence[Section], title: str) -> str:
             runs[path] = [name, head["experiment"], named, str(machine.get("threads", "")), git]
     template = environment().get_template("report.html")
     return template.render(title=title, sections=sections, runs=list(runs.values()), term=Terms(),
-                           held=comparisons.held, notes=comparisons.notes,
+                           held=comparisons.coverage, notes=comparisons.notes,
                            products=_products(sections))  # fmt: skip
 
 
@@ -270,8 +270,8 @@ def filled(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[list[
     >>> filled(["what", "reference"], [["a", ""], ["b", ""]])
     (['what'], [['a'], ['b']])
     """
-    kept = [index for index in range(len(columns)) if any(row[index] for row in rows)]
-    return [columns[index] for index in kept], [[row[index] for index in kept] for row in rows]
+    nonempty = [index for index in range(len(columns)) if any(row[index] for row in rows)]
+    return [columns[index] for index in nonempty], [[row[index] for index in nonempty] for row in rows]
 
 
 class Terms:

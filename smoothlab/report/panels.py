@@ -195,10 +195,10 @@ def parts_of(df: pd.DataFrame, parts: Iterable[str], needed: Sequence[str], comm
     if missing:
         raise BadInput(f"these records lack {', '.join(missing)}: give records of `smoothlab {command}`")
     measured = set(df.loc[df["quantity"].notna(), "part"])  # a setting that failed has no quantity
-    kept = [part for part in parts if part in measured]
-    if not kept:
+    present = [part for part in parts if part in measured]
+    if not present:
         raise BadInput(f"these records hold none of the parts {', '.join(parts)}: give those of `smoothlab {command}`")
-    return kept
+    return present
 
 
 def rows_of(df: pd.DataFrame, part: str, quantity: str) -> pd.DataFrame:
@@ -231,16 +231,16 @@ def plain_ticks(axis: Any, values: pd.Series) -> None:
         axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5), numticks=8))
     else:
         axis.set_major_locator(ticker.LogLocator(numticks=8))
-    axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: short(value)))
+    axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: tick_text(value)))
     if span >= 1e4:
         axis.set_major_formatter(ticker.LogFormatterMathtext())
     axis.set_minor_formatter(ticker.NullFormatter())
 
 
-def short(value: float) -> str:
+def tick_text(value: float) -> str:
     """A tick's number: ``0.002``, ``2e-5``, ``20000``, ``2e6``.
 
-    >>> short(0.002), short(2e-5), short(20000.0), short(2e6)
+    >>> tick_text(0.002), tick_text(2e-5), tick_text(20000.0), tick_text(2e6)
     ('0.002', '2e-5', '20000', '2e6')
     """
     mantissa, exponent, power = f"{value:g}".partition("e")

@@ -65,8 +65,8 @@ def successes(ax: Axes, df: pd.DataFrame) -> None:
     """Fraction of replicas with (1/T) sum ||grad f||^2 <= eps^2, against the promised 1 - delta (a tick)."""
     rows = by_setting(ax, df, "success")
     promised = rows[rows["meets"].astype(bool)]
-    look: Any = {"ms": 6, "mew": 1.2, "color": "black"}
-    ax.plot(promised["bound"], promised["height"], "|", label=r"promised: $1 - \delta$", **look)
+    style: Any = {"ms": 6, "mew": 1.2, "color": "black"}
+    ax.plot(promised["bound"], promised["height"], "|", label=r"promised: $1 - \delta$", **style)
     panel(ax, rows.assign(reference=np.nan), "height", ["theorem"], title="Success of one run", names=NAMES,
           xlabel=r"probability of $\frac{1}{T}\sum\|\nabla f\|^2 \leq \varepsilon^2$", colors=THEOREMS,
           horizontal=True, columns=2)  # fmt: skip

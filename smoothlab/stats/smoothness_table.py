@@ -138,11 +138,11 @@ def blocks_of(df: pd.DataFrame, quantity: str = "frobenius") -> tuple[str, ...]:
     """
     blocks = df.loc[(df["quantity"] == quantity) & (df["wrt"] == df["block"]), "block"].drop_duplicates()
     if blocks.empty:
-        raise BadInput(nothing(df, (), quantity, ()))
+        raise BadInput(missing_rows(df, (), quantity, ()))
     return tuple(sorted(blocks, key=lambda name: ORDER.get(name, len(ORDER))))
 
 
-def nothing(df: pd.DataFrame, blocks: Sequence[str], quantity: str, protocols: Sequence[str]) -> str:
+def missing_rows(df: pd.DataFrame, blocks: Sequence[str], quantity: str, protocols: Sequence[str]) -> str:
     """One line that says which rows were asked for and which the records have."""
     measured = df.loc[df["value"].notna(), ["block", "quantity", "protocol"]].drop_duplicates()
     names = measured["quantity"] + " of " + measured["block"] + " (" + measured["protocol"] + ")"

@@ -179,7 +179,7 @@ def test_no_legend_covers_data_or_another_panel(figure):
 @pytest.mark.parametrize("count", [12, 24])
 def test_as_many_blocks_as_there_are_can_be_told_apart(count):
     blocks = [block.name for block in layers(count)]
-    colors, markers = curvature.looks_of(blocks)
+    colors, markers = curvature.styles_of(blocks)
     assert list(colors) == blocks and colors["peft"] != colors["embedding"]
     for one, other in combinations(blocks, 2):
         distance = np.linalg.norm(np.subtract(to_rgb(colors[one]), to_rgb(colors[other])))
