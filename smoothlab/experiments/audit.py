@@ -82,7 +82,7 @@ class Audit:
         for claim in self.chosen():
             if claim.name in finished:
                 continue
-            begun = time.monotonic()
+            started = time.monotonic()
             finding = claim.finding(self.seed, self._records_of(claim))
             row: Row = {
                 "statement": claim.statement, "place": claim.place, "hypotheses": claim.hypotheses,
@@ -93,7 +93,7 @@ class Audit:
             measured = any(certificate.how == "records" for certificate in finding.certificates)
             if claim.records and not measured and finding.verdict != claim.verdict:
                 row |= {"verdict": "open", "note": MISSING}
-            yield row | {"seconds": round(time.monotonic() - begun, 3)}
+            yield row | {"seconds": round(time.monotonic() - started, 3)}
 
     @cached_property
     def _numbers(self) -> dict[str, int]:
@@ -121,8 +121,8 @@ class Audit:
             experiment = header(path)["experiment"]
             if experiment not in understood:
                 names = " or ".join(sorted(understood))
-                read = f"these claims read those of {names}" if names else "these claims read no records"
-                raise BadInput(f"--records {path} holds records of {experiment}, and {read}: leave it out")
+                accepted = f"these claims read those of {names}" if names else "these claims read no records"
+                raise BadInput(f"--records {path} holds records of {experiment}, and {accepted}: leave it out")
 
 
 def added_claims(path: Path) -> list[Claim]:

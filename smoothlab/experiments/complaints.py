@@ -77,7 +77,7 @@ def _unknown_option(command: str, name: str, options: Sequence[str], commands: M
     matches = difflib.get_close_matches(name, options, 1, cutoff=0.7)
     if matches:
         return f"{complaint}: did you mean {matches[0]}?"
-    other_commands = [other for other, function in commands.items() if name in options_of(function)]
+    other_commands = [alternative for alternative, function in commands.items() if name in options_of(function)]
     if other_commands:
         return f"{complaint}, which is an option of {' and '.join(other_commands)}: leave it out"
     return f"{complaint}: leave it out"

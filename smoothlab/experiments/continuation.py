@@ -1,4 +1,4 @@
-"""What the same command does after a run was stopped, by what the run has stored."""
+"""Sentences on what the same command does after a run was stopped, by what the run has stored."""
 
 import os
 from collections.abc import Callable

@@ -125,11 +125,11 @@ def _watch(news: Any, processes: list[Any], count: int) -> None:
 
     bar = tqdm(total=100, desc="demo", unit="%", disable=not sys.stderr.isatty(),
                bar_format="{desc}: {percentage:3.0f}%|{bar}| {postfix}")  # fmt: skip
-    begun, last_line = time.monotonic(), time.monotonic()
+    started, last_line = time.monotonic(), time.monotonic()
     running: dict[str, float] = {}
-    done: list[str] = []
+    finished: list[str] = []
     notes: list[str] = []
-    while len(done) < count:
+    while len(finished) < count:
         kind, name, text = "", "", ""
         with contextlib.suppress(queue.Empty):
             kind, name, text = news.get(timeout=1.0)
@@ -139,7 +139,7 @@ def _watch(news: Any, processes: list[Any], count: int) -> None:
             running[name] = time.monotonic()
         if kind == "end":
             del running[name]
-            done.append(name)
+            finished.append(name)
             for line in text.splitlines():
                 # the bar shows the progress of all sections, and two of them say the same of the model
                 if not PROGRESS.search(line) and line not in notes:
@@ -147,8 +147,8 @@ def _watch(news: Any, processes: list[Any], count: int) -> None:
                     bar.write(line, file=sys.stderr)
         if not kind and any(process.exitcode for process in processes):
             raise Unfinished(f"a process that measured {', '.join(running)} was ended; start the same command again")
-        elapsed = time.monotonic() - begun
-        fraction = _fraction(done, running)
+        elapsed = time.monotonic() - started
+        fraction = _fraction(finished, running)
         seconds_left = elapsed * (1 - fraction) / fraction if fraction else sum(SECONDS.values()) / len(processes)
         bar.n = round(100 * fraction)
         bar.set_postfix_str(f"{', '.join(running)}; about {seconds_left:.0f} s left")
@@ -159,9 +159,9 @@ def _watch(news: Any, processes: list[Any], count: int) -> None:
     bar.close()
 
 
-def _fraction(done: list[str], running: dict[str, float]) -> float:
+def _fraction(finished: list[str], running: dict[str, float]) -> float:
     """Fraction of all work that is done; a section that runs counts by its time, up to nine tenths of itself."""
-    work = float(sum(SECONDS[name] for name in done))
-    for name, begun in running.items():
-        work += min(time.monotonic() - begun, 0.9 * SECONDS[name])
+    work = float(sum(SECONDS[name] for name in finished))
+    for name, started in running.items():
+        work += min(time.monotonic() - started, 0.9 * SECONDS[name])
     return work / sum(SECONDS.values())

@@ -27,12 +27,12 @@ def check_fields(experiment: Any, ranges: Mapping[str, tuple[int, int]]) -> None
         if get_origin(kind) is Literal and getattr(experiment, name) not in get_args(kind):
             choices = ", ".join(map(str, get_args(kind)))
             raise BadInput(f"{option(name)} {getattr(experiment, name)} is unknown: use one of {choices}")
-    for name, (least, most) in ranges.items():
-        value = getattr(experiment, name, least)
-        if value < least:
-            raise BadInput(f"{option(name)} {value} is too small: use at least {least}")
-        if value > most:
-            raise BadInput(f"{option(name)} {value} is too large: use at most {most}")
+    for name, (low, high) in ranges.items():
+        value = getattr(experiment, name, low)
+        if value < low:
+            raise BadInput(f"{option(name)} {value} is too small: use at least {low}")
+        if value > high:
+            raise BadInput(f"{option(name)} {value} is too large: use at most {high}")
 
 
 def check_distribution(text: str, field: str) -> None:
@@ -55,5 +55,5 @@ def check_distribution(text: str, field: str) -> None:
 
 
 def option(field: str) -> str:
-    """How a field is written on the command line."""
+    """The option of a field on the command line, e.g. "--eta-x"."""
     return "--" + field.replace("_", "-")

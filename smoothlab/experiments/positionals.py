@@ -26,7 +26,7 @@ def files_first(argv: Sequence[str], command: Callable[..., Any]) -> list[str]:
         command: the subcommand, whose positional words are record files.
     """
     several = options_of_several_values(command)
-    leading, files, others = [argv[0]], [], []
+    leading, files, options = [argv[0]], [], []
     current = ""
     for word in argv[1:]:
         if word.startswith("--"):
@@ -34,10 +34,10 @@ def files_first(argv: Sequence[str], command: Callable[..., Any]) -> list[str]:
         if current in several and is_record_file(word):
             files.append(word)
         elif current:
-            others.append(word)
+            options.append(word)
         else:
             leading.append(word)
-    return [*leading, *files, *others]
+    return [*leading, *files, *options]
 
 
 def is_record_file(word: str) -> bool:

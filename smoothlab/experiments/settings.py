@@ -92,9 +92,9 @@ class SettingsExperiment(ABC):
         if value not in choices:
             raise BadInput(f"{option(field)} {value} is unknown: use some of {', '.join(choices)}")
         if field in self.ranges and value is not None:
-            least, most = self.ranges[field]
-            if not least <= value <= most:  # NaN is out of every range
-                raise BadInput(f"{option(field)} {value}: use a number from {least:g} to {most:.10g}")
+            low, high = self.ranges[field]
+            if not low <= value <= high:  # NaN is out of every range
+                raise BadInput(f"{option(field)} {value}: use a number from {low:g} to {high:.10g}")
 
 
 def listed(values: Sequence[Any]) -> str:
@@ -107,7 +107,7 @@ def point_of(part: str, words: Sequence[str], values: Row) -> Row:
     return {"part": part, "setting": "/".join([part, *words]), **values}
 
 
-def short(value: object) -> str:
+def as_text(value: object) -> str:
     """Return a value as a setting's name has it: numbers with six significant digits at most."""
     return f"{value:g}" if isinstance(value, float) else str(value)
 

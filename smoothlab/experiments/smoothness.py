@@ -77,22 +77,22 @@ class Smoothness(Training):
             folder = self._folder(self.folder)
             folder.numbers()  # refuses checkpoints of another run before anything loads
         measured = {row["step"] for row in done}
-        ahead = [step for step in self._points() if step not in measured]
+        remaining = [step for step in self._points() if step not in measured]
         setup = self.setup()
         say(*setup.notes, *unused(self))
         # Points on record are left out: the trainer would measure them again on its way from a checkpoint.
-        trainer = setup.trainer(at=ahead, dropout=self.dropout)
+        trainer = setup.trainer(at=remaining, dropout=self.dropout)
         if trainer.kinks:
             say("the gradient has kinks (ReLU): exact products ignore them, finite differences have no right step")
         source = ""
-        if folder is not None and measured and ahead:
-            source = self._resume(trainer, folder, ahead[0])
+        if folder is not None and measured and remaining:
+            source = self._resume(trainer, folder, remaining[0])
         if measured:
             say(f"resumed: {len(measured)} points are on record, training continues at step {trainer.step}{source}")
         progress = Progress("smoothness")
         progress.begin(0, self.steps, trainer.step)
         trainer.on_step = progress.stepped
-        for step in ahead:
+        for step in remaining:
             for row in self._point(trainer, folder, step):
                 yield {"step": row["step"], "method": self.method, **row}
                 progress.recorded(row)
@@ -117,10 +117,10 @@ class Smoothness(Training):
         from smoothlab.experiments.finetune.plan import plan
 
         self.check()
-        saved = None
+        saved_steps = None
         if self.from_weights is not None:
-            saved = self._points()
-        return plan(self, self.setup(), [self.rates], saved)
+            saved_steps = self._points()
+        return plan(self, self.setup(), [self.rates], saved_steps)
 
     def check(self) -> None:
         """Refuse options that are wrong in themselves or together.
@@ -145,12 +145,12 @@ class Smoothness(Training):
 
         if self.from_weights is None:
             return measuring_steps(self)
-        saved = saved_numbers(self.from_weights, "--from-weights")
-        if not saved:
+        steps = saved_numbers(self.from_weights, "--from-weights")
+        if not steps:
             raise BadInput(
                 f"--from-weights {self.from_weights}: no after-*.safetensors there; make them with --checkpoint"
             )
-        return saved
+        return steps
 
     def _point(self, trainer: "Trainer", folder: "Folder | None", step: int) -> Iterator[Row]:
         """Train to a point, or take its weights from the folder, and measure there."""

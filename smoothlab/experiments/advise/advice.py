@@ -64,7 +64,7 @@ class Advised(NamedTuple):
 
 @dataclass(frozen=True)
 class Advice:
-    """What `advise` returns.
+    """Result of `advise`.
 
     Attributes:
         advised: rates and mu.
@@ -109,20 +109,20 @@ class Clock:
     def __init__(self, trainer: Trainer) -> None:
         on_cpu = all(p.device.type == "cpu" for block in trainer.blocks.values() for p in block.params)
         self._now = time.process_time if on_cpu else time.perf_counter
-        self._begun, self._started = self._now(), time.perf_counter()
+        self._first_tick, self._started = self._now(), time.perf_counter()
         self.forwards = 0.0
         loss = trainer.minibatch_loss(0)
         with trainer.on_trial(dict.fromkeys(trainer.blocks, 0.0)):
             trainer.update()  # the first step looks closer than the others, and warms up
-            begun = self._now()
+            started = self._now()
             for _ in range(TIMED):
                 trainer.update()
-            self.step = (self._now() - begun) / TIMED
-        begun = self._now()
+            self.step = (self._now() - started) / TIMED
+        started = self._now()
         with torch.no_grad():
             for _ in range(TIMED):
                 loss()
-        self.forward = (self._now() - begun) / TIMED
+        self.forward = (self._now() - started) / TIMED
         self.cost = forwards_of_step(trainer.optimizer)
         self.forwards += (TIMED + 1) * self.cost + TIMED
 
@@ -133,8 +133,8 @@ class Clock:
 
     @property
     def steps(self) -> float:
-        """What was spent since the start, in training steps."""
-        return (self._now() - self._begun) / self.step
+        """Time spent since the start, in training steps."""
+        return (self._now() - self._first_tick) / self.step
 
 
 def advise(
@@ -233,7 +233,7 @@ class _Adviser:
 
         best, runs = comparing.compare(
             self.comparing, by_block, budget=lambda: self.budget - self.clock.steps,
-            seen=lambda run: self.tell(f"{run}; {self._spent()}"),
+            on_run=lambda run: self.tell(f"{run}; {self._spent()}"),
         )  # fmt: skip
         self.rows += [{"part": "comparison", **run._asdict()} for run in runs]
         self.advised = list((usual | scaled(best)).values())
@@ -269,7 +269,7 @@ class _Adviser:
 
     def _advise(self, rate: Rate, chosen: Mapping[str, float], until: float) -> Advised:
         """Advise on one rate, the others as chosen; `until` is the largest total cost afterwards, in steps."""
-        prediction, why = self._predicted(rate, chosen, until)
+        prediction, reason = self._predicted(rate, chosen, until)
         tried = None
         if self.by != "predict":
             tried = self._tried(rate, chosen, prediction, until)
@@ -280,7 +280,7 @@ class _Adviser:
         source, weakest = "tried", "that the limit of short runs is that of long ones"
         if prediction is not None:
             source, weakest = "predicted and tried", prediction.weakest
-        return self._advised(rate, tried.limit, source, weakest, "; ".join(filter(None, (tried.flag, why))) or None)
+        return self._advised(rate, tried.limit, source, weakest, "; ".join(filter(None, (tried.flag, reason))) or None)
 
     def _predicted(self, rate: Rate, chosen: Mapping[str, float], until: float) -> tuple[Prediction | None, str | None]:
         """The prediction, or None with the reason."""
@@ -341,7 +341,7 @@ class _Adviser:
         limit = stability_limit(
             self.tries, lambda value: {**chosen, **dict.fromkeys(rate.names, value)}, guess,
             budget=lambda: until - self.clock.steps, cost=cost, prior=prior, names=rate.option,
-            seen=lambda trial: self._tell(rate, trial),
+            on_trial=lambda trial: self._report_trial(rate, trial),
         )  # fmt: skip
         for trial in limit.trials:
             self.rows.append({
@@ -356,7 +356,7 @@ class _Adviser:
             self._limit(rate, limit.limit, "predicted and tried", "loss above its start", limit.flag)
         return limit
 
-    def _tell(self, rate: Rate, trial: Trial) -> None:
+    def _report_trial(self, rate: Rate, trial: Trial) -> None:
         verdict = "unstable" if trial.unstable else "stable"
         self.tell(f"{rate.option} {trial.rate:.3g} is {verdict} over {self.tries.steps} steps; {self._spent()}")
 

@@ -1,4 +1,4 @@
-"""Which share of the stability limits trains best, by runs of 200 steps at shares a factor 2 apart.
+"""The share of the stability limits that trains best, by runs of 200 steps at shares a factor 2 apart.
 
 A limit says where a run fails, and not how far below it a run learns most: on small networks that was between an eighth
 and a half of the limit. The runs here have the minibatches and the zeroth-order directions of the training to come,
@@ -20,7 +20,7 @@ HIGHEST = 0.75
 
 
 class Compared(NamedTuple):
-    """One run.
+    """One run at a factor of the advised rates.
 
     Attributes:
         factor: times the usual shares of the limits.
@@ -53,7 +53,7 @@ def compare(
     rates: Callable[[float], Mapping[str, float]],
     *,
     budget: Callable[[], float] = lambda: math.inf,
-    seen: Callable[[Compared], None] = lambda run: None,
+    on_run: Callable[[Compared], None] = lambda run: None,
 ) -> tuple[float, list[Compared]]:
     """The factor of the lowest loss, the first of equal ones, and all runs; the lowest factor where no run is stable.
 
@@ -62,7 +62,7 @@ def compare(
         rates: learning rates by block at a factor.
         budget: what is left of it, in a unit such as seconds. A further run is made if as much is left as the longest
             run before has taken.
-        seen: called with each run that was made.
+        on_run: called with each run that was made.
     """
     runs: list[Compared] = []
     longest = 0.0
@@ -72,7 +72,7 @@ def compare(
             break
         trial = tries.run(factor, rates(factor), 0)  # run 0 draws what the training will draw
         runs.append(Compared(factor, trial.start, trial.end, trial.steps))
-        seen(runs[-1])
+        on_run(runs[-1])
         longest = max(longest, before - budget())
     best = min(runs, key=lambda run: run.loss_after)
     if not math.isfinite(best.loss_after):

@@ -1,4 +1,4 @@
-"""How limits of learning rates are found, and what is advised from them; loads no torch, for the command line."""
+"""Options and defaults of advice on learning rates; loads no torch, for the command line."""
 
 from typing import Literal
 

@@ -74,7 +74,7 @@ class Advise(Training):
         setup = self.setup()
         say(*setup.notes, *unused(self))
         advice = advise(
-            setup.trainer(), by=self.by, budget=self.budget, steps=self.try_steps, seed=self.seed, tell=_Sometimes()
+            setup.trainer(), by=self.by, budget=self.budget, steps=self.try_steps, seed=self.seed, tell=_Throttled()
         )
         if advice.steps > advice.budget:
             say(f"all of it took the time of {advice.steps:.0f} steps, more than --budget {advice.budget:g}")
@@ -93,14 +93,14 @@ class Advise(Training):
         return setup(self)
 
     def plan(self) -> str:
-        """What would be done."""
+        """What a run would do, in one line."""
         self.check()
         source = {"predict": "predicted", "try": "tried"}.get(self.by, "predicted and tried, or tried alone")
-        most = f"{self.budget} training steps at most"
+        limit = f"{self.budget} training steps at most"
         if self.budget is None:
             small = f"{MOST_STEPS} on models far below {LARGE / 1e6:.0f} million parameters"
-            most = f"{BUDGET} training steps at most ({small})"
-        return f"{self.model} on {self.data}, {self.method}: limits of the rates are {source}, in the time of {most}"
+            limit = f"{BUDGET} training steps at most ({small})"
+        return f"{self.model} on {self.data}, {self.method}: limits of the rates are {source}, in the time of {limit}"
 
     def command(self, advice: "Advice") -> str:
         """The `smoothlab finetune` command of this run with the advised rates."""
@@ -108,8 +108,8 @@ class Advise(Training):
         words = ["smoothlab", "finetune"]
         for field in fields(Training):
             value = values.get(field.name, getattr(self, field.name))
-            shown = field.name in ("model", "data", "method") or field.name in values
-            if shown or value != field.default:
+            printed = field.name in ("model", "data", "method") or field.name in values
+            if printed or value != field.default:
                 words += written(field.name, value)
         return shlex.join(words)
 
@@ -132,17 +132,17 @@ class Advise(Training):
                 )
 
 
-class _Sometimes:
+class _Throttled:
     """Writes news to stderr, at most a line every `interval` seconds."""
 
     interval: ClassVar[float] = 10.0
 
     def __init__(self) -> None:
-        self._written = time.monotonic()
+        self._last_line = time.monotonic()
 
     def __call__(self, news: str) -> None:
-        if time.monotonic() - self._written >= self.interval:
-            self._written = time.monotonic()
+        if time.monotonic() - self._last_line >= self.interval:
+            self._last_line = time.monotonic()
             say(f"advise: {news}")
 
 

@@ -191,9 +191,9 @@ def _exact(
     lanczos: int,
 ) -> Prediction:
     hessians = (ExactHessian(trainer.minibatch_loss(first + number), [block]) for number in range(minibatches))
-    value, most, products = _mean_largest(hessians, block.name, seed, lanczos)
+    value, upper, products = _mean_largest(hessians, block.name, seed, lanczos)
     momentum = {"momentum": group.get("momentum", 0.0), "dampening": group.get("dampening", 0.0)}
-    edges = [exact_edge(end, **momentum) for end in (value, most, value)]
+    edges = [exact_edge(end, **momentum) for end in (value, upper, value)]
     weakest = "that the curvature stays as at the start, while training may raise or lower it"
     return Prediction(_widened(edges, "exact"), "exact", products * PRODUCT, weakest)
 
@@ -232,11 +232,11 @@ def _largest(run: Deflation) -> float:
 def _adam(
     trainer: Trainer, block: Block, group: dict[str, Any], seed: Sequence[int], minibatches: int, lanczos: int
 ) -> Prediction:
-    rates = {other["name"]: 0.0 for other in trainer.optimizer.param_groups}
+    rates = {other_group["name"]: 0.0 for other_group in trainer.optimizer.param_groups}
     members = set(map(id, block.params))
-    for other in trainer.optimizer.param_groups:
-        if id(other["params"][0]) in members:
-            rates[other["name"]] = SLOW * other["lr"]
+    for other_group in trainer.optimizer.param_groups:
+        if id(other_group["params"][0]) in members:
+            rates[other_group["name"]] = SLOW * other_group["lr"]
     steps = _warm_up(trainer)
     with trainer.on_trial(rates):
         for _ in range(steps):
@@ -244,8 +244,8 @@ def _adam(
         root = _preconditioner(trainer, block, group).rsqrt()
         losses = [trainer.minibatch_loss(trainer.step + number) for number in range(minibatches)]
         hessians = (_Preconditioned(ExactHessian(loss, [block]), block, root) for loss in losses)
-        value, most, products = _mean_largest(hessians, block.name, seed, lanczos)
-    edges = [adam_edge(end, beta1=group["betas"][0]) for end in (value, most, value)]
+        value, upper, products = _mean_largest(hessians, block.name, seed, lanczos)
+    edges = [adam_edge(end, beta1=group["betas"][0]) for end in (value, upper, value)]
     weakest = "that Adam's preconditioner stands still, as after its first steps, while it moves with every step"
     return Prediction(_widened(edges, "adam"), "adam", steps + products * PRODUCT, weakest)
 

@@ -31,7 +31,7 @@ GAIN = 0.5
 """Share of the loss at the start that descent can gain."""
 FIRST = 2.0**-4
 """The first sigma, in units of the weights' root mean square; the others double or halve it."""
-MOST = 20
+MOST_FACTORS = 20
 """Largest number of doublings or halvings of sigma."""
 EXPECTED = 7
 """Distances at which the loss is usually measured, the start among them."""
@@ -94,15 +94,15 @@ def displacements(
     factor = 2.0
     if risen(sigma):
         factor = 0.5
-    for _ in range(MOST):
+    for _ in range(MOST_FACTORS):
         sigma *= factor
         if risen(sigma) == (factor > 1):
             break
     else:
-        where = "falls or stays" if factor > 1 else "stands far above its start"
+        behavior = "falls or stays" if factor > 1 else "stands far above its start"
         raise BadInput(
-            f"the loss, {start:.4g}, {where} wherever block '{block.name}' is displaced by {sigma:.2g} z: no limit is "
-            "predicted; try rates instead (smoothlab advise --by try)"
+            f"the loss, {start:.4g}, {behavior} wherever block '{block.name}' is displaced by {sigma:.2g} z: no limit "
+            "is predicted; try rates instead (smoothlab advise --by try)"
         )
     table = np.array([points[sigma] for sigma in sorted(points)])
     return Displacements(np.array(sorted(points)) ** 2, table[..., 0], table[..., 1])
@@ -156,8 +156,8 @@ def sampling_error(curve: Displacements, isotropic: float, steps: int = STEPS) -
     logs = []
     for left_out in range(pairs):
         columns = [k for k in range(pairs) if k != left_out]
-        others = Displacements(curve.squares, curve.losses[:, columns], curve.gradients[:, columns])
-        logs.append(math.log(walk_limit(others, isotropic, steps)))
+        remaining = Displacements(curve.squares, curve.losses[:, columns], curve.gradients[:, columns])
+        logs.append(math.log(walk_limit(remaining, isotropic, steps)))
     return math.sqrt((pairs - 1) * float(np.var(logs)))
 
 

@@ -25,9 +25,9 @@ JUDGED = 4
 """Minibatches whose mean loss a run starts and ends with."""
 ABANDONED = 4.0
 """Multiple of the loss at the start at which a run ends at once as unstable."""
-APART = 3.0
+FACTOR = 3.0
 """Factor between rates until stable and unstable runs have been seen."""
-MOST = 14
+MOST_FACTORS = 14
 """Largest number of such factors: the rates then span 4.8e6."""
 NARROW = 2.25
 """Ratio of the interval's ends at which trying stops: the limit is then known to a factor of 1.5."""
@@ -137,7 +137,7 @@ def stability_limit(
     runs: int = 40,
     prior: Interval | None = None,
     names: str = "the rate",
-    seen: Callable[[Trial], None] = lambda trial: None,
+    on_trial: Callable[[Trial], None] = lambda trial: None,
 ) -> Limit:
     """The rate at which half of all runs are unstable, with its 95 % interval.
 
@@ -151,7 +151,7 @@ def stability_limit(
         runs: runs at most.
         prior: a predicted limit, see `threshold`.
         names: the rate's name, for errors.
-        seen: called with each run that was made.
+        on_trial: called with each run that was made.
 
     Raises:
         BadInput: stable and unstable rates are not both found. Where all are stable, a predicted limit stands.
@@ -161,12 +161,12 @@ def stability_limit(
     while len(trials) < runs and (not trials or longest <= budget()):
         before = budget()
         trials.append(tries.run(rate, rates(rate), len(trials)))
-        seen(trials[-1])
+        on_trial(trials[-1])
         longest = max(longest, before - budget())
         unstable = [trial.unstable for trial in trials]
         if all(unstable) or not any(unstable):
-            rate = trials[-1].rate * (1 / APART if unstable[0] else APART)
-            if len(trials) <= MOST:
+            rate = trials[-1].rate * (1 / FACTOR if unstable[0] else FACTOR)
+            if len(trials) <= MOST_FACTORS:
                 continue
             if prior is None or unstable[0] or _unmoved(trials):
                 raise _one_sided(trials, names)
@@ -205,7 +205,7 @@ def forwards_of_step(optimizer: HybridSGD) -> float:
 
 
 def _one_sided(trials: list[Trial], names: str) -> BadInput:
-    """Why no limit was found."""
+    """The error for trials that are all stable or all unstable: why no limit was found, and what to do."""
     first, last, start = trials[0].rate, trials[-1].rate, trials[0].start
     if all(trial.unstable for trial in trials):
         return BadInput(

@@ -99,7 +99,7 @@ def size_of(block: Block) -> float:
 
 
 def values_along(
-    loss: Loss, block: Block, seed: tuple[int, ...], count: int, steps: np.ndarray, look: Any = None,
+    loss: Loss, block: Block, seed: tuple[int, ...], count: int, steps: np.ndarray, on_direction: Any = None,
     distribution: Distribution | None = None,
 ) -> np.ndarray:  # fmt: skip
     """Values of the loss at theta + h z, [count, steps], z Gaussian by default; `look(z)` is called with each."""
@@ -110,8 +110,8 @@ def values_along(
         for h in steps:
             with perturbation.along(distribution, direction, float(h)):
                 values.append(evaluate(loss, block))
-        if look is not None:
-            look(perturbation.kept[(*seed, i)])
+        if on_direction is not None:
+            on_direction(perturbation.kept[(*seed, i)])
         perturbation.forget()
         rows.append(values)
     return np.array(rows)
@@ -168,16 +168,16 @@ def cost(measured: Measured, setting: str) -> Iterator[Row]:
         key = (run.seed, 8, i)
         step = (estimator.distribution, ((key, 1.0),), run.model_mu)
         perturbation.forget()
-        begun = _now(measured.device)
+        started = _device_clock(measured.device)
         evaluate(measured.loss, block)
         evaluate(measured.loss, block)
-        evaluated = _now(measured.device)
+        evaluated = _device_clock(measured.device)
         with perturbation.along(*step):
             pass
         with perturbation.against(*step):
             pass
         Directional(estimator.distribution, ((key, 0.0),), kept=perturbation.kept).add_to(block, 0.0)
-        moves, forwards = _now(measured.device) - evaluated, evaluated - begun
+        moves, forwards = _device_clock(measured.device) - evaluated, evaluated - started
         if i:  # the first round warms up
             passes.append(moves / 3 / (forwards / 2))
             fractions.append(moves / (moves + forwards))
@@ -186,7 +186,7 @@ def cost(measured: Measured, setting: str) -> Iterator[Row]:
         yield row(setting, quantity, samples.median(values), estimator, dtype="float32", draws=run.rounds, **labels)
 
 
-def _now(device: str) -> float:
+def _device_clock(device: str) -> float:
     """Seconds on a clock, once the device has done what it was given."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()

@@ -1,4 +1,4 @@
-"""What the model cards of --save tell of a fine-tuning: what was trained, on which data, by which command, how well."""
+"""Text of the model cards of --save: what was trained, on which data, by which command, how well."""
 
 import shlex
 from contextlib import suppress
@@ -8,7 +8,7 @@ from typing import Any
 
 from smoothlab.environment import PACKAGES
 from smoothlab.experiments.finetune.config import FinetuneOptions
-from smoothlab.experiments.finetune.options import grid, used
+from smoothlab.experiments.finetune.options import grid, rates_used
 from smoothlab.experiments.options import option
 
 
@@ -31,7 +31,7 @@ def command(run: FinetuneOptions) -> str:
 
 
 def _result(test: dict[str, Any], trials: str) -> dict[str, str]:
-    """How the weights were selected and how they did on test."""
+    """Sentences on how the weights were selected, and their test score."""
     selected = f"step {test['step']:,d}{trials}"
     if "accuracy" in test:
         return {
@@ -58,7 +58,7 @@ def story(run: FinetuneOptions, test: dict[str, Any]) -> str:
         run: as configured.
         test: the record of the test, which repeats the best evaluation on dev.
     """
-    rates = ", ".join(f"{name} {test[name]:g}" for name in used(run.method))
+    rates = ", ".join(f"{name} {test[name]:g}" for name in rates_used(run.method))
     if run.follow:
         rates += f" at the start, set to a share of the predicted stability limit every {run.follow:,d} steps"
     trials, head = "", "the language model's own head"

@@ -1,4 +1,4 @@
-"""What `smoothlab finetune` and `smoothlab smoothness` are asked: one set of options, each with one meaning.
+"""Options of `smoothlab finetune` and `smoothlab smoothness`: one set, each option with one meaning.
 
 A new training method is one entry of METHODS; a new optimizer of the exact part one entry of
 `smoothlab.experiments.finetune.setup.OPTIMIZERS` and its name in EXACT.
@@ -15,7 +15,7 @@ from smoothlab.llm.tasks.jsonlines import TEMPLATE
 
 
 class Recipe(NamedTuple):
-    """How a method trains: gradients of the base model ("zeroth", "exact", "" is frozen), a PEFT module, and a line."""
+    """A training method: gradients of the base model ("zeroth", "exact", "" is frozen), a PEFT module, and a line."""
 
     base: str
     module: bool
@@ -212,7 +212,7 @@ class Training:
 
     @property
     def recipe(self) -> Recipe:
-        """How the method trains."""
+        """Recipe of the method."""
         return METHODS[self.method]
 
     @property

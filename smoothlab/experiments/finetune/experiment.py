@@ -154,7 +154,7 @@ class Finetune(FinetuneOptions):
         return Folder(self.folder, run)
 
     def _run(self) -> str:
-        """What the weights and rows depend on, in one line."""
+        """All settings that weights and rows depend on, in one line."""
         return self.settings(*ELSEWHERE)
 
     def _refuse(self, rows: int) -> NoReturn:

@@ -54,10 +54,10 @@ def factor_notes(run: Training, blocks: Mapping[str, Block]) -> list[str]:
     # Mapped files count as free, as they can be read again; a run whose weights have to be would crawl.
     needed_bytes, free_bytes = factor_bytes(run, blocks, run.steps), max(memory.free(run.device) - mapped, 0)
     if needed_bytes > free_bytes:
-        most = run.steps * free_bytes // needed_bytes
+        steps_that_fit = run.steps * free_bytes // needed_bytes
         raise BadInput(
             f"--masters factors with --steps {run.steps}: their factors take {needed_bytes / 2**30:.1f} GiB, and "
-            f"{free_bytes / 2**30:.1f} GiB are free beside the weights: use at most {most} steps, or "
+            f"{free_bytes / 2**30:.1f} GiB are free beside the weights: use at most {steps_that_fit} steps, or "
             '--variant "subspace(50)", where 50 steps share factors'
         )
     return [

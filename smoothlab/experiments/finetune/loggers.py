@@ -36,7 +36,7 @@ class Progress:
         self.close()
         # The time left follows from the steps made since here: those before a checkpoint cost this process nothing.
         self._steps, self._step, self._first, self._loss = steps, step, step, ""
-        self._begun = self._written = time.monotonic()
+        self._started = self._last_line = time.monotonic()
         self._title = self._name
         if self._trials > 1:
             self._title += f" trial {trial + 1}/{self._trials}"
@@ -76,11 +76,11 @@ class Progress:
 
     def _write_line(self, news: str) -> None:
         now = time.monotonic()
-        if self._bar is not None or self._silent or now - self._written < self.interval:
+        if self._bar is not None or self._silent or now - self._last_line < self.interval:
             return
-        self._written, time_left = now, ""
+        self._last_line, time_left = now, ""
         if self._step > self._first:
-            seconds = (now - self._begun) / (self._step - self._first) * (self._steps - self._step)
+            seconds = (now - self._started) / (self._step - self._first) * (self._steps - self._step)
             time_left = f", about {seconds:.0f} s left"
         print(f"smoothlab: {self._title} step {self._step} of {self._steps}{news}{time_left}", file=sys.stderr)
 
@@ -99,38 +99,38 @@ class TensorBoard(Progress):
         except ImportError:
             raise BadInput(f"--tensorboard {folder}: pip install tensorboard, or leave the option out") from None
         self._folder, self._writer = folder, SummaryWriter
-        self._open: Any = None
+        self._event_file: Any = None
 
     def begin(self, trial: int, steps: int, step: int) -> None:
         """A trial begins, or continues at `step`."""
         super().begin(trial, steps, step)
         try:
             # What a stopped run wrote behind its last checkpoint will be written again: purge_step hides it.
-            self._open = self._writer(str(self._folder / f"trial-{trial}"), purge_step=step)
+            self._event_file = self._writer(str(self._folder / f"trial-{trial}"), purge_step=step)
         except OSError as error:
             raise BadInput(f"--tensorboard {self._folder}: cannot write there ({error.strerror})") from None
 
     def stepped(self, step: int, loss: float) -> None:
         """An update was made."""
-        self._open.add_scalar("train/loss", loss, step)
+        self._event_file.add_scalar("train/loss", loss, step)
         super().stepped(step, loss)
 
     def recorded(self, row: Row) -> None:
         """A row is on record."""
         for name in ("dev_loss", "accuracy", "exact_match", "f1", "steps_per_second"):
             if row.get(name) is not None:
-                self._open.add_scalar(f"dev/{name.removeprefix('dev_')}", row[name], row["step"])
+                self._event_file.add_scalar(f"dev/{name.removeprefix('dev_')}", row[name], row["step"])
         if row["part"] == "rate":
-            self._open.add_scalar(f"rate/{row['option']}", row["rate"], row["step"])
+            self._event_file.add_scalar(f"rate/{row['option']}", row["rate"], row["step"])
         if row.get("value") is not None:
             name = f"{row['quantity']}/{row['block']}-{row['wrt']} ({row['protocol']})"
-            self._open.add_scalar(name, row["value"], row["step"])
+            self._event_file.add_scalar(name, row["value"], row["step"])
         super().recorded(row)
 
     def close(self) -> None:
         """Write what is not written yet."""
         super().close()
-        if self._open is not None:
+        if self._event_file is not None:
             with contextlib.suppress(OSError):  # A full disk costs the curves alone: the records hold all numbers.
-                self._open.close()
-            self._open = None
+                self._event_file.close()
+            self._event_file = None

@@ -147,7 +147,7 @@ def grid(run: FinetuneOptions) -> list[Rates]:
     return [Rates(*combination) for combination in itertools.product(*all_values)]
 
 
-def used(method: str) -> tuple[str, ...]:
+def rates_used(method: str) -> tuple[str, ...]:
     """The rates, and mu, that a method uses."""
     recipe = METHODS[method]
     names = []
@@ -162,7 +162,7 @@ def used(method: str) -> tuple[str, ...]:
 
 def unused(run: Training) -> list[str]:
     """A note on each option that was set and that the method does not use."""
-    idle = set(Rates._fields) - set(used(run.method))
+    idle = set(Rates._fields) - set(rates_used(run.method))
     if run.method not in ZEROTH:
         idle |= {"q", "sides", "distribution", "variant", "generator", "masters", "parallel", "perturb"}
     if run.method == "zo":
@@ -262,7 +262,7 @@ def _check_method(run: Training) -> None:
     if isinstance(run, FinetuneOptions):
         for text in run.search:
             name = text.partition("=")[0]
-            if name in Rates._fields and name not in used(run.method):
+            if name in Rates._fields and name not in rates_used(run.method):
                 raise BadInput(f"--search {text}: --method {run.method} uses no {name}")
 
 
@@ -273,7 +273,7 @@ def _check_rates(run: Training, rates: Rates) -> None:
             raise BadInput(f"{option(name)} {rate:g}: use a finite rate of at least 0")
     if not (math.isfinite(rates.mu) and rates.mu > 0):
         raise BadInput(f"--mu {rates.mu:g}: use a finite step above 0, e.g. 1e-3")
-    trained = [getattr(rates, name) for name in used(run.method) if name != "mu"]
+    trained = [getattr(rates, name) for name in rates_used(run.method) if name != "mu"]
     # Measuring at fixed weights, with all rates 0, is meant; training them is not.
     if not any((*trained, *block_rates(run).values())) and not run.measure:
         name = "eta_x"

@@ -1,4 +1,4 @@
-"""What a training run would do and cost (--dry-run), from timed steps, a gradient and an evaluation."""
+"""Work and cost of a training run (--dry-run), from timed steps, a gradient and an evaluation."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ from smoothlab.experiments.advise.trying import BACKWARD, forwards_of_step
 from smoothlab.experiments.finetune.config import FinetuneOptions, Rates, Training
 from smoothlab.experiments.finetune.following import MINIBATCHES
 from smoothlab.experiments.finetune.footprint import expected_peak
-from smoothlab.experiments.finetune.options import measuring_steps, unused, used
+from smoothlab.experiments.finetune.options import measuring_steps, rates_used, unused
 from smoothlab.experiments.finetune.setup import Setup, pairs
 from smoothlab.hessian.gradients import gradient
 from smoothlab.llm.peft_methods import DEFAULT_RANK, PEFT_METHODS
@@ -95,7 +95,7 @@ def _following(run: FinetuneOptions, trainer: Trainer, step: float) -> tuple[str
 
 
 def _described(run: Training, rates: Rates) -> str:
-    return " ".join(f"{name} {getattr(rates, name):g}" for name in used(run.method))
+    return " ".join(f"{name} {getattr(rates, name):g}" for name in rates_used(run.method))
 
 
 def _gradients(run: Training, oracle: Any) -> str:
@@ -136,6 +136,6 @@ def _measuring(run: Training, setup: Setup, points: Sequence[int]) -> tuple[list
 
 
 def _seconds(work: Callable[[], Any]) -> float:
-    begun = time.perf_counter()
+    started = time.perf_counter()
     work()
-    return time.perf_counter() - begun
+    return time.perf_counter() - started

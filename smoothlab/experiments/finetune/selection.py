@@ -65,17 +65,17 @@ class Selection:
     _best: Mapping[str, Tensor] | None = field(default=None, init=False)
 
     @property
-    def alone(self) -> bool:
+    def single_trial(self) -> bool:
         """Whether there is a single trial: if it diverges, the run ends with an error, after a row with the reason."""
         return len(self.grid) == 1
 
     def resume(self, rows: int) -> int:
         """Continue from the checkpoint taken after so many rows; returns its step."""
         assert self.folder is not None
-        saved = self.folder.get(self.folder.after(rows))
-        self.state = RunState(**saved["selection"])
-        self._begin(saved["trainer"]["step"])
-        self.trainer.load_state_dict(saved["trainer"])
+        snapshot = self.folder.get(self.folder.after(rows))
+        self.state = RunState(**snapshot["selection"])
+        self._begin(snapshot["trainer"]["step"])
+        self.trainer.load_state_dict(snapshot["trainer"])
         return self.trainer.step
 
     def rows(self) -> Iterator[Row]:
@@ -89,7 +89,7 @@ class Selection:
                 yield from self._evaluated(self._evaluation(None))
             # A checkpoint of the last step may have been taken by its point, before its evaluation.
             while not self.state.stopped and (self.trainer.step < self.run.steps or self._is_evaluation()):
-                yield from self._leg()
+                yield from self._until_evaluation()
             if not self.state.stopped:
                 yield from self._point()
             if self.run.follow:
@@ -115,7 +115,7 @@ class Selection:
     def _begin(self, steps: int = 0) -> None:
         """Begin the trial; the first `steps` steps of its seed log are kept."""
         # The next trial begins at the start, and a seed log is replayed from it; other runs need no copy of it.
-        if self.setup.start is None and (not self.alone or self.run.logged):
+        if self.setup.start is None and (not self.single_trial or self.run.logged):
             self.setup.remember_start()
         log = None
         if self.run.logged and self.folder is not None:
@@ -124,7 +124,7 @@ class Selection:
         self.trainer: Trainer = self.setup.trainer(rates, at=self.points, log=log, log_steps=steps)
         self.trainer.on_step = self.logger.stepped
 
-    def _leg(self) -> Iterator[Row]:
+    def _until_evaluation(self) -> Iterator[Row]:
         """Steps up to the next evaluation, and its row."""
         trainer, steps, seconds = self.trainer, 0, 0.0
         try:
@@ -133,9 +133,9 @@ class Selection:
                 yield from self._follow()
                 yield from self._point()
                 if trainer.step == before:  # a point that measures path smoothness has made the update
-                    begun = time.monotonic()
+                    started = time.monotonic()
                     trainer.update()
-                    seconds += time.monotonic() - begun
+                    seconds += time.monotonic() - started
                     steps += 1
             mean = sum(trainer.losses) / len(trainer.losses)
             trainer.losses.clear()
@@ -149,8 +149,8 @@ class Selection:
             if not isinstance(error, Diverged) and not self._refused(error):
                 raise
             self.state.stopped = True
-            row = {"part": "stopped", **self._where(), "why": str(error)}
-        if self.alone and row["part"] == "stopped":
+            row = {"part": "stopped", **self._position_fields(), "why": str(error)}
+        if self.single_trial and row["part"] == "stopped":
             # No checkpoint is taken: the last good one stays the newest, to go on from with other rates.
             yield row
             stored = "the rows so far are on record"
@@ -168,9 +168,9 @@ class Selection:
         """Rows of curvature, if the current step is a point, and a checkpoint behind them."""
         if not self.trainer.due():
             return
-        where = {"part": "curvature", "trial": self.state.trial, "method": self.run.method}
+        keys = {"part": "curvature", "trial": self.state.trial, "method": self.run.method}
         for row in self.trainer.point():
-            yield from self._on_record(where | row)
+            yield from self._on_record(keys | row)
         self._checkpoint()
 
     def _follow(self) -> Iterator[Row]:
@@ -178,19 +178,19 @@ class Selection:
         trainer, state, interval = self.trainer, self.state, self.run.follow
         if not interval or trainer.step % interval or trainer.step == state.followed:
             return
-        begun = time.monotonic()
+        started = time.monotonic()
         for row in followed(trainer, self.run.seed, interval, state.limits):
             state.follow_gradients += row["gradients"]
-            where = {"part": "rate", "trial": state.trial, "method": self.run.method, "step": trainer.step}
-            yield from self._on_record(where | row)
-        seconds = time.monotonic() - begun
+            keys = {"part": "rate", "trial": state.trial, "method": self.run.method, "step": trainer.step}
+            yield from self._on_record(keys | row)
+        seconds = time.monotonic() - started
         # Following is a part of this training, unlike curvature that is measured for the records.
         state.seconds += seconds
         state.follow_seconds += seconds
         state.followed = trainer.step
 
     def _cost_of_following(self) -> str:
-        """What setting the rates has cost, beside the steps."""
+        """The cost of setting the rates, beside that of the steps."""
         state, step = self.state, self.trainer.step
         of_steps = step * forwards_of_step(self.trainer.optimizer)
         forwards = state.follow_gradients * (1 + BACKWARD)
@@ -202,12 +202,12 @@ class Selection:
     def _refused(self, error: BadInput) -> bool:
         """Whether only these rates are refused (a mu below rounding), so that others of the search may be accepted."""
         # A log that cannot be written, or a process that is gone, fails under all rates.
-        outside = isinstance(error.__context__, OSError | RuntimeError)
-        return not self.alone and self.trainer.step == 0 and not outside
+        external = isinstance(error.__context__, OSError | RuntimeError)
+        return not self.single_trial and self.trainer.step == 0 and not external
 
     def _evaluation(self, loss: float | None, speed: float | None = None) -> Row:
         """Evaluate on dev, compare with the evaluations before, and make the row."""
-        begun, state = time.monotonic(), self.state
+        started, state = time.monotonic(), self.state
         score = None
         if distributed.rank() == 0:
             score = self._score()
@@ -215,7 +215,7 @@ class Selection:
         correct, count, dev_loss, *answers = distributed.broadcast(score, 5)
         if not math.isfinite(dev_loss):
             raise self.trainer.diverged(dev_loss)
-        state.seconds += time.monotonic() - begun
+        state.seconds += time.monotonic() - started
         state.evaluated = self.trainer.step
         result = (int(correct), -dev_loss)
         chooses = self.setup.dev.kind not in GENERATIVE
@@ -232,7 +232,7 @@ class Selection:
         elif not math.isnan(answers[0]):
             quality |= dict(zip(("exact_match", "f1"), answers, strict=True))
         return {
-            "part": "dev", **self._where(), "train_loss": loss, "dev_loss": dev_loss,
+            "part": "dev", **self._position_fields(), "train_loss": loss, "dev_loss": dev_loss,
             **quality, "steps_per_second": speed,
             "forwards": self.trainer.step * self.run.evaluations, **self._following(),
             "seconds": round(state.seconds, 3),
@@ -255,7 +255,7 @@ class Selection:
         answers = result.answers()
         return 0, len(result.losses), result.loss, answers.get("exact_match", math.nan), answers.get("f1", math.nan)
 
-    def _where(self) -> Row:
+    def _position_fields(self) -> Row:
         """Trial, rates, step and epoch of a row."""
         rates = self.grid[self.state.trial]
         epoch = self.trainer.step / self.setup.steps_per_epoch

@@ -331,15 +331,15 @@ def optimizer(
         if name == "base":
             group |= {"oracle": oracle, "variant": variant}
         groups.append(group)
-    written = None
+    seed_log = None
     if log is not None and oracle is not None and variant is not None:
-        written = SeedLog(
+        seed_log = SeedLog(
             log, run.seed, {0: blocks["base"]}, {0: oracle.distribution}, keep=steps, variants={0: variant}
         )
     masters: Masters = True
     if run.keeps_factors:
         masters = "factors"
-    return HybridSGD(groups, seed=run.seed, exact=OPTIMIZERS[run.optimizer], masters=masters, log=written)
+    return HybridSGD(groups, seed=run.seed, exact=OPTIMIZERS[run.optimizer], masters=masters, log=seed_log)
 
 
 def _estimator(run: Training, rates: Rates, model: nn.Module | None) -> tuple[Estimator, Variant]:

@@ -1,4 +1,4 @@
-"""How L grows with the gradient norm along a run: fits, their curves, and tests, from records or a CSV file."""
+"""Growth of L with the gradient norm along a run: fits, their curves, and tests, from records or a CSV file."""
 
 import itertools
 import math
@@ -157,8 +157,8 @@ def _curve(fit: Any, u: Any, about: Row) -> Iterator[Row]:
     """The fitted curve with its pointwise interval, from the least gradient norm to the largest."""
     import numpy as np
 
-    least = max(float(u.min()), float(u.max()) * 1e-6)
-    norms = np.geomspace(least, float(u.max()), GRID)
+    smallest = max(float(u.min()), float(u.max()) * 1e-6)
+    norms = np.geomspace(smallest, float(u.max()), GRID)
     low, high = fit.band(norms)
     for norm, value, bottom, top in zip(norms, fit(norms), low, high, strict=True):
         yield about | {"gradient_norm": float(norm), "value": float(value), "low": float(bottom), "high": float(top)}

@@ -38,7 +38,7 @@ class Series:
         return self.table[self.table["left_out"].isna()].reset_index(drop=True)
 
     def counts(self) -> dict[str, int]:
-        """How many points were left out, by reason."""
+        """Number of points that were left out, by reason."""
         counted = self.table["left_out"].dropna().value_counts()
         return {str(reason): int(count) for reason, count in counted.items()}
 
@@ -49,8 +49,8 @@ class Series:
             BadInput: says how many points there are and were left out, and what to measure.
         """
         names, left_out = PARAMETERS["power"], self.counts()
-        kept, below = len(self.usable), left_out.get(BELOW, 0)
-        if kept > len(names):
+        usable, below = len(self.usable), left_out.get(BELOW, 0)
+        if usable > len(names):
             return
         if below and below == len(self.table):
             raise BadInput(
@@ -59,8 +59,8 @@ class Series:
             )
         lost = "".join(f", {count} left out ({reason})" for reason, count in left_out.items())
         raise BadInput(
-            f"block {self.block} has {kept} points{lost}, and L0 + c u^rho has {len(names)} parameters: measure at "
-            f"{len(names) + 1} steps or more (--points), {SHORTEST} for intervals"
+            f"block {self.block} has {usable} points{lost}, and L0 + c u^rho has {len(names)} parameters: measure "
+            f"at {len(names) + 1} steps or more (--points), {SHORTEST} for intervals"
         )
 
 
@@ -78,7 +78,7 @@ def from_records(files: Sequence[str], blocks: Sequence[str], quantity: str, gra
     df = load(files)
     check(df)
     measured = blocks_of(df, quantity)
-    _known(blocks, measured, quantity)
+    _check_blocks(blocks, measured, quantity)
     protocol = protocols_of(df, quantity)[0]
     series = []
     for block in blocks or measured:
@@ -119,21 +119,21 @@ def from_table(files: Sequence[str], blocks: Sequence[str], columns: Mapping[str
         parts.append(_read(file, columns).assign(path=file))
     df = pd.concat(parts, ignore_index=True)
     measured = tuple(df["block"].drop_duplicates())
-    _known(blocks, measured, columns["curvature"])
-    words = OWN
+    _check_blocks(blocks, measured, columns["curvature"])
+    gradient_of = OWN
     if gradient == "full" or (gradient == "auto" and columns["full_gradient"]):
-        words = "of all parameters"
+        gradient_of = "of all parameters"
         if columns["full_gradient"]:
             df["gradient_norm"] = df["full_gradient"]
         else:
-            words = "of all blocks"
+            gradient_of = "of all blocks"
             squares = (df["gradient_norm"] ** 2).groupby([df["path"], df["step"]])
             df["gradient_norm"] = np.sqrt(squares.transform("sum"))
     df["left_out"] = [BELOW if below else None for below in df["value"] < 2 * df["floor"]]
     series = []
     for block in blocks or measured:
         table = df[df["block"] == block].sort_values(["path", "step"], kind="stable").reset_index(drop=True)
-        series.append(Series(block, words, table[_COLUMNS]))
+        series.append(Series(block, gradient_of, table[_COLUMNS]))
     return series
 
 
@@ -165,28 +165,28 @@ def _read(file: str, columns: Mapping[str, str]) -> "pd.DataFrame":
             df[name] = raw[column].astype(str)
         else:
             df[name] = pd.to_numeric(raw[column], errors="coerce").astype(float)
-    used = {names[option]: column for option, column in columns.items() if column and option != "block"}
-    _check_numbers(df, file, used)
+    norm_columns = {names[option]: column for option, column in columns.items() if column and option != "block"}
+    _check_numbers(df, file, norm_columns)
     df["step"] = df["step"].astype(int)
     return df.assign(low=np.nan, high=np.nan)
 
 
-def _check_numbers(table: "pd.DataFrame", where: str, columns: Mapping[str, str]) -> None:
+def _check_numbers(table: "pd.DataFrame", origin: str, columns: Mapping[str, str]) -> None:
     """Refuse values that are no norms: not finite, or negative."""
     import numpy as np
 
     for name, column in columns.items():
         values = table[name].to_numpy(dtype=float)
-        wrong = ~(np.isfinite(values) & (values >= 0))
-        if wrong.any():
-            row = int(wrong.argmax())
+        invalid = ~(np.isfinite(values) & (values >= 0))
+        if invalid.any():
+            row = int(invalid.argmax())
             raise BadInput(
-                f"{where}: {column} is {values[row]:g} in row {row + 1}, and must be finite and not negative: leave "
+                f"{origin}: {column} is {values[row]:g} in row {row + 1}, and must be finite and not negative: leave "
                 "that row out, or measure it again"
             )
 
 
-def _known(blocks: Sequence[str], measured: Sequence[str], quantity: str) -> None:
+def _check_blocks(blocks: Sequence[str], measured: Sequence[str], quantity: str) -> None:
     for block in blocks:
         if block not in measured:
             listed = ", ".join(measured[:12]) + (", ..." if len(measured) > 12 else "")
@@ -194,7 +194,7 @@ def _known(blocks: Sequence[str], measured: Sequence[str], quantity: str) -> Non
 
 
 def _reason(flag: object, below: bool) -> str | None:
-    """Why a point is left out, if it is: below its floor, or a flag that says that the value is not right."""
+    """Reason for which a point is left out, or None: it is below its floor, or a flag doubts its value."""
     if below:
         return BELOW
     if not isinstance(flag, str):  # None, or NaN in a column without any flag

@@ -37,14 +37,14 @@ def rates(rule: Rule, a: float, b: float) -> tuple[float, float]:
 
 
 def factors(a: float, b: float, eta_x: float, eta_y: float) -> tuple[float, float]:
-    """What |x| and |y| are multiplied by at an exact step; below 1 it converges, above 1 it diverges."""
+    """Factors of |x| and |y| in an exact step; below 1 the block converges, above 1 it diverges."""
     return abs(1 - 2 * a * eta_x), abs(1 - 2 * b * eta_y)
 
 
 def steps(square_x: float, square_y: float, eps: float) -> float:
     """Smallest k with (square_x^k + square_y^k)/2 <= eps^2: from ||x|| = ||y|| to eps times that; or infinite."""
-    worst = max(square_x, square_y)
-    if worst >= 1:
+    slower = max(square_x, square_y)
+    if slower >= 1:
         return math.inf
     return float(smallest_integer(lambda k: (square_x**k + square_y**k) / 2 <= eps**2))
 
@@ -57,11 +57,13 @@ def mean_square(s: float, m: float) -> float:
 def best_single(a: float, b: float, m: float) -> float:
     """The rate eta for both blocks whose slower mean square factor is smallest: x zeroth-order, y exact."""
 
-    def worst(eta: float) -> float:
+    def slower_factor(eta: float) -> float:
         return max(mean_square(2 * a * eta, m), (1 - 2 * b * eta) ** 2)
 
-    most = min(1 / (a * m), 1 / b)  # beyond it one of them grows
-    best = optimize.minimize_scalar(worst, bounds=(0, most), method="bounded", options={"xatol": 1e-12 * most})
+    largest_rate = min(1 / (a * m), 1 / b)  # beyond it one of them grows
+    best = optimize.minimize_scalar(
+        slower_factor, bounds=(0, largest_rate), method="bounded", options={"xatol": 1e-12 * largest_rate}
+    )
     return float(best.x)
 
 
@@ -71,8 +73,8 @@ def _normal_parts(d: int) -> tuple[Array, Array, Array]:
     along = (np.arange(GRID[0]) + 0.5) / GRID[0] * REACH
     across, density = np.zeros(1), np.ones(1)
     if d > 1:  # in one dimension nothing is orthogonal to u
-        least = max(0.0, (d - 1) ** 0.5 - REACH)
-        across = least + (np.arange(GRID[1]) + 0.5) / GRID[1] * ((d - 1) ** 0.5 + REACH - least)
+        smallest = max(0.0, (d - 1) ** 0.5 - REACH)
+        across = smallest + (np.arange(GRID[1]) + 0.5) / GRID[1] * ((d - 1) ** 0.5 + REACH - smallest)
         density = stats.chi.pdf(across, d - 1)
     weights = stats.norm.pdf(along)[:, None] * density
     return along[:, None] ** 2, across[None] ** 2, weights / weights.sum()

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
 from smoothlab.experiments.options import DistributionNames, check_distribution
-from smoothlab.experiments.settings import Row, SettingsExperiment, point_of, short
+from smoothlab.experiments.settings import Row, SettingsExperiment, as_text, point_of
 
 Part = Literal["rates", "noise", "hybrid", "map"]
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -91,5 +91,6 @@ class QuadraticConfig(SettingsExperiment):
         for part in self.parts:
             for values in settings[part]:
                 # values without their names, as the settings on record are called
-                points.append(point_of(part, [short(value) for value in values.values() if value is not None], values))
+                words = [as_text(value) for value in values.values() if value is not None]
+                points.append(point_of(part, words, values))
         return points

@@ -130,14 +130,14 @@ def hybrid_rates(a: float, d: int) -> list[tuple[str, tuple[float, float], tuple
 def _left_out(
     config: QuadraticConfig, a: float, d: int, eta_x: float, squares: tuple[float, float], exact: bool
 ) -> str | None:
-    """Why a run to eps is left out, or None."""
-    expected, most = forms.steps(*squares, config.eps), config.max_steps
+    """Reason for which a run to eps is left out, or None."""
+    expected, limit = forms.steps(*squares, config.eps), config.max_steps
     if exact:
-        most *= 10
+        limit *= 10
     if math.isinf(expected):
         return "diverges"
-    if expected > most:
-        return f"more than {most} steps: not run"
+    if expected > limit:
+        return f"more than {limit} steps: not run"
     if not exact:
         share = squares[0] ** expected / (2 * config.eps**2)  # of x in ||z||^2; y is the same in every run
         if share**2 * forms.spread(2 * a * eta_x, d, expected) > CARRIED:
@@ -219,12 +219,12 @@ def _timed(work: Callable[[], object], clock: Callable[[], float]) -> float:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     work()  # the first call warms up
-    begun, count = clock(), 0
-    while clock() - begun < 0.1:
+    started, count = clock(), 0
+    while clock() - started < 0.1:
         work()
         count += 1
     torch.set_num_threads(threads)
-    return (clock() - begun) / count
+    return (clock() - started) / count
 
 
 def _widened(ends: Sequence[float]) -> Sequence[float]:
@@ -233,7 +233,7 @@ def _widened(ends: Sequence[float]) -> Sequence[float]:
 
 
 def _verdict(factor: float) -> str:
-    """What a factor measured to rounding says."""
+    """Verdict of a factor that is measured to rounding."""
     if abs(factor - 1) < ROUNDING:
         return "neither"
     return "converges" if factor < 1 else "diverges"

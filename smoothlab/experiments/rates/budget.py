@@ -129,9 +129,9 @@ def _exponent(best_rates: list[Best]) -> Row:
     """The exponent of the best rate in T, expected -1/2 for large T, beside the recursion's with the same weights."""
     row: Row = {"quantity": "exponent of the best rate", "axis": "T", "expected": -0.5, **UNMEASURED, "reference": None,
                 "note": None}  # fmt: skip
-    closed = [best for best in best_rates if 0 < best.simulated.low and best.simulated.high < math.inf]
-    if len(closed) < 2:
+    finite = [best for best in best_rates if 0 < best.simulated.low and best.simulated.high < math.inf]
+    if len(finite) < 2:
         return row | {"note": "fewer than two best rates lie inside their grid"}
-    epochs, intervals, references = zip(*closed, strict=True)
+    epochs, intervals, references = zip(*finite, strict=True)
     slope, reference = curves.exponent(epochs, intervals, references, 0.0)
     return row | measured_row(slope) | {"reference": reference}

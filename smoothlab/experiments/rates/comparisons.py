@@ -74,14 +74,15 @@ def reshuffling(config: RatesConfig, point: Row) -> list[Row]:
                          oracle=point["oracle"], q=q)  # fmt: skip
     eta = min(point["scale"] / n, 0.5 / problem.x.moment)
     half = max(2, math.ceil(point["lengths"] / (eta * n)))
-    late = range(half, 2 * half)
+    second_half = range(half, 2 * half)
     errors, means, flags = [], [], []
     for order in ORDERS:
         ordered = replace(problem, order=order)
-        errors.append(float(ordered.at(eta, 0.0, np.array(late)).mean()))
+        errors.append(float(ordered.at(eta, 0.0, np.array(second_half)).mean()))
         if 2 * half * n <= config.max_steps:
             seed = (config.seed, f"{point['setting']}/{order}")
-            squares = ordered.run(eta, 0.0, 2 * half, MANY * config.replicas, seed, keep=tuple(late)).kept_x.mean(0)
+            result = ordered.run(eta, 0.0, 2 * half, MANY * config.replicas, seed, keep=tuple(second_half))
+            squares = result.kept_x.mean(0)
             means.append(samples.mean_square(squares))
             flags.append(samples.rare_draws(squares))
     row: Row = {"quantity": "error ratio", "eta_x": eta, "eta_y": 0.0, "T": 2 * half, **UNMEASURED, "verdict": None,

@@ -8,7 +8,7 @@ from tyro.conf import arg
 
 from smoothlab.errors import BadInput
 from smoothlab.experiments.options import check_distribution
-from smoothlab.experiments.settings import Row, SettingsExperiment, point_of, short
+from smoothlab.experiments.settings import Row, SettingsExperiment, as_text, point_of
 from smoothlab.objectives.table import OBJECTIVES
 from smoothlab.zeroth.names import METAVAR
 
@@ -152,7 +152,7 @@ class RatesConfig(SettingsExperiment):
         points = []
         for part in self.parts:
             for values in settings[part]():
-                words = [f"{key}={short(value)}" for key, value in values.items() if key != "values"]
+                words = [f"{key}={as_text(value)}" for key, value in values.items() if key != "values"]
                 points.append(point_of(part, words, values))
         return points
 

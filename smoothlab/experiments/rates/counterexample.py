@@ -1,4 +1,4 @@
-"""Where Theorem C.1 as printed fails: all of its conditions are met and its conclusion is false."""
+"""Runs on which Theorem C.1 as printed fails: all of its conditions are met and its conclusion is false."""
 
 import math
 from dataclasses import dataclass

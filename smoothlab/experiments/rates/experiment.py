@@ -1,4 +1,4 @@
-"""Does the rate of Theorem 3.4 hold, in eps, n, d, delta, L_x/L_y, and where does it stop holding?"""
+"""Checks of the rate of Theorem 3.4 in eps, n, d, delta and L_x/L_y, and of where it stops holding."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence

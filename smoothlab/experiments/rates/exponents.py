@@ -243,8 +243,8 @@ def measured_exponent(config: RatesConfig, point: Row) -> list[Row]:
             continue
         running = trial.running(length)
         if axis == "delta":
-            under = running <= trial.eps**2
-            epochs = samples.quantile(np.where(under.any(0), under.argmax(0) + 1.0, np.inf), 1 - value)
+            reached = running <= trial.eps**2
+            epochs = samples.quantile(np.where(reached.any(0), reached.argmax(0) + 1.0, np.inf), 1 - value)
         else:
             epochs = curves.first_time(running, trial.eps**2)
         steps = Interval(trial.n * epochs.value, trial.n * epochs.low, trial.n * epochs.high)

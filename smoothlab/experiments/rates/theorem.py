@@ -57,7 +57,7 @@ def measured(config: RatesConfig, point: Row) -> list[Row]:
 
 
 def _level(f: FiniteSum, theorem: str, delta: float) -> float:
-    """Where sigma must be bounded: everywhere, or as far as a theorem's iterate goes."""
+    """The level up to which sigma must be bounded: everywhere, or as far as a theorem's iterate goes."""
     if theorem == "probability":
         return 4 * GAP / delta
     if theorem == "expectation" and not math.isfinite(f.sigma2):

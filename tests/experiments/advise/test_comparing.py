@@ -14,7 +14,7 @@ from tests.experiments.advise.quadratics import trainer_of
 def test_the_factor_of_the_lowest_loss_is_chosen(rate: float, best: float) -> None:
     """f = 2 x^2, where 1/lambda = 0.25 is the best rate, to the bit."""
     seen = []
-    factor, runs = compare(Tries(trainer_of([4.0]), STEPS), lambda factor: {"base": factor * rate}, seen=seen.append)
+    factor, runs = compare(Tries(trainer_of([4.0]), STEPS), lambda factor: {"base": factor * rate}, on_run=seen.append)
     assert factor == best and seen == runs and [run.factor for run in runs] == list(FACTORS)
 
 

@@ -33,7 +33,7 @@ def test_advice_on_a_language_model_ends_with_a_command_that_parses(folder: Path
 
 
 def test_it_says_what_it_has_seen_while_it_tries(tmp_path: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(experiment._Sometimes, "interval", 0.0)
+    monkeypatch.setattr(experiment._Throttled, "interval", 0.0)
     argv = ["--method", "fo-peft", "--batch", "2", "--train", "8", "--budget", "30", "--try-steps", "2", "--by", "try"]
     assert main(["advise", *argv, "--out", str(tmp_path / "a.jsonl")]) == 0
     runs = int((records.load(tmp_path / "a.jsonl")["part"] == "trial").sum())
