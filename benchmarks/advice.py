@@ -154,7 +154,7 @@ class Case:
                 data_dir = None if work.data == "builtin" else Path(run.data_dir)
                 options = options | {"model": work.model, "data": work.data, "data_dir": data_dir}
             self.trainer = Finetune(batch=run.batch, seed=work.seed, **options).setup().trainer()
-        self.known: dict[str, Rate] = {rate.option: rate for rate in rates_of(self.trainer)}
+        self.rates_by_option: dict[str, Rate] = {rate.option: rate for rate in rates_of(self.trainer)}
         self.before = before
         self.grid, self.runs, self.steps = run.grid, run.runs, run.steps
 
@@ -211,7 +211,7 @@ class Case:
     @property
     def base(self) -> dict[str, float]:
         """Advised rates by option."""
-        rows = [row for row in self.before if row["part"] == "advice" and row.get("option") in self.known]
+        rows = [row for row in self.before if row["part"] == "advice" and row.get("option") in self.rates_by_option]
         return {row["option"]: row["measured"] for row in rows}
 
     def rates(self, base: Mapping[str, float], rate: float) -> dict[str, float]:
@@ -221,7 +221,7 @@ class Case:
             chosen = {option: value * rate for option, value in base.items()}
         else:
             chosen[self.swept] = rate
-        return {name: chosen[option] for option, known in self.known.items() for name in known.names}
+        return {name: chosen[option] for option, rated in self.rates_by_option.items() for name in rated.names}
 
     def sweep(self, part: str, guess: float, first: int) -> Iterator[Row]:
         """Yield a row a run, and return the true edge; runs are numbered from `first` on."""

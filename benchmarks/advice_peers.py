@@ -63,10 +63,10 @@ class AdvicePeers(SettingsExperiment):
 
     def points(self) -> list[Row]:
         """Cases with runs of 200 steps on record; full fine-tuning is in no table of the paper."""
-        known = {row["setting"] for row in on_record(self.model) if row["part"] == "long" and "failed" not in row}
+        recorded = {row["setting"] for row in on_record(self.model) if row["part"] == "long" and "failed" not in row}
         return [
             {"setting": name} for name, work in CASES[self.model].items()
-            if f"long/{name}" in known and not work.method.startswith("full")
+            if f"long/{name}" in recorded and not work.method.startswith("full")
         ]  # fmt: skip
 
     def rows_of(self, points: Sequence[Row]) -> Iterator[Row]:
@@ -96,17 +96,18 @@ class CasePeers:
 
     def table_2(self) -> Iterator[Row]:
         """The rates of the paper's Table 2, the base model's at 1e-7."""
-        options = list(self.case.known)
+        options = list(self.case.rates_by_option)
         swept = "eta_y" if "eta_y" in options else "eta_x"
         trials = []
         for rate in TABLE_2[swept]:
             base = {option: rate if option == swept else TABLE_2[option][0] for option in options}
-            trials.append(self.tries.run(rate, self.case.rates(base, 1.0 if self.both else base[self.case.swept]), 0))
+            swept_rate = 1.0 if self.scales_both else base[self.case.swept]
+            trials.append(self.tries.run(rate, self.case.rates(base, swept_rate), 0))
             yield row_of("Table 2", trials[-1])
         best = min(trials, key=lambda trial: trial.end)
         # Where both rates are scaled together, or x is swept, Table 2's rate of y is no share of this edge.
-        same = not self.both and swept == self.case.swept
-        reference = self.edge if same else None
+        same_rate = not self.scales_both and swept == self.case.swept
+        reference = self.edge if same_rate else None
         yield {**row_of("Table 2", best), "part": "chosen", "reference": reference,
                "training_steps": sum(trial.steps for trial in trials)}  # fmt: skip
 
@@ -122,20 +123,20 @@ class CasePeers:
         """Ten times the best rate of full fine-tuning."""
         case = Case(self.case.work._replace(method=full), self.setup, ())
         tries, trials = Tries(case.trainer, LONG, abandoned=LOST), dict[int, Trial]()
-        ahead = [0, 1, -1]
-        while ahead and len(trials) < MOST:
-            power = ahead.pop(0)
+        powers = [0, 1, -1]
+        while powers and len(trials) < MOST:
+            power = powers.pop(0)
             rate = first * 3.0**power
             trials[power] = tries.run(rate, case.rates({case.swept: rate}, rate), 0)
             yield {**row_of(full, trials[power]), "option": case.swept}
-            if not ahead:
+            if not powers:
                 best = min(trials, key=lambda number: (trials[number].end, number))
-                ahead = [number for number in (best + 1, best - 1) if number not in trials]
+                powers = [number for number in (best + 1, best - 1) if number not in trials]
         rate = TIMES * min(trials.values(), key=lambda trial: trial.end).rate
         yield {**self.chosen("10 x full rate", rate), "training_steps": sum(trial.steps for trial in trials.values())}
 
     @property
-    def both(self) -> bool:
+    def scales_both(self) -> bool:
         """Whether both rates are scaled together from the advised ones."""
         return self.case.swept == "both"
 
@@ -162,7 +163,7 @@ def rows_in(path: Path) -> list[Row]:
 
 
 @dataclass(frozen=True)
-class Way:
+class Peer:
     """One way to choose a rate, over the cases of one kind of model.
 
     Attributes:
@@ -177,12 +178,12 @@ class Way:
     name: str
     steps: Sequence[float]
     factors: Sequence[float]
-    good: int
+    near_best: int
     descent: float
     cases: int
 
 
-def ways(model: str) -> list[Way]:
+def peers_of(model: str) -> list[Peer]:
     """The ways that are on record for a kind of model, the advised rates first."""
     advised, peers = on_record(model), rows_in(RESULTS / f"advice_peers_{model}.jsonl")
     chosen: dict[str, list[Row]] = {"advice": []}
@@ -193,19 +194,19 @@ def ways(model: str) -> list[Way]:
         lowest[setting] = min(lost(row) for row in long)
         edge = next(row["measured"] for row in case if row["part"] == "edge")
         cost = next(row["training_steps"] for row in case if row["part"] == "cost")
-        own = next(row for row in long if row["source"] == "advised")
-        chosen["advice"].append({**own, "setting": setting, "reference": edge, "training_steps": cost})
+        advised_row = next(row for row in long if row["source"] == "advised")
+        chosen["advice"].append({**advised_row, "setting": setting, "reference": edge, "training_steps": cost})
     for row in peers:
         if row["part"] == "chosen":
             chosen.setdefault(row["source"], []).append(row)
     result = []
     for name, rows in chosen.items():
         falls = [(row["loss_before"] - lost(row), row["loss_before"] - lowest[row["setting"]]) for row in rows]
-        result.append(Way(
+        result.append(Peer(
             name, [row["training_steps"] for row in rows],
             [row["rate"] / row["reference"] for row in rows if row["reference"]],
             sum(lost(row) <= CLOSE * lowest[row["setting"]] for row in rows),
-            statistics.median(own / most for own, most in falls), len(rows),
+            statistics.median(fall / largest for fall, largest in falls), len(rows),
         ))  # fmt: skip
     return result
 
@@ -223,11 +224,11 @@ def table(models: Sequence[str]) -> str:
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for model in models:
-        for way in ways(model):
-            steps = f"{min(way.steps):,.0f} to {max(way.steps):,.0f}" if way.steps else ""
-            factors = f"{min(way.factors):.2g} to {max(way.factors):.2g}" if way.factors else ""
-            good = f"{way.good} of {way.cases}"
-            lines.append(f"| {model} | {way.name} | {steps} | {factors} | {good} | {way.descent:.2f} |")
+        for peer in peers_of(model):
+            steps = f"{min(peer.steps):,.0f} to {max(peer.steps):,.0f}" if peer.steps else ""
+            factors = f"{min(peer.factors):.2g} to {max(peer.factors):.2g}" if peer.factors else ""
+            near_best = f"{peer.near_best} of {peer.cases}"
+            lines.append(f"| {model} | {peer.name} | {steps} | {factors} | {near_best} | {peer.descent:.2f} |")
     return "\n".join(lines)
 
 

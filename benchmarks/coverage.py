@@ -31,9 +31,9 @@ DIM = 500
 
 def _top_ten(shape: np.ndarray, share: float = 0.9) -> np.ndarray:
     """Ten eigenvalues of the given shape that hold `share` of ||H||_F^2, the rest equal."""
-    others = np.full(DIM - 10, ((1 - share) / (DIM - 10)) ** 0.5)
+    remaining = np.full(DIM - 10, ((1 - share) / (DIM - 10)) ** 0.5)
     return np.concatenate(
-        [share**0.5 * shape / np.linalg.norm(shape), others * np.where(np.arange(DIM - 10) % 2, 1, -1)]
+        [share**0.5 * shape / np.linalg.norm(shape), remaining * np.where(np.arange(DIM - 10) % 2, 1, -1)]
     )
 
 

@@ -97,7 +97,7 @@ class FitCoverage:
             counts: dict[tuple[str, str, str], list[bool]] = {}
             for i in range(self.simulations):
                 rng = np.random.default_rng([self.seed, n, int(100 * r), self.designs.index(design), i])
-                for key, hit in self._one(rng, n, r, design):
+                for key, hit in self._outcomes(rng, n, r, design):
                     counts.setdefault(key, []).append(hit)
             common = {
                 "setting": setting,
@@ -111,7 +111,7 @@ class FitCoverage:
                 yield common | {"part": kind, "fit": fit, "quantity": quantity, "value": value, "low": low,
                                 "high": high}  # fmt: skip
 
-    def _one(self, rng: np.random.Generator, n: int, r: float, design: str) -> Iterator[tuple[Any, bool]]:
+    def _outcomes(self, rng: np.random.Generator, n: int, r: float, design: str) -> Iterator[tuple[Any, bool]]:
         u, noise = gradient_norms(rng, n, design), NOISE * autoregressive(rng, n, r)
         L = np.maximum(1 + 2 * u + noise, 0.0)
         seed = int(rng.integers(2**31))
@@ -134,8 +134,8 @@ class FitCoverage:
         yield ("power", "", "same"), same((u, L), (u, other_L + u), **options).p_value < LEVEL
         uniform = special.ndtr(noise / NOISE)
         bound = fit_growth(u, (1 + 2 * u) * (0.5 + uniform), method="envelope")
-        fresh = gradient_norms(np.random.default_rng([seed, 1]), 2000, design)
-        exceeded = (1 + 2 * fresh) * (0.5 + np.random.default_rng([seed, 2]).random(2000)) > bound(fresh)
+        new_norms = gradient_norms(np.random.default_rng([seed, 1]), 2000, design)
+        exceeded = (1 + 2 * new_norms) * (0.5 + np.random.default_rng([seed, 2]).random(2000)) > bound(new_norms)
         yield ("exceeded", "linear envelope", "probability"), bool(exceeded.mean() <= bound.exceeded_by)
 
 

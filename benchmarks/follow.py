@@ -34,7 +34,7 @@ GRIDS: dict[Method, dict[str, tuple[float, ...]]] = {
     "hybrid": {"base": (3e-4, 1e-3), "peft": (0.25, 0.5, 1.0)},
 }
 """Constant rates by block."""
-BEGUN = {"base": 1e-4, "peft": 0.1}
+START_RATES = {"base": 1e-4, "peft": 0.1}
 """Rates at which followed runs begin."""
 JUDGED, LOST = 12, 4.0
 """Minibatches that a run is judged by; times the loss at the start at which it ends as diverged."""
@@ -89,14 +89,14 @@ class Runs:
         for values in itertools.product(*self.grid.values()):
             rates = dict(zip(self.grid, values, strict=True))
             with self.trainer.on_trial(rates):
-                yield {"part": "constant", **_named(rates), **self.made()}
+                yield {"part": "constant", **_named(rates), **self.run()}
 
     def followed(self, every: int) -> Iterator[Row]:
         """Rows of the rates, and of the run."""
         gradients = 0.0
-        with self.trainer.on_trial(BEGUN):
+        with self.trainer.on_trial(START_RATES):
             chosen: list[Row] = []
-            row = self.made(every, chosen)
+            row = self.run(every, chosen)
             for rate in chosen:
                 gradients += rate["gradients"]
                 yield {"part": "rate", "every": every, **rate}
@@ -104,8 +104,8 @@ class Runs:
             steps = self.steps * forwards_of_step(self.trainer.optimizer)
             yield {"part": "followed", "every": every, **row, "gradients": gradients, "cost": forwards / steps}
 
-    def made(self, every: int = 0, chosen: list[Row] | None = None) -> Row:
-        """The steps of a run at the trainer's rates; with `every` these follow the curvature, as told in `chosen`."""
+    def run(self, every: int = 0, chosen: list[Row] | None = None) -> Row:
+        """The steps of a run at the trainer's rates; with `every` these follow curvature, as rows in `chosen` say."""
         end, number = math.inf, 0
         limits: dict[str, list[float]] = {}
         try:
@@ -157,12 +157,13 @@ def table(rows: Sequence[Row]) -> str:
                 continue
             cells = [method, name, ", ".join(f"{loss:.3f}" for loss in values.values())]
             gains = [losses[best][seed] - loss for seed, loss in values.items()]
-            cells += [_shown(gains) if name != best else "", f"{sum(costs[name]) / len(costs[name]):.2f} of the steps'"]
+            cost = sum(costs[name]) / len(costs[name])
+            cells += [_as_text(gains) if name != best else "", f"{cost:.2f} of the steps'"]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _shown(gains: Sequence[float]) -> str:
+def _as_text(gains: Sequence[float]) -> str:
     if len(gains) < 2 or not all(map(math.isfinite, gains)):
         return ", ".join(f"{gain:+.3f}" for gain in gains)
     value, low, high = samples.mean(gains)

@@ -115,7 +115,8 @@ class Gpu:
         present = [row for row in rows if row is not None]
         complete = set()
         for row in present:
-            if row["what"] == CLOSING and row["value"] == sum(other["piece"] == row["piece"] for other in present):
+            count = sum(present_row["piece"] == row["piece"] for present_row in present)
+            if row["what"] == CLOSING and row["value"] == count:
                 complete.add(row["piece"])
         return [row for row in present if row["piece"] in complete]
 
@@ -128,11 +129,11 @@ class Gpu:
         seconds = {row["piece"]: row["seconds"] for row in done if row["what"] == CLOSING}
         chosen: Sequence[str] = self._chosen  # type: ignore[attr-defined]
         failed: dict[str, str] = self._failed  # type: ignore[attr-defined]
-        ahead = [piece for piece in self.pieces if piece.name in chosen and piece.name not in seconds]
+        remaining = [piece for piece in self.pieces if piece.name in chosen and piece.name not in seconds]
         bench = Bench(self.size, self.device, self.text, self.data_dir, self.folder)
-        for number, piece in enumerate(ahead):
-            say(f"{piece.name}: next, {_outlook(self.pieces, ahead[number:], seconds, len(chosen))}")
-            begun, count = time.monotonic(), 0
+        for number, piece in enumerate(remaining):
+            say(f"{piece.name}: next, {_outlook(self.pieces, remaining[number:], seconds, len(chosen))}")
+            started, count = time.monotonic(), 0
             try:
                 for row in piece.rows(bench):
                     count += 1
@@ -142,7 +143,7 @@ class Gpu:
                 failed[piece.name] = kind + " ".join(str(error).split())
                 say(f"{piece.name}: {failed[piece.name]}")
             else:
-                seconds[piece.name] = round(time.monotonic() - begun, 3)
+                seconds[piece.name] = round(time.monotonic() - started, 3)
                 yield {
                     "piece": piece.name, "what": CLOSING, "unit": "rows", "value": count + 1, "low": None, "high": None,
                     "target": None, "seconds": seconds[piece.name],
@@ -152,13 +153,13 @@ class Gpu:
             raise Unfinished
 
 
-def _outlook(all_pieces: Sequence[Piece], ahead: Sequence[Piece], seconds: dict[str, float], chosen: int) -> str:
+def _outlook(all_pieces: Sequence[Piece], remaining: Sequence[Piece], seconds: dict[str, float], chosen: int) -> str:
     """How many pieces are done, and about how long the others will take."""
-    done_count = chosen - len(ahead)
+    done_count = chosen - len(remaining)
     expected = {piece.name: piece.expected for piece in all_pieces}
     # Measured pieces tell how far off the guesses are, those of one group best.
     seconds_left = 0.0
-    for piece in ahead:
+    for piece in remaining:
         of_group = [name for name in seconds if name.partition("-")[0] == piece.group] or list(seconds)
         scale = sum(seconds[name] for name in of_group) / sum(expected[name] for name in of_group) if of_group else 1.0
         seconds_left += scale * piece.expected

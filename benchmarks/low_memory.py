@@ -77,10 +77,10 @@ class Sampling:
 
     def __init__(self) -> None:
         self._largest, self._ended = 0, threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread = threading.Thread(target=self._sample, daemon=True)
         self._thread.start()
 
-    def _look(self) -> None:
+    def _sample(self) -> None:
         while not self._ended.wait(0.02):
             self._largest = max(self._largest, resident()["RssAnon"])
 
@@ -106,9 +106,9 @@ def _library_bytes(folder: Path) -> int:
 def work(kind: str, folder: Path, steps: int) -> Row:
     """One kind of work in this process: its peak and its seconds."""
     sampling = Sampling()
-    begun = time.perf_counter()
+    started = time.perf_counter()
     model: Any = load_lm(str(folder), seed=0, dtype=torch.bfloat16, copies=1).model
-    loaded = time.perf_counter() - begun
+    loaded = time.perf_counter() - started
     compute_in_float32(model)
     module = kind.partition("-")[2] or ("lora" if kind == "curvature" else "none")
     model = attach(model, module, seed=0, measured=False)
@@ -126,9 +126,9 @@ def work(kind: str, folder: Path, steps: int) -> Row:
     seconds, cpu, forwards = [], [], []
     step()  # the first looks closer than the others
     for _ in range(steps):
-        begun = time.perf_counter()
+        started = time.perf_counter()
         cpu.append(cpu_seconds(step))
-        seconds.append(time.perf_counter() - begun)
+        seconds.append(time.perf_counter() - started)
         forwards.append(cpu_seconds(forward))
     optimizer = getattr(step, "optimizer", None)
     if optimizer is not None:

@@ -121,12 +121,12 @@ def table(path: Path) -> str:
         rate = of_distribution.groupby("rate")["change"].mean().idxmin()
         best[name] = of_distribution[of_distribution["rate"] == rate].set_index("seed")["change"]
         # a record that is not finished pairs the seeds that both have
-        cells = [_shown(best[name]), _shown((best[name] - best["gaussian"]).dropna())]
+        cells = [_as_text(best[name]), _as_text((best[name] - best["gaussian"]).dropna())]
         lines.append(f"| {name} | {rate:g} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _shown(values: pd.Series) -> str:
+def _as_text(values: pd.Series) -> str:
     value, low, high = samples.mean(values.to_numpy())
     return f"{value:+.4f} ({low:+.4f} to {high:+.4f})"
 

@@ -50,8 +50,8 @@ class KneserNey:
             count = np.where(grams[index] == gram, counts[index], 0.0)
             history = gram // self.vocabulary
             index = np.minimum(np.searchsorted(histories, history), len(histories) - 1)
-            seen = histories[index] == history
-            total, kind = np.where(seen, totals[index], 1.0), np.where(seen, kinds[index], 0.0)
-            discounted = np.where(seen, np.maximum(count - discount, 0.0) / total, 0.0)
-            p = discounted + np.where(seen, discount * kind / total, 1.0) * p
+            occurs = histories[index] == history
+            total, kind = np.where(occurs, totals[index], 1.0), np.where(occurs, kinds[index], 0.0)
+            discounted = np.where(occurs, np.maximum(count - discount, 0.0) / total, 0.0)
+            p = discounted + np.where(occurs, discount * kind / total, 1.0) * p
         return float(-np.log(p).mean())

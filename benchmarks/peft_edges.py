@@ -124,14 +124,14 @@ class MethodRuns:
         if before.get("measured"):
             center = round(math.log2(before["measured"]))
         losses: dict[int, float] = {}
-        ahead = list(range(center - BELOW, center + 1))
-        while ahead:
-            k = ahead.pop(0)
+        powers = list(range(center - BELOW, center + 1))
+        while powers:
+            k = powers.pop(0)
             row = self.run(2.0**k, min(losses.values(), default=math.inf))
             losses[k] = row["loss_after"]
             yield row
-            if not ahead and len(losses) < BELOW + 1 + MOST:
-                ahead = further(losses, self.start)
+            if not powers and len(losses) < BELOW + 1 + MOST:
+                powers = further(losses, self.start)
         best = min(losses, key=lambda power: losses[power])
         if not math.isfinite(losses[best]):
             yield {"part": "refused", "failed": f"every rate down to {2.0**best:g} diverges"}
@@ -156,8 +156,8 @@ class MethodRuns:
         return {"part": part, "dim": block.dim, "measured": 2 / largest, "low": 2 / max(run.reach().highest, largest),
                 "high": 2 / largest, "value": largest}  # fmt: skip
 
-    def run(self, rate: float, least: float) -> Row:
-        """One run at a rate; its weights are kept if its loss is below `least`. Runs that were ended have no loss."""
+    def run(self, rate: float, lowest_loss: float) -> Row:
+        """One run at a rate; its weights are kept if its loss is below `lowest_loss`. Runs ended early have no loss."""
         end, steps_made = math.inf, 0
         with self.trainer.on_trial({"peft": rate}):
             try:
@@ -171,7 +171,7 @@ class MethodRuns:
                 pass
             if not math.isfinite(end):
                 end = math.inf
-            if end < least:
+            if end < lowest_loss:
                 self.weights = self.trainer.weights()
         return {"part": "run", "rate": rate, "loss_before": self.start, "steps": steps_made, "loss_after": end}
 
@@ -196,10 +196,10 @@ def further(losses: Mapping[int, float], start: float) -> list[int]:
     """
     best = min(losses, key=lambda power: (losses[power], power))
     lowest, second = sorted(losses)[:2]
-    ahead = {best - 1, best + 1}
+    powers = {best - 1, best + 1}
     if not losses[second] <= losses[lowest] <= start:
-        ahead.add(lowest - 1)
-    return sorted(ahead - losses.keys())
+        powers.add(lowest - 1)
+    return sorted(powers - losses.keys())
 
 
 @dataclass(frozen=True)
@@ -257,14 +257,14 @@ def summaries(rows: Sequence[Row]) -> list[Summary]:
             continue
         runs = {row["seed"]: [run for run in of_method if run["part"] == "run" and run["seed"] == row["seed"]]
                 for row in best}  # fmt: skip
-        stable = {seed: max(run["rate"] for run in own if _ended_well(run)) for seed, own in runs.items()}
+        stable = {seed: max(run["rate"] for run in seed_runs if _ended_well(run)) for seed, seed_runs in runs.items()}
         reasons = [row["failed"] for row in starts if row.get("failed")]
         result.append(Summary(
             peft, tuple(row["seed"] for row in best), starts[0]["dim"],
             tuple(row["measured"] for row in starts if row.get("measured")),
             tuple(row["measured"] for row in of_method if row["part"] == "end" and row.get("measured")),
             tuple(row["measured"] for row in best), tuple(stable.values()),
-            all(any(run["rate"] > stable[seed] for run in own) for seed, own in runs.items()),
+            all(any(run["rate"] > stable[seed] for run in seed_runs) for seed, seed_runs in runs.items()),
             tuple(row["loss_after"] - row["loss_before"] for row in best), "; ".join(dict.fromkeys(reasons)),
         ))  # fmt: skip
     return result
@@ -318,8 +318,9 @@ def table(rows: Sequence[Row]) -> str:
     chosen = summaries(rows)
     for summary in chosen:
         loss = sum(summary.losses) / len(summary.losses)
-        cells = [_shown(geometric(values)) for values in (summary.edges, summary.later, summary.rates, summary.ratios)]
-        stable = _shown(geometric(summary.stable_ratios))
+        columns = (summary.edges, summary.later, summary.rates, summary.ratios)
+        cells = [_as_text(geometric(values)) for values in columns]
+        stable = _as_text(geometric(summary.stable_ratios))
         if summary.stable_ratios and not summary.unstable_above:
             stable = f"at least {stable}"
         lines.append(f"| {summary.peft} | {summary.dim:,} | {' | '.join(cells)} | {stable} | {loss:+.3f} |")
@@ -334,7 +335,7 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def _shown(interval: Interval | None) -> str:
+def _as_text(interval: Interval | None) -> str:
     if interval is None:
         return "none"
     if math.isnan(interval.low):

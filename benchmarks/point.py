@@ -150,10 +150,10 @@ def main() -> None:
         loss()  # libraries take their own memory at the first call
     for seed in args.seeds:
         row: dict[str, Any] = {"seed": seed, "parameter_bytes": 4 * sum(block.dim for block in blocks)}
-        begun = time.process_time()
+        started = time.process_time()
         with peak(row):
             results = estimates(loss, blocks, args.precision, seed)
-        row["cpu_seconds"] = time.process_time() - begun
+        row["cpu_seconds"] = time.process_time() - started
         for e in results:
             row[f"{e.wrt}-{e.block} {e.quantity}"] = [e.value, e.low, e.high, e.hvps, e.flag]
         print(json.dumps(row), flush=True)

@@ -40,16 +40,16 @@ class Ledger:
 
         def call(*args: Any, **options: Any) -> Any:
             key = f"{name} along {args[2]} by {', '.join(args[3])}" if name == "product" else name
-            begun = time.process_time()
+            started = time.process_time()
             self._inner.append(0.0)
             try:
                 return work(*args, **options)
             finally:
-                spent = time.process_time() - begun
-                self.seconds[key] += spent - self._inner.pop()
+                seconds = time.process_time() - started
+                self.seconds[key] += seconds - self._inner.pop()
                 self.calls[key] += 1
                 if self._inner:
-                    self._inner[-1] += spent
+                    self._inner[-1] += seconds
 
         return call
 
@@ -65,15 +65,15 @@ def main() -> None:
     loss, blocks = micro() if args.model == "micro" else language_model(Path(args.model), args.batch, None)[1:]
     params = [p for block in blocks for p in block.params]
     for _ in range(2):  # memory is taken before the clock runs
-        begun = time.process_time()
+        started = time.process_time()
         torch.autograd.grad(loss(), params, allow_unused=True)
-        gradient = time.process_time() - begun
+        gradient = time.process_time() - started
     ledger = Ledger()
     for owner, name in PARTS:
         setattr(owner, name, ledger.timed(name, getattr(owner, name)))
-    begun = time.process_time()
+    started = time.process_time()
     estimates(loss, blocks, args.precision, 0)
-    total = time.process_time() - begun
+    total = time.process_time() - started
     print(f"{'gradient':40s}            {gradient:8.3f} s")
     for name, seconds in ledger.seconds.most_common():
         print(f"{name:40s} {ledger.calls[name]:4d} x {seconds / ledger.calls[name]:8.3f} s {seconds / total:6.1%}")

@@ -113,10 +113,10 @@ def trained(
         BadInput: the loss is not finite.
     """
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
-    others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
+    vectors = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     optimizers: list[torch.optim.Optimizer] = [
         torch.optim.Muon(matrices, lr=muon_lr, momentum=0.95, weight_decay=0.01),
-        torch.optim.AdamW(others, lr=adam_lr, betas=(0.9, 0.98), weight_decay=0.0),
+        torch.optim.AdamW(vectors, lr=adam_lr, betas=(0.9, 0.98), weight_decay=0.0),
     ]
     peaks = [muon_lr, adam_lr]
     for step, rows in enumerate(windows(streams, steps, seed, batch), start=1):
@@ -138,7 +138,7 @@ def trained(
         yield value
 
 
-def saved(model: OPTForCausalLM, folder: Path) -> None:
+def save(model: OPTForCausalLM, folder: Path) -> None:
     """Write the model in fp16, with the dropout of OPT, which fine-tuning in train mode sees; it then holds them."""
     model.config.dropout = 0.1
     model.half().save_pretrained(folder)
@@ -191,7 +191,7 @@ def main() -> None:
                 print(json.dumps(row), file=log, flush=True)
                 running = 0.0
         summary = {"tokens": args.steps * BATCH * LENGTH, "parameters": sum(p.numel() for p in model.parameters())}
-        saved(model, args.out)
+        save(model, args.out)
         for name, stream in held_back.items():
             summary[f"model_{name}"] = nats_per_token(model, stream)  # of the fp16 weights that are shipped
         all_tokens = np.concatenate(list(train.values()))

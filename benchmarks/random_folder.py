@@ -115,12 +115,12 @@ def make(shape: str, folder: Path, *, seed: int = 0, file_bytes: int = FILE_BYTE
     return size
 
 
-def _files(tensors: dict[str, Tensor], most: int) -> Iterator[list[str]]:
+def _files(tensors: dict[str, Tensor], limit: int) -> Iterator[list[str]]:
     """Names of the tensors of each file, in order."""
     names: list[str] = []
     size = 0
     for name, p in tensors.items():
-        if names and size + 2 * p.numel() > most:
+        if names and size + 2 * p.numel() > limit:
             yield names
             names, size = [], 0
         names.append(name)

@@ -39,7 +39,7 @@ class Status(NamedTuple):
     detail: str = ""
 
     @property
-    def over(self) -> bool:
+    def finished(self) -> bool:
         """Whether nothing is left to do for the run."""
         return self.state in ("done", "diverged")
 
@@ -79,7 +79,7 @@ class Queue:
             missing = [name for name in run.takes.values() if not _tested(statuses, name)]
             if missing and status.state == "to do":
                 status = Status("waiting", None, None, f"for {', '.join(dict.fromkeys(missing))}")
-            elif status.over:
+            elif status.finished:
                 self._check(run, statuses)
             statuses[run.name] = status
         return statuses
@@ -123,7 +123,7 @@ class Queue:
 
     def remaining(self, statuses: Mapping[str, Status]) -> list[Run]:
         """Runs that are not over, in their order."""
-        return [run for run in self.runs if not statuses[run.name].over]
+        return [run for run in self.runs if not statuses[run.name].finished]
 
     def seconds(self, run: Run, statuses: Mapping[str, Status]) -> float | None:
         """Expected seconds of a run from those of timed ones: of its method, else of its experiment; None without any.
@@ -140,15 +140,15 @@ class Queue:
         for measured in (same_method, same_experiment):
             work = sum(forwards(other) for other in measured)
             if work:
-                spent = sum(statuses[other.name].seconds or 0.0 for other in measured)
-                return spent / work * forwards(run)
+                seconds = sum(statuses[other.name].seconds or 0.0 for other in measured)
+                return seconds / work * forwards(run)
         return None
 
     def eta(self, statuses: Mapping[str, Status]) -> tuple[float, int]:
         """Seconds of the remaining runs that can be told, and how many runs cannot be."""
         expected = [self.seconds(run, statuses) for run in self.remaining(statuses)]
-        known = [seconds for seconds in expected if seconds is not None]
-        return sum(known), len(expected) - len(known)
+        timed = [seconds for seconds in expected if seconds is not None]
+        return sum(timed), len(expected) - len(timed)
 
     def lines(self) -> list[str]:
         """The queue as text: a line a run, then what was measured and what is ahead."""
@@ -162,19 +162,19 @@ class Queue:
             expected = self.seconds(run, statuses)
             if status.seconds is not None:
                 duration = f"{status.seconds:.0f} s"
-            elif not status.over and expected is not None:
+            elif not status.finished and expected is not None:
                 duration = f"about {expected:.0f} s"
             lines.append(f"  {run.name:34s} {status.state:9s} {duration:14s} {status.detail}".rstrip())
         return [*lines, self.summary(statuses)]
 
     def summary(self, statuses: Mapping[str, Status]) -> str:
         """One line: runs that are done, seconds that were measured, and what is ahead."""
-        done = len(self.runs) - len(self.remaining(statuses))
-        spent = sum(statuses[run.name].seconds or 0.0 for run in self.runs)
-        line = f"{done} of {len(self.runs)} runs done, {hours(spent)} measured"
-        ahead, unknown = self.eta(statuses)
-        if ahead:
-            line += f", about {hours(ahead)} ahead"
+        count = len(self.runs) - len(self.remaining(statuses))
+        measured = sum(statuses[run.name].seconds or 0.0 for run in self.runs)
+        line = f"{count} of {len(self.runs)} runs done, {hours(measured)} measured"
+        expected, unknown = self.eta(statuses)
+        if expected:
+            line += f", about {hours(expected)} ahead"
         if unknown:
             line += f", {unknown} runs of unknown duration (no run of their kind is timed yet)"
         return line
@@ -192,17 +192,17 @@ class Queue:
         Returns:
             Names of runs that were left out for want of time, and reasons of runs that failed, by name.
         """
-        begun, failed = time.monotonic(), dict[str, str]()
+        started, failed = time.monotonic(), dict[str, str]()
         for run in self.runs:
             statuses = self.statuses()
             status = statuses[run.name]
-            if status.over:
+            if status.finished:
                 continue
             if status.state == "waiting":
                 failed[run.name] = f"waits {status.detail}"
                 continue
-            spent = time.monotonic() - begun
-            if budget is not None and spent + (self.seconds(run, statuses) or 0.0) >= budget:
+            elapsed = time.monotonic() - started
+            if budget is not None and elapsed + (self.seconds(run, statuses) or 0.0) >= budget:
                 remaining = [other.name for other in self.remaining(statuses) if other.name not in failed]
                 return remaining, failed
             say(f"{run.name}: next; {self.summary(statuses)}")

@@ -249,8 +249,8 @@ class Plan:
 
     def _finished(self, name: str) -> bool:
         path = self.folder / f"{name}.jsonl"
-        begun = path.exists() and path.stat().st_size  # a run that has just been started has no line yet
-        return bool(begun) and record_files.read(path).finished
+        has_lines = path.exists() and path.stat().st_size  # a run that has just been started has no line yet
+        return bool(has_lines) and record_files.read(path).finished
 
     def _ready(self, case: str, method: str) -> bool:
         """Whether what the rates of a run come from is there."""

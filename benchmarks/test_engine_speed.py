@@ -35,15 +35,15 @@ NUMPY = [f"quadratic, d = {d}" for d in DIMS]  # what the loop in numpy does
 
 def cases(n: int) -> dict[str, tuple[Objective, Algorithm1]]:
     """What is timed: quadratics along rays, and a family whose values are computed."""
-    how = Algorithm1(eta_x=1e-4, eta_y=1e-2, epochs=2, mu=1e-3)
+    algorithm = Algorithm1(eta_x=1e-4, eta_y=1e-2, epochs=2, mu=1e-3)
     quadratic = {d: objective(Quadratic(10.0), Quadratic(0.5), d_x=d, d_y=10, n=n, sigma=1.0) for d in DIMS}
-    by_name = {f"quadratic, d = {d}": (f, how) for d, f in quadratic.items()}
+    by_name = {f"quadratic, d = {d}": (f, algorithm) for d, f in quadratic.items()}
     f = quadratic[TARGET]
-    by_name |= {f"{found_as}, d = {TARGET}": (f, replace(how, **change)) for found_as, change in
+    by_name |= {f"{found_as}, d = {TARGET}": (f, replace(algorithm, **change)) for found_as, change in
               (("quadratic, one-sided", {"oracle": "one-sided"}), ("quadratic, sphere", {"distribution": "sphere"}),
                ("quadratic, rademacher", {"distribution": "rademacher"}))}  # fmt: skip
     values = objective(Oscillating(0.3, 1.75), Quadratic(0.5), d_x=TARGET, d_y=10, n=n, sigma=1.0)
-    return by_name | {f"non-convex, values, d = {TARGET}": (values, how)}
+    return by_name | {f"non-convex, values, d = {TARGET}": (values, algorithm)}
 
 
 def drawing(count: int, replicas: int, dim: int) -> None:
@@ -55,30 +55,30 @@ def drawing(count: int, replicas: int, dim: int) -> None:
         block.normal_(generator=generator)
 
 
-def plain(f: Objective, how: Algorithm1, replicas: int) -> None:
+def plain(f: Objective, algorithm: Algorithm1, replicas: int) -> None:
     """`one_replica` again and again, with draws of its own."""
     rng = np.random.default_rng(0)
     z0 = torch.ones(f.dim, dtype=torch.float64)
     for _ in range(replicas):
-        orders = torch.from_numpy(rng.permuted(np.broadcast_to(np.arange(f.n), (how.epochs, f.n)), axis=1))
-        directions = torch.randn(how.epochs, f.n, f.d_x).double()
-        one_replica(how, f, z0, orders, directions)
+        orders = torch.from_numpy(rng.permuted(np.broadcast_to(np.arange(f.n), (algorithm.epochs, f.n)), axis=1))
+        directions = torch.randn(algorithm.epochs, f.n, f.d_x).double()
+        one_replica(algorithm, f, z0, orders, directions)
 
 
-def plain_numpy(f: Objective, how: Algorithm1, replicas: int) -> None:
+def plain_numpy(f: Objective, algorithm: Algorithm1, replicas: int) -> None:
     """Algorithm 1 on a quadratic without coupling, along rays, in numpy."""
     rng, d, shifts = np.random.default_rng(0), f.d_x, f.shifts.numpy()
     curvatures = f.hessian(torch.zeros(f.dim, dtype=torch.float64)).diagonal().numpy()
     for _ in range(replicas):
         z, total = np.ones(f.dim), 0.0
-        for _ in range(how.epochs):
+        for _ in range(algorithm.epochs):
             g = curvatures * z
             total += g @ g
             for i in rng.permutation(f.n):
                 g = curvatures * z + shifts[i]
                 v = rng.standard_normal(d, dtype=np.float32)
-                z[:d] -= how.eta_x * (g[:d] @ v) * v
-                z[d:] -= how.eta_y * g[d:]
+                z[:d] -= algorithm.eta_x * (g[:d] @ v) * v
+                z[d:] -= algorithm.eta_y * g[d:]
 
 
 @dataclass(frozen=True)
@@ -101,28 +101,28 @@ class EngineSpeed(Ratios):
     def rows(self, done: Sequence[Row]) -> Iterator[Row]:
         """For each case the share of the generator's throughput, and the speedups over both plain loops."""
         torch.set_num_threads(1)
-        for name, (f, how) in cases(self.n).items():
-            yield from self._case(name, f, how)
+        for name, (f, algorithm) in cases(self.n).items():
+            yield from self._case(name, f, algorithm)
 
-    def _case(self, name: str, f: Objective, how: Algorithm1) -> Iterator[Row]:
-        steps, z0 = how.epochs * f.n, torch.ones(f.dim, dtype=torch.float64)
+    def _case(self, name: str, f: Objective, algorithm: Algorithm1) -> Iterator[Row]:
+        steps, z0 = algorithm.epochs * f.n, torch.ones(f.dim, dtype=torch.float64)
         loops = {"one_replica": plain} | ({"numpy loop": plain_numpy} if name in NUMPY else {})
         kinds: dict[str, list[float]] = {kind: [] for kind in ("engine", "share", *loops)}
 
         def draw() -> None:
             drawing(steps, self.replicas, f.d_x)
 
-        how.run(f, z0, self.replicas)
+        algorithm.run(f, z0, self.replicas)
         for loop in loops.values():
-            loop(f, how, 1)
+            loop(f, algorithm, 1)
         before = min(timed(draw) for _ in range(3))
         for _ in range(self.repetitions):
-            seconds = timed(lambda: how.run(f, z0, self.replicas))
+            seconds = timed(lambda: algorithm.run(f, z0, self.replicas))
             after = timed(draw)
             kinds["engine"].append(seconds)
             kinds["share"].append(statistics.mean((before, after)) / seconds)
             for kind, loop in loops.items():
-                seconds_of_one = timed(lambda loop=loop: loop(f, how, self.loops)) / self.loops  # type: ignore[misc]
+                seconds_of_one = timed(lambda loop=loop: loop(f, algorithm, self.loops)) / self.loops  # type: ignore[misc]
                 kinds[kind].append(seconds_of_one * self.replicas / seconds)
             before = timed(draw)
         has_target = f.d_x == TARGET and name.startswith(f"quadratic, d = {TARGET}")

@@ -90,25 +90,25 @@ class EvaluateSpeed(Ratios):
             seconds += ends
             for baseline, baseline_seconds in times.items():
                 ratios[baseline].append(baseline_seconds / statistics.mean(ends))
-            ratios["arithmetic"].append(times["one by one"] / self._least(model, items))
+            ratios["arithmetic"].append(times["one by one"] / self._least_seconds(model, items))
         load_average = list(os.getloadavg())
         columns = {"task": name, "loss": splits.kind, "items": len(items), "error": error, "load": load_average}
         for baseline, values in ratios.items():
             target = SPEEDUP if baseline == "one by one" else None
             yield ratio_row(baseline, values, seconds, target=target, unit="times", **columns)
 
-    def _least(self, model: Any, items: Any) -> float:
+    def _least_seconds(self, model: Any, items: Any) -> float:
         """Seconds for the products alone, 2 operations a weight, token and layer, at the speed of a large one."""
-        rows, places = set(), set()
+        rows, positions = set(), set()
         for item, (context, tails) in enumerate(zip(items.contexts, items.options, strict=True)):
             for tail in tails:
                 rows.add((item, context + tail[:-1]))
-                places |= {(item, context + tail[:k]) for k in range(len(tail))}
+                positions |= {(item, context + tail[:k]) for k in range(len(tail))}
         tokens = sum(len(row) for _, row in rows)
         products = 0
         for name, weight in model.named_parameters():
             if weight.ndim == 2 and "embed_positions" not in name:
-                products += weight.numel() * (len(places) if "embed_tokens" in name else tokens)
+                products += weight.numel() * (len(positions) if "embed_tokens" in name else tokens)
         a = torch.randn(1024, 1024)
         speed = 2 * 1024**3 / min(timed(lambda: a @ a) for _ in range(5))
         return 2 * products / speed

@@ -113,9 +113,9 @@ def interleaved(
     by_step: dict[Any, list[Seconds]] = {key: [] for key in steps}
     for step in (first_order, forward, *steps.values()):
         step()  # memory is taken, and the checks of a first call are made, before the clock runs
-    begun = time.monotonic()
+    started = time.monotonic()
     for repetition in range(repetitions):
-        if repetition and time.monotonic() - begun > seconds:
+        if repetition and time.monotonic() - started > seconds:
             break
         before = clock(first_order), clock(forward)
         for key, step in steps.items():
@@ -165,23 +165,23 @@ class ForwardSpeed(Ratios):
         steps: dict[tuple[str, str], Callable[[], Any]] = {}
         sides: Sides
         perturb: Perturb
-        for label, perturb, law in (
+        for label, perturb, distribution in (
             ("forward", "forward", LowRank(self.rank)), ("weights, low rank", "weights", LowRank(self.rank)),
             ("weights, Gaussian", "weights", Gaussian()),
         ):  # fmt: skip
             for what, sides, more in (
                 ("one-sided hybrid", 1, peft), ("two-sided hybrid", 2, peft), ("two-sided zeroth-order", 2, []),
             ):  # fmt: skip
-                steps[what, label] = step(ZerothOrder(MU, sides, law, perturb=perturb), *more)
+                steps[what, label] = step(ZerothOrder(MU, sides, distribution, perturb=perturb), *more)
         clock = {"wall": timed, "cpu": cpu_seconds}[self.clock]
-        found = interleaved(parts_of(peft, loss), steps, self.repetitions, clock)
+        repetitions_by_step = interleaved(parts_of(peft, loss), steps, self.repetitions, clock)
         more = {"model": name, "dim_x": base.dim, "dim_y": blocks["peft"].dim, "load": list(os.getloadavg())}
-        for (what, label), repetitions in found.items():
+        for (what, label), repetitions in repetitions_by_step.items():
             unit, ratios = "forward passes" if what == "two-sided zeroth-order" else "parts", []
             for seconds in repetitions:
-                gradient, once = seconds.first_order, seconds.forward
-                parts = {"one-sided hybrid": gradient + once, "two-sided hybrid": gradient + 2 * once}
-                ratios.append(seconds.step / parts.get(what, once))
+                gradient, forward = seconds.first_order, seconds.forward
+                parts = {"one-sided hybrid": gradient + forward, "two-sided hybrid": gradient + 2 * forward}
+                ratios.append(seconds.step / parts.get(what, forward))
             target = TARGETS[what] if label == "forward" else None
             times = [seconds.step for seconds in repetitions]
             yield ratio_row(f"{what}, {label}", ratios, times, **(more | {"unit": unit, "target": target}))

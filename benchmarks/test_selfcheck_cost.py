@@ -59,23 +59,23 @@ class PointCost:
 
 def point_cost(bench: Bench, seed: int) -> PointCost:
     """Measure the point of `bench` with probes from `seed`."""
-    spent: list[float] = []
+    evaluation_seconds: list[float] = []
     plain = ExactHessian.evaluate
 
     def timed_evaluation(hessian: ExactHessian) -> float:
-        begun = time.process_time()
+        started = time.process_time()
         value = plain(hessian)
-        spent.append(time.process_time() - begun)
+        evaluation_seconds.append(time.process_time() - started)
         return value
 
     with mock.patch.object(ExactHessian, "evaluate", timed_evaluation):
-        begun = time.process_time()
+        started = time.process_time()
         hessian = ExactHessian(bench.loss, [bench.blocks[name] for name in EACH])
         estimates = hessian.norms(cross=[EACH], seed=(seed,))
-        seconds = time.process_time() - begun
+        seconds = time.process_time() - started
     # The products of the cross block are among those of the larger block.
     products = sum(e.hvps for e in estimates if e.quantity == "frobenius" and e.block == e.wrt)
-    return PointCost(seconds, products, len(spent), sum(spent))
+    return PointCost(seconds, products, len(evaluation_seconds), sum(evaluation_seconds))
 
 
 def mean_row(what: str, values: Sequence[float], **more: Any) -> Row:
@@ -106,12 +106,12 @@ class SelfcheckCost(Ratios):
         pairs: list[tuple[PointCost, PointCost]] = []
         for seed in range(self.repetitions):
             with unchecked():
-                without = point_cost(bench, seed)
-            pairs.append((without, point_cost(bench, seed)))
-        products = [checked.products / without.products for without, checked in pairs]
+                unchecked_cost = point_cost(bench, seed)
+            pairs.append((unchecked_cost, point_cost(bench, seed)))
+        products = [checked.products / unchecked_cost.products for unchecked_cost, checked in pairs]
         shares = [c.evaluation_seconds / (c.seconds - c.evaluation_seconds) for _, c in pairs]
         costs = [ratio * (1 + share) for ratio, share in zip(products, shares, strict=True)]
-        times = [checked.seconds / without.seconds for without, checked in pairs]
+        times = [checked.seconds / unchecked_cost.seconds for unchecked_cost, checked in pairs]
         unit = "points without self-checks"
         yield mean_row("products", products, unit=unit)
         yield mean_row("evaluations", [float(checked.evaluations) for _, checked in pairs], unit="evaluations a point")

@@ -93,7 +93,7 @@ class Bench:
         return cls(network, tokens, labels, loss, blocks)
 
 
-def others(bench: Bench) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
+def products_of_other_packages(bench: Bench) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
     """The same product by curvlinops, hessian-eigenthings and PyHessian, as far as they are installed.
 
     All run on the MATH attention kernel, without which double backward fails on a CPU. PyHessian keeps its graph, the
@@ -128,11 +128,11 @@ def others(bench: Bench) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
 
         with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on backward with create_graph, its way
-            kept = pyhessian.hessian(bench.network, criterion, data=batch, cuda=False)
+            hessian = pyhessian.hessian(bench.network, criterion, data=batch, cuda=False)
 
         def product(v: Tensor) -> Tensor:
-            found = pyhessian.hessian_vector_product(kept.gradsH, kept.params, block.views(v))
-            return torch.cat([h.reshape(-1) for h in found])
+            images = pyhessian.hessian_vector_product(hessian.gradsH, hessian.params, block.views(v))
+            return torch.cat([h.reshape(-1) for h in images])
 
         yield "PyHessian", product
 
@@ -159,7 +159,7 @@ def _products(repetitions: int) -> Iterator[Row]:
         "exact product": by(ExactHessian(bench.loss, blocks)),
         "forward difference": by(FiniteDifferenceHessian(bench.loss, blocks, h=length, scheme="forward")),
         "central difference": by(FiniteDifferenceHessian(bench.loss, blocks, h=10 * length)),
-        **dict(others(bench)),
+        **dict(products_of_other_packages(bench)),
     }
     errors: dict[str, float | None] = {}
     for name, product in list(products.items()):
@@ -191,17 +191,17 @@ def _point(repetitions: int) -> Row:
     blocks = {name: bench.blocks[name] for name in ("base", "peft")}
     ratios, times, hvps = [], [], []
     for seed in range(repetitions):
-        found = []
+        estimates = []
 
-        def point(seed: int = seed, found: list[Any] = found) -> None:
+        def point(seed: int = seed, estimates: list[Any] = estimates) -> None:
             hessian = ExactHessian(bench.loss, list(blocks.values()))
-            found += hessian.norms(cross=[("base", "peft")], seed=(seed,))
+            estimates += hessian.norms(cross=[("base", "peft")], seed=(seed,))
 
         before = [timed(lambda: gradient(bench.loss, blocks)) for _ in range(3)]
         times.append(timed(point))
         after = [timed(lambda: gradient(bench.loss, blocks)) for _ in range(3)]
         ratios.append(times[-1] / statistics.median(before + after))
-        hvps.append(found[-1].hvps)
+        hvps.append(estimates[-1].hvps)
     return _row("measuring point, base + LoRA + cross", ratios, times, hvps=statistics.median(hvps))
 
 
@@ -349,7 +349,7 @@ def test_costs_in_gradients_stay_within_their_targets(capsys: pytest.CaptureFixt
     with capsys.disabled():
         print("\n" + show(rows))
     by_name = {row["what"]: row for row in rows}
-    missed = {name: by_name[name]["value"] for name, most in TARGETS.items() if not by_name[name]["value"] <= most}
+    missed = {name: by_name[name]["value"] for name, target in TARGETS.items() if not by_name[name]["value"] <= target}
     assert not missed, f"above target: {missed}"
     assert by_name["exact product"]["error"] < 1e-4 and by_name["central difference"]["error"] < 1e-2
     assert np.isfinite([row["value"] for row in rows]).all()

@@ -102,21 +102,21 @@ def _step(bench: Bench, estimator: ZerothOrder) -> Callable[[int], Any]:
 def _passes(bench: Bench) -> dict[str, Callable[[int], Any]]:
     """One move of the whole block along a direction, the loss left out; and one update in place."""
 
-    def move(place: Perturbation, distribution: Distribution, fresh: bool = True) -> Callable[[int], Any]:
+    def move(perturbation: Perturbation, distribution: Distribution, fresh: bool = True) -> Callable[[int], Any]:
         def pass_(seed: int) -> None:
             direction: Terms = (((0, seed if fresh else 0), 1.0),)
-            with place.along(distribution, direction, MU):
+            with perturbation.along(distribution, direction, MU):
                 pass
 
         return pass_
 
-    copy, kept = Perturbation(bench.block), Perturbation(bench.block, keep=True)
+    copy, keeping = Perturbation(bench.block), Perturbation(bench.block, keep=True)
     estimator = ZerothOrder(MU, keep=True)
     gradient, signs = (Directional(distribution, (((0, 0), 1.0),)) for distribution in (Gaussian(), Rademacher()))
     estimate = estimator(bench.loss, bench.block, (1,))
     return {
         "pass, regenerated": move(copy, Gaussian()),
-        "pass, kept z": move(kept, Gaussian(), fresh=False),
+        "pass, kept z": move(keeping, Gaussian(), fresh=False),
         "pass, Rademacher": move(copy, Rademacher()),
         "pass, sphere": move(copy, Sphere()),
         "pass, low rank 4": move(copy, LowRank(4)),
@@ -202,15 +202,15 @@ class ZerothSpeed(Ratios):
         for name in passes:
             yield ratio_row(name, ratios[name], times[name], target=PASSES.get(name), **shared)
         literal = times["step, MeZO's literal loop"]
-        for name, least in STEPS.items():
+        for name, target in STEPS.items():
             speedups = [a / b for a, b in zip(literal, times[name], strict=True)]
             yield ratio_row(
-                f"speedup of {name}", speedups, [], target=least, unit="times MeZO's loop", dim=shared["dim"]
+                f"speedup of {name}", speedups, [], target=target, unit="times MeZO's loop", dim=shared["dim"]
             )
         loops = ratios["step, MeZO's literal loop"]
         for name, parts in FLOORS.items():
-            most = [a / (2 + sum(each)) for a, *each in zip(loops, *(ratios[part] for part in parts), strict=True)]
-            yield ratio_row(f"most that {name} can gain", most, [], unit="times MeZO's loop", dim=shared["dim"])
+            gains = [a / (2 + sum(each)) for a, *each in zip(loops, *(ratios[part] for part in parts), strict=True)]
+            yield ratio_row(f"most that {name} can gain", gains, [], unit="times MeZO's loop", dim=shared["dim"])
 
 
 def measure(experiment: ZerothSpeed, out: Path) -> list[Row]:

@@ -70,16 +70,16 @@ def table(rows: Sequence[Row], names: Sequence[str], number: str, more: Mapping[
 
 def timed(job: Callable[[], Any]) -> float:
     """Seconds that the job takes."""
-    begun = time.perf_counter()
+    started = time.perf_counter()
     job()
-    return time.perf_counter() - begun
+    return time.perf_counter() - started
 
 
 def cpu_seconds(job: Callable[[], Any]) -> float:
     """CPU seconds that the job takes in this process."""
-    begun = time.process_time()
+    started = time.process_time()
     job()
-    return time.process_time() - begun
+    return time.process_time() - started
 
 
 def timed_on(device: str) -> Callable[[Callable[[], Any]], float]:
@@ -89,10 +89,10 @@ def timed_on(device: str) -> Callable[[Callable[[], Any]], float]:
 
     def until_done(job: Callable[[], Any]) -> float:
         torch.cuda.synchronize(device)
-        begun = time.perf_counter()
+        started = time.perf_counter()
         job()
         torch.cuda.synchronize(device)
-        return time.perf_counter() - begun
+        return time.perf_counter() - started
 
     return until_done
 

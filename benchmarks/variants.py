@@ -182,25 +182,25 @@ def _cells(pairs: Sequence[tuple[list[Row], list[Row]]], score: str) -> Iterator
     yield ", ".join(f"{rate:g}" for _, rate in losses)
     start = np.mean([rows[0]["dev_loss"] for rows, _ in pairs])
     yield f"{start:.4f}, {np.mean([loss for loss, _ in losses]):.4f}"
-    yield written([loss for loss, _ in losses], [loss for loss, _ in plain])
+    yield difference_text([loss for loss, _ in losses], [loss for loss, _ in plain])
     tests, beside = ([rows[-1][score] for rows in side] for side in zip(*pairs, strict=True))
     yield f"{np.mean(tests):.4f}"
     if score == "loss":
-        yield written(tests, beside)
+        yield difference_text(tests, beside)
         return
-    right, other = ([[*map(int, rows[-1]["right"])] for rows in side] for side in zip(*pairs, strict=True))
-    yield shown(paired(right, other))
+    answers, plain_answers = ([[*map(int, rows[-1]["right"])] for rows in side] for side in zip(*pairs, strict=True))
+    yield as_text(paired(answers, plain_answers))
 
 
-def written(own: Sequence[float], plain: Sequence[float]) -> str:
+def difference_text(values: Sequence[float], plain: Sequence[float]) -> str:
     """The mean difference over seeds with Student's interval, which one seed does not give."""
-    differences = np.subtract(own, plain)
+    differences = np.subtract(values, plain)
     if len(differences) < 2:
         return f"{differences[0]:+.4f}"
-    return shown(mean(differences))
+    return as_text(mean(differences))
 
 
-def shown(interval: Interval) -> str:
+def as_text(interval: Interval) -> str:
     """A difference with its interval."""
     return f"{interval.value:+.4f} ({interval.low:+.4f} to {interval.high:+.4f})"
 

@@ -166,32 +166,32 @@ class VerifySize:
         for number in range(self.runs):
             if number in finished:
                 continue
-            yield self._whole(number, *makers[number % len(makers)]) if self.whole else self._moments(number)
+            yield self._suite(number, *makers[number % len(makers)]) if self.whole else self._moments(number)
 
-    def _whole(self, number: int, name: str, make: Callable[..., Any]) -> Row:
+    def _suite(self, number: int, name: str, make: Callable[..., Any]) -> Row:
         # seeds of different runs share no optimizer: a suite takes fewer than 1,000
-        begun, seed = time.process_time(), 1000 * (self.seed + number)
+        started, seed = time.process_time(), 1000 * (self.seed + number)
         results = list(answers(Subject(make, name), seed=seed))
-        wrong = [answer.probe for answer in results if answer.verdict == "wrong"]
+        wrong_probes = [answer.probe for answer in results if answer.verdict == "wrong"]
         z_scores = {answer.probe: abs(answer.z) for answer in results if answer.z is not None}
-        worst = max(z_scores, key=lambda probe: z_scores[probe])
+        largest = max(z_scores, key=lambda probe: z_scores[probe])
         return {
-            "run": number, "subject": name, "seed": seed, "wrong": ", ".join(wrong),
-            "failed": any(answer.failed for answer in results), "z": z_scores[worst], "probe": worst,
+            "run": number, "subject": name, "seed": seed, "wrong": ", ".join(wrong_probes),
+            "failed": any(answer.failed for answer in results), "z": z_scores[largest], "probe": largest,
             "evaluations": sum(answer.evaluations for answer in results),
-            "cpu_seconds": round(time.process_time() - begun, 2),
+            "cpu_seconds": round(time.process_time() - started, 2),
         }  # fmt: skip
 
     def _moments(self, number: int) -> Row:
         choices = list(estimators().items())
-        begun, (name, estimator) = time.process_time(), choices[number % len(choices)]
+        started, (name, estimator) = time.process_time(), choices[number % len(choices)]
         z_scores = moment_scores(estimator, self.seed + number)
-        worst = max(z_scores, key=lambda probe: z_scores[probe])
+        largest = max(z_scores, key=lambda probe: z_scores[probe])
         limit = scores.limit(ALPHA, COMPARISONS)
-        wrong = ", ".join(probe for probe, z in z_scores.items() if z > limit)
+        wrong_probes = ", ".join(probe for probe, z in z_scores.items() if z > limit)
         return {
-            "run": number, "subject": name, "seed": self.seed + number, "wrong": wrong, "failed": False,
-            "z": z_scores[worst], "probe": worst, "cpu_seconds": round(time.process_time() - begun, 2),
+            "run": number, "subject": name, "seed": self.seed + number, "wrong": wrong_probes, "failed": False,
+            "z": z_scores[largest], "probe": largest, "cpu_seconds": round(time.process_time() - started, 2),
         }  # fmt: skip
 
 

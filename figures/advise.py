@@ -43,11 +43,13 @@ def sweeps(table: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for _, edge in table[table["part"] == "edge"].iterrows():
         case, option = edge["case"], edge["option"]
-        own = table[(table["case"] == case) & (table["option"] == option)]
+        sweep = table[(table["case"] == case) & (table["option"] == option)]
         label = f"{option} of {case}"
-        limits = own[(own["part"] == "limit") & (own["source"] != "tried") & own["low"].notna()]
-        seen = pd.DataFrame([edge]).assign(part="limit", source="seen", condition="true edge", value=edge["measured"])
-        rows.append(pd.concat([own[own["part"] == "sweep"].assign(part="trial"), limits, seen]).assign(option=label))
+        limits = sweep[(sweep["part"] == "limit") & (sweep["source"] != "tried") & sweep["low"].notna()]
+        true_edge = pd.DataFrame([edge]).assign(part="limit", source="seen", condition="true edge")
+        true_edge["value"] = edge["measured"]
+        trials = sweep[sweep["part"] == "sweep"].assign(part="trial")
+        rows.append(pd.concat([trials, limits, true_edge]).assign(option=label))
     return pd.concat(rows, ignore_index=True)
 
 
@@ -57,17 +59,21 @@ def markdown(table: pd.DataFrame) -> list[str]:
                "range test/edge", "loss after 200 steps: advised, best"]  # fmt: skip
     lines = ["| " + " | ".join(columns) + " |", "| --- " * len(columns) + "|"]
     for _, edge in table[table["part"] == "edge"].iterrows():
-        own = table[table["case"] == edge["case"]]
+        case_rows = table[table["case"] == edge["case"]]
         cells = [edge["case"], edge["option"], number(edge["measured"])]
         for source in ("predicted", "predicted and tried"):
-            limits = own[(own["part"] == "limit") & (own["option"] == edge["option"]) & (own["source"] == source)]
+            of_option = case_rows[(case_rows["part"] == "limit") & (case_rows["option"] == edge["option"])]
+            limits = of_option[of_option["source"] == source]
             if limits.empty:
                 cells += ["", ""]
                 continue
             limit = limits.iloc[0]
-            inside = "inside" if limit["low"] <= edge["measured"] <= limit["high"] else "outside"
-            cells += [interval(*limit[["value", "low", "high"]]), f"{edge['measured'] / limit['value']:.2f}, {inside}"]
-        ranged, long = own[own["part"] == "range"], own[own["part"] == "long"]
+            position = "inside" if limit["low"] <= edge["measured"] <= limit["high"] else "outside"
+            cells += [
+                interval(*limit[["value", "low", "high"]]),
+                f"{edge['measured'] / limit['value']:.2f}, {position}",
+            ]
+        ranged, long = case_rows[case_rows["part"] == "range"], case_rows[case_rows["part"] == "long"]
         cells.append(f"{ranged['measured'].iloc[0] / edge['measured']:.2f}" if len(ranged) else "")
         losses = long.set_index("source")["loss_after"]
         cells.append(f"{number(losses['advised'])}, {number(losses.min())}" if "advised" in losses else "")

@@ -74,7 +74,7 @@ class Method:
         """Row of the first seed's test."""
         return self.tests[min(self.tests)]
 
-    def right(self, seeds: Sequence[int]) -> np.ndarray:
+    def answers(self, seeds: Sequence[int]) -> np.ndarray:
         """Right (1) and wrong (0) answers [seeds, items]."""
         return np.array([list(self.tests[seed]["right"]) for seed in seeds], dtype=int)
 
@@ -83,11 +83,11 @@ def methods_of(folder: Path) -> dict[str, dict[str, Method]]:
     """Finished runs of the table by task, then by the method's part of the name."""
     tasks: dict[str, dict[str, Method]] = defaultdict(dict)
     for path in sorted(folder.glob("*.jsonl")):
-        match, task, short = NAME.fullmatch(path.stem), "sst2", path.stem
+        match, task, method_part = NAME.fullmatch(path.stem), "sst2", path.stem
         if match is None and path.stem != "zero-shot":
             continue
         if match is not None:
-            task, short = match["task"], match["method"]
+            task, method_part = match["task"], match["method"]
         if path.stat().st_size == 0:  # a run that is being started
             continue
         table = records.load(path)
@@ -96,10 +96,10 @@ def methods_of(folder: Path) -> dict[str, dict[str, Method]]:
             continue
         config = table.attrs["headers"][str(path)]["config"]
         name = method_name(config)
-        if short == "zero-shot":
+        if method_part == "zero-shot":
             name = "zero-shot"
         last = table[table["part"] == "dev"].sort_values("step").iloc[-1]
-        method = tasks[task].setdefault(short, Method(name, config, int(last["step"]), int(last["forwards"])))
+        method = tasks[task].setdefault(method_part, Method(name, config, int(last["step"]), int(last["forwards"])))
         method.tests[int(config["seed"])] = tested.iloc[-1]
         method.speeds += table["steps_per_second"].dropna().astype(float).tolist()
     return tasks
@@ -140,24 +140,24 @@ def differences(methods: Mapping[str, Method]) -> pd.DataFrame:
         seconds (ratios: evaluations of the loss, and time of a step), verdict.
     """
     rows = []
-    for short, a in methods.items():
-        budget = "forwards" if short.endswith(FORWARDS) else "steps"
-        plain = short.removesuffix(FORWARDS)
-        others = []
+    for name, a in methods.items():
+        budget = "forwards" if name.endswith(FORWARDS) else "steps"
+        plain = name.removesuffix(FORWARDS)
+        references = []
         if plain.startswith("hybrid-"):
-            others = [plain.replace("hybrid-", "fo-")]
+            references = [plain.replace("hybrid-", "fo-")]
         if plain == "hybrid-lora" and budget == "steps":  # a step of ZO-FT takes as many forwards as one of hybrid
-            others.append("zo")
+            references.append("zo")
         if plain == "zo":
-            others = ["fo-lora"]
-        for other in others:
-            b = methods.get(other)
+            references = ["fo-lora"]
+        for reference in references:
+            b = methods.get(reference)
             if b is None:
                 continue
             seeds = sorted(set(a.tests) & set(b.tests))
             if not seeds or a.tests[seeds[0]]["count"] != b.tests[seeds[0]]["count"]:
                 continue
-            limits = paired(a.right(seeds), b.right(seeds))
+            limits = paired(a.answers(seeds), b.answers(seeds))
             verdict = "ties"
             if limits.low > 0:
                 verdict = "wins"

@@ -35,12 +35,12 @@ def accuracies(runs: Sequence[Path]) -> pd.DataFrame:
     rows = []
     for data, methods in sorted(answers(runs).items()):
         for method, seeds in methods.items():
-            right = [letters.count("1") for letters in seeds.values()]
+            correct = [letters.count("1") for letters in seeds.values()]
             items = len(next(iter(seeds.values())))
-            limits = proportion(round(float(np.mean(right))), items)
+            limits = proportion(round(float(np.mean(correct))), items)
             rows.append({
-                "data": data, "method": METHODS.index(method), "measured": 100 * float(np.mean(right)) / items,
-                "low": 100 * limits.low, "high": 100 * limits.high, "seeds": len(right),
+                "data": data, "method": METHODS.index(method), "measured": 100 * float(np.mean(correct)) / items,
+                "low": 100 * limits.low, "high": 100 * limits.high, "seeds": len(correct),
             })  # fmt: skip
     return pd.DataFrame(rows).assign(reference=np.nan)
 
@@ -71,8 +71,8 @@ def differences(runs: Sequence[Path]) -> Iterator[str]:
         for a, b in combinations([method for method in METHODS if method in methods], 2):
             seeds = sorted(set(methods[a]) & set(methods[b]))
             if seeds:
-                right = [np.array([list(methods[name][seed]) for seed in seeds], dtype=int) for name in (a, b)]
-                limits = paired(*right)
+                correct = [np.array([list(methods[name][seed]) for seed in seeds], dtype=int) for name in (a, b)]
+                limits = paired(*correct)
                 points = f"{100 * limits.value:+.1f} ({100 * limits.low:+.1f} to {100 * limits.high:+.1f})"
                 yield f"| {data} | {a} less {b} | {points} | {len(seeds)} |"
 

@@ -66,8 +66,8 @@ def tables(folder: Path, group: str) -> list[str]:
 
 def selected(test: Mapping[str, Any], method: str) -> str:
     """The rates and mu of a test row that its method uses."""
-    used = {"hybrid": ("eta_y", "eta_x", "mu"), "zo": ("eta_x", "mu"), "fo-peft": ("eta_y",), "fo-full": ("eta_x",)}
-    return ", ".join(f"{name} {rate(test[name])}" for name in used[method])
+    rates_of = {"hybrid": ("eta_y", "eta_x", "mu"), "zo": ("eta_x", "mu"), "fo-peft": ("eta_y",), "fo-full": ("eta_x",)}
+    return ", ".join(f"{name} {rate(test[name])}" for name in rates_of[method])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

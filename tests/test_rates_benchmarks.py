@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from benchmarks import advice, advice_cases, advice_peers, peft_edges
-from benchmarks.advice_peers import Way, ways
+from benchmarks.advice_peers import Peer, peers_of
 from benchmarks.peft_edges import comparison, summaries, table
 
 Row = dict[str, Any]
@@ -90,10 +90,10 @@ def test_ways_are_judged_by_the_sweep_that_advice_is_judged_by(tmp_path: Path, m
         {**chosen, "source": "range test", "rate": 0.75, "loss_after": None, "training_steps": 130},
     ])  # fmt: skip
     close = {"rel": 1e-12}
-    assert ways("network") == [
-        Way("advice", [1500], [pytest.approx(0.2, **close)], 1, pytest.approx(0.96, **close), 1),
-        Way("Table 2", [200], [pytest.approx(2e-7, **close)], 0, pytest.approx(0.01, **close), 1),
-        Way("range test", [130], [1.5], 0, pytest.approx(-6.0, **close), 1),
+    assert peers_of("network") == [
+        Peer("advice", [1500], [pytest.approx(0.2, **close)], 1, pytest.approx(0.96, **close), 1),
+        Peer("Table 2", [200], [pytest.approx(2e-7, **close)], 0, pytest.approx(0.01, **close), 1),
+        Peer("range test", [130], [1.5], 0, pytest.approx(-6.0, **close), 1),
     ]
 
 

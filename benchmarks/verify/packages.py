@@ -107,12 +107,12 @@ def torcheggroll(params: Sequence[Tensor], lr: float, seed: int, mu: float = 1e-
         home, rewards = [p.detach().clone() for p in params], []
         with torch.no_grad():
             for member in range(2):
-                for p, kept, z in zip(params, home, noise.values(), strict=True):
-                    p.copy_(kept + z[member])
+                for p, value, z in zip(params, home, noise.values(), strict=True):
+                    p.copy_(value + z[member])
                 rewards.append(-float(closure()))
             gradients = es.compute_es_gradient(noise, torch.tensor(rewards, dtype=torch.float64), False)
-            for p, kept, g in zip(params, home, gradients.values(), strict=True):
-                p.copy_(kept + lr * g)
+            for p, value, g in zip(params, home, gradients.values(), strict=True):
+                p.copy_(value + lr * g)
         epoch[0] += 1
 
     return step

@@ -20,14 +20,14 @@ def rows(path: Path = RESULTS) -> dict[str, list[Row]]:
 def line(name: str, answers: list[Row]) -> str:
     """One implementation's line: version, day, counts, distribution, scale, what is wrong."""
     by_probe = {row["probe"]: row for row in answers}
-    right = sum(row["verdict"].startswith("right") for row in answers)
+    count_right = sum(row["verdict"].startswith("right") for row in answers)
     hidden = sum(row["verdict"] == "not observable" for row in answers)
-    wrong = ", ".join(f"`{row['probe']}`" for row in answers if row["verdict"] == "wrong") or "nothing"
-    seen = by_probe["distribution"]["note"].split(",")[0].split(" (")[0]
+    wrong_probes = ", ".join(f"`{row['probe']}`" for row in answers if row["verdict"] == "wrong") or "nothing"
+    distribution = by_probe["distribution"]["note"].split(",")[0].split(" (")[0]
     scale = by_probe["scale"]["measured"]
     factor = "" if scale is None else f"{scale:.3g}"
     version, date = answers[0]["version"] or "described", answers[0]["date"]
-    return f"| {name} | {version} | {date} | {right} | {hidden} | {seen} | {factor} | {wrong} |"
+    return f"| {name} | {version} | {date} | {count_right} | {hidden} | {distribution} | {factor} | {wrong_probes} |"
 
 
 def table(path: Path = RESULTS) -> str:
