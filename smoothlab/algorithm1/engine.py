@@ -103,9 +103,12 @@ class Algorithm1(Options):
         if tuple(z0.shape) not in ((d,), (replicas, d)):
             raise BadInput(f"z0 has shape {tuple(z0.shape)}: give ({d},), or ({replicas}, {d})")
         if self.shape and math.prod(self.shape) != objective.d_x:
-            raise BadInput(f"shape = {self.shape} of x has {math.prod(self.shape)} entries, not d_x = {objective.d_x}")
+            raise BadInput(
+                f"shape = {self.shape} of x has {math.prod(self.shape)} entries, not d_x = {objective.d_x}: "
+                "give x's shape, or leave shape out"
+            )
         if not torch.isfinite(z0).all():
-            raise BadInput("z0 has entries that are not finite")
+            raise BadInput("z0 has entries that are not finite: start at a finite point")
         unbounded = not named(self.distribution).bounded
         if self.oracle != "exact" and unbounded and objective.gaussian_moments == "infinite":
             raise BadInput(

@@ -222,7 +222,7 @@ class Deflation:
         return 2 * sum(self.squared_images[:size]) - float((t**2).sum())
 
     def reach(self) -> Reach:
-        """How far out the eigenvalue of the largest modulus may lie, from the Lanczos steps of the first start."""
+        """Limits of the eigenvalue of the largest modulus, from the Lanczos steps of the first start."""
         steps = self.unbroken or self.basis.size
         diagonal = np.diag(self.projected())[:steps]
         residuals = np.array(self.residuals[:steps])

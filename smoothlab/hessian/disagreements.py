@@ -36,7 +36,7 @@ class Disagreement:
 
 
 def doubted(name: str, gaps: Sequence[Disagreement]) -> list[str]:
-    """What to write beside the numbers of a block; each doubt but kinks is a warning of one line, too."""
+    """Flags beside the numbers of a block; each doubt but kinks is a warning of one line, too."""
     doubts = [gap for gap in gaps if gap.size > DOUBTFUL]
     for gap in doubts:
         if gap.kind != "kinks":  # a property of ReLU models, which every point of a run would repeat

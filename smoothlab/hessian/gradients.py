@@ -125,7 +125,7 @@ class LossAtPoint:
 
 @contextmanager
 def explained_errors() -> Iterator[None]:
-    """Within it, what a model makes autograd raise becomes one line, with what to do instead.
+    """Inside the context an error that a model makes autograd raise becomes one line with what to do instead.
 
     Raises:
         BadInput: instead of an error that is known; all others pass.

@@ -34,7 +34,7 @@ _COLUMNS = 1 << 16  # columns of Q handled at once, see `Basis`
 
 
 class Layers:
-    """Where the layers of a block lie in its flat vectors; a tied parameter is one parameter, and counts once.
+    """Positions of a block's layers in its flat vectors; a tied parameter is one parameter, and counts once.
 
     Attributes:
         block: the block that is split.
@@ -108,7 +108,7 @@ class Layers:
 
 
 class LayerRows:
-    """What the products of one deflation say of every layer, summed while they are made.
+    """Sums by layer over the products of one deflation, made while these are.
 
     Attributes:
         known: sum_j ||E_l H q_j||^2 over the basis, [L].

@@ -25,7 +25,7 @@ changes, as of the experts that read a token, the loss itself jumps."""
 
 @dataclass(frozen=True)
 class LossGraph:
-    """How a loss reads its parameters.
+    """The operations by which a loss reads its parameters.
 
     Attributes:
         readers: operations that read a parameter, by the parameter's id; a parameter that nothing reads is absent.

@@ -253,7 +253,7 @@ def compared_rows(lengths: Sequence[int]) -> list[int]:
 
 
 def _unpadded(ids: Tensor, pad: int | None) -> Tensor:
-    """Which tokens are text where there is no mask: all but padding tokens at an end where the longest row has none."""
+    """Mask [B, T] of text where none is given: all but padding tokens at an end where the longest row has none."""
     if pad is None:
         return torch.ones_like(ids)
     filled, position = ids == pad, torch.arange(ids.shape[1], device=ids.device)
@@ -263,7 +263,7 @@ def _unpadded(ids: Tensor, pad: int | None) -> Tensor:
 
 
 def _argument_of_row(value: Any, shape: torch.Size, row: int, real: Tensor, name: str, pairs: bool) -> Any:
-    """What one row gets of an argument, without padding; the answers of pairs are of another length."""
+    """One row of an argument, without padding; the answers of pairs are of another length."""
     if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != shape[0]:
         return value
     part = value[row : row + 1]

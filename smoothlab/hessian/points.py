@@ -1,4 +1,4 @@
-"""Where along a training run curvature is measured, and how: the settings of every measuring point."""
+"""Settings of measuring points: the steps of a training run at which curvature is measured, and how."""
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence

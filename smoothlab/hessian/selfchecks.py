@@ -1,4 +1,4 @@
-"""Do the gradient and the Hessian-vector products of a block belong to its loss? Each measurement asks the loss itself.
+"""Checks that the gradient and the Hessian-vector products of a block are those of its loss, by evaluating the loss.
 
 Autograd is silently wrong wherever a backward pass is not the derivative of its forward pass (detached norms,
 straight-through rounding, an embedding's `padding_idx`), and double backward wherever that backward pass is itself not

@@ -1,4 +1,4 @@
-"""What to measure, and when, along a training run: points and protocols.
+"""Measurements along a training run: schedules of points, and protocols.
 
 Two protocols can be recorded at the same points. *estimated*: exact products, deflation and probes, norms of the mean
 loss with intervals (`smoothlab.hessian.norms`). *paper*: Appendix D.4 as printed, i.e. forward differences with h =
@@ -222,7 +222,7 @@ class PathSmoothness:
         self._start = {name: block.copies() for name, block in self._blocks.items()}
 
     def rows(self) -> Iterator[Row]:
-        """One row a block, at the parameters after the update."""
+        """Rows of path smoothness, one a block, at the parameters after the update."""
         _, after = gradient(self._loss, self._blocks)
         common = _common("estimated", self._value, self._gradients)
         for name, block in self._blocks.items():

@@ -88,13 +88,13 @@ class QuadraticSum(FiniteSum):
         return flat(block_bound(self.hessians, self.d_x)[side], u)
 
     @property
-    def _apart(self) -> Tensor:
+    def _deviations(self) -> Tensor:
         """H_i - H [n, d, d]."""
         return self.hessians - self.mean
 
     def variances(self, level: float = math.inf) -> tuple[float, float]:
         """Sup of the variance of both blocks where f - f* <= F, exact; infinite on R^d unless all H_i are equal."""
-        if not self._apart.any():  # the variance is the same everywhere, so that any level will do
+        if not self._deviations.any():  # the variance is the same everywhere, so that any level will do
             level = 0.0
         if not math.isfinite(level):
             return math.inf, math.inf
@@ -103,7 +103,7 @@ class QuadraticSum(FiniteSum):
         root = vectors * eigenvalues.rsqrt()
         bounds = []
         for part in (slice(None, self.d_x), slice(self.d_x, None)):
-            rows, c = (self._apart @ root)[:, part], self.shifts[:, part]
+            rows, c = (self._deviations @ root)[:, part], self.shifts[:, part]
             a = torch.einsum("npk,npl->kl", rows, rows) / self.n
             b = torch.einsum("npk,np->k", rows, c) / self.n
             bounds.append(float(c.square().sum(-1).mean()) + largest_on_ball(a.numpy(), b.numpy(), 2 * level))
@@ -111,7 +111,7 @@ class QuadraticSum(FiniteSum):
 
     def spread(self, u: float = math.inf) -> float:
         """||(H_i - H) H^(-1)|| u + ||c_i||, as z = H^(-1) grad f."""
-        sizes = torch.linalg.matrix_norm(self._apart @ torch.linalg.inv(self.mean), 2)
+        sizes = torch.linalg.matrix_norm(self._deviations @ torch.linalg.inv(self.mean), 2)
         grown = torch.where(sizes > 0, sizes * u, 0.0)  # 0 times an infinite u is NaN
         return float((grown + self.shifts.norm(dim=-1)).max())
 

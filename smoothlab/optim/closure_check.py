@@ -1,6 +1,6 @@
-"""When the closures of a run are looked at: closely before its first step, later at a sign of a change or in turn.
+"""Checks of the closures of a run: closely before its first step, later at a sign of a change or in turn.
 
-What is asked of a closure, and how it is watched, is in `smoothlab.zeroth.closures`.
+The requirements of a closure, and the watch of its calls, are in `smoothlab.zeroth.closures`.
 """
 
 from collections.abc import Sequence
@@ -52,7 +52,7 @@ class ClosureCheck:
                 block = Block(group["name"], tuple(group["params"]))
                 stack.enter_context(standing_at(block, block.copies()))
             versions = [p._version for p in watch.params]
-            with watch.meeting():
+            with watch.module_calls():
                 first = evaluate(minibatch.loss, self._block)
                 second = evaluate(minibatch.loss, self._block)
         check_written(watch.params[: len(versions)], versions)  # behind these are parameters of no group

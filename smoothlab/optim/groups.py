@@ -1,4 +1,4 @@
-"""What may be in the groups of HybridSGD: what users get wrong there is told before, or at, the first step."""
+"""Checks of the groups of HybridSGD: mistakes there are refused before, or at, the first step."""
 
 import math
 import warnings
@@ -128,7 +128,7 @@ def _check_parameter(p: Tensor, group: Group) -> None:
 
 
 def _memory_of(p: Tensor) -> tuple[int, int]:
-    """What tied parameters have in common: the place of their first number in memory."""
+    """Position of a parameter's first number in memory, which tied parameters share."""
     held_rows = local(p)
     if not held_rows.numel():  # tensors without entries share the address 0
         return id(p), 0

@@ -26,7 +26,7 @@ from smoothlab.blocks import Block, differentiable
 from smoothlab.errors import BadInput
 from smoothlab.optim.closure_check import ClosureCheck
 from smoothlab.optim.groups import Group, check_depends, check_rows, checked, warn_narrow
-from smoothlab.optim.masters import Masters, beside, descend, refreshed, round_to
+from smoothlab.optim.masters import Masters, accumulator, descend, refreshed, round_to
 from smoothlab.optim.minibatch import Closure, Minibatch, WatchedLoss
 from smoothlab.optim.seedlog import SeedLog, replay
 from smoothlab.optim.summation import Peers
@@ -40,7 +40,7 @@ from smoothlab.zeroth.variant import State, Update
 
 @dataclass(frozen=True)
 class Step:
-    """What one step did.
+    """Results of one step.
 
     Attributes:
         loss: f(x, y); without exact groups and with two-sided estimates, which do not need it, the mean of the values
@@ -128,7 +128,7 @@ class HybridSGD(torch.optim.Optimizer):
             block = Block(group["name"], tuple(group["params"]))
             self._zeroth[k], self._blocks[k], self._states[k] = group, block, ()
             warn_narrow(block, bool(masters))
-            wide = beside(block, group["oracle"], masters)
+            wide = accumulator(block, group["oracle"], masters)
             if isinstance(wide, Factors):
                 self.factors[k] = wide
             elif wide is not None:

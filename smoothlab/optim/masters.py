@@ -18,8 +18,8 @@ from smoothlab.zeroth.variant import Update
 Masters = bool | Literal["factors"]
 
 
-def beside(block: Block, oracle: Estimator, masters: Masters) -> Block | Factors | None:
-    """What a block's steps are added to beside it; None where they are added to the block itself.
+def accumulator(block: Block, oracle: Estimator, masters: Masters) -> Block | Factors | None:
+    """Copy or factors that a block's steps are added to; None where they are added to the block itself.
 
     Raises:
         BadInput: the steps cannot be kept as factors.

@@ -1,4 +1,4 @@
-"""What the file of a seed log holds: the head that binds it to a run, and entries in a chain of checksums.
+"""Format of a seed log's file: the head that binds it to a run, and entries in a chain of checksums.
 
 The file is one line of JSON that says what the seeds are bound to (generator, distribution, shapes of parameters) and
 what the weights at step 0 were (a hash), then entries of fixed size; a last entry that is cut off is left out. The
@@ -56,7 +56,7 @@ class Move:
 
 @dataclass(frozen=True)
 class Contents:
-    """What a log holds.
+    """Contents of a log.
 
     Attributes:
         path: the log.
@@ -135,7 +135,7 @@ class Contents:
 def head_of(
     seed: int, blocks: Mapping[int, Block], distributions: Mapping[int, Distribution], variants: Mapping[int, Variant]
 ) -> Head:
-    """What the seeds of a run are bound to; groups without a variant are plain."""
+    """Head of a log: all that the seeds of a run are bound to; groups without a variant are plain."""
     groups: dict[str, dict[str, Any]] = {}
     for k, block in blocks.items():
         shapes, dtype = list(map(list, block.shapes)), str(block.params[0].dtype)
@@ -192,7 +192,7 @@ def too_short(path: Path, last: int, step: int) -> BadInput:
 
 
 def read(path: Path) -> Contents:
-    """What a log holds, as far as it is whole.
+    """Contents of a log, as far as it is whole.
 
     Raises:
         BadInput: it cannot be read, or is no seed log.

@@ -59,7 +59,10 @@ def second_moment_radius(hessians: Array, d_x: int, eta_x: float, eta_y: float, 
         raise BadInput("the mean Hessian is 0: the loss depends on nothing here, which sets no edge")
     basis = vectors[:, keep]
     if not np.allclose(batches - basis @ (basis.T @ batches), 0, atol=1e-9 * np.abs(batches).max()):
-        raise BadInput("minibatches curve along directions where the mean does not, in which M grows at every rate")
+        raise BadInput(
+            "minibatches curve along directions where the mean does not, in which M grows at every rate: "
+            "leave these directions out"
+        )
     rates = np.r_[np.full(d_x, eta_x), np.full(d - d_x, eta_y)][:, None]
     in_x = np.diag((np.arange(d) < d_x).astype(float))
     a, b, c = moment

@@ -53,7 +53,10 @@ class Setting:
         if self.n < 1 or self.d < 1:
             raise BadInput(f"n = {self.n} and d = {self.d}: both must be at least 1")
         if not all(0 <= s < math.inf for s in (self.sigma2_x, self.sigma2_y, self.spread)):
-            raise BadInput("sigma_x^2, sigma_y^2 and the spread must be finite and not negative")
+            raise BadInput(
+                f"sigma_x^2 = {self.sigma2_x}, sigma_y^2 = {self.sigma2_y} and the spread = {self.spread} "
+                "must be finite and not negative"
+            )
 
     @property
     def sigma2(self) -> float:

@@ -1,4 +1,4 @@
-"""What a zeroth-order step asks of a closure: one function of the weights, and nothing else.
+"""Requirements of a zeroth-order step on its closure: one function of the weights, and nothing else.
 
 A step differences values of the loss that it computes one after the other, some with a graph and most without. A
 closure that draws random numbers, writes to weights or buffers, or takes another way without a graph gives values of
@@ -53,7 +53,7 @@ class Watch:
         self._device = self.params[0].device
 
     @contextmanager
-    def meeting(self) -> Iterator[None]:
+    def module_calls(self) -> Iterator[None]:
         """Inside the context the closure is called for the first time, and modules become known as they are run.
 
         Raises:
@@ -64,7 +64,7 @@ class Watch:
         ids = set(map(id, self.params))
         values: list[Tensor] = []
 
-        def meet(module: nn.Module) -> None:
+        def register(module: nn.Module) -> None:
             for m in module.modules():  # also those within a compiled one
                 if id(m) in ids:
                     continue
@@ -82,7 +82,7 @@ class Watch:
                         # The module has not run yet: this is the value that a change is seen by, and undone with.
                         values.append(buffer.detach().clone())
 
-        with meeting(meet):
+        with module_calls(register):
             yield
         self._check_buffers(values)
 
@@ -152,8 +152,8 @@ class Watch:
 
 
 @contextmanager
-def meeting(meet: Callable[[nn.Module], None] = lambda module: None) -> Iterator[None]:
-    """Inside the context `meet` is called with each module that is about to be run.
+def module_calls(on_module: Callable[[nn.Module], None] = lambda module: None) -> Iterator[None]:
+    """Inside the context `on_module` is called with each module that is about to be run.
 
     Raises:
         BadInput: one rewrites its weights when it is run; it is then not run.
@@ -166,7 +166,7 @@ def meeting(meet: Callable[[nn.Module], None] = lambda module: None) -> Iterator
                 "rows of its weight whenever it is run, so that a loss is not one at the weights as they are: set its "
                 "max_norm to None, and shorten them after the step"
             )
-        meet(module)
+        on_module(module)
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Using `torch.compile")  # sees global hooks twice, harmless here
@@ -202,7 +202,7 @@ def evaluate(loss: Loss, block: Block) -> float:
 
 
 def scalar(value: object, block: Block) -> Tensor:
-    """What a closure returned, if it is a scalar.
+    """The value that a closure returned, if it is a scalar.
 
     Raises:
         BadInput: it is none.
@@ -245,7 +245,7 @@ def same_function(graph: float, plain: float, eps: float) -> bool:
 
 
 def versions(tensors: Sequence[Tensor]) -> list[int]:
-    """How often autograd has counted a write to each tensor; writing to `.data` is not counted."""
+    """Numbers of writes to each tensor that autograd has counted; writing to `.data` is not counted."""
     return [t._version for t in tensors]
 
 

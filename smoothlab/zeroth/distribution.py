@@ -1,4 +1,4 @@
-"""What a distribution of random directions z on a block is: how they are drawn, and the moments that are known.
+"""Base class of distributions of random directions z on a block: how they are drawn, and their known moments.
 
 Every distribution has E zz' = I (`Masked` and `Preconditioned`: E zz' = S^2, as they say), so that E <g, z> z = g.
 Distributions differ in their higher moments, from which bias and variance of zeroth-order estimators come
@@ -88,7 +88,7 @@ class Distribution(ABC):
         """Write the numbers of one piece into `out` [stop - start], of working precision."""
 
     def pieces(self, block: Block) -> list[Piece]:
-        """How the block is cut."""
+        """Pieces that the block is cut into."""
         pieces: list[Piece] = []
         for i, p in enumerate(block.params):
             pieces += cut(i, p.numel(), chunk_of(p.device))
@@ -103,7 +103,7 @@ class Distribution(ABC):
         return Stream(self, block, seed)
 
     def draw(self, block: Block, seed: Sequence[int]) -> Tensor:
-        """That direction as a flat vector [dim] of the block's dtype."""
+        """The direction that `seed` fixes, as a flat vector [dim] of the block's dtype."""
         return self.stream(block, seed).numbers().to(block.params[0].dtype)
 
     def fill_replicas(

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from smoothlab.blocks import Block, Loss, standing_at
 from smoothlab.errors import BadInput
 from smoothlab.shards import any_sharded
-from smoothlab.zeroth.closures import check_same, check_written, evaluate, meeting, versions
+from smoothlab.zeroth.closures import check_same, check_written, evaluate, module_calls, versions
 from smoothlab.zeroth.directional import Directional
 from smoothlab.zeroth.distribution import Distribution
 from smoothlab.zeroth.distributions import Gaussian
@@ -40,7 +40,7 @@ Perturb = Literal["weights", "forward"]
 
 
 class Estimator(Protocol):
-    """What estimates a gradient from values of a loss; `HybridSGD` takes any object that meets this contract.
+    """Estimator of a gradient from values of a loss; `HybridSGD` takes any object that meets this contract.
 
     >>> from smoothlab import ZerothOrder
     >>> estimator = ZerothOrder()
@@ -64,7 +64,7 @@ class Estimator(Protocol):
 
 
 def missing(estimator: object) -> str | None:
-    """What an object lacks to be an `Estimator`, in words; None if it lacks nothing."""
+    """The attribute or argument that an object lacks to be an `Estimator`, in words; None if it lacks nothing."""
     if not callable(estimator):
         return "is not callable"
     if not isinstance(getattr(estimator, "distribution", None), Distribution):
@@ -366,7 +366,7 @@ def _check_deterministic(loss: Loss, block: Block, *, copy: bool) -> None:
     """Evaluate twice; on a `copy` of the weights, because a loss may write to them."""
     before = versions(block.params)
     with ExitStack() as stack:
-        stack.enter_context(meeting())
+        stack.enter_context(module_calls())
         if copy:
             stack.enter_context(standing_at(block, block.copies()))
         first, second = evaluate(loss, block), evaluate(loss, block)

@@ -98,7 +98,7 @@ def from_cumulants(cumulants: Cumulants, shapes: Shapes, factors: Sequence[Array
 
 
 def by_coordinates(shapes: Shapes, factors: Sequence[Array], *, free: bool) -> Array:
-    """The same for z = +-sqrt(d) e_j."""
+    """E prod_k F_k[z, ..., z], or E z prod_k F_k[z, ..., z] with `free`, for z = +-sqrt(d) e_j."""
     orders = [f.ndim for f in factors] + [int(free)]
     if sum(orders) % 2:
         return _zero(shapes, free)

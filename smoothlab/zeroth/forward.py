@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from smoothlab.blocks import Block, Loss, standing_at
 from smoothlab.errors import BadInput
 from smoothlab.shards import any_sharded, is_sharded
-from smoothlab.zeroth.closures import meeting
+from smoothlab.zeroth.closures import module_calls
 from smoothlab.zeroth.distribution import Distribution
 from smoothlab.zeroth.factors import with_factors_of, with_steps
 from smoothlab.zeroth.gathered import Stand
@@ -183,13 +183,13 @@ class ForwardPerturbation(Perturbation):
             BadInput: the loss reads a matrix of the block in a way that `smoothlab.zeroth.products` does not see.
         """
 
-        def meet(module: nn.Module) -> None:
+        def note_names(module: nn.Module) -> None:
             for name, p in module.named_parameters():
                 self._names.setdefault(id(p), name)  # the outermost module comes first, and knows the whole name
 
         try:
             with ExitStack() as stack:
-                stack.enter_context(meeting(meet))
+                stack.enter_context(module_calls(note_names))
                 if self._gathered is not None:
                     stack.enter_context(self._gathered.only_inside())
                 survives = self._survives(loss, self._matrices)

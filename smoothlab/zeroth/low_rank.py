@@ -214,7 +214,7 @@ class LowRank(Distribution):
 
 @lru_cache(maxsize=1 << 14)  # a block of hundreds of small tensors is cut twice a step
 def _pieces(tensor: int, shape: tuple[int, ...], length: int) -> tuple[Piece, ...]:
-    """How one tensor of the block is cut, in pieces of at most `length` entries."""
+    """Pieces of at most `length` entries that one tensor of the block is cut into."""
     size = prod(shape)
     if len(shape) == 2 and size:  # a row is one product with W', which no piece may cut
         length = max(1, length // shape[1]) * shape[1]

@@ -125,6 +125,14 @@ def _second_of_one(distribution: Distribution, mu: float, sides: int, f: Taylor)
     return value
 
 
+def _tensor_shapes(dim: int, shapes: Shapes | None) -> Shapes:
+    """Shapes of the block's tensors: one vector if `shapes` leaves them out."""
+    tensors = shapes or ((dim,),)
+    if entries(tensors) != dim:
+        raise BadInput(f"tensors of shapes {tensors} have {entries(tensors)} entries, not {dim}: give shapes that fit")
+    return tensors
+
+
 def _direction(estimator: ZerothOrder) -> Distribution:
     """The distribution of each single direction of an estimator whose closed forms are its own.
 
@@ -179,9 +187,7 @@ def linear_factor(
         BadInput: the factor depends on the gradient and neither `parts` nor `gradient` tells enough.
     """
     distribution, (q, _) = _direction(estimator), _independent(estimator)
-    tensors = shapes or ((dim,),)
-    if entries(tensors) != dim:
-        raise BadInput(f"tensors of shapes {tensors} have {entries(tensors)} entries, not {dim}")
+    tensors = _tensor_shapes(dim, shapes)
     single, aligned = distribution.second_moment(tensors, parts=parts, gradient=gradient)
     if estimator.average == "orthogonal":
         return single / q
@@ -208,9 +214,7 @@ def outer_moment(estimator: ZerothOrder, dim: int, shapes: Shapes | None = None)
         BadInput: no such form is known for the directions, or there are more orthogonal ones than dimensions.
     """
     distribution, (q, _) = _direction(estimator), _independent(estimator)
-    tensors = shapes or ((dim,),)
-    if entries(tensors) != dim:
-        raise BadInput(f"tensors of shapes {tensors} have {entries(tensors)} entries, not {dim}")
+    tensors = _tensor_shapes(dim, shapes)
     if estimator.average == "orthogonal":
         if q > dim:
             raise BadInput(f"q = {q} orthogonal directions in {dim} dimensions: use at most {dim}, or plain ones")

@@ -36,7 +36,7 @@ OTHER = "perturb 'weights' (--perturb weights), which moves a copy of them"
 
 @dataclass
 class Move:
-    """How a matrix is moved: A + scale U W'.
+    """Move of a matrix: A + scale U W'.
 
     Attributes:
         home: the matrix A [m, n].
@@ -72,7 +72,7 @@ class Moved:
     def __torch_function__(
         cls, function: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
-        """What a function of torch gives where the matrix is moved.
+        """Result of a function of torch where the matrix is moved.
 
         Raises:
             BadInput: it reads the matrix otherwise than `PRODUCTS` do.
@@ -170,7 +170,7 @@ def _parts(matrix: Tensor, *operands: Tensor | None, adds: bool = False) -> tupl
 
 
 def linear(function: Callable[..., Tensor], *, adds: bool = False) -> Callable[..., Tensor | None]:
-    """How x A' + b is computed with a moved A, where `function` computes it with another; None: A is not the moved.
+    """The function that computes x A' + b with a moved A, as `function` does with others; it returns None for these.
 
     An entry of `PRODUCTS` for a function that is not torch's: it must ask by `torch.overrides.handle_torch_function`.
     `adds` says that it adds the sum of steps that A has.

@@ -137,14 +137,14 @@ def _shifts(device: torch.device) -> Tensor:
 
 
 class Source(Protocol):
-    """What a stream asks of a distribution of directions, see `smoothlab.zeroth.distribution.Distribution`."""
+    """Methods of a distribution of directions that a stream calls, see `smoothlab.zeroth.distribution.Distribution`."""
 
     @property
     def generator(self) -> GeneratorName:
-        """Where the numbers come from."""
+        """Generator of the numbers."""
 
     def pieces(self, block: Block) -> list[Piece]:
-        """How the block is cut."""
+        """Pieces that the block is cut into."""
 
     def stream(self, block: Block, seed: Sequence[int]) -> "Stream":
         """The direction that a seed fixes."""

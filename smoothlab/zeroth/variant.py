@@ -1,4 +1,4 @@
-"""What a variant of zeroth-order steps is: it makes the update u, by which the weights move, of an estimate ghat."""
+"""Base class of variants of zeroth-order steps: each makes the update u of the weights of an estimate ghat."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
@@ -15,7 +15,7 @@ State = tuple[Any, ...]
 
 
 class Update(Protocol):
-    """What a step moves the weights along; a `Directional` is one."""
+    """Vector that a step moves the weights along; a `Directional` is one."""
 
     def add_to(self, block: Block, alpha: float) -> None:
         """theta <- theta + alpha u on `block`, in place."""
@@ -23,7 +23,7 @@ class Update(Protocol):
 
 @dataclass(frozen=True)
 class Variant(ABC):
-    """What a zeroth-order group of `HybridSGD` does with its estimates; one of your own is a subclass with `update`.
+    """Rule by which a group of `HybridSGD` makes updates of its estimates; one of your own is a subclass with `update`.
 
     >>> from smoothlab import HybridSGD, Momentum, ZerothOrder
     >>> import torch

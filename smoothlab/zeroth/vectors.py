@@ -34,7 +34,7 @@ class MovedVector:
     def __torch_function__(
         cls, function: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
-        """What a function of torch gives for each repetition with its own vector.
+        """Result of a function of torch for each repetition with its own vector.
 
         Raises:
             BadInput: the function is none that is known to read a vector row by row.
