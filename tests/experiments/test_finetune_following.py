@@ -13,9 +13,8 @@ import torch
 
 from smoothlab import records
 from smoothlab.errors import BadInput
-from smoothlab.experiments.advise.advice import FRACTION
 from smoothlab.experiments.advise.predicting import predicted_limit
-from smoothlab.experiments.finetune.following import GROWTH, followed
+from smoothlab.experiments.finetune.following import GROWTH, SHARE, followed
 from smoothlab.experiments.finetune.options import check
 from tests.experiments.advise.quadratics import hybrid, trainer_of
 from tests.experiments.test_finetune import run
@@ -33,18 +32,18 @@ def losses(rows: list[Row]) -> list[Any]:
     return [(row["step"], row["train_loss"], row["dev_loss"]) for row in rows if row["part"] == "dev"]
 
 
-def test_a_rate_is_the_advised_share_of_the_limit_at_the_weights_of_the_step() -> None:
+def test_a_rate_is_a_share_of_the_limit_at_the_weights_of_the_step() -> None:
     """f = 2 x^2: 2/lambda = 0.5 for exact gradients; each block of a hybrid has its own."""
     trainer = trainer_of([4.0, 2.0])
     trainer.rates = {"base": 1.0}
     (row,) = followed(trainer, 0, 10, {})
-    assert row["rate"] == trainer.rates["base"] == pytest.approx(FRACTION["exact"] * 0.5, rel=1e-6)
+    assert row["rate"] == trainer.rates["base"] == pytest.approx(SHARE * 0.5, rel=1e-6)
     assert row["limit"] == pytest.approx(0.5, rel=1e-6) and row["flag"] is None
     trainer = hybrid(curvature_x=1.0, curvature_y=4.0, dim=10)
     trainer.rates = {"base": 1.0, "peft": 1.0}
     chosen = {row["option"]: row["rate"] for row in followed(trainer, 0, 10, {})}
     limit = predicted_limit(trainer, trainer.blocks["base"], minibatches=1, seed=(0, 0, 3)).limit.value
-    assert chosen == pytest.approx({"eta_y": 0.25, "eta_x": FRACTION["zeroth"] * limit}, rel=1e-6)
+    assert chosen == pytest.approx({"eta_y": 0.125, "eta_x": SHARE * limit}, rel=1e-6)
 
 
 def test_curvature_is_that_of_the_present_weights() -> None:
@@ -74,8 +73,8 @@ def test_a_rate_falls_at_once_and_rises_by_three_at_most() -> None:
     trainer = trainer_of([4.0, 2.0])
     trainer.rates = {"base": 1e-3}
     seen = [next(followed(trainer, 0, 10, {})) for _ in range(7)]
-    assert [row["rate"] for row in seen] == pytest.approx([3e-3, 9e-3, 0.027, 0.081, 0.243, 0.25, 0.25], rel=1e-6)
-    assert [row["flag"] is None for row in seen] == [False] * 5 + [True] * 2 and GROWTH == 3
+    assert [row["rate"] for row in seen] == pytest.approx([3e-3, 9e-3, 0.027, 0.081, 0.125, 0.125, 0.125], rel=1e-6)
+    assert [row["flag"] is None for row in seen] == [False] * 4 + [True] * 3 and GROWTH == 3
     trainer.rates = {"base": 0.0}
     assert list(followed(trainer, 0, 10, {})) == []  # a block that is kept where it is
 
@@ -90,7 +89,7 @@ def test_the_least_of_the_last_three_limits_counts() -> None:
     for trainer.step in range(7):
         seen += followed(trainer, 0, 1, limits)
     assert [row["limit"] for row in seen] == pytest.approx([2 / c for c in curvatures], rel=1e-6)
-    assert [2 * row["rate"] for row in seen] == pytest.approx([0.5, 0.5, 0.5, 1.0, 1.0, 2.0, 0.1], rel=1e-6)
+    assert [4 * row["rate"] for row in seen] == pytest.approx([0.5, 0.5, 0.5, 1.0, 1.0, 2.0, 0.1], rel=1e-6)
     least = "share of the least of the last"
     assert [str(row["flag"]).startswith(least) for row in seen] == [False, True, True, True, True, False, False]
 

@@ -348,9 +348,9 @@ class FinetuneOptions(Training):
             replaces, e.g. eta_x=1e-5,1e-4. Every combination is trained for at most --steps steps, and the one that is
             best on dev is tested.
         follow: number of steps between settings of the learning rates to a share of the stability limit that is
-            predicted from the curvature at the present weights, step 0 the first: a quarter, for exact gradients with
-            sgd a half, of the least of the last three limits. --eta-x and --eta-y are where that begins: a rate falls
-            at once, and rises to at most 3 times the rate before. 0 keeps the rates as given.
+            predicted from the curvature at the present weights, step 0 the first: a quarter of the least of the last
+            three limits. --eta-x and --eta-y are where that begins: a rate falls at once, and rises to at most 3 times
+            the rate before. 0 keeps the rates as given.
         save: folder for the best weights: adapter/ for peft, with a classification head and, where it was trained, the
             base model; model/ for transformers, where the base model was trained.
         tensorboard: folder for TensorBoard's curves; none are written without it.

@@ -11,7 +11,6 @@ from typing import Any
 
 from smoothlab.errors import BadInput
 from smoothlab.experiments.advise.advice import Rate, rates_of
-from smoothlab.experiments.advise.config import FRACTION
 from smoothlab.experiments.advise.predicting import Prediction, expected_gradients, predicted_limit
 from smoothlab.trainer import Trainer
 
@@ -20,6 +19,12 @@ MINIBATCHES = 1
 """Minibatches whose curvature is measured each time."""
 LANCZOS = 8
 """Lanczos steps on it. Nothing but the limit decides here, and after five of them it may be twice too high."""
+SHARE = 0.25
+"""Share of the limit that a rate is set to.
+
+It is less than the half that is advised for SGD, since no run has tried a followed rate: at a half one of three followed
+runs of LoRA diverged (`micro`, K = 25; benchmarks/README.md).
+"""
 KEPT = 3
 """Measured limits of which the least counts."""
 GROWTH = 3.0
@@ -64,7 +69,7 @@ def followed(trainer: Trainer, seed: int, interval: int, limits: MutableMapping[
 
 def _new(rate: Rate, before: float, limits: list[float]) -> tuple[float, str | None]:
     """The new rate, and a note where it is not the share of the last limit."""
-    value, flag = FRACTION[rate.kind] * min(limits), None
+    value, flag = SHARE * min(limits), None
     if min(limits) < limits[-1]:
         flag = f"share of the least of the last {len(limits)} limits"
     if value > GROWTH * before:
