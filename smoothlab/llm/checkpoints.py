@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from smoothlab.disk import sync
 from smoothlab.errors import BadInput
 
 PARTIAL = ".partial"
@@ -269,10 +270,10 @@ def compact(tensor: Tensor) -> Tensor:
 
 
 def force(path: Path) -> None:
-    """Let the operating system bring a file, or a folder's names, to disk now."""
+    """Let the operating system bring a file, or a folder's names, to disk now, where its file system knows of that."""
     file = os.open(path, os.O_RDONLY)  # by number: Python's open refuses folders
     try:
-        os.fsync(file)
+        sync(file)
     finally:
         os.close(file)
 

@@ -1,11 +1,12 @@
 """Snapshots: whole or not there, equal to the bit, refused where they are of another run."""
 
+import errno
 import os
 import resource
 import signal
 import subprocess
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,22 @@ def test_a_snapshot_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatc
     new = tmp_path / "new"
     write(new / "x", some())
     assert events == [f"fsync {tmp_path}", f"fsync {new / PARTIAL / 'x'}", f"rename {new / 'x'}", f"fsync {new}"]
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EIO])
+def test_a_file_system_without_fsync_takes_snapshots(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Network file systems refuse to sync folders; a disk that fails is another matter."""
+
+    def refused(file: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refused)
+    failure = pytest.raises(BadInput, match="Input/output error") if number == errno.EIO else nullcontext()
+    with failure:
+        write(tmp_path / "new" / "x", some())
+    assert (tmp_path / "new" / "x").exists() == (number != errno.EIO)
 
 
 def test_views_are_written_as_what_they_show(tmp_path: Path) -> None:

@@ -22,8 +22,8 @@ LANCZOS = 8
 SHARE = 0.25
 """Share of the limit that a rate is set to.
 
-It is less than the half that is advised for SGD, since no run has tried a followed rate: at a half one of three followed
-runs of LoRA diverged (`micro`, K = 25; benchmarks/README.md).
+It is less than the half that is advised for SGD, since no run has tried a followed rate: at a half one of three runs of
+LoRA diverged (`micro`, K = 25; benchmarks/README.md).
 """
 KEPT = 3
 """Measured limits of which the least counts."""
