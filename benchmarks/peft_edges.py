@@ -208,9 +208,9 @@ class Summary:
 
     Attributes:
         peft: the method.
-        seeds: seeds that have a best rate.
+        seeds: seeds that have a best rate and an edge at the start; where none has an edge, those with a best rate.
         dim: parameters of the module.
-        edges: predicted edges at the start, one a seed that has one.
+        edges: predicted edges at the start, one a seed, or none at all.
         later: predicted edges after the steps at the best rate.
         rates: best rates, one a seed.
         stable: largest rates of which a run was not ended, one a seed.
@@ -241,9 +241,7 @@ class Summary:
         return self._over_edges(self.stable)
 
     def _over_edges(self, rates: Sequence[float]) -> list[float]:
-        if len(self.edges) < len(rates):
-            return []
-        return [rate / edge for rate, edge in zip(rates, self.edges, strict=True)]
+        return [rate / edge for rate, edge in zip(rates, self.edges, strict=True)] if self.edges else []
 
 
 def summaries(rows: Sequence[Row]) -> list[Summary]:
@@ -251,21 +249,24 @@ def summaries(rows: Sequence[Row]) -> list[Summary]:
     result = []
     for peft in dict.fromkeys(row["peft"] for row in rows):
         of_method = [row for row in rows if row["peft"] == peft]
-        best = [row for row in of_method if row["part"] == "best"]
-        starts = [row for row in of_method if row["part"] == "start"]
-        if not best:
+        starts = {row["seed"]: row for row in of_method if row["part"] == "start"}
+        best = {row["seed"]: row for row in of_method if row["part"] == "best"}
+        with_edge = [seed for seed in best if starts[seed].get("measured")]
+        seeds = with_edge or list(best)
+        if not seeds:
             continue
-        runs = {row["seed"]: [run for run in of_method if run["part"] == "run" and run["seed"] == row["seed"]]
-                for row in best}  # fmt: skip
+        runs = {seed: [row for row in of_method if row["part"] == "run" and row["seed"] == seed] for seed in seeds}
         stable = {seed: max(run["rate"] for run in seed_runs if _ended_well(run)) for seed, seed_runs in runs.items()}
-        reasons = [row["failed"] for row in starts if row.get("failed")]
+        ends = [row for row in of_method if row["part"] == "end" and row["seed"] in seeds]
+        reasons = [row["failed"] for row in starts.values() if row.get("failed")]
         result.append(Summary(
-            peft, tuple(row["seed"] for row in best), starts[0]["dim"],
-            tuple(row["measured"] for row in starts if row.get("measured")),
-            tuple(row["measured"] for row in of_method if row["part"] == "end" and row.get("measured")),
-            tuple(row["measured"] for row in best), tuple(stable.values()),
+            peft, tuple(seeds), starts[seeds[0]]["dim"],
+            tuple(starts[seed]["measured"] for seed in with_edge),
+            tuple(row["measured"] for row in ends if row.get("measured")),
+            tuple(best[seed]["measured"] for seed in seeds), tuple(stable.values()),
             all(any(run["rate"] > stable[seed] for run in seed_runs) for seed, seed_runs in runs.items()),
-            tuple(row["loss_after"] - row["loss_before"] for row in best), "; ".join(dict.fromkeys(reasons)),
+            tuple(best[seed]["loss_after"] - best[seed]["loss_before"] for seed in seeds),
+            "; ".join(dict.fromkeys(reasons)),
         ))  # fmt: skip
     return result
 

@@ -60,6 +60,20 @@ def test_methods_that_differ_by_more_are_told_apart() -> None:
     assert told["methods"] == 5 and told["p_value"] < 1e-6 and told["spread_of_ratios"] > 4 and told["slope"] < 0.9
 
 
+def test_seeds_without_a_best_rate_or_an_edge_are_left_out() -> None:
+    """One seed diverges at every rate, another has no positive curvature: the third is the method's."""
+    rows = [row for seed in range(3) for row in method("lora", seed, 2.0 + seed, 0.5, {0.5: 0.5, 2.0: None})]
+    rows = [row for row in rows if (row["seed"], row["part"]) != (0, "best")]
+    for row in rows:
+        if (row["seed"], row["part"]) == (1, "start"):
+            row |= {"measured": None, "failed": "no curvature is positive"}
+    (summary,) = summaries(rows)
+    assert (summary.seeds, summary.edges, summary.ratios) == ((2,), (4.0,), [0.125])
+    assert summary.reason == "no curvature is positive"
+    (without,) = summaries([row | {"measured": None} if row["part"] == "start" else row for row in rows])
+    assert (without.seeds, without.edges, without.ratios) == ((1, 2), (), [])
+
+
 def test_a_method_without_an_unstable_run_has_a_bound_alone() -> None:
     lines = table([*at_the_edge(1), *method("miss", 0, 1.0, 0.5, {0.25: 0.9, 0.5: 0.5})]).splitlines()
     assert lines[2] == "| lora | 8 | 2 | 4 | 0.5 | 0.25 | 0.5 | -0.500 |"
