@@ -339,9 +339,13 @@ def table(rows: Sequence[Row]) -> str:
 def _as_text(interval: Interval | None) -> str:
     if interval is None:
         return "none"
-    if math.isnan(interval.low):
-        return f"{interval.value:.2g}"
-    return f"{interval.value:.2g} ({interval.low:.2g} to {interval.high:.2g})"
+    value, low, high = map(_number, interval)
+    return value if math.isnan(interval.low) else f"{value} ({low} to {high})"
+
+
+def _number(value: float) -> str:
+    """Two significant digits, without an exponent from 100 to 100,000."""
+    return f"{float(f'{value:.2g}'):,.0f}" if 100 <= value < 1e5 else f"{value:.2g}"
 
 
 def main() -> None:
