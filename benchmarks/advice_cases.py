@@ -34,7 +34,7 @@ class CaseResult:
         advised: the limit that advice rests on; None where both rates are scaled together.
         first: the true limit by the sweep, None where no limit was found.
         second: that by the second sweep.
-        together: that by all runs of both, None without runs of each outcome.
+        together: that by all runs of both; None where no limit was found.
         loss_ratio: loss after 200 steps at the advised rate over the lowest of all rates; None without such runs.
     """
 
@@ -68,7 +68,7 @@ def _result(name: str, rows: Sequence[Row]) -> CaseResult | None:
         Interval(*(limits[-1][end] for end in ("value", "low", "high"))) if limits else None,
         edge["measured"],
         next((row["measured"] for row in rows if row["part"] == "second edge"), None),
-        threshold([row["rate"] for row in runs], unstable) if any(unstable) and not all(unstable) else None,
+        threshold([row["rate"] for row in runs], unstable) if edge["measured"] else None,
         long["advised"] / min(long.values()) if long else None,
     )
 

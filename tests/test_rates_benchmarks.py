@@ -167,12 +167,13 @@ def judged(case: str, advised: float, second: float, best: float) -> list[Row]:
 
 def test_cases_are_judged_by_both_sweeps_and_by_all_their_runs() -> None:
     rows = [*judged("near", 1.1, 1.7, 0.49), *judged("far", 0.5, 3.0, 0.4)]
-    rows.append({"setting": "edge/both", "part": "edge", "option": "both", "measured": 1.2})
-    near, far, both = advice_cases.results(rows)
+    rows += swept("none", "sweep", {1.0: [0.5, None], 9.0: [0.5]})
+    rows.append({"setting": "edge/none", "part": "edge", "option": "both", "measured": None})
+    near, far, none = advice_cases.results(rows)
     assert near.together and 1.0 < near.together.low < 1.2 < near.together.high < 1.44
     assert near.loss_ratio == pytest.approx(0.5 / 0.49) and far.loss_ratio == pytest.approx(1.25)
-    assert both.advised is both.together is both.loss_ratio is None
-    assert advice_cases.counts([near, far, both]) == {
+    assert none.advised is none.first is none.together is none.loss_ratio is None
+    assert advice_cases.counts([near, far, none]) == {
         "advised limit within 1.5 of the first sweep's": [True, False],
         "advised limit within 1.5 of that of all runs": [True, False],
         "second sweep within 1.5 of the first": [True, False],
