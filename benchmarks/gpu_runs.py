@@ -47,7 +47,7 @@ def pretrain(bench: Bench) -> Iterator[Row]:
     partial = bench.folder / "pretrained.partial"
     shutil.rmtree(partial, ignore_errors=True)
     tokenizer.save_pretrained(partial)
-    pretrain_micro.saved(model, partial)
+    pretrain_micro.save(model, partial)
     shutil.rmtree(bench.pretrained, ignore_errors=True)
     partial.replace(bench.pretrained)
     shared: Row = {

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from benchmarks.advice import AdviceBenchmark, Case
+from benchmarks.advice import AdviceBenchmark, Case, Work
 from smoothlab import records
 from smoothlab.blocks import differentiable
 from smoothlab.experiments.advise import random_walk
@@ -46,13 +46,13 @@ class RandomWalk(SettingsExperiment):
         """The edge of runs, and the walk's limit with its standard error on the log scale."""
         for point in points:
             method, seed, steps = point["case"]
-            case = Case(method, seed, AdviceBenchmark("network", self.batch, steps=steps), [])
+            case = Case(Work(method, seed), AdviceBenchmark("network", self.batch, steps=steps), [])
             block, oracle = case.trainer.blocks["base"], case.trainer.optimizer.param_groups[0]["oracle"]
             isotropic = outer_moment(oracle, block.dim, block.shapes).isotropic
             with differentiable([block]):
                 curve = random_walk.displacements(case.trainer, block, oracle.distribution, PAIRS)
             limit = random_walk.walk_limit(curve, isotropic, steps)
-            edge = returned(case.sweep({}, limit))
+            edge = returned(case.sweep("sweep", limit, 0))
             yield {
                 "setting": point["setting"], "steps": steps, "measured": edge, "reference": limit,
                 "ratio": edge / limit, "error": random_walk.sampling_error(curve, isotropic, steps),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import advice, advice_cases, advice_peers, peft_edges
+from benchmarks import advice, advice_cases, advice_peers, peft_edges, random_walk
 from benchmarks.advice_peers import Peer, peers_of
 from benchmarks.peft_edges import comparison, summaries, table
 
@@ -191,3 +191,11 @@ def test_a_limit_is_known_worse_where_single_runs_differ() -> None:
     (case,) = advice_cases.results([*rows, *swept("spread", "sweep", mixed)])
     assert case.together and case.together.high > 4 * case.together.low
     assert advice_cases.counts([case])["interval from all runs within 1.5 of its value"] == [False]
+
+
+def test_a_walks_limit_is_measured_beside_that_of_runs() -> None:
+    """Runs of 20 steps on one network: the ratios on record are 0.91 to 1.54, on a grid of factor 1.2."""
+    experiment = random_walk.RandomWalk()
+    (point,) = (point for point in experiment.points() if point["setting"] == "zo-4 20")
+    (row,) = experiment.rows_of([point])
+    assert 0.91 / 1.2 < row["ratio"] < 1.54 * 1.2 and row["measured"] == row["ratio"] * row["reference"]
